@@ -1,0 +1,207 @@
+"""Known data sets by name, the data set that comes with the package, and the leave-one-out split."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from mgqe.recsys.interactions import Columns, Interactions, load_interactions, offsets_of
+
+__all__ = ["DATASETS", "DATA_DIR_VARIABLE", "KnownDataset", "Split", "leave_one_out", "load_data", "planted"]
+
+DATA_DIR_VARIABLE = "MGQE_DATA_DIR"
+
+
+@dataclass(frozen=True)
+class KnownDataset:
+    """A public data set: what its file is called, how it is recognised, where it comes from.
+
+    The package carries none of them, since their terms do not allow it.
+    """
+
+    name: str
+    title: str
+    file: str  # below the data directory, as FOLDER/FILE
+    format: str
+    sha256: str
+    home: str
+    obtain: str  # what to download, and what to make of it
+
+    def path(self, data_dir: Path | str | None) -> Path:
+        """The set's file below `data_dir` (or the directory that MGQE_DATA_DIR names); ValueError if not there."""
+        data_dir = data_dir or os.environ.get(DATA_DIR_VARIABLE)
+        where = f"{data_dir or 'DIR'}/{self.file}"
+        if data_dir is None:
+            raise ValueError(
+                f"{self.name} needs a data directory: pass --data-dir DIR or set {DATA_DIR_VARIABLE}, with the file "
+                f"at {where} ({self.obtain}; {self.home})"
+            )
+        path = Path(data_dir) / self.file
+        if not path.is_file():
+            raise ValueError(f"{self.name}: expected the file {where}; to obtain it: {self.obtain} ({self.home})")
+        return path
+
+    def load(self, data_dir: Path | str | None = None) -> Interactions:
+        """Read the set; ValueError when its file is missing or is another edition."""
+        path = self.path(data_dir)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest != self.sha256:
+            raise ValueError(
+                f"{path} is another edition of {self.name}: expected sha256 {self.sha256[:12]}..., got "
+                f"{digest[:12]}...; to use it all the same, pass the file itself: --data {path}"
+            )
+        return load_interactions(path, self.format)
+
+
+_SASREC = "https://github.com/kang205/SASRec/tree/master/data"
+DATASETS = {
+    known.name: known
+    for known in (
+        KnownDataset(
+            name="ml-1m",
+            title="MovieLens-1M, SASRec's edition: 6,040 users, 3,416 films, 999,611 ratings",
+            file="ml-1m/ml-1m_sasrec.txt",
+            format="pairs",
+            sha256="b725f3acb3986fe3130bffd1e77a74d182a1f51799567a236dbd60270f95b0a2",
+            home="https://grouplens.org/datasets/movielens/1m/",
+            obtain=f"download ml-1m.txt from {_SASREC} and save it under that name",
+        ),
+        KnownDataset(
+            name="ml-100k",
+            title="MovieLens-100K, RecBole's edition: 943 users, 1,682 films, 100,000 ratings",
+            file="ml-100k/ml-100k.inter",
+            format="inter",
+            sha256="4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+            home="https://grouplens.org/datasets/movielens/100k/",
+            obtain="download ml-100k.zip from https://recbole.io/dataset_list.html and unpack it there",
+        ),
+        KnownDataset(
+            name="amazon-apps",
+            title="Amazon Apps for Android, 5-core: 87,271 users, 13,209 apps, 752,937 reviews",
+            file="amazon-apps/Apps_for_Android.txt",
+            format="lines",
+            sha256="ef5f185fd2427feacb2c4850fc8af3dfb3344031e8d7e24d5e0778799d57fc26",
+            home="https://jmcauley.ucsd.edu/data/amazon/",
+            obtain="download the 5-core reviews of Apps for Android and write a line a user, `user item item ...`, "
+            "in time order, users and items numbered from 1 as they come",
+        ),
+        KnownDataset(
+            name="amazon-games",
+            title="Amazon Video Games, SASRec's edition: 31,013 users, 23,715 games, 287,107 reviews",
+            file="amazon-games/Video.txt",
+            format="pairs",
+            sha256="b7376fe24430743f411dc7f567285657b2adb3f74361cc7ba0aee94f3024b651",
+            home="https://jmcauley.ucsd.edu/data/amazon/",
+            obtain=f"download Video.txt from {_SASREC}",
+        ),
+    )
+}
+
+
+def load_data(
+    data: str,
+    data_dir: Path | str | None = None,
+    format: str | None = None,
+    columns: Columns | None = None,
+) -> Interactions:
+    """A known set by name, `planted`, or a file by path. ValueError says which names there are."""
+    if data == "planted":
+        return planted()
+    if data in DATASETS:
+        return DATASETS[data].load(data_dir)
+    if not Path(data).exists() and not {"/", os.sep, "."} & set(data):
+        raise ValueError(
+            f"no data set {data!r}: expected planted, {', '.join(DATASETS)}, or the path of a file of interactions"
+        )
+    return load_interactions(data, format, columns)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Leave-one-out: a user's last item is the test item, the one before it the validation item.
+
+    train_users, train_items: int64 (n,), users ascending, each user's items in time order.
+    users: int64 (u,) users that are evaluated, those with 3 interactions or more, ascending;
+    valid_items, test_items: int64 (u,), theirs. Users with fewer are in the training part only.
+    """
+
+    num_users: int
+    num_items: int
+    train_users: Tensor
+    train_items: Tensor
+    train_offsets: Tensor
+    users: Tensor
+    valid_items: Tensor
+    test_items: Tensor
+
+    @property
+    def user_counts(self) -> Tensor:
+        """Training interactions a user: int64 (num_users,)."""
+        return torch.bincount(self.train_users, minlength=self.num_users)
+
+    @property
+    def item_counts(self) -> Tensor:
+        """Training interactions an item: int64 (num_items,)."""
+        return torch.bincount(self.train_items, minlength=self.num_items)
+
+
+def leave_one_out(interactions: Interactions) -> Split:
+    """Split by each user's own order; ValueError when no user has 3 interactions."""
+    offsets = interactions.offsets
+    users = (offsets.diff() >= 3).nonzero().squeeze(1)
+    if users.numel() == 0:
+        raise ValueError("no user has 3 interactions: leave-one-out needs one each to train, validate and test")
+    ends = offsets[users + 1]
+    train = torch.ones(len(interactions), dtype=torch.bool)
+    train[ends - 1] = False
+    train[ends - 2] = False
+    train_users = interactions.users[train]
+    return Split(
+        num_users=interactions.num_users,
+        num_items=interactions.num_items,
+        train_users=train_users,
+        train_items=interactions.items[train],
+        train_offsets=offsets_of(train_users, interactions.num_users),
+        users=users,
+        valid_items=interactions.items[ends - 2],
+        test_items=interactions.items[ends - 1],
+    )
+
+
+def planted(
+    num_users: int = 3000,
+    num_items: int = 4000,
+    rank: int = 12,
+    per_user: int = 40,
+    seed: int = 0,
+) -> Interactions:
+    """A data set made by seed: item popularity follows a power law, taste has `rank` planted dimensions.
+
+    A user takes items without repeats with probability proportional to popularity * exp(<taste, item>), drawn
+    all at once by Gumbel top-k, in random order. About `per_user` items a user, 5 at least, themselves with a
+    long tail.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    popularity = -0.9 * torch.log(torch.arange(num_items) + 10.0)
+    popularity = popularity[torch.randperm(num_items, generator=generator)]
+    taste = torch.randn(num_users, rank, generator=generator)
+    kind = torch.randn(num_items, rank, generator=generator) * (3.0 / rank**0.5)
+    uniform = torch.rand(num_users, generator=generator).clamp(min=1e-4)
+    sizes = (per_user * 0.4 * uniform**-0.6).long().clamp(min=5, max=num_items // 4)
+    users, items = [], []
+    for block in torch.arange(num_users).split(512):
+        noise = torch.rand(len(block), num_items, generator=generator).clamp(min=1e-12)
+        scores = popularity + taste[block] @ kind.T - torch.log(-torch.log(noise))
+        order = scores.argsort(dim=1, descending=True)
+        for row, user in enumerate(block.tolist()):
+            chosen = order[row, : sizes[user]]
+            items.append(chosen[torch.randperm(len(chosen), generator=generator)])
+            users.append(torch.full_like(chosen, user))
+    frame = pl.DataFrame({"user": torch.cat(users).numpy(), "item": torch.cat(items).numpy()})
+    return Interactions.from_frame(frame)

@@ -1,0 +1,95 @@
+"""HR@k and NDCG@k from the rank of one held-out item a user; draws count against the model.
+
+With one relevant item a user, HR@k = [rank < k] and NDCG@k = [rank < k] / log2(rank + 2), rank from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+FULL_CATALOGUE_CELLS = 2**24  # scores held at once when ranking the whole catalogue: 64 MiB of float32
+
+
+def rank_among(positive: Tensor, others: Tensor) -> Tensor:
+    """Rank of each positive among its own other candidates, 0 = best.
+
+    positive: (n,) scores; others: (n, c) scores. Returns int64 (n,): the number of others that score at least as
+    much. A NaN is the worst score: as the positive it loses to all others, as one of the others it never wins.
+    """
+    ranks = (others >= positive[:, None]).sum(dim=1)
+    return torch.where(positive.isnan(), torch.full_like(ranks, others.shape[1]), ranks)
+
+
+def hit_rate(ranks: Tensor, k: int) -> float:
+    """HR@k: share of `ranks` (n,) below k. NaN when there are none."""
+    return float((ranks < k).double().mean())
+
+
+def ndcg(ranks: Tensor, k: int) -> float:
+    """NDCG@k of one relevant item a user: mean of [rank < k] / log2(rank + 2). NaN when there are none."""
+    gains = 1.0 / torch.log2(ranks.double() + 2.0)
+    return float(torch.where(ranks < k, gains, torch.zeros_like(gains)).mean())
+
+
+def summary(ranks: Tensor, k: int = 10, prefix: str = "") -> dict[str, float]:
+    """{prefix}hr@k and {prefix}ndcg@k."""
+    return {f"{prefix}hr@{k}": hit_rate(ranks, k), f"{prefix}ndcg@{k}": ndcg(ranks, k)}
+
+
+Scorer = Callable[[Tensor, Tensor], Tensor]  # (users (n,), items (n, c)) -> scores (n, c)
+CatalogueScorer = Callable[[Tensor], Tensor]  # users (n,) -> scores (n, num_items)
+
+
+@torch.no_grad()
+def sampled_ranks(
+    score: Scorer, users: Tensor, positives: Tensor, negatives: Tensor, batch_size: int = 4096
+) -> Tensor:
+    """Ranks of `positives` (n,) among `negatives` (n, c), users (n,): int64 (n,), `batch_size` users at a time."""
+    ranks = []
+    for at in range(0, users.numel(), batch_size):
+        part = slice(at, at + batch_size)
+        scores = score(users[part], torch.cat([positives[part, None], negatives[part]], dim=1))
+        ranks.append(rank_among(scores[:, 0], scores[:, 1:]))
+    return torch.cat(ranks) if ranks else torch.zeros(0, dtype=torch.int64)
+
+
+@torch.no_grad()
+def catalogue_ranks(
+    score: CatalogueScorer,
+    users: Tensor,
+    positives: Tensor,
+    seen_items: Tensor,
+    seen_offsets: Tensor,
+    num_items: int,
+    also_seen: Tensor | None = None,
+) -> Tensor:
+    """Ranks of `positives` (n,) among all items but those `users` (n,) already have: int64 (n,).
+
+    seen_items, seen_offsets: the training items of user u are seen_items[seen_offsets[u] : seen_offsets[u + 1]];
+    also_seen: (n,) one more item a user to leave out (the validation item when testing). Memory is bounded by
+    FULL_CATALOGUE_CELLS scores.
+    """
+    ranks = []
+    batch_size = max(1, FULL_CATALOGUE_CELLS // max(1, num_items))
+    for at in range(0, users.numel(), batch_size):
+        part = slice(at, at + batch_size)
+        owners, positive = users[part], positives[part, None]
+        scores = score(owners)
+        rows = torch.arange(owners.numel())
+        best = scores.gather(1, positive).squeeze(1)
+        lengths = seen_offsets[owners + 1] - seen_offsets[owners]
+        # Positions of every seen item of every user of the batch: start of the run + place within it.
+        row = rows.repeat_interleave(lengths)
+        within = torch.arange(row.numel()) - (lengths.cumsum(0) - lengths)[row]
+        # A NaN never wins, so that what is left out cannot count.
+        scores[row, seen_items[seen_offsets[owners][row] + within]] = torch.nan
+        if also_seen is not None:
+            scores[rows, also_seen[part]] = torch.nan
+        scores.scatter_(1, positive, torch.nan)
+        rank = (scores >= best[:, None]).sum(dim=1)
+        others = num_items - 1 - lengths - (0 if also_seen is None else 1)
+        ranks.append(torch.where(best.isnan(), others, rank))
+    return torch.cat(ranks) if ranks else torch.zeros(0, dtype=torch.int64)

@@ -1,0 +1,37 @@
+"""Recommender models over any embedding: the two tables come from outside."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class GMF(nn.Module):
+    """Generalised matrix factorisation (He et al., "Neural Collaborative Filtering", eq. 9, without the sigmoid):
+
+        score(u, i) = <w, p_u * q_i> + b
+
+    user, item: modules that map int64 ids (...) to (..., d); w starts as ones, b as zero.
+    dropout: share of the dimensions of p_u * w set to zero while training.
+    """
+
+    def __init__(self, user: nn.Module, item: nn.Module, embedding_dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.user, self.item = user, item
+        self.weight = nn.Parameter(torch.ones(embedding_dim))
+        self.bias = nn.Parameter(torch.zeros(()))
+        self.dropout = nn.Dropout(dropout)
+
+    def query(self, users: Tensor) -> Tensor:
+        """w * p_u: ids (n,) -> (n, d)."""
+        query: Tensor = self.dropout(self.user(users) * self.weight)
+        return query
+
+    def forward(self, users: Tensor, items: Tensor) -> Tensor:
+        """Scores of `items` (n, c) for `users` (n,): (n, c). A user is looked up once for all of its items."""
+        query = self.query(users)
+        return torch.bmm(self.item(items), query.unsqueeze(2)).squeeze(2) + self.bias
+
+    def score_catalogue(self, users: Tensor, items: Tensor) -> Tensor:
+        """Scores of every item for `users` (n,): (n, num_items); `items` (num_items, d) are all item vectors."""
+        return self.query(users) @ items.T + self.bias
