@@ -32,8 +32,8 @@ class Tiers:
 
     Attributes:
         sizes: ids in each tier. Empty tiers are allowed: a vocabulary may have fewer ids than tiers.
-        tier_of: uint8 (num_embeddings,), each id's tier, on the CPU; None when every tier is a contiguous range
-            of ids in tier order (an explicit assignment that happens to be so is replaced by None).
+        tier_of: uint8 (num_embeddings,), each id's tier, on the CPU; None when every tier is a contiguous
+            range of ids in tier order (an explicit assignment that happens to be so is replaced by None).
 
     Raises:
         ValueError: no tier, more than 256, a negative size, or ``tier_of`` disagrees with ``sizes``.
@@ -77,7 +77,7 @@ class Tiers:
 
     @property
     def starts(self) -> tuple[int, ...]:
-        """Cumulative sizes (num_tiers + 1,): in frequency order tier g is ids starts[g] .. starts[g + 1] - 1."""
+        """Cumulative sizes, m + 1 of them: in frequency order tier g is ids starts[g] .. starts[g + 1] - 1."""
         return (0, *accumulate(self.sizes))
 
     @classmethod
@@ -379,6 +379,6 @@ def _sizes_from_boundaries(num_embeddings: int, boundaries: Sequence[int]) -> tu
     sizes = tuple(stop - start for start, stop in zip([0, *ends], ends, strict=False))
     if any(n <= 0 for n in sizes) and not (num_embeddings == 0 and len(sizes) == 1):
         raise ValueError(
-            f"boundaries must increase and lie in 1 .. {num_embeddings}, the number of ids; got {tuple(boundaries)}"
+            f"boundaries must increase and lie in 1 .. {num_embeddings} (ids), got {tuple(boundaries)}"
         )
     return sizes
