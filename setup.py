@@ -1,0 +1,147 @@
+"""Builds the optional native kernels; everything declarative is in pyproject.toml.
+
+The library is plain C ABI and links neither torch nor Python, so the wheel is tagged ``py3-none-<platform>``:
+one wheel serves every Python and every torch. A missing or failing compiler never fails the installation:
+the package then runs on its pure-torch twins, and says so once when first used.
+
+Environment: ``CXX`` names the compiler, ``MGQE_CXXFLAGS`` adds flags (for instance ``-fsanitize=address``),
+``MGQE_BUILD_NATIVE=0`` skips the build.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+NATIVE = Path("src/mgqe/ops/native")
+SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
+# -ffp-contract=off: no fused multiply-add, so that every instruction set and the torch twin round alike.
+FLAGS = (
+    "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti -ffp-contract=off -Wall -Wextra".split()
+)
+ISA_FLAGS = {
+    "isa_avx2.cpp": ["-mavx2", "-mf16c"],
+    "isa_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mf16c"],
+}
+X86 = ("x86_64", "amd64")
+
+
+def find_compiler() -> list[str]:
+    """The C++ compiler as an argument list: ``$CXX`` if set, else the first of c++, g++, clang++."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    for candidate in [named] if named else [["c++"], ["g++"], ["clang++"]]:
+        if shutil.which(candidate[0]):
+            return candidate
+    raise CompileError(f"no C++ compiler found (looked for {' '.join(named) or 'c++, g++, clang++'})")
+
+
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode != 0:
+        raise CompileError(f"{' '.join(command)}\n{done.stdout}")
+    if done.stdout.strip():
+        print(done.stdout)
+
+
+def openmp_flags(compiler: list[str], scratch: Path) -> list[str]:
+    """``["-fopenmp"]`` if a program using it compiles and links, else nothing (the kernels then use one thread)."""
+    probe = scratch / "openmp_probe.cpp"
+    probe.write_text("#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n")
+    try:
+        run([*compiler, "-fopenmp", str(probe), "-o", str(scratch / "openmp_probe")])
+    except (CompileError, OSError):
+        return []
+    return ["-fopenmp"]
+
+
+def target_is_x86(compiler: list[str]) -> bool:
+    """Whether the compiler makes x86-64 code, which matters when it is a cross compiler."""
+    done = subprocess.run([*compiler, "-dumpmachine"], capture_output=True, text=True)
+    machine = done.stdout.split("-")[0] if done.returncode == 0 and done.stdout else platform.machine()
+    return machine.lower() in X86
+
+
+def compile_native(output: Path) -> None:
+    """Compiles every translation unit with its own instruction-set flags and links the shared library.
+
+    Raises:
+        CompileError: with the command and its output, if there is no compiler or it fails.
+    """
+    compiler = find_compiler()
+    extra = shlex.split(os.environ.get("MGQE_CXXFLAGS", ""))
+    x86 = target_is_x86(compiler)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        openmp = openmp_flags(compiler, scratch)
+        objects = []
+        for source in sorted(NATIVE.glob("*.cpp")):
+            if source.name in ISA_FLAGS and not x86:
+                continue
+            made = scratch / f"{source.stem}.o"
+            isa = ISA_FLAGS.get(source.name, [])
+            run([*compiler, *FLAGS, *openmp, *isa, *extra, "-c", str(source), "-o", str(made)])
+            objects.append(str(made))
+        # Linked beside the target and renamed, so that a running process never maps a half-written library.
+        fresh = output.with_name(output.name + ".new")
+        run([*compiler, "-shared", *openmp, *extra, *objects, "-o", str(fresh)])
+        os.replace(fresh, output)
+
+
+class BuildNative(build_ext):
+    """Builds the library where setuptools would put a Python extension module."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return os.path.join(*fullname.split(".")) + SUFFIX
+
+    def run(self) -> None:
+        # Not super().run(): that asks for Python's own compiler configuration, which this build does not need.
+        for ext in self.extensions:
+            root = Path("src") if self.inplace else Path(self.build_lib)
+            target = root / self.get_ext_filename(ext.name)
+            if os.environ.get("MGQE_BUILD_NATIVE") == "0":
+                continue
+            try:
+                compile_native(target)
+            except (CompileError, OSError) as error:
+                # A library left from an earlier build may not match these sources.
+                target.unlink(missing_ok=True)
+                print(f"WARNING: native kernels not built, mgqe will run on pure torch.\n{error}", file=sys.stderr)
+
+    def get_outputs(self) -> list[str]:
+        return [name for name in super().get_outputs() if os.path.exists(name)]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {made: kept for made, kept in super().get_output_mapping().items() if os.path.exists(kept)}
+
+
+class PlatformWheel(bdist_wheel):
+    """Tags the wheel for the platform but for any Python 3."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        _, _, plat = super().get_tag()
+        return "py3", "none", plat
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "mgqe.ops.libmgqe_native",
+            sources=sorted(str(p) for p in NATIVE.glob("*.cpp")),
+            depends=sorted(str(p) for p in NATIVE.glob("*.h")),
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},
+)

@@ -1,0 +1,21 @@
+"""The operations that training and look-up spend their time in.
+
+Each is a Python function here, a native kernel (CPU, float32), a pure-torch twin (:mod:`mgqe.ops.reference`) for every
+other case, and a ``torch.ops.mgqe`` operator with a fake kernel, so that ``torch.compile(fullgraph=True)`` works.
+"""
+
+from mgqe.ops._assign import assign
+from mgqe.ops._gather import gather, scatter
+from mgqe.ops._unique import unique
+from mgqe.ops.native import native_available, native_isa, native_openmp, set_native_isa
+
+__all__ = [
+    "assign",
+    "gather",
+    "native_available",
+    "native_isa",
+    "native_openmp",
+    "scatter",
+    "set_native_isa",
+    "unique",
+]

@@ -1,0 +1,82 @@
+"""Distinct ids of a batch, so that each is quantised once: 2 to 3 times less work under a power law."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mgqe.ops import reference
+from mgqe.ops._checks import id_error, id_tensor
+from mgqe.ops._eager import runs_now
+from mgqe.ops.native import check, library
+
+
+def unique(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Distinct ids in order of first appearance.
+
+    Under torch.compile the shape cannot depend on the values: there ``uniq`` and ``counts`` have n entries, those
+    beyond the distinct ids repeating the first id with a count of 0, which no entry of ``inverse`` points at.
+
+    Args:
+        ids: integers ``(n,)``.
+        num_embeddings: valid ids are 0 to ``num_embeddings - 1``.
+
+    Returns:
+        int64 ``uniq (u,)``, ``inverse (n,)`` with ``uniq[inverse] == ids``, and ``counts (u,)``.
+
+    Raises:
+        IndexError: an id out of range, named. TypeError: not integers. ValueError: not one axis.
+    """
+    if not runs_now(ids):
+        uniq, inverse, counts, _ = torch.ops.mgqe.unique(ids, num_embeddings)
+        return uniq, inverse, counts
+    found, inverse, counts = _distinct(ids, num_embeddings)
+    return found, inverse, counts
+
+
+def _checked_ids(ids: Tensor) -> Tensor:
+    ids = id_tensor(ids)
+    if ids.dim() != 1:
+        raise ValueError(f"ids must have one axis, got shape {tuple(ids.shape)}: flatten them with .reshape(-1)")
+    return ids
+
+
+def _distinct(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor]:
+    ids = _checked_ids(ids)
+    lib = library() if ids.device.type == "cpu" else None
+    if lib is None:
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < num_embeddings:
+            raise id_error(ids, num_embeddings)
+        return reference.unique(ids)
+    uniq, inverse, counts = torch.empty_like(ids), torch.empty_like(ids), torch.empty_like(ids)
+    found = torch.zeros(1, dtype=torch.int64)
+    status = lib.mgqe_unique(
+        ids.data_ptr(),
+        ids.shape[0],
+        num_embeddings,
+        uniq.data_ptr(),
+        inverse.data_ptr(),
+        counts.data_ptr(),
+        found.data_ptr(),
+    )
+    check(status, lambda: id_error(ids, num_embeddings))
+    size = int(found)
+    return uniq[:size], inverse, counts[:size]
+
+
+def _padded(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    found, inverse, counts = _distinct(ids, num_embeddings)
+    spare = ids.shape[0] - found.shape[0]
+    uniq = torch.cat([found, found[:1].expand(spare)])
+    size = torch.tensor([found.shape[0]], device=ids.device)
+    return uniq, inverse, torch.cat([counts, counts.new_zeros(spare)]), size
+
+
+_op = torch.library.custom_op("mgqe::unique", _padded, mutates_args=())
+
+
+@_op.register_fake
+def _fake(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n = _checked_ids(ids).shape[0]
+    same = [ids.new_empty((n,), dtype=torch.int64) for _ in range(3)]
+    return same[0], same[1], same[2], ids.new_empty((1,), dtype=torch.int64)

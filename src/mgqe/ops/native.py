@@ -1,0 +1,132 @@
+"""Loads the native kernels through ctypes and turns their return codes into Python errors.
+
+The library is optional: built by ``setup.py`` where a C++ compiler is found. Without it every operation takes
+its pure-torch twin (:mod:`mgqe.ops.reference`), after one warning.
+
+Environment, read once at the first use:
+    ``MGQE_NATIVE=0``: do not load the library (no warning: it was asked for).
+    ``MGQE_ISA=scalar|avx2|avx512|neon``: force an instruction set; all of them give the same results.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from ctypes import c_int32, c_int64, c_void_p
+from pathlib import Path
+from typing import Any
+
+import torch  # noqa: F401  Loaded first, so that the library shares torch's OpenMP runtime and its thread pool.
+
+ABI_VERSION = 1
+ISA_NAMES = ("scalar", "avx2", "avx512", "neon")
+_LIBRARY = Path(__file__).with_name("libmgqe_native" + (".dylib" if sys.platform == "darwin" else ".so"))
+
+OUT_OF_RANGE = -3
+_MESSAGES = {
+    -1: "the native kernel refused its arguments (a shape, size or pointer that does not fit)",
+    -2: "the native kernel could not get memory",
+    -4: "this processor, or this build of the library, lacks that instruction set",
+}
+_SIGNATURES: dict[str, list[Any]] = {
+    "mgqe_abi_version": [],
+    "mgqe_get_isa": [],
+    "mgqe_set_isa": [c_int32],
+    "mgqe_has_openmp": [],
+    "mgqe_assign": [c_void_p] * 3 + [c_int64] * 4 + [c_void_p, c_int32],
+    "mgqe_gather": [c_void_p] * 2 + [c_int64] * 5 + [c_void_p, c_int32],
+    "mgqe_scatter": [c_void_p] * 3 + [c_int64] * 5 + [c_void_p] * 2 + [c_int32],
+    "mgqe_unique": [c_void_p] + [c_int64] * 2 + [c_void_p] * 4,
+}
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(
+        f"mgqe runs on its slower pure-torch operations: {reason}. "
+        "Reinstall with a C++ compiler on the path (or CXX set) to build the native kernels, "
+        "or set MGQE_NATIVE=0 to keep pure torch and silence this.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The loaded library, or None (with one warning, unless ``MGQE_NATIVE=0``) where torch must do the work.
+
+    Raises:
+        ValueError: ``MGQE_ISA`` names no instruction set, or one that this processor lacks.
+    """
+    if os.environ.get("MGQE_NATIVE", "1").strip().lower() in ("0", "false", "off"):
+        return None
+    if not _LIBRARY.exists():
+        _warn(f"{_LIBRARY.name} was not built")
+        return None
+    try:
+        lib = ctypes.CDLL(str(_LIBRARY))
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(lib, name)
+            function.argtypes = arguments
+            function.restype = c_int32
+    except (OSError, AttributeError) as error:
+        _warn(f"{_LIBRARY.name} could not be loaded ({error})")
+        return None
+    if lib.mgqe_abi_version() != ABI_VERSION:
+        _warn(f"{_LIBRARY.name} is from another version of mgqe")
+        return None
+    forced = os.environ.get("MGQE_ISA", "").strip().lower()
+    if forced:
+        _set_isa(lib, forced)
+    return lib
+
+
+def _set_isa(lib: ctypes.CDLL, name: str) -> None:
+    if name not in (*ISA_NAMES, "auto"):
+        raise ValueError(f"instruction set must be one of {', '.join(ISA_NAMES)} or auto, got {name!r}")
+    if lib.mgqe_set_isa(-1 if name == "auto" else ISA_NAMES.index(name)) != 0:
+        raise ValueError(f"instruction set {name!r} is not available on this processor: use 'auto' or 'scalar'")
+
+
+def native_available() -> bool:
+    """Whether the native kernels are in use for float32 CPU tensors."""
+    return library() is not None
+
+
+def native_isa() -> str:
+    """The instruction set in use: ``"avx512"``, ``"avx2"``, ``"neon"`` or ``"scalar"``; ``"none"`` without the library."""
+    lib = library()
+    return "none" if lib is None else ISA_NAMES[lib.mgqe_get_isa()]
+
+
+def set_native_isa(name: str) -> None:
+    """Forces an instruction set for the whole process, ``"auto"`` for the best one.
+
+    Raises:
+        ValueError: unknown name, or not available on this processor.
+        RuntimeError: the native kernels are not loaded.
+    """
+    lib = library()
+    if lib is None:
+        raise RuntimeError("the native kernels are not loaded: there is no instruction set to choose")
+    _set_isa(lib, name)
+
+
+def native_openmp() -> bool:
+    """Whether the loaded library was built with OpenMP; without it every call uses one thread."""
+    lib = library()
+    return lib is not None and bool(lib.mgqe_has_openmp())
+
+
+def check(status: int, out_of_range: Callable[[], Exception] | None = None) -> None:
+    """Raises the Python error for a kernel's return code; ``out_of_range`` builds the one that names the value."""
+    if status == 0:
+        return
+    if status == OUT_OF_RANGE and out_of_range is not None:
+        raise out_of_range()
+    if status == -2:
+        raise MemoryError(_MESSAGES[-2])
+    raise RuntimeError(_MESSAGES.get(status, f"the native kernel failed with code {status}"))

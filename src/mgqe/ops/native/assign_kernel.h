@@ -1,0 +1,133 @@
+// Nearest centroid with the running minimum in registers; included by each isa_*.cpp after its vector type.
+//
+// Lanes run over k. A vector `V` offers: kLanes, F (floats), I (int32), load, broadcast, iota, mul, sub, add_i,
+// keep_less(best, index, score, k) which replaces lanes where score < best, store, store_i.
+// Every score is bias - x_0 * c_0 - x_1 * c_1 - ..., each product and difference rounded, in this order, whatever
+// the blocking: a row's code depends on nothing but the row, and every instruction set agrees.
+#ifndef MGQE_ASSIGN_KERNEL_H
+#define MGQE_ASSIGN_KERNEL_H
+
+#include <math.h>
+#include <stdint.h>
+
+#include "isa.h"
+
+namespace {
+
+constexpr int64_t kMaxLanes = 16;
+// Bytes of centroids swept by one group of rows before the next group: half of a small first-level cache.
+constexpr int64_t kTileBytes = 16 * 1024;
+constexpr int64_t kRowChunk = 64;
+
+struct RunningMin {
+    alignas(64) float best[kRowChunk][kMaxLanes];
+    alignas(64) int32_t index[kRowChunk][kMaxLanes];
+};
+
+// R rows against centroids [first, last) (multiples of kLanes). kWidth = 0: width known at run time only.
+template <typename V, int R, int kWidth>
+inline void sweep(const mgqe_lanes& lanes, const float* const* x, int64_t first, int64_t last, RunningMin& state,
+                  int64_t row) {
+    const int64_t width = kWidth ? kWidth : lanes.width;
+    typename V::F best[R];
+    typename V::I index[R];
+    for (int r = 0; r < R; ++r) {
+        best[r] = V::load(state.best[row + r]);
+        index[r] = V::load_i(state.index[row + r]);
+    }
+    typename V::I k = V::iota(static_cast<int32_t>(first));
+    for (int64_t at = first; at < last; at += V::kLanes) {
+        typename V::F score[R];
+        const typename V::F bias = V::load(lanes.bias + at);
+        for (int r = 0; r < R; ++r) score[r] = bias;
+        const float* c = lanes.values + at;
+        for (int64_t t = 0; t < width; ++t, c += lanes.stride) {
+            const typename V::F centroid = V::load(c);
+            for (int r = 0; r < R; ++r) score[r] = V::sub(score[r], V::mul(V::broadcast(x[r][t]), centroid));
+        }
+        for (int r = 0; r < R; ++r) V::keep_less(best[r], index[r], score[r], k);
+        k = V::next(k);
+    }
+    for (int r = 0; r < R; ++r) {
+        V::store(state.best[row + r], best[r]);
+        V::store_i(state.index[row + r], index[r]);
+    }
+}
+
+// No score was below +inf: the first that is not NaN wins (so +inf beats NaN), else 0.
+inline int32_t first_number(const mgqe_lanes& lanes, const float* x) {
+    for (int64_t k = 0; k < lanes.count; ++k) {
+        float score = lanes.bias[k];
+        for (int64_t t = 0; t < lanes.width; ++t) score -= x[t] * lanes.values[t * lanes.stride + k];
+        if (score == score) return static_cast<int32_t>(k);
+    }
+    return 0;
+}
+
+template <typename V>
+inline int32_t winner(const mgqe_lanes& lanes, const float* x, const RunningMin& state, int64_t row) {
+    float best = state.best[row][0];
+    int32_t index = state.index[row][0];
+    for (int lane = 1; lane < V::kLanes; ++lane) {
+        const float score = state.best[row][lane];
+        const int32_t k = state.index[row][lane];
+        if (score < best || (score == best && k < index)) {
+            best = score;
+            index = k;
+        }
+    }
+    return best < INFINITY ? index : first_number(lanes, x);
+}
+
+template <typename V, int R, int kWidth>
+inline void assign_width(const mgqe_lanes& lanes, const float* rows, int64_t row_step, int64_t n, int32_t* codes,
+                         int64_t codes_step) {
+    RunningMin state;
+    int64_t tile = kTileBytes / (4 * (lanes.width + 1)) / kMaxLanes * kMaxLanes;
+    if (tile < 4 * kMaxLanes) tile = 4 * kMaxLanes;
+    const int64_t end = (lanes.count + V::kLanes - 1) / V::kLanes * V::kLanes;
+    for (int64_t start = 0; start < n; start += kRowChunk) {
+        const int64_t chunk = n - start < kRowChunk ? n - start : kRowChunk;
+        for (int64_t row = 0; row < chunk; ++row)
+            for (int lane = 0; lane < V::kLanes; ++lane) {
+                state.best[row][lane] = INFINITY;
+                state.index[row][lane] = 0;
+            }
+        for (int64_t first = 0; first < end; first += tile) {
+            const int64_t last = first + tile < end ? first + tile : end;
+            int64_t row = 0;
+            for (; row + R <= chunk; row += R) {
+                const float* x[R];
+                for (int r = 0; r < R; ++r) x[r] = rows + (start + row + r) * row_step;
+                sweep<V, R, kWidth>(lanes, x, first, last, state, row);
+            }
+            for (; row < chunk; ++row) {
+                const float* x[1] = {rows + (start + row) * row_step};
+                sweep<V, 1, kWidth>(lanes, x, first, last, state, row);
+            }
+        }
+        for (int64_t row = 0; row < chunk; ++row)
+            codes[(start + row) * codes_step] = winner<V>(lanes, rows + (start + row) * row_step, state, row);
+    }
+}
+
+template <typename V, int R>
+inline void assign_lanes(const mgqe_lanes& lanes, const float* rows, int64_t row_step, int64_t n, int32_t* codes,
+                         int64_t codes_step) {
+    switch (lanes.width) {
+        case 1:
+            return assign_width<V, R, 1>(lanes, rows, row_step, n, codes, codes_step);
+        case 2:
+            return assign_width<V, R, 2>(lanes, rows, row_step, n, codes, codes_step);
+        case 4:
+            return assign_width<V, R, 4>(lanes, rows, row_step, n, codes, codes_step);
+        case 8:
+            return assign_width<V, R, 8>(lanes, rows, row_step, n, codes, codes_step);
+        default:
+            return assign_width<V, R, 0>(lanes, rows, row_step, n, codes, codes_step);
+    }
+}
+
+}  // namespace
+
+#endif

@@ -1,0 +1,80 @@
+// Chooses the instruction set at run time.
+#include <atomic>
+
+#include "isa.h"
+#include "mgqe_native.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace {
+
+bool supported(int32_t isa) {
+    if (isa == MGQE_SCALAR) return true;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    // Asked by hand: __builtin_cpu_supports does not know "f16c" in every compiler.
+    const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & (1u << 29));
+    const bool avx2 = f16c && __builtin_cpu_supports("avx2");
+    if (isa == MGQE_AVX2) return avx2;
+    if (isa == MGQE_AVX512)
+        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#elif defined(__aarch64__)
+    if (isa == MGQE_NEON) return true;
+#endif
+    return false;
+}
+
+int32_t best() {
+    const int32_t preferred[] = {MGQE_NEON, MGQE_AVX512, MGQE_AVX2};
+    for (int32_t isa : preferred)
+        if (supported(isa)) return isa;
+    return MGQE_SCALAR;
+}
+
+std::atomic<int32_t> active{-1};
+
+}  // namespace
+
+int32_t mgqe_abi_version() { return MGQE_ABI_VERSION; }
+
+int32_t mgqe_get_isa() {
+    int32_t isa = active.load(std::memory_order_relaxed);
+    if (isa < 0) {
+        isa = best();
+        active.store(isa, std::memory_order_relaxed);
+    }
+    return isa;
+}
+
+int32_t mgqe_set_isa(int32_t isa) {
+    if (isa < 0) isa = best();
+    if (!supported(isa)) return MGQE_UNSUPPORTED;
+    active.store(isa, std::memory_order_relaxed);
+    return MGQE_OK;
+}
+
+int32_t mgqe_has_openmp() {
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+const mgqe_kernels& mgqe_active() {
+    switch (mgqe_get_isa()) {
+#if defined(__x86_64__)
+        case MGQE_AVX512:
+            return mgqe_kernels_avx512;
+        case MGQE_AVX2:
+            return mgqe_kernels_avx2;
+#endif
+        default:
+            // On arm64 NEON is the baseline: the "scalar" table is compiled to it.
+            return mgqe_kernels_scalar;
+    }
+}

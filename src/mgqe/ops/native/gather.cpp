@@ -1,0 +1,114 @@
+// Decoding of unpacked codes, and its transpose for gradients.
+#include <string.h>
+
+#include "mgqe_native.h"
+#include "parallel.h"
+
+namespace {
+
+bool bad_shape(int64_t n, int64_t D, int64_t pieces, int64_t K, int64_t width) {
+    return n < 0 || D < 1 || pieces < 1 || K < 1 || width < 1 || (pieces != 1 && pieces % D != 0);
+}
+
+bool codes_in_range(const int32_t* codes, int64_t count, int64_t K) {
+    uint32_t most = 0;  // a negative code becomes a huge unsigned one
+    for (int64_t i = 0; i < count; ++i) {
+        const uint32_t code = static_cast<uint32_t>(codes[i]);
+        most = code > most ? code : most;
+    }
+    return count == 0 || static_cast<int64_t>(most) < K;
+}
+
+template <int kWidth>
+void gather_rows(const int32_t* codes, const float* codebook, int64_t begin, int64_t end, int64_t D, int64_t repeat,
+                 int64_t step, int64_t run_time_width, float* out) {
+    const int64_t width = kWidth ? kWidth : run_time_width;
+    float* to = out + begin * D * repeat * width;
+    for (int64_t i = begin; i < end; ++i)
+        for (int64_t j = 0; j < D; ++j) {
+            const int64_t code = codes[i * D + j];
+            const float* from = codebook + j * repeat * step + code * width;
+            for (int64_t piece = 0; piece < repeat; ++piece, from += step, to += width)
+                for (int64_t t = 0; t < width; ++t) to[t] = from[t];
+        }
+}
+
+template <int kWidth>
+void scatter_piece(const float* grad, const int32_t* codes, const float* weights, int64_t n, int64_t grad_step,
+                   int64_t D, int64_t run_time_width, float* sums, float* counts) {
+    const int64_t width = kWidth ? kWidth : run_time_width;
+    for (int64_t i = 0; i < n; ++i) {
+        const int64_t code = codes[i * D];
+        const float weight = weights ? weights[i] : 1.0f;
+        const float* from = grad + i * grad_step;
+        float* to = sums + code * width;
+        for (int64_t t = 0; t < width; ++t) to[t] += weight * from[t];
+        counts[code] += weight;
+    }
+}
+
+// One codebook for all subspaces: this call adds only to the entries [first, last).
+void scatter_shared(const float* grad, const int32_t* codes, const float* weights, int64_t n, int64_t D,
+                    int64_t width, int64_t first, int64_t last, float* sums, float* counts) {
+    for (int64_t i = 0; i < n; ++i) {
+        const float weight = weights ? weights[i] : 1.0f;
+        for (int64_t j = 0; j < D; ++j) {
+            const int64_t code = codes[i * D + j];
+            if (code < first || code >= last) continue;
+            const float* from = grad + (i * D + j) * width;
+            float* to = sums + code * width;
+            for (int64_t t = 0; t < width; ++t) to[t] += weight * from[t];
+            counts[code] += weight;
+        }
+    }
+}
+
+}  // namespace
+
+int32_t mgqe_gather(const int32_t* codes, const float* codebook, int64_t n, int64_t D, int64_t pieces, int64_t K,
+                    int64_t width, float* out, int32_t threads) {
+    if (bad_shape(n, D, pieces, K, width)) return MGQE_BAD_ARGUMENT;
+    if (!codes_in_range(codes, n * D, K)) return MGQE_OUT_OF_RANGE;
+    const int64_t repeat = pieces == 1 ? 1 : pieces / D;
+    const int64_t step = pieces == 1 ? 0 : K * width;
+    const auto rows = width == 1   ? gather_rows<1>
+                      : width == 2 ? gather_rows<2>
+                      : width == 4 ? gather_rows<4>
+                      : width == 8 ? gather_rows<8>
+                      : width == 16 ? gather_rows<16>
+                                    : gather_rows<0>;
+    mgqe_parallel(n, mgqe_team(n * D * repeat * width, 1 << 16, threads), [&](int64_t begin, int64_t end) {
+        rows(codes, codebook, begin, end, D, repeat, step, width, out);
+    });
+    return MGQE_OK;
+}
+
+int32_t mgqe_scatter(const float* grad, const int32_t* codes, const float* weights, int64_t n, int64_t D,
+                     int64_t pieces, int64_t K, int64_t width, float* sums, float* counts, int32_t threads) {
+    if (bad_shape(n, D, pieces, K, width)) return MGQE_BAD_ARGUMENT;
+    if (!codes_in_range(codes, n * D, K)) return MGQE_OUT_OF_RANGE;
+    memset(sums, 0, static_cast<size_t>(pieces * K * width) * sizeof(float));
+    memset(counts, 0, static_cast<size_t>(pieces * K) * sizeof(float));
+    const int64_t total = n * (pieces == 1 ? D : pieces) * width;
+    const int team = mgqe_team(total, 1 << 16, threads);
+    // Threads own disjoint outputs and each adds in the order of rows, so any team gives the same sums.
+    if (pieces == 1) {
+        mgqe_parallel(K, team, [&](int64_t begin, int64_t end) {
+            scatter_shared(grad, codes, weights, n, D, width, begin, end, sums, counts);
+        });
+        return MGQE_OK;
+    }
+    const int64_t repeat = pieces / D;
+    const auto one = width == 1   ? scatter_piece<1>
+                     : width == 2 ? scatter_piece<2>
+                     : width == 4 ? scatter_piece<4>
+                     : width == 8 ? scatter_piece<8>
+                     : width == 16 ? scatter_piece<16>
+                                   : scatter_piece<0>;
+    mgqe_parallel(pieces, team, [&](int64_t begin, int64_t end) {
+        for (int64_t piece = begin; piece < end; ++piece)
+            one(grad + piece * width, codes + piece / repeat, weights, n, pieces * width, D, width,
+                sums + piece * K * width, counts + piece * K);
+    });
+    return MGQE_OK;
+}

@@ -1,0 +1,35 @@
+// The kernels that exist once an instruction set, as a table of function pointers filled by isa_*.cpp.
+//
+// Each isa_*.cpp is compiled with its own flags, so it must not emit any inline function that another unit
+// could pick up at link time: everything it includes lives in anonymous namespaces and no std:: template is used.
+#ifndef MGQE_ISA_H
+#define MGQE_ISA_H
+
+#include <stdint.h>
+
+// One subspace's centroids, transposed for lanes over k: values (width, stride) and bias (stride), stride a multiple
+// of 16; the padding beyond `count` has bias NaN, so that it never wins.
+struct mgqe_lanes {
+    const float* values;
+    const float* bias;
+    int64_t count;
+    int64_t stride;
+    int64_t width;
+};
+
+struct mgqe_kernels {
+    // codes[i * codes_step] = nearest centroid of rows[i * row_step ... + width), i < n.
+    void (*assign)(const mgqe_lanes& lanes, const float* rows, int64_t row_step, int64_t n, int32_t* codes,
+                   int64_t codes_step);
+};
+
+extern const mgqe_kernels mgqe_kernels_scalar;
+#if defined(__x86_64__)
+extern const mgqe_kernels mgqe_kernels_avx2;
+extern const mgqe_kernels mgqe_kernels_avx512;
+#endif
+
+// The table in use.
+const mgqe_kernels& mgqe_active();
+
+#endif

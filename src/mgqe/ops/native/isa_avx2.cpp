@@ -1,0 +1,33 @@
+// Kernels for x86-64 with AVX2 and F16C: 8 lanes, 4 rows at a time.
+#include <immintrin.h>
+
+#include "assign_kernel.h"
+
+namespace {
+
+struct Vec {
+    static constexpr int kLanes = 8;
+    using F = __m256;
+    using I = __m256i;
+    static F load(const float* p) { return _mm256_loadu_ps(p); }
+    static I load_i(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+    static void store(float* p, F v) { _mm256_storeu_ps(p, v); }
+    static void store_i(int32_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+    static F broadcast(float x) { return _mm256_set1_ps(x); }
+    static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+    static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+    static I iota(int32_t first) {
+        return _mm256_add_epi32(_mm256_set1_epi32(first), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    }
+    static I next(I k) { return _mm256_add_epi32(k, _mm256_set1_epi32(kLanes)); }
+    static void keep_less(F& best, I& index, F score, I k) {
+        const F less = _mm256_cmp_ps(score, best, _CMP_LT_OQ);
+        best = _mm256_blendv_ps(best, score, less);
+        index = _mm256_castps_si256(
+            _mm256_blendv_ps(_mm256_castsi256_ps(index), _mm256_castsi256_ps(k), less));
+    }
+};
+
+}  // namespace
+
+const mgqe_kernels mgqe_kernels_avx2 = {assign_lanes<Vec, 4>};

@@ -1,0 +1,33 @@
+// Kernels for x86-64 with AVX-512 F, BW, VL and DQ: 16 lanes, 8 rows at a time.
+#include <immintrin.h>
+
+#include "assign_kernel.h"
+
+namespace {
+
+struct Vec {
+    static constexpr int kLanes = 16;
+    using F = __m512;
+    using I = __m512i;
+    static F load(const float* p) { return _mm512_loadu_ps(p); }
+    static I load_i(const int32_t* p) { return _mm512_loadu_si512(p); }
+    static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
+    static void store_i(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
+    static F broadcast(float x) { return _mm512_set1_ps(x); }
+    static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+    static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+    static I iota(int32_t first) {
+        return _mm512_add_epi32(_mm512_set1_epi32(first),
+                                _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    }
+    static I next(I k) { return _mm512_add_epi32(k, _mm512_set1_epi32(kLanes)); }
+    static void keep_less(F& best, I& index, F score, I k) {
+        const __mmask16 less = _mm512_cmp_ps_mask(score, best, _CMP_LT_OQ);
+        best = _mm512_mask_mov_ps(best, less, score);
+        index = _mm512_mask_mov_epi32(index, less, k);
+    }
+};
+
+}  // namespace
+
+const mgqe_kernels mgqe_kernels_avx512 = {assign_lanes<Vec, 8>};

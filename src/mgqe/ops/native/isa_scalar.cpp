@@ -1,0 +1,39 @@
+// Kernels for any processor, with the compiler's portable 16-byte vectors: SSE2 on x86-64, NEON on arm64.
+#include "assign_kernel.h"
+
+namespace {
+
+typedef float Float4 __attribute__((vector_size(16)));
+typedef int32_t Int4 __attribute__((vector_size(16)));
+
+struct Vec {
+    static constexpr int kLanes = 4;
+    using F = Float4;
+    using I = Int4;
+    static F load(const float* p) {
+        F v;
+        __builtin_memcpy(&v, p, sizeof v);
+        return v;
+    }
+    static I load_i(const int32_t* p) {
+        I v;
+        __builtin_memcpy(&v, p, sizeof v);
+        return v;
+    }
+    static void store(float* p, F v) { __builtin_memcpy(p, &v, sizeof v); }
+    static void store_i(int32_t* p, I v) { __builtin_memcpy(p, &v, sizeof v); }
+    static F broadcast(float x) { return F{x, x, x, x}; }
+    static F mul(F a, F b) { return a * b; }
+    static F sub(F a, F b) { return a - b; }
+    static I iota(int32_t first) { return I{first, first + 1, first + 2, first + 3}; }
+    static I next(I k) { return k + kLanes; }
+    static void keep_less(F& best, I& index, F score, I k) {
+        const I less = score < best;
+        best = reinterpret_cast<F>((reinterpret_cast<I>(score) & less) | (reinterpret_cast<I>(best) & ~less));
+        index = (k & less) | (index & ~less);
+    }
+};
+
+}  // namespace
+
+const mgqe_kernels mgqe_kernels_scalar = {assign_lanes<Vec, 4>};
