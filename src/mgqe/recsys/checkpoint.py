@@ -1,0 +1,103 @@
+"""Checkpoints that survive a kill at any moment: a file is whole and in place, or it is not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LAST = "last.pt"
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new file beside `path`, sync it, then rename it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Indented JSON, atomically."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_atomic(path, lambda target: target.write_text(text, encoding="utf-8") and None)
+
+
+def read_json(path: Path) -> Any:
+    """ValueError that names the file when it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
+
+
+def save_epoch(directory: Path, state: dict[str, Any], is_best: bool) -> None:
+    """Write `state`, with `state["best_epoch"]`, as the last epoch's and, if it is the best so far, as that too.
+
+    The best one gets its own name before the last one points at it, and the one it replaces goes afterwards, so
+    that whatever the moment of a kill, last.pt is whole and its best epoch is there.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    best = best_path(directory, state["best_epoch"])
+
+    def write(target: Path) -> None:
+        torch.save(state, target)
+        if is_best:
+            best.unlink(missing_ok=True)
+            try:
+                os.link(target, best)  # the same bytes under a second name
+            except OSError:
+                shutil.copyfile(target, best)
+
+    write_atomic(directory / LAST, write)
+    for old in directory.glob("best-*.pt"):
+        if old != best:
+            old.unlink(missing_ok=True)
+
+
+def best_path(directory: Path, epoch: int) -> Path:
+    """Where the best epoch's state lies."""
+    return directory / f"best-{epoch}.pt"
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """A state that `save_epoch` wrote, or None where there is none. Weights only: no code is run."""
+    if not path.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for a damaged file
+        raise ValueError(f"{path} is damaged ({error}); remove it, or start afresh with --overwrite") from error
+    return state
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold `directory` for one process; others wait. A kill lets go of it. Does nothing where flock is missing."""
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with (directory / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)

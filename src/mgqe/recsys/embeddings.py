@@ -1,0 +1,206 @@
+"""One factory for every embedding: `full`, `mgqe:D=32,K=64/16`, `lowrank:r=8` -> modules for users and items.
+
+A description is a name and, after a colon, options: `NAME:key=value,key=value`. Several values are joined by a
+slash (`K=256/64`). `user.` or `item.` before a key sets it for one of the two tables (`item.K=64/16`). Every
+keyword of the class may be given by its own name; the usual ones have short names as well.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Value = int | float | bool | str | tuple[int | float, ...]
+TABLES = ("user", "item")
+NEVER = 2**62  # warm-up steps of a layer whose warm-up the training loop ends
+
+
+@dataclass(frozen=True)
+class Method:
+    """A kind of embedding.
+
+    where: `module:class` of the embedding. short: short names of its keywords. summary: one line for --help.
+    kind: `trained`: one training, as it is. `post`: trained as a full table, compressed once at the end.
+    `quantised`: trained as a full table for a warm-up, then on, through its codes.
+    """
+
+    where: str
+    kind: Literal["trained", "post", "quantised"]
+    summary: str
+    short: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    def load(self) -> Callable[..., nn.Module]:
+        """The class, imported when it is first needed."""
+        module, _, name = self.where.partition(":")
+        loaded: Callable[..., nn.Module] = getattr(importlib.import_module(module), name)
+        return loaded
+
+
+_QUANTISED = {"D": "num_subspaces", "K": "num_centroids", "centroids": "centroid_dtype"}
+METHODS: dict[str, Method] = {
+    "full": Method("torch.nn:Embedding", "trained", "a full table; full:d=16 is one with 16 dimensions"),
+    "mgqe": Method(
+        "mgqe.embedding:MGQEmbedding",
+        "quantised",
+        "codes, more centroids for frequent ids: mgqe:D=32,K=64/16,centroids=int8",
+        _QUANTISED,
+        {"warmup_steps": NEVER},
+    ),
+    "dpq": Method(
+        "mgqe.embedding:DPQEmbedding",
+        "quantised",
+        "codes, the same for all ids: dpq:D=32,K=64",
+        _QUANTISED,
+        {"warmup_steps": NEVER},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A parsed description. options: (key as written, value), sorted, `d` apart."""
+
+    name: str
+    options: tuple[tuple[str, Value], ...] = ()
+    dim: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Spec:
+        """ValueError says what is wrong with `text` and what could be meant."""
+        name, _, rest = text.strip().partition(":")
+        if name not in METHODS:
+            raise ValueError(f"no embedding {name!r}{_perhaps(name, METHODS)}: expected one of {', '.join(METHODS)}")
+        options: dict[str, Value] = {}
+        for part in filter(None, (part.strip() for part in rest.split(","))):
+            key, equals, value = (piece.strip() for piece in part.partition("="))
+            if not equals or not key or not value:
+                raise ValueError(f"embedding {text!r}: expected key=value, got {part!r}")
+            if key in options:
+                raise ValueError(f"embedding {text!r}: {key} is given twice")
+            options[key] = _value(value)
+        dim = options.pop("d", None)
+        if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or dim < 1):
+            raise ValueError(f"embedding {text!r}: d must be a whole number of 1 or more")
+        spec = cls(name, tuple(sorted(options.items())), dim)
+        for table in TABLES:
+            spec.keywords(table)
+        return spec
+
+    @property
+    def method(self) -> Method:
+        return METHODS[self.name]
+
+    def __str__(self) -> str:
+        pairs = [("d", self.dim)] if self.dim is not None else []
+        written = ",".join(f"{key}={_text(value)}" for key, value in [*pairs, *self.options])
+        return f"{self.name}:{written}" if written else self.name
+
+    def keywords(self, table: str) -> dict[str, Value]:
+        """Keyword arguments of the class for `table` ("user" or "item"); ValueError for a key it does not have."""
+        allowed = _keywords_of(self.method)
+        found: dict[str, Value] = {}
+        for key, value in sorted(self.options, key=lambda option: "." in option[0]):
+            owner, dot, bare = key.rpartition(".")
+            if dot and owner not in TABLES:
+                raise ValueError(f"embedding {self}: expected user. or item. before a key, got {key!r}")
+            keyword = self.method.short.get(bare, bare)
+            if keyword not in allowed:
+                known = ["d", *self.method.short, *sorted(allowed - set(self.method.short.values()))]
+                raise ValueError(f"embedding {self}: no option {bare!r}{_perhaps(bare, known)}: {', '.join(known)}")
+            if not dot or owner == table:
+                found[keyword] = value
+        return found
+
+    def warm_up(self) -> Spec:
+        """What is trained first: a full table for those that compress one, else the same."""
+        return self if self.method.kind == "trained" else Spec("full", (), self.dim)
+
+
+def build(spec: Spec, table: str, num_embeddings: int, embedding_dim: int, counts: Tensor, std: float) -> nn.Module:
+    """The embedding module of one table, its vectors drawn with standard deviation `std`.
+
+    counts: int64 (num_embeddings,), training interactions an id, for the classes that ask for them.
+    """
+    cls, keywords = spec.method.load(), {**spec.method.fixed, **spec.keywords(table)}
+    if "counts" in inspect.signature(cls).parameters and "tiers" not in keywords:
+        # A table none of whose ids was seen in training cannot be: but an id can.
+        keywords["counts"] = counts
+    try:
+        module = cls(num_embeddings, embedding_dim, **keywords)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"embedding {spec}, {table} table of {num_embeddings} ids: {error}") from error
+    with torch.no_grad():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.shape == (num_embeddings, embedding_dim):
+            weight.normal_(std=std)
+        else:
+            scale_vectors(module, std)
+    return module
+
+
+def scale_vectors(module: nn.Module, std: float) -> None:
+    """Scale a composed embedding's parameters alike, so that its vectors have standard deviation `std`."""
+    raise NotImplementedError
+
+
+def freeze(module: nn.Module) -> Any:
+    """The frozen table of an embedding module; of a plain nn.Embedding, its rows as they are."""
+    if isinstance(module, nn.Embedding):
+        from mgqe.baselines import FullEmbedding
+
+        return FullEmbedding.from_pretrained(module.weight.detach()).freeze()
+    return module.freeze()  # type: ignore[operator]
+
+
+class FrozenEmbedding(nn.Module):
+    """A frozen table where a model expects a module: forward(ids (...)) -> (..., d)."""
+
+    def __init__(self, table: Any) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows: Tensor = self.table.lookup(ids)
+        return rows
+
+
+def _keywords_of(method: Method) -> set[str]:
+    """What a description may set: every plain keyword of the class but those that the loop decides."""
+    if method.where.startswith("torch."):
+        return set()
+    taken = {"num_embeddings", "embedding_dim", "padding_idx", "counts", "tiers", "device", "dtype", "sparse"}
+    names = inspect.signature(method.load()).parameters
+    return {name for name in names if not name.startswith("_")} - taken - set(method.fixed)
+
+
+def _perhaps(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _value(text: str) -> Value:
+    if "/" in text:
+        parts = tuple(_value(part) for part in text.split("/"))
+        if all(isinstance(part, (int, float)) for part in parts):
+            return parts  # type: ignore[return-value]
+        return text
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _text(value: Value) -> str:
+    if isinstance(value, tuple):
+        return "/".join(map(_text, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,125 @@
+"""Item ranking: what an epoch trains on, and how a model is judged. Leave-one-out, sampled negatives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mgqe.recsys.datasets import Split, leave_one_out
+from mgqe.recsys.interactions import Interactions
+from mgqe.recsys.metrics import catalogue_ranks, sampled_ranks, summary
+from mgqe.recsys.models import GMF
+from mgqe.recsys.sampling import SeenItems, evaluation_negatives, sample_negatives
+from mgqe.recsys.seeds import derive_seed
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class RankingTask:
+    """One data set, split and ready to train and judge on.
+
+    split: the training part and each user's held-out items.
+    seen: what users have in training, which negatives avoid.
+    users: int64 (u,) the users that are judged; valid_items, test_items: int64 (u,), theirs.
+    valid_negatives, test_negatives: int64 (u, c), items that the user has nowhere.
+    """
+
+    split: Split
+    seen: SeenItems
+    users: Tensor
+    valid_items: Tensor
+    test_items: Tensor
+    valid_negatives: Tensor
+    test_negatives: Tensor
+    num_negatives: int
+    seed: int
+
+    @classmethod
+    def prepare(
+        cls,
+        interactions: Interactions,
+        seed: int,
+        num_negatives: int = 4,
+        eval_negatives: int = 99,
+        eval_users: int = 10_000,
+    ) -> RankingTask:
+        """Split, choose at most `eval_users` users to judge on, and draw their negatives, all by `seed`."""
+        split = leave_one_out(interactions)
+        shape = (split.num_users, split.num_items)
+        anywhere = SeenItems(interactions.users, interactions.items, *shape)
+        kept = torch.arange(split.users.numel())
+        if split.users.numel() > eval_users:
+            generator = torch.Generator().manual_seed(derive_seed(seed, "users"))
+            kept = torch.randperm(split.users.numel(), generator=generator)[:eval_users].sort().values
+        users = split.users[kept]
+        return cls(
+            split=split,
+            seen=SeenItems(split.train_users, split.train_items, *shape),
+            users=users,
+            valid_items=split.valid_items[kept],
+            test_items=split.test_items[kept],
+            valid_negatives=evaluation_negatives(users, anywhere, eval_negatives, derive_seed(seed, "valid")),
+            test_negatives=evaluation_negatives(users, anywhere, eval_negatives, derive_seed(seed, "test")),
+            num_negatives=num_negatives,
+            seed=seed,
+        )
+
+    def num_batches(self, batch_size: int) -> int:
+        """Batches an epoch."""
+        return -(-self.split.train_users.numel() // batch_size)
+
+    def batches(self, batch_size: int, phase: str, epoch: int) -> Iterator[Batch]:
+        """An epoch's (users (b,), items (b, 1 + num_negatives)), the positive first: fixed by seed, phase, epoch."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, phase, epoch))
+        users = self.split.train_users
+        negatives = sample_negatives(users, self.seen, self.num_negatives, generator)
+        items = torch.cat([self.split.train_items[:, None], negatives], dim=1)
+        for chosen in torch.randperm(users.numel(), generator=generator).split(batch_size):
+            yield users[chosen], items[chosen]
+
+    def loss(self, model: GMF, batch: Batch) -> Tensor:
+        """Mean binary cross-entropy of all pairs: the positive against 1, the negatives against 0."""
+        users, items = batch
+        scores = model(users, items)
+        target = torch.zeros_like(scores)
+        target[:, 0] = 1.0
+        return F.binary_cross_entropy_with_logits(scores, target)
+
+    def validate(self, model: GMF) -> dict[str, float]:
+        """hr@10 and ndcg@10 of the validation items against their sampled negatives."""
+        return summary(sampled_ranks(model, self.users, self.valid_items, self.valid_negatives))
+
+    @torch.no_grad()
+    def judge(self, model: GMF) -> dict[str, float]:
+        """All final figures.
+
+        hr@10 and ndcg@10 of the test items against sampled negatives; `full_` the same against the whole
+        catalogue less the user's training and validation items; `valid_` and `valid_full_` for the validation
+        items (against the catalogue less the user's training items).
+        """
+        vectors = model.item(torch.arange(self.split.num_items))
+
+        def catalogue(positives: Tensor, also_seen: Tensor | None) -> Tensor:
+            return catalogue_ranks(
+                lambda users: model.score_catalogue(users, vectors),
+                self.users,
+                positives,
+                self.split.train_items,
+                self.split.train_offsets,
+                self.split.num_items,
+                also_seen,
+            )
+
+        test = sampled_ranks(model, self.users, self.test_items, self.test_negatives)
+        valid = sampled_ranks(model, self.users, self.valid_items, self.valid_negatives)
+        return {
+            **summary(test),
+            **summary(catalogue(self.test_items, self.valid_items), prefix="full_"),
+            **summary(valid, prefix="valid_"),
+            **summary(catalogue(self.valid_items, None), prefix="valid_full_"),
+        }

@@ -1,0 +1,335 @@
+"""One run from a data set to files: warm-up, quantised training, frozen tables, figures of what ships.
+
+Phase 1 trains full tables (or whatever the embedding is, if it is not one that compresses a full table) and goes
+back to its best epoch. Phase 2, for the embeddings that are trained through their codes, starts the codebooks on
+those rows and goes on, with its own early stopping. The tables are then frozen, saved, loaded again, and it is the
+loaded ones that are judged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mgqe.recsys.checkpoint import locked, read_json, write_atomic, write_json
+from mgqe.recsys.datasets import load_data
+from mgqe.recsys.embeddings import FrozenEmbedding, Spec, build, freeze
+from mgqe.recsys.interactions import Columns, Interactions
+from mgqe.recsys.loop import (
+    OnEpoch,
+    PhaseConfig,
+    PhaseResult,
+    carry_optimizer,
+    make_optimizer,
+    optimizer_names,
+    run_phase,
+)
+from mgqe.recsys.models import GMF
+from mgqe.recsys.provenance import commit, machine, versions
+from mgqe.recsys.ranking import RankingTask
+from mgqe.recsys.seeds import derive_seed
+
+CONFIG, METRICS, MODEL = "config.json", "metrics.json", "model.safetensors"
+TABLES = {"user": "user.mgqe.safetensors", "item": "item.mgqe.safetensors"}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run's result. The defaults are tuned on the validation items of ml-1m.
+
+    data: `planted`, a known set's name, or a file; data_dir, format and the column names go with it.
+    embedding: a description as in mgqe.recsys.embeddings. dim: d, where the description does not say.
+    warm_up_epochs: exactly so many epochs before quantising; None: until validation stops improving.
+    centroid_learning_rate, quantised_learning_rate: None stands for learning_rate.
+    threads: how many torch may use; the last bits of a result depend on it.
+    """
+
+    data: str = "planted"
+    data_dir: str | None = None
+    format: str | None = None
+    user_column: str | None = None
+    item_column: str | None = None
+    time_column: str | None = None
+    task: str = "ranking"
+    model: str = "gmf"
+    embedding: str = "mgqe"
+    seed: int = 7
+    dim: int = 64
+    batch_size: int = 8192
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-5
+    dropout: float = 0.0
+    init_std: float = 0.1
+    negatives: int = 4
+    max_epochs: int = 100
+    patience: int = 5
+    warm_up_epochs: int | None = None
+    quantised_learning_rate: float | None = None
+    quantised_patience: int | None = None
+    centroid_learning_rate: float | None = None
+    eval_negatives: int = 99
+    eval_users: int = 10_000
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.task != "ranking" or self.model != "gmf":
+            raise ValueError(f"expected --task ranking --model gmf, got --task {self.task} --model {self.model}")
+        for name in ("dim", "batch_size", "negatives", "patience", "eval_negatives", "eval_users", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("learning_rate", "init_std"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.weight_decay < 0 or not 0 <= self.dropout < 1:
+            raise ValueError("weight_decay must be 0 or more and dropout in [0, 1)")
+        Spec.parse(self.embedding)
+
+    @property
+    def spec(self) -> Spec:
+        return Spec.parse(self.embedding)
+
+    @property
+    def embedding_dim(self) -> int:
+        """d of this run: the description's, else the configuration's."""
+        return self.spec.dim or self.dim
+
+    def warm_up(self) -> TrainConfig:
+        """The configuration of phase 1 alone: what it does not depend on is set to the default.
+
+        Runs that differ only in how they compress have equal ones, and may share what phase 1 leaves.
+        """
+        later = ("quantised_learning_rate", "quantised_patience", "centroid_learning_rate")
+        warm_up = self.spec.warm_up()
+        defaults = {name: getattr(TrainConfig, name) for name in later}
+        epochs = self.warm_up_epochs if self.spec.method.kind == "quantised" else None
+        return replace(
+            self,
+            **defaults,
+            dim=self.embedding_dim,
+            embedding=str(replace(warm_up, dim=None)),
+            warm_up_epochs=epochs,
+        )
+
+    def phase(self, name: str) -> PhaseConfig:
+        """The loop's settings for phase "full" or "quantised"."""
+        quantised = name == "quantised"
+        rate = self.learning_rate
+        if quantised and self.quantised_learning_rate is not None:
+            rate = self.quantised_learning_rate
+        fixed = None if quantised else self.warm_up_epochs
+        patience = self.quantised_patience if quantised and self.quantised_patience else self.patience
+        return PhaseConfig(
+            name=name,
+            batch_size=self.batch_size,
+            learning_rate=rate,
+            weight_decay=self.weight_decay,
+            max_epochs=self.max_epochs if fixed is None else fixed,
+            patience=patience if fixed is None else fixed + 1,
+            centroid_learning_rate=self.centroid_learning_rate or rate,
+        )
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The data of a run; `fingerprint` is a digest of the interactions themselves."""
+
+    interactions: Interactions
+    fingerprint: str
+    task: RankingTask
+
+    @classmethod
+    def load(cls, config: TrainConfig) -> RunData:
+        columns = Columns(config.user_column, config.item_column, config.time_column)
+        interactions = load_data(config.data, config.data_dir, config.format, columns)
+        digest = hashlib.sha256()
+        for rows in (interactions.users, interactions.items):
+            digest.update(rows.numpy().tobytes())
+        task = RankingTask.prepare(
+            interactions, config.seed, config.negatives, config.eval_negatives, config.eval_users
+        )
+        return cls(interactions, digest.hexdigest(), task)
+
+
+def warm_up_key(config: TrainConfig, fingerprint: str) -> str:
+    """A name for phase 1's result that differs where anything it depends on does (where the data lies does not)."""
+    fields = asdict(config.warm_up())
+    for name in ("data", "data_dir", "format", "user_column", "item_column", "time_column"):
+        del fields[name]
+    text = json.dumps({**fields, "fingerprint": fingerprint, "torch": torch.__version__}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def train_run(
+    config: TrainConfig,
+    out: Path | str,
+    overwrite: bool = False,
+    warm_ups: Path | str | None = None,
+    on_epoch: OnEpoch = lambda report: None,
+) -> dict[str, Any]:
+    """Run `config` in the folder `out` and return what OUT/metrics.json then holds.
+
+    A finished `out` is returned as it is; an unfinished one goes on where it stopped. ValueError when `out` holds
+    another configuration, unless `overwrite`, which starts afresh. warm_ups: a folder where runs share phase 1.
+    """
+    out = Path(out)
+    if overwrite:
+        _clear(out)
+    if (out / CONFIG).is_file():
+        _check_same(read_json(out / CONFIG), config, out)
+        if (out / METRICS).is_file():
+            metrics: dict[str, Any] = read_json(out / METRICS)
+            return metrics
+    elif out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty and holds no run: choose another --out")
+    write_json(out / CONFIG, asdict(config))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        with locked(out):
+            return _run(config, out, Path(warm_ups) if warm_ups else out, on_epoch)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch) -> dict[str, Any]:
+    started = time.perf_counter()
+    data = RunData.load(config)
+    model, full = _warm_up(config, data, warm_ups, on_epoch)
+    quantised = None
+    if config.spec.method.kind != "trained":
+        model, quantised = _compress(config, data, model, full, out, on_epoch)
+    for name in ("user_ids", "item_ids"):
+        write_atomic(out / f"{name}.parquet", getattr(data.interactions, name).save)
+    sizes = _ship(model, out)
+    quality = data.task.judge(load_model(out))
+    split = data.task.split
+    phases = {"full": full, "quantised": quantised}
+    metrics = {
+        "task": config.task,
+        "model": config.model,
+        "data": config.data,
+        "embedding": str(config.spec),
+        "seed": config.seed,
+        "quality": quality,
+        "embedding_bytes": sum(sizes.values()),
+        "full_embedding_bytes": 4 * config.dim * (split.num_users + split.num_items),
+        "embedding_bytes_by_table": sizes,
+        "seconds_per_epoch": {name: phase.seconds_per_epoch for name, phase in phases.items() if phase},
+        "epochs": {name: len(phase.history) - 1 for name, phase in phases.items() if phase},
+        "best_epoch": {name: phase.best_epoch for name, phase in phases.items() if phase},
+        "seconds": time.perf_counter() - started,
+        "data_summary": {
+            "users": split.num_users,
+            "items": split.num_items,
+            "interactions": len(data.interactions),
+            "repeats_left_out": data.interactions.num_repeats,
+            "judged_users": data.task.users.numel(),
+            "sha256": data.fingerprint,
+        },
+        "history": {name: phase.history for name, phase in phases.items() if phase},
+        "commit": commit(),
+        "versions": versions(),
+        "machine": machine(),
+        "config": asdict(config),
+    }
+    write_json(out / METRICS, metrics)
+    for phase_folder in out.glob("phase-*"):
+        shutil.rmtree(phase_folder, ignore_errors=True)
+    return metrics
+
+
+def _build(config: TrainConfig, data: RunData) -> GMF:
+    split, dim, spec = data.task.split, config.embedding_dim, config.spec
+    tables = {}
+    for table, size, counts in (
+        ("user", split.num_users, split.user_counts),
+        ("item", split.num_items, split.item_counts),
+    ):
+        torch.manual_seed(derive_seed(config.seed, "start", table))
+        tables[table] = build(spec, table, size, dim, counts, config.init_std)
+    return GMF(tables["user"], tables["item"], dim, config.dropout)
+
+
+def _warm_up(
+    config: TrainConfig, data: RunData, warm_ups: Path, on_epoch: OnEpoch
+) -> tuple[GMF, PhaseResult]:
+    model = _build(config.warm_up(), data)
+    directory = warm_ups / f"phase-full-{warm_up_key(config, data.fingerprint)}"
+    with locked(directory):
+        return model, run_phase(model, data.task, config.warm_up().phase("full"), directory, on_epoch)
+
+
+def _compress(
+    config: TrainConfig, data: RunData, full: GMF, result: PhaseResult, out: Path, on_epoch: OnEpoch
+) -> tuple[GMF, PhaseResult | None]:
+    """The warm-up's model -> the same with compressing tables on the same rows, trained on if they can be."""
+    from mgqe import quantization_loss, start_quantizing
+
+    model = _build(config, data)
+    missing = model.load_state_dict(full.state_dict(), strict=False)
+    if missing.unexpected_keys:
+        raise RuntimeError(f"{config.embedding} does not keep full rows: {missing.unexpected_keys} have no place")
+    torch.manual_seed(derive_seed(config.seed, "codebooks"))
+    if config.spec.method.kind == "post":
+        return model, None
+    phase = config.phase("quantised")
+    optimizer = make_optimizer(model, phase)
+    carry_optimizer(result.optimizer, optimizer_names(full), model, optimizer)
+    directory = out / "phase-quantised"
+    if not (directory / "last.pt").is_file():
+        start_quantizing(model)
+    return model, run_phase(model, data.task, phase, directory, on_epoch, optimizer, quantization_loss)
+
+
+def _ship(model: GMF, out: Path) -> dict[str, int]:
+    """Freeze and save both tables and the model's own parameters; bytes on disk of each table."""
+    import mgqe
+
+    model.eval()
+    for table, name in TABLES.items():
+        mgqe.save(freeze(getattr(model, table)), out / name)
+    own: dict[str, Tensor] = {"weight": model.weight.detach(), "bias": model.bias.detach()}
+    write_atomic(out / MODEL, lambda target: save_file(own, target))
+    return {table: (out / name).stat().st_size for table, name in TABLES.items()}
+
+
+def load_model(out: Path | str) -> GMF:
+    """The model that a run saved, on its frozen tables, ready to score."""
+    import mgqe
+    from safetensors.torch import load_file
+
+    out = Path(out)
+    tables: dict[str, nn.Module] = {
+        table: FrozenEmbedding(mgqe.load(out / name)) for table, name in TABLES.items()
+    }
+    own = load_file(out / MODEL)
+    model = GMF(tables["user"], tables["item"], own["weight"].numel())
+    model.load_state_dict(own)
+    return model.eval()
+
+
+def _check_same(found: dict[str, Any], config: TrainConfig, out: Path) -> None:
+    wanted = json.loads(json.dumps(asdict(config)))
+    differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    if differing:
+        listed = ", ".join(f"{name} {found.get(name)!r}, now {wanted.get(name)!r}" for name in differing)
+        raise ValueError(f"{out} holds another run ({listed}): choose another --out, or start afresh with --overwrite")
+
+
+def _clear(out: Path) -> None:
+    """Remove what a run leaves in `out`, and nothing else."""
+    for name in (METRICS, CONFIG, MODEL, *TABLES.values(), "user_ids.parquet", "item_ids.parquet"):
+        (out / name).unlink(missing_ok=True)
+    for folder in out.glob("phase-*"):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(folder)
