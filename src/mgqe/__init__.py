@@ -1,0 +1,26 @@
+"""mgqe: embedding tables 5 to 50 times smaller, by multi-granular quantised embeddings (arXiv 2002.08530)."""
+
+from mgqe.artifact import ArtifactError, load, save
+from mgqe.bag import DPQEmbeddingBag, MGQEmbeddingBag
+from mgqe.codebook import CodebookStats
+from mgqe.embedding import DPQEmbedding, MGQEmbedding
+from mgqe.modules import quantization_loss, start_quantizing
+from mgqe.table import CompactTable
+from mgqe.tiers import Tiers
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArtifactError",
+    "CodebookStats",
+    "CompactTable",
+    "DPQEmbedding",
+    "DPQEmbeddingBag",
+    "MGQEmbedding",
+    "MGQEmbeddingBag",
+    "Tiers",
+    "load",
+    "quantization_loss",
+    "save",
+    "start_quantizing",
+]

@@ -1,0 +1,209 @@
+"""Codebook health: where centroids start, how dead ones come back, how many are in use.
+
+With the usual scales only 8 of 256 centroids are ever chosen (docs/method.md); a k-means start on the rows
+and revival keep them all alive, with nothing to tune.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mgqe import ops
+from mgqe.capacity import Capacity
+from mgqe.quantizers import nearest_codes, tier_codebook
+
+KMEANS_ITERATIONS = 15
+MAX_SAMPLE_ROWS = 65_536
+ROWS_PER_CENTROID = 64
+WORK_LIMIT = 1e12  # multiply-adds of one k-means, which bounds the iterations for huge codebooks
+
+
+@dataclass(frozen=True)
+class CodebookStats:
+    """Use of one tier's centroids over its whole vocabulary.
+
+    Attributes:
+        tier: 0 is the most frequent.
+        num_ids: ids in the tier.
+        num_subspaces: D_g.
+        num_centroids: K_g, a subspace.
+        reachable: centroids that the tier could use at once, min(K_g, num_ids).
+        used: centroids that are chosen by at least one id, mean over subspaces.
+        perplexity: exp of the entropy of the codes, mean over subspaces; at most ``reachable``.
+    """
+
+    tier: int
+    num_ids: int
+    num_subspaces: int
+    num_centroids: int
+    reachable: int
+    used: float
+    perplexity: float
+
+    @property
+    def usage(self) -> float:
+        """used / reachable; 1.0 for an empty tier."""
+        return self.used / self.reachable if self.reachable else 1.0
+
+
+def code_histogram(codes: Tensor, num_centroids: int) -> Tensor:
+    """(n, D) codes -> (D, K) counts as float64."""
+    subspaces = codes.shape[1]
+    offsets = torch.arange(subspaces, device=codes.device) * num_centroids
+    flat = (codes.long() + offsets).reshape(-1)
+    return torch.bincount(flat, minlength=subspaces * num_centroids).view(subspaces, num_centroids).double()
+
+
+def tier_stats(tier: int, num_ids: int, histogram: Tensor) -> CodebookStats:
+    """Usage and perplexity from the (D, K) counts of a tier's codes."""
+    subspaces, centroids = histogram.shape
+    if num_ids == 0:
+        return CodebookStats(tier, 0, subspaces, centroids, 0, 0.0, 0.0)
+    shares = histogram / histogram.sum(1, keepdim=True)
+    entropy = -torch.special.xlogy(shares, shares).sum(1)
+    return CodebookStats(
+        tier=tier,
+        num_ids=num_ids,
+        num_subspaces=subspaces,
+        num_centroids=centroids,
+        reachable=min(centroids, num_ids),
+        used=float((histogram > 0).sum(1).double().mean()),
+        perplexity=float(entropy.exp().mean()),
+    )
+
+
+def start_codebooks(rows: Sequence[Tensor], capacity: Capacity, generator: torch.Generator) -> list[Tensor]:
+    """Nested k-means: centroids fitted on the rows of the tiers that can reach them.
+
+    In a shared codebook the first K_tail centroids are fitted on the tail's rows; then the others on the rows of
+    the tiers that reach further, with the first ones held. This beat one fit over all rows (docs/method.md).
+
+    Args:
+        rows: each tier's rows (n_g, d) float32, or a sample of them.
+        capacity: the tiers' subspaces and centroids.
+        generator: on the CPU; the result depends on nothing else.
+
+    Returns:
+        one (Dc, Kc, sc) tensor a codebook.
+    """
+    books = []
+    for number, shape in enumerate(capacity.codebook_shapes):
+        tiers = [g for g, book in enumerate(capacity.codebook_of) if book == number]
+        device = rows[tiers[0]].device
+        book = torch.empty(shape[0], 0, shape[2], device=device)
+        for reach in sorted({capacity.num_centroids[g] for g in tiers}):
+            parts = [(rows[g], capacity.num_subspaces[g]) for g in tiers if capacity.num_centroids[g] == reach]
+            book = kmeans(parts, book, reach, generator)
+        books.append(book.contiguous())
+    return books
+
+
+def sample_size(num_centroids: int) -> int:
+    """Rows of a tier that a k-means looks at."""
+    return max(MAX_SAMPLE_ROWS, ROWS_PER_CENTROID * num_centroids)
+
+
+def kmeans(
+    parts: Sequence[tuple[Tensor, int]], held: Tensor, num_centroids: int, generator: torch.Generator
+) -> Tensor:
+    """Lloyd's algorithm with the first centroids held, over groups of rows that may use unequal subspaces.
+
+    Args:
+        parts: (rows (n, d), num_subspaces) pairs that share the codebook.
+        held: (Dc, H, sc) centroids that take part but do not move.
+        num_centroids: K, of which K - H are fitted.
+
+    Returns:
+        (Dc, K, sc); centroids that no row chooses sit on random rows.
+    """
+    count, first, width = held.shape
+    sampled = [(draw_rows(rows, sample_size(num_centroids), generator), subspaces) for rows, subspaces in parts]
+    pieces = torch.cat([rows.reshape(len(rows), -1, width) for rows, _ in sampled])
+    new = num_centroids - first
+    book = torch.cat([held, draw_pieces(pieces, count, new, generator)], dim=1)
+    work = pieces.numel() * num_centroids
+    for _ in range(max(1, min(KMEANS_ITERATIONS, int(WORK_LIMIT / max(1, work))))):
+        sums = torch.zeros_like(book)
+        counts = torch.zeros(book.shape[:2], device=book.device)
+        for rows, subspaces in sampled:
+            codes = nearest_codes(rows, book, subspaces, num_centroids)
+            part_sums, part_counts = ops.scatter(rows, codes, None, *book.shape)
+            sums += part_sums
+            counts += part_counts
+        fitted = sums / counts.clamp(min=1).unsqueeze(-1)
+        spare = draw_pieces(pieces, count, num_centroids, generator)
+        fitted = torch.where((counts > 0).unsqueeze(-1), fitted, spare)
+        fitted[:, :first] = held
+        book = fitted
+    return book
+
+
+def draw_rows(rows: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+    """At most ``limit`` rows, without repetition."""
+    if len(rows) <= limit:
+        return rows
+    return rows[torch.randperm(len(rows), generator=generator)[:limit].to(rows.device)]
+
+
+def draw_pieces(pieces: Tensor, count: int, num: int, generator: torch.Generator) -> Tensor:
+    """Random starting centroids: (n, D, sc) pieces of rows -> (count, num, sc), count = D, or 1 for all subspaces.
+
+    Rows are drawn without repetition while there are enough. Where there are too few, the repeats get a little
+    noise, so that no two centroids are the same; with no rows at all, small noise.
+    """
+    if count == 1 and pieces.shape[1] != 1:
+        pieces = pieces.reshape(-1, 1, pieces.shape[-1])
+    rows, subspaces, width = pieces.shape
+    noise = torch.randn(subspaces, num, width, generator=generator).to(pieces.device)
+    if rows == 0:
+        return noise * 0.01
+    repeats = math.ceil(num / rows)
+    # Each subspace draws on its own: otherwise revived centroids of all subspaces come from one row.
+    picks = [
+        torch.cat([torch.randperm(rows, generator=generator)[:num] for _ in range(repeats)])[:num]
+        if rows <= 4 * num
+        else torch.randint(rows, (num,), generator=generator)
+        for _ in range(subspaces)
+    ]
+    index = torch.stack(picks).to(pieces.device)
+    drawn = pieces[index, torch.arange(subspaces, device=pieces.device).unsqueeze(1)]
+    if repeats > 1:
+        drawn = drawn + noise * (pieces.std() * 1e-3 if pieces.numel() > 1 else 1e-3)
+    return drawn
+
+
+def revive(book: Tensor, uses: Tensor, rows: Tensor, generator: torch.Generator) -> int:
+    """Put each centroid that was not chosen since the last check on a row's piece, in place.
+
+    Args:
+        book: (Dc, Kc, sc), changed in place.
+        uses: (Dc, Kc) how often each was chosen.
+        rows: (n, d) recent rows of tiers that reach the whole codebook.
+
+    Returns:
+        how many were moved.
+    """
+    dead = uses == 0
+    moved = int(dead.sum())
+    if moved == 0 or len(rows) == 0:
+        return 0
+    pieces = rows.reshape(len(rows), -1, book.shape[-1])
+    spare = draw_pieces(pieces, book.shape[0], book.shape[1], generator)
+    book.copy_(torch.where(dead.unsqueeze(-1), spare, book))
+    return moved
+
+
+__all__ = [
+    "CodebookStats",
+    "code_histogram",
+    "kmeans",
+    "revive",
+    "start_codebooks",
+    "tier_codebook",
+    "tier_stats",
+]

@@ -1,0 +1,42 @@
+"""Functions over a whole model: the loss to add, the end of the warm-up."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mgqe.embedding import QuantizedEmbedding
+
+
+def quantized_layers(model: nn.Module) -> list[QuantizedEmbedding]:
+    """The quantised embedding layers of a model, each once."""
+    return [module for module in model.modules() if isinstance(module, QuantizedEmbedding)]
+
+
+def quantization_loss(model: nn.Module) -> Tensor:
+    """The sum of the layers' auxiliary losses of the last forward pass: add it to the task's loss.
+
+    For VQ each layer's loss is mean ||c - sg(q)||^2 + beta * mean ||q - sg(c)||^2 (DPQ, arXiv 1908.09756). Zero in
+    the warm-up, for SX, and for models without such layers. A layer that was called several times counts every
+    call since the last reading.
+
+    Returns:
+        scalar tensor, float32, on the layers' device.
+    """
+    losses = [loss for layer in quantized_layers(model) if (loss := layer.auxiliary_loss()) is not None]
+    if losses:
+        return torch.stack([loss.float().to(losses[0].device) for loss in losses]).sum()
+    parameter = next(model.parameters(), None)
+    return torch.zeros((), device=None if parameter is None else parameter.device)
+
+
+def start_quantizing(model: nn.Module) -> int:
+    """End the warm-up of every layer now: codebooks start by k-means from the rows as they are.
+
+    Returns:
+        how many layers this started; those that had started before are left as they are.
+    """
+    waiting = [layer for layer in quantized_layers(model) if not layer.quantizing]
+    for layer in waiting:
+        layer.start_quantizing()
+    return len(waiting)
