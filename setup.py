@@ -4,7 +4,7 @@ The library is plain C ABI and links neither torch nor Python, so the wheel is t
 one wheel serves every Python and every torch. A missing or failing compiler never fails the installation:
 the package then runs on its pure-torch twins, and says so once when first used.
 
-Environment: ``CXX`` names the compiler, ``MGQE_CXXFLAGS`` adds flags (for instance ``-fsanitize=address``),
+Environment: ``CXX`` names the compiler, ``MGQE_CXXFLAGS`` adds flags (say ``-Wall -fsanitize=address``),
 ``MGQE_BUILD_NATIVE=0`` skips the build.
 """
 
@@ -27,9 +27,15 @@ from setuptools.errors import CompileError
 NATIVE = Path("src/mgqe/ops/native")
 SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
 # -ffp-contract=off: no fused multiply-add, so that every instruction set and the torch twin round alike.
-FLAGS = (
-    "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti -ffp-contract=off -Wall -Wextra".split()
-)
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-ffp-contract=off",
+]
 ISA_FLAGS = {
     "isa_avx2.cpp": ["-mavx2", "-mf16c"],
     "isa_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mf16c"],
@@ -55,7 +61,7 @@ def run(command: list[str]) -> None:
 
 
 def openmp_flags(compiler: list[str], scratch: Path) -> list[str]:
-    """``["-fopenmp"]`` if a program using it compiles and links, else nothing (the kernels then use one thread)."""
+    """``["-fopenmp"]`` if that compiles and links, else nothing: the kernels then use one thread."""
     probe = scratch / "openmp_probe.cpp"
     probe.write_text("#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n")
     try:
@@ -106,7 +112,7 @@ class BuildNative(build_ext):
         return os.path.join(*fullname.split(".")) + SUFFIX
 
     def run(self) -> None:
-        # Not super().run(): that asks for Python's own compiler configuration, which this build does not need.
+        # Not super().run(): that asks for Python's own compiler configuration, of no use here.
         for ext in self.extensions:
             root = Path("src") if self.inplace else Path(self.build_lib)
             target = root / self.get_ext_filename(ext.name)
@@ -117,7 +123,10 @@ class BuildNative(build_ext):
             except (CompileError, OSError) as error:
                 # A library left from an earlier build may not match these sources.
                 target.unlink(missing_ok=True)
-                print(f"WARNING: native kernels not built, mgqe will run on pure torch.\n{error}", file=sys.stderr)
+                print(
+                    f"WARNING: native kernels not built, mgqe will run on pure torch.\n{error}",
+                    file=sys.stderr,
+                )
 
     def get_outputs(self) -> list[str]:
         return [name for name in super().get_outputs() if os.path.exists(name)]

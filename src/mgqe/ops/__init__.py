@@ -1,7 +1,8 @@
 """The operations that training and look-up spend their time in.
 
-Each is a Python function here, a native kernel (CPU, float32), a pure-torch twin (:mod:`mgqe.ops.reference`) for every
-other case, and a ``torch.ops.mgqe`` operator with a fake kernel, so that ``torch.compile(fullgraph=True)`` works.
+Each is a Python function here, a native kernel (CPU, float32), a pure-torch twin for every other case
+(:mod:`mgqe.ops.reference`), and a ``torch.ops.mgqe`` operator with a fake kernel, so that
+``torch.compile(fullgraph=True)`` works.
 """
 
 from mgqe.ops._assign import assign

@@ -14,12 +14,12 @@ from mgqe.ops.native import check, library
 def assign(rows: Tensor, centroids: Tensor, bias: Tensor | None = None) -> Tensor:
     """Code of the nearest centroid in every subspace.
 
-    ``codes[i, j] = argmin_k bias[j, k] - <rows[i, j], centroids[j, k]>``. With the default bias, half the squared
-    norm of the centroid, that is the smallest Euclidean distance. The lowest k wins a tie, NaN scores lose
-    against all others, and a subspace of nothing but NaN gets code 0.
+    ``codes[i, j] = argmin_k bias[j, k] - <rows[i, j], centroids[j, k]>``. With the default bias, half the
+    squared norm of the centroid, that is the smallest Euclidean distance. The lowest k wins a tie, NaN scores
+    lose against all others, and a subspace of nothing but NaN gets code 0.
 
-    A row's codes depend on that row alone, never on the batch around it, and are the same bit for bit on every
-    instruction set and in the torch twin: each score is accumulated over s in order without fused rounding.
+    A row's codes depend on that row alone, never on the batch around it, and are the same on every
+    instruction set and in the torch twin: each score is accumulated over s in order, every product and sum rounded.
 
     Args:
         rows: ``(n, D * s)``, float32, float16 or bfloat16 (scored in float32).

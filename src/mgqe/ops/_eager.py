@@ -9,7 +9,8 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def runs_now(*tensors: Tensor | None) -> bool:
-    """False under torch.compile / torch.export and for fake or other subclassed tensors, which have no memory."""
+    """False under torch.compile and torch.export, and for fake or other subclassed tensors without memory."""
     if torch.compiler.is_compiling():
         return False
-    return all(t is None or type(t) in _PLAIN for t in tensors)
+    # What is no tensor at all runs too, into an error that says so.
+    return all(type(t) in _PLAIN or not isinstance(t, Tensor) for t in tensors)

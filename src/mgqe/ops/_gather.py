@@ -16,9 +16,9 @@ from mgqe.ops.native import check, library
 def gather(codes: Tensor, codebook: Tensor) -> Tensor:
     """Rows decoded from codes: ``e_ij = C[j, code_ij]`` (DPQ, arXiv 1908.09756, eq. 2).
 
-    The codebook may be finer than the codes: with ``Dc == D * r`` pieces of ``sc`` dimensions, code k of subspace j
-    selects the concatenation of ``codebook[j * r + i, k]`` for i < r, so that coarse and fine tiers share one
-    codebook. ``Dc == 1`` with ``D > 1`` is one codebook for all subspaces.
+    The codebook may be finer than the codes: with ``Dc == D * r`` pieces of ``sc`` dimensions, code k of
+    subspace j selects the concatenation of ``codebook[j * r + i, k]`` for i < r, so that coarse and fine
+    tiers share one codebook. ``Dc == 1`` with ``D > 1`` is one codebook for all subspaces.
 
     Differentiable in ``codebook``; its gradient is :func:`scatter`.
 
@@ -30,7 +30,8 @@ def gather(codes: Tensor, codebook: Tensor) -> Tensor:
         float32 ``(n, d)`` with ``d = Dc * sc``, or ``D * sc`` for a shared codebook.
 
     Raises:
-        IndexError: a code outside the codebook (nothing is read). TypeError, ValueError: dtypes, shapes, devices.
+        IndexError: a code outside the codebook (nothing is read).
+        TypeError, ValueError: dtypes, shapes or devices that do not fit.
     """
     if not runs_now(codes, codebook) or (codebook.requires_grad and torch.is_grad_enabled()):
         rows: Tensor = torch.ops.mgqe.gather(codes, codebook)
@@ -40,7 +41,9 @@ def gather(codes: Tensor, codebook: Tensor) -> Tensor:
 
 def _row_width(codes: Tensor, codebook: Tensor) -> int:
     if codebook.dim() != 3 or 0 in codebook.shape:
-        raise ValueError(f"codebook must have shape (pieces, num_centroids, width), got {tuple(codebook.shape)}")
+        raise ValueError(
+            f"codebook must have shape (pieces, num_centroids, width), got {tuple(codebook.shape)}"
+        )
     repeat = codebook_layout(codes.shape[1], codebook.shape[0])
     return codes.shape[1] * repeat * codebook.shape[2]
 
@@ -110,14 +113,17 @@ def scatter(
         pieces, num_centroids, width: the codebook's shape ``(Dc, Kc, sc)``, as in :func:`gather`.
 
     Returns:
-        float32 ``sums (Dc, Kc, sc)``, of weights[i] * grad[i]'s pieces, and ``counts (Dc, Kc)``, of weights[i].
+        float32 ``sums (Dc, Kc, sc)`` of weights[i] * grad[i]'s pieces, and ``counts (Dc, Kc)`` of weights[i].
         On the CPU additions run in the order of rows whatever the number of threads.
 
     Raises:
-        IndexError: a code out of range (nothing is added). TypeError, ValueError: dtypes, shapes, devices.
+        IndexError: a code out of range (nothing is added).
+        TypeError, ValueError: dtypes, shapes or devices that do not fit.
     """
     if not runs_now(grad, codes, weights):
-        traced: tuple[Tensor, Tensor] = torch.ops.mgqe.scatter(grad, codes, weights, pieces, num_centroids, width)
+        traced: tuple[Tensor, Tensor] = torch.ops.mgqe.scatter(
+            grad, codes, weights, pieces, num_centroids, width
+        )
         return traced
     return _scatter(grad, codes, weights, pieces, num_centroids, width)
 
@@ -132,7 +138,9 @@ def _check_scatter_shapes(
     n, num_subspaces = codes.shape
     dim = num_subspaces * codebook_layout(num_subspaces, pieces) * width
     if tuple(grad.shape) != (n, dim):
-        raise ValueError(f"grad must have shape {(n, dim)} for these codes and codebook, got {tuple(grad.shape)}")
+        raise ValueError(
+            f"grad must have shape {(n, dim)} for these codes and codebook, got {tuple(grad.shape)}"
+        )
     if weights is not None and tuple(weights.shape) != (n,):
         raise ValueError(f"weights must have shape {(n,)}, got {tuple(weights.shape)}")
 

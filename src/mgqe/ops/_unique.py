@@ -14,8 +14,8 @@ from mgqe.ops.native import check, library
 def unique(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor]:
     """Distinct ids in order of first appearance.
 
-    Under torch.compile the shape cannot depend on the values: there ``uniq`` and ``counts`` have n entries, those
-    beyond the distinct ids repeating the first id with a count of 0, which no entry of ``inverse`` points at.
+    Under torch.compile the shape cannot depend on the values: there ``uniq`` and ``counts`` have n entries,
+    those beyond the distinct ids repeat the first id with a count of 0; ``inverse`` points at none of them.
 
     Args:
         ids: integers ``(n,)``.
@@ -37,7 +37,9 @@ def unique(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor]:
 def _checked_ids(ids: Tensor) -> Tensor:
     ids = id_tensor(ids)
     if ids.dim() != 1:
-        raise ValueError(f"ids must have one axis, got shape {tuple(ids.shape)}: flatten them with .reshape(-1)")
+        raise ValueError(
+            f"ids must have one axis, got shape {tuple(ids.shape)}: flatten them with .reshape(-1)"
+        )
     return ids
 
 

@@ -88,7 +88,9 @@ def _set_isa(lib: ctypes.CDLL, name: str) -> None:
     if name not in (*ISA_NAMES, "auto"):
         raise ValueError(f"instruction set must be one of {', '.join(ISA_NAMES)} or auto, got {name!r}")
     if lib.mgqe_set_isa(-1 if name == "auto" else ISA_NAMES.index(name)) != 0:
-        raise ValueError(f"instruction set {name!r} is not available on this processor: use 'auto' or 'scalar'")
+        raise ValueError(
+            f"instruction set {name!r} is not available on this processor: use 'auto' or 'scalar'"
+        )
 
 
 def native_available() -> bool:
@@ -97,7 +99,7 @@ def native_available() -> bool:
 
 
 def native_isa() -> str:
-    """The instruction set in use: ``"avx512"``, ``"avx2"``, ``"neon"`` or ``"scalar"``; ``"none"`` without the library."""
+    """The instruction set in use: "avx512", "avx2", "neon" or "scalar"; "none" in pure torch."""
     lib = library()
     return "none" if lib is None else ISA_NAMES[lib.mgqe_get_isa()]
 
@@ -122,7 +124,7 @@ def native_openmp() -> bool:
 
 
 def check(status: int, out_of_range: Callable[[], Exception] | None = None) -> None:
-    """Raises the Python error for a kernel's return code; ``out_of_range`` builds the one that names the value."""
+    """Raises the Python error for a return code; ``out_of_range`` builds the one that names the value."""
     if status == 0:
         return
     if status == OUT_OF_RANGE and out_of_range is not None:

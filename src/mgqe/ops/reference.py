@@ -1,7 +1,7 @@
-"""Pure-torch twins of the native kernels: the oracle in tests, and the path for CUDA and for builds without a compiler.
+"""Pure-torch twins of the native kernels: the oracle in tests, the path for CUDA and without a compiler.
 
-Inputs are already checked by the callers in this package. :func:`assign` and :func:`lookup` agree with the native kernels bit for
-bit, :func:`scatter` up to the order of additions. They are complete, not fast.
+Inputs are already checked by the callers in this package. :func:`assign`, :func:`gather` and :func:`lookup`
+agree with the native kernels bit for bit, :func:`scatter` up to rounding. They are complete, not fast.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def assign(rows: Tensor, centroids: Tensor, bias: Tensor | None) -> Tensor:
 def _argmin_ignoring_nan(scores: Tensor) -> Tensor:
     """Lowest index of the least score on the last axis; NaN loses even against +inf, all NaN gives 0."""
     number = ~scores.isnan()
-    best, index = torch.where(number, scores, torch.inf).min(dim=-1)
-    lowest = torch.where(number, scores, torch.inf).eq(best.unsqueeze(-1)).logical_and_(number)
+    usable = torch.where(number, scores, torch.inf)
+    lowest = usable.eq(usable.amin(dim=-1, keepdim=True)).logical_and_(number)
     # argmax of 0/1 picks the first 1, and 0 where there is none.
     return lowest.to(torch.uint8).argmax(dim=-1)
 
@@ -64,7 +64,7 @@ def gather(codes: Tensor, codebook: Tensor) -> Tensor:
 def scatter(
     grad: Tensor, codes: Tensor, weights: Tensor | None, pieces: int, num_centroids: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """Transpose of :func:`gather`: sums ``(Dc, Kc, sc)`` and counts ``(Dc, Kc)`` of what each entry was chosen for."""
+    """Transpose of :func:`gather`: sums ``(Dc, Kc, sc)`` and counts ``(Dc, Kc)`` an entry was chosen for."""
     n, num_subspaces = codes.shape
     entry = codes.long()
     if pieces > 1:

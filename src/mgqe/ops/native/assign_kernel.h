@@ -1,7 +1,9 @@
 // Nearest centroid with the running minimum in registers; included by each isa_*.cpp after its vector type.
 //
-// Lanes run over k. A vector `V` offers: kLanes, F (floats), I (int32), load, broadcast, iota, mul, sub, add_i,
-// keep_less(best, index, score, k) which replaces lanes where score < best, store, store_i.
+// Lanes run over k. A vector `V` offers: kLanes, F (floats), I (int32), load, store, broadcast, mul, sub,
+// iota(first) = first, first + 1, ...; next(k) = k + kLanes; keep_less(best, index, score, k), which replaces the
+// lanes where score < best; least(v), the smallest lane; least_index(best, least, index), the smallest index among
+// the lanes of best that equal least.
 // Every score is bias - x_0 * c_0 - x_1 * c_1 - ..., each product and difference rounded, in this order, whatever
 // the blocking: a row's code depends on nothing but the row, and every instruction set agrees.
 #ifndef MGQE_ASSIGN_KERNEL_H
@@ -29,6 +31,7 @@ template <typename V, int R, int kWidth>
 inline void sweep(const mgqe_lanes& lanes, const float* const* x, int64_t first, int64_t last, RunningMin& state,
                   int64_t row) {
     const int64_t width = kWidth ? kWidth : lanes.width;
+    const int64_t stride = lanes.stride;
     typename V::F best[R];
     typename V::I index[R];
     for (int r = 0; r < R; ++r) {
@@ -37,11 +40,15 @@ inline void sweep(const mgqe_lanes& lanes, const float* const* x, int64_t first,
     }
     typename V::I k = V::iota(static_cast<int32_t>(first));
     for (int64_t at = first; at < last; at += V::kLanes) {
+        // Without this the compiler hoists the broadcasts of x out of the loop, runs out of registers and spills
+        // them as whole vectors; reading x again costs nothing.
+        __asm__ volatile("" ::: "memory");
         typename V::F score[R];
         const typename V::F bias = V::load(lanes.bias + at);
         for (int r = 0; r < R; ++r) score[r] = bias;
         const float* c = lanes.values + at;
-        for (int64_t t = 0; t < width; ++t, c += lanes.stride) {
+#pragma GCC unroll 8
+        for (int64_t t = 0; t < width; ++t, c += stride) {
             const typename V::F centroid = V::load(c);
             for (int r = 0; r < R; ++r) score[r] = V::sub(score[r], V::mul(V::broadcast(x[r][t]), centroid));
         }
@@ -66,17 +73,10 @@ inline int32_t first_number(const mgqe_lanes& lanes, const float* x) {
 
 template <typename V>
 inline int32_t winner(const mgqe_lanes& lanes, const float* x, const RunningMin& state, int64_t row) {
-    float best = state.best[row][0];
-    int32_t index = state.index[row][0];
-    for (int lane = 1; lane < V::kLanes; ++lane) {
-        const float score = state.best[row][lane];
-        const int32_t k = state.index[row][lane];
-        if (score < best || (score == best && k < index)) {
-            best = score;
-            index = k;
-        }
-    }
-    return best < INFINITY ? index : first_number(lanes, x);
+    const typename V::F best = V::load(state.best[row]);
+    const float least = V::least(best);
+    if (!(least < INFINITY)) return first_number(lanes, x);
+    return V::least_index(best, least, V::load_i(state.index[row]));
 }
 
 template <typename V, int R, int kWidth>

@@ -26,6 +26,10 @@ struct Vec {
         best = _mm512_mask_mov_ps(best, less, score);
         index = _mm512_mask_mov_epi32(index, less, k);
     }
+    static float least(F v) { return _mm512_reduce_min_ps(v); }
+    static int32_t least_index(F best, float least, I index) {
+        return _mm512_mask_reduce_min_epi32(_mm512_cmp_ps_mask(best, _mm512_set1_ps(least), _CMP_EQ_OQ), index);
+    }
 };
 
 }  // namespace

@@ -32,6 +32,19 @@ struct Vec {
         best = reinterpret_cast<F>((reinterpret_cast<I>(score) & less) | (reinterpret_cast<I>(best) & ~less));
         index = (k & less) | (index & ~less);
     }
+    static float least(F v) {
+        const float low = v[0] < v[1] ? v[0] : v[1];
+        const float high = v[2] < v[3] ? v[2] : v[3];
+        return low < high ? low : high;
+    }
+    static int32_t least_index(F best, float least, I index) {
+        int32_t found = INT32_MAX;
+        for (int lane = 0; lane < kLanes; ++lane) {
+            const int32_t k = best[lane] == least ? index[lane] : INT32_MAX;
+            found = k < found ? k : found;
+        }
+        return found;
+    }
 };
 
 }  // namespace
