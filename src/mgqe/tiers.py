@@ -77,7 +77,7 @@ class Tiers:
 
     @property
     def starts(self) -> tuple[int, ...]:
-        """Cumulative sizes, m + 1 of them: in frequency order tier g is ids starts[g] .. starts[g + 1] - 1."""
+        """Cumulative sizes (m + 1): in frequency order tier g holds ids starts[g] to starts[g + 1] - 1."""
         return (0, *accumulate(self.sizes))
 
     @classmethod
