@@ -248,7 +248,8 @@ def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch) -> d
     return metrics
 
 
-def _build(config: TrainConfig, data: RunData) -> GMF:
+def build_tables(config: TrainConfig, data: RunData) -> GMF:
+    """The model with the embeddings that `config` describes, started by its seed."""
     split, dim, spec = data.task.split, config.embedding_dim, config.spec
     tables = {}
     for table, size, counts in (
@@ -263,7 +264,7 @@ def _build(config: TrainConfig, data: RunData) -> GMF:
 def _warm_up(
     config: TrainConfig, data: RunData, warm_ups: Path, on_epoch: OnEpoch
 ) -> tuple[GMF, PhaseResult]:
-    model = _build(config.warm_up(), data)
+    model = build_tables(config.warm_up(), data)
     directory = warm_ups / f"phase-full-{warm_up_key(config, data.fingerprint)}"
     with locked(directory):
         return model, run_phase(model, data.task, config.warm_up().phase("full"), directory, on_epoch)
@@ -275,7 +276,7 @@ def _compress(
     """The warm-up's model -> the same with compressing tables on the same rows, trained on if they can be."""
     from mgqe import quantization_loss, start_quantizing
 
-    model = _build(config, data)
+    model = build_tables(config, data)
     missing = model.load_state_dict(full.state_dict(), strict=False)
     if missing.unexpected_keys:
         raise RuntimeError(f"{config.embedding} does not keep full rows: {missing.unexpected_keys} have no place")

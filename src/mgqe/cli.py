@@ -1,0 +1,22 @@
+"""The command `mgqe`. Nothing but the core is needed to import this; the rest is checked first."""
+
+from __future__ import annotations
+
+import sys
+
+from mgqe.recsys import missing_extra
+
+
+def main() -> None:
+    """Entry point: run the command line, or say in one line what has to be installed for it."""
+    missing = missing_extra()
+    if missing is not None:
+        print(missing, file=sys.stderr)
+        raise SystemExit(1)
+    from mgqe.commands import app
+
+    app()
+
+
+if __name__ == "__main__":
+    main()

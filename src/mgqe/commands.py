@@ -1,0 +1,349 @@
+"""The commands: train, compare, inspect."""
+
+from __future__ import annotations
+
+import functools
+import os
+import typing
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from mgqe.recsys.embeddings import METHODS
+from mgqe.recsys.interactions import FORMATS
+from mgqe.recsys.loop import EpochReport
+from mgqe.recsys.train import METRICS, TrainConfig
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_EMBEDDINGS = "\n\n".join(f"  [bold]{name}[/bold]: {method.summary}" for name, method in METHODS.items())
+
+app = typer.Typer(
+    name="mgqe",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Compact embeddings for recommenders: train, compare and look into small tables.\n\n"
+    "Start with [bold]mgqe train --out run[/bold], which needs no data of yours.",
+)
+output = Console()
+errors = Console(stderr=True)
+
+
+def _clean_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """A user's mistake is one line and exit code 2; an interruption says how to go on."""
+
+    @functools.wraps(command)
+    def wrapped(*arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return command(*arguments, **options)
+        except (ValueError, OSError) as error:
+            if os.environ.get("MGQE_TRACEBACK"):
+                raise
+            errors.print(f"mgqe: {' '.join(str(error).split())}", style="red", markup=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            errors.print("mgqe: interrupted; the same command goes on from the last epoch", style="yellow")
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+Data = Annotated[
+    str,
+    typer.Option(
+        help="[bold]planted[/bold] (made on the spot), ml-1m, ml-100k, amazon-apps, amazon-games (files in "
+        "--data-dir), or the path of your own file.",
+        rich_help_panel="Data",
+    ),
+]
+DataDir = Annotated[
+    str | None,
+    typer.Option(
+        "--data-dir",
+        envvar="MGQE_DATA_DIR",
+        help="Folder that holds a folder for each known data set, such as DIR/ml-1m.",
+        rich_help_panel="Data",
+    ),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Layout of your file: {', '.join(FORMATS)}. By default it is recognised. pairs: `user item` rows in "
+        "time order; lines: `user item item ...`.",
+        rich_help_panel="Data",
+    ),
+]
+UserColumn = Annotated[
+    str | None, typer.Option(help="Column with the user, if it has no usual name.", rich_help_panel="Data")
+]
+ItemColumn = Annotated[
+    str | None, typer.Option(help="Column with the item, if it has no usual name.", rich_help_panel="Data")
+]
+TimeColumn = Annotated[
+    str | None, typer.Option(help="Column with the time, if it has no usual name.", rich_help_panel="Data")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Any other setting, repeatable: "
+        + ", ".join(
+            f"{field.name}={field.default}"
+            for field in fields(TrainConfig)
+            if field.name
+            in (
+                "dim", "batch_size", "learning_rate", "weight_decay", "dropout", "init_std", "negatives", "max_epochs",
+                "patience", "warm_up_epochs", "quantised_learning_rate", "quantised_patience",
+                "centroid_learning_rate", "eval_negatives", "eval_users",
+            )
+        )
+        + ".",
+        rich_help_panel="Training",
+    ),
+]  # fmt: skip
+Threads = Annotated[int, typer.Option(help="Threads for torch, a run.", rich_help_panel="Training")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start afresh where --out holds a run already.")]
+TaskName = Annotated[str, typer.Option("--task", help="What to learn: ranking.", rich_help_panel="Training")]
+ModelName = Annotated[str, typer.Option("--model", help="The model: gmf.", rich_help_panel="Training")]
+
+
+@app.command(
+    help="Train a recommender on compact embeddings and write small files that serve.\n\n"
+    "Writes OUT/user.mgqe.safetensors and OUT/item.mgqe.safetensors (the tables), OUT/user_ids.parquet and "
+    "OUT/item_ids.parquet (your ids, row by row), OUT/model.safetensors and OUT/metrics.json. The figures are of "
+    "the files, loaded again. Interrupted, the same command goes on where it stopped.\n\n"
+    f"[bold]Embeddings[/bold] (--embedding NAME or NAME:key=value,key=value)\n\n{_EMBEDDINGS}",
+    epilog="Examples:\n\n"
+    "  mgqe train --out run\n\n"
+    "  mgqe train --data ml-1m --data-dir DATA --embedding mgqe:D=32,K=64/16 --seed 7 --out run\n\n"
+    "  mgqe train --data clicks.csv --user-column visitor --item-column page --out run\n\n"
+    "  mgqe train --data ratings.txt --format pairs --embedding full:d=16 --out small",
+)
+@_clean_errors
+def train(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    data: Data = "planted",
+    data_dir: DataDir = None,
+    format: Format = None,
+    user_column: UserColumn = None,
+    item_column: ItemColumn = None,
+    time_column: TimeColumn = None,
+    embedding: Annotated[str, typer.Option(help="What the tables are, see above.")] = "mgqe",
+    seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 7,
+    task: TaskName = "ranking",
+    model: ModelName = "gmf",
+    threads: Threads = 1,
+    setting: Set = None,
+    overwrite: Overwrite = False,
+) -> None:
+    from mgqe.recsys.train import train_run
+
+    config = TrainConfig(
+        data, data_dir, format, user_column, item_column, time_column, task, model, embedding, seed, threads=threads
+    )
+    config = _with_settings(config, setting)
+    done_before = (out / METRICS).is_file() and not overwrite
+    with _progress() as progress:
+        bar = _RunBar(progress, str(config.spec))
+        metrics = train_run(config, out, overwrite, on_epoch=bar.show)
+    if done_before:
+        output.print(f"{out} holds this run already; --overwrite trains it again")
+    output.print(_figures(metrics, out))
+
+
+@app.command(
+    help="Train several embeddings with several seeds; show quality against counted bytes.\n\n"
+    "Writes OUT/results.json and OUT/size_quality.png besides a folder a run (OUT/runs). Embeddings that compress "
+    "a full table share one training of it a seed. Finished runs are kept: add an embedding or a seed and only "
+    "that is trained.\n\n"
+    f"[bold]Embeddings[/bold] (--embedding NAME or NAME:key=value,key=value, repeatable)\n\n{_EMBEDDINGS}",
+    epilog="Examples:\n\n"
+    "  mgqe compare --embedding full --embedding full:d=16 --embedding mgqe --out study\n\n"
+    "  mgqe compare --data ml-1m --data-dir DATA --embedding full --embedding mgqe:D=32,K=64/16 "
+    "--embedding dpq:D=32,K=64 --seeds 1,2,3 --jobs 2 --out study",
+)
+@_clean_errors
+def compare(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    embedding: Annotated[
+        list[str] | None, typer.Option(help="An embedding, see above. Default: full, full:d=16, mgqe.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, joined by commas.")] = "1,2,3",
+    data: Data = "planted",
+    data_dir: DataDir = None,
+    format: Format = None,
+    user_column: UserColumn = None,
+    item_column: ItemColumn = None,
+    time_column: TimeColumn = None,
+    task: TaskName = "ranking",
+    model: ModelName = "gmf",
+    jobs: Annotated[int, typer.Option(help="Runs at the same time, each in its own process.")] = 1,
+    threads: Threads = 1,
+    setting: Set = None,
+    overwrite: Overwrite = False,
+) -> None:
+    from mgqe.report import picture, summarise, terminal_table
+    from mgqe.study import RESULTS, Event, Run, Study, check_study, is_finished, run_study
+
+    base = TrainConfig(
+        data, data_dir, format, user_column, item_column, time_column, task, model, threads=threads
+    )
+    study = Study(
+        _with_settings(base, setting), tuple(embedding or ("full", "full:d=16", "mgqe")), _seeds(seeds), out
+    )
+    check_study(study)
+    failures: list[Event] = []
+    bars: dict[Run, _RunBar] = {}
+    kept = [] if overwrite else [run for run in study.runs() if is_finished(study, run)]
+    with _progress() as progress:
+        total = progress.add_task("all runs", total=len(study.runs()), detail="")
+
+        def show(event: Event) -> None:
+            if event.report is not None:
+                bars.setdefault(event.run, _RunBar(progress, event.run.name)).show(event.report)
+                return
+            if event.error is not None:
+                failures.append(event)
+            if event.run in bars:
+                bars[event.run].remove()
+            progress.advance(total)
+
+        metrics = run_study(study, jobs, overwrite, show)
+    if metrics:
+        rows = summarise(metrics)
+        output.print(terminal_table(rows, f"{data}: {model} with {len(study.seeds)} seeds, mean and 95% interval"))
+        image = picture(rows, out / "size_quality.png", f"{data}, {model}: size against quality")
+        output.print(f"results {out / RESULTS}\npicture {image}", soft_wrap=True, highlight=False)
+    if kept:
+        output.print(f"{len(kept)} of {len(study.runs())} runs were finished before; --overwrite trains them again")
+    if failures:
+        listed = "; ".join(f"{event.run.name}: {event.error}" for event in failures)
+        raise ValueError(f"{len(failures)} of {len(study.runs())} runs failed: {listed}")
+
+
+@app.command(
+    help="Look into a table's file: bytes by part, tiers, bits a code, how much of the codebook is in use.",
+    epilog="Example:\n\n  mgqe inspect run/item.mgqe.safetensors",
+)
+@_clean_errors
+def inspect(file: Annotated[Path, typer.Argument(help="A file that mgqe.save wrote.")]) -> None:
+    import mgqe
+
+    table = mgqe.load(file)
+    on_disk, full = file.stat().st_size, 4 * table.num_embeddings * table.embedding_dim
+    output.print(
+        f"{file}: {type(table).__name__}, {table.num_embeddings:,} ids x {table.embedding_dim} dimensions",
+        highlight=False,
+        soft_wrap=True,
+    )
+    parts = Table("part", title="Bytes", title_justify="left")
+    parts.add_column("bytes", justify="right")
+    parts.add_column("of float32", justify="right")
+    held = table.nbytes_by_part()
+    for name, size in {**held, "header": on_disk - sum(held.values()), "file": on_disk}.items():
+        parts.add_row(name, f"{size:,}", f"{100 * size / full:.2f}%" if full else "")
+    output.print(parts)
+    if hasattr(table, "codebook_stats"):
+        tiers = Table("tier", title="Tiers, most frequent first", title_justify="left")
+        for name in ("ids", "subspaces", "centroids", "bits a code", "bytes an id", "in use", "perplexity"):
+            tiers.add_column(name, justify="right")
+        for stats in table.codebook_stats():
+            bits = table.config.bits[stats.tier]
+            tiers.add_row(
+                str(stats.tier),
+                f"{stats.num_ids:,}",
+                str(stats.num_subspaces),
+                str(stats.num_centroids),
+                str(bits),
+                str(-(-stats.num_subspaces * bits // 8)),
+                f"{stats.used:.1f} = {100 * stats.usage:.0f}%",
+                f"{stats.perplexity:.1f}",
+            )
+        output.print(tiers)
+
+
+class _RunBar:
+    """A run's progress bar: the epoch's batches, the best validation figure so far."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self.progress, self.name = progress, name
+        self.task: TaskID | None = None
+
+    def show(self, report: EpochReport) -> None:
+        best = "" if report.best is None else f"best HR@10 {report.best:.4f} (validation)"
+        stage = {"full": "warm-up or full rows", "quantised": "through the codes"}.get(report.phase, report.phase)
+        detail = f"{stage}, epoch {report.epoch}  {best}"
+        if self.task is None:
+            self.task = self.progress.add_task(self.name, total=report.batches, detail=detail)
+        self.progress.update(self.task, completed=report.batch, total=report.batches, detail=detail)
+
+    def remove(self) -> None:
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+
+
+def _progress() -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TextColumn("{task.fields[detail]}"),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=errors, transient=True)
+
+
+def _figures(metrics: dict[str, Any], out: Path) -> Table:
+    quality, size, full = metrics["quality"], metrics["embedding_bytes"], metrics["full_embedding_bytes"]
+    table = Table(title=f"{metrics['data']}: {metrics['embedding']}", title_justify="left", show_header=False)
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_row("HR@10, NDCG@10 (99 sampled negatives)", f"{quality['hr@10']:.4f}  {quality['ndcg@10']:.4f}")
+    table.add_row("HR@10, NDCG@10 (full catalogue)", f"{quality['full_hr@10']:.4f}  {quality['full_ndcg@10']:.4f}")
+    table.add_row("bytes of the tables' files", f"{size:,} = {100 * size / full:.1f}% of {full:,}")
+    for phase, seconds in metrics["seconds_per_epoch"].items():
+        if seconds is not None:
+            table.add_row(f"seconds an epoch ({phase})", f"{seconds:.2f}, {metrics['epochs'][phase]} epochs")
+    table.add_row("written to", str(out))
+    return table
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--seeds: expected whole numbers joined by commas such as 1,2,3, got {text!r}") from None
+
+
+def _with_settings(config: TrainConfig, settings: list[str] | None) -> TrainConfig:
+    """`config` with each NAME=VALUE of `settings` set, read as the field's type."""
+    kinds = typing.get_type_hints(TrainConfig)
+    changes: dict[str, Any] = {}
+    for setting in settings or []:
+        name, equals, text = setting.partition("=")
+        if not equals or name not in kinds:
+            known = ", ".join(field.name for field in fields(TrainConfig))
+            raise ValueError(f"--set: expected NAME=VALUE with NAME one of {known}, got {setting!r}")
+        changes[name] = _read(name, text, kinds[name])
+    return replace(config, **changes)
+
+
+def _read(name: str, text: str, kind: Any) -> Any:
+    options = typing.get_args(kind) or (kind,)
+    if text.lower() == "none" and type(None) in options:
+        return None
+    wanted = next(option for option in options if option is not type(None))
+    try:
+        return wanted(text)
+    except ValueError:
+        raise ValueError(f"--set {name}: expected {wanted.__name__}, got {text!r}") from None

@@ -1,0 +1,185 @@
+"""Results -> a table in the terminal, a picture of size against quality."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+# Student's t, two-sided 95%, by degrees of freedom; beyond 30 the normal distribution's 1.96 is near enough.
+_T95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+# Okabe and Ito's palette, told apart by the colour-blind; the shape says the same once more.
+_LOOKS = {
+    "full": ("#000000", "s"),
+    "mgqe": ("#D55E00", "o"),
+    "dpq": ("#0072B2", "^"),
+    "lowrank": ("#009E73", "D"),
+    "scalar": ("#CC79A7", "v"),
+    "pq": ("#E69F00", "P"),
+    "hash": ("#56B4E9", "X"),
+    "qr": ("#7F7F7F", "*"),
+}
+_OTHER_LOOK = ("#7F7F7F", "h")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds and the half width of its 95% interval (Student's t), NaN for a single seed."""
+
+    mean: float
+    half_width: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Interval:
+        mean = statistics.fmean(values)
+        if len(values) < 2:
+            return cls(mean, math.nan)
+        t = _T95[len(values) - 2] if len(values) - 2 < len(_T95) else 1.96
+        return cls(mean, t * statistics.stdev(values) / math.sqrt(len(values)))
+
+    def text(self, digits: int = 4, signed: bool = False) -> str:
+        """Such as `.6712 ± .0021`."""
+        mean = f"{self.mean:+.{digits}f}" if signed else f"{self.mean:.{digits}f}"
+        return mean if math.isnan(self.half_width) else f"{mean} ± {self.half_width:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One embedding over its seeds.
+
+    embedding_bytes: mean over seeds, counted from the files; share: of the full tables' bytes.
+    difference: hr@10 less that of `full` with the same seeds, pair by pair; None without it.
+    """
+
+    embedding: str
+    seeds: tuple[int, ...]
+    embedding_bytes: float
+    share: float
+    hit_rate: Interval
+    ndcg: Interval
+    full_hit_rate: Interval
+    difference: Interval | None
+
+    @property
+    def family(self) -> str:
+        return self.embedding.partition(":")[0]
+
+
+def summarise(runs: Iterable[dict[str, Any]], baseline: str = "full") -> list[Row]:
+    """Metrics of runs -> a row an embedding, largest first."""
+    groups: dict[str, dict[int, dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(run["embedding"], {})[run["seed"]] = run
+    reference = {seed: run["quality"]["hr@10"] for seed, run in groups.get(baseline, {}).items()}
+    rows = []
+    for embedding, by_seed in groups.items():
+        seeds = tuple(sorted(by_seed))
+        members = [by_seed[seed] for seed in seeds]
+
+        def over(key: str, members: list[dict[str, Any]] = members) -> Interval:
+            return Interval.of([run["quality"][key] for run in members])
+
+        paired = [by_seed[seed]["quality"]["hr@10"] - reference[seed] for seed in seeds if seed in reference]
+        rows.append(
+            Row(
+                embedding=embedding,
+                seeds=seeds,
+                embedding_bytes=statistics.fmean(run["embedding_bytes"] for run in members),
+                share=statistics.fmean(run["embedding_bytes"] / run["full_embedding_bytes"] for run in members),
+                hit_rate=over("hr@10"),
+                ndcg=over("ndcg@10"),
+                full_hit_rate=over("full_hr@10"),
+                difference=Interval.of(paired) if paired and embedding != baseline else None,
+            )
+        )
+    return sorted(rows, key=lambda row: (-row.embedding_bytes, row.embedding))
+
+
+def terminal_table(rows: Sequence[Row], title: str) -> Table:
+    """A rich table of the rows."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("embedding", no_wrap=True)
+    for name in ("bytes", "of full", "HR@10", "NDCG@10", "HR@10 - full"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row.embedding,
+            f"{row.embedding_bytes:,.0f}",
+            f"{100 * row.share:.1f}%",
+            row.hit_rate.text(),
+            row.ndcg.text(),
+            row.difference.text(signed=True) if row.difference else "",
+        )
+    return table
+
+
+def picture(rows: Sequence[Row], path: Path, title: str) -> Path:
+    """Size against quality, as a PNG: bytes in percent of the full tables on a log axis, HR@10 with intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import FuncFormatter
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), dpi=150)
+    families = sorted({row.family for row in rows}, key=lambda name: (name != "mgqe", name != "full", name))
+    for family in families:
+        colour, marker = _LOOKS.get(family, _OTHER_LOOK)
+        members = sorted((row for row in rows if row.family == family), key=lambda row: row.share)
+        axes.errorbar(
+            [100 * row.share for row in members],
+            [row.hit_rate.mean for row in members],
+            yerr=[0.0 if math.isnan(row.hit_rate.half_width) else row.hit_rate.half_width for row in members],
+            color=colour,
+            marker=marker,
+            markersize=8,
+            linewidth=1.8,
+            capsize=3,
+            label=family,
+            zorder=3 if family == "mgqe" else 2,
+        )
+    for row, offset in zip(rows, _label_offsets(rows), strict=True):
+        axes.annotate(
+            row.embedding.partition(":")[2] or row.embedding,
+            (100 * row.share, row.hit_rate.mean),
+            textcoords="offset points",
+            xytext=(0, offset),
+            ha="center",
+            va="center",
+            fontsize=7.5,
+            color=_LOOKS.get(row.family, _OTHER_LOOK)[0],
+            zorder=4,
+        )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}%" if f"{value:g}"[0] in "25" else ""))
+    axes.margins(x=0.12, y=0.12)
+    axes.set_xlabel("bytes of the embedding tables' files, of the full tables (log scale)")
+    axes.set_ylabel("HR@10 on test, 99 sampled negatives")
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.grid(True, which="both", color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.legend(loc="lower right", framealpha=0.95)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    pyplot.close(figure)
+    return path
+
+
+def _label_offsets(rows: Sequence[Row]) -> list[int]:
+    """Points above (+) or below (-) at which each label stands; neighbours alternate."""
+    order = sorted(range(len(rows)), key=lambda at: rows[at].share)
+    offsets = [0] * len(rows)
+    for place, at in enumerate(order):
+        offsets[at] = 14 if place % 2 == 0 else -14
+    return offsets

@@ -1,0 +1,164 @@
+"""Many runs -> results: every embedding with every seed, in parallel, picked up where it stopped."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mgqe.recsys.checkpoint import write_json
+from mgqe.recsys.embeddings import Spec
+from mgqe.recsys.loop import EpochReport
+from mgqe.recsys.train import METRICS, RunData, TrainConfig, build_tables, train_run
+
+RESULTS = "results.json"
+WARM_UPS = "warm-ups"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One configuration and the folder, below the study's, that it runs in."""
+
+    config: TrainConfig
+    folder: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.config.spec}, seed {self.config.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Every one of `embeddings` with every one of `seeds`, all else as in `base`."""
+
+    base: TrainConfig
+    embeddings: tuple[str, ...]
+    seeds: tuple[int, ...]
+    out: Path
+
+    def __post_init__(self) -> None:
+        for name, values in (("embedding", self.embeddings), ("seed", self.seeds)):
+            if not values:
+                raise ValueError(f"a comparison needs at least one {name}")
+            if len(set(values)) < len(values):
+                raise ValueError(f"expected each {name} once, got {', '.join(map(str, values))}")
+
+    def runs(self) -> list[Run]:
+        """All runs; of those that share a warm-up one comes early, so that the others find it done."""
+        firsts: list[Run] = []
+        others: list[Run] = []
+        seen: set[TrainConfig] = set()
+        for seed in self.seeds:
+            for embedding in self.embeddings:
+                spec = Spec.parse(embedding)
+                config = replace(self.base, embedding=str(spec), seed=seed)
+                folder = f"runs/{re.sub(r'[^A-Za-z0-9.=-]+', '_', str(spec))}-seed{seed}"
+                (others if config.warm_up() in seen else firsts).append(Run(config, folder))
+                seen.add(config.warm_up())
+        return firsts + others
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a run: an epoch's report, its metrics at the end, or why it failed."""
+
+    run: Run
+    report: EpochReport | None = None
+    metrics: dict[str, Any] | None = None
+    error: str | None = None
+
+
+OnEvent = Callable[[Event], None]
+
+
+def check_study(study: Study) -> None:
+    """Load the data and build every embedding once, so that what cannot work is said before hours are spent."""
+    data = RunData.load(replace(study.base, seed=study.seeds[0]))
+    for embedding in study.embeddings:
+        build_tables(replace(study.base, embedding=embedding), data)
+
+
+def run_study(
+    study: Study,
+    jobs: int = 1,
+    overwrite: bool = False,
+    on_event: OnEvent = lambda event: None,
+) -> list[dict[str, Any]]:
+    """Run what is not finished yet, `jobs` at a time; returns the metrics of all runs that succeeded.
+
+    A run that fails does not stop the others; `on_event` hears of it. OUT/results.json is written after each.
+    """
+    if jobs < 1:
+        raise ValueError(f"--jobs must be 1 or more, got {jobs}")
+    runs = study.runs()
+    finished: dict[str, dict[str, Any]] = {}
+    for event in _events(study, runs, jobs, overwrite, on_event):
+        if event.metrics is not None:
+            finished[event.run.folder] = event.metrics
+            _write_results(study, [finished[run.folder] for run in runs if run.folder in finished])
+        on_event(event)
+    return [finished[run.folder] for run in runs if run.folder in finished]
+
+
+def _events(study: Study, runs: list[Run], jobs: int, overwrite: bool, on_event: OnEvent) -> Iterator[Event]:
+    if jobs == 1:
+        for run in runs:
+            yield _attempt(run, study.out, overwrite, lambda report, run=run: on_event(Event(run, report)))
+        return
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        reports = manager.Queue()
+        listener = threading.Thread(target=_listen, args=(reports, runs, on_event), daemon=True)
+        listener.start()
+        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+            try:
+                work = [pool.submit(_work, run, study.out, overwrite, reports, at) for at, run in enumerate(runs)]
+                for future in as_completed(work):
+                    yield future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        reports.put(None)
+        listener.join()
+
+
+def _attempt(run: Run, out: Path, overwrite: bool, on_epoch: Callable[[EpochReport], None]) -> Event:
+    try:
+        return Event(run, metrics=train_run(run.config, out / run.folder, overwrite, out / WARM_UPS, on_epoch))
+    except (ValueError, OSError) as error:
+        return Event(run, error=str(error))
+
+
+def _work(run: Run, out: Path, overwrite: bool, reports: Any, at: int) -> Event:
+    return _attempt(run, out, overwrite, lambda report: reports.put((at, report)))
+
+
+def _listen(reports: Any, runs: list[Run], on_event: OnEvent) -> None:
+    while (message := reports.get()) is not None:
+        at, report = message
+        on_event(Event(runs[at], report))
+
+
+def _write_results(study: Study, metrics: list[dict[str, Any]]) -> None:
+    from mgqe.report import summarise
+
+    write_json(
+        study.out / RESULTS,
+        {
+            "embeddings": list(study.embeddings),
+            "seeds": list(study.seeds),
+            "config": asdict(study.base),
+            "summary": [asdict(row) for row in summarise(metrics)],
+            "runs": [{name: value for name, value in run.items() if name != "history"} for run in metrics],
+        },
+    )
+
+
+def is_finished(study: Study, run: Run) -> bool:
+    """Whether the run's figures are there."""
+    return (study.out / run.folder / METRICS).is_file()
