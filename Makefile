@@ -1,0 +1,39 @@
+# Each target sets up .venv by itself. PYTHON chooses the interpreter (3.10 to 3.13).
+# On Linux, TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch's small CPU build.
+PYTHON ?= python3
+TORCH_INDEX ?=
+BIN := .venv/bin
+READY := .venv/ready
+NATIVE_SOURCES := $(wildcard src/mgqe/ops/native/*.cpp src/mgqe/ops/native/*.h)
+
+.PHONY: demo test test-all lint bench study clean setup
+
+demo: setup  ## train full, small-d and MGQE tables on an embedded data set; table, picture, look-up
+	$(BIN)/python examples/demo.py --out runs/demo
+
+test: lint  ## lint, types and the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint  ## the slow tests as well
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check src tests benchmarks examples setup.py
+	$(BIN)/ruff format --check src tests benchmarks examples setup.py
+	$(BIN)/mypy
+
+bench: setup  ## every benchmark, to benchmarks/results
+	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"
+	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+setup: $(READY)
+
+# torch comes first and pinned: left to a resolver it may bring several gigabytes of CUDA packages.
+$(READY): pyproject.toml setup.py constraints.txt $(NATIVE_SOURCES)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
