@@ -177,7 +177,8 @@ def _pick(path: Path, frame: pl.DataFrame, columns: Columns, first_line: int, un
         bad = column.is_null() | (column.is_nan() if column.dtype.is_float() else False)
         if bad.any():
             line = int(bad.arg_true()[0]) + first_line
-            raise ValueError(f"{path}, {unit} {line}: expected a {role} in column {name!r}, got nothing")
+            article = "an" if role == "item" else "a"
+            raise ValueError(f"{path}, {unit} {line}: expected {article} {role} in column {name!r}, got nothing")
     return frame
 
 

@@ -48,12 +48,12 @@ class IdMap:
         if self.ids.dtype == pl.String and not isinstance(id, str):
             id = str(id)
         try:
-            found = self.ids.index_of(id)
+            at = int(self.ids.search_sorted(id))  # type: ignore[call-overload]
         except (pl.exceptions.PolarsError, TypeError) as error:
             raise KeyError(f"{id!r} cannot be an id here: ids are of type {self.ids.dtype}") from error
-        if found is None:
+        if at == len(self) or self.ids[at] != id:
             raise KeyError(f"id {id!r} is not in the training file ({len(self)} ids of type {self.ids.dtype})")
-        return int(found)
+        return at
 
     def save(self, path: Path | str) -> None:
         """Write a Parquet file with the columns `row` (int64) and `id`."""
