@@ -64,9 +64,7 @@ class MGQEmbeddingBag(MGQEmbedding):
         self.mode = mode
         self.include_last_offset = include_last_offset
 
-    def forward(
-        self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """Bags of ids -> (B, d).
 
         Args:
@@ -86,8 +84,8 @@ class MGQEmbeddingBag(MGQEmbedding):
             _, vectors, places = self._quantized(ids.reshape(-1))
             if padding is not None:
                 # The zero vector of padding_idx moves to one place past the others, whatever its place was.
-                padding = vectors.shape[0]
-                places = places.masked_fill(ids.reshape(-1) == self.padding_idx, padding)
+                padding, is_padding = vectors.shape[0], ids.reshape(-1) == padding
+                places = places.masked_fill(is_padding, padding)
                 vectors = torch.cat([vectors, vectors.new_zeros(1, vectors.shape[1])])
             table, index, norm, sparse = vectors, places.view(ids.shape), None, False
         else:

@@ -49,9 +49,7 @@ class Capacity:
                 )
         for centroids in self.num_centroids:
             if not MIN_CENTROIDS <= centroids <= MAX_CENTROIDS:
-                raise ValueError(
-                    f"num_centroids must be from {MIN_CENTROIDS} to {MAX_CENTROIDS}, got {centroids}"
-                )
+                raise ValueError(f"num_centroids must be from {MIN_CENTROIDS} to {MAX_CENTROIDS}, got {centroids}")
         if not self.share_codebook:
             return
         finest = max(self.num_subspaces)
@@ -165,7 +163,7 @@ def resolve_capacity(
 
 def per_tier(value: int | Sequence[int], tiers: int, name: str) -> tuple[int, ...]:
     """A number, or one number a tier -> one number a tier."""
-    values = [value] * tiers if isinstance(value, int) else list(value)
+    values = list(value) if isinstance(value, Sequence) else [value] * tiers
     if any(isinstance(v, bool) or not isinstance(v, int) for v in values):
         raise TypeError(f"{name} must be a whole number or one a tier, got {value!r}")
     if len(values) != tiers:

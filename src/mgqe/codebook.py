@@ -108,9 +108,7 @@ def sample_size(num_centroids: int) -> int:
     return max(MAX_SAMPLE_ROWS, ROWS_PER_CENTROID * num_centroids)
 
 
-def kmeans(
-    parts: Sequence[tuple[Tensor, int]], held: Tensor, num_centroids: int, generator: torch.Generator
-) -> Tensor:
+def kmeans(parts: Sequence[tuple[Tensor, int]], held: Tensor, num_centroids: int, generator: torch.Generator) -> Tensor:
     """Lloyd's algorithm with the first centroids held, over groups of rows that may use unequal subspaces.
 
     Args:

@@ -116,7 +116,7 @@ class QuantizedEmbedding(nn.Module):
         self._progress = (steps, started)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args)
         self._progress = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class QuantizedEmbedding(nn.Module):
 
     # ---- training ----------------------------------------------------------------------------------------
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _count_training_pass(self) -> None:
         """Count one training pass; end the warm-up when it is over; look for dead centroids now and then."""
         steps, started = self._read_progress()
@@ -184,9 +184,7 @@ class QuantizedEmbedding(nn.Module):
             counts = torch.ones_like(flat)
         else:
             distinct, places, counts = ops.unique(flat, self.num_embeddings)
-        rows = F.embedding(
-            distinct, self.weight, self.padding_idx, self.max_norm, self.norm_type, sparse=self.sparse
-        )
+        rows = F.embedding(distinct, self.weight, self.padding_idx, self.max_norm, self.norm_type, sparse=self.sparse)
         if self.padding_idx is not None:
             counts = counts.masked_fill(distinct == self.padding_idx, 0)
         vectors, loss = self.quantizer(rows, self._tier_numbers(distinct), counts)
@@ -218,7 +216,7 @@ class QuantizedEmbedding(nn.Module):
         for g in range(tiers.num_tiers):
             ids = tiers.members(g).to(self.weight.device)
             parts = [
-                self.quantizer.codes(self.weight[chunk].float(), g).cpu() for chunk in ids.split(SWEEP_ROWS)
+                self.quantizer.codes(self.weight[chunk].float(), g).cpu() for chunk in torch.split(ids, SWEEP_ROWS)
             ]
             empty = torch.empty(0, self.capacity.num_subspaces[g], dtype=torch.int32)
             codes.append(torch.cat(parts) if parts else empty)
@@ -265,7 +263,10 @@ class QuantizedEmbedding(nn.Module):
         tiers = ", ".join(
             f"{n:,} ids x {d} of {k}"
             for n, d, k in zip(
-                self.tier_sizes.tolist(), self.capacity.num_subspaces, self.capacity.num_centroids, strict=True
+                self.tier_sizes.tolist(),
+                self.capacity.num_subspaces,
+                self.capacity.num_centroids,
+                strict=True,
             )
         )
         text = f"{self.num_embeddings}, {self.embedding_dim}, tiers=({tiers})"
@@ -391,7 +392,8 @@ class MGQEmbedding(QuantizedEmbedding):
         if embeddings.dim() != 2:
             raise ValueError(f"embeddings must be 2-dimensional (N, d), got shape {tuple(embeddings.shape)}")
         arguments.setdefault("warmup_steps", 0)
-        layer = cls(*embeddings.shape, _weight=embeddings, **arguments)
+        num_embeddings, embedding_dim = embeddings.shape
+        layer = cls(num_embeddings, embedding_dim, _weight=embeddings, **arguments)
         layer.weight.requires_grad_(not freeze)
         return layer
 
@@ -468,9 +470,7 @@ def resolve_tiers(
         return Tiers.from_counts(counts, fractions=fractions, num_embeddings=num_embeddings)
     partition = tiers if isinstance(tiers, Tiers) else Tiers.from_sizes(tiers or [])
     if partition.num_embeddings != num_embeddings:
-        raise ValueError(
-            f"tiers hold {partition.num_embeddings} ids, but num_embeddings is {num_embeddings}"
-        )
+        raise ValueError(f"tiers hold {partition.num_embeddings} ids, but num_embeddings is {num_embeddings}")
     return partition
 
 
@@ -498,9 +498,7 @@ def make_weight(
     """Rows as nn.Embedding starts them: the given ones, or N(0, 1) with zeros for padding_idx."""
     if weight is not None:
         if tuple(weight.shape) != (num_embeddings, embedding_dim):
-            raise ValueError(
-                f"_weight must have shape {(num_embeddings, embedding_dim)}, got {tuple(weight.shape)}"
-            )
+            raise ValueError(f"_weight must have shape {(num_embeddings, embedding_dim)}, got {tuple(weight.shape)}")
         return weight.detach().to(device=device, dtype=dtype)
     rows = torch.empty(num_embeddings, embedding_dim, device=device, dtype=dtype).normal_()
     if not rows.is_floating_point():

@@ -68,7 +68,7 @@ def commitment_loss(rows: Tensor, quantized: Tensor, counts: Tensor) -> Tensor:
         rows, quantized: (u, d), one row a distinct id.
         counts: (u,) how often each id came.
     """
-    weights = counts.to(rows.dtype) / (counts.sum() * rows.shape[-1])
+    weights = counts.to(rows.dtype) / (counts.sum().clamp(min=1) * rows.shape[-1])
     return ((rows - quantized.detach()).square().sum(-1) * weights).sum()
 
 

@@ -43,9 +43,8 @@ class SXQuantizer(nn.Module):
         self.capacity = capacity
         self.centroid_dtype = centroid_dtype
         shapes = capacity.codebook_shapes
-        make = {"dtype": like.dtype, "device": like.device}
-        self.keys = nn.ParameterList(nn.Parameter(torch.zeros(shape, **make)) for shape in shapes)  # type: ignore[arg-type]
-        self.values_ = nn.ParameterList(nn.Parameter(torch.zeros(shape, **make)) for shape in shapes)  # type: ignore[arg-type]
+        self.keys = nn.ParameterList(nn.Parameter(like.new_zeros(shape)) for shape in shapes)
+        self.values_ = nn.ParameterList(nn.Parameter(like.new_zeros(shape)) for shape in shapes)
         for g, size in enumerate(zip(capacity.num_subspaces, capacity.num_centroids, strict=True)):
             self.register_buffer(f"mean_{g}", torch.zeros(size, device=like.device))
             self.register_buffer(f"variance_{g}", torch.ones(size, device=like.device))
@@ -64,7 +63,10 @@ class SXQuantizer(nn.Module):
             if len(tier_rows) > 1:
                 self._measure(g, self._responses(tier_rows, g), momentum=1.0)
         for number, value in enumerate(self.values_):
-            sums, counts = torch.zeros_like(books[number]), torch.zeros(books[number].shape[:2], device=value.device)
+            sums, counts = (
+                torch.zeros_like(books[number]),
+                torch.zeros(books[number].shape[:2], device=value.device),
+            )
             for g, tier_rows in enumerate(rows):
                 if self.capacity.codebook_of[g] == number:
                     part, part_counts = ops.scatter(tier_rows, self.codes(tier_rows, g), None, *value.shape)
@@ -98,7 +100,7 @@ class SXQuantizer(nn.Module):
         return round_centroids(self._leaf(self.values_[number]).float(), self.centroid_dtype)
 
     def _leaf(self, parameter: Tensor) -> Tensor:
-        return SparseGradient.apply(parameter) if self.sparse else parameter  # type: ignore[no-untyped-call,no-any-return]
+        return SparseGradient.apply(parameter) if self.sparse else parameter  # type: ignore[no-untyped-call]
 
     def _tier_view(self, book: Tensor, tier: int) -> Tensor:
         return tier_codebook(book, self.capacity.num_subspaces[tier], self.capacity.num_centroids[tier])

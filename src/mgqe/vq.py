@@ -37,10 +37,7 @@ class VQQuantizer(nn.Module):
         self.capacity = capacity
         self.centroid_dtype = centroid_dtype
         self.commitment = commitment
-        self.codebooks = nn.ParameterList(
-            nn.Parameter(torch.zeros(shape, dtype=like.dtype, device=like.device))
-            for shape in capacity.codebook_shapes
-        )
+        self.codebooks = nn.ParameterList(nn.Parameter(like.new_zeros(shape)) for shape in capacity.codebook_shapes)
 
     def sample_size(self, tier: int) -> int:
         """Rows of a tier that ``start`` and ``revive`` want to see at most."""
@@ -78,7 +75,7 @@ class VQQuantizer(nn.Module):
         """Codebook ``number`` in float32 as it will be served, (Dc, Kc, sc), differentiable."""
         book = self.codebooks[number]
         if self.sparse:
-            book = SparseGradient.apply(book)
+            book = SparseGradient.apply(book)  # type: ignore[no-untyped-call]
         return round_centroids(book.float(), self.centroid_dtype)
 
     def codes(self, rows: Tensor, tier: int) -> Tensor:
@@ -120,10 +117,12 @@ class VQQuantizer(nn.Module):
                 decoded = torch.where(mine, ops.gather(self.codes(rows, g), books[of[g]]), decoded)
             return decoded
         places = [(tier == g).nonzero().squeeze(-1) for g in range(self.capacity.num_tiers)]
-        parts = [ops.gather(self.codes(rows[at], g), books[of[g]]) for g, at in enumerate(places)]
+        parts = [
+            ops.gather(self.codes(rows.detach().index_select(0, at), g), books[of[g]]) for g, at in enumerate(places)
+        ]
         back = torch.empty_like(tier, dtype=torch.int64)
         back[torch.cat(places)] = torch.arange(len(tier), device=tier.device)
-        return torch.cat(parts)[back]
+        return torch.cat(parts).index_select(0, back)
 
     def served(self) -> list[Tensor]:
         """The codebooks that a frozen table holds, before rounding to ``centroid_dtype``."""
