@@ -34,6 +34,7 @@ DTYPE_NAMES = {
     torch.int32: "I32",
     torch.float32: "F32",
     torch.float16: "F16",
+    torch.bfloat16: "BF16",
     torch.int8: "I8",
     torch.uint8: "U8",
 }
@@ -64,9 +65,7 @@ def save(table: FrozenTable, path: str | os.PathLike[str]) -> int:
         OSError: the file cannot be written; the message names the path, the bytes needed and the remedy.
     """
     if not isinstance(table, FrozenTable):
-        raise TypeError(
-            f"expected a frozen table, got {type(table).__name__}: save what its freeze() returns"
-        )
+        raise TypeError(f"expected a frozen table, got {type(table).__name__}: save what its freeze() returns")
     tensors, config = table.to_tensors()
     header, ordered = _encode_header(tensors, table.kind, config)
     nbytes = len(header) + sum(t.nbytes for t in ordered)
@@ -147,6 +146,8 @@ def _encode_header(tensors: dict[str, Tensor], kind: str, config: Config) -> tup
 def _tensor_bytes(tensor: Tensor) -> Iterator[memoryview]:
     """A tensor's elements, little-endian and in C order, in chunks."""
     flat = tensor.detach().contiguous().reshape(-1)
+    if flat.dtype == torch.bfloat16:  # numpy has no such type
+        flat = flat.view(torch.int16)
     step = WRITE_CHUNK // tensor.element_size()
     for start in range(0, flat.numel(), step):
         array = flat[start : start + step].cpu().numpy()
@@ -203,9 +204,7 @@ def _read(name: str) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 def _decode_metadata(metadata: dict[str, str]) -> tuple[str, Config]:
     if metadata.get("format") != FORMAT:
-        raise ArtifactError(
-            f"metadata 'format' must be {FORMAT!r}, got {metadata.get('format')!r}: not such a table"
-        )
+        raise ArtifactError(f"metadata 'format' must be {FORMAT!r}, got {metadata.get('format')!r}: not such a table")
     version = metadata.get("version")
     if version != VERSION:
         raise ArtifactError(

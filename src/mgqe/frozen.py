@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Config = dict[str, Any]
 
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
 MAX_ROWS = 2**48
 MAX_DIM = 2**31 - 1
 
@@ -185,13 +187,15 @@ class Reader:
             raise ValueError(f"config entry {name!r} must be one of {sorted(choices)}, got {_short(value)}")
         return value
 
-    def tensor(self, name: str, dtype: torch.dtype, shape: tuple[int | None, ...]) -> Tensor:
-        """A tensor of this type and shape; None in the shape stands for any size from 1 up."""
+    def tensor(self, name: str, dtype: torch.dtype | tuple[torch.dtype, ...], shape: tuple[int | None, ...]) -> Tensor:
+        """A tensor of this type (or one of these) and shape; None stands for any size from 1 up."""
         if name not in self._tensors:
             raise ValueError(f"tensor {name!r} is missing")
         tensor = self._tensors.pop(name)
-        if tensor.dtype != dtype:
-            raise ValueError(f"tensor {name!r} must be {dtype}, got {tensor.dtype}")
+        dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
+        if tensor.dtype not in dtypes:
+            wanted = " or ".join(map(str, dtypes))
+            raise ValueError(f"tensor {name!r} must be {wanted}, got {tensor.dtype}")
         found = tuple(tensor.shape)
         fits = len(found) == len(shape) and all(
             got >= 1 if want is None else got == want for got, want in zip(found, shape, strict=True)

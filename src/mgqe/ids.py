@@ -1,4 +1,4 @@
-"""Ids as users pass them -> int64 row numbers that are safe to index with."""
+"""Ids as users pass them -> int64 row numbers that are safe to index with; sizes of a table."""
 
 from __future__ import annotations
 
@@ -26,13 +26,9 @@ def as_int64(ids: Tensor) -> Tensor:
         TypeError: ``ids`` is no tensor, or holds floats or booleans.
     """
     if not isinstance(ids, Tensor):
-        raise TypeError(
-            f"ids must be a torch.Tensor of integers, got {type(ids).__name__}: use torch.as_tensor(ids)"
-        )
+        raise TypeError(f"ids must be a torch.Tensor of integers, got {type(ids).__name__}: use torch.as_tensor(ids)")
     if ids.dtype not in INTEGER_DTYPES:
-        raise TypeError(
-            f"ids must have an integer dtype such as torch.int64, got {ids.dtype}: cast with ids.long()"
-        )
+        raise TypeError(f"ids must have an integer dtype such as torch.int64, got {ids.dtype}: cast with ids.long()")
     return ids if ids.dtype == torch.int64 else ids.to(torch.int64)
 
 
@@ -53,3 +49,19 @@ def check_ids(ids: Tensor, num_embeddings: int) -> Tensor:
         valid = f"0 to {num_embeddings - 1}" if num_embeddings else "none, the table has no rows"
         raise IndexError(f"id {int(offending)} is out of range: valid ids are {valid}")
     return rows
+
+
+def check_sizes(num_embeddings: int, embedding_dim: int, padding_idx: int | None) -> int | None:
+    """A table's sizes, checked; returns padding_idx as a row number (negative ones count from the end).
+
+    Raises ValueError: negative rows, no dimension, or padding_idx outside the table.
+    """
+    if num_embeddings < 0:
+        raise ValueError(f"num_embeddings must not be negative, got {num_embeddings}")
+    if embedding_dim < 1:
+        raise ValueError(f"embedding_dim must be at least 1, got {embedding_dim}")
+    if padding_idx is None:
+        return None
+    if not -num_embeddings <= padding_idx < num_embeddings:
+        raise ValueError(f"padding_idx={padding_idx} is outside the {num_embeddings} rows of the table")
+    return padding_idx % num_embeddings

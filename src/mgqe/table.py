@@ -61,17 +61,21 @@ class CompactTable(FrozenTable):
         self._centroids = list(centroids)
         self._scales = list(scales)
         self._map = tier_map
-        # Plain lists, made once: a look-up of a single id should not spend its time here.
-        self._layout = (
-            list(tier_map.bits) if tier_map else [],
-            list(tier_map.ranks) if tier_map else [],
-            list(tier_map.order) if tier_map else [],
-            list(config.sizes),
-            list(config.bits),
-            list(config.num_subspaces),
-            list(config.codebook_of),
-            config.embedding_dim,
-            -1 if config.padding_idx is None else config.padding_idx,
+        self._lookup = ops.PreparedLookup(
+            ops.TableParts(
+                codes=self._codes,
+                centroids=self._centroids,
+                scales=self._scales,
+                map_bits=tier_map.bits if tier_map else (),
+                map_ranks=tier_map.ranks if tier_map else (),
+                order=tier_map.order if tier_map else (),
+                sizes=config.sizes,
+                bits=config.bits,
+                num_subspaces=config.num_subspaces,
+                codebook_of=config.codebook_of,
+                embedding_dim=config.embedding_dim,
+                padding_idx=-1 if config.padding_idx is None else config.padding_idx,
+            )
         )
 
     @classmethod
@@ -108,9 +112,7 @@ class CompactTable(FrozenTable):
             if len(given) != m:
                 raise ValueError(f"{name} must have one entry a tier, {m}, got {len(given)}")
         if centroid_dtype not in CENTROID_DTYPES:
-            raise ValueError(
-                f"centroid_dtype must be one of {sorted(CENTROID_DTYPES)}, got {centroid_dtype!r}"
-            )
+            raise ValueError(f"centroid_dtype must be one of {sorted(CENTROID_DTYPES)}, got {centroid_dtype!r}")
         if not codebooks or any(book.ndim != 3 for book in codebooks):
             raise ValueError("codebooks must be tensors of shape (subspaces or 1, centroids, dimensions)")
         if not all(0 <= c < len(codebooks) for c in codebook_of):
@@ -123,9 +125,7 @@ class CompactTable(FrozenTable):
                     f"got {tuple(tier_codes.shape)}"
                 )
             if tier_codes.numel() and int(tier_codes.max()) >= num_centroids[g]:
-                raise ValueError(
-                    f"tier {g} has num_centroids={num_centroids[g]}, but a code {int(tier_codes.max())}"
-                )
+                raise ValueError(f"tier {g} has num_centroids={num_centroids[g]}, but a code {int(tier_codes.max())}")
             packed.append(pack(tier_codes.detach().cpu(), bits_for(num_centroids[g])))
         stored = [store_centroids(book, centroid_dtype) for book in codebooks]
         tier_map = None if tiers.tier_of is None else build_tier_map(tiers)
@@ -166,9 +166,7 @@ class CompactTable(FrozenTable):
                 else torch.empty(0, device=book.device)
             )
         codes = []
-        for g, (n, subspaces, k) in enumerate(
-            zip(cfg.sizes, cfg.num_subspaces, cfg.num_centroids, strict=True)
-        ):
+        for g, (n, subspaces, k) in enumerate(zip(cfg.sizes, cfg.num_subspaces, cfg.num_centroids, strict=True)):
             check_codebook(g, cfg.embedding_dim, subspaces, k, tuple(centroids[cfg.codebook_of[g]].shape))
             codes.append(reader.tensor(f"codes.{g}", torch.uint8, (n, row_bytes(subspaces, bits_for(k)))))
         tier_map = None if cfg.order is None else read_map(reader, cfg.sizes, cfg.order)
@@ -189,15 +187,13 @@ class CompactTable(FrozenTable):
 
         Raises TypeError for ids that are not integers, IndexError for ids outside [0, num_embeddings).
         """
-        return ops.lookup(as_int64(ids), self._codes, self._centroids, self._scales, *self._layout)
+        return self._lookup(as_int64(ids))
 
     def codes(self, ids: Tensor) -> Tensor:
         """Codes of ids: integers (...) -> int32 (..., max D_g), -1 beyond the D_g of a coarser tier."""
         rows = check_ids(ids, self.num_embeddings)
         tier, rank = self.locate(rows)
-        out = torch.full(
-            (*rows.shape, max(self.config.num_subspaces)), -1, dtype=torch.int32, device=rows.device
-        )
+        out = torch.full((*rows.shape, max(self.config.num_subspaces)), -1, dtype=torch.int32, device=rows.device)
         for g, (subspaces, bits) in enumerate(zip(self.config.num_subspaces, self.config.bits, strict=True)):
             mine = tier == g
             out[..., :subspaces][mine] = unpack(self._codes[g][rank[mine]], subspaces, bits)
@@ -206,9 +202,7 @@ class CompactTable(FrozenTable):
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Each id's tier, uint8 (...), and its row among that tier's codes, int64 (...)."""
         rows = check_ids(ids, self.num_embeddings)
-        return (
-            Tiers.from_sizes(self.config.sizes).locate(rows) if self._map is None else self._map.locate(rows)
-        )
+        return Tiers.from_sizes(self.config.sizes).locate(rows) if self._map is None else self._map.locate(rows)
 
     @property
     def tiers(self) -> Tiers:
@@ -238,9 +232,7 @@ class CompactTable(FrozenTable):
         """
         stats = []
         cfg = self.config
-        for g, (n, subspaces, k) in enumerate(
-            zip(cfg.sizes, cfg.num_subspaces, cfg.num_centroids, strict=True)
-        ):
+        for g, (n, subspaces, k) in enumerate(zip(cfg.sizes, cfg.num_subspaces, cfg.num_centroids, strict=True)):
             histogram = torch.zeros((subspaces, k), dtype=torch.float64, device=self.device)
             for start in range(0, n, CHUNK_ROWS):
                 rows = self._codes[g][start : start + CHUNK_ROWS]
@@ -266,9 +258,7 @@ class CompactTable(FrozenTable):
                 require_finite(f"scales.{c}", self._scales[c])
                 if bool((self._scales[c] <= 0).any()):
                     raise ValueError(f"tensor 'scales.{c}' holds a scale that is not positive")
-        for g, (subspaces, k, bits) in enumerate(
-            zip(cfg.num_subspaces, cfg.num_centroids, cfg.bits, strict=True)
-        ):
+        for g, (subspaces, k, bits) in enumerate(zip(cfg.num_subspaces, cfg.num_centroids, cfg.bits, strict=True)):
             if not spare_bits_are_zero(self._codes[g], subspaces, bits):
                 raise ValueError(f"tensor 'codes.{g}' has spare bits that are not zero")
             if k < 1 << bits:

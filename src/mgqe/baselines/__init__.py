@@ -1,0 +1,25 @@
+"""Baselines with nn.Embedding's signature and the same ``freeze()``, so that every comparison counts the same bytes.
+
+A full table with a smaller d is ``FullEmbedding`` with a smaller ``embedding_dim``.
+"""
+
+from mgqe.baselines.full import FullEmbedding, FullTable
+from mgqe.baselines.hashing import HashEmbedding, HashTable
+from mgqe.baselines.low_rank import LowRankEmbedding, LowRankTable
+from mgqe.baselines.pq import PQEmbedding
+from mgqe.baselines.quotient_remainder import QREmbedding, QRTable
+from mgqe.baselines.scalar import ScalarQuantizedEmbedding, ScalarTable
+
+__all__ = [
+    "FullEmbedding",
+    "FullTable",
+    "HashEmbedding",
+    "HashTable",
+    "LowRankEmbedding",
+    "LowRankTable",
+    "PQEmbedding",
+    "QREmbedding",
+    "QRTable",
+    "ScalarQuantizedEmbedding",
+    "ScalarTable",
+]

@@ -1,0 +1,86 @@
+"""Full table: nn.Embedding, the reference; with a smaller d it is the baseline that embarrasses most papers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgqe.artifact import register_kind
+from mgqe.baselines._shared import check_dtype, kept
+from mgqe.frozen import FLOATS, MAX_DIM, MAX_ROWS, Config, FrozenTable, Reader
+from mgqe.ids import check_ids, check_sizes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@register_kind
+class FullTable(FrozenTable):
+    """All rows as they are: ``weight`` (N, d), float32, float16 or bfloat16; look-ups give float32.
+
+    The rows are not searched for NaN when a file is loaded, which would read the whole file.
+    """
+
+    kind = "full"
+
+    def __init__(self, weight: Tensor, padding_idx: int | None = None) -> None:
+        self.weight = weight
+        self.num_embeddings, self.embedding_dim = weight.shape
+        self.padding_idx = padding_idx
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Rows of ids: integers (...) -> float32 (..., d)."""
+        rows = self._rows(ids)
+        return self._zero_padding(rows, F.embedding(rows, self.weight).float())
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], Config]:
+        """``weight`` (N, d)."""
+        return {"weight": self.weight}, {
+            "num_embeddings": self.num_embeddings,
+            "embedding_dim": self.embedding_dim,
+            "padding_idx": self.padding_idx,
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], config: Config) -> Self:
+        """The inverse of :meth:`to_tensors`."""
+        reader = Reader(tensors, config)
+        n = reader.integer("num_embeddings", 0, MAX_ROWS)
+        d = reader.integer("embedding_dim", 1, MAX_DIM)
+        padding_idx = reader.optional_integer("padding_idx", 0, n - 1)
+        weight = reader.tensor("weight", FLOATS, (n, d))
+        reader.finish()
+        return cls(weight, padding_idx)
+
+
+class FullEmbedding(nn.Embedding):
+    """nn.Embedding that also takes every integer dtype of ids, checks them, and freezes.
+
+    Arguments are nn.Embedding's.
+
+    Raises:
+        ValueError: negative sizes, or ``padding_idx`` outside the table.
+        IndexError, TypeError: in the forward pass, ids out of range or not integers.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        check_dtype(kwargs.get("dtype"))
+        padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
+        super().__init__(num_embeddings, embedding_dim, padding_idx, *args, **kwargs)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Rows of ids: integers (...) -> (..., d) in the weight's dtype."""
+        return super().forward(check_ids(input, self.num_embeddings))
+
+    def freeze(self) -> FrozenTable:  # type: ignore[override]  # nn.Embedding annotates a bool it never sets
+        """The table as it is, in the weight's dtype; look-ups equal the eval-mode forward pass."""
+        return FullTable(kept(self.weight), self.padding_idx)

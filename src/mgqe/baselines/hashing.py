@@ -1,0 +1,190 @@
+"""Hashing: ids share the rows of a smaller table (Weinberger et al., ICML 2009; with several hashes, Bloom
+embeddings, Serra and Karatzoglou, RecSys 2017)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgqe.artifact import register_kind
+from mgqe.baselines._shared import check_dtype, kept, refuse_max_norm
+from mgqe.frozen import FLOATS, MAX_DIM, MAX_ROWS, Config, FrozenTable, Reader, require_finite
+from mgqe.ids import check_ids, check_sizes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+MAX_HASHES = 16
+GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+
+
+@register_kind
+class HashTable(FrozenTable):
+    """``weight`` (num_buckets, d); a row is the sum of the buckets that ``num_hashes`` hashes of its id choose."""
+
+    kind = "hash"
+
+    def __init__(
+        self, weight: Tensor, num_embeddings: int, num_hashes: int, seed: int, padding_idx: int | None
+    ) -> None:
+        self.weight = weight
+        self.num_embeddings = num_embeddings
+        self.num_buckets, self.embedding_dim = weight.shape
+        self.num_hashes = num_hashes
+        self.seed = seed
+        self.padding_idx = padding_idx
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Rows of ids: integers (...) -> float32 (..., d), added in float32 in the order of the hashes."""
+        rows = self._rows(ids)
+        vectors = torch.zeros(*rows.shape, self.embedding_dim, device=self.weight.device)
+        for j in range(self.num_hashes):
+            vectors = vectors + F.embedding(bucket_of(rows, self.num_buckets, self.seed, j), self.weight).float()
+        return self._zero_padding(rows, vectors)
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], Config]:
+        """``weight`` (num_buckets, d)."""
+        return {"weight": self.weight}, {
+            "num_embeddings": self.num_embeddings,
+            "embedding_dim": self.embedding_dim,
+            "padding_idx": self.padding_idx,
+            "num_buckets": self.num_buckets,
+            "num_hashes": self.num_hashes,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], config: Config) -> Self:
+        """The inverse of :meth:`to_tensors`."""
+        reader = Reader(tensors, config)
+        n = reader.integer("num_embeddings", 0, MAX_ROWS)
+        d = reader.integer("embedding_dim", 1, MAX_DIM)
+        padding_idx = reader.optional_integer("padding_idx", 0, n - 1)
+        num_buckets = reader.integer("num_buckets", 1, MAX_ROWS)
+        num_hashes = reader.integer("num_hashes", 1, MAX_HASHES)
+        seed = reader.integer("seed", 0, 2**31 - 1)
+        weight = reader.tensor("weight", FLOATS, (num_buckets, d))
+        reader.finish()
+        return cls(weight, n, num_hashes, seed, padding_idx)
+
+    def validate(self) -> None:
+        """The buckets must be finite."""
+        require_finite("weight", self.weight)
+
+    def _describe(self) -> str:
+        return f"{self.num_buckets:,} buckets, {self.num_hashes} hash{'es' if self.num_hashes > 1 else ''}"
+
+
+class HashEmbedding(nn.Module):
+    """Rows shared by hashing: e_i = sum over j of W[h_j(i)], with W in R^(num_buckets x d).
+
+    Arguments up to ``dtype`` are nn.Embedding's (``max_norm`` must be None).
+
+    Args:
+        num_buckets: rows held; default num_embeddings / 8, at least 1.
+        num_hashes: buckets added up for an id, 1 to 16; with 2 or more, few ids collide in all of them.
+        seed: of the hash functions, 0 to 2**31 - 1.
+
+    Shape:
+        ids of any shape (...) and integer dtype -> (..., d).
+
+    Raises:
+        ValueError: sizes, hashes, seed or ``padding_idx`` out of range, or a ``max_norm``.
+        IndexError, TypeError: in the forward pass, ids out of range or not integers.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        num_buckets: int | None = None,
+        num_hashes: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        refuse_max_norm(self, max_norm)
+        check_dtype(dtype)
+        self.padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.norm_type = norm_type
+        self.scale_grad_by_freq = scale_grad_by_freq
+        self.sparse = sparse
+        self.num_buckets = max(1, num_embeddings // 8) if num_buckets is None else num_buckets
+        if self.num_buckets < 1:
+            raise ValueError(f"num_buckets must be at least 1, got {num_buckets}")
+        if not 1 <= num_hashes <= MAX_HASHES:
+            raise ValueError(f"num_hashes must be from 1 to {MAX_HASHES}, got {num_hashes}")
+        if not 0 <= seed < 2**31:
+            raise ValueError(f"seed must be from 0 to 2**31 - 1, got {seed}")
+        self.num_hashes = num_hashes
+        self.seed = seed
+        self.weight = nn.Parameter(torch.empty(self.num_buckets, embedding_dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the buckets so that entries of the rows have variance 1, as nn.Embedding's."""
+        with torch.no_grad():
+            self.weight.normal_(std=self.num_hashes**-0.5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows of ids: integers (...) -> (..., d)."""
+        rows = check_ids(ids, self.num_embeddings)
+        vectors = torch.zeros(*rows.shape, self.embedding_dim, device=self.weight.device, dtype=self.weight.dtype)
+        for j in range(self.num_hashes):
+            vectors = vectors + F.embedding(
+                bucket_of(rows, self.num_buckets, self.seed, j),
+                self.weight,
+                scale_grad_by_freq=self.scale_grad_by_freq,
+                sparse=self.sparse,
+            )
+        if self.padding_idx is not None:  # its bucket belongs to other ids too, so it cannot just be zero
+            vectors = vectors.masked_fill((rows == self.padding_idx).unsqueeze(-1), 0.0)
+        return vectors
+
+    def freeze(self) -> FrozenTable:
+        """The buckets in their dtype; float32 look-ups equal the eval-mode forward pass."""
+        return HashTable(kept(self.weight), self.num_embeddings, self.num_hashes, self.seed, self.padding_idx)
+
+    def extra_repr(self) -> str:
+        """Sizes, for print."""
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return (
+            f"{self.num_embeddings}, {self.embedding_dim}, num_buckets={self.num_buckets}, "
+            f"num_hashes={self.num_hashes}{padding}"
+        )
+
+
+def bucket_of(ids: Tensor, num_buckets: int, seed: int, which: int) -> Tensor:
+    """Hash number ``which`` of ids: int64 (...) -> int64 (...) in [0, num_buckets).
+
+    SplitMix64's mixing of ``id + (which + 1) * gamma + (seed << 32)``, its top 63 bits modulo num_buckets. All in
+    arithmetic modulo 2**64, which int64 does; only right shifts need care, to be logical.
+    """
+    start = _signed((which + 1) * GOLDEN_GAMMA + (seed << 32))
+    x = ids + start
+    x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
+    x = x ^ _shift_right(x, 31)
+    return _shift_right(x, 1) % num_buckets
+
+
+def _shift_right(x: Tensor, by: int) -> Tensor:
+    return (x >> by) & ((1 << (64 - by)) - 1)
+
+
+def _signed(value: int) -> int:
+    """The int64 of the same 64 bits."""
+    value &= 2**64 - 1
+    return value - 2**64 if value >= 2**63 else value

@@ -1,0 +1,141 @@
+"""Low-rank factorisation: an N x r table times an r x d projection (LRF in the MGQE paper)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgqe.artifact import register_kind
+from mgqe.baselines._shared import check_dtype, kept, refuse_max_norm
+from mgqe.frozen import FLOATS, MAX_DIM, MAX_ROWS, Config, FrozenTable, Reader, require_finite
+from mgqe.ids import check_ids, check_sizes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@register_kind
+class LowRankTable(FrozenTable):
+    """``factors`` (N, r) and ``projection`` (r, d), both float32, float16 or bfloat16; rows are products."""
+
+    kind = "low_rank"
+
+    def __init__(self, factors: Tensor, projection: Tensor, padding_idx: int | None = None) -> None:
+        self.factors = factors
+        self.projection = projection
+        self.num_embeddings, self.rank = factors.shape
+        self.embedding_dim = projection.shape[1]
+        self.padding_idx = padding_idx
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Rows of ids: integers (...) -> float32 (..., d), multiplied in float32."""
+        rows = self._rows(ids)
+        vectors = F.embedding(rows, self.factors).float() @ self.projection.float()
+        return self._zero_padding(rows, vectors)
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], Config]:
+        """``factors`` (N, r) and ``projection`` (r, d)."""
+        return {"factors": self.factors, "projection": self.projection}, {
+            "num_embeddings": self.num_embeddings,
+            "embedding_dim": self.embedding_dim,
+            "padding_idx": self.padding_idx,
+            "rank": self.rank,
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], config: Config) -> Self:
+        """The inverse of :meth:`to_tensors`."""
+        reader = Reader(tensors, config)
+        n = reader.integer("num_embeddings", 0, MAX_ROWS)
+        d = reader.integer("embedding_dim", 1, MAX_DIM)
+        padding_idx = reader.optional_integer("padding_idx", 0, n - 1)
+        rank = reader.integer("rank", 1, MAX_DIM)
+        factors = reader.tensor("factors", FLOATS, (n, rank))
+        projection = reader.tensor("projection", FLOATS, (rank, d))
+        reader.finish()
+        return cls(factors, projection, padding_idx)
+
+    def validate(self) -> None:
+        """The projection must be finite."""
+        require_finite("projection", self.projection)
+
+    def _describe(self) -> str:
+        return f"rank {self.rank}"
+
+
+class LowRankEmbedding(nn.Module):
+    """Rows are products of a narrow row and a shared projection: e_i = a_i P, a_i in R^r, P in R^(r x d).
+
+    Arguments up to ``dtype`` are nn.Embedding's (``max_norm`` must be None).
+
+    Args:
+        rank: r; default d / 8, at least 1.
+
+    Shape:
+        ids of any shape (...) and integer dtype -> (..., d).
+
+    Raises:
+        ValueError: sizes, rank or ``padding_idx`` out of range, or a ``max_norm``.
+        IndexError, TypeError: in the forward pass, ids out of range or not integers.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        rank: int | None = None,
+    ) -> None:
+        super().__init__()
+        refuse_max_norm(self, max_norm)
+        check_dtype(dtype)
+        self.padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.norm_type = norm_type
+        self.scale_grad_by_freq = scale_grad_by_freq
+        self.sparse = sparse
+        self.rank = max(1, embedding_dim // 8) if rank is None else rank
+        if not 1 <= self.rank <= embedding_dim:
+            raise ValueError(f"rank must be from 1 to embedding_dim={embedding_dim}, got {rank}")
+        self.factors = nn.Parameter(torch.empty(num_embeddings, self.rank, device=device, dtype=dtype))
+        self.projection = nn.Parameter(torch.empty(self.rank, embedding_dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw both factors so that entries of the rows have variance 1, as nn.Embedding's."""
+        with torch.no_grad():
+            self.factors.normal_()
+            self.projection.normal_(std=self.rank**-0.5)
+            if self.padding_idx is not None:
+                self.factors[self.padding_idx] = 0
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows of ids: integers (...) -> (..., d)."""
+        narrow = F.embedding(
+            check_ids(ids, self.num_embeddings),
+            self.factors,
+            self.padding_idx,
+            scale_grad_by_freq=self.scale_grad_by_freq,
+            sparse=self.sparse,
+        )
+        return narrow @ self.projection
+
+    def freeze(self) -> FrozenTable:
+        """Both factors in their dtype; float32 look-ups equal the forward pass up to the order of additions."""
+        return LowRankTable(kept(self.factors), kept(self.projection), self.padding_idx)
+
+    def extra_repr(self) -> str:
+        """Sizes, for print."""
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return f"{self.num_embeddings}, {self.embedding_dim}, rank={self.rank}{padding}"

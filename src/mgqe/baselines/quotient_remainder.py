@@ -1,0 +1,196 @@
+"""Quotient-remainder embedding: an id's row is composed of two (Shi et al., KDD 2020, arXiv 1909.02107)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgqe.artifact import register_kind
+from mgqe.baselines._shared import check_dtype, kept, refuse_max_norm
+from mgqe.frozen import FLOATS, MAX_DIM, MAX_ROWS, Config, FrozenTable, Reader, require_finite
+from mgqe.ids import check_ids, check_sizes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+OPERATIONS = ("mult", "add", "concat")
+
+
+@register_kind
+class QRTable(FrozenTable):
+    """``quotients`` (ceil(N / m), d or d - d // 2) and ``remainders`` (m, d or d // 2), joined by ``operation``."""
+
+    kind = "quotient_remainder"
+
+    def __init__(
+        self,
+        quotients: Tensor,
+        remainders: Tensor,
+        num_embeddings: int,
+        operation: str,
+        padding_idx: int | None,
+    ) -> None:
+        self.quotients = quotients
+        self.remainders = remainders
+        self.num_embeddings = num_embeddings
+        self.num_remainders, width = remainders.shape
+        self.embedding_dim = width + quotients.shape[1] if operation == "concat" else width
+        self.operation = operation
+        self.padding_idx = padding_idx
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Rows of ids: integers (...) -> float32 (..., d)."""
+        rows = self._rows(ids)
+        quotient = F.embedding(rows // self.num_remainders, self.quotients).float()
+        remainder = F.embedding(rows % self.num_remainders, self.remainders).float()
+        return self._zero_padding(rows, join(quotient, remainder, self.operation))
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], Config]:
+        """``quotients`` and ``remainders``."""
+        return {"quotients": self.quotients, "remainders": self.remainders}, {
+            "num_embeddings": self.num_embeddings,
+            "embedding_dim": self.embedding_dim,
+            "padding_idx": self.padding_idx,
+            "num_remainders": self.num_remainders,
+            "operation": self.operation,
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], config: Config) -> Self:
+        """The inverse of :meth:`to_tensors`."""
+        reader = Reader(tensors, config)
+        n = reader.integer("num_embeddings", 0, MAX_ROWS)
+        d = reader.integer("embedding_dim", 1, MAX_DIM)
+        padding_idx = reader.optional_integer("padding_idx", 0, n - 1)
+        num_remainders = reader.integer("num_remainders", 1, MAX_ROWS)
+        operation = reader.choice("operation", OPERATIONS)
+        widths = part_widths(d, operation)
+        quotients = reader.tensor("quotients", FLOATS, (-(-n // num_remainders), widths[0]))
+        remainders = reader.tensor("remainders", FLOATS, (num_remainders, widths[1]))
+        reader.finish()
+        return cls(quotients, remainders, n, operation, padding_idx)
+
+    def validate(self) -> None:
+        """Both parts must be finite."""
+        require_finite("quotients", self.quotients)
+        require_finite("remainders", self.remainders)
+
+    def _describe(self) -> str:
+        return f"{len(self.quotients):,} quotients {self.operation} {self.num_remainders:,} remainders"
+
+
+class QREmbedding(nn.Module):
+    """Rows composed of a quotient's and a remainder's: e_i = Q[i // m] op R[i % m]; no two ids share both.
+
+    Arguments up to ``dtype`` are nn.Embedding's (``max_norm`` must be None).
+
+    Args:
+        num_remainders: m; rows held are m + ceil(N / m). Default ceil(sqrt(N)), which makes them fewest.
+        operation: "mult" (the paper's best), "add", or "concat" of d - d // 2 and d // 2 dimensions.
+
+    Shape:
+        ids of any shape (...) and integer dtype -> (..., d).
+
+    Raises:
+        ValueError: sizes or ``padding_idx`` out of range, an unknown operation, or a ``max_norm``.
+        IndexError, TypeError: in the forward pass, ids out of range or not integers.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        num_remainders: int | None = None,
+        operation: str = "mult",
+    ) -> None:
+        super().__init__()
+        refuse_max_norm(self, max_norm)
+        check_dtype(dtype)
+        self.padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.norm_type = norm_type
+        self.scale_grad_by_freq = scale_grad_by_freq
+        self.sparse = sparse
+        if operation not in OPERATIONS:
+            raise ValueError(f"operation must be one of {list(OPERATIONS)}, got {operation!r}")
+        self.operation = operation
+        if num_remainders is None:
+            num_remainders = max(1, math.isqrt(max(0, num_embeddings - 1)) + 1)
+        if num_remainders < 1:
+            raise ValueError(f"num_remainders must be at least 1, got {num_remainders}")
+        self.num_remainders = num_remainders
+        widths = part_widths(embedding_dim, operation)
+        quotients = -(-num_embeddings // num_remainders)
+        self.quotients = nn.Parameter(torch.empty(quotients, widths[0], device=device, dtype=dtype))
+        self.remainders = nn.Parameter(torch.empty(num_remainders, widths[1], device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw both parts so that entries of the rows have variance 1, as nn.Embedding's."""
+        std = 0.5**0.5 if self.operation == "add" else 1.0
+        with torch.no_grad():
+            self.quotients.normal_(std=std)
+            self.remainders.normal_(std=std)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows of ids: integers (...) -> (..., d)."""
+        rows = check_ids(ids, self.num_embeddings)
+        quotient, remainder = (
+            F.embedding(index, part, scale_grad_by_freq=self.scale_grad_by_freq, sparse=self.sparse)
+            for index, part in (
+                (rows // self.num_remainders, self.quotients),
+                (rows % self.num_remainders, self.remainders),
+            )
+        )
+        vectors = join(quotient, remainder, self.operation)
+        if self.padding_idx is not None:  # its parts belong to other ids too, so they cannot just be zero
+            vectors = vectors.masked_fill((rows == self.padding_idx).unsqueeze(-1), 0.0)
+        return vectors
+
+    def freeze(self) -> FrozenTable:
+        """Both parts in their dtype; float32 look-ups equal the eval-mode forward pass."""
+        return QRTable(
+            kept(self.quotients), kept(self.remainders), self.num_embeddings, self.operation, self.padding_idx
+        )
+
+    def extra_repr(self) -> str:
+        """Sizes, for print."""
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return (
+            f"{self.num_embeddings}, {self.embedding_dim}, num_remainders={self.num_remainders}, "
+            f"operation={self.operation!r}{padding}"
+        )
+
+
+def join(quotient: Tensor, remainder: Tensor, operation: str) -> Tensor:
+    """Compose two rows by "mult", "add" or "concat"."""
+    if operation == "mult":
+        return quotient * remainder
+    if operation == "add":
+        return quotient + remainder
+    return torch.cat([quotient, remainder], dim=-1)
+
+
+def part_widths(embedding_dim: int, operation: str) -> tuple[int, int]:
+    """Dimensions of the quotient's and the remainder's part.
+
+    Raises ValueError where "concat" would leave one of them none.
+    """
+    if operation != "concat":
+        return embedding_dim, embedding_dim
+    if embedding_dim < 2:
+        raise ValueError('operation="concat" needs embedding_dim of 2 or more: use "add" or "mult"')
+    return embedding_dim - embedding_dim // 2, embedding_dim // 2
