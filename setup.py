@@ -36,9 +36,10 @@ FLAGS = [
     "-fno-rtti",
     "-ffp-contract=off",
 ]
+AVX2 = ["-mavx2", "-mf16c", "-mbmi", "-mbmi2", "-mpopcnt"]
 ISA_FLAGS = {
-    "isa_avx2.cpp": ["-mavx2", "-mf16c"],
-    "isa_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mf16c"],
+    "isa_avx2.cpp": [*AVX2],
+    "isa_avx512.cpp": [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"],
 }
 X86 = ("x86_64", "amd64")
 

@@ -19,7 +19,8 @@ def assign(rows: Tensor, centroids: Tensor, bias: Tensor | None = None) -> Tenso
     lose against all others, and a subspace of nothing but NaN gets code 0.
 
     A row's codes depend on that row alone, never on the batch around it, and are the same on every
-    instruction set and in the torch twin: each score is accumulated over s in order, every product and sum rounded.
+    instruction set and in the torch twin: each score is accumulated over s in
+    order, every product and sum rounded.
 
     Args:
         rows: ``(n, D * s)``, float32, float16 or bfloat16 (scored in float32).
@@ -82,7 +83,9 @@ def _assign(rows: Tensor, centroids: Tensor, bias: Tensor | None) -> Tensor:
     return codes
 
 
-_op = torch.library.custom_op("mgqe::assign", _assign, mutates_args=())
+_op = torch.library.custom_op(
+    "mgqe::assign", _assign, mutates_args=(), schema="(Tensor rows, Tensor centroids, Tensor? bias) -> Tensor"
+)
 
 
 @_op.register_fake

@@ -77,7 +77,9 @@ def _refuse_bad_codes(codes: Tensor, num_centroids: int) -> None:
         raise code_error(codes, num_centroids)
 
 
-_gather_op = torch.library.custom_op("mgqe::gather", _gather, mutates_args=())
+_gather_op = torch.library.custom_op(
+    "mgqe::gather", _gather, mutates_args=(), schema="(Tensor codes, Tensor codebook) -> Tensor"
+)
 
 
 @_gather_op.register_fake
@@ -176,7 +178,15 @@ def _scatter(
     return sums, counts
 
 
-_scatter_op = torch.library.custom_op("mgqe::scatter", _scatter, mutates_args=())
+_scatter_op = torch.library.custom_op(
+    "mgqe::scatter",
+    _scatter,
+    mutates_args=(),
+    schema=(
+        "(Tensor grad, Tensor codes, Tensor? weights, SymInt pieces, SymInt num_centroids, SymInt width) "
+        "-> (Tensor, Tensor)"
+    ),
+)
 
 
 @_scatter_op.register_fake

@@ -74,7 +74,12 @@ def _padded(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor, T
     return uniq, inverse, torch.cat([counts, counts.new_zeros(spare)]), size
 
 
-_op = torch.library.custom_op("mgqe::unique", _padded, mutates_args=())
+_op = torch.library.custom_op(
+    "mgqe::unique",
+    _padded,
+    mutates_args=(),
+    schema="(Tensor ids, SymInt num_embeddings) -> (Tensor, Tensor, Tensor, Tensor)",
+)
 
 
 @_op.register_fake

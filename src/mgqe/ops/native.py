@@ -30,6 +30,7 @@ OUT_OF_RANGE = -3
 _MESSAGES = {
     -1: "the native kernel refused its arguments (a shape, size or pointer that does not fit)",
     -2: "the native kernel could not get memory",
+    -5: "the table's tier map is damaged: it points outside a tier",
     -4: "this processor, or this build of the library, lacks that instruction set",
 }
 _SIGNATURES: dict[str, list[Any]] = {
@@ -40,6 +41,8 @@ _SIGNATURES: dict[str, list[Any]] = {
     "mgqe_assign": [c_void_p] * 3 + [c_int64] * 4 + [c_void_p, c_int32],
     "mgqe_gather": [c_void_p] * 2 + [c_int64] * 5 + [c_void_p, c_int32],
     "mgqe_scatter": [c_void_p] * 3 + [c_int64] * 5 + [c_void_p] * 2 + [c_int32],
+    "mgqe_lookup": [c_void_p] * 2 + [c_int64, c_void_p, c_int32],
+    "mgqe_max_code": [c_void_p] + [c_int64] * 2 + [c_int32, c_void_p, c_int32],
     "mgqe_unique": [c_void_p] + [c_int64] * 2 + [c_void_p] * 4,
 }
 
@@ -130,5 +133,7 @@ def check(status: int, out_of_range: Callable[[], Exception] | None = None) -> N
     if status == OUT_OF_RANGE and out_of_range is not None:
         raise out_of_range()
     if status == -2:
-        raise MemoryError(_MESSAGES[-2])
+        raise MemoryError(_MESSAGES[status])
+    if status == -5:
+        raise ValueError(_MESSAGES[status])
     raise RuntimeError(_MESSAGES.get(status, f"the native kernel failed with code {status}"))

@@ -6,11 +6,16 @@ agree with the native kernels bit for bit, :func:`scatter` up to rounding. They 
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
+from mgqe.ops._descriptor import TableParts
+
 # Scores held at once. Torch temporaries much above the caches are slow and erratic.
 _SCORES_AT_ONCE = 1 << 20
+_IDS_AT_ONCE = 1 << 14
 
 
 def half_squared_norms(centroids: Tensor) -> Tensor:
@@ -90,3 +95,83 @@ def unique(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     place = torch.empty_like(order)
     place[order] = torch.arange(order.shape[0], device=ids.device)
     return values[order], place[inverse], counts[order]
+
+
+def codes_of(packed: Tensor, num_subspaces: int, bits: int) -> Tensor:
+    """int64 codes ``(n, D)`` of packed rows ``(n, row_bytes)``."""
+    n = packed.shape[0]
+    # A code of 16 bits that starts within a byte reaches into the second byte after it.
+    padded = torch.cat([packed, packed.new_zeros(n, 2)], dim=1).long()
+    at = torch.arange(num_subspaces, device=packed.device) * bits
+    low = at >> 3
+    word = padded[:, low] | (padded[:, low + 1] << 8) | (padded[:, low + 2] << 16)
+    return (word >> (at & 7)) & ((1 << bits) - 1)
+
+
+def locate(ids: Tensor, parts: TableParts) -> tuple[Tensor, Tensor]:
+    """Tier and rank within the tier of flat ids, both int64."""
+    if not parts.map_bits:
+        starts = torch.tensor([0, *accumulate(parts.sizes)][:-1], device=ids.device)
+        tier = torch.bucketize(ids, starts, right=True) - 1
+        return tier, ids - starts[tier]
+    tier = torch.full_like(ids, parts.order[-1])
+    rank, at = ids.clone(), ids.clone()
+    left = torch.ones_like(ids, dtype=torch.bool)
+    for target, words, blocks in zip(parts.order, parts.map_bits, parts.map_ranks):
+        # Ids already placed keep an index of 0, which every level that has ids can answer.
+        at = torch.where(left, at, 0)
+        if words.numel() == 0:
+            break
+        bit = (words[at >> 6] >> (at & 63)) & 1
+        ones = blocks[at >> 8].long()
+        for word in range(4):
+            # Bits of this word of the block that lie below the id's own: 0 to 64 of them.
+            below = ((at & 255) - 64 * word).clamp(0, 64)
+            ones = ones + _popcount_low(words[(at >> 8) * 4 + word], below)
+        chosen = left & (bit == 1)
+        tier = torch.where(chosen, target, tier)
+        rank = torch.where(chosen, ones, rank)
+        left = left & (bit == 0)
+        at = at - ones
+    return tier, torch.where(left, at, rank)
+
+
+def _popcount_low(words: Tensor, count: Tensor) -> Tensor:
+    """Set bits among the lowest ``count`` (0 to 64) bits of int64 words."""
+    shifts = torch.arange(64, device=words.device)
+    bits = (words[:, None] >> shifts) & 1
+    return (bits * (shifts < count[:, None])).sum(dim=1)
+
+
+def lookup(ids: Tensor, parts: TableParts) -> Tensor:
+    """Rows ``(..., d)`` of ids ``(...)`` in range; see :func:`mgqe.ops.lookup`."""
+    rows = torch.empty((*ids.shape, parts.embedding_dim), device=ids.device)
+    flat, out = ids.reshape(-1), rows.reshape(-1, parts.embedding_dim)
+    for start in range(0, flat.shape[0], _IDS_AT_ONCE):
+        _lookup_flat(flat[start : start + _IDS_AT_ONCE], parts, out[start : start + _IDS_AT_ONCE])
+    return rows
+
+
+def _lookup_flat(ids: Tensor, parts: TableParts, out: Tensor) -> None:
+    tier, rank = locate(ids, parts)
+    for g in range(len(parts.sizes)):
+        mine = (tier == g).nonzero().squeeze(1)
+        if mine.numel() == 0:
+            continue
+        book = parts.centroids[parts.codebook_of[g]]
+        packed = parts.codes[g][rank[mine]]
+        codes = codes_of(packed, parts.num_subspaces[g], parts.bits[g]).clamp_(max=book.shape[1] - 1)
+        values = book.float()
+        if book.dtype == torch.int8:
+            values = values * parts.scales[parts.codebook_of[g]][:, None, None]
+        out[mine] = gather(codes, values)
+    if parts.padding_idx >= 0:
+        out[ids == parts.padding_idx] = 0.0
+
+
+def max_code(packed: Tensor, num_subspaces: int, bits: int) -> int:
+    """The largest code in packed rows, -1 if there are none."""
+    most = -1
+    for start in range(0, packed.shape[0], _IDS_AT_ONCE):
+        most = max(most, int(codes_of(packed[start : start + _IDS_AT_ONCE], num_subspaces, bits).max()))
+    return most

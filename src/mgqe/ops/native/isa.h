@@ -7,6 +7,8 @@
 
 #include <stdint.h>
 
+#include "mgqe_native.h"
+
 // One subspace's centroids, transposed for lanes over k: values (width, stride) and bias (stride), stride a multiple
 // of 16; the padding beyond `count` has bias NaN, so that it never wins.
 struct mgqe_lanes {
@@ -17,10 +19,23 @@ struct mgqe_lanes {
     int64_t width;
 };
 
+// One row to decode: its packed codes and where its floats go.
+struct mgqe_row {
+    const uint8_t* codes;
+    float* out;
+};
+
+constexpr int64_t kMaxTiers = 256;
+
+// Decodes n rows of one tier; chosen for the tier's centroid type, width and code layout.
+typedef void (*mgqe_decoder)(const mgqe_tier& tier, const mgqe_row* rows, int64_t n);
+
 struct mgqe_kernels {
     // codes[i * codes_step] = nearest centroid of rows[i * row_step ... + width), i < n.
     void (*assign)(const mgqe_lanes& lanes, const float* rows, int64_t row_step, int64_t n, int32_t* codes,
                    int64_t codes_step);
+    // Decodes ids [begin, end) of a checked table; false if its tier map points outside a tier.
+    bool (*lookup)(const mgqe_table& table, const int64_t* ids, int64_t begin, int64_t end, float* out);
 };
 
 extern const mgqe_kernels mgqe_kernels_scalar;

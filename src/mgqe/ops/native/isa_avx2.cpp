@@ -1,7 +1,8 @@
-// Kernels for x86-64 with AVX2 and F16C: 8 lanes, 4 rows at a time.
+// Kernels for x86-64 with AVX2, BMI2 and F16C: 8 lanes, 4 rows at a time.
 #include <immintrin.h>
 
 #include "assign_kernel.h"
+#include "lookup_kernel.h"
 
 namespace {
 
@@ -41,6 +42,13 @@ struct Vec {
     }
 };
 
+struct Half {
+    static void convert(const uint16_t* from, float* to) { *to = _cvtsh_ss(*from); }
+    static void convert4(const uint16_t* from, float* to) {
+        _mm_storeu_ps(to, _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+    }
+};
+
 }  // namespace
 
-const mgqe_kernels mgqe_kernels_avx2 = {assign_lanes<Vec, 4>};
+const mgqe_kernels mgqe_kernels_avx2 = {assign_lanes<Vec, 4>, lookup_ids<Half>};

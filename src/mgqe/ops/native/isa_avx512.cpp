@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "assign_kernel.h"
+#include "lookup_kernel.h"
 
 namespace {
 
@@ -32,6 +33,13 @@ struct Vec {
     }
 };
 
+struct Half {
+    static void convert(const uint16_t* from, float* to) { *to = _cvtsh_ss(*from); }
+    static void convert4(const uint16_t* from, float* to) {
+        _mm_storeu_ps(to, _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+    }
+};
+
 }  // namespace
 
-const mgqe_kernels mgqe_kernels_avx512 = {assign_lanes<Vec, 8>};
+const mgqe_kernels mgqe_kernels_avx512 = {assign_lanes<Vec, 8>, lookup_ids<Half>};

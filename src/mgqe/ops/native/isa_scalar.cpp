@@ -1,5 +1,6 @@
 // Kernels for any processor, with the compiler's portable 16-byte vectors: SSE2 on x86-64, NEON on arm64.
 #include "assign_kernel.h"
+#include "lookup_kernel.h"
 
 namespace {
 
@@ -47,6 +48,41 @@ struct Vec {
     }
 };
 
+#if defined(__aarch64__)
+struct Half {
+    static void convert(const uint16_t* from, float* to) {
+        __fp16 half;
+        __builtin_memcpy(&half, from, sizeof half);
+        *to = half;
+    }
+    static void convert4(const uint16_t* from, float* to) {
+        for (int t = 0; t < 4; ++t) convert(from + t, to + t);
+    }
+};
+#else
+// Exact, by integer shifts and one exact multiplication (normal numbers) or subtraction (subnormal ones).
+struct Half {
+    static float bits_to_float(uint32_t bits) {
+        float value;
+        __builtin_memcpy(&value, &bits, sizeof value);
+        return value;
+    }
+    static void convert(const uint16_t* from, float* to) {
+        const uint32_t sign = (static_cast<uint32_t>(*from) & 0x8000u) << 16;
+        const uint32_t rest = (static_cast<uint32_t>(*from) & 0x7fffu) << 17;
+        const float normal = bits_to_float((rest >> 4) + (0xe0u << 23)) * 0x1p-112f;
+        const float subnormal = bits_to_float((rest >> 17) | (126u << 23)) - 0.5f;
+        float value = rest < (1u << 27) ? subnormal : normal;
+        uint32_t bits;
+        __builtin_memcpy(&bits, &value, sizeof bits);
+        *to = bits_to_float(bits | sign);
+    }
+    static void convert4(const uint16_t* from, float* to) {
+        for (int t = 0; t < 4; ++t) convert(from + t, to + t);
+    }
+};
+#endif
+
 }  // namespace
 
-const mgqe_kernels mgqe_kernels_scalar = {assign_lanes<Vec, 4>};
+const mgqe_kernels mgqe_kernels_scalar = {assign_lanes<Vec, 4>, lookup_ids<Half>};

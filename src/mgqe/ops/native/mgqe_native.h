@@ -23,6 +23,7 @@ enum mgqe_status {
     MGQE_NO_MEMORY = -2,
     MGQE_OUT_OF_RANGE = -3,  // an id or a code outside the table; nothing was read
     MGQE_UNSUPPORTED = -4,   // an instruction set that this processor or this build lacks
+    MGQE_CORRUPT = -5,       // a tier map that points outside its tier; the output is then half written
 };
 
 enum mgqe_isa { MGQE_SCALAR = 0, MGQE_AVX2 = 1, MGQE_AVX512 = 2, MGQE_NEON = 3 };
@@ -56,5 +57,51 @@ MGQE_API int32_t mgqe_scatter(const float* grad, const int32_t* codes, const flo
 // MGQE_OUT_OF_RANGE if an id is outside [0, num_embeddings): *found is then the position of the first such id.
 MGQE_API int32_t mgqe_unique(const int64_t* ids, int64_t n, int64_t num_embeddings, int64_t* uniq, int64_t* inverse,
                              int64_t* counts, int64_t* found);
+
+// One tier of a frozen table: packed codes and the centroids they name.
+struct mgqe_tier {
+    const uint8_t* codes;   // (rows, row_bytes); code j of a row at bits [j * bits, (j + 1) * bits), low bits first
+    const void* centroids;  // (pieces, num_centroids, width) of dtype
+    const float* scales;    // (pieces) for int8, else null
+    int64_t rows;
+    int64_t row_bytes;
+    int32_t bits;           // 1 to 16
+    int32_t num_subspaces;
+    int32_t pieces;         // a multiple of num_subspaces, or 1: shared by all subspaces
+    int32_t num_centroids;
+    int32_t width;
+    int32_t dtype;          // an mgqe_dtype
+};
+
+enum mgqe_dtype { MGQE_FLOAT32 = 0, MGQE_FLOAT16 = 1, MGQE_INT8 = 2 };
+
+// One level of the tier map: of the `length` ids still left, those with bit 1 are in `tier`, the others go on.
+struct mgqe_level {
+    const uint64_t* bits;  // (4 * ceil(length / 256)), least significant bit first
+    const int32_t* ranks;  // (ceil(length / 256)) ones before each 256 bits
+    int64_t length;
+    int64_t tier;
+};
+
+struct mgqe_table {
+    const mgqe_tier* tiers;
+    const mgqe_level* levels;  // num_levels of them; 0 when ids are in frequency order
+    const int64_t* starts;     // (num_tiers + 1) first id of each tier, used when there are no levels
+    int64_t num_embeddings;
+    int64_t embedding_dim;
+    int64_t padding_idx;       // the id that looks up as zeros, or -1
+    int32_t num_tiers;         // 1 to 256
+    int32_t num_levels;
+    int32_t last_tier;         // the tier of ids that no level claims
+    int32_t reserved;
+};
+
+// Decodes ids (n) into out (n, embedding_dim). MGQE_OUT_OF_RANGE before anything is read if an id is outside
+// [0, num_embeddings).
+MGQE_API int32_t mgqe_lookup(const mgqe_table* table, const int64_t* ids, int64_t n, float* out, int32_t threads);
+
+// The largest code among packed rows (n, ceil(num_subspaces * bits / 8)), -1 if there are none.
+MGQE_API int32_t mgqe_max_code(const uint8_t* packed, int64_t n, int64_t num_subspaces, int32_t bits, int32_t* most,
+                               int32_t threads);
 
 #endif

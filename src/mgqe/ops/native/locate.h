@@ -1,0 +1,55 @@
+// From an id to its tier and its row there.
+#ifndef MGQE_LOCATE_H
+#define MGQE_LOCATE_H
+
+#include <stdint.h>
+
+#include "mgqe_native.h"
+
+namespace {
+
+struct Place {
+    int64_t tier;
+    int64_t rank;
+};
+
+// Set bits of a word. Plain x86-64 has no instruction for it, and the compiler's substitute is a slow call.
+inline int64_t ones(uint64_t word) {
+#if defined(__POPCNT__) || defined(__aarch64__)
+    return __builtin_popcountll(word);
+#endif
+    word -= (word >> 1) & 0x5555555555555555u;
+    word = (word & 0x3333333333333333u) + ((word >> 2) & 0x3333333333333333u);
+    word = (word + (word >> 4)) & 0x0f0f0f0f0f0f0f0fu;
+    return static_cast<int64_t>((word * 0x0101010101010101u) >> 56);
+}
+
+// Ids in frequency order: tiers are ranges. Counted without a branch, which a mix of tiers would mispredict.
+inline Place locate_range(const mgqe_table& table, int64_t id) {
+    int64_t tier = 0;
+    for (int32_t g = 1; g < table.num_tiers; ++g) tier += id >= table.starts[g];
+    return {tier, id - table.starts[tier]};
+}
+
+// Ids in any order: each level's bit says whether the id belongs to that level's tier; its rank is the number of
+// ones before it, or, if it goes on, its place among those that go on is the number of zeros before it.
+inline Place locate_map(const mgqe_table& table, int64_t id) {
+    int64_t at = id;
+    for (int32_t l = 0; l < table.num_levels; ++l) {
+        const mgqe_level& level = table.levels[l];
+        if (static_cast<uint64_t>(at) >= static_cast<uint64_t>(level.length)) return {-1, 0};
+        int64_t rank = level.ranks[at >> 8];
+        const int64_t last = at >> 6;
+        for (int64_t word = at >> 8 << 2; word < last; ++word) rank += ones(level.bits[word]);
+        const uint64_t word = level.bits[last];
+        const int shift = static_cast<int>(at & 63);
+        rank += ones(word & ((static_cast<uint64_t>(1) << shift) - 1));
+        if ((word >> shift) & 1) return {level.tier, rank};
+        at -= rank;
+    }
+    return {table.last_tier, at};
+}
+
+}  // namespace
+
+#endif

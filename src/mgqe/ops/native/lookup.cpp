@@ -1,0 +1,53 @@
+// Checks a look-up and spreads its ids over threads.
+#include <atomic>
+
+#include "isa.h"
+#include "mgqe_native.h"
+#include "parallel.h"
+
+namespace {
+
+constexpr int64_t kRowsPerThread = 1024;
+
+bool ids_in_range(const int64_t* ids, int64_t n, int64_t num_embeddings) {
+    // The sign bit of either term is set when an id is negative or too large.
+    uint64_t bad = 0;
+    const uint64_t last = static_cast<uint64_t>(num_embeddings) - 1;
+    for (int64_t i = 0; i < n; ++i) {
+        const uint64_t id = static_cast<uint64_t>(ids[i]);
+        bad |= id | (last - id);
+    }
+    return n == 0 || (num_embeddings > 0 && !(bad >> 63));
+}
+
+bool well_formed(const mgqe_table& table) {
+    if (table.num_tiers < 1 || table.num_tiers > kMaxTiers || table.num_levels < 0) return false;
+    if (table.num_levels > 0 && (table.last_tier < 0 || table.last_tier >= table.num_tiers)) return false;
+    for (int32_t l = 0; l < table.num_levels; ++l)
+        if (table.levels[l].tier < 0 || table.levels[l].tier >= table.num_tiers) return false;
+    for (int32_t g = 0; g < table.num_tiers; ++g) {
+        const mgqe_tier& tier = table.tiers[g];
+        const int64_t D = tier.num_subspaces;
+        if (D < 1 || tier.pieces < 1 || tier.num_centroids < 1 || tier.width < 1 || tier.bits < 1 || tier.bits > 16)
+            return false;
+        if (tier.pieces != 1 && tier.pieces % D != 0) return false;
+        if ((tier.pieces == 1 ? D : tier.pieces) * tier.width != table.embedding_dim) return false;
+        if (tier.row_bytes != (D * tier.bits + 7) / 8 || tier.rows < 0) return false;
+        if (tier.dtype < MGQE_FLOAT32 || tier.dtype > MGQE_INT8 || (tier.dtype == MGQE_INT8 && !tier.scales))
+            return false;
+    }
+    return true;
+}
+
+}  // namespace
+
+int32_t mgqe_lookup(const mgqe_table* table, const int64_t* ids, int64_t n, float* out, int32_t threads) {
+    if (n < 0 || !well_formed(*table)) return MGQE_BAD_ARGUMENT;
+    if (!ids_in_range(ids, n, table->num_embeddings)) return MGQE_OUT_OF_RANGE;
+    const mgqe_kernels& kernels = mgqe_active();
+    std::atomic<bool> sound{true};
+    mgqe_parallel(n, mgqe_team(n, kRowsPerThread, threads), [&](int64_t begin, int64_t end) {
+        if (!kernels.lookup(*table, ids, begin, end, out)) sound.store(false, std::memory_order_relaxed);
+    });
+    return sound.load() ? MGQE_OK : MGQE_CORRUPT;
+}
