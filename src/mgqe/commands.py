@@ -195,12 +195,8 @@ def compare(
     from mgqe.report import picture, summarise, terminal_table
     from mgqe.study import RESULTS, Event, Run, Study, check_study, is_finished, run_study
 
-    base = TrainConfig(
-        data, data_dir, format, user_column, item_column, time_column, task, model, threads=threads
-    )
-    study = Study(
-        _with_settings(base, setting), tuple(embedding or ("full", "full:d=16", "mgqe")), _seeds(seeds), out
-    )
+    base = TrainConfig(data, data_dir, format, user_column, item_column, time_column, task, model, threads=threads)
+    study = Study(_with_settings(base, setting), tuple(embedding or ("full", "full:d=16", "mgqe")), _seeds(seeds), out)
     check_study(study)
     failures: list[Event] = []
     bars: dict[Run, _RunBar] = {}
@@ -253,7 +249,7 @@ def inspect(file: Annotated[Path, typer.Argument(help="A file that mgqe.save wro
     for name, size in {**held, "header": on_disk - sum(held.values()), "file": on_disk}.items():
         parts.add_row(name, f"{size:,}", f"{100 * size / full:.2f}%" if full else "")
     output.print(parts)
-    if hasattr(table, "codebook_stats"):
+    if isinstance(table, mgqe.CompactTable):
         tiers = Table("tier", title="Tiers, most frequent first", title_justify="left")
         for name in ("ids", "subspaces", "centroids", "bits a code", "bytes an id", "in use", "perplexity"):
             tiers.add_column(name, justify="right")

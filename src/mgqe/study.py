@@ -13,7 +13,7 @@ from typing import Any
 
 from mgqe.recsys.checkpoint import write_json
 from mgqe.recsys.embeddings import Spec
-from mgqe.recsys.loop import EpochReport
+from mgqe.recsys.loop import EpochReport, OnEpoch
 from mgqe.recsys.train import METRICS, RunData, TrainConfig, build_tables, train_run
 
 RESULTS = "results.json"
@@ -108,7 +108,7 @@ def run_study(
 def _events(study: Study, runs: list[Run], jobs: int, overwrite: bool, on_event: OnEvent) -> Iterator[Event]:
     if jobs == 1:
         for run in runs:
-            yield _attempt(run, study.out, overwrite, lambda report, run=run: on_event(Event(run, report)))
+            yield _attempt(run, study.out, overwrite, _tell(run, on_event))
         return
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
@@ -127,11 +127,15 @@ def _events(study: Study, runs: list[Run], jobs: int, overwrite: bool, on_event:
         listener.join()
 
 
-def _attempt(run: Run, out: Path, overwrite: bool, on_epoch: Callable[[EpochReport], None]) -> Event:
+def _attempt(run: Run, out: Path, overwrite: bool, on_epoch: OnEpoch) -> Event:
     try:
         return Event(run, metrics=train_run(run.config, out / run.folder, overwrite, out / WARM_UPS, on_epoch))
     except (ValueError, OSError) as error:
         return Event(run, error=str(error))
+
+
+def _tell(run: Run, on_event: OnEvent) -> OnEpoch:
+    return lambda report: on_event(Event(run, report))
 
 
 def _work(run: Run, out: Path, overwrite: bool, reports: Any, at: int) -> Event:

@@ -1,4 +1,4 @@
-"""The recommender wing: data files, training, metrics. An extra, `pip install mgqe[recsys]`; the core never imports it."""
+"""The recommender wing: data files, training, metrics. An extra (`pip install mgqe[recsys]`); no part of the core."""
 
 from __future__ import annotations
 

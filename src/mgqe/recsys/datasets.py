@@ -195,7 +195,7 @@ def planted(
     uniform = torch.rand(num_users, generator=generator).clamp(min=1e-4)
     sizes = (per_user * 0.4 * uniform**-0.6).long().clamp(min=5, max=num_items // 4)
     users, items = [], []
-    for block in torch.arange(num_users).split(512):
+    for block in torch.split(torch.arange(num_users), 512):
         noise = torch.rand(len(block), num_items, generator=generator).clamp(min=1e-12)
         scores = popularity + taste[block] @ kind.T - torch.log(-torch.log(noise))
         order = scores.argsort(dim=1, descending=True)

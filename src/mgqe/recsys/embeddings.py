@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -44,22 +45,36 @@ class Method:
         return loaded
 
 
-_QUANTISED = {"D": "num_subspaces", "K": "num_centroids", "centroids": "centroid_dtype"}
+_CODES = {"D": "num_subspaces", "K": "num_centroids", "centroids": "centroid_dtype"}
+_NO_WARM_UP_OF_ITS_OWN = {"warmup_steps": NEVER}
 METHODS: dict[str, Method] = {
-    "full": Method("torch.nn:Embedding", "trained", "a full table; full:d=16 is one with 16 dimensions"),
+    "full": Method("mgqe.baselines:FullEmbedding", "trained", "a full table; full:d=16 is one with 16 dimensions"),
     "mgqe": Method(
-        "mgqe.embedding:MGQEmbedding",
+        "mgqe:MGQEmbedding",
         "quantised",
         "codes, more centroids for frequent ids: mgqe:D=32,K=64/16,centroids=int8",
-        _QUANTISED,
-        {"warmup_steps": NEVER},
+        _CODES,
+        _NO_WARM_UP_OF_ITS_OWN,
     ),
     "dpq": Method(
-        "mgqe.embedding:DPQEmbedding",
-        "quantised",
-        "codes, the same for all ids: dpq:D=32,K=64",
-        _QUANTISED,
-        {"warmup_steps": NEVER},
+        "mgqe:DPQEmbedding", "quantised", "codes, all ids alike: dpq:D=32,K=64", _CODES, _NO_WARM_UP_OF_ITS_OWN
+    ),
+    "pq": Method("mgqe.baselines:PQEmbedding", "post", "codes of a trained full table: pq:D=32,K=64", _CODES),
+    "scalar": Method(
+        "mgqe.baselines:ScalarQuantizedEmbedding", "post", "a trained full table, b bits a value: scalar:bits=4"
+    ),
+    "lowrank": Method("mgqe.baselines:LowRankEmbedding", "trained", "N x r times r x d: lowrank:r=8", {"r": "rank"}),
+    "hash": Method(
+        "mgqe.baselines:HashEmbedding",
+        "trained",
+        "ids share rows: hash:buckets=500,hashes=2",
+        {"buckets": "num_buckets", "hashes": "num_hashes"},
+    ),
+    "qr": Method(
+        "mgqe.baselines:QREmbedding",
+        "trained",
+        "quotient and remainder: qr:remainders=64,operation=mult",
+        {"remainders": "num_remainders"},
     ),
 }
 
@@ -124,15 +139,19 @@ class Spec:
         return self if self.method.kind == "trained" else Spec("full", (), self.dim)
 
 
-def build(spec: Spec, table: str, num_embeddings: int, embedding_dim: int, counts: Tensor, std: float) -> nn.Module:
+def build(
+    spec: Spec, table: str, num_embeddings: int, embedding_dim: int, counts: Tensor, std: float, seed: int
+) -> nn.Module:
     """The embedding module of one table, its vectors drawn with standard deviation `std`.
 
-    counts: int64 (num_embeddings,), training interactions an id, for the classes that ask for them.
+    counts: int64 (num_embeddings,), training interactions an id, and seed: for the classes that ask for them.
     """
-    cls, keywords = spec.method.load(), {**spec.method.fixed, **spec.keywords(table)}
-    if "counts" in inspect.signature(cls).parameters and "tiers" not in keywords:
-        # A table none of whose ids was seen in training cannot be: but an id can.
-        keywords["counts"] = counts
+    cls = spec.method.load()
+    keywords: dict[str, Any] = {**spec.method.fixed, **spec.keywords(table)}
+    offered = {"counts": counts, "seed": seed % 2**31}
+    for name in inspect.signature(cls).parameters:
+        if name in offered:
+            keywords.setdefault(name, offered[name])
     try:
         module = cls(num_embeddings, embedding_dim, **keywords)
     except (TypeError, ValueError) as error:
@@ -140,24 +159,26 @@ def build(spec: Spec, table: str, num_embeddings: int, embedding_dim: int, count
     with torch.no_grad():
         weight = getattr(module, "weight", None)
         if isinstance(weight, nn.Parameter) and weight.shape == (num_embeddings, embedding_dim):
-            weight.normal_(std=std)
+            weight.normal_(std=std)  # the same draw for all that start from full rows
         else:
-            scale_vectors(module, std)
+            _scale(module, std, torch.arange(min(num_embeddings, 1000)))
     return module
 
 
-def scale_vectors(module: nn.Module, std: float) -> None:
-    """Scale a composed embedding's parameters alike, so that its vectors have standard deviation `std`."""
-    raise NotImplementedError
+def _scale(module: nn.Module, std: float, ids: Tensor) -> None:
+    """Multiply all parameters alike, so that the vectors of `ids` have standard deviation `std`.
 
+    Vectors are homogeneous in the parameters, of a degree that is tried out: 1 for sums of rows, 2 for products.
+    """
 
-def freeze(module: nn.Module) -> Any:
-    """The frozen table of an embedding module; of a plain nn.Embedding, its rows as they are."""
-    if isinstance(module, nn.Embedding):
-        from mgqe.baselines import FullEmbedding
+    def spread(factor: float) -> float:
+        for parameter in module.parameters():
+            parameter.mul_(factor)
+        return float(module(ids).std())
 
-        return FullEmbedding.from_pretrained(module.weight.detach()).freeze()
-    return module.freeze()  # type: ignore[operator]
+    once, twice = spread(1.0), spread(2.0)
+    degree = math.log2(twice / once)
+    spread(0.5 * (std / once) ** (1.0 / degree))
 
 
 class FrozenEmbedding(nn.Module):
@@ -173,12 +194,10 @@ class FrozenEmbedding(nn.Module):
 
 
 def _keywords_of(method: Method) -> set[str]:
-    """What a description may set: every plain keyword of the class but those that the loop decides."""
-    if method.where.startswith("torch."):
-        return set()
-    taken = {"num_embeddings", "embedding_dim", "padding_idx", "counts", "tiers", "device", "dtype", "sparse"}
-    names = inspect.signature(method.load()).parameters
-    return {name for name in names if not name.startswith("_")} - taken - set(method.fixed)
+    """What a description may set: the class's own keywords, not nn.Embedding's nor those that the loop decides."""
+    parameters = inspect.signature(method.load()).parameters.values()
+    own = {parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
+    return own - {"counts", "tiers"} - set(method.fixed)
 
 
 def _perhaps(word: str, known: Any) -> str:

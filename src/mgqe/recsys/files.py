@@ -186,13 +186,14 @@ def _as_time(path: Path, column: pl.Series, name: str, first_line: int, unit: st
     """Numbers stay numbers; text becomes numbers or, failing that, dates."""
     if column.dtype.is_numeric() or column.dtype.is_temporal():
         return column
-    text = column.cast(pl.String).str.strip_chars()
+    text: pl.Series = column.cast(pl.String).str.strip_chars()
     for kind in (pl.Int64, pl.Float64):
-        numbers = text.cast(kind, strict=False)
+        numbers: pl.Series = text.cast(kind, strict=False)
         if numbers.null_count() == text.null_count():
             return numbers
     try:
-        return text.str.to_datetime(strict=True).alias(column.name)
+        dates: pl.Series = text.str.to_datetime(strict=True)
+        return dates
     except pl.exceptions.PolarsError:
         odd = int((numbers.is_null() & text.is_not_null()).arg_true()[0])
         raise ValueError(
@@ -202,18 +203,21 @@ def _as_time(path: Path, column: pl.Series, name: str, first_line: int, unit: st
 
 def _as_ids(path: Path, column: pl.Series) -> pl.Series:
     """Int64 when every id is a plain integer (`7`, not `007` or `7.0`), else String."""
+    integers: pl.Series
     if column.dtype.is_integer():
-        return column.cast(pl.Int64)
+        integers = column.cast(pl.Int64)
+        return integers
     if column.dtype.is_float():
-        whole = column.cast(pl.Int64, strict=False)
-        if (whole.cast(column.dtype) == column).all():
+        whole: pl.Series = column.cast(pl.Int64, strict=False)
+        if not whole.null_count() and bool((whole.cast(column.dtype) == column).all()):
             return whole
         raise ValueError(f"{path}: expected whole numbers or text as {column.name} ids, got fractions")
     if column.dtype not in (pl.String, pl.Categorical) and not isinstance(column.dtype, pl.Enum):
         raise ValueError(f"{path}: expected integers or text as {column.name} ids, got {column.dtype}")
-    text = column.cast(pl.String)
+    text: pl.Series = column.cast(pl.String)
     if text.str.contains(r"^(0|-?[1-9]\d{0,17})$").all():
-        return text.cast(pl.Int64)
+        integers = text.cast(pl.Int64)
+        return integers
     return text
 
 

@@ -115,9 +115,7 @@ class Interactions:
         kept = frame.unique(subset=["user_row", "item_row"], keep="first", maintain_order=True)
         users = torch.from_numpy(kept["user_row"].to_numpy().copy())
         items = torch.from_numpy(kept["item_row"].to_numpy().copy())
-        return cls(
-            users, items, offsets_of(users, len(user_ids)), user_ids, item_ids, frame.height - kept.height
-        )
+        return cls(users, items, offsets_of(users, len(user_ids)), user_ids, item_ids, frame.height - kept.height)
 
 
 def offsets_of(sorted_rows: Tensor, num_rows: int) -> Tensor:
@@ -131,9 +129,7 @@ def _with_rows(frame: pl.DataFrame, name: str, ids: IdMap) -> pl.DataFrame:
     return frame.join(pl.DataFrame({name: ids.ids, f"{name}_row": rows}), on=name, how="left")
 
 
-def load_interactions(
-    path: Path | str, format: str | None = None, columns: Columns | None = None
-) -> Interactions:
+def load_interactions(path: Path | str, format: str | None = None, columns: Columns | None = None) -> Interactions:
     """Read a file of interactions.
 
     format: one of FORMATS, or None to recognise it. columns: names of the user, item and time columns of a

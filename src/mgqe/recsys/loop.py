@@ -6,17 +6,36 @@ Interrupted at any moment and run again, a phase ends with the same bits as one 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mgqe.recsys.checkpoint import LAST, best_path, load_state, save_epoch
-from mgqe.recsys.ranking import RankingTask
 from mgqe.recsys.seeds import derive_seed
+
+
+class Task(Protocol):
+    """What the loop needs to know of a task; `model` is whatever the task's own methods understand."""
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+
+    def num_batches(self, batch_size: int) -> int:
+        """Batches an epoch."""
+
+    def batches(self, batch_size: int, phase: str, epoch: int) -> Iterator[Any]:
+        """An epoch's batches, fixed by seed, phase and epoch: an epoch that is run again is the same."""
+
+    def loss(self, model: Any, batch: Any) -> Tensor:
+        """A batch's loss."""
+
+    def validate(self, model: Any) -> dict[str, float]:
+        """The validation figures, higher is better."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +106,9 @@ def make_optimizer(model: nn.Module, phase: PhaseConfig) -> torch.optim.Adam:
     return torch.optim.Adam(groups, lr=phase.learning_rate, fused=True)
 
 
-def carry_optimizer(source: dict[str, Any], source_names: list[str], model: nn.Module, target: torch.optim.Adam) -> None:
+def carry_optimizer(
+    source: dict[str, Any], source_names: list[str], model: nn.Module, target: torch.optim.Adam
+) -> None:
     """Give `target` the state that parameters of the same name and shape had in another model's Adam.
 
     source: that optimiser's state, its parameters' names in its own order in `source_names`. Without the second
@@ -114,7 +135,7 @@ def _is_codebook(name: str) -> bool:
 
 def run_phase(
     model: nn.Module,
-    task: RankingTask,
+    task: Task,
     phase: PhaseConfig,
     directory: Path,
     on_epoch: OnEpoch,
@@ -168,7 +189,7 @@ def run_phase(
 
 def _train_epoch(
     model: nn.Module,
-    task: RankingTask,
+    task: Task,
     phase: PhaseConfig,
     epoch: int,
     optimizer: torch.optim.Adam,
@@ -185,7 +206,7 @@ def _train_epoch(
         if auxiliary_loss is not None:
             loss = loss + auxiliary_loss(model)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         total += loss.detach()
         if number % 20 == 0:

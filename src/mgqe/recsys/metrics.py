@@ -44,9 +44,7 @@ CatalogueScorer = Callable[[Tensor], Tensor]  # users (n,) -> scores (n, num_ite
 
 
 @torch.no_grad()
-def sampled_ranks(
-    score: Scorer, users: Tensor, positives: Tensor, negatives: Tensor, batch_size: int = 4096
-) -> Tensor:
+def sampled_ranks(score: Scorer, users: Tensor, positives: Tensor, negatives: Tensor, batch_size: int = 4096) -> Tensor:
     """Ranks of `positives` (n,) among `negatives` (n, c), users (n,): int64 (n,), `batch_size` users at a time."""
     ranks = []
     for at in range(0, users.numel(), batch_size):

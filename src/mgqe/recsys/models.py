@@ -31,7 +31,8 @@ class GMF(nn.Module):
         """Scores of `items` (n, c) for `users` (n,): (n, c). A user is looked up once for all of its items."""
         # Multiply and add: torch's batched matrix product is 1.6 times slower for one row a batch entry, and need
         # not treat equal items equally, which would break draws at random.
-        return (self.item(items) * self.query(users).unsqueeze(1)).sum(dim=-1) + self.bias
+        scores: Tensor = (self.item(items) * self.query(users).unsqueeze(1)).sum(dim=-1) + self.bias
+        return scores
 
     def score_catalogue(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores of every item for `users` (n,): (n, num_items); `items` (num_items, d) are all item vectors."""

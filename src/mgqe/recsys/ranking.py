@@ -79,7 +79,7 @@ class RankingTask:
         users = self.split.train_users
         negatives = sample_negatives(users, self.seen, self.num_negatives, generator)
         items = torch.cat([self.split.train_items[:, None], negatives], dim=1)
-        for chosen in torch.randperm(users.numel(), generator=generator).split(batch_size):
+        for chosen in torch.split(torch.randperm(users.numel(), generator=generator), batch_size):
             yield users[chosen], items[chosen]
 
     def loss(self, model: GMF, batch: Batch) -> Tensor:

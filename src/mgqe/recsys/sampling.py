@@ -72,7 +72,7 @@ def sample_negatives(users: Tensor, seen: SeenItems, num: int, generator: torch.
         drawn[wrong] = again
         wrong = wrong[seen.has(owner[wrong], again)]
     # What is left belongs to users who have nearly everything: choose from the list of what they lack.
-    for user in owner[wrong].unique().tolist():
+    for user in sorted(set(owner[wrong].tolist())):
         places = wrong[owner[wrong] == user]
         unseen = seen.unseen(user)
         drawn[places] = unseen[torch.randint(unseen.numel(), (places.numel(),), generator=generator)]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mgqe.recsys.checkpoint import locked, read_json, write_atomic, write_json
 from mgqe.recsys.datasets import load_data
-from mgqe.recsys.embeddings import FrozenEmbedding, Spec, build, freeze
+from mgqe.recsys.embeddings import FrozenEmbedding, Spec, build
 from mgqe.recsys.interactions import Columns, Interactions
 from mgqe.recsys.loop import (
     OnEpoch,
@@ -257,13 +257,11 @@ def build_tables(config: TrainConfig, data: RunData) -> GMF:
         ("item", split.num_items, split.item_counts),
     ):
         torch.manual_seed(derive_seed(config.seed, "start", table))
-        tables[table] = build(spec, table, size, dim, counts, config.init_std)
+        tables[table] = build(spec, table, size, dim, counts, config.init_std, config.seed)
     return GMF(tables["user"], tables["item"], dim, config.dropout)
 
 
-def _warm_up(
-    config: TrainConfig, data: RunData, warm_ups: Path, on_epoch: OnEpoch
-) -> tuple[GMF, PhaseResult]:
+def _warm_up(config: TrainConfig, data: RunData, warm_ups: Path, on_epoch: OnEpoch) -> tuple[GMF, PhaseResult]:
     model = build_tables(config.warm_up(), data)
     directory = warm_ups / f"phase-full-{warm_up_key(config, data.fingerprint)}"
     with locked(directory):
@@ -298,7 +296,7 @@ def _ship(model: GMF, out: Path) -> dict[str, int]:
 
     model.eval()
     for table, name in TABLES.items():
-        mgqe.save(freeze(getattr(model, table)), out / name)
+        mgqe.save(getattr(model, table).freeze(), out / name)
     own: dict[str, Tensor] = {"weight": model.weight.detach(), "bias": model.bias.detach()}
     write_atomic(out / MODEL, lambda target: save_file(own, target))
     return {table: (out / name).stat().st_size for table, name in TABLES.items()}
@@ -306,13 +304,12 @@ def _ship(model: GMF, out: Path) -> dict[str, int]:
 
 def load_model(out: Path | str) -> GMF:
     """The model that a run saved, on its frozen tables, ready to score."""
-    import mgqe
     from safetensors.torch import load_file
 
+    import mgqe
+
     out = Path(out)
-    tables: dict[str, nn.Module] = {
-        table: FrozenEmbedding(mgqe.load(out / name)) for table, name in TABLES.items()
-    }
+    tables: dict[str, nn.Module] = {table: FrozenEmbedding(mgqe.load(out / name)) for table, name in TABLES.items()}
     own = load_file(out / MODEL)
     model = GMF(tables["user"], tables["item"], own["weight"].numel())
     model.load_state_dict(own)
