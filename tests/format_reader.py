@@ -1,0 +1,159 @@
+"""A second reader of the file format, from docs/format.md alone: the standard library, no torch, no numpy."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from raw_safetensors import Parts, read_raw
+
+SIZES = {"I64": 8, "I32": 4, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1}
+MASK = 2**64 - 1
+
+
+def float32(value: float) -> float:
+    """A double rounded to float32."""
+    return struct.unpack("<f", struct.pack("<f", value))[0]
+
+
+class FormatReader:
+    """One file; ``row(id)`` gives its floats."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.metadata, self.parts = read_raw(path)
+        self.config: dict[str, Any] = json.loads(self.metadata["config"])
+        self.kind = self.metadata["kind"]
+        assert (self.metadata["format"], self.metadata["version"]) == ("mgqe", "1")
+
+    def row(self, row_id: int) -> list[float]:
+        """The row of an id, as floats that float32 holds."""
+        assert 0 <= row_id < self.config["num_embeddings"]
+        if row_id == self.config["padding_idx"]:
+            return [0.0] * self.config["embedding_dim"]
+        row: list[float] = getattr(self, f"_{self.kind}")(row_id)
+        assert len(row) == self.config["embedding_dim"]
+        return row
+
+    # Elements of tensors
+
+    def shape(self, name: str) -> list[int]:
+        return self.parts[name][1]
+
+    def numbers(self, name: str, start: int, count: int) -> list[float]:
+        """``count`` elements from flat index ``start`` on."""
+        dtype, _, content = self.parts[name]
+        size = SIZES[dtype]
+        raw = content[start * size : (start + count) * size]
+        assert len(raw) == count * size
+        if dtype == "BF16":
+            return [struct.unpack("<f", b"\0\0" + raw[i : i + 2])[0] for i in range(0, len(raw), 2)]
+        letter = {"I64": "q", "I32": "i", "F32": "f", "F16": "e", "I8": "b", "U8": "B"}[dtype]
+        return list(struct.unpack(f"<{count}{letter}", raw))
+
+    def vector(self, name: str, index: int) -> list[float]:
+        """Row ``index`` of a matrix."""
+        width = self.shape(name)[1]
+        return self.numbers(name, index * width, width)
+
+    def unpacked(self, name: str, index: int, count: int, bits: int) -> list[int]:
+        """The ``count`` codes of a packed row."""
+        width = self.shape(name)[1]
+        start = index * width
+        string = int.from_bytes(self.parts[name][2][start : start + width], "little")
+        assert string >> (count * bits) == 0
+        return [string >> (j * bits) & ((1 << bits) - 1) for j in range(count)]
+
+    # Kinds
+
+    def _compact(self, row_id: int) -> list[float]:
+        tier, rank = self.locate(row_id)
+        subspaces, k = self.config["num_subspaces"][tier], self.config["num_centroids"][tier]
+        bits = max(1, (k - 1).bit_length())
+        codes = self.unpacked(f"codes.{tier}", rank, subspaces, bits)
+        book = self.config["codebook_of"][tier]
+        pieces, held, width = self.shape(f"centroids.{book}")
+        row: list[float] = []
+        for j, code in enumerate(codes):
+            assert code < k <= held
+            if pieces * width == self.config["embedding_dim"] and pieces % subspaces == 0:
+                each = pieces // subspaces
+                chosen = [j * each + i for i in range(each)]
+            else:
+                assert pieces == 1
+                assert subspaces * width == self.config["embedding_dim"]
+                chosen = [0]
+            for piece in chosen:
+                values = self.numbers(f"centroids.{book}", (piece * held + code) * width, width)
+                if self.config["centroid_dtype"] == "int8":
+                    (scale,) = self.numbers(f"scales.{book}", piece, 1)
+                    values = [float32(v * scale) for v in values]
+                row += values
+        return row
+
+    def locate(self, row_id: int) -> tuple[int, int]:
+        """Tier and rank of an id."""
+        sizes, order = self.config["sizes"], self.config["order"]
+        if order is None:
+            tier = 0
+            while row_id >= sizes[tier]:
+                row_id -= sizes[tier]
+                tier += 1
+            return tier, row_id
+        i = row_id
+        for level in range(len(sizes) - 1):
+            words = int.from_bytes(self.parts[f"tier_map.bits.{level}"][2], "little")
+            block = i // 256
+            (ones,) = self.numbers(f"tier_map.ranks.{level}", block, 1)
+            ones += (words >> (256 * block) & ((1 << (i % 256)) - 1)).bit_count()
+            if words >> i & 1:
+                return order[level], int(ones)
+            i -= int(ones)
+        return order[-1], i
+
+    def _full(self, row_id: int) -> list[float]:
+        return self.vector("weight", row_id)
+
+    def _low_rank(self, row_id: int) -> list[float]:
+        row = [0.0] * self.config["embedding_dim"]
+        for j, factor in enumerate(self.vector("factors", row_id)):
+            row = [have + factor * p for have, p in zip(row, self.vector("projection", j), strict=True)]
+        return row
+
+    def _scalar(self, row_id: int) -> list[float]:
+        d, bits = self.config["embedding_dim"], self.config["bits"]
+        row = []
+        for t, code in enumerate(self.unpacked("codes", row_id, d, bits)):
+            grid = row_id if self.config["granularity"] == "row" else t
+            (step,), (offset,) = self.numbers("step", grid, 1), self.numbers("offset", grid, 1)
+            row.append(float32(float32(code * step) + offset))
+        return row
+
+    def _hash(self, row_id: int) -> list[float]:
+        row = [0.0] * self.config["embedding_dim"]
+        for j in range(self.config["num_hashes"]):
+            bucket = hash_number(row_id, j, self.config["seed"], self.config["num_buckets"])
+            row = [float32(a + b) for a, b in zip(row, self.vector("weight", bucket), strict=True)]
+        return row
+
+    def _quotient_remainder(self, row_id: int) -> list[float]:
+        m = self.config["num_remainders"]
+        first, second = self.vector("quotients", row_id // m), self.vector("remainders", row_id % m)
+        if self.config["operation"] == "concat":
+            return first + second
+        if self.config["operation"] == "mult":
+            return [float32(a * b) for a, b in zip(first, second, strict=True)]
+        return [float32(a + b) for a, b in zip(first, second, strict=True)]
+
+
+def hash_number(row_id: int, which: int, seed: int, num_buckets: int) -> int:
+    """h_which(id)."""
+    x = (row_id + (which + 1) * 0x9E3779B97F4A7C15 + seed * 2**32) & MASK
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & MASK
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & MASK
+    x ^= x >> 31
+    return (x >> 1) % num_buckets
+
+
+__all__ = ["FormatReader", "Parts", "float32", "hash_number"]

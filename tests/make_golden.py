@@ -1,0 +1,112 @@
+"""Writes the golden files: ``PYTHONPATH=src python tests/make_golden.py`` after a change of format.
+
+Everything comes from formulas, not from a random generator, whose numbers may change with the version.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mgqe.artifact import save
+from mgqe.baselines import FullTable, HashTable, LowRankTable, QRTable, ScalarTable
+from mgqe.frozen import FrozenTable
+from mgqe.packing import pack
+from mgqe.table import CompactTable
+from mgqe.tiers import Tiers
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def golden_codes(n: int, num_subspaces: int, num_centroids: int) -> Tensor:
+    """code[i, j] = (3 i + 5 j) mod K."""
+    rows, subspaces = torch.arange(n)[:, None], torch.arange(num_subspaces)
+    return (3 * rows + 5 * subspaces) % num_centroids
+
+
+def golden_centroids(pieces: int, num_centroids: int, width: int) -> Tensor:
+    """centroid[j, k, t] = ((7 j + 3 k + t) mod 17 - 8) / 4: exact in every format that holds centroids."""
+    j, k, t = torch.arange(pieces)[:, None, None], torch.arange(num_centroids)[:, None], torch.arange(width)
+    return ((7 * j + 3 * k + t) % 17 - 8) / 4
+
+
+def golden_tables() -> dict[str, FrozenTable]:
+    """File name -> table."""
+    return {
+        # The worked example of docs/format.md.
+        "compact-small.safetensors": CompactTable.from_codes(
+            Tiers.from_assignment([1, 0, 1, 1, 0]),
+            [golden_codes(2, 2, 4), golden_codes(3, 2, 2)],
+            [golden_centroids(2, 4, 1)],
+            codebook_of=(0, 0),
+            num_centroids=(4, 2),
+            padding_idx=2,
+        ),
+        "compact-frequency-order.safetensors": CompactTable.from_codes(
+            Tiers.from_sizes((3, 8)),
+            [golden_codes(3, 3, 64), golden_codes(8, 3, 10)],
+            [golden_centroids(3, 64, 2)],
+            codebook_of=(0, 0),
+            num_centroids=(64, 10),
+        ),
+        "compact-three-tiers-int8.safetensors": CompactTable.from_codes(
+            Tiers.from_assignment([(i * i) % 7 % 3 for i in range(300)]),
+            [golden_codes(n, d, 5) for n, d in zip(golden_sizes(), (4, 2, 1), strict=True)],
+            [golden_centroids(4, 5, 1)],
+            codebook_of=(0, 0, 0),
+            num_centroids=(5, 5, 5),
+            padding_idx=0,
+            centroid_dtype="int8",
+        ),
+        "compact-own-codebooks-float16.safetensors": CompactTable.from_codes(
+            Tiers.from_assignment([i % 4 // 3 for i in range(20)]),
+            [golden_codes(15, 2, 300), golden_codes(5, 4, 7)],
+            [golden_centroids(2, 300, 2), golden_centroids(1, 7, 1)],
+            codebook_of=(0, 1),
+            num_centroids=(300, 7),
+            centroid_dtype="float16",
+        ),
+        "full-bfloat16.safetensors": FullTable(golden_weight(5, 3).bfloat16(), padding_idx=4),
+        "low-rank.safetensors": LowRankTable(golden_weight(6, 2), golden_weight(2, 4).half()),
+        "scalar-row.safetensors": ScalarTable(
+            pack(golden_codes(4, 5, 8), 3),
+            torch.tensor([0.5, 0.1, 0.0, 3.0]).half(),
+            torch.tensor([-1.0, -0.3, 0.7, 1e-3]).half(),
+            dim=5,
+            bits=3,
+            granularity="row",
+            padding_idx=None,
+        ),
+        "scalar-dimension.safetensors": ScalarTable(
+            golden_codes(7, 3, 256).to(torch.uint8),
+            torch.tensor([0.01, 0.1, 1.0]),
+            torch.tensor([-1.0, 0.0, 1e6]),
+            dim=3,
+            bits=8,
+            granularity="dimension",
+            padding_idx=6,
+        ),
+        "hash.safetensors": HashTable(golden_weight(5, 2), num_embeddings=40, num_hashes=3, seed=7, padding_idx=1),
+        "quotient-remainder.safetensors": QRTable(
+            golden_weight(4, 2), golden_weight(3, 1), num_embeddings=11, operation="concat", padding_idx=None
+        ),
+    }
+
+
+def golden_weight(n: int, d: int) -> Tensor:
+    """weight[i, t] = ((7 i + t) mod 17 - 8) / 4."""
+    return golden_centroids(n, 1, d)[:, 0]
+
+
+def golden_sizes() -> list[int]:
+    """Tier sizes of the three-tier file."""
+    tier_of = [(i * i) % 7 % 3 for i in range(300)]
+    return [tier_of.count(g) for g in range(3)]
+
+
+if __name__ == "__main__":
+    for name, table in golden_tables().items():
+        GOLDEN.mkdir(exist_ok=True)
+        print(f"{name}: {save(table, GOLDEN / name)} bytes")

@@ -1,0 +1,93 @@
+"""Golden files: their bytes never change, a reader written from docs/format.md agrees, so does the example there."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from format_reader import FormatReader, hash_number
+from make_golden import GOLDEN, golden_tables
+
+from mgqe.artifact import load, save
+from mgqe.baselines.hashing import bucket_of
+
+# Files of version 1 must stay readable, so a change here needs a new version of the format.
+SHA256 = {
+    "compact-frequency-order.safetensors": "824a25dcd03541b9dbd469c6964d7e4c967fcdca6b2f12fb17a33ef193125430",
+    "compact-own-codebooks-float16.safetensors": "7e0a08f9b21e38366bc6fe17817765ac9311aa6c70e7b4cb14eaf135058dbab8",
+    "compact-small.safetensors": "672f213c8326a444390692a610195477166dc73e36bbc15279d4216def63ca11",
+    "compact-three-tiers-int8.safetensors": "e065fef51a5bbb8c4fd40ceabe756ad44931c5600e31b44a1f097752baaa75cf",
+    "full-bfloat16.safetensors": "b8e8240b43cc101ac7160ce5f62af58fe8b308f954ab65e0a9143974c0e350b6",
+    "hash.safetensors": "f8305576aa5aba7055daf515c463cd49988a27d57d4eefaa56322964688acc98",
+    "low-rank.safetensors": "a83a62fc1e43eab0d0522f5862d3b3fca30f6f82080cc0a733cb46ff33734bd3",
+    "quotient-remainder.safetensors": "5a6f76be04a91ba1e844f65655416b86163bba28e5b43a88eb466de712d1fb47",
+    "scalar-dimension.safetensors": "e6daeabb34e421e09c0da8544b83328adbad12cc8e3a5795a0ae5724182adff1",
+    "scalar-row.safetensors": "33c15a51c4253f4b2c12f09b6bc18b8b5ac9ec2bb2e3976de9ce33f7a1d94531",
+}
+FORMAT_DOC = Path(__file__).parent.parent / "docs" / "format.md"
+
+
+def test_every_golden_file_is_listed():
+    assert {path.name for path in GOLDEN.iterdir()} == SHA256.keys() == golden_tables().keys()
+
+
+@pytest.mark.parametrize("name", SHA256)
+def test_bytes(name, tmp_path):
+    content = (GOLDEN / name).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == SHA256[name]
+    save(golden_tables()[name], tmp_path / name)
+    assert (tmp_path / name).read_bytes() == content
+
+
+@pytest.mark.parametrize("name", SHA256)
+def test_a_second_reader_agrees(name):
+    reader, table = FormatReader(GOLDEN / name), load(GOLDEN / name)
+    assert table.equal(golden_tables()[name])
+    assert (table.kind, table.num_embeddings, table.embedding_dim) == (
+        reader.kind,
+        reader.config["num_embeddings"],
+        reader.config["embedding_dim"],
+    )
+    rows = table.lookup(torch.arange(table.num_embeddings))
+    assert rows.tolist() == [reader.row(i) for i in range(table.num_embeddings)]
+
+
+def test_rows_by_formula():
+    """The golden codes and centroids, worked out without any table: see make_golden.py."""
+    rows = load(GOLDEN / "compact-frequency-order.safetensors").lookup(torch.arange(11))
+    for i in range(11):
+        rank, k = (i, 64) if i < 3 else (i - 3, 10)
+        codes = [(3 * rank + 5 * j) % k for j in range(3)]
+        expected = [((7 * j + 3 * codes[j] + t) % 17 - 8) / 4 for j in range(3) for t in range(2)]
+        assert rows[i].tolist() == expected
+
+
+def test_the_documented_example():
+    text = FORMAT_DOC.read_text()
+    content = (GOLDEN / "compact-small.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = re.search(r"```json\n(.*?)\n```", text, re.DOTALL).group(1)
+    data = re.search(r"```hex\n(.*?)\n```", text, re.DOTALL).group(1)
+    assert f"{len(content)} bytes: five ids" in text
+    assert f"`{content[:8].hex(' ')}`" in text
+    assert content[8 : 8 + length].decode() == header + 31 * " "
+    assert content[8 + length :] == bytes.fromhex(data)
+    rows = load(GOLDEN / "compact-small.safetensors").lookup(torch.tensor([4, 3, 2]))
+    assert rows.tolist() == [[0.25, -0.25], [-2.0, 0.5], [0.0, 0.0]]
+    json.loads(header)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31 - 1])
+@pytest.mark.parametrize("num_buckets", [1, 7, 1000])
+def test_hashes(seed, num_buckets):
+    ids = torch.tensor([0, 1, 2, 1000, 2**31, 2**47])
+    for j in range(3):
+        expected = [hash_number(i, j, seed, num_buckets) for i in ids.tolist()]
+        assert bucket_of(ids, num_buckets, seed, j).tolist() == expected
+
+
+def test_documented_hashes():
+    assert [hash_number(i, 0, 0, 1000) for i in range(3)] == [767, 232, 55]
+    assert "ids 0, 1, 2 is 767, 232, 55" in FORMAT_DOC.read_text()
