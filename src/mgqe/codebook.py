@@ -121,7 +121,7 @@ def kmeans(parts: Sequence[tuple[Tensor, int]], held: Tensor, num_centroids: int
     """
     count, first, width = held.shape
     sampled = [(draw_rows(rows, sample_size(num_centroids), generator), subspaces) for rows, subspaces in parts]
-    pieces = torch.cat([rows.reshape(len(rows), -1, width) for rows, _ in sampled])
+    pieces = torch.cat([rows.unflatten(1, (-1, width)) for rows, _ in sampled])
     new = num_centroids - first
     book = torch.cat([held, draw_pieces(pieces, count, new, generator)], dim=1)
     work = pieces.numel() * num_centroids
@@ -190,7 +190,7 @@ def revive(book: Tensor, uses: Tensor, rows: Tensor, generator: torch.Generator)
     moved = int(dead.sum())
     if moved == 0 or len(rows) == 0:
         return 0
-    pieces = rows.reshape(len(rows), -1, book.shape[-1])
+    pieces = rows.unflatten(1, (-1, book.shape[-1]))
     spare = draw_pieces(pieces, book.shape[0], book.shape[1], generator)
     book.copy_(torch.where(dead.unsqueeze(-1), spare, book))
     return moved

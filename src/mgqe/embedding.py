@@ -380,7 +380,9 @@ class MGQEmbedding(QuantizedEmbedding):
                 self.sparse,
             )
         _, vectors, places = self._quantized(ids.reshape(-1))
-        return F.embedding(places, vectors, scale_grad_by_freq=self.scale_grad_by_freq).view(*ids.shape, -1)
+        return F.embedding(places, vectors, scale_grad_by_freq=self.scale_grad_by_freq).view(
+            *ids.shape, self.embedding_dim
+        )
 
     @classmethod
     def from_pretrained(cls, embeddings: Tensor, freeze: bool = False, **arguments: Any) -> Self:
