@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from mgqe.ids import as_int64, check_ids
+from mgqe.ids import check_ids
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -133,8 +133,8 @@ class FrozenTable(ABC):
         return ""
 
     def _rows(self, ids: Tensor) -> Tensor:
-        """Ids as int64, known to be in range; while compiling the check is left to the indexing itself."""
-        return as_int64(ids) if torch.compiler.is_compiling() else check_ids(ids, self.num_embeddings)
+        """Ids as int64, known to be in range."""
+        return check_ids(ids, self.num_embeddings)
 
     def _zero_padding(self, ids: Tensor, rows: Tensor) -> Tensor:
         """Rows (..., d) with those of ``padding_idx`` set to zero."""

@@ -38,9 +38,10 @@ def check_ids(ids: Tensor, num_embeddings: int) -> Tensor:
     Raises:
         TypeError: not an integer tensor.
         IndexError: an id is negative or not below ``num_embeddings``; the message names the first such id.
+            Not while torch.compile traces: what indexes with the ids then has to check them.
     """
     rows = as_int64(ids)
-    if rows.numel() == 0:
+    if torch.compiler.is_compiling() or rows.numel() == 0:
         return rows
     low, high = (int(x) for x in torch.aminmax(rows))
     if low < 0 or high >= num_embeddings:
