@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mgqe.recsys.checkpoint import write_json
-from mgqe.recsys.embeddings import Spec
+from mgqe.recsys.config import TrainConfig
 from mgqe.recsys.loop import EpochReport, OnEpoch
-from mgqe.recsys.train import METRICS, RunData, TrainConfig, build_tables, train_run
+from mgqe.recsys.train import METRICS, RunData, build_tables, train_run
 
 RESULTS = "results.json"
 WARM_UPS = "warm-ups"
@@ -29,12 +29,15 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.config.spec}, seed {self.config.seed}"
+        return f"{self.config.label or self.config.embedding}, seed {self.config.seed}"
 
 
 @dataclass(frozen=True)
 class Study:
-    """Every one of `embeddings` with every one of `seeds`, all else as in `base`."""
+    """Every one of `embeddings` with every one of `seeds`, all else as in `base`.
+
+    An embedding may bring its own training settings: `lowrank:r=8@learning_rate=0.01`.
+    """
 
     base: TrainConfig
     embeddings: tuple[str, ...]
@@ -55,9 +58,8 @@ class Study:
         seen: set[TrainConfig] = set()
         for seed in self.seeds:
             for embedding in self.embeddings:
-                spec = Spec.parse(embedding)
-                config = replace(self.base, embedding=str(spec), seed=seed)
-                folder = f"runs/{re.sub(r'[^A-Za-z0-9.=-]+', '_', str(spec))}-seed{seed}"
+                config = replace(self.base.with_embedding(embedding), seed=seed)
+                folder = f"runs/{re.sub(r'[^A-Za-z0-9.=@-]+', '_', config.label or config.embedding)}-seed{seed}"
                 (others if config.warm_up() in seen else firsts).append(Run(config, folder))
                 seen.add(config.warm_up())
         return firsts + others
@@ -80,7 +82,7 @@ def check_study(study: Study) -> None:
     """Load the data and build every embedding once, so that what cannot work is said before hours are spent."""
     data = RunData.load(replace(study.base, seed=study.seeds[0]))
     for embedding in study.embeddings:
-        build_tables(replace(study.base, embedding=embedding), data)
+        build_tables(study.base.with_embedding(embedding), data)
 
 
 def run_study(

@@ -128,8 +128,10 @@ class Spec:
                 raise ValueError(f"embedding {self}: expected user. or item. before a key, got {key!r}")
             keyword = self.method.short.get(bare, bare)
             if keyword not in allowed:
-                known = ["d", *self.method.short, *sorted(allowed - set(self.method.short.values()))]
-                raise ValueError(f"embedding {self}: no option {bare!r}{_perhaps(bare, known)}: {', '.join(known)}")
+                short = {name: f"{key} or {name}" for key, name in self.method.short.items()}
+                known = ", ".join(["d", *(short.get(name, name) for name in sorted(allowed))])
+                hint = _perhaps(bare, [*allowed, *self.method.short])
+                raise ValueError(f"embedding {self}: no option {bare!r}{hint}: expected {known}")
             if not dot or owner == table:
                 found[keyword] = value
         return found

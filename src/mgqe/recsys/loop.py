@@ -215,7 +215,7 @@ def _train_epoch(
     if mean != mean:
         raise ValueError(
             f"training diverged in epoch {epoch} of phase {phase.name}: the loss is not a number; "
-            f"lower --learning-rate (now {phase.learning_rate})"
+            f"lower the learning rate (now {phase.learning_rate}): --set learning_rate=..."
         )
     return mean
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mgqe.recsys.checkpoint import locked, read_json, write_atomic, write_json
+from mgqe.recsys.config import TrainConfig, warm_up_key
 from mgqe.recsys.datasets import load_data
-from mgqe.recsys.embeddings import FrozenEmbedding, Spec, build
+from mgqe.recsys.embeddings import FrozenEmbedding, build
 from mgqe.recsys.interactions import Columns, Interactions
 from mgqe.recsys.loop import (
     OnEpoch,
-    PhaseConfig,
     PhaseResult,
     carry_optimizer,
     make_optimizer,
@@ -41,102 +41,6 @@ from mgqe.recsys.seeds import derive_seed
 
 CONFIG, METRICS, MODEL = "config.json", "metrics.json", "model.safetensors"
 TABLES = {"user": "user.mgqe.safetensors", "item": "item.mgqe.safetensors"}
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides a run's result. The defaults are tuned on the validation items of ml-1m.
-
-    data: `planted`, a known set's name, or a file; data_dir, format and the column names go with it.
-    embedding: a description as in mgqe.recsys.embeddings. dim: d, where the description does not say.
-    warm_up_epochs: exactly so many epochs before quantising; None: until validation stops improving.
-    centroid_learning_rate, quantised_learning_rate: None stands for learning_rate.
-    threads: how many torch may use; the last bits of a result depend on it.
-    """
-
-    data: str = "planted"
-    data_dir: str | None = None
-    format: str | None = None
-    user_column: str | None = None
-    item_column: str | None = None
-    time_column: str | None = None
-    task: str = "ranking"
-    model: str = "gmf"
-    embedding: str = "mgqe"
-    seed: int = 7
-    dim: int = 64
-    batch_size: int = 8192
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-5
-    dropout: float = 0.0
-    init_std: float = 0.1
-    negatives: int = 4
-    max_epochs: int = 100
-    patience: int = 5
-    warm_up_epochs: int | None = None
-    quantised_learning_rate: float | None = None
-    quantised_patience: int | None = None
-    centroid_learning_rate: float | None = None
-    eval_negatives: int = 99
-    eval_users: int = 10_000
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        if self.task != "ranking" or self.model != "gmf":
-            raise ValueError(f"expected --task ranking --model gmf, got --task {self.task} --model {self.model}")
-        for name in ("dim", "batch_size", "negatives", "patience", "eval_negatives", "eval_users", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("learning_rate", "init_std"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.weight_decay < 0 or not 0 <= self.dropout < 1:
-            raise ValueError("weight_decay must be 0 or more and dropout in [0, 1)")
-        Spec.parse(self.embedding)
-
-    @property
-    def spec(self) -> Spec:
-        return Spec.parse(self.embedding)
-
-    @property
-    def embedding_dim(self) -> int:
-        """d of this run: the description's, else the configuration's."""
-        return self.spec.dim or self.dim
-
-    def warm_up(self) -> TrainConfig:
-        """The configuration of phase 1 alone: what it does not depend on is set to the default.
-
-        Runs that differ only in how they compress have equal ones, and may share what phase 1 leaves.
-        """
-        later = ("quantised_learning_rate", "quantised_patience", "centroid_learning_rate")
-        warm_up = self.spec.warm_up()
-        defaults = {name: getattr(TrainConfig, name) for name in later}
-        epochs = self.warm_up_epochs if self.spec.method.kind == "quantised" else None
-        return replace(
-            self,
-            **defaults,
-            dim=self.embedding_dim,
-            embedding=str(replace(warm_up, dim=None)),
-            warm_up_epochs=epochs,
-        )
-
-    def phase(self, name: str) -> PhaseConfig:
-        """The loop's settings for phase "full" or "quantised"."""
-        quantised = name == "quantised"
-        rate = self.learning_rate
-        if quantised and self.quantised_learning_rate is not None:
-            rate = self.quantised_learning_rate
-        fixed = None if quantised else self.warm_up_epochs
-        patience = self.quantised_patience if quantised and self.quantised_patience else self.patience
-        return PhaseConfig(
-            name=name,
-            batch_size=self.batch_size,
-            learning_rate=rate,
-            weight_decay=self.weight_decay,
-            max_epochs=self.max_epochs if fixed is None else fixed,
-            patience=patience if fixed is None else fixed + 1,
-            centroid_learning_rate=self.centroid_learning_rate or rate,
-        )
 
 
 @dataclass(frozen=True)
@@ -160,15 +64,6 @@ class RunData:
         return cls(interactions, digest.hexdigest(), task)
 
 
-def warm_up_key(config: TrainConfig, fingerprint: str) -> str:
-    """A name for phase 1's result that differs where anything it depends on does (where the data lies does not)."""
-    fields = asdict(config.warm_up())
-    for name in ("data", "data_dir", "format", "user_column", "item_column", "time_column"):
-        del fields[name]
-    text = json.dumps({**fields, "fingerprint": fingerprint, "torch": torch.__version__}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def train_run(
     config: TrainConfig,
     out: Path | str,
@@ -189,7 +84,7 @@ def train_run(
         if (out / METRICS).is_file():
             metrics: dict[str, Any] = read_json(out / METRICS)
             return metrics
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no run: choose another --out")
     write_json(out / CONFIG, asdict(config))
     threads = torch.get_num_threads()
@@ -218,7 +113,7 @@ def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch) -> d
         "task": config.task,
         "model": config.model,
         "data": config.data,
-        "embedding": str(config.spec),
+        "embedding": config.label or str(config.spec),
         "seed": config.seed,
         "quality": quality,
         "embedding_bytes": sum(sizes.values()),

@@ -1,0 +1,157 @@
+"""Everything that decides a run, in one frozen place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import typing
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from mgqe.recsys.embeddings import Spec
+from mgqe.recsys.loop import PhaseConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run's result. The defaults are tuned on the validation items of ml-1m.
+
+    data: `planted`, a known set's name, or a file; data_dir, format and the column names go with it.
+    embedding: a description as in mgqe.recsys.embeddings. dim: d, where the description does not say.
+    label: a name for the run in tables; it decides nothing.
+    warm_up_epochs: exactly so many epochs before quantising; None: until validation stops improving.
+    centroid_learning_rate, quantised_learning_rate: None stands for learning_rate.
+    threads: how many torch may use; the last bits of a result depend on it.
+    """
+
+    data: str = "planted"
+    data_dir: str | None = None
+    format: str | None = None
+    user_column: str | None = None
+    item_column: str | None = None
+    time_column: str | None = None
+    task: str = "ranking"
+    model: str = "gmf"
+    embedding: str = "mgqe"
+    label: str = ""
+    seed: int = 7
+    dim: int = 64
+    batch_size: int = 8192
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-5
+    dropout: float = 0.0
+    init_std: float = 0.1
+    negatives: int = 4
+    max_epochs: int = 100
+    patience: int = 5
+    warm_up_epochs: int | None = None
+    quantised_learning_rate: float | None = None
+    quantised_patience: int | None = None
+    centroid_learning_rate: float | None = None
+    eval_negatives: int = 99
+    eval_users: int = 10_000
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.task != "ranking" or self.model != "gmf":
+            raise ValueError(f"expected --task ranking --model gmf, got --task {self.task} --model {self.model}")
+        for name in ("dim", "batch_size", "negatives", "patience", "eval_negatives", "eval_users", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("learning_rate", "init_std"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("max_epochs", "warm_up_epochs"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.weight_decay < 0 or not 0 <= self.dropout < 1:
+            raise ValueError("weight_decay must be 0 or more and dropout in [0, 1)")
+        Spec.parse(self.embedding)
+
+    @property
+    def spec(self) -> Spec:
+        return Spec.parse(self.embedding)
+
+    @property
+    def embedding_dim(self) -> int:
+        """d of this run: the description's, else the configuration's."""
+        return self.spec.dim or self.dim
+
+    def warm_up(self) -> TrainConfig:
+        """The configuration of phase 1 alone: what it does not depend on is set to the default.
+
+        Runs that differ only in how they compress have equal ones, and may share what phase 1 leaves.
+        """
+        later = ("quantised_learning_rate", "quantised_patience", "centroid_learning_rate")
+        warm_up = self.spec.warm_up()
+        defaults = {name: getattr(TrainConfig, name) for name in later}
+        epochs = self.warm_up_epochs if self.spec.method.kind == "quantised" else None
+        return replace(
+            self,
+            **defaults,
+            dim=self.embedding_dim,
+            embedding=str(replace(warm_up, dim=None)),
+            label="",
+            warm_up_epochs=epochs,
+        )
+
+    def phase(self, name: str) -> PhaseConfig:
+        """The loop's settings for phase "full" or "quantised"."""
+        quantised = name == "quantised"
+        rate = self.learning_rate
+        if quantised and self.quantised_learning_rate is not None:
+            rate = self.quantised_learning_rate
+        fixed = None if quantised else self.warm_up_epochs
+        patience = self.quantised_patience if quantised and self.quantised_patience else self.patience
+        return PhaseConfig(
+            name=name,
+            batch_size=self.batch_size,
+            learning_rate=rate,
+            weight_decay=self.weight_decay,
+            max_epochs=self.max_epochs if fixed is None else fixed,
+            patience=patience if fixed is None else fixed + 1,
+            centroid_learning_rate=self.centroid_learning_rate or rate,
+        )
+
+    def with_settings(self, settings: Sequence[str]) -> TrainConfig:
+        """This configuration with each `NAME=VALUE` set, read as the field's type; ValueError for an unknown one."""
+        kinds = typing.get_type_hints(TrainConfig)
+        changes: dict[str, Any] = {}
+        for setting in settings:
+            name, equals, text = (part.strip() for part in setting.partition("="))
+            if not equals or name not in kinds:
+                known = ", ".join(field.name for field in fields(self))
+                raise ValueError(f"expected NAME=VALUE with NAME one of {known}, got {setting!r}")
+            changes[name] = _read(name, text, kinds[name])
+        return replace(self, **changes)
+
+    def with_embedding(self, text: str) -> TrainConfig:
+        """For `EMBEDDING` or `EMBEDDING@NAME=VALUE,NAME=VALUE`: that embedding, trained with those settings."""
+        embedding, _, settings = text.partition("@")
+        spec = str(Spec.parse(embedding))
+        listed = [part for part in settings.split(",") if part.strip()]
+        label = f"{spec}@{','.join(listed)}" if listed else ""
+        return replace(self, embedding=spec, label=label).with_settings(listed)
+
+
+def _read(name: str, text: str, kind: Any) -> Any:
+    options = typing.get_args(kind) or (kind,)
+    if text.lower() == "none" and type(None) in options:
+        return None
+    wanted = next(option for option in options if option is not type(None))
+    try:
+        return wanted(text)
+    except ValueError:
+        raise ValueError(f"setting {name}: expected {wanted.__name__}, got {text!r}") from None
+
+
+def warm_up_key(config: TrainConfig, fingerprint: str) -> str:
+    """A name for phase 1's result that differs where anything it depends on does (where the data lies does not)."""
+    fields = asdict(config.warm_up())
+    for name in ("data", "data_dir", "format", "user_column", "item_column", "time_column", "label"):
+        del fields[name]
+    text = json.dumps({**fields, "fingerprint": fingerprint, "torch": torch.__version__}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
