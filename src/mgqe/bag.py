@@ -81,7 +81,7 @@ class MGQEmbeddingBag(MGQEmbedding):
             raise ValueError(f"ids must have 1 or 2 dimensions, got shape {tuple(ids.shape)}")
         padding: int | None = self.padding_idx
         if self.quantizing:
-            _, vectors, places = self._quantized(ids.reshape(-1))
+            vectors, places = self._quantized(ids.reshape(-1))
             if padding is not None:
                 # The zero vector of padding_idx moves to one place past the others, whatever its place was.
                 padding, is_padding = vectors.shape[0], ids.reshape(-1) == padding
@@ -89,7 +89,7 @@ class MGQEmbeddingBag(MGQEmbedding):
                 vectors = torch.cat([vectors, vectors.new_zeros(1, vectors.shape[1])])
             table, index, norm, sparse = vectors, places.view(ids.shape), None, False
         else:
-            table, index, norm, sparse = self.weight, ids, self.max_norm, self.sparse
+            table, index, norm, sparse = self.weight, self._rows(ids), self.max_norm, self.sparse
         return F.embedding_bag(
             index,
             table,

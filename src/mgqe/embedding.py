@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mgqe import ops
 from mgqe.capacity import Capacity, resolve_capacity
 from mgqe.codebook import CodebookStats
-from mgqe.ids import as_int64
+from mgqe.ids import as_int64, check_ids
 from mgqe.layout import CENTROID_DTYPES
 from mgqe.sx import SXQuantizer
 from mgqe.table import CompactTable
@@ -177,8 +177,14 @@ class QuantizedEmbedding(nn.Module):
             with torch.no_grad():
                 self.quantizer.revive(self._tier_rows(), cpu_generator())
 
-    def _quantized(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Flat ids (n,) -> their distinct ids (u,), quantised vectors (u, d), each id's place among them (n,)."""
+    def _rows(self, ids: Tensor) -> Tensor:
+        """Ids as int64 that are safe to index with. On other devices than the CPU the look-up itself refuses."""
+        if ids.device.type != "cpu" or torch.compiler.is_compiling():
+            return as_int64(ids)
+        return check_ids(ids, self.num_embeddings)
+
+    def _quantized(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Flat ids (n,) -> quantised vectors (u, d) of the distinct ids, and each id's place among them (n,)."""
         if torch.compiler.is_compiling():  # the number of distinct ids is no static shape
             distinct, places = flat, torch.arange(flat.shape[0], device=flat.device)
             counts = torch.ones_like(flat)
@@ -192,7 +198,7 @@ class QuantizedEmbedding(nn.Module):
             vectors = vectors.masked_fill((distinct == self.padding_idx).unsqueeze(-1), 0.0)
         if loss is not None:
             self._aux.append(loss)
-        return distinct, vectors, places
+        return vectors, places
 
     def _tier_numbers(self, ids: Tensor) -> Tensor:
         if self.capacity.num_tiers == 1:
@@ -368,10 +374,9 @@ class MGQEmbedding(QuantizedEmbedding):
         """Vectors of ids: integers (...) -> (..., d)."""
         if self.training and torch.is_grad_enabled():
             self._count_training_pass()
-        ids = as_int64(ids)
         if not self.quantizing:
             return F.embedding(
-                ids,
+                self._rows(ids),
                 self.weight,
                 self.padding_idx,
                 self.max_norm,
@@ -379,7 +384,8 @@ class MGQEmbedding(QuantizedEmbedding):
                 self.scale_grad_by_freq,
                 self.sparse,
             )
-        _, vectors, places = self._quantized(ids.reshape(-1))
+        ids = as_int64(ids)
+        vectors, places = self._quantized(ids.reshape(-1))
         return F.embedding(places, vectors, scale_grad_by_freq=self.scale_grad_by_freq).view(
             *ids.shape, self.embedding_dim
         )
@@ -502,9 +508,9 @@ def make_weight(
         if tuple(weight.shape) != (num_embeddings, embedding_dim):
             raise ValueError(f"_weight must have shape {(num_embeddings, embedding_dim)}, got {tuple(weight.shape)}")
         return weight.detach().to(device=device, dtype=dtype)
-    rows = torch.empty(num_embeddings, embedding_dim, device=device, dtype=dtype).normal_()
-    if not rows.is_floating_point():
+    if dtype is not None and not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating-point type, got {dtype}")
+    rows = torch.empty(num_embeddings, embedding_dim, device=device, dtype=dtype).normal_()
     if padding_idx is not None:
         rows[padding_idx] = 0
     return rows
