@@ -41,14 +41,14 @@ class TrainConfig:
     dim: int = 64
     batch_size: int = 8192
     learning_rate: float = 3e-3
-    weight_decay: float = 1e-5
+    weight_decay: float = 7e-6
     dropout: float = 0.0
     init_std: float = 0.1
     negatives: int = 4
     max_epochs: int = 100
     patience: int = 5
     warm_up_epochs: int | None = None
-    quantised_learning_rate: float | None = None
+    quantised_learning_rate: float | None = 1e-3
     quantised_patience: int | None = None
     centroid_learning_rate: float | None = None
     eval_negatives: int = 99

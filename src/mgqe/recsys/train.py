@@ -99,7 +99,7 @@ def train_run(
 def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch) -> dict[str, Any]:
     started = time.perf_counter()
     data = RunData.load(config)
-    model, full = _warm_up(config, data, warm_ups, on_epoch)
+    model, full = warm_up(config, data, warm_ups, on_epoch)
     quantised = None
     if config.spec.method.kind != "trained":
         model, quantised = _compress(config, data, model, full, out, on_epoch)
@@ -156,7 +156,7 @@ def build_tables(config: TrainConfig, data: RunData) -> GMF:
     return GMF(tables["user"], tables["item"], dim, config.dropout)
 
 
-def _warm_up(config: TrainConfig, data: RunData, warm_ups: Path, on_epoch: OnEpoch) -> tuple[GMF, PhaseResult]:
+def warm_up(config: TrainConfig, data: RunData, warm_ups: Path, on_epoch: OnEpoch) -> tuple[GMF, PhaseResult]:
     model = build_tables(config.warm_up(), data)
     directory = warm_ups / f"phase-full-{warm_up_key(config, data.fingerprint)}"
     with locked(directory):

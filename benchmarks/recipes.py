@@ -1,0 +1,199 @@
+"""What each part of the training recipe is worth: one change at a time against the default, on real data.
+
+Every variant starts from the same warm-up of the same seed (unless the warm-up is what it varies) and is trained
+through its codes with its own early stopping on validation HR@10. Results go to benchmarks/results/recipes-DATA.json,
+after each run, and a run that is there is not repeated.
+
+    python benchmarks/recipes.py --data ml-1m --data-dir DIR --seeds 1,2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import recipe_variants as variants
+import torch
+from torch import nn
+
+from mgqe import quantization_loss, start_quantizing
+from mgqe.recsys.checkpoint import write_json
+from mgqe.recsys.loop import make_optimizer, run_phase
+from mgqe.recsys.provenance import commit, machine, versions
+from mgqe.recsys.seeds import derive_seed
+from mgqe.recsys.config import TrainConfig
+from mgqe.recsys.train import RunData, build_tables, warm_up
+
+BASE = "mgqe:D=32,K=128/64"
+Change = Callable[[nn.Module], None]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table: an embedding, a quantiser that replaces the layer's own, settings of the trainer."""
+
+    name: str
+    embedding: str = BASE
+    quantizer: type | None = None
+    settings: tuple[tuple[str, object], ...] = ()
+    extra_bytes: int = 0
+
+
+VARIANTS = [
+    Variant("default"),
+    Variant("full table, trained on as long (control)", "full"),
+    Variant("no fine-tuning: k-means on the trained rows", settings=(("max_quantised_epochs", 0),)),
+    Variant("no warm-up: quantised from the first step", settings=(("warm_up_epochs", 0),)),
+    Variant("warm-up of 3 epochs", settings=(("warm_up_epochs", 3),)),
+    Variant("centroids start as copies of rows", quantizer=variants.RowsStart),
+    Variant("one k-means over all rows, not nested", quantizer=variants.OneFit),
+    Variant("task gradient into the centroids too", quantizer=variants.TaskGradient),
+    Variant("EMA centroids", quantizer=variants.EMACentroids),
+    Variant("no revival", quantizer=variants.NoRevival),
+    Variant("rotation trick", quantizer=variants.RotationTrick),
+    Variant("annealed from row to centroid", quantizer=variants.Annealed),
+    Variant("annealed soft assignment", quantizer=variants.SoftAssignment),
+    Variant("SX", f"{BASE},quantizer=sx"),
+    Variant("commitment 0", f"{BASE},commitment=0"),
+    Variant("commitment 0.25", f"{BASE},commitment=0.25"),
+    Variant("commitment 1", f"{BASE},commitment=1"),
+    Variant("commitment 4", f"{BASE},commitment=4"),
+    Variant("losses weigh distinct ids alike", quantizer=variants.EqualWeights),
+    Variant("OPQ rotation kept with the table", quantizer=variants.Rotated, extra_bytes=2 * 64 * 64 * 4),
+    Variant("learning rate of the centroids x 10", settings=(("centroid_factor", 10.0),)),
+    Variant("learning rate of the centroids x 0.1", settings=(("centroid_factor", 0.1),)),
+    Variant("learning rates x 3", settings=(("factor", 3.0),)),
+    Variant("learning rates x 0.3", settings=(("factor", 0.3),)),
+    Variant("one codebook for all subspaces", f"{BASE},share_subspaces=true"),
+    Variant("one codebook for all subspaces, K = 256/64", "mgqe:D=32,K=256/64,share_subspaces=true"),
+    Variant("separate codebooks a tier", f"{BASE},share_codebook=false"),
+    Variant("float16 centroids", f"{BASE},centroids=float16"),
+    Variant("int8 centroids", f"{BASE},centroids=int8"),
+    Variant("int8 centroids, K = 256/64", "mgqe:D=32,K=256/64,centroids=int8"),
+    Variant("finer subspaces: D = 64, K = 8", "mgqe:D=64,K=8/8,centroids=int8"),
+    Variant("coarser subspaces: D = 16, K = 1024/256, int8", "mgqe:D=16,K=256/256,centroids=int8"),
+    Variant("fewer subspaces for the tail: D = 64/32, K = 64", "mgqe:D=64/32,K=64,capacity=subspaces"),
+    Variant("DPQ, K = 64", "dpq:D=32,K=64"),
+]
+
+
+def run(variant: Variant, config: TrainConfig, data: RunData, folder: Path) -> dict[str, object]:
+    """Train one variant; validation and test figures of its best epoch."""
+    settings = dict(variant.settings)
+    factor, centroids = float(settings.pop("factor", 1.0)), float(settings.pop("centroid_factor", 1.0))
+    epochs = settings.pop("max_quantised_epochs", None)
+    rate = (config.quantised_learning_rate or config.learning_rate) * factor
+    config = replace(
+        config,
+        embedding=variant.embedding,
+        quantised_learning_rate=rate,
+        centroid_learning_rate=(config.centroid_learning_rate or rate) * centroids,
+        **settings,
+    )
+    model, _ = warm_up(config, data, folder, lambda report: None)
+    started = time.perf_counter()
+    phase = config.phase("quantised")
+    if epochs is not None:
+        phase = replace(phase, max_epochs=epochs)
+    directory = folder / f"{variant.name.replace('/', '_').replace(' ', '-')}-{config.seed}"
+    if variant.embedding == "full":
+        result = run_phase(model, data.task, phase, directory, lambda report: None, make_optimizer(model, phase))
+    else:
+        model = _swap(config, data, model, variant)
+        start_quantizing(model)
+        result = run_phase(
+            model, data.task, phase, directory, lambda report: None, make_optimizer(model, phase), quantization_loss
+        )
+    model.eval()
+    stats, size = [], 0
+    for table in (model.user, model.item):
+        if variant.embedding == "full":
+            size += table.weight.nbytes
+        else:
+            frozen = table.freeze()
+            size += frozen.nbytes
+            stats += [{"tier": s.tier, "usage": s.usage, "perplexity": s.perplexity} for s in frozen.codebook_stats()]
+    return {
+        "variant": variant.name,
+        "embedding": variant.embedding,
+        "seed": config.seed,
+        "quality": data.task.judge(model),
+        "start": result.history[0],
+        "best_epoch": result.best_epoch,
+        "bytes": size + variant.extra_bytes,
+        "full_bytes": 4 * config.dim * (data.task.split.num_users + data.task.split.num_items),
+        "codebooks": stats,
+        "seconds": time.perf_counter() - started,
+        "commit": commit(),
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def _swap(config: TrainConfig, data: RunData, full: nn.Module, variant: Variant) -> nn.Module:
+    """The full model's rows under the variant's layers."""
+    model = build_tables(config, data)
+    model.load_state_dict(full.state_dict(), strict=False)
+    torch.manual_seed(derive_seed(config.seed, "codebooks"))
+    if variant.quantizer is not None:
+        for layer in (model.user, model.item):
+            layer.quantizer = variant.quantizer(
+                layer.capacity, layer.weight, layer.centroid_dtype, layer.quantizer.commitment
+            )
+    return model
+
+
+def show(rows: list[dict[str, object]]) -> None:
+    """Mean over seeds, and the difference to the default."""
+    names = list(dict.fromkeys(str(row["variant"]) for row in rows))
+    base = {row["seed"]: row["quality"]["hr@10"] for row in rows if row["variant"] == "default"}
+    print(f"{'variant':50} {'bytes':>7} {'start':>7} {'valid':>7} {'test':>7} {'NDCG':>7} {'to default':>10}")
+    for name in names:
+        mine = [row for row in rows if row["variant"] == name]
+        mean = lambda values: statistics.fmean(values)  # noqa: E731
+        paired = [100 * (row["quality"]["hr@10"] - base[row["seed"]]) for row in mine if row["seed"] in base]
+        print(
+            f"{name:50} {mean(100 * row['bytes'] / row['full_bytes'] for row in mine):6.2f}% "
+            f"{mean(row['start']['hr@10'] for row in mine):7.4f} {mean(row['quality']['valid_hr@10'] for row in mine):7.4f} "
+            f"{mean(row['quality']['hr@10'] for row in mine):7.4f} {mean(row['quality']['ndcg@10'] for row in mine):7.4f} "
+            f"{mean(paired) if paired else float('nan'):+10.2f}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="ml-1m")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--seeds", default="1,2", help="whole numbers joined by commas")
+    parser.add_argument("--only", help="only variants whose name contains this")
+    parser.add_argument("--work", default="runs/recipes", help="checkpoints, shared warm-ups")
+    parser.add_argument("--out", default="benchmarks/results")
+    parser.add_argument("--set", action="append", default=[], help="NAME=VALUE, a setting of the trainer")
+    parser.add_argument("--show", action="store_true", help="print the table of what is there, train nothing")
+    given = parser.parse_args()
+    out = Path(given.out) / f"recipes-{given.data}.json"
+    rows = json.loads(out.read_text()) if out.is_file() else []
+    done = {(row["variant"], row["seed"]) for row in rows}
+    torch.set_num_threads(1)
+    for seed in () if given.show else map(int, given.seeds.split(",")):
+        config = TrainConfig(data=given.data, data_dir=given.data_dir, embedding=BASE, seed=seed)
+        config = config.with_settings(given.set)
+        data = RunData.load(config)
+        for variant in VARIANTS:
+            if (variant.name, seed) in done or (given.only and given.only not in variant.name):
+                continue
+            row = run(variant, config, data, Path(given.work) / given.data)
+            rows.append(row)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_json(out, rows)
+            print(f"seed {seed}  {variant.name:50} {row['quality']['hr@10']:.4f}  {row['seconds']:.0f} s", flush=True)
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()
