@@ -110,9 +110,7 @@ def test_a_failed_write_leaves_the_old_file(broken, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(f"mgqe.artifact.os.{broken}", full)
-    with pytest.raises(
-        OSError, match=r"could not write [\d,]+ bytes \(No space left.*nothing at the path"
-    ) as caught:
+    with pytest.raises(OSError, match=r"could not write [\d,]+ bytes \(No space left.*nothing at the path") as caught:
         save(build(MAPPED, 2).table, path)
     assert caught.value.errno == errno.ENOSPC
     assert str(path) in str(caught.value)
@@ -393,9 +391,7 @@ def test_refuses_a_bit_moved_past_the_end(tmp_path):
         load(path)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"1234567", b"\0" * 8, b"\xff" * 100, b"PK\x03\x04" * 10, b"{}" * 50]
-)
+@pytest.mark.parametrize("content", [b"", b"1234567", b"\0" * 8, b"\xff" * 100, b"PK\x03\x04" * 10, b"{}" * 50])
 def test_refuses_what_is_not_safetensors(content, tmp_path):
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(ArtifactError, match="not a whole safetensors file"):

@@ -163,9 +163,7 @@ def test_does_not_hold_the_callers_tensors():
 
 def test_no_gradient_comes_out():
     book = torch.randn(2, 4, 2, requires_grad=True)
-    table = CompactTable.from_codes(
-        Tiers.from_sizes((1,)), [torch.zeros(1, 2, dtype=torch.int64)], [book], (0,), (4,)
-    )
+    table = CompactTable.from_codes(Tiers.from_sizes((1,)), [torch.zeros(1, 2, dtype=torch.int64)], [book], (0,), (4,))
     assert not table.lookup(torch.tensor([0])).requires_grad
 
 

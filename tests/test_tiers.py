@@ -174,9 +174,7 @@ def test_map_agrees_with_tiers(m, n, seed):
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=9))
 def test_popcount(words):
-    assert popcount(torch.tensor(words, dtype=torch.int64)).tolist() == [
-        (w % 2**64).bit_count() for w in words
-    ]
+    assert popcount(torch.tensor(words, dtype=torch.int64)).tolist() == [(w % 2**64).bit_count() for w in words]
 
 
 @given(st.integers(0, 700), st.integers(0, 2**31))

@@ -119,9 +119,7 @@ def store_centroids(codebook: Tensor, centroid_dtype: str) -> tuple[Tensor, Tens
     if centroid_dtype == "float16":
         halves = values.to(torch.float16)
         if not bool(torch.isfinite(halves).all()):
-            raise ValueError(
-                'centroids beyond 65504 do not fit float16: use centroid_dtype="int8" or "float32"'
-            )
+            raise ValueError('centroids beyond 65504 do not fit float16: use centroid_dtype="int8" or "float32"')
         return halves, none
     scales = values.abs().amax(dim=(1, 2)) / 127
     scales = torch.where(scales > 0, scales, 1.0)
@@ -170,9 +168,7 @@ def check_map(tier_map: TierMap, sizes: Sequence[int]) -> None:
         words, tier = tier_map.bits[level].cpu(), tier_map.order[level]
         ones = int(popcount(words).sum())
         if ones != sizes[tier]:
-            raise ValueError(
-                f"tensor 'tier_map.bits.{level}' marks {ones} ids, but tier {tier} has {sizes[tier]}"
-            )
+            raise ValueError(f"tensor 'tier_map.bits.{level}' marks {ones} ids, but tier {tier} has {sizes[tier]}")
         if bool(unpack_bits(words, words.numel() * 64)[n:].any()):
             raise ValueError(f"tensor 'tier_map.bits.{level}' marks ids beyond the {n} that are left")
         if not torch.equal(block_ranks(words), tier_map.ranks[level].cpu()):

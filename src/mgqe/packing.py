@@ -50,9 +50,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         low, high = (int(x) for x in torch.aminmax(chunk))
         if low < 0 or high >= 1 << bits:
             offending = low if low < 0 else high
-            raise ValueError(
-                f"code {offending} does not fit {bits} bits: codes must be in 0 .. {(1 << bits) - 1}"
-            )
+            raise ValueError(f"code {offending} does not fit {bits} bits: codes must be in 0 .. {(1 << bits) - 1}")
         packed[start : start + step] = _pack_rows(chunk.to(torch.int32), bits)[:, :width]
     return packed
 

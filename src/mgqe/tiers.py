@@ -55,9 +55,7 @@ class Tiers:
         if not isinstance(self.tier_of, Tensor) or self.tier_of.dtype != torch.uint8:
             raise TypeError("tier_of must be a uint8 tensor: use Tiers.from_assignment for other integers")
         if tuple(self.tier_of.shape) != (sum(sizes),):
-            raise ValueError(
-                f"tier_of has shape {tuple(self.tier_of.shape)}, but the sizes sum to {sum(sizes)}"
-            )
+            raise ValueError(f"tier_of has shape {tuple(self.tier_of.shape)}, but the sizes sum to {sum(sizes)}")
         tier_of = self.tier_of.detach().cpu().contiguous()
         found = torch.bincount(tier_of, minlength=len(sizes)).tolist()
         if tuple(found) != sizes:
@@ -104,16 +102,10 @@ class Tiers:
         """
         values = _check_counts(counts, num_embeddings)
         n = values.numel()
-        sizes = (
-            _sizes_from_fractions(n, fractions)
-            if boundaries is None
-            else _sizes_from_boundaries(n, boundaries)
-        )
+        sizes = _sizes_from_fractions(n, fractions) if boundaries is None else _sizes_from_boundaries(n, boundaries)
         order = torch.sort(values, descending=True, stable=True).indices
         tier_of = torch.empty(n, dtype=torch.uint8)
-        tier_of[order] = torch.repeat_interleave(
-            torch.arange(len(sizes), dtype=torch.uint8), torch.tensor(sizes)
-        )
+        tier_of[order] = torch.repeat_interleave(torch.arange(len(sizes), dtype=torch.uint8), torch.tensor(sizes))
         return cls(sizes, tier_of)
 
     @classmethod
@@ -131,9 +123,7 @@ class Tiers:
         return cls(_sizes_from_fractions(num_embeddings, fractions))
 
     @classmethod
-    def from_assignment(
-        cls, tier_of: Tensor | np.ndarray | Sequence[int], num_tiers: int | None = None
-    ) -> Tiers:
+    def from_assignment(cls, tier_of: Tensor | np.ndarray | Sequence[int], num_tiers: int | None = None) -> Tiers:
         """Tiers given id by id.
 
         Args:
@@ -150,9 +140,7 @@ class Tiers:
         low, high = (int(given.min()), int(given.max())) if given.numel() else (0, 0)
         m = high + 1 if num_tiers is None else num_tiers
         if low < 0 or high >= m or not 1 <= m <= MAX_TIERS:
-            raise ValueError(
-                f"tiers must be in 0 .. {min(m, MAX_TIERS) - 1}, but tier_of holds {low} .. {high}"
-            )
+            raise ValueError(f"tiers must be in 0 .. {min(m, MAX_TIERS) - 1}, but tier_of holds {low} .. {high}")
         sizes = torch.bincount(given, minlength=m).tolist()
         return cls(tuple(sizes), given.to(torch.uint8))
 
@@ -245,9 +233,7 @@ class TierMap:
 
     def to(self, device: torch.device | str) -> TierMap:
         """The same map on another device."""
-        return TierMap(
-            self.order, tuple(t.to(device) for t in self.bits), tuple(t.to(device) for t in self.ranks)
-        )
+        return TierMap(self.order, tuple(t.to(device) for t in self.bits), tuple(t.to(device) for t in self.ranks))
 
 
 def peel_order(sizes: Sequence[int]) -> tuple[int, ...]:
@@ -345,9 +331,7 @@ def _check_counts(counts: Tensor | np.ndarray | Sequence[float], num_embeddings:
         first = int(torch.nonzero(values < 0)[0])
         raise ValueError(f"counts must not be negative, but counts[{first}] is {values[first].item()}")
     if not bool((values > 0).any()):
-        raise ValueError(
-            "counts are all zero, so there is no order of frequency: count ids in the training data"
-        )
+        raise ValueError("counts are all zero, so there is no order of frequency: count ids in the training data")
     return values
 
 
@@ -358,9 +342,7 @@ def _sizes_from_fractions(num_embeddings: int, fractions: Sequence[float]) -> tu
     if not 1 <= len(shares) <= MAX_TIERS:
         raise ValueError(f"expected 1 to {MAX_TIERS} fractions, got {len(shares)}")
     if not all(math.isfinite(f) and f > 0 for f in shares) or abs(math.fsum(shares) - 1) > 1e-6:
-        raise ValueError(
-            f"fractions must be positive and sum to 1, got {shares} with sum {math.fsum(shares):g}"
-        )
+        raise ValueError(f"fractions must be positive and sum to 1, got {shares} with sum {math.fsum(shares):g}")
     m, end, sizes = len(shares), 0, []
     for g in range(1, m + 1):
         ideal = math.floor(num_embeddings * math.fsum(shares[:g]) + 0.5)
@@ -378,7 +360,5 @@ def _sizes_from_boundaries(num_embeddings: int, boundaries: Sequence[int]) -> tu
         ends.append(num_embeddings)
     sizes = tuple(stop - start for start, stop in zip([0, *ends], ends, strict=False))
     if any(n <= 0 for n in sizes) and not (num_embeddings == 0 and len(sizes) == 1):
-        raise ValueError(
-            f"boundaries must increase and lie in 1 .. {num_embeddings} (ids), got {tuple(boundaries)}"
-        )
+        raise ValueError(f"boundaries must increase and lie in 1 .. {num_embeddings} (ids), got {tuple(boundaries)}")
     return sizes

@@ -106,7 +106,8 @@ class ScalarQuantizedEmbedding(FullEmbedding):
 
     Args:
         bits: 1 to 8 a value.
-        granularity: "dimension", one grid a column, or "row", one a row, which costs 4 more bytes each.
+        granularity: "dimension", one grid a column, or "row", one a row, which costs 4 bytes each. On ml-1m
+            (GMF, d = 64) columns were better at equal bytes from 1 to 4 bits, and level above.
 
     Raises:
         ValueError: bits or granularity out of range, and as FullEmbedding.
