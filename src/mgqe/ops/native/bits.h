@@ -36,6 +36,21 @@ inline uint32_t code_before(const uint8_t* row, int64_t j, int32_t bits, uint32_
     return static_cast<uint32_t>(window_before(row + (at >> 3), end) >> (at & 7)) & mask;
 }
 
+// The codes of a row of less than 8 bytes, in the low bits of a word (what is above them is not zero).
+inline uint64_t narrow_row(const uint8_t* row, int64_t bytes, const uint8_t* begin, const uint8_t* end) {
+    if (row - begin < 8 || end - row < 8) {
+        uint64_t bits = 0;
+        for (int64_t byte = 0; byte < bytes; ++byte) bits |= static_cast<uint64_t>(row[byte]) << (8 * byte);
+        return bits;
+    }
+    // Near the end of a cache line read the line's last 8 bytes: those beyond are not needed, and waiting for a line
+    // that nobody prefetched would cost more than all the rest. A row in two lines had both prefetched.
+    const int64_t in_line = static_cast<int64_t>(reinterpret_cast<uintptr_t>(row) % 64);
+    int64_t back = in_line > 56 ? in_line - 56 : 0;
+    back = in_line + bytes > 64 ? 0 : back;
+    return window(row - back) >> (8 * back);
+}
+
 }  // namespace
 
 #endif

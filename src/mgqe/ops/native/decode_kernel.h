@@ -1,6 +1,7 @@
 // Decoding of packed rows, specialised by centroid type, width and code layout; included by each isa_*.cpp.
 //
-// `H` converts float16: convert(from, to) one number, convert4 four. Every conversion is exact but the product of
+// `H` converts float16: convert(from, to) one number, convert4 four; and writes a row around the caches if kStreams:
+// stream(from, to, n), n a multiple of 4, then fence(). Every conversion is exact but the product of
 // int8 and its scale, which is rounded once, so all instruction sets give the same bits.
 #ifndef MGQE_DECODE_KERNEL_H
 #define MGQE_DECODE_KERNEL_H
@@ -70,52 +71,101 @@ inline float* emit_pieces(const T* from, const float* scales, float* to, int64_t
     return to;
 }
 
-// kBytes: every code is one byte and names a centroid whatever its value. Otherwise codes of any width, clamped to
-// the codebook, so that a damaged file cannot make the kernel read elsewhere.
-template <typename H, typename T, int kWidth, bool kBytes, bool kOnePiece>
-void decode(const mgqe_tier& tier, const mgqe_row* rows, int64_t n) {
-    const bool shared = tier.pieces == 1;
-    const int64_t D = tier.num_subspaces;
-    const int64_t width = kWidth ? kWidth : tier.width;
-    const int64_t repeat = shared ? 1 : tier.pieces / D;
-    const int64_t step = shared ? 0 : tier.num_centroids * width;
-    // int8 has a scale a piece; the other types read none.
-    const bool scaled = sizeof(T) == 1;
-    const int64_t scale_step = shared ? 0 : repeat;
-    const int32_t bits = tier.bits;
-    const uint32_t mask = (1u << bits) - 1u;
-    const uint32_t most = static_cast<uint32_t>(tier.num_centroids - 1);
-    const uint8_t* const end = tier.codes + tier.rows * tier.row_bytes;
-    for (int64_t i = 0; i < n; ++i) {
-        const uint8_t* const codes = rows[i].codes;
-        float* to = rows[i].out;
-        const T* book = static_cast<const T*>(tier.centroids);
-        const float* scales = scaled ? tier.scales : nullptr;
-        if (kBytes) {
-            for (int64_t j = 0; j < D; ++j) {
-                to = emit_pieces<H, kWidth, kOnePiece>(book + codes[j] * width, scales, to, step, repeat, width);
-                book += step * repeat;
-                if (scaled) scales += scale_step;
-            }
-            continue;
-        }
-        const bool roomy = end - codes >= tier.row_bytes + 8;
-        for (int64_t j = 0; j < D; ++j) {
-            uint32_t code = roomy ? code_at(codes, j, bits, mask) : code_before(codes, j, bits, mask, end);
-            code = code < most ? code : most;
-            to = emit_pieces<H, kWidth, kOnePiece>(book + code * width, scales, to, step, repeat, width);
+enum Layout {
+    kBytes,   // a byte a code, and a centroid for every byte
+    kNarrow,  // rows of less than 8 bytes: read at once
+    kWide,    // longer rows: read 64 bits at a time, the last 64 ending where the row ends
+};
+
+// Decodes one row. Other codes than bytes are clamped to the codebook, so that a damaged file cannot make the kernel
+// read elsewhere.
+template <typename H, typename T, int kWidth, Layout kLayout, bool kOnePiece>
+struct RowDecoder {
+    const T* const centroids;
+    const float* const scales;  // int8 only: one a piece
+    const int64_t D, width, repeat, step, scale_step, row_bytes;
+    const int32_t bits, window_codes;
+    const uint32_t mask, most;
+    const uint8_t* const begin;
+    const uint8_t* const end;
+
+    explicit RowDecoder(const mgqe_tier& tier)
+        : centroids(static_cast<const T*>(tier.centroids)),
+          scales(sizeof(T) == 1 ? tier.scales : nullptr),
+          D(tier.num_subspaces),
+          width(kWidth ? kWidth : tier.width),
+          repeat(tier.pieces == 1 ? 1 : tier.pieces / tier.num_subspaces),
+          step(tier.pieces == 1 ? 0 : tier.num_centroids * width),
+          scale_step(tier.pieces == 1 ? 0 : repeat),
+          row_bytes(tier.row_bytes),
+          bits(tier.bits),
+          window_codes(57 / tier.bits),
+          mask((1u << tier.bits) - 1u),
+          most(static_cast<uint32_t>(tier.num_centroids - 1)),
+          begin(tier.codes),
+          end(tier.codes + tier.rows * tier.row_bytes) {}
+
+    float* one(uint32_t code, const T* book, const float* scale, float* to) const {
+        return emit_pieces<H, kWidth, kOnePiece>(book + static_cast<int64_t>(code) * width, scale, to, step, repeat,
+                                                 width);
+    }
+
+    // `count` codes from the low bits of a word on.
+    float* several(uint64_t word, int64_t count, const T*& book, const float*& scale, float* to) const {
+        for (int64_t j = 0; j < count; ++j) {
+            const uint32_t code = static_cast<uint32_t>(word) & mask;
+            word >>= bits;
+            to = one(code < most ? code : most, book, scale, to);
             book += step * repeat;
-            if (scaled) scales += scale_step;
+            if (sizeof(T) == 1) scale += scale_step;
         }
+        return to;
+    }
+
+    void row(const uint8_t* codes, float* to) const {
+        const T* book = centroids;
+        const float* scale = scales;
+        if (kLayout == kBytes) {
+            for (int64_t j = 0; j < D; ++j) {
+                to = one(codes[j], book, scale, to);
+                book += step * repeat;
+                if (sizeof(T) == 1) scale += scale_step;
+            }
+        } else if (kLayout == kNarrow) {
+            several(narrow_row(codes, row_bytes, begin, end), D, book, scale, to);
+        } else {
+            for (int64_t j = 0; j < D; j += window_codes) {
+                const int64_t at = j * bits;
+                const int64_t byte = (at >> 3) < row_bytes - 8 ? at >> 3 : row_bytes - 8;
+                const int64_t count = D - j < window_codes ? D - j : window_codes;
+                to = several(window(codes + byte) >> (at - 8 * byte), count, book, scale, to);
+            }
+        }
+    }
+};
+
+template <typename H, typename T, int kWidth, Layout kLayout, bool kOnePiece>
+void decode(const mgqe_tier& tier, const mgqe_row* rows, int64_t n, bool stream) {
+    const RowDecoder<H, T, kWidth, kLayout, kOnePiece> decoder(tier);
+    if (!stream) {
+        for (int64_t i = 0; i < n; ++i) decoder.row(rows[i].codes, rows[i].out);
+        return;
+    }
+    const int64_t dim = decoder.D * decoder.repeat * decoder.width;
+    alignas(64) float stage[kStage];
+    for (int64_t i = 0; i < n; ++i) {
+        decoder.row(rows[i].codes, stage);
+        H::stream(stage, rows[i].out, dim);
     }
 }
 
 template <typename H, typename T, int kWidth>
 mgqe_decoder select_layout(const mgqe_tier& tier) {
-    const bool bytes = tier.bits == 8 && tier.num_centroids >= 256;
     const bool one = tier.pieces == 1 || tier.pieces == tier.num_subspaces;
-    if (bytes) return one ? decode<H, T, kWidth, true, true> : decode<H, T, kWidth, true, false>;
-    return one ? decode<H, T, kWidth, false, true> : decode<H, T, kWidth, false, false>;
+    if (tier.bits == 8 && tier.num_centroids >= 256)
+        return one ? decode<H, T, kWidth, kBytes, true> : decode<H, T, kWidth, kBytes, false>;
+    if (tier.row_bytes < 8) return one ? decode<H, T, kWidth, kNarrow, true> : decode<H, T, kWidth, kNarrow, false>;
+    return one ? decode<H, T, kWidth, kWide, true> : decode<H, T, kWidth, kWide, false>;
 }
 
 template <typename H, typename T>

@@ -25,17 +25,22 @@ struct mgqe_row {
     float* out;
 };
 
-constexpr int64_t kMaxTiers = 256;
+constexpr int32_t kMaxTiers = 256;
 
 // Decodes n rows of one tier; chosen for the tier's centroid type, width and code layout.
-typedef void (*mgqe_decoder)(const mgqe_tier& tier, const mgqe_row* rows, int64_t n);
+typedef void (*mgqe_decoder)(const mgqe_tier& tier, const mgqe_row* rows, int64_t n, bool stream);
+
+// Floats of a row that can be written around the caches.
+constexpr int64_t kStage = 1024;
 
 struct mgqe_kernels {
     // codes[i * codes_step] = nearest centroid of rows[i * row_step ... + width), i < n.
     void (*assign)(const mgqe_lanes& lanes, const float* rows, int64_t row_step, int64_t n, int32_t* codes,
                    int64_t codes_step);
-    // Decodes ids [begin, end) of a checked table; false if its tier map points outside a tier.
-    bool (*lookup)(const mgqe_table& table, const int64_t* ids, int64_t begin, int64_t end, float* out);
+    // Decodes ids [begin, end) of a checked table. MGQE_CORRUPT if its tier map points outside a tier. `stream`: the
+    // output is too large for the caches, write around them (rows of at most kStage floats, 16-byte aligned).
+    int32_t (*lookup)(const mgqe_table& table, const int64_t* ids, int64_t begin, int64_t end, float* out,
+                   bool stream);
 };
 
 extern const mgqe_kernels mgqe_kernels_scalar;

@@ -34,6 +34,14 @@ struct Vec {
 };
 
 struct Half {
+    static constexpr bool kStreams = true;
+    static void stream(const float* from, float* to, int64_t n) {
+        int64_t t = 0;
+        if (reinterpret_cast<uintptr_t>(to) % 64 == 0)
+            for (; t + 16 <= n; t += 16) _mm512_stream_ps(to + t, _mm512_load_ps(from + t));
+        for (; t < n; t += 4) _mm_stream_ps(to + t, _mm_load_ps(from + t));
+    }
+    static void fence() { _mm_sfence(); }
     static void convert(const uint16_t* from, float* to) { *to = _cvtsh_ss(*from); }
     static void convert4(const uint16_t* from, float* to) {
         _mm_storeu_ps(to, _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));

@@ -1,4 +1,8 @@
 // Kernels for any processor, with the compiler's portable 16-byte vectors: SSE2 on x86-64, NEON on arm64.
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
 #include "assign_kernel.h"
 #include "lookup_kernel.h"
 
@@ -50,6 +54,9 @@ struct Vec {
 
 #if defined(__aarch64__)
 struct Half {
+    static constexpr bool kStreams = false;
+    static void stream(const float*, float*, int64_t) {}
+    static void fence() {}
     static void convert(const uint16_t* from, float* to) {
         __fp16 half;
         __builtin_memcpy(&half, from, sizeof half);
@@ -62,6 +69,11 @@ struct Half {
 #else
 // Exact, by integer shifts and one exact multiplication (normal numbers) or subtraction (subnormal ones).
 struct Half {
+    static constexpr bool kStreams = true;
+    static void stream(const float* from, float* to, int64_t n) {
+        for (int64_t t = 0; t < n; t += 4) _mm_stream_ps(to + t, _mm_load_ps(from + t));
+    }
+    static void fence() { _mm_sfence(); }
     static float bits_to_float(uint32_t bits) {
         float value;
         __builtin_memcpy(&value, &bits, sizeof value);

@@ -8,6 +8,8 @@
 namespace {
 
 constexpr int64_t kRowsPerThread = 1024;
+// Output that would push everything else out of the caches is written around them: half the memory traffic.
+constexpr int64_t kStreamBytes = 8 << 20;
 
 bool ids_in_range(const int64_t* ids, int64_t n, int64_t num_embeddings) {
     // The sign bit of either term is set when an id is negative or too large.
@@ -20,13 +22,25 @@ bool ids_in_range(const int64_t* ids, int64_t n, int64_t num_embeddings) {
     return n == 0 || (num_embeddings > 0 && !(bad >> 63));
 }
 
+bool streams(const mgqe_table& table, const float* out, int64_t n) {
+    if (n * table.embedding_dim * 4 < kStreamBytes || table.embedding_dim > kStage) return false;
+    if (reinterpret_cast<uintptr_t>(out) % 16 || table.embedding_dim % 4) return false;
+    // Narrower pieces would be read back from the staged row before they can be forwarded.
+    for (int32_t g = 0; g < table.num_tiers; ++g)
+        if (table.tiers[g].width < 4) return false;
+    return true;
+}
+
 bool well_formed(const mgqe_table& table) {
     if (table.num_tiers < 1 || table.num_tiers > kMaxTiers || table.num_levels < 0) return false;
     if (table.num_levels > 0 && (table.last_tier < 0 || table.last_tier >= table.num_tiers)) return false;
     for (int32_t l = 0; l < table.num_levels; ++l)
         if (table.levels[l].tier < 0 || table.levels[l].tier >= table.num_tiers) return false;
+    if (table.num_levels == 0 && (table.starts[0] != 0 || table.starts[table.num_tiers] != table.num_embeddings))
+        return false;
     for (int32_t g = 0; g < table.num_tiers; ++g) {
         const mgqe_tier& tier = table.tiers[g];
+        if (table.num_levels == 0 && table.starts[g + 1] - table.starts[g] != tier.rows) return false;
         const int64_t D = tier.num_subspaces;
         if (D < 1 || tier.pieces < 1 || tier.num_centroids < 1 || tier.width < 1 || tier.bits < 1 || tier.bits > 16)
             return false;
@@ -45,9 +59,11 @@ int32_t mgqe_lookup(const mgqe_table* table, const int64_t* ids, int64_t n, floa
     if (n < 0 || !well_formed(*table)) return MGQE_BAD_ARGUMENT;
     if (!ids_in_range(ids, n, table->num_embeddings)) return MGQE_OUT_OF_RANGE;
     const mgqe_kernels& kernels = mgqe_active();
-    std::atomic<bool> sound{true};
+    const bool stream = streams(*table, out, n);
+    std::atomic<int32_t> status{MGQE_OK};
     mgqe_parallel(n, mgqe_team(n, kRowsPerThread, threads), [&](int64_t begin, int64_t end) {
-        if (!kernels.lookup(*table, ids, begin, end, out)) sound.store(false, std::memory_order_relaxed);
+        const int32_t own = kernels.lookup(*table, ids, begin, end, out, stream);
+        if (own != MGQE_OK) status.store(own, std::memory_order_relaxed);
     });
-    return sound.load() ? MGQE_OK : MGQE_CORRUPT;
+    return status.load();
 }

@@ -3,6 +3,7 @@
 #define MGQE_LOOKUP_KERNEL_H
 
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "decode_kernel.h"
@@ -11,48 +12,89 @@
 
 namespace {
 
-// Ids located, and their codes prefetched, ahead of decoding.
-constexpr int64_t kBlock = 16;
 constexpr int64_t kLine = 64;
+
+inline void prefetch(const uint8_t* row, int64_t bytes) {
+    __builtin_prefetch(row, 0, 2);
+    // Asking twice for a line that is not there costs a second walk of the page table.
+    const int64_t in_line = kLine - static_cast<int64_t>(reinterpret_cast<uintptr_t>(row) % kLine);
+    for (int64_t at = in_line; at < bytes; at += kLine) __builtin_prefetch(row + at, 0, 2);
+}
+
+// Ids located, and their codes asked for, while the block before them is decoded: the gain that matters most here.
+constexpr int64_t kBlock = 64;
 
 struct Block {
     mgqe_row rows[kBlock];
-    int64_t tiers[kBlock];
+    int32_t tiers[kBlock];
     int64_t count;
 };
 
-inline void prefetch(const uint8_t* row, int64_t bytes) {
-    for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(row + at);
-    __builtin_prefetch(row + bytes - 1);
-}
+// Where the codes of an id are, three ways. The compiler keeps the first one's fields in registers.
+struct OneTier {
+    const uint8_t* codes;
+    int64_t row_bytes;
+    explicit OneTier(const mgqe_table& table) : codes(table.tiers->codes), row_bytes(table.tiers->row_bytes) {}
+    bool find(int64_t id, const uint8_t*& at, int32_t& tier, int64_t& bytes) const {
+        at = codes + id * row_bytes;
+        tier = 0;
+        bytes = row_bytes;
+        return true;
+    }
+};
+
+struct TierRanges {
+    const mgqe_table& table;
+    explicit TierRanges(const mgqe_table& of) : table(of) {}
+    bool find(int64_t id, const uint8_t*& at, int32_t& tier, int64_t& bytes) const {
+        const Place place = locate_range(table, id);
+        const mgqe_tier& found = table.tiers[place.tier];
+        at = found.codes + place.rank * found.row_bytes;
+        tier = static_cast<int32_t>(place.tier);
+        bytes = found.row_bytes;
+        return true;
+    }
+};
+
+struct TierMap {
+    const mgqe_table& table;
+    explicit TierMap(const mgqe_table& of) : table(of) {}
+    bool find(int64_t id, const uint8_t*& at, int32_t& tier, int64_t& bytes) const {
+        const Place place = locate_map(table, id);
+        if (place.tier < 0) return false;
+        const mgqe_tier& found = table.tiers[place.tier];
+        at = found.codes + place.rank * found.row_bytes;
+        tier = static_cast<int32_t>(place.tier);
+        bytes = found.row_bytes;
+        return static_cast<uint64_t>(place.rank) < static_cast<uint64_t>(found.rows);
+    }
+};
 
 // Fills a block from ids [begin, end); padding rows are zeroed on the way. False if the tier map is damaged.
-template <bool kMap>
-bool locate_block(const mgqe_table& table, const int64_t* ids, int64_t begin, int64_t end, float* out, Block& block) {
-    const int64_t dim = table.embedding_dim;
-    block.count = 0;
+template <typename Locator>
+inline bool locate_block(const Locator& locator, int64_t padding_idx, int64_t dim, const int64_t* ids, int64_t begin,
+                         int64_t end, float* out, Block& block) {
+    int64_t count = 0;
     for (int64_t i = begin; i < end; ++i) {
         const int64_t id = ids[i];
-        if (id == table.padding_idx) {
+        if (id == padding_idx) {
             memset(out + i * dim, 0, static_cast<size_t>(dim) * sizeof(float));
             continue;
         }
-        const Place place = kMap ? locate_map(table, id) : locate_range(table, id);
-        if (kMap && place.tier < 0) return false;
-        const mgqe_tier& tier = table.tiers[place.tier];
-        if (static_cast<uint64_t>(place.rank) >= static_cast<uint64_t>(tier.rows)) return false;
-        const uint8_t* const codes = tier.codes + place.rank * tier.row_bytes;
-        prefetch(codes, tier.row_bytes);
-        block.rows[block.count] = {codes, out + i * dim};
-        block.tiers[block.count] = place.tier;
-        ++block.count;
+        const uint8_t* codes;
+        int64_t bytes;
+        if (!locator.find(id, codes, block.tiers[count], bytes)) return false;
+        prefetch(codes, bytes);
+        block.rows[count] = {codes, out + i * dim};
+        ++count;
     }
+    block.count = count;
     return true;
 }
 
 // A tier at a time: one decoder runs over its rows, instead of a hard-to-predict choice a row.
-void decode_block(const mgqe_table& table, const mgqe_decoder* decoders, const Block& block) {
-    if (table.num_tiers == 1) return decoders[0](table.tiers[0], block.rows, block.count);
+inline void decode_block(const mgqe_table& table, const mgqe_decoder* decoders, const Block& block, bool stream) {
+    if (table.num_tiers == 1) return decoders[0](table.tiers[0], block.rows, block.count, stream);
     mgqe_row mine[kBlock];
     int64_t left = block.count;
     for (int32_t g = 0; g < table.num_tiers && left > 0; ++g) {
@@ -61,35 +103,43 @@ void decode_block(const mgqe_table& table, const mgqe_decoder* decoders, const B
             mine[count] = block.rows[i];  // kept only if it counts
             count += block.tiers[i] == g;
         }
-        if (count) decoders[g](table.tiers[g], mine, count);
+        if (count) decoders[g](table.tiers[g], mine, count, stream);
         left -= count;
     }
 }
 
-template <bool kMap>
-bool lookup_range(const mgqe_table& table, const mgqe_decoder* decoders, const int64_t* ids, int64_t begin,
-                  int64_t end, float* out) {
+template <typename Locator>
+int32_t lookup_range(const mgqe_table& table, const mgqe_decoder* decoders, const int64_t* ids, int64_t begin,
+                     int64_t end, float* out, bool stream) {
+    const Locator locator(table);
+    const int64_t dim = table.embedding_dim, padding_idx = table.padding_idx;
     Block blocks[2];
     int now = 0;
     int64_t next = begin + kBlock < end ? begin + kBlock : end;
-    if (!locate_block<kMap>(table, ids, begin, next, out, blocks[now])) return false;
-    while (true) {
+    bool sound = locate_block(locator, padding_idx, dim, ids, begin, next, out, blocks[now]);
+    while (sound) {
         const int64_t after = next + kBlock < end ? next + kBlock : end;
         const bool more = next < end;
-        if (more && !locate_block<kMap>(table, ids, next, after, out, blocks[now ^ 1])) return false;
-        decode_block(table, decoders, blocks[now]);
-        if (!more) return true;
+        if (more) sound = locate_block(locator, padding_idx, dim, ids, next, after, out, blocks[now ^ 1]);
+        decode_block(table, decoders, blocks[now], stream);
+        if (!more) break;
         now ^= 1;
         next = after;
     }
+    return sound ? MGQE_OK : MGQE_CORRUPT;
 }
 
 template <typename H>
-bool lookup_ids(const mgqe_table& table, const int64_t* ids, int64_t begin, int64_t end, float* out) {
+int32_t lookup_ids(const mgqe_table& table, const int64_t* ids, int64_t begin, int64_t end, float* out, bool stream) {
     mgqe_decoder decoders[kMaxTiers];
     for (int32_t g = 0; g < table.num_tiers; ++g) decoders[g] = select_decoder<H>(table.tiers[g]);
-    return table.num_levels ? lookup_range<true>(table, decoders, ids, begin, end, out)
-                            : lookup_range<false>(table, decoders, ids, begin, end, out);
+    stream = stream && H::kStreams;
+    const auto range = table.num_levels ? lookup_range<TierMap>
+                       : table.num_tiers > 1 ? lookup_range<TierRanges>
+                                             : lookup_range<OneTier>;
+    const int32_t status = range(table, decoders, ids, begin, end, out, stream);
+    if (stream) H::fence();
+    return status;
 }
 
 }  // namespace
