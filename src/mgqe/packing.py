@@ -11,7 +11,7 @@ from torch import Tensor
 
 MAX_BITS = 16
 GROUP = 8  # 8 codes of b bits fill b bytes exactly, so a group's layout repeats
-CHUNK_CODES = 1 << 20  # codes worked on at once: keeps the temporaries in cache
+CHUNK_CODES = 1 << 15  # codes worked on at once: temporaries stay in cache, and below torch's grain for threads
 
 
 def bits_for(num_centroids: int) -> int:

@@ -32,7 +32,7 @@ from mgqe.tiers import TierMap, Tiers, build_tier_map
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-CHUNK_ROWS = 1 << 18  # rows unpacked at once when a sweep over all codes is needed
+CHUNK_ROWS = 1 << 16  # rows unpacked at once when a sweep over all codes is needed
 
 
 class CompactTable(FrozenTable):
