@@ -268,3 +268,10 @@ def test_real_data_trains(tmp_path: Path) -> None:
     config = TrainConfig(data="ml-100k", embedding="mgqe:D=16,K=64/16", max_epochs=8, batch_size=1024)
     metrics = train_run(config, tmp_path / "out")
     assert metrics["quality"]["hr@10"] > 0.4
+
+
+@pytest.mark.parametrize(("positives", "steps"), [(100, 1), (20_000, 79), (184_000, 90), (600_000, 74)])
+def test_small_data_sets_take_smaller_steps(positives: int, steps: int, tiny: Path) -> None:
+    task = RunData.load(tiny_config(tiny)).task
+    split = replace(task.split, train_users=torch.zeros(positives, dtype=torch.int64))
+    assert replace(task, split=split).num_batches(8192) == steps

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from mgqe.recsys.config import TrainConfig
+from mgqe.recsys.datasets import tuned_settings
 from mgqe.recsys.embeddings import METHODS
 from mgqe.recsys.interactions import FORMATS
 from mgqe.recsys.loop import EpochReport
@@ -161,7 +162,7 @@ def train(
         seed=seed,
         threads=threads,
     )
-    config = config.with_settings(setting or ())
+    config = config.with_settings([*tuned_settings(data), *(setting or ())])
     done_before = (out / METRICS).is_file() and not overwrite
     with _progress() as progress:
         bar = _RunBar(progress, str(config.spec))
@@ -215,7 +216,7 @@ def compare(
         task=task,
         model=model,
         threads=threads,
-    ).with_settings(setting or ())
+    ).with_settings([*tuned_settings(data), *(setting or ())])
     study = Study(base, tuple(embedding or ("full", "full:d=16", "mgqe")), _seeds(seeds), out)
     check_study(study)
     failures: list[Event] = []

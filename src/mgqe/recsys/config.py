@@ -22,6 +22,7 @@ class TrainConfig:
     data: `planted`, a known set's name, or a file; data_dir, format and the column names go with it.
     embedding: a description as in mgqe.recsys.embeddings. dim: d, where the description does not say.
     label: a name for the run in tables; it decides nothing.
+    batch_size: positives a step; fewer where the data set would otherwise have under 64 steps an epoch.
     warm_up_epochs: exactly so many epochs before quantising; None: until validation stops improving.
     centroid_learning_rate, quantised_learning_rate: None stands for learning_rate.
     threads: how many torch may use; the last bits of a result depend on it.

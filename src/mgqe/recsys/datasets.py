@@ -13,7 +13,16 @@ from torch import Tensor
 
 from mgqe.recsys.interactions import Columns, Interactions, load_interactions, offsets_of
 
-__all__ = ["DATASETS", "DATA_DIR_VARIABLE", "KnownDataset", "Split", "leave_one_out", "load_data", "planted"]
+__all__ = [
+    "DATASETS",
+    "DATA_DIR_VARIABLE",
+    "KnownDataset",
+    "Split",
+    "leave_one_out",
+    "load_data",
+    "planted",
+    "tuned_settings",
+]
 
 DATA_DIR_VARIABLE = "MGQE_DATA_DIR"
 
@@ -32,6 +41,7 @@ class KnownDataset:
     sha256: str
     home: str
     obtain: str  # what to download, and what to make of it
+    settings: tuple[str, ...] = ()  # NAME=VALUE of TrainConfig where the set's own validation items chose others
 
     def path(self, data_dir: Path | str | None) -> Path:
         """The set's file below `data_dir` (or the directory that MGQE_DATA_DIR names); ValueError if not there."""
@@ -88,6 +98,7 @@ DATASETS = {
             format="lines",
             sha256="ef5f185fd2427feacb2c4850fc8af3dfb3344031e8d7e24d5e0778799d57fc26",
             home="https://jmcauley.ucsd.edu/data/amazon/",
+            settings=("weight_decay=2e-6",),
             obtain="download the 5-core reviews of Apps for Android and write a line a user, `user item item ...`, "
             "in time order, users and items numbered from 1 as they come",
         ),
@@ -120,6 +131,11 @@ def load_data(
             f"no data set {data!r}: expected planted, {', '.join(DATASETS)}, or the path of a file of interactions"
         )
     return load_interactions(data, format, columns)
+
+
+def tuned_settings(data: str) -> tuple[str, ...]:
+    """NAME=VALUE of TrainConfig that the validation items of a known set chose; none for other data."""
+    return DATASETS[data].settings if data in DATASETS else ()
 
 
 @dataclass(frozen=True)
@@ -175,10 +191,10 @@ def leave_one_out(interactions: Interactions) -> Split:
 
 
 def planted(
-    num_users: int = 3000,
-    num_items: int = 4000,
-    rank: int = 12,
-    per_user: int = 40,
+    num_users: int = 4000,
+    num_items: int = 3000,
+    rank: int = 24,
+    per_user: int = 50,
     seed: int = 0,
 ) -> Interactions:
     """A data set made by seed: item popularity follows a power law, taste has `rank` planted dimensions.

@@ -17,6 +17,7 @@ from mgqe.recsys.sampling import SeenItems, evaluation_negatives, sample_negativ
 from mgqe.recsys.seeds import derive_seed
 
 Batch = tuple[Tensor, Tensor]
+MIN_STEPS = 64
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,12 @@ class RankingTask:
 
     def num_batches(self, batch_size: int) -> int:
         """Batches an epoch."""
-        return -(-self.split.train_users.numel() // batch_size)
+        return -(-self.split.train_users.numel() // self._batch_size(batch_size))
+
+    def _batch_size(self, limit: int) -> int:
+        """At most `limit`; in small data sets a power of two that leaves 64 steps an epoch, but 256 at least."""
+        most = self.split.train_users.numel() // MIN_STEPS
+        return min(limit, max(256, 1 << max(0, most.bit_length() - 1)))
 
     def batches(self, batch_size: int, phase: str, epoch: int) -> Iterator[Batch]:
         """An epoch's (users (b,), items (b, 1 + num_negatives)), the positive first: fixed by seed, phase, epoch."""
@@ -79,7 +85,7 @@ class RankingTask:
         users = self.split.train_users
         negatives = sample_negatives(users, self.seen, self.num_negatives, generator)
         items = torch.cat([self.split.train_items[:, None], negatives], dim=1)
-        for chosen in torch.split(torch.randperm(users.numel(), generator=generator), batch_size):
+        for chosen in torch.split(torch.randperm(users.numel(), generator=generator), self._batch_size(batch_size)):
             yield users[chosen], items[chosen]
 
     def loss(self, model: GMF, batch: Batch) -> Tensor:
