@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -92,14 +93,14 @@ def compile_native(output: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         openmp = openmp_flags(compiler, scratch)
-        objects = []
-        for source in sorted(NATIVE.glob("*.cpp")):
-            if source.name in ISA_FLAGS and not x86:
-                continue
-            made = scratch / f"{source.stem}.o"
-            isa = ISA_FLAGS.get(source.name, [])
-            run([*compiler, *FLAGS, *openmp, *isa, *extra, "-c", str(source), "-o", str(made)])
-            objects.append(str(made))
+        sources = [p for p in sorted(NATIVE.glob("*.cpp")) if x86 or p.name not in ISA_FLAGS]
+        objects = [str(scratch / f"{source.stem}.o") for source in sources]
+        commands = [
+            [*compiler, *FLAGS, *openmp, *ISA_FLAGS.get(source.name, []), *extra, "-c", str(source), "-o", made]
+            for source, made in zip(sources, objects)
+        ]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(run, commands))
         # Linked beside the target and renamed, so that a running process never maps a half-written library.
         fresh = output.with_name(output.name + ".new")
         run([*compiler, "-shared", *openmp, *extra, *objects, "-o", str(fresh)])
@@ -137,11 +138,12 @@ class BuildNative(build_ext):
 
 
 class PlatformWheel(bdist_wheel):
-    """Tags the wheel for the platform but for any Python 3."""
+    """Tags the wheel for the platform but for any Python 3, or for any platform if it holds no library."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        _, _, plat = super().get_tag()
-        return "py3", "none", plat
+        _, _, platform_tag = super().get_tag()
+        built = self.get_finalized_command("build_ext").get_outputs()
+        return "py3", "none", platform_tag if built else "any"
 
 
 setup(

@@ -1,0 +1,114 @@
+"""The operators as torch.library sees them: opcheck, torch.compile(fullgraph=True), fake tensors, export."""
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+
+from mgqe import ops
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    """Every test compiles anew; the lambdas below would otherwise reach the limit of recompilations."""
+    torch._dynamo.reset()
+
+
+def arguments():
+    made = torch.Generator().manual_seed(0)
+    rows, centroids = torch.randn(6, 8, generator=made), torch.randn(2, 16, 4, generator=made)
+    codes = torch.randint(16, (6, 2), generator=made, dtype=torch.int32)
+    packed = torch.randint(256, (10, 1), generator=made, dtype=torch.uint8)
+    ids = torch.tensor([3, 1, 3, 9, 0, 9])
+    table = ([packed], [centroids], [torch.empty(0)], [], [], [], [10], [4], [2], [0], 8, 2)
+    return {
+        "assign": [(rows, centroids, None), (rows, centroids, torch.randn(2, 16, generator=made))],
+        "gather": [(codes, centroids), (codes, centroids.clone().requires_grad_())],
+        "scatter": [(rows, codes, None, 2, 16, 4), (rows, codes, torch.rand(6, generator=made), 2, 16, 4)],
+        "unique": [(ids, 10)],
+        "lookup": [(ids, *table), (ids.reshape(2, 3), *table)],
+    }
+
+
+CASES = [(name, i) for name, cases in arguments().items() for i in range(len(cases))]
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_opcheck(name, case):
+    torch.library.opcheck(getattr(torch.ops.mgqe, name).default, arguments()[name][case])
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_compiles_as_one_graph(name, case):
+    given = arguments()[name][case]
+    function = getattr(ops, name)
+    # aot_eager traces forward and backward like the default backend, without needing a C++ compiler.
+    compiled = torch.compile(lambda *a: function(*a), fullgraph=True, backend="aot_eager")
+    expected, got = function(*given), compiled(*given)
+    if name == "unique":
+        # The shape may not depend on the values: padded with repeats that are counted zero times.
+        size = expected[0].shape[0]
+        assert got[0].shape == got[2].shape == given[0].shape
+        assert torch.equal(got[0][:size], expected[0])
+        assert torch.equal(got[1], expected[1])
+        assert torch.equal(got[2][:size], expected[2])
+        assert not got[2][size:].any()
+        assert (got[0][size:] == got[0][0]).all()
+        return
+    for one, other in zip(
+        *(r if isinstance(r, tuple) else (r,) for r in (expected, got)),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
+def test_compiled_gradient_equals_eager():
+    codes, codebook = arguments()["gather"][0]
+    grads = []
+    for function in (ops.gather, torch.compile(ops.gather, fullgraph=True, backend="aot_eager")):
+        leaf = codebook.clone().requires_grad_()
+        function(codes, leaf).square().sum().backward()
+        grads.append(leaf.grad)
+    assert torch.equal(*grads)
+
+
+def test_prepared_look_up_compiles():
+    ids, *table = arguments()["lookup"][0]
+    prepared = ops.PreparedLookup(ops.TableParts(*table))
+    compiled = torch.compile(lambda i: prepared(i) * 2, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(ids), prepared(ids) * 2)
+
+
+def test_dynamic_batch_compiles_once():
+    centroids = torch.randn(2, 16, 4)
+    compiled = torch.compile(lambda r: ops.assign(r, centroids), fullgraph=True, backend="aot_eager", dynamic=True)
+    for n in (5, 9, 17):
+        rows = torch.randn(n, 8)
+        assert torch.equal(compiled(rows), ops.assign(rows, centroids))
+
+
+def test_errors_reach_the_caller_of_compiled_code():
+    compiled = torch.compile(lambda i: ops.unique(i, 10), fullgraph=True, backend="aot_eager")
+    with pytest.raises(IndexError, match="id 10 is out of range"):
+        compiled(torch.tensor([1, 10, 2]))
+
+
+def test_fake_tensors_have_the_right_shapes():
+    with FakeTensorMode():
+        codes = ops.assign(torch.empty(7, 8), torch.empty(2, 16, 4))
+        assert codes.shape == (7, 2)
+        assert codes.dtype == torch.int32
+        assert ops.gather(codes, torch.empty(2, 16, 4)).shape == (7, 8)
+        with pytest.raises(ValueError, match="expected 2"):
+            ops.assign(torch.empty(7, 9), torch.empty(2, 16, 4))
+
+
+def test_export():
+    centroids = torch.randn(2, 16, 4)
+
+    class Model(torch.nn.Module):
+        def forward(self, rows):
+            return ops.assign(rows, centroids)
+
+    rows = torch.randn(3, 8)
+    exported = torch.export.export(Model(), (rows,))
+    assert torch.equal(exported.module()(rows), ops.assign(rows, centroids))
