@@ -158,12 +158,14 @@ class Rotated(VQQuantizer):
         self.rotation = torch.eye(everything.shape[1])
         for _ in range(self.iterations):
             turned = [part @ self.rotation for part in rows]
-            for parameter, book in zip(
-                self.codebooks, start_codebooks(turned, self.capacity, generator), strict=True
-            ):
+            for parameter, book in zip(self.codebooks, start_codebooks(turned, self.capacity, generator), strict=True):
                 parameter.copy_(book)
-            decoded = torch.cat([ops.gather(self._near(part, g), self.values(self.capacity.codebook_of[g]))
-                                 for g, part in enumerate(turned)])
+            decoded = torch.cat(
+                [
+                    ops.gather(self._near(part, g), self.values(self.capacity.codebook_of[g]))
+                    for g, part in enumerate(turned)
+                ]
+            )
             left, _, right = torch.linalg.svd(everything.T @ decoded)
             self.rotation = left @ right
         for parameter, book in zip(
@@ -178,7 +180,9 @@ class Rotated(VQQuantizer):
         return nearest_codes(turned, book, self.capacity.num_subspaces[tier], self.capacity.num_centroids[tier])
 
     def revive(self, rows, generator) -> int:  # type: ignore[no-untyped-def]
-        return 0 if not hasattr(self, "rotation") else super().revive([part @ self.rotation for part in rows], generator)
+        return (
+            0 if not hasattr(self, "rotation") else super().revive([part @ self.rotation for part in rows], generator)
+        )
 
     def forward(self, rows: Tensor, tier: Tensor, counts: Tensor) -> tuple[Tensor, Tensor | None]:
         out, loss = super().forward(rows @ self.rotation, tier, counts)

@@ -27,6 +27,7 @@ from mgqe.recsys.loop import make_optimizer, run_phase
 from mgqe.recsys.provenance import commit, machine, versions
 from mgqe.recsys.seeds import derive_seed
 from mgqe.recsys.config import TrainConfig
+from mgqe.recsys.datasets import tuned_settings
 from mgqe.recsys.train import RunData, build_tables, warm_up
 
 BASE = "mgqe:D=32,K=128/64"
@@ -182,7 +183,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for seed in () if given.show else map(int, given.seeds.split(",")):
         config = TrainConfig(data=given.data, data_dir=given.data_dir, embedding=BASE, seed=seed)
-        config = config.with_settings(given.set)
+        config = config.with_settings([*tuned_settings(given.data), *given.set])
         data = RunData.load(config)
         for variant in VARIANTS:
             if (variant.name, seed) in done or (given.only and given.only not in variant.name):

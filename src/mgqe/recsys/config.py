@@ -49,7 +49,7 @@ class TrainConfig:
     max_epochs: int = 100
     patience: int = 5
     warm_up_epochs: int | None = None
-    quantised_learning_rate: float | None = 1e-3
+    quantised_learning_rate: float | None = 3e-4
     quantised_patience: int | None = None
     centroid_learning_rate: float | None = None
     eval_negatives: int = 99
