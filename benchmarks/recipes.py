@@ -23,11 +23,11 @@ from torch import nn
 
 from mgqe import quantization_loss, start_quantizing
 from mgqe.recsys.checkpoint import write_json
+from mgqe.recsys.config import TrainConfig
+from mgqe.recsys.datasets import tuned_settings
 from mgqe.recsys.loop import make_optimizer, run_phase
 from mgqe.recsys.provenance import commit, machine, versions
 from mgqe.recsys.seeds import derive_seed
-from mgqe.recsys.config import TrainConfig
-from mgqe.recsys.datasets import tuned_settings
 from mgqe.recsys.train import RunData, build_tables, warm_up
 
 BASE = "mgqe:D=32,K=128/64"
@@ -158,12 +158,11 @@ def show(rows: list[dict[str, object]]) -> None:
         mine = [row for row in rows if row["variant"] == name]
         mean = lambda values: statistics.fmean(values)  # noqa: E731
         paired = [100 * (row["quality"]["hr@10"] - base[row["seed"]]) for row in mine if row["seed"] in base]
-        print(
-            f"{name:50} {mean(100 * row['bytes'] / row['full_bytes'] for row in mine):6.2f}% "
-            f"{mean(row['start']['hr@10'] for row in mine):7.4f} {mean(row['quality']['valid_hr@10'] for row in mine):7.4f} "
-            f"{mean(row['quality']['hr@10'] for row in mine):7.4f} {mean(row['quality']['ndcg@10'] for row in mine):7.4f} "
-            f"{mean(paired) if paired else float('nan'):+10.2f}"
-        )
+        share = mean(100 * row["bytes"] / row["full_bytes"] for row in mine)
+        start = mean(row["start"]["hr@10"] for row in mine)
+        valid, test, ndcg = (mean(row["quality"][key] for row in mine) for key in ("valid_hr@10", "hr@10", "ndcg@10"))
+        gap = mean(paired) if paired else float("nan")
+        print(f"{name:50} {share:6.2f}% {start:7.4f} {valid:7.4f} {test:7.4f} {ndcg:7.4f} {gap:+10.2f}")
 
 
 def main() -> None:
