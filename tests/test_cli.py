@@ -96,7 +96,7 @@ def test_compare(runner: CliRunner, tiny: Path, tmp_path: Path) -> None:
     ]
     assert len(results["summary"]) == 2
     assert (out / "size_quality.png").is_file()
-    assert "HR@10 - full" in result.output
+    assert "HR@10-full" in result.output
     # More of the same: what is there is kept.
     before = (out / "runs/full-seed1/metrics.json").stat().st_mtime_ns
     result = runner.invoke(app, [*command, *embeddings, "--embedding", "pq:D=4,K=4"])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 # Student's t, two-sided 95%, by degrees of freedom; beyond 30 the normal distribution's 1.96 is near enough.
@@ -29,6 +32,15 @@ _LOOKS = {
     "qr": ("#7F7F7F", "*"),
 }
 _OTHER_LOOK = ("#7F7F7F", "h")
+# Where a point's label may stand: offset in points, and which of its sides faces the point.
+_PLACES = tuple(
+    (dx * reach, dy * reach, ha, va)
+    for reach in (1, 2, 3)
+    for dx, dy, ha, va in (
+        (0, 8, "center", "bottom"), (0, -8, "center", "top"), (8, 0, "left", "center"), (-8, 0, "right", "center"),
+        (6, 6, "left", "bottom"), (6, -6, "left", "top"), (-6, 6, "right", "bottom"), (-6, -6, "right", "top"),
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,9 +59,10 @@ class Interval:
         return cls(mean, t * statistics.stdev(values) / math.sqrt(len(values)))
 
     def text(self, digits: int = 4, signed: bool = False) -> str:
-        """Such as `.6712 ± .0021`."""
+        """Such as `.6712 ±.0021`: no leading zeros, since six columns have to fit a terminal."""
         mean = f"{self.mean:+.{digits}f}" if signed else f"{self.mean:.{digits}f}"
-        return mean if math.isnan(self.half_width) else f"{mean} ± {self.half_width:.{digits}f}"
+        whole = mean if math.isnan(self.half_width) else f"{mean} ±{self.half_width:.{digits}f}"
+        return re.sub(r"\b0\.", ".", whole)
 
 
 @dataclass(frozen=True)
@@ -106,9 +119,9 @@ def summarise(runs: Iterable[dict[str, Any]], baseline: str = "full") -> list[Ro
 
 def terminal_table(rows: Sequence[Row], title: str) -> Table:
     """A rich table of the rows."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("embedding", no_wrap=True)
-    for name in ("bytes", "of full", "HR@10", "NDCG@10", "HR@10 - full"):
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("embedding", overflow="fold", min_width=14)
+    for name in ("bytes", "of full", "HR@10", "NDCG@10", "HR@10-full"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -128,9 +141,9 @@ def picture(rows: Sequence[Row], path: Path, title: str) -> Path:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), dpi=150)
+    figure, axes = pyplot.subplots(figsize=(8.5, 5.2), dpi=150)
     families = sorted({row.family for row in rows}, key=lambda name: (name != "mgqe", name != "full", name))
     for family in families:
         colour, marker = _LOOKS.get(family, _OTHER_LOOK)
@@ -141,45 +154,86 @@ def picture(rows: Sequence[Row], path: Path, title: str) -> Path:
             yerr=[0.0 if math.isnan(row.hit_rate.half_width) else row.hit_rate.half_width for row in members],
             color=colour,
             marker=marker,
-            markersize=8,
-            linewidth=1.8,
+            markersize=7,
+            linewidth=1.5,
+            elinewidth=1.0,
             capsize=3,
             label=family,
             zorder=3 if family == "mgqe" else 2,
         )
-    for row, offset in zip(rows, _label_offsets(rows), strict=True):
-        axes.annotate(
-            row.embedding.partition(":")[2] or row.embedding,
-            (100 * row.share, row.hit_rate.mean),
-            textcoords="offset points",
-            xytext=(0, offset),
-            ha="center",
-            va="center",
-            fontsize=7.5,
-            color=_LOOKS.get(row.family, _OTHER_LOOK)[0],
-            zorder=4,
-        )
+    reference = max((row for row in rows if row.family == "full"), key=lambda row: row.share, default=None)
+    if reference is not None:
+        axes.axhline(reference.hit_rate.mean, color="#555555", linewidth=0.9, linestyle=(0, (4, 4)), zorder=1)
     axes.set_xscale("log")
+    axes.margins(x=0.14, y=0.12)
+    axes.xaxis.set_major_locator(FixedLocator([0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
-    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}%" if f"{value:g}"[0] in "25" else ""))
-    axes.margins(x=0.12, y=0.12)
-    axes.set_xlabel("bytes of the embedding tables' files, of the full tables (log scale)")
+    axes.set_xlabel("bytes of the embedding tables' files, in percent of the full tables (log scale)")
     axes.set_ylabel("HR@10 on test, 99 sampled negatives")
     axes.set_title(title, loc="left", fontsize=11)
-    axes.grid(True, which="both", color="#DDDDDD", linewidth=0.6)
+    axes.grid(True, color="#E3E3E3", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.legend(loc="lower right", framealpha=0.95)
     figure.tight_layout()
+    _label(axes, rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     pyplot.close(figure)
     return path
 
 
-def _label_offsets(rows: Sequence[Row]) -> list[int]:
-    """Points above (+) or below (-) at which each label stands; neighbours alternate."""
-    order = sorted(range(len(rows)), key=lambda at: rows[at].share)
-    offsets = [0] * len(rows)
-    for place, at in enumerate(order):
-        offsets[at] = 14 if place % 2 == 0 else -14
-    return offsets
+def _label(axes: Any, rows: Sequence[Row]) -> None:
+    """Write each point's options beside it, where they cover no other label, point or line, if there is such a place.
+
+    Places are tried in a fixed order for one label after the other; the one that covers least is taken.
+    """
+    renderer = axes.figure.canvas.get_renderer()
+    points = [axes.transData.transform((100 * row.share, row.hit_rate.mean)) for row in rows]
+    occupied = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
+    for family in {row.family for row in rows}:
+        line = sorted((tuple(at) for at, row in zip(points, rows, strict=True) if row.family == family))
+        for (x0, y0), (x1, y1) in itertools.pairwise(line):
+            for step in range(1, 40):
+                x, y = x0 + (x1 - x0) * step / 40, y0 + (y1 - y0) * step / 40
+                occupied.append((x - 1, y - 1, x + 1, y + 1))
+    for row, (x, _) in zip(rows, points, strict=True):
+        if not math.isnan(row.hit_rate.half_width):
+            ends = (row.hit_rate.mean - row.hit_rate.half_width, row.hit_rate.mean + row.hit_rate.half_width)
+            low, high = (axes.transData.transform((1, end))[1] for end in ends)
+            occupied.append((x - 4, low, x + 4, high))
+    frame, legend = axes.get_window_extent(renderer), axes.get_legend().get_window_extent(renderer)
+    occupied += [legend.extents]
+    for row in sorted(rows, key=lambda row: row.share):
+        best = None
+        for dx, dy, ha, va in _PLACES:
+            note = axes.annotate(
+                row.embedding.partition(":")[2] or row.embedding,
+                (100 * row.share, row.hit_rate.mean),
+                xytext=(dx, dy),
+                textcoords="offset points",
+                ha=ha,
+                va=va,
+                fontsize=7.5,
+                color=_LOOKS.get(row.family, _OTHER_LOOK)[0],
+                bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
+                zorder=4,
+            )
+            x0, y0, x1, y1 = box = note.get_window_extent(renderer).extents
+            cost = sum(_overlap(box, other) for other in occupied)
+            inside = x0 > frame.x0 and x1 < frame.x1 and y0 > frame.y0 and y1 < frame.y1
+            cost += 0 if inside else 10_000
+            if best is None or cost < best[0]:
+                if best is not None:
+                    best[1].remove()
+                best = (cost, note, box)
+            else:
+                note.remove()
+        if best is not None:
+            occupied.append(best[2])
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return width * height if width > 0 and height > 0 else 0.0
