@@ -147,42 +147,36 @@ struct RowDecoder {
 template <typename H, typename T, int kWidth, Layout kLayout, bool kOnePiece>
 void decode(const mgqe_tier& tier, const mgqe_row* rows, int64_t n, bool stream) {
     const RowDecoder<H, T, kWidth, kLayout, kOnePiece> decoder(tier);
-    if (!stream) {
-        for (int64_t i = 0; i < n; ++i) decoder.row(rows[i].codes, rows[i].out);
-        return;
-    }
     const int64_t dim = decoder.D * decoder.repeat * decoder.width;
     alignas(64) float stage[kStage];
     for (int64_t i = 0; i < n; ++i) {
-        decoder.row(rows[i].codes, stage);
-        H::stream(stage, rows[i].out, dim);
+        decoder.row(rows[i].codes, stream ? stage : rows[i].out);
+        if (stream) H::stream(stage, rows[i].out, dim);
     }
 }
 
-template <typename H, typename T, int kWidth>
+template <typename H, typename T, int kWidth, bool kOnePiece>
 mgqe_decoder select_layout(const mgqe_tier& tier) {
-    const bool one = tier.pieces == 1 || tier.pieces == tier.num_subspaces;
-    if (tier.bits == 8 && tier.num_centroids >= 256)
-        return one ? decode<H, T, kWidth, kBytes, true> : decode<H, T, kWidth, kBytes, false>;
-    if (tier.row_bytes < 8) return one ? decode<H, T, kWidth, kNarrow, true> : decode<H, T, kWidth, kNarrow, false>;
-    return one ? decode<H, T, kWidth, kWide, true> : decode<H, T, kWidth, kWide, false>;
+    if (tier.bits == 8 && tier.num_centroids >= 256) return decode<H, T, kWidth, kBytes, kOnePiece>;
+    return tier.row_bytes < 8 ? decode<H, T, kWidth, kNarrow, kOnePiece> : decode<H, T, kWidth, kWide, kOnePiece>;
 }
 
 template <typename H, typename T>
 mgqe_decoder select_width(const mgqe_tier& tier) {
+    if (tier.pieces != 1 && tier.pieces != tier.num_subspaces) return select_layout<H, T, 0, false>(tier);
     switch (tier.width) {
         case 1:
-            return select_layout<H, T, 1>(tier);
+            return select_layout<H, T, 1, true>(tier);
         case 2:
-            return select_layout<H, T, 2>(tier);
+            return select_layout<H, T, 2, true>(tier);
         case 4:
-            return select_layout<H, T, 4>(tier);
+            return select_layout<H, T, 4, true>(tier);
         case 8:
-            return select_layout<H, T, 8>(tier);
+            return select_layout<H, T, 8, true>(tier);
         case 16:
-            return select_layout<H, T, 16>(tier);
+            return select_layout<H, T, 16, true>(tier);
         default:
-            return select_layout<H, T, 0>(tier);
+            return select_layout<H, T, 0, true>(tier);
     }
 }
 
