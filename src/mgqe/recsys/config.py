@@ -50,7 +50,7 @@ class TrainConfig:
     patience: int = 5
     warm_up_epochs: int | None = None
     quantised_learning_rate: float | None = 3e-4
-    quantised_patience: int | None = None
+    quantised_patience: int | None = 3
     centroid_learning_rate: float | None = None
     eval_negatives: int = 99
     eval_users: int = 10_000
