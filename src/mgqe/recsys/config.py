@@ -15,6 +15,10 @@ from mgqe.recsys.embeddings import Spec
 from mgqe.recsys.loop import PhaseConfig
 
 
+# Settings that only embeddings trained through their codes depend on.
+OF_PHASE_2 = ("quantised_learning_rate", "quantised_patience", "centroid_learning_rate")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides a run's result. The defaults are tuned on the validation items of ml-1m.
@@ -86,9 +90,8 @@ class TrainConfig:
 
         Runs that differ only in how they compress have equal ones, and may share what phase 1 leaves.
         """
-        later = ("quantised_learning_rate", "quantised_patience", "centroid_learning_rate")
         warm_up = self.spec.warm_up()
-        defaults = {name: getattr(TrainConfig, name) for name in later}
+        defaults = {name: getattr(TrainConfig, name) for name in OF_PHASE_2}
         epochs = self.warm_up_epochs if self.spec.method.kind == "quantised" else None
         return replace(
             self,

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mgqe.recsys.checkpoint import locked, read_json, write_atomic, write_json
-from mgqe.recsys.config import TrainConfig, warm_up_key
+from mgqe.recsys.config import OF_PHASE_2, TrainConfig, warm_up_key
 from mgqe.recsys.datasets import load_data
 from mgqe.recsys.embeddings import FrozenEmbedding, build
 from mgqe.recsys.interactions import Columns, Interactions
@@ -213,7 +213,8 @@ def load_model(out: Path | str) -> GMF:
 
 def _check_same(found: dict[str, Any], config: TrainConfig, out: Path) -> None:
     wanted = json.loads(json.dumps(asdict(config)))
-    differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    idle = () if config.spec.method.kind == "quantised" else OF_PHASE_2
+    differing = sorted(name for name in {*found, *wanted}.difference(idle) if found.get(name) != wanted.get(name))
     if differing:
         listed = ", ".join(f"{name} {found.get(name)!r}, now {wanted.get(name)!r}" for name in differing)
         raise ValueError(f"{out} holds another run ({listed}): choose another --out, or start afresh with --overwrite")
