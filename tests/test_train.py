@@ -20,7 +20,7 @@ from mgqe.recsys.config import TrainConfig, warm_up_key
 from mgqe.recsys.datasets import DATA_DIR_VARIABLE
 from mgqe.recsys.interactions import IdMap
 from mgqe.recsys.loop import EpochReport
-from mgqe.recsys.train import RunData, load_model, train_run
+from mgqe.recsys.train import RunData, build_tables, load_model, train_run
 
 QUANTISED = "mgqe:D=4,K=4/2"
 FILES = {
@@ -131,7 +131,8 @@ def test_resumed_equals_uninterrupted(tiny: Path, tmp_path: Path, embedding: str
 
 
 def test_killed_while_saving(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_config(tiny, embedding=QUANTISED)
+    # The rate of the warm-up, so that phase 2 has several best epochs to be killed at.
+    config = tiny_config(tiny, embedding=QUANTISED, quantised_learning_rate=None)
     whole = train_run(config, tmp_path / "whole")
     steps = {"save": 0, "replace": 0, "link": 0}
     real = {"save": torch.save, "replace": os.replace, "link": os.link}
@@ -275,3 +276,13 @@ def test_small_data_sets_take_smaller_steps(positives: int, steps: int, tiny: Pa
     task = RunData.load(tiny_config(tiny)).task
     split = replace(task.split, train_users=torch.zeros(positives, dtype=torch.int64))
     assert replace(task, split=split).num_batches(8192) == steps
+
+
+def test_items_that_look_alike_draw(tiny: Path) -> None:
+    """A model whose items are all the same has no hits, whatever the order of a matrix product's additions."""
+    config = tiny_config(tiny)
+    data = RunData.load(config)
+    model = build_tables(config, data).eval()
+    with torch.no_grad():
+        model.item.weight.copy_(torch.randn(8).expand_as(model.item.weight))
+    assert set(data.task.judge(model).values()) == {0.0}

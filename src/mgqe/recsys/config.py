@@ -14,7 +14,6 @@ import torch
 from mgqe.recsys.embeddings import Spec
 from mgqe.recsys.loop import PhaseConfig
 
-
 # Settings that only embeddings trained through their codes depend on.
 OF_PHASE_2 = ("quantised_learning_rate", "quantised_patience", "centroid_learning_rate")
 
