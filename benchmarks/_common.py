@@ -1,0 +1,178 @@
+"""What the speed benchmarks share: interleaved timing, a table, and JSON with machine and versions.
+
+Absolute times drift with the machine's load and clock; ratios within one run drift much less. So contenders take
+turns: in every round each one makes an untimed call, which refills the caches with its own data, and then its timed
+calls, over inputs that change from call to call. The median of all timed calls counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mgqe import ops
+
+RESULTS = Path(__file__).parent / "results"
+Contender = Callable[[int], object]
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
+        )
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions and load: what a reader needs to judge the numbers."""
+    return {
+        "cpu": _cpu_name(),
+        "cpus": os.cpu_count(),
+        "load_average": [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        # Real-time priority (chrt -f 1) keeps other processes of a busy machine out of the timings.
+        "real_time_priority": hasattr(os, "sched_getscheduler") and os.sched_getscheduler(0) == os.SCHED_FIFO,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": _version("numpy"),
+        "faiss": _version("faiss-cpu"),
+        "mgqe": _version("mgqe") or "source tree",
+        "commit": _commit(),
+        "native_isa": ops.native_isa(),
+    }
+
+
+def interleave(contenders: Mapping[str, Contender], rounds: int, calls: int) -> dict[str, list[float]]:
+    """Seconds of every timed call; contender f is called as ``f(i)`` with i counting up, to vary its input."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            run(0)
+            for i in range(1, calls + 1):
+                start = time.perf_counter()
+                run(i)
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One contender in one setting; ``ratio`` is its median time over the setting's peer's."""
+
+    setting: dict[str, Any]
+    name: str
+    median_s: float
+    best_s: float
+    ratio: float
+    target: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Whether a stated target was met in this run."""
+        if self.target is None:
+            return ""
+        return f"{'met' if self.ratio <= self.target else 'MISSED'} (at most {self.target:.3g})"
+
+
+def measure(
+    setting: dict[str, Any],
+    contenders: Mapping[str, Contender],
+    peer: str,
+    rounds: int,
+    calls: int,
+    targets: Mapping[str, float] | None = None,
+) -> list[Measurement]:
+    """Times the contenders of one setting against ``peer``; ``targets`` are the most their ratio may be."""
+    seconds = interleave(contenders, rounds, calls)
+    base = statistics.median(seconds[peer])
+    return [
+        Measurement(
+            setting,
+            name,
+            statistics.median(times),
+            min(times),
+            statistics.median(times) / base,
+            (targets or {}).get(name),
+        )
+        for name, times in seconds.items()
+    ]
+
+
+def print_table(measurements: list[Measurement], per: int, unit: str) -> None:
+    """One block a setting; ``per`` items a call, so that times read as nanoseconds an item."""
+    shown: dict[str, Any] | None = None
+    width = max(len(m.name) for m in measurements)
+    for m in measurements:
+        if m.setting != shown:
+            shown = m.setting
+            print("\n" + ", ".join(f"{key} {value}" for key, value in shown.items()))
+        time_each = m.median_s / per * 1e9
+        print(f"  {m.name:<{width}}  {time_each:10.1f} ns/{unit}  ratio {m.ratio:7.3f}  {m.verdict}".rstrip())
+
+
+def save(path: Path, benchmark: str, options: argparse.Namespace, measurements: list[Measurement]) -> None:
+    """Writes the results as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "benchmark": benchmark,
+        "options": {key: value for key, value in vars(options).items() if key != "out"},
+        "environment": environment(),
+        "results": [
+            {
+                **m.setting,
+                "name": m.name,
+                "median_s": m.median_s,
+                "best_s": m.best_s,
+                "ratio": round(m.ratio, 4),
+                "target": m.target,
+                "target_met": None if m.target is None else m.ratio <= m.target,
+            }
+            for m in measurements
+        ],
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"\nwritten to {path}", file=sys.stderr)
+
+
+def parser(description: str, benchmark: str) -> argparse.ArgumentParser:
+    """Options that every benchmark has."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    made.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to measure")
+    made.add_argument("--rounds", type=int, default=6, help="turns that every contender gets")
+    made.add_argument("--calls", type=int, default=5, help="timed calls a turn")
+    made.add_argument("--seed", type=int, default=0, help="of the inputs")
+    made.add_argument("--out", type=Path, default=RESULTS / f"{benchmark}.json", help="where the JSON goes")
+    return made
