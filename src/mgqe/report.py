@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 # Student's t, two-sided 95%, by degrees of freedom; beyond 30 the normal distribution's 1.96 is near enough.
@@ -119,7 +118,7 @@ def summarise(runs: Iterable[dict[str, Any]], baseline: str = "full") -> list[Ro
 
 def terminal_table(rows: Sequence[Row], title: str) -> Table:
     """A rich table of the rows."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     table.add_column("embedding", overflow="fold", min_width=14)
     for name in ("bytes", "of full", "HR@10", "NDCG@10", "HR@10-full"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import re
+import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +102,8 @@ def run_study(
     if jobs < 1:
         raise ValueError(f"--jobs must be 1 or more, got {jobs}")
     runs = study.runs()
+    if overwrite:
+        shutil.rmtree(study.out / WARM_UPS, ignore_errors=True)
     finished: dict[str, dict[str, Any]] = {}
     for event in _events(study, runs, jobs, overwrite, on_event):
         if event.metrics is not None:
@@ -117,13 +123,21 @@ def _events(study: Study, runs: list[Run], jobs: int, overwrite: bool, on_event:
         reports = manager.Queue()
         listener = threading.Thread(target=_listen, args=(reports, runs, on_event), daemon=True)
         listener.start()
-        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        # A worker that is interrupted just ends: its checkpoint is whole, and a traceback would help nobody.
+        default = (signal.SIGINT, signal.SIG_DFL)
+        with ProcessPoolExecutor(jobs, context, signal.signal, default) as pool:
             try:
                 work = [pool.submit(_work, run, study.out, overwrite, reports, at) for at, run in enumerate(runs)]
                 for future in as_completed(work):
                     yield future.result()
+            except BrokenProcessPool as error:
+                raise ValueError(
+                    "a run's process was killed, perhaps for want of memory: lower --jobs; what is finished is kept"
+                ) from error
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                for child in multiprocessing.active_children():
+                    child.terminate()
                 raise
         reports.put(None)
         listener.join()
@@ -145,9 +159,10 @@ def _work(run: Run, out: Path, overwrite: bool, reports: Any, at: int) -> Event:
 
 
 def _listen(reports: Any, runs: list[Run], on_event: OnEvent) -> None:
-    while (message := reports.get()) is not None:
-        at, report = message
-        on_event(Event(runs[at], report))
+    with contextlib.suppress(EOFError, OSError):  # an interruption takes the queue away
+        while (message := reports.get()) is not None:
+            at, report = message
+            on_event(Event(runs[at], report))
 
 
 def _write_results(study: Study, metrics: list[dict[str, Any]]) -> None:

@@ -14,8 +14,7 @@ import torch
 from mgqe.recsys.embeddings import Spec
 from mgqe.recsys.loop import PhaseConfig
 
-# Settings that only embeddings trained through their codes depend on.
-OF_PHASE_2 = ("quantised_learning_rate", "quantised_patience", "centroid_learning_rate")
+OF_PHASE_2 = ("anneal_epochs", "anneal_learning_rate", "centroid_learning_rate")  # settings of the second phase
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,10 @@ class TrainConfig:
     embedding: a description as in mgqe.recsys.embeddings. dim: d, where the description does not say.
     label: a name for the run in tables; it decides nothing.
     batch_size: positives a step; fewer where the data set would otherwise have under 64 steps an epoch.
-    warm_up_epochs: exactly so many epochs before quantising; None: until validation stops improving.
-    centroid_learning_rate, quantised_learning_rate: None stands for learning_rate.
+    warm_up_epochs: exactly so many epochs of the first phase; None: until validation stops improving.
+    anneal_epochs: of the second phase, in which the learning rate falls from anneal_learning_rate to zero and
+        quantised embeddings train through their codes; all others train on as they are, with the same steps.
+    centroid_learning_rate: of the codebooks; None stands for anneal_learning_rate.
     threads: how many torch may use; the last bits of a result depend on it.
     """
 
@@ -52,8 +53,8 @@ class TrainConfig:
     max_epochs: int = 100
     patience: int = 5
     warm_up_epochs: int | None = None
-    quantised_learning_rate: float | None = 3e-4
-    quantised_patience: int | None = 3
+    anneal_epochs: int = 10
+    anneal_learning_rate: float = 1e-3
     centroid_learning_rate: float | None = None
     eval_negatives: int = 99
     eval_users: int = 10_000
@@ -65,10 +66,10 @@ class TrainConfig:
         for name in ("dim", "batch_size", "negatives", "patience", "eval_negatives", "eval_users", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("learning_rate", "init_std"):
+        for name in ("learning_rate", "anneal_learning_rate", "init_std"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("max_epochs", "warm_up_epochs"):
+        for name in ("max_epochs", "warm_up_epochs", "anneal_epochs"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.weight_decay < 0 or not 0 <= self.dropout < 1:
@@ -102,21 +103,19 @@ class TrainConfig:
         )
 
     def phase(self, name: str) -> PhaseConfig:
-        """The loop's settings for phase "full" or "quantised"."""
-        quantised = name == "quantised"
-        rate = self.learning_rate
-        if quantised and self.quantised_learning_rate is not None:
-            rate = self.quantised_learning_rate
-        fixed = None if quantised else self.warm_up_epochs
-        patience = self.quantised_patience if quantised and self.quantised_patience else self.patience
+        """The loop's settings for phase "full", the first, or "annealed", the second."""
+        anneal = name == "annealed"
+        rate = self.anneal_learning_rate if anneal else self.learning_rate
+        fixed = self.anneal_epochs if anneal else self.warm_up_epochs
         return PhaseConfig(
             name=name,
             batch_size=self.batch_size,
             learning_rate=rate,
             weight_decay=self.weight_decay,
             max_epochs=self.max_epochs if fixed is None else fixed,
-            patience=patience if fixed is None else fixed + 1,
+            patience=self.patience if fixed is None else fixed + 1,
             centroid_learning_rate=self.centroid_learning_rate or rate,
+            anneal=anneal,
         )
 
     def with_settings(self, settings: Sequence[str]) -> TrainConfig:

@@ -42,9 +42,10 @@ class Task(Protocol):
 class PhaseConfig:
     """One phase of training.
 
-    name: "full" or "quantised"; it enters the seeds, so that phases draw different samples.
+    name: "full" or "annealed"; it enters the seeds, so that phases draw different samples.
     learning_rate, weight_decay: of the tables and the model; weight_decay is an L2 penalty, as in Adam's paper.
     centroid_learning_rate: of the codebooks. patience: epochs without a better validation figure before stopping.
+    anneal: learning rates fall linearly to zero over max_epochs.
     """
 
     name: str
@@ -54,6 +55,7 @@ class PhaseConfig:
     max_epochs: int
     patience: int
     centroid_learning_rate: float
+    anneal: bool = False
     select_by: str = "hr@10"
 
 

@@ -109,10 +109,17 @@ class RankingTask:
         items (against the catalogue less the user's training items).
         """
         vectors = model.item(torch.arange(self.split.num_items))
+        # A matrix product may give equal rows unequal last bits; items that share all their codes must draw.
+        distinct, places = torch.unique(vectors, dim=0, return_inverse=True)
+
+        def scores(users: Tensor) -> Tensor:
+            if len(distinct) == len(vectors):
+                return model.score_catalogue(users, vectors)
+            return model.score_catalogue(users, distinct)[:, places]
 
         def catalogue(positives: Tensor, also_seen: Tensor | None) -> Tensor:
             return catalogue_ranks(
-                lambda users: model.score_catalogue(users, vectors),
+                scores,
                 self.users,
                 positives,
                 self.split.train_items,
