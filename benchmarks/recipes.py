@@ -48,7 +48,7 @@ class Variant:
 VARIANTS = [
     Variant("default"),
     Variant("full table, trained on as long (control)", "full"),
-    Variant("no fine-tuning: k-means on the trained rows", settings=(("max_quantised_epochs", 0),)),
+    Variant("no fine-tuning: k-means on the trained rows", settings=(("anneal_epochs", 0),)),
     Variant("no warm-up: quantised from the first step", settings=(("warm_up_epochs", 0),)),
     Variant("warm-up of 3 epochs", settings=(("warm_up_epochs", 3),)),
     Variant("centroids start as copies of rows", quantizer=variants.RowsStart),
@@ -87,20 +87,17 @@ def run(variant: Variant, config: TrainConfig, data: RunData, folder: Path) -> d
     """Train one variant; validation and test figures of its best epoch."""
     settings = dict(variant.settings)
     factor, centroids = float(settings.pop("factor", 1.0)), float(settings.pop("centroid_factor", 1.0))
-    epochs = settings.pop("max_quantised_epochs", None)
-    rate = (config.quantised_learning_rate or config.learning_rate) * factor
+    rate = config.anneal_learning_rate * factor
     config = replace(
         config,
         embedding=variant.embedding,
-        quantised_learning_rate=rate,
+        anneal_learning_rate=rate,
         centroid_learning_rate=(config.centroid_learning_rate or rate) * centroids,
         **settings,
     )
     model, _ = warm_up(config, data, folder, lambda report: None)
     started = time.perf_counter()
-    phase = config.phase("quantised")
-    if epochs is not None:
-        phase = replace(phase, max_epochs=epochs)
+    phase = config.phase("annealed")
     directory = folder / f"{variant.name.replace('/', '_').replace(' ', '-')}-{config.seed}"
     if variant.embedding == "full":
         result = run_phase(model, data.task, phase, directory, lambda report: None, make_optimizer(model, phase))

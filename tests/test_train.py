@@ -76,7 +76,7 @@ def test_the_figures_are_of_the_files(tiny: Path, tmp_path: Path) -> None:
     task = RunData.load(config).task
     assert task.judge(load_model(tmp_path / "out")) == metrics["quality"]
     # Centroids are float32, so the files judge as the trained layers did at the best epoch.
-    best = metrics["history"]["quantised"][metrics["best_epoch"]["quantised"]]
+    best = metrics["history"]["annealed"][metrics["best_epoch"]["annealed"]]
     assert best["hr@10"] == metrics["quality"]["valid_hr@10"]
 
 
@@ -131,8 +131,7 @@ def test_resumed_equals_uninterrupted(tiny: Path, tmp_path: Path, embedding: str
 
 
 def test_killed_while_saving(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The rate of the warm-up, so that phase 2 has several best epochs to be killed at.
-    config = tiny_config(tiny, embedding=QUANTISED, quantised_learning_rate=None)
+    config = tiny_config(tiny, embedding=QUANTISED)
     whole = train_run(config, tmp_path / "whole")
     steps = {"save": 0, "replace": 0, "link": 0}
     real = {"save": torch.save, "replace": os.replace, "link": os.link}

@@ -150,9 +150,14 @@ def _read(name: str, text: str, kind: Any) -> Any:
         raise ValueError(f"setting {name}: expected {wanted.__name__}, got {text!r}") from None
 
 
-def warm_up_key(config: TrainConfig, fingerprint: str) -> str:
-    """A name for phase 1's result that differs where anything it depends on does (where the data lies does not)."""
+def warm_up_key(config: TrainConfig, fingerprint: str, annealed: bool = False) -> str:
+    """A name for the result of phase 1, or of both phases of a table that is not quantised in the second.
+
+    It differs where anything does that the result depends on; where the data lies does not.
+    """
     fields = asdict(config.warm_up())
+    if annealed:
+        fields.update({name: getattr(config, name) for name in OF_PHASE_2})
     for name in ("data", "data_dir", "format", "user_column", "item_column", "time_column", "label"):
         del fields[name]
     text = json.dumps({**fields, "fingerprint": fingerprint, "torch": torch.__version__}, sort_keys=True)

@@ -47,10 +47,9 @@ class IdMap:
         """The row of the file's id `id`; KeyError when the file had no such id."""
         if self.ids.dtype == pl.String and not isinstance(id, str):
             id = str(id)
-        try:
-            at = int(self.ids.search_sorted(id))  # type: ignore[call-overload]
-        except (pl.exceptions.PolarsError, TypeError) as error:
-            raise KeyError(f"{id!r} cannot be an id here: ids are of type {self.ids.dtype}") from error
+        if self.ids.dtype == pl.Int64 and not isinstance(id, int):
+            raise KeyError(f"{id!r} cannot be an id here: the file's ids are integers")
+        at = int(self.ids.search_sorted(id))  # type: ignore[call-overload]
         if at == len(self) or self.ids[at] != id:
             raise KeyError(f"id {id!r} is not in the training file ({len(self)} ids of type {self.ids.dtype})")
         return at

@@ -131,6 +131,12 @@ def optimizer_names(model: nn.Module) -> list[str]:
     return [name for name in names if not _is_codebook(name)] + [name for name in names if _is_codebook(name)]
 
 
+def _set_rates(optimizer: torch.optim.Adam, phase: PhaseConfig, share: float) -> None:
+    """Learning rates of the groups that `make_optimizer` made: tables first, codebooks second if there are any."""
+    for group, rate in zip(optimizer.param_groups, (phase.learning_rate, phase.centroid_learning_rate), strict=False):
+        group["lr"] = share * rate
+
+
 def _is_codebook(name: str) -> bool:
     return ".quantizer." in f".{name}" or "codebook" in name or "centroid" in name
 
@@ -204,6 +210,9 @@ def _train_epoch(
     batches = task.num_batches(phase.batch_size)
     total = torch.zeros(())
     for number, batch in enumerate(task.batches(phase.batch_size, phase.name, epoch), start=1):
+        if phase.anneal:
+            done = (epoch - 1 + (number - 1) / batches) / phase.max_epochs
+            _set_rates(optimizer, phase, 1.0 - done)
         loss = task.loss(model, batch)
         if auxiliary_loss is not None:
             loss = loss + auxiliary_loss(model)

@@ -1,9 +1,10 @@
 """One run from a data set to files: warm-up, quantised training, frozen tables, figures of what ships.
 
 Phase 1 trains full tables (or whatever the embedding is, if it is not one that compresses a full table) and goes
-back to its best epoch. Phase 2, for the embeddings that are trained through their codes, starts the codebooks on
-those rows and goes on, with its own early stopping. The tables are then frozen, saved, loaded again, and it is the
-loaded ones that are judged.
+back to its best epoch on validation. Phase 2 goes on from there for a fixed number of epochs while the learning rate
+falls to zero, and also goes back to its best: embeddings that are trained through their codes start their codebooks
+first, all others just train on, so that every method has the same steps. The tables are then frozen, saved, loaded
+again, and it is the loaded ones that are judged.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mgqe.recsys.checkpoint import locked, read_json, write_atomic, write_json
-from mgqe.recsys.config import OF_PHASE_2, TrainConfig, warm_up_key
+from mgqe.recsys.checkpoint import LAST, locked, read_json, write_atomic, write_json
+from mgqe.recsys.config import TrainConfig, warm_up_key
 from mgqe.recsys.datasets import load_data
 from mgqe.recsys.embeddings import FrozenEmbedding, build
 from mgqe.recsys.interactions import Columns, Interactions
@@ -99,16 +100,19 @@ def train_run(
 def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch) -> dict[str, Any]:
     started = time.perf_counter()
     data = RunData.load(config)
-    model, full = warm_up(config, data, warm_ups, on_epoch)
-    quantised = None
-    if config.spec.method.kind != "trained":
-        model, quantised = _compress(config, data, model, full, out, on_epoch)
+    model, first = warm_up(config, data, warm_ups, on_epoch)
+    if config.spec.method.kind == "quantised":
+        model, second = _quantise(config, data, model, first, out, on_epoch)
+    else:
+        second = anneal(config, data, model, first, warm_ups, on_epoch)
+    if config.spec.method.kind == "post":
+        model = _on_rows_of(config, data, model)
     for name in ("user_ids", "item_ids"):
         write_atomic(out / f"{name}.parquet", getattr(data.interactions, name).save)
     sizes = _ship(model, out)
     quality = data.task.judge(load_model(out))
     split = data.task.split
-    phases = {"full": full, "quantised": quantised}
+    phases = {"full": first, "annealed": second}
     metrics = {
         "task": config.task,
         "model": config.model,
@@ -119,9 +123,9 @@ def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch) -> d
         "embedding_bytes": sum(sizes.values()),
         "full_embedding_bytes": 4 * config.dim * (split.num_users + split.num_items),
         "embedding_bytes_by_table": sizes,
-        "seconds_per_epoch": {name: phase.seconds_per_epoch for name, phase in phases.items() if phase},
-        "epochs": {name: len(phase.history) - 1 for name, phase in phases.items() if phase},
-        "best_epoch": {name: phase.best_epoch for name, phase in phases.items() if phase},
+        "seconds_per_epoch": {name: phase.seconds_per_epoch for name, phase in phases.items()},
+        "epochs": {name: len(phase.history) - 1 for name, phase in phases.items()},
+        "best_epoch": {name: phase.best_epoch for name, phase in phases.items()},
         "seconds": time.perf_counter() - started,
         "data_summary": {
             "users": split.num_users,
@@ -131,7 +135,7 @@ def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch) -> d
             "judged_users": data.task.users.numel(),
             "sha256": data.fingerprint,
         },
-        "history": {name: phase.history for name, phase in phases.items() if phase},
+        "history": {name: phase.history for name, phase in phases.items()},
         "commit": commit(),
         "versions": versions(),
         "machine": machine(),
@@ -157,32 +161,49 @@ def build_tables(config: TrainConfig, data: RunData) -> GMF:
 
 
 def warm_up(config: TrainConfig, data: RunData, warm_ups: Path, on_epoch: OnEpoch) -> tuple[GMF, PhaseResult]:
+    """Phase 1, or what an earlier run left of it in the folder `warm_ups`."""
     model = build_tables(config.warm_up(), data)
     directory = warm_ups / f"phase-full-{warm_up_key(config, data.fingerprint)}"
     with locked(directory):
         return model, run_phase(model, data.task, config.warm_up().phase("full"), directory, on_epoch)
 
 
-def _compress(
-    config: TrainConfig, data: RunData, full: GMF, result: PhaseResult, out: Path, on_epoch: OnEpoch
-) -> tuple[GMF, PhaseResult | None]:
-    """The warm-up's model -> the same with compressing tables on the same rows, trained on if they can be."""
+def anneal(
+    config: TrainConfig, data: RunData, model: GMF, first: PhaseResult, warm_ups: Path, on_epoch: OnEpoch
+) -> PhaseResult:
+    """Phase 2 of a model that is not quantised in it; like phase 1's, its result is shared in `warm_ups`."""
+    phase = config.phase("annealed")
+    optimizer = make_optimizer(model, phase)
+    carry_optimizer(first.optimizer, optimizer_names(model), model, optimizer)
+    directory = warm_ups / f"phase-annealed-{warm_up_key(config, data.fingerprint, annealed=True)}"
+    with locked(directory):
+        return run_phase(model, data.task, phase, directory, on_epoch, optimizer)
+
+
+def _quantise(
+    config: TrainConfig, data: RunData, full: GMF, first: PhaseResult, out: Path, on_epoch: OnEpoch
+) -> tuple[GMF, PhaseResult]:
+    """Phase 2 through the codes, from the full model's rows."""
     from mgqe import quantization_loss, start_quantizing
 
+    model = _on_rows_of(config, data, full)
+    phase = config.phase("annealed")
+    optimizer = make_optimizer(model, phase)
+    carry_optimizer(first.optimizer, optimizer_names(full), model, optimizer)
+    directory = out / "phase-annealed"
+    if not (directory / LAST).is_file():
+        start_quantizing(model)
+    return model, run_phase(model, data.task, phase, directory, on_epoch, optimizer, quantization_loss)
+
+
+def _on_rows_of(config: TrainConfig, data: RunData, full: GMF) -> GMF:
+    """The full model with the embeddings that `config` describes in place of its tables, on the same rows."""
     model = build_tables(config, data)
     missing = model.load_state_dict(full.state_dict(), strict=False)
     if missing.unexpected_keys:
         raise RuntimeError(f"{config.embedding} does not keep full rows: {missing.unexpected_keys} have no place")
     torch.manual_seed(derive_seed(config.seed, "codebooks"))
-    if config.spec.method.kind == "post":
-        return model, None
-    phase = config.phase("quantised")
-    optimizer = make_optimizer(model, phase)
-    carry_optimizer(result.optimizer, optimizer_names(full), model, optimizer)
-    directory = out / "phase-quantised"
-    if not (directory / "last.pt").is_file():
-        start_quantizing(model)
-    return model, run_phase(model, data.task, phase, directory, on_epoch, optimizer, quantization_loss)
+    return model
 
 
 def _ship(model: GMF, out: Path) -> dict[str, int]:
@@ -213,8 +234,7 @@ def load_model(out: Path | str) -> GMF:
 
 def _check_same(found: dict[str, Any], config: TrainConfig, out: Path) -> None:
     wanted = json.loads(json.dumps(asdict(config)))
-    idle = () if config.spec.method.kind == "quantised" else OF_PHASE_2
-    differing = sorted(name for name in {*found, *wanted}.difference(idle) if found.get(name) != wanted.get(name))
+    differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
     if differing:
         listed = ", ".join(f"{name} {found.get(name)!r}, now {wanted.get(name)!r}" for name in differing)
         raise ValueError(f"{out} holds another run ({listed}): choose another --out, or start afresh with --overwrite")
