@@ -234,7 +234,8 @@ def load_model(out: Path | str) -> GMF:
 
 def _check_same(found: dict[str, Any], config: TrainConfig, out: Path) -> None:
     wanted = json.loads(json.dumps(asdict(config)))
-    differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    idle = {"data_dir"}  # where the data lies decides nothing
+    differing = sorted(name for name in {*found, *wanted} - idle if found.get(name) != wanted.get(name))
     if differing:
         listed = ", ".join(f"{name} {found.get(name)!r}, now {wanted.get(name)!r}" for name in differing)
         raise ValueError(f"{out} holds another run ({listed}): choose another --out, or start afresh with --overwrite")
