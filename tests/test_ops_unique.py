@@ -63,9 +63,7 @@ def test_any_integer_type_and_stride():
 def test_out_of_range_names_the_first_bad_id(num_embeddings, offset):
     bad = num_embeddings if offset == 0 else -1
     ids = torch.tensor([1, 2, bad, 3, bad - 1])
-    with pytest.raises(
-        IndexError, match=rf"id {bad} is out of range \(valid ids: 0 to {num_embeddings - 1}\)"
-    ):
+    with pytest.raises(IndexError, match=rf"id {bad} is out of range \(valid ids: 0 to {num_embeddings - 1}\)"):
         ops.unique(ids, num_embeddings)
 
 

@@ -43,8 +43,7 @@ def assign(rows: Tensor, centroids: Tensor, bias: Tensor | None = None) -> Tenso
 def _checked_shape(rows: Tensor, centroids: Tensor, bias: Tensor | None) -> tuple[int, int]:
     if centroids.dim() != 3 or rows.dim() != 2:
         raise ValueError(
-            "expected rows (n, D * s) and centroids (D, K, s), "
-            f"got {tuple(rows.shape)} and {tuple(centroids.shape)}"
+            f"expected rows (n, D * s) and centroids (D, K, s), got {tuple(rows.shape)} and {tuple(centroids.shape)}"
         )
     num_subspaces, num_centroids, width = centroids.shape
     if rows.shape[1] != num_subspaces * width or num_subspaces < 1 or width < 1:

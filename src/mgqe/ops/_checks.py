@@ -17,9 +17,7 @@ def float_matrix(name: str, tensor: Tensor, dims: int) -> Tensor:
         TypeError: another dtype. ValueError: another number of axes.
     """
     if tensor.dtype not in FLOATS:
-        raise TypeError(
-            f"{name} must be float32, float16 or bfloat16, got {tensor.dtype}: convert it with .float()"
-        )
+        raise TypeError(f"{name} must be float32, float16 or bfloat16, got {tensor.dtype}: convert it with .float()")
     if tensor.dim() != dims:
         raise ValueError(f"{name} must have {dims} axes, got shape {tuple(tensor.shape)}")
     return tensor.detach().to(torch.float32).contiguous()
@@ -45,9 +43,7 @@ def id_tensor(ids: Tensor) -> Tensor:
         TypeError: not a tensor of integers.
     """
     if not isinstance(ids, Tensor):
-        raise TypeError(
-            f"ids must be a torch.Tensor of integers, got {type(ids).__name__}: use torch.as_tensor(ids)"
-        )
+        raise TypeError(f"ids must be a torch.Tensor of integers, got {type(ids).__name__}: use torch.as_tensor(ids)")
     if ids.dtype not in INTEGERS:
         raise TypeError(f"ids must be integers, got {ids.dtype}: convert them with .long()")
     return ids.to(torch.int64).contiguous()
@@ -59,9 +55,7 @@ def id_error(ids: Tensor, num_embeddings: int) -> IndexError:
     bad = flat[(flat < 0) | (flat >= num_embeddings)]
     named = f"id {int(bad[0])}" if bad.numel() else "an id"
     valid = f"0 to {num_embeddings - 1}" if num_embeddings else "none: the table has no rows"
-    return IndexError(
-        f"{named} is out of range (valid ids: {valid}); map unknown ids to a reserved row first"
-    )
+    return IndexError(f"{named} is out of range (valid ids: {valid}); map unknown ids to a reserved row first")
 
 
 def code_error(codes: Tensor, num_centroids: int) -> IndexError:

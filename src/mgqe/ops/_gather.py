@@ -41,9 +41,7 @@ def gather(codes: Tensor, codebook: Tensor) -> Tensor:
 
 def _row_width(codes: Tensor, codebook: Tensor) -> int:
     if codebook.dim() != 3 or 0 in codebook.shape:
-        raise ValueError(
-            f"codebook must have shape (pieces, num_centroids, width), got {tuple(codebook.shape)}"
-        )
+        raise ValueError(f"codebook must have shape (pieces, num_centroids, width), got {tuple(codebook.shape)}")
     repeat = codebook_layout(codes.shape[1], codebook.shape[0])
     return codes.shape[1] * repeat * codebook.shape[2]
 
@@ -123,9 +121,7 @@ def scatter(
         TypeError, ValueError: dtypes, shapes or devices that do not fit.
     """
     if not runs_now(grad, codes, weights):
-        traced: tuple[Tensor, Tensor] = torch.ops.mgqe.scatter(
-            grad, codes, weights, pieces, num_centroids, width
-        )
+        traced: tuple[Tensor, Tensor] = torch.ops.mgqe.scatter(grad, codes, weights, pieces, num_centroids, width)
         return traced
     return _scatter(grad, codes, weights, pieces, num_centroids, width)
 
@@ -140,9 +136,7 @@ def _check_scatter_shapes(
     n, num_subspaces = codes.shape
     dim = num_subspaces * codebook_layout(num_subspaces, pieces) * width
     if tuple(grad.shape) != (n, dim):
-        raise ValueError(
-            f"grad must have shape {(n, dim)} for these codes and codebook, got {tuple(grad.shape)}"
-        )
+        raise ValueError(f"grad must have shape {(n, dim)} for these codes and codebook, got {tuple(grad.shape)}")
     if weights is not None and tuple(weights.shape) != (n,):
         raise ValueError(f"weights must have shape {(n,)}, got {tuple(weights.shape)}")
 

@@ -57,18 +57,14 @@ class PreparedLookup:
         if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or not ids.is_contiguous():
             ids = id_tensor(ids)
         if ids.device != self.parts.device:
-            raise ValueError(
-                f"ids are on {ids.device}, the table on {self.parts.device}: move one with .to()"
-            )
+            raise ValueError(f"ids are on {ids.device}, the table on {self.parts.device}: move one with .to()")
         native, lib = self._native, library()
         if native is None or lib is None:
             if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self._num_embeddings:
                 raise id_error(ids, self._num_embeddings)
             return reference.lookup(ids, self.parts)
         rows = torch.empty((*ids.shape, self.parts.embedding_dim))
-        status = lib.mgqe_lookup(
-            native.address, ids.data_ptr(), ids.numel(), rows.data_ptr(), torch.get_num_threads()
-        )
+        status = lib.mgqe_lookup(native.address, ids.data_ptr(), ids.numel(), rows.data_ptr(), torch.get_num_threads())
         if status != 0:
             check(status, lambda: id_error(ids, self._num_embeddings))
         return rows

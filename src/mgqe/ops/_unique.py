@@ -37,9 +37,7 @@ def unique(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor]:
 def _checked_ids(ids: Tensor) -> Tensor:
     ids = id_tensor(ids)
     if ids.dim() != 1:
-        raise ValueError(
-            f"ids must have one axis, got shape {tuple(ids.shape)}: flatten them with .reshape(-1)"
-        )
+        raise ValueError(f"ids must have one axis, got shape {tuple(ids.shape)}: flatten them with .reshape(-1)")
     return ids
 
 

@@ -91,9 +91,7 @@ def _set_isa(lib: ctypes.CDLL, name: str) -> None:
     if name not in (*ISA_NAMES, "auto"):
         raise ValueError(f"instruction set must be one of {', '.join(ISA_NAMES)} or auto, got {name!r}")
     if lib.mgqe_set_isa(-1 if name == "auto" else ISA_NAMES.index(name)) != 0:
-        raise ValueError(
-            f"instruction set {name!r} is not available on this processor: use 'auto' or 'scalar'"
-        )
+        raise ValueError(f"instruction set {name!r} is not available on this processor: use 'auto' or 'scalar'")
 
 
 def native_available() -> bool:
