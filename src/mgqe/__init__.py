@@ -2,9 +2,9 @@
 
 from mgqe.artifact import ArtifactError, load, save
 from mgqe.bag import DPQEmbeddingBag, MGQEmbeddingBag
-from mgqe.codebook import CodebookStats
 from mgqe.embedding import DPQEmbedding, MGQEmbedding
 from mgqe.modules import quantization_loss, start_quantizing
+from mgqe.stats import CodebookStats
 from mgqe.table import CompactTable
 from mgqe.tiers import Tiers
 

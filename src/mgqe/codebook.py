@@ -1,4 +1,4 @@
-"""Codebook health: where centroids start, how dead ones come back, how many are in use.
+"""Codebook health: where centroids start, and how dead ones come back.
 
 With the usual scales only 8 of 256 centroids are ever chosen (docs/method.md); a k-means start on the rows
 and revival keep them all alive, with nothing to tune.
@@ -8,73 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mgqe import ops
 from mgqe.capacity import Capacity
-from mgqe.quantizers import nearest_codes, tier_codebook
+from mgqe.quantizers import nearest_codes
 
 KMEANS_ITERATIONS = 15
 MAX_SAMPLE_ROWS = 65_536
 ROWS_PER_CENTROID = 64
 WORK_LIMIT = 1e12  # multiply-adds of one k-means, which bounds the iterations for huge codebooks
-
-
-@dataclass(frozen=True)
-class CodebookStats:
-    """Use of one tier's centroids over its whole vocabulary.
-
-    Attributes:
-        tier: 0 is the most frequent.
-        num_ids: ids in the tier.
-        num_subspaces: D_g.
-        num_centroids: K_g, a subspace.
-        reachable: centroids that the tier could use at once, min(K_g, num_ids).
-        used: centroids that are chosen by at least one id, mean over subspaces.
-        perplexity: exp of the entropy of the codes, mean over subspaces; at most ``reachable``.
-    """
-
-    tier: int
-    num_ids: int
-    num_subspaces: int
-    num_centroids: int
-    reachable: int
-    used: float
-    perplexity: float
-
-    @property
-    def usage(self) -> float:
-        """used / reachable; 1.0 for an empty tier."""
-        return self.used / self.reachable if self.reachable else 1.0
-
-
-def code_histogram(codes: Tensor, num_centroids: int) -> Tensor:
-    """(n, D) codes -> (D, K) counts as float64."""
-    subspaces = codes.shape[1]
-    offsets = torch.arange(subspaces, device=codes.device) * num_centroids
-    flat = (codes.long() + offsets).reshape(-1)
-    return torch.bincount(flat, minlength=subspaces * num_centroids).view(subspaces, num_centroids).double()
-
-
-def tier_stats(tier: int, num_ids: int, histogram: Tensor) -> CodebookStats:
-    """Usage and perplexity from the (D, K) counts of a tier's codes."""
-    subspaces, centroids = histogram.shape
-    if num_ids == 0:
-        return CodebookStats(tier, 0, subspaces, centroids, 0, 0.0, 0.0)
-    shares = histogram / histogram.sum(1, keepdim=True)
-    entropy = -torch.special.xlogy(shares, shares).sum(1)
-    return CodebookStats(
-        tier=tier,
-        num_ids=num_ids,
-        num_subspaces=subspaces,
-        num_centroids=centroids,
-        reachable=min(centroids, num_ids),
-        used=float((histogram > 0).sum(1).double().mean()),
-        perplexity=float(entropy.exp().mean()),
-    )
 
 
 def start_codebooks(rows: Sequence[Tensor], capacity: Capacity, generator: torch.Generator) -> list[Tensor]:
@@ -121,7 +66,7 @@ def kmeans(parts: Sequence[tuple[Tensor, int]], held: Tensor, num_centroids: int
     """
     count, first, width = held.shape
     sampled = [(draw_rows(rows, sample_size(num_centroids), generator), subspaces) for rows, subspaces in parts]
-    pieces = torch.cat([rows.unflatten(1, (-1, width)) for rows, _ in sampled])
+    pieces = torch.cat([split_pieces(rows, width) for rows, _ in sampled])
     new = num_centroids - first
     book = torch.cat([held, draw_pieces(pieces, count, new, generator)], dim=1)
     work = pieces.numel() * num_centroids
@@ -139,6 +84,11 @@ def kmeans(parts: Sequence[tuple[Tensor, int]], held: Tensor, num_centroids: int
         fitted[:, :first] = held
         book = fitted
     return book
+
+
+def split_pieces(rows: Tensor, width: int) -> Tensor:
+    """Rows (n, d) -> their pieces (n, d / width, width)."""
+    return rows.reshape(rows.shape[0], rows.shape[1] // width, width)
 
 
 def draw_rows(rows: Tensor, limit: int, generator: torch.Generator) -> Tensor:
@@ -190,18 +140,7 @@ def revive(book: Tensor, uses: Tensor, rows: Tensor, generator: torch.Generator)
     moved = int(dead.sum())
     if moved == 0 or len(rows) == 0:
         return 0
-    pieces = rows.unflatten(1, (-1, book.shape[-1]))
+    pieces = split_pieces(rows, book.shape[-1])
     spare = draw_pieces(pieces, book.shape[0], book.shape[1], generator)
     book.copy_(torch.where(dead.unsqueeze(-1), spare, book))
     return moved
-
-
-__all__ = [
-    "CodebookStats",
-    "code_histogram",
-    "kmeans",
-    "revive",
-    "start_codebooks",
-    "tier_codebook",
-    "tier_stats",
-]

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from mgqe import ops
 from mgqe.capacity import Capacity, resolve_capacity
-from mgqe.codebook import CodebookStats
-from mgqe.ids import as_int64, check_ids
+from mgqe.ids import as_int64, check_ids, check_sizes
 from mgqe.layout import CENTROID_DTYPES
+from mgqe.stats import CodebookStats
 from mgqe.sx import SXQuantizer
 from mgqe.table import CompactTable
 from mgqe.tiers import Tiers
@@ -72,7 +72,7 @@ class QuantizedEmbedding(nn.Module):
             raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
-        self.padding_idx = check_padding(padding_idx, num_embeddings)
+        self.padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
         self.max_norm = max_norm
         self.norm_type = norm_type
         self.scale_grad_by_freq = scale_grad_by_freq
@@ -514,15 +514,6 @@ def make_weight(
     if padding_idx is not None:
         rows[padding_idx] = 0
     return rows
-
-
-def check_padding(padding_idx: int | None, num_embeddings: int) -> int | None:
-    """padding_idx as a row number; negative ones count from the end, as in nn.Embedding."""
-    if padding_idx is None:
-        return None
-    if not -num_embeddings <= padding_idx < num_embeddings:
-        raise ValueError(f"padding_idx={padding_idx} is outside the {num_embeddings} rows")
-    return padding_idx % num_embeddings
 
 
 def cpu_generator() -> torch.Generator:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from mgqe import ops
-from mgqe.codebook import CodebookStats, code_histogram, tier_stats
 from mgqe.frozen import Config, FrozenTable, Reader, require_finite
 from mgqe.ids import as_int64, check_ids
 from mgqe.layout import (
@@ -27,6 +26,7 @@ from mgqe.layout import (
     store_centroids,
 )
 from mgqe.packing import bits_for, pack, row_bytes, spare_bits_are_zero, unpack
+from mgqe.stats import CodebookStats, code_histogram, tier_stats
 from mgqe.tiers import TierMap, Tiers, build_tier_map
 
 if TYPE_CHECKING:

@@ -1,0 +1,62 @@
+"""How many of a tier's centroids are in use, and how evenly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CodebookStats:
+    """Use of one tier's centroids over its whole vocabulary.
+
+    Attributes:
+        tier: 0 is the most frequent.
+        num_ids: ids in the tier.
+        num_subspaces: D_g.
+        num_centroids: K_g, a subspace.
+        reachable: centroids that the tier could use at once, min(K_g, num_ids).
+        used: centroids that are chosen by at least one id, mean over subspaces.
+        perplexity: exp of the entropy of the codes, mean over subspaces; at most ``reachable``.
+    """
+
+    tier: int
+    num_ids: int
+    num_subspaces: int
+    num_centroids: int
+    reachable: int
+    used: float
+    perplexity: float
+
+    @property
+    def usage(self) -> float:
+        """used / reachable; 1.0 for an empty tier."""
+        return self.used / self.reachable if self.reachable else 1.0
+
+
+def code_histogram(codes: Tensor, num_centroids: int) -> Tensor:
+    """(n, D) codes -> (D, K) counts as float64."""
+    subspaces = codes.shape[1]
+    offsets = torch.arange(subspaces, device=codes.device) * num_centroids
+    flat = (codes.long() + offsets).reshape(-1)
+    return torch.bincount(flat, minlength=subspaces * num_centroids).view(subspaces, num_centroids).double()
+
+
+def tier_stats(tier: int, num_ids: int, histogram: Tensor) -> CodebookStats:
+    """Usage and perplexity from the (D, K) counts of a tier's codes."""
+    subspaces, centroids = histogram.shape
+    if num_ids == 0:
+        return CodebookStats(tier, 0, subspaces, centroids, 0, 0.0, 0.0)
+    shares = histogram / histogram.sum(1, keepdim=True)
+    entropy = -torch.special.xlogy(shares, shares).sum(1)
+    return CodebookStats(
+        tier=tier,
+        num_ids=num_ids,
+        num_subspaces=subspaces,
+        num_centroids=centroids,
+        reachable=min(centroids, num_ids),
+        used=float((histogram > 0).sum(1).double().mean()),
+        perplexity=float(entropy.exp().mean()),
+    )
