@@ -1,7 +1,7 @@
 """What each part of the training recipe is worth: one change at a time against the default, on real data.
 
-Every variant starts from the same warm-up of the same seed (unless the warm-up is what it varies) and is trained
-through its codes with its own early stopping on validation HR@10. Results go to benchmarks/results/recipes-DATA.json,
+Every variant starts from the same trained full table of the same seed (unless the warm-up is what it varies), is trained
+through its codes for ten epochs, and reports its best epoch on validation. Results go to benchmarks/results/recipes-DATA.json,
 after each run, and a run that is there is not repeated.
 
     python benchmarks/recipes.py --data ml-1m --data-dir DIR --seeds 1,2
@@ -28,9 +28,9 @@ from mgqe.recsys.datasets import tuned_settings
 from mgqe.recsys.loop import make_optimizer, run_phase
 from mgqe.recsys.provenance import commit, machine, versions
 from mgqe.recsys.seeds import derive_seed
-from mgqe.recsys.train import RunData, build_tables, warm_up
+from mgqe.recsys.train import RunData, anneal, build_tables, warm_up
 
-BASE = "mgqe:D=32,K=128/64"
+BASE = "mgqe:D=32,K=128/64,centroids=int8"
 Change = Callable[[nn.Module], None]
 
 
@@ -45,12 +45,16 @@ class Variant:
     extra_bytes: int = 0
 
 
+ALL_QUANTISED = (("anneal_epochs", 0), ("quantised_epochs", 30), ("quantised_learning_rate", 2e-3))
+
 VARIANTS = [
     Variant("default"),
+    Variant("full table, as it is before the start", "full", settings=(("quantised_epochs", 0),)),
     Variant("full table, trained on as long (control)", "full"),
-    Variant("no fine-tuning: k-means on the trained rows", settings=(("anneal_epochs", 0),)),
-    Variant("no warm-up: quantised from the first step", settings=(("warm_up_epochs", 0),)),
-    Variant("warm-up of 3 epochs", settings=(("warm_up_epochs", 3),)),
+    Variant("no fine-tuning: k-means on the trained rows", settings=(("quantised_epochs", 0),)),
+    Variant("no warm-up, 30 epochs through the codes", settings=(("warm_up_epochs", 0), *ALL_QUANTISED)),
+    Variant("warm-up of 3 epochs, 30 through the codes", settings=(("warm_up_epochs", 3), *ALL_QUANTISED)),
+    Variant("start before annealing, 1e-3", settings=(("anneal_epochs", 0), ("quantised_learning_rate", 1e-3))),
     Variant("centroids start as copies of rows", quantizer=variants.RowsStart),
     Variant("one k-means over all rows, not nested", quantizer=variants.OneFit),
     Variant("task gradient into the centroids too", quantizer=variants.TaskGradient),
@@ -71,15 +75,15 @@ VARIANTS = [
     Variant("learning rates x 3", settings=(("factor", 3.0),)),
     Variant("learning rates x 0.3", settings=(("factor", 0.3),)),
     Variant("one codebook for all subspaces", f"{BASE},share_subspaces=true"),
-    Variant("one codebook for all subspaces, K = 256/64", "mgqe:D=32,K=256/64,share_subspaces=true"),
+    Variant("one codebook for all subspaces, K = 256/64", "mgqe:D=32,K=256/64,centroids=int8,share_subspaces=true"),
     Variant("separate codebooks a tier", f"{BASE},share_codebook=false"),
-    Variant("float16 centroids", f"{BASE},centroids=float16"),
-    Variant("int8 centroids", f"{BASE},centroids=int8"),
-    Variant("int8 centroids, K = 256/64", "mgqe:D=32,K=256/64,centroids=int8"),
+    Variant("float32 centroids", "mgqe:D=32,K=128/64"),
+    Variant("float16 centroids", "mgqe:D=32,K=128/64,centroids=float16"),
+    Variant("K = 256/32", "mgqe:D=32,K=256/32,centroids=int8"),
     Variant("finer subspaces: D = 64, K = 8", "mgqe:D=64,K=8/8,centroids=int8"),
-    Variant("coarser subspaces: D = 16, K = 1024/256, int8", "mgqe:D=16,K=256/256,centroids=int8"),
-    Variant("fewer subspaces for the tail: D = 64/32, K = 64", "mgqe:D=64/32,K=64,capacity=subspaces"),
-    Variant("DPQ, K = 64", "dpq:D=32,K=64"),
+    Variant("coarser subspaces: D = 16, K = 256", "mgqe:D=16,K=256/256,centroids=int8"),
+    Variant("fewer subspaces for the tail: D = 64/32, K = 64", "mgqe:D=64/32,K=64,capacity=subspaces,centroids=int8"),
+    Variant("DPQ, K = 64", "dpq:D=32,K=64,centroids=int8"),
 ]
 
 
@@ -87,17 +91,14 @@ def run(variant: Variant, config: TrainConfig, data: RunData, folder: Path) -> d
     """Train one variant; validation and test figures of its best epoch."""
     settings = dict(variant.settings)
     factor, centroids = float(settings.pop("factor", 1.0)), float(settings.pop("centroid_factor", 1.0))
-    rate = config.anneal_learning_rate * factor
-    config = replace(
-        config,
-        embedding=variant.embedding,
-        anneal_learning_rate=rate,
-        centroid_learning_rate=(config.centroid_learning_rate or rate) * centroids,
-        **settings,
-    )
-    model, _ = warm_up(config, data, folder, lambda report: None)
+    config = replace(config, embedding=variant.embedding, **settings)
+    rate = config.quantised_learning_rate * factor
+    config = replace(config, quantised_learning_rate=rate, centroid_learning_rate=rate * centroids)
+    model, first = warm_up(config, data, folder, lambda report: None)
+    if config.anneal_epochs:
+        anneal(config, data, model, first, folder, lambda report: None)
     started = time.perf_counter()
-    phase = config.phase("annealed")
+    phase = config.phase("quantised")
     directory = folder / f"{variant.name.replace('/', '_').replace(' ', '-')}-{config.seed}"
     if variant.embedding == "full":
         result = run_phase(model, data.task, phase, directory, lambda report: None, make_optimizer(model, phase))

@@ -84,15 +84,15 @@ def test_inspect_other_tables(runner: CliRunner, tiny: Path, tmp_path: Path) -> 
 def test_compare(runner: CliRunner, tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
     command = ["compare", "--data", str(tiny), "--out", str(out), "--seeds", "1,2", *SETTINGS]
-    embeddings = ["--embedding", "full", "--embedding", "mgqe:D=4,K=4/2@anneal_epochs=1"]
+    embeddings = ["--embedding", "full", "--embedding", "mgqe:D=4,K=4/2@quantised_epochs=1"]
     result = runner.invoke(app, [*command, *embeddings])
     assert result.exit_code == 0, result.output
     results = json.loads((out / "results.json").read_text())
     assert [(run["embedding"], run["seed"]) for run in results["runs"]] == [
         ("full", 1),
         ("full", 2),
-        ("mgqe:D=4,K=4/2@anneal_epochs=1", 1),
-        ("mgqe:D=4,K=4/2@anneal_epochs=1", 2),
+        ("mgqe:D=4,K=4/2@quantised_epochs=1", 1),
+        ("mgqe:D=4,K=4/2@quantised_epochs=1", 2),
     ]
     assert len(results["summary"]) == 2
     assert (out / "size_quality.png").is_file()

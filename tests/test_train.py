@@ -76,7 +76,7 @@ def test_the_figures_are_of_the_files(tiny: Path, tmp_path: Path) -> None:
     task = RunData.load(config).task
     assert task.judge(load_model(tmp_path / "out")) == metrics["quality"]
     # Centroids are float32, so the files judge as the trained layers did at the best epoch.
-    best = metrics["history"]["annealed"][metrics["best_epoch"]["annealed"]]
+    best = metrics["history"]["quantised"][metrics["best_epoch"]["quantised"]]
     assert best["hr@10"] == metrics["quality"]["valid_hr@10"]
 
 

@@ -104,7 +104,7 @@ Set = Annotated[
             if field.name
             in (
                 "dim", "batch_size", "learning_rate", "weight_decay", "dropout", "init_std", "negatives", "max_epochs",
-                "patience", "warm_up_epochs", "anneal_epochs", "anneal_learning_rate",
+                "patience", "warm_up_epochs", "anneal_epochs", "anneal_learning_rate", "quantised_epochs", "quantised_learning_rate",
                 "centroid_learning_rate", "eval_negatives", "eval_users",
             )
         )
@@ -298,7 +298,7 @@ class _RunBar:
 
     def show(self, report: EpochReport) -> None:
         best = "" if report.best is None else f"best HR@10 {report.best:.4f} (validation)"
-        stage = {"full": "first phase", "annealed": "learning rate to zero"}.get(report.phase, report.phase)
+        stage = {"full": "first phase", "annealed": "annealing", "quantised": "through the codes"}.get(report.phase, report.phase)
         detail = f"{stage}, epoch {report.epoch}  {best}"
         if self.task is None:
             self.task = self.progress.add_task(self.name, total=report.batches, detail=detail)

@@ -14,7 +14,8 @@ import torch
 from mgqe.recsys.embeddings import Spec
 from mgqe.recsys.loop import PhaseConfig
 
-OF_PHASE_2 = ("anneal_epochs", "anneal_learning_rate", "centroid_learning_rate")  # settings of the second phase
+OF_PHASE_2 = ("anneal_epochs", "anneal_learning_rate")
+OF_PHASE_3 = ("quantised_epochs", "quantised_learning_rate", "centroid_learning_rate")
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,9 @@ class TrainConfig:
     label: a name for the run in tables; it decides nothing.
     batch_size: positives a step; fewer where the data set would otherwise have under 64 steps an epoch.
     warm_up_epochs: exactly so many epochs of the first phase; None: until validation stops improving.
-    anneal_epochs: of the second phase, in which the learning rate falls from anneal_learning_rate to zero and
-        quantised embeddings train through their codes; all others train on as they are, with the same steps.
-    centroid_learning_rate: of the codebooks; None stands for anneal_learning_rate.
+    anneal_epochs: of the second phase, in which the learning rate falls from anneal_learning_rate to zero.
+    quantised_epochs: of the third phase, through the codes, from quantised_learning_rate to zero, for the
+        embeddings that have one. centroid_learning_rate: None stands for quantised_learning_rate.
     threads: how many torch may use; the last bits of a result depend on it.
     """
 
@@ -45,8 +46,8 @@ class TrainConfig:
     seed: int = 7
     dim: int = 64
     batch_size: int = 8192
-    learning_rate: float = 3e-3
-    weight_decay: float = 7e-6
+    learning_rate: float = 2e-3
+    weight_decay: float = 5e-6
     dropout: float = 0.0
     init_std: float = 0.1
     negatives: int = 4
@@ -55,6 +56,8 @@ class TrainConfig:
     warm_up_epochs: int | None = None
     anneal_epochs: int = 10
     anneal_learning_rate: float = 1e-3
+    quantised_epochs: int = 10
+    quantised_learning_rate: float = 3e-4
     centroid_learning_rate: float | None = None
     eval_negatives: int = 99
     eval_users: int = 10_000
@@ -66,10 +69,10 @@ class TrainConfig:
         for name in ("dim", "batch_size", "negatives", "patience", "eval_negatives", "eval_users", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("learning_rate", "anneal_learning_rate", "init_std"):
+        for name in ("learning_rate", "anneal_learning_rate", "quantised_learning_rate", "init_std"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("max_epochs", "warm_up_epochs", "anneal_epochs"):
+        for name in ("max_epochs", "warm_up_epochs", "anneal_epochs", "quantised_epochs"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.weight_decay < 0 or not 0 <= self.dropout < 1:
@@ -91,7 +94,7 @@ class TrainConfig:
         Runs that differ only in how they compress have equal ones, and may share what phase 1 leaves.
         """
         warm_up = self.spec.warm_up()
-        defaults = {name: getattr(TrainConfig, name) for name in OF_PHASE_2}
+        defaults = {name: getattr(TrainConfig, name) for name in (*OF_PHASE_2, *OF_PHASE_3)}
         epochs = self.warm_up_epochs if self.spec.method.kind == "quantised" else None
         return replace(
             self,
@@ -103,10 +106,12 @@ class TrainConfig:
         )
 
     def phase(self, name: str) -> PhaseConfig:
-        """The loop's settings for phase "full", the first, or "annealed", the second."""
-        anneal = name == "annealed"
-        rate = self.anneal_learning_rate if anneal else self.learning_rate
-        fixed = self.anneal_epochs if anneal else self.warm_up_epochs
+        """The loop's settings for phase "full", the first, "annealed", the second, or "quantised", the third."""
+        rate, fixed = {
+            "full": (self.learning_rate, self.warm_up_epochs),
+            "annealed": (self.anneal_learning_rate, self.anneal_epochs),
+            "quantised": (self.quantised_learning_rate, self.quantised_epochs),
+        }[name]
         return PhaseConfig(
             name=name,
             batch_size=self.batch_size,
@@ -115,7 +120,7 @@ class TrainConfig:
             max_epochs=self.max_epochs if fixed is None else fixed,
             patience=self.patience if fixed is None else fixed + 1,
             centroid_learning_rate=self.centroid_learning_rate or rate,
-            anneal=anneal,
+            anneal=name != "full",
         )
 
     def with_settings(self, settings: Sequence[str]) -> TrainConfig:
@@ -151,7 +156,7 @@ def _read(name: str, text: str, kind: Any) -> Any:
 
 
 def warm_up_key(config: TrainConfig, fingerprint: str, annealed: bool = False) -> str:
-    """A name for the result of phase 1, or of both phases of a table that is not quantised in the second.
+    """A name for the result of phase 1, or of phases 1 and 2.
 
     It differs where anything does that the result depends on; where the data lies does not.
     """

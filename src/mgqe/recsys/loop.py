@@ -42,7 +42,7 @@ class Task(Protocol):
 class PhaseConfig:
     """One phase of training.
 
-    name: "full" or "annealed"; it enters the seeds, so that phases draw different samples.
+    name: "full", "annealed" or "quantised"; it enters the seeds, so that phases draw different samples.
     learning_rate, weight_decay: of the tables and the model; weight_decay is an L2 penalty, as in Adam's paper.
     centroid_learning_rate: of the codebooks. patience: epochs without a better validation figure before stopping.
     anneal: learning rates fall linearly to zero over max_epochs.

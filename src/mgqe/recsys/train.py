@@ -1,10 +1,10 @@
 """One run from a data set to files: warm-up, quantised training, frozen tables, figures of what ships.
 
-Phase 1 trains full tables (or whatever the embedding is, if it is not one that compresses a full table) and goes
-back to its best epoch on validation. Phase 2 goes on from there for a fixed number of epochs while the learning rate
-falls to zero, and also goes back to its best: embeddings that are trained through their codes start their codebooks
-first, all others just train on, so that every method has the same steps. The tables are then frozen, saved, loaded
-again, and it is the loaded ones that are judged.
+Phase 1 trains full tables (or whatever the embedding is, if it is not one that compresses a full table) until
+validation stops improving; phase 2 goes on while the learning rate falls to zero. Every method has these two. Phase 3,
+for the embeddings that are trained through their codes, starts the codebooks on the rows and trains on, the learning
+rate falling to zero again. Each phase goes back to its best epoch on validation. The tables are then frozen, saved,
+loaded again, and it is the loaded ones that are judged.
 """
 
 from __future__ import annotations
@@ -101,18 +101,16 @@ def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch) -> d
     started = time.perf_counter()
     data = RunData.load(config)
     model, first = warm_up(config, data, warm_ups, on_epoch)
+    phases = {"full": first, "annealed": anneal(config, data, model, first, warm_ups, on_epoch)}
     if config.spec.method.kind == "quantised":
-        model, second = _quantise(config, data, model, first, out, on_epoch)
-    else:
-        second = anneal(config, data, model, first, warm_ups, on_epoch)
-    if config.spec.method.kind == "post":
+        model, phases["quantised"] = _quantise(config, data, model, phases["annealed"], out, on_epoch)
+    elif config.spec.method.kind == "post":
         model = _on_rows_of(config, data, model)
     for name in ("user_ids", "item_ids"):
         write_atomic(out / f"{name}.parquet", getattr(data.interactions, name).save)
     sizes = _ship(model, out)
     quality = data.task.judge(load_model(out))
     split = data.task.split
-    phases = {"full": first, "annealed": second}
     metrics = {
         "task": config.task,
         "model": config.model,
@@ -171,7 +169,7 @@ def warm_up(config: TrainConfig, data: RunData, warm_ups: Path, on_epoch: OnEpoc
 def anneal(
     config: TrainConfig, data: RunData, model: GMF, first: PhaseResult, warm_ups: Path, on_epoch: OnEpoch
 ) -> PhaseResult:
-    """Phase 2 of a model that is not quantised in it; like phase 1's, its result is shared in `warm_ups`."""
+    """Phase 2; like phase 1's, its result is shared in `warm_ups`."""
     phase = config.phase("annealed")
     optimizer = make_optimizer(model, phase)
     carry_optimizer(first.optimizer, optimizer_names(model), model, optimizer)
@@ -181,16 +179,16 @@ def anneal(
 
 
 def _quantise(
-    config: TrainConfig, data: RunData, full: GMF, first: PhaseResult, out: Path, on_epoch: OnEpoch
+    config: TrainConfig, data: RunData, full: GMF, before: PhaseResult, out: Path, on_epoch: OnEpoch
 ) -> tuple[GMF, PhaseResult]:
-    """Phase 2 through the codes, from the full model's rows."""
+    """Phase 3, through the codes, from the full model's rows."""
     from mgqe import quantization_loss, start_quantizing
 
     model = _on_rows_of(config, data, full)
-    phase = config.phase("annealed")
+    phase = config.phase("quantised")
     optimizer = make_optimizer(model, phase)
-    carry_optimizer(first.optimizer, optimizer_names(full), model, optimizer)
-    directory = out / "phase-annealed"
+    carry_optimizer(before.optimizer, optimizer_names(full), model, optimizer)
+    directory = out / "phase-quantised"
     if not (directory / LAST).is_file():
         start_quantizing(model)
     return model, run_phase(model, data.task, phase, directory, on_epoch, optimizer, quantization_loss)
