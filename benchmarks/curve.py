@@ -29,53 +29,40 @@ Grid = dict[str, dict[int, list[str]]]  # method -> budget in % -> candidates
 
 ML_1M: Grid = {
     "small d": {20: ["full:d=12"], 15: ["full:d=9"], 10: ["full:d=6"], 5: ["full:d=3"], 2: ["full:d=1"]},
-    "low rank": {
-        20: ["lowrank:r=12"],
-        15: ["lowrank:r=9"],
-        10: ["lowrank:r=6"],
-        5: ["lowrank:r=3"],
-        2: ["lowrank:r=1"],
-    },
-    "scalar": {
-        20: ["scalar:bits=6,granularity=dimension", "scalar:bits=5,granularity=row"],
-        15: ["scalar:bits=4,granularity=dimension", "scalar:bits=4,granularity=row"],
-        10: ["scalar:bits=3,granularity=dimension", "scalar:bits=2,granularity=row"],
-        5: ["scalar:bits=1,granularity=dimension", "scalar:bits=1,granularity=row"],
-    },
+    "low rank": {20: ["lowrank:r=12"], 10: ["lowrank:r=6"], 5: ["lowrank:r=3"]},
+    "scalar": {20: ["scalar:bits=6"], 15: ["scalar:bits=4"], 10: ["scalar:bits=3"], 5: ["scalar:bits=1"]},
     "PQ after training": {
-        20: ["pq:D=32,K=512,centroids=int8", "pq:D=32,K=256"],
+        20: ["pq:D=32,K=512,centroids=int8"],
         15: ["pq:D=32,K=256,centroids=int8"],
-        10: ["pq:D=32,K=64,centroids=int8", "pq:D=64,K=8,centroids=int8"],
-        5: ["pq:D=32,K=8,centroids=int8", "pq:D=16,K=32,centroids=int8"],
-        2: ["pq:D=16,K=4,centroids=int8", "pq:D=8,K=16,centroids=int8"],
+        10: ["pq:D=32,K=64,centroids=int8"],
+        5: ["pq:D=32,K=8,centroids=int8", "pq:d=32,D=16,K=32,centroids=int8"],
+        2: ["pq:d=16,D=8,K=16,centroids=int8"],
     },
     "DPQ": {
         20: ["dpq:D=32,K=512,centroids=int8"],
         15: ["dpq:D=32,K=256,centroids=int8"],
         10: ["dpq:D=32,K=64,centroids=int8"],
         5: ["dpq:D=32,K=8,centroids=int8", "dpq:d=32,D=16,K=32,centroids=int8"],
-        2: ["dpq:D=16,K=4,centroids=int8", "dpq:d=16,D=8,K=16,centroids=int8"],
+        2: ["dpq:d=16,D=8,K=16,centroids=int8"],
     },
     "MGQE": {
         20: ["mgqe:D=32,K=1024/512,centroids=int8"],
         15: ["mgqe:D=32,K=256/128,centroids=int8"],
-        10: ["mgqe:D=32,K=256/32,centroids=int8", "mgqe:D=32,K=128/32,centroids=int8"],
-        5: ["mgqe:d=32,D=16,K=256/32,share_subspaces=true", "mgqe:D=32,K=16/8,centroids=int8"],
-        2: ["mgqe:d=16,D=8,K=32/16,centroids=int8", "mgqe:d=16,D=8,K=64/16,share_subspaces=true"],
+        10: ["mgqe:D=32,K=256/32,centroids=int8", "mgqe:D=32,K=128/64,share_subspaces=true"],
+        5: ["mgqe:d=32,D=16,K=128/32,centroids=int8", "mgqe:D=16,K=256/32,share_subspaces=true"],
+        2: [
+            "mgqe:d=16,D=8,K=32/16,centroids=int8",
+            "mgqe:d=16,D=8,K=32/16,centroids=int8@quantised_learning_rate=1e-3",
+        ],
     },
 }
 APPS: Grid = {
-    "small d": {20: ["full:d=12"], 10: ["full:d=6"], 6: ["full:d=3"], 2: ["full:d=1"]},
-    "low rank": {10: ["lowrank:r=6"], 6: ["lowrank:r=3"]},
-    "scalar": {
-        20: ["scalar:bits=6,granularity=dimension"],
-        10: ["scalar:bits=3,granularity=dimension"],
-        6: ["scalar:bits=1,granularity=dimension"],
-    },
-    "PQ after training": {10: ["pq:D=32,K=64"], 6: ["pq:D=16,K=64", "pq:D=32,K=8"], 2: ["pq:D=8,K=16"]},
-    "DPQ": {10: ["dpq:D=32,K=64"], 6: ["dpq:D=16,K=64", "dpq:d=32,D=16,K=64"], 2: ["dpq:d=16,D=8,K=16"]},
+    "small d": {10: ["full:d=6"], 6: ["full:d=3"]},
+    "low rank": {6: ["lowrank:r=3"]},
+    "scalar": {10: ["scalar:bits=3"], 6: ["scalar:bits=1"]},
+    "PQ after training": {10: ["pq:D=32,K=64"], 6: ["pq:D=16,K=64"]},
+    "DPQ": {10: ["dpq:D=32,K=64"], 6: ["dpq:D=16,K=64"]},
     "MGQE": {
-        20: ["mgqe:D=32,K=1024/512"],
         10: ["mgqe:D=32,K=256/32"],
         6: ["mgqe:D=16,K=256/64", "mgqe:d=32,D=16,K=256/64"],
         2: ["mgqe:d=16,D=8,K=64/16"],
@@ -96,9 +83,7 @@ def rows_of(grid: Grid, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for run in runs:
         by_spec.setdefault(run["embedding"], []).append(run)
     full = {run["seed"]: run["quality"]["hr@10"] for run in by_spec.get("full", [])}
-    normal = {
-        spec: str(TrainConfig(embedding=spec).spec) for grid_ in grid.values() for b in grid_.values() for spec in b
-    }
+    names = {spec: _name(spec) for budgets in grid.values() for specs in budgets.values() for spec in specs}
 
     def row(method: str, budget: int, spec: str, rejected: list[str]) -> dict[str, Any]:
         mine = by_spec[spec]
@@ -128,11 +113,17 @@ def rows_of(grid: Grid, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = [row("full", 100, "full", [])] if full else []
     for method, budgets in grid.items():
         for budget, specs in budgets.items():
-            there = [normal[spec] for spec in specs if normal[spec] in by_spec]
+            there = [names[spec] for spec in specs if names[spec] in by_spec]
             if there:
                 best = max(there, key=lambda s: statistics.fmean(r["quality"]["valid_hr@10"] for r in by_spec[s]))
                 rows.append(row(method, budget, best, [spec for spec in there if spec != best]))
     return rows
+
+
+def _name(spec: str) -> str:
+    """What a run of this description calls itself."""
+    config = TrainConfig().with_embedding(spec)
+    return config.label or config.embedding
 
 
 def show(rows: list[dict[str, Any]], title: str) -> None:

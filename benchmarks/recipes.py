@@ -1,8 +1,8 @@
 """What each part of the training recipe is worth: one change at a time against the default, on real data.
 
-Every variant starts from the same trained full table of the same seed (unless the warm-up is what it varies), is trained
-through its codes for ten epochs, and reports its best epoch on validation. Results go to benchmarks/results/recipes-DATA.json,
-after each run, and a run that is there is not repeated.
+Every variant starts from the same trained full table of the same seed (unless the warm-up is what it varies), is
+trained through its codes for ten epochs, and reports its best epoch on validation. Results go to
+benchmarks/results/recipes-DATA.json after each run, and a run that is there is not repeated.
 
     python benchmarks/recipes.py --data ml-1m --data-dir DIR --seeds 1,2
 """
