@@ -1,8 +1,8 @@
 """What the speed benchmarks share: interleaved timing, a table, and JSON with machine and versions.
 
 Absolute times drift with the machine's load and clock; ratios within one run drift much less. So contenders take
-turns: in every round each one makes an untimed call, which refills the caches with its own data, and then its timed
-calls, over inputs that change from call to call. The median of all timed calls counts.
+turns: in every round each one makes two untimed calls, which refill the caches with its own data and the allocator
+with its memory, and then its timed calls, over inputs that change from call to call. The median of all timed calls counts.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ def interleave(contenders: Mapping[str, Contender], rounds: int, calls: int) -> 
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
+            run(0)
             run(0)
             for i in range(1, calls + 1):
                 start = time.perf_counter()
