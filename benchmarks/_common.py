@@ -2,7 +2,7 @@
 
 Absolute times drift with the machine's load and clock; ratios within one run drift much less. So contenders take
 turns: in every round each one makes two untimed calls, which refill the caches with its own data and the allocator
-with its memory, and then its timed calls, over inputs that change from call to call. The median of all timed calls counts.
+with its memory, and then its timed calls, over inputs that change from call to call. The median of these counts.
 """
 
 from __future__ import annotations
