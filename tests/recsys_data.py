@@ -9,7 +9,17 @@ from mgqe.recsys.config import TrainConfig
 from mgqe.recsys.datasets import planted
 
 TINY = TrainConfig(
-    embedding="full", seed=3, dim=8, batch_size=256, max_epochs=3, patience=2, learning_rate=0.01, eval_negatives=20
+    embedding="full",
+    seed=3,
+    dim=8,
+    batch_size=256,
+    max_epochs=3,
+    patience=2,
+    anneal_epochs=2,
+    quantised_epochs=4,
+    quantised_learning_rate=0.01,
+    learning_rate=0.01,
+    eval_negatives=20,
 )
 
 
