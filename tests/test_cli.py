@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +20,9 @@ from mgqe.recsys.train import train_run
 from mgqe.study import Event, Study, run_study
 
 SETTINGS = [
-    f"--set={name}={getattr(TINY, name)}"
-    for name in ("dim", "batch_size", "max_epochs", "patience", "learning_rate", "eval_negatives")
+    f"--set={field.name}={getattr(TINY, field.name)}"
+    for field in fields(TINY)
+    if getattr(TINY, field.name) != field.default and field.name not in ("embedding", "seed")
 ]
 
 

@@ -298,7 +298,9 @@ class _RunBar:
 
     def show(self, report: EpochReport) -> None:
         best = "" if report.best is None else f"best HR@10 {report.best:.4f} (validation)"
-        stage = {"full": "first phase", "annealed": "annealing", "quantised": "through the codes"}.get(report.phase, report.phase)
+        stage = {"full": "first phase", "annealed": "annealing", "quantised": "through the codes"}.get(
+            report.phase, report.phase
+        )
         detail = f"{stage}, epoch {report.epoch}  {best}"
         if self.task is None:
             self.task = self.progress.add_task(self.name, total=report.batches, detail=detail)
