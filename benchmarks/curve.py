@@ -57,14 +57,14 @@ ML_1M: Grid = {
     },
 }
 APPS: Grid = {
-    "small d": {10: ["full:d=6"], 6: ["full:d=3"]},
+    "small d": {6: ["full:d=3"]},
     "low rank": {6: ["lowrank:r=3"]},
     "scalar": {10: ["scalar:bits=3"], 6: ["scalar:bits=1"]},
     "PQ after training": {10: ["pq:D=32,K=64"], 6: ["pq:D=16,K=64"]},
     "DPQ": {10: ["dpq:D=32,K=64"], 6: ["dpq:D=16,K=64"]},
     "MGQE": {
         10: ["mgqe:D=32,K=256/32"],
-        6: ["mgqe:D=16,K=256/64", "mgqe:d=32,D=16,K=256/64"],
+        6: ["mgqe:D=16,K=256/64"],
         2: ["mgqe:d=16,D=8,K=64/16"],
     },
 }
