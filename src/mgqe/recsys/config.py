@@ -119,7 +119,7 @@ class TrainConfig:
             weight_decay=self.weight_decay,
             max_epochs=self.max_epochs if fixed is None else fixed,
             patience=self.patience if fixed is None else fixed + 1,
-            centroid_learning_rate=self.centroid_learning_rate or rate,
+            centroid_learning_rate=(self.centroid_learning_rate if name == "quantised" else None) or rate,
             anneal=name != "full",
         )
 
