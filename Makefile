@@ -9,7 +9,9 @@ NATIVE_SOURCES := $(wildcard src/mgqe/ops/native/*.cpp src/mgqe/ops/native/*.h)
 .PHONY: demo test test-all lint bench study clean setup
 
 demo: setup  ## train full, small-d and MGQE tables on an embedded data set; table, picture, look-up
-	$(BIN)/python examples/demo.py --out runs/demo
+	$(BIN)/mgqe compare --out runs/demo --seeds 1 --jobs 2 --embedding full --embedding full:d=8 \
+		--embedding mgqe:D=32,K=256/64,centroids=int8 --embedding mgqe:D=32,K=64/16,centroids=int8
+	$(BIN)/python examples/look_up.py runs/demo
 
 test: lint  ## lint, types and the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"

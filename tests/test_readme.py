@@ -1,0 +1,39 @@
+"""The README's code runs as printed, and its commands exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_python_blocks_run(block, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+    assert "bytes of 25,600,000" in capsys.readouterr().out
+
+
+def test_make_targets_and_files_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"^make ([a-z-]+)", README, re.MULTILINE)) <= targets
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).is_file(), target
+
+
+def test_commands_are_understood(monkeypatch):
+    pytest.importorskip("typer")
+    from typer.main import get_command
+
+    from mgqe.commands import app
+
+    known = get_command(app).commands  # type: ignore[attr-defined]
+    for line in re.findall(r"^mgqe (.+)$", README, re.MULTILINE):
+        name, *arguments = line.split()
+        options = {option for parameter in known[name].params for option in parameter.opts}
+        assert {argument for argument in arguments if argument.startswith("--")} <= options
