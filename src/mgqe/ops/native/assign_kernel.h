@@ -2,8 +2,8 @@
 //
 // Lanes run over k. A vector `V` offers: kLanes, F (floats), I (int32), load, store, broadcast, mul, sub,
 // iota(first) = first, first + 1, ...; next(k) = k + kLanes; keep_less(best, index, score, k), which replaces the
-// lanes where score < best; least(v), the smallest lane; least_index(best, least, index), the smallest index among
-// the lanes of best that equal least.
+// lanes where score < best; least(v), the smallest lane; least_index(best, least, index), the smallest of the
+// indices at `index` among the lanes of best that equal least.
 // Every score is bias - x_0 * c_0 - x_1 * c_1 - ..., each product and difference rounded, in this order, whatever
 // the blocking: a row's code depends on nothing but the row, and every instruction set agrees.
 #ifndef MGQE_ASSIGN_KERNEL_H
@@ -27,7 +27,8 @@ struct RunningMin {
 };
 
 // R rows against centroids [first, last) (multiples of kLanes). kWidth = 0: width known at run time only.
-template <typename V, int R, int kWidth>
+// kFresh: nothing is in `state` yet.
+template <typename V, int R, int kWidth, bool kFresh>
 inline void sweep(const mgqe_lanes& lanes, const float* const* x, int64_t first, int64_t last, RunningMin& state,
                   int64_t row) {
     const int64_t width = kWidth ? kWidth : lanes.width;
@@ -35,8 +36,8 @@ inline void sweep(const mgqe_lanes& lanes, const float* const* x, int64_t first,
     typename V::F best[R];
     typename V::I index[R];
     for (int r = 0; r < R; ++r) {
-        best[r] = V::load(state.best[row + r]);
-        index[r] = V::load_i(state.index[row + r]);
+        best[r] = kFresh ? V::broadcast(INFINITY) : V::load(state.best[row + r]);
+        index[r] = kFresh ? V::iota(0) : V::load_i(state.index[row + r]);
     }
     typename V::I k = V::iota(static_cast<int32_t>(first));
     for (int64_t at = first; at < last; at += V::kLanes) {
@@ -76,7 +77,7 @@ inline int32_t winner(const mgqe_lanes& lanes, const float* x, const RunningMin&
     const typename V::F best = V::load(state.best[row]);
     const float least = V::least(best);
     if (!(least < INFINITY)) return first_number(lanes, x);
-    return V::least_index(best, least, V::load_i(state.index[row]));
+    return V::least_index(best, least, state.index[row]);
 }
 
 template <typename V, int R, int kWidth>
@@ -88,22 +89,29 @@ inline void assign_width(const mgqe_lanes& lanes, const float* rows, int64_t row
     const int64_t end = (lanes.count + V::kLanes - 1) / V::kLanes * V::kLanes;
     for (int64_t start = 0; start < n; start += kRowChunk) {
         const int64_t chunk = n - start < kRowChunk ? n - start : kRowChunk;
-        for (int64_t row = 0; row < chunk; ++row)
-            for (int lane = 0; lane < V::kLanes; ++lane) {
-                state.best[row][lane] = INFINITY;
-                state.index[row][lane] = 0;
-            }
+        if (!kWidth)  // narrow widths start in registers, which slows the loop of run-time width down
+            for (int64_t row = 0; row < chunk; ++row)
+                for (int lane = 0; lane < V::kLanes; ++lane) {
+                    state.best[row][lane] = INFINITY;
+                    state.index[row][lane] = 0;
+                }
         for (int64_t first = 0; first < end; first += tile) {
             const int64_t last = first + tile < end ? first + tile : end;
             int64_t row = 0;
             for (; row + R <= chunk; row += R) {
                 const float* x[R];
                 for (int r = 0; r < R; ++r) x[r] = rows + (start + row + r) * row_step;
-                sweep<V, R, kWidth>(lanes, x, first, last, state, row);
+                if (kWidth && first == 0)
+                    sweep<V, R, kWidth, true>(lanes, x, first, last, state, row);
+                else
+                    sweep<V, R, kWidth, false>(lanes, x, first, last, state, row);
             }
             for (; row < chunk; ++row) {
                 const float* x[1] = {rows + (start + row) * row_step};
-                sweep<V, 1, kWidth>(lanes, x, first, last, state, row);
+                if (kWidth && first == 0)
+                    sweep<V, 1, kWidth, true>(lanes, x, first, last, state, row);
+                else
+                    sweep<V, 1, kWidth, false>(lanes, x, first, last, state, row);
             }
         }
         for (int64_t row = 0; row < chunk; ++row)
@@ -123,6 +131,8 @@ inline void assign_lanes(const mgqe_lanes& lanes, const float* rows, int64_t row
             return assign_width<V, R, 4>(lanes, rows, row_step, n, codes, codes_step);
         case 8:
             return assign_width<V, R, 8>(lanes, rows, row_step, n, codes, codes_step);
+        case 16:
+            return assign_width<V, R, 16>(lanes, rows, row_step, n, codes, codes_step);
         default:
             return assign_width<V, R, 0>(lanes, rows, row_step, n, codes, codes_step);
     }

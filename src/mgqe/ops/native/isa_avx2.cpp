@@ -32,10 +32,10 @@ struct Vec {
         m = _mm_min_ps(m, _mm_movehl_ps(m, m));
         return _mm_cvtss_f32(_mm_min_ss(m, _mm_movehdup_ps(m)));
     }
-    static int32_t least_index(F best, float least, I index) {
+    static int32_t least_index(F best, float least, const int32_t* index) {
         // All ones, the largest unsigned number, wherever the lane is not least.
         const I equal = _mm256_castps_si256(_mm256_cmp_ps(best, _mm256_set1_ps(least), _CMP_EQ_OQ));
-        const I kept = _mm256_or_si256(index, _mm256_xor_si256(equal, _mm256_set1_epi32(-1)));
+        const I kept = _mm256_or_si256(load_i(index), _mm256_xor_si256(equal, _mm256_set1_epi32(-1)));
         __m128i m = _mm_min_epu32(_mm256_castsi256_si128(kept), _mm256_extracti128_si256(kept, 1));
         m = _mm_min_epu32(m, _mm_shuffle_epi32(m, 0x4E));
         return _mm_cvtsi128_si32(_mm_min_epu32(m, _mm_shuffle_epi32(m, 0xB1)));

@@ -28,8 +28,14 @@ struct Vec {
         index = _mm512_mask_mov_epi32(index, less, k);
     }
     static float least(F v) { return _mm512_reduce_min_ps(v); }
-    static int32_t least_index(F best, float least, I index) {
-        return _mm512_mask_reduce_min_epi32(_mm512_cmp_ps_mask(best, _mm512_set1_ps(least), _CMP_EQ_OQ), index);
+    static int32_t least_index(F best, float least, const int32_t* index) {
+        uint32_t lanes = _cvtmask16_u32(_mm512_cmp_ps_mask(best, _mm512_set1_ps(least), _CMP_EQ_OQ));
+        int32_t first = index[__builtin_ctz(lanes)];
+        while (lanes &= lanes - 1) {
+            const int32_t other = index[__builtin_ctz(lanes)];
+            first = other < first ? other : first;
+        }
+        return first;
     }
 };
 

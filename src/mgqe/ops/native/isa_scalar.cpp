@@ -42,7 +42,7 @@ struct Vec {
         const float high = v[2] < v[3] ? v[2] : v[3];
         return low < high ? low : high;
     }
-    static int32_t least_index(F best, float least, I index) {
+    static int32_t least_index(F best, float least, const int32_t* index) {
         int32_t found = INT32_MAX;
         for (int lane = 0; lane < kLanes; ++lane) {
             const int32_t k = best[lane] == least ? index[lane] : INT32_MAX;
