@@ -39,9 +39,6 @@ class Subject:
             the root of the mean squared error over that of the rows.
         half_agreement: the same in bfloat16 and float16, where the two may add in different precisions.
         max_norm: takes nn.Embedding's ``max_norm``.
-        fullgraph: compiles as one graph in eval mode.
-        compiles_training: compiled, it trains as it does uncompiled. SX does not: its batch statistics are over
-            distinct ids, which a compiled graph, of static shape, cannot sort out.
     """
 
     name: str
@@ -52,8 +49,6 @@ class Subject:
     agreement: float = 0.0
     half_agreement: float = 0.0
     max_norm: bool = True
-    fullgraph: bool = True
-    compiles_training: bool = True
 
     @property
     def is_torch(self) -> bool:
@@ -78,18 +73,7 @@ def shuffled_counts(rows: int) -> Tensor:
 
 def quantised(name: str, cls: type[nn.Module], **options: Any) -> list[Subject]:
     """A quantised class in its warm-up and after it."""
-    compiles = options.get("quantizer") != "sx"
-    return [
-        Subject(f"{name}, warm-up", cls, options),
-        Subject(
-            f"{name}, quantised",
-            cls,
-            options,
-            quantizing=True,
-            fullgraph=compiles,
-            compiles_training=compiles,
-        ),
-    ]
+    return [Subject(f"{name}, warm-up", cls, options), Subject(f"{name}, quantised", cls, options, quantizing=True)]
 
 
 def first_tier_options(rows: int) -> tuple[int, int]:

@@ -72,8 +72,7 @@ class MGQEmbeddingBag(MGQEmbedding):
             offsets: (B,) where each bag starts, or (B + 1,) with ``include_last_offset``.
             per_sample_weights: like ids; only for mode="sum".
         """
-        if self.training and torch.is_grad_enabled():
-            self._count_training_pass()
+        self._begin_pass()
         ids = as_int64(ids)
         if ids.dim() == 2 and offsets is not None:
             raise ValueError("ids of shape (B, L) are bags already: offsets must be None")
@@ -81,7 +80,9 @@ class MGQEmbeddingBag(MGQEmbedding):
             raise ValueError(f"ids must have 1 or 2 dimensions, got shape {tuple(ids.shape)}")
         padding: int | None = self.padding_idx
         if self.quantizing:
-            vectors, places = self._quantized(ids.reshape(-1))
+            vectors, places, _ = self._quantized(ids.reshape(-1))
+            if places is None:
+                places = torch.arange(vectors.shape[0], device=ids.device)
             if padding is not None:
                 # The zero vector of padding_idx moves to one place past the others, whatever its place was.
                 padding, is_padding = vectors.shape[0], ids.reshape(-1) == padding

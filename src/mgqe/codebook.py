@@ -19,7 +19,9 @@ from mgqe.quantizers import nearest_codes
 KMEANS_ITERATIONS = 15
 MAX_SAMPLE_ROWS = 65_536
 ROWS_PER_CENTROID = 64
-WORK_LIMIT = 1e12  # multiply-adds of one k-means, which bounds the iterations for huge codebooks
+WORK_LIMIT = 5e11  # multiply-adds of one k-means, which bounds rows and iterations for huge codebooks
+REVIVE_ROWS = 16_384
+REVIVE_EVERY = 100
 
 
 def start_codebooks(rows: Sequence[Tensor], capacity: Capacity, generator: torch.Generator) -> list[Tensor]:
@@ -48,9 +50,20 @@ def start_codebooks(rows: Sequence[Tensor], capacity: Capacity, generator: torch
     return books
 
 
-def sample_size(num_centroids: int) -> int:
-    """Rows of a tier that a k-means looks at."""
-    return max(MAX_SAMPLE_ROWS, ROWS_PER_CENTROID * num_centroids)
+def sample_size(num_centroids: int, embedding_dim: int) -> int:
+    """Rows of a tier that a k-means looks at: enough a centroid, but no more than it can go over once."""
+    wanted = max(MAX_SAMPLE_ROWS, ROWS_PER_CENTROID * num_centroids)
+    return max(num_centroids, min(wanted, int(WORK_LIMIT / (num_centroids * embedding_dim))))
+
+
+def revive_size(num_centroids: int) -> int:
+    """Rows of a tier that tell a dead centroid from one that is seldom chosen."""
+    return max(REVIVE_ROWS, ROWS_PER_CENTROID * num_centroids)
+
+
+def revive_interval(num_rows: int) -> int:
+    """Training passes between two looks for dead centroids among so many rows: the cost a pass stays the same."""
+    return REVIVE_EVERY * max(1, math.ceil(num_rows / REVIVE_ROWS))
 
 
 def kmeans(parts: Sequence[tuple[Tensor, int]], held: Tensor, num_centroids: int, generator: torch.Generator) -> Tensor:
@@ -65,7 +78,9 @@ def kmeans(parts: Sequence[tuple[Tensor, int]], held: Tensor, num_centroids: int
         (Dc, K, sc); centroids that no row chooses sit on random rows.
     """
     count, first, width = held.shape
-    sampled = [(draw_rows(rows, sample_size(num_centroids), generator), subspaces) for rows, subspaces in parts]
+    sampled = [
+        (draw_rows(rows, sample_size(num_centroids, rows.shape[1]), generator), subspaces) for rows, subspaces in parts
+    ]
     pieces = torch.cat([split_pieces(rows, width) for rows, _ in sampled])
     new = num_centroids - first
     book = torch.cat([held, draw_pieces(pieces, count, new, generator)], dim=1)
@@ -92,10 +107,17 @@ def split_pieces(rows: Tensor, width: int) -> Tensor:
 
 
 def draw_rows(rows: Tensor, limit: int, generator: torch.Generator) -> Tensor:
-    """At most ``limit`` rows, without repetition."""
+    """At most ``limit`` rows at random."""
     if len(rows) <= limit:
         return rows
-    return rows[torch.randperm(len(rows), generator=generator)[:limit].to(rows.device)]
+    return rows.index_select(0, draw_places(len(rows), limit, generator).to(rows.device))
+
+
+def draw_places(size: int, limit: int, generator: torch.Generator) -> Tensor:
+    """``limit`` random places below ``size`` on the CPU; without repetition unless they are few among many."""
+    if size > 4 * limit:
+        return torch.randint(size, (limit,), generator=generator, device="cpu")
+    return torch.randperm(size, generator=generator, device="cpu")[:limit]
 
 
 def draw_pieces(pieces: Tensor, count: int, num: int, generator: torch.Generator) -> Tensor:
@@ -107,15 +129,15 @@ def draw_pieces(pieces: Tensor, count: int, num: int, generator: torch.Generator
     if count == 1 and pieces.shape[1] != 1:
         pieces = pieces.reshape(-1, 1, pieces.shape[-1])
     rows, subspaces, width = pieces.shape
-    noise = torch.randn(subspaces, num, width, generator=generator).to(pieces.device)
+    noise = torch.randn(subspaces, num, width, generator=generator, device="cpu").to(pieces.device)
     if rows == 0:
         return noise * 0.01
     repeats = math.ceil(num / rows)
     # Each subspace draws on its own: otherwise revived centroids of all subspaces come from one row.
     picks = [
-        torch.cat([torch.randperm(rows, generator=generator)[:num] for _ in range(repeats)])[:num]
+        torch.cat([torch.randperm(rows, generator=generator, device="cpu")[:num] for _ in range(repeats)])[:num]
         if rows <= 4 * num
-        else torch.randint(rows, (num,), generator=generator)
+        else torch.randint(rows, (num,), generator=generator, device="cpu")
         for _ in range(subspaces)
     ]
     index = torch.stack(picks).to(pieces.device)
@@ -126,12 +148,12 @@ def draw_pieces(pieces: Tensor, count: int, num: int, generator: torch.Generator
 
 
 def revive(book: Tensor, uses: Tensor, rows: Tensor, generator: torch.Generator) -> int:
-    """Put each centroid that was not chosen since the last check on a row's piece, in place.
+    """Put each centroid that no row chose on a random row's piece, in place.
 
     Args:
         book: (Dc, Kc, sc), changed in place.
         uses: (Dc, Kc) how often each was chosen.
-        rows: (n, d) recent rows of tiers that reach the whole codebook.
+        rows: (n, d) rows of the tiers that reach these centroids.
 
     Returns:
         how many were moved.

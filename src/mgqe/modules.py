@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mgqe.embedding import QuantizedEmbedding
+from mgqe.quantized import QuantizedEmbedding
 
 
 def quantized_layers(model: nn.Module) -> list[QuantizedEmbedding]:
@@ -24,6 +24,8 @@ def quantization_loss(model: nn.Module) -> Tensor:
         scalar tensor, float32, on the layers' device.
     """
     losses = [loss for layer in quantized_layers(model) if (loss := layer.auxiliary_loss()) is not None]
+    if len(losses) == 1:
+        return losses[0].float()
     if losses:
         return torch.stack([loss.float().to(losses[0].device) for loss in losses]).sum()
     parameter = next(model.parameters(), None)

@@ -8,8 +8,6 @@ several neighbouring subspaces with one code.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -126,22 +124,6 @@ def soft_to_hard(scores: Tensor, codes: Tensor, temperature: float) -> Tensor:
 def mix_values(weights: Tensor, values: Tensor) -> Tensor:
     """e_j = sum_k w_jk V_jk: (n, D, K) and (D, K, s) -> (n, D * s)."""
     return torch.einsum("njk,jks->njs", weights, values).flatten(1)
-
-
-class SparseGradient(torch.autograd.Function):
-    """Identity whose backward pass makes the gradient sparse, so that SparseAdam takes the whole layer."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        """values (rows, ...) -> the same."""
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """Dense gradient -> sparse over its first dimension."""
-        # Not grad.to_sparse(1): that looks for rows of zeros, which takes longer than the rest of a training step.
-        index = torch.arange(grad.shape[0], device=grad.device).unsqueeze(0)
-        return torch.sparse_coo_tensor(index, grad, grad.shape, check_invariants=False, is_coalesced=True)
 
 
 def round_centroids(codebook: Tensor, centroid_dtype: str) -> Tensor:

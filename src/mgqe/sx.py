@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mgqe import ops
+from mgqe.autograd import SparseGradient
 from mgqe.capacity import Capacity
-from mgqe.codebook import revive, sample_size, start_codebooks
+from mgqe.codebook import revive, start_codebooks
 from mgqe.quantizers import (
-    SparseGradient,
     fold_normalization,
     mix_values,
     normalize_responses,
@@ -49,9 +49,15 @@ class SXQuantizer(nn.Module):
             self.register_buffer(f"mean_{g}", torch.zeros(size, device=like.device))
             self.register_buffer(f"variance_{g}", torch.ones(size, device=like.device))
 
-    def sample_size(self, tier: int) -> int:
-        """Rows of a tier that ``start`` and ``revive`` want to see at most."""
-        return sample_size(self.capacity.num_centroids[tier])
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """As constructed: zeros, which ``start`` replaces."""
+        for book in (*self.keys, *self.values_):
+            book.zero_()
+        for g in range(self.capacity.num_tiers):
+            mean, variance = self._statistics(g)
+            mean.zero_()
+            variance.fill_(1.0)
 
     @torch.no_grad()
     def start(self, rows: Sequence[Tensor], generator: torch.Generator) -> None:
@@ -60,8 +66,8 @@ class SXQuantizer(nn.Module):
         for key, book in zip(self.keys, books, strict=True):
             key.copy_(book)
         for g, tier_rows in enumerate(rows):
-            if len(tier_rows) > 1:
-                self._measure(g, self._responses(tier_rows, g), momentum=1.0)
+            scores = self._responses(tier_rows, g)
+            self._measure(g, *batch_statistics(scores, tier_rows.new_ones(len(tier_rows))), momentum=1.0)
         for number, value in enumerate(self.values_):
             sums, counts = (
                 torch.zeros_like(books[number]),
@@ -100,7 +106,9 @@ class SXQuantizer(nn.Module):
         return round_centroids(self._leaf(self.values_[number]).float(), self.centroid_dtype)
 
     def _leaf(self, parameter: Tensor) -> Tensor:
-        return SparseGradient.apply(parameter) if self.sparse else parameter  # type: ignore[no-untyped-call]
+        if self.sparse and torch.is_grad_enabled():
+            return SparseGradient.apply(parameter)  # type: ignore[no-any-return, no-untyped-call]
+        return parameter
 
     def _tier_view(self, book: Tensor, tier: int) -> Tensor:
         return tier_codebook(book, self.capacity.num_subspaces[tier], self.capacity.num_centroids[tier])
@@ -113,10 +121,11 @@ class SXQuantizer(nn.Module):
         return self.get_buffer(f"mean_{tier}"), self.get_buffer(f"variance_{tier}")
 
     @torch.no_grad()
-    def _measure(self, tier: int, scores: Tensor, momentum: float) -> None:
-        mean, variance = self._statistics(tier)
-        mean.lerp_(scores.mean(0).to(mean.dtype), momentum)
-        variance.lerp_(scores.var(0, unbiased=True).to(variance.dtype), momentum)
+    def _measure(self, tier: int, mean: Tensor, variance: Tensor, size: Tensor, momentum: float) -> None:
+        """Take a batch's statistics into the running ones; a batch of one row has no variance and is left out."""
+        unbiased = variance * (size / (size - 1).clamp(min=1))
+        for running, batch in zip(self._statistics(tier), (mean, unbiased), strict=True):
+            running.copy_(torch.where(size > 1, running.float().lerp(batch, momentum), running.float()))
 
     def codes(self, rows: Tensor, tier: int) -> Tensor:
         """Rows (n, d) of one tier -> (n, D_g) int32, with the batch norm folded into the keys."""
@@ -126,26 +135,42 @@ class SXQuantizer(nn.Module):
         return ops.assign(rows.detach().float(), folded.contiguous(), bias.contiguous())
 
     def forward(self, rows: Tensor, tier: Tensor, counts: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Quantise distinct rows (u, d) of the given tiers (u,); the auxiliary loss of SX is None."""
-        quantized = torch.zeros_like(rows, dtype=torch.float32)
-        for g in range(self.capacity.num_tiers):
-            at = (tier == g).nonzero().squeeze(-1)
-            if len(at):
-                quantized = quantized.index_copy(0, at, self._quantize(rows[at], g))
-        return quantized.to(rows.dtype), None
+        """Quantise rows (u, d); the auxiliary loss of SX is None.
 
-    def _quantize(self, rows: Tensor, tier: int) -> Tensor:
+        Args:
+            rows: (u, d).
+            tier: (u,) each row's tier; ascending, except under torch.compile.
+            counts: (u,); rows with a count of 0 (padding) have no part in the batch statistics, all others alike.
+        """
+        present = (counts > 0).float()
+        if self.capacity.num_tiers == 1:
+            return self._quantize(rows, present, 0).to(rows.dtype), None
+        if torch.compiler.is_compiling():
+            # How many rows a tier has is no static shape: every tier quantises every row.
+            quantized = self._quantize(rows, present * (tier == 0), 0)
+            for g in range(1, self.capacity.num_tiers):
+                mine = tier == g
+                quantized = torch.where(mine.unsqueeze(-1), self._quantize(rows, present * mine, g), quantized)
+            return quantized.to(rows.dtype), None
+        sizes = torch.bincount(tier, minlength=self.capacity.num_tiers).tolist()
+        parts = zip(torch.split(rows, sizes), torch.split(present, sizes), strict=True)
+        return torch.cat([self._quantize(*part, g) for g, part in enumerate(parts)]).to(rows.dtype), None
+
+    def _quantize(self, rows: Tensor, present: Tensor, tier: int) -> Tensor:
         number = self.capacity.codebook_of[tier]
         if not torch.is_grad_enabled():
             return ops.gather(self.codes(rows, tier), self.values(number))
         scores = self._responses(rows, tier)
-        if self.training and len(rows) > 1:
-            self._measure(tier, scores.detach(), MOMENTUM)
-            normalized = normalize_responses(scores, scores.mean(0), scores.var(0, unbiased=False))
+        mean, variance = (statistic.float() for statistic in self._statistics(tier))
+        if self.training:
+            batch_mean, batch_variance, size = batch_statistics(scores, present)
+            mean = torch.where(size > 1, batch_mean, mean)
+            variance = torch.where(size > 1, batch_variance, variance)
+            self._measure(tier, batch_mean.detach(), batch_variance.detach(), size, MOMENTUM)
+            normalized = normalize_responses(scores, mean, variance)
             codes = normalized.detach().argmax(-1)
         else:
-            mean, variance = self._statistics(tier)
-            normalized = normalize_responses(scores, mean.float(), variance.float())
+            normalized = normalize_responses(scores, mean, variance)
             codes = self.codes(rows, tier)
         weights = soft_to_hard(normalized, codes, TEMPERATURE)
         return mix_values(weights, self._tier_view(self.values(number), tier))
@@ -153,3 +178,16 @@ class SXQuantizer(nn.Module):
     def served(self) -> list[Tensor]:
         """The codebooks that a frozen table holds, before rounding to ``centroid_dtype``: the values."""
         return [value.detach().float() for value in self.values_]
+
+
+def batch_statistics(scores: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and (biased) variance (D, K) of the responses (n, D, K) of the rows that are present, and their number.
+
+    Args:
+        scores: (n, D, K).
+        present: (n,) ones, and zeros for rows that do not count.
+    """
+    size = present.sum()
+    shares = present / size.clamp(min=1)
+    mean = torch.einsum("n,njk->jk", shares, scores)
+    return mean, torch.einsum("n,njk->jk", shares, (scores - mean).square()), size

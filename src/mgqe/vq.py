@@ -8,16 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from mgqe import ops
+from mgqe.autograd import QuantizeRows, SparseGradient
 from mgqe.capacity import Capacity
-from mgqe.codebook import revive, sample_size, start_codebooks
-from mgqe.quantizers import (
-    SparseGradient,
-    codebook_loss,
-    commitment_loss,
-    nearest_codes,
-    round_centroids,
-    straight_through,
-)
+from mgqe.codebook import revive, start_codebooks
+from mgqe.quantizers import codebook_loss, commitment_loss, nearest_codes, round_centroids, straight_through
 
 
 class VQQuantizer(nn.Module):
@@ -39,9 +33,11 @@ class VQQuantizer(nn.Module):
         self.commitment = commitment
         self.codebooks = nn.ParameterList(nn.Parameter(like.new_zeros(shape)) for shape in capacity.codebook_shapes)
 
-    def sample_size(self, tier: int) -> int:
-        """Rows of a tier that ``start`` and ``revive`` want to see at most."""
-        return sample_size(self.capacity.num_centroids[tier])
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """As constructed: zeros, which ``start`` replaces."""
+        for book in self.codebooks:
+            book.zero_()
 
     @torch.no_grad()
     def start(self, rows: Sequence[Tensor], generator: torch.Generator) -> None:
@@ -54,13 +50,11 @@ class VQQuantizer(nn.Module):
         """Move centroids that no given row chooses onto rows of tiers that reach them; returns how many."""
         moved = 0
         for number, parameter in enumerate(self.codebooks):
-            book = self.values(number).detach().float()
+            book = self._book(number)
             tiers = [g for g, used in enumerate(self.capacity.codebook_of) if used == number and len(rows[g])]
             uses = torch.zeros(book.shape[:2], device=book.device)
             for g in tiers:
-                codes = self.codes(rows[g], g)
-                ones = torch.ones(len(rows[g]), 1, device=book.device).expand(-1, rows[g].shape[1])
-                uses += ops.scatter(ones.contiguous(), codes, None, *book.shape)[1]
+                uses += ops.scatter(rows[g], self.codes(rows[g], g), None, *book.shape)[1]
             start = 0
             for reach in sorted({self.capacity.num_centroids[g] for g in tiers}):
                 near = torch.cat([rows[g] for g in tiers if self.capacity.num_centroids[g] >= reach])
@@ -74,55 +68,72 @@ class VQQuantizer(nn.Module):
     def values(self, number: int) -> Tensor:
         """Codebook ``number`` in float32 as it will be served, (Dc, Kc, sc), differentiable."""
         book = self.codebooks[number]
-        if self.sparse:
+        if self.sparse and torch.is_grad_enabled():
             book = SparseGradient.apply(book)  # type: ignore[no-untyped-call]
         return round_centroids(book.float(), self.centroid_dtype)
 
+    def _book(self, number: int) -> Tensor:
+        """The same without a gradient."""
+        return round_centroids(self.codebooks[number].detach().float(), self.centroid_dtype)
+
     def codes(self, rows: Tensor, tier: int) -> Tensor:
         """Rows (n, d) of one tier -> (n, D_g) int32."""
-        book = self.values(self.capacity.codebook_of[tier]).detach()
         return nearest_codes(
-            rows.detach().float(), book, self.capacity.num_subspaces[tier], self.capacity.num_centroids[tier]
+            rows.detach().float(),
+            self._book(self.capacity.codebook_of[tier]),
+            self.capacity.num_subspaces[tier],
+            self.capacity.num_centroids[tier],
         )
 
     def forward(self, rows: Tensor, tier: Tensor, counts: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Quantise distinct rows, straight through.
+        """Quantise rows, straight through.
 
         Args:
             rows: (u, d).
-            tier: (u,) each row's tier.
+            tier: (u,) each row's tier; ascending, except under torch.compile.
             counts: (u,) each row's weight in the loss.
 
         Returns:
-            (u, d) quantised rows in the rows' dtype, and the loss: codebook loss plus commitment.
+            (u, d) quantised rows in the rows' dtype, and the loss, codebook loss plus beta * commitment; None
+            outside training.
         """
-        decoded = self.decode_tiers(rows, tier).to(rows.dtype)
         if not torch.is_grad_enabled():
-            return decoded, None
+            return self.decode_tiers(rows, tier).to(rows.dtype), None
         if not self.training:
-            return straight_through(rows, decoded.detach()), None
-        loss = codebook_loss(rows, decoded, counts) + self.commitment * commitment_loss(rows, decoded, counts)
-        return straight_through(rows, decoded.detach()), loss
+            return straight_through(rows, self.decode_tiers(rows, tier).detach().to(rows.dtype)), None
+        if torch.compiler.is_compiling():
+            decoded, exact = self.decode_tiers(rows, tier), rows.float()
+            loss = codebook_loss(exact, decoded, counts) + self.commitment * commitment_loss(exact, decoded, counts)
+            return straight_through(rows, decoded.detach().to(rows.dtype)), loss
+        books = [self.values(number) for number in range(len(self.codebooks))]
+        vectors, loss = QuantizeRows.apply(  # type: ignore[no-untyped-call]
+            rows, counts, self.commitment, self._blocks(rows, tier), *books
+        )
+        return vectors, loss
+
+    def _blocks(self, rows: Tensor, tier: Tensor) -> list[tuple[Tensor, int]]:
+        """Codes of rows that lie together by tier, with the number of their codebook; neighbours joined."""
+        of, subspaces = self.capacity.codebook_of, self.capacity.num_subspaces
+        if self.capacity.num_tiers == 1:
+            return [(self.codes(rows, 0), 0)]
+        sizes = torch.bincount(tier, minlength=self.capacity.num_tiers).tolist()
+        codes = [self.codes(part, g) for g, part in enumerate(torch.split(rows.detach(), sizes))]
+        if len(set(of)) == len(set(subspaces)) == 1:
+            return [(torch.cat(codes), 0)]
+        return list(zip(codes, of, strict=True))
 
     def decode_tiers(self, rows: Tensor, tier: Tensor) -> Tensor:
-        """Each row's centroids (u, d) float32, differentiable in the codebooks."""
+        """Each row's centroids (u, d) float32, differentiable in the codebooks; arguments as in ``forward``."""
         books = [self.values(number) for number in range(len(self.codebooks))]
-        of = self.capacity.codebook_of
-        if self.capacity.num_tiers == 1:
-            return ops.gather(self.codes(rows, 0), books[0])
-        if torch.compiler.is_compiling():  # how many rows a tier has is no static shape
-            decoded = ops.gather(self.codes(rows, 0), books[of[0]])
-            for g in range(1, self.capacity.num_tiers):
+        if self.capacity.num_tiers > 1 and torch.compiler.is_compiling():
+            # How many rows a tier has is no static shape: every tier decodes every row.
+            decoded = ops.gather(self.codes(rows, 0), books[0])
+            for g, number in enumerate(self.capacity.codebook_of[1:], start=1):
                 mine = (tier == g).unsqueeze(-1)
-                decoded = torch.where(mine, ops.gather(self.codes(rows, g), books[of[g]]), decoded)
+                decoded = torch.where(mine, ops.gather(self.codes(rows, g), books[number]), decoded)
             return decoded
-        places = [(tier == g).nonzero().squeeze(-1) for g in range(self.capacity.num_tiers)]
-        parts = [
-            ops.gather(self.codes(rows.detach().index_select(0, at), g), books[of[g]]) for g, at in enumerate(places)
-        ]
-        back = torch.empty_like(tier, dtype=torch.int64)
-        back[torch.cat(places)] = torch.arange(len(tier), device=tier.device)
-        return torch.cat(parts).index_select(0, back)
+        parts = [ops.gather(codes, books[number]) for codes, number in self._blocks(rows, tier)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def served(self) -> list[Tensor]:
         """The codebooks that a frozen table holds, before rounding to ``centroid_dtype``."""
