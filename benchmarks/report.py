@@ -1,0 +1,142 @@
+"""Results -> the tables in README.md and docs/method.md, between <!-- NAME --> and <!-- /NAME -->.
+
+python benchmarks/report.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+TITLES = {"ml-1m": "MovieLens-1M", "amazon-apps": "Amazon Apps"}
+
+
+def read(name: str) -> Any:
+    """A results file, None if it is not there."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table; every column but the first is aligned to the right."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def share_row(row: dict[str, Any]) -> list[str]:
+    gap = f"{row['difference']:+.2f}"
+    if len(row["seeds"]) > 1:
+        gap += f" ± {row['difference_half_width']:.2f}"
+    return [
+        row["method"],
+        f"`{row['embedding']}`",
+        f"{100 * row['share']:.1f}%",
+        f"{row['valid_hr@10']:.4f}",
+        f"{row['hr@10']:.4f}",
+        f"{row['ndcg@10']:.4f}",
+        f"{row['full_hr@10']:.4f}",
+        "" if row["method"] == "full" else gap,
+        str(len(row["seeds"])),
+    ]
+
+
+def curve(data: str) -> str:
+    """Every method at every budget."""
+    found = read(f"curve-{data}")
+    if found is None:
+        return ""
+    rows = sorted(found["rows"], key=lambda row: (-row["budget"], -row["hr@10"]))
+    header = ["method", "embedding", "bytes", "valid HR@10", "HR@10", "NDCG@10", "HR@10, whole catalogue"]
+    return f"**{TITLES[data]}**\n\n" + markdown([*header, "points to full", "seeds"], [share_row(row) for row in rows])
+
+
+def headline(data: str) -> str:
+    """MGQE against the others at each budget, HR@10 only."""
+    found = read(f"curve-{data}")
+    if found is None:
+        return ""
+    methods = list(dict.fromkeys(row["method"] for row in found["rows"]))
+    budgets = sorted({row["budget"] for row in found["rows"]} - {100}, reverse=True)
+    by_place = {(row["method"], row["budget"]): row for row in found["rows"]}
+    full = by_place["full", 100]
+    rows = []
+    for method in reversed(methods):
+        if method == "full":
+            continue
+        cells = [by_place.get((method, budget)) for budget in budgets]
+        rows.append([method, *(f"{c['hr@10']:.3f}" if c else "" for c in cells)])
+    title = f"{TITLES[data]}, full tables {full['hr@10']:.3f}"
+    return markdown([title, *(f"≤ {budget}%" for budget in budgets)], rows)
+
+
+def recipes(data: str) -> str:
+    """One change at a time."""
+    found = read(f"recipes-{data}")
+    if found is None:
+        return ""
+    base = {row["seed"]: row["quality"] for row in found if row["variant"] == "default"}
+    rows = []
+    for name in dict.fromkeys(row["variant"] for row in found):
+        mine = [row for row in found if row["variant"] == name]
+        shown = [100 * statistics.fmean(row["bytes"] / row["full_bytes"] for row in mine)]
+        figures = [statistics.fmean(row["quality"][key] for row in mine) for key in ("valid_hr@10", "hr@10", "ndcg@10")]
+        gap = statistics.fmean(100 * (row["quality"]["valid_hr@10"] - base[row["seed"]]["valid_hr@10"]) for row in mine)
+        start = statistics.fmean(row["start"]["hr@10"] for row in mine)
+        rows.append([name, f"{shown[0]:.1f}%", f"{start:.4f}", *(f"{x:.4f}" for x in figures), f"{gap:+.2f}"])
+    header = ["variant", "bytes", "valid HR@10 at the start", "valid HR@10", "test HR@10", "test NDCG@10"]
+    return f"**{TITLES[data]}**\n\n" + markdown([*header, "points to default (valid)"], rows)
+
+
+def speed() -> str:
+    """Ratios to the peer of each benchmark."""
+    rows = []
+    names = {"decode": "look-up of 65,536 ids, D=8, K=256", "assign": "nearest centroids of 4,096 rows, d=64"}
+    for name, title in names.items():
+        found = read(name)
+        for row in found["results"] if found else ():
+            if row["target"] is not None:
+                where = ", ".join(str(row[key]) for key in ("rows", "ids") if key in row)
+                if name == "decode":
+                    where = f"{row['rows']} rows, {row['ids']} ids"
+                else:
+                    where = f"D={row['subspaces']}, K={row['centroids']}"
+                peer = "nn.Embedding" if name == "decode" else "torch matmul + argmin"
+                rows.append(
+                    [f"{title}: {where}", peer, str(row["threads"]), f"{row['ratio']:.3f}", f"{row['target']:.3f}"]
+                )
+    for name in ("train_step", "epoch"):
+        found = read(name)
+        for row in found["results"] if found else ():
+            if row.get("target") is not None:
+                rows.append(
+                    [f"{name.replace('_', ' ')}: {row['name']}", "nn.Embedding", str(row["threads"]),
+                     f"{row['ratio']:.3f}", f"{row['target']:.3f}"]
+                )  # fmt: skip
+    return markdown(["what", "against", "threads", "share of its time", "target"], rows)
+
+
+def fill(path: Path, parts: dict[str, str]) -> None:
+    """Replace what stands between the markers of each part."""
+    text = path.read_text()
+    for name, part in parts.items():
+        pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
+        text = re.sub(pattern, lambda _, n=name, p=part: f"<!-- {n} -->\n\n{p}\n\n<!-- /{n} -->", text, flags=re.DOTALL)
+    path.write_text(text)
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parts = {f"{kind.__name__}-{data}": kind(data) for kind in (curve, headline, recipes) for data in TITLES}
+    parts["speed"] = speed()
+    for path in (ROOT / "README.md", ROOT / "docs" / "method.md"):
+        fill(path, parts)
+
+
+if __name__ == "__main__":
+    main()
