@@ -34,21 +34,25 @@ ML_1M: Grid = {
     "PQ after training": {
         20: ["pq:D=32,K=512,centroids=int8"],
         15: ["pq:D=32,K=256,centroids=int8"],
-        10: ["pq:D=32,K=64,centroids=int8"],
+        10: ["pq:D=32,K=64,centroids=int8", "pq:d=32,D=16,K=256,centroids=int8"],
         5: ["pq:D=32,K=8,centroids=int8", "pq:d=32,D=16,K=32,centroids=int8"],
         2: ["pq:d=16,D=8,K=16,centroids=int8"],
     },
     "DPQ": {
         20: ["dpq:D=32,K=512,centroids=int8"],
         15: ["dpq:D=32,K=256,centroids=int8"],
-        10: ["dpq:D=32,K=64,centroids=int8"],
+        10: ["dpq:D=32,K=64,centroids=int8", "dpq:d=32,D=16,K=256,centroids=int8"],
         5: ["dpq:D=32,K=8,centroids=int8", "dpq:d=32,D=16,K=32,centroids=int8"],
         2: ["dpq:d=16,D=8,K=16,centroids=int8"],
     },
     "MGQE": {
         20: ["mgqe:D=32,K=1024/512,centroids=int8"],
         15: ["mgqe:D=32,K=256/128,centroids=int8"],
-        10: ["mgqe:D=32,K=256/32,centroids=int8", "mgqe:D=32,K=128/64,share_subspaces=true"],
+        10: [
+            "mgqe:D=32,K=256/32,centroids=int8",
+            "mgqe:D=32,K=128/64,share_subspaces=true",
+            "mgqe:d=32,D=16,K=512/256,centroids=int8",
+        ],
         5: ["mgqe:d=32,D=16,K=128/32,centroids=int8", "mgqe:D=16,K=256/32,share_subspaces=true"],
         2: [
             "mgqe:d=16,D=8,K=32/16,centroids=int8",
@@ -60,11 +64,11 @@ APPS: Grid = {
     "small d": {6: ["full:d=3"]},
     "low rank": {6: ["lowrank:r=3"]},
     "scalar": {10: ["scalar:bits=3"], 6: ["scalar:bits=1"]},
-    "PQ after training": {10: ["pq:D=32,K=64"], 6: ["pq:D=16,K=64"]},
-    "DPQ": {10: ["dpq:D=32,K=64"], 6: ["dpq:D=16,K=64"]},
+    "PQ after training": {10: ["pq:D=32,K=64"], 6: ["pq:D=16,K=64", "pq:d=32,D=16,K=64"]},
+    "DPQ": {10: ["dpq:D=32,K=64"], 6: ["dpq:D=16,K=64", "dpq:d=32,D=16,K=64"]},
     "MGQE": {
         10: ["mgqe:D=32,K=256/32"],
-        6: ["mgqe:D=16,K=256/64"],
+        6: ["mgqe:D=16,K=256/64", "mgqe:d=32,D=16,K=256/64"],
         2: ["mgqe:d=16,D=8,K=64/16"],
     },
 }
