@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from mgqe.recsys.checkpoint import write_json
 from mgqe.recsys.config import TrainConfig
 from mgqe.recsys.datasets import tuned_settings
 from mgqe.report import Interval
-from mgqe.study import Event, Study, run_study
+from mgqe.study import Event, Run, Study, run_study
 
 Grid = dict[str, dict[int, list[str]]]  # method -> budget in % -> candidates
 
@@ -81,6 +82,16 @@ def candidates(grid: Grid, methods: list[str]) -> list[str]:
     return list(dict.fromkeys(["full", *listed]))
 
 
+def finished(run: Run, out: Path) -> dict[str, Any] | None:
+    """The metrics of a finished run of exactly this configuration (wherever its data lay), else None."""
+    path = out / run.folder / "metrics.json"
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text())
+    wanted = json.loads(json.dumps(asdict(run.config)))
+    return found if {**found["config"], "data_dir": None} == {**wanted, "data_dir": None} else None
+
+
 def rows_of(grid: Grid, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row a method and budget: the candidate with the best validation figure, and the rejected ones' names."""
     by_spec: dict[str, list[dict[str, Any]]] = {}
@@ -118,6 +129,8 @@ def rows_of(grid: Grid, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for method, budgets in grid.items():
         for budget, specs in budgets.items():
             there = [names[spec] for spec in specs if names[spec] in by_spec]
+            most = max((len(by_spec[spec]) for spec in there), default=0)
+            there = [spec for spec in there if len(by_spec[spec]) == most]
             if there:
                 best = max(there, key=lambda s: statistics.fmean(r["quality"]["valid_hr@10"] for r in by_spec[s]))
                 rows.append(row(method, budget, best, [spec for spec in there if spec != best]))
@@ -214,7 +227,8 @@ def main() -> None:
                 progress.advance(total)
 
         run_study(study, given.jobs, on_event=on_event)
-    runs = [json.loads(path.read_text()) for path in sorted(study.out.glob("runs/*/metrics.json"))]
+    whole = replace(study, embeddings=tuple(candidates(grid, list(grid))))
+    runs = [found for run in whole.runs() if (found := finished(run, study.out)) is not None]
     rows = rows_of(grid, runs)
     first = runs[0]
     write_json(

@@ -22,10 +22,10 @@ import torch
 from torch import nn
 
 from mgqe import quantization_loss, start_quantizing
-from mgqe.recsys.checkpoint import write_json
+from mgqe.recsys.checkpoint import LAST, write_json
 from mgqe.recsys.config import TrainConfig
 from mgqe.recsys.datasets import tuned_settings
-from mgqe.recsys.loop import make_optimizer, run_phase
+from mgqe.recsys.loop import carry_optimizer, make_optimizer, optimizer_names, run_phase
 from mgqe.recsys.provenance import commit, machine, versions
 from mgqe.recsys.seeds import derive_seed
 from mgqe.recsys.train import RunData, anneal, build_tables, warm_up
@@ -51,7 +51,7 @@ VARIANTS = [
     Variant("default"),
     Variant("full table, as it is before the start", "full", settings=(("quantised_epochs", 0),)),
     Variant("full table, trained on as long (control)", "full"),
-    Variant("no fine-tuning: k-means on the trained rows", settings=(("quantised_epochs", 0),)),
+    Variant("no third phase: k-means on the trained rows", settings=(("quantised_epochs", 0),)),
     Variant("no warm-up, 30 epochs through the codes", settings=(("warm_up_epochs", 0), *ALL_QUANTISED)),
     Variant("warm-up of 3 epochs, 30 through the codes", settings=(("warm_up_epochs", 3), *ALL_QUANTISED)),
     Variant("start before annealing, 1e-3", settings=(("anneal_epochs", 0), ("quantised_learning_rate", 1e-3))),
@@ -87,20 +87,18 @@ def run(variant: Variant, config: TrainConfig, data: RunData, folder: Path) -> d
     config = replace(config, embedding=variant.embedding, **settings)
     rate = config.quantised_learning_rate * factor
     config = replace(config, quantised_learning_rate=rate, centroid_learning_rate=rate * centroids)
-    model, first = warm_up(config, data, folder, lambda report: None)
+    full, before = warm_up(config, data, folder, lambda report: None)
     if config.anneal_epochs:
-        anneal(config, data, model, first, folder, lambda report: None)
+        before = anneal(config, data, full, before, folder, lambda report: None)
     started = time.perf_counter()
     phase = config.phase("quantised")
     directory = folder / f"{variant.name.replace('/', '_').replace(' ', '-')}-{config.seed}"
-    if variant.embedding == "full":
-        result = run_phase(model, data.task, phase, directory, lambda report: None, make_optimizer(model, phase))
-    else:
-        model = _swap(config, data, model, variant)
+    model = full if variant.embedding == "full" else _swap(config, data, full, variant)
+    optimizer = make_optimizer(model, phase)
+    carry_optimizer(before.optimizer, optimizer_names(full), model, optimizer)
+    if not (directory / LAST).is_file():
         start_quantizing(model)
-        result = run_phase(
-            model, data.task, phase, directory, lambda report: None, make_optimizer(model, phase), quantization_loss
-        )
+    result = run_phase(model, data.task, phase, directory, lambda report: None, optimizer, quantization_loss)
     model.eval()
     stats, size = [], 0
     for table in (model.user, model.item):
