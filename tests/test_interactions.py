@@ -64,7 +64,7 @@ def test_csv_separators(tmp_path: Path, separator: str) -> None:
 def test_csv_column_names_and_dates(tmp_path: Path) -> None:
     text = 'who,what,when\nb,"x, y",2024-01-02\nb,z,2023-12-31\n'
     path = write(tmp_path, text, "data.csv")
-    with pytest.raises(ValueError, match="no column that looks like the user.*who, what, when.*--user-column"):
+    with pytest.raises(ValueError, match=r"no column that looks like the user.*who, what, when.*--user-column"):
         load_interactions(path)
     assert histories(path, columns=Columns("who", "what", "when")) == {"b": ["z", "x, y"]}
     with pytest.raises(ValueError, match="no column 'whom' for the user"):
@@ -175,3 +175,30 @@ def test_id_map_round_trip(tmp_path: Path) -> None:
     (tmp_path / "ids.parquet").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="expected a Parquet file"):
         IdMap.load(tmp_path / "ids.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.txt", "user item\n1 2\n1 3\n", "looks like a header"),
+        ("a.txt", "1 10 5 978300760\n2 11 3 978302109\n3 12 4 978301968\n", "every line has 4 words"),
+    ],
+)
+def test_what_is_not_an_interaction_is_not_taken_for_one(tmp_path, name, text, message):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_interactions(path)
+
+
+def test_ids_lose_the_spaces_around_them(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("user,item\n1, 2\n1,3\n2,2\n")
+    assert len(load_interactions(path).item_ids) == 2
+
+
+def test_ids_beyond_64_bits_are_said(tmp_path):
+    path = tmp_path / "a.parquet"
+    pl.DataFrame({"user": [1], "item": [2**64 - 1]}, schema={"user": pl.UInt64, "item": pl.UInt64}).write_parquet(path)
+    with pytest.raises(ValueError, match="64-bit"):
+        load_interactions(path)

@@ -49,11 +49,12 @@ class Study:
     out: Path
 
     def __post_init__(self) -> None:
-        for name, values in (("embedding", self.embeddings), ("seed", self.seeds)):
-            if not values:
+        alike = tuple(self.base.with_embedding(embedding) for embedding in self.embeddings)  # however written
+        for name, given, values in (("embedding", self.embeddings, alike), ("seed", self.seeds, self.seeds)):
+            if not given:
                 raise ValueError(f"a comparison needs at least one {name}")
-            if len(set(values)) < len(values):
-                raise ValueError(f"expected each {name} once, got {', '.join(map(str, values))}")
+            if len(set(values)) < len(given):
+                raise ValueError(f"expected each {name} once, got {', '.join(map(str, given))}")
 
     def runs(self) -> list[Run]:
         """All runs; of those that share a warm-up one comes early, so that the others find it done."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import typing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -14,6 +15,7 @@ import torch
 from mgqe.recsys.embeddings import Spec
 from mgqe.recsys.loop import PhaseConfig
 
+SCHEDULE = 3  # raised when the phases change, so that no result of an older schedule is taken for a newer one
 OF_PHASE_2 = ("anneal_epochs", "anneal_learning_rate")
 OF_PHASE_3 = ("quantised_epochs", "quantised_learning_rate", "centroid_learning_rate")
 
@@ -70,12 +72,14 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         for name in ("learning_rate", "anneal_learning_rate", "quantised_learning_rate", "init_std"):
-            if not 0 < getattr(self, name) < float("inf"):
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.centroid_learning_rate is not None and not 0 <= self.centroid_learning_rate < math.inf:
+            raise ValueError(f"centroid_learning_rate must be 0 or more, got {self.centroid_learning_rate}")
         for name in ("max_epochs", "warm_up_epochs", "anneal_epochs", "quantised_epochs"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if self.weight_decay < 0 or not 0 <= self.dropout < 1:
+        if not 0 <= self.weight_decay < math.inf or not 0 <= self.dropout < 1:
             raise ValueError("weight_decay must be 0 or more and dropout in [0, 1)")
         Spec.parse(self.embedding)
 
@@ -95,14 +99,12 @@ class TrainConfig:
         """
         warm_up = self.spec.warm_up()
         defaults = {name: getattr(TrainConfig, name) for name in (*OF_PHASE_2, *OF_PHASE_3)}
-        epochs = self.warm_up_epochs if self.spec.method.kind == "quantised" else None
         return replace(
             self,
             **defaults,
             dim=self.embedding_dim,
             embedding=str(replace(warm_up, dim=None)),
             label="",
-            warm_up_epochs=epochs,
         )
 
     def phase(self, name: str) -> PhaseConfig:
@@ -112,6 +114,7 @@ class TrainConfig:
             "annealed": (self.anneal_learning_rate, self.anneal_epochs),
             "quantised": (self.quantised_learning_rate, self.quantised_epochs),
         }[name]
+        centroids = self.centroid_learning_rate
         return PhaseConfig(
             name=name,
             batch_size=self.batch_size,
@@ -119,7 +122,7 @@ class TrainConfig:
             weight_decay=self.weight_decay,
             max_epochs=self.max_epochs if fixed is None else fixed,
             patience=self.patience if fixed is None else fixed + 1,
-            centroid_learning_rate=(self.centroid_learning_rate if name == "quantised" else None) or rate,
+            centroid_learning_rate=rate if name != "quantised" or centroids is None else centroids,
             anneal=name != "full",
         )
 
@@ -165,5 +168,7 @@ def warm_up_key(config: TrainConfig, fingerprint: str, annealed: bool = False) -
         fields.update({name: getattr(config, name) for name in OF_PHASE_2})
     for name in ("data", "data_dir", "format", "user_column", "item_column", "time_column", "label"):
         del fields[name]
-    text = json.dumps({**fields, "fingerprint": fingerprint, "torch": torch.__version__}, sort_keys=True)
+    text = json.dumps(
+        {**fields, "schedule": SCHEDULE, "fingerprint": fingerprint, "torch": torch.__version__}, sort_keys=True
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +55,14 @@ def recognise(path: Path) -> str:
     rows = [line.split() for line in lines]
     if all(len(row) == 2 for row in rows):
         return "pairs"
-    return "lines" if len({row[0] for row in rows}) == len(rows) else "pairs"
+    if len({row[0] for row in rows}) < len(rows):
+        return "pairs"
+    if len(rows) > 1 and len({len(row) for row in rows}) == 1:
+        raise ValueError(
+            f"{path}: every line has {len(rows[0])} words, which may be columns or a user and all its items: "
+            "say --format lines, or give the columns a header and say --format csv"
+        )
+    return "lines"
 
 
 def read_frame(path: Path, format: str, columns: Columns) -> pl.DataFrame:
@@ -75,7 +83,10 @@ def read_frame(path: Path, format: str, columns: Columns) -> pl.DataFrame:
         raise ValueError(f"{path}: cannot be read: {error}") from error
     if frame.height == 0:
         raise ValueError(f"{path} holds no interactions: expected at least one")
-    return frame.with_columns(_as_ids(path, frame["user"]), _as_ids(path, frame["item"]))
+    try:
+        return frame.with_columns(_as_ids(path, frame["user"]), _as_ids(path, frame["item"]))
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{path}: expected ids that fit 64-bit integers, or text: {error}") from error
 
 
 def _text_lines(path: Path) -> pl.DataFrame:
@@ -101,7 +112,15 @@ def _read_pairs(path: Path) -> pl.DataFrame:
             f"{path}, line {line}: expected 2 fields, `user item`, got {len(field)}: {_shown(field)} "
             "(if each line is one user and all their items, say --format lines; if the file has a header, csv)"
         )
-    return frame.select(pl.col("field").list.get(0).alias("user"), pl.col("field").list.get(1).alias("item"))
+    frame = frame.select(pl.col("field").list.get(0).alias("user"), pl.col("field").list.get(1).alias("item"))
+    if frame.height and tuple(word.lower() for word in frame.row(0)) in itertools.product(
+        _NAMES["user"], _NAMES["item"]
+    ):
+        raise ValueError(
+            f"{path}, line 1: expected `user item`, got what looks like a header, {_shown(frame.row(0))}: "
+            "delete that line, or separate the columns by commas or tabs and say --format csv"
+        )
+    return frame
 
 
 def _read_lines(path: Path) -> pl.DataFrame:
@@ -214,7 +233,7 @@ def _as_ids(path: Path, column: pl.Series) -> pl.Series:
         raise ValueError(f"{path}: expected whole numbers or text as {column.name} ids, got fractions")
     if column.dtype not in (pl.String, pl.Categorical) and not isinstance(column.dtype, pl.Enum):
         raise ValueError(f"{path}: expected integers or text as {column.name} ids, got {column.dtype}")
-    text: pl.Series = column.cast(pl.String)
+    text: pl.Series = column.cast(pl.String).str.strip_chars()
     if text.str.contains(r"^(0|-?[1-9]\d{0,17})$").all():
         integers = text.cast(pl.Int64)
         return integers

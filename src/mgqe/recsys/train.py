@@ -1,4 +1,4 @@
-"""One run from a data set to files: warm-up, quantised training, frozen tables, figures of what ships.
+"""One run from a data set to files: three phases of training, frozen tables, figures of what ships.
 
 Phase 1 trains full tables (or whatever the embedding is, if it is not one that compresses a full table) until
 validation stops improving; phase 2 goes on while the learning rate falls to zero. Every method has these two. Phase 3,
@@ -40,7 +40,7 @@ from mgqe.recsys.provenance import commit, machine, versions
 from mgqe.recsys.ranking import RankingTask
 from mgqe.recsys.seeds import derive_seed
 
-CONFIG, METRICS, MODEL = "config.json", "metrics.json", "model.safetensors"
+CONFIG, DATA, METRICS, MODEL = "config.json", "data.json", "metrics.json", "model.safetensors"
 TABLES = {"user": "user.mgqe.safetensors", "item": "item.mgqe.safetensors"}
 
 
@@ -75,7 +75,7 @@ def train_run(
     """Run `config` in the folder `out` and return what OUT/metrics.json then holds.
 
     A finished `out` is returned as it is; an unfinished one goes on where it stopped. ValueError when `out` holds
-    another configuration, unless `overwrite`, which starts afresh. warm_ups: a folder where runs share phase 1.
+    another configuration, unless `overwrite`, which starts afresh. warm_ups: a folder where runs share phases 1 and 2.
     """
     out = Path(out)
     if overwrite:
@@ -100,6 +100,7 @@ def train_run(
 def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch) -> dict[str, Any]:
     started = time.perf_counter()
     data = RunData.load(config)
+    _check_same_data(out / DATA, data)
     model, first = warm_up(config, data, warm_ups, on_epoch)
     phases = {"full": first, "annealed": anneal(config, data, model, first, warm_ups, on_epoch)}
     if config.spec.method.kind == "quantised":
@@ -140,6 +141,7 @@ def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch) -> d
         "config": asdict(config),
     }
     write_json(out / METRICS, metrics)
+    (out / DATA).unlink()
     for phase_folder in out.glob("phase-*"):
         shutil.rmtree(phase_folder, ignore_errors=True)
     return metrics
@@ -239,9 +241,16 @@ def _check_same(found: dict[str, Any], config: TrainConfig, out: Path) -> None:
         raise ValueError(f"{out} holds another run ({listed}): choose another --out, or start afresh with --overwrite")
 
 
+def _check_same_data(path: Path, data: RunData) -> None:
+    """Refuse to go on with an interrupted run on a file that has changed since."""
+    if path.is_file() and read_json(path)["sha256"] != data.fingerprint:
+        raise ValueError(f"the data have changed since the run in {path.parent} began: start afresh with --overwrite")
+    write_json(path, {"sha256": data.fingerprint})
+
+
 def _clear(out: Path) -> None:
     """Remove what a run leaves in `out`, and nothing else."""
-    for name in (METRICS, CONFIG, MODEL, *TABLES.values(), "user_ids.parquet", "item_ids.parquet"):
+    for name in (METRICS, CONFIG, DATA, MODEL, *TABLES.values(), "user_ids.parquet", "item_ids.parquet"):
         (out / name).unlink(missing_ok=True)
     for folder in out.glob("phase-*"):
         with contextlib.suppress(OSError):
