@@ -14,10 +14,10 @@ from mgqe.vq import VQQuantizer
 class TaskGradient(VQQuantizer):
     """The task's gradient moves the centroids as well as the rows."""
 
-    def forward(self, rows: Tensor, tier: Tensor, counts: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, rows: Tensor, groups: list[int], counts: Tensor) -> tuple[Tensor, Tensor | None]:
         if not (self.training and torch.is_grad_enabled()):
-            return super().forward(rows, tier, counts)
-        decoded = self.decode_tiers(rows, tier)
+            return super().forward(rows, groups, counts)
+        decoded = self.decode_tiers(rows, groups)
         loss = codebook_loss(rows, decoded, counts) + self.commitment * commitment_loss(rows, decoded, counts)
         return straight_through(rows, decoded), loss
 
@@ -27,20 +27,20 @@ class EMACentroids(VQQuantizer):
 
     decay = 0.99
 
-    def forward(self, rows: Tensor, tier: Tensor, counts: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, rows: Tensor, groups: list[int], counts: Tensor) -> tuple[Tensor, Tensor | None]:
         if not (self.training and torch.is_grad_enabled()):
-            return super().forward(rows, tier, counts)
+            return super().forward(rows, groups, counts)
         with torch.no_grad():
-            decoded = self.decode_tiers(rows, tier)
-            self._average(rows.detach(), tier)
+            decoded = self.decode_tiers(rows, groups)
+            self._average(rows.detach(), groups)
         return straight_through(rows, decoded), self.commitment * commitment_loss(rows, decoded, counts)
 
-    def _average(self, rows: Tensor, tier: Tensor) -> None:
+    def _average(self, rows: Tensor, groups: list[int]) -> None:
         if not hasattr(self, "_sums"):
             self._sums = [book.detach().clone() for book in self.codebooks]
             self._counts = [torch.ones(book.shape[:2]) for book in self.codebooks]
-        for g, number in enumerate(self.capacity.codebook_of):
-            mine = rows[tier == g]
+        parts = torch.split(rows, groups)
+        for g, (mine, number) in enumerate(zip(parts, self.capacity.codebook_of, strict=True)):
             sums, uses = ops.scatter(mine, self.codes(mine, g), None, *self.codebooks[number].shape)
             self._sums[number].mul_(self.decay).add_(sums, alpha=1 - self.decay)
             self._counts[number].mul_(self.decay).add_(uses, alpha=1 - self.decay)
@@ -52,10 +52,10 @@ class EMACentroids(VQQuantizer):
 class RotationTrick(VQQuantizer):
     """The gradient passes through the rotation and scaling that take a row to its centroid (Fifty et al., 2024)."""
 
-    def forward(self, rows: Tensor, tier: Tensor, counts: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, rows: Tensor, groups: list[int], counts: Tensor) -> tuple[Tensor, Tensor | None]:
         if not (self.training and torch.is_grad_enabled()):
-            return super().forward(rows, tier, counts)
-        decoded = self.decode_tiers(rows, tier)
+            return super().forward(rows, groups, counts)
+        decoded = self.decode_tiers(rows, groups)
         loss = codebook_loss(rows, decoded, counts) + self.commitment * commitment_loss(rows, decoded, counts)
         subspaces = self.capacity.num_subspaces[0]
         q, c = rows.unflatten(1, (subspaces, -1)), decoded.detach().unflatten(1, (subspaces, -1))
@@ -71,8 +71,8 @@ class Annealed(VQQuantizer):
 
     passes = 250
 
-    def forward(self, rows: Tensor, tier: Tensor, counts: Tensor) -> tuple[Tensor, Tensor | None]:
-        out, loss = super().forward(rows, tier, counts)
+    def forward(self, rows: Tensor, groups: list[int], counts: Tensor) -> tuple[Tensor, Tensor | None]:
+        out, loss = super().forward(rows, groups, counts)
         if loss is not None:
             self._pass = getattr(self, "_pass", 0) + 1
             share = min(1.0, self._pass / self.passes)
@@ -85,8 +85,8 @@ class SoftAssignment(VQQuantizer):
 
     passes = 120
 
-    def forward(self, rows: Tensor, tier: Tensor, counts: Tensor) -> tuple[Tensor, Tensor | None]:
-        out, loss = super().forward(rows, tier, counts)
+    def forward(self, rows: Tensor, groups: list[int], counts: Tensor) -> tuple[Tensor, Tensor | None]:
+        out, loss = super().forward(rows, groups, counts)
         if loss is None:
             return out, loss
         self._pass = getattr(self, "_pass", 0) + 1
@@ -94,21 +94,20 @@ class SoftAssignment(VQQuantizer):
             return out, loss
         book = self.values(0).detach()
         mixed = []
-        for g in range(self.capacity.num_tiers):
-            part = book[:, : self.capacity.num_centroids[g]]
-            q = rows[tier == g].unflatten(1, (part.shape[0], -1))
+        for mine, centroids in zip(torch.split(rows, groups), self.capacity.num_centroids, strict=True):
+            part = book[:, :centroids]
+            q = mine.unflatten(1, (part.shape[0], -1))
             distance = (part.square().sum(-1) - 2 * torch.einsum("njs,jks->njk", q, part)) + q.square().sum(-1, True)
             width = distance.detach().amin(-1).mean() * (1 - self._pass / self.passes) + 1e-8
             mixed.append(torch.einsum("njk,jks->njs", torch.softmax(-distance / width, -1), part).flatten(1))
-        places = torch.cat([(tier == g).nonzero().squeeze(-1) for g in range(self.capacity.num_tiers)])
-        return torch.empty_like(out).index_copy(0, places, torch.cat(mixed)), loss
+        return torch.cat(mixed), loss
 
 
 class EqualWeights(VQQuantizer):
     """Every distinct id of a batch weighs the same in the losses, however often it comes."""
 
-    def forward(self, rows: Tensor, tier: Tensor, counts: Tensor) -> tuple[Tensor, Tensor | None]:
-        return super().forward(rows, tier, counts.clamp(max=1))
+    def forward(self, rows: Tensor, groups: list[int], counts: Tensor) -> tuple[Tensor, Tensor | None]:
+        return super().forward(rows, groups, counts.clamp(max=1))
 
 
 class NoRevival(VQQuantizer):
@@ -184,6 +183,6 @@ class Rotated(VQQuantizer):
             0 if not hasattr(self, "rotation") else super().revive([part @ self.rotation for part in rows], generator)
         )
 
-    def forward(self, rows: Tensor, tier: Tensor, counts: Tensor) -> tuple[Tensor, Tensor | None]:
-        out, loss = super().forward(rows @ self.rotation, tier, counts)
+    def forward(self, rows: Tensor, groups: list[int], counts: Tensor) -> tuple[Tensor, Tensor | None]:
+        out, loss = super().forward(rows @ self.rotation, groups, counts)
         return out @ self.rotation.T, loss

@@ -82,3 +82,45 @@ def test_bad_input_is_refused():
         ops.unique([1, 2], 10)
     with pytest.raises(ValueError, match="one axis"):
         ops.unique(torch.zeros(3, 2, dtype=torch.int64), 10)
+
+
+def by_tier(native):
+    """The function, or the torch that stands in for it."""
+    return ops.unique_by_tier if native else lambda ids, *tiers: reference.sort_by_tier(*reference.unique(ids), *tiers)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_by_tier_hand_worked(native):
+    ids = torch.tensor([7, 3, 7, 0, 5, 3])
+    uniq, inverse, counts, sizes = by_tier(native)(ids, (1, 4, 0, 3), None)  # tiers of ids 0 | 1 to 4 | none | 5 to 7
+    assert uniq.tolist() == [0, 3, 7, 5]
+    assert inverse.tolist() == [2, 1, 2, 0, 3, 1]
+    assert counts.tolist() == [1, 2, 2, 1]
+    assert sizes == [1, 1, 0, 2]
+    tier_of = torch.tensor([1, 0, 0, 1, 0, 0, 0, 0], dtype=torch.uint8)
+    uniq, inverse, counts, sizes = by_tier(native)(ids, (6, 2), tier_of)
+    assert uniq.tolist() == [7, 5, 3, 0]
+    assert uniq[inverse].tolist() == ids.tolist()
+    assert counts.tolist() == [2, 1, 2, 1]
+    assert sizes == [2, 2]
+
+
+@pytest.mark.parametrize("n", [0, 1, 5000])
+@pytest.mark.parametrize("tiers", [1, 3])
+def test_by_tier_native_equals_twin(n, tiers):
+    made = torch.Generator().manual_seed(n + tiers)
+    ids, tier_of = torch.randint(3000, (n,), generator=made), torch.randint(tiers, (3000,), generator=made)
+    sizes = torch.bincount(tier_of, minlength=tiers).tolist()
+    for given in (None, tier_of.to(torch.uint8)):
+        got, expected = by_tier(True)(ids, sizes, given), by_tier(False)(ids, sizes, given)
+        assert got[3] == expected[3]
+        assert all(torch.equal(a, b) for a, b in zip(got[:3], expected[:3]))
+
+
+def test_by_tier_refuses_what_unique_refuses():
+    with pytest.raises(IndexError, match="id 8 is out of range"):
+        ops.unique_by_tier(torch.tensor([0, 8]), (3, 5))
+    with pytest.raises(TypeError, match="integers"):
+        ops.unique_by_tier(torch.tensor([0.5]), (3, 5))
+    with pytest.raises(ValueError, match="tier_of must be uint8"):
+        ops.unique_by_tier(torch.tensor([0]), (3, 5), torch.zeros(7, dtype=torch.uint8))

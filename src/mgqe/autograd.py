@@ -24,7 +24,14 @@ class QuantizeRows(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, counts: Tensor, commitment: float, codes: Sequence[tuple[Tensor, int]], *books: Tensor
+        ctx: Any,
+        rows: Tensor,
+        counts: Tensor,
+        commitment: float,
+        blocks: Sequence[tuple[Tensor, int]],
+        books: Sequence[Tensor],
+        sparse: bool,
+        *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Vectors (u, d) in the rows' dtype and the loss, a float32 scalar.
 
@@ -32,19 +39,21 @@ class QuantizeRows(torch.autograd.Function):
             rows: (u, d).
             counts: (u,) how often each row's id came.
             commitment: beta.
-            codes: blocks ((n, D_g) int32, number of their codebook) in the order of rows, n summing to u.
-            books: (Dc, Kc, sc) float32 each.
+            blocks: (codes (n, D_g) int32, number of their codebook), in the order of rows, n summing to u.
+            books: (Dc, Kc, sc) float32 each, as they are served.
+            sparse: make the parameters' gradients sparse.
+            parameters: what the books were rounded from; they get the books' gradients.
         """
-        parts = [ops.gather(block, books[number]) for block, number in codes]
+        parts = [ops.gather(codes, books[number]) for codes, number in blocks]
         decoded = parts[0] if len(parts) == 1 else torch.cat(parts)
         exact = rows.float()
         error = exact - decoded
-        weights = counts.to(torch.float32) / (counts.sum().clamp(min=1) * rows.shape[1])
+        weights = counts.to(torch.float32).div_(counts.sum().clamp_(min=1).mul_(rows.shape[1]))
         weighted = error * weights.unsqueeze(-1)
-        loss = torch.dot(weighted.view(-1), error.view(-1)) * (1 + commitment)
+        loss = torch.dot(weighted.view(-1), error.view(-1)).mul_(1 + commitment)
         ctx.save_for_backward(weighted)
-        ctx.codes, ctx.commitment, ctx.dtype = codes, commitment, rows.dtype
-        ctx.shapes = [book.shape for book in books]
+        ctx.blocks, ctx.commitment, ctx.sparse, ctx.dtype = blocks, commitment, sparse, rows.dtype
+        ctx.shapes = [(tuple(book.shape), parameter.dtype) for book, parameter in zip(books, parameters, strict=True)]
         ctx.set_materialize_grads(False)
         # 0 * q leaves the centroid as it is, but makes NaN of a row that is NaN or infinite.
         return decoded.addcmul_(exact, decoded.new_zeros(())).to(rows.dtype), loss
@@ -53,24 +62,30 @@ class QuantizeRows(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor | None, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
         """The vectors' gradient goes to the rows; the loss's to the rows, times beta, and to the centroids chosen."""
+        fixed = (None,) * 5
+        if grad_loss is None:
+            return grad, *fixed, *[None for _ in ctx.shapes]
         (weighted,) = ctx.saved_tensors
-        grad_rows = grad
-        grad_books: list[Tensor | None] = [None] * len(ctx.shapes)
-        if grad_loss is not None:
-            if ctx.needs_input_grad[0]:
-                pull = 2 * ctx.commitment * grad_loss
-                grad_rows = weighted * pull if grad is None else torch.addcmul(grad.float(), weighted, pull)
-                grad_rows = grad_rows.to(ctx.dtype)
-            start = 0
-            for block, number in ctx.codes:
-                stop = start + block.shape[0]
-                if ctx.needs_input_grad[4 + number]:
-                    sums, _ = ops.scatter(weighted[start:stop], block, None, *ctx.shapes[number])
-                    earlier = grad_books[number]
-                    grad_books[number] = sums if earlier is None else earlier + sums
-                start = stop
-            grad_books = [None if sums is None else sums * (-2 * grad_loss) for sums in grad_books]
-        return grad_rows, None, None, None, *grad_books
+        grad_rows = None
+        if ctx.needs_input_grad[0]:
+            pull = grad_loss * (2 * ctx.commitment)
+            grad_rows = weighted * pull if grad is None else torch.addcmul(grad.float(), weighted, pull)
+            grad_rows = grad_rows.to(ctx.dtype)
+        push = grad_loss * -2
+        sums: list[Tensor | None] = [None for _ in ctx.shapes]
+        start = 0
+        for codes, number in ctx.blocks:
+            stop = start + codes.shape[0]
+            if ctx.needs_input_grad[1 + len(fixed) + number]:
+                found, _ = ops.scatter(weighted[start:stop], codes, None, *ctx.shapes[number][0])
+                earlier = sums[number]
+                sums[number] = found if earlier is None else earlier + found
+            start = stop
+        grads = [
+            None if total is None else total.mul_(push).to(dtype)
+            for total, (_, dtype) in zip(sums, ctx.shapes, strict=True)
+        ]
+        return grad_rows, *fixed, *[sparse_rows(g) if ctx.sparse and g is not None else g for g in grads]
 
 
 class RepeatRows(torch.autograd.Function):
@@ -108,6 +123,13 @@ class SparseGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         """Dense gradient -> sparse over its first dimension."""
-        # Not grad.to_sparse(1): that looks for rows of zeros, which takes longer than the rest of a training step.
-        index = torch.arange(grad.shape[0], device=grad.device).unsqueeze(0)
-        return torch.sparse_coo_tensor(index, grad, grad.shape, check_invariants=False, is_coalesced=True)
+        return sparse_rows(grad)
+
+
+def sparse_rows(dense: Tensor) -> Tensor:
+    """A tensor as a sparse one over its first dimension, all rows in it.
+
+    Not ``dense.to_sparse(1)``: that looks for rows of zeros, which takes longer than the rest of a training step.
+    """
+    index = torch.arange(dense.shape[0], device=dense.device).unsqueeze(0)
+    return torch.sparse_coo_tensor(index, dense, dense.shape, check_invariants=False, is_coalesced=True)

@@ -6,7 +6,7 @@ happens to rows and codebooks is here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from mgqe.capacity import Capacity
 from mgqe.codebook import draw_places, revive_interval, revive_size, sample_size
 from mgqe.ids import as_int64, check_ids, check_sizes
 from mgqe.layout import CENTROID_DTYPES
+from mgqe.quantizers import Groups
 from mgqe.stats import CodebookStats
 from mgqe.sx import SXQuantizer
 from mgqe.table import CompactTable
@@ -229,9 +230,13 @@ class QuantizedEmbedding(nn.Module):
 
     def _begin_pass(self) -> None:
         """What comes before every forward pass."""
-        if self.training and torch.is_grad_enabled():
+        counts = self.training and torch.is_grad_enabled()
+        if torch.compiler.is_compiling():
+            if counts:
+                outside_graphs(self._count_training_pass)
+        elif counts:
             self._count_training_pass()
-        elif not torch.compiler.is_compiling():
+        else:
             self._forget_losses()
 
     def _forget_losses(self) -> None:
@@ -239,7 +244,6 @@ class QuantizedEmbedding(nn.Module):
             self._aux.clear()
             self._aux_read = False
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _count_training_pass(self) -> None:
         """Count one training pass; end the warm-up when it is over; look for dead centroids now and then."""
         self._forget_losses()
@@ -251,9 +255,7 @@ class QuantizedEmbedding(nn.Module):
         elif steps % self._revive_every == 0:
             self._revive()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _keep_loss(self, loss: Tensor) -> None:
-        """Outside of compiled graphs, which would be made again for every length of the list."""
         self._aux.append(loss)
 
     def _rows(self, ids: Tensor) -> Tensor:
@@ -268,27 +270,31 @@ class QuantizedEmbedding(nn.Module):
         Returns:
             vectors (u, d); places (n,), None where the vectors are the ids' own, one each; counts (u,).
         """
-        if torch.compiler.is_compiling() and not self.training:
-            # A compiled graph needs static shapes: finding duplicates would save nothing.
-            vectors, _ = self.quantizer(self._weight_rows(flat), self._tier_numbers(flat), torch.ones_like(flat))
-            return self._zero_padding(flat, vectors), None, torch.ones_like(flat)
-        distinct, places, counts = ops.unique(flat, self.num_embeddings)
-        tier = self._tier_numbers(distinct)
-        if self.capacity.num_tiers > 1 and not torch.compiler.is_compiling():
-            # Rows of a tier lie together, so that each tier is a view of them.
-            order = tier.argsort(stable=True)
-            back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-            distinct, tier, counts = (part.index_select(0, order) for part in (distinct, tier, counts))
-            places = back.index_select(0, places)
-        rows = self._weight_rows(distinct)
-        weights = counts if self.padding_idx is None else counts.masked_fill(distinct == self.padding_idx, 0)
-        vectors, loss = self.quantizer(rows, tier, weights)
-        if loss is not None:
-            self._keep_loss(loss)
-        return self._zero_padding(distinct, vectors), places, counts
+        if torch.compiler.is_compiling():
+            return self._quantized_in_graph(flat)
+        distinct, places, counts, sizes = ops.unique_by_tier(flat, self._tiers.sizes, self.tier_of)
+        vectors = self._quantized_rows(distinct, sizes, counts)
+        return vectors, places, counts
 
-    def _weight_rows(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.weight, self.padding_idx, self.max_norm, self.norm_type, sparse=self.sparse)
+    def _quantized_in_graph(self, flat: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The same with static shapes: nothing may depend on how many ids are distinct, or in a tier."""
+        if not self.training:  # finding duplicates would save nothing
+            ones = torch.ones_like(flat)
+            return self._quantized_rows(flat, self._tier_numbers(flat), ones), None, ones
+        distinct, places, counts = ops.unique(flat, self.num_embeddings)
+        return self._quantized_rows(distinct, self._tier_numbers(distinct), counts), places, counts
+
+    def _quantized_rows(self, ids: Tensor, groups: Groups, counts: Tensor) -> Tensor:
+        """The quantiser's vectors (u, d) of ids (u,), zeros for padding; keeps its loss."""
+        rows = F.embedding(ids, self.weight, self.padding_idx, self.max_norm, self.norm_type, sparse=self.sparse)
+        weights = counts if self.padding_idx is None else counts.masked_fill(ids == self.padding_idx, 0)
+        vectors, loss = self.quantizer(rows, groups, weights)
+        if loss is not None:
+            if torch.compiler.is_compiling():
+                outside_graphs(self._keep_loss, loss)
+            else:
+                self._keep_loss(loss)
+        return self._zero_padding(ids, vectors)
 
     def _tier_numbers(self, ids: Tensor) -> Tensor:
         if self.capacity.num_tiers == 1:
@@ -385,6 +391,12 @@ class QuantizedEmbedding(nn.Module):
         if self.padding_idx is not None:
             text += f", padding_idx={self.padding_idx}"
         return text + ("" if self.quantizing else f", warm-up of {self.warmup_steps} passes")
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def outside_graphs(function: Callable[..., None], *arguments: Any) -> None:
+    """Run what changes Python's state: a compiled graph that did would be made again for every new state."""
+    function(*arguments)
 
 
 def _same_assignment(saved: Any, own: Tensor | None) -> bool:

@@ -8,10 +8,16 @@ several neighbouring subspaces with one code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Union
+
 import torch
 from torch import Tensor
 
 from mgqe import ops
+
+# Which tier each row of a batch is in: sizes, where rows of a tier lie together; else each row's tier (u,).
+Groups = Union[Sequence[int], Tensor]  # noqa: UP007  Evaluated on import, which Python 3.10's | does not do here.
 
 
 def tier_codebook(codebook: Tensor, num_subspaces: int, num_centroids: int) -> Tensor:

@@ -15,6 +15,7 @@ from mgqe.autograd import SparseGradient
 from mgqe.capacity import Capacity
 from mgqe.codebook import revive, start_codebooks
 from mgqe.quantizers import (
+    Groups,
     fold_normalization,
     mix_values,
     normalize_responses,
@@ -134,26 +135,23 @@ class SXQuantizer(nn.Module):
         folded, bias = fold_normalization(keys, mean.float(), variance.float())
         return ops.assign(rows.detach().float(), folded.contiguous(), bias.contiguous())
 
-    def forward(self, rows: Tensor, tier: Tensor, counts: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, rows: Tensor, groups: Groups, counts: Tensor) -> tuple[Tensor, Tensor | None]:
         """Quantise rows (u, d); the auxiliary loss of SX is None.
 
         Args:
             rows: (u, d).
-            tier: (u,) each row's tier; ascending, except under torch.compile.
+            groups: how many of the rows each tier has, tiers in order; under torch.compile each row's tier (u,).
             counts: (u,); rows with a count of 0 (padding) have no part in the batch statistics, all others alike.
         """
         present = (counts > 0).float()
-        if self.capacity.num_tiers == 1:
-            return self._quantize(rows, present, 0).to(rows.dtype), None
-        if torch.compiler.is_compiling():
+        if isinstance(groups, Tensor):
             # How many rows a tier has is no static shape: every tier quantises every row.
-            quantized = self._quantize(rows, present * (tier == 0), 0)
+            quantized = self._quantize(rows, present * (groups == 0), 0)
             for g in range(1, self.capacity.num_tiers):
-                mine = tier == g
+                mine = groups == g
                 quantized = torch.where(mine.unsqueeze(-1), self._quantize(rows, present * mine, g), quantized)
             return quantized.to(rows.dtype), None
-        sizes = torch.bincount(tier, minlength=self.capacity.num_tiers).tolist()
-        parts = zip(torch.split(rows, sizes), torch.split(present, sizes), strict=True)
+        parts = zip(torch.split(rows, list(groups)), torch.split(present, list(groups)), strict=True)
         return torch.cat([self._quantize(*part, g) for g, part in enumerate(parts)]).to(rows.dtype), None
 
     def _quantize(self, rows: Tensor, present: Tensor, tier: int) -> Tensor:

@@ -11,7 +11,14 @@ from mgqe import ops
 from mgqe.autograd import QuantizeRows, SparseGradient
 from mgqe.capacity import Capacity
 from mgqe.codebook import revive, start_codebooks
-from mgqe.quantizers import codebook_loss, commitment_loss, nearest_codes, round_centroids, straight_through
+from mgqe.quantizers import (
+    Groups,
+    codebook_loss,
+    commitment_loss,
+    nearest_codes,
+    round_centroids,
+    straight_through,
+)
 
 
 class VQQuantizer(nn.Module):
@@ -85,12 +92,12 @@ class VQQuantizer(nn.Module):
             self.capacity.num_centroids[tier],
         )
 
-    def forward(self, rows: Tensor, tier: Tensor, counts: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, rows: Tensor, groups: Groups, counts: Tensor) -> tuple[Tensor, Tensor | None]:
         """Quantise rows, straight through.
 
         Args:
             rows: (u, d).
-            tier: (u,) each row's tier; ascending, except under torch.compile.
+            groups: how many of the rows each tier has, tiers in order; under torch.compile each row's tier (u,).
             counts: (u,) each row's weight in the loss.
 
         Returns:
@@ -98,41 +105,39 @@ class VQQuantizer(nn.Module):
             outside training.
         """
         if not torch.is_grad_enabled():
-            return self.decode_tiers(rows, tier).to(rows.dtype), None
+            return self.decode_tiers(rows, groups).to(rows.dtype), None
         if not self.training:
-            return straight_through(rows, self.decode_tiers(rows, tier).detach().to(rows.dtype)), None
-        if torch.compiler.is_compiling():
-            decoded, exact = self.decode_tiers(rows, tier), rows.float()
+            return straight_through(rows, self.decode_tiers(rows, groups).detach().to(rows.dtype)), None
+        if isinstance(groups, Tensor):
+            decoded, exact = self.decode_tiers(rows, groups), rows.float()
             loss = codebook_loss(exact, decoded, counts) + self.commitment * commitment_loss(exact, decoded, counts)
             return straight_through(rows, decoded.detach().to(rows.dtype)), loss
-        books = [self.values(number) for number in range(len(self.codebooks))]
+        books = [self._book(number) for number in range(len(self.codebooks))]
+        blocks = self._blocks(rows, groups)
         vectors, loss = QuantizeRows.apply(  # type: ignore[no-untyped-call]
-            rows, counts, self.commitment, self._blocks(rows, tier), *books
+            rows, counts, self.commitment, blocks, books, self.sparse, *self.codebooks
         )
         return vectors, loss
 
-    def _blocks(self, rows: Tensor, tier: Tensor) -> list[tuple[Tensor, int]]:
+    def _blocks(self, rows: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, int]]:
         """Codes of rows that lie together by tier, with the number of their codebook; neighbours joined."""
         of, subspaces = self.capacity.codebook_of, self.capacity.num_subspaces
-        if self.capacity.num_tiers == 1:
-            return [(self.codes(rows, 0), 0)]
-        sizes = torch.bincount(tier, minlength=self.capacity.num_tiers).tolist()
-        codes = [self.codes(part, g) for g, part in enumerate(torch.split(rows.detach(), sizes))]
+        codes = [self.codes(part, g) for g, part in enumerate(torch.split(rows.detach(), list(sizes)))]
         if len(set(of)) == len(set(subspaces)) == 1:
-            return [(torch.cat(codes), 0)]
+            return [(codes[0] if len(codes) == 1 else torch.cat(codes), 0)]
         return list(zip(codes, of, strict=True))
 
-    def decode_tiers(self, rows: Tensor, tier: Tensor) -> Tensor:
+    def decode_tiers(self, rows: Tensor, groups: Groups) -> Tensor:
         """Each row's centroids (u, d) float32, differentiable in the codebooks; arguments as in ``forward``."""
         books = [self.values(number) for number in range(len(self.codebooks))]
-        if self.capacity.num_tiers > 1 and torch.compiler.is_compiling():
+        if isinstance(groups, Tensor):
             # How many rows a tier has is no static shape: every tier decodes every row.
             decoded = ops.gather(self.codes(rows, 0), books[0])
             for g, number in enumerate(self.capacity.codebook_of[1:], start=1):
-                mine = (tier == g).unsqueeze(-1)
+                mine = (groups == g).unsqueeze(-1)
                 decoded = torch.where(mine, ops.gather(self.codes(rows, g), books[number]), decoded)
             return decoded
-        parts = [ops.gather(codes, books[number]) for codes, number in self._blocks(rows, tier)]
+        parts = [ops.gather(codes, books[number]) for codes, number in self._blocks(rows, groups)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def served(self) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """The operations that training and look-up spend their time in.
 
 Each is a Python function here, a native kernel (CPU, float32), a pure-torch twin for every other case
-(:mod:`mgqe.ops.reference`), and a ``torch.ops.mgqe`` operator with a fake kernel, so that
+(:mod:`mgqe.ops.reference`), and, where its shapes allow it, a ``torch.ops.mgqe`` operator with a fake kernel, so that
 ``torch.compile(fullgraph=True)`` works.
 """
 
@@ -9,7 +9,7 @@ from mgqe.ops._assign import assign
 from mgqe.ops._descriptor import TableParts
 from mgqe.ops._gather import gather, scatter
 from mgqe.ops._lookup import PreparedLookup, lookup, max_code
-from mgqe.ops._unique import unique
+from mgqe.ops._unique import unique, unique_by_tier
 from mgqe.ops.native import native_available, native_isa, native_openmp, set_native_isa
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "scatter",
     "set_native_isa",
     "unique",
+    "unique_by_tier",
 ]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from ctypes import c_int64
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
 from mgqe.ops import reference
-from mgqe.ops._checks import id_error, id_tensor
+from mgqe.ops._checks import id_error, id_tensor, same_device
 from mgqe.ops._eager import runs_now
 from mgqe.ops.native import check, library
 
@@ -62,6 +66,54 @@ def _distinct(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor]
     check(status, lambda: id_error(ids, num_embeddings))
     size = int(found)
     return uniq[:size], inverse, counts[:size]
+
+
+def unique_by_tier(
+    ids: Tensor, sizes: Sequence[int], tier_of: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """Distinct ids, those of a tier together, tiers in order; within a tier in order of first appearance.
+
+    Runs eagerly only: how many ids a tier has is no static shape.
+
+    Args:
+        ids: integers ``(n,)``.
+        sizes: ids of each tier in the vocabulary.
+        tier_of: uint8 ``(num_embeddings,)``, each id's tier; None where tier g is the next ``sizes[g]`` ids.
+
+    Returns:
+        ``uniq``, ``inverse`` and ``counts`` as from :func:`unique`, and how many of ``uniq`` each tier has.
+
+    Raises:
+        as :func:`unique`.
+    """
+    ids = _checked_ids(ids)
+    num_embeddings = sum(sizes)
+    if tier_of is not None:
+        same_device(ids=ids, tier_of=tier_of)
+        if tier_of.dtype != torch.uint8 or tuple(tier_of.shape) != (num_embeddings,):
+            raise ValueError(f"tier_of must be uint8 of shape {(num_embeddings,)}, got {tuple(tier_of.shape)}")
+        tier_of = tier_of.contiguous()
+    lib = library() if ids.device.type == "cpu" else None
+    if lib is None:
+        uniq, inverse, counts = _distinct(ids, num_embeddings)
+        return reference.sort_by_tier(uniq, inverse, counts, sizes, tier_of)
+    uniq, inverse, counts = torch.empty_like(ids), torch.empty_like(ids), torch.empty_like(ids)
+    starts = (c_int64 * (len(sizes) + 1))(*accumulate(sizes, initial=0))
+    found = (c_int64 * len(sizes))()
+    status = lib.mgqe_unique_by_tier(
+        ids.data_ptr(),
+        ids.shape[0],
+        None if tier_of is None else tier_of.data_ptr(),
+        starts,
+        len(sizes),
+        uniq.data_ptr(),
+        inverse.data_ptr(),
+        counts.data_ptr(),
+        found,
+    )
+    check(status, lambda: id_error(ids, num_embeddings))
+    total = sum(found)
+    return uniq[:total], inverse, counts[:total], list(found)
 
 
 def _padded(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -6,6 +6,7 @@ agree with the native kernels bit for bit, :func:`scatter` up to rounding. They 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
@@ -95,6 +96,20 @@ def unique(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     place = torch.empty_like(order)
     place[order] = torch.arange(order.shape[0], device=ids.device)
     return values[order], place[inverse], counts[order]
+
+
+def sort_by_tier(
+    uniq: Tensor, inverse: Tensor, counts: Tensor, sizes: Sequence[int], tier_of: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """The answer of :func:`unique`, distinct ids of a tier together; and how many each tier has."""
+    if tier_of is None:
+        ends = torch.tensor([*accumulate(sizes)][:-1], dtype=torch.int64, device=uniq.device)
+        tier = torch.bucketize(uniq, ends, right=True)
+    else:
+        tier = tier_of[uniq].long()
+    order = tier.argsort(stable=True)
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
+    return uniq[order], place[inverse], counts[order], torch.bincount(tier, minlength=len(sizes)).tolist()
 
 
 def codes_of(packed: Tensor, num_subspaces: int, bits: int) -> Tensor:

@@ -24,6 +24,15 @@ void gather_rows(const int32_t* codes, const float* codebook, int64_t begin, int
                  int64_t step, int64_t run_time_width, float* out) {
     const int64_t width = kWidth ? kWidth : run_time_width;
     float* to = out + begin * D * repeat * width;
+    if (kWidth && repeat == 1) {
+        const int32_t* code = codes + begin * D;
+        for (int64_t i = begin; i < end; ++i) {
+            const float* book = codebook;
+            for (int64_t j = 0; j < D; ++j, book += step, to += kWidth)
+                __builtin_memcpy(to, book + static_cast<int64_t>(*code++) * kWidth, kWidth * sizeof(float));
+        }
+        return;
+    }
     for (int64_t i = begin; i < end; ++i)
         for (int64_t j = 0; j < D; ++j) {
             const int64_t code = codes[i * D + j];
@@ -33,17 +42,40 @@ void gather_rows(const int32_t* codes, const float* codebook, int64_t begin, int
         }
 }
 
+// to += weight * from. A fixed width goes through locals: `to` and `from` may not overlap then, and four go at once.
 template <int kWidth>
-void scatter_piece(const float* grad, const int32_t* codes, const float* weights, int64_t n, int64_t grad_step,
-                   int64_t D, int64_t run_time_width, float* sums, float* counts) {
+inline void add(float* to, const float* from, float weight, int64_t run_time_width) {
+    if (kWidth) {
+        float sum[kWidth ? kWidth : 1];
+        __builtin_memcpy(sum, to, sizeof sum);
+        for (int t = 0; t < kWidth; ++t) sum[t] += weight * from[t];
+        __builtin_memcpy(to, sum, sizeof sum);
+        return;
+    }
+    for (int64_t t = 0; t < run_time_width; ++t) to[t] += weight * from[t];
+}
+
+// Pieces [first, last) of every row, which reads the rows in order; the additions to an entry run in the order of rows
+// however the pieces are split.
+template <int kWidth>
+void scatter_pieces(const float* grad, const int32_t* codes, const float* weights, int64_t n, int64_t D, int64_t repeat,
+                    int64_t K, int64_t run_time_width, int64_t first, int64_t last, float* sums, float* counts) {
     const int64_t width = kWidth ? kWidth : run_time_width;
+    const int64_t pieces = D * repeat;
     for (int64_t i = 0; i < n; ++i) {
-        const int64_t code = codes[i * D];
         const float weight = weights ? weights[i] : 1.0f;
-        const float* from = grad + i * grad_step;
-        float* to = sums + code * width;
-        for (int64_t t = 0; t < width; ++t) to[t] += weight * from[t];
-        counts[code] += weight;
+        const int32_t* code = codes + i * D + first / repeat;
+        int64_t left = repeat - first % repeat;
+        const float* from = grad + (i * pieces + first) * width;
+        for (int64_t piece = first; piece < last; ++piece, from += width) {
+            const int64_t entry = piece * K + *code;
+            add<kWidth>(sums + entry * width, from, weight, width);
+            counts[entry] += weight;
+            if (--left == 0) {
+                ++code;
+                left = repeat;
+            }
+        }
     }
 }
 
@@ -99,16 +131,14 @@ int32_t mgqe_scatter(const float* grad, const int32_t* codes, const float* weigh
         return MGQE_OK;
     }
     const int64_t repeat = pieces / D;
-    const auto one = width == 1   ? scatter_piece<1>
-                     : width == 2 ? scatter_piece<2>
-                     : width == 4 ? scatter_piece<4>
-                     : width == 8 ? scatter_piece<8>
-                     : width == 16 ? scatter_piece<16>
-                                   : scatter_piece<0>;
+    const auto some = width == 1   ? scatter_pieces<1>
+                      : width == 2 ? scatter_pieces<2>
+                      : width == 4 ? scatter_pieces<4>
+                      : width == 8 ? scatter_pieces<8>
+                      : width == 16 ? scatter_pieces<16>
+                                    : scatter_pieces<0>;
     mgqe_parallel(pieces, team, [&](int64_t begin, int64_t end) {
-        for (int64_t piece = begin; piece < end; ++piece)
-            one(grad + piece * width, codes + piece / repeat, weights, n, pieces * width, D, width,
-                sums + piece * K * width, counts + piece * K);
+        some(grad, codes, weights, n, D, repeat, K, width, begin, end, sums, counts);
     });
     return MGQE_OK;
 }

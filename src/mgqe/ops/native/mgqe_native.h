@@ -58,6 +58,13 @@ MGQE_API int32_t mgqe_scatter(const float* grad, const int32_t* codes, const flo
 MGQE_API int32_t mgqe_unique(const int64_t* ids, int64_t n, int64_t num_embeddings, int64_t* uniq, int64_t* inverse,
                              int64_t* counts, int64_t* found);
 
+// The same, distinct ids of a tier together, tiers in order: sizes (num_tiers) says how many each has. starts
+// (num_tiers + 1): cumulative sizes of the tiers, the last the number of ids. tier_of: the tier of each id, or null where
+// tier g is the ids from starts[g] to starts[g + 1].
+MGQE_API int32_t mgqe_unique_by_tier(const int64_t* ids, int64_t n, const uint8_t* tier_of, const int64_t* starts,
+                                     int64_t num_tiers, int64_t* uniq, int64_t* inverse, int64_t* counts,
+                                     int64_t* sizes);
+
 // One tier of a frozen table: packed codes and the centroids they name.
 struct mgqe_tier {
     const uint8_t* codes;   // (rows, row_bytes); code j of a row at bits [j * bits, (j + 1) * bits), low bits first

@@ -1,4 +1,4 @@
-// Distinct ids in order of first appearance.
+// Distinct ids in order of first appearance, all together or by tier.
 #include <stdlib.h>
 
 #include "mgqe_native.h"
@@ -52,6 +52,14 @@ bool by_hash(const int64_t* ids, int64_t n, Output& out) {
     return true;
 }
 
+// The tier of an id: given one by one, or by where each tier's ids start.
+inline int64_t tier_of_id(int64_t id, const uint8_t* tier_of, const int64_t* starts, int64_t num_tiers) {
+    if (tier_of) return tier_of[id];
+    int64_t tier = 0;
+    while (tier + 1 < num_tiers && id >= starts[tier + 1]) ++tier;
+    return tier;
+}
+
 }  // namespace
 
 int32_t mgqe_unique(const int64_t* ids, int64_t n, int64_t num_embeddings, int64_t* uniq, int64_t* inverse,
@@ -68,4 +76,41 @@ int32_t mgqe_unique(const int64_t* ids, int64_t n, int64_t num_embeddings, int64
     if (!done) return MGQE_NO_MEMORY;
     *found = out.found;
     return MGQE_OK;
+}
+
+int32_t mgqe_unique_by_tier(const int64_t* ids, int64_t n, const uint8_t* tier_of, const int64_t* starts,
+                            int64_t num_tiers, int64_t* uniq, int64_t* inverse, int64_t* counts, int64_t* sizes) {
+    if (num_tiers < 1) return MGQE_BAD_ARGUMENT;
+    int64_t found = 0;
+    const int32_t status = mgqe_unique(ids, n, starts[num_tiers], uniq, inverse, counts, &found);
+    if (status != MGQE_OK) return status;
+    for (int64_t tier = 0; tier < num_tiers; ++tier) sizes[tier] = 0;
+    if (found == 0) return MGQE_OK;
+    // Of each distinct id: itself, its count, its place.
+    int64_t* const scratch = static_cast<int64_t*>(malloc(static_cast<size_t>(found) * 3 * sizeof(int64_t)));
+    int64_t* const next = static_cast<int64_t*>(malloc(static_cast<size_t>(num_tiers) * sizeof(int64_t)));
+    int32_t result = scratch && next ? MGQE_OK : MGQE_NO_MEMORY;
+    int64_t* const place = scratch ? scratch + 2 * found : nullptr;
+    for (int64_t i = 0; result == MGQE_OK && i < found; ++i) {
+        const int64_t tier = tier_of_id(uniq[i], tier_of, starts, num_tiers);
+        if (tier >= num_tiers) result = MGQE_BAD_ARGUMENT;
+        else ++sizes[place[i] = tier];
+    }
+    if (result == MGQE_OK) {
+        int64_t at = 0;
+        for (int64_t tier = 0; tier < num_tiers; at += sizes[tier++]) next[tier] = at;
+        for (int64_t i = 0; i < found; ++i) {
+            scratch[i] = uniq[i];
+            scratch[found + i] = counts[i];
+            place[i] = next[place[i]]++;
+        }
+        for (int64_t i = 0; i < found; ++i) {
+            uniq[place[i]] = scratch[i];
+            counts[place[i]] = scratch[found + i];
+        }
+        for (int64_t i = 0; i < n; ++i) inverse[i] = place[inverse[i]];
+    }
+    free(scratch);
+    free(next);
+    return result;
 }
