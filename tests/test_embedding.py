@@ -178,8 +178,10 @@ def test_dead_centroids_come_back():
     with torch.no_grad():
         layer.quantizer.codebooks[0][:, 4:] = 100.0  # 12 of 16 centroids that no row will choose
     assert layer.codebook_stats()[0].used == 4
-    for _ in range(100):  # one look for dead centroids every 100 passes
-        layer(torch.arange(3))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+    for _ in range(101):  # one look for dead centroids every 100 passes
+        layer(torch.arange(3)).sum().backward()
+        optimizer.step()
     assert layer.codebook_stats()[0].usage > 0.9
 
 
@@ -335,3 +337,41 @@ def test_bag_weights_and_errors():
         MGQEmbeddingBag(N, DIM, mode="min", counts=COUNTS)
     with pytest.raises(TypeError, match="takes no counts"):
         mgqe.DPQEmbeddingBag(N, DIM, counts=COUNTS)
+
+
+@pytest.mark.parametrize("quantizer", ["vq", "sx"])
+def test_two_calls_a_step_and_a_loss_read_now_and_then(quantizer):
+    torch.manual_seed(0)
+    layer = MGQEmbedding(N, DIM, counts=COUNTS, num_centroids=(16, 8), quantizer=quantizer, warmup_steps=0)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+    for step in range(120):  # 240 passes: revival falls on a second call
+        loss = layer(torch.arange(5)).square().mean() + layer(torch.arange(5, 10)).square().mean()
+        if step % 3 == 0:
+            loss = loss + quantization_loss(layer)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert len(layer._aux) <= 2
+
+
+def test_an_averaged_copy_quantises_when_its_model_does():
+    layer = DPQEmbedding(N, DIM, num_centroids=8, warmup_steps=1)
+    averaged = torch.optim.swa_utils.AveragedModel(layer)
+    for _ in range(3):
+        layer(torch.arange(9)).sum().backward()
+        averaged.update_parameters(layer)
+    assert layer.quantizing
+    assert averaged.module.quantizing
+
+
+def test_a_padding_row_of_nan_does_not_matter():
+    layer = DPQEmbedding(N, DIM, num_centroids=8, padding_idx=3)
+    with torch.no_grad():
+        layer.weight[3] = float("nan")
+    assert layer.freeze().lookup(torch.tensor([3])).abs().sum() == 0
+
+
+def test_ids_that_are_no_tensor_are_said():
+    for warmup_steps in (0, 5):
+        with pytest.raises(TypeError, match=r"torch.Tensor of integers"):
+            DPQEmbedding(N, DIM, num_centroids=8, warmup_steps=warmup_steps)([1, 2])

@@ -104,8 +104,8 @@ Set = Annotated[
             if field.name
             in (
                 "dim", "batch_size", "learning_rate", "weight_decay", "dropout", "init_std", "negatives", "max_epochs",
-                "patience", "warm_up_epochs", "anneal_epochs", "anneal_learning_rate", "quantised_epochs", "quantised_learning_rate",
-                "centroid_learning_rate", "eval_negatives", "eval_users",
+                "patience", "warm_up_epochs", "anneal_epochs", "anneal_learning_rate", "quantised_epochs",
+                "quantised_learning_rate", "centroid_learning_rate", "eval_negatives", "eval_users",
             )
         )
         + ".",

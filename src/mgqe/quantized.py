@@ -63,8 +63,8 @@ class QuantizedEmbedding(nn.Module):
         commitment: float,
     ) -> None:
         super().__init__()
-        if warmup_steps < 0:
-            raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
+        if isinstance(warmup_steps, bool) or not isinstance(warmup_steps, int) or warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be a whole number of 0 or more, got {warmup_steps}")
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
@@ -89,8 +89,11 @@ class QuantizedEmbedding(nn.Module):
         # when they have to be read again. Two values, not a pair: a compiled graph hangs on the second alone.
         self._steps: int | None = 0
         self._started: bool | None = False
+        self._started_version = self.started._version
         self._aux: list[Tensor] = []
         self._aux_read = False
+        self._revival_due = False
+        self._seen = self._parameter_version()
         reach = zip(tiers.sizes, capacity.num_centroids, strict=True)
         self._revive_every = revive_interval(max(min(size, revive_size(k)) for size, k in reach))
 
@@ -104,8 +107,12 @@ class QuantizedEmbedding(nn.Module):
     @property
     def quantizing(self) -> bool:
         """Whether the warm-up is over: the forward pass returns quantised vectors."""
-        if self._started is None:
-            self._started = bool(self.started)
+        if self._started is None or (
+            # Averaged copies of models and broadcasts between processes write into the buffer itself.
+            not torch.compiler.is_compiling() and self.started._version != self._started_version
+        ):
+            self._started, self._steps = bool(self.started), None
+            self._started_version = self.started._version
         return self._started
 
     def _passes(self) -> int:
@@ -118,6 +125,11 @@ class QuantizedEmbedding(nn.Module):
         self.steps.fill_(steps)
         self.started.fill_(started)
         self._steps, self._started = steps, started
+        self._started_version = self.started._version
+
+    def _parameter_version(self) -> int:
+        """A number that changes when an optimiser takes a step."""
+        return sum(parameter._version for parameter in self.parameters())
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -171,7 +183,7 @@ class QuantizedEmbedding(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """For copy.deepcopy and pickle: without the last pass's losses, which hang on its graph."""
         state = dict(self.__dict__)
-        state["_aux"] = []
+        state.update(_aux=[], _started=None, _steps=None, _seen=-1)
         return state
 
     # ---- codebooks ---------------------------------------------------------------------------------------
@@ -219,6 +231,8 @@ class QuantizedEmbedding(nn.Module):
         """Raises ValueError naming the first row of ``weight`` that is not finite."""
         for start in range(0, self.num_embeddings, SWEEP_ROWS):
             finite = self.weight.detach()[start : start + SWEEP_ROWS].isfinite().all(1)
+            if self.padding_idx is not None and start <= self.padding_idx < start + SWEEP_ROWS:
+                finite[self.padding_idx - start] = True  # looks up as zeros, whatever its row holds
             if not bool(finite.all()):
                 row = start + int((~finite).nonzero()[0])
                 raise ValueError(
@@ -245,24 +259,37 @@ class QuantizedEmbedding(nn.Module):
             self._aux_read = False
 
     def _count_training_pass(self) -> None:
-        """Count one training pass; end the warm-up when it is over; look for dead centroids now and then."""
+        """Count one training pass; end the warm-up when it is over; look for dead centroids now and then.
+
+        The first pass after an optimiser's step forgets the losses of the passes before it, read or not. Revival
+        waits for that moment too: between two calls of one step the first one's graph still needs the codebooks.
+        """
+        version = self._parameter_version()
+        if version != self._seen and self.max_norm is None:  # max_norm itself changes rows in a forward pass
+            self._aux.clear()
         self._forget_losses()
-        self._steps = steps = self._passes() + 1
+        quantizing, steps = self.quantizing, self._passes() + 1
+        self._steps = steps
         self.steps.add_(1)
-        if not self.quantizing:
+        if not quantizing:
             if steps > self.warmup_steps:
                 self.start_quantizing()
-        elif steps % self._revive_every == 0:
-            self._revive()
+        else:
+            self._revival_due = self._revival_due or steps % self._revive_every == 0
+            if self._revival_due and version != self._seen:
+                self._revive()
+                self._revival_due = False
+        self._seen = self._parameter_version()
 
     def _keep_loss(self, loss: Tensor) -> None:
         self._aux.append(loss)
 
     def _rows(self, ids: Tensor) -> Tensor:
         """Ids as int64 that are safe to index with. On other devices than the CPU the look-up itself refuses."""
-        if ids.device.type != "cpu" or torch.compiler.is_compiling():
-            return as_int64(ids)
-        return check_ids(ids, self.num_embeddings)
+        rows = as_int64(ids)
+        if rows.device.type != "cpu" or torch.compiler.is_compiling():
+            return rows
+        return check_ids(rows, self.num_embeddings)
 
     def _quantized(self, flat: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Flat ids (n,) -> quantised vectors of the distinct ids, each id's place among them, and their counts.

@@ -96,9 +96,10 @@ class SXQuantizer(nn.Module):
                 near = torch.cat([rows[g] for g in tiers if self.capacity.num_centroids[g] >= reach])
                 dead = (uses[:, start:reach] == 0).unsqueeze(-1)
                 part = key.detach()[:, start:reach].float()
-                moved += revive(part, uses[:, start:reach], near, generator)
-                key[:, start:reach] = part.to(key.dtype)
-                value[:, start:reach] = torch.where(dead, part.to(value.dtype), value[:, start:reach])
+                moved += (count := revive(part, uses[:, start:reach], near, generator))
+                if count:
+                    key[:, start:reach] = part.to(key.dtype)
+                    value[:, start:reach] = torch.where(dead, part.to(value.dtype), value[:, start:reach])
                 start = reach
         return moved
 

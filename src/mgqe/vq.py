@@ -32,7 +32,7 @@ class VQQuantizer(nn.Module):
         self, capacity: Capacity, like: Tensor, centroid_dtype: str, commitment: float, sparse: bool = False
     ) -> None:
         super().__init__()
-        if commitment < 0:
+        if not 0 <= commitment < float("inf"):
             raise ValueError(f"commitment must not be negative, got {commitment}")
         self.sparse = sparse
         self.capacity = capacity

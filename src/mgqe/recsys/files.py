@@ -117,7 +117,7 @@ def _read_pairs(path: Path) -> pl.DataFrame:
         _NAMES["user"], _NAMES["item"]
     ):
         raise ValueError(
-            f"{path}, line 1: expected `user item`, got what looks like a header, {_shown(frame.row(0))}: "
+            f"{path}, line 1: expected `user item`, got what looks like a header, {_shown(list(frame.row(0)))}: "
             "delete that line, or separate the columns by commas or tabs and say --format csv"
         )
     return frame
