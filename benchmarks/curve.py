@@ -47,12 +47,12 @@ ML_1M: Grid = {
         2: ["dpq:d=16,D=8,K=16,centroids=int8"],
     },
     "MGQE": {
-        20: ["mgqe:D=32,K=1024/512,centroids=int8"],
+        20: ["mgqe:D=64,K=64/32,centroids=int8"],
         15: ["mgqe:D=32,K=256/128,centroids=int8"],
         10: [
             "mgqe:D=32,K=256/32,centroids=int8",
             "mgqe:D=32,K=128/64,share_subspaces=true",
-            "mgqe:d=32,D=16,K=512/256,centroids=int8",
+            "mgqe:d=32,D=32,K=64/32,centroids=int8",
         ],
         5: ["mgqe:d=32,D=16,K=128/32,centroids=int8", "mgqe:D=16,K=256/32,share_subspaces=true"],
         2: [
