@@ -186,6 +186,7 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     axes.set_xticks([2, 5, 10, 15, 20], labels=["2%", "5%", "10%", "15%", "20%"])
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, at: ""))
     axes.set_xlim(1.2, 24)
+    axes.set_ylim(full["hr@10"] - 0.12, full["hr@10"] + 0.015)  # what lies below is in the table
     axes.set_xlabel("bytes of both tables' files, of the full tables' (log scale)")
     axes.set_ylabel("test HR@10, 99 sampled negatives")
     axes.set_title(title)

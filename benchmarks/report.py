@@ -1,4 +1,4 @@
-"""Results -> the tables in README.md and docs/method.md, between <!-- NAME --> and <!-- /NAME -->.
+"""Results -> the tables in README.md and docs, between <!-- NAME --> and <!-- /NAME -->, and the pictures.
 
 python benchmarks/report.py
 """
@@ -11,6 +11,8 @@ import re
 import statistics
 from pathlib import Path
 from typing import Any
+
+from curve import draw
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -75,6 +77,29 @@ def headline(data: str) -> str:
     return markdown([title, *(f"≤ {budget}%" for budget in budgets)], rows)
 
 
+def claim() -> str:
+    """The README's first sentence with figures in it."""
+    parts = []
+    for data, budget in (("ml-1m", 15), ("amazon-apps", 6)):
+        found = read(f"curve-{data}")
+        if found is None:
+            continue
+        rows = {(row["method"], row["budget"]): row for row in found["rows"]}
+        full, small = rows["full", 100], rows["MGQE", budget]
+        parts.append(
+            f"{TITLES[data]}: test HR@10 {small['hr@10']:.3f} at {100 * small['share']:.1f}% of the bytes, full tables "
+            f"{full['hr@10']:.3f} (paired difference {small['difference']:+.2f} ± {small['difference_half_width']:.2f} "
+            f"points, {len(small['seeds'])} seeds)"
+        )
+    decode = read("decode")
+    ratios = [row["ratio"] for row in decode["results"] if row["target"] is not None] if decode else []
+    speed = f" A look-up of 65,536 ids takes {min(ratios):.2f} to {max(ratios):.2f} of `nn.Embedding`'s time on a CPU."
+    text = (
+        "**Measured** (GMF, users and items both compressed, bytes counted from the files). " + "; ".join(parts) + "."
+    )
+    return text + (speed if ratios else "")
+
+
 def recipes(data: str) -> str:
     """One change at a time."""
     found = read(f"recipes-{data}")
@@ -124,6 +149,9 @@ def speed() -> str:
 def fill(path: Path, parts: dict[str, str]) -> None:
     """Replace what stands between the markers of each part."""
     text = path.read_text()
+    marked = set(re.findall(r"<!-- ([a-z0-9-]+) -->", text))
+    if unknown := marked - set(parts):
+        raise SystemExit(f"{path}: no part is called {', '.join(sorted(unknown))}")
     for name, part in parts.items():
         pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
         text = re.sub(pattern, lambda _, n=name, p=part: f"<!-- {n} -->\n\n{p}\n\n<!-- /{n} -->", text, flags=re.DOTALL)
@@ -133,8 +161,11 @@ def fill(path: Path, parts: dict[str, str]) -> None:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     parts = {f"{kind.__name__}-{data}": kind(data) for kind in (curve, headline, recipes) for data in TITLES}
-    parts["speed"] = speed()
-    for path in (ROOT / "README.md", ROOT / "docs" / "method.md"):
+    parts["speed"], parts["claim"] = speed(), claim()
+    for data in TITLES:
+        if (found := read(f"curve-{data}")) is not None:
+            draw(found["rows"], f"{TITLES[data]}: GMF, size against quality", ROOT / f"docs/pictures/curve-{data}.png")
+    for path in (ROOT / "README.md", ROOT / "docs" / "method.md", ROOT / "docs" / "speed.md"):
         fill(path, parts)
 
 
