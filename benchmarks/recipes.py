@@ -23,7 +23,7 @@ from torch import nn
 
 from mgqe import quantization_loss, start_quantizing
 from mgqe.recsys.checkpoint import LAST, write_json
-from mgqe.recsys.config import TrainConfig
+from mgqe.recsys.config import SCHEDULE, TrainConfig
 from mgqe.recsys.datasets import tuned_settings
 from mgqe.recsys.loop import carry_optimizer, make_optimizer, optimizer_names, run_phase
 from mgqe.recsys.provenance import commit, machine, versions
@@ -112,6 +112,7 @@ def run(variant: Variant, config: TrainConfig, data: RunData, folder: Path) -> d
         "variant": variant.name,
         "embedding": variant.embedding,
         "seed": config.seed,
+        "schedule": SCHEDULE,
         "quality": data.task.judge(model),
         "start": result.history[0],
         "best_epoch": result.best_epoch,
@@ -167,6 +168,7 @@ def main() -> None:
     given = parser.parse_args()
     out = Path(given.out) / f"recipes-{given.data}.json"
     rows = json.loads(out.read_text()) if out.is_file() else []
+    rows = [row for row in rows if row.get("schedule") == SCHEDULE]  # of no older recipe
     done = {(row["variant"], row["seed"]) for row in rows}
     torch.set_num_threads(1)
     for seed in () if given.show else map(int, given.seeds.split(",")):
