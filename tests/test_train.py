@@ -161,7 +161,9 @@ def test_killed_while_saving(tiny: Path, tmp_path: Path, monkeypatch: pytest.Mon
 def test_what_phase_3_alone_depends_on_leaves_the_others_shared(tiny: Path, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     for at, rate in enumerate((None, 0.5)):
-        train_run(tiny_config(tiny, embedding=QUANTISED, centroid_learning_rate=rate), tmp_path / str(at), False, shared)
+        train_run(
+            tiny_config(tiny, embedding=QUANTISED, centroid_learning_rate=rate), tmp_path / str(at), False, shared
+        )
     assert len(list(shared.glob("phase-*"))) == 2
 
 
