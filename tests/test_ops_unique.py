@@ -111,8 +111,8 @@ def test_by_tier_native_equals_twin(n, tiers):
     made = torch.Generator().manual_seed(n + tiers)
     ids, tier_of = torch.randint(3000, (n,), generator=made), torch.randint(tiers, (3000,), generator=made)
     sizes = torch.bincount(tier_of, minlength=tiers).tolist()
-    for given in (None, tier_of.to(torch.uint8)):
-        got, expected = by_tier(True)(ids, sizes, given), by_tier(False)(ids, sizes, given)
+    for map_ in (None, tier_of.to(torch.uint8)):
+        got, expected = by_tier(True)(ids, sizes, map_), by_tier(False)(ids, sizes, map_)
         assert got[3] == expected[3]
         assert all(torch.equal(a, b) for a, b in zip(got[:3], expected[:3]))
 
