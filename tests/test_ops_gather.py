@@ -155,3 +155,34 @@ def test_any_layout_agrees_with_the_twin(n, num_subspaces, repeat, shared, width
     sums, counts = ops.scatter(rows, codes, None, *codebook.shape)
     # Every entry was summed as often as it was counted.
     assert torch.allclose(sums, codebook * counts[..., None], atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("num_subspaces", "pieces", "width"), [(4, 4, 2), (3, 3, 5), (2, 4, 3), (4, 1, 8), (1, 1, 1)])
+@pytest.mark.parametrize("n", [0, 1, 300])
+def test_decode_error(n, num_subspaces, pieces, width):
+    made = torch.Generator().manual_seed(n)
+    dim = max(num_subspaces, pieces) * width
+    rows, codebook = torch.randn(n, dim, generator=made), torch.randn(pieces, 7, width, generator=made)
+    codes = torch.randint(7, (n, num_subspaces), generator=made, dtype=torch.int32)
+    weights = torch.rand(n, generator=made)
+    decoded = ops.gather(codes, codebook)
+    vectors, errors, losses = ops.decode_error(rows, codes, codebook, weights)
+    assert torch.equal(vectors, decoded)
+    assert torch.equal(errors, weights[:, None] * (rows - decoded))
+    assert torch.allclose(losses, weights * (rows - decoded).square().sum(1), rtol=1e-5)
+    for got, twin in zip((vectors, errors, losses), reference.decode_error(rows, codes, codebook, weights)):
+        assert torch.allclose(got, twin, rtol=1e-5)
+
+
+def test_decode_error_keeps_rows_that_are_not_finite_visible():
+    rows = torch.tensor([[1.0, float("nan")], [float("inf"), 2.0], [3.0, 4.0]])
+    codes = torch.zeros(3, 2, dtype=torch.int32)
+    for function in (ops.decode_error, reference.decode_error):
+        vectors, errors, losses = function(rows, codes, torch.full((2, 1, 1), 5.0), torch.ones(3))
+        assert vectors.isnan().tolist() == [[False, True], [True, False], [False, False]]
+        assert errors[2].tolist() == [-2.0, -1.0]
+        assert losses[2] == 5.0
+    with pytest.raises(IndexError, match="code 9"):
+        ops.decode_error(rows, codes + 9, torch.zeros(2, 1, 1), torch.ones(3))
+    with pytest.raises(ValueError, match="rows must be"):
+        ops.decode_error(rows[:2], codes, torch.zeros(2, 1, 1), torch.ones(3))

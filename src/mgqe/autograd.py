@@ -1,4 +1,4 @@
-"""Backward passes written out, where torch's own would go over memory several times more.
+"""Gradients written out, where torch's own would go over memory several times more, or step by step through Python.
 
 Eager mode only: under torch.compile the layers compose the same formulas (:mod:`mgqe.quantizers`) for the compiler
 to fuse.
@@ -7,6 +7,7 @@ to fuse.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,101 +16,134 @@ from torch import Tensor
 from mgqe import ops
 
 
-class QuantizeRows(torch.autograd.Function):
-    """Codes to vectors, straight through, and the loss, sum_i w_i ||q_i - c_i||^2 for codebook and commitment at once.
+@dataclass(frozen=True)
+class Batch:
+    """The distinct ids of a batch and what a training pass needs to know of them.
 
-    Equals ``straight_through(q, c)`` and ``codebook_loss + beta * commitment_loss`` of :mod:`mgqe.quantizers`, whose
-    two losses differ only in where their gradients go.
+    Attributes:
+        ids: (u,) distinct.
+        counts: (u,) how often each came.
+        places: (n,) each id's place among the distinct ones.
+        padding: (u,) True for padding_idx; None without one.
+        repeat: give the vectors of all n ids; else those of the distinct ones.
+        scale_grad_by_freq: divide a row's gradient by its count, as nn.Embedding does.
+        sparse: make the gradients of rows and codebooks sparse.
+    """
+
+    ids: Tensor
+    counts: Tensor
+    places: Tensor
+    padding: Tensor | None
+    repeat: bool
+    scale_grad_by_freq: bool
+    sparse: bool
+
+    def weights(self, dim: int) -> Tensor:
+        """(u,) float32: shares of the ids in a mean over ids and dimensions, none for padding."""
+        counts = self.counts.to(torch.float32)
+        if self.padding is None:
+            return counts.div_(max(1, self.places.shape[0]) * dim)
+        counts.masked_fill_(self.padding, 0.0)
+        return counts.div_(counts.sum().clamp_(min=1).mul_(dim))
+
+    def sum_gradient(self, grad: Tensor) -> Tensor:
+        """The gradient of the vectors that were given -> that of the distinct rows (u, d), float32 or float64."""
+        if not self.repeat:
+            total = grad.to(torch.promote_types(grad.dtype, torch.float32), copy=True)
+        elif grad.device.type == "cpu" and grad.dtype != torch.float64 and self.ids.numel():
+            shape = (1, self.ids.shape[0], grad.shape[1])
+            total = ops.scatter(grad, self.places.unsqueeze(-1), None, *shape)[0].squeeze(0)
+        else:
+            kind = torch.promote_types(grad.dtype, torch.float32)
+            total = torch.zeros(self.ids.shape[0], grad.shape[1], dtype=kind, device=grad.device)
+            total.index_add_(0, self.places, grad.to(kind))
+        if self.scale_grad_by_freq:
+            total.div_(self.counts.unsqueeze(-1))
+        return total if self.padding is None else total.masked_fill_(self.padding.unsqueeze(-1), 0.0)
+
+    def row_gradient(self, total: Tensor, weight: Tensor) -> Tensor:
+        """The gradient (u, d) of the distinct rows -> that of the whole weight (N, d)."""
+        values = total.to(weight.dtype)
+        if self.sparse:
+            return torch.sparse_coo_tensor(self.ids.unsqueeze(0), values, weight.shape, check_invariants=False)
+        return torch.zeros_like(weight).index_copy_(0, self.ids, values)
+
+
+class QuantizeRows(torch.autograd.Function):
+    """Rows of a weight to their codes' vectors, straight through, and the loss of codebook and commitment at once.
+
+    Equals reading the rows, ``straight_through`` and ``codebook_loss + beta * commitment_loss`` of
+    :mod:`mgqe.quantizers`; the two losses have one value, sum_i w_i ||q_i - c_i||^2, and differ in where their
+    gradients go.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
+        weight: Tensor,
         rows: Tensor,
-        counts: Tensor,
-        commitment: float,
+        batch: Batch,
         blocks: Sequence[tuple[Tensor, int]],
         books: Sequence[Tensor],
-        sparse: bool,
+        commitment: float,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Vectors (u, d) in the rows' dtype and the loss, a float32 scalar.
+        """Vectors (n, d), or (u, d), in the weight's dtype, and the loss, a float32 scalar.
 
         Args:
-            rows: (u, d).
-            counts: (u,) how often each row's id came.
-            commitment: beta.
+            weight: (N, d), which gets the rows' gradient.
+            rows: (u, d) those of the batch's distinct ids.
+            batch: see :class:`Batch`.
             blocks: (codes (n, D_g) int32, number of their codebook), in the order of rows, n summing to u.
             books: (Dc, Kc, sc) float32 each, as they are served.
-            sparse: make the parameters' gradients sparse.
+            commitment: beta.
             parameters: what the books were rounded from; they get the books' gradients.
         """
-        parts = [ops.gather(codes, books[number]) for codes, number in blocks]
-        decoded = parts[0] if len(parts) == 1 else torch.cat(parts)
-        exact = rows.float()
-        error = exact - decoded
-        weights = counts.to(torch.float32).div_(counts.sum().clamp_(min=1).mul_(rows.shape[1]))
-        weighted = error * weights.unsqueeze(-1)
-        loss = torch.dot(weighted.view(-1), error.view(-1)).mul_(1 + commitment)
-        ctx.save_for_backward(weighted)
-        ctx.blocks, ctx.commitment, ctx.sparse, ctx.dtype = blocks, commitment, sparse, rows.dtype
+        sizes = [len(codes) for codes, _ in blocks]
+        weights = batch.weights(rows.shape[1])
+        parts = [
+            ops.decode_error(part, codes, books[number], share)
+            for part, share, (codes, number) in zip(
+                torch.split(rows.float(), sizes), torch.split(weights, sizes), blocks, strict=True
+            )
+        ]
+        vectors, errors, losses = parts[0] if len(parts) == 1 else (torch.cat(made) for made in zip(*parts))
+        if batch.padding is not None:
+            vectors.masked_fill_(batch.padding.unsqueeze(-1), 0.0)
+        ctx.save_for_backward(weight, errors)
+        ctx.batch, ctx.blocks, ctx.commitment = batch, blocks, commitment
         ctx.shapes = [(tuple(book.shape), parameter.dtype) for book, parameter in zip(books, parameters, strict=True)]
         ctx.set_materialize_grads(False)
-        # 0 * q leaves the centroid as it is, but makes NaN of a row that is NaN or infinite.
-        return decoded.addcmul_(exact, decoded.new_zeros(())).to(rows.dtype), loss
+        vectors = vectors.to(weight.dtype)
+        return vectors.index_select(0, batch.places) if batch.repeat else vectors, losses.sum().mul_(1 + commitment)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor | None, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
         """The vectors' gradient goes to the rows; the loss's to the rows, times beta, and to the centroids chosen."""
-        fixed = (None,) * 5
-        if grad_loss is None:
-            return grad, *fixed, *[None for _ in ctx.shapes]
-        (weighted,) = ctx.saved_tensors
-        grad_rows = None
+        weight, errors = ctx.saved_tensors
+        batch: Batch = ctx.batch
+        grad_weight = None
         if ctx.needs_input_grad[0]:
-            pull = grad_loss * (2 * ctx.commitment)
-            grad_rows = weighted * pull if grad is None else torch.addcmul(grad.float(), weighted, pull)
-            grad_rows = grad_rows.to(ctx.dtype)
-        push = grad_loss * -2
+            total = torch.zeros_like(errors) if grad is None else batch.sum_gradient(grad)
+            if grad_loss is not None:
+                total.addcmul_(errors.to(total.dtype), (grad_loss * (2 * ctx.commitment)).to(total.dtype))
+            grad_weight = batch.row_gradient(total, weight)
         sums: list[Tensor | None] = [None for _ in ctx.shapes]
-        start = 0
-        for codes, number in ctx.blocks:
-            stop = start + codes.shape[0]
-            if ctx.needs_input_grad[1 + len(fixed) + number]:
-                found, _ = ops.scatter(weighted[start:stop], codes, None, *ctx.shapes[number][0])
-                earlier = sums[number]
-                sums[number] = found if earlier is None else earlier + found
-            start = stop
-        grads = [
-            None if total is None else total.mul_(push).to(dtype)
-            for total, (_, dtype) in zip(sums, ctx.shapes, strict=True)
-        ]
-        return grad_rows, *fixed, *[sparse_rows(g) if ctx.sparse and g is not None else g for g in grads]
-
-
-class RepeatRows(torch.autograd.Function):
-    """vectors[places]. The backward pass, a sum into the distinct rows, is the kernel of ``ops.scatter``."""
-
-    @staticmethod
-    def forward(ctx: Any, vectors: Tensor, places: Tensor, divisors: Tensor | None) -> Tensor:
-        """(u, d) and places (n,) -> (n, d); ``divisors`` (u,) divide the gradient, where given."""
-        ctx.save_for_backward(places, divisors)
-        ctx.shape, ctx.dtype = vectors.shape, vectors.dtype
-        return vectors.index_select(0, places)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        """(n, d) -> (u, d)."""
-        places, divisors = ctx.saved_tensors
-        distinct, width = ctx.shape
-        if distinct == 0:
-            return grad.new_zeros(ctx.shape), None, None
-        sums = ops.scatter(grad, places.unsqueeze(-1), None, 1, distinct, width)[0].view(ctx.shape)
-        if divisors is not None:
-            sums = sums / divisors.unsqueeze(-1)
-        return sums.to(ctx.dtype), None, None
+        if grad_loss is not None:
+            start = 0
+            for codes, number in ctx.blocks:
+                stop = start + len(codes)
+                if ctx.needs_input_grad[6 + number]:
+                    found, _ = ops.scatter(errors[start:stop], codes, None, *ctx.shapes[number][0])
+                    earlier = sums[number]
+                    sums[number] = found if earlier is None else earlier + found
+                start = stop
+            for number, (total_of_book, (_, dtype)) in enumerate(zip(sums, ctx.shapes, strict=True)):
+                if total_of_book is not None:
+                    dense = total_of_book.mul_(grad_loss * -2).to(dtype)
+                    sums[number] = sparse_rows(dense) if batch.sparse else dense
+        return grad_weight, None, None, None, None, None, *sums
 
 
 class SparseGradient(torch.autograd.Function):

@@ -80,7 +80,7 @@ class MGQEmbeddingBag(MGQEmbedding):
             raise ValueError(f"ids must have 1 or 2 dimensions, got shape {tuple(ids.shape)}")
         padding: int | None = self.padding_idx
         if self.quantizing:
-            vectors, places, _ = self._quantized(ids.reshape(-1))
+            vectors, places = self._quantized(ids.reshape(-1), repeat=False)
             if places is None:
                 places = torch.arange(vectors.shape[0], device=ids.device)
             if padding is not None:

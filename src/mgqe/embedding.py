@@ -120,23 +120,22 @@ class MGQEmbedding(QuantizedEmbedding):
     def forward(self, ids: Tensor) -> Tensor:
         """Vectors of ids: integers (...) -> (..., d)."""
         self._begin_pass()
-        if not self.quantizing:
-            ids = self._rows(ids)
-            rows = F.embedding(
-                ids,
-                self.weight,
-                self.padding_idx,
-                self.max_norm,
-                self.norm_type,
-                self.scale_grad_by_freq,
-                self.sparse,
-            )
-            return self._zero_padding(ids, rows)
-        ids = as_int64(ids)
-        vectors, places, counts = self._quantized(ids.reshape(-1))
-        if places is not None:
-            vectors = self._repeat(vectors, places, counts)
-        return vectors.view(*ids.shape, self.embedding_dim)
+        if self.quantizing:
+            ids = as_int64(ids)
+            vectors, _ = self._quantized(ids.reshape(-1), repeat=True)
+            return vectors.view(*ids.shape, self.embedding_dim)
+        ids = self._rows(ids)
+        rows = F.embedding(
+            ids,
+            self.weight,
+            self.padding_idx,
+            self.max_norm,
+            self.norm_type,
+            self.scale_grad_by_freq,
+            self.sparse,
+        )
+        padding = self._is_padding(ids)
+        return rows if padding is None else rows.masked_fill(padding.unsqueeze(-1), 0.0)
 
     @classmethod
     def from_pretrained(cls, embeddings: Tensor, freeze: bool = False, **arguments: Any) -> Self:

@@ -10,7 +10,14 @@ from mgqe.quantized import QuantizedEmbedding
 
 def quantized_layers(model: nn.Module) -> list[QuantizedEmbedding]:
     """The quantised embedding layers of a model, each once."""
-    return [module for module in model.modules() if isinstance(module, QuantizedEmbedding)]
+    found: dict[nn.Module, None] = {}
+    waiting = [model]
+    while waiting:  # model.modules() builds a name for every module, which a training step would feel
+        module = waiting.pop()
+        if module not in found:
+            found[module] = None
+            waiting.extend(reversed([child for child in module._modules.values() if child is not None]))
+    return [module for module in found if isinstance(module, QuantizedEmbedding)]
 
 
 def quantization_loss(model: nn.Module) -> Tensor:

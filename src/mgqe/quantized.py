@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgqe import ops
-from mgqe.autograd import RepeatRows
+from mgqe.autograd import Batch
 from mgqe.capacity import Capacity
 from mgqe.codebook import draw_places, revive_interval, revive_size, sample_size
 from mgqe.ids import as_int64, check_ids, check_sizes
@@ -107,8 +107,8 @@ class QuantizedEmbedding(nn.Module):
     @property
     def quantizing(self) -> bool:
         """Whether the warm-up is over: the forward pass returns quantised vectors."""
+        # Averaged copies of models and broadcasts between processes write into the buffer itself.
         if self._started is None or (
-            # Averaged copies of models and broadcasts between processes write into the buffer itself.
             not torch.compiler.is_compiling() and self.started._version != self._started_version
         ):
             self._started, self._steps = bool(self.started), None
@@ -129,7 +129,8 @@ class QuantizedEmbedding(nn.Module):
 
     def _parameter_version(self) -> int:
         """A number that changes when an optimiser takes a step."""
-        return sum(parameter._version for parameter in self.parameters())
+        version: int = self.weight._version + self.quantizer.version()
+        return version
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -274,12 +275,14 @@ class QuantizedEmbedding(nn.Module):
         if not quantizing:
             if steps > self.warmup_steps:
                 self.start_quantizing()
+                version = self._parameter_version()
         else:
             self._revival_due = self._revival_due or steps % self._revive_every == 0
             if self._revival_due and version != self._seen:
                 self._revive()
                 self._revival_due = False
-        self._seen = self._parameter_version()
+                version = self._parameter_version()
+        self._seen = version
 
     def _keep_loss(self, loss: Tensor) -> None:
         self._aux.append(loss)
@@ -291,37 +294,47 @@ class QuantizedEmbedding(nn.Module):
             return rows
         return check_ids(rows, self.num_embeddings)
 
-    def _quantized(self, flat: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Flat ids (n,) -> quantised vectors of the distinct ids, each id's place among them, and their counts.
-
-        Returns:
-            vectors (u, d); places (n,), None where the vectors are the ids' own, one each; counts (u,).
-        """
+    def _quantized(self, flat: Tensor, repeat: bool) -> tuple[Tensor, Tensor | None]:
+        """Quantised vectors of flat ids (n,): (n, d) and None; or those of distinct ids (u, d) and all places (n,)."""
         if torch.compiler.is_compiling():
-            return self._quantized_in_graph(flat)
-        distinct, places, counts, sizes = ops.unique_by_tier(flat, self._tiers.sizes, self.tier_of)
-        vectors = self._quantized_rows(distinct, sizes, counts)
-        return vectors, places, counts
+            vectors, places = self._quantized_in_graph(flat)
+        else:
+            ids, places, counts, sizes = ops.unique_by_tier(flat, self._tiers.sizes, self.tier_of)
+            quantizer, trains = self.quantizer, self.training and torch.is_grad_enabled()
+            if trains and isinstance(quantizer, VQQuantizer) and quantizer.reads:
+                scale = repeat and self.scale_grad_by_freq
+                batch = Batch(ids, counts, places, self._is_padding(ids), repeat, scale, self.sparse)
+                vectors, loss = quantizer.read(self.weight, self._read_rows(ids), sizes, batch)
+                self._keep_loss(loss)
+                return vectors, None if repeat else places
+            vectors = self._quantized_rows(ids, sizes, counts)
+        if places is None or not repeat:
+            return vectors, places
+        return F.embedding(places, vectors, scale_grad_by_freq=self.scale_grad_by_freq), None
 
-    def _quantized_in_graph(self, flat: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The same with static shapes: nothing may depend on how many ids are distinct, or in a tier."""
+    def _quantized_in_graph(self, flat: Tensor) -> tuple[Tensor, Tensor | None]:
+        """With static shapes: nothing may depend on how many ids are distinct, or in a tier."""
         if not self.training:  # finding duplicates would save nothing
-            ones = torch.ones_like(flat)
-            return self._quantized_rows(flat, self._tier_numbers(flat), ones), None, ones
-        distinct, places, counts = ops.unique(flat, self.num_embeddings)
-        return self._quantized_rows(distinct, self._tier_numbers(distinct), counts), places, counts
+            return self._quantized_rows(flat, self._tier_numbers(flat), torch.ones_like(flat)), None
+        ids, places, counts = ops.unique(flat, self.num_embeddings)
+        return self._quantized_rows(ids, self._tier_numbers(ids), counts), places
 
     def _quantized_rows(self, ids: Tensor, groups: Groups, counts: Tensor) -> Tensor:
         """The quantiser's vectors (u, d) of ids (u,), zeros for padding; keeps its loss."""
         rows = F.embedding(ids, self.weight, self.padding_idx, self.max_norm, self.norm_type, sparse=self.sparse)
-        weights = counts if self.padding_idx is None else counts.masked_fill(ids == self.padding_idx, 0)
+        padding = self._is_padding(ids)
+        weights = counts if padding is None else counts.masked_fill(padding, 0)
+        vectors: Tensor
         vectors, loss = self.quantizer(rows, groups, weights)
         if loss is not None:
             if torch.compiler.is_compiling():
                 outside_graphs(self._keep_loss, loss)
             else:
                 self._keep_loss(loss)
-        return self._zero_padding(ids, vectors)
+        return vectors if padding is None else vectors.masked_fill(padding.unsqueeze(-1), 0.0)
+
+    def _is_padding(self, ids: Tensor) -> Tensor | None:
+        return None if self.padding_idx is None else ids.eq(self.padding_idx)
 
     def _tier_numbers(self, ids: Tensor) -> Tensor:
         if self.capacity.num_tiers == 1:
@@ -329,22 +342,6 @@ class QuantizedEmbedding(nn.Module):
         if self.tier_of is not None:
             return self.tier_of[ids]
         return torch.bucketize(ids, self.tier_sizes.cumsum(0)[:-1], right=True)
-
-    def _zero_padding(self, ids: Tensor, vectors: Tensor) -> Tensor:
-        """Zeros for padding_idx, in every state, whatever its row holds."""
-        if self.padding_idx is None:
-            return vectors
-        return vectors.masked_fill((ids == self.padding_idx).unsqueeze(-1), 0.0)
-
-    def _repeat(self, vectors: Tensor, places: Tensor, counts: Tensor) -> Tensor:
-        """Vectors (u, d) of distinct ids -> those of all ids (n, d)."""
-        kernel = vectors.device.type == "cpu" and vectors.dtype != torch.float64
-        if torch.compiler.is_compiling() or not kernel:
-            return F.embedding(places, vectors, scale_grad_by_freq=self.scale_grad_by_freq)
-        repeated: Tensor = RepeatRows.apply(  # type: ignore[no-untyped-call]
-            vectors, places, counts if self.scale_grad_by_freq else None
-        )
-        return repeated
 
     def auxiliary_loss(self) -> Tensor | None:
         """The sum of the losses since the training pass after the last reading, None if there are none."""

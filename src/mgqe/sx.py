@@ -103,6 +103,10 @@ class SXQuantizer(nn.Module):
                 start = reach
         return moved
 
+    def version(self) -> int:
+        """A number that changes when a codebook does."""
+        return sum(book._version for book in self.parameters())
+
     def values(self, number: int) -> Tensor:
         """Codebook ``number`` in float32 as it will be served, (Dc, Kc, sc), differentiable."""
         return round_centroids(self._leaf(self.values_[number]).float(), self.centroid_dtype)

@@ -7,7 +7,7 @@ Each is a Python function here, a native kernel (CPU, float32), a pure-torch twi
 
 from mgqe.ops._assign import assign
 from mgqe.ops._descriptor import TableParts
-from mgqe.ops._gather import gather, scatter
+from mgqe.ops._gather import decode_error, gather, scatter
 from mgqe.ops._lookup import PreparedLookup, lookup, max_code
 from mgqe.ops._unique import unique, unique_by_tier
 from mgqe.ops.native import native_available, native_isa, native_openmp, set_native_isa
@@ -16,6 +16,7 @@ __all__ = [
     "PreparedLookup",
     "TableParts",
     "assign",
+    "decode_error",
     "gather",
     "lookup",
     "max_code",

@@ -70,6 +70,53 @@ def _gather(codes: Tensor, codebook: Tensor) -> Tensor:
     return rows
 
 
+def decode_error(rows: Tensor, codes: Tensor, codebook: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`gather`, and how far rows are from what they decode to, in one pass over memory.
+
+    Runs eagerly only; not differentiable.
+
+    Args:
+        rows: ``(n, d)``, float32, float16 or bfloat16.
+        codes, codebook: as for :func:`gather`.
+        weights: ``(n,)``.
+
+    Returns:
+        float32 ``vectors (n, d)``, decoded, NaN where the row is not finite; ``errors (n, d)``,
+        ``weights[i] * (row - decoded)``; and ``losses (n,)``, ``weights[i] * ||row - decoded||^2``.
+
+    Raises:
+        as :func:`gather`.
+    """
+    codes = code_matrix(codes)
+    dim = _row_width(codes, codebook)
+    same_device(rows=rows, codes=codes, codebook=codebook, weights=weights)
+    rows, codebook = float_matrix("rows", rows, 2), float_matrix("codebook", codebook, 3)
+    weights = float_matrix("weights", weights, 1)
+    n, num_subspaces = codes.shape
+    if tuple(rows.shape) != (n, dim) or tuple(weights.shape) != (n,):
+        raise ValueError(f"rows must be {(n, dim)} and weights {(n,)}, got {tuple(rows.shape)}, {tuple(weights.shape)}")
+    lib = library() if codes.device.type == "cpu" else None
+    if lib is None:
+        _refuse_bad_codes(codes, codebook.shape[1])
+        return reference.decode_error(rows, codes, codebook, weights)
+    vectors, errors, losses = torch.empty_like(rows), torch.empty_like(rows), torch.empty_like(weights)
+    status = lib.mgqe_decode_error(
+        rows.data_ptr(),
+        codes.data_ptr(),
+        codebook.data_ptr(),
+        weights.data_ptr(),
+        n,
+        num_subspaces,
+        *codebook.shape,
+        vectors.data_ptr(),
+        errors.data_ptr(),
+        losses.data_ptr(),
+        torch.get_num_threads(),
+    )
+    check(status, lambda: code_error(codes, codebook.shape[1]))
+    return vectors, errors, losses
+
+
 def _refuse_bad_codes(codes: Tensor, num_centroids: int) -> None:
     if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < num_centroids:
         raise code_error(codes, num_centroids)

@@ -67,6 +67,14 @@ def gather(codes: Tensor, codebook: Tensor) -> Tensor:
     return codebook[piece, spread].reshape(n, pieces * width)
 
 
+def decode_error(rows: Tensor, codes: Tensor, codebook: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Decoded rows, their weighted errors and losses; see :func:`mgqe.ops.decode_error`."""
+    decoded = gather(codes, codebook)
+    difference = rows - decoded
+    errors = weights[:, None] * difference
+    return decoded + (rows - rows), errors, (errors * difference).sum(1)
+
+
 def scatter(
     grad: Tensor, codes: Tensor, weights: Tensor | None, pieces: int, num_centroids: int, width: int
 ) -> tuple[Tensor, Tensor]:

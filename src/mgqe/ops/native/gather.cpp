@@ -6,6 +6,8 @@
 
 namespace {
 
+typedef float Float4 __attribute__((vector_size(16)));
+
 bool bad_shape(int64_t n, int64_t D, int64_t pieces, int64_t K, int64_t width) {
     return n < 0 || D < 1 || pieces < 1 || K < 1 || width < 1 || (pieces != 1 && pieces % D != 0);
 }
@@ -40,6 +42,54 @@ void gather_rows(const int32_t* codes, const float* codebook, int64_t begin, int
             for (int64_t piece = 0; piece < repeat; ++piece, from += step, to += width)
                 for (int64_t t = 0; t < width; ++t) to[t] = from[t];
         }
+}
+
+typedef void (*gather_function)(const int32_t* codes, const float* codebook, int64_t begin, int64_t end, int64_t D,
+                                int64_t repeat, int64_t step, int64_t run_time_width, float* out);
+
+gather_function gather_for(int64_t width) {
+    switch (width) {
+        case 1:
+            return gather_rows<1>;
+        case 2:
+            return gather_rows<2>;
+        case 4:
+            return gather_rows<4>;
+        case 8:
+            return gather_rows<8>;
+        case 16:
+            return gather_rows<16>;
+        default:
+            return gather_rows<0>;
+    }
+}
+
+// error = weight * (row - vector); returns the sum of error * (row - vector). A row that is NaN or infinite makes its
+// vector NaN.
+inline float row_error(const float* row, float weight, int64_t dim, float* vector, float* error) {
+    Float4 sums[2] = {};
+    int64_t t = 0;
+    for (; t + 8 <= dim; t += 8)
+        for (int half = 0; half < 2; ++half) {
+            Float4 q, c;
+            __builtin_memcpy(&q, row + t + 4 * half, sizeof q);
+            __builtin_memcpy(&c, vector + t + 4 * half, sizeof c);
+            const Float4 difference = q - c;
+            const Float4 weighted = difference * weight;
+            c += q - q;
+            sums[half] += weighted * difference;
+            __builtin_memcpy(error + t + 4 * half, &weighted, sizeof weighted);
+            __builtin_memcpy(vector + t + 4 * half, &c, sizeof c);
+        }
+    const Float4 both = sums[0] + sums[1];
+    float total = (both[0] + both[1]) + (both[2] + both[3]);
+    for (; t < dim; ++t) {
+        const float difference = row[t] - vector[t];
+        error[t] = weight * difference;
+        vector[t] += row[t] - row[t];
+        total += error[t] * difference;
+    }
+    return total;
 }
 
 // to += weight * from. A fixed width goes through locals: `to` and `from` may not overlap then, and four go at once.
@@ -88,8 +138,7 @@ void scatter_shared(const float* grad, const int32_t* codes, const float* weight
             const int64_t code = codes[i * D + j];
             if (code < first || code >= last) continue;
             const float* from = grad + (i * D + j) * width;
-            float* to = sums + code * width;
-            for (int64_t t = 0; t < width; ++t) to[t] += weight * from[t];
+            add<0>(sums + code * width, from, weight, width);
             counts[code] += weight;
         }
     }
@@ -103,14 +152,27 @@ int32_t mgqe_gather(const int32_t* codes, const float* codebook, int64_t n, int6
     if (!codes_in_range(codes, n * D, K)) return MGQE_OUT_OF_RANGE;
     const int64_t repeat = pieces == 1 ? 1 : pieces / D;
     const int64_t step = pieces == 1 ? 0 : K * width;
-    const auto rows = width == 1   ? gather_rows<1>
-                      : width == 2 ? gather_rows<2>
-                      : width == 4 ? gather_rows<4>
-                      : width == 8 ? gather_rows<8>
-                      : width == 16 ? gather_rows<16>
-                                    : gather_rows<0>;
+    const gather_function rows = gather_for(width);
     mgqe_parallel(n, mgqe_team(n * D * repeat * width, 1 << 16, threads), [&](int64_t begin, int64_t end) {
         rows(codes, codebook, begin, end, D, repeat, step, width, out);
+    });
+    return MGQE_OK;
+}
+
+int32_t mgqe_decode_error(const float* rows, const int32_t* codes, const float* codebook, const float* weights,
+                          int64_t n, int64_t D, int64_t pieces, int64_t K, int64_t width, float* vectors,
+                          float* errors, float* losses, int32_t threads) {
+    if (bad_shape(n, D, pieces, K, width)) return MGQE_BAD_ARGUMENT;
+    if (!codes_in_range(codes, n * D, K)) return MGQE_OUT_OF_RANGE;
+    const int64_t repeat = pieces == 1 ? 1 : pieces / D;
+    const int64_t step = pieces == 1 ? 0 : K * width;
+    const int64_t dim = D * repeat * width;
+    const gather_function decode = gather_for(width);
+    mgqe_parallel(n, mgqe_team(n * dim, 1 << 15, threads), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            decode(codes, codebook, i, i + 1, D, repeat, step, width, vectors);
+            losses[i] = row_error(rows + i * dim, weights[i], dim, vectors + i * dim, errors + i * dim);
+        }
     });
     return MGQE_OK;
 }

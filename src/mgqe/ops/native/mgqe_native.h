@@ -47,6 +47,12 @@ MGQE_API int32_t mgqe_assign(const float* rows, const float* centroids, const fl
 MGQE_API int32_t mgqe_gather(const int32_t* codes, const float* codebook, int64_t n, int64_t D, int64_t pieces,
                              int64_t K, int64_t width, float* out, int32_t threads);
 
+// The same, and how far rows (n, d) are from what they decode to: vectors (n, d) = decoded, NaN where the row is not
+// finite; errors (n, d) = weights[i] * (row - decoded); losses (n) = weights[i] * ||row - decoded||^2.
+MGQE_API int32_t mgqe_decode_error(const float* rows, const int32_t* codes, const float* codebook,
+                                   const float* weights, int64_t n, int64_t D, int64_t pieces, int64_t K,
+                                   int64_t width, float* vectors, float* errors, float* losses, int32_t threads);
+
 // The transpose of mgqe_gather: adds weights[i] * grad[i] (weights null: 1) to sums (pieces, K, width) and
 // weights[i] to counts (pieces, K). Both are set, not added to. The order of additions does not depend on threads.
 MGQE_API int32_t mgqe_scatter(const float* grad, const int32_t* codes, const float* weights, int64_t n, int64_t D,
