@@ -4,6 +4,8 @@ A step is what a training loop does: look up a batch of Zipf ids, a loss on the 
 backward, SparseAdam. The rows and both moments of Adam are far larger than the caches, as they are in practice.
 Every 100 passes a layer looks for dead centroids; that pass is timed on its own and spread over the passes between
 two of them in the entries named "with revival".
+
+python benchmarks/bench_train_step.py
 """
 
 from __future__ import annotations
