@@ -107,6 +107,8 @@ class QuantizedEmbedding(nn.Module):
     @property
     def quantizing(self) -> bool:
         """Whether the warm-up is over: the forward pass returns quantised vectors."""
+        if self.started.is_meta:
+            return bool(self._started)
         # Averaged copies of models and broadcasts between processes write into the buffer itself.
         if self._started is None or (
             not torch.compiler.is_compiling() and self.started._version != self._started_version
@@ -175,10 +177,12 @@ class QuantizedEmbedding(nn.Module):
             found = f"other ids in its tiers of {theirs} ids than this layer"
         else:
             return None
-        source = f"tiers={list(theirs)}" if saved is None else "tiers=mgqe.Tiers.from_assignment(state['...tier_of'])"
+        own = f"tiers={list(theirs)}"
+        if saved is not None:
+            own = f"tiers=mgqe.Tiers.from_assignment(state_dict[{prefix + 'tier_of'!r}])"
         return (
-            f"{prefix or 'the layer: '}the checkpoint has {found}: "
-            f"make the layer with the same counts= or tiers= as the one that was saved, or with {source}"
+            f"{prefix.rstrip('.') or 'the layer'}: the checkpoint has {found}. Make the layer with the same counts= or "
+            f"tiers= as the one that was saved, or with {own}"
         )
 
     def __getstate__(self) -> dict[str, Any]:

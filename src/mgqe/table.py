@@ -210,9 +210,9 @@ class CompactTable(FrozenTable):
         if self._map is None:
             return Tiers.from_sizes(self.config.sizes)
         on_cpu, n = self._map.to("cpu"), self.num_embeddings
-        tier_of = torch.empty(n, dtype=torch.uint8)
+        tier_of = torch.empty(n, dtype=torch.uint8, device="cpu")
         for start in range(0, n, CHUNK_ROWS):
-            ids = torch.arange(start, min(start + CHUNK_ROWS, n))
+            ids = torch.arange(start, min(start + CHUNK_ROWS, n), device="cpu")
             tier_of[ids] = on_cpu.locate(ids)[0]
         return Tiers(self.config.sizes, tier_of)
 

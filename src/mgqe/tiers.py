@@ -104,8 +104,9 @@ class Tiers:
         n = values.numel()
         sizes = _sizes_from_fractions(n, fractions) if boundaries is None else _sizes_from_boundaries(n, boundaries)
         order = torch.sort(values, descending=True, stable=True).indices
-        tier_of = torch.empty(n, dtype=torch.uint8)
-        tier_of[order] = torch.repeat_interleave(torch.arange(len(sizes), dtype=torch.uint8), torch.tensor(sizes))
+        tier_of = torch.empty(n, dtype=torch.uint8, device="cpu")
+        for g, ids in enumerate(torch.split(order, list(sizes))):
+            tier_of[ids] = g
         return cls(sizes, tier_of)
 
     @classmethod
@@ -160,7 +161,7 @@ class Tiers:
         if not 0 <= tier < self.num_tiers:
             raise IndexError(f"tier {tier} does not exist: there are {self.num_tiers}")
         if self.tier_of is None:
-            return torch.arange(self.starts[tier], self.starts[tier + 1])
+            return torch.arange(self.starts[tier], self.starts[tier + 1], device="cpu")
         return torch.nonzero(self.tier_of == tier).reshape(-1)
 
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,9 +170,9 @@ class Tiers:
         rows = ids.to(torch.int64)
         if self.tier_of is None:
             return tier, rows - torch.tensor(self.starts, device=rows.device)[tier.to(torch.int64)]
-        ranks = torch.empty(self.num_embeddings, dtype=torch.int64)
+        ranks = torch.empty(self.num_embeddings, dtype=torch.int64, device="cpu")
         for g in range(self.num_tiers):
-            ranks[self.tier_of == g] = torch.arange(self.sizes[g])
+            ranks[self.tier_of == g] = torch.arange(self.sizes[g], device="cpu")
         return tier, ranks.to(rows.device)[rows]
 
     def __eq__(self, other: object) -> bool:
@@ -256,7 +257,7 @@ def build_tier_map(tiers: Tiers) -> TierMap:
     if n > MAX_MAPPED_IDS:
         raise ValueError(f"a tier map holds at most {MAX_MAPPED_IDS} ids, got {n}: sort the ids by frequency")
     order = peel_order(tiers.sizes)
-    left = tiers.of(torch.arange(n)) if tiers.tier_of is None else tiers.tier_of
+    left = tiers.of(torch.arange(n, device="cpu")) if tiers.tier_of is None else tiers.tier_of
     bits, ranks = [], []
     for tier in order[:-1]:
         mine = left == tier
@@ -309,7 +310,7 @@ def _pack_bits(flags: Tensor) -> Tensor:
 
 def _check_counts(counts: Tensor | np.ndarray | Sequence[float], num_embeddings: int | None) -> Tensor:
     try:
-        values = counts.detach().cpu() if isinstance(counts, Tensor) else torch.as_tensor(np.array(counts))
+        values = counts.detach().cpu() if isinstance(counts, Tensor) else torch.from_numpy(np.array(counts))
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"counts must be one number an id, got {type(counts).__name__}") from error
     if values.dtype == torch.bool or values.is_complex():

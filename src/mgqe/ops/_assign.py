@@ -67,7 +67,7 @@ def _assign(rows: Tensor, centroids: Tensor, bias: Tensor | None) -> Tensor:
     lib = library() if rows.device.type == "cpu" else None
     if lib is None:
         return reference.assign(rows, centroids, bias)
-    codes = torch.empty(n, num_subspaces, dtype=torch.int32)
+    codes = torch.empty(n, num_subspaces, dtype=torch.int32, device=rows.device)
     check(
         lib.mgqe_assign(
             rows.data_ptr(),

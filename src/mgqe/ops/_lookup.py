@@ -63,7 +63,7 @@ class PreparedLookup:
             if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self._num_embeddings:
                 raise id_error(ids, self._num_embeddings)
             return reference.lookup(ids, self.parts)
-        rows = torch.empty((*ids.shape, self.parts.embedding_dim))
+        rows = torch.empty((*ids.shape, self.parts.embedding_dim), device=ids.device)
         status = lib.mgqe_lookup(native.address, ids.data_ptr(), ids.numel(), rows.data_ptr(), torch.get_num_threads())
         if status != 0:
             check(status, lambda: id_error(ids, self._num_embeddings))
@@ -165,7 +165,7 @@ def max_code(packed: Tensor, num_subspaces: int, bits: int) -> int:
     if lib is None:
         return reference.max_code(packed, num_subspaces, bits)
     packed = packed.contiguous()
-    most = torch.empty(1, dtype=torch.int32)
+    most = torch.empty(1, dtype=torch.int32, device="cpu")
     check(
         lib.mgqe_max_code(
             packed.data_ptr(), packed.shape[0], num_subspaces, bits, most.data_ptr(), torch.get_num_threads()

@@ -53,7 +53,7 @@ def _distinct(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor]
             raise id_error(ids, num_embeddings)
         return reference.unique(ids)
     uniq, inverse, counts = torch.empty_like(ids), torch.empty_like(ids), torch.empty_like(ids)
-    found = torch.zeros(1, dtype=torch.int64)
+    found = torch.zeros(1, dtype=torch.int64, device="cpu")
     status = lib.mgqe_unique(
         ids.data_ptr(),
         ids.shape[0],
