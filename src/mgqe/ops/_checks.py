@@ -49,6 +49,14 @@ def id_tensor(ids: Tensor) -> Tensor:
     return ids.to(torch.int64).contiguous()
 
 
+def all_below(values: Tensor, limit: int) -> bool:
+    """Whether all of the integers lie in ``[0, limit)``. Waits for the device once."""
+    if values.numel() == 0:
+        return True
+    low, high = torch.stack(torch.aminmax(values)).tolist()
+    return bool(low >= 0 and high < limit)
+
+
 def id_error(ids: Tensor, num_embeddings: int) -> IndexError:
     """The error for the first id outside the table."""
     flat = ids.reshape(-1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mgqe.ops import reference
-from mgqe.ops._checks import id_error, id_tensor
+from mgqe.ops._checks import all_below, id_error, id_tensor
 from mgqe.ops._descriptor import Descriptor, TableParts
 from mgqe.ops._eager import runs_now
 from mgqe.ops.native import check, library
@@ -60,7 +60,7 @@ class PreparedLookup:
             raise ValueError(f"ids are on {ids.device}, the table on {self.parts.device}: move one with .to()")
         native, lib = self._native, library()
         if native is None or lib is None:
-            if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self._num_embeddings:
+            if not all_below(ids, self._num_embeddings):
                 raise id_error(ids, self._num_embeddings)
             return reference.lookup(ids, self.parts)
         rows = torch.empty((*ids.shape, self.parts.embedding_dim), device=ids.device)

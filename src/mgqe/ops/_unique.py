@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mgqe.ops import reference
-from mgqe.ops._checks import id_error, id_tensor, same_device
+from mgqe.ops._checks import all_below, id_error, id_tensor, same_device
 from mgqe.ops._eager import runs_now
 from mgqe.ops.native import check, library
 
@@ -49,7 +49,7 @@ def _distinct(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor]
     ids = _checked_ids(ids)
     lib = library() if ids.device.type == "cpu" else None
     if lib is None:
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < num_embeddings:
+        if not all_below(ids, num_embeddings):
             raise id_error(ids, num_embeddings)
         return reference.unique(ids)
     uniq, inverse, counts = torch.empty_like(ids), torch.empty_like(ids), torch.empty_like(ids)
