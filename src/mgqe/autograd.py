@@ -61,12 +61,12 @@ class Batch:
             total.div_(self.counts.unsqueeze(-1))
         return total if self.padding is None else total.masked_fill_(self.padding.unsqueeze(-1), 0.0)
 
-    def row_gradient(self, total: Tensor, weight: Tensor) -> Tensor:
+    def row_gradient(self, values: Tensor, num_embeddings: int) -> Tensor:
         """The gradient (u, d) of the distinct rows -> that of the whole weight (N, d)."""
-        values = total.to(weight.dtype)
+        shape = (num_embeddings, values.shape[1])
         if self.sparse:
-            return torch.sparse_coo_tensor(self.ids.unsqueeze(0), values, weight.shape, check_invariants=False)
-        return torch.zeros_like(weight).index_copy_(0, self.ids, values)
+            return torch.sparse_coo_tensor(self.ids.unsqueeze(0), values, shape, check_invariants=False)
+        return values.new_zeros(shape).index_copy_(0, self.ids, values)
 
 
 class QuantizeRows(torch.autograd.Function):
@@ -110,7 +110,8 @@ class QuantizeRows(torch.autograd.Function):
         vectors, errors, losses = parts[0] if len(parts) == 1 else (torch.cat(made) for made in zip(*parts))
         if batch.padding is not None:
             vectors.masked_fill_(batch.padding.unsqueeze(-1), 0.0)
-        ctx.save_for_backward(weight, errors)
+        # Not saved_for_backward, which one backward pass frees: the task's loss and this one may have a pass each.
+        ctx.errors, ctx.num_embeddings, ctx.dtype = errors, weight.shape[0], weight.dtype
         ctx.batch, ctx.blocks, ctx.commitment = batch, blocks, commitment
         ctx.shapes = [(tuple(book.shape), parameter.dtype) for book, parameter in zip(books, parameters, strict=True)]
         ctx.set_materialize_grads(False)
@@ -121,14 +122,14 @@ class QuantizeRows(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor | None, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
         """The vectors' gradient goes to the rows; the loss's to the rows, times beta, and to the centroids chosen."""
-        weight, errors = ctx.saved_tensors
+        errors: Tensor = ctx.errors
         batch: Batch = ctx.batch
         grad_weight = None
         if ctx.needs_input_grad[0]:
             total = torch.zeros_like(errors) if grad is None else batch.sum_gradient(grad)
             if grad_loss is not None:
                 total.addcmul_(errors.to(total.dtype), (grad_loss * (2 * ctx.commitment)).to(total.dtype))
-            grad_weight = batch.row_gradient(total, weight)
+            grad_weight = batch.row_gradient(total.to(ctx.dtype), ctx.num_embeddings)
         sums: list[Tensor | None] = [None for _ in ctx.shapes]
         if grad_loss is not None:
             start = 0
