@@ -63,7 +63,10 @@ def id_error(ids: Tensor, num_embeddings: int) -> IndexError:
     bad = flat[(flat < 0) | (flat >= num_embeddings)]
     named = f"id {int(bad[0])}" if bad.numel() else "an id"
     valid = f"0 to {num_embeddings - 1}" if num_embeddings else "none: the table has no rows"
-    return IndexError(f"{named} is out of range (valid ids: {valid}); map unknown ids to a reserved row first")
+    return IndexError(
+        f"{named} is out of range (valid ids: {valid}); map unknown ids to a reserved row first, "
+        "or give the frozen table a row for them: table.with_fallback(vector)"
+    )
 
 
 def code_error(codes: Tensor, num_centroids: int) -> IndexError:

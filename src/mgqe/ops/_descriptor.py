@@ -46,16 +46,20 @@ class CTable(ctypes.Structure):
         ("num_embeddings", c_int64),
         ("embedding_dim", c_int64),
         ("padding_idx", c_int64),
+        ("mapped_ids", c_int64),
         ("num_tiers", c_int32),
         ("num_levels", c_int32),
         ("last_tier", c_int32),
-        ("reserved", c_int32),
+        ("mapped_tiers", c_int32),
     )
 
 
 @dataclass(frozen=True)
 class TableParts:
-    """The tensors and numbers of a frozen table; see :func:`mgqe.ops.lookup` for each."""
+    """The tensors and numbers of a frozen table; see :func:`mgqe.ops.lookup` for each.
+
+    Tiers beyond those in ``order`` are extents: ranges of ids appended after the tier map was made.
+    """
 
     codes: Sequence[Tensor]
     centroids: Sequence[Tensor]
@@ -80,10 +84,20 @@ class TableParts:
         """Where the table is."""
         return self.codes[0].device
 
+    @property
+    def mapped_tiers(self) -> int:
+        """Tiers that the tier map splits, the first ones; 0 when every tier is a range of ids."""
+        return len(self.order) if self.map_bits else 0
+
+    @property
+    def mapped_ids(self) -> int:
+        """Ids that the tier map knows; those from here on are in tiers that are ranges."""
+        return sum(self.sizes[: self.mapped_tiers])
+
     def level_lengths(self) -> list[int]:
         """Ids left at each level of the tier map, largest first."""
         lengths = []
-        left = self.num_embeddings
+        left = self.mapped_ids
         for tier in self.order[: len(self.map_bits)]:
             lengths.append(left)
             left -= self.sizes[tier]
@@ -126,11 +140,11 @@ class TableParts:
                 raise ValueError(f"int8 centroids need {book.shape[0]} float32 scales, got {scales.numel()}")
 
     def _check_map(self, m: int) -> None:
-        levels = len(self.map_bits)
+        levels, mapped = len(self.map_bits), self.mapped_tiers
         if levels == 0:
             return
-        if levels != m - 1 or len(self.map_ranks) != levels or sorted(self.order) != list(range(m)):
-            raise ValueError(f"a tier map of {m} tiers has {m - 1} levels and an order of all tiers")
+        if mapped > m or len(self.map_ranks) != levels or sorted(self.order) != list(range(levels + 1)):
+            raise ValueError(f"a tier map of {mapped} tiers has {mapped - 1} levels and an order of all tiers")
         for level, length in enumerate(self.level_lengths()):
             blocks = -(-length // 256)
             words, ranks = self.map_bits[level], self.map_ranks[level]
@@ -176,8 +190,10 @@ class Descriptor:
             num_embeddings=parts.num_embeddings,
             embedding_dim=parts.embedding_dim,
             padding_idx=parts.padding_idx,
+            mapped_ids=parts.mapped_ids,
             num_tiers=len(tiers),
             num_levels=len(maps),
             last_tier=parts.order[-1] if maps else 0,
+            mapped_tiers=parts.mapped_tiers,
         )
         self.address = ctypes.addressof(self.table)

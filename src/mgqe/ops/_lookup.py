@@ -12,46 +12,62 @@ from mgqe.ops import reference
 from mgqe.ops._checks import all_below, id_error, id_tensor
 from mgqe.ops._descriptor import Descriptor, TableParts
 from mgqe.ops._eager import runs_now
-from mgqe.ops.native import check, library
+from mgqe.ops.native import OUT_OF_RANGE, check, library
 
 
 class PreparedLookup:
     """A table checked once and laid out for the kernels, so that a look-up of one id costs microseconds.
 
     Holds the tensors given. Copies and pickles like its parts; the layout is made again where it lands.
+
+    Attributes:
+        parts: the table.
+        fallback: float32 ``(d,)``, the row of every id outside the table; None to refuse such ids.
     """
 
-    def __init__(self, parts: TableParts) -> None:
+    def __init__(self, parts: TableParts, fallback: Tensor | None = None) -> None:
         """Raises TypeError or ValueError, naming the part, unless the parts fit together."""
         parts.check()
         self.parts = parts
+        self.fallback = fallback
         self._num_embeddings = parts.num_embeddings
         self._native = None if library() is None or parts.device.type != "cpu" else Descriptor(parts)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PreparedLookup, (self.parts,)
+        return PreparedLookup, (self.parts, self.fallback)
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Rows of ids: integers ``(...)`` -> float32 ``(..., d)``; errors as :func:`lookup`."""
-        if not runs_now(ids):
-            p = self.parts
-            rows: Tensor = torch.ops.mgqe.lookup(
-                ids,
-                list(p.codes),
-                list(p.centroids),
-                list(p.scales),
-                list(p.map_bits),
-                list(p.map_ranks),
-                list(p.order),
-                list(p.sizes),
-                list(p.bits),
-                list(p.num_subspaces),
-                list(p.codebook_of),
-                p.embedding_dim,
-                p.padding_idx,
-            )
-            return rows
-        return self._run(ids)
+        if runs_now(ids):
+            return self._run(ids)
+        if self.fallback is None:
+            return self._traced(ids)
+        if self._num_embeddings == 0:
+            return self.fallback.expand(*ids.shape, -1).clone()
+        known = self._known(ids)
+        return torch.where(known.unsqueeze(-1), self._traced(torch.where(known, ids, 0)), self.fallback)
+
+    def _known(self, ids: Tensor) -> Tensor:
+        return (ids >= 0) & (ids < self._num_embeddings)
+
+    def _traced(self, ids: Tensor) -> Tensor:
+        p = self.parts
+        rows: Tensor = torch.ops.mgqe.lookup(
+            ids,
+            list(p.codes),
+            list(p.centroids),
+            list(p.scales),
+            list(p.map_bits),
+            list(p.map_ranks),
+            list(p.order),
+            list(p.sizes),
+            list(p.bits),
+            list(p.num_subspaces),
+            list(p.codebook_of),
+            p.embedding_dim,
+            p.padding_idx,
+        )
+        return rows
 
     def _run(self, ids: Tensor) -> Tensor:
         if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or not ids.is_contiguous():
@@ -61,12 +77,21 @@ class PreparedLookup:
         native, lib = self._native, library()
         if native is None or lib is None:
             if not all_below(ids, self._num_embeddings):
-                raise id_error(ids, self._num_embeddings)
+                return self._run_unknown(ids)
             return reference.lookup(ids, self.parts)
         rows = torch.empty((*ids.shape, self.parts.embedding_dim), device=ids.device)
         status = lib.mgqe_lookup(native.address, ids.data_ptr(), ids.numel(), rows.data_ptr(), torch.get_num_threads())
-        if status != 0:
-            check(status, lambda: id_error(ids, self._num_embeddings))
+        if status == OUT_OF_RANGE:
+            return self._run_unknown(ids)
+        check(status)
+        return rows
+
+    def _run_unknown(self, ids: Tensor) -> Tensor:
+        if self.fallback is None:
+            raise id_error(ids, self._num_embeddings)
+        rows = self.fallback.expand(*ids.shape, -1).clone()
+        known = self._known(ids)
+        rows[known] = self._run(ids[known])
         return rows
 
 
@@ -94,7 +119,8 @@ def lookup(
             int8 with the float32 value ``int8 * scale[piece]``.
         scales: a codebook: ``(Dc,)`` float32 for int8, else an empty tensor.
         map_bits, map_ranks, order: the tier map (:class:`mgqe.tiers.TierMap`); empty lists when ids are in
-            frequency order, tier g then being the next ``sizes[g]`` ids.
+            frequency order, tier g then being the next ``sizes[g]`` ids. Tiers beyond those in ``order`` are
+            ranges in any case: ids appended after the map was made.
         sizes, bits, num_subspaces, codebook_of: a tier: ids, bits a code, codes a row, and which codebook.
         embedding_dim: d.
         padding_idx: the id whose row is zeros, -1 for none.

@@ -133,10 +133,17 @@ def codes_of(packed: Tensor, num_subspaces: int, bits: int) -> Tensor:
 
 def locate(ids: Tensor, parts: TableParts) -> tuple[Tensor, Tensor]:
     """Tier and rank within the tier of flat ids, both int64."""
+    starts = torch.tensor([0, *accumulate(parts.sizes)][:-1], device=ids.device)
+    range_tier = torch.bucketize(ids, starts, right=True) - 1
+    range_rank = ids - starts[range_tier]
     if not parts.map_bits:
-        starts = torch.tensor([0, *accumulate(parts.sizes)][:-1], device=ids.device)
-        tier = torch.bucketize(ids, starts, right=True) - 1
-        return tier, ids - starts[tier]
+        return range_tier, range_rank
+    mapped = ids < parts.mapped_ids
+    tier, rank = _locate_in_map(torch.where(mapped, ids, 0), parts)
+    return torch.where(mapped, tier, range_tier), torch.where(mapped, rank, range_rank)
+
+
+def _locate_in_map(ids: Tensor, parts: TableParts) -> tuple[Tensor, Tensor]:
     tier = torch.full_like(ids, parts.order[-1])
     rank, at = ids.clone(), ids.clone()
     left = torch.ones_like(ids, dtype=torch.bool)

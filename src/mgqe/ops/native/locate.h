@@ -24,16 +24,18 @@ inline int64_t ones(uint64_t word) {
     return static_cast<int64_t>((word * 0x0101010101010101u) >> 56);
 }
 
-// Ids in frequency order: tiers are ranges. Counted without a branch, which a mix of tiers would mispredict.
-inline Place locate_range(const mgqe_table& table, int64_t id) {
-    int64_t tier = 0;
-    for (int32_t g = 1; g < table.num_tiers; ++g) tier += id >= table.starts[g];
+// Tiers from `first` on are ranges. Counted without a branch, which a mix of tiers would mispredict.
+inline Place locate_range(const mgqe_table& table, int64_t id, int32_t first = 0) {
+    int64_t tier = first;
+    for (int32_t g = first + 1; g < table.num_tiers; ++g) tier += id >= table.starts[g];
     return {tier, id - table.starts[tier]};
 }
 
 // Ids in any order: each level's bit says whether the id belongs to that level's tier; its rank is the number of
-// ones before it, or, if it goes on, its place among those that go on is the number of zeros before it.
+// ones before it, or, if it goes on, its place among those that go on is the number of zeros before it. Ids that were
+// appended after the map was made are in ranges.
 inline Place locate_map(const mgqe_table& table, int64_t id) {
+    if (id >= table.mapped_ids) return locate_range(table, id, table.mapped_tiers);
     int64_t at = id;
     for (int32_t l = 0; l < table.num_levels; ++l) {
         const mgqe_level& level = table.levels[l];

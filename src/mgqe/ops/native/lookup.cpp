@@ -33,14 +33,16 @@ bool streams(const mgqe_table& table, const float* out, int64_t n) {
 
 bool well_formed(const mgqe_table& table) {
     if (table.num_tiers < 1 || table.num_tiers > kMaxTiers || table.num_levels < 0) return false;
-    if (table.num_levels > 0 && (table.last_tier < 0 || table.last_tier >= table.num_tiers)) return false;
+    const int32_t mapped = table.mapped_tiers;
+    if (mapped < 0 || mapped > table.num_tiers || (mapped > 0) != (table.num_levels > 0)) return false;
+    if (table.num_levels > 0 && (table.last_tier < 0 || table.last_tier >= mapped)) return false;
     for (int32_t l = 0; l < table.num_levels; ++l)
-        if (table.levels[l].tier < 0 || table.levels[l].tier >= table.num_tiers) return false;
-    if (table.num_levels == 0 && (table.starts[0] != 0 || table.starts[table.num_tiers] != table.num_embeddings))
-        return false;
+        if (table.levels[l].tier < 0 || table.levels[l].tier >= mapped) return false;
+    if (table.starts[0] != 0 || table.starts[table.num_tiers] != table.num_embeddings) return false;
+    if (table.starts[mapped] != table.mapped_ids) return false;
     for (int32_t g = 0; g < table.num_tiers; ++g) {
         const mgqe_tier& tier = table.tiers[g];
-        if (table.num_levels == 0 && table.starts[g + 1] - table.starts[g] != tier.rows) return false;
+        if (table.starts[g + 1] - table.starts[g] != tier.rows) return false;
         const int64_t D = tier.num_subspaces;
         if (D < 1 || tier.pieces < 1 || tier.num_centroids < 1 || tier.width < 1 || tier.bits < 1 || tier.bits > 16)
             return false;

@@ -15,7 +15,7 @@
 #endif
 
 // Raised whenever a signature or a struct below changes; native.py refuses a library with another number.
-#define MGQE_ABI_VERSION 1
+#define MGQE_ABI_VERSION 2
 
 enum mgqe_status {
     MGQE_OK = 0,
@@ -98,15 +98,16 @@ struct mgqe_level {
 
 struct mgqe_table {
     const mgqe_tier* tiers;
-    const mgqe_level* levels;  // num_levels of them; 0 when ids are in frequency order
-    const int64_t* starts;     // (num_tiers + 1) first id of each tier, used when there are no levels
+    const mgqe_level* levels;  // num_levels of them; 0 when every tier is a range of ids
+    const int64_t* starts;     // (num_tiers + 1) first id of each tier that is a range; cumulative sizes for the others
     int64_t num_embeddings;
     int64_t embedding_dim;
     int64_t padding_idx;       // the id that looks up as zeros, or -1
+    int64_t mapped_ids;        // ids that the levels split; those from here on are in tiers that are ranges
     int32_t num_tiers;         // 1 to 256
     int32_t num_levels;
-    int32_t last_tier;         // the tier of ids that no level claims
-    int32_t reserved;
+    int32_t last_tier;         // the tier of mapped ids that no level claims
+    int32_t mapped_tiers;      // tiers that the levels split: the first ones; 0 without levels
 };
 
 // Decodes ids (n) into out (n, embedding_dim). MGQE_OUT_OF_RANGE before anything is read if an id is outside
