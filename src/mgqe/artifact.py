@@ -66,7 +66,7 @@ def save(table: FrozenTable, path: str | os.PathLike[str]) -> int:
     """
     if not isinstance(table, FrozenTable):
         raise TypeError(f"expected a frozen table, got {type(table).__name__}: save what its freeze() returns")
-    tensors, config = table.to_tensors()
+    tensors, config = table.tensor_pieces()
     header, ordered = _encode_header(tensors, table.kind, config)
     nbytes = len(header) + sum(t.nbytes for t in ordered)
     target = Path(os.path.realpath(path))  # rename would replace a link, not what it points to
@@ -113,13 +113,13 @@ def load(path: str | os.PathLike[str], *, mmap: bool = True) -> FrozenTable:
     return table
 
 
-def _encode_header(tensors: dict[str, Tensor], kind: str, config: Config) -> tuple[bytes, list[Tensor]]:
-    """The 8-byte length, the JSON header and its padding; and the tensors in the order in which they follow.
+def _encode_header(tensors: dict[str, list[Tensor]], kind: str, config: Config) -> tuple[bytes, list[Tensor]]:
+    """The 8-byte length, the JSON header and its padding; and the tensors' pieces in the order in which they follow.
 
     Written here and not by the safetensors package, so that equal tables are equal bytes under every version.
     """
     # Wide elements first: every tensor then starts at a multiple of its element's size.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    names = sorted(tensors, key=lambda name: (-tensors[name][0].element_size(), name))
     header: dict[str, Any] = {
         "__metadata__": {
             "format": FORMAT,
@@ -130,14 +130,15 @@ def _encode_header(tensors: dict[str, Tensor], kind: str, config: Config) -> tup
     }
     offset, ordered = 0, []
     for name in names:
-        tensor = tensors[name]
+        first, end = tensors[name][0], offset + sum(piece.nbytes for piece in tensors[name])
+        rows = [sum(piece.shape[0] for piece in tensors[name])] if first.ndim else []
         header[name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.nbytes],
+            "dtype": DTYPE_NAMES[first.dtype],
+            "shape": [*rows, *first.shape[1:]],
+            "data_offsets": [offset, end],
         }
-        offset += tensor.nbytes
-        ordered.append(tensor)
+        offset = end
+        ordered += tensors[name]
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT)
     return len(text).to_bytes(8, "little") + text, ordered

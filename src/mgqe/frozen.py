@@ -53,6 +53,12 @@ class FrozenTable(ABC):
     def to_tensors(self) -> tuple[dict[str, Tensor], Config]:
         """Everything the table holds: named tensors, and a configuration that JSON can write."""
 
+    def tensor_pieces(self) -> tuple[dict[str, list[Tensor]], Config]:
+        """The same, each tensor as the pieces that make it when joined along the first axis: to be written without
+        joining them in memory."""
+        tensors, config = self.to_tensors()
+        return {name: [tensor] for name, tensor in tensors.items()}, config
+
     @classmethod
     @abstractmethod
     def from_tensors(cls, tensors: dict[str, Tensor], config: Config) -> Self:
@@ -155,6 +161,10 @@ class Reader:
             raise ValueError(f"config must be an object, got {type(config).__name__}")
         self._tensors: dict[str, Tensor] = dict(tensors)
         self._config: Config = dict(config)
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a tensor of this name: for those that need not be there."""
+        return name in self._tensors
 
     def value(self, name: str) -> Any:
         """A configuration entry, whatever it is."""

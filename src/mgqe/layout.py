@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mgqe.frozen import MAX_DIM, MAX_ROWS, Config, Reader
-from mgqe.packing import MAX_BITS, bits_for
+from mgqe.ops import max_code
+from mgqe.packing import MAX_BITS, bits_for, spare_bits_are_zero
 from mgqe.tiers import (
     BLOCK_BITS,
     MAX_MAPPED_IDS,
@@ -138,6 +139,20 @@ def check_codebook(tier: int, d: int, subspaces: int, num_centroids: int, shape:
         )
     if num_centroids > held:
         raise ValueError(f"tier {tier} has num_centroids={num_centroids}, but its codebook holds {held}")
+
+
+def check_codes(name: str, packed: Tensor, subspaces: int, num_centroids: int) -> None:
+    """Raise ValueError unless packed rows (n, row_bytes) hold codes below ``num_centroids`` and no spare bits.
+
+    Reads the rows only where they could hold anything else.
+    """
+    bits = bits_for(num_centroids)
+    if not spare_bits_are_zero(packed, subspaces, bits):
+        raise ValueError(f"tensor {name!r} has spare bits that are not zero")
+    if num_centroids < 1 << bits:
+        top = max_code(packed, subspaces, bits)
+        if top >= num_centroids:
+            raise ValueError(f"tensor {name!r} holds code {top}, but num_centroids is {num_centroids}")
 
 
 def map_tensors(tier_map: TierMap | None) -> dict[str, Tensor]:

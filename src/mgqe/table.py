@@ -6,6 +6,7 @@ each codebook (int8 adds a float32 scale a subspace); and the tier map, nothing 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -14,25 +15,24 @@ import torch
 from torch import Tensor
 
 from mgqe import ops
-from mgqe.frozen import Config, FrozenTable, Reader, require_finite
+from mgqe.frozen import Config, FrozenTable, Reader
+from mgqe.growth import check_update_ids, check_vectors
 from mgqe.ids import as_int64, check_ids
 from mgqe.layout import (
     CENTROID_DTYPES,
     CompactConfig,
     check_codebook,
-    check_map,
     map_tensors,
     read_map,
     store_centroids,
 )
-from mgqe.packing import bits_for, pack, row_bytes, spare_bits_are_zero, unpack
-from mgqe.stats import CodebookStats, code_histogram, tier_stats
-from mgqe.tiers import TierMap, Tiers, build_tier_map
+from mgqe.packing import bits_for, pack, row_bytes, unpack
+from mgqe.snapshot import Snapshot
+from mgqe.stats import CodebookStats
+from mgqe.tiers import Tiers, build_tier_map
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-CHUNK_ROWS = 1 << 16  # rows unpacked at once when a sweep over all codes is needed
 
 
 class CompactTable(FrozenTable):
@@ -40,43 +40,52 @@ class CompactTable(FrozenTable):
 
     ``lookup`` of an id finds its tier and its rank there, reads the rank's packed row of D_g codes, and joins
     the D_g centroids they name. Tensors are held as given (a loaded file stays mapped): do not change them.
+
+    One table serves any number of threads, without a lock, also while a thread appends or updates ids: every call
+    reads the table as it was when the call began.
     """
 
     kind = "compact"
 
-    def __init__(
-        self,
-        config: CompactConfig,
-        codes: Sequence[Tensor],
-        centroids: Sequence[Tensor],
-        scales: Sequence[Tensor],
-        tier_map: TierMap | None,
-    ) -> None:
+    def __init__(self, state: Snapshot) -> None:
         """Parts that fit together; :meth:`from_codes` and :meth:`from_tensors` check that they do."""
-        self.config = config
-        self.num_embeddings = config.num_embeddings
-        self.embedding_dim = config.embedding_dim
-        self.padding_idx = config.padding_idx
-        self._codes = list(codes)
-        self._centroids = list(centroids)
-        self._scales = list(scales)
-        self._map = tier_map
-        self._lookup = ops.PreparedLookup(
-            ops.TableParts(
-                codes=self._codes,
-                centroids=self._centroids,
-                scales=self._scales,
-                map_bits=tier_map.bits if tier_map else (),
-                map_ranks=tier_map.ranks if tier_map else (),
-                order=tier_map.order if tier_map else (),
-                sizes=config.sizes,
-                bits=config.bits,
-                num_subspaces=config.num_subspaces,
-                codebook_of=config.codebook_of,
-                embedding_dim=config.embedding_dim,
-                padding_idx=-1 if config.padding_idx is None else config.padding_idx,
-            )
-        )
+        # Readers take this reference once, writers replace it: a reader sees a table before or after a change.
+        self._state = state
+        self._writer = threading.Lock()
+
+    @property
+    def config(self) -> CompactConfig:
+        """The plain numbers of the table, appended ids included."""
+        return self._state.config
+
+    @property
+    def num_embeddings(self) -> int:  # type: ignore[override]
+        """N, appended ids included."""
+        return self._state.config.num_embeddings
+
+    @property
+    def embedding_dim(self) -> int:  # type: ignore[override]
+        """d."""
+        return self._state.config.embedding_dim
+
+    @property
+    def padding_idx(self) -> int | None:  # type: ignore[override]
+        """The id that looks up as zeros, or None."""
+        return self._state.config.padding_idx
+
+    @property
+    def num_tiers(self) -> int:
+        """m."""
+        return len(self._state.codes)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that holds the table."""
+        return self._state.device
+
+    @property
+    def _lookup(self) -> ops.PreparedLookup:
+        return self._state.lookup
 
     @classmethod
     def from_codes(
@@ -170,79 +179,187 @@ class CompactTable(FrozenTable):
             check_codebook(g, cfg.embedding_dim, subspaces, k, tuple(centroids[cfg.codebook_of[g]].shape))
             codes.append(reader.tensor(f"codes.{g}", torch.uint8, (n, row_bytes(subspaces, bits_for(k)))))
         tier_map = None if cfg.order is None else read_map(reader, cfg.sizes, cfg.order)
+        fallback = reader.tensor("fallback", torch.float32, (cfg.embedding_dim,)) if reader.holds("fallback") else None
         reader.finish()
-        return cls(cfg, codes, centroids, scales, tier_map)
+        return cls(Snapshot(cfg, tuple(codes), tuple(centroids), tuple(scales), tier_map, fallback=fallback))
 
     def to_tensors(self) -> tuple[dict[str, Tensor], Config]:
-        """``codes.g``, ``centroids.c``, ``scales.c`` (int8), ``tier_map.bits.l`` and ``tier_map.ranks.l``."""
-        tensors = {f"codes.{g}": t for g, t in enumerate(self._codes)}
-        tensors.update({f"centroids.{c}": t for c, t in enumerate(self._centroids)})
-        if self.config.centroid_dtype == "int8":
-            tensors.update({f"scales.{c}": t for c, t in enumerate(self._scales)})
-        tensors.update(map_tensors(self._map))
-        return tensors, self.config.to_json()
+        """``codes.g``, ``centroids.c``, ``scales.c`` (int8), ``tier_map.bits.l`` and ``.ranks.l``, ``fallback``.
+
+        Of a table with appended ids: what it would hold had it been made whole. That copies the codes, and makes
+        a tier map (with N bytes in between) unless appended ids keep the tiers ranges in tier order.
+        """
+        pieces, config = self.tensor_pieces()
+        return {name: p[0] if len(p) == 1 else torch.cat(p) for name, p in pieces.items()}, config
+
+    def tensor_pieces(self) -> tuple[dict[str, list[Tensor]], Config]:
+        """Each tensor of :meth:`to_tensors` as pieces to join: without a copy of the codes."""
+        state = self._state
+        return state.tensor_pieces(), state.config.to_json()
+
+    # ---- reading: any number of threads, no lock, also while another thread changes the table ---------------
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> float32 (..., d); zeros for ``padding_idx``.
 
-        Raises TypeError for ids that are not integers, IndexError for ids outside [0, num_embeddings).
+        Ids outside [0, num_embeddings), negative ones included, give :attr:`fallback` if there is one.
+
+        Raises TypeError for ids that are not integers, IndexError for unknown ids without a fallback.
         """
-        return self._lookup(as_int64(ids))
+        return self._state.lookup(as_int64(ids))
 
     def codes(self, ids: Tensor) -> Tensor:
         """Codes of ids: integers (...) -> int32 (..., max D_g), -1 beyond the D_g of a coarser tier."""
-        rows = check_ids(ids, self.num_embeddings)
-        tier, rank = self.locate(rows)
-        out = torch.full((*rows.shape, max(self.config.num_subspaces)), -1, dtype=torch.int32, device=rows.device)
-        for g, (subspaces, bits) in enumerate(zip(self.config.num_subspaces, self.config.bits, strict=True)):
-            mine = tier == g
-            out[..., :subspaces][mine] = unpack(self._codes[g][rank[mine]], subspaces, bits)
+        state = self._state
+        rows, cfg = check_ids(ids, state.config.num_embeddings), state.config
+        part, row = state.locate_part(rows)
+        out = torch.full((*rows.shape, max(cfg.num_subspaces)), -1, dtype=torch.int32, device=rows.device)
+        for p, (g, packed) in enumerate(zip(state.owners, state.parts, strict=True)):
+            mine = part == p
+            out[..., : cfg.num_subspaces[g]][mine] = unpack(packed[row[mine]], cfg.num_subspaces[g], cfg.bits[g])
         return out
 
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Each id's tier, uint8 (...), and its row among that tier's codes, int64 (...)."""
-        rows = check_ids(ids, self.num_embeddings)
-        return Tiers.from_sizes(self.config.sizes).locate(rows) if self._map is None else self._map.locate(rows)
+        """Each id's tier, uint8 (...), and its rank among the ascending ids of that tier, int64 (...)."""
+        state = self._state
+        return state.locate(check_ids(ids, state.config.num_embeddings))
 
     @property
     def tiers(self) -> Tiers:
-        """The tiers, worked out from the tier map (which is all that is held)."""
-        if self._map is None:
-            return Tiers.from_sizes(self.config.sizes)
-        on_cpu, n = self._map.to("cpu"), self.num_embeddings
-        tier_of = torch.empty(n, dtype=torch.uint8, device="cpu")
-        for start in range(0, n, CHUNK_ROWS):
-            ids = torch.arange(start, min(start + CHUNK_ROWS, n), device="cpu")
-            tier_of[ids] = on_cpu.locate(ids)[0]
-        return Tiers(self.config.sizes, tier_of)
+        """The tiers, worked out from the tier map and the ranges of appended ids (which is all that is held)."""
+        return self._state.tiers()
 
     @property
-    def num_tiers(self) -> int:
-        """m."""
-        return len(self.config.sizes)
+    def fallback(self) -> Tensor | None:
+        """What unknown ids look up as, float32 (d,); None: they are an IndexError. See :meth:`with_fallback`."""
+        return self._state.fallback
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors held, spare room for appended ids included."""
+        return sum(self._state.nbytes_by_part().values())
 
     def nbytes_by_part(self) -> dict[str, int]:
-        """Bytes of ``codes``, ``centroids``, ``scales`` and ``tier_map``; they sum to ``nbytes``."""
-        return {"codes": 0, "centroids": 0, "scales": 0, "tier_map": 0, **super().nbytes_by_part()}
+        """Bytes of ``codes``, ``centroids``, ``scales``, ``tier_map``, and ``fallback`` if there is one: the sum is
+        ``nbytes``."""
+        return self._state.nbytes_by_part()
+
+    def assign(self, vectors: Tensor, tier: int | None = None) -> Tensor:
+        """Codes for vectors: in every subspace the nearest centroid that a tier can reach (DPQ eq. 5, MGQE eq. 5).
+
+        Args:
+            vectors: (n, d) float32, float16 or bfloat16.
+            tier: default: the last, where rare and new ids live.
+
+        Returns:
+            int32 (n, D_g), nearest by squared distance to the centroids as they decode; the lowest code on ties.
+
+        Raises:
+            TypeError: no float tensor, a tier that is no integer. ValueError: another shape or device, NaN or
+            infinity, a tier that does not exist.
+        """
+        state = self._state
+        return state.encode(check_vectors(vectors, state.config.embedding_dim, state.device), self._tier(tier))
+
+    # ---- changing: writers wait for each other, readers for nobody ------------------------------------------
+
+    def append(self, vectors: Tensor, tier: int | None = None) -> Tensor:
+        """Add ids for vectors, in place; they can be looked up when this returns.
+
+        Nothing that is there is copied or moved: the new rows lie in memory of their own, which grows by doubling.
+        A change of tier from one call to the next starts another range of ids, which a look-up has to tell apart,
+        and the 256th range merges all of them, which copies every code once (into memory, if they were in a mapped
+        file). So append tier by tier where there is much to append.
+
+        Args:
+            vectors: (n, d) float32, float16 or bfloat16.
+            tier: whose centroids the ids get: default: the last.
+
+        Returns:
+            int64 (n,): the new ids, N to N + n - 1.
+
+        Raises:
+            as :meth:`assign`.
+        """
+        g = self._tier(tier)
+        state = self._state
+        rows = state.packed(check_vectors(vectors, state.config.embedding_dim, state.device), g)
+        return self._append_packed(rows, g)
+
+    def update(self, ids: Tensor, vectors: Tensor) -> None:
+        """Give ids the codes of other vectors, each id within its own tier, in place, all at once.
+
+        Copies the codes of each tier that has such an id (n_g * ceil(D_g * bits_g / 8) bytes; of ids appended to it,
+        those alone), so that readers keep what they are reading and a mapped file stays as it is: collect many
+        updates into one call.
+
+        Args:
+            ids: integers (n,), none twice.
+            vectors: (n, d) float32, float16 or bfloat16.
+
+        Raises:
+            TypeError: no integers, no float vectors. IndexError: an unknown id. ValueError: an id twice, or
+            ``padding_idx``, which always looks up as zeros; shapes or devices that do not fit, NaN or infinity.
+        """
+        state = self._state  # an id's tier never changes, nor do centroids
+        cfg = state.config
+        known = check_update_ids(ids, cfg.num_embeddings, cfg.padding_idx, state.device)
+        values = check_vectors(vectors, cfg.embedding_dim, state.device)
+        if values.shape[0] != known.shape[0]:
+            raise ValueError(f"ids and vectors must be as many, got {known.shape[0]} and {values.shape[0]}")
+        if not known.numel():
+            return
+        tier = state.locate(known)[0]
+        widths = [row_bytes(d, b) for d, b in zip(cfg.num_subspaces, cfg.bits, strict=True)]
+        rows = torch.empty((known.shape[0], max(widths)), dtype=torch.uint8, device=state.device)
+        for g in torch.unique(tier).tolist():
+            rows[tier == g, : widths[g]] = state.packed(values[tier == g], g)
+        with self._writer:
+            self._state = self._state.updated(known, rows)
+
+    def with_fallback(self, vector: Tensor | None) -> CompactTable:
+        """The same table, but unknown ids look up as ``vector`` (d,), or are refused again with None.
+
+        Shares all memory with this one; ids appended to one of the two later are not in the other.
+
+        Raises:
+            TypeError, ValueError: no float tensor of shape (d,), another device, NaN or infinity.
+        """
+        state = self._state
+        if vector is not None:
+            if isinstance(vector, Tensor) and vector.ndim != 1:
+                raise ValueError(f"the fallback must have shape ({self.embedding_dim},), got {tuple(vector.shape)}")
+            given = vector[None] if isinstance(vector, Tensor) else vector
+            vector = check_vectors(given, self.embedding_dim, state.device)[0].clone()
+        other = type(self)(replace(state, fallback=vector))
+        other._writer = self._writer  # both append into the same spare room
+        return other
+
+    def _tier(self, tier: int | None) -> int:
+        m = self.num_tiers
+        if tier is None:
+            return m - 1
+        if isinstance(tier, bool) or not isinstance(tier, int):
+            raise TypeError(f"tier must be an integer or None, got {type(tier).__name__}")
+        if not 0 <= tier < m:
+            raise ValueError(f"tier must be in 0 .. {m - 1} (0 the most frequent), got {tier}")
+        return tier
+
+    def _append_packed(self, rows: Tensor, tier: int) -> Tensor:
+        with self._writer:
+            first = self._state.config.num_embeddings
+            if rows.shape[0]:
+                self._state = self._state.appended(rows, tier)
+        return torch.arange(first, first + rows.shape[0], device=rows.device)
+
+    # ---- looking into it ------------------------------------------------------------------------------------
 
     def codebook_stats(self) -> list[CodebookStats]:
         """A tier: centroids in use against those it can reach, and perplexity; one sweep over all codes.
 
         Where all subspaces share one codebook their codes are counted together.
         """
-        stats = []
-        cfg = self.config
-        for g, (n, subspaces, k) in enumerate(zip(cfg.sizes, cfg.num_subspaces, cfg.num_centroids, strict=True)):
-            histogram = torch.zeros((subspaces, k), dtype=torch.float64, device=self.device)
-            for start in range(0, n, CHUNK_ROWS):
-                rows = self._codes[g][start : start + CHUNK_ROWS]
-                histogram += code_histogram(unpack(rows, subspaces, cfg.bits[g]), k)
-            if self._centroids[cfg.codebook_of[g]].shape[0] > 1 or subspaces == 1:
-                stats.append(tier_stats(g, n, histogram))
-            else:
-                together = tier_stats(g, n, histogram.sum(dim=0, keepdim=True))
-                stats.append(replace(together, num_subspaces=subspaces, reachable=min(k, n * subspaces)))
-        return stats
+        return self._state.codebook_stats()
 
     def validate(self) -> None:
         """Read what a look-up trusts, and raise ValueError if it cannot be right.
@@ -250,23 +367,7 @@ class CompactTable(FrozenTable):
         Reads centroids and the tier map whole; codes only where one can be out of range (K_g is no power
         of two) or a row has spare bits.
         """
-        cfg = self.config
-        for c, book in enumerate(self._centroids):
-            if book.is_floating_point():
-                require_finite(f"centroids.{c}", book)
-            else:
-                require_finite(f"scales.{c}", self._scales[c])
-                if bool((self._scales[c] <= 0).any()):
-                    raise ValueError(f"tensor 'scales.{c}' holds a scale that is not positive")
-        for g, (subspaces, k, bits) in enumerate(zip(cfg.num_subspaces, cfg.num_centroids, cfg.bits, strict=True)):
-            if not spare_bits_are_zero(self._codes[g], subspaces, bits):
-                raise ValueError(f"tensor 'codes.{g}' has spare bits that are not zero")
-            if k < 1 << bits:
-                top = ops.max_code(self._codes[g], subspaces, bits)
-                if top >= k:
-                    raise ValueError(f"tensor 'codes.{g}' holds code {top}, but num_centroids is {k}")
-        if self._map is not None:
-            check_map(self._map, cfg.sizes)
+        self._state.validate()
 
     def _describe(self) -> str:
         cfg = self.config
