@@ -4,6 +4,7 @@ from mgqe.artifact import ArtifactError, load, save
 from mgqe.bag import DPQEmbeddingBag, MGQEmbeddingBag
 from mgqe.embedding import DPQEmbedding, MGQEmbedding
 from mgqe.modules import quantization_loss, start_quantizing
+from mgqe.segments import append
 from mgqe.stats import CodebookStats
 from mgqe.table import CompactTable
 from mgqe.tiers import Tiers
@@ -19,6 +20,7 @@ __all__ = [
     "MGQEmbedding",
     "MGQEmbeddingBag",
     "Tiers",
+    "append",
     "load",
     "quantization_loss",
     "save",

@@ -259,6 +259,16 @@ class Snapshot:
     def validate(self) -> None:
         """Raise ValueError if a value of the base cannot be right; extents hold what :meth:`packed` made."""
         cfg = self.base
+        self.validate_codebooks()
+        for g, packed in enumerate(self.codes):
+            check_codes(f"codes.{g}", packed, cfg.num_subspaces[g], cfg.num_centroids[g])
+        if self.tier_map is not None:
+            check_map(self.tier_map, cfg.sizes)
+        if self.fallback is not None:
+            require_finite("fallback", self.fallback)
+
+    def validate_codebooks(self) -> None:
+        """Raise ValueError if a centroid or scale cannot be right."""
         for c, book in enumerate(self.centroids):
             if book.is_floating_point():
                 require_finite(f"centroids.{c}", book)
@@ -266,9 +276,3 @@ class Snapshot:
                 require_finite(f"scales.{c}", self.scales[c])
                 if bool((self.scales[c] <= 0).any()):
                     raise ValueError(f"tensor 'scales.{c}' holds a scale that is not positive")
-        for g, packed in enumerate(self.codes):
-            check_codes(f"codes.{g}", packed, cfg.num_subspaces[g], cfg.num_centroids[g])
-        if self.tier_map is not None:
-            check_map(self.tier_map, cfg.sizes)
-        if self.fallback is not None:
-            require_finite("fallback", self.fallback)
