@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -19,17 +20,49 @@ def float32(value: float) -> float:
 
 
 class FormatReader:
-    """One file; ``row(id)`` gives its floats."""
+    """One file and those appended to it; ``row(id)`` gives its floats."""
 
     def __init__(self, path: str | Path) -> None:
         self.metadata, self.parts = read_raw(path)
         self.config: dict[str, Any] = json.loads(self.metadata["config"])
         self.kind = self.metadata["kind"]
         assert (self.metadata["format"], self.metadata["version"]) == ("mgqe", "1")
+        self.num_embeddings = self.config["num_embeddings"]
+        self.appended: list[tuple[int, int, int, str]] = []  # first id, id after the last, tier, tensor
+        if self.kind == "compact":
+            self._read_appended(Path(path))
+
+    def _read_appended(self, path: Path) -> None:
+        base = self.fingerprint()
+        for file in sorted(path.parent.glob(f"{path.name}.append-{base[:8]}-*")):
+            metadata, parts = read_raw(file)
+            assert (metadata["format"], metadata["version"], metadata["kind"]) == ("mgqe", "1", "compact-append")
+            config = json.loads(metadata["config"])
+            assert config.keys() == {"base", "first_id", "tier"}
+            assert config["base"] == base
+            assert config["first_id"] == self.num_embeddings
+            assert parts.keys() == {"codes"}
+            first, name = self.num_embeddings, f"appended.{self.num_embeddings}"
+            self.parts[name] = parts["codes"]
+            self.num_embeddings += parts["codes"][1][0]
+            self.appended.append((first, self.num_embeddings, config["tier"], name))
+
+    def fingerprint(self) -> str:
+        """What appended files name their base by."""
+        digest = hashlib.sha256()
+        digest.update(self.metadata["config"].encode() + b"\0" + self.metadata.get("generation", "").encode() + b"\0")
+        for what in ("centroids", "scales"):
+            c = 0
+            while f"{what}.{c}" in self.parts:
+                digest.update(self.parts[f"{what}.{c}"][2])
+                c += 1
+        return digest.hexdigest()
 
     def row(self, row_id: int) -> list[float]:
         """The row of an id, as floats that float32 holds."""
-        assert 0 <= row_id < self.config["num_embeddings"]
+        if "fallback" in self.parts and not 0 <= row_id < self.num_embeddings:
+            return self.numbers("fallback", 0, self.config["embedding_dim"])
+        assert 0 <= row_id < self.num_embeddings
         if row_id == self.config["padding_idx"]:
             return [0.0] * self.config["embedding_dim"]
         row: list[float] = getattr(self, f"_{self.kind}")(row_id)
@@ -68,10 +101,10 @@ class FormatReader:
     # Kinds
 
     def _compact(self, row_id: int) -> list[float]:
-        tier, rank = self.locate(row_id)
+        tier, rank, tensor = self.locate(row_id)
         subspaces, k = self.config["num_subspaces"][tier], self.config["num_centroids"][tier]
         bits = max(1, (k - 1).bit_length())
-        codes = self.unpacked(f"codes.{tier}", rank, subspaces, bits)
+        codes = self.unpacked(tensor, rank, subspaces, bits)
         book = self.config["codebook_of"][tier]
         pieces, held, width = self.shape(f"centroids.{book}")
         row: list[float] = []
@@ -92,8 +125,15 @@ class FormatReader:
                 row += values
         return row
 
-    def locate(self, row_id: int) -> tuple[int, int]:
-        """Tier and rank of an id."""
+    def locate(self, row_id: int) -> tuple[int, int, str]:
+        """Tier of an id, and which row of which tensor its codes are."""
+        for first, end, tier, tensor in self.appended:
+            if first <= row_id < end:
+                return tier, row_id - first, tensor
+        tier, rank = self._locate_in_base(row_id)
+        return tier, rank, f"codes.{tier}"
+
+    def _locate_in_base(self, row_id: int) -> tuple[int, int]:
         sizes, order = self.config["sizes"], self.config["order"]
         if order is None:
             tier = 0

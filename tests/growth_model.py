@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mgqe.artifact import load, save
+from mgqe.segments import append
 from mgqe.table import CompactTable
 from mgqe.tiers import Tiers
 
@@ -129,3 +131,29 @@ LAYOUTS = {
 def quarters(n: int, d: int, seed: int) -> Tensor:
     """Vectors whose numbers are multiples of 1/4: (n, d)."""
     return torch.randint(-14, 15, (n, d), generator=torch.Generator().manual_seed(seed)) / 4
+
+
+# ---- a saved table and its model ------------------------------------------------------------------------------
+
+
+def saved(layout, path, seed=0) -> Model:
+    """A table saved at ``path``."""
+    model = Model(**layout, seed=seed)
+    save(model.table(), path)
+    return model
+
+
+def grow(model, path, steps=((3, 0), (2, 1), (1, 1)), seed=5) -> None:
+    """Append to the file and the model alike: (rows, tier) each."""
+    for number, (n, tier) in enumerate(steps):
+        tier %= len(model.num_subspaces)
+        vectors = quarters(n, model.embedding_dim, seed + number)
+        assert append(path, vectors, tier).tolist() == model.append(vectors, tier)
+
+
+def check_file(path, model) -> None:
+    """The file holds what the model does."""
+    for mmap in (True, False):
+        table = load(path, mmap=mmap)
+        assert torch.equal(table.lookup(torch.arange(table.num_embeddings)), model.rows())
+        assert table.equal(model.table())

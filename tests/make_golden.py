@@ -14,6 +14,7 @@ from mgqe.artifact import save
 from mgqe.baselines import FullTable, HashTable, LowRankTable, QRTable, ScalarTable
 from mgqe.frozen import FrozenTable
 from mgqe.packing import pack
+from mgqe.segments import all_segment_files, append
 from mgqe.table import CompactTable
 from mgqe.tiers import Tiers
 
@@ -68,6 +69,9 @@ def golden_tables() -> dict[str, FrozenTable]:
             num_centroids=(300, 7),
             centroid_dtype="float16",
         ),
+        "compact-fallback.safetensors": CompactTable.from_codes(
+            Tiers.from_sizes((4,)), [golden_codes(4, 2, 4)], [golden_centroids(2, 4, 2)], (0,), (4,)
+        ).with_fallback(torch.tensor([0.5, -1.0, 0.0, 2.25])),
         "full-bfloat16.safetensors": FullTable(golden_weight(5, 3).bfloat16(), padding_idx=4),
         "low-rank.safetensors": LowRankTable(golden_weight(6, 2), golden_weight(2, 4).half()),
         "scalar-row.safetensors": ScalarTable(
@@ -95,6 +99,24 @@ def golden_tables() -> dict[str, FrozenTable]:
     }
 
 
+def golden_appended() -> tuple[str, list[tuple[Tensor, int]]]:
+    """A file of golden_tables(), and what is appended to it in the folder of its own: vectors and tiers."""
+    return "compact-small.safetensors", [
+        (torch.tensor([[-1.5, 0.0], [-2.0, 1.0]]), 1),
+        (torch.tensor([[0.0, 3.0]]), 0),
+    ]
+
+
+def write_appended(folder: Path) -> list[Path]:
+    """The golden file that is appended to and the files appended to it."""
+    folder.mkdir(exist_ok=True)
+    name, steps = golden_appended()
+    save(golden_tables()[name], folder / name)
+    for vectors, tier in steps:
+        append(folder / name, vectors, tier)
+    return [folder / name, *all_segment_files(folder / name)]
+
+
 def golden_weight(n: int, d: int) -> Tensor:
     """weight[i, t] = ((7 i + t) mod 17 - 8) / 4."""
     return golden_centroids(n, 1, d)[:, 0]
@@ -110,3 +132,5 @@ if __name__ == "__main__":
     for name, table in golden_tables().items():
         GOLDEN.mkdir(exist_ok=True)
         print(f"{name}: {save(table, GOLDEN / name)} bytes")
+    for path in write_appended(GOLDEN / "appended"):
+        print(f"appended/{path.name}: {path.stat().st_size} bytes")

@@ -11,9 +11,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import torch
 from recsys_data import TINY, write_tiny
 from typer.testing import CliRunner
 
+import mgqe
 from mgqe import cli
 from mgqe.commands import app
 from mgqe.recsys.train import train_run
@@ -71,6 +73,11 @@ def test_train_and_inspect(runner: CliRunner, tiny: Path, tmp_path: Path) -> Non
     assert result.exit_code == 0, result.output
     for part in ("CompactTable", "codes", "centroids", "tier_map", "header", f"{file.stat().st_size:,}", "perplexity"):
         assert part in result.output
+    mgqe.append(file, torch.zeros(1, mgqe.load(file).embedding_dim))
+    result = runner.invoke(app, ["inspect", str(file)])
+    (appended,) = out.glob("item.mgqe.safetensors.append-*")
+    assert "with ids appended in 1 file beside it" in flat(result.output)
+    assert f"{file.stat().st_size + appended.stat().st_size:,}" in result.output
 
 
 def test_inspect_other_tables(runner: CliRunner, tiny: Path, tmp_path: Path) -> None:

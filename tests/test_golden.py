@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from format_reader import FormatReader, hash_number
-from make_golden import GOLDEN, golden_tables
+from make_golden import GOLDEN, golden_tables, write_appended
 
 from mgqe.artifact import load, save
 from mgqe.baselines.hashing import bucket_of
 
 # Files of version 1 must stay readable, so a change here needs a new version of the format.
 SHA256 = {
+    "compact-fallback.safetensors": "afc4a5458d8d033b9af4c745bf297ff13fb12936416f6724b50671a0ae1f581b",
     "compact-frequency-order.safetensors": "824a25dcd03541b9dbd469c6964d7e4c967fcdca6b2f12fb17a33ef193125430",
     "compact-own-codebooks-float16.safetensors": "7e0a08f9b21e38366bc6fe17817765ac9311aa6c70e7b4cb14eaf135058dbab8",
     "compact-small.safetensors": "672f213c8326a444390692a610195477166dc73e36bbc15279d4216def63ca11",
@@ -26,11 +27,21 @@ SHA256 = {
     "scalar-dimension.safetensors": "e6daeabb34e421e09c0da8544b83328adbad12cc8e3a5795a0ae5724182adff1",
     "scalar-row.safetensors": "33c15a51c4253f4b2c12f09b6bc18b8b5ac9ec2bb2e3976de9ce33f7a1d94531",
 }
+APPENDED = {
+    "compact-small.safetensors": SHA256["compact-small.safetensors"],
+    "compact-small.safetensors.append-24260ff5-000001": (
+        "9de78c2dbaef76328944d03d1b3f306cce0d850e22b2f51fdda334693efb624e"
+    ),
+    "compact-small.safetensors.append-24260ff5-000002": (
+        "b15cfdad6df23670e0d3e43c8d129fcf8738b057c2a35cff80f97939b0995eef"
+    ),
+}
 FORMAT_DOC = Path(__file__).parent.parent / "docs" / "format.md"
 
 
 def test_every_golden_file_is_listed():
-    assert {path.name for path in GOLDEN.iterdir()} == SHA256.keys() == golden_tables().keys()
+    assert {path.name for path in GOLDEN.iterdir() if path.is_file()} == SHA256.keys() == golden_tables().keys()
+    assert {path.name for path in (GOLDEN / "appended").iterdir()} == APPENDED.keys()
 
 
 @pytest.mark.parametrize("name", SHA256)
@@ -39,6 +50,30 @@ def test_bytes(name, tmp_path):
     assert hashlib.sha256(content).hexdigest() == SHA256[name]
     save(golden_tables()[name], tmp_path / name)
     assert (tmp_path / name).read_bytes() == content
+
+
+def test_bytes_of_appended_files(tmp_path):
+    assert [path.name for path in write_appended(tmp_path / "new")] == [*APPENDED]
+    for name, expected in APPENDED.items():
+        content = (GOLDEN / "appended" / name).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == expected
+        assert (tmp_path / "new" / name).read_bytes() == content
+
+
+def test_a_second_reader_agrees_on_appended_files():
+    path = GOLDEN / "appended" / "compact-small.safetensors"
+    reader, table = FormatReader(path), load(path)
+    assert table.num_embeddings == reader.num_embeddings == 8
+    rows = table.lookup(torch.arange(8))
+    assert rows.tolist() == [reader.row(i) for i in range(8)]
+    assert rows[5:].tolist() == [[-1.25, -0.25], [-2.0, 0.5], [0.25, 2.0]]
+    assert torch.equal(rows[:5], load(GOLDEN / path.name).lookup(torch.arange(5)))
+
+
+def test_a_second_reader_agrees_on_the_fallback():
+    path = GOLDEN / "compact-fallback.safetensors"
+    for unknown in (-1, 4, 2**40):
+        assert load(path).lookup(torch.tensor(unknown)).tolist() == FormatReader(path).row(unknown)
 
 
 @pytest.mark.parametrize("name", SHA256)
@@ -77,6 +112,14 @@ def test_the_documented_example():
     rows = load(GOLDEN / "compact-small.safetensors").lookup(torch.tensor([4, 3, 2]))
     assert rows.tolist() == [[0.25, -0.25], [-2.0, 0.5], [0.0, 0.0]]
     json.loads(header)
+
+
+def test_the_documented_appended_file():
+    text = FORMAT_DOC.read_text()
+    content = (GOLDEN / "appended" / [*APPENDED][1]).read_bytes()
+    assert f"tests/golden/appended/{[*APPENDED][1]}`, {len(content)} bytes" in text
+    assert content[8:-3].decode() in text
+    assert content.endswith(b" \x01\x02")
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31 - 1])

@@ -255,14 +255,24 @@ def compare(
 @_clean_errors
 def inspect(file: Annotated[Path, typer.Argument(help="A file that mgqe.save wrote.")]) -> None:
     import mgqe
+    from mgqe.segments import all_segment_files
 
     table = mgqe.load(file)
-    on_disk, full = file.stat().st_size, 4 * table.num_embeddings * table.embedding_dim
+    appended = all_segment_files(file.resolve())
+    on_disk = sum(path.stat().st_size for path in (file, *appended))
+    full = 4 * table.num_embeddings * table.embedding_dim
     output.print(
         f"{file}: {type(table).__name__}, {table.num_embeddings:,} ids x {table.embedding_dim} dimensions",
         highlight=False,
         soft_wrap=True,
     )
+    if appended:
+        output.print(
+            f"with ids appended in {len(appended)} file{'s'[: len(appended) > 1]} beside it; saving the loaded table "
+            "over the file makes one of all",
+            highlight=False,
+            soft_wrap=True,
+        )
     parts = Table("part", title="Bytes", title_justify="left")
     parts.add_column("bytes", justify="right")
     parts.add_column("of float32", justify="right")

@@ -162,7 +162,7 @@ def read_extents(base: Path, metadata: dict[str, str], table: CompactTable, mmap
 def append(path: str | os.PathLike[str], vectors: Tensor, tier: int | None = None) -> Tensor:
     """Add ids for vectors to a saved table, without rewriting it.
 
-    Writes one small file beside it, ``<path>.append-<base>-000001`` and so on, about 500 bytes and the codes;
+    Writes one small file beside it, ``<path>.append-<base>-000001`` and so on, about 250 bytes and the codes;
     nothing that is there is touched. The file is on the disk when this returns, or, whatever happens before, not
     there at all.
     Several processes may append at once. Tables loaded before do not change; :func:`mgqe.load` reads the base and
