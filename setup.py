@@ -38,9 +38,12 @@ FLAGS = [
     "-ffp-contract=off",
 ]
 AVX2 = ["-mavx2", "-mf16c", "-mbmi", "-mbmi2", "-mpopcnt"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
 ISA_FLAGS = {
     "isa_avx2.cpp": [*AVX2],
-    "isa_avx512.cpp": [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"],
+    "isa_avx512.cpp": [*AVX2, *AVX512],
+    "topk_avx2.cpp": [*AVX2],
+    "topk_vbmi.cpp": [*AVX2, *AVX512, "-mavx512vbmi"],
 }
 X86 = ("x86_64", "amd64")
 

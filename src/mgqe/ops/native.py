@@ -43,6 +43,8 @@ _SIGNATURES: dict[str, list[Any]] = {
     "mgqe_decode_error": [c_void_p] * 4 + [c_int64] * 5 + [c_void_p] * 3 + [c_int32],
     "mgqe_scatter": [c_void_p] * 3 + [c_int64] * 5 + [c_void_p] * 2 + [c_int32],
     "mgqe_lookup": [c_void_p] * 2 + [c_int64, c_void_p, c_int32],
+    "mgqe_topk": [c_void_p] * 2 + [c_int32],
+    "mgqe_bias_codes": [c_void_p] * 4,
     "mgqe_max_code": [c_void_p] + [c_int64] * 2 + [c_int32, c_void_p, c_int32],
     "mgqe_unique": [c_void_p] + [c_int64] * 2 + [c_void_p] * 4,
     "mgqe_unique_by_tier": [c_void_p, c_int64] + [c_void_p] * 2 + [c_int64] + [c_void_p] * 4,

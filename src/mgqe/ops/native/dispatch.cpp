@@ -3,6 +3,7 @@
 
 #include "isa.h"
 #include "mgqe_native.h"
+#include "topk.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -35,6 +36,14 @@ int32_t best() {
         if (supported(isa)) return isa;
     return MGQE_SCALAR;
 }
+
+#if defined(__x86_64__)
+// Byte look-ups of 128 entries: newer than the rest of AVX-512.
+bool has_vbmi() {
+    static const bool has = __builtin_cpu_supports("avx512vbmi");
+    return has;
+}
+#endif
 
 std::atomic<int32_t> active{-1};
 
@@ -79,3 +88,18 @@ const mgqe_kernels& mgqe_active() {
             return mgqe_kernels_scalar;
     }
 }
+
+mgqe_scanner mgqe_active_scanner() {
+    switch (mgqe_get_isa()) {
+#if defined(__x86_64__)
+        case MGQE_AVX512:
+            return has_vbmi() ? mgqe_scan_vbmi : mgqe_scan_avx2;
+        case MGQE_AVX2:
+            return mgqe_scan_avx2;
+#endif
+        default:
+            return mgqe_scan_scalar;
+    }
+}
+
+bool mgqe_has_filter(int32_t bits) { return bits <= 8 && mgqe_get_isa() != MGQE_SCALAR; }

@@ -52,4 +52,7 @@ extern const mgqe_kernels mgqe_kernels_avx512;
 // The table in use.
 const mgqe_kernels& mgqe_active();
 
+// Whether a table's numbers fit together (lookup.cpp).
+bool mgqe_well_formed(const mgqe_table& table);
+
 #endif

@@ -4,6 +4,7 @@
 #endif
 
 #include "assign_kernel.h"
+#include "half.h"
 #include "lookup_kernel.h"
 
 namespace {
@@ -52,48 +53,23 @@ struct Vec {
     }
 };
 
-#if defined(__aarch64__)
 struct Half {
-    static constexpr bool kStreams = false;
-    static void stream(const float*, float*, int64_t) {}
-    static void fence() {}
-    static void convert(const uint16_t* from, float* to) {
-        __fp16 half;
-        __builtin_memcpy(&half, from, sizeof half);
-        *to = half;
-    }
-    static void convert4(const uint16_t* from, float* to) {
-        for (int t = 0; t < 4; ++t) convert(from + t, to + t);
-    }
-};
-#else
-// Exact, by integer shifts and one exact multiplication (normal numbers) or subtraction (subnormal ones).
-struct Half {
+#if defined(__x86_64__)
     static constexpr bool kStreams = true;
     static void stream(const float* from, float* to, int64_t n) {
         for (int64_t t = 0; t < n; t += 4) _mm_stream_ps(to + t, _mm_load_ps(from + t));
     }
     static void fence() { _mm_sfence(); }
-    static float bits_to_float(uint32_t bits) {
-        float value;
-        __builtin_memcpy(&value, &bits, sizeof value);
-        return value;
-    }
-    static void convert(const uint16_t* from, float* to) {
-        const uint32_t sign = (static_cast<uint32_t>(*from) & 0x8000u) << 16;
-        const uint32_t rest = (static_cast<uint32_t>(*from) & 0x7fffu) << 17;
-        const float normal = bits_to_float((rest >> 4) + (0xe0u << 23)) * 0x1p-112f;
-        const float subnormal = bits_to_float((rest >> 17) | (126u << 23)) - 0.5f;
-        float value = rest < (1u << 27) ? subnormal : normal;
-        uint32_t bits;
-        __builtin_memcpy(&bits, &value, sizeof bits);
-        *to = bits_to_float(bits | sign);
-    }
+#else
+    static constexpr bool kStreams = false;
+    static void stream(const float*, float*, int64_t) {}
+    static void fence() {}
+#endif
+    static void convert(const uint16_t* from, float* to) { half_to_float(from, to); }
     static void convert4(const uint16_t* from, float* to) {
-        for (int t = 0; t < 4; ++t) convert(from + t, to + t);
+        for (int t = 0; t < 4; ++t) half_to_float(from + t, to + t);
     }
 };
-#endif
 
 }  // namespace
 

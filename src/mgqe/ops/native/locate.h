@@ -52,6 +52,10 @@ inline Place locate_map(const mgqe_table& table, int64_t id) {
     return {table.last_tier, at};
 }
 
+inline Place locate(const mgqe_table& table, int64_t id) {
+    return table.num_levels ? locate_map(table, id) : locate_range(table, id);
+}
+
 }  // namespace
 
 #endif

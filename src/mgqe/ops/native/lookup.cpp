@@ -31,7 +31,9 @@ bool streams(const mgqe_table& table, const float* out, int64_t n) {
     return true;
 }
 
-bool well_formed(const mgqe_table& table) {
+}  // namespace
+
+bool mgqe_well_formed(const mgqe_table& table) {
     if (table.num_tiers < 1 || table.num_tiers > kMaxTiers || table.num_levels < 0) return false;
     const int32_t mapped = table.mapped_tiers;
     if (mapped < 0 || mapped > table.num_tiers || (mapped > 0) != (table.num_levels > 0)) return false;
@@ -55,10 +57,8 @@ bool well_formed(const mgqe_table& table) {
     return true;
 }
 
-}  // namespace
-
 int32_t mgqe_lookup(const mgqe_table* table, const int64_t* ids, int64_t n, float* out, int32_t threads) {
-    if (n < 0 || !well_formed(*table)) return MGQE_BAD_ARGUMENT;
+    if (n < 0 || !mgqe_well_formed(*table)) return MGQE_BAD_ARGUMENT;
     if (!ids_in_range(ids, n, table->num_embeddings)) return MGQE_OUT_OF_RANGE;
     const mgqe_kernels& kernels = mgqe_active();
     const bool stream = streams(*table, out, n);

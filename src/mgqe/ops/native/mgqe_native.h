@@ -114,6 +114,40 @@ struct mgqe_table {
 // [0, num_embeddings).
 MGQE_API int32_t mgqe_lookup(const mgqe_table* table, const int64_t* ids, int64_t n, float* out, int32_t threads);
 
+enum mgqe_topk_method {
+    MGQE_TOPK_AUTO = 0,
+    MGQE_TOPK_SCAN = 1,  // every row exactly: no byte filter
+};
+
+// What mgqe_topk looks for. Spans are (num_queries, 2): where a query's ids begin and end in their list.
+struct mgqe_topk_job {
+    const float* queries;  // (num_queries, embedding_dim), finite; of length 1 or 0 for cosine
+    int64_t num_queries;
+    int64_t k;             // 1 to num_embeddings
+    const float* bias;     // (num_embeddings) added to scores, or null
+    const uint8_t* bias_codes;   // (num_embeddings) from mgqe_bias_codes
+    const float* bias_levels;    // (256)
+    const int64_t* excluded;     // ids not to be returned, or null
+    const int64_t* excluded_spans;
+    const int64_t* candidates;   // the only ids that may be returned, or null
+    const int64_t* candidate_spans;
+    const uint8_t* hidden;       // query q must not return id if hidden[q * hidden_step + id]; or null
+    int64_t hidden_step;
+    float* scores;         // (num_queries, k) falling; -infinity where fewer than k were found
+    int64_t* ids;          // (num_queries, k) ascending among equal scores; -1 where fewer than k were found
+    int64_t* rescored;     // how many scores were worked out exactly, or null
+    int32_t cosine;        // divide scores by the length of the row
+    int32_t method;        // an mgqe_topk_method
+};
+
+// The k rows of highest inner product with each query: see mgqe.ops.topk. MGQE_OUT_OF_RANGE for an excluded or a
+// candidate id outside the table.
+MGQE_API int32_t mgqe_topk(const mgqe_table* table, const mgqe_topk_job* job, int32_t threads);
+
+// Sorts biases into 256 levels, for mgqe_topk: levels (256) ascending; codes (num_embeddings), by tier and row, so
+// that no bias is above the level its code names. Biases must be finite.
+MGQE_API int32_t mgqe_bias_codes(const mgqe_table* table, const float* bias, uint8_t* codes, float* levels);
+
 // The largest code among packed rows (n, ceil(num_subspaces * bits / 8)), -1 if there are none.
 MGQE_API int32_t mgqe_max_code(const uint8_t* packed, int64_t n, int64_t num_subspaces, int32_t bits, int32_t* most,
                                int32_t threads);

@@ -1,0 +1,148 @@
+// 64 packed rows as columns of bytes, one a subspace, with AVX-512 VBMI.
+#ifndef MGQE_COLUMNS_VBMI_H
+#define MGQE_COLUMNS_VBMI_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#include "packed_blocks.h"
+
+namespace {
+
+using V = __m512i;
+
+// Byte p * 8 + b of a vector of 8 words is byte b of word p. Here: byte p * 8 + b <- index(p, b).
+struct alignas(64) ByteOrder {
+    uint8_t bytes[64];
+    template <typename Index>
+    constexpr explicit ByteOrder(const Index& index) : bytes() {
+        for (int p = 0; p < 8; ++p)
+            for (int b = 0; b < 8; ++b) bytes[p * 8 + b] = static_cast<uint8_t>(index(p, b));
+    }
+    V load() const { return _mm512_load_si512(bytes); }
+};
+
+// Column p / 2, or p / 2 + 4, of rows b of the first vector (p even) or the second.
+constexpr ByteOrder kLowColumns([](int p, int b) { return p % 2 * 64 + b * 8 + p / 2; });
+constexpr ByteOrder kHighColumns([](int p, int b) { return p % 2 * 64 + b * 8 + p / 2 + 4; });
+
+// 8 vectors of 8 rows of 8 bytes -> 8 columns of 64 bytes. Halves of the columns come apart, then quarters, then all.
+inline void transpose(V* z) {
+    const V low = kLowColumns.load(), high = kHighColumns.load();
+    V halves[8];  // columns 0 to 3 of 16 rows in the first four, 4 to 7 in the others
+    for (int i = 0; i < 4; ++i) {
+        halves[i] = _mm512_permutex2var_epi8(z[2 * i], low, z[2 * i + 1]);
+        halves[4 + i] = _mm512_permutex2var_epi8(z[2 * i], high, z[2 * i + 1]);
+    }
+    for (int half = 0; half < 8; half += 4) {
+        const V* from = halves + half;
+        const V a = _mm512_shuffle_i64x2(from[0], from[1], 0x44), b = _mm512_shuffle_i64x2(from[2], from[3], 0x44);
+        const V c = _mm512_shuffle_i64x2(from[0], from[1], 0xee), d = _mm512_shuffle_i64x2(from[2], from[3], 0xee);
+        z[half] = _mm512_shuffle_i64x2(a, b, 0x88);
+        z[half + 1] = _mm512_shuffle_i64x2(a, b, 0xdd);
+        z[half + 2] = _mm512_shuffle_i64x2(c, d, 0x88);
+        z[half + 3] = _mm512_shuffle_i64x2(c, d, 0xdd);
+    }
+}
+
+// 8 packed codes in each word -> a byte each.
+struct Unpacked {
+    const V shifts, mask;
+    explicit Unpacked(int32_t bits)
+        : shifts(ByteOrder([=](int, int b) { return b * bits; }).load()),
+          mask(_mm512_set1_epi8(static_cast<char>((1 << bits) - 1))) {}
+    V operator()(V words) const { return _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, words), mask); }
+};
+
+// 8 rows of 8 bytes, nothing to be moved.
+struct Straight {
+    Straight(const PackedBlocks&, int64_t) {}
+    V operator()(const uint8_t* rows) const { return _mm512_loadu_si512(rows); }
+};
+
+// 8 codes of 8 rows, as words of 8 bytes, from byte `at` of each row; the rows lie within 2 * kPairs vectors (0: one).
+template <int kPairs, bool kBytes>
+struct Near {
+    static constexpr int kOrders = kPairs ? kPairs : 1;
+    V orders[kOrders];
+    __mmask64 masks[kOrders];
+    const Unpacked unpacked;
+    const int64_t row_bytes;
+    Near(const PackedBlocks& blocks, int64_t at) : unpacked(blocks.bits), row_bytes(blocks.row_bytes) {
+        for (int pair = 0; pair < kOrders; ++pair) {
+            uint64_t mask = 0;
+            orders[pair] = ByteOrder([&](int p, int b) {
+                               const int64_t index = p * row_bytes + at + b - 128 * pair;
+                               if (index >= 0 && index < 128) mask |= static_cast<uint64_t>(1) << (8 * p + b);
+                               return index & 127;
+                           }).load();
+            masks[pair] = mask;
+        }
+    }
+    V operator()(const uint8_t* rows) const {
+        V words;
+        if constexpr (kPairs == 0)
+            words = _mm512_permutexvar_epi8(orders[0], _mm512_loadu_si512(rows));
+        else
+            words = _mm512_permutex2var_epi8(_mm512_loadu_si512(rows), orders[0], _mm512_loadu_si512(rows + 64));
+        for (int pair = 1; pair < kPairs; ++pair)
+            words = _mm512_mask_blend_epi8(
+                masks[pair], words,
+                _mm512_permutex2var_epi8(_mm512_loadu_si512(rows + 128 * pair), orders[pair],
+                                         _mm512_loadu_si512(rows + 128 * pair + 64)));
+        return kBytes ? words : unpacked(words);
+    }
+};
+// The same of longer rows.
+template <bool kBytes>
+struct Far {
+    const Unpacked unpacked;
+    const int64_t row_bytes, at;
+    Far(const PackedBlocks& blocks, int64_t from)
+        : unpacked(blocks.bits), row_bytes(blocks.row_bytes), at(from) {}
+    V operator()(const uint8_t* rows) const {
+        alignas(64) uint64_t words[8];
+        for (int p = 0; p < 8; ++p) __builtin_memcpy(words + p, rows + p * row_bytes + at, 8);
+        const V loaded = _mm512_load_si512(words);
+        return kBytes ? loaded : unpacked(loaded);
+    }
+};
+
+template <class Load>
+void columns_of(const PackedBlocks& from, uint8_t* out, int64_t step) {
+    const int64_t block_bytes = 64 * from.row_bytes;
+    for (int64_t j = 0; j < from.num_subspaces; j += 8, out += 8 * step) {
+        const Load load(from, j / 8 * from.bits);
+        const uint8_t* rows = from.codes;
+        for (int64_t block = 0; block < from.number; ++block, rows += block_bytes) {
+            if (j == 0) from.prefetch(block);
+            V z[8];
+            for (int i = 0; i < 8; ++i) z[i] = load(rows + 8 * i * from.row_bytes);
+            transpose(z);
+            for (int c = 0; c < 8; ++c) _mm512_store_si512(out + c * step + 64 * block, z[c]);
+        }
+    }
+}
+
+inline void columns_of_bytes(const PackedBlocks& from, uint8_t* out, int64_t step) {
+    if (from.row_bytes == 8) return columns_of<Straight>(from, out, step);
+    if (from.row_bytes <= 8) return columns_of<Near<0, true>>(from, out, step);
+    if (from.row_bytes <= 16) return columns_of<Near<1, true>>(from, out, step);
+    if (from.row_bytes <= 32) return columns_of<Near<2, true>>(from, out, step);
+    if (from.row_bytes <= 64) return columns_of<Near<4, true>>(from, out, step);
+    return columns_of<Far<true>>(from, out, step);
+}
+
+// out[j * step + row] = code j of a row, for blocks of 64 rows behind which kBeyond bytes may be read.
+inline void columns_vbmi(const PackedBlocks& from, uint8_t* out, int64_t step) {
+    if (from.bits == 8) return columns_of_bytes(from, out, step);
+    if (from.row_bytes <= 8) return columns_of<Near<0, false>>(from, out, step);
+    if (from.row_bytes <= 16) return columns_of<Near<1, false>>(from, out, step);
+    if (from.row_bytes <= 32) return columns_of<Near<2, false>>(from, out, step);
+    if (from.row_bytes <= 64) return columns_of<Near<4, false>>(from, out, step);
+    return columns_of<Far<false>>(from, out, step);
+}
+
+}  // namespace
+
+#endif

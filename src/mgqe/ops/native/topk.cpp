@@ -1,0 +1,425 @@
+// Exact top-K straight from the codes: prepares partial scores, spreads queries or rows over threads, merges.
+#include "topk.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "best.h"
+#include "bits.h"
+#include "byte_filter.h"
+#include "isa.h"
+#include "locate.h"
+#include "parallel.h"
+#include "partial_scores.h"
+#include "select.h"
+
+namespace {
+
+constexpr int64_t kQueriesAtOnce = 32;               // whose tables share a pass over the codes
+constexpr int64_t kTableBytes = 16 << 20;            // at most, of all those queries
+constexpr int64_t kQueriesPerThread = 16;            // from here on threads take queries, not rows
+constexpr int64_t kTilesPerThread = 8;
+constexpr int64_t kScanShare = 8;                    // k above 1 / 8 of the rows: nothing to filter
+
+// Memory that frees itself.
+template <typename T>
+struct Buffer {
+    T* data = nullptr;
+    Buffer() = default;
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    ~Buffer() { free(data); }
+    bool reserve(int64_t n) {
+        free(data);
+        data = static_cast<T*>(malloc(static_cast<size_t>(n < 1 ? 1 : n) * sizeof(T)));
+        return data != nullptr;
+    }
+};
+
+// What does not depend on the query.
+struct Plan {
+    const mgqe_table& table;
+    const mgqe_topk_job& job;
+    Buffer<mgqe_tier_view> views;
+    Buffer<float> books;  // float16 and int8 codebooks as float32
+    Buffer<const float*> book_of;
+    Buffer<float> norms;
+    int64_t num_tiles = 0;
+    int64_t table_entries = 0;
+    bool filter = false;
+
+    Plan(const mgqe_table& of, const mgqe_topk_job& what) : table(of), job(what) {}
+
+    bool prepare() {
+        const int32_t m = table.num_tiers;
+        if (!views.reserve(m) || !book_of.reserve(m)) return false;
+        if (!decode_books()) return false;
+        int64_t position = 0;
+        for (int32_t g = 0; g < m; ++g) {
+            const mgqe_tier& tier = table.tiers[g];
+            const int64_t D = tier.num_subspaces;
+            mgqe_tier_view& view = views.data[g];
+            view = {};
+            view.tier = &tier;
+            view.first_tile = num_tiles;
+            // Columns of a tile in about 16 KB.
+            view.tile_rows = D <= 16 ? 1024 : 512;
+            view.first_position = position;
+            view.stride = entry_stride(tier.bits);
+            view.table_offset = table_entries;
+            view.filtered = mgqe_has_filter(tier.bits) && D < kMostColumns;
+            num_tiles += (tier.rows + view.tile_rows - 1) / view.tile_rows;
+            position += tier.rows;
+            table_entries += D * view.stride;
+        }
+        filter = job.method != MGQE_TOPK_SCAN && job.k < position / kScanShare;
+        if (job.cosine) return find_norms();
+        return true;
+    }
+
+    // Partial scores of a query in all tiers. Tiers that share a codebook share the work.
+    void score(const float* query, float* tables) const {
+        for (int32_t g = 0; g < table.num_tiers; ++g) {
+            float* to = tables + views.data[g].table_offset;
+            if (const float* from = computed_before(g, tables))
+                copy_entries(from, views.data[g], to);
+            else
+                partial_scores(*views.data[g].tier, book_of.data[g], query, views.data[g].stride, to);
+        }
+    }
+
+private:
+    bool decode_books() {
+        int64_t total = 0;
+        for (int32_t g = 0; g < table.num_tiers; ++g)
+            if (table.tiers[g].dtype != MGQE_FLOAT32 && same_book(g) < 0) total += book_size(table.tiers[g]);
+        if (!books.reserve(total)) return false;
+        float* to = books.data;
+        for (int32_t g = 0; g < table.num_tiers; ++g) {
+            const mgqe_tier& tier = table.tiers[g];
+            const int32_t before = same_book(g);
+            if (before >= 0) {
+                book_of.data[g] = book_of.data[before];
+            } else if (tier.dtype == MGQE_FLOAT32) {
+                book_of.data[g] = static_cast<const float*>(tier.centroids);
+            } else {
+                decode_book(tier, to);
+                book_of.data[g] = to;
+                to += book_size(tier);
+            }
+        }
+        return true;
+    }
+
+    // An earlier tier with the same codebook, or -1.
+    int32_t same_book(int32_t g) const {
+        for (int32_t h = 0; h < g; ++h)
+            if (table.tiers[h].centroids == table.tiers[g].centroids) return h;
+        return -1;
+    }
+
+    // The table of an earlier tier that begins with what tier g needs.
+    const float* computed_before(int32_t g, const float* tables) const {
+        const mgqe_tier& tier = table.tiers[g];
+        for (int32_t h = 0; h < g; ++h) {
+            const mgqe_tier& other = table.tiers[h];
+            if (other.centroids == tier.centroids && other.num_subspaces == tier.num_subspaces &&
+                views.data[h].stride >= views.data[g].stride)
+                return tables + views.data[h].table_offset;
+        }
+        return nullptr;
+    }
+
+    void copy_entries(const float* from, const mgqe_tier_view& view, float* to) const {
+        int64_t stride = 0;  // of `from`
+        for (int32_t h = 0; h < table.num_tiers && !stride; ++h) {
+            const mgqe_tier_view& other = views.data[h];
+            if (other.tier->centroids == view.tier->centroids &&
+                other.tier->num_subspaces == view.tier->num_subspaces && other.stride >= view.stride)
+                stride = other.stride;
+        }
+        for (int64_t j = 0; j < view.tier->num_subspaces; ++j)
+            memcpy(to + j * view.stride, from + j * stride, static_cast<size_t>(view.stride) * sizeof(float));
+    }
+
+    bool find_norms() {
+        if (!norms.reserve(table_entries)) return false;
+        for (int32_t g = 0; g < table.num_tiers; ++g) {
+            mgqe_tier_view& view = views.data[g];
+            float* to = norms.data + view.table_offset;
+            partial_scores(*view.tier, book_of.data[g], nullptr, view.stride, to);
+            view.norms = to;
+            double low = 0, high = 0;
+            for (int64_t j = 0; j < view.tier->num_subspaces; ++j) {
+                float least, most;
+                extremes(to + j * view.stride, view.stride, least, most);
+                low += least;
+                high += most;
+            }
+            // Wider by more than float32 sums can be off.
+            view.norm_low = sqrt(low) * (1 - 1e-5);
+            view.norm_high = sqrt(high) * (1 + 1e-5);
+        }
+        return true;
+    }
+};
+
+// The rows of ids as ascending positions (rows of all tiers, one tier after another).
+bool to_positions(const mgqe_table& table, const mgqe_tier_view* views, const int64_t* ids, int64_t n,
+                  int64_t* positions) {
+    for (int64_t i = 0; i < n; ++i) {
+        const Place place = locate(table, ids[i]);
+        if (place.tier < 0 || place.rank >= table.tiers[place.tier].rows) return false;
+        positions[i] = views[place.tier].first_position + place.rank;
+    }
+    std::sort(positions, positions + n);
+    return true;
+}
+
+// Some queries of a job, worked on together.
+struct Group {
+    const Plan& plan;
+    Buffer<mgqe_query> queries;
+    Buffer<float> tables;
+    Buffer<uint32_t> thresholds;
+    Buffer<int64_t> excluded;
+    Buffer<mgqe_hit> hits;
+    Buffer<mgqe_best> bests;
+    Buffer<mgqe_hit> merged;
+
+    explicit Group(const Plan& of) : plan(of) {}
+
+    int32_t run(int64_t first, int64_t count, int team, std::atomic<int64_t>& rescored) {
+        const int32_t status = prepare(first, count);
+        if (status != MGQE_OK) return status;
+        const int64_t k = plan.job.k;
+        const int64_t room = room_for(k);
+        if (!hits.reserve(team * count * room) || !bests.reserve(team * count) || !merged.reserve(team * room + room))
+            return MGQE_NO_MEMORY;
+        for (int64_t i = 0; i < team * count; ++i) bests.data[i] = {};
+        const mgqe_scan scan = describe(count);
+        std::atomic<int32_t> failed{MGQE_OK};
+        if (plan.job.candidates) {
+            mgqe_worker worker{hits.data, bests.data, 0};
+            score_candidates(scan, worker);
+        } else {
+            const mgqe_scanner scanner = mgqe_active_scanner();
+            // `part` counts threads, whose split of tiles depends on the team alone.
+            mgqe_parallel(team, team, [&](int64_t part, int64_t) {
+                mgqe_worker worker{hits.data + part * count * room, bests.data + part * count, 0};
+                const int32_t own = scanner(scan, plan.num_tiles * part / team, plan.num_tiles * (part + 1) / team,
+                                            worker, plan.filter);
+                if (own != MGQE_OK) failed.store(own);
+                rescored += worker.rescored;
+            });
+        }
+        if (failed.load() != MGQE_OK) return failed.load();
+        for (int64_t q = 0; q < count; ++q) write(scan, first, q, count, team);
+        return MGQE_OK;
+    }
+
+private:
+    int32_t prepare(int64_t first, int64_t count) {
+        const mgqe_topk_job& job = plan.job;
+        const int64_t dim = plan.table.embedding_dim;
+        if (!queries.reserve(count) || !tables.reserve(count * plan.table_entries) || !thresholds.reserve(count))
+            return MGQE_NO_MEMORY;
+        if (job.excluded) {
+            int64_t total = 0;
+            for (int64_t q = first; q < first + count; ++q)
+                if (q == first || !same_span(job.excluded_spans, q)) total += span_size(job.excluded_spans, q);
+            if (!excluded.reserve(total)) return MGQE_NO_MEMORY;
+        }
+        int64_t* positions = excluded.data;
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t q = first + i;
+            mgqe_query& query = queries.data[i];
+            query = {};
+            float* own = tables.data + i * plan.table_entries;
+            plan.score(job.queries + q * dim, own);
+            query.tables = own;
+            thresholds.data[i] = ordered_bits(kLowest);
+            query.shared_threshold = thresholds.data + i;
+            if (job.hidden) query.hidden = job.hidden + q * job.hidden_step;
+            if (job.candidates) {
+                query.candidates = job.candidates + job.candidate_spans[2 * q];
+                query.num_candidates = span_size(job.candidate_spans, q);
+            }
+            if (!job.excluded) continue;
+            query.num_excluded = span_size(job.excluded_spans, q);
+            if (i > 0 && same_span(job.excluded_spans, q)) {
+                query.excluded = queries.data[i - 1].excluded;
+                continue;
+            }
+            if (!to_positions(plan.table, plan.views.data, job.excluded + job.excluded_spans[2 * q],
+                              query.num_excluded, positions))
+                return MGQE_CORRUPT;
+            query.excluded = positions;
+            positions += query.num_excluded;
+        }
+        return MGQE_OK;
+    }
+
+    static int64_t span_size(const int64_t* spans, int64_t q) { return spans[2 * q + 1] - spans[2 * q]; }
+    static bool same_span(const int64_t* spans, int64_t q) {
+        return spans[2 * q] == spans[2 * q - 2] && spans[2 * q + 1] == spans[2 * q - 1];
+    }
+
+    mgqe_scan describe(int64_t count) const {
+        mgqe_scan scan = {};
+        scan.table = &plan.table;
+        scan.tiers = plan.views.data;
+        scan.queries = queries.data;
+        scan.bias = plan.job.bias;
+        scan.bias_codes = plan.job.bias_codes;
+        scan.bias_levels = plan.job.bias_levels;
+        scan.num_queries = count;
+        scan.k = plan.job.k;
+        scan.cosine = plan.job.cosine != 0;
+        scan.padding_tier = -1;
+        if (plan.table.padding_idx >= 0) {
+            const Place place = locate(plan.table, plan.table.padding_idx);
+            scan.padding_tier = place.tier;
+            scan.padding_rank = place.rank;
+        }
+        return scan;
+    }
+
+    // Each candidate by itself. A candidate given twice counts once: its first copy is then among the hits already.
+    void score_candidates(const mgqe_scan& scan, mgqe_worker& worker) const {
+        for (int64_t q = 0; q < scan.num_queries; ++q) {
+            const mgqe_query& query = scan.queries[q];
+            Best best{plan.table, worker.hits + q * room_for(scan.k), scan.k, worker.bests[q]};
+            constexpr int64_t kAhead = 32;
+            Place places[kAhead];
+            for (int64_t i = 0; i < query.num_candidates + kAhead; ++i) {
+                if (i >= kAhead) consider(scan, query, best, places[i % kAhead]);
+                if (i >= query.num_candidates) {
+                    places[i % kAhead] = {-1, 0};
+                    continue;
+                }
+                const Place place = locate(plan.table, query.candidates[i]);
+                places[i % kAhead] = place;
+                if (place.tier >= 0) {
+                    const mgqe_tier& tier = plan.table.tiers[place.tier];
+                    __builtin_prefetch(tier.codes + place.rank * tier.row_bytes);
+                }
+            }
+        }
+    }
+
+    void consider(const mgqe_scan& scan, const mgqe_query& query, Best& best, const Place& place) const {
+        if (place.tier < 0 || place.rank >= plan.table.tiers[place.tier].rows) return;
+        if (place.tier == scan.padding_tier && place.rank == scan.padding_rank) return;
+        const mgqe_hit hit{exact_score(scan, query, place), static_cast<int32_t>(place.tier), place.rank};
+        if (!best.beaten_by(hit)) return;
+        for (int64_t i = 0; i < best.state.size; ++i)
+            if (best.hits[i].tier == hit.tier && best.hits[i].rank == hit.rank) return;
+        offer(scan, query, best, hit);
+    }
+
+    float exact_score(const mgqe_scan& scan, const mgqe_query& query, const Place& place) const {
+        const mgqe_tier_view& view = scan.tiers[place.tier];
+        const mgqe_tier& tier = *view.tier;
+        const uint32_t mask = (1u << tier.bits) - 1;
+        const uint8_t* row = tier.codes + place.rank * tier.row_bytes;
+        const uint8_t* end = tier.codes + tier.rows * tier.row_bytes;
+        const float* table = query.tables + view.table_offset;
+        float sum = 0, norm = 0;
+        for (int64_t j = 0; j < tier.num_subspaces; ++j) {
+            const uint32_t code = code_before(row, j, tier.bits, mask, end);
+            const float entry = table[j * view.stride + code];
+            sum = j ? sum + entry : entry;
+            if (scan.cosine) norm = j ? norm + view.norms[j * view.stride + code] : view.norms[code];
+        }
+        if (scan.cosine) return cosine_of(sum, norm);
+        return scan.bias ? sum + scan.bias[id_at(plan.table, place.tier, place.rank)] : sum;
+    }
+
+    // The row of padding_idx is zeros whatever its codes say.
+    void add_padding(const mgqe_scan& scan, const mgqe_query& query, Best& best) const {
+        const int64_t padding = plan.table.padding_idx;
+        if (padding < 0) return;
+        if (plan.job.candidates) {
+            int64_t i = 0;
+            while (i < query.num_candidates && query.candidates[i] != padding) ++i;
+            if (i == query.num_candidates) return;
+        }
+        offer(scan, query, best,
+              {scan.bias ? 0.0f + scan.bias[padding] : 0.0f, static_cast<int32_t>(scan.padding_tier),
+               scan.padding_rank});
+    }
+
+    // Merges what the threads found, best first; places that nothing fills get -infinity and id -1.
+    void write(const mgqe_scan& scan, int64_t first, int64_t q, int64_t count, int team) {
+        const int64_t k = scan.k;
+        mgqe_hit* best = merged.data;
+        int64_t n = 0;
+        for (int64_t part = 0; part < team; ++part) {
+            const int64_t found = bests.data[part * count + q].size;
+            memcpy(best + n, hits.data + (part * count + q) * room_for(k),
+                   static_cast<size_t>(found) * sizeof(mgqe_hit));
+            n += found;
+        }
+        mgqe_best last = {};
+        Best padding{plan.table, best + n, k, last};
+        add_padding(scan, scan.queries[q], padding);
+        n += last.size;
+        const auto order = [&](const mgqe_hit& a, const mgqe_hit& b) { return ahead(plan.table, a, b); };
+        const int64_t taken = n < k ? n : k;
+        if (taken > 0) std::nth_element(best, best + (taken - 1), best + n, order);
+        std::sort(best, best + taken, order);
+        float* scores = plan.job.scores + (first + q) * k;
+        int64_t* ids = plan.job.ids + (first + q) * k;
+        for (int64_t i = 0; i < k; ++i) {
+            scores[i] = i < taken ? best[i].score : kLowest;
+            ids[i] = i < taken ? id_at(plan.table, best[i].tier, best[i].rank) : -1;
+        }
+    }
+};
+
+bool ids_in_spans(const int64_t* ids, const int64_t* spans, int64_t queries, int64_t num_embeddings) {
+    for (int64_t q = 0; q < queries; ++q) {
+        if (q > 0 && spans[2 * q] == spans[2 * q - 2] && spans[2 * q + 1] == spans[2 * q - 1]) continue;
+        for (int64_t i = spans[2 * q]; i < spans[2 * q + 1]; ++i)
+            if (static_cast<uint64_t>(ids[i]) >= static_cast<uint64_t>(num_embeddings)) return false;
+    }
+    return true;
+}
+
+}  // namespace
+
+int32_t mgqe_topk(const mgqe_table* table, const mgqe_topk_job* job, int32_t threads) {
+    if (!mgqe_well_formed(*table) || job->num_queries < 0 || job->k < 1) return MGQE_BAD_ARGUMENT;
+    if (job->k > table->num_embeddings || (job->bias && !job->bias_codes)) return MGQE_BAD_ARGUMENT;
+    const int64_t n = table->num_embeddings, queries = job->num_queries;
+    if (job->excluded && !ids_in_spans(job->excluded, job->excluded_spans, queries, n)) return MGQE_OUT_OF_RANGE;
+    if (job->candidates && !ids_in_spans(job->candidates, job->candidate_spans, queries, n)) return MGQE_OUT_OF_RANGE;
+    Plan plan(*table, *job);
+    if (!plan.prepare()) return MGQE_NO_MEMORY;
+    if (threads < 1) threads = 1;
+    int64_t at_once = kTableBytes / (plan.table_entries * 4 + 1);
+    at_once = at_once < 1 ? 1 : at_once > kQueriesAtOnce ? kQueriesAtOnce : at_once;
+    std::atomic<int64_t> rescored{0};
+    std::atomic<int32_t> status{MGQE_OK};
+    const bool by_rows = !job->candidates && queries < threads * kQueriesPerThread &&
+                         plan.num_tiles >= threads * kTilesPerThread;
+    const auto take = [&](int64_t begin, int64_t end, int team) {
+        Group group(plan);
+        for (int64_t q = begin; q < end && status.load() == MGQE_OK; q += at_once) {
+            const int32_t own = group.run(q, end - q < at_once ? end - q : at_once, team, rescored);
+            if (own != MGQE_OK) status.store(own);
+        }
+    };
+    if (by_rows)
+        take(0, queries, threads);
+    else
+        mgqe_parallel(queries, static_cast<int>(threads < queries ? threads : queries),
+                      [&](int64_t begin, int64_t end) { take(begin, end, 1); });
+    if (job->rescored) *job->rescored = rescored.load();
+    return status.load();
+}

@@ -1,0 +1,86 @@
+// What the top-K entry (topk.cpp) prepares and the scans (topk_kernel.h, one a set of instructions) read.
+//
+// A row's score is a sum of partial scores, one a subspace: <query piece, centroid>, read from a table that is made
+// once a query. The sum runs in the order of subspaces in float32, then the bias is added, so that every path gives
+// the same bits. A scan may skip rows that cannot reach the top k; it never scores them in another way.
+#ifndef MGQE_TOPK_H
+#define MGQE_TOPK_H
+
+#include <stdint.h>
+
+#include "mgqe_native.h"
+
+// A row among the best so far.
+struct mgqe_hit {
+    float score;
+    int32_t tier;
+    int64_t rank;
+};
+
+// A tier cut into tiles of rows. Partial scores have `stride` entries a subspace: all that `bits` can say, those
+// beyond the codebook repeating its last centroid as the look-up does, and at least 16.
+struct mgqe_tier_view {
+    const mgqe_tier* tier;
+    int64_t first_tile;
+    int64_t tile_rows;       // a multiple of 256
+    int64_t first_position;  // rows of the tiers before
+    int64_t stride;
+    int64_t table_offset;    // of this tier in a query's partial scores
+    const float* norms;      // cosine: (D, stride) squared norms of the pieces, else null
+    double norm_low;         // cosine: bounds of a row's norm
+    double norm_high;
+    bool filtered;           // a byte filter exists for this layout
+};
+
+struct mgqe_query {
+    const float* tables;         // partial scores of all tiers
+    const int64_t* excluded;     // positions, ascending
+    int64_t num_excluded;
+    const uint8_t* hidden;       // by id: not to be returned; or null
+    const int64_t* candidates;   // ids, when the job is restricted to some
+    int64_t num_candidates;
+    uint32_t* shared_threshold;  // the best k-th score of any thread so far, as ordered bits (see best.h)
+};
+
+struct mgqe_scan {
+    const mgqe_table* table;
+    const mgqe_tier_view* tiers;
+    const mgqe_query* queries;
+    const float* bias;          // by id, or null
+    const uint8_t* bias_codes;  // by position: the level of each row's bias
+    const float* bias_levels;   // (256) no bias is above its level
+    int64_t num_queries;
+    int64_t k;
+    int64_t padding_tier;       // where padding_idx is, -1 without one: the scans leave it out
+    int64_t padding_rank;
+    bool cosine;
+};
+
+// How far a thread is with a query: `worst` is the k-th best of the hits that it has compared, once there are k.
+struct mgqe_best {
+    int64_t size;
+    mgqe_hit worst;
+    bool full;
+};
+
+// A thread's best rows of each query: hits (num_queries, room_for(k)) (see best.h).
+struct mgqe_worker {
+    mgqe_hit* hits;
+    mgqe_best* bests;
+    int64_t rescored;  // rows that were scored exactly
+};
+
+// Scans tiles [begin, end) for all queries of the scan. MGQE_NO_MEMORY or MGQE_OK.
+typedef int32_t (*mgqe_scanner)(const mgqe_scan& scan, int64_t begin, int64_t end, mgqe_worker& worker, bool filter);
+
+int32_t mgqe_scan_scalar(const mgqe_scan& scan, int64_t begin, int64_t end, mgqe_worker& worker, bool filter);
+#if defined(__x86_64__)
+int32_t mgqe_scan_avx2(const mgqe_scan& scan, int64_t begin, int64_t end, mgqe_worker& worker, bool filter);
+int32_t mgqe_scan_vbmi(const mgqe_scan& scan, int64_t begin, int64_t end, mgqe_worker& worker, bool filter);
+#endif
+
+// The scan of the instruction set in use, and whether it has a byte filter for codes of so many bits.
+mgqe_scanner mgqe_active_scanner();
+bool mgqe_has_filter(int32_t bits);
+
+#endif
