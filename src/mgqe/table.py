@@ -30,6 +30,7 @@ from mgqe.packing import bits_for, pack, row_bytes, unpack
 from mgqe.snapshot import Snapshot
 from mgqe.stats import CodebookStats
 from mgqe.tiers import Tiers, build_tier_map
+from mgqe.topk import Ids, ItemBias, TopK, item_bias, search
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -207,6 +208,48 @@ class CompactTable(FrozenTable):
         Raises TypeError for ids that are not integers, IndexError for unknown ids without a fallback.
         """
         return self._state.lookup(as_int64(ids))
+
+    def topk(
+        self,
+        queries: Tensor,
+        k: int,
+        exclude: Ids | None = None,
+        candidates: Ids | None = None,
+        score: str = "dot",
+        bias: Tensor | ItemBias | None = None,
+    ) -> TopK:
+        """The k ids whose vectors score highest with each query, exactly, without decoding the table.
+
+        Args:
+            queries: (d,) or (B, d), float32, float16 or bfloat16.
+            k: 1 to N.
+            exclude: ids not to return, such as items seen: (n,) for all queries; (B, n), -1 for no id; B tensors; or
+                a bool mask (N,) or (B, N), True for ids to leave out.
+            candidates: the only ids to return, in the same forms; in a mask True for ids to keep. A few are fetched
+                one by one, many filtered out of the search.
+            score: "dot", the inner product, or "cosine". A row or a query of zeros has cosine 0.
+            bias: (N,) added to the scores: popularity, a margin. Given as a tensor it is sorted into levels at every
+                call, which costs more than the search: make :meth:`item_bias` once.
+
+        Returns:
+            scores float32 (B, k), falling, and ids int64 (B, k), ascending among equal scores; (k,) for one query.
+            The scores are those of the decoded vectors to float32 rounding, and the same bits whatever the batch,
+            threads or instruction set. Where fewer than k ids may be returned, the rest is -infinity and -1. The
+            row of ``padding_idx`` is zeros and scores 0 like any other: exclude it if it must not come up.
+
+        Raises:
+            TypeError: dtypes. ValueError: shapes, NaN or infinite queries or biases, k outside 1 .. N, a bias with
+            cosine. IndexError: an id outside the table.
+        """
+        return search(self._state.lookup, queries, k, exclude, candidates, score, bias)
+
+    def item_bias(self, bias: Tensor) -> ItemBias:
+        """Biases (N,), sorted once for many calls of :meth:`topk`; 5 bytes an id. Make it again after an append.
+
+        Raises:
+            TypeError: no float tensor. ValueError: another shape or device, NaN or infinity.
+        """
+        return item_bias(self._state.lookup, bias)
 
     def codes(self, ids: Tensor) -> Tensor:
         """Codes of ids: integers (...) -> int32 (..., max D_g), -1 beyond the D_g of a coarser tier."""

@@ -16,19 +16,13 @@ int32_t mgqe_bias_codes(const mgqe_table* table, const float* bias, uint8_t* cod
     const double step = (high - low) / 255;
     for (int c = 0; c < 256; ++c) levels[c] = static_cast<float>(low + c * step);
     levels[255] = static_cast<float>(high);
-    int64_t first[kMaxTiers];
-    int64_t position = 0;
-    for (int32_t g = 0; g < table->num_tiers; ++g) {
-        first[g] = position;
-        position += table->tiers[g].rows;
-    }
     for (int64_t i = 0; i < n; ++i) {
         const Place place = locate(*table, i);
         if (place.tier < 0 || place.rank >= table->tiers[place.tier].rows) return MGQE_CORRUPT;
         int c = step > 0 ? static_cast<int>(ceil((bias[i] - low) / step)) : 255;
         c = c < 0 ? 0 : c > 255 ? 255 : c;
         while (c < 255 && levels[c] < bias[i]) ++c;  // rounding
-        codes[first[place.tier] + place.rank] = static_cast<uint8_t>(c);
+        codes[table->starts[place.tier] + place.rank] = static_cast<uint8_t>(c);
     }
     return MGQE_OK;
 }

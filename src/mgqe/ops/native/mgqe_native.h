@@ -116,7 +116,8 @@ MGQE_API int32_t mgqe_lookup(const mgqe_table* table, const int64_t* ids, int64_
 
 enum mgqe_topk_method {
     MGQE_TOPK_AUTO = 0,
-    MGQE_TOPK_SCAN = 1,  // every row exactly: no byte filter
+    MGQE_TOPK_SCAN = 1,    // every row exactly
+    MGQE_TOPK_FILTER = 2,  // through the byte filter wherever there is one
 };
 
 // What mgqe_topk looks for. Spans are (num_queries, 2): where a query's ids begin and end in their list.

@@ -40,7 +40,7 @@ inline int64_t select_bit(const mgqe_level& level, int64_t nth, bool one) {
 
 // The id in row `rank` of a tier.
 inline int64_t id_at(const mgqe_table& table, int64_t tier, int64_t rank) {
-    if (table.num_levels == 0) return table.starts[tier] + rank;
+    if (tier >= table.mapped_tiers) return table.starts[tier] + rank;
     int32_t l = 0;
     while (l < table.num_levels && table.levels[l].tier != tier) ++l;
     int64_t at = rank;

@@ -58,7 +58,6 @@ struct Plan {
         const int32_t m = table.num_tiers;
         if (!views.reserve(m) || !book_of.reserve(m)) return false;
         if (!decode_books()) return false;
-        int64_t position = 0;
         for (int32_t g = 0; g < m; ++g) {
             const mgqe_tier& tier = table.tiers[g];
             const int64_t D = tier.num_subspaces;
@@ -68,15 +67,15 @@ struct Plan {
             view.first_tile = num_tiles;
             // Columns of a tile in about 16 KB.
             view.tile_rows = D <= 16 ? 1024 : 512;
-            view.first_position = position;
+            view.first_position = table.starts[g];
             view.stride = entry_stride(tier.bits);
             view.table_offset = table_entries;
             view.filtered = mgqe_has_filter(tier.bits) && D < kMostColumns;
             num_tiles += (tier.rows + view.tile_rows - 1) / view.tile_rows;
-            position += tier.rows;
             table_entries += D * view.stride;
         }
-        filter = job.method != MGQE_TOPK_SCAN && job.k < position / kScanShare;
+        filter = job.method == MGQE_TOPK_FILTER ||
+                 (job.method == MGQE_TOPK_AUTO && job.k < table.num_embeddings / kScanShare);
         if (job.cosine) return find_norms();
         return true;
     }

@@ -1,0 +1,161 @@
+"""The k rows of highest score with each query, found in the packed codes."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import addressof, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mgqe.ops import reference_topk
+from mgqe.ops._checks import id_error
+from mgqe.ops._lookup import PreparedLookup
+from mgqe.ops.native import OUT_OF_RANGE, check, library
+
+METHODS = {"auto": 0, "scan": 1, "filter": 2, "blocks": 3}
+
+
+class CJob(ctypes.Structure):
+    _fields_ = (
+        ("queries", c_void_p),
+        ("num_queries", c_int64),
+        ("k", c_int64),
+        ("bias", c_void_p),
+        ("bias_codes", c_void_p),
+        ("bias_levels", c_void_p),
+        ("excluded", c_void_p),
+        ("excluded_spans", c_void_p),
+        ("candidates", c_void_p),
+        ("candidate_spans", c_void_p),
+        ("hidden", c_void_p),
+        ("hidden_step", c_int64),
+        ("scores", c_void_p),
+        ("ids", c_void_p),
+        ("rescored", c_void_p),
+        ("cosine", c_int32),
+        ("method", c_int32),
+    )
+
+
+@dataclass(frozen=True)
+class IdLists:
+    """A list of ids a query: ``ids`` int64 ``(n,)``; ``spans`` int64 ``(B, 2)``: where a query's begin and end."""
+
+    ids: Tensor
+    spans: Tensor
+
+
+@dataclass(frozen=True)
+class BiasLevels:
+    """Biases of a table's ids, float32 ``(N,)``, and how the kernels bound them.
+
+    ``codes`` uint8 ``(N,)`` by tier and row, ``levels`` float32 ``(256,)`` ascending: no bias is above its level.
+    Both are empty where the torch twin does the work.
+    """
+
+    bias: Tensor
+    codes: Tensor
+    levels: Tensor
+
+
+@dataclass(frozen=True)
+class TopKJob:
+    """What to look for; everything on the table's device, contiguous, and in range except for the ids.
+
+    Attributes:
+        queries: float32 ``(B, d)``, finite. For cosine of length 1, or zeros.
+        k: 1 to N.
+        cosine: divide scores by the rows' lengths; rows of zeros score 0.
+        bias: added to the scores, not with ``cosine``.
+        excluded: ids that a query must not get.
+        candidates: the only ids that a query may get; one given twice counts once.
+        hidden: bool ``(N,)`` or ``(B, N)``: ids that are not to be returned.
+    """
+
+    queries: Tensor
+    k: int
+    cosine: bool = False
+    bias: BiasLevels | None = None
+    excluded: IdLists | None = None
+    candidates: IdLists | None = None
+    hidden: Tensor | None = None
+
+
+def topk(prepared: PreparedLookup, job: TopKJob, method: str = "auto") -> tuple[Tensor, Tensor, int]:
+    """Exact top-K of a frozen table.
+
+    A row's score is the sum over its subspaces, in their order and in float32, of <query piece, centroid>, which is
+    summed over the piece's dimensions in theirs (a subspace of several pieces: piece by piece); then the bias is
+    added, or, for cosine, the sum divided by the square root of the row's squared norm, which is summed alike. Every
+    method, instruction set and the torch twin give the same bits. The row of ``padding_idx`` scores 0.
+
+    Args:
+        prepared: the table.
+        job: what to look for.
+        method: "scan" scores every row, "filter" passes over rows that a byte sum shows to be too low, "blocks"
+            passes over those that a matrix product of decoded rows shows to be; "auto" chooses. Where a method does
+            not apply (codes of more than 8 bits, an instruction set without byte look-ups) rows are scored.
+
+    Returns:
+        scores float32 ``(B, k)`` falling, ids int64 ``(B, k)``, ascending among equal scores. Where fewer than k ids
+        may be returned, the rest is -infinity and -1. And the number of rows scored exactly, in all.
+
+    Raises:
+        IndexError: an excluded or candidate id outside the table. ValueError: a damaged tier map.
+    """
+    parts, native, lib = prepared.parts, prepared._native, library()
+    for lists in (job.excluded, job.candidates):
+        if lists is not None and (native is None or lib is None):
+            _check_ids(lists.ids, parts.num_embeddings)
+    if native is None or lib is None:
+        return reference_topk.topk(parts, job)
+    shape = (job.queries.shape[0], job.k)
+    scores, ids = torch.empty(shape), torch.empty(shape, dtype=torch.int64)
+    rescored = c_int64(0)
+    c_job = CJob(
+        queries=job.queries.data_ptr(),
+        num_queries=shape[0],
+        k=job.k,
+        scores=scores.data_ptr(),
+        ids=ids.data_ptr(),
+        rescored=addressof(rescored),
+        cosine=job.cosine,
+        method=METHODS[method],
+    )
+    if job.bias is not None:
+        c_job.bias, c_job.bias_codes = job.bias.bias.data_ptr(), job.bias.codes.data_ptr()
+        c_job.bias_levels = job.bias.levels.data_ptr()
+    if job.excluded is not None and job.excluded.ids.numel():
+        c_job.excluded, c_job.excluded_spans = job.excluded.ids.data_ptr(), job.excluded.spans.data_ptr()
+    if job.candidates is not None:
+        # An empty list has no address, but it is not the same as none.
+        given = job.candidates.ids if job.candidates.ids.numel() else job.candidates.spans
+        c_job.candidates, c_job.candidate_spans = given.data_ptr(), job.candidates.spans.data_ptr()
+    if job.hidden is not None:
+        c_job.hidden = job.hidden.data_ptr()
+        c_job.hidden_step = job.hidden.stride(0) if job.hidden.dim() == 2 else 0
+    status = lib.mgqe_topk(native.address, addressof(c_job), torch.get_num_threads())
+    if status == OUT_OF_RANGE:
+        for lists in (job.excluded, job.candidates):
+            if lists is not None:
+                _check_ids(lists.ids, parts.num_embeddings)
+    check(status)
+    return scores, ids, rescored.value
+
+
+def _check_ids(ids: Tensor, num_embeddings: int) -> None:
+    if bool(((ids < 0) | (ids >= num_embeddings)).any()):
+        raise id_error(ids, num_embeddings)
+
+
+def bias_levels(prepared: PreparedLookup, bias: Tensor) -> BiasLevels:
+    """Biases float32 ``(N,)``, contiguous and finite, ready for :func:`topk`: a pass over the ids."""
+    native, lib = prepared._native, library()
+    if native is None or lib is None:
+        nothing = torch.empty(0, device=bias.device)
+        return BiasLevels(bias, nothing.to(torch.uint8), nothing)
+    codes, levels = torch.empty(bias.shape[0], dtype=torch.uint8), torch.empty(256)
+    check(lib.mgqe_bias_codes(native.address, bias.data_ptr(), codes.data_ptr(), levels.data_ptr()))
+    return BiasLevels(bias, codes, levels)

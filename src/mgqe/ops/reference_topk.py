@@ -1,0 +1,133 @@
+"""Top-K in pure torch: the oracle of the native kernels, and what every other device runs on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mgqe.ops._descriptor import TableParts
+from mgqe.ops.reference import codes_of, locate
+
+if TYPE_CHECKING:
+    from mgqe.ops._topk import IdLists, TopKJob
+
+_ROWS_AT_ONCE = 1 << 16
+_QUERIES_AT_ONCE = 64
+
+
+def topk(parts: TableParts, job: TopKJob) -> tuple[Tensor, Tensor, int]:
+    """See :func:`mgqe.ops.topk`; every row is scored."""
+    queries, n = job.queries, parts.num_embeddings
+    found = [_topk_of(parts, job, start) for start in range(0, queries.shape[0], _QUERIES_AT_ONCE)]
+    if not found:
+        return queries.new_empty((0, job.k)), queries.new_empty((0, job.k), dtype=torch.int64), 0
+    return torch.cat([s for s, _ in found]), torch.cat([i for _, i in found]), n * queries.shape[0]
+
+
+def partial_scores(book: Tensor, pieces: Tensor | None, num_subspaces: int) -> Tensor:
+    """<piece, centroid> of a float codebook ``(Dc, K, w)``, summed in order: ``(B, D, K)``.
+
+    Args:
+        pieces: of the queries, ``(B, D * r, w)``; None for the centroids' squared norms, ``(1, D, K)``.
+    """
+    left = book[None] if pieces is None else pieces[:, :, None, :]
+    right = book[None]
+    sums = left[..., 0] * right[..., 0]
+    for t in range(1, book.shape[2]):
+        sums = sums + left[..., t] * right[..., t]
+    if pieces is None and book.shape[0] == 1:
+        sums = sums.expand(1, num_subspaces, -1)
+    by_subspace = sums.reshape(sums.shape[0], num_subspaces, -1, sums.shape[2])
+    total = by_subspace[:, :, 0]
+    for r in range(1, by_subspace.shape[2]):
+        total = total + by_subspace[:, :, r]
+    return total
+
+
+def _entries(tables: Tensor, codes: Tensor) -> Tensor:
+    """Partial scores ``(B, D, K)`` that codes ``(n, D)`` name, summed in the order of subspaces: ``(B, n)``."""
+    sums = tables[:, 0, codes[:, 0]]
+    for j in range(1, codes.shape[1]):
+        sums = sums + tables[:, j, codes[:, j]]
+    return sums
+
+
+def _topk_of(parts: TableParts, job: TopKJob, first: int) -> tuple[Tensor, Tensor]:
+    queries = job.queries[first : first + _QUERIES_AT_ONCE]
+    tables, norms = _tables(parts, queries, job.cosine)
+    best = queries.new_full((queries.shape[0], job.k), -torch.inf)
+    ids = torch.full_like(best, -1, dtype=torch.int64)
+    for start in range(0, parts.num_embeddings, _ROWS_AT_ONCE):
+        rows = torch.arange(start, min(start + _ROWS_AT_ONCE, parts.num_embeddings), device=queries.device)
+        scores = _scores(parts, rows, tables, norms)
+        if job.bias is not None:
+            scores = scores + job.bias.bias[rows]
+        kept = ~scores.isnan() & _allowed(job, rows, first, queries.shape[0])
+        found = torch.where(kept, rows, -1)
+        scores = torch.where(kept, scores, -torch.inf)
+        best, ids = _merge(torch.cat([best, scores], dim=1), torch.cat([ids, found], dim=1), job.k)
+    return best, ids
+
+
+def _tables(parts: TableParts, queries: Tensor, cosine: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """Partial scores of each tier, and squared norms for cosine."""
+    tables, norms = [], []
+    for g in range(len(parts.sizes)):
+        book = parts.centroids[parts.codebook_of[g]]
+        values = book.float()
+        if book.dtype == torch.int8:
+            values = values * parts.scales[parts.codebook_of[g]][:, None, None]
+        pieces = queries.reshape(queries.shape[0], -1, book.shape[2])
+        tables.append(partial_scores(values, pieces, parts.num_subspaces[g]))
+        if cosine:
+            norms.append(partial_scores(values, None, parts.num_subspaces[g]))
+    return tables, norms
+
+
+def _scores(parts: TableParts, rows: Tensor, tables: list[Tensor], norms: list[Tensor]) -> Tensor:
+    """Scores ``(B, n)`` of ids ``(n,)``, without bias."""
+    tier, rank = locate(rows, parts)
+    scores = tables[0].new_zeros((tables[0].shape[0], rows.shape[0]))
+    for g, table in enumerate(tables):
+        mine = (tier == g).nonzero().squeeze(1)
+        if mine.numel() == 0:
+            continue
+        codes = codes_of(parts.codes[g][rank[mine]], parts.num_subspaces[g], parts.bits[g])
+        codes = codes.clamp_(max=table.shape[2] - 1)
+        sums = _entries(table, codes)
+        if norms:
+            norm = _entries(norms[g], codes)
+            # By way of double, which rounds right; a vector library's float32 root may be off by a bit.
+            sums = torch.where(norm > 0, sums / norm.double().sqrt().float(), 0.0)
+        scores[:, mine] = sums
+    if parts.padding_idx >= 0:
+        scores[:, rows == parts.padding_idx] = 0.0
+    return scores
+
+
+def _allowed(job: TopKJob, rows: Tensor, first: int, count: int) -> Tensor:
+    """Which of the ids ``(n,)`` each query may get: bool ``(B, n)``."""
+    allowed = torch.ones((count, rows.shape[0]), dtype=torch.bool, device=rows.device)
+    if job.hidden is not None:
+        hidden = job.hidden[first : first + count] if job.hidden.dim() == 2 else job.hidden
+        allowed &= ~hidden[..., rows]
+    if job.excluded is not None:
+        allowed &= ~_listed(job.excluded, rows, first, count)
+    if job.candidates is not None:
+        allowed &= _listed(job.candidates, rows, first, count)
+    return allowed
+
+
+def _listed(lists: IdLists, rows: Tensor, first: int, count: int) -> Tensor:
+    spans = lists.spans[first : first + count].tolist()
+    return torch.stack([torch.isin(rows, lists.ids[begin:end]) for begin, end in spans])
+
+
+def _merge(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of each row: higher scores first, then lower ids, with no id (-1) last."""
+    order = torch.where(ids < 0, torch.iinfo(torch.int64).max, ids).argsort(dim=1, stable=True)
+    scores, ids = scores.gather(1, order), ids.gather(1, order)
+    best = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return scores.gather(1, best), ids.gather(1, best)
