@@ -6,13 +6,45 @@ the kernels read as further tiers.
 
 from __future__ import annotations
 
+import os
+import threading
 from dataclasses import dataclass
+from types import TracebackType
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
 from mgqe.frozen import FLOATS
 from mgqe.ids import as_int64
+
+
+class WriterLock:
+    """A lock that is free again in a forked process, whose copy no thread is left to release."""
+
+    _all: WeakSet[WriterLock] = WeakSet()
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        WriterLock._all.add(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    @classmethod
+    def renew_all(cls) -> None:
+        """What a forked process begins with."""
+        for lock in cls._all:
+            lock._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=WriterLock.renew_all)
 
 
 class GrowthBuffer:

@@ -6,7 +6,6 @@ each codebook (int8 adds a float32 scale a subspace); and the tier map, nothing 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from mgqe import ops
 from mgqe.frozen import Config, FrozenTable, Reader
-from mgqe.growth import check_update_ids, check_vectors
+from mgqe.growth import WriterLock, check_update_ids, check_vectors
 from mgqe.ids import as_int64, check_ids
 from mgqe.layout import (
     CENTROID_DTYPES,
@@ -52,7 +51,7 @@ class CompactTable(FrozenTable):
         """Parts that fit together; :meth:`from_codes` and :meth:`from_tensors` check that they do."""
         # Readers take this reference once, writers replace it: a reader sees a table before or after a change.
         self._state = state
-        self._writer = threading.Lock()
+        self._writer = WriterLock()
 
     @property
     def config(self) -> CompactConfig:
