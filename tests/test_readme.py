@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,20 @@ def test_python_blocks_run(block, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})
     assert "bytes of 25,600,000" in capsys.readouterr().out
+
+
+def test_the_page_on_new_ids_runs(tmp_path, monkeypatch):
+    """Its blocks continue each other."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "new_ids.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "docs/new_ids.md", "exec"), names)
+    assert names["ids"].tolist() == [1000, 1001, 1002, 1003, 1004]
+    assert names["table"].num_embeddings == 1105
+    assert [file.name for file in tmp_path.iterdir()] == ["items.safetensors"]
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
+        assert (ROOT / "docs" / target).is_file(), target
 
 
 def test_make_targets_and_files_exist():

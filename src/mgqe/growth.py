@@ -10,6 +10,7 @@ import os
 import threading
 from dataclasses import dataclass
 from types import TracebackType
+from typing import ClassVar
 from weakref import WeakSet
 
 import torch
@@ -22,7 +23,7 @@ from mgqe.ids import as_int64
 class WriterLock:
     """A lock that is free again in a forked process, whose copy no thread is left to release."""
 
-    _all: WeakSet[WriterLock] = WeakSet()
+    _all: ClassVar[WeakSet[WriterLock]] = WeakSet()
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
