@@ -42,6 +42,11 @@ def check(table, model):
     assert table.config == whole.config
     assert table.equal(whole)
     if n:
+        queries, k = quarters(2, model.embedding_dim, n), min(n, 10)
+        scores, order = torch.sort(queries @ rows.T, dim=1, descending=True, stable=True)
+        found = table.topk(queries, k)
+        assert torch.equal(found.scores, scores[:, :k])
+        assert torch.equal(found.ids, order[:, :k])
         with pytest.raises(IndexError, match=f"id {n} "):
             table.lookup(torch.tensor([n]))
 
