@@ -17,18 +17,11 @@ from mgqe import ops
 from mgqe.frozen import Config, FrozenTable, Reader
 from mgqe.growth import WriterLock, check_update_ids, check_vectors
 from mgqe.ids import as_int64, check_ids
-from mgqe.layout import (
-    CENTROID_DTYPES,
-    CompactConfig,
-    check_codebook,
-    map_tensors,
-    read_map,
-    store_centroids,
-)
-from mgqe.packing import bits_for, pack, row_bytes, unpack
+from mgqe.layout import CENTROID_DTYPES, CompactConfig, check_codebook, lay_out, read_map
+from mgqe.packing import bits_for, row_bytes, unpack
 from mgqe.snapshot import Snapshot
 from mgqe.stats import CodebookStats
-from mgqe.tiers import Tiers, build_tier_map
+from mgqe.tiers import Tiers
 from mgqe.topk import Ids, ItemBias, TopK, item_bias, search
 
 if TYPE_CHECKING:
@@ -116,48 +109,8 @@ class CompactTable(FrozenTable):
                 too large for float16.
             TypeError: codes that are not integers.
         """
-        m = tiers.num_tiers
-        for name, given in (("codes", codes), ("codebook_of", codebook_of), ("num_centroids", num_centroids)):
-            if len(given) != m:
-                raise ValueError(f"{name} must have one entry a tier, {m}, got {len(given)}")
-        if centroid_dtype not in CENTROID_DTYPES:
-            raise ValueError(f"centroid_dtype must be one of {sorted(CENTROID_DTYPES)}, got {centroid_dtype!r}")
-        if not codebooks or any(book.ndim != 3 for book in codebooks):
-            raise ValueError("codebooks must be tensors of shape (subspaces or 1, centroids, dimensions)")
-        if not all(0 <= c < len(codebooks) for c in codebook_of):
-            raise ValueError(f"codebook_of must name codebooks 0 .. {len(codebooks) - 1}, got {codebook_of}")
-        packed = []
-        for g, tier_codes in enumerate(codes):
-            if tier_codes.ndim != 2 or tier_codes.shape[0] != tiers.sizes[g] or tier_codes.shape[1] < 1:
-                raise ValueError(
-                    f"codes of tier {g} must have shape ({tiers.sizes[g]}, num_subspaces), "
-                    f"got {tuple(tier_codes.shape)}"
-                )
-            if tier_codes.numel() and int(tier_codes.max()) >= num_centroids[g]:
-                raise ValueError(f"tier {g} has num_centroids={num_centroids[g]}, but a code {int(tier_codes.max())}")
-            packed.append(pack(tier_codes.detach().cpu(), bits_for(num_centroids[g])))
-        stored = [store_centroids(book, centroid_dtype) for book in codebooks]
-        tier_map = None if tiers.tier_of is None else build_tier_map(tiers)
-        first, subspaces = codebooks[codebook_of[0]], codes[0].shape[1]
-        shared = first.shape[0] == 1
-        config = CompactConfig(
-            num_embeddings=tiers.num_embeddings,
-            embedding_dim=int(first.shape[2] * (subspaces if shared else first.shape[0])),
-            sizes=tiers.sizes,
-            num_subspaces=tuple(c.shape[1] for c in codes),
-            num_centroids=tuple(int(k) for k in num_centroids),
-            codebook_of=tuple(int(c) for c in codebook_of),
-            centroid_dtype=centroid_dtype,
-            padding_idx=padding_idx,
-            order=tier_map.order if tier_map else None,
-        )
-        tensors = {f"codes.{g}": c for g, c in enumerate(packed)}
-        for c, (centroids, scales) in enumerate(stored):
-            tensors[f"centroids.{c}"] = centroids
-            if centroid_dtype == "int8":
-                tensors[f"scales.{c}"] = scales
-        tensors.update(map_tensors(tier_map))
-        return cls.from_tensors(tensors, config.to_json())
+        tensors, config = lay_out(tiers, codes, codebooks, codebook_of, num_centroids, padding_idx, centroid_dtype)
+        return cls.from_tensors(tensors, config)
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], config: Config) -> Self:
