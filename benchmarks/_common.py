@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def interleave(contenders: Mapping[str, Contender], rounds: int, calls: int) -> 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One contender in one setting; ``ratio`` is its median time over the setting's peer's."""
+    """One contender in one setting; ``ratio`` is its median time over its peer's; ``extra`` goes into the JSON."""
 
     setting: dict[str, Any]
     name: str
@@ -99,6 +99,7 @@ class Measurement:
     best_s: float
     ratio: float
     target: float | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -160,6 +161,7 @@ def save(path: Path, benchmark: str, options: argparse.Namespace, measurements: 
                 "ratio": round(m.ratio, 4),
                 "target": m.target,
                 "target_met": None if m.target is None else m.ratio <= m.target,
+                **m.extra,
             }
             for m in measurements
         ],
