@@ -263,18 +263,18 @@ def hostile(bench: Bench, rows: int) -> None:
 
 
 def trained(bench: Bench, path: Path) -> None:
-    """A saved table, with rows of the user table beside it (if there is one) as queries."""
+    """A saved table; the query is a row of the other table (user, item) of the same run, if it lies beside it."""
     table = mgqe.load(path)
     if not isinstance(table, CompactTable):
         raise SystemExit(f"{path} holds a {type(table).__name__}: expected a table of codes")
-    other = path.parent / "user.mgqe.safetensors"
-    if path.name == "item.mgqe.safetensors" and other.is_file():
-        users = mgqe.load(other)
-        query = users.lookup(torch.arange(min(7, users.num_embeddings)))[-1:]
+    others = [file for file in sorted(path.parent.glob("*.mgqe.safetensors")) if file.name != path.name]
+    if others:
+        query = mgqe.load(others[0]).lookup(torch.tensor([7]))
     else:
         query = torch.randn(1, table.embedding_dim, generator=torch.Generator().manual_seed(bench.options.seed))
-    name = "/".join(path.resolve().parts[-4:-1])
-    setting = {"rows": f"{table.num_embeddings:,}", "codes": f"trained: {name}"}
+    name = path.resolve().parts
+    codes = f"trained: {name[-4]}, {name[-2]}, {path.name.split('.')[0]}" if len(name) > 4 else f"trained: {path.name}"
+    setting = {"rows": f"{table.num_embeddings:,}", "codes": codes}
     against_scoring(bench, setting, table, decode(table), query)
 
 
