@@ -30,7 +30,9 @@ class Made:
     dense: Tensor
 
 
-def make_table(sizes: Sequence[int], counts: Sequence[int], num_subspaces: int, dim: int, seed: int) -> Made:
+def make_table(
+    sizes: Sequence[int], counts: Sequence[int], num_subspaces: int, dim: int, seed: int, dense: bool = True
+) -> Made:
     """Random codes in frequency order; every tier uses the first of the same centroids."""
     generator = torch.Generator().manual_seed(seed)
     codes = [
@@ -38,14 +40,14 @@ def make_table(sizes: Sequence[int], counts: Sequence[int], num_subspaces: int, 
         for n, k in zip(sizes, counts, strict=True)
     ]
     centroids = torch.randn(num_subspaces, max(counts), dim // num_subspaces, generator=generator)
-    return from_codes(codes, centroids, counts)
+    return from_codes(codes, centroids, counts, dense)
 
 
-def from_codes(codes: Sequence[Tensor], centroids: Tensor, counts: Sequence[int]) -> Made:
-    """The table of these codes (n_g, D), tiers one after the other."""
+def from_codes(codes: Sequence[Tensor], centroids: Tensor, counts: Sequence[int], dense: bool = True) -> Made:
+    """The table of these codes (n_g, D), tiers one after the other; decoded too if ``dense``."""
     tiers = Tiers.from_sizes([len(tier) for tier in codes])
     table = CompactTable.from_codes(tiers, list(codes), [centroids], [0] * len(codes), list(counts))
-    return Made(table, torch.cat(list(codes)), centroids, decode(table))
+    return Made(table, torch.cat(list(codes)), centroids, decode(table) if dense else torch.empty(0))
 
 
 def decode(table: CompactTable) -> Tensor:

@@ -97,7 +97,7 @@ class Bench:
         """Checks the answers, times, and prints ratios beside their targets; dense=None: checked elsewhere."""
         threads = setting["threads"]
         torch.set_num_threads(threads)
-        recalls = {} if dense is None else self.check(searches, batches[0], dense, k, bias)
+        recalls = {} if dense is None else self.check(searches, torch.cat(batches)[:32], dense, k, bias)
         contenders: dict[str, Contender] = {name: lambda i, f=f: f(batches[i]) for name, f in searches.items()}
         for name, read in (readings or {}).items():
             contenders[name] = lambda i, f=read: f()

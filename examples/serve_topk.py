@@ -1,0 +1,98 @@
+"""A server of look-ups and top-K from a saved table: pip install "mgqe[serve]"
+
+python examples/serve_topk.py items.safetensors --port 8000     (without a file: a table of random codes)
+curl localhost:8000/topk -d '{"ids": [3, 5], "k": 4, "exclude": [[3], [5, 9]]}'
+"""
+
+import argparse
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any
+
+import orjson
+import torch
+import uvicorn
+from pydantic import BaseModel, Field, ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+import mgqe
+
+Id = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def answer(content: dict[str, Any], status: int = 200) -> Response:
+    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status, media_type="application/json")
+
+
+def refuse(_: Request, error: Exception) -> Response:
+    """What the caller did wrong, in the library's words; of anything else no more than that it happened."""
+    if isinstance(error, HTTPException):
+        return answer({"error": error.detail}, error.status_code)
+    if isinstance(error, ValidationError):
+        found = error.errors()[:10]
+        return answer({"error": "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in found)}, 422)
+    status = {IndexError: 404, ValueError: 400, TypeError: 400}.get(type(error), 500)
+    return answer({"error": "internal error" if status == 500 else str(error)}, status)
+
+
+def make_app(table: mgqe.CompactTable, max_k: int = 1000, max_queries: int = 256, max_body: int = 1 << 20) -> Starlette:
+    """The application. Requests are worked on in as many threads as there are cores, one each, without the GIL."""
+    if not isinstance(table, mgqe.CompactTable):
+        raise TypeError(f"expected a table of codes, got {type(table).__name__}")
+    pool = ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,))
+
+    class Lookup(BaseModel, extra="forbid"):  # a misspelt field is an error, not a default
+        ids: list[Id] = Field(max_length=max_queries)
+
+    class TopK(BaseModel, extra="forbid"):
+        vectors: list[list[float]] | None = Field(None, max_length=max_queries)  # queries by vector,
+        ids: list[Id] | None = Field(None, max_length=max_queries)  # or by the vectors of these ids
+        k: int = Field(10, le=max_k)
+        exclude: list[Id] | list[list[Id]] = []  # ids for all queries, or a list a query
+
+    def lookup(body: bytes) -> Response:
+        asked = Lookup.model_validate_json(body)
+        return answer({"vectors": table.lookup(torch.tensor(asked.ids).long()).numpy()})
+
+    def topk(body: bytes) -> Response:
+        asked = TopK.model_validate_json(body)
+        if (asked.vectors is None) == (asked.ids is None):
+            raise ValueError("give either vectors or ids")
+        queries = torch.tensor(asked.vectors) if asked.ids is None else table.lookup(torch.tensor(asked.ids).long())
+        lists = [torch.tensor(ids).long() for ids in asked.exclude if isinstance(ids, list)]
+        found = table.topk(queries, asked.k, exclude=lists or torch.tensor(asked.exclude).long())
+        counts = (found.ids >= 0).sum(dim=1).tolist()  # fewer than k where exclusions leave fewer
+        return answer({name: [row[:n] for row, n in zip(t.numpy(), counts)] for name, t in found._asdict().items()})
+
+    def post(path: str, work: Any) -> Route:
+        async def run(request: Request) -> Response:
+            body = bytearray()
+            async for part in request.stream():
+                body += part
+                if len(body) > max_body:
+                    raise HTTPException(413, f"the body must have at most {max_body:,} bytes")
+            return await asyncio.get_running_loop().run_in_executor(pool, work, bytes(body))
+
+        return Route(path, run, methods=["POST"])
+
+    async def health(_: Request) -> Response:
+        return answer({"status": "ok", "rows": table.num_embeddings, "dim": table.embedding_dim})
+
+    kinds = (HTTPException, ValueError, TypeError, IndexError, Exception)
+    routes = [Route("/health", health), post("/lookup", lookup), post("/topk", topk)]
+    return Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, refuse))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", nargs="?", help="a file that mgqe.save wrote")
+    parser.add_argument("--port", type=int, default=8000)
+    options = parser.parse_args()
+    tiers, codes = mgqe.Tiers.from_sizes([100_000]), [torch.randint(256, (100_000, 8))]
+    random = mgqe.CompactTable.from_codes(tiers, codes, [torch.randn(8, 256, 8)], [0], [256])
+    uvicorn.run(make_app(mgqe.load(options.table) if options.table else random), port=options.port, log_level="warning")
