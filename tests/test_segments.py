@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import warnings
+from contextlib import nullcontext, suppress
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from raw_safetensors import read_raw, write_raw
 
 import mgqe
-from mgqe import segments
+from mgqe import artifact, segments
 from mgqe.artifact import ArtifactError, load, save
 from mgqe.baselines import FullTable
 from mgqe.segments import all_segment_files, append
@@ -97,6 +98,7 @@ def test_any_interleaving(layout, seed, steps, tmp_path_factory):
     path = tmp_path_factory.mktemp("grown") / "a"
     on_disk, in_memory = saved(LAYOUTS[layout], path, seed), Model(**LAYOUTS[layout], seed=seed)
     table, d = load(path), in_memory.embedding_dim
+    appended = False  # since the table was read
     for number, (what, count, tier) in enumerate(steps):
         vectors = quarters(count, d, seed + number)
         tier %= table.num_tiers
@@ -104,17 +106,22 @@ def test_any_interleaving(layout, seed, steps, tmp_path_factory):
             assert table.append(vectors, tier).tolist() == in_memory.append(vectors, tier)
         elif what == "append to the file":
             assert append(path, vectors, tier).tolist() == on_disk.append(vectors, tier)
+            appended = appended or count > 0
         elif what == "update":
             ids = torch.randperm(len(in_memory.tiers))[:count]
             ids = ids[ids != (-1 if in_memory.padding_idx is None else in_memory.padding_idx)]
             table.update(ids, vectors[: len(ids)])
             in_memory.update(ids.tolist(), vectors[: len(ids)])
+        elif what == "save" and appended:
+            with pytest.raises(ValueError, match="would be lost: load it again"):
+                save(table, path)
         elif what == "save":
             save(table, path)
             on_disk.tiers, on_disk.codes = [*in_memory.tiers], [*in_memory.codes]
         else:
             table = load(path, mmap=count % 2 == 0)
             in_memory.tiers, in_memory.codes = [*on_disk.tiers], [*on_disk.codes]
+            appended = False
     assert torch.equal(table.lookup(torch.arange(table.num_embeddings)), in_memory.rows())
     check_file(path, on_disk)
 
@@ -239,6 +246,32 @@ def _refuse(self, missing_ok=False):
         raise OSError("kept")
 
 
+def test_refuses_to_lose_what_was_appended(tmp_path):
+    path = tmp_path / "a"
+    model = saved(TWO, path)
+    table = load(path).with_fallback(torch.zeros(8))
+    save(table, path)
+    table.append(quarters(1, 8, 0))
+    save(table, path)  # its own file: nothing to lose
+    append(path, quarters(2, 8, 1))
+    with pytest.raises(ValueError, match=r"a: 2 ids were appended to the file since this table was read"):
+        save(table, path)
+    assert load(path).num_embeddings == 17
+    save(table, tmp_path / "b")
+    save(load(path), path)
+    save(model.table(), path)  # one that was never in this file replaces it
+    assert load(path).num_embeddings == 14
+    save(table, path)  # and so does one that was, once another table has its place
+    assert load(path).num_embeddings == 15
+    append(path, quarters(2, 8, 1))
+    for file in all_segment_files(path):
+        file.write_bytes(b"damaged")
+    save(table, path)
+    append(path, quarters(2, 8, 1))
+    path.unlink()
+    save(table, path)
+
+
 def test_equal_tables_are_equal_bytes_where_nothing_was_appended(tmp_path):
     saved(TWO, tmp_path / "a")
     first = (tmp_path / "a").read_bytes()
@@ -260,6 +293,7 @@ def test_a_table_saved_while_another_appends(tmp_path, monkeypatch):
         return plain(*arguments)
 
     monkeypatch.setattr(segments, "_publish", late)
+    monkeypatch.setattr(artifact, "guarded", lambda *_, **__: nullcontext())  # a system without file locks
     vectors = quarters(4, 8, 1)
     assert append(path, vectors, 1).tolist() == fresh.append(vectors, 1)
     assert len(calls) == 2
@@ -315,27 +349,44 @@ def test_threads_that_append_at_once(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_processes_that_append_and_one_that_saves(tmp_path):
-    """Whoever wins, the file is a whole table: saves are of the file itself, so ids may be lost but never mixed up."""
+    """While one makes a single file of all, again and again, every id that another appended stays what it was."""
     path = tmp_path / "a"
     model = saved(TWO, path)
+
+    def appends(number):
+        with open(tmp_path / f"ids.{number}", "w") as ids:
+            for step in range(8):
+                ids.write(f"{append(path, quarters(1, 8, step), number).item()}\n")
+
+    def saves():
+        for _ in range(12):
+            with suppress(ValueError):  # ids were appended since it was read
+                save(load(path), path)
+
+    run_in_forks([lambda: appends(0), lambda: appends(1), saves])
+    table = load(path)
+    ids = [[int(i) for i in (tmp_path / f"ids.{number}").read_text().split()] for number in (0, 1)]
+    assert sorted(ids[0] + ids[1]) == list(range(14, 30))
+    for step, pair in enumerate(zip(ids[0], ids[1], strict=True)):
+        for number, i in enumerate(pair):
+            model_codes = model.encode(quarters(1, 8, step), number)
+            assert table.codes(torch.tensor([i])).tolist() == model_codes
+            assert table.locate(torch.tensor([i]))[0].item() == number
+    assert torch.equal(table.lookup(torch.arange(14)), model.rows())
+
+
+def run_in_forks(jobs):
+    """Each in a process of its own, which must end well."""
     children = []
-    for number in range(3):
+    for job in jobs:
         pid = os.fork()
         if pid == 0:
             status = 1
             try:
                 warnings.simplefilter("ignore")
-                for step in range(6):
-                    if number == 2:
-                        save(load(path), path)
-                    else:
-                        append(path, quarters(1, 8, step), number)
+                job()
                 status = 0
             finally:
                 os._exit(status)
         children.append(pid)
-    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0, 0, 0]
-    table = load(path)
-    assert torch.equal(table.lookup(torch.arange(14)), model.rows())
-    possible = [table.assign(quarters(1, 8, step), tier).tolist()[0] for step in range(6) for tier in (0, 1)]
-    assert all(codes in possible for codes in table.codes(torch.arange(14, table.num_embeddings)).tolist())
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0] * len(jobs)

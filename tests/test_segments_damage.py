@@ -51,6 +51,8 @@ def test_a_process_that_dies(action, call, after, tmp_path):
         plain = getattr(os, call)
 
         def dies(*arguments, **named):
+            if call == "open" and not arguments[1] & os.O_CREAT:
+                return plain(*arguments, **named)
             if after:
                 plain(*arguments, **named)
             os._exit(9)
@@ -81,8 +83,9 @@ def test_a_process_that_dies(action, call, after, tmp_path):
         ids = append(path, vectors, 1)
         assert ids.tolist() == list(range(found.num_embeddings, found.num_embeddings + 3))
         found.append(vectors, 1)
-        assert load(path).equal(found)
-        save(found, path)
+        again = load(path)
+        assert again.equal(found)
+        save(again, path)
     assert load(path).equal(found)
 
 

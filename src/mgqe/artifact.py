@@ -12,9 +12,10 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from mgqe.container import ArtifactError, decode_metadata, encode, read, written
+from mgqe.container import ArtifactError, config_text, decode_metadata, encode, guarded, identity, read, written
 from mgqe.frozen import FrozenTable
-from mgqe.segments import all_segment_files, identity, read_extents
+from mgqe.growth import Origin
+from mgqe.segments import all_segment_files, fingerprint, read_extents, refuse_to_lose
 from mgqe.table import CompactTable
 
 MAX_ATTEMPTS = 100  # at reading a file that is being replaced
@@ -39,31 +40,38 @@ def save(table: FrozenTable, path: str | os.PathLike[str]) -> int:
     the disk and renamed over ``path``. If anything fails, what was at ``path`` before stays as it was.
 
     What :func:`mgqe.append` added to the file that was there goes with it; ids appended to the table itself are
-    written as part of it. So saving a loaded table over its own file makes one file of it and its appended files.
-    Do not append to the file from another process meanwhile: those ids would be lost.
+    written as part of it. So saving a loaded table over its own file makes one file of it and its appended files;
+    but not if ids were appended to the file since, which the table does not have.
 
     Raises:
         TypeError: not a frozen table (call ``freeze()`` on the layer first).
+        ValueError: ids that were appended to the file since the table was read from it would be lost.
         OSError: the file cannot be written; the message names the path, the bytes needed and the remedy.
     """
     if not isinstance(table, FrozenTable):
         raise TypeError(f"expected a frozen table, got {type(table).__name__}: save what its freeze() returns")
     target = Path(os.path.realpath(path))  # rename would replace a link, not what it points to
     tensors, config = table.tensor_pieces()
-    stale = all_segment_files(target)
-    # A name of its own, where there are appended files: they cannot be taken for the new file's at any moment.
-    metadata = {"generation": secrets.token_hex(8)} if stale else {}
-    nbytes, content = encode(tensors, table.kind, config, **metadata)
-    try:
-        with written(target, content) as temporary:
-            os.replace(temporary, target)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"could not write {nbytes:,} bytes ({error.strerror or error}); nothing at the path has changed. "
-            "Check that the folder exists, may be written to and has the space",
-            str(path),
-        ) from error
+    with guarded(target, exclusive=True):
+        if isinstance(table, CompactTable):
+            refuse_to_lose(table, target, path)
+        stale = all_segment_files(target)
+        # A name of its own, where there are appended files: they cannot be taken for the new file's at any moment.
+        metadata = {"generation": secrets.token_hex(8)} if stale else {}
+        nbytes, content = encode(tensors, table.kind, config, **metadata)
+        try:
+            with written(target, content) as temporary:
+                os.replace(temporary, target)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"could not write {nbytes:,} bytes ({error.strerror or error}); nothing at the path has changed. "
+                "Check that the folder exists, may be written to and has the space",
+                str(path),
+            ) from error
+    if isinstance(table, CompactTable):
+        own = fingerprint({"config": config_text(config), **metadata}, table)
+        table._origin = Origin(target, own, config["num_embeddings"])
     for segment in stale:
         with suppress(OSError):  # left behind it means nothing to anybody
             segment.unlink()
@@ -111,8 +119,10 @@ def _load(name: str, target: Path, mmap: bool) -> FrozenTable:
     except ValueError as error:
         raise ArtifactError(f"{name}: {error}") from error
     if isinstance(table, CompactTable):
-        for tier, rows in read_extents(target, metadata, table, mmap):
+        own = fingerprint(metadata, table)
+        for tier, rows in read_extents(target, own, table, mmap):
             table._append_packed(rows, tier)
+        table._origin = Origin(target, own, table.num_embeddings)
     return table
 
 

@@ -10,7 +10,7 @@ import os
 import secrets
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,11 @@ class ArtifactError(ValueError):
     """A file is not a table that this version can read; the message says what is wrong with it."""
 
 
+def config_text(config: Config) -> str:
+    """A configuration as the metadata hold it."""
+    return json.dumps(config, separators=(",", ":"), allow_nan=False)
+
+
 def encode(
     tensors: Mapping[str, Sequence[Tensor]], kind: str, config: Config, **metadata: str
 ) -> tuple[int, Iterator[bytes | memoryview]]:
@@ -56,10 +61,8 @@ def encode(
     """
     # Wide elements first: every tensor then starts at a multiple of its element's size.
     names = sorted(tensors, key=lambda name: (-tensors[name][0].element_size(), name))
-    text = json.dumps(config, separators=(",", ":"), allow_nan=False)
-    header: dict[str, Any] = {
-        "__metadata__": {"format": FORMAT, "version": VERSION, "kind": kind, "config": text, **metadata}
-    }
+    about = {"format": FORMAT, "version": VERSION, "kind": kind, "config": config_text(config), **metadata}
+    header: dict[str, Any] = {"__metadata__": about}
     offset = 0
     for name in names:
         first, end = tensors[name][0], offset + sum(piece.nbytes for piece in tensors[name])
@@ -115,6 +118,54 @@ def written(target: Path, chunks: Iterable[bytes | memoryview]) -> Iterator[Path
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def identity(path: str | os.PathLike[str] | int) -> tuple[int, int, int, int]:
+    """What changes when another file takes the name."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@contextmanager
+def guarded(path: Path, exclusive: bool) -> Iterator[None]:
+    """Keeps those who append to a file (not exclusive) and those who save over it (exclusive) apart; not readers.
+
+    An advisory lock on the file, which a process that dies lets go of. Where there is no file yet, or the system has
+    no such locks, nothing is kept apart: whoever appends then looks afterwards whether the file is still there.
+    """
+    descriptor = _lock(path, exclusive)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            import fcntl
+
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough where a fork has a copy
+            os.close(descriptor)
+
+
+def _lock(path: Path, exclusive: bool) -> int | None:
+    """A descriptor of the file, locked; None if that cannot be done."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    descriptor = None
+    try:
+        while True:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+            if identity(path) == identity(descriptor):
+                return descriptor
+            os.close(descriptor)  # replaced while we waited
+            descriptor = None
+    except OSError:
+        return None
+    except BaseException:  # Control-C while waiting
+        if descriptor is not None:
+            os.close(descriptor)
+        raise
 
 
 def read(name: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import ClassVar
 from weakref import WeakSet
@@ -18,6 +19,21 @@ from torch import Tensor
 
 from mgqe.frozen import FLOATS
 from mgqe.ids import as_int64
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The file that a table was last read from or written to.
+
+    Attributes:
+        target: the file, links resolved.
+        fingerprint: of what it held, see :mod:`mgqe.segments`.
+        num_embeddings: ids that it held, appended files included.
+    """
+
+    target: Path
+    fingerprint: str
+    num_embeddings: int
 
 
 class WriterLock:

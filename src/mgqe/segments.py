@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,7 +20,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mgqe.container import ArtifactError, decode_metadata, encode, read, tensor_bytes, written
+from mgqe.container import (
+    ArtifactError,
+    decode_metadata,
+    encode,
+    guarded,
+    identity,
+    read,
+    tensor_bytes,
+    written,
+)
 from mgqe.frozen import MAX_ROWS, Config, Reader
 from mgqe.growth import check_vectors
 from mgqe.layout import check_codes
@@ -73,13 +82,7 @@ def segment_path(base: Path, base_fingerprint: str, number: int) -> Path:
     return base.with_name(f"{base.name}.append-{base_fingerprint[:8]}-{number:06d}")
 
 
-def identity(path: str | os.PathLike[str]) -> tuple[int, int, int, int]:
-    """What changes when another file takes the name."""
-    found = os.stat(path)
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def fingerprint(metadata: dict[str, str], table: CompactTable) -> str:
+def fingerprint(metadata: Mapping[str, str], table: CompactTable) -> str:
     """What a segment records of its base: sha256 over all that gives its codes and ids a meaning.
 
     Codes of the base are left out: appended rows do not depend on them, and reading them would read the whole file.
@@ -117,12 +120,12 @@ def read_segment(path: Path, table: CompactTable, base_fingerprint: str) -> Segm
         raise _refusal(path, error) from error
 
 
-def read_extents(base: Path, metadata: dict[str, str], table: CompactTable, mmap: bool) -> Iterator[tuple[int, Tensor]]:
+def read_extents(base: Path, own: str, table: CompactTable, mmap: bool) -> Iterator[tuple[int, Tensor]]:
     """What was appended to a base, in order of ids: tiers and packed rows, neighbours of a tier joined.
 
     Args:
         base: the file, links resolved.
-        metadata, table: what it holds.
+        own, table: its fingerprint, and what it holds.
         mmap: rows of a file that stands alone stay mapped; all others are read into memory.
 
     Raises:
@@ -131,7 +134,6 @@ def read_extents(base: Path, metadata: dict[str, str], table: CompactTable, mmap
     everything = all_segment_files(base)
     if not everything:
         return
-    own = fingerprint(metadata, table)
     files = segment_files(base, own)
     others = sorted({*everything} - {path for _, path in files})
     if others:
@@ -184,23 +186,34 @@ def append(path: str | os.PathLike[str], vectors: Tensor, tier: int | None = Non
     target = Path(os.path.realpath(path))
     for _ in range(MAX_ATTEMPTS):
         before = identity(path)
-        try:
-            own, table = _open_base(os.fspath(path))
-            tier_number, state = table._tier(tier), table._state
-            rows = state.packed(check_vectors(vectors, table.embedding_dim, state.device), tier_number)
-            number, first_id = _next_place(target, table, own)
-        except FileNotFoundError:  # the table was replaced, and what was appended to it removed
-            continue
-        n = rows.shape[0]
-        if first_id + n > MAX_ROWS:
-            raise ValueError(f"a table has at most {MAX_ROWS} rows, this one would have {first_id + n}")
-        segment = segment_path(target, own, number)
-        if not n or (
-            _publish(segment, {"base": own, "first_id": first_id, "tier": tier_number}, rows)
-            and _belongs(segment, path, before, own)
-        ):
-            return torch.arange(first_id, first_id + n, device="cpu")
+        with guarded(target, exclusive=False):
+            ids = _try_to_append(path, target, before, vectors, tier)
+        if ids is not None:
+            return ids
     raise OSError(errno.EAGAIN, "other writers appended or saved again and again meanwhile: try later", str(path))
+
+
+def _try_to_append(
+    path: str | os.PathLike[str], target: Path, before: tuple[int, ...], vectors: Tensor, tier: int | None
+) -> Tensor | None:
+    """The new ids; None if another writer came first."""
+    try:
+        own, table = _open_base(os.fspath(path))
+        tier_number, state = table._tier(tier), table._state
+        rows = state.packed(check_vectors(vectors, table.embedding_dim, state.device), tier_number)
+        number, first_id = _next_place(target, table, own)
+    except FileNotFoundError:  # the table was replaced, and what was appended to it removed
+        return None
+    n = rows.shape[0]
+    if first_id + n > MAX_ROWS:
+        raise ValueError(f"a table has at most {MAX_ROWS} rows, this one would have {first_id + n}")
+    if n:
+        segment = segment_path(target, own, number)
+        if not _publish(segment, {"base": own, "first_id": first_id, "tier": tier_number}, rows):
+            return None
+        if not _belongs(segment, path, before, own):
+            return None
+    return torch.arange(first_id, first_id + n, device="cpu")
 
 
 def _open_base(name: str) -> tuple[str, CompactTable]:
@@ -224,6 +237,28 @@ def _next_place(target: Path, table: CompactTable, own: str) -> tuple[int, int]:
         return 1, table.num_embeddings
     number, path = files[-1]
     return number + 1, read_segment(path, table, own).end
+
+
+def refuse_to_lose(table: CompactTable, target: Path, path: str | os.PathLike[str]) -> None:
+    """Raise ValueError if a table would be saved over ids that were appended to its file since it was read.
+
+    Call it while the file is guarded.
+    """
+    origin = table._origin
+    if origin is None or origin.target != target:
+        return
+    try:
+        own, base = _open_base(os.fspath(target))
+        if own != origin.fingerprint:
+            return
+        end = _next_place(target, base, own)[1]
+    except (OSError, ArtifactError):  # gone, or damaged: nothing to lose there
+        return
+    if end > origin.num_embeddings:
+        raise ValueError(
+            f"{os.fspath(path)}: {end - origin.num_embeddings} ids were appended to the file since this table was "
+            "read from it, and would be lost: load it again, or save under another name"
+        )
 
 
 def _publish(path: Path, config: Config, rows: Tensor) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mgqe import ops
 from mgqe.frozen import Config, FrozenTable, Reader
-from mgqe.growth import WriterLock, check_update_ids, check_vectors
+from mgqe.growth import Origin, WriterLock, check_update_ids, check_vectors
 from mgqe.ids import as_int64, check_ids
 from mgqe.layout import CENTROID_DTYPES, CompactConfig, check_codebook, lay_out, read_map
 from mgqe.packing import bits_for, row_bytes, unpack
@@ -45,6 +45,7 @@ class CompactTable(FrozenTable):
         # Readers take this reference once, writers replace it: a reader sees a table before or after a change.
         self._state = state
         self._writer = WriterLock()
+        self._origin: Origin | None = None
 
     @property
     def config(self) -> CompactConfig:
@@ -328,6 +329,7 @@ class CompactTable(FrozenTable):
             vector = check_vectors(given, self.embedding_dim, state.device)[0].clone()
         other = type(self)(replace(state, fallback=vector))
         other._writer = self._writer  # both append into the same spare room
+        other._origin = self._origin
         return other
 
     def _tier(self, tier: int | None) -> int:
