@@ -36,6 +36,7 @@ FLAGS = [
     "-fno-exceptions",
     "-fno-rtti",
     "-ffp-contract=off",
+    "-fno-math-errno",
 ]
 AVX2 = ["-mavx2", "-mf16c", "-mbmi", "-mbmi2", "-mpopcnt"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]

@@ -64,6 +64,16 @@ inline float sum_entries(const float* table, int64_t stride, int64_t D, const Co
     return sum;
 }
 
+// Keeps the compiler from gathering sums of several rows into one vector: collecting the numbers costs more than
+// adding them saves.
+inline void alone(float& sum) {
+#if defined(__x86_64__)
+    __asm__("" : "+x"(sum));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(sum));
+#endif
+}
+
 // Rows of a tier that are scored straight from their packed codes.
 struct PackedRows {
     const mgqe_tier& tier;
@@ -108,15 +118,18 @@ struct PackedRows {
     void four_of_bytes(const float* table, const uint8_t* rows, float* scores) const {
         const int64_t bytes = tier.row_bytes, D = tier.num_subspaces;
         const uint8_t *a = rows, *b = a + bytes, *c = b + bytes, *d = c + bytes;
-        float sums[4] = {table[*a], table[*b], table[*c], table[*d]};
+        float first = table[*a], second = table[*b], third = table[*c], fourth = table[*d];
         for (int64_t j = 1; j < D; ++j) {
             table += stride;
-            sums[0] += table[a[j]];
-            sums[1] += table[b[j]];
-            sums[2] += table[c[j]];
-            sums[3] += table[d[j]];
+            alone(first += table[a[j]]);
+            alone(second += table[b[j]]);
+            alone(third += table[c[j]]);
+            alone(fourth += table[d[j]]);
         }
-        memcpy(scores, sums, sizeof sums);
+        scores[0] = first;
+        scores[1] = second;
+        scores[2] = third;
+        scores[3] = fourth;
     }
 
     void four_wide(const float* table, const uint8_t* rows, float* scores) const {
@@ -398,27 +411,45 @@ private:
 
     // Turns sums into scores and offers them. `passed`: which rows of the tile they are, null for all.
     void offer_rows(int64_t q, const Tile& tile, const uint16_t* passed, int64_t count) {
-        Best best{*scan.table, worker.hits + q * room_for(scan.k), scan.k, worker.bests[q]};
-        const mgqe_query& query = scan.queries[q];
-        float least = threshold(q);
         worker.rescored += count;
-        for (int64_t i = 0; i < count; ++i) {
-            float score = scan.cosine ? cosine_of(scores[i], norms[i]) : scores[i];
-            const int64_t rank = tile.first + (passed ? passed[i] : i);
-            if (scan.bias) {
-                const int64_t position = tile.view->first_position + rank;
-                if (score + scan.bias_levels[scan.bias_codes[position]] < least) continue;
-                score += scan.bias[id_at(*scan.table, tile.tier, rank)];
-            }
-            if (!(score >= least)) continue;
-            if (tile.tier == scan.padding_tier && rank == scan.padding_rank) continue;
-            offer(scan, query, best, {score, static_cast<int32_t>(tile.tier), rank});
-            const float own = best.threshold();
-            least = own > least ? own : least;
+        if (scan.cosine)
+            for (int64_t i = 0; i < count; ++i) scores[i] = cosine_of(scores[i], norms[i]);
+        Best best{*scan.table, worker.hits + q * room_for(scan.k), scan.k, worker.bests[q]};
+        float least = threshold(q);
+        constexpr int64_t kAtOnce = 16;
+        int64_t i = 0;
+        // Most rows fall short: 16 are compared at once.
+        for (; i + kAtOnce <= count; i += kAtOnce) {
+            int near = 0;
+            for (int64_t l = 0; l < kAtOnce; ++l) near |= bound_of(tile, passed, i + l) >= least;
+            if (near)
+                for (int64_t l = 0; l < kAtOnce; ++l) offer_row(q, tile, passed, i + l, best, least);
         }
+        for (; i < count; ++i) offer_row(q, tile, passed, i, best, least);
         // The first k hits are worth comparing at once: nothing can be passed over before.
         if (!worker.bests[q].full) best.cut();
         publish(q);
+    }
+
+    // The score of a row, or no less where a bias has yet to be added.
+    float bound_of(const Tile& tile, const uint16_t* passed, int64_t i) const {
+        if (!scan.bias) return scores[i];
+        const int64_t rank = tile.first + (passed ? passed[i] : i);
+        return scores[i] + scan.bias_levels[scan.bias_codes[tile.view->first_position + rank]];
+    }
+
+    void offer_row(int64_t q, const Tile& tile, const uint16_t* passed, int64_t i, Best& best, float& least) {
+        if (!(bound_of(tile, passed, i) >= least)) return;
+        const int64_t rank = tile.first + (passed ? passed[i] : i);
+        float score = scores[i];
+        if (scan.bias) {
+            score += scan.bias[id_at(*scan.table, tile.tier, rank)];
+            if (!(score >= least)) return;
+        }
+        if (tile.tier == scan.padding_tier && rank == scan.padding_rank) return;
+        offer(scan, scan.queries[q], best, {score, static_cast<int32_t>(tile.tier), rank});
+        const float own = best.threshold();
+        least = own > least ? own : least;
     }
 };
 

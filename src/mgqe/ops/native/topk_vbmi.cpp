@@ -9,7 +9,7 @@ namespace {
 struct Vectors {
     static constexpr bool kFilters = true;
     static constexpr int kLanes = 64;
-    static constexpr int kVectors = 4;
+    static constexpr int kVectors = 8;
     using Bytes = V;
     struct Words {
         V even, odd;  // of the rows
@@ -39,7 +39,12 @@ struct Vectors {
     };
 
     static Bytes zero() { return _mm512_setzero_si512(); }
-    static Bytes load(const uint8_t* p) { return _mm512_load_si512(p); }
+    static Bytes load(const uint8_t* p) {
+        V loaded = _mm512_load_si512(p);
+        // Else the compiler loads once for each use, and loads are what this waits for; copies are free.
+        __asm__("" : "+v"(loaded));
+        return loaded;
+    }
     static Bytes add(Bytes a, Bytes b) { return _mm512_add_epi8(a, b); }
     static Words no_words() { return {zero(), zero()}; }
     static Words widen(Words to, Bytes from) {
