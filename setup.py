@@ -43,8 +43,8 @@ AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
 ISA_FLAGS = {
     "isa_avx2.cpp": [*AVX2],
     "isa_avx512.cpp": [*AVX2, *AVX512],
-    "topk_avx2.cpp": [*AVX2],
-    "topk_vbmi.cpp": [*AVX2, *AVX512, "-mavx512vbmi"],
+    "topk_avx2.cpp": [*AVX2, "-mfma"],
+    "topk_vbmi.cpp": [*AVX2, "-mfma", *AVX512, "-mavx512vbmi"],
 }
 X86 = ("x86_64", "amd64")
 

@@ -70,7 +70,7 @@ def same(found, expected):
     return torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
 
-def check_all_paths(parts, job, isas=ISAS, methods=("auto", "scan", "filter"), threads=(1, 2)):
+def check_all_paths(parts, job, isas=ISAS, methods=("auto", "scan", "filter", "blocks"), threads=(1, 2)):
     expected = reference_topk.topk(parts, job)
     prepared = ops.PreparedLookup(parts)
     tried = 0
@@ -221,7 +221,7 @@ def test_any_table_any_question(data):
         bias = ops.bias_levels(ops.PreparedLookup(parts), values)
     hidden = torch.rand(n, generator=made) < 0.5 if data.draw(st.booleans()) else None
     job = ops.TopKJob(queries, k, cosine, bias, hidden=hidden)
-    check_all_paths(parts, job, methods=(data.draw(st.sampled_from(["auto", "scan", "filter"])),))
+    check_all_paths(parts, job, methods=(data.draw(st.sampled_from(["auto", "scan", "filter", "blocks"])),))
 
 
 def ordered(parts, query, descending):

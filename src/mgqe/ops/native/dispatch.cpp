@@ -18,7 +18,8 @@ bool supported(int32_t isa) {
     unsigned a = 0, b = 0, c = 0, d = 0;
     // Asked by hand: __builtin_cpu_supports does not know "f16c" in every compiler.
     const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & (1u << 29));
-    const bool avx2 = f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
+    const bool avx2 = f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                      __builtin_cpu_supports("bmi") &&
                       __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
     if (isa == MGQE_AVX2) return avx2;
     if (isa == MGQE_AVX512)

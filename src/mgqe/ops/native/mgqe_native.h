@@ -118,6 +118,7 @@ enum mgqe_topk_method {
     MGQE_TOPK_AUTO = 0,
     MGQE_TOPK_SCAN = 1,    // every row exactly
     MGQE_TOPK_FILTER = 2,  // through the byte filter wherever there is one
+    MGQE_TOPK_BLOCKS = 3,  // decoded rows multiplied with all queries, a block at a time
 };
 
 // What mgqe_topk looks for. Spans are (num_queries, 2): where a query's ids begin and end in their list.

@@ -50,7 +50,7 @@ struct Plan {
     Buffer<float> norms;
     int64_t num_tiles = 0;
     int64_t table_entries = 0;
-    bool filter = false;
+    int32_t method = MGQE_TOPK_SCAN;
 
     Plan(const mgqe_table& of, const mgqe_topk_job& what) : table(of), job(what) {}
 
@@ -64,6 +64,7 @@ struct Plan {
             mgqe_tier_view& view = views.data[g];
             view = {};
             view.tier = &tier;
+            view.book = book_of.data[g];
             view.first_tile = num_tiles;
             // Columns of a tile in about 16 KB.
             view.tile_rows = D <= 16 ? 1024 : 512;
@@ -74,9 +75,8 @@ struct Plan {
             num_tiles += (tier.rows + view.tile_rows - 1) / view.tile_rows;
             table_entries += D * view.stride;
         }
-        filter = job.method == MGQE_TOPK_FILTER ||
-                 (job.method == MGQE_TOPK_AUTO && job.k < table.num_embeddings / kScanShare);
-        if (job.cosine) return find_norms();
+        method = choose();
+        if (job.cosine || method == MGQE_TOPK_BLOCKS) return find_norms();
         return true;
     }
 
@@ -92,6 +92,12 @@ struct Plan {
     }
 
 private:
+    int32_t choose() const {
+        if (job.method != MGQE_TOPK_AUTO) return job.method;
+        if (job.k >= table.num_embeddings / kScanShare) return MGQE_TOPK_SCAN;
+        return MGQE_TOPK_FILTER;
+    }
+
     bool decode_books() {
         int64_t total = 0;
         for (int32_t g = 0; g < table.num_tiers; ++g)
@@ -210,8 +216,7 @@ struct Group {
             // `part` counts threads, whose split of tiles depends on the team alone.
             mgqe_parallel(team, team, [&](int64_t part, int64_t) {
                 mgqe_worker worker{hits.data + part * count * room, bests.data + part * count, 0};
-                const int32_t own = scanner(scan, plan.num_tiles * part / team, plan.num_tiles * (part + 1) / team,
-                                            worker, plan.filter);
+                const int32_t own = scanner(scan, plan.num_tiles * part / team, plan.num_tiles * (part + 1) / team, worker);
                 if (own != MGQE_OK) failed.store(own);
                 rescored += worker.rescored;
             });
@@ -241,6 +246,10 @@ private:
             float* own = tables.data + i * plan.table_entries;
             plan.score(job.queries + q * dim, own);
             query.tables = own;
+            query.values = job.queries + q * dim;
+            double squares = 0;
+            for (int64_t t = 0; t < dim; ++t) squares += static_cast<double>(query.values[t]) * query.values[t];
+            query.length = sqrt(squares);
             thresholds.data[i] = ordered_bits(kLowest);
             query.shared_threshold = thresholds.data + i;
             if (job.hidden) query.hidden = job.hidden + q * job.hidden_step;
@@ -279,6 +288,7 @@ private:
         scan.num_queries = count;
         scan.k = plan.job.k;
         scan.cosine = plan.job.cosine != 0;
+        scan.method = plan.method;
         scan.padding_tier = -1;
         if (plan.table.padding_idx >= 0) {
             const Place place = locate(plan.table, plan.table.padding_idx);

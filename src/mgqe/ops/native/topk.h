@@ -26,8 +26,9 @@ struct mgqe_tier_view {
     int64_t first_position;  // rows of the tiers before
     int64_t stride;
     int64_t table_offset;    // of this tier in a query's partial scores
-    const float* norms;      // cosine: (D, stride) squared norms of the pieces, else null
-    double norm_low;         // cosine: bounds of a row's norm
+    const float* book;       // the codebook as float32
+    const float* norms;      // (D, stride) squared norms of the pieces, where the job needs them, else null
+    double norm_low;         // bounds of a row's norm, where there are norms
     double norm_high;
     bool filtered;           // a byte filter exists for this layout
 };
@@ -40,6 +41,8 @@ struct mgqe_query {
     const int64_t* candidates;   // ids, when the job is restricted to some
     int64_t num_candidates;
     uint32_t* shared_threshold;  // the best k-th score of any thread so far, as ordered bits (see best.h)
+    const float* values;         // (embedding_dim)
+    double length;
 };
 
 struct mgqe_scan {
@@ -54,6 +57,7 @@ struct mgqe_scan {
     int64_t padding_tier;       // where padding_idx is, -1 without one: the scans leave it out
     int64_t padding_rank;
     bool cosine;
+    int32_t method;             // MGQE_TOPK_SCAN, _FILTER or _BLOCKS
 };
 
 // How far a thread is with a query: `worst` is the k-th best of the hits that it has compared, once there are k.
@@ -71,15 +75,15 @@ struct mgqe_worker {
 };
 
 // Scans tiles [begin, end) for all queries of the scan. MGQE_NO_MEMORY or MGQE_OK.
-typedef int32_t (*mgqe_scanner)(const mgqe_scan& scan, int64_t begin, int64_t end, mgqe_worker& worker, bool filter);
+typedef int32_t (*mgqe_scanner)(const mgqe_scan& scan, int64_t begin, int64_t end, mgqe_worker& worker);
 
-int32_t mgqe_scan_scalar(const mgqe_scan& scan, int64_t begin, int64_t end, mgqe_worker& worker, bool filter);
+int32_t mgqe_scan_scalar(const mgqe_scan& scan, int64_t begin, int64_t end, mgqe_worker& worker);
 #if defined(__x86_64__)
-int32_t mgqe_scan_avx2(const mgqe_scan& scan, int64_t begin, int64_t end, mgqe_worker& worker, bool filter);
-int32_t mgqe_scan_vbmi(const mgqe_scan& scan, int64_t begin, int64_t end, mgqe_worker& worker, bool filter);
+int32_t mgqe_scan_avx2(const mgqe_scan& scan, int64_t begin, int64_t end, mgqe_worker& worker);
+int32_t mgqe_scan_vbmi(const mgqe_scan& scan, int64_t begin, int64_t end, mgqe_worker& worker);
 #endif
 
-// The scan of the instruction set in use, and whether it has a byte filter for codes of so many bits.
+// The scan of the instruction set in use, whether it has a byte filter for codes of so many bits.
 mgqe_scanner mgqe_active_scanner();
 bool mgqe_has_filter(int32_t bits);
 

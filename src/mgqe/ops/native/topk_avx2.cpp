@@ -83,8 +83,20 @@ struct Vectors {
     static void columns(const PackedBlocks& from, uint8_t* out, int64_t step) { spread_columns(from, out, step); }
 };
 
+struct Products {
+    static constexpr int kLanes = 8;
+    using Floats = __m256;
+    static Floats all(float x) { return _mm256_set1_ps(x); }
+    static Floats load(const float* p) { return _mm256_loadu_ps(p); }
+    static Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+    static Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+    static uint32_t at_least(Floats a, Floats b) {
+        return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
+    }
+};
+
 }  // namespace
 
-int32_t mgqe_scan_avx2(const mgqe_scan& scan, int64_t begin, int64_t end, mgqe_worker& worker, bool filter) {
-    return Scanner<Vectors>(scan, worker, filter).run(begin, end);
+int32_t mgqe_scan_avx2(const mgqe_scan& scan, int64_t begin, int64_t end, mgqe_worker& worker) {
+    return Scanner<Vectors, Products>(scan, worker).run(begin, end);
 }

@@ -1,4 +1,5 @@
-// The scan of tiles of rows for the best k of each query, included by each topk_*.cpp with its vectors `F`.
+// The scan of tiles of rows for the best k of each query, included by each topk_*.cpp with its vectors: `F` of bytes,
+// `P` of floats.
 //
 // A tile is scored row by row, or, where F has byte look-ups, first put through the byte filter, which leaves the few
 // rows that may reach the k-th best score. The k-th best score rises quickly because tiles are visited in three
@@ -12,6 +13,7 @@
 
 #include "best.h"
 #include "bits.h"
+#include "blocks.h"
 #include "byte_filter.h"
 #include "packed_blocks.h"
 #include "partial_scores.h"
@@ -161,10 +163,16 @@ struct PackedRows {
 };
 
 // Scans tiles for all queries of a scan; memory for it is found once.
-template <class F>
+template <class F, class P>
 class Scanner {
 public:
-    Scanner(const mgqe_scan& of, mgqe_worker& to, bool filter) : scan(of), worker(to), filters(filter && F::kFilters) {}
+    Scanner(const mgqe_scan& of, mgqe_worker& to)
+        : scan(of),
+          worker(to),
+          filters(of.method == MGQE_TOPK_FILTER && F::kFilters),
+          multiplies(of.method == MGQE_TOPK_BLOCKS),
+          dim(of.table->embedding_dim),
+          lots((of.num_queries + kLot - 1) / kLot) {}
 
     int32_t run(int64_t begin, int64_t end) {
         if (!allocate()) return MGQE_NO_MEMORY;
@@ -185,7 +193,11 @@ public:
 private:
     const mgqe_scan& scan;
     mgqe_worker& worker;
-    const bool filters;
+    const bool filters, multiplies;
+    const int64_t dim;
+    const int64_t lots;                             // of queries that are multiplied together
+    static constexpr int64_t kLot = 2 * P::kLanes;
+    static constexpr int kProductRows = 6;          // whose sums, of a lot, stay in registers
     char* memory = nullptr;
     uint8_t* columns = nullptr;    // (D rounded up to 8, and one for biases; tile rows)
     uint8_t* rows_copy = nullptr;  // the last rows of a tier with room behind them
@@ -195,6 +207,10 @@ private:
     uint8_t* byte_tables = nullptr;
     Bound* bounds = nullptr;       // (queries, tiers)
     Patience* patience = nullptr;  // (queries)
+    float* lot_queries = nullptr;  // (lots, dim, kLot)
+    float* lot_numbers = nullptr;  // (lots, 2, kLot): what a lot's queries need, and by how much a product may be off
+    float* block = nullptr;        // (kBlockRows, dim)
+    uint16_t* passing = nullptr;   // (kLot, kBlockRows): which rows of a block
     int64_t tables_step = 0;       // bytes of a query's tables
 
     int64_t columns_of(const mgqe_tier_view& view) const {
@@ -217,9 +233,12 @@ private:
             tables_step = bytes_offset(g) + D * view.stride + 256;
         }
         const int64_t m = scan.table->num_tiers, n = scan.num_queries;
-        int64_t sizes[8] = {most_columns, 64 * most_row_bytes + kBeyond, kMostTileRows * 4, kMostTileRows * 4,
+        const int64_t lot_floats = multiplies ? lots * kLot : 0;
+        constexpr int kParts = 12;
+        int64_t sizes[kParts] = {most_columns, 64 * most_row_bytes + kBeyond, kMostTileRows * 4, kMostTileRows * 4,
                             most_entries * 4, n * tables_step, n * m * static_cast<int64_t>(sizeof(Bound)),
-                            n * static_cast<int64_t>(sizeof(Patience))};
+                            n * static_cast<int64_t>(sizeof(Patience)), lot_floats * dim * 4, lot_floats * 2 * 4,
+                            multiplies ? (kBlockRows + kProductRows) * dim * 4 : 0, kLot * kBlockRows * 2};
         int64_t total = 64;
         for (int64_t& size : sizes) {
             size = (size + 63) / 64 * 64;
@@ -228,8 +247,8 @@ private:
         memory = static_cast<char*>(malloc(static_cast<size_t>(total)));
         if (!memory) return false;
         char* at = memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64);
-        void* parts[8];
-        for (int i = 0; i < 8; ++i) {
+        void* parts[kParts];
+        for (int i = 0; i < kParts; ++i) {
             parts[i] = at;
             at += sizes[i];
         }
@@ -242,6 +261,11 @@ private:
         byte_tables = static_cast<uint8_t*>(parts[5]);
         bounds = static_cast<Bound*>(parts[6]);
         patience = static_cast<Patience*>(parts[7]);
+        lot_queries = static_cast<float*>(parts[8]);
+        lot_numbers = static_cast<float*>(parts[9]);
+        block = static_cast<float*>(parts[10]);
+        passing = static_cast<uint16_t*>(parts[11]);
+        if (multiplies) fill_lots();
         for (int64_t i = 0; i < n * m; ++i) bounds[i].made = false;
         for (int64_t i = 0; i < n; ++i) patience[i] = {0, 1};
         return true;
@@ -264,6 +288,7 @@ private:
     }
 
     void visit(const Tile& tile) {
+        if (multiplies && can_multiply(*tile.view)) return visit_blocks(tile);
         bool have_columns = false;
         for (int64_t q = 0; q < scan.num_queries; ++q) {
             if (filters && tile.view->filtered && patience[q].skip == 0) {
@@ -325,6 +350,88 @@ private:
                                   byte_tables + q * tables_step + bytes_offset(tile.tier));
         return made;
     }
+
+    // ---- decoded blocks times queries ----
+
+    void fill_lots() {
+        memset(lot_queries, 0, static_cast<size_t>(lots * kLot * dim) * sizeof(float));
+        for (int64_t q = 0; q < scan.num_queries; ++q) {
+            float* to = lot_queries + q / kLot * kLot * dim + q % kLot;
+            for (int64_t t = 0; t < dim; ++t) to[t * kLot] = scan.queries[q].values[t];
+        }
+    }
+
+    // By how much a product may be less than the score: both sum dim products, in another order, in float32.
+    double margin(int64_t q, const mgqe_tier_view& view) const {
+        const double bias = scan.bias ? fabs(scan.bias_levels[0]) + fabs(scan.bias_levels[255]) : 0;
+        return 2.4e-7 * static_cast<double>(dim + 16) * (scan.queries[q].length * view.norm_high + bias);
+    }
+
+    bool can_multiply(const mgqe_tier_view& view) const {
+        for (int64_t q = 0; q < scan.num_queries; ++q)
+            if (!(margin(q, view) < 1e25)) return false;
+        return true;
+    }
+
+    void visit_blocks(const Tile& tile) {
+        const mgqe_tier_view& view = *tile.view;
+        for (int64_t first = 0; first < tile.rows; first += kBlockRows) {
+            const int64_t left = tile.rows - first, rows = left < kBlockRows ? left : kBlockRows;
+            decode_rows(view, tile.first + first, rows, block);
+            // A row's length for cosine (the score needed is that of the unit row), and the most its bias may be.
+            float lengths[kBlockRows + kProductRows], extra[kBlockRows + kProductRows];
+            for (int64_t i = 0; i < rows; ++i) {
+                lengths[i] = 1;
+                extra[i] = 0;
+                if (scan.bias)
+                    extra[i] = scan.bias_levels[scan.bias_codes[view.first_position + tile.first + first + i]];
+                if (!scan.cosine) continue;
+                float squares = 0;
+                for (int64_t t = 0; t < dim; ++t) squares += block[i * dim + t] * block[i * dim + t];
+                lengths[i] = __builtin_sqrtf(squares);
+            }
+            Tile part = tile;
+            part.first = tile.first + first;
+            part.rows = rows;
+            for (int64_t lot = 0; lot < lots; ++lot) multiply_lot(lot, part, lengths, extra);
+        }
+    }
+
+    void multiply_lot(int64_t lot, const Tile& part, const float* lengths, const float* extra) {
+        float* needs = lot_numbers + lot * 2 * kLot;
+        float* margins = needs + kLot;
+        const int64_t first = lot * kLot, left = scan.num_queries - first, queries = left < kLot ? left : kLot;
+        for (int64_t i = 0; i < kLot; ++i) {
+            needs[i] = i < queries ? threshold(first + i) : -kLowest;
+            // A query that has no k hits yet takes every row: the lowest finite number, which any margin leaves low.
+            if (needs[i] == kLowest) needs[i] = -3e38f;
+            margins[i] = i < queries ? static_cast<float>(margin(first + i, *part.view)) : 0;
+        }
+        int32_t counts[kLot] = {};
+        uint32_t masks[kProductRows];
+        const float* values = lot_queries + lot * kLot * dim;
+        for (int64_t row = 0; row < part.rows; row += kProductRows) {
+            multiply<P, kProductRows>(block + row * dim, dim, values, needs, margins, lengths + row, extra + row, masks);
+            const int64_t some = part.rows - row < kProductRows ? part.rows - row : kProductRows;
+            for (int64_t r = 0; r < some; ++r)
+                for (uint32_t mask = masks[r]; mask; mask &= mask - 1) {
+                    const int64_t i = __builtin_ctz(mask);
+                    passing[i * kBlockRows + counts[i]++] = static_cast<uint16_t>(row + r);
+                }
+        }
+        const PackedRows rows(*part.view);
+        for (int64_t i = 0; i < queries; ++i) {
+            const uint16_t* passed = passing + i * kBlockRows;
+            const float* table = scan.queries[first + i].tables + part.view->table_offset;
+            for (int32_t n = 0; n < counts[i]; ++n) {
+                scores[n] = rows.one(table, part.first + passed[n]);
+                if (scan.cosine) norms[n] = rows.one(part.view->norms, part.first + passed[n]);
+            }
+            if (counts[i]) offer_rows(first + i, part, passed, counts[i]);
+        }
+    }
+
+    // ---- the byte filter ----
 
     void make_columns(const Tile& tile) {
         const mgqe_tier_view& view = *tile.view;

@@ -98,8 +98,34 @@ struct Vectors {
 };
 #endif
 
+struct Products {
+    static constexpr int kLanes = 4;
+    typedef float Floats __attribute__((vector_size(16)));
+    typedef int32_t Ints __attribute__((vector_size(16)));
+    static Floats all(float x) { return Floats{x, x, x, x}; }
+    static Floats load(const float* p) {
+        Floats loaded;
+        __builtin_memcpy(&loaded, p, sizeof loaded);
+        return loaded;
+    }
+    static Floats add(Floats a, Floats b) { return a + b; }
+    static Floats multiply_add(Floats a, Floats b, Floats c) {
+#if defined(__aarch64__)
+        return vfmaq_f32(c, a, b);
+#else
+        return a * b + c;
+#endif
+    }
+    static uint32_t at_least(Floats a, Floats b) {
+        const Ints which = a >= b;
+        uint32_t mask = 0;
+        for (int lane = 0; lane < kLanes; ++lane) mask |= static_cast<uint32_t>(which[lane] & 1) << lane;
+        return mask;
+    }
+};
+
 }  // namespace
 
-int32_t mgqe_scan_scalar(const mgqe_scan& scan, int64_t begin, int64_t end, mgqe_worker& worker, bool filter) {
-    return Scanner<Vectors>(scan, worker, filter).run(begin, end);
+int32_t mgqe_scan_scalar(const mgqe_scan& scan, int64_t begin, int64_t end, mgqe_worker& worker) {
+    return Scanner<Vectors, Products>(scan, worker).run(begin, end);
 }

@@ -68,8 +68,18 @@ struct Vectors {
     static void columns(const PackedBlocks& from, uint8_t* out, int64_t step) { columns_vbmi(from, out, step); }
 };
 
+struct Products {
+    static constexpr int kLanes = 16;
+    using Floats = __m512;
+    static Floats all(float x) { return _mm512_set1_ps(x); }
+    static Floats load(const float* p) { return _mm512_loadu_ps(p); }
+    static Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+    static Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+    static uint32_t at_least(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+};
+
 }  // namespace
 
-int32_t mgqe_scan_vbmi(const mgqe_scan& scan, int64_t begin, int64_t end, mgqe_worker& worker, bool filter) {
-    return Scanner<Vectors>(scan, worker, filter).run(begin, end);
+int32_t mgqe_scan_vbmi(const mgqe_scan& scan, int64_t begin, int64_t end, mgqe_worker& worker) {
+    return Scanner<Vectors, Products>(scan, worker).run(begin, end);
 }
