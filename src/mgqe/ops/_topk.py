@@ -12,7 +12,7 @@ from torch import Tensor
 from mgqe.ops import reference_topk
 from mgqe.ops._checks import id_error
 from mgqe.ops._lookup import PreparedLookup
-from mgqe.ops.native import OUT_OF_RANGE, check, library
+from mgqe.ops.native import NOT_FINITE, OUT_OF_RANGE, check, library
 
 METHODS = {"auto": 0, "scan": 1, "filter": 2, "blocks": 3}
 
@@ -65,7 +65,7 @@ class TopKJob:
     """What to look for; everything on the table's device, contiguous, and in range except for the ids.
 
     Attributes:
-        queries: float32 ``(B, d)``, finite. For cosine of length 1, or zeros.
+        queries: float32 ``(B, d)``. For cosine of length 1, or zeros.
         k: 1 to N.
         cosine: divide scores by the rows' lengths; rows of zeros score 0.
         bias: added to the scores, not with ``cosine``.
@@ -103,13 +103,15 @@ def topk(prepared: PreparedLookup, job: TopKJob, method: str = "auto") -> tuple[
         may be returned, the rest is -infinity and -1. And the number of rows scored exactly, in all.
 
     Raises:
-        IndexError: an excluded or candidate id outside the table. ValueError: a damaged tier map.
+        IndexError: an excluded or candidate id outside the table. ValueError: a query that holds NaN or infinity,
+        a damaged tier map.
     """
     parts, native, lib = prepared.parts, prepared._native, library()
     for lists in (job.excluded, job.candidates):
         if lists is not None and (native is None or lib is None):
             _check_ids(lists.ids, parts.num_embeddings)
     if native is None or lib is None:
+        _check_finite(job.queries)
         return reference_topk.topk(parts, job)
     shape = (job.queries.shape[0], job.k)
     scores, ids = torch.empty(shape), torch.empty(shape, dtype=torch.int64)
@@ -141,8 +143,16 @@ def topk(prepared: PreparedLookup, job: TopKJob, method: str = "auto") -> tuple[
         for lists in (job.excluded, job.candidates):
             if lists is not None:
                 _check_ids(lists.ids, parts.num_embeddings)
+    if status == NOT_FINITE:
+        _check_finite(job.queries)
     check(status)
     return scores, ids, rescored.value
+
+
+def _check_finite(queries: Tensor) -> None:
+    finite = torch.isfinite(queries).all(dim=1)
+    if not bool(finite.all()):
+        raise ValueError(f"query {int((~finite).nonzero()[0])} holds NaN or infinity")
 
 
 def _check_ids(ids: Tensor, num_embeddings: int) -> None:

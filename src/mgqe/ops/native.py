@@ -27,6 +27,7 @@ ISA_NAMES = ("scalar", "avx2", "avx512", "neon")
 _LIBRARY = Path(__file__).with_name("libmgqe_native" + (".dylib" if sys.platform == "darwin" else ".so"))
 
 OUT_OF_RANGE = -3
+NOT_FINITE = -6
 _MESSAGES = {
     -1: "the native kernel refused its arguments (a shape, size or pointer that does not fit)",
     -2: "the native kernel could not get memory",

@@ -23,6 +23,7 @@ enum mgqe_status {
     MGQE_NO_MEMORY = -2,
     MGQE_OUT_OF_RANGE = -3,  // an id or a code outside the table; nothing was read
     MGQE_UNSUPPORTED = -4,   // an instruction set that this processor or this build lacks
+    MGQE_NOT_FINITE = -6,    // a query that holds NaN or infinity
     MGQE_CORRUPT = -5,       // a tier map that points outside its tier; the output is then half written
 };
 
@@ -123,7 +124,7 @@ enum mgqe_topk_method {
 
 // What mgqe_topk looks for. Spans are (num_queries, 2): where a query's ids begin and end in their list.
 struct mgqe_topk_job {
-    const float* queries;  // (num_queries, embedding_dim), finite; of length 1 or 0 for cosine
+    const float* queries;  // (num_queries, embedding_dim); of length 1 or 0 for cosine
     int64_t num_queries;
     int64_t k;             // 1 to num_embeddings
     const float* bias;     // (num_embeddings) added to scores, or null
@@ -143,7 +144,7 @@ struct mgqe_topk_job {
 };
 
 // The k rows of highest inner product with each query: see mgqe.ops.topk. MGQE_OUT_OF_RANGE for an excluded or a
-// candidate id outside the table.
+// candidate id outside the table, MGQE_NOT_FINITE for a query that holds NaN or infinity.
 MGQE_API int32_t mgqe_topk(const mgqe_table* table, const mgqe_topk_job* job, int32_t threads);
 
 // Sorts biases into 256 levels, for mgqe_topk: levels (256) ascending; codes (num_embeddings), by tier and row, so

@@ -94,8 +94,35 @@ struct Plan {
 private:
     int32_t choose() const {
         if (job.method != MGQE_TOPK_AUTO) return job.method;
-        if (job.k >= table.num_embeddings / kScanShare) return MGQE_TOPK_SCAN;
-        return MGQE_TOPK_FILTER;
+        const bool filter = job.k < table.num_embeddings / kScanShare;
+        double rows = 0, blocks = 0;
+        for (int32_t g = 0; g < table.num_tiers; ++g) {
+            const mgqe_tier& tier = table.tiers[g];
+            rows += static_cast<double>(tier.rows) * row_cost(tier, filter && views.data[g].filtered);
+            blocks += static_cast<double>(tier.rows) * block_cost(tier);
+        }
+        if (blocks < rows) return MGQE_TOPK_BLOCKS;
+        return filter ? MGQE_TOPK_FILTER : MGQE_TOPK_SCAN;
+    }
+
+    // Roughly what a row costs a query, in nanoseconds. Only the ratios matter, and they only decide how, not what, is
+    // found. Measured with benchmarks/bench_topk_methods.py.
+    static double row_cost(const mgqe_tier& tier, bool filter) {
+        const double D = tier.num_subspaces;
+        if (tier.bits > 8) return 0.8 * D;
+        if (!filter) return 0.28 * D;
+        const bool wide = mgqe_get_isa() == MGQE_AVX512;
+        const double entry = tier.bits <= 4 ? 0.03 : tier.bits <= 6 ? 0.055 : tier.bits == 7 ? 0.1 : 0.18;
+        return 0.1 + D * (wide ? 0.033 : entry);
+    }
+
+    double block_cost(const mgqe_tier& tier) const {
+        const int32_t isa = mgqe_get_isa();
+        const int64_t lot = isa == MGQE_AVX512 ? 32 : isa == MGQE_AVX2 ? 16 : 8;
+        const int64_t queries = job.num_queries < kQueriesAtOnce ? job.num_queries : kQueriesAtOnce;
+        const double padded = static_cast<double>((queries + lot - 1) / lot * lot);
+        const double product = (isa == MGQE_AVX512 || isa == MGQE_AVX2 ? 0.03 : 0.075) * table.embedding_dim;
+        return (product * padded + 1.5 * tier.num_subspaces) / static_cast<double>(queries < 1 ? 1 : queries);
     }
 
     bool decode_books() {
@@ -391,6 +418,12 @@ private:
     }
 };
 
+bool all_finite(const float* values, int64_t n) {
+    int bad = 0;
+    for (int64_t i = 0; i < n; ++i) bad |= !(values[i] - values[i] == 0);
+    return !bad;
+}
+
 bool ids_in_spans(const int64_t* ids, const int64_t* spans, int64_t queries, int64_t num_embeddings) {
     for (int64_t q = 0; q < queries; ++q) {
         if (q > 0 && spans[2 * q] == spans[2 * q - 2] && spans[2 * q + 1] == spans[2 * q - 1]) continue;
@@ -408,6 +441,7 @@ int32_t mgqe_topk(const mgqe_table* table, const mgqe_topk_job* job, int32_t thr
     const int64_t n = table->num_embeddings, queries = job->num_queries;
     if (job->excluded && !ids_in_spans(job->excluded, job->excluded_spans, queries, n)) return MGQE_OUT_OF_RANGE;
     if (job->candidates && !ids_in_spans(job->candidates, job->candidate_spans, queries, n)) return MGQE_OUT_OF_RANGE;
+    if (!all_finite(job->queries, queries * table->embedding_dim)) return MGQE_NOT_FINITE;
     Plan plan(*table, *job);
     if (!plan.prepare()) return MGQE_NO_MEMORY;
     if (threads < 1) threads = 1;

@@ -208,7 +208,9 @@ private:
     Bound* bounds = nullptr;       // (queries, tiers)
     Patience* patience = nullptr;  // (queries)
     float* lot_queries = nullptr;  // (lots, dim, kLot)
-    float* lot_numbers = nullptr;  // (lots, 2, kLot): what a lot's queries need, and by how much a product may be off
+    float* lot_needs = nullptr;    // (lots, kLot): the scores that their rows must reach
+    float* lot_margins = nullptr;  // (tiers, lots, kLot): by how much a product may be less than the score
+    bool* multiplied = nullptr;    // (tiers): whether all margins are finite
     float* block = nullptr;        // (kBlockRows, dim)
     uint16_t* passing = nullptr;   // (kLot, kBlockRows): which rows of a block
     int64_t tables_step = 0;       // bytes of a query's tables
@@ -234,10 +236,11 @@ private:
         }
         const int64_t m = scan.table->num_tiers, n = scan.num_queries;
         const int64_t lot_floats = multiplies ? lots * kLot : 0;
-        constexpr int kParts = 12;
+        constexpr int kParts = 14;
         int64_t sizes[kParts] = {most_columns, 64 * most_row_bytes + kBeyond, kMostTileRows * 4, kMostTileRows * 4,
                             most_entries * 4, n * tables_step, n * m * static_cast<int64_t>(sizeof(Bound)),
-                            n * static_cast<int64_t>(sizeof(Patience)), lot_floats * dim * 4, lot_floats * 2 * 4,
+                            n * static_cast<int64_t>(sizeof(Patience)), lot_floats * dim * 4, lot_floats * 4,
+                            lot_floats * m * 4, m,
                             multiplies ? (kBlockRows + kProductRows) * dim * 4 : 0, kLot * kBlockRows * 2};
         int64_t total = 64;
         for (int64_t& size : sizes) {
@@ -262,9 +265,11 @@ private:
         bounds = static_cast<Bound*>(parts[6]);
         patience = static_cast<Patience*>(parts[7]);
         lot_queries = static_cast<float*>(parts[8]);
-        lot_numbers = static_cast<float*>(parts[9]);
-        block = static_cast<float*>(parts[10]);
-        passing = static_cast<uint16_t*>(parts[11]);
+        lot_needs = static_cast<float*>(parts[9]);
+        lot_margins = static_cast<float*>(parts[10]);
+        multiplied = static_cast<bool*>(parts[11]);
+        block = static_cast<float*>(parts[12]);
+        passing = static_cast<uint16_t*>(parts[13]);
         if (multiplies) fill_lots();
         for (int64_t i = 0; i < n * m; ++i) bounds[i].made = false;
         for (int64_t i = 0; i < n; ++i) patience[i] = {0, 1};
@@ -288,7 +293,7 @@ private:
     }
 
     void visit(const Tile& tile) {
-        if (multiplies && can_multiply(*tile.view)) return visit_blocks(tile);
+        if (multiplies && multiplied[tile.tier]) return visit_blocks(tile);
         bool have_columns = false;
         for (int64_t q = 0; q < scan.num_queries; ++q) {
             if (filters && tile.view->filtered && patience[q].skip == 0) {
@@ -359,18 +364,20 @@ private:
             float* to = lot_queries + q / kLot * kLot * dim + q % kLot;
             for (int64_t t = 0; t < dim; ++t) to[t * kLot] = scan.queries[q].values[t];
         }
+        for (int32_t g = 0; g < scan.table->num_tiers; ++g) {
+            multiplied[g] = true;
+            for (int64_t q = 0; q < lots * kLot; ++q) {
+                const double off = q < scan.num_queries ? margin(q, scan.tiers[g]) : 0;
+                lot_margins[g * lots * kLot + q] = static_cast<float>(off);
+                if (!(off < 1e25)) multiplied[g] = false;  // products may overflow
+            }
+        }
     }
 
     // By how much a product may be less than the score: both sum dim products, in another order, in float32.
     double margin(int64_t q, const mgqe_tier_view& view) const {
         const double bias = scan.bias ? fabs(scan.bias_levels[0]) + fabs(scan.bias_levels[255]) : 0;
         return 2.4e-7 * static_cast<double>(dim + 16) * (scan.queries[q].length * view.norm_high + bias);
-    }
-
-    bool can_multiply(const mgqe_tier_view& view) const {
-        for (int64_t q = 0; q < scan.num_queries; ++q)
-            if (!(margin(q, view) < 1e25)) return false;
-        return true;
     }
 
     void visit_blocks(const Tile& tile) {
@@ -398,14 +405,13 @@ private:
     }
 
     void multiply_lot(int64_t lot, const Tile& part, const float* lengths, const float* extra) {
-        float* needs = lot_numbers + lot * 2 * kLot;
-        float* margins = needs + kLot;
+        float* needs = lot_needs + lot * kLot;
+        const float* margins = lot_margins + (part.tier * lots + lot) * kLot;
         const int64_t first = lot * kLot, left = scan.num_queries - first, queries = left < kLot ? left : kLot;
         for (int64_t i = 0; i < kLot; ++i) {
             needs[i] = i < queries ? threshold(first + i) : -kLowest;
             // A query that has no k hits yet takes every row: the lowest finite number, which any margin leaves low.
             if (needs[i] == kLowest) needs[i] = -3e38f;
-            margins[i] = i < queries ? static_cast<float>(margin(first + i, *part.view)) : 0;
         }
         int32_t counts[kLot] = {};
         uint32_t masks[kProductRows];
