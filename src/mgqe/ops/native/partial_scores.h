@@ -23,11 +23,15 @@ inline int64_t book_size(const mgqe_tier& tier) {
 // A codebook as the look-up decodes it.
 inline void decode_book(const mgqe_tier& tier, float* out) {
     const int64_t piece = static_cast<int64_t>(tier.num_centroids) * tier.width, size = book_size(tier);
-    for (int64_t i = 0; i < size; ++i) {
-        if (tier.dtype == MGQE_FLOAT16)
-            half_to_float(static_cast<const uint16_t*>(tier.centroids) + i, out + i);
-        else
-            out[i] = static_cast<float>(static_cast<const int8_t*>(tier.centroids)[i]) * tier.scales[i / piece];
+    if (tier.dtype == MGQE_FLOAT16) {
+        const uint16_t* from = static_cast<const uint16_t*>(tier.centroids);
+        for (int64_t i = 0; i < size; ++i) half_to_float(from + i, out + i);
+        return;
+    }
+    const int8_t* from = static_cast<const int8_t*>(tier.centroids);
+    for (int64_t p = 0; p < tier.pieces; ++p, from += piece, out += piece) {
+        const float scale = tier.scales[p];
+        for (int64_t i = 0; i < piece; ++i) out[i] = static_cast<float>(from[i]) * scale;
     }
 }
 
