@@ -135,6 +135,7 @@ def speed() -> str:
                 rows.append(
                     [f"{title}: {where}", peer, str(row["threads"]), f"{row['ratio']:.3f}", f"{row['target']:.3f}"]
                 )
+    rows += topk_targets()
     for name in ("train_step", "epoch"):
         found = read(name)
         for row in found["results"] if found else ():
@@ -144,6 +145,51 @@ def speed() -> str:
                      f"{row['ratio']:.3f}", f"{row['target']:.3f}"]
                 )  # fmt: skip
     return markdown(["what", "against", "threads", "share of its time", "target"], rows)
+
+
+def topk_targets() -> list[list[str]]:
+    """The speed table's rows of the top-K benchmark."""
+    found = read("topk")
+    return [
+        [f"{topk_setting(row)}: {row['name']}", row["against"], str(row["threads"]), f"{row['ratio']:.3f}",
+         f"{row['target']:.3f}"]
+        for row in (found["results"] if found else ())
+        if row["target"] is not None
+    ]  # fmt: skip
+
+
+def topk_setting(row: dict[str, Any]) -> str:
+    """What was searched for, in words."""
+    queries = "1 query" if row["queries"] == 1 else f"{row['queries']} queries"
+    score = f", {row['score']}" if "score" in row else ""
+    return f"top-{row['k']} of {row['rows']} rows, {row['codes']}, {queries}{score}"
+
+
+def topk() -> str:
+    """Times of ``table.topk`` and their shares of the two peers' times."""
+    found = read("topk")
+    times: dict[tuple[str, int], dict[str, float]] = {}
+    for row in found["results"] if found else ():
+        times.setdefault((topk_setting(row), row["threads"]), {})[row["name"]] = row["median_s"]
+    rows = []
+    for (setting, threads), by_name in times.items():
+        if "mgqe" in by_name and "trained" not in setting:
+            mine = by_name["mgqe"]
+            peers = [by_name.get("fp32 matmul + topk"), by_name.get("faiss IndexPQ")]
+            shares = [f"{mine / peer:.3f}" if peer else "" for peer in peers]
+            rows.append([setting, str(threads), f"{1e3 * mine:.2f} ms", *shares])
+    return markdown(["what", "threads", "time", "of float32", "of IndexPQ"], rows)
+
+
+def serve() -> str:
+    """The example server under load."""
+    found = read("serve")
+    rows = [
+        [row["request"], str(row["clients"]), f"{row['requests_per_s']:,.0f}", f"{row['p50_ms']:.1f} ms",
+         f"{row['p99_ms']:.1f} ms", f"{row['health_p99_ms']:.1f} ms"]
+        for row in (found["results"] if found else ())
+    ]  # fmt: skip
+    return markdown(["request", "clients", "requests/s", "p50", "p99", "/health meanwhile, p99"], rows)
 
 
 def fill(path: Path, parts: dict[str, str]) -> None:
@@ -161,11 +207,11 @@ def fill(path: Path, parts: dict[str, str]) -> None:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     parts = {f"{kind.__name__}-{data}": kind(data) for kind in (curve, headline, recipes) for data in TITLES}
-    parts["speed"], parts["claim"] = speed(), claim()
+    parts |= {"speed": speed(), "claim": claim(), "topk": topk(), "serve": serve()}
     for data in TITLES:
         if (found := read(f"curve-{data}")) is not None:
             draw(found["rows"], f"{TITLES[data]}: GMF, size against quality", ROOT / f"docs/pictures/curve-{data}.png")
-    for path in (ROOT / "README.md", ROOT / "docs" / "method.md", ROOT / "docs" / "speed.md"):
+    for path in (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("method", "speed", "serving"))):
         fill(path, parts)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from mgqe import ops
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -30,6 +32,20 @@ def test_the_page_on_new_ids_runs(tmp_path, monkeypatch):
     assert names["ids"].tolist() == [1000, 1001, 1002, 1003, 1004]
     assert names["table"].num_embeddings == 1105
     assert [file.name for file in tmp_path.iterdir()] == ["items.safetensors"]
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
+        assert (ROOT / "docs" / target).is_file(), target
+
+
+def test_the_page_on_serving_runs(tmp_path, monkeypatch):
+    """Its blocks continue each other."""
+    monkeypatch.chdir(tmp_path)
+    if not ops.native_available():
+        pytest.skip("the page forces an instruction set of the kernels")
+    page = (ROOT / "docs" / "serving.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "docs/serving.md", "exec"), names)
+    assert names["ids"].shape == (2, 10)
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
         assert (ROOT / "docs" / target).is_file(), target
 
