@@ -93,6 +93,7 @@ class Bench:
         k: int,
         bias: Tensor | None = None,
         readings: Mapping[str, Callable[[], object]] | None = None,
+        turns: int = 1,
     ) -> None:
         """Checks the answers, times, and prints ratios beside their targets; dense=None: checked elsewhere."""
         threads = setting["threads"]
@@ -103,7 +104,7 @@ class Bench:
             contenders[name] = lambda i, f=read: f()
         seconds = {
             name: (statistics.median(times), min(times))
-            for name, times in interleave(contenders, self.options.rounds, self.options.calls).items()
+            for name, times in interleave(contenders, turns * self.options.rounds, self.options.calls).items()
         }
         if readings:
             fastest = min(readings, key=lambda name: seconds[name][0])
@@ -272,8 +273,9 @@ def trained(bench: Bench, path: Path) -> None:
         query = mgqe.load(others[0]).lookup(torch.tensor([7]))
     else:
         query = torch.randn(1, table.embedding_dim, generator=torch.Generator().manual_seed(bench.options.seed))
-    name = path.resolve().parts
-    codes = f"trained: {name[-4]}, {name[-2]}, {path.name.split('.')[0]}" if len(name) > 4 else f"trained: {path.name}"
+    run = path.resolve().parts[-4:-1]  # DATA/runs/NAME, as benchmarks/curve.py leaves them
+    where = f"{run[0].removeprefix('curve-')}, {run[2]}, {path.name.split('.')[0]}s" if len(run) == 3 else path.name
+    codes = f"trained: {where}"
     setting = {"rows": f"{table.num_embeddings:,}", "codes": codes}
     against_scoring(bench, setting, table, decode(table), query)
 
@@ -288,7 +290,8 @@ def against_scoring(bench: Bench, setting: dict[str, Any], table: CompactTable, 
         FP32: matmul_topk(dense, k),
     }
     full = {**setting, "queries": 1, "k": k, "threads": 1}
-    bench.run(full, searches, NEVER_SLOWER, [query] * (bench.options.calls + 1), dense, k)
+    turns = max(1, 300_000 // len(dense))  # small tables take so little time that one disturbance fills a turn
+    bench.run(full, searches, NEVER_SLOWER, [query] * (bench.options.calls + 1), dense, k, turns=turns)
 
 
 def parts(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[Bench], None]]]:
