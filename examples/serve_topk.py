@@ -16,7 +16,7 @@ import uvicorn
 from pydantic import BaseModel, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -46,10 +46,10 @@ def make_app(table: mgqe.CompactTable, max_k: int = 1000, max_queries: int = 256
         raise TypeError(f"expected a table of codes, got {type(table).__name__}")
     pool = ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,))
 
-    class Lookup(BaseModel, extra="forbid"):  # a misspelt field is an error, not a default
+    class Lookup(BaseModel, extra="forbid", strict=True):  # a misspelt field is an error, not a default
         ids: list[Id] = Field(max_length=max_queries)
 
-    class TopK(BaseModel, extra="forbid"):
+    class TopK(BaseModel, extra="forbid", strict=True):
         vectors: list[list[float]] | None = Field(None, max_length=max_queries)  # queries by vector,
         ids: list[Id] | None = Field(None, max_length=max_queries)  # or by the vectors of these ids
         k: int = Field(10, le=max_k)
@@ -83,7 +83,7 @@ def make_app(table: mgqe.CompactTable, max_k: int = 1000, max_queries: int = 256
     async def health(_: Request) -> Response:
         return answer({"status": "ok", "rows": table.num_embeddings, "dim": table.embedding_dim})
 
-    kinds = (HTTPException, ValueError, TypeError, IndexError, Exception)
+    kinds = (HTTPException, ClientDisconnect, ValueError, TypeError, IndexError, Exception)
     routes = [Route("/health", health), post("/lookup", lookup), post("/topk", topk)]
     return Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, refuse))
 

@@ -127,6 +127,8 @@ def test_fewer_than_k_are_fewer(example, monkeypatch):
         ("/topk", {"vectors": [[1e300] * 8]}, 400, "query 0 holds NaN or infinity"),
         ("/topk", {"ids": [1], "excluded": [1]}, 422, "excluded: Extra inputs"),
         ("/topk", {"ids": "all"}, 422, "ids: "),
+        ("/topk", {"ids": [True]}, 422, "valid integer"),
+        ("/topk", {"ids": [1], "k": "3"}, 422, "valid integer"),
         ("/lookup", {"ids": [2000]}, 404, "id 2000 is out of range"),
         ("/lookup", {"ids": [1] * 5}, 422, "at most 4 items"),
         ("/nowhere", {}, 404, "Not Found"),
@@ -194,5 +196,9 @@ def test_a_real_server_answers_many_at_once(table, tmp_path):
                 found = list(pool.map(lambda i: post(port, "/topk", {"ids": [i], "k": 10}), range(64)))
             assert [answer["ids"][0] for _, answer in found] == expected
             assert post(port, "/topk", {"ids": [2000]})[0] == 404
+            with socket.create_connection(("127.0.0.1", port)) as gone:  # in the middle of a body
+                gone.sendall(b"POST /topk HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n\r\n{")
+            assert post(port, "/lookup", {"ids": [0]})[0] == 200
         finally:
             server.terminate()
+        assert "Traceback" not in server.stderr.read().decode()
