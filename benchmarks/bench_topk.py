@@ -205,6 +205,7 @@ def one_query(bench: Bench, rows: int) -> None:
         targets = wanted({**NO_TARGET, **WITHOUT_AVX512}, few)
         bench.run({**setting, "codes": codes}, few, targets, queries, other.dense, 100)
     cosine_and_bias(bench, made, setting, queries)
+    restricted(bench, made, setting, queries)
 
 
 def cosine_and_bias(bench: Bench, made: Made, setting: dict[str, Any], queries: list[Tensor]) -> None:
@@ -217,6 +218,28 @@ def cosine_and_bias(bench: Bench, made: Made, setting: dict[str, Any], queries: 
     once = made.table.item_bias(bias)
     searches = {FP32: matmul_topk(made.dense, 100, bias), MGQE: ours(made.table, 100, bias=once)}
     bench.run({**setting, "score": "dot + bias"}, searches, {}, queries, made.dense, 100, bias)
+
+
+def restricted(bench: Bench, made: Made, setting: dict[str, Any], queries: list[Tensor]) -> None:
+    """Ids left out, by list and by mask, against float32 scores with -infinity added; a few candidates, fetched."""
+    rows = len(made.dense)
+    shuffled = torch.randperm(rows, generator=torch.Generator().manual_seed(4))
+    some, half = shuffled[:1000], torch.zeros(rows, dtype=torch.bool)
+    half[shuffled[: rows // 2]] = True
+    out = torch.zeros(rows).index_fill(0, some, -torch.inf)
+    searches = {FP32: matmul_topk(made.dense, 100, out), MGQE: ours(made.table, 100, exclude=some)}
+    bench.run({**setting, "score": "1,000 ids excluded"}, searches, {}, queries, made.dense, 100, out)
+    out = torch.where(half, 0, -torch.inf)
+    searches = {FP32: matmul_topk(made.dense, 100, out), MGQE: ours(made.table, 100, candidates=half)}
+    bench.run({**setting, "score": "half of the ids by mask"}, searches, {}, queries, made.dense, 100, out)
+
+    def fetch(batch: Tensor) -> tuple[Tensor, Tensor]:
+        scores, places = (batch @ made.dense[some].T).topk(100)
+        return scores, some[places]
+
+    out = torch.full((rows,), -torch.inf).index_fill(0, some, 0)
+    searches = {FP32: fetch, MGQE: ours(made.table, 100, candidates=some)}
+    bench.run({**setting, "score": "1,000 candidates"}, searches, {}, queries, made.dense, 100, out)
 
 
 def many_queries(bench: Bench, rows: int) -> None:
