@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from mgqe.ids import check_ids
+from mgqe import ops
+from mgqe.ids import as_int64, check_ids
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -67,6 +68,42 @@ class FrozenTable(ABC):
         Raises ValueError naming what is missing, too many, of the wrong type or shape, or contradictory.
         Values are not read: see :meth:`validate`.
         """
+
+    def bag(
+        self,
+        ids: Tensor,
+        offsets: Tensor | None = None,
+        mode: str = "sum",
+        per_sample_weights: Tensor | None = None,
+        include_last_offset: bool = False,
+    ) -> Tensor:
+        """Sums, means or maxima of bags of rows -> float32 (B, embedding_dim), as nn.EmbeddingBag in eval mode.
+
+        Args:
+            ids: integers (B, L), or (n,) together with ``offsets``. Ids equal to ``padding_idx`` are left out, also
+                of a mean's count; a bag without ids gives zeros.
+            offsets: integers (B,), where each bag starts; (B + 1,) with ``include_last_offset``, the last being n.
+            mode: "sum", "mean" or "max".
+            per_sample_weights: floats like ids, only for "sum".
+            include_last_offset: see ``offsets``.
+
+        Rows are added in float32 in the order of the ids: the same bits on every machine, with any number of threads.
+
+        Raises:
+            IndexError: an id out of range. ValueError: offsets that do not start at 0, decrease or exceed n;
+                shapes or modes that do not fit. TypeError: other dtypes.
+        """
+        return ops.bag_of_rows(
+            self.lookup,
+            self.num_embeddings,
+            self.embedding_dim,
+            self.padding_idx,
+            as_int64(ids),
+            offsets,
+            mode,
+            per_sample_weights,
+            include_last_offset,
+        )
 
     def validate(self) -> None:
         """Read the values and raise ValueError if one cannot be right. Files are checked so when loaded."""

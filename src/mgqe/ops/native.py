@@ -6,6 +6,7 @@ its pure-torch twin (:mod:`mgqe.ops.reference`), after one warning.
 Environment, read once at the first use:
     ``MGQE_NATIVE=0``: do not load the library (no warning: it was asked for).
     ``MGQE_ISA=scalar|avx2|avx512|neon``: force an instruction set; all of them give the same results.
+    ``MGQE_LIBRARY=PATH``: load this library instead of the installed one, such as one built with a sanitizer.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ _LIBRARY = Path(__file__).with_name("libmgqe_native" + (".dylib" if sys.platform
 
 OUT_OF_RANGE = -3
 NOT_FINITE = -6
+BAD_OFFSETS = -7
 _MESSAGES = {
     -1: "the native kernel refused its arguments (a shape, size or pointer that does not fit)",
     -2: "the native kernel could not get memory",
     -5: "the table's tier map is damaged: it points outside a tier",
+    -7: "bags of the native kernel do not fit its ids",
     -4: "this processor, or this build of the library, lacks that instruction set",
 }
 _SIGNATURES: dict[str, list[Any]] = {
@@ -46,6 +49,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "mgqe_lookup": [c_void_p] * 2 + [c_int64, c_void_p, c_int32],
     "mgqe_topk": [c_void_p] * 2 + [c_int32],
     "mgqe_bias_codes": [c_void_p] * 4,
+    "mgqe_bag": [c_void_p] * 2 + [c_int64, c_void_p, c_int64, c_int32] + [c_void_p] * 2 + [c_int32],
     "mgqe_max_code": [c_void_p] + [c_int64] * 2 + [c_int32, c_void_p, c_int32],
     "mgqe_unique": [c_void_p] + [c_int64] * 2 + [c_void_p] * 4,
     "mgqe_unique_by_tier": [c_void_p, c_int64] + [c_void_p] * 2 + [c_int64] + [c_void_p] * 4,
@@ -67,24 +71,29 @@ def library() -> ctypes.CDLL | None:
     """The loaded library, or None (with one warning, unless ``MGQE_NATIVE=0``) where torch must do the work.
 
     Raises:
-        ValueError: ``MGQE_ISA`` names no instruction set, or one that this processor lacks.
+        ValueError: ``MGQE_ISA`` names no instruction set, or one that this processor lacks; ``MGQE_LIBRARY``
+            names no file.
     """
     if os.environ.get("MGQE_NATIVE", "1").strip().lower() in ("0", "false", "off"):
         return None
-    if not _LIBRARY.exists():
-        _warn(f"{_LIBRARY.name} was not built")
+    named = os.environ.get("MGQE_LIBRARY", "").strip()
+    path = Path(named) if named else _LIBRARY
+    if not path.exists():
+        if named:
+            raise ValueError(f"MGQE_LIBRARY names {named}, which does not exist: correct it or unset it")
+        _warn(f"{path.name} was not built")
         return None
     try:
-        lib = ctypes.CDLL(str(_LIBRARY))
+        lib = ctypes.CDLL(str(path))
         for name, arguments in _SIGNATURES.items():
             function = getattr(lib, name)
             function.argtypes = arguments
             function.restype = c_int32
     except (OSError, AttributeError) as error:
-        _warn(f"{_LIBRARY.name} could not be loaded ({error})")
+        _warn(f"{path.name} could not be loaded ({error})")
         return None
     if lib.mgqe_abi_version() != ABI_VERSION:
-        _warn(f"{_LIBRARY.name} is from another version of mgqe")
+        _warn(f"{path.name} is from another version of mgqe")
         return None
     forced = os.environ.get("MGQE_ISA", "").strip().lower()
     if forced:

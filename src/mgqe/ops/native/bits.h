@@ -36,19 +36,21 @@ inline uint32_t code_before(const uint8_t* row, int64_t j, int32_t bits, uint32_
     return static_cast<uint32_t>(window_before(row + (at >> 3), end) >> (at & 7)) & mask;
 }
 
-// The codes of a row of less than 8 bytes, in the low bits of a word (what is above them is not zero).
-inline uint64_t narrow_row(const uint8_t* row, int64_t bytes, const uint8_t* begin, const uint8_t* end) {
-    if (row - begin < 8 || end - row < 8) {
-        uint64_t bits = 0;
-        for (int64_t byte = 0; byte < bytes; ++byte) bits |= static_cast<uint64_t>(row[byte]) << (8 * byte);
-        return bits;
-    }
-    // Near the end of a cache line read the line's last 8 bytes: those beyond are not needed, and waiting for a line
-    // that nobody prefetched would cost more than all the rest. A row in two lines had both prefetched.
-    const int64_t in_line = static_cast<int64_t>(reinterpret_cast<uintptr_t>(row) % 64);
-    int64_t back = in_line > 56 ? in_line - 56 : 0;
-    back = in_line + bytes > 64 ? 0 : back;
-    return window(row - back) >> (8 * back);
+inline uint64_t little_endian(const uint8_t* p, int bytes) {
+    uint32_t word = 0;
+    __builtin_memcpy(&word, p, bytes);
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    word = __builtin_bswap32(word) >> (32 - 8 * bytes);
+#endif
+    return word;
+}
+
+// 1 to 8 bytes of a row, in the low bits of a word. Two loads that overlap: no byte beyond is touched, neither past the
+// end of a buffer nor in a cache line that nobody prefetched, and nothing branches on where the row is.
+inline uint64_t few_bytes(const uint8_t* row, int64_t bytes) {
+    if (bytes >= 4) return little_endian(row, 4) | little_endian(row + bytes - 4, 4) << (8 * (bytes - 4));
+    if (bytes >= 2) return little_endian(row, 2) | little_endian(row + bytes - 2, 2) << (8 * (bytes - 2));
+    return *row;
 }
 
 }  // namespace

@@ -86,8 +86,6 @@ struct RowDecoder {
     const int64_t D, width, repeat, step, scale_step, row_bytes;
     const int32_t bits, window_codes;
     const uint32_t mask, most;
-    const uint8_t* const begin;
-    const uint8_t* const end;
 
     explicit RowDecoder(const mgqe_tier& tier)
         : centroids(static_cast<const T*>(tier.centroids)),
@@ -101,9 +99,7 @@ struct RowDecoder {
           bits(tier.bits),
           window_codes(57 / tier.bits),
           mask((1u << tier.bits) - 1u),
-          most(static_cast<uint32_t>(tier.num_centroids - 1)),
-          begin(tier.codes),
-          end(tier.codes + tier.rows * tier.row_bytes) {}
+          most(static_cast<uint32_t>(tier.num_centroids - 1)) {}
 
     float* one(uint32_t code, const T* book, const float* scale, float* to) const {
         return emit_pieces<H, kWidth, kOnePiece>(book + static_cast<int64_t>(code) * width, scale, to, step, repeat,
@@ -132,7 +128,7 @@ struct RowDecoder {
                 if (sizeof(T) == 1) scale += scale_step;
             }
         } else if (kLayout == kNarrow) {
-            several(narrow_row(codes, row_bytes, begin, end), D, book, scale, to);
+            several(few_bytes(codes, row_bytes), D, book, scale, to);
         } else {
             for (int64_t j = 0; j < D; j += window_codes) {
                 const int64_t at = j * bits;

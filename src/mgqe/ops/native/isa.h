@@ -33,6 +33,19 @@ typedef void (*mgqe_decoder)(const mgqe_tier& tier, const mgqe_row* rows, int64_
 // Floats of a row that can be written around the caches.
 constexpr int64_t kStage = 1024;
 
+// Bags [begin, end) of a checked call; the fields are mgqe_bag's. `books`: a float32 codebook a tier, laid out as
+// (num_subspaces, 256, width), or null where tiers differ in more than their bits and codebooks.
+struct mgqe_bags {
+    const int64_t* ids;
+    const int64_t* offsets;
+    const float* weights;
+    float* out;
+    const float* const* books;
+    int64_t n;
+    int64_t count;
+    int32_t mode;
+};
+
 struct mgqe_kernels {
     // codes[i * codes_step] = nearest centroid of rows[i * row_step ... + width), i < n.
     void (*assign)(const mgqe_lanes& lanes, const float* rows, int64_t row_step, int64_t n, int32_t* codes,
@@ -41,6 +54,10 @@ struct mgqe_kernels {
     // output is too large for the caches, write around them (rows of at most kStage floats, 16-byte aligned).
     int32_t (*lookup)(const mgqe_table& table, const int64_t* ids, int64_t begin, int64_t end, float* out,
                    bool stream);
+    // Pools bags [begin, end) of a checked table. MGQE_CORRUPT as above, MGQE_NO_MEMORY.
+    int32_t (*bag)(const mgqe_table& table, const mgqe_bags& bags, int64_t begin, int64_t end);
+    // Writes a tier's centroids as (num_subspaces, 256, width) float32; codes beyond them repeat the last one.
+    void (*bag_book)(const mgqe_tier& tier, float* book);
 };
 
 extern const mgqe_kernels mgqe_kernels_scalar;

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "assign_kernel.h"
+#include "bag_kernel.h"
 #include "lookup_kernel.h"
 
 namespace {
@@ -40,6 +41,7 @@ struct Vec {
         m = _mm_min_epu32(m, _mm_shuffle_epi32(m, 0x4E));
         return _mm_cvtsi128_si32(_mm_min_epu32(m, _mm_shuffle_epi32(m, 0xB1)));
     }
+    static uint64_t deposit(uint64_t word, uint64_t lanes, int64_t) { return _pdep_u64(word, lanes); }
 };
 
 struct Half {
@@ -59,4 +61,5 @@ struct Half {
 
 }  // namespace
 
-const mgqe_kernels mgqe_kernels_avx2 = {assign_lanes<Vec, 4>, lookup_ids<Half>};
+const mgqe_kernels mgqe_kernels_avx2 = {assign_lanes<Vec, 4>, lookup_ids<Half>, pool_bags<Half, Vec>,
+                                             write_book<Half>};

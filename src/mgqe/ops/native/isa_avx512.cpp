@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "assign_kernel.h"
+#include "bag_kernel.h"
 #include "lookup_kernel.h"
 
 namespace {
@@ -37,6 +38,7 @@ struct Vec {
         }
         return first;
     }
+    static uint64_t deposit(uint64_t word, uint64_t lanes, int64_t) { return _pdep_u64(word, lanes); }
 };
 
 struct Half {
@@ -56,4 +58,5 @@ struct Half {
 
 }  // namespace
 
-const mgqe_kernels mgqe_kernels_avx512 = {assign_lanes<Vec, 8>, lookup_ids<Half>};
+const mgqe_kernels mgqe_kernels_avx512 = {assign_lanes<Vec, 8>, lookup_ids<Half>, pool_bags<Half, Vec>,
+                                             write_book<Half>};

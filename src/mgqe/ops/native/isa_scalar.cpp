@@ -4,6 +4,7 @@
 #endif
 
 #include "assign_kernel.h"
+#include "bag_kernel.h"
 #include "half.h"
 #include "lookup_kernel.h"
 
@@ -51,6 +52,11 @@ struct Vec {
         }
         return found;
     }
+    static uint64_t deposit(uint64_t word, uint64_t lanes, int64_t bits) {
+        uint64_t bytes = 0;
+        for (int j = 0; j < 8; ++j) bytes |= (word << ((8 - bits) * j)) & (lanes & (static_cast<uint64_t>(255) << (8 * j)));
+        return bytes;
+    }
 };
 
 struct Half {
@@ -73,4 +79,5 @@ struct Half {
 
 }  // namespace
 
-const mgqe_kernels mgqe_kernels_scalar = {assign_lanes<Vec, 4>, lookup_ids<Half>};
+const mgqe_kernels mgqe_kernels_scalar = {assign_lanes<Vec, 4>, lookup_ids<Half>, pool_bags<Half, Vec>,
+                                             write_book<Half>};

@@ -4,23 +4,13 @@
 #include "isa.h"
 #include "mgqe_native.h"
 #include "parallel.h"
+#include "table_checks.h"
 
 namespace {
 
 constexpr int64_t kRowsPerThread = 1024;
 // Output that would push everything else out of the caches is written around them: half the memory traffic.
 constexpr int64_t kStreamBytes = 8 << 20;
-
-bool ids_in_range(const int64_t* ids, int64_t n, int64_t num_embeddings) {
-    // The sign bit of either term is set when an id is negative or too large.
-    uint64_t bad = 0;
-    const uint64_t last = static_cast<uint64_t>(num_embeddings) - 1;
-    for (int64_t i = 0; i < n; ++i) {
-        const uint64_t id = static_cast<uint64_t>(ids[i]);
-        bad |= id | (last - id);
-    }
-    return n == 0 || (num_embeddings > 0 && !(bad >> 63));
-}
 
 bool streams(const mgqe_table& table, const float* out, int64_t n) {
     if (n * table.embedding_dim * 4 < kStreamBytes || table.embedding_dim > kStage) return false;

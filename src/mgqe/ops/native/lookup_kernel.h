@@ -15,10 +15,10 @@ namespace {
 constexpr int64_t kLine = 64;
 
 inline void prefetch(const uint8_t* row, int64_t bytes) {
-    __builtin_prefetch(row, 0, 2);
+    __builtin_prefetch(row, 0, 3);
     // Asking twice for a line that is not there costs a second walk of the page table.
     const int64_t in_line = kLine - static_cast<int64_t>(reinterpret_cast<uintptr_t>(row) % kLine);
-    for (int64_t at = in_line; at < bytes; at += kLine) __builtin_prefetch(row + at, 0, 2);
+    for (int64_t at = in_line; at < bytes; at += kLine) __builtin_prefetch(row + at, 0, 3);
 }
 
 // Ids located, and their codes asked for, while the block before them is decoded: the gain that matters most here.

@@ -25,6 +25,7 @@ enum mgqe_status {
     MGQE_UNSUPPORTED = -4,   // an instruction set that this processor or this build lacks
     MGQE_NOT_FINITE = -6,    // a query that holds NaN or infinity
     MGQE_CORRUPT = -5,       // a tier map that points outside its tier; the output is then half written
+    MGQE_BAD_OFFSETS = -7,   // bags that do not start at 0, run backwards or go beyond the ids; nothing was read
 };
 
 enum mgqe_isa { MGQE_SCALAR = 0, MGQE_AVX2 = 1, MGQE_AVX512 = 2, MGQE_NEON = 3 };
@@ -150,6 +151,15 @@ MGQE_API int32_t mgqe_topk(const mgqe_table* table, const mgqe_topk_job* job, in
 // Sorts biases into 256 levels, for mgqe_topk: levels (256) ascending; codes (num_embeddings), by tier and row, so
 // that no bias is above the level its code names. Biases must be finite.
 MGQE_API int32_t mgqe_bias_codes(const mgqe_table* table, const float* bias, uint8_t* codes, float* levels);
+
+enum mgqe_pooling { MGQE_SUM = 0, MGQE_MEAN = 1, MGQE_MAX = 2 };
+
+// Sums, means or maxima of bags of rows, out (bags, embedding_dim). Bag b is ids offsets[b] up to offsets[b + 1], the
+// last one up to n; with offsets null all bags have n / bags ids. Ids equal to padding_idx are left out, a bag of none
+// gives zeros. weights (n) or null, for sums only. Rows are added in the order of the ids, starting from 0, each product
+// and sum rounded; a mean is that sum divided by the number of ids counted. MGQE_OUT_OF_RANGE as in mgqe_lookup.
+MGQE_API int32_t mgqe_bag(const mgqe_table* table, const int64_t* ids, int64_t n, const int64_t* offsets, int64_t bags,
+                          int32_t mode, const float* weights, float* out, int32_t threads);
 
 // The largest code among packed rows (n, ceil(num_subspaces * bits / 8)), -1 if there are none.
 MGQE_API int32_t mgqe_max_code(const uint8_t* packed, int64_t n, int64_t num_subspaces, int32_t bits, int32_t* most,

@@ -1,0 +1,250 @@
+"""Pooled look-up in a frozen table: sums, means or maxima of bags of rows, straight from the codes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mgqe.ops import reference, reference_bag
+from mgqe.ops._checks import FLOATS, all_below, id_error, id_tensor
+from mgqe.ops._descriptor import TableParts
+from mgqe.ops._eager import runs_now
+from mgqe.ops._lookup import PreparedLookup
+from mgqe.ops.native import BAD_OFFSETS, OUT_OF_RANGE, check, library
+
+MODES = {"sum": 0, "mean": 1, "max": 2}
+_EXPECTED = "ids of shape (B, L), or ids (n,) with offsets (B,), or (B + 1,) with include_last_offset=True"
+
+
+class _Bags(NamedTuple):
+    """Checked arguments: flat ids and weights; ``offsets`` None where all bags have as many ids."""
+
+    ids: Tensor
+    offsets: Tensor | None
+    weights: Tensor | None
+    count: int
+
+
+def bag(
+    table: PreparedLookup,
+    ids: Tensor,
+    offsets: Tensor | None = None,
+    mode: str = "sum",
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+) -> Tensor:
+    """Sums, means or maxima of bags of rows, as nn.EmbeddingBag gives them in eval mode.
+
+    Rows are added in float32 in the order of the ids, starting from 0, each product and sum rounded, and a mean
+    is that sum divided by the number of ids: the same bits on every instruction set, with any number of threads
+    and in the torch twin.
+
+    Args:
+        table: the table, prepared.
+        ids: integers ``(B, L)``; or ``(n,)`` together with ``offsets``. Those equal to ``padding_idx`` are left
+            out, also of a mean's count.
+        offsets: integers ``(B,)``, where each bag starts; ``(B + 1,)`` with ``include_last_offset``, the last
+            then being n.
+        mode: "sum", "mean" or "max".
+        per_sample_weights: floats like ids, for "sum" only; NaN and infinite weights give what arithmetic gives.
+        include_last_offset: see ``offsets``.
+
+    Returns:
+        float32 ``(B, d)``; a bag without ids gives zeros. Not differentiable.
+
+    Ids outside a table with a fallback row count as that row, by a slower way; not in compiled code, which refuses
+    them.
+
+    Raises:
+        IndexError: an id out of range, named. ValueError: offsets that do not start at 0, decrease or go beyond
+            n; shapes, modes and devices that do not fit. TypeError: other dtypes.
+    """
+    if not runs_now(ids, offsets, per_sample_weights):
+        p = table.parts
+        pooled: Tensor = torch.ops.mgqe.bag(
+            ids,
+            offsets,
+            per_sample_weights,
+            mode,
+            include_last_offset,
+            *(list(part) if isinstance(part, (list, tuple)) else part for part in vars(p).values()),
+        )
+        return pooled
+    return _run(table, ids, offsets, mode, per_sample_weights, include_last_offset)
+
+
+def bag_of_rows(
+    rows_of: Callable[[Tensor], Tensor],
+    num_embeddings: int,
+    embedding_dim: int,
+    padding_idx: int | None,
+    ids: Tensor,
+    offsets: Tensor | None = None,
+    mode: str = "sum",
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+) -> Tensor:
+    """:func:`bag` of any table that can look up rows: ``rows_of`` takes ids ``(n,)`` to float32 ``(n, d)``."""
+    bags = _checked(ids, offsets, mode, per_sample_weights, include_last_offset)
+    if not all_below(bags.ids, num_embeddings):
+        raise id_error(bags.ids, num_embeddings)
+    padding = -1 if padding_idx is None else padding_idx
+    return _reference(rows_of, embedding_dim, padding, bags, mode)
+
+
+def _checked(
+    ids: Tensor, offsets: Tensor | None, mode: str, weights: Tensor | None, include_last_offset: bool
+) -> _Bags:
+    """Everything about the arguments that can be known without reading their values."""
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    ids = id_tensor(ids)
+    if weights is not None:
+        weights = _checked_weights(weights, ids, mode)
+    if ids.dim() == 2:
+        if offsets is not None:
+            raise ValueError("ids of shape (B, L) are bags already: leave offsets out, or flatten the ids")
+        count, length = ids.shape
+        # Rows of no ids leave nothing to divide n by.
+        offsets = ids.new_zeros(count) if length == 0 else None
+        return _Bags(ids.reshape(-1), offsets, weights, count)
+    if ids.dim() != 1 or offsets is None:
+        came = f"ids {tuple(ids.shape)} {'without' if offsets is None else 'with'} offsets"
+        raise ValueError(f"expected {_EXPECTED}, got {came}")
+    if not isinstance(offsets, Tensor) or offsets.dtype not in (torch.int64, torch.int32):
+        came = str(offsets.dtype) if isinstance(offsets, Tensor) else type(offsets).__name__
+        raise TypeError(f"offsets must be a torch.Tensor of int64 or int32, got {came}")
+    if offsets.dim() != 1 or (include_last_offset and offsets.shape[0] < 1):
+        raise ValueError(f"offsets must have shape (B{' + 1' * include_last_offset},), got {tuple(offsets.shape)}")
+    if offsets.device != ids.device:
+        raise ValueError(f"ids are on {ids.device}, offsets on {offsets.device}: move one with .to()")
+    offsets = offsets.to(torch.int64).contiguous()
+    if include_last_offset:
+        if int(offsets[-1]) != ids.shape[0]:
+            raise _offsets_error(offsets, ids.shape[0], True)
+        offsets = offsets[:-1]
+    return _Bags(ids, offsets, weights, offsets.shape[0])
+
+
+def _checked_weights(weights: Tensor, ids: Tensor, mode: str) -> Tensor:
+    if mode != "sum":
+        raise ValueError(f'per_sample_weights are for mode="sum" only, got mode={mode!r}')
+    if not isinstance(weights, Tensor) or weights.dtype not in FLOATS:
+        came = str(weights.dtype) if isinstance(weights, Tensor) else type(weights).__name__
+        raise TypeError(f"per_sample_weights must be float32, float16 or bfloat16, got {came}: convert with .float()")
+    if weights.shape != ids.shape:
+        raise ValueError(f"per_sample_weights must be shaped like ids {tuple(ids.shape)}, got {tuple(weights.shape)}")
+    if weights.device != ids.device:
+        raise ValueError(f"ids are on {ids.device}, per_sample_weights on {weights.device}: move one with .to()")
+    return weights.detach().to(torch.float32).reshape(-1).contiguous()
+
+
+def _offsets_error(offsets: Tensor, n: int, include_last_offset: bool = False) -> ValueError:
+    """What is wrong with offsets that do not cut n ids into bags."""
+    if offsets.shape[0] == 0:
+        return ValueError(f"offsets name no bag, but there are {n} ids: give the start of each bag, the first 0")
+    if include_last_offset and int(offsets[-1]) != n:
+        return ValueError(f"with include_last_offset the last offset must be the number of ids, {n}, got {offsets[-1]}")
+    if int(offsets[0]) != 0:
+        return ValueError(f"offsets must start at 0, got {int(offsets[0])}: the first bag starts with the first id")
+    drops = (offsets[1:] < offsets[:-1]).nonzero()
+    if drops.numel():
+        at = int(drops[0]) + 1
+        return ValueError(
+            f"offsets must not decrease, got {int(offsets[at])} at {at} after {int(offsets[at - 1])}: sort the bags"
+        )
+    return ValueError(f"offsets must not exceed the number of ids, {n}, got {int(offsets[-1])}")
+
+
+def _in_order(offsets: Tensor, n: int) -> bool:
+    if offsets.shape[0] == 0:
+        return n == 0
+    wrong = (offsets[0] != 0) | (offsets[-1] > n) | (offsets[1:] < offsets[:-1]).any()
+    return not bool(wrong)
+
+
+def _reference(
+    rows_of: Callable[[Tensor], Tensor], embedding_dim: int, padding_idx: int, bags: _Bags, mode: str
+) -> Tensor:
+    offsets, n = bags.offsets, bags.ids.shape[0]
+    if offsets is None:
+        offsets = torch.arange(bags.count, device=bags.ids.device) * (n // max(1, bags.count))
+    elif not _in_order(offsets, n):
+        raise _offsets_error(offsets, n)
+    return reference_bag.bag(rows_of, bags.ids, offsets, embedding_dim, mode, bags.weights, padding_idx)
+
+
+def _run(
+    table: PreparedLookup,
+    ids: Tensor,
+    offsets: Tensor | None,
+    mode: str,
+    weights: Tensor | None,
+    include_last_offset: bool,
+) -> Tensor:
+    bags = _checked(ids, offsets, mode, weights, include_last_offset)
+    parts = table.parts
+    if bags.ids.device != parts.device:
+        raise ValueError(f"ids are on {bags.ids.device}, the table on {parts.device}: move one with .to()")
+    native, lib = table.native, library()
+    if native is None or lib is None:
+        return _run_reference(table, bags, mode)
+    pooled = torch.empty((bags.count, parts.embedding_dim), device=bags.ids.device)
+    status = lib.mgqe_bag(
+        native.address,
+        bags.ids.data_ptr(),
+        bags.ids.shape[0],
+        None if bags.offsets is None else bags.offsets.data_ptr(),
+        bags.count,
+        MODES[mode],
+        None if bags.weights is None else bags.weights.data_ptr(),
+        pooled.data_ptr(),
+        torch.get_num_threads(),
+    )
+    if status == BAD_OFFSETS and bags.offsets is not None:
+        raise _offsets_error(bags.offsets, bags.ids.shape[0])
+    if status == OUT_OF_RANGE:
+        return _run_reference(table, bags, mode)
+    check(status)
+    return pooled
+
+
+def _run_reference(table: PreparedLookup, bags: _Bags, mode: str) -> Tensor:
+    """By the torch twin, or by look-ups where ids outside the table have a row to stand for them."""
+    parts = table.parts
+    rows_of: Callable[[Tensor], Tensor] = table
+    if all_below(bags.ids, parts.num_embeddings):
+        rows_of = functools.partial(reference.lookup, parts=parts)
+    elif table.fallback is None:
+        raise id_error(bags.ids, parts.num_embeddings)
+    return _reference(rows_of, parts.embedding_dim, parts.padding_idx, bags, mode)
+
+
+def _bag(
+    ids: Tensor, offsets: Tensor | None, weights: Tensor | None, mode: str, include_last_offset: bool, *parts: Any
+) -> Tensor:
+    return _run(PreparedLookup(TableParts(*parts)), ids, offsets, mode, weights, include_last_offset)
+
+
+_op = torch.library.custom_op(
+    "mgqe::bag",
+    _bag,
+    mutates_args=(),
+    schema=(
+        "(Tensor ids, Tensor? offsets, Tensor? per_sample_weights, str mode, bool include_last_offset, "
+        "Tensor[] codes, Tensor[] centroids, Tensor[] scales, Tensor[] map_bits, Tensor[] map_ranks, int[] order, "
+        "int[] sizes, int[] bits, int[] num_subspaces, int[] codebook_of, int embedding_dim, int padding_idx) -> Tensor"
+    ),
+)
+
+
+@_op.register_fake
+def _fake(
+    ids: Tensor, offsets: Tensor | None, weights: Tensor | None, mode: str, include_last_offset: bool, *parts: Any
+) -> Tensor:
+    count = ids.shape[0] if offsets is None else offsets.shape[0] - int(include_last_offset)
+    return ids.new_empty((count, TableParts(*parts).embedding_dim), dtype=torch.float32)

@@ -1,0 +1,373 @@
+// Pooled look-ups, included by each isa_*.cpp: bags of rows summed or maximised in registers, straight from the codes.
+//
+// Two ways, the same bits. Where all rows have the same pieces, a few pieces of a bag stay in registers during a walk
+// over its ids. Other tables: the decoders write a block's rows to a small buffer, which is pooled. A vector `V` (see
+// assign_kernel.h) also offers deposit(word, lanes, bits): the eight codes in the low bits of a word, a byte each.
+// Every number is ((0 + row) + row) + ... in the order of the ids, whatever the blocking and the instruction set.
+#ifndef MGQE_BAG_KERNEL_H
+#define MGQE_BAG_KERNEL_H
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "decode_kernel.h"
+#include "isa.h"
+#include "lookup_kernel.h"
+
+namespace {
+
+enum Pooling { kAdd, kAddWeighted, kLargest };
+
+template <int kFloats>
+struct Floats {
+    typedef float Type __attribute__((vector_size(4 * kFloats)));
+};
+
+template <typename V>
+inline V load_vector(const float* from) {
+    V v;
+    __builtin_memcpy(&v, from, sizeof v);
+    return v;
+}
+
+template <Pooling kPooling, typename V>
+inline void pool(V& sum, V row, float weight) {
+    if (kPooling == kAdd) sum = sum + row;
+    if (kPooling == kAddWeighted) sum = sum + row * weight;
+    if (kPooling == kLargest) sum = row > sum ? row : sum;
+}
+
+template <Pooling kPooling>
+constexpr float pool_start() {
+    return kPooling == kLargest ? -INFINITY : 0.0f;
+}
+
+// Ids located, their codes asked for, padding left out.
+struct BagBlock : Block {
+    float weights[kBlock];
+    int32_t kept[kBlock + 1];  // how many of the block's first i ids are not padding
+};
+
+// What the register path needs of a tier.
+struct BagTier {
+    const float* book;
+    int64_t bits;
+    uint64_t lanes;  // of every byte the bits that a code can have
+};
+
+constexpr int64_t kBookRows = 256;
+constexpr int kTileRegisters = 8;
+
+// The codes of pieces [first, first + kPieces), a byte each. Eight codes are as many bytes as a code has bits.
+template <typename Vec, int kPieces, bool kBytes>
+inline uint64_t code_bytes(const uint8_t* codes, int64_t first, const BagTier& tier) {
+    if (kBytes && kPieces == 8) return window(codes + first);
+    if (kBytes) {
+        uint32_t four;
+        __builtin_memcpy(&four, codes + first, sizeof four);
+        return four;
+    }
+    if (kPieces == 8) return Vec::deposit(few_bytes(codes + (first >> 3) * tier.bits, tier.bits), tier.lanes, tier.bits);
+    const int64_t at = first * tier.bits;
+    const uint64_t word = few_bytes(codes + (at >> 3), ((at & 7) + kPieces * tier.bits + 7) >> 3);
+    return Vec::deposit(word >> (at & 7), tier.lanes, tier.bits);
+}
+
+// Where the centroid of the lowest code in a word starts, in the first piece's book.
+template <int kShift>
+inline const char* piece_of(const char* book, uint64_t word) {
+    uint64_t offset = (word & 255) << kShift;
+    __asm__("" : "+r"(offset));
+    return book + offset;
+}
+
+// Pieces [first, first + kPieces) of rows [from, to) of a block, added to `out`, or the first of a bag.
+// All pieces are kWidth floats; a register holds kReg of them, or two pieces of two floats. kBytes: all codes are bytes
+// and all tiers have the same book.
+template <Pooling kPooling, typename Vec, int kWidth, int kPieces, bool kBytes>
+inline void pool_tile(const BagTier* tiers, const BagBlock& block, int64_t from, int64_t to, int64_t first, bool fresh,
+                      float* out) {
+    constexpr int kReg = kWidth == 2 ? 4 : kWidth < Vec::kLanes ? kWidth : Vec::kLanes;
+    constexpr int kRegs = kPieces * kWidth / kReg;
+    constexpr int kParts = kWidth == 2 ? 1 : kWidth / kReg;
+    constexpr int kShift = kWidth == 2 ? 3 : kWidth == 4 ? 4 : kWidth == 8 ? 5 : 6;
+    constexpr int64_t kStep = kBookRows * kWidth * static_cast<int64_t>(sizeof(float));
+    typedef typename Floats<kReg>::Type V;
+    typedef double Pair __attribute__((vector_size(16)));
+    V sums[kRegs];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRegs; ++r)
+        sums[r] = fresh ? V{} + pool_start<kPooling>() : load_vector<V>(out + r * kReg);
+    const char* const one_book = reinterpret_cast<const char*>(tiers[0].book) + first * kStep;
+    for (int64_t i = from; i < to; ++i) {
+        const BagTier& tier = tiers[kBytes ? 0 : block.tiers[i]];
+        const char* book = kBytes ? one_book : reinterpret_cast<const char*>(tier.book) + first * kStep;
+        // A base of its own in every row: the distances of the pieces then stay constants in the loads' addresses.
+        __asm__("" : "+r"(book));
+        const float weight = kPooling == kAddWeighted ? block.weights[i] : 0.0f;
+        uint64_t word = code_bytes<Vec, kPieces, kBytes>(block.rows[i].codes, first, tier);
+        if constexpr (kWidth == 2) {
+#pragma GCC unroll 8
+            for (int r = 0; r < kRegs; ++r) {
+                double low, high;
+                __builtin_memcpy(&low, piece_of<kShift>(book, word) + 2 * r * kStep, sizeof low);
+                word >>= 8;
+                __builtin_memcpy(&high, piece_of<kShift>(book, word) + (2 * r + 1) * kStep, sizeof high);
+                word >>= 8;
+                pool<kPooling>(sums[r], reinterpret_cast<V>(Pair{low, high}), weight);
+            }
+        } else {
+#pragma GCC unroll 8
+            for (int p = 0; p < kPieces; ++p) {
+                const float* const piece = reinterpret_cast<const float*>(piece_of<kShift>(book, word) + p * kStep);
+                word >>= 8;
+#pragma GCC unroll 4
+                for (int part = 0; part < kParts; ++part)
+                    pool<kPooling>(sums[p * kParts + part], load_vector<V>(piece + part * kReg), weight);
+            }
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRegs; ++r) __builtin_memcpy(out + r * kReg, &sums[r], sizeof(V));
+}
+
+// All pieces of rows [from, to) of a block: eight at a time while registers last, else four, which divide the rest.
+template <Pooling kPooling, typename Vec, int kWidth, bool kBytes>
+void pool_pieces(const BagTier* tiers, int64_t D, const BagBlock& block, int64_t from, int64_t to, bool fresh,
+                 float* out) {
+    constexpr int kMost = kWidth > Vec::kLanes && Vec::kLanes * kTileRegisters < 8 * kWidth ? 4 : 8;
+    int64_t first = 0;
+    for (; first + kMost <= D; first += kMost)
+        pool_tile<kPooling, Vec, kWidth, kMost, kBytes>(tiers, block, from, to, first, fresh, out + first * kWidth);
+    if (kMost > 4 && first < D)
+        pool_tile<kPooling, Vec, kWidth, 4, kBytes>(tiers, block, from, to, first, fresh, out + first * kWidth);
+}
+
+// Columns [at, dim) of decoded rows, kColumns vectors of kLanes floats at a time while they last; the next column.
+template <Pooling kPooling, int kLanes, int kColumns>
+inline int64_t pool_columns(const float* rows, const float* weights, int64_t n, int64_t dim, int64_t at, bool fresh,
+                            float* out) {
+    typedef typename Floats<kLanes>::Type V;
+    for (; at + kColumns * kLanes <= dim; at += kColumns * kLanes) {
+        V sums[kColumns];
+#pragma GCC unroll 8
+        for (int c = 0; c < kColumns; ++c)
+            sums[c] = fresh ? V{} + pool_start<kPooling>() : load_vector<V>(out + at + c * kLanes);
+        for (int64_t i = 0; i < n; ++i) {
+            const float weight = kPooling == kAddWeighted ? weights[i] : 0.0f;
+#pragma GCC unroll 8
+            for (int c = 0; c < kColumns; ++c)
+                pool<kPooling>(sums[c], load_vector<V>(rows + i * dim + at + c * kLanes), weight);
+        }
+#pragma GCC unroll 8
+        for (int c = 0; c < kColumns; ++c) __builtin_memcpy(out + at + c * kLanes, &sums[c], sizeof(V));
+    }
+    return at;
+}
+
+template <Pooling kPooling, int kLanes>
+void pool_rows(const float* rows, const float* weights, int64_t n, int64_t dim, bool fresh, float* out) {
+    int64_t at = pool_columns<kPooling, kLanes, 4>(rows, weights, n, dim, 0, fresh, out);
+    at = pool_columns<kPooling, kLanes, 1>(rows, weights, n, dim, at, fresh, out);
+    for (; at < dim; ++at) {
+        float sum = fresh ? pool_start<kPooling>() : out[at];
+        for (int64_t i = 0; i < n; ++i)
+            pool<kPooling>(sum, rows[i * dim + at], kPooling == kAddWeighted ? weights[i] : 0.0f);
+        out[at] = sum;
+    }
+}
+
+// Pool the rows of a part of a bag that lies in one block, the one way or the other.
+typedef void (*PiecePooler)(const BagTier*, int64_t, const BagBlock&, int64_t, int64_t, bool, float*);
+typedef void (*RowPooler)(const float*, const float*, int64_t, int64_t, bool, float*);
+
+// The functions for a table's width and codes and a call's mode.
+template <typename Vec>
+struct Poolers {
+    PiecePooler pieces;
+    RowPooler rows;
+
+    template <Pooling kPooling, bool kBytes>
+    void set(int64_t width) {
+        rows = pool_rows<kPooling, Vec::kLanes>;
+        if (width == 2) pieces = pool_pieces<kPooling, Vec, 2, kBytes>;
+        else if (width == 4) pieces = pool_pieces<kPooling, Vec, 4, kBytes>;
+        else if (width == 8) pieces = pool_pieces<kPooling, Vec, 8, kBytes>;
+        else pieces = pool_pieces<kPooling, Vec, 16, kBytes>;
+    }
+
+    Poolers(const mgqe_table& table, const mgqe_bags& bags) {
+        bool bytes = true;
+        for (int32_t g = 0; bags.books && g < table.num_tiers; ++g)
+            bytes &= table.tiers[g].bits == 8 && bags.books[g] == bags.books[0];
+        const int64_t width = table.tiers->width;
+        if (bags.mode == MGQE_MAX) bytes ? set<kLargest, true>(width) : set<kLargest, false>(width);
+        else if (bags.weights) bytes ? set<kAddWeighted, true>(width) : set<kAddWeighted, false>(width);
+        else bytes ? set<kAdd, true>(width) : set<kAdd, false>(width);
+    }
+};
+
+// Fills a block from ids [begin, end). False if the tier map is damaged.
+template <typename Locator>
+inline bool locate_bag_block(const Locator& locator, int64_t padding_idx, const mgqe_bags& bags, int64_t begin,
+                             int64_t end, BagBlock& block) {
+    const int64_t* const ids = bags.ids;
+    const float* const weights = bags.weights;
+    int64_t count = 0;
+    for (int64_t i = begin; i < end; ++i) {
+        block.kept[i - begin] = static_cast<int32_t>(count);
+        const int64_t id = ids[i];
+        if (id == padding_idx) continue;
+        const uint8_t* codes;
+        int64_t bytes;
+        if (!locator.find(id, codes, block.tiers[count], bytes)) return false;
+        prefetch(codes, bytes);
+        block.rows[count].codes = codes;
+        if (weights) block.weights[count] = weights[i];
+        ++count;
+    }
+    block.kept[end - begin] = static_cast<int32_t>(count);
+    block.count = count;
+    return true;
+}
+
+// Walks over the ids of bags [begin, end) block by block, each located while the block before it is pooled.
+template <typename Locator, typename V>
+struct BagWalk {
+    const mgqe_table& table;
+    const mgqe_bags& bags;
+    const mgqe_decoder* const decoders;
+    const Poolers<V> poolers;
+    BagTier tiers[kMaxTiers];
+    float* const scratch;  // room for a block of decoded rows
+    const int64_t block_ids;
+    int64_t bag;      // the one being pooled
+    int64_t counted;  // ids of it so far
+
+    BagWalk(const mgqe_table& of, const mgqe_bags& which, const mgqe_decoder* decode, float* buffer, int64_t ids,
+            int64_t first)
+        : table(of), bags(which), decoders(decode), poolers(of, which), scratch(buffer), block_ids(ids), bag(first),
+          counted(0) {
+        for (int32_t g = 0; bags.books && g < table.num_tiers; ++g) {
+            const mgqe_tier& tier = table.tiers[g];
+            tiers[g] = {bags.books[g], tier.bits, 0x0101010101010101u * ((1u << tier.bits) - 1u)};
+        }
+    }
+
+    int64_t end_of(int64_t b) const {
+        if (!bags.offsets) return (b + 1) * (bags.n / bags.count);
+        return b + 1 < bags.count ? bags.offsets[b + 1] : bags.n;
+    }
+
+    void finish() {
+        const int64_t dim = table.embedding_dim;
+        float* const out = bags.out + bag * dim;
+        if (counted == 0) memset(out, 0, static_cast<size_t>(dim) * sizeof(float));
+        else if (bags.mode == MGQE_MEAN)
+            for (int64_t t = 0; t < dim; ++t) out[t] /= static_cast<float>(counted);
+        ++bag;
+        counted = 0;
+    }
+
+    // Ids [begin, end) are in `block`: every bag that ends among them is finished.
+    void pool_block(BagBlock& block, int64_t begin, int64_t end, int64_t last_bag) {
+        const int64_t dim = table.embedding_dim, D = table.tiers->num_subspaces;
+        if (!bags.books) {
+            for (int64_t i = 0; i < block.count; ++i) block.rows[i].out = scratch + i * dim;
+            decode_block(table, decoders, block, false);
+        }
+        for (int64_t at = begin; bag < last_bag;) {
+            const int64_t bag_end = end_of(bag);
+            const int64_t stop = bag_end < end ? bag_end : end;
+            const int64_t from = block.kept[at - begin], to = block.kept[stop - begin];
+            float* const out = bags.out + bag * dim;
+            if (from < to) {
+                if (bags.books)
+                    poolers.pieces(tiers, D, block, from, to, counted == 0, out);
+                else
+                    poolers.rows(scratch + from * dim, block.weights + from, to - from, dim, counted == 0, out);
+                counted += to - from;
+            }
+            if (bag_end > end) return;
+            finish();
+            at = stop;
+        }
+    }
+
+    int32_t run(int64_t last_bag) {
+        const Locator locator(table);
+        const int64_t begin = bag == 0 ? 0 : end_of(bag - 1), end = end_of(last_bag - 1);
+        BagBlock blocks[2];
+        int now = 0;
+        int64_t start = begin;
+        int64_t next = begin + block_ids < end ? begin + block_ids : end;
+        if (!locate_bag_block(locator, table.padding_idx, bags, begin, next, blocks[now])) return MGQE_CORRUPT;
+        for (;;) {
+            const int64_t after = next + block_ids < end ? next + block_ids : end;
+            if (next < end && !locate_bag_block(locator, table.padding_idx, bags, next, after, blocks[now ^ 1]))
+                return MGQE_CORRUPT;
+            pool_block(blocks[now], start, next, last_bag);
+            if (next >= end) return MGQE_OK;
+            start = next;
+            next = after;
+            now ^= 1;
+        }
+    }
+};
+
+template <typename Locator, typename V>
+int32_t walk_bags(const mgqe_table& table, const mgqe_bags& bags, const mgqe_decoder* decoders, float* scratch,
+                  int64_t block_ids, int64_t begin, int64_t end) {
+    BagWalk<Locator, V> walk(table, bags, decoders, scratch, block_ids, begin);
+    return walk.run(end);
+}
+
+// Decoded rows stay in the second-level cache at most.
+constexpr int64_t kScratchFloats = 16 * 1024;
+
+template <typename H, typename V>
+int32_t pool_bags(const mgqe_table& table, const mgqe_bags& bags, int64_t begin, int64_t end) {
+    mgqe_decoder decoders[kMaxTiers];
+    float* scratch = nullptr;
+    int64_t block_ids = kBlock;
+    if (!bags.books) {
+        for (int32_t g = 0; g < table.num_tiers; ++g) decoders[g] = select_decoder<H>(table.tiers[g]);
+        const int64_t fit = kScratchFloats / table.embedding_dim;
+        block_ids = fit < 1 ? 1 : fit < kBlock ? fit : kBlock;
+        scratch = static_cast<float*>(malloc(static_cast<size_t>(block_ids * table.embedding_dim) * sizeof(float)));
+        if (!scratch) return MGQE_NO_MEMORY;
+    }
+    const auto walk = table.num_levels ? walk_bags<TierMap, V>
+                      : table.num_tiers > 1 ? walk_bags<TierRanges, V>
+                                            : walk_bags<OneTier, V>;
+    const int32_t status = walk(table, bags, decoders, scratch, block_ids, begin, end);
+    free(scratch);
+    return status;
+}
+
+template <typename H, typename T>
+inline void write_book_of(const mgqe_tier& tier, float* book) {
+    const T* const centroids = static_cast<const T*>(tier.centroids);
+    const int64_t width = tier.width, count = tier.num_centroids;
+    for (int64_t j = 0; j < tier.num_subspaces; ++j) {
+        const int64_t piece = tier.pieces == 1 ? 0 : j;
+        const float scale = tier.scales ? tier.scales[piece] : 1.0f;
+        for (int64_t k = 0; k < kBookRows; ++k, book += width) {
+            const int64_t row = k < count ? k : count - 1;
+            emit<H, 0>(centroids + (piece * count + row) * width, book, scale, width);
+        }
+    }
+}
+
+template <typename H>
+void write_book(const mgqe_tier& tier, float* book) {
+    if (tier.dtype == MGQE_FLOAT32) write_book_of<H, float>(tier, book);
+    else if (tier.dtype == MGQE_FLOAT16) write_book_of<H, uint16_t>(tier, book);
+    else write_book_of<H, int8_t>(tier, book);
+}
+
+}  // namespace
+
+#endif
