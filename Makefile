@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/ready
 NATIVE_SOURCES := $(wildcard src/mgqe/ops/native/*.cpp src/mgqe/ops/native/*.h)
 
-.PHONY: demo test test-all lint bench study clean setup
+.PHONY: demo test test-all lint sanitize bench study clean setup
 
 demo: setup  ## train full, small-d and MGQE tables on an embedded data set; table, picture, look-up
 	$(BIN)/mgqe compare --out runs/demo --seeds 1 --jobs 2 --embedding full --embedding full:d=8 \
@@ -23,6 +23,15 @@ lint: setup
 	$(BIN)/ruff check src tests benchmarks examples setup.py
 	$(BIN)/ruff format --check src tests benchmarks examples setup.py
 	$(BIN)/mypy
+
+# The library goes to build/sanitized and is loaded from there (MGQE_LIBRARY): the installed one stays as it is.
+# Python itself is not built with the sanitizer, hence LD_PRELOAD, and never frees all of its memory, hence no leaks.
+sanitize: setup  ## the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer (gcc, Linux)
+	MGQE_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -g -O1" \
+		$(BIN)/python setup.py build_ext --build-lib build/sanitized
+	MGQE_LIBRARY=$(CURDIR)/build/sanitized/mgqe/ops/libmgqe_native.so ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		$(BIN)/python -m pytest -q -m "not slow" tests/test_ops_*.py
 
 bench: setup  ## every benchmark, to benchmarks/results
 	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"

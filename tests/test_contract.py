@@ -335,3 +335,23 @@ def test_one_row(subject):
 
 def test_the_counts_are_in_no_order():
     assert mgqe.Tiers.from_counts(shuffled_counts(ROWS)).tier_of is not None
+
+
+@each_freezing
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_of_frozen_tables(subject, mode):
+    table = subject.make(padding_idx=3).freeze()
+    ids, offsets = torch.tensor([1, 3, 1, 49, 3, 3, 0, 7], dtype=torch.int32), torch.tensor([0, 2, 2, 4, 6])
+    expected = torch.nn.functional.embedding_bag(
+        ids.long(), table.to_dense(), offsets, mode=mode, padding_idx=3, include_last_offset=False
+    )
+    torch.testing.assert_close(table.bag(ids, offsets, mode), expected)
+    weights = torch.linspace(-1, 1, 8)
+    weighted = torch.nn.functional.embedding_bag(
+        ids.long(), table.to_dense(), offsets, mode="sum", padding_idx=3, per_sample_weights=weights
+    )
+    torch.testing.assert_close(table.bag(ids, offsets, per_sample_weights=weights), weighted)
+    with pytest.raises(IndexError, match="id 50 is out of range"):
+        table.bag(torch.tensor([[1, 50]]))
+    with pytest.raises(ValueError, match="must not decrease"):
+        table.bag(ids, torch.tensor([0, 5, 4]))

@@ -215,3 +215,14 @@ def test_compiles_whole():
     compiled = torch.compile(built.table.lookup, fullgraph=True, backend="eager")
     ids = torch.tensor([0, 46, 3])
     assert torch.equal(compiled(ids), built.dense[ids])
+
+
+def test_bags():
+    built = build(CASES[0])
+    ids = torch.tensor([[0, 5, 46], [3, 3, 3]], dtype=torch.uint16)
+    torch.testing.assert_close(built.table.bag(ids), built.dense[ids.long()].sum(1))
+    torch.testing.assert_close(built.table.bag(ids, mode="max"), built.dense[ids.long()].amax(1))
+    last = built.table.bag(ids.long().flatten(), torch.tensor([0, 2, 6]), "mean", include_last_offset=True)
+    torch.testing.assert_close(last[1], built.dense[[46, 3, 3, 3]].mean(0))
+    with_fallback = built.table.with_fallback(torch.ones(8))
+    torch.testing.assert_close(with_fallback.bag(torch.tensor([[2, 47, -1]])), built.dense[2:3] + 2)

@@ -39,8 +39,9 @@ def bag(
     for step in range(int(lengths.max()) if bags else 0):
         live = (lengths > step).nonzero().squeeze(1)
         at = offsets[live] + step
-        kept = ids[at] != padding_idx
-        live, at = live[kept], at[kept]
+        if padding_idx >= 0:
+            kept = ids[at] != padding_idx
+            live, at = live[kept], at[kept]
         rows = rows_of(ids[at])
         before = pooled[live]
         if mode == "max":
