@@ -26,7 +26,7 @@ class _Bags(NamedTuple):
     ids: Tensor
     offsets: Tensor | None
     weights: Tensor | None
-    count: int
+    num_bags: int
 
 
 def bag(
@@ -172,7 +172,7 @@ def _reference(
 ) -> Tensor:
     offsets, n = bags.offsets, bags.ids.shape[0]
     if offsets is None:
-        offsets = torch.arange(bags.count, device=bags.ids.device) * (n // max(1, bags.count))
+        offsets = torch.arange(bags.num_bags, device=bags.ids.device) * (n // max(1, bags.num_bags))
     elif not _in_order(offsets, n):
         raise _offsets_error(offsets, n)
     return reference_bag.bag(rows_of, bags.ids, offsets, embedding_dim, mode, bags.weights, padding_idx)
@@ -190,16 +190,16 @@ def _run(
     parts = table.parts
     if bags.ids.device != parts.device:
         raise ValueError(f"ids are on {bags.ids.device}, the table on {parts.device}: move one with .to()")
-    native, lib = table.native, library()
+    native, lib = table._native, library()
     if native is None or lib is None:
         return _run_reference(table, bags, mode)
-    pooled = torch.empty((bags.count, parts.embedding_dim), device=bags.ids.device)
+    pooled = torch.empty((bags.num_bags, parts.embedding_dim), device=bags.ids.device)
     status = lib.mgqe_bag(
         native.address,
         bags.ids.data_ptr(),
         bags.ids.shape[0],
         None if bags.offsets is None else bags.offsets.data_ptr(),
-        bags.count,
+        bags.num_bags,
         MODES[mode],
         None if bags.weights is None else bags.weights.data_ptr(),
         pooled.data_ptr(),

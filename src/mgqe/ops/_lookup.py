@@ -31,7 +31,7 @@ class PreparedLookup:
         self.parts = parts
         self.fallback = fallback
         self._num_embeddings = parts.num_embeddings
-        self.native = None if library() is None or parts.device.type != "cpu" else Descriptor(parts)
+        self._native = None if library() is None or parts.device.type != "cpu" else Descriptor(parts)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PreparedLookup, (self.parts, self.fallback)
@@ -74,7 +74,7 @@ class PreparedLookup:
             ids = id_tensor(ids)
         if ids.device != self.parts.device:
             raise ValueError(f"ids are on {ids.device}, the table on {self.parts.device}: move one with .to()")
-        native, lib = self.native, library()
+        native, lib = self._native, library()
         if native is None or lib is None:
             if not all_below(ids, self._num_embeddings):
                 return self._run_unknown(ids)
