@@ -33,6 +33,7 @@ READS = {
     "lookup": (lambda t, n: t.lookup(torch.arange(n))[:, 0], lambda v, n: v[:n]),
     "two threads": (lambda t, n: t.lookup(torch.arange(2100) % n)[:, 3], lambda v, n: v[torch.arange(2100) % n]),
     "codes": (lambda t, n: t.codes(torch.arange(n))[:, 1].float(), lambda v, n: v[:n]),
+    "bag": (lambda t, n: t.bag(torch.arange(n)[None])[0, 0], lambda v, n: v[:n].sum()),
     "topk": (lambda t, n: t.topk(torch.ones(4), 3)[0], lambda v, n: 4 * v.sort(descending=True).values[:3]),
     "unknown id": (lambda t, n: t.lookup(torch.tensor([-1]))[0], lambda v, n: torch.full((4,), 7.0)),
     "tiers": (lambda t, n: torch.tensor(sum(t.tiers.sizes) >= n), lambda v, n: torch.tensor(True)),

@@ -42,6 +42,8 @@ def check(table, model):
     assert table.config == whole.config
     assert table.equal(whole)
     if n:
+        assert torch.equal(table.bag(ids[None]), rows.sum(0, keepdim=True))  # multiples of 1/4: exact in any order
+        assert torch.equal(table.bag(ids.flip(0)[:, None], mode="max"), rows.flip(0))
         queries, k = quarters(2, model.embedding_dim, n), min(n, 10)
         scores, order = torch.sort(queries @ rows.T, dim=1, descending=True, stable=True)
         found = table.topk(queries, k)
