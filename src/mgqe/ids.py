@@ -27,9 +27,11 @@ def as_int64(ids: Tensor) -> Tensor:
     """
     if not isinstance(ids, Tensor):
         raise TypeError(f"ids must be a torch.Tensor of integers, got {type(ids).__name__}: use torch.as_tensor(ids)")
+    if ids.dtype == torch.int64:
+        return ids
     if ids.dtype not in INTEGER_DTYPES:
         raise TypeError(f"ids must have an integer dtype such as torch.int64, got {ids.dtype}: cast with ids.long()")
-    return ids if ids.dtype == torch.int64 else ids.to(torch.int64)
+    return ids.to(torch.int64)
 
 
 def check_ids(ids: Tensor, num_embeddings: int) -> Tensor:
