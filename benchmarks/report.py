@@ -135,7 +135,7 @@ def speed() -> str:
                 rows.append(
                     [f"{title}: {where}", peer, str(row["threads"]), f"{row['ratio']:.3f}", f"{row['target']:.3f}"]
                 )
-    rows += topk_targets()
+    rows += bag_targets() + single_targets() + topk_targets()
     for name in ("train_step", "epoch"):
         found = read(name)
         for row in found["results"] if found else ():
@@ -145,6 +145,28 @@ def speed() -> str:
                      f"{row['ratio']:.3f}", f"{row['target']:.3f}"]
                 )  # fmt: skip
     return markdown(["what", "against", "threads", "share of its time", "target"], rows)
+
+
+def bag_targets() -> list[list[str]]:
+    """The speed table's rows of the pooled look-ups; packed tails against whole bytes, the rest against torch."""
+    found = read("bag")
+    return [
+        [f"sum of 20 in 8,192 bags, {row['name']}: {row['rows']} rows, {row['ids']} ids",
+         row.get("peer", "nn.EmbeddingBag"), str(row["threads"]), f"{row['ratio']:.3f}", f"{row['target']:.3f}"]
+        for row in (found["results"] if found else ())
+        if row["target"] is not None
+    ]  # fmt: skip
+
+
+def single_targets() -> list[list[str]]:
+    """The speed table's rows of look-ups of a few ids."""
+    found = read("single")
+    return [
+        [f"look-up of {row['ids']} id{'s' if row['ids'] > 1 else ''}, {row['name']}: {row['rows']} rows",
+         "nn.Embedding", str(row["threads"]), f"{row['ratio']:.3f}", f"{row['target']:.3f}"]
+        for row in (found["results"] if found else ())
+        if row["target"] is not None
+    ]  # fmt: skip
 
 
 def topk_targets() -> list[list[str]]:
