@@ -21,7 +21,7 @@ namespace {
 
 constexpr int64_t kQueriesAtOnce = 32;               // whose tables share a pass over the codes
 constexpr int64_t kTableBytes = 16 << 20;            // at most, of all those queries
-constexpr int64_t kQueriesPerThread = 16;            // from here on threads take queries, not rows
+constexpr int64_t kQueriesPerThread = kQueriesAtOnce;           // from here on threads take queries, not rows
 constexpr int64_t kTilesPerThread = 8;
 constexpr int64_t kScanShare = 8;                    // k above 1 / 8 of the rows: nothing to filter
 
