@@ -124,6 +124,7 @@ inline void pass_rows(const uint8_t* columns, int64_t rows, int64_t number, int6
         const uint8_t* table = tables;
         if (number <= kNarrowColumns) {
             for (int v = 0; v < F::kVectors; ++v) sums[v] = F::zero();
+#pragma GCC unroll 1
             for (int64_t j = 0; j + 1 < number; ++j, column += column_step, table += kStride)
                 add_column<F, kStride>(column, table, sums);
             if (last_stride == kStride)
@@ -138,6 +139,7 @@ inline void pass_rows(const uint8_t* columns, int64_t rows, int64_t number, int6
         for (int64_t first = 0; first < number; first += kGroup) {
             for (int v = 0; v < F::kVectors; ++v) sums[v] = F::zero();
             const int64_t stop = first + kGroup < number ? first + kGroup : number;
+#pragma GCC unroll 1
             for (int64_t j = first; j < stop; ++j, column += column_step, table += kStride) {
                 if (j + 1 < number || last_stride == kStride)
                     add_column<F, kStride>(column, table, sums);

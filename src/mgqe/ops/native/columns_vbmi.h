@@ -22,26 +22,29 @@ struct alignas(64) ByteOrder {
     V load() const { return _mm512_load_si512(bytes); }
 };
 
-// Column p / 2, or p / 2 + 4, of rows b of the first vector (p even) or the second.
-constexpr ByteOrder kLowColumns([](int p, int b) { return p % 2 * 64 + b * 8 + p / 2; });
-constexpr ByteOrder kHighColumns([](int p, int b) { return p % 2 * 64 + b * 8 + p / 2 + 4; });
+// Two columns side by side, columns 2 * h and 2 * h + 1 of four, of 8 rows each of two vectors.
+constexpr ByteOrder kLowColumns([](int p, int b) { return p / 2 % 2 * 64 + b * 8 + p / 4 * 2 + p % 2; });
+constexpr ByteOrder kHighColumns([](int p, int b) { return p / 2 % 2 * 64 + b * 8 + p / 4 * 2 + p % 2 + 4; });
 
 // 8 vectors of 8 rows of 8 bytes -> 8 columns of 64 bytes. Halves of the columns come apart, then quarters, then all.
 inline void transpose(V* z) {
     const V low = kLowColumns.load(), high = kHighColumns.load();
-    V halves[8];  // columns 0 to 3 of 16 rows in the first four, 4 to 7 in the others
+    // Columns 0 to 3 of rows 8 i to 8 i + 7 and 8 i + 16 to 8 i + 23 in the first four, columns 4 to 7 in the others.
+    V halves[8];
     for (int i = 0; i < 4; ++i) {
-        halves[i] = _mm512_permutex2var_epi8(z[2 * i], low, z[2 * i + 1]);
-        halves[4 + i] = _mm512_permutex2var_epi8(z[2 * i], high, z[2 * i + 1]);
+        const int first = i / 2 + i % 2 * 4;
+        halves[i] = _mm512_permutex2var_epi8(z[first], low, z[first + 2]);
+        halves[4 + i] = _mm512_permutex2var_epi8(z[first], high, z[first + 2]);
     }
     for (int half = 0; half < 8; half += 4) {
         const V* from = halves + half;
-        const V a = _mm512_shuffle_i64x2(from[0], from[1], 0x44), b = _mm512_shuffle_i64x2(from[2], from[3], 0x44);
-        const V c = _mm512_shuffle_i64x2(from[0], from[1], 0xee), d = _mm512_shuffle_i64x2(from[2], from[3], 0xee);
-        z[half] = _mm512_shuffle_i64x2(a, b, 0x88);
-        z[half + 1] = _mm512_shuffle_i64x2(a, b, 0xdd);
-        z[half + 2] = _mm512_shuffle_i64x2(c, d, 0x88);
-        z[half + 3] = _mm512_shuffle_i64x2(c, d, 0xdd);
+        for (int pair = 0; pair < 2; ++pair) {
+            // Rows whose number has no 8 in it, and the others.
+            const V even = pair ? _mm512_shuffle_i64x2(from[0], from[1], 0xee) : _mm512_shuffle_i64x2(from[0], from[1], 0x44);
+            const V odd = pair ? _mm512_shuffle_i64x2(from[2], from[3], 0xee) : _mm512_shuffle_i64x2(from[2], from[3], 0x44);
+            z[half + 2 * pair] = _mm512_unpacklo_epi64(even, odd);
+            z[half + 2 * pair + 1] = _mm512_unpackhi_epi64(even, odd);
+        }
     }
 }
 

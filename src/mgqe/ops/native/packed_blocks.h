@@ -19,7 +19,7 @@ struct PackedBlocks {
 
     void prefetch(int64_t block) const {
         const uint8_t* at = upcoming + block * 64 * row_bytes;
-        for (int64_t line = 0; line < row_bytes; ++line) __builtin_prefetch(at + 64 * line, 0, 2);
+        for (int64_t line = 0; line < row_bytes; ++line) __builtin_prefetch(at + 64 * line, 0, 1);
     }
 };
 

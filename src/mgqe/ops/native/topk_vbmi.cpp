@@ -9,7 +9,7 @@ namespace {
 struct Vectors {
     static constexpr bool kFilters = true;
     static constexpr int kLanes = 64;
-    static constexpr int kVectors = 8;
+    static constexpr int kVectors = 4;
     using Bytes = V;
     struct Words {
         V even, odd;  // of the rows
