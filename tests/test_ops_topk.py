@@ -266,6 +266,16 @@ def test_tiny_and_zero_queries():
     assert ids[0].tolist() == list(range(10))
 
 
+@pytest.mark.parametrize("scale", [1e-24, 3e-23, 1e-20, 1e-16, 1e17, 1e19, 1e37])
+@pytest.mark.parametrize("k", [10, 3000])
+def test_rows_so_short_or_long_that_squares_leave_float32(scale, k):
+    parts = make_parts(sizes=(3000,), counts=(256,), subspaces=(4,), pieces=4, width=2)
+    parts.centroids[0].mul_(scale)
+    queries = torch.randn(3, 8, generator=torch.Generator().manual_seed(5))
+    check_all_paths(parts, ops.TopKJob(queries, k), threads=(1,))
+    check_all_paths(parts, ops.TopKJob(queries / queries.norm(dim=1, keepdim=True), k, cosine=True), threads=(1,))
+
+
 def test_a_codebook_without_differences():
     parts = make_parts(sizes=(3000,), counts=(16,), subspaces=(4,), pieces=4, width=2)
     for value in (0.0, 1.5):

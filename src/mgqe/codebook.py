@@ -42,7 +42,7 @@ def start_codebooks(rows: Sequence[Tensor], capacity: Capacity, generator: torch
     for number, shape in enumerate(capacity.codebook_shapes):
         tiers = [g for g, book in enumerate(capacity.codebook_of) if book == number]
         device = rows[tiers[0]].device
-        book = torch.empty(shape[0], 0, shape[2], device=device)
+        book = torch.empty(shape[0], 0, shape[2], dtype=torch.float32, device=device)
         for reach in sorted({capacity.num_centroids[g] for g in tiers}):
             parts = [(rows[g], capacity.num_subspaces[g]) for g in tiers if capacity.num_centroids[g] == reach]
             book = kmeans(parts, book, reach, generator)
@@ -87,7 +87,7 @@ def kmeans(parts: Sequence[tuple[Tensor, int]], held: Tensor, num_centroids: int
     work = pieces.numel() * num_centroids
     for _ in range(max(1, min(KMEANS_ITERATIONS, int(WORK_LIMIT / max(1, work))))):
         sums = torch.zeros_like(book)
-        counts = torch.zeros(book.shape[:2], device=book.device)
+        counts = torch.zeros(book.shape[:2], dtype=torch.float32, device=book.device)
         for rows, subspaces in sampled:
             codes = nearest_codes(rows, book, subspaces, num_centroids)
             part_sums, part_counts = ops.scatter(rows, codes, None, *book.shape)
@@ -129,7 +129,7 @@ def draw_pieces(pieces: Tensor, count: int, num: int, generator: torch.Generator
     if count == 1 and pieces.shape[1] != 1:
         pieces = pieces.reshape(-1, 1, pieces.shape[-1])
     rows, subspaces, width = pieces.shape
-    noise = torch.randn(subspaces, num, width, generator=generator, device="cpu").to(pieces.device)
+    noise = torch.randn(subspaces, num, width, generator=generator, dtype=torch.float32, device="cpu").to(pieces.device)
     if rows == 0:
         return noise * 0.01
     repeats = math.ceil(num / rows)

@@ -131,7 +131,7 @@ class FrozenTable(ABC):
         """All rows, float32 (num_embeddings, embedding_dim), looked up ``chunk`` ids at a time."""
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1, got {chunk}")
-        dense = torch.empty((self.num_embeddings, self.embedding_dim), device=self.device)
+        dense = torch.empty((self.num_embeddings, self.embedding_dim), dtype=torch.float32, device=self.device)
         for start in range(0, self.num_embeddings, chunk):
             stop = min(start + chunk, self.num_embeddings)
             dense[start:stop] = self.lookup(torch.arange(start, stop, device=self.device))

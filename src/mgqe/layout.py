@@ -169,7 +169,7 @@ def store_centroids(codebook: Tensor, centroid_dtype: str) -> tuple[Tensor, Tens
     values = codebook.detach().cpu().to(torch.float32).clone(memory_format=torch.contiguous_format)
     if not bool(torch.isfinite(values).all()):
         raise ValueError("codebooks hold NaN or infinity: training diverged, lower the learning rate")
-    none = torch.empty(0)
+    none = torch.empty(0, dtype=torch.float32, device="cpu")
     if centroid_dtype == "float32":
         return values, none
     if centroid_dtype == "float16":

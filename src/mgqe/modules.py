@@ -36,7 +36,7 @@ def quantization_loss(model: nn.Module) -> Tensor:
     if losses:
         return torch.stack([loss.float().to(losses[0].device) for loss in losses]).sum()
     parameter = next(model.parameters(), None)
-    return torch.zeros((), device=None if parameter is None else parameter.device)
+    return torch.zeros((), dtype=torch.float32, device=None if parameter is None else parameter.device)
 
 
 def start_quantizing(model: nn.Module) -> int:

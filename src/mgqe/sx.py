@@ -47,8 +47,8 @@ class SXQuantizer(nn.Module):
         self.keys = nn.ParameterList(nn.Parameter(like.new_zeros(shape)) for shape in shapes)
         self.values_ = nn.ParameterList(nn.Parameter(like.new_zeros(shape)) for shape in shapes)
         for g, size in enumerate(zip(capacity.num_subspaces, capacity.num_centroids, strict=True)):
-            self.register_buffer(f"mean_{g}", torch.zeros(size, device=like.device))
-            self.register_buffer(f"variance_{g}", torch.ones(size, device=like.device))
+            self.register_buffer(f"mean_{g}", torch.zeros(size, dtype=torch.float32, device=like.device))
+            self.register_buffer(f"variance_{g}", torch.ones(size, dtype=torch.float32, device=like.device))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -72,7 +72,7 @@ class SXQuantizer(nn.Module):
         for number, value in enumerate(self.values_):
             sums, counts = (
                 torch.zeros_like(books[number]),
-                torch.zeros(books[number].shape[:2], device=value.device),
+                torch.zeros(books[number].shape[:2], dtype=torch.float32, device=value.device),
             )
             for g, tier_rows in enumerate(rows):
                 if self.capacity.codebook_of[g] == number:
@@ -88,7 +88,7 @@ class SXQuantizer(nn.Module):
         moved = 0
         for number, (key, value) in enumerate(zip(self.keys, self.values_, strict=True)):
             tiers = [g for g, used in enumerate(self.capacity.codebook_of) if used == number and len(rows[g])]
-            uses = torch.zeros(key.shape[:2], device=key.device)
+            uses = torch.zeros(key.shape[:2], dtype=torch.float32, device=key.device)
             for g in tiers:
                 uses += ops.scatter(rows[g], self.codes(rows[g], g), None, *key.shape)[1]
             start = 0

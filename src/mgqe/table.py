@@ -126,7 +126,7 @@ class CompactTable(FrozenTable):
             scales.append(
                 reader.tensor(f"scales.{c}", torch.float32, (book.shape[0],))
                 if dtype == torch.int8
-                else torch.empty(0, device=book.device)
+                else torch.empty(0, dtype=torch.float32, device=book.device)
             )
         codes = []
         for g, (n, subspaces, k) in enumerate(zip(cfg.sizes, cfg.num_subspaces, cfg.num_centroids, strict=True)):

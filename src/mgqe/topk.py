@@ -181,7 +181,7 @@ def _id_lists(name: str, given: Ids, count: int, device: torch.device) -> ops.Id
     if len(given) != count:
         raise ValueError(f"{name} must be a tensor of ids, or one such tensor a query, {count}, got {len(given)}")
     lists = [as_int64(ids).reshape(-1) for ids in given]
-    ends = torch.tensor([0, *(len(ids) for ids in lists)]).cumsum(0)
+    ends = torch.tensor([0, *(len(ids) for ids in lists)], device="cpu").cumsum(0)
     ids = torch.cat(lists) if lists else torch.empty(0, dtype=torch.int64, device=device)
     return ops.IdLists(_on(name, ids, device), torch.stack([ends[:-1], ends[1:]], dim=1).contiguous())
 

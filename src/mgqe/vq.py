@@ -60,7 +60,7 @@ class VQQuantizer(nn.Module):
         for number, parameter in enumerate(self.codebooks):
             book = self._book(number)
             tiers = [g for g, used in enumerate(self.capacity.codebook_of) if used == number and len(rows[g])]
-            uses = torch.zeros(book.shape[:2], device=book.device)
+            uses = torch.zeros(book.shape[:2], dtype=torch.float32, device=book.device)
             for g in tiers:
                 uses += ops.scatter(rows[g], self.codes(rows[g], g), None, *book.shape)[1]
             start = 0

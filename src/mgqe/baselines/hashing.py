@@ -40,7 +40,7 @@ class HashTable(FrozenTable):
     def lookup(self, ids: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> float32 (..., d), added in float32 in the order of the hashes."""
         rows = self._rows(ids)
-        vectors = torch.zeros(*rows.shape, self.embedding_dim, device=self.weight.device)
+        vectors = torch.zeros(*rows.shape, self.embedding_dim, dtype=torch.float32, device=self.weight.device)
         for j in range(self.num_hashes):
             vectors = vectors + F.embedding(bucket_of(rows, self.num_buckets, self.seed, j), self.weight).float()
         return self._zero_padding(rows, vectors)
@@ -141,7 +141,7 @@ class HashEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> (..., d)."""
         rows = check_ids(ids, self.num_embeddings)
-        vectors = torch.zeros(*rows.shape, self.embedding_dim, device=self.weight.device, dtype=self.weight.dtype)
+        vectors = torch.zeros(*rows.shape, self.embedding_dim, dtype=self.weight.dtype, device=self.weight.device)
         for j in range(self.num_hashes):
             vectors = vectors + F.embedding(
                 bucket_of(rows, self.num_buckets, self.seed, j),

@@ -71,7 +71,7 @@ class PQEmbedding(FullEmbedding):
         if self.padding_idx is not None:
             fitted = rows[torch.arange(len(rows)) != self.padding_idx]
         generator = torch.Generator().manual_seed(self.seed)
-        book = kmeans([(fitted, subspaces)], torch.empty(held, 0, width), centroids, generator)
+        book = kmeans([(fitted, subspaces)], torch.empty(held, 0, width, dtype=torch.float32), centroids, generator)
         book = round_centroids(book, self.centroid_dtype)  # codes are chosen for centroids as they are kept
         codes = torch.empty(len(rows), subspaces, dtype=torch.int32)
         for start in range(0, len(rows), CHUNK_ROWS):

@@ -193,7 +193,7 @@ def _run(
     native, lib = table._native, library()
     if native is None or lib is None:
         return _run_reference(table, bags, mode)
-    pooled = torch.empty((bags.num_bags, parts.embedding_dim), device=bags.ids.device)
+    pooled = torch.empty((bags.num_bags, parts.embedding_dim), dtype=torch.float32, device=bags.ids.device)
     status = lib.mgqe_bag(
         native.address,
         bags.ids.data_ptr(),

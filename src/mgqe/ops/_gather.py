@@ -56,7 +56,7 @@ def _gather(codes: Tensor, codebook: Tensor) -> Tensor:
     if lib is None:
         _refuse_bad_codes(codes, codebook.shape[1])
         return reference.gather(codes, codebook)
-    rows = torch.empty(n, dim, device=codes.device)
+    rows = torch.empty(n, dim, dtype=torch.float32, device=codes.device)
     status = lib.mgqe_gather(
         codes.data_ptr(),
         codebook.data_ptr(),
@@ -201,8 +201,8 @@ def _scatter(
     if lib is None:
         _refuse_bad_codes(codes, num_centroids)
         return reference.scatter(grad, codes, weights, pieces, num_centroids, width)
-    sums = torch.empty(pieces, num_centroids, width, device=grad.device)
-    counts = torch.empty(pieces, num_centroids, device=grad.device)
+    sums = torch.empty(pieces, num_centroids, width, dtype=torch.float32, device=grad.device)
+    counts = torch.empty(pieces, num_centroids, dtype=torch.float32, device=grad.device)
     status = lib.mgqe_scatter(
         grad.data_ptr(),
         codes.data_ptr(),

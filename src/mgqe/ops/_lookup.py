@@ -79,7 +79,7 @@ class PreparedLookup:
             if not all_below(ids, self._num_embeddings):
                 return self._run_unknown(ids)
             return reference.lookup(ids, self.parts)
-        rows = torch.empty((*ids.shape, self.parts.embedding_dim), device=ids.device)
+        rows = torch.empty((*ids.shape, self.parts.embedding_dim), dtype=torch.float32, device=ids.device)
         status = lib.mgqe_lookup(native.address, ids.data_ptr(), ids.numel(), rows.data_ptr(), torch.get_num_threads())
         if status == OUT_OF_RANGE:
             return self._run_unknown(ids)

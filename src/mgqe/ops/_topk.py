@@ -114,7 +114,8 @@ def topk(prepared: PreparedLookup, job: TopKJob, method: str = "auto") -> tuple[
         _check_finite(job.queries)
         return reference_topk.topk(parts, job)
     shape = (job.queries.shape[0], job.k)
-    scores, ids = torch.empty(shape), torch.empty(shape, dtype=torch.int64)
+    scores = torch.empty(shape, dtype=torch.float32, device="cpu")
+    ids = torch.empty(shape, dtype=torch.int64, device="cpu")
     rescored = c_int64(0)
     c_job = CJob(
         queries=job.queries.data_ptr(),
@@ -164,8 +165,9 @@ def bias_levels(prepared: PreparedLookup, bias: Tensor) -> BiasLevels:
     """Biases float32 ``(N,)``, contiguous and finite, ready for :func:`topk`: a pass over the ids."""
     native, lib = prepared._native, library()
     if native is None or lib is None:
-        nothing = torch.empty(0, device=bias.device)
+        nothing = bias.new_empty(0)
         return BiasLevels(bias, nothing.to(torch.uint8), nothing)
-    codes, levels = torch.empty(bias.shape[0], dtype=torch.uint8), torch.empty(256)
+    codes = torch.empty(bias.shape[0], dtype=torch.uint8, device="cpu")
+    levels = torch.empty(256, dtype=torch.float32, device="cpu")
     check(lib.mgqe_bias_codes(native.address, bias.data_ptr(), codes.data_ptr(), levels.data_ptr()))
     return BiasLevels(bias, codes, levels)

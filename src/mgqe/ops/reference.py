@@ -175,7 +175,7 @@ def _popcount_low(words: Tensor, count: Tensor) -> Tensor:
 
 def lookup(ids: Tensor, parts: TableParts) -> Tensor:
     """Rows ``(..., d)`` of ids ``(...)`` in range; see :func:`mgqe.ops.lookup`."""
-    rows = torch.empty((*ids.shape, parts.embedding_dim), device=ids.device)
+    rows = torch.empty((*ids.shape, parts.embedding_dim), dtype=torch.float32, device=ids.device)
     flat, out = ids.reshape(-1), rows.reshape(-1, parts.embedding_dim)
     for start in range(0, flat.shape[0], _IDS_AT_ONCE):
         _lookup_flat(flat[start : start + _IDS_AT_ONCE], parts, out[start : start + _IDS_AT_ONCE])

@@ -34,7 +34,9 @@ def bag(
     bags = offsets.shape[0]
     ends = torch.cat([offsets[1:], offsets.new_tensor([ids.shape[0]])])[:bags]
     lengths = ends - offsets
-    pooled = torch.full((bags, embedding_dim), -torch.inf if mode == "max" else 0.0, device=ids.device)
+    pooled = torch.full(
+        (bags, embedding_dim), -torch.inf if mode == "max" else 0.0, dtype=torch.float32, device=ids.device
+    )
     counted = torch.zeros(bags, dtype=torch.int64, device=ids.device)
     for step in range(int(lengths.max()) if bags else 0):
         live = (lengths > step).nonzero().squeeze(1)

@@ -329,7 +329,8 @@ private:
         made.shift = 0;
         made.bytes.usable = false;
         if (scan.cosine) {
-            if (!(t > 0)) {
+            // Squares of very short rows lose digits.
+            if (!(t > 0) || !(view.norm_high > 1e-15)) {
                 made.made = false;
                 return made;
             }
@@ -377,7 +378,10 @@ private:
     // By how much a product may be less than the score: both sum dim products, in another order, in float32.
     double margin(int64_t q, const mgqe_tier_view& view) const {
         const double bias = scan.bias ? fabs(scan.bias_levels[0]) + fabs(scan.bias_levels[255]) : 0;
-        return 2.4e-7 * static_cast<double>(dim + 16) * (scan.queries[q].length * view.norm_high + bias);
+        const double relative = 2.4e-7 * static_cast<double>(dim + 16);
+        // Numbers near 1e-38 lose digits, and squares of numbers below 1e-19 do so too.
+        const double tiny = 1e-17 * (1 + scan.queries[q].length) * static_cast<double>(dim);
+        return relative * (scan.queries[q].length * view.norm_high + bias) + tiny;
     }
 
     void visit_blocks(const Tile& tile) {
