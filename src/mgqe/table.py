@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from mgqe.packing import bits_for, row_bytes, unpack
 from mgqe.snapshot import Snapshot
 from mgqe.stats import CodebookStats
 from mgqe.tiers import Tiers
+from mgqe.to_faiss import to_faiss
 from mgqe.topk import Ids, ItemBias, TopK, item_bias, search
 
 if TYPE_CHECKING:
@@ -267,6 +268,28 @@ class CompactTable(FrozenTable):
         """
         state = self._state
         return state.encode(check_vectors(vectors, state.config.embedding_dim, state.device), self._tier(tier))
+
+    def to_faiss(self) -> Any:
+        """A faiss index whose search returns the ids and scores of :meth:`topk`, up to ties and rounding.
+
+        Tiers that read one codebook in as many subspaces (D_g) go into one ``faiss.IndexPQ`` of inner products, each
+        code as wide as the widest of them needs: a table of one tier, or of tiers that differ in K alone, is one
+        IndexPQ. Others make a ``faiss.IndexShards`` with an IndexPQ for each D_g and codebook, which finds the same,
+        but has no ``write_index``, no ``reconstruct``, and an ``add`` that knows no tiers (an error in frequency
+        order). Unless ids are in frequency order, each is in an ``IndexIDMap``.
+
+        The row of ``padding_idx`` scores 0 here too: its codes name a centroid of zeros, which takes a spare place or,
+        where K is a power of two, one more bit a code; faiss searches 9 bits at about a third of the speed of 8.
+
+        The index is a copy and does not follow changes of the table: n * ceil(D * bits / 8) bytes of codes (bits are at
+        least 3 in subspaces of 2 dimensions, which faiss demands), 4 * 2**bits * d of float32 centroids for an IndexPQ,
+        8 an id for IDMaps; and while it is made, the codes once more and about 16 bytes an id.
+
+        Raises:
+            ImportError: faiss is not installed, ``pip install 'mgqe[faiss]'``. ValueError: ``padding_idx`` in a tier
+            of 65,536 centroids, which leave no 16-bit code for zeros.
+        """
+        return to_faiss(self._state)
 
     # ---- changing: writers wait for each other, readers for nobody ------------------------------------------
 
