@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ def test_the_page_on_serving_runs(tmp_path, monkeypatch):
     page = (ROOT / "docs" / "serving.md").read_text()
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(compile(block, "docs/serving.md", "exec"), names)
+        if "import faiss" not in block or importlib.util.find_spec("faiss"):
+            exec(compile(block, "docs/serving.md", "exec"), names)
     assert names["ids"].shape == (2, 10)
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
         assert (ROOT / "docs" / target).is_file(), target
