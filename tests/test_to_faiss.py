@@ -157,6 +157,20 @@ def test_the_index_is_a_copy(faiss):
     check_same(table, table.to_faiss(), queries_of(table), 51)
 
 
+@pytest.mark.parametrize("name", ["fewer subspaces", "int8"])
+def test_torch_defaults_do_not_matter(name, faiss):
+    table = build(next(case for case in CASES if case.name == name)).table
+    queries = queries_of(table)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        index = table.to_faiss()
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    check_same(table, index, queries, 10)
+
+
 def test_vectors_added_to_one_index_get_the_codes_that_the_table_gives(faiss):
     table = one_tier(centroids=37)  # 27 codes name no centroid of the table
     index = table.to_faiss()

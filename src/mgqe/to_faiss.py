@@ -145,5 +145,5 @@ def _rows(state: Snapshot, shard: Shard) -> np.ndarray[Any, np.dtype[np.uint8]]:
                 rows[places[start:end]] = packed
             start = end
     if shard.padding is not None:
-        rows[shard.padding] = pack(torch.full((1, subspaces), shard.num_centroids), bits)[0]
+        rows[shard.padding] = pack(torch.full((1, subspaces), shard.num_centroids, device="cpu"), bits)[0]
     return rows.numpy()
