@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -299,3 +300,28 @@ def test_forks_after_use(tmp_path):
     table._writer.__exit__(None, None, None)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert table.num_embeddings == 24
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_does_not_wait_for_the_threads_of_its_parent():
+    """A server that warms up before it forks: the pool of several threads is not there in the child."""
+    table = value_table(20_000)
+    many, query = torch.randint(20_000, (100_000,)), torch.ones(4)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        expected = table.lookup(many), table.bag(many.view(1000, -1)), table.topk(query, 5).ids
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(60)  # instead of hanging
+            status = 1
+            try:
+                found = table.lookup(many), table.bag(many.view(1000, -1)), table.topk(query, 5).ids
+                # Not by torch: its own operations on several threads may hang here.
+                equal = [bytes(a.numpy()) == bytes(b.numpy()) for a, b in zip(found, expected, strict=True)]
+                status = 0 if all(equal) else 2
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        torch.set_num_threads(threads)

@@ -3,7 +3,10 @@
 
 #include "isa.h"
 #include "mgqe_native.h"
+#include "parallel.h"
 #include "topk.h"
+
+#include <pthread.h>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -47,8 +50,15 @@ bool has_vbmi() {
 #endif
 
 std::atomic<int32_t> active{-1};
+std::atomic<bool> forked{false};
+
+__attribute__((constructor)) void watch_forks() {
+    pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
+}
 
 }  // namespace
+
+bool mgqe_forked() { return forked.load(std::memory_order_relaxed); }
 
 int32_t mgqe_abi_version() { return MGQE_ABI_VERSION; }
 

@@ -4,17 +4,22 @@
 
 #include <stdint.h>
 
+// Whether this process was forked from one that had loaded the library: the thread pool of its parent is not there, and
+// waiting for it would take for ever.
+bool mgqe_forked();
+
 namespace {
 
 // Threads worth starting for `work` units when a thread should have at least `grain` of them.
 inline int mgqe_team(int64_t work, int64_t grain, int32_t threads) {
+    if (threads <= 1 || mgqe_forked()) return 1;
     int64_t useful = work / grain;
     if (useful < 1) useful = 1;
-    return static_cast<int>(threads < useful ? (threads < 1 ? 1 : threads) : useful);
+    return static_cast<int>(threads < useful ? threads : useful);
 }
 
 // Calls body(begin, end) once a thread over a split of [0, count) that depends on `team` alone.
-// A team of one never enters OpenMP: a forked DataLoader worker must not touch its parent's thread pool.
+// A team of one never enters OpenMP.
 template <typename Body>
 inline void mgqe_parallel(int64_t count, int team, const Body& body) {
     if (count <= 0) return;

@@ -444,7 +444,7 @@ int32_t mgqe_topk(const mgqe_table* table, const mgqe_topk_job* job, int32_t thr
     if (!all_finite(job->queries, queries * table->embedding_dim)) return MGQE_NOT_FINITE;
     Plan plan(*table, *job);
     if (!plan.prepare()) return MGQE_NO_MEMORY;
-    if (threads < 1) threads = 1;
+    if (threads < 1 || mgqe_forked()) threads = 1;
     int64_t at_once = kTableBytes / (plan.table_entries * 4 + 1);
     at_once = at_once < 1 ? 1 : at_once > kQueriesAtOnce ? kQueriesAtOnce : at_once;
     std::atomic<int64_t> rescored{0};
