@@ -325,3 +325,22 @@ def test_a_fork_does_not_wait_for_the_threads_of_its_parent():
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     finally:
         torch.set_num_threads(threads)
+
+
+def test_all_rows_are_those_of_one_moment():
+    table, stop = value_table(500), threading.Event()
+
+    def grow():
+        while not stop.is_set():
+            table.append(torch.ones(1, 4))
+
+    writer = threading.Thread(target=grow)
+    writer.start()
+    try:
+        for _ in range(50):
+            before = table.num_embeddings
+            assert before <= table.to_dense(chunk=64).shape[0] <= table.num_embeddings
+            repr(table)
+    finally:
+        stop.set()
+        writer.join()

@@ -1,7 +1,9 @@
 """Files that are appended to: against a table of lists, under a new table of the same name, by several writers."""
 
+import copy
 import json
 import os
+import pickle
 import sys
 import threading
 import warnings
@@ -256,6 +258,9 @@ def test_refuses_to_lose_what_was_appended(tmp_path):
     append(path, quarters(2, 8, 1))
     with pytest.raises(ValueError, match=r"a: 2 ids were appended to the file since this table was read"):
         save(table, path)
+    for copied in (copy.deepcopy(table), pickle.loads(pickle.dumps(table)), table.to("cpu")):
+        with pytest.raises(ValueError, match="2 ids were appended"):
+            save(copied, path)
     assert load(path).num_embeddings == 17
     save(table, tmp_path / "b")
     save(load(path), path)

@@ -176,6 +176,11 @@ BAD = {
     "three axes": (lambda t: t.topk(torch.ones(1, 2, 8), 3), ValueError, r"got \(1, 2, 8\)"),
     "NaN": (lambda t: t.topk(torch.tensor([[1.0] * 8, [torch.nan] * 8]), 3), ValueError, "query 1 holds NaN"),
     "infinity": (lambda t: t.topk(torch.full((8,), torch.inf), 3), ValueError, "query 0 holds NaN or infinity"),
+    "a cosine of NaN": (
+        lambda t: t.topk(torch.tensor([[1.0] * 8, [torch.nan] + [1.0] * 7]), 3, score="cosine"),
+        ValueError,
+        "query 1 holds NaN",
+    ),
     "k of 0": (lambda t: t.topk(torch.ones(8), 0), ValueError, r"1 \.\. 3000, the rows of the table, got 0"),
     "k beyond N": (lambda t: t.topk(torch.ones(8), 3001), ValueError, "got 3001"),
     "k that is no integer": (lambda t: t.topk(torch.ones(8), 2.0), TypeError, "k must be an integer, got float"),

@@ -71,7 +71,7 @@ def save(table: FrozenTable, path: str | os.PathLike[str]) -> int:
             ) from error
     if isinstance(table, CompactTable):
         own = fingerprint({"config": config_text(config), **metadata}, table)
-        table._origin = Origin(target, own, config["num_embeddings"])
+        table._origin = Origin(os.fspath(target), own, config["num_embeddings"])
     for segment in stale:
         with suppress(OSError):  # left behind it means nothing to anybody
             segment.unlink()
@@ -122,7 +122,7 @@ def _load(name: str, target: Path, mmap: bool) -> FrozenTable:
         own = fingerprint(metadata, table)
         for tier, rows in read_extents(target, own, table, mmap):
             table._append_packed(rows, tier)
-        table._origin = Origin(target, own, table.num_embeddings)
+        table._origin = Origin(os.fspath(target), own, table.num_embeddings)
     return table
 
 

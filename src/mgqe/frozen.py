@@ -131,11 +131,17 @@ class FrozenTable(ABC):
         """All rows, float32 (num_embeddings, embedding_dim), looked up ``chunk`` ids at a time."""
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1, got {chunk}")
-        dense = torch.empty((self.num_embeddings, self.embedding_dim), dtype=torch.float32, device=self.device)
-        for start in range(0, self.num_embeddings, chunk):
-            stop = min(start + chunk, self.num_embeddings)
-            dense[start:stop] = self.lookup(torch.arange(start, stop, device=self.device))
+        table = self._now()
+        n, device = table.num_embeddings, table.device
+        dense = torch.empty((n, table.embedding_dim), dtype=torch.float32, device=device)
+        for start in range(0, n, chunk):
+            stop = min(start + chunk, n)
+            dense[start:stop] = table.lookup(torch.arange(start, stop, device=device))
         return dense
+
+    def _now(self) -> FrozenTable:
+        """This table as it is now, for work of several steps; a table that can change gives one that will not."""
+        return self
 
     def to(self, device: torch.device | str) -> Self:
         """The same table on another device."""

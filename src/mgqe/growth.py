@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import ClassVar
 from weakref import WeakSet
@@ -31,7 +30,7 @@ class Origin:
         num_embeddings: ids that it held, appended files included.
     """
 
-    target: Path
+    target: str
     fingerprint: str
     num_embeddings: int
 

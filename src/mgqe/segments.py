@@ -245,7 +245,7 @@ def refuse_to_lose(table: CompactTable, target: Path, path: str | os.PathLike[st
     Call it while the file is guarded.
     """
     origin = table._origin
-    if origin is None or origin.target != target:
+    if origin is None or origin.target != os.fspath(target):
         return
     try:
         own, base = _open_base(os.fspath(target))

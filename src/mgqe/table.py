@@ -366,6 +366,19 @@ class CompactTable(FrozenTable):
         other._origin = self._origin
         return other
 
+    def to(self, device: torch.device | str) -> Self:
+        """The same table on another device."""
+        made = super().to(device)
+        made._origin = self._origin
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy saved over the file that this table came from must not lose more ids than the table itself would.
+        return *super().__reduce__(), {"_origin": self._origin}
+
+    def _now(self) -> CompactTable:
+        return type(self)(self._state)
+
     def _tier(self, tier: int | None) -> int:
         m = self.num_tiers
         if tier is None:

@@ -125,6 +125,8 @@ def _unit(rows: Tensor) -> Tensor:
     """Rows divided by their lengths; rows of zeros stay. In double precision: squares of large numbers overflow."""
     wide = rows.double()
     norms = wide.norm(dim=1, keepdim=True)
+    if not bool(torch.isfinite(norms).all()):
+        raise ValueError(f"query {int((~torch.isfinite(norms)).nonzero()[0, 0])} holds NaN or infinity")
     return torch.where(norms > 0, wide / norms, 0.0).to(torch.float32)
 
 
