@@ -276,6 +276,15 @@ def test_rows_so_short_or_long_that_squares_leave_float32(scale, k):
     check_all_paths(parts, ops.TopKJob(queries / queries.norm(dim=1, keepdim=True), k, cosine=True), threads=(1,))
 
 
+def test_cosines_whose_squares_overflow_in_some_rows():
+    parts = make_parts((3000, 3000), (16, 16), (4, 4), 4, 1, shuffled=True)
+    parts.centroids[0].copy_(torch.where(parts.centroids[0] > 0, 1.5e19, -1.5e19))
+    parts.centroids[0][:, ::5] = 1.0
+    queries = torch.nn.functional.normalize(torch.randn(3, 4, generator=torch.Generator().manual_seed(6)))
+    for k in (100, 6000):
+        check_all_paths(parts, ops.TopKJob(queries, k, cosine=True), threads=(1,))
+
+
 def test_a_codebook_without_differences():
     parts = make_parts(sizes=(3000,), counts=(16,), subspaces=(4,), pieces=4, width=2)
     for value in (0.0, 1.5):

@@ -183,7 +183,7 @@ BAD = {
     ),
     "k of 0": (lambda t: t.topk(torch.ones(8), 0), ValueError, r"1 \.\. 3000, the rows of the table, got 0"),
     "k beyond N": (lambda t: t.topk(torch.ones(8), 3001), ValueError, "got 3001"),
-    "k that is no integer": (lambda t: t.topk(torch.ones(8), 2.0), TypeError, "k must be an integer, got float"),
+    "k that is no integer": (lambda t: t.topk(torch.ones(8), 2.0), TypeError, "k must be an int, got float"),
     "score": (lambda t: t.topk(torch.ones(8), 3, score="l2"), ValueError, "score must be one of"),
     "bias and cosine": (lambda t: t.topk(torch.ones(8), 3, score="cosine", bias=torch.ones(3000)), ValueError, "dot"),
     "bias of another length": (lambda t: t.topk(torch.ones(8), 3, bias=torch.ones(5)), ValueError, r"shape \(3000,\)"),
@@ -230,3 +230,42 @@ def test_an_empty_table_has_nothing_to_find():
     table = CompactTable.from_codes(Tiers.from_sizes([0]), [torch.empty(0, 2).long()], [torch.ones(2, 2, 1)], [0], [2])
     with pytest.raises(ValueError, match="has no rows"):
         table.topk(torch.ones(2), 1)
+
+
+def spread_table(n=20_000):
+    """Two tiers in no order, so that an id has to be worked out from a row."""
+    made = torch.Generator().manual_seed(7)
+    tiers = Tiers.from_assignment((torch.rand(n, generator=made) < 0.5).int(), num_tiers=2)
+    codes = [torch.randint(256, (size, 4), generator=made) for size in tiers.sizes]
+    return CompactTable.from_codes(tiers, codes, [torch.randn(4, 256, 2, generator=made)], [0, 0], [256, 256])
+
+
+def test_ties_across_tiers_come_back_by_id():
+    table = spread_table()
+    table.append(torch.randn(30, 8), tier=0)
+    assert table.topk(torch.zeros(8), 300).ids.tolist() == list(range(300))
+    assert table.topk(torch.zeros(2, 8), 300, score="cosine").ids.tolist() == [list(range(300))] * 2
+
+
+def test_masks_that_leave_few_rows():
+    table = spread_table()
+    keep = torch.randperm(20_000, generator=torch.Generator().manual_seed(8))
+    for count in (0, 30, 3000):
+        mask = torch.zeros(20_000, dtype=torch.bool)
+        mask[keep[:count]] = True
+        queries = queries_of(table, 2)
+        for form in (mask, mask.expand(2, -1)):
+            found = table.topk(queries, 50, candidates=form)
+            listed = table.topk(queries, 50, candidates=keep[:count].expand(2, -1))
+            assert torch.equal(found.ids, listed.ids)
+            assert torch.equal(found.scores, listed.scores)
+
+
+def test_long_lists_of_candidates_with_repeats():
+    table = spread_table()
+    some = torch.randint(20_000, (9000,), generator=torch.Generator().manual_seed(9))
+    found = table.topk(queries_of(table, 1), 4000, candidates=[some])
+    mask = torch.zeros(20_000, dtype=torch.bool)
+    mask[some] = True
+    expected = table.topk(queries_of(table, 1), 4000, candidates=mask)
+    assert torch.equal(found.ids, expected.ids)

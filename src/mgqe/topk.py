@@ -54,7 +54,7 @@ def item_bias(prepared: ops.PreparedLookup, bias: Tensor) -> ItemBias:
     """Checks biases (N,) and sorts them into levels."""
     n, device = prepared.parts.num_embeddings, prepared.parts.device
     if not isinstance(bias, Tensor) or bias.dtype not in (*FLOATS, torch.float64):
-        raise TypeError(f"bias must be a float tensor, got {_kind(bias)}")
+        raise TypeError(f"bias must be a float tensor, got {_kind(bias)}: use torch.as_tensor, .float()")
     if tuple(bias.shape) != (n,):
         raise ValueError(f"bias must have one number an id, shape ({n},), got {tuple(bias.shape)}")
     if bias.device != device:
@@ -104,7 +104,7 @@ def search(
 def _queries(queries: Tensor, dim: int, device: torch.device) -> Tensor:
     """Queries as contiguous float32 (B, d). NaN and infinity are found where they are read anyway."""
     if not isinstance(queries, Tensor) or queries.dtype not in FLOATS:
-        raise TypeError(f"queries must be a float32, float16 or bfloat16 tensor, got {_kind(queries)}")
+        raise TypeError(f"queries must be a float32, float16 or bfloat16 tensor, got {_kind(queries)}: use .float()")
     if queries.dim() not in (1, 2) or queries.shape[-1] != dim:
         raise ValueError(f"queries must have shape ({dim},) or (B, {dim}), got {tuple(queries.shape)}")
     if queries.device != device:
@@ -114,7 +114,7 @@ def _queries(queries: Tensor, dim: int, device: torch.device) -> Tensor:
 
 def _check_k(k: int, n: int) -> None:
     if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"k must be an integer, got {_kind(k)}")
+        raise TypeError(f"k must be an int, got {_kind(k)}: use int(k)")
     if n == 0:
         raise ValueError("the table has no rows to search")
     if not 1 <= k <= n:

@@ -43,7 +43,17 @@ struct Best {
 
     // The score that a row must reach.
     float threshold() const { return state.full ? state.worst.score : kLowest; }
-    bool beaten_by(const mgqe_hit& hit) const { return !state.full || ahead(table, hit, state.worst); }
+    bool beaten_by(const mgqe_hit& hit) const {
+        if (!state.full) return true;
+        if (hit.score != state.worst.score) return hit.score > state.worst.score;
+        if (hit.tier == state.worst.tier) return hit.rank < state.worst.rank;
+        // Rows of a tier come one after another: one search for all of them.
+        if (hit.tier != state.tied_tier) {
+            state.tied_tier = hit.tier;
+            state.tied_rank = rows_below(table, hit.tier, id_at(table, state.worst.tier, state.worst.rank));
+        }
+        return hit.rank < state.tied_rank;
+    }
 
     void add(const mgqe_hit& hit) {
         hits[state.size++] = hit;
@@ -57,6 +67,7 @@ struct Best {
         state.size = k;
         state.full = true;
         state.worst = hits[k - 1];
+        state.tied_tier = -1;
     }
 
 private:
@@ -120,7 +131,11 @@ inline void offer(const mgqe_scan& scan, const mgqe_query& query, Best& best, co
     if (query.num_excluded &&
         among(query.excluded, query.num_excluded, scan.tiers[hit.tier].first_position + hit.rank))
         return;
-    if (query.hidden && query.hidden[id_at(best.table, hit.tier, hit.rank)]) return;
+    if (query.hidden_rows) {
+        if (query.hidden_rows[scan.tiers[hit.tier].first_position + hit.rank]) return;
+    } else if (query.hidden && query.hidden[id_at(best.table, hit.tier, hit.rank)]) {
+        return;
+    }
     best.add(hit);
 }
 

@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 
+#include "isa.h"
 #include "locate.h"
 #include "mgqe_native.h"
 
@@ -48,6 +49,53 @@ inline int64_t id_at(const mgqe_table& table, int64_t tier, int64_t rank) {
     while (--l >= 0) at = select_bit(table.levels[l], at, false);
     return at;
 }
+
+// How many rows of a tier have ids below `id`.
+inline int64_t rows_below(const mgqe_table& table, int64_t tier, int64_t id) {
+    const int64_t rows = table.tiers[tier].rows;
+    if (tier >= table.mapped_tiers) {
+        const int64_t below = id - table.starts[tier];
+        return below < 0 ? 0 : below < rows ? below : rows;
+    }
+    if (id >= table.mapped_ids) return rows;
+    int64_t at = id;
+    for (int32_t l = 0; l < table.num_levels; ++l) {
+        const mgqe_level& level = table.levels[l];
+        int64_t before = table.tiers[level.tier].rows;
+        if (at < level.length) {
+            before = level.ranks[at >> 8];
+            for (int64_t word = at >> 8 << 2; word < at >> 6; ++word) before += ones(level.bits[word]);
+            before += ones(level.bits[at >> 6] & ((static_cast<uint64_t>(1) << (at & 63)) - 1));
+        }
+        if (level.tier == tier) return before;
+        at -= before;
+    }
+    return at;
+}
+
+// All ids in ascending order, each with its tier and row there: much cheaper than to locate one after another.
+class Walk {
+public:
+    explicit Walk(const mgqe_table& of) : table(of), at(), rows() {}
+
+    Place next() {
+        if (id >= table.mapped_ids) return locate_range(table, id++, table.mapped_tiers);
+        ++id;
+        for (int32_t l = 0; l < table.num_levels; ++l) {
+            const mgqe_level& level = table.levels[l];
+            const int64_t i = at[l]++;
+            if (i >= level.length) return {-1, 0};  // a damaged map
+            if ((level.bits[i >> 6] >> (i & 63)) & 1) return {level.tier, rows[level.tier]++};
+        }
+        return {table.last_tier, rows[table.last_tier]++};
+    }
+
+private:
+    const mgqe_table& table;
+    int64_t id = 0;
+    int64_t at[kMaxTiers];    // at each level, how many ids came so far
+    int64_t rows[kMaxTiers];  // of each tier
+};
 
 }  // namespace
 

@@ -23,6 +23,8 @@ constexpr int64_t kQueriesAtOnce = 32;               // whose tables share a pas
 constexpr int64_t kTableBytes = 16 << 20;            // at most, of all those queries
 constexpr int64_t kQueriesPerThread = kQueriesAtOnce;           // from here on threads take queries, not rows
 constexpr int64_t kTilesPerThread = 8;
+constexpr int64_t kFewLeft = 4;                      // of a mask: 1 / 4 of the rows
+constexpr int64_t kManyCandidates = 4096;
 constexpr int64_t kScanShare = 8;                    // k above 1 / 8 of the rows: nothing to filter
 
 // Memory that frees itself.
@@ -48,6 +50,7 @@ struct Plan {
     Buffer<float> books;  // float16 and int8 codebooks as float32
     Buffer<const float*> book_of;
     Buffer<float> norms;
+    Buffer<uint8_t> hidden_rows;  // of a mask for all queries
     int64_t num_tiles = 0;
     int64_t table_entries = 0;
     int32_t method = MGQE_TOPK_SCAN;
@@ -76,7 +79,25 @@ struct Plan {
             table_entries += D * view.stride;
         }
         method = choose();
+        if (job.hidden && job.hidden_step == 0 && !hide_rows(job.hidden, hidden_rows)) return false;
         if (job.cosine || method == MGQE_TOPK_BLOCKS) return find_norms();
+        return true;
+    }
+
+    // A mask by position, if it leaves so few rows that many are asked for in vain, each of which would have to find
+    // its id. False if there is no memory.
+    bool hide_rows(const uint8_t* hidden, Buffer<uint8_t>& to) const {
+        if (table.num_levels == 0) return true;
+        int64_t left = 0;
+        for (int64_t id = 0; id < table.num_embeddings; ++id) left += !hidden[id];
+        if (left >= table.num_embeddings / kFewLeft) return true;
+        if (!to.reserve(table.num_embeddings)) return false;
+        Walk walk(table);
+        for (int64_t id = 0; id < table.num_embeddings; ++id) {
+            const Place place = walk.next();
+            if (place.tier >= 0 && place.rank < table.tiers[place.tier].rows)
+                to.data[table.starts[place.tier] + place.rank] = hidden[id];
+        }
         return true;
     }
 
@@ -219,6 +240,7 @@ struct Group {
     Buffer<float> tables;
     Buffer<uint32_t> thresholds;
     Buffer<int64_t> excluded;
+    Buffer<uint8_t> hidden_rows[kQueriesAtOnce];
     Buffer<mgqe_hit> hits;
     Buffer<mgqe_best> bests;
     Buffer<mgqe_hit> merged;
@@ -237,7 +259,7 @@ struct Group {
         std::atomic<int32_t> failed{MGQE_OK};
         if (plan.job.candidates) {
             mgqe_worker worker{hits.data, bests.data, 0};
-            score_candidates(scan, worker);
+            failed.store(score_candidates(scan, worker));
         } else {
             const mgqe_scanner scanner = mgqe_active_scanner();
             // `part` counts threads, whose split of tiles depends on the team alone.
@@ -280,6 +302,11 @@ private:
             thresholds.data[i] = ordered_bits(kLowest);
             query.shared_threshold = thresholds.data + i;
             if (job.hidden) query.hidden = job.hidden + q * job.hidden_step;
+            query.hidden_rows = plan.hidden_rows.data;
+            if (job.hidden && job.hidden_step) {
+                if (!plan.hide_rows(query.hidden, hidden_rows[i])) return MGQE_NO_MEMORY;
+                query.hidden_rows = hidden_rows[i].data;
+            }
             if (job.candidates) {
                 query.candidates = job.candidates + job.candidate_spans[2 * q];
                 query.num_candidates = span_size(job.candidate_spans, q);
@@ -325,36 +352,54 @@ private:
         return scan;
     }
 
-    // Each candidate by itself. A candidate given twice counts once: its first copy is then among the hits already.
-    void score_candidates(const mgqe_scan& scan, mgqe_worker& worker) const {
+    // Each candidate by itself. One that is given twice counts once: long lists are sorted, and of short ones a bit for
+    // each row kept says whether it may be there already.
+    int32_t score_candidates(const mgqe_scan& scan, mgqe_worker& worker) const {
+        Buffer<int64_t> sorted;
         for (int64_t q = 0; q < scan.num_queries; ++q) {
             const mgqe_query& query = scan.queries[q];
             Best best{plan.table, worker.hits + q * room_for(scan.k), scan.k, worker.bests[q]};
+            const int64_t* ids = query.candidates;
+            int64_t n = query.num_candidates;
+            const bool many = n > kManyCandidates;
+            if (many) {
+                if (!sorted.reserve(n)) return MGQE_NO_MEMORY;
+                std::copy(ids, ids + n, sorted.data);
+                std::sort(sorted.data, sorted.data + n);
+                n = std::unique(sorted.data, sorted.data + n) - sorted.data;
+                ids = sorted.data;
+            }
+            uint64_t kept[kManyCandidates / 4] = {};
             constexpr int64_t kAhead = 32;
             Place places[kAhead];
-            for (int64_t i = 0; i < query.num_candidates + kAhead; ++i) {
-                if (i >= kAhead) consider(scan, query, best, places[i % kAhead]);
-                if (i >= query.num_candidates) {
-                    places[i % kAhead] = {-1, 0};
-                    continue;
-                }
-                const Place place = locate(plan.table, query.candidates[i]);
-                places[i % kAhead] = place;
-                if (place.tier >= 0) {
-                    const mgqe_tier& tier = plan.table.tiers[place.tier];
-                    __builtin_prefetch(tier.codes + place.rank * tier.row_bytes);
-                }
+            for (int64_t i = 0; i < n + kAhead; ++i) {
+                if (i >= kAhead) consider(scan, query, best, places[i % kAhead], many ? nullptr : kept);
+                places[i % kAhead] = i < n ? locate(plan.table, ids[i]) : Place{-1, 0};
+                const Place& place = places[i % kAhead];
+                if (place.tier < 0) continue;
+                const mgqe_tier& tier = plan.table.tiers[place.tier];
+                __builtin_prefetch(tier.codes + place.rank * tier.row_bytes);
             }
         }
+        return MGQE_OK;
     }
 
-    void consider(const mgqe_scan& scan, const mgqe_query& query, Best& best, const Place& place) const {
+    void consider(const mgqe_scan& scan, const mgqe_query& query, Best& best, const Place& place,
+                  uint64_t* kept) const {
         if (place.tier < 0 || place.rank >= plan.table.tiers[place.tier].rows) return;
         if (place.tier == scan.padding_tier && place.rank == scan.padding_rank) return;
         const mgqe_hit hit{exact_score(scan, query, place), static_cast<int32_t>(place.tier), place.rank};
         if (!best.beaten_by(hit)) return;
-        for (int64_t i = 0; i < best.state.size; ++i)
-            if (best.hits[i].tier == hit.tier && best.hits[i].rank == hit.rank) return;
+        if (kept) {
+            const int64_t position = plan.table.starts[place.tier] + place.rank;
+            const uint64_t bit = static_cast<uint64_t>(position) * 0x9e3779b97f4a7c15u >> 48;
+            uint64_t& word = kept[bit / 64];
+            const uint64_t mask = static_cast<uint64_t>(1) << (bit % 64);
+            if (word & mask)
+                for (int64_t i = 0; i < best.state.size; ++i)
+                    if (best.hits[i].tier == hit.tier && best.hits[i].rank == hit.rank) return;
+            word |= mask;
+        }
         offer(scan, query, best, hit);
     }
 

@@ -38,6 +38,7 @@ struct mgqe_query {
     const int64_t* excluded;     // positions, ascending
     int64_t num_excluded;
     const uint8_t* hidden;       // by id: not to be returned; or null
+    const uint8_t* hidden_rows;  // the same by position, where few rows are left
     const int64_t* candidates;   // ids, when the job is restricted to some
     int64_t num_candidates;
     uint32_t* shared_threshold;  // the best k-th score of any thread so far, as ordered bits (see best.h)
@@ -65,6 +66,8 @@ struct mgqe_best {
     int64_t size;
     mgqe_hit worst;
     bool full;
+    int32_t tied_tier;  // a tier, or -1, of which rows below tied_rank come before `worst` at the same score
+    int64_t tied_rank;
 };
 
 // A thread's best rows of each query: hits (num_queries, room_for(k)) (see best.h).

@@ -366,7 +366,8 @@ private:
             for (int64_t t = 0; t < dim; ++t) to[t * kLot] = scan.queries[q].values[t];
         }
         for (int32_t g = 0; g < scan.table->num_tiers; ++g) {
-            multiplied[g] = true;
+            // Lengths of rows are summed in float32.
+            multiplied[g] = !scan.cosine || scan.tiers[g].norm_high < 1e18;
             for (int64_t q = 0; q < lots * kLot; ++q) {
                 const double off = q < scan.num_queries ? margin(q, scan.tiers[g]) : 0;
                 lot_margins[g * lots * kLot + q] = static_cast<float>(off);
