@@ -2,7 +2,8 @@
 //
 // Two ways, the same bits. Where all rows have the same pieces, a few pieces of a bag stay in registers during a walk
 // over its ids. Other tables: the decoders write a block's rows to a small buffer, which is pooled. A vector `V` (see
-// assign_kernel.h) also offers deposit(word, lanes, bits): the eight codes in the low bits of a word, a byte each.
+// assign_kernel.h) also offers deposit(word, lanes, bits): the eight codes in the low bits of a word, a byte each; and,
+// if kSpreads, spread<shift>(bytes, to): eight bytes as eight shifted 32-bit numbers.
 // Every number is ((0 + row) + row) + ... in the order of the ids, whatever the blocking and the instruction set.
 #ifndef MGQE_BAG_KERNEL_H
 #define MGQE_BAG_KERNEL_H
@@ -47,7 +48,10 @@ constexpr float pool_start() {
 // Ids located, their codes asked for, padding left out.
 struct BagBlock : Block {
     float weights[kBlock];
-    int32_t kept[kBlock + 1];  // how many of the block's first i ids are not padding
+    int32_t kept[kBlock + 1];  // how many of the block's first i ids are not padding; unused if `plain`
+    bool plain = false;        // no id is padding
+    BagBlock() { memset(tiers, 0, sizeof tiers); }
+    int64_t rows_before(int64_t i) const { return plain ? i : kept[i]; }
 };
 
 // What the register path needs of a tier.
@@ -55,21 +59,31 @@ struct BagTier {
     const float* book;
     int64_t bits;
     uint64_t lanes;  // of every byte the bits that a code can have
+    int64_t upper;   // where the second four bytes of eight codes are, if these are four bytes or more: bits - 4
+};
+
+enum BagCodes {
+    kWholeBytes,  // all codes are bytes, all tiers have the same book
+    kOneBook,     // 4 to 8 bits, which may differ from tier to tier, and the same book
+    kAnyCodes,
 };
 
 constexpr int64_t kBookRows = 256;
 constexpr int kTileRegisters = 8;
 
 // The codes of pieces [first, first + kPieces), a byte each. Eight codes are as many bytes as a code has bits.
-template <typename Vec, int kPieces, bool kBytes>
+template <typename Vec, int kPieces, BagCodes kCodes>
 inline uint64_t code_bytes(const uint8_t* codes, int64_t first, const BagTier& tier) {
-    if (kBytes && kPieces == 8) return window(codes + first);
-    if (kBytes) {
-        uint32_t four;
-        __builtin_memcpy(&four, codes + first, sizeof four);
-        return four;
+    if (kCodes == kWholeBytes && kPieces == 8) return window(codes + first);
+    if (kCodes == kWholeBytes) return little_endian(codes + first, 4);
+    if (kPieces == 8) {
+        codes += (first >> 3) * tier.bits;
+        // The same two loads for every tier: a branch on the tier of a row would be mispredicted.
+        const uint64_t word = kCodes == kOneBook
+                                  ? little_endian(codes, 4) | little_endian(codes + tier.upper, 4) << (8 * tier.upper)
+                                  : few_bytes(codes, tier.bits);
+        return Vec::deposit(word, tier.lanes, tier.bits);
     }
-    if (kPieces == 8) return Vec::deposit(few_bytes(codes + (first >> 3) * tier.bits, tier.bits), tier.lanes, tier.bits);
     const int64_t at = first * tier.bits;
     const uint64_t word = few_bytes(codes + (at >> 3), ((at & 7) + kPieces * tier.bits + 7) >> 3);
     return Vec::deposit(word >> (at & 7), tier.lanes, tier.bits);
@@ -84,9 +98,8 @@ inline const char* piece_of(const char* book, uint64_t word) {
 }
 
 // Pieces [first, first + kPieces) of rows [from, to) of a block, added to `out`, or the first of a bag.
-// All pieces are kWidth floats; a register holds kReg of them, or two pieces of two floats. kBytes: all codes are bytes
-// and all tiers have the same book.
-template <Pooling kPooling, typename Vec, int kWidth, int kPieces, bool kBytes>
+// All pieces are kWidth floats; a register holds kReg of them, or two pieces of two floats.
+template <Pooling kPooling, typename Vec, int kWidth, int kPieces, BagCodes kCodes>
 inline void pool_tile(const BagTier* tiers, const BagBlock& block, int64_t from, int64_t to, int64_t first, bool fresh,
                       float* out) {
     constexpr int kReg = kWidth == 2 ? 4 : kWidth < Vec::kLanes ? kWidth : Vec::kLanes;
@@ -101,31 +114,48 @@ inline void pool_tile(const BagTier* tiers, const BagBlock& block, int64_t from,
     for (int r = 0; r < kRegs; ++r)
         sums[r] = fresh ? V{} + pool_start<kPooling>() : load_vector<V>(out + r * kReg);
     const char* const one_book = reinterpret_cast<const char*>(tiers[0].book) + first * kStep;
+    // Where the processor can, the distances of eight centroids are worked out at once and go through memory: a load
+    // each, instead of a mask and two shifts.
+    constexpr bool kSpread = kPieces == 8 && Vec::kSpreads;
+    alignas(32) uint32_t distances[kSpread ? 8 * kBlock : 1];
+    if constexpr (kSpread) {
+        for (int64_t i = from; i < to; ++i) {
+            const BagTier& tier = tiers[kCodes == kWholeBytes ? 0 : block.tiers[i]];
+            const uint64_t bytes = code_bytes<Vec, kPieces, kCodes>(block.rows[i].codes, first, tier);
+            Vec::template spread<kShift>(bytes, distances + 8 * (i - from));
+        }
+    }
     for (int64_t i = from; i < to; ++i) {
-        const BagTier& tier = tiers[kBytes ? 0 : block.tiers[i]];
-        const char* book = kBytes ? one_book : reinterpret_cast<const char*>(tier.book) + first * kStep;
+        const BagTier& tier = tiers[kCodes == kWholeBytes ? 0 : block.tiers[i]];
+        const char* book =
+            kCodes == kAnyCodes ? reinterpret_cast<const char*>(tier.book) + first * kStep : one_book;
         // A base of its own in every row: the distances of the pieces then stay constants in the loads' addresses.
         __asm__("" : "+r"(book));
         const float weight = kPooling == kAddWeighted ? block.weights[i] : 0.0f;
-        uint64_t word = code_bytes<Vec, kPieces, kBytes>(block.rows[i].codes, first, tier);
+        uint64_t word = 0;
+        if constexpr (!kSpread) word = code_bytes<Vec, kPieces, kCodes>(block.rows[i].codes, first, tier);
+        const uint32_t* const distance = distances + (kSpread ? 8 * (i - from) : 0);
+        const auto piece = [&](int p) {
+            if constexpr (kSpread) return book + distance[p] + p * kStep;
+            const char* const found = piece_of<kShift>(book, word) + p * kStep;
+            word >>= 8;
+            return found;
+        };
         if constexpr (kWidth == 2) {
 #pragma GCC unroll 8
             for (int r = 0; r < kRegs; ++r) {
                 double low, high;
-                __builtin_memcpy(&low, piece_of<kShift>(book, word) + 2 * r * kStep, sizeof low);
-                word >>= 8;
-                __builtin_memcpy(&high, piece_of<kShift>(book, word) + (2 * r + 1) * kStep, sizeof high);
-                word >>= 8;
+                __builtin_memcpy(&low, piece(2 * r), sizeof low);
+                __builtin_memcpy(&high, piece(2 * r + 1), sizeof high);
                 pool<kPooling>(sums[r], reinterpret_cast<V>(Pair{low, high}), weight);
             }
         } else {
 #pragma GCC unroll 8
             for (int p = 0; p < kPieces; ++p) {
-                const float* const piece = reinterpret_cast<const float*>(piece_of<kShift>(book, word) + p * kStep);
-                word >>= 8;
+                const float* const numbers = reinterpret_cast<const float*>(piece(p));
 #pragma GCC unroll 4
                 for (int part = 0; part < kParts; ++part)
-                    pool<kPooling>(sums[p * kParts + part], load_vector<V>(piece + part * kReg), weight);
+                    pool<kPooling>(sums[p * kParts + part], load_vector<V>(numbers + part * kReg), weight);
             }
         }
     }
@@ -134,15 +164,15 @@ inline void pool_tile(const BagTier* tiers, const BagBlock& block, int64_t from,
 }
 
 // All pieces of rows [from, to) of a block: eight at a time while registers last, else four, which divide the rest.
-template <Pooling kPooling, typename Vec, int kWidth, bool kBytes>
+template <Pooling kPooling, typename Vec, int kWidth, BagCodes kCodes>
 void pool_pieces(const BagTier* tiers, int64_t D, const BagBlock& block, int64_t from, int64_t to, bool fresh,
                  float* out) {
     constexpr int kMost = kWidth > Vec::kLanes && Vec::kLanes * kTileRegisters < 8 * kWidth ? 4 : 8;
     int64_t first = 0;
     for (; first + kMost <= D; first += kMost)
-        pool_tile<kPooling, Vec, kWidth, kMost, kBytes>(tiers, block, from, to, first, fresh, out + first * kWidth);
+        pool_tile<kPooling, Vec, kWidth, kMost, kCodes>(tiers, block, from, to, first, fresh, out + first * kWidth);
     if (kMost > 4 && first < D)
-        pool_tile<kPooling, Vec, kWidth, 4, kBytes>(tiers, block, from, to, first, fresh, out + first * kWidth);
+        pool_tile<kPooling, Vec, kWidth, 4, kCodes>(tiers, block, from, to, first, fresh, out + first * kWidth);
 }
 
 // Columns [at, dim) of decoded rows, kColumns vectors of kLanes floats at a time while they last; the next column.
@@ -189,23 +219,32 @@ struct Poolers {
     PiecePooler pieces;
     RowPooler rows;
 
-    template <Pooling kPooling, bool kBytes>
+    template <Pooling kPooling, BagCodes kCodes>
     void set(int64_t width) {
         rows = pool_rows<kPooling, Vec::kLanes>;
-        if (width == 2) pieces = pool_pieces<kPooling, Vec, 2, kBytes>;
-        else if (width == 4) pieces = pool_pieces<kPooling, Vec, 4, kBytes>;
-        else if (width == 8) pieces = pool_pieces<kPooling, Vec, 8, kBytes>;
-        else pieces = pool_pieces<kPooling, Vec, 16, kBytes>;
+        if (width == 2) pieces = pool_pieces<kPooling, Vec, 2, kCodes>;
+        else if (width == 4) pieces = pool_pieces<kPooling, Vec, 4, kCodes>;
+        else if (width == 8) pieces = pool_pieces<kPooling, Vec, 8, kCodes>;
+        else pieces = pool_pieces<kPooling, Vec, 16, kCodes>;
+    }
+
+    template <Pooling kPooling>
+    void set(int64_t width, BagCodes codes) {
+        if (codes == kWholeBytes) set<kPooling, kWholeBytes>(width);
+        else if (codes == kOneBook) set<kPooling, kOneBook>(width);
+        else set<kPooling, kAnyCodes>(width);
     }
 
     Poolers(const mgqe_table& table, const mgqe_bags& bags) {
-        bool bytes = true;
-        for (int32_t g = 0; bags.books && g < table.num_tiers; ++g)
-            bytes &= table.tiers[g].bits == 8 && bags.books[g] == bags.books[0];
+        BagCodes codes = kWholeBytes;
+        for (int32_t g = 0; bags.books && g < table.num_tiers; ++g) {
+            if (table.tiers[g].bits < 4 || bags.books[g] != bags.books[0]) codes = kAnyCodes;
+            else if (table.tiers[g].bits < 8 && codes == kWholeBytes) codes = kOneBook;
+        }
         const int64_t width = table.tiers->width;
-        if (bags.mode == MGQE_MAX) bytes ? set<kLargest, true>(width) : set<kLargest, false>(width);
-        else if (bags.weights) bytes ? set<kAddWeighted, true>(width) : set<kAddWeighted, false>(width);
-        else bytes ? set<kAdd, true>(width) : set<kAdd, false>(width);
+        if (bags.mode == MGQE_MAX) set<kLargest>(width, codes);
+        else if (bags.weights) set<kAddWeighted>(width, codes);
+        else set<kAdd>(width, codes);
     }
 };
 
@@ -233,6 +272,24 @@ inline bool locate_bag_block(const Locator& locator, int64_t padding_idx, const 
     return true;
 }
 
+// The same where there is neither padding nor weights, and less to do. kInLines: rows_in_lines().
+template <bool kInLines, typename Locator>
+inline bool locate_plain_block(const Locator& locator, const int64_t* ids, int64_t count, BagBlock& block) {
+    block.plain = true;
+    block.count = count;
+    for (int64_t i = 0; i < count; ++i) {
+        const uint8_t* codes;
+        int32_t tier;
+        int64_t bytes;
+        if (!locator.find(ids[i], codes, tier, bytes)) return false;
+        if (kInLines) __builtin_prefetch(codes, 0, 3);
+        else prefetch(codes, bytes);
+        block.rows[i].codes = codes;
+        if (Locator::kTiers) block.tiers[i] = tier;
+    }
+    return true;
+}
+
 // Walks over the ids of bags [begin, end) block by block, each located while the block before it is pooled.
 template <typename Locator, typename V>
 struct BagWalk {
@@ -252,7 +309,7 @@ struct BagWalk {
           counted(0) {
         for (int32_t g = 0; bags.books && g < table.num_tiers; ++g) {
             const mgqe_tier& tier = table.tiers[g];
-            tiers[g] = {bags.books[g], tier.bits, 0x0101010101010101u * ((1u << tier.bits) - 1u)};
+            tiers[g] = {bags.books[g], tier.bits, 0x0101010101010101u * ((1u << tier.bits) - 1u), tier.bits - 4};
         }
     }
 
@@ -281,7 +338,7 @@ struct BagWalk {
         for (int64_t at = begin; bag < last_bag;) {
             const int64_t bag_end = end_of(bag);
             const int64_t stop = bag_end < end ? bag_end : end;
-            const int64_t from = block.kept[at - begin], to = block.kept[stop - begin];
+            const int64_t from = block.rows_before(at - begin), to = block.rows_before(stop - begin);
             float* const out = bags.out + bag * dim;
             if (from < to) {
                 if (bags.books)
@@ -298,16 +355,21 @@ struct BagWalk {
 
     int32_t run(int64_t last_bag) {
         const Locator locator(table);
+        const bool plain = table.padding_idx < 0 && !bags.weights, in_lines = rows_in_lines(table);
+        const auto locate_ids = [&](int64_t first, int64_t last, BagBlock& block) {
+            if (!plain) return locate_bag_block(locator, table.padding_idx, bags, first, last, block);
+            return in_lines ? locate_plain_block<true>(locator, bags.ids + first, last - first, block)
+                            : locate_plain_block<false>(locator, bags.ids + first, last - first, block);
+        };
         const int64_t begin = bag == 0 ? 0 : end_of(bag - 1), end = end_of(last_bag - 1);
         BagBlock blocks[2];
         int now = 0;
         int64_t start = begin;
         int64_t next = begin + block_ids < end ? begin + block_ids : end;
-        if (!locate_bag_block(locator, table.padding_idx, bags, begin, next, blocks[now])) return MGQE_CORRUPT;
+        if (!locate_ids(begin, next, blocks[now])) return MGQE_CORRUPT;
         for (;;) {
             const int64_t after = next + block_ids < end ? next + block_ids : end;
-            if (next < end && !locate_bag_block(locator, table.padding_idx, bags, next, after, blocks[now ^ 1]))
-                return MGQE_CORRUPT;
+            if (next < end && !locate_ids(next, after, blocks[now ^ 1])) return MGQE_CORRUPT;
             pool_block(blocks[now], start, next, last_bag);
             if (next >= end) return MGQE_OK;
             start = next;

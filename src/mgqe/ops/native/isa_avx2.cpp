@@ -42,6 +42,12 @@ struct Vec {
         return _mm_cvtsi128_si32(_mm_min_epu32(m, _mm_shuffle_epi32(m, 0xB1)));
     }
     static uint64_t deposit(uint64_t word, uint64_t lanes, int64_t) { return _pdep_u64(word, lanes); }
+    static constexpr bool kSpreads = true;
+    template <int kShift>
+    static void spread(uint64_t bytes, uint32_t* to) {
+        const __m256i wide = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(bytes)));
+        _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm256_slli_epi32(wide, kShift));
+    }
 };
 
 struct Half {

@@ -57,6 +57,7 @@ struct Vec {
         for (int j = 0; j < 8; ++j) bytes |= (word << ((8 - bits) * j)) & (lanes & (static_cast<uint64_t>(255) << (8 * j)));
         return bytes;
     }
+    static constexpr bool kSpreads = false;
 };
 
 struct Half {

@@ -21,6 +21,17 @@ inline void prefetch(const uint8_t* row, int64_t bytes) {
     for (int64_t at = in_line; at < bytes; at += kLine) __builtin_prefetch(row + at, 0, 3);
 }
 
+// Whether every row of every tier is in one line.
+inline bool rows_in_lines(const mgqe_table& table) {
+    bool in_lines = true;
+    for (int32_t g = 0; g < table.num_tiers; ++g) {
+        const mgqe_tier& tier = table.tiers[g];
+        const uintptr_t codes = reinterpret_cast<uintptr_t>(tier.codes);
+        in_lines &= kLine % tier.row_bytes == 0 && codes % static_cast<uintptr_t>(tier.row_bytes) == 0;
+    }
+    return in_lines;
+}
+
 // Ids located, and their codes asked for, while the block before them is decoded: the gain that matters most here.
 constexpr int64_t kBlock = 64;
 
@@ -30,8 +41,10 @@ struct Block {
     int64_t count;
 };
 
-// Where the codes of an id are, three ways. The compiler keeps the first one's fields in registers.
+// Where the codes of an id are, three ways. What they read of the table is copied: in the table the compiler would have
+// to read it again after every row that it writes down.
 struct OneTier {
+    static constexpr bool kTiers = false;
     const uint8_t* codes;
     int64_t row_bytes;
     explicit OneTier(const mgqe_table& table) : codes(table.tiers->codes), row_bytes(table.tiers->row_bytes) {}
@@ -44,19 +57,35 @@ struct OneTier {
 };
 
 struct TierRanges {
-    const mgqe_table& table;
-    explicit TierRanges(const mgqe_table& of) : table(of) {}
+    static constexpr bool kTiers = true;
+    struct Span {
+        uintptr_t origin;  // where the codes of id 0 would be
+        int64_t row_bytes;
+    };
+    const int64_t second;
+    const int64_t* const starts;
+    const int32_t tiers;
+    Span spans[kMaxTiers];
+    explicit TierRanges(const mgqe_table& table)
+        : second(table.starts[1]), starts(table.starts), tiers(table.num_tiers) {
+        for (int32_t g = 0; g < tiers; ++g) {
+            const mgqe_tier& tier = table.tiers[g];
+            const uintptr_t skipped = static_cast<uintptr_t>(starts[g]) * static_cast<uintptr_t>(tier.row_bytes);
+            spans[g] = {reinterpret_cast<uintptr_t>(tier.codes) - skipped, tier.row_bytes};
+        }
+    }
+    // Counts without a branch, which a mix of tiers would mispredict.
     bool find(int64_t id, const uint8_t*& at, int32_t& tier, int64_t& bytes) const {
-        const Place place = locate_range(table, id);
-        const mgqe_tier& found = table.tiers[place.tier];
-        at = found.codes + place.rank * found.row_bytes;
-        tier = static_cast<int32_t>(place.tier);
-        bytes = found.row_bytes;
+        tier = id >= second;
+        for (int32_t g = 2; g < tiers; ++g) tier += id >= starts[g];
+        bytes = spans[tier].row_bytes;
+        at = reinterpret_cast<const uint8_t*>(spans[tier].origin + static_cast<uintptr_t>(id * bytes));
         return true;
     }
 };
 
 struct TierMap {
+    static constexpr bool kTiers = true;
     const mgqe_table& table;
     explicit TierMap(const mgqe_table& of) : table(of) {}
     bool find(int64_t id, const uint8_t*& at, int32_t& tier, int64_t& bytes) const {
