@@ -54,12 +54,13 @@ struct BagBlock : Block {
     int64_t rows_before(int64_t i) const { return plain ? i : kept[i]; }
 };
 
-// What the register path needs of a tier.
-struct BagTier {
-    const float* book;
-    int64_t bits;
-    uint64_t lanes;  // of every byte the bits that a code can have
-    int64_t upper;   // where the second four bytes of eight codes are, if these are four bytes or more: bits - 4
+// What the register path needs of each tier.
+struct BagTiers {
+    const float* book[kMaxTiers];
+    int64_t bits[kMaxTiers];
+    uint64_t lanes[kMaxTiers];  // of every byte the bits that a code can have
+    int64_t upper[kMaxTiers];   // where the second four bytes of eight codes start, if these are four bytes or more
+    int64_t shift[kMaxTiers];   // and how far they belong up
 };
 
 enum BagCodes {
@@ -73,20 +74,20 @@ constexpr int kTileRegisters = 8;
 
 // The codes of pieces [first, first + kPieces), a byte each. Eight codes are as many bytes as a code has bits.
 template <typename Vec, int kPieces, BagCodes kCodes>
-inline uint64_t code_bytes(const uint8_t* codes, int64_t first, const BagTier& tier) {
+inline uint64_t code_bytes(const uint8_t* codes, int64_t first, const BagTiers& tiers, int64_t g) {
     if (kCodes == kWholeBytes && kPieces == 8) return window(codes + first);
     if (kCodes == kWholeBytes) return little_endian(codes + first, 4);
     if (kPieces == 8) {
-        codes += (first >> 3) * tier.bits;
+        if (first) codes += (first >> 3) * tiers.bits[g];
         // The same two loads for every tier: a branch on the tier of a row would be mispredicted.
         const uint64_t word = kCodes == kOneBook
-                                  ? little_endian(codes, 4) | little_endian(codes + tier.upper, 4) << (8 * tier.upper)
-                                  : few_bytes(codes, tier.bits);
-        return Vec::deposit(word, tier.lanes, tier.bits);
+                                  ? little_endian(codes, 4) | little_endian(codes + tiers.upper[g], 4) << tiers.shift[g]
+                                  : few_bytes(codes, tiers.bits[g]);
+        return Vec::deposit(word, tiers.lanes[g], tiers.bits[g]);
     }
-    const int64_t at = first * tier.bits;
-    const uint64_t word = few_bytes(codes + (at >> 3), ((at & 7) + kPieces * tier.bits + 7) >> 3);
-    return Vec::deposit(word >> (at & 7), tier.lanes, tier.bits);
+    const int64_t bits = tiers.bits[g], at = first * bits;
+    const uint64_t word = few_bytes(codes + (at >> 3), ((at & 7) + kPieces * bits + 7) >> 3);
+    return Vec::deposit(word >> (at & 7), tiers.lanes[g], bits);
 }
 
 // Where the centroid of the lowest code in a word starts, in the first piece's book.
@@ -100,7 +101,7 @@ inline const char* piece_of(const char* book, uint64_t word) {
 // Pieces [first, first + kPieces) of rows [from, to) of a block, added to `out`, or the first of a bag.
 // All pieces are kWidth floats; a register holds kReg of them, or two pieces of two floats.
 template <Pooling kPooling, typename Vec, int kWidth, int kPieces, BagCodes kCodes>
-inline void pool_tile(const BagTier* tiers, const BagBlock& block, int64_t from, int64_t to, int64_t first, bool fresh,
+inline void pool_tile(const BagTiers& tiers, const BagBlock& block, int64_t from, int64_t to, int64_t first, bool fresh,
                       float* out) {
     constexpr int kReg = kWidth == 2 ? 4 : kWidth < Vec::kLanes ? kWidth : Vec::kLanes;
     constexpr int kRegs = kPieces * kWidth / kReg;
@@ -113,27 +114,27 @@ inline void pool_tile(const BagTier* tiers, const BagBlock& block, int64_t from,
 #pragma GCC unroll 16
     for (int r = 0; r < kRegs; ++r)
         sums[r] = fresh ? V{} + pool_start<kPooling>() : load_vector<V>(out + r * kReg);
-    const char* const one_book = reinterpret_cast<const char*>(tiers[0].book) + first * kStep;
+    const char* const one_book = reinterpret_cast<const char*>(tiers.book[0]) + first * kStep;
     // Where the processor can, the distances of eight centroids are worked out at once and go through memory: a load
     // each, instead of a mask and two shifts.
     constexpr bool kSpread = kPieces == 8 && Vec::kSpreads;
     alignas(32) uint32_t distances[kSpread ? 8 * kBlock : 1];
     if constexpr (kSpread) {
         for (int64_t i = from; i < to; ++i) {
-            const BagTier& tier = tiers[kCodes == kWholeBytes ? 0 : block.tiers[i]];
-            const uint64_t bytes = code_bytes<Vec, kPieces, kCodes>(block.rows[i].codes, first, tier);
+            const int64_t g = kCodes == kWholeBytes ? 0 : block.tiers[i];
+            const uint64_t bytes = code_bytes<Vec, kPieces, kCodes>(block.rows[i].codes, first, tiers, g);
             Vec::template spread<kShift>(bytes, distances + 8 * (i - from));
         }
     }
     for (int64_t i = from; i < to; ++i) {
-        const BagTier& tier = tiers[kCodes == kWholeBytes ? 0 : block.tiers[i]];
+        const int64_t g = kCodes == kWholeBytes ? 0 : block.tiers[i];
         const char* book =
-            kCodes == kAnyCodes ? reinterpret_cast<const char*>(tier.book) + first * kStep : one_book;
+            kCodes == kAnyCodes ? reinterpret_cast<const char*>(tiers.book[g]) + first * kStep : one_book;
         // A base of its own in every row: the distances of the pieces then stay constants in the loads' addresses.
         __asm__("" : "+r"(book));
         const float weight = kPooling == kAddWeighted ? block.weights[i] : 0.0f;
         uint64_t word = 0;
-        if constexpr (!kSpread) word = code_bytes<Vec, kPieces, kCodes>(block.rows[i].codes, first, tier);
+        if constexpr (!kSpread) word = code_bytes<Vec, kPieces, kCodes>(block.rows[i].codes, first, tiers, g);
         const uint32_t* const distance = distances + (kSpread ? 8 * (i - from) : 0);
         const auto piece = [&](int p) {
             if constexpr (kSpread) return book + distance[p] + p * kStep;
@@ -165,7 +166,7 @@ inline void pool_tile(const BagTier* tiers, const BagBlock& block, int64_t from,
 
 // All pieces of rows [from, to) of a block: eight at a time while registers last, else four, which divide the rest.
 template <Pooling kPooling, typename Vec, int kWidth, BagCodes kCodes>
-void pool_pieces(const BagTier* tiers, int64_t D, const BagBlock& block, int64_t from, int64_t to, bool fresh,
+void pool_pieces(const BagTiers& tiers, int64_t D, const BagBlock& block, int64_t from, int64_t to, bool fresh,
                  float* out) {
     constexpr int kMost = kWidth > Vec::kLanes && Vec::kLanes * kTileRegisters < 8 * kWidth ? 4 : 8;
     int64_t first = 0;
@@ -210,7 +211,7 @@ void pool_rows(const float* rows, const float* weights, int64_t n, int64_t dim, 
 }
 
 // Pool the rows of a part of a bag that lies in one block, the one way or the other.
-typedef void (*PiecePooler)(const BagTier*, int64_t, const BagBlock&, int64_t, int64_t, bool, float*);
+typedef void (*PiecePooler)(const BagTiers&, int64_t, const BagBlock&, int64_t, int64_t, bool, float*);
 typedef void (*RowPooler)(const float*, const float*, int64_t, int64_t, bool, float*);
 
 // The functions for a table's width and codes and a call's mode.
@@ -273,6 +274,7 @@ inline bool locate_bag_block(const Locator& locator, int64_t padding_idx, const 
 }
 
 // The same where there is neither padding nor weights, and less to do. kInLines: rows_in_lines().
+// Other short rows have both ends asked for: whether a row goes on in the next line cannot be predicted.
 template <bool kInLines, typename Locator>
 inline bool locate_plain_block(const Locator& locator, const int64_t* ids, int64_t count, BagBlock& block) {
     block.plain = true;
@@ -282,8 +284,12 @@ inline bool locate_plain_block(const Locator& locator, const int64_t* ids, int64
         int32_t tier;
         int64_t bytes;
         if (!locator.find(ids[i], codes, tier, bytes)) return false;
-        if (kInLines) __builtin_prefetch(codes, 0, 3);
-        else prefetch(codes, bytes);
+        if (kInLines || bytes <= kLine) {
+            __builtin_prefetch(codes, 0, 3);
+            if (!kInLines) __builtin_prefetch(codes + bytes - 1, 0, 3);
+        } else {
+            prefetch(codes, bytes);
+        }
         block.rows[i].codes = codes;
         if (Locator::kTiers) block.tiers[i] = tier;
     }
@@ -297,7 +303,7 @@ struct BagWalk {
     const mgqe_bags& bags;
     const mgqe_decoder* const decoders;
     const Poolers<V> poolers;
-    BagTier tiers[kMaxTiers];
+    BagTiers tiers;
     float* const scratch;  // room for a block of decoded rows
     const int64_t block_ids;
     int64_t bag;      // the one being pooled
@@ -309,7 +315,11 @@ struct BagWalk {
           counted(0) {
         for (int32_t g = 0; bags.books && g < table.num_tiers; ++g) {
             const mgqe_tier& tier = table.tiers[g];
-            tiers[g] = {bags.books[g], tier.bits, 0x0101010101010101u * ((1u << tier.bits) - 1u), tier.bits - 4};
+            tiers.book[g] = bags.books[g];
+            tiers.bits[g] = tier.bits;
+            tiers.lanes[g] = 0x0101010101010101u * ((1u << tier.bits) - 1u);
+            tiers.upper[g] = tier.bits - 4;
+            tiers.shift[g] = 8 * tiers.upper[g];
         }
     }
 

@@ -73,6 +73,7 @@ inline float* emit_pieces(const T* from, const float* scales, float* to, int64_t
 
 enum Layout {
     kBytes,   // a byte a code, and a centroid for every byte
+    kEight,   // eight codes of 4 to 7 bits, and a centroid for every code: no clamp, nothing that depends on the bits
     kNarrow,  // rows of less than 8 bytes: read at once
     kWide,    // longer rows: read 64 bits at a time, the last 64 ending where the row ends
 };
@@ -127,6 +128,16 @@ struct RowDecoder {
                 book += step * repeat;
                 if (sizeof(T) == 1) scale += scale_step;
             }
+        } else if (kLayout == kEight) {
+            const int64_t upper = row_bytes - 4;
+            uint64_t word = little_endian(codes, 4) | little_endian(codes + upper, 4) << (8 * upper);
+#pragma GCC unroll 8
+            for (int j = 0; j < 8; ++j) {
+                to = one(static_cast<uint32_t>(word) & mask, book, scale, to);
+                word >>= bits;
+                book += step * repeat;
+                if (sizeof(T) == 1) scale += scale_step;
+            }
         } else if (kLayout == kNarrow) {
             several(few_bytes(codes, row_bytes), D, book, scale, to);
         } else {
@@ -154,6 +165,8 @@ void decode(const mgqe_tier& tier, const mgqe_row* rows, int64_t n, bool stream)
 template <typename H, typename T, int kWidth, bool kOnePiece>
 mgqe_decoder select_layout(const mgqe_tier& tier) {
     if (tier.bits == 8 && tier.num_centroids >= 256) return decode<H, T, kWidth, kBytes, kOnePiece>;
+    if (kOnePiece && tier.num_subspaces == 8 && tier.bits >= 4 && tier.bits < 8 && tier.num_centroids >> tier.bits)
+        return decode<H, T, kWidth, kEight, kOnePiece>;
     return tier.row_bytes < 8 ? decode<H, T, kWidth, kNarrow, kOnePiece> : decode<H, T, kWidth, kWide, kOnePiece>;
 }
 
