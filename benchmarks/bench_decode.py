@@ -19,6 +19,8 @@ from mgqe.ops import reference
 
 PEER = "nn.Embedding"
 NAME = "mgqe D=8 K=256"
+ALIGNED = "mgqe D=8, two tiers of 8 bits"
+PACKED = "mgqe D=8 K=(256, 64)"
 
 
 def table(sizes: list[int], counts: list[int], num_subspaces: int, dim: int, seed: int) -> ops.TableParts:
@@ -86,7 +88,8 @@ def main() -> None:
         tables = {
             NAME: table([rows], [256], 8, options.dim, options.seed),
             "mgqe D=16 K=256": table([rows], [256], 16, options.dim, options.seed),
-            "mgqe D=8 K=(256, 64)": table([head, rows - head], [256, 64], 8, options.dim, options.seed),
+            ALIGNED: table([head, rows - head], [256, 256], 8, options.dim, options.seed),
+            PACKED: table([head, rows - head], [256, 64], 8, options.dim, options.seed),
         }
         prepared = {name: ops.PreparedLookup(parts) for name, parts in tables.items()}
         generator = np.random.default_rng(options.seed)
@@ -113,6 +116,10 @@ def main() -> None:
                 setting = {"rows": f"{rows:,}", "ids": distribution, "threads": threads}
                 targets = {NAME: 0.5 if rows <= 1_000_000 else 0.3}
                 results += measure(setting, contenders, PEER, options.rounds, options.calls, targets)
+                tails: dict[str, Contender] = {name: contenders[name] for name in (ALIGNED, PACKED)}
+                results += measure(
+                    {**setting, "peer": ALIGNED}, tails, ALIGNED, options.rounds, options.calls, {PACKED: 1.15}
+                )
         del embedding
     print_table(results, options.ids, "row")
     save(options.out, "decode", options, results)

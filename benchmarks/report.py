@@ -129,9 +129,11 @@ def speed() -> str:
                 where = ", ".join(str(row[key]) for key in ("rows", "ids") if key in row)
                 if name == "decode":
                     where = f"{row['rows']} rows, {row['ids']} ids"
+                    if "peer" in row:
+                        where += ", tail of 6 bits"
                 else:
                     where = f"D={row['subspaces']}, K={row['centroids']}"
-                peer = "nn.Embedding" if name == "decode" else "torch matmul + argmin"
+                peer = row.get("peer", "nn.Embedding") if name == "decode" else "torch matmul + argmin"
                 rows.append(
                     [f"{title}: {where}", peer, str(row["threads"]), f"{row['ratio']:.3f}", f"{row['target']:.3f}"]
                 )
