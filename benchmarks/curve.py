@@ -22,7 +22,7 @@ from rich.table import Table
 
 from mgqe.recsys.checkpoint import write_json
 from mgqe.recsys.config import TrainConfig
-from mgqe.recsys.datasets import tuned_settings
+from mgqe.recsys.tuned import tuned_settings
 from mgqe.report import Interval
 from mgqe.study import Event, Run, Study, run_study
 
@@ -214,7 +214,7 @@ def main() -> None:
     if given.budgets:
         wanted = {int(budget) for budget in given.budgets.split(",")}
         chosen = {method: {b: s for b, s in budgets.items() if b in wanted} for method, budgets in chosen.items()}
-    base = TrainConfig(data=given.data, data_dir=given.data_dir).with_settings(tuned_settings(given.data))
+    base = TrainConfig(data=given.data, data_dir=given.data_dir).with_settings(tuned_settings("gmf", given.data))
     seeds = tuple(int(seed) for seed in given.seeds.split(","))
     study = Study(base, tuple(candidates(chosen, methods)), seeds, Path(given.work) / f"curve-{given.data}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

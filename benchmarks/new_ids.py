@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from mgqe import CompactTable
 from mgqe.recsys.config import TrainConfig
-from mgqe.recsys.datasets import tuned_settings
 from mgqe.recsys.embeddings import build
 from mgqe.recsys.metrics import hit_rate, sampled_ranks
 from mgqe.recsys.models import GMF
 from mgqe.recsys.train import RunData, anneal, warm_up
+from mgqe.recsys.tuned import tuned_settings
 
 FOLDS = 10
 
@@ -108,7 +108,7 @@ def main() -> None:
     found = []
     for seed in map(int, given.seeds.split(",")):
         config = TrainConfig(data=given.data, data_dir=given.data_dir, embedding=given.embedding, seed=seed)
-        config = replace(config.with_settings([*tuned_settings(given.data)]), embedding=given.embedding)
+        config = replace(config.with_settings([*tuned_settings(config.model, given.data)]), embedding=given.embedding)
         data = RunData.load(config)
         for table in ("item", "user"):
             found.append(run(config, data, Path(given.work) / given.data, table))

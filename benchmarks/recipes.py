@@ -24,11 +24,11 @@ from torch import nn
 from mgqe import quantization_loss, start_quantizing
 from mgqe.recsys.checkpoint import LAST, write_json
 from mgqe.recsys.config import SCHEDULE, TrainConfig
-from mgqe.recsys.datasets import tuned_settings
 from mgqe.recsys.loop import carry_optimizer, make_optimizer, optimizer_names, run_phase
 from mgqe.recsys.provenance import commit, machine, versions
 from mgqe.recsys.seeds import derive_seed
 from mgqe.recsys.train import RunData, anneal, build_tables, warm_up
+from mgqe.recsys.tuned import tuned_settings
 
 BASE = "mgqe:D=32,K=128/64,centroids=int8"
 Change = Callable[[nn.Module], None]
@@ -173,7 +173,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for seed in () if given.show else map(int, given.seeds.split(",")):
         config = TrainConfig(data=given.data, data_dir=given.data_dir, embedding=BASE, seed=seed)
-        config = config.with_settings([*tuned_settings(given.data), *given.set])
+        config = config.with_settings([*tuned_settings(config.model, given.data), *given.set])
         data = RunData.load(config)
         for variant in VARIANTS:
             if (variant.name, seed) in done or (

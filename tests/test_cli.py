@@ -138,7 +138,7 @@ BAD = {
     "no such file": (["train", "--data", "none.csv"], "none.csv does not exist"),
     "no data directory": (["train", "--data", "ml-1m"], "needs a data directory"),
     "no such embedding": (["train", "--embedding", "mgq"], "no embedding 'mgq' (did you mean 'mgqe'?)"),
-    "no such model": (["train", "--model", "svd"], "--model svd"),
+    "no such model": (["train", "--model", "svd"], "no model 'svd'"),
     "no such setting": (["train", "--set", "rate=1"], "expected NAME=VALUE with NAME one of data"),
     "setting of the wrong type": (["train", "--set", "dim=many"], "setting dim: expected int, got 'many'"),
     "seeds": (["compare", "--seeds", "one"], "--seeds: expected whole numbers"),

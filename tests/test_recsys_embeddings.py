@@ -60,7 +60,6 @@ BAD = {
     "full:d=x": "d must be a whole number of 1 or more",
     "lowrank:rang=8": "no option 'rang' (did you mean 'rank'?)",
     "full:D=8": "no option 'D'",
-    "mgqe:basket.D=8": "expected user. or item. before a key",
     "mgqe:warmup_steps=3": "no option 'warmup_steps'",
 }
 

@@ -62,7 +62,8 @@ def test_a_run(tiny: Path, tmp_path: Path, embedding: str) -> None:
     assert (tables["user"].num_embeddings, tables["item"].num_embeddings) == (users, items)
     assert metrics["full_embedding_bytes"] == (users + items) * 8 * 4
     quality = metrics["quality"]
-    assert set(quality) == {f"{part}{m}@10" for part in ("", "full_", "valid_", "valid_full_") for m in ("hr", "ndcg")}
+    parts = ("", "full_", "valid_", "valid_full_", "head_", "tail_")
+    assert set(quality) == {f"{part}{m}@10" for part in parts for m in ("hr", "ndcg")}
     assert all(0 <= value <= 1 for value in quality.values())
     assert metrics["data_summary"]["interactions"] == len(tiny.read_text().splitlines())
     for name in ("seed", "commit", "versions", "machine", "config", "seconds_per_epoch", "epochs", "best_epoch"):
@@ -237,7 +238,8 @@ def test_divergence_is_said(tiny: Path, tmp_path: Path, monkeypatch: pytest.Monk
         ({"learning_rate": -1.0}, "learning_rate must be above 0"),
         ({"learning_rate": math.nan}, "learning_rate must be above 0"),
         ({"dropout": 1.0}, "dropout"),
-        ({"model": "svd"}, "--model svd"),
+        ({"model": "svd"}, "no model 'svd'"),
+        ({"task": "sequential"}, "--task"),
         ({"embedding": "nothing"}, "no embedding 'nothing'"),
         ({"warm_up_epochs": -1}, "warm_up_epochs"),
     ],
@@ -245,6 +247,12 @@ def test_divergence_is_said(tiny: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def test_bad_configurations(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**change)
+
+
+def test_options_of_fields_that_are_not_there(tiny: Path) -> None:
+    config = tiny_config(tiny, embedding="mgqe:D=4,K=4/2,items.K=8/4")
+    with pytest.raises(ValueError, match=r"expected item., user. before a key, got 'items' \(did you mean 'item'"):
+        build_tables(config, RunData.load(config))
 
 
 def test_too_few_items_for_the_negatives(tiny: Path, tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from mgqe.recsys.config import TrainConfig
-from mgqe.recsys.datasets import tuned_settings
 from mgqe.recsys.embeddings import METHODS
 from mgqe.recsys.interactions import FORMATS
 from mgqe.recsys.loop import EpochReport
+from mgqe.recsys.models import MODELS, choose_model
 from mgqe.recsys.train import METRICS
+from mgqe.recsys.tuned import tuned_settings
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -114,8 +115,23 @@ Set = Annotated[
 ]  # fmt: skip
 Threads = Annotated[int, typer.Option(help="Threads for torch, a run.", rich_help_panel="Training")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start afresh where --out holds a run already.")]
-TaskName = Annotated[str, typer.Option("--task", help="What to learn: ranking.", rich_help_panel="Training")]
-ModelName = Annotated[str, typer.Option("--model", help="The model: gmf.", rich_help_panel="Training")]
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        help=f"What to learn: {', '.join(dict.fromkeys(info.task for info in MODELS.values()))}. By default what "
+        "--model is for, or ranking.",
+        rich_help_panel="Training",
+    ),
+]
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help=f"The model: {', '.join(MODELS)}. By default the task's first.",
+        rich_help_panel="Training",
+    ),
+]
 
 
 @app.command(
@@ -141,14 +157,15 @@ def train(
     time_column: TimeColumn = None,
     embedding: Annotated[str, typer.Option(help="What the tables are, see above.")] = "mgqe",
     seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 7,
-    task: TaskName = "ranking",
-    model: ModelName = "gmf",
+    task: TaskName = None,
+    model: ModelName = None,
     threads: Threads = 1,
     setting: Set = None,
     overwrite: Overwrite = False,
 ) -> None:
     from mgqe.recsys.train import train_run
 
+    task, model = choose_model(task, model)
     config = TrainConfig(
         data=data,
         data_dir=data_dir,
@@ -162,7 +179,7 @@ def train(
         seed=seed,
         threads=threads,
     )
-    config = config.with_settings([*tuned_settings(data), *(setting or ())])
+    config = config.with_settings([*tuned_settings(model, data), *(setting or ())])
     done_before = (out / METRICS).is_file() and not overwrite
     with _progress() as progress:
         bar = _RunBar(progress, str(config.spec))
@@ -196,8 +213,8 @@ def compare(
     user_column: UserColumn = None,
     item_column: ItemColumn = None,
     time_column: TimeColumn = None,
-    task: TaskName = "ranking",
-    model: ModelName = "gmf",
+    task: TaskName = None,
+    model: ModelName = None,
     jobs: Annotated[int, typer.Option(help="Runs at the same time, each in its own process.")] = 1,
     threads: Threads = 1,
     setting: Set = None,
@@ -206,6 +223,7 @@ def compare(
     from mgqe.report import picture, summarise, terminal_table
     from mgqe.study import RESULTS, Event, Run, Study, check_study, is_finished, run_study
 
+    task, model = choose_model(task, model)
     base = TrainConfig(
         data=data,
         data_dir=data_dir,
@@ -216,7 +234,7 @@ def compare(
         task=task,
         model=model,
         threads=threads,
-    ).with_settings([*tuned_settings(data), *(setting or ())])
+    ).with_settings([*tuned_settings(model, data), *(setting or ())])
     study = Study(base, tuple(embedding or ("full", "full:d=16", "mgqe")), _seeds(seeds), out)
     check_study(study)
     failures: list[Event] = []

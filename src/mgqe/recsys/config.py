@@ -14,6 +14,7 @@ import torch
 
 from mgqe.recsys.embeddings import Spec
 from mgqe.recsys.loop import PhaseConfig
+from mgqe.recsys.models import choose_model
 
 SCHEDULE = 3  # raised when the phases change, so that no result of an older schedule is taken for a newer one
 OF_PHASE_2 = ("anneal_epochs", "anneal_learning_rate")
@@ -66,8 +67,7 @@ class TrainConfig:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        if self.task != "ranking" or self.model != "gmf":
-            raise ValueError(f"expected --task ranking --model gmf, got --task {self.task} --model {self.model}")
+        choose_model(self.task, self.model)
         for name in ("dim", "batch_size", "negatives", "patience", "eval_negatives", "eval_users", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
@@ -107,8 +107,11 @@ class TrainConfig:
             label="",
         )
 
-    def phase(self, name: str) -> PhaseConfig:
-        """The loop's settings for phase "full", the first, "annealed", the second, or "quantised", the third."""
+    def phase(self, name: str, metric: str = "hr@10") -> PhaseConfig:
+        """The loop's settings for phase "full", the first, "annealed", the second, or "quantised", the third.
+
+        metric: the validation figure that chooses the best epoch.
+        """
         rate, fixed = {
             "full": (self.learning_rate, self.warm_up_epochs),
             "annealed": (self.anneal_learning_rate, self.anneal_epochs),
@@ -124,6 +127,7 @@ class TrainConfig:
             patience=self.patience if fixed is None else fixed + 1,
             centroid_learning_rate=rate if name != "quantised" or centroids is None else centroids,
             anneal=name != "full",
+            select_by=metric,
         )
 
     def with_settings(self, settings: Sequence[str]) -> TrainConfig:

@@ -21,7 +21,6 @@ __all__ = [
     "leave_one_out",
     "load_data",
     "planted",
-    "tuned_settings",
 ]
 
 DATA_DIR_VARIABLE = "MGQE_DATA_DIR"
@@ -41,7 +40,6 @@ class KnownDataset:
     sha256: str
     home: str
     obtain: str  # what to download, and what to make of it
-    settings: tuple[str, ...] = ()  # NAME=VALUE of TrainConfig where the set's own validation items chose others
 
     def path(self, data_dir: Path | str | None) -> Path:
         """The set's file below `data_dir` (or the directory that MGQE_DATA_DIR names); ValueError if not there."""
@@ -98,7 +96,6 @@ DATASETS = {
             format="lines",
             sha256="ef5f185fd2427feacb2c4850fc8af3dfb3344031e8d7e24d5e0778799d57fc26",
             home="https://jmcauley.ucsd.edu/data/amazon/",
-            settings=("weight_decay=2e-6",),
             obtain="download the 5-core reviews of Apps for Android and write a line a user, `user item item ...`, "
             "in time order, users and items numbered from 1 as they come",
         ),
@@ -131,11 +128,6 @@ def load_data(
             f"no data set {data!r}: expected planted, {', '.join(DATASETS)}, or the path of a file of interactions"
         )
     return load_interactions(data, format, columns)
-
-
-def tuned_settings(data: str) -> tuple[str, ...]:
-    """NAME=VALUE of TrainConfig that the validation items of a known set chose; none for other data."""
-    return DATASETS[data].settings if data in DATASETS else ()
 
 
 @dataclass(frozen=True)

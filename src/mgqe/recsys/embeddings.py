@@ -1,7 +1,7 @@
 """One factory for every embedding: `full`, `mgqe:D=32,K=64/16`, `lowrank:r=8` -> modules for users and items.
 
 A description is a name and, after a colon, options: `NAME:key=value,key=value`. Several values are joined by a
-slash (`K=256/64`). `user.` or `item.` before a key sets it for one of the two tables (`item.K=64/16`). Every
+slash (`K=256/64`). A field's name before a key sets it for the tables of that field (`item.K=64/16`). Every
 keyword of the class may be given by its own name; the usual ones have short names as well.
 """
 
@@ -11,7 +11,7 @@ import difflib
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 Value = int | float | bool | str | tuple[int | float, ...]
-TABLES = ("user", "item")
 NEVER = 2**62  # warm-up steps of a layer whose warm-up the training loop ends
 
 
@@ -105,9 +104,20 @@ class Spec:
         if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or dim < 1):
             raise ValueError(f"embedding {text!r}: d must be a whole number of 1 or more")
         spec = cls(name, tuple(sorted(options.items())), dim)
-        for table in TABLES:
-            spec.keywords(table)
+        for owner in spec.owners or {""}:
+            spec.keywords(owner)
         return spec
+
+    @property
+    def owners(self) -> set[str]:
+        """Fields that have options of their own."""
+        return {key.rpartition(".")[0] for key, _ in self.options if "." in key}
+
+    def check_fields(self, fields: Collection[str]) -> None:
+        """ValueError when an option is for a field that the model does not have."""
+        for owner in sorted(self.owners - set(fields)):
+            known = ", ".join(f"{name}." for name in sorted(set(fields)))
+            raise ValueError(f"embedding {self}: expected {known} before a key, got {owner!r}{_perhaps(owner, fields)}")
 
     @property
     def method(self) -> Method:
@@ -119,13 +129,11 @@ class Spec:
         return f"{self.name}:{written}" if written else self.name
 
     def keywords(self, table: str) -> dict[str, Value]:
-        """Keyword arguments of the class for `table` ("user" or "item"); ValueError for a key it does not have."""
+        """Keyword arguments of the class for tables of the field `table`; ValueError for a key it does not have."""
         allowed = _keywords_of(self.method)
         found: dict[str, Value] = {}
         for key, value in sorted(self.options, key=lambda option: "." in option[0]):
             owner, dot, bare = key.rpartition(".")
-            if dot and owner not in TABLES:
-                raise ValueError(f"embedding {self}: expected user. or item. before a key, got {key!r}")
             keyword = self.method.short.get(bare, bare)
             if keyword not in allowed:
                 short = {name: f"{key} or {name}" for key, name in self.method.short.items()}
@@ -142,15 +150,23 @@ class Spec:
 
 
 def build(
-    spec: Spec, table: str, num_embeddings: int, embedding_dim: int, counts: Tensor, std: float, seed: int
+    spec: Spec,
+    table: str,
+    num_embeddings: int,
+    embedding_dim: int,
+    counts: Tensor,
+    std: float,
+    seed: int,
+    pairs: tuple[Tensor, Tensor] | None = None,
 ) -> nn.Module:
-    """The embedding module of one table, its vectors drawn with standard deviation `std`.
+    """The embedding module of one table of the field `table`, its vectors drawn with standard deviation `std`.
 
-    counts: int64 (num_embeddings,), training interactions an id, and seed: for the classes that ask for them.
+    counts: int64 (num_embeddings,), training interactions an id, seed, and pairs (TableInfo): for the classes that
+    ask for them.
     """
     cls = spec.method.load()
     keywords: dict[str, Any] = {**spec.method.fixed, **spec.keywords(table)}
-    offered = {"counts": counts, "seed": seed % 2**31}
+    offered = {"counts": counts, "seed": seed % 2**31, "pairs": pairs}
     for name in inspect.signature(cls).parameters:
         if name in offered:
             keywords.setdefault(name, offered[name])
@@ -189,6 +205,8 @@ class FrozenEmbedding(nn.Module):
     def __init__(self, table: Any) -> None:
         super().__init__()
         self.table = table
+        self.num_embeddings: int = table.num_embeddings
+        self.embedding_dim: int = table.embedding_dim
 
     def forward(self, ids: Tensor) -> Tensor:
         rows: Tensor = self.table.lookup(ids)
@@ -199,7 +217,7 @@ def _keywords_of(method: Method) -> set[str]:
     """What a description may set: the class's own keywords, not nn.Embedding's nor those that the loop decides."""
     parameters = inspect.signature(method.load()).parameters.values()
     own = {parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
-    return own - {"counts", "tiers"} - set(method.fixed)
+    return own - {"counts", "tiers", "pairs"} - set(method.fixed)
 
 
 def _perhaps(word: str, known: Any) -> str:

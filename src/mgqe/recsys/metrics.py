@@ -39,6 +39,22 @@ def summary(ranks: Tensor, k: int = 10, prefix: str = "") -> dict[str, float]:
     return {f"{prefix}hr@{k}": hit_rate(ranks, k), f"{prefix}ndcg@{k}": ndcg(ranks, k)}
 
 
+def head_items(counts: Tensor, share: float = 0.1) -> Tensor:
+    """bool (num_items,): the `share` of items with the largest counts, at least one; draws go to the lower row."""
+    head = torch.zeros(counts.numel(), dtype=torch.bool)
+    head[torch.argsort(counts, descending=True, stable=True)[: max(1, round(share * counts.numel()))]] = True
+    return head
+
+
+def tier_summary(ranks: Tensor, items: Tensor, counts: Tensor, k: int = 10) -> dict[str, float]:
+    """`summary` of the ranks (n,) of head items, prefix `head_`, and of tail items, prefix `tail_`.
+
+    items: (n,) the ranked items; counts: (num_items,) as for `head_items`. NaN where a tier has no items.
+    """
+    in_head = head_items(counts)[items]
+    return {**summary(ranks[in_head], k, "head_"), **summary(ranks[~in_head], k, "tail_")}
+
+
 Scorer = Callable[[Tensor, Tensor], Tensor]  # (users (n,), items (n, c)) -> scores (n, c)
 CatalogueScorer = Callable[[Tensor], Tensor]  # users (n,) -> scores (n, num_items)
 

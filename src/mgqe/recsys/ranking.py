@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mgqe.recsys.datasets import Split, leave_one_out
-from mgqe.recsys.interactions import Interactions
-from mgqe.recsys.metrics import catalogue_ranks, sampled_ranks, summary
-from mgqe.recsys.models import GMF
+from mgqe.recsys.datasets import Split, leave_one_out, load_data
+from mgqe.recsys.interactions import Columns, IdMap, Interactions
+from mgqe.recsys.metrics import catalogue_ranks, sampled_ranks, summary, tier_summary
+from mgqe.recsys.models.gmf import GMF
 from mgqe.recsys.sampling import SeenItems, evaluation_negatives, sample_negatives
 from mgqe.recsys.seeds import derive_seed
+from mgqe.recsys.tasks import TableInfo
+
+if TYPE_CHECKING:
+    from mgqe.recsys.config import TrainConfig
 
 Batch = tuple[Tensor, Tensor]
 MIN_STEPS = 64
@@ -39,6 +46,9 @@ class RankingTask:
     test_negatives: Tensor
     num_negatives: int
     seed: int
+    ids: Mapping[str, IdMap] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    metric: str = "hr@10"
 
     @classmethod
     def prepare(
@@ -68,7 +78,25 @@ class RankingTask:
             test_negatives=evaluation_negatives(users, anywhere, eval_negatives, derive_seed(seed, "test")),
             num_negatives=num_negatives,
             seed=seed,
+            ids={"user": interactions.user_ids, "item": interactions.item_ids},
+            summary={
+                "users": split.num_users,
+                "items": split.num_items,
+                "interactions": len(interactions),
+                "repeats_left_out": interactions.num_repeats,
+                "judged_users": users.numel(),
+            },
         )
+
+    @cached_property
+    def tables(self) -> dict[str, TableInfo]:
+        """Users and items."""
+        split = self.split
+        users, items = split.train_users, split.train_items
+        return {
+            "user": TableInfo("user", split.num_users, split.user_counts, pairs=(users, items)),
+            "item": TableInfo("item", split.num_items, split.item_counts, pairs=(items, users)),
+        }
 
     def num_batches(self, batch_size: int) -> int:
         """Batches an epoch."""
@@ -106,7 +134,8 @@ class RankingTask:
 
         hr@10 and ndcg@10 of the test items against sampled negatives; `full_` the same against the whole
         catalogue less the user's training and validation items; `valid_` and `valid_full_` for the validation
-        items (against the catalogue less the user's training items).
+        items (against the catalogue less the user's training items); `head_` and `tail_` for the test items among
+        the 10% most frequent items in training, and for the others.
         """
         vectors = model.item(torch.arange(self.split.num_items))
         # A matrix product may give equal rows unequal last bits; items that share all their codes must draw.
@@ -132,7 +161,24 @@ class RankingTask:
         valid = sampled_ranks(model, self.users, self.valid_items, self.valid_negatives)
         return {
             **summary(test),
+            **tier_summary(test, self.test_items, self.split.item_counts),
             **summary(catalogue(self.test_items, self.valid_items), prefix="full_"),
             **summary(valid, prefix="valid_"),
             **summary(catalogue(self.valid_items, None), prefix="valid_full_"),
         }
+
+
+def prepare(config: TrainConfig) -> tuple[RankingTask, str]:
+    """The data that `config` names, split and ready, and a digest of them."""
+    columns = Columns(config.user_column, config.item_column, config.time_column)
+    interactions = load_data(config.data, config.data_dir, config.format, columns)
+    task = RankingTask.prepare(interactions, config.seed, config.negatives, config.eval_negatives, config.eval_users)
+    return task, fingerprint(interactions)
+
+
+def fingerprint(interactions: Interactions) -> str:
+    """A digest of who took what, in order."""
+    digest = hashlib.sha256()
+    for rows in (interactions.users, interactions.items):
+        digest.update(rows.numpy().tobytes())
+    return digest.hexdigest()

@@ -10,23 +10,20 @@ loaded again, and it is the loaded ones that are judged.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import shutil
+import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from mgqe.recsys.checkpoint import LAST, locked, read_json, write_atomic, write_json
 from mgqe.recsys.config import TrainConfig, warm_up_key
-from mgqe.recsys.datasets import load_data
-from mgqe.recsys.embeddings import FrozenEmbedding, build
-from mgqe.recsys.interactions import Columns, Interactions
+from mgqe.recsys.embeddings import Spec, build
 from mgqe.recsys.loop import (
     OnEpoch,
     PhaseResult,
@@ -35,34 +32,15 @@ from mgqe.recsys.loop import (
     optimizer_names,
     run_phase,
 )
-from mgqe.recsys.models import GMF
+from mgqe.recsys.models import build_model
 from mgqe.recsys.provenance import commit, machine, versions
-from mgqe.recsys.ranking import RankingTask
 from mgqe.recsys.seeds import derive_seed
+from mgqe.recsys.shipping import CONFIG, MODEL, TABLE, bytes_by_part, codebook_stats, load_model, ship
+from mgqe.recsys.tasks import RunData, TableInfo
 
-CONFIG, DATA, METRICS, MODEL = "config.json", "data.json", "metrics.json", "model.safetensors"
-TABLES = {"user": "user.mgqe.safetensors", "item": "item.mgqe.safetensors"}
+__all__ = ["CONFIG", "METRICS", "RunData", "build_tables", "load_model", "train_run"]
 
-
-@dataclass(frozen=True)
-class RunData:
-    """The data of a run; `fingerprint` is a digest of the interactions themselves."""
-
-    interactions: Interactions
-    fingerprint: str
-    task: RankingTask
-
-    @classmethod
-    def load(cls, config: TrainConfig) -> RunData:
-        columns = Columns(config.user_column, config.item_column, config.time_column)
-        interactions = load_data(config.data, config.data_dir, config.format, columns)
-        digest = hashlib.sha256()
-        for rows in (interactions.users, interactions.items):
-            digest.update(rows.numpy().tobytes())
-        task = RankingTask.prepare(
-            interactions, config.seed, config.negatives, config.eval_negatives, config.eval_users
-        )
-        return cls(interactions, digest.hexdigest(), task)
+DATA, METRICS = "data.json", "metrics.json"
 
 
 def train_run(
@@ -100,40 +78,39 @@ def train_run(
 def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch) -> dict[str, Any]:
     started = time.perf_counter()
     data = RunData.load(config)
+    task = data.task
     _check_same_data(out / DATA, data)
     model, first = warm_up(config, data, warm_ups, on_epoch)
     phases = {"full": first, "annealed": anneal(config, data, model, first, warm_ups, on_epoch)}
     if config.spec.method.kind == "quantised":
         model, phases["quantised"] = _quantise(config, data, model, phases["annealed"], out, on_epoch)
-    elif config.spec.method.kind == "post":
+    elif any(spec_of(config, info).method.kind != "trained" for info in task.tables.values()):
         model = _on_rows_of(config, data, model)
-    for name in ("user_ids", "item_ids"):
-        write_atomic(out / f"{name}.parquet", getattr(data.interactions, name).save)
-    sizes = _ship(model, out)
-    quality = data.task.judge(load_model(out))
-    split = data.task.split
+    for field, ids in task.ids.items():
+        write_atomic(out / f"{field}_ids.parquet", ids.save)
+    sizes = ship(model, task.tables, out)
+    quality = task.judge(load_model(out))
     metrics = {
         "task": config.task,
         "model": config.model,
         "data": config.data,
         "embedding": config.label or str(config.spec),
         "seed": config.seed,
+        "metric": task.metric,
         "quality": quality,
         "embedding_bytes": sum(sizes.values()),
-        "full_embedding_bytes": 4 * config.dim * (split.num_users + split.num_items),
+        "full_embedding_bytes": sum(
+            4 * info.num_embeddings * (info.dim or config.dim) for info in task.tables.values()
+        ),
         "embedding_bytes_by_table": sizes,
+        "embedding_bytes_by_part": bytes_by_part(out, task.tables),
+        "codebooks": codebook_stats(out, task.tables),
+        "peak_memory_bytes": _peak_memory(),
         "seconds_per_epoch": {name: phase.seconds_per_epoch for name, phase in phases.items()},
         "epochs": {name: len(phase.history) - 1 for name, phase in phases.items()},
         "best_epoch": {name: phase.best_epoch for name, phase in phases.items()},
         "seconds": time.perf_counter() - started,
-        "data_summary": {
-            "users": split.num_users,
-            "items": split.num_items,
-            "interactions": len(data.interactions),
-            "repeats_left_out": data.interactions.num_repeats,
-            "judged_users": data.task.users.numel(),
-            "sha256": data.fingerprint,
-        },
+        "data_summary": {**task.summary, "sha256": data.fingerprint},
         "history": {name: phase.history for name, phase in phases.items()},
         "commit": commit(),
         "versions": versions(),
@@ -147,32 +124,49 @@ def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch) -> d
     return metrics
 
 
-def build_tables(config: TrainConfig, data: RunData) -> GMF:
-    """The model with the embeddings that `config` describes, started by its seed."""
-    split, dim, spec = data.task.split, config.embedding_dim, config.spec
+def spec_of(config: TrainConfig, info: TableInfo) -> Spec:
+    """The description of one table: the run's, or the table's fixed one unless the run has plain full tables."""
+    plain = config.spec.name == "full" and config.embedding_dim == config.dim
+    return config.spec if info.fixed is None or plain else Spec.parse(info.fixed)
+
+
+def build_tables(config: TrainConfig, data: RunData, warm_up: bool = False) -> Any:
+    """The model with the embeddings that `config` describes, started by its seed.
+
+    warm_up: with what they are trained as first (Spec.warm_up).
+    """
+    config.spec.check_fields({info.field for info in data.task.tables.values()})
     tables = {}
-    for table, size, counts in (
-        ("user", split.num_users, split.user_counts),
-        ("item", split.num_items, split.item_counts),
-    ):
-        torch.manual_seed(derive_seed(config.seed, "start", table))
-        tables[table] = build(spec, table, size, dim, counts, config.init_std, config.seed)
-    return GMF(tables["user"], tables["item"], dim, config.dropout)
+    for path, info in data.task.tables.items():
+        spec = spec_of(config, info)
+        torch.manual_seed(derive_seed(config.seed, "start", path))
+        tables[path] = build(
+            spec.warm_up() if warm_up else spec,
+            info.field,
+            info.num_embeddings,
+            info.dim or config.embedding_dim,
+            info.counts,
+            config.init_std if info.std is None else info.std,
+            config.seed,
+            info.pairs,
+        )
+    torch.manual_seed(derive_seed(config.seed, "start", "model"))
+    return build_model(config, tables)
 
 
-def warm_up(config: TrainConfig, data: RunData, warm_ups: Path, on_epoch: OnEpoch) -> tuple[GMF, PhaseResult]:
+def warm_up(config: TrainConfig, data: RunData, warm_ups: Path, on_epoch: OnEpoch) -> tuple[Any, PhaseResult]:
     """Phase 1, or what an earlier run left of it in the folder `warm_ups`."""
-    model = build_tables(config.warm_up(), data)
+    model = build_tables(config.warm_up(), data, warm_up=True)
     directory = warm_ups / f"phase-full-{warm_up_key(config, data.fingerprint)}"
     with locked(directory):
-        return model, run_phase(model, data.task, config.warm_up().phase("full"), directory, on_epoch)
+        return model, run_phase(model, data.task, config.warm_up().phase("full", data.task.metric), directory, on_epoch)
 
 
 def anneal(
-    config: TrainConfig, data: RunData, model: GMF, first: PhaseResult, warm_ups: Path, on_epoch: OnEpoch
+    config: TrainConfig, data: RunData, model: nn.Module, first: PhaseResult, warm_ups: Path, on_epoch: OnEpoch
 ) -> PhaseResult:
     """Phase 2; like phase 1's, its result is shared in `warm_ups`."""
-    phase = config.phase("annealed")
+    phase = config.phase("annealed", data.task.metric)
     optimizer = make_optimizer(model, phase)
     carry_optimizer(first.optimizer, optimizer_names(model), model, optimizer)
     directory = warm_ups / f"phase-annealed-{warm_up_key(config, data.fingerprint, annealed=True)}"
@@ -181,13 +175,13 @@ def anneal(
 
 
 def _quantise(
-    config: TrainConfig, data: RunData, full: GMF, before: PhaseResult, out: Path, on_epoch: OnEpoch
-) -> tuple[GMF, PhaseResult]:
+    config: TrainConfig, data: RunData, full: nn.Module, before: PhaseResult, out: Path, on_epoch: OnEpoch
+) -> tuple[Any, PhaseResult]:
     """Phase 3, through the codes, from the full model's rows."""
     from mgqe import quantization_loss, start_quantizing
 
     model = _on_rows_of(config, data, full)
-    phase = config.phase("quantised")
+    phase = config.phase("quantised", data.task.metric)
     optimizer = make_optimizer(model, phase)
     carry_optimizer(before.optimizer, optimizer_names(full), model, optimizer)
     directory = out / "phase-quantised"
@@ -196,7 +190,7 @@ def _quantise(
     return model, run_phase(model, data.task, phase, directory, on_epoch, optimizer, quantization_loss)
 
 
-def _on_rows_of(config: TrainConfig, data: RunData, full: GMF) -> GMF:
+def _on_rows_of(config: TrainConfig, data: RunData, full: nn.Module) -> Any:
     """The full model with the embeddings that `config` describes in place of its tables, on the same rows."""
     model = build_tables(config, data)
     missing = model.load_state_dict(full.state_dict(), strict=False)
@@ -206,30 +200,14 @@ def _on_rows_of(config: TrainConfig, data: RunData, full: GMF) -> GMF:
     return model
 
 
-def _ship(model: GMF, out: Path) -> dict[str, int]:
-    """Freeze and save both tables and the model's own parameters; bytes on disk of each table."""
-    import mgqe
-
-    model.eval()
-    for table, name in TABLES.items():
-        mgqe.save(getattr(model, table).freeze(), out / name)
-    own: dict[str, Tensor] = {"weight": model.weight.detach(), "bias": model.bias.detach()}
-    write_atomic(out / MODEL, lambda target: save_file(own, target))
-    return {table: (out / name).stat().st_size for table, name in TABLES.items()}
-
-
-def load_model(out: Path | str) -> GMF:
-    """The model that a run saved, on its frozen tables, ready to score."""
-    from safetensors.torch import load_file
-
-    import mgqe
-
-    out = Path(out)
-    tables: dict[str, nn.Module] = {table: FrozenEmbedding(mgqe.load(out / name)) for table, name in TABLES.items()}
-    own = load_file(out / MODEL)
-    model = GMF(tables["user"], tables["item"], own["weight"].numel())
-    model.load_state_dict(own)
-    return model.eval()
+def _peak_memory() -> int | None:
+    """The most memory that this process has held so far, in bytes; None where that cannot be asked."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _check_same(found: dict[str, Any], config: TrainConfig, out: Path) -> None:
@@ -249,9 +227,12 @@ def _check_same_data(path: Path, data: RunData) -> None:
 
 
 def _clear(out: Path) -> None:
-    """Remove what a run leaves in `out`, and nothing else."""
-    for name in (METRICS, CONFIG, DATA, MODEL, *TABLES.values(), "user_ids.parquet", "item_ids.parquet"):
-        (out / name).unlink(missing_ok=True)
+    """Remove what a run leaves in `out`, and nothing else; the configuration, which says that it is a run's, last."""
+    if not (out / CONFIG).is_file():
+        return
+    for path in (*(out / name for name in (METRICS, DATA, MODEL)), *out.glob(f"*{TABLE}"), *out.glob("*_ids.parquet")):
+        path.unlink(missing_ok=True)
     for folder in out.glob("phase-*"):
         with contextlib.suppress(OSError):
             shutil.rmtree(folder)
+    (out / CONFIG).unlink()

@@ -1,9 +1,15 @@
-"""Recommender models over any embedding: the two tables come from outside."""
+"""Generalised matrix factorisation."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from mgqe.recsys.config import TrainConfig
 
 
 class GMF(nn.Module):
@@ -37,3 +43,8 @@ class GMF(nn.Module):
     def score_catalogue(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores of every item for `users` (n,): (n, num_items); `items` (num_items, d) are all item vectors."""
         return self.query(users) @ items.T + self.bias
+
+
+def build(config: TrainConfig, tables: Mapping[str, nn.Module]) -> GMF:
+    """From the tables "user" and "item"."""
+    return GMF(tables["user"], tables["item"], config.embedding_dim, config.dropout)

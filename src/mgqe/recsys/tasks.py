@@ -1,0 +1,84 @@
+"""What a task brings: data split and ready, the tables that its models need, a loss, and a judge."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+
+from mgqe.recsys import loop
+from mgqe.recsys.interactions import IdMap
+
+if TYPE_CHECKING:
+    from mgqe.recsys.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class TableInfo:
+    """One embedding table of a model.
+
+    field: what its ids are ("user", "item", "city"); in a description `item.K=64` is for the tables of that field.
+    counts: int64 (num_embeddings,), how often an id occurs in the training part.
+    dim: None: the run's. fixed: a description that holds whatever the run's embedding is, as for small fields that
+    stay full; not in a run of the plain full tables. std: of the start, None: the run's.
+    pairs: two int64 (n,), the training part's interactions as rows of this table and rows of the other side.
+    """
+
+    field: str
+    num_embeddings: int
+    counts: Tensor
+    dim: int | None = None
+    fixed: str | None = None
+    std: float | None = None
+    pairs: tuple[Tensor, Tensor] | None = None
+
+
+class Task(loop.Task, Protocol):
+    """A data set split and ready for one kind of model."""
+
+    @property
+    def metric(self) -> str:
+        """The leading figure, such as hr@10 or auc; higher is better. Validation selects by it."""
+
+    @property
+    def tables(self) -> Mapping[str, TableInfo]:
+        """Path of a submodule of the model -> the embedding table that it is."""
+
+    @property
+    def ids(self) -> Mapping[str, IdMap]:
+        """The file's ids of rows, by field; saved beside the tables."""
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Sizes of the data, for the results."""
+
+    def judge(self, model: Any) -> dict[str, float]:
+        """All final figures: the test part's under plain names, the validation part's with `valid_` before them."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The data of a run; `fingerprint` is a digest of the rows themselves."""
+
+    task: Any  # a Task; benchmarks reach for what a particular one has besides
+    fingerprint: str
+
+    @classmethod
+    def load(cls, config: TrainConfig) -> RunData:
+        """Read, split and prepare the data that `config` names; ValueError says what is wrong with them."""
+        module = importlib.import_module(TASKS[config.task])
+        task, fingerprint = module.prepare(config)
+        return cls(task, fingerprint)
+
+
+# Each has `prepare(config) -> (Task, fingerprint)`.
+TASKS = {"ranking": "mgqe.recsys.ranking"}
+
+
+def own_parameters(model: nn.Module, tables: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The model's state less its tables'."""
+    prefixes = tuple(f"{path}." for path in tables)
+    return {name: value for name, value in model.state_dict().items() if not name.startswith(prefixes)}
