@@ -16,7 +16,8 @@ from mgqe.recsys.embeddings import Spec
 from mgqe.recsys.loop import PhaseConfig
 from mgqe.recsys.models import choose_model
 
-SCHEDULE = 3  # raised when the phases change, so that no result of an older schedule is taken for a newer one
+# Raised when the phases or a default change, so that no result of an older schedule is taken for a newer one.
+SCHEDULE = 4
 OF_PHASE_2 = ("anneal_epochs", "anneal_learning_rate")
 OF_PHASE_3 = ("quantised_epochs", "quantised_learning_rate", "centroid_learning_rate")
 
@@ -165,14 +166,16 @@ def _read(name: str, text: str, kind: Any) -> Any:
 def warm_up_key(config: TrainConfig, fingerprint: str, annealed: bool = False) -> str:
     """A name for the result of phase 1, or of phases 1 and 2.
 
-    It differs where anything does that the result depends on; where the data lies does not.
+    It differs where anything does that the result depends on; where the data lies does not. Settings at their
+    defaults do not enter, so that a setting that a later version adds does not make what is trained worthless.
     """
-    fields = asdict(config.warm_up())
+    values = asdict(config.warm_up())
     if annealed:
-        fields.update({name: getattr(config, name) for name in OF_PHASE_2})
-    for name in ("data", "data_dir", "format", "user_column", "item_column", "time_column", "label"):
-        del fields[name]
+        values.update({name: getattr(config, name) for name in OF_PHASE_2})
+    idle = ("data", "data_dir", "format", "user_column", "item_column", "time_column", "label")
+    defaults = {field.name: field.default for field in fields(TrainConfig)}
+    changed = {name: value for name, value in values.items() if name not in idle and value != defaults[name]}
     text = json.dumps(
-        {**fields, "schedule": SCHEDULE, "fingerprint": fingerprint, "torch": torch.__version__}, sort_keys=True
+        {**changed, "schedule": SCHEDULE, "fingerprint": fingerprint, "torch": torch.__version__}, sort_keys=True
     )
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -212,6 +212,7 @@ def _peak_memory() -> int | None:
 
 def _check_same(found: dict[str, Any], config: TrainConfig, out: Path) -> None:
     wanted = json.loads(json.dumps(asdict(config)))
+    found = {**asdict(TrainConfig()), **found}  # an older version's run lacks settings that came later
     idle = {"data_dir"}  # where the data lies decides nothing
     differing = sorted(name for name in {*found, *wanted} - idle if found.get(name) != wanted.get(name))
     if differing:
