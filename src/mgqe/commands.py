@@ -107,6 +107,7 @@ Set = Annotated[
                 "dim", "batch_size", "learning_rate", "weight_decay", "dropout", "init_std", "negatives", "max_epochs",
                 "patience", "warm_up_epochs", "anneal_epochs", "anneal_learning_rate", "quantised_epochs",
                 "quantised_learning_rate", "centroid_learning_rate", "eval_negatives", "eval_users",
+                "max_length", "num_blocks", "num_heads", "loss", "windows",
             )
         )
         + ".",

@@ -18,6 +18,8 @@ from mgqe.recsys.models import choose_model
 
 # Raised when the phases or a default change, so that no result of an older schedule is taken for a newer one.
 SCHEDULE = 4
+LOSSES = ("bce", "softmax", "ce")  # of sequential models
+WINDOWS = ("last", "random", "all")
 OF_PHASE_2 = ("anneal_epochs", "anneal_learning_rate")
 OF_PHASE_3 = ("quantised_epochs", "quantised_learning_rate", "centroid_learning_rate")
 
@@ -35,6 +37,8 @@ class TrainConfig:
     quantised_epochs: of the third phase, through the codes, from quantised_learning_rate to zero, for the
         embeddings that have one. centroid_learning_rate: None stands for quantised_learning_rate.
     threads: how many torch may use; the last bits of a result depend on it.
+    max_length, num_blocks, num_heads, loss (LOSSES), windows (WINDOWS): of sequential models, see SequentialTask and
+        SASRec. negatives counts those of a position with loss "bce", those that a batch shares with "softmax".
     """
 
     data: str = "planted"
@@ -66,10 +70,18 @@ class TrainConfig:
     eval_negatives: int = 99
     eval_users: int = 10_000
     threads: int = 1
+    max_length: int = 50
+    num_blocks: int = 2
+    num_heads: int = 1
+    loss: str = "bce"
+    windows: str = "last"
 
     def __post_init__(self) -> None:
         choose_model(self.task, self.model)
-        for name in ("dim", "batch_size", "negatives", "patience", "eval_negatives", "eval_users", "threads"):
+        for name in (
+            "dim", "batch_size", "negatives", "patience", "eval_negatives", "eval_users", "threads", "max_length",
+            "num_blocks", "num_heads",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         for name in ("learning_rate", "anneal_learning_rate", "quantised_learning_rate", "init_std"):
@@ -82,6 +94,9 @@ class TrainConfig:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if not 0 <= self.weight_decay < math.inf or not 0 <= self.dropout < 1:
             raise ValueError("weight_decay must be 0 or more and dropout in [0, 1)")
+        for name, known in (("loss", LOSSES), ("windows", WINDOWS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         Spec.parse(self.embedding)
 
     @property

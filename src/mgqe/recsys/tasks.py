@@ -75,7 +75,7 @@ class RunData:
 
 
 # Each has `prepare(config) -> (Task, fingerprint)`.
-TASKS = {"ranking": "mgqe.recsys.ranking"}
+TASKS = {"ranking": "mgqe.recsys.ranking", "sequential": "mgqe.recsys.sequential"}
 
 
 def own_parameters(model: nn.Module, tables: Mapping[str, Any]) -> dict[str, Tensor]:
