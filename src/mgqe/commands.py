@@ -62,7 +62,7 @@ def _clean_errors(command: Callable[P, R]) -> Callable[P, R]:
 Data = Annotated[
     str,
     typer.Option(
-        help="[bold]planted[/bold] (made on the spot), ml-1m, ml-100k, amazon-apps, amazon-games (files in "
+        help="[bold]planted[/bold] (made on the spot), ml-1m, ml-1m-ncf, ml-100k, amazon-apps, amazon-games (files in "
         "--data-dir), or the path of your own file.",
         rich_help_panel="Data",
     ),
@@ -107,7 +107,7 @@ Set = Annotated[
                 "dim", "batch_size", "learning_rate", "weight_decay", "dropout", "init_std", "negatives", "max_epochs",
                 "patience", "warm_up_epochs", "anneal_epochs", "anneal_learning_rate", "quantised_epochs",
                 "quantised_learning_rate", "centroid_learning_rate", "eval_negatives", "eval_users",
-                "max_length", "num_blocks", "num_heads", "loss", "windows",
+                "max_length", "num_blocks", "num_heads", "loss", "windows", "mlp_layers",
             )
         )
         + ".",

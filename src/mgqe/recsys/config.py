@@ -39,6 +39,7 @@ class TrainConfig:
     threads: how many torch may use; the last bits of a result depend on it.
     max_length, num_blocks, num_heads, loss (LOSSES), windows (WINDOWS): of sequential models, see SequentialTask and
         SASRec. negatives counts those of a position with loss "bce", those that a batch shares with "softmax".
+    mlp_layers: of NeuMF's network; its dim is that of each of its two branches, half of what a user or item has.
     """
 
     data: str = "planted"
@@ -75,12 +76,13 @@ class TrainConfig:
     num_heads: int = 1
     loss: str = "bce"
     windows: str = "last"
+    mlp_layers: int = 3
 
     def __post_init__(self) -> None:
         choose_model(self.task, self.model)
         for name in (
             "dim", "batch_size", "negatives", "patience", "eval_negatives", "eval_users", "threads", "max_length",
-            "num_blocks", "num_heads",
+            "num_blocks", "num_heads", "mlp_layers",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")

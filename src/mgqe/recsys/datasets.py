@@ -16,14 +16,33 @@ from mgqe.recsys.interactions import Columns, Interactions, load_interactions, o
 __all__ = [
     "DATASETS",
     "DATA_DIR_VARIABLE",
+    "PUBLISHED",
     "KnownDataset",
+    "PublishedFile",
+    "PublishedSet",
     "Split",
     "leave_one_out",
     "load_data",
+    "locate",
     "planted",
 ]
 
 DATA_DIR_VARIABLE = "MGQE_DATA_DIR"
+
+
+def locate(name: str, file: str, data_dir: Path | str | None, obtain: str, home: str) -> Path:
+    """The data set's `file` below `data_dir` (or the directory that MGQE_DATA_DIR names); ValueError if not there."""
+    data_dir = data_dir or os.environ.get(DATA_DIR_VARIABLE)
+    where = f"{data_dir or 'DIR'}/{file}"
+    if data_dir is None:
+        raise ValueError(
+            f"{name} needs a data directory: pass --data-dir DIR or set {DATA_DIR_VARIABLE}, with the file at {where} "
+            f"({obtain}; {home})"
+        )
+    path = Path(data_dir) / file
+    if not path.is_file():
+        raise ValueError(f"{name}: expected the file {where}; to obtain it: {obtain} ({home})")
+    return path
 
 
 @dataclass(frozen=True)
@@ -43,17 +62,7 @@ class KnownDataset:
 
     def path(self, data_dir: Path | str | None) -> Path:
         """The set's file below `data_dir` (or the directory that MGQE_DATA_DIR names); ValueError if not there."""
-        data_dir = data_dir or os.environ.get(DATA_DIR_VARIABLE)
-        where = f"{data_dir or 'DIR'}/{self.file}"
-        if data_dir is None:
-            raise ValueError(
-                f"{self.name} needs a data directory: pass --data-dir DIR or set {DATA_DIR_VARIABLE}, with the file "
-                f"at {where} ({self.obtain}; {self.home})"
-            )
-        path = Path(data_dir) / self.file
-        if not path.is_file():
-            raise ValueError(f"{self.name}: expected the file {where}; to obtain it: {self.obtain} ({self.home})")
-        return path
+        return locate(self.name, self.file, data_dir, self.obtain, self.home)
 
     def load(self, data_dir: Path | str | None = None) -> Interactions:
         """Read the set; ValueError when its file is missing or is another edition."""
@@ -112,6 +121,54 @@ DATASETS = {
 }
 
 
+@dataclass(frozen=True)
+class PublishedFile:
+    """One of the files of a published split; sha256 is of `digest_of`."""
+
+    file: str
+    sha256: str
+    obtain: str
+    digest_of: str = "the file"
+
+
+@dataclass(frozen=True)
+class PublishedSet:
+    """A data set with a split of its own; mgqe.recsys.ncf reads it."""
+
+    title: str
+    home: str
+    files: tuple[PublishedFile, ...]
+
+
+_NCF = "from https://github.com/hexiangnan/neural_collaborative_filtering/tree/master/Data"
+PUBLISHED = {
+    "ml-1m-ncf": PublishedSet(
+        title="MovieLens-1M as in NCF: 6,040 users, 3,706 films, 1,000,209 ratings, its test items and negatives",
+        home="https://grouplens.org/datasets/movielens/1m/",
+        files=(
+            PublishedFile(
+                "ml-1m/ratings_user_movie_pairs.parquet",
+                "3b07b6e6aa14e7a2d65a0cabde5b9ce07a746bc8465e823ee9343db49334b5a4",
+                "write the users and films of ratings.dat, in its order, as a Parquet file with the columns userID "
+                "and movieID",
+                # Not of the file, since no two programs write the same Parquet.
+                "rows of users and of items, int64, in order",
+            ),
+            PublishedFile(
+                "ml-1m/ncf_ml-1m.test.rating",
+                "231ae11eb060b643a8c58c063cd17ffc743b54f569afb073d1abb6cf126b88b5",
+                f"download ml-1m.test.rating {_NCF} and save it under that name",
+            ),
+            PublishedFile(
+                "ml-1m/ncf_ml-1m.test.negative",
+                "127853228a76b7d21c0481e8ef8d00dd009cd5c88670dbdd9e9debfdb9f93de4",
+                f"download ml-1m.test.negative {_NCF} and save it under that name",
+            ),
+        ),
+    )
+}
+
+
 def load_data(
     data: str,
     data_dir: Path | str | None = None,
@@ -123,10 +180,11 @@ def load_data(
         return planted()
     if data in DATASETS:
         return DATASETS[data].load(data_dir)
+    if data in PUBLISHED:
+        raise ValueError(f"{data} has a published split and no order of time: it is for --task ranking alone")
     if not Path(data).exists() and not {"/", os.sep, "."} & set(data):
-        raise ValueError(
-            f"no data set {data!r}: expected planted, {', '.join(DATASETS)}, or the path of a file of interactions"
-        )
+        known = ", ".join(["planted", *DATASETS, *PUBLISHED])
+        raise ValueError(f"no data set {data!r}: expected {known}, or the path of a file of interactions")
     return load_interactions(data, format, columns)
 
 

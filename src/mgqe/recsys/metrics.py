@@ -61,12 +61,16 @@ CatalogueScorer = Callable[[Tensor], Tensor]  # users (n,) -> scores (n, num_ite
 
 @torch.no_grad()
 def sampled_ranks(score: Scorer, users: Tensor, positives: Tensor, negatives: Tensor, batch_size: int = 4096) -> Tensor:
-    """Ranks of `positives` (n,) among `negatives` (n, c), users (n,): int64 (n,), `batch_size` users at a time."""
+    """Ranks of `positives` (n,) among `negatives` (n, c), users (n,): int64 (n,), `batch_size` users at a time.
+
+    A negative that is the positive itself is left out: no item is its own rival.
+    """
     ranks = []
     for at in range(0, users.numel(), batch_size):
         part = slice(at, at + batch_size)
-        scores = score(users[part], torch.cat([positives[part, None], negatives[part]], dim=1))
-        ranks.append(rank_among(scores[:, 0], scores[:, 1:]))
+        positive, others = positives[part, None], negatives[part]
+        scores = score(users[part], torch.cat([positive, others], dim=1))
+        ranks.append(rank_among(scores[:, 0], scores[:, 1:].masked_fill(others == positive, torch.nan)))
     return torch.cat(ranks) if ranks else torch.zeros(0, dtype=torch.int64)
 
 

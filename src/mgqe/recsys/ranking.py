@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,10 @@ from torch.nn import functional as F
 from mgqe.recsys.datasets import Split, leave_one_out, load_data
 from mgqe.recsys.interactions import Columns, IdMap, Interactions
 from mgqe.recsys.metrics import catalogue_ranks, sampled_ranks, summary, tier_summary
-from mgqe.recsys.models.gmf import GMF
+from mgqe.recsys.models import MODELS
+from mgqe.recsys.models.gmf import GMF, TABLES
+from mgqe.recsys.models.neumf import NeuMF
+from mgqe.recsys.ncf import PUBLISHED, PublishedSplit, load_published
 from mgqe.recsys.sampling import SeenItems, evaluation_negatives, sample_negatives
 from mgqe.recsys.seeds import derive_seed
 from mgqe.recsys.tasks import TableInfo
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from mgqe.recsys.config import TrainConfig
 
 Batch = tuple[Tensor, Tensor]
+Model = GMF | NeuMF
 MIN_STEPS = 64
 
 
@@ -34,7 +39,9 @@ class RankingTask:
     split: the training part and each user's held-out items.
     seen: what users have in training, which negatives avoid.
     users: int64 (u,) the users that are judged; valid_items, test_items: int64 (u,), theirs.
-    valid_negatives, test_negatives: int64 (u, c), items that the user has nowhere.
+    valid_negatives, test_negatives: int64 (u, c), items that the user has nowhere; one that is the positive itself
+        does not count.
+    table_fields: path of each of the model's tables -> "user" or "item"; by default GMF's.
     """
 
     split: Split
@@ -46,6 +53,7 @@ class RankingTask:
     test_negatives: Tensor
     num_negatives: int
     seed: int
+    table_fields: Mapping[str, str] = field(default_factory=lambda: TABLES)
     ids: Mapping[str, IdMap] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     metric: str = "hr@10"
@@ -79,13 +87,32 @@ class RankingTask:
             num_negatives=num_negatives,
             seed=seed,
             ids={"user": interactions.user_ids, "item": interactions.item_ids},
-            summary={
-                "users": split.num_users,
-                "items": split.num_items,
-                "interactions": len(interactions),
-                "repeats_left_out": interactions.num_repeats,
-                "judged_users": users.numel(),
-            },
+            summary=sizes(interactions, users.numel()),
+        )
+
+    @classmethod
+    def published(
+        cls, data: PublishedSplit, seed: int, num_negatives: int = 4, eval_negatives: int = 99
+    ) -> RankingTask:
+        """On published test items and negatives, all users judged; validation as PublishedSplit.split says.
+
+        eval_negatives: of the validation items, drawn by `seed`.
+        """
+        interactions, split = data.interactions, data.split(derive_seed(seed, "valid"))
+        shape = (split.num_users, split.num_items)
+        anywhere = SeenItems(interactions.users, interactions.items, *shape)
+        return cls(
+            split=split,
+            seen=SeenItems(split.train_users, split.train_items, *shape),
+            users=split.users,
+            valid_items=split.valid_items,
+            test_items=split.test_items,
+            valid_negatives=evaluation_negatives(split.users, anywhere, eval_negatives, derive_seed(seed, "valid")),
+            test_negatives=data.test_negatives,
+            num_negatives=num_negatives,
+            seed=seed,
+            ids={"user": interactions.user_ids, "item": interactions.item_ids},
+            summary=sizes(interactions, split.users.numel()),
         )
 
     @cached_property
@@ -93,10 +120,11 @@ class RankingTask:
         """Users and items."""
         split = self.split
         users, items = split.train_users, split.train_items
-        return {
+        infos = {
             "user": TableInfo("user", split.num_users, split.user_counts, pairs=(users, items)),
             "item": TableInfo("item", split.num_items, split.item_counts, pairs=(items, users)),
         }
+        return {path: infos[name] for path, name in self.table_fields.items()}
 
     def num_batches(self, batch_size: int) -> int:
         """Batches an epoch."""
@@ -116,7 +144,7 @@ class RankingTask:
         for chosen in torch.split(torch.randperm(users.numel(), generator=generator), self._batch_size(batch_size)):
             yield users[chosen], items[chosen]
 
-    def loss(self, model: GMF, batch: Batch) -> Tensor:
+    def loss(self, model: Model, batch: Batch) -> Tensor:
         """Mean binary cross-entropy of all pairs: the positive against 1, the negatives against 0."""
         users, items = batch
         scores = model(users, items)
@@ -124,12 +152,31 @@ class RankingTask:
         target[:, 0] = 1.0
         return F.binary_cross_entropy_with_logits(scores, target)
 
-    def validate(self, model: GMF) -> dict[str, float]:
+    def validate(self, model: Model) -> dict[str, float]:
         """hr@10 and ndcg@10 of the validation items against their sampled negatives."""
-        return summary(sampled_ranks(model, self.users, self.valid_items, self.valid_negatives))
+        return summary(self._sampled(model, self._distinct(model)[1], self.valid_items, self.valid_negatives))
 
     @torch.no_grad()
-    def judge(self, model: GMF) -> dict[str, float]:
+    def _distinct(self, model: Model) -> tuple[Tensor, Tensor]:
+        """The catalogue's distinct rows (v, ...), and each item's place among them: int64 (num_items,)."""
+        distinct, places = torch.unique(model.catalogue(self.split.num_items), dim=0, return_inverse=True)
+        return distinct, places
+
+    def _sampled(self, model: Model, places: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+        """Ranks among sampled negatives.
+
+        A matrix product may give equal rows unequal last bits; items that share all their codes must draw.
+        """
+
+        def scores(users: Tensor, items: Tensor) -> Tensor:
+            found = model(users, items)
+            at = places[items]
+            return torch.where(at == at[:, :1], found[:, :1], found)
+
+        return sampled_ranks(scores, self.users, positives, negatives)
+
+    @torch.no_grad()
+    def judge(self, model: Model) -> dict[str, float]:
         """All final figures.
 
         hr@10 and ndcg@10 of the test items against sampled negatives; `full_` the same against the whole
@@ -137,13 +184,9 @@ class RankingTask:
         items (against the catalogue less the user's training items); `head_` and `tail_` for the test items among
         the 10% most frequent items in training, and for the others.
         """
-        vectors = model.item(torch.arange(self.split.num_items))
-        # A matrix product may give equal rows unequal last bits; items that share all their codes must draw.
-        distinct, places = torch.unique(vectors, dim=0, return_inverse=True)
+        distinct, places = self._distinct(model)
 
         def scores(users: Tensor) -> Tensor:
-            if len(distinct) == len(vectors):
-                return model.score_catalogue(users, vectors)
             return model.score_catalogue(users, distinct)[:, places]
 
         def catalogue(positives: Tensor, also_seen: Tensor | None) -> Tensor:
@@ -157,8 +200,8 @@ class RankingTask:
                 also_seen,
             )
 
-        test = sampled_ranks(model, self.users, self.test_items, self.test_negatives)
-        valid = sampled_ranks(model, self.users, self.valid_items, self.valid_negatives)
+        test = self._sampled(model, places, self.test_items, self.test_negatives)
+        valid = self._sampled(model, places, self.valid_items, self.valid_negatives)
         return {
             **summary(test),
             **tier_summary(test, self.test_items, self.split.item_counts),
@@ -170,15 +213,35 @@ class RankingTask:
 
 def prepare(config: TrainConfig) -> tuple[RankingTask, str]:
     """The data that `config` names, split and ready, and a digest of them."""
-    columns = Columns(config.user_column, config.item_column, config.time_column)
-    interactions = load_data(config.data, config.data_dir, config.format, columns)
-    task = RankingTask.prepare(interactions, config.seed, config.negatives, config.eval_negatives, config.eval_users)
-    return task, fingerprint(interactions)
+    if config.data in PUBLISHED:
+        data = load_published(config.data, config.data_dir)
+        task = RankingTask.published(data, config.seed, config.negatives, config.eval_negatives)
+        digest = fingerprint(data.interactions, data.test_items, data.test_negatives)
+    else:
+        columns = Columns(config.user_column, config.item_column, config.time_column)
+        interactions = load_data(config.data, config.data_dir, config.format, columns)
+        task = RankingTask.prepare(
+            interactions, config.seed, config.negatives, config.eval_negatives, config.eval_users
+        )
+        digest = fingerprint(interactions)
+    fields = importlib.import_module(MODELS[config.model].module).TABLES
+    return replace(task, table_fields=fields), digest
 
 
-def fingerprint(interactions: Interactions) -> str:
-    """A digest of who took what, in order."""
+def sizes(interactions: Interactions, judged_users: int) -> dict[str, Any]:
+    """What a task's summary says of its data."""
+    return {
+        "users": interactions.num_users,
+        "items": interactions.num_items,
+        "interactions": len(interactions),
+        "repeats_left_out": interactions.num_repeats,
+        "judged_users": judged_users,
+    }
+
+
+def fingerprint(interactions: Interactions, *more: Tensor) -> str:
+    """A digest of who took what, in order, and of what else decides the split."""
     digest = hashlib.sha256()
-    for rows in (interactions.users, interactions.items):
+    for rows in (interactions.users, interactions.items, *more):
         digest.update(rows.numpy().tobytes())
     return digest.hexdigest()

@@ -32,6 +32,7 @@ class ModelInfo:
 
 MODELS = {
     "gmf": ModelInfo("ranking", "mgqe.recsys.models.gmf", "generalised matrix factorisation (He et al. 2017)"),
+    "neumf": ModelInfo("ranking", "mgqe.recsys.models.neumf", "neural matrix factorisation (He et al. 2017)"),
     "sasrec": ModelInfo("sequential", "mgqe.recsys.models.sasrec", "causal self-attention (Kang and McAuley 2018)"),
 }
 

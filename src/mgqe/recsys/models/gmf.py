@@ -11,6 +11,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from mgqe.recsys.config import TrainConfig
 
+TABLES = {"user": "user", "item": "item"}  # path -> field
+
 
 class GMF(nn.Module):
     """Generalised matrix factorisation (He et al., "Neural Collaborative Filtering", eq. 9, without the sigmoid):
@@ -40,8 +42,13 @@ class GMF(nn.Module):
         scores: Tensor = (self.item(items) * self.query(users).unsqueeze(1)).sum(dim=-1) + self.bias
         return scores
 
+    def catalogue(self, num_items: int) -> Tensor:
+        """What `score_catalogue` needs of the items: their vectors, (num_items, d). Equal rows have equal scores."""
+        vectors: Tensor = self.item(torch.arange(num_items))
+        return vectors
+
     def score_catalogue(self, users: Tensor, items: Tensor) -> Tensor:
-        """Scores of every item for `users` (n,): (n, num_items); `items` (num_items, d) are all item vectors."""
+        """Scores of every item for `users` (n,): (n, num_items); `items` (num_items, d) are `catalogue`'s rows."""
         return self.query(users) @ items.T + self.bias
 
 
