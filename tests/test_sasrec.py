@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mgqe.recsys.models.sasrec import Dropout, SASRec
+from mgqe.recsys.models import sasrec
+from mgqe.recsys.models.sasrec import Dropout, Layout, SASRec
 
 
 def by_hand() -> SASRec:
@@ -85,10 +86,12 @@ def plain(model: SASRec, items: Tensor) -> Tensor:
     return model.norm(x)
 
 
-@pytest.mark.parametrize("num_heads", [1, 2])
-def test_packing_changes_nothing(num_heads: int) -> None:
+@pytest.mark.parametrize(("num_heads", "worth", "groups"), [(1, 512, 1), (2, 30, 2), (2, 0, 7)])
+def test_packing_changes_nothing(monkeypatch: pytest.MonkeyPatch, num_heads: int, worth: int, groups: int) -> None:
     model = small(num_heads)
+    monkeypatch.setattr(sasrec, "WORTH_A_GROUP", worth)
     lengths = torch.tensor([3, 40, 1, 17, 5, 4, 33, 1])
+    assert len(Layout(lengths).groups) == groups
     items = torch.randint(50, (int(lengths.sum()),))
     expected = [plain(model, part) for part in items.split(lengths.tolist())]
     torch.testing.assert_close(model.encode(model.item(items), lengths), torch.cat(expected), atol=1e-5, rtol=1e-4)

@@ -13,10 +13,12 @@ import torch
 from recsys_data import tiny_config, write_tiny
 from torch import Tensor, nn
 
+from mgqe.recsys.config import TrainConfig
 from mgqe.recsys.interactions import Interactions
 from mgqe.recsys.ranking import RankingTask
 from mgqe.recsys.sequential import Batch, SequentialTask, shared_softmax_loss
 from mgqe.recsys.train import RunData, load_model, train_run
+from mgqe.recsys.tuned import tuned_settings
 
 SEQUENTIAL = {"task": "sequential", "model": "sasrec", "max_length": 5}
 
@@ -215,6 +217,12 @@ def test_a_run(tiny: Path, tmp_path: Path, embedding: str, loss: str) -> None:
     assert set(metrics["quality"]) == {f"{part}{name}@10" for part in parts for name in ("hr", "ndcg")}
     assert set(metrics["embedding_bytes_by_table"]) == {"item"}
     assert RunData.load(config).task.judge(load_model(out)) == metrics["quality"]
+
+
+@pytest.mark.parametrize("data", ["ml-1m", "amazon-games", "mine.csv"])
+def test_tuned_settings(data: str) -> None:
+    config = TrainConfig(data=data, task="sequential", model="sasrec").with_settings(tuned_settings("sasrec", data))
+    assert (config.eval_negatives, config.weight_decay) == (100, 0.0)
 
 
 @pytest.mark.parametrize(

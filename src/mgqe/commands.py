@@ -356,7 +356,10 @@ def _figures(metrics: dict[str, Any], out: Path) -> Table:
     table = Table(title=f"{metrics['data']}: {metrics['embedding']}", title_justify="left", show_header=False)
     table.add_column("figure")
     table.add_column("value", justify="right")
-    table.add_row("HR@10, NDCG@10 (99 sampled negatives)", f"{quality['hr@10']:.4f}  {quality['ndcg@10']:.4f}")
+    negatives = metrics["config"]["eval_negatives"]
+    table.add_row(
+        f"HR@10, NDCG@10 ({negatives} sampled negatives)", f"{quality['hr@10']:.4f}  {quality['ndcg@10']:.4f}"
+    )
     table.add_row("HR@10, NDCG@10 (full catalogue)", f"{quality['full_hr@10']:.4f}  {quality['full_ndcg@10']:.4f}")
     table.add_row("bytes of the tables' files", f"{size:,} = {100 * size / full:.1f}% of {full:,}")
     for phase, seconds in metrics["seconds_per_epoch"].items():

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from mgqe.recsys.config import TrainConfig
 
 
+WORTH_A_GROUP = 512  # places of padding that cost as much time as one more call of attention
+
+
 class SASRec(nn.Module):
     """Self-attentive sequential recommendation (Kang and McAuley 2018, sections III.A to III.E):
 
@@ -129,16 +132,15 @@ class Layout:
         self.remaining = ends.repeat_interleave(lengths) - torch.arange(self.total)
         self.groups: list[tuple[Tensor, Tensor]] = []  # (index (rows, longest), which of it is there)
         order = []
-        low, longest = 0, int(lengths.max()) if lengths.numel() else 0
-        for high in [4 * 2**k for k in range(62) if 4 * 2**k < 0.75 * longest] + [longest]:
-            rows = ((lengths > low) & (lengths <= high)).nonzero().squeeze(1)
-            low = high
-            if rows.numel():
-                within = torch.arange(int(lengths[rows].max()))
-                there = within < lengths[rows, None]
-                index = (starts[rows, None] + within).clamp_(max=self.total - 1)
-                self.groups.append((index, there))
-                order.append(index[there])
+        by_length = lengths.argsort(descending=True, stable=True)
+        for first, end in _cut(lengths[by_length], 0, lengths.numel()):
+            at = by_length[first:end]
+            longest = int(lengths[at[0]])
+            within = torch.arange(longest)
+            there = within < lengths[at, None]
+            index = (starts[at, None] + within).clamp_(max=self.total - 1)
+            self.groups.append((index, there))
+            order.append(index[there])
         self.back = torch.empty(self.total, dtype=torch.int64)
         if order:
             self.back[torch.cat(order)] = torch.arange(self.total)
@@ -155,6 +157,19 @@ class Layout:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             found.append(out.transpose(1, 2).reshape(rows * longest, dim)[there.view(-1).nonzero().squeeze(1)])
         return F.embedding(self.back, torch.cat(found))
+
+
+def _cut(lengths: Tensor, first: int, end: int) -> list[tuple[int, int]]:
+    """Histories [first, end) of falling `lengths` -> runs of them to attend to together."""
+    if first == end:
+        return []
+    part = lengths[first:end]
+    # Saved by a cut before each: as many places a shorter history as it is shorter than the longest one.
+    saved = (part[0] - part) * torch.arange(end - first, 0, -1)
+    best = int(saved.argmax())
+    if int(saved[best]) <= WORTH_A_GROUP:
+        return [(first, end)]
+    return _cut(lengths, first, first + best) + _cut(lengths, first + best, end)
 
 
 def build(config: TrainConfig, tables: Mapping[str, nn.Module]) -> SASRec:
