@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from mgqe.recsys.config import TrainConfig
 from mgqe.recsys.embeddings import METHODS
 from mgqe.recsys.interactions import FORMATS
-from mgqe.recsys.loop import EpochReport
 from mgqe.recsys.models import MODELS, choose_model
 from mgqe.recsys.train import METRICS
 from mgqe.recsys.tuned import tuned_settings
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from mgqe.terminal import RunBar, clean_errors, make_progress, output
 
 _EMBEDDINGS = "\n\n".join(f"  [bold]{name}[/bold]: {method.summary}" for name, method in METHODS.items())
 
@@ -36,29 +28,6 @@ app = typer.Typer(
     help="Compact embeddings for recommenders: train, compare and look into small tables.\n\n"
     "Start with [bold]mgqe train --out run[/bold], which needs no data of yours.",
 )
-output = Console()
-errors = Console(stderr=True)
-
-
-def _clean_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """A user's mistake is one line and exit code 2; an interruption says how to go on."""
-
-    @functools.wraps(command)
-    def wrapped(*arguments: P.args, **options: P.kwargs) -> R:
-        try:
-            return command(*arguments, **options)
-        except (ValueError, OSError) as error:
-            if os.environ.get("MGQE_TRACEBACK"):
-                raise
-            errors.print(f"mgqe: {' '.join(str(error).split())}", style="red", markup=False, soft_wrap=True)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            errors.print("mgqe: interrupted; the same command goes on from the last epoch", style="yellow")
-            raise typer.Exit(130) from None
-
-    return wrapped
-
-
 Data = Annotated[
     str,
     typer.Option(
@@ -147,7 +116,7 @@ ModelName = Annotated[
     "  mgqe train --data clicks.csv --user-column visitor --item-column page --out run\n\n"
     "  mgqe train --data ratings.txt --format pairs --embedding full:d=16 --out small",
 )
-@_clean_errors
+@clean_errors
 def train(
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     data: Data = "planted",
@@ -182,8 +151,8 @@ def train(
     )
     config = config.with_settings([*tuned_settings(model, data), *(setting or ())])
     done_before = (out / METRICS).is_file() and not overwrite
-    with _progress() as progress:
-        bar = _RunBar(progress, str(config.spec))
+    with make_progress() as progress:
+        bar = RunBar(progress, str(config.spec))
         metrics = train_run(config, out, overwrite, on_epoch=bar.show)
     if done_before:
         output.print(f"{out} holds this run already; --overwrite trains it again")
@@ -201,7 +170,7 @@ def train(
     "  mgqe compare --data ml-1m --data-dir DATA --embedding full --embedding mgqe:D=32,K=64/16 "
     "--embedding dpq:D=32,K=64 --seeds 1,2,3 --jobs 2 --out study",
 )
-@_clean_errors
+@clean_errors
 def compare(
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     embedding: Annotated[
@@ -239,14 +208,14 @@ def compare(
     study = Study(base, tuple(embedding or ("full", "full:d=16", "mgqe")), _seeds(seeds), out)
     check_study(study)
     failures: list[Event] = []
-    bars: dict[Run, _RunBar] = {}
+    bars: dict[Run, RunBar] = {}
     kept = [] if overwrite else [run for run in study.runs() if is_finished(study, run)]
-    with _progress() as progress:
+    with make_progress() as progress:
         total = progress.add_task("all runs", total=len(study.runs()), detail="")
 
         def show(event: Event) -> None:
             if event.report is not None:
-                bars.setdefault(event.run, _RunBar(progress, event.run.name)).show(event.report)
+                bars.setdefault(event.run, RunBar(progress, event.run.name)).show(event.report)
                 return
             if event.error is not None:
                 failures.append(event)
@@ -271,7 +240,7 @@ def compare(
     help="Look into a table's file: bytes by part, tiers, bits a code, how much of the codebook is in use.",
     epilog="Example:\n\n  mgqe inspect run/item.mgqe.safetensors",
 )
-@_clean_errors
+@clean_errors
 def inspect(file: Annotated[Path, typer.Argument(help="A file that mgqe.save wrote.")]) -> None:
     import mgqe
     from mgqe.segments import all_segment_files
@@ -316,39 +285,6 @@ def inspect(file: Annotated[Path, typer.Argument(help="A file that mgqe.save wro
                 f"{stats.perplexity:.1f}",
             )
         output.print(tiers)
-
-
-class _RunBar:
-    """A run's progress bar: the epoch's batches, the best validation figure so far."""
-
-    def __init__(self, progress: Progress, name: str) -> None:
-        self.progress, self.name = progress, name
-        self.task: TaskID | None = None
-
-    def show(self, report: EpochReport) -> None:
-        best = "" if report.best is None else f"best HR@10 {report.best:.4f} (validation)"
-        stage = {"full": "first phase", "annealed": "annealing", "quantised": "through the codes"}.get(
-            report.phase, report.phase
-        )
-        detail = f"{stage}, epoch {report.epoch}  {best}"
-        if self.task is None:
-            self.task = self.progress.add_task(self.name, total=report.batches, detail=detail)
-        self.progress.update(self.task, completed=report.batch, total=report.batches, detail=detail)
-
-    def remove(self) -> None:
-        if self.task is not None:
-            self.progress.remove_task(self.task)
-
-
-def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TextColumn("{task.fields[detail]}"),
-        TimeElapsedColumn(),
-    )
-    return Progress(*columns, console=errors, transient=True)
 
 
 def _figures(metrics: dict[str, Any], out: Path) -> Table:

@@ -125,6 +125,10 @@ class TrainConfig:
             label="",
         )
 
+    def of_data(self) -> TrainConfig:
+        """The same for all configurations whose data are prepared alike; a little more may enter than must."""
+        return replace(self.warm_up(), embedding="full", threads=1)
+
     def phase(self, name: str, metric: str = "hr@10") -> PhaseConfig:
         """The loop's settings for phase "full", the first, "annealed", the second, or "quantised", the third.
 
