@@ -21,6 +21,7 @@ SPECS = (
     "lowrank:r=2",
     "hash:buckets=10,hashes=2",
     "qr:remainders=8",
+    "recjpq:D=4,K=8,centroids=int8",
 )
 
 
@@ -86,6 +87,16 @@ def test_every_method_has_help_and_a_class() -> None:
         assert method.summary
         assert callable(method.load())
         assert str(Spec.parse(name)) == name
+
+
+def test_recjpq_gets_the_interactions() -> None:
+    pairs = (torch.arange(60).repeat(3), torch.arange(180) % 7)
+    spec = Spec.parse("recjpq:D=4,K=8")
+    first, again, random = (build(spec, "item", 60, 8, COUNTS, 0.1, 7, p) for p in (pairs, pairs, None))
+    assert torch.equal(first.codes, again.codes)
+    assert not torch.equal(first.codes, random.codes)
+    with pytest.raises(ValueError, match="item table of 59 ids: pairs"):
+        build(spec, "item", 59, 8, COUNTS[:59], 0.1, 7, pairs)
 
 
 def test_quantised_layers_stay_in_their_warm_up() -> None:
