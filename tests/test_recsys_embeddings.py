@@ -42,6 +42,50 @@ def test_build_train_freeze(text: str) -> None:
     assert frozen(ids.view(6, 10)).shape == (6, 10, dim)
 
 
+# Sizes of the files' tensors against 4 * N * d of a full table, in percent, on 5,000 ids with d = 64.
+VARIANTS = {
+    "mgqe:D=16,K=64/16,quantizer=sx": 3.66,
+    "mgqe:D=16/8,K=64,capacity=subspaces": 2.96,
+    "mgqe:D=16/8/4,K=64,capacity=subspaces,fractions=0.05/0.25/0.7": 2.04,
+    "mgqe:D=16/8,K=64,capacity=subspaces,share_codebook=false": 3.28,
+    "mgqe:D=16,K=64/16,share_codebook=false": 3.75,
+    "mgqe:D=16,K=256/64/16,fractions=0.1/0.2/0.7": 5.11,
+    "mgqe:D=16,K=32/64/16,fractions=0.01/0.09/0.9": 3.66,
+    "mgqe:D=16,K=256/128/64/16,fractions=0.1/0.2/0.3/0.4": 5.77,
+    "mgqe:D=16,K=256/32,share_subspaces=true": 4.28,
+    "mgqe:D=16,K=256/64/16,fractions=0.01/0.09/0.9,share_subspaces=true": 3.44,
+    "recjpq:D=16,K=256": 7.54,
+}
+
+
+@pytest.mark.parametrize("text", VARIANTS)
+def test_variants_train_freeze_and_take_their_bytes(text: str) -> None:
+    n, dim = 5000, 64
+    ids = torch.arange(n)
+    counts = (1e5 / (1 + (ids * 7) % n) ** 1.1).long()  # a power law, ids in no order
+    torch.manual_seed(0)
+    module = build(Spec.parse(f"{text},centroids=int8"), "item", n, dim, counts, std=0.1, seed=7)
+    mgqe.start_quantizing(module)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+    target = 0.1 * torch.randn(n, dim)
+    errors = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        error = (module(ids[:1000]) - target[:1000]).square().mean()
+        (error + mgqe.quantization_loss(module)).backward()
+        optimizer.step()
+        errors.append(error.item())
+    assert errors[-1] < errors[0]
+    table = module.eval().freeze()
+    assert torch.equal(table.lookup(ids), module(ids))
+    assert 100 * table.nbytes / (4 * n * dim) == pytest.approx(VARIANTS[text], abs=0.01)
+
+
+def test_a_tier_too_small_for_its_centroids_is_refused() -> None:
+    with pytest.raises(ValueError, match="tier 0 has 50 ids and cannot use num_centroids=256"):
+        build(Spec.parse("mgqe:K=256/64/16,fractions=0.01/0.09/0.9"), "item", 5000, 64, torch.ones(5000), 0.1, 0)
+
+
 def test_spec_parts() -> None:
     spec = Spec.parse(" mgqe : K=64/16, d=32, D=8, item.K=32/8, share_subspaces=true ".replace(" : ", ":"))
     assert spec.dim == 32
