@@ -75,6 +75,12 @@ METHODS: dict[str, Method] = {
         "quotient and remainder: qr:remainders=64,operation=mult",
         {"remainders": "num_remainders"},
     ),
+    "recjpq": Method(
+        "mgqe.baselines:RecJPQEmbedding",
+        "trained",
+        "fixed codes from an SVD of who took what: recjpq:D=16,K=256,centroids=int8",
+        _CODES,
+    ),
 }
 
 
