@@ -67,13 +67,13 @@ class ContextRows:
 def load_rows(data: str, data_dir: str | None, format: str | None, columns: Columns) -> ContextRows:
     """A known set, `planted` or a file; a file's context is what `columns` names. ValueError says what is wrong."""
     known = DATASETS.get(data)
+    if columns.context and not Path(data).is_file():
+        raise ValueError(f"context_columns are those of a file of your own, got data {data!r}, which is no file")
     if known is not None and known.context:
         path = known.checked_path(data_dir)
         return ContextRows.from_frame(read_frame(path, known.format, Columns(context=known.context)))
-    if columns.context and Path(data).is_file():
-        return ContextRows.from_frame(read_frame(Path(data), format or recognise(Path(data)), columns))
     if columns.context:
-        raise ValueError(f"context_columns are those of a file of your own, got data {data!r}, which is no file")
+        return ContextRows.from_frame(read_frame(Path(data), format or recognise(Path(data)), columns))
     found = load_data(data, data_dir, format, columns)
     ids = {"user": found.user_ids, "item": found.item_ids}
     return ContextRows(("user",), found.users[:, None], found.items, ids, True, found.num_repeats)

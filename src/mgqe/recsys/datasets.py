@@ -65,7 +65,7 @@ class KnownDataset:
 
     def path(self, data_dir: Path | str | None) -> Path:
         """The set's file below `data_dir` (or the directory that MGQE_DATA_DIR names); ValueError if not there."""
-        return locate(self.name, self.file, data_dir, self.obtain, self.home)
+        return locate(self.name, self.file, data_dir, f"{self.obtain}; sha256 {self.sha256}", self.home)
 
     def checked_path(self, data_dir: Path | str | None) -> Path:
         """`path`, once the file there is the expected one; ValueError when it is missing or another edition."""
