@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -317,3 +318,15 @@ def test_frappe_says_where_it_comes_from(tmp_path: Path, monkeypatch: pytest.Mon
     assert "cnt" not in DATASETS["frappe"].context
     with pytest.raises(ValueError, match="context_columns are those of a file of your own, got data 'frappe'"):
         RunData.load(TrainConfig(data="frappe", task="ctr", model="deepfm", context_columns="city"))
+
+
+@pytest.mark.skipif(DATA_DIR_VARIABLE not in os.environ, reason=f"{DATA_DIR_VARIABLE} names no folder of data sets")
+def test_real_frappe() -> None:
+    if not (Path(os.environ[DATA_DIR_VARIABLE]) / DATASETS["frappe"].file).is_file():
+        pytest.skip(f"{DATASETS['frappe'].file} is not in {DATA_DIR_VARIABLE}")
+    rows = load_rows("frappe", None, None, Columns())
+    assert (len(rows), rows.num_repeats) == (94_708, 8)  # equal but for cnt
+    assert {name: len(known) for name, known in rows.ids.items()} == {
+        "user": 585, "item": 3923, "daytime": 7, "weekday": 7, "isweekend": 2, "homework": 3, "weather": 8,
+        "country": 73, "city": 201,
+    }  # fmt: skip
