@@ -31,8 +31,8 @@ app = typer.Typer(
 Data = Annotated[
     str,
     typer.Option(
-        help="[bold]planted[/bold] (made on the spot), ml-1m, ml-1m-ncf, ml-100k, amazon-apps, amazon-games (files in "
-        "--data-dir), or the path of your own file.",
+        help="[bold]planted[/bold] (made on the spot), ml-1m, ml-1m-ncf, ml-100k, amazon-apps, amazon-games, frappe "
+        "(files in --data-dir), or the path of your own file.",
         rich_help_panel="Data",
     ),
 ]
@@ -77,6 +77,7 @@ Set = Annotated[
                 "patience", "warm_up_epochs", "anneal_epochs", "anneal_learning_rate", "quantised_epochs",
                 "quantised_learning_rate", "centroid_learning_rate", "eval_negatives", "eval_users",
                 "max_length", "num_blocks", "num_heads", "loss", "windows", "mlp_layers",
+                "context_columns",
             )
         )
         + ".",
@@ -292,11 +293,20 @@ def _figures(metrics: dict[str, Any], out: Path) -> Table:
     table = Table(title=f"{metrics['data']}: {metrics['embedding']}", title_justify="left", show_header=False)
     table.add_column("figure")
     table.add_column("value", justify="right")
-    negatives = metrics["config"]["eval_negatives"]
-    table.add_row(
-        f"HR@10, NDCG@10 ({negatives} sampled negatives)", f"{quality['hr@10']:.4f}  {quality['ndcg@10']:.4f}"
-    )
-    table.add_row("HR@10, NDCG@10 (full catalogue)", f"{quality['full_hr@10']:.4f}  {quality['full_ndcg@10']:.4f}")
+    sampled = metrics["config"]["negatives" if metrics["metric"] == "auc" else "eval_negatives"]
+    shown = {
+        "auc": {
+            f"AUC, log loss ({sampled} sampled negatives a positive)": ("auc", "logloss"),
+            "AUC of frequent items, of the others": ("head_auc", "tail_auc"),
+            "calibration error, mean predicted / mean observed": ("ece", "calibration"),
+        },
+        "hr@10": {
+            f"HR@10, NDCG@10 ({sampled} sampled negatives)": ("hr@10", "ndcg@10"),
+            "HR@10, NDCG@10 (full catalogue)": ("full_hr@10", "full_ndcg@10"),
+        },
+    }[metrics["metric"]]
+    for what, names in shown.items():
+        table.add_row(what, "  ".join(f"{quality[name]:.4f}" for name in names))
     table.add_row("bytes of the tables' files", f"{size:,} = {100 * size / full:.1f}% of {full:,}")
     for phase, seconds in metrics["seconds_per_epoch"].items():
         if seconds is not None:

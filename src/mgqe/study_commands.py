@@ -73,8 +73,7 @@ def study(
         def show(event: Event) -> None:
             if event.report is not None:
                 name = f"{pair_of[event.run.folder].name}: {event.run.name}"
-                metric = "hr@10" if event.run.config.task != "ctr" else "auc"
-                bars.setdefault(event.run, RunBar(progress, name, metric)).show(event.report)
+                bars.setdefault(event.run, RunBar(progress, name)).show(event.report)
                 return
             pace.end(event, pair_of[event.run.folder])
             if event.error is not None:

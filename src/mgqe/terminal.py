@@ -42,12 +42,12 @@ def clean_errors(command: Callable[P, R]) -> Callable[P, R]:
 class RunBar:
     """A run's progress bar: the epoch's batches, the best validation figure so far."""
 
-    def __init__(self, progress: Progress, name: str, metric: str = "hr@10") -> None:
-        self.progress, self.name, self.metric = progress, name, metric
+    def __init__(self, progress: Progress, name: str) -> None:
+        self.progress, self.name = progress, name
         self.task: TaskID | None = None
 
     def show(self, report: EpochReport) -> None:
-        best = "" if report.best is None else f"best {self.metric.upper()} {report.best:.4f} (validation)"
+        best = "" if report.best is None else f"best {report.metric.upper()} {report.best:.4f} (validation)"
         stage = {"full": "first phase", "annealed": "annealing", "quantised": "through the codes"}.get(
             report.phase, report.phase
         )

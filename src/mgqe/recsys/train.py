@@ -105,7 +105,7 @@ def _run(
         "quality": quality,
         "embedding_bytes": sum(sizes.values()),
         "full_embedding_bytes": sum(
-            4 * info.num_embeddings * (info.dim or config.dim) for info in task.tables.values()
+            4 * info.num_embeddings * (info.full_dim or info.dim or config.dim) for info in task.tables.values()
         ),
         "embedding_bytes_by_table": sizes,
         "embedding_bytes_by_part": bytes_by_part(out, task.tables),

@@ -8,6 +8,8 @@ _SASREC = ("eval_negatives=100", "weight_decay=0", "batch_size=1024", "dropout=0
 # (model, data set) -> NAME=VALUE of TrainConfig; (model, None): for all data that have no entry of their own.
 TUNED: dict[tuple[str, str | None], tuple[str, ...]] = {
     ("gmf", "amazon-apps"): ("weight_decay=2e-6",),
+    ("wide_deep", None): ("negatives=2",),
+    ("deepfm", None): ("negatives=2",),
     ("sasrec", None): _SASREC,
     ("sasrec", "ml-1m"): (*_SASREC, "max_length=100", "windows=random", "max_epochs=24"),
     ("sasrec", "amazon-games"): (*_SASREC, "loss=softmax", "negatives=256", "dropout=0.5", "init_std=0.05"),
