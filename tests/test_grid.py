@@ -85,7 +85,7 @@ BAD = {
     "unknown embedding": (GOOD.replace("mgqe:D=16", "mgq:D=16"), "no embedding 'mgq' (did you mean 'mgqe'?)"),
     "unknown option": (GOOD.replace("D=8,K=16/4", "D=8,Kk=16/4"), "no option 'Kk'"),
     "unknown pair": (GOOD.replace('pairs = ["seq"]', 'pairs = ["sec"]'), "no pair 'sec' (did you mean 'seq'?)"),
-    "a budget in words": (GOOD.replace("\"5.5\" =", "small ="), "a budget is a per cent such as 10, got 'small'"),
+    "a budget in words": (GOOD.replace('"5.5" =', "small ="), "a budget is a per cent such as 10, got 'small'"),
     "no candidates": (GOOD.replace('["full:d=3"]', "[]"), "must have a list of embeddings"),
     "the same seed twice": (GOOD.replace("[1, 2, 3]", "[1, 1]"), "expected each seed once"),
     "seeds in words": (GOOD.replace("[1, 2, 3]", '["one"]'), "seeds must be a list of whole numbers"),
