@@ -94,7 +94,8 @@ def test_the_candidate_within_the_budget_that_validation_prefers(study: Study) -
 
 def test_differences_are_paired_by_seed(study: Study) -> None:
     cell, full = study.cell("a", "MGQE", 20), study.full("a")
-    assert cell is not None and full is not None
+    assert cell is not None
+    assert full is not None
     gap = cell.group.over(full, "hr@10")
     assert gap is not None
     # -.5 points with each seed, however much seeds differ among themselves.

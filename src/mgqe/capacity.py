@@ -2,9 +2,10 @@
 
 The paper varies a tier's capacity in two ways (MGQE, arXiv 2002.08530, section 2.2): fewer centroids for the
 tail (``capacity="centroids"``, the tail chooses among the first K_g of the same K_1 centroids), or fewer
-subspaces (``capacity="subspaces"``). ``capacity="both"``, which the paper does not have, varies the two together; the
-number of bits that serve a skewed vocabulary best differs by more between the tiers than either can alone. With a shared codebook a tier of D_g < D_1 subspaces picks one index for
-D_1 / D_g neighbouring fine subspaces at once, so that the model holds no more centroids than DPQ either way.
+subspaces (``capacity="subspaces"``). ``capacity="both"``, which the paper does not have, varies the two together: what
+serves a skewed vocabulary best differs by more bits between the tiers than either can alone. With a shared codebook
+a tier of D_g < D_1 subspaces picks one index for D_1 / D_g neighbouring fine subspaces at once, so that the model
+holds no more centroids than DPQ either way.
 """
 
 from __future__ import annotations

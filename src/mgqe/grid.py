@@ -30,6 +30,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -121,7 +122,13 @@ class Grid:
                 for embedding in self._embeddings(pair, pair.seeds.index(seed)):
                     config = replace(pair.config.with_embedding(embedding), seed=seed)
                     configs.setdefault(run_key(pair.name, config), config)
-                first, *rest = (Run(c, f"runs/{pair.name}/{folder_name(c)}") for c in configs.values())
+                # Runs whose settings were changed in the declaration do not meet what is there of the old ones.
+                first, *rest = (
+                    Run(
+                        config, f"runs/{pair.name}/{folder_name(config)}-{hashlib.sha256(key.encode()).hexdigest()[:6]}"
+                    )
+                    for key, config in configs.items()
+                )
                 firsts.append((pair, first))
                 others += [(pair, run) for run in rest]
             found += firsts + others
