@@ -272,3 +272,7 @@ def _seeds(values: list[Any], where: str) -> tuple[int, ...]:
     if len(set(values)) < len(values):
         raise ValueError(f"{where}: expected each seed once, got {values!r}")
     return tuple(values)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
