@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mgqe.grid import FULL, Grid
-from mgqe.report import Interval
+from mgqe.report import NAMES, SECOND, Interval
 from mgqe.results import Record, run_key
 
+__all__ = ["NAMES", "SECOND", "Cell", "Group", "Study"]
+
 POINTS = 100.0  # differences are given in points: hundredths of HR@10 or AUC
-SECOND = {"hr@10": "ndcg@10", "auc": "logloss"}
-NAMES = {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "auc": "AUC", "logloss": "log loss"}
 
 
 @dataclass(frozen=True)
