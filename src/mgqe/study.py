@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import multiprocessing
+import os
 import re
 import shutil
 import signal
@@ -175,7 +176,14 @@ def _tell(run: Run, on_event: OnEvent) -> OnEpoch:
 
 
 def _work(run: Run, out: Path, overwrite: bool, reports: Any, at: int) -> Event:
-    return _attempt(run, out, overwrite, lambda report: reports.put((at, report)))
+    parent = os.getppid()
+
+    def tell(report: EpochReport) -> None:
+        if os.getppid() != parent:  # killed: nobody will take the result, and the checkpoint is whole
+            os._exit(1)
+        reports.put((at, report))
+
+    return _attempt(run, out, overwrite, tell)
 
 
 def _listen(reports: Any, runs: Sequence[Run], on_event: OnEvent) -> None:
