@@ -23,7 +23,11 @@ class TextTable:
         """For a rich console."""
         table = Table(title=self.title, title_justify="left", box=None, pad_edge=False, header_style="bold")
         for at, name in enumerate(self.header):
-            table.add_column(name, justify="left" if at < self.left else "right", overflow="fold", no_wrap=at > 1)
+            widest = max(len(cell.replace("`", "")) for cell in (name, *(row[at] for row in self.rows)))
+            if at < self.left:
+                table.add_column(name, overflow="fold", min_width=min(widest, 16))
+            else:
+                table.add_column(name, justify="right", no_wrap=True, min_width=widest)
         for row in self.rows:
             table.add_row(*(cell.replace("`", "") for cell in row))
         return table
