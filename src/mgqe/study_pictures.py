@@ -125,7 +125,7 @@ def size_quality(study: Study) -> Any:
         axes.set_ylabel(f"{name} on test, points to full", fontsize=9)
     for axes in panels:
         axes.set_xlabel("bytes of the tables' files, of the full tables'", fontsize=9)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(8, len(handles)), fontsize=9)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=-(-len(handles) // 2), fontsize=9)
     return figure
 
 
@@ -161,7 +161,7 @@ def ablations(study: Study) -> Any:
                 [mean for mean, _ in gaps],
                 color=colours[index % len(colours)],
                 marker="os^Dv"[index % 5],
-                linewidth=1.6,
+                linewidth=1.6 if all(label.rstrip("%").isdigit() for label in entry.embeddings) else 0.0,
             )
             handles.setdefault(study.grid.pairs[pair].title, line)
             for (place, group), (mean, _) in zip(at, gaps, strict=True):
@@ -173,6 +173,7 @@ def ablations(study: Study) -> Any:
                     ha="center",
                     fontsize=7.5,
                     color=colours[index % len(colours)],
+                    bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
                 )
         axes.set_xticks(range(len(entry.embeddings)), labels=list(entry.embeddings), fontsize=8)
         axes.margins(x=0.1, y=0.22)
