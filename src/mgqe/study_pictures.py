@@ -227,14 +227,22 @@ def training(study: Study) -> Any:
     if not pairs:
         return None
     figure, panels = _panels(len(pairs))
-    colours = ("#009E73", "#D55E00", "#0072B2", "#CC79A7", "#E69F00")
+    budgets = sorted({budget for pair in pairs for budget in study.budgets(pair)}, reverse=True)
+    labels = ["full tables", *(f"{OURS} ≤ {budget:g}%" for budget in budgets)]
+    colours = ("#333333", "#009E73", "#E69F00", "#D55E00", "#0072B2", "#CC79A7", "#56B4E9")
+    colour_of = {label: colours[at % len(colours)] for at, label in enumerate(labels)}
     handles: dict[str, Any] = {}
     for pair, axes in zip(pairs, panels, strict=True):
         curves = _curves(study, pair)
         top = -math.inf
-        for (name, (start, values)), colour in zip(curves.items(), ("#333333", *colours), strict=False):
+        for name, (start, values) in curves.items():
             (line,) = axes.plot(
-                range(start, start + len(values)), values, color=colour, linewidth=1.6, marker=".", markersize=4
+                range(start, start + len(values)),
+                values,
+                color=colour_of[name],
+                linewidth=1.6,
+                marker=".",
+                markersize=4,
             )
             handles.setdefault(name, line)
             top = max(top, *values)
@@ -244,7 +252,8 @@ def training(study: Study) -> Any:
         assert full is not None
         axes.set_ylabel(f"{NAMES.get(full.metric, full.metric)} on validation", fontsize=9)
         axes.set_title(study.grid.pairs[pair].title, loc="left", fontsize=10)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, fontsize=9)
+    drawn = [label for label in labels if label in handles]
+    figure.legend([handles[label] for label in drawn], drawn, loc="outside lower center", ncols=6, fontsize=9)
     return figure
 
 
