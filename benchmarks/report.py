@@ -1,4 +1,6 @@
-"""Results of the benchmarks -> the tables in docs (`mgqe report` writes the study's), between <!-- NAME --> and <!-- /NAME -->, and the pictures.
+"""Results of the benchmarks -> the tables in docs, between <!-- NAME --> and <!-- /NAME -->, and the pictures.
+
+The study's tables are written by `mgqe report`.
 
 python benchmarks/report.py
 """
