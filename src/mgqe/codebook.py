@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,15 +17,34 @@ from mgqe import ops
 from mgqe.capacity import Capacity
 from mgqe.quantizers import nearest_codes
 
-KMEANS_ITERATIONS = 15
 MAX_SAMPLE_ROWS = 65_536
 ROWS_PER_CENTROID = 64
 WORK_LIMIT = 5e11  # multiply-adds of one k-means, which bounds rows and iterations for huge codebooks
+SPREAD_ROWS = 16_384  # that k-means++ draws from
 REVIVE_ROWS = 16_384
 REVIVE_EVERY = 100
 
 
-def start_codebooks(rows: Sequence[Tensor], capacity: Capacity, generator: torch.Generator) -> list[Tensor]:
+@dataclass(frozen=True)
+class KMeans:
+    """How hard to try.
+
+    Attributes:
+        iterations: of Lloyd's algorithm, at most.
+        spread: start far apart, by k-means++ (Arthur and Vassilvitskii, 2007), instead of on random rows.
+    """
+
+    iterations: int = 15
+    spread: bool = False
+
+
+KMEANS = KMeans()  # before training goes on through the codes, which moves the centroids further
+THOROUGH = KMeans(iterations=50, spread=True)  # where the codes may stay as they are
+
+
+def start_codebooks(
+    rows: Sequence[Tensor], capacity: Capacity, generator: torch.Generator, effort: KMeans = KMEANS
+) -> list[Tensor]:
     """Nested k-means: centroids fitted on the rows of the tiers that can reach them.
 
     In a shared codebook the first K_tail centroids are fitted on the tail's rows; then the others on the rows of
@@ -45,7 +65,7 @@ def start_codebooks(rows: Sequence[Tensor], capacity: Capacity, generator: torch
         book = torch.empty(shape[0], 0, shape[2], dtype=torch.float32, device=device)
         for reach in sorted({capacity.num_centroids[g] for g in tiers}):
             parts = [(rows[g], capacity.num_subspaces[g]) for g in tiers if capacity.num_centroids[g] == reach]
-            book = kmeans(parts, book, reach, generator)
+            book = kmeans(parts, book, reach, generator, effort)
         books.append(book.contiguous())
     return books
 
@@ -66,7 +86,13 @@ def revive_interval(num_rows: int) -> int:
     return REVIVE_EVERY * max(1, math.ceil(num_rows / REVIVE_ROWS))
 
 
-def kmeans(parts: Sequence[tuple[Tensor, int]], held: Tensor, num_centroids: int, generator: torch.Generator) -> Tensor:
+def kmeans(
+    parts: Sequence[tuple[Tensor, int]],
+    held: Tensor,
+    num_centroids: int,
+    generator: torch.Generator,
+    effort: KMeans = KMEANS,
+) -> Tensor:
     """Lloyd's algorithm with the first centroids held, over groups of rows that may use unequal subspaces.
 
     Args:
@@ -83,9 +109,10 @@ def kmeans(parts: Sequence[tuple[Tensor, int]], held: Tensor, num_centroids: int
     ]
     pieces = torch.cat([split_pieces(rows, width) for rows, _ in sampled])
     new = num_centroids - first
-    book = torch.cat([held, draw_pieces(pieces, count, new, generator)], dim=1)
+    start = spread_pieces(pieces, held, new, generator) if effort.spread else draw_pieces(pieces, count, new, generator)
+    book = torch.cat([held, start], dim=1)
     work = pieces.numel() * num_centroids
-    for _ in range(max(1, min(KMEANS_ITERATIONS, int(WORK_LIMIT / max(1, work))))):
+    for _ in range(max(1, min(effort.iterations, int(WORK_LIMIT / max(1, work))))):
         sums = torch.zeros_like(book)
         counts = torch.zeros(book.shape[:2], dtype=torch.float32, device=book.device)
         for rows, subspaces in sampled:
@@ -145,6 +172,38 @@ def draw_pieces(pieces: Tensor, count: int, num: int, generator: torch.Generator
     if repeats > 1:
         drawn = drawn + noise * (pieces.std() * 1e-3 if pieces.numel() > 1 else 1e-3)
     return drawn
+
+
+def spread_pieces(pieces: Tensor, held: Tensor, num: int, generator: torch.Generator) -> Tensor:
+    """Starting centroids by k-means++: each a piece drawn by its squared distance to the nearest one so far.
+
+    Args:
+        pieces: (n, D, sc) pieces of rows, of which at most ``SPREAD_ROWS`` are looked at.
+        held: (Dc, H, sc) centroids that are there already.
+        num: how many more.
+
+    Returns:
+        (Dc, num, sc); random ones, as :func:`draw_pieces`, where there are too few rows.
+    """
+    if held.shape[0] == 1 and pieces.shape[1] != 1:
+        pieces = pieces.reshape(-1, 1, pieces.shape[-1])
+    if len(pieces) <= num or num == 0:
+        return draw_pieces(pieces, held.shape[0], num, generator)
+    points = draw_rows(pieces, SPREAD_ROWS, generator).transpose(0, 1).contiguous()
+    count, n, width = points.shape
+    every = torch.arange(count, device=points.device)
+    near = torch.full((count, n), float("inf"), dtype=torch.float32, device=points.device)
+    for k in range(held.shape[1]):
+        near = torch.minimum(near, (points - held[:, k : k + 1]).square().sum(-1))
+    chosen = torch.empty(count, num, width, dtype=torch.float32, device=points.device)
+    for k in range(num):
+        weights = near if k or held.shape[1] else torch.ones_like(near)
+        below = weights.cumsum(1)
+        draw = torch.rand(count, 1, generator=generator, dtype=torch.float32, device="cpu").to(points.device)
+        place = torch.searchsorted(below, draw * below[:, -1:]).squeeze(1).clamp(max=n - 1)
+        chosen[:, k] = points[every, place]
+        near = torch.minimum(near, (points - chosen[:, k : k + 1]).square().sum(-1))
+    return chosen
 
 
 def revive(book: Tensor, uses: Tensor, rows: Tensor, generator: torch.Generator) -> int:

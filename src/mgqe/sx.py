@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mgqe import ops
 from mgqe.autograd import SparseGradient
 from mgqe.capacity import Capacity
-from mgqe.codebook import revive, start_codebooks
+from mgqe.codebook import KMEANS, KMeans, revive, start_codebooks
 from mgqe.quantizers import (
     Groups,
     fold_normalization,
@@ -61,9 +61,9 @@ class SXQuantizer(nn.Module):
             variance.fill_(1.0)
 
     @torch.no_grad()
-    def start(self, rows: Sequence[Tensor], generator: torch.Generator) -> None:
+    def start(self, rows: Sequence[Tensor], generator: torch.Generator, effort: KMeans = KMEANS) -> None:
         """Keys by nested k-means; statistics of their responses; values as the mean of the rows a key wins."""
-        books = start_codebooks(rows, self.capacity, generator)
+        books = start_codebooks(rows, self.capacity, generator, effort)
         for key, book in zip(self.keys, books, strict=True):
             key.copy_(book)
         for g, tier_rows in enumerate(rows):
