@@ -2,6 +2,15 @@
 
 from mgqe.artifact import ArtifactError, load, save
 from mgqe.bag import DPQEmbeddingBag, MGQEmbeddingBag
+from mgqe.convert import (
+    CompactEmbedding,
+    CompactEmbeddingBag,
+    CompressConfig,
+    CompressReport,
+    compress_,
+    extend_optimizer,
+    freeze_,
+)
 from mgqe.embedding import DPQEmbedding, MGQEmbedding
 from mgqe.modules import quantization_loss, start_quantizing
 from mgqe.segments import append
@@ -14,13 +23,20 @@ __version__ = "0.1.0"
 __all__ = [
     "ArtifactError",
     "CodebookStats",
+    "CompactEmbedding",
+    "CompactEmbeddingBag",
     "CompactTable",
+    "CompressConfig",
+    "CompressReport",
     "DPQEmbedding",
     "DPQEmbeddingBag",
     "MGQEmbedding",
     "MGQEmbeddingBag",
     "Tiers",
     "append",
+    "compress_",
+    "extend_optimizer",
+    "freeze_",
     "load",
     "quantization_loss",
     "save",
