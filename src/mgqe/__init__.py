@@ -10,6 +10,8 @@ from mgqe.convert import (
     compress_,
     extend_optimizer,
     freeze_,
+    load_model,
+    save_model,
 )
 from mgqe.embedding import DPQEmbedding, MGQEmbedding
 from mgqe.modules import quantization_loss, start_quantizing
@@ -38,7 +40,9 @@ __all__ = [
     "extend_optimizer",
     "freeze_",
     "load",
+    "load_model",
     "quantization_loss",
     "save",
+    "save_model",
     "start_quantizing",
 ]

@@ -3,7 +3,9 @@
 from mgqe.convert.compact import CompactEmbedding, CompactEmbeddingBag
 from mgqe.convert.compress import compress_
 from mgqe.convert.config import CompressConfig
+from mgqe.convert.folder import save_model
 from mgqe.convert.freeze import freeze_
+from mgqe.convert.load import load_model
 from mgqe.convert.optimizer import extend_optimizer
 from mgqe.convert.report import CompressReport, TableReport
 
@@ -16,4 +18,6 @@ __all__ = [
     "compress_",
     "extend_optimizer",
     "freeze_",
+    "load_model",
+    "save_model",
 ]

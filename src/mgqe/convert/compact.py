@@ -108,7 +108,7 @@ class CompactEmbedding(nn.Module):
         self._buffers.clear()
         self._non_persistent_buffers_set.clear()
         for name, tensor in self._table.to_tensors()[0].items():
-            self.register_buffer(buffer_name(name), tensor)
+            self._buffers[buffer_name(name)] = tensor  # register_buffer refuses the name of a property
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves the table; a cast is for the vectors alone, since codes and stored centroids keep their types."""
