@@ -13,6 +13,7 @@ from mgqe.convert import (
     load_model,
     save_model,
 )
+from mgqe.counting import count_ids, merge_counts
 from mgqe.embedding import DPQEmbedding, MGQEmbedding
 from mgqe.modules import quantization_loss, start_quantizing
 from mgqe.segments import append
@@ -37,10 +38,12 @@ __all__ = [
     "Tiers",
     "append",
     "compress_",
+    "count_ids",
     "extend_optimizer",
     "freeze_",
     "load",
     "load_model",
+    "merge_counts",
     "quantization_loss",
     "save",
     "save_model",
