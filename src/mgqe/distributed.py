@@ -10,9 +10,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mgqe.parts import cpu_generator
-
 SEED_ROWS = 64  # rows that a common seed is made of
+
+
+def cpu_generator() -> torch.Generator:
+    """A generator seeded from torch's global one, so that ``torch.manual_seed`` decides."""
+    return torch.Generator("cpu").manual_seed(int(torch.randint(2**62, (), device="cpu")))
 
 
 def data_parallel() -> Any:
@@ -53,6 +56,17 @@ def agree(module: nn.Module) -> None:
         dist.broadcast(tensor.detach(), source, group=group)
 
 
+@torch.no_grad()
+def average(*tensors: Tensor) -> None:
+    """Within a DistributedDataParallel pass: replace each tensor, in place, by its mean over the processes."""
+    parallel = data_parallel()
+    if parallel is None:
+        return
+    for tensor in tensors:
+        dist.all_reduce(tensor, group=parallel.process_group)
+        tensor.div_(dist.get_world_size(parallel.process_group))
+
+
 class Touch(torch.autograd.Function):
     """Identity on vectors whose backward pass also gives parameters a gradient of zeros.
 
@@ -75,4 +89,4 @@ class Touch(torch.autograd.Function):
 
 def recomputing() -> bool:
     """Whether this is a backward pass that computes a forward pass again (torch.utils.checkpoint)."""
-    return torch._C._current_graph_task_id() != -1
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

@@ -21,6 +21,7 @@ from mgqe.codebook import KMEANS, KMeans, draw_places, revive_interval, revive_s
 from mgqe.distributed import Touch, agree, common_generator, data_parallel, recomputing
 from mgqe.ids import check_sizes
 from mgqe.parts import make_quantizer, make_weight, other_tiers
+from mgqe.precision import in_full_precision
 from mgqe.quantizers import Groups
 from mgqe.rows import SWEEP_ROWS, RawRows
 from mgqe.stats import CodebookStats
@@ -184,6 +185,7 @@ class QuantizedEmbedding(RawRows):
 
     # ---- codebooks ---------------------------------------------------------------------------------------
 
+    @in_full_precision
     @torch.no_grad()
     def start_quantizing(self, kmeans: KMeans = KMEANS) -> None:
         """End the warm-up now: start the codebooks from the rows as they are. Does nothing the second time.
@@ -198,6 +200,7 @@ class QuantizedEmbedding(RawRows):
             agree(self.quantizer)
             self._set_progress(self._passes(), True)
 
+    @in_full_precision
     @torch.no_grad()
     def _revive(self) -> None:
         generator = common_generator(self.raw_weight, self._passes())
@@ -295,6 +298,7 @@ class QuantizedEmbedding(RawRows):
             return vectors
         return Touch.apply(vectors, *self.quantizer.parameters())  # type: ignore[no-any-return, no-untyped-call]
 
+    @in_full_precision
     def _quantized(self, flat: Tensor, repeat: bool) -> tuple[Tensor, Tensor | None]:
         """Quantised vectors of flat ids (n,): (n, d) and None; or those of distinct ids (u, d) and all places (n,)."""
         if torch.compiler.is_compiling():
@@ -351,6 +355,7 @@ class QuantizedEmbedding(RawRows):
 
     # ---- freezing ----------------------------------------------------------------------------------------
 
+    @in_full_precision
     @torch.no_grad()
     def sweep(self) -> list[Tensor]:
         """Codes of the whole vocabulary, never-seen ids included: (n_g, D_g) int32 a tier, in order of ids."""
