@@ -130,7 +130,7 @@ def best_within(found: list[dict[str, Any]], nbytes: int, figure: str) -> dict[s
 
 
 def compare(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each setting against the best faiss PQ of no more bytes, and how much of the gap to full tables an epoch closes."""
+    """Each setting against the best faiss PQ of no more bytes; what of the gap to full tables an epoch closes."""
     full = found[0]["quality"]["hr@10"]
     compared = []
     for entry in found:
