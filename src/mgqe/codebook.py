@@ -31,15 +31,18 @@ class KMeans:
 
     Attributes:
         iterations: of Lloyd's algorithm, at most.
-        spread: start far apart, by k-means++ (Arthur and Vassilvitskii, 2007), instead of on random rows.
+        starts: how often to begin anew; every subspace keeps the best.
+        spread: begin every other time, the first included, with centroids far apart, by k-means++ (Arthur and
+            Vassilvitskii, 2007), instead of on random rows.
     """
 
     iterations: int = 15
+    starts: int = 1
     spread: bool = False
 
 
 KMEANS = KMeans()  # before training goes on through the codes, which moves the centroids further
-THOROUGH = KMeans(iterations=50, spread=True)  # where the codes may stay as they are
+THOROUGH = KMeans(iterations=50, starts=3, spread=True)  # where the codes may stay as they are
 
 
 def start_codebooks(
@@ -103,16 +106,51 @@ def kmeans(
     Returns:
         (Dc, K, sc); centroids that no row chooses sit on random rows.
     """
-    count, first, width = held.shape
+    width = held.shape[2]
     sampled = [
         (draw_rows(rows, sample_size(num_centroids, rows.shape[1]), generator), subspaces) for rows, subspaces in parts
     ]
     pieces = torch.cat([split_pieces(rows, width) for rows, _ in sampled])
-    new = num_centroids - first
-    start = spread_pieces(pieces, held, new, generator) if effort.spread else draw_pieces(pieces, count, new, generator)
-    book = torch.cat([held, start], dim=1)
+    count, new = held.shape[0], num_centroids - held.shape[1]
+    best, least = held, held.new_full((1,), float("inf"))
+    for number in range(effort.starts):
+        if effort.spread and number % 2 == 0:
+            start = spread_pieces(pieces, held, new, generator)
+        else:
+            start = draw_pieces(pieces, count, new, generator)
+        book = _lloyd(sampled, pieces, torch.cat([held, start], dim=1), held, generator, effort.iterations)
+        if effort.starts == 1:
+            return book
+        errors = _errors(sampled, book)
+        better = (errors < least).repeat_interleave(count // errors.numel()).view(-1, 1, 1)
+        best = torch.where(better, book, best) if number else book
+        least = torch.minimum(errors, least)
+    return best
+
+
+def _errors(sampled: Sequence[tuple[Tensor, int]], book: Tensor) -> Tensor:
+    """Squared errors of rows, for each run of subspaces that can be fitted on its own: (g,), g a divisor of Dc."""
+    groups = math.gcd(book.shape[0], *(subspaces for _, subspaces in sampled))
+    total = torch.zeros(groups, dtype=torch.float32, device=book.device)
+    for rows, subspaces in sampled:
+        decoded = ops.gather(nearest_codes(rows, book, subspaces, book.shape[1]), book)
+        total += (rows - decoded).square().sum(0).view(groups, -1).sum(1)
+    return total
+
+
+def _lloyd(
+    sampled: Sequence[tuple[Tensor, int]],
+    pieces: Tensor,
+    book: Tensor,
+    held: Tensor,
+    generator: torch.Generator,
+    iterations: int,
+) -> Tensor:
+    """Lloyd's algorithm from the centroids in ``book`` (Dc, K, sc), of which the first stay as ``held``."""
+    count, num_centroids, _ = book.shape
+    first = held.shape[1]
     work = pieces.numel() * num_centroids
-    for _ in range(max(1, min(effort.iterations, int(WORK_LIMIT / max(1, work))))):
+    for _ in range(max(1, min(iterations, int(WORK_LIMIT / max(1, work))))):
         sums = torch.zeros_like(book)
         counts = torch.zeros(book.shape[:2], dtype=torch.float32, device=book.device)
         for rows, subspaces in sampled:
