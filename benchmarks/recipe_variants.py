@@ -121,7 +121,7 @@ class RowsStart(VQQuantizer):
     """Centroids start as copies of random rows instead of by k-means."""
 
     @torch.no_grad()
-    def start(self, rows, generator) -> None:  # type: ignore[no-untyped-def]
+    def start(self, rows, generator, effort=None) -> None:  # type: ignore[no-untyped-def]
         from mgqe.codebook import draw_pieces
 
         for number, book in enumerate(self.codebooks):
@@ -134,7 +134,7 @@ class OneFit(VQQuantizer):
     """One k-means over all rows instead of nested ones; each tier then uses the first centroids."""
 
     @torch.no_grad()
-    def start(self, rows, generator) -> None:  # type: ignore[no-untyped-def]
+    def start(self, rows, generator, effort=None) -> None:  # type: ignore[no-untyped-def]
         from mgqe.codebook import kmeans
 
         for number, book in enumerate(self.codebooks):
@@ -152,7 +152,7 @@ class Rotated(VQQuantizer):
     iterations = 10
 
     @torch.no_grad()
-    def start(self, rows, generator) -> None:  # type: ignore[no-untyped-def]
+    def start(self, rows, generator, effort=None) -> None:  # type: ignore[no-untyped-def]
         everything = torch.cat(list(rows))
         self.rotation = torch.eye(everything.shape[1])
         for _ in range(self.iterations):

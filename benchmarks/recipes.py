@@ -134,7 +134,7 @@ def _swap(config: TrainConfig, data: RunData, full: nn.Module, variant: Variant)
     if variant.quantizer is not None:
         for layer in (model.user, model.item):
             layer.quantizer = variant.quantizer(
-                layer.capacity, layer.weight, layer.centroid_dtype, layer.quantizer.commitment
+                layer.capacity, layer.raw_weight, layer.centroid_dtype, layer.quantizer.commitment
             )
     return model
 

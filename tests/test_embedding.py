@@ -120,7 +120,7 @@ def test_freezing_in_the_warm_up_is_post_training_quantisation():
     torch.manual_seed(0)
     layer = DPQEmbedding(N, DIM, num_subspaces=8, num_centroids=128)
     table = layer.freeze()
-    error = (table.to_dense() - layer.weight).square().mean() / layer.weight.var()
+    error = (table.to_dense() - layer.raw_weight).square().mean() / layer.raw_weight.var()
     assert error < 0.02  # 3.5 bits a dimension
     assert layer.quantizing
 
@@ -139,15 +139,15 @@ def test_quantization_loss_is_that_of_the_last_pass():
     layer = DPQEmbedding(N, DIM, num_centroids=4, warmup_steps=0, commitment=0.5)
     ids = torch.tensor([1, 1, 2])
     out = layer(ids)
-    error = (layer.weight[ids] - out).square().mean().item()
+    error = (layer.raw_weight[ids] - out).square().mean().item()
     assert quantization_loss(layer).item() == pytest.approx(1.5 * error, rel=1e-5)
     assert quantization_loss(layer).item() == pytest.approx(1.5 * error, rel=1e-5)  # reading does not spend it
     layer(ids)
     layer(ids)  # two calls in one pass add up
     assert quantization_loss(layer).item() == pytest.approx(3 * error, rel=1e-5)
     quantization_loss(layer).backward()
-    assert layer.weight.grad[1].abs().sum() > 0
-    assert layer.weight.grad[3].abs().sum() == 0
+    assert layer.raw_weight.grad[1].abs().sum() > 0
+    assert layer.raw_weight.grad[3].abs().sum() == 0
 
 
 def test_quantization_loss_of_a_model_without_such_layers_is_zero():
@@ -209,13 +209,13 @@ def test_codebooks_of_a_large_vocabulary_are_in_use():
 def test_sparse_adam_takes_the_whole_layer():
     layer = MGQEmbedding(N, DIM, sparse=True, counts=COUNTS, warmup_steps=2)
     optimizer = torch.optim.SparseAdam(layer.parameters(), lr=0.1)
-    before = layer.weight.detach().clone()
+    before = layer.raw_weight.detach().clone()
     for _ in range(4):
         (layer(torch.tensor([3, 4, 3])).square().mean() + quantization_loss(layer)).backward()
-        assert layer.weight.grad.is_sparse
+        assert layer.raw_weight.grad.is_sparse
         optimizer.step()
         optimizer.zero_grad()
-    changed = (layer.weight.detach() != before).any(1).nonzero().squeeze(-1)
+    changed = (layer.raw_weight.detach() != before).any(1).nonzero().squeeze(-1)
     assert changed.tolist() == [3, 4]
 
 
@@ -245,14 +245,14 @@ def test_from_pretrained_starts_from_the_rows():
     assert torch.equal(layer.weight, rows)
     assert layer.weight.requires_grad
     assert layer.freeze().lookup(torch.arange(N)).sub(rows).square().mean() < 0.1
-    assert not MGQEmbedding.from_pretrained(rows, freeze=True, counts=COUNTS).weight.requires_grad
+    assert not MGQEmbedding.from_pretrained(rows, freeze=True, counts=COUNTS).raw_weight.requires_grad
 
 
 def test_nan_rows_give_nan_in_training_and_an_error_when_frozen():
     layer = DPQEmbedding(N, DIM, num_centroids=4, warmup_steps=0)
     layer(torch.arange(3))
     with torch.no_grad():
-        layer.weight[17, 2] = float("nan")
+        layer.raw_weight[17, 2] = float("nan")
     assert layer(torch.tensor([17])).isnan().any()
     with pytest.raises(ValueError, match="row 17 of the embedding weight holds NaN"):
         layer.freeze()
@@ -304,7 +304,7 @@ def test_compiled_forward_equals_eager():
     out = training(ids)
     assert torch.equal(out, layer(ids))
     out.sum().backward()
-    assert layer.weight.grad[5].tolist() == [2.0] * DIM
+    assert layer.raw_weight.grad[5].tolist() == [2.0] * DIM
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
@@ -367,7 +367,7 @@ def test_an_averaged_copy_quantises_when_its_model_does():
 def test_a_padding_row_of_nan_does_not_matter():
     layer = DPQEmbedding(N, DIM, num_centroids=8, padding_idx=3)
     with torch.no_grad():
-        layer.weight[3] = float("nan")
+        layer.raw_weight[3] = float("nan")
     assert layer.freeze().lookup(torch.tensor([3])).abs().sum() == 0
 
 

@@ -83,7 +83,7 @@ def test_bags():
     ids = torch.randint(9, (5, 7))
     assert torch.allclose(twin(ids.cuda()).cpu(), layer(ids), atol=1e-5)
     (twin(ids.cuda()).sum() + quantization_loss(twin)).backward()
-    assert twin.weight.grad.is_cuda
+    assert twin.raw_weight.grad.is_cuda
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -92,7 +92,7 @@ def test_dtypes(dtype):
     out = layer(torch.arange(9, device="cuda"))
     assert out.dtype == dtype
     (out.sum() + quantization_loss(layer)).backward()
-    assert layer.weight.grad.dtype == dtype
+    assert layer.raw_weight.grad.dtype == dtype
 
 
 def test_made_where_torch_makes_tensors_by_default():

@@ -190,8 +190,8 @@ def test_tables_in_double_precision(arguments, sparse):
     out = layer(torch.tensor([5, 5, 9]))
     assert out.dtype == torch.float64
     out.sum().backward()
-    assert layer.weight.grad.dtype == torch.float64
-    row = layer.weight.grad.to_dense()[5]
+    assert layer.raw_weight.grad.dtype == torch.float64
+    row = layer.raw_weight.grad.to_dense()[5]
     assert row.any() if "quantizer" in arguments else torch.equal(row, torch.ones_like(row))  # divided by its count
 
 

@@ -94,7 +94,7 @@ def test_loss_by_hand():
     layer = make(num_centroids=8, commitment=0.5, padding_idx=0)
     ids = torch.tensor([3, 3, 0, 7])
     out = layer(ids)
-    rows, counts = layer.weight[[3, 7]], torch.tensor([2, 1])
+    rows, counts = layer.raw_weight[[3, 7]], torch.tensor([2, 1])
     vectors = out[[0, 3]]
     expected = codebook_loss(rows, vectors, counts) + 0.5 * commitment_loss(rows, vectors, counts)
     assert torch.allclose(quantization_loss(layer), expected)
@@ -108,7 +108,7 @@ def test_row_gradients_are_those_of_nn_embedding(sparse, scale):
     ids, pull = torch.tensor([[1, 1, 1], [2, 5, 5]]), torch.randn(2, 3, DIM)
     (layer(ids) * pull).sum().backward()
     (full(ids) * pull).sum().backward()
-    assert torch.allclose(layer.weight.grad.to_dense(), full.weight.grad, atol=1e-6)
+    assert torch.allclose(layer.raw_weight.grad.to_dense(), full.weight.grad, atol=1e-6)
     assert all(p.grad is None for p in layer.quantizer.parameters())  # no loss was asked for: nothing to learn
 
 
@@ -135,12 +135,12 @@ def test_a_graph_that_is_kept_runs_backward_twice():
 def test_parts_that_are_held_still():
     rows = make(_freeze=True)
     (rows(torch.arange(5)).sum() + quantization_loss(rows)).backward()
-    assert rows.weight.grad is None
+    assert rows.raw_weight.grad is None
     assert rows.quantizer.codebooks[0].grad.any()
     books = make()
     books.quantizer.requires_grad_(False)
     (books(torch.arange(5)).sum() + quantization_loss(books)).backward()
-    assert books.weight.grad.any()
+    assert books.raw_weight.grad.any()
     assert books.quantizer.codebooks[0].grad is None
     nothing = make().requires_grad_(False)
     assert not nothing(torch.arange(5)).requires_grad
@@ -179,7 +179,7 @@ def test_max_norm_reaches_codes_and_table(quantizer):
     layer(torch.arange(9)).sum().backward()
     layer.eval()
     table = layer.freeze()
-    assert (layer.weight.norm(dim=1) <= 0.5 + 1e-6).all()
+    assert (layer.raw_weight.norm(dim=1) <= 0.5 + 1e-6).all()
     assert torch.equal(layer(ALL), table.to_dense())
 
 
@@ -257,9 +257,9 @@ def test_more_centroids_than_rows_to_start_from():
 
 
 def test_the_start_of_a_huge_codebook_is_bounded():
-    from mgqe.codebook import KMEANS_ITERATIONS, WORK_LIMIT, revive_interval, revive_size, sample_size
+    from mgqe.codebook import KMEANS, WORK_LIMIT, revive_interval, revive_size, sample_size
 
-    assert sample_size(256, 64) * 64 * 256 * KMEANS_ITERATIONS < WORK_LIMIT  # the usual case is not cut
+    assert sample_size(256, 64) * 64 * 256 * KMEANS.iterations < WORK_LIMIT  # the usual case is not cut
     assert sample_size(65_536, 64) * 64 * 65_536 <= WORK_LIMIT
     assert sample_size(65_536, 4096) == 65_536  # but as many rows as centroids there must be
     assert revive_interval(revive_size(256)) == 100

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,22 @@ def test_the_page_on_serving_runs(tmp_path, monkeypatch):
         if "import faiss" not in block or importlib.util.find_spec("faiss"):
             exec(compile(block, "docs/serving.md", "exec"), names)
     assert names["ids"].shape == (2, 10)
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
+        assert (ROOT / "docs" / target).is_file(), target
+
+
+def test_the_page_on_conversion_runs(tmp_path, monkeypatch, capsys):
+    """Its blocks continue each other."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "convert.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"^ *```python\n(.*?)```", page, re.DOTALL | re.MULTILINE):
+        if "import polars" not in block or importlib.util.find_spec("polars"):
+            exec(compile(textwrap.dedent(block), "docs/convert.md", "exec"), names)
+    shown = re.search(r"^```text\n(.*?)```", page, re.DOTALL | re.MULTILINE)
+    assert shown is not None
+    assert capsys.readouterr().out == shown[1]
+    assert int(names["total"].sum()) == 10_000
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
         assert (ROOT / "docs" / target).is_file(), target
 

@@ -2,6 +2,18 @@
 
 from mgqe.artifact import ArtifactError, load, save
 from mgqe.bag import DPQEmbeddingBag, MGQEmbeddingBag
+from mgqe.convert import (
+    CompactEmbedding,
+    CompactEmbeddingBag,
+    CompressConfig,
+    CompressReport,
+    compress_,
+    extend_optimizer,
+    freeze_,
+    load_model,
+    save_model,
+)
+from mgqe.counting import count_ids, merge_counts
 from mgqe.embedding import DPQEmbedding, MGQEmbedding
 from mgqe.modules import quantization_loss, start_quantizing
 from mgqe.segments import append
@@ -14,15 +26,26 @@ __version__ = "0.1.0"
 __all__ = [
     "ArtifactError",
     "CodebookStats",
+    "CompactEmbedding",
+    "CompactEmbeddingBag",
     "CompactTable",
+    "CompressConfig",
+    "CompressReport",
     "DPQEmbedding",
     "DPQEmbeddingBag",
     "MGQEmbedding",
     "MGQEmbeddingBag",
     "Tiers",
     "append",
+    "compress_",
+    "count_ids",
+    "extend_optimizer",
+    "freeze_",
     "load",
+    "load_model",
+    "merge_counts",
     "quantization_loss",
     "save",
+    "save_model",
     "start_quantizing",
 ]

@@ -28,6 +28,7 @@ class Batch:
         repeat: give the vectors of all n ids; else those of the distinct ones.
         scale_grad_by_freq: divide a row's gradient by its count, as nn.Embedding does.
         sparse: make the gradients of rows and codebooks sparse.
+        zero_padding: give zeros for padding; else its vector, which trains nothing either way.
     """
 
     ids: Tensor
@@ -37,6 +38,7 @@ class Batch:
     repeat: bool
     scale_grad_by_freq: bool
     sparse: bool
+    zero_padding: bool = True
 
     def weights(self, dim: int) -> Tensor:
         """(u,) float32: shares of the ids in a mean over ids and dimensions, none for padding."""
@@ -108,7 +110,7 @@ class QuantizeRows(torch.autograd.Function):
             )
         ]
         vectors, errors, losses = parts[0] if len(parts) == 1 else (torch.cat(made) for made in zip(*parts))
-        if batch.padding is not None:
+        if batch.padding is not None and batch.zero_padding:
             vectors.masked_fill_(batch.padding.unsqueeze(-1), 0.0)
         # Not saved_for_backward, which one backward pass frees: the task's loss and this one may have a pass each.
         ctx.errors, ctx.num_embeddings, ctx.dtype = errors, weight.shape[0], weight.dtype

@@ -90,8 +90,8 @@ class MGQEmbeddingBag(MGQEmbedding):
                 vectors = torch.cat([vectors, vectors.new_zeros(1, vectors.shape[1])])
             table, index, norm, sparse = vectors, places.view(ids.shape), None, False
         else:
-            table, index, norm, sparse = self.weight, self._rows(ids), self.max_norm, self.sparse
-        return F.embedding_bag(
+            table, index, norm, sparse = self.raw_weight, self._rows(ids), self.max_norm, self.sparse
+        pooled = F.embedding_bag(
             index,
             table,
             None if offsets is None else as_int64(offsets),
@@ -104,6 +104,7 @@ class MGQEmbeddingBag(MGQEmbedding):
             self.include_last_offset,
             padding,
         )
+        return self._joined(pooled)
 
 
 class DPQEmbeddingBag(MGQEmbeddingBag):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,15 +17,37 @@ from mgqe import ops
 from mgqe.capacity import Capacity
 from mgqe.quantizers import nearest_codes
 
-KMEANS_ITERATIONS = 15
 MAX_SAMPLE_ROWS = 65_536
 ROWS_PER_CENTROID = 64
 WORK_LIMIT = 5e11  # multiply-adds of one k-means, which bounds rows and iterations for huge codebooks
+SPREAD_ROWS = 16_384  # that k-means++ draws from
 REVIVE_ROWS = 16_384
 REVIVE_EVERY = 100
 
 
-def start_codebooks(rows: Sequence[Tensor], capacity: Capacity, generator: torch.Generator) -> list[Tensor]:
+@dataclass(frozen=True)
+class KMeans:
+    """How hard to try.
+
+    Attributes:
+        iterations: of Lloyd's algorithm, at most.
+        starts: how often to begin anew; every subspace keeps the best.
+        spread: begin every other time, the first included, with centroids far apart, by k-means++ (Arthur and
+            Vassilvitskii, 2007), instead of on random rows.
+    """
+
+    iterations: int = 15
+    starts: int = 1
+    spread: bool = False
+
+
+KMEANS = KMeans()  # before training goes on through the codes, which moves the centroids further
+THOROUGH = KMeans(iterations=50, starts=3, spread=True)  # where the codes may stay as they are
+
+
+def start_codebooks(
+    rows: Sequence[Tensor], capacity: Capacity, generator: torch.Generator, effort: KMeans = KMEANS
+) -> list[Tensor]:
     """Nested k-means: centroids fitted on the rows of the tiers that can reach them.
 
     In a shared codebook the first K_tail centroids are fitted on the tail's rows; then the others on the rows of
@@ -45,7 +68,7 @@ def start_codebooks(rows: Sequence[Tensor], capacity: Capacity, generator: torch
         book = torch.empty(shape[0], 0, shape[2], dtype=torch.float32, device=device)
         for reach in sorted({capacity.num_centroids[g] for g in tiers}):
             parts = [(rows[g], capacity.num_subspaces[g]) for g in tiers if capacity.num_centroids[g] == reach]
-            book = kmeans(parts, book, reach, generator)
+            book = kmeans(parts, book, reach, generator, effort)
         books.append(book.contiguous())
     return books
 
@@ -66,7 +89,13 @@ def revive_interval(num_rows: int) -> int:
     return REVIVE_EVERY * max(1, math.ceil(num_rows / REVIVE_ROWS))
 
 
-def kmeans(parts: Sequence[tuple[Tensor, int]], held: Tensor, num_centroids: int, generator: torch.Generator) -> Tensor:
+def kmeans(
+    parts: Sequence[tuple[Tensor, int]],
+    held: Tensor,
+    num_centroids: int,
+    generator: torch.Generator,
+    effort: KMeans = KMEANS,
+) -> Tensor:
     """Lloyd's algorithm with the first centroids held, over groups of rows that may use unequal subspaces.
 
     Args:
@@ -77,15 +106,51 @@ def kmeans(parts: Sequence[tuple[Tensor, int]], held: Tensor, num_centroids: int
     Returns:
         (Dc, K, sc); centroids that no row chooses sit on random rows.
     """
-    count, first, width = held.shape
+    width = held.shape[2]
     sampled = [
         (draw_rows(rows, sample_size(num_centroids, rows.shape[1]), generator), subspaces) for rows, subspaces in parts
     ]
     pieces = torch.cat([split_pieces(rows, width) for rows, _ in sampled])
-    new = num_centroids - first
-    book = torch.cat([held, draw_pieces(pieces, count, new, generator)], dim=1)
+    count, new = held.shape[0], num_centroids - held.shape[1]
+    best, least = held, held.new_full((1,), float("inf"))
+    for number in range(effort.starts):
+        if effort.spread and number % 2 == 0:
+            start = spread_pieces(pieces, held, new, generator)
+        else:
+            start = draw_pieces(pieces, count, new, generator)
+        book = _lloyd(sampled, pieces, torch.cat([held, start], dim=1), held, generator, effort.iterations)
+        if effort.starts == 1:
+            return book
+        errors = _errors(sampled, book)
+        better = (errors < least).repeat_interleave(count // errors.numel()).view(-1, 1, 1)
+        best = torch.where(better, book, best) if number else book
+        least = torch.minimum(errors, least)
+    return best
+
+
+def _errors(sampled: Sequence[tuple[Tensor, int]], book: Tensor) -> Tensor:
+    """Squared errors of rows, for each run of subspaces that can be fitted on its own: (g,), g a divisor of Dc."""
+    groups = math.gcd(book.shape[0], *(subspaces for _, subspaces in sampled))
+    total = torch.zeros(groups, dtype=torch.float32, device=book.device)
+    for rows, subspaces in sampled:
+        decoded = ops.gather(nearest_codes(rows, book, subspaces, book.shape[1]), book)
+        total += (rows - decoded).square().sum(0).view(groups, -1).sum(1)
+    return total
+
+
+def _lloyd(
+    sampled: Sequence[tuple[Tensor, int]],
+    pieces: Tensor,
+    book: Tensor,
+    held: Tensor,
+    generator: torch.Generator,
+    iterations: int,
+) -> Tensor:
+    """Lloyd's algorithm from the centroids in ``book`` (Dc, K, sc), of which the first stay as ``held``."""
+    count, num_centroids, _ = book.shape
+    first = held.shape[1]
     work = pieces.numel() * num_centroids
-    for _ in range(max(1, min(KMEANS_ITERATIONS, int(WORK_LIMIT / max(1, work))))):
+    for _ in range(max(1, min(iterations, int(WORK_LIMIT / max(1, work))))):
         sums = torch.zeros_like(book)
         counts = torch.zeros(book.shape[:2], dtype=torch.float32, device=book.device)
         for rows, subspaces in sampled:
@@ -145,6 +210,38 @@ def draw_pieces(pieces: Tensor, count: int, num: int, generator: torch.Generator
     if repeats > 1:
         drawn = drawn + noise * (pieces.std() * 1e-3 if pieces.numel() > 1 else 1e-3)
     return drawn
+
+
+def spread_pieces(pieces: Tensor, held: Tensor, num: int, generator: torch.Generator) -> Tensor:
+    """Starting centroids by k-means++: each a piece drawn by its squared distance to the nearest one so far.
+
+    Args:
+        pieces: (n, D, sc) pieces of rows, of which at most ``SPREAD_ROWS`` are looked at.
+        held: (Dc, H, sc) centroids that are there already.
+        num: how many more.
+
+    Returns:
+        (Dc, num, sc); random ones, as :func:`draw_pieces`, where there are too few rows.
+    """
+    if held.shape[0] == 1 and pieces.shape[1] != 1:
+        pieces = pieces.reshape(-1, 1, pieces.shape[-1])
+    if len(pieces) <= num or num == 0:
+        return draw_pieces(pieces, held.shape[0], num, generator)
+    points = draw_rows(pieces, SPREAD_ROWS, generator).transpose(0, 1).contiguous()
+    count, n, width = points.shape
+    every = torch.arange(count, device=points.device)
+    near = torch.full((count, n), float("inf"), dtype=torch.float32, device=points.device)
+    for k in range(held.shape[1]):
+        near = torch.minimum(near, (points - held[:, k : k + 1]).square().sum(-1))
+    chosen = torch.empty(count, num, width, dtype=torch.float32, device=points.device)
+    for k in range(num):
+        weights = near if k or held.shape[1] else torch.ones_like(near)
+        below = weights.cumsum(1)
+        draw = torch.rand(count, 1, generator=generator, dtype=torch.float32, device="cpu").to(points.device)
+        place = torch.searchsorted(below, draw * below[:, -1:]).squeeze(1).clamp(max=n - 1)
+        chosen[:, k] = points[every, place]
+        near = torch.minimum(near, (points - chosen[:, k : k + 1]).square().sum(-1))
+    return chosen
 
 
 def revive(book: Tensor, uses: Tensor, rows: Tensor, generator: torch.Generator) -> int:

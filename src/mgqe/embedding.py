@@ -124,19 +124,18 @@ class MGQEmbedding(QuantizedEmbedding):
         if self.quantizing:
             ids = as_int64(ids)
             vectors, _ = self._quantized(ids.reshape(-1), repeat=True)
-            return vectors.view(*ids.shape, self.embedding_dim)
+            return self._joined(vectors.view(*ids.shape, self.embedding_dim))
         ids = self._rows(ids)
         rows = F.embedding(
             ids,
-            self.weight,
+            self.raw_weight,
             self.padding_idx,
             self.max_norm,
             self.norm_type,
             self.scale_grad_by_freq,
             self.sparse,
         )
-        padding = self._is_padding(ids)
-        return rows if padding is None else rows.masked_fill(padding.unsqueeze(-1), 0.0)
+        return self._joined(self._zeroed(ids, rows))
 
     @classmethod
     def from_pretrained(cls, embeddings: Tensor, freeze: bool = False, **arguments: Any) -> Self:
@@ -151,7 +150,7 @@ class MGQEmbedding(QuantizedEmbedding):
         num_embeddings, embedding_dim = embeddings.shape
         rows = embeddings if freeze else embeddings.detach().clone()
         layer = cls(num_embeddings, embedding_dim, _weight=rows, **arguments)
-        layer.weight.requires_grad_(not freeze)
+        layer.raw_weight.requires_grad_(not freeze)
         return layer
 
 

@@ -50,11 +50,6 @@ def make_weight(
     return rows
 
 
-def cpu_generator() -> torch.Generator:
-    """A generator seeded from torch's global one, so that ``torch.manual_seed`` decides."""
-    return torch.Generator("cpu").manual_seed(int(torch.randint(2**62, (), device="cpu")))
-
-
 def other_tiers(state_dict: Mapping[str, Any], prefix: str, ours: Tiers) -> str | None:
     """What to say where a checkpoint's tiers are not the layer's; None where they are, or it has none.
 

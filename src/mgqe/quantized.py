@@ -6,6 +6,7 @@ happens to rows and codebooks is here.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,25 +17,24 @@ from torch import Tensor, nn
 from mgqe import ops
 from mgqe.autograd import Batch
 from mgqe.capacity import Capacity
-from mgqe.codebook import draw_places, revive_interval, revive_size, sample_size
-from mgqe.ids import as_int64, check_ids, check_sizes
-from mgqe.parts import cpu_generator, make_quantizer, make_weight, other_tiers
+from mgqe.codebook import KMEANS, KMeans, draw_places, revive_interval, revive_size, sample_size
+from mgqe.distributed import Touch, agree, common_generator, data_parallel, recomputing
+from mgqe.ids import check_sizes
+from mgqe.parts import make_quantizer, make_weight, other_tiers
+from mgqe.precision import in_full_precision
 from mgqe.quantizers import Groups
+from mgqe.rows import SWEEP_ROWS, RawRows
 from mgqe.stats import CodebookStats
 from mgqe.table import CompactTable
 from mgqe.tiers import Tiers
 from mgqe.vq import VQQuantizer
 
 MAX_PENDING_LOSSES = 64  # losses kept for quantization_loss() by a loop that never asks for them
-SWEEP_ROWS = 65_536  # rows quantised at a time in a sweep over the vocabulary
 
 
-class QuantizedEmbedding(nn.Module):
+class QuantizedEmbedding(RawRows):
     """What MGQEmbedding, DPQEmbedding and their Bag forms have in common."""
 
-    num_embeddings: int
-    embedding_dim: int
-    padding_idx: int | None
     tier_of: Tensor | None
     tier_sizes: Tensor
     steps: Tensor
@@ -76,7 +76,7 @@ class QuantizedEmbedding(nn.Module):
         self.capacity = capacity
         self._tiers = tiers
         weight = make_weight(num_embeddings, embedding_dim, self.padding_idx, _weight, device, dtype)
-        self.weight = nn.Parameter(weight, requires_grad=not _freeze)
+        self.register_parameter("weight", nn.Parameter(weight, requires_grad=not _freeze))
         self.quantizer = make_quantizer(quantizer, capacity, weight, centroid_dtype, commitment, sparse)
         at = weight.device
         # Checkpoints keep the tiers, so that codes are never read under others than they were trained with.
@@ -92,7 +92,7 @@ class QuantizedEmbedding(nn.Module):
         self._aux: list[Tensor] = []
         self._aux_read = False
         self._revival_due = False
-        self._seen = self._parameter_version()
+        self._seen = -1  # parameters as the last training pass saw them
         reach = zip(tiers.sizes, capacity.num_centroids, strict=True)
         self._revive_every = revive_interval(max(min(size, revive_size(k)) for size, k in reach))
 
@@ -102,6 +102,20 @@ class QuantizedEmbedding(nn.Module):
     def tiers(self) -> Tiers:
         """The ids' partition, tier 0 the most frequent."""
         return self._tiers
+
+    @property
+    def weight(self) -> Tensor:
+        """The table (N, d) that look-ups read, whole: ``layer(ids)`` is ``layer.weight[ids]``, with its gradients.
+
+        In the warm-up it is the parameter :attr:`raw_weight` itself, which may be filled, scaled or shared. After it,
+        the decoded rows: a gradient goes straight through to the rows, and in training mode (with gradients on) every
+        row has its part in ``quantization_loss``, as after a forward pass of all ids. Decodes N rows each time.
+        """
+        if not self.quantizing:
+            return self._joined(self.raw_weight)
+        self._begin_pass()
+        ids = torch.arange(self.num_embeddings, device=self.raw_weight.device)
+        return self._joined(self._quantized(ids, repeat=True)[0])
 
     @property
     def quantizing(self) -> bool:
@@ -130,15 +144,15 @@ class QuantizedEmbedding(nn.Module):
 
     def _parameter_version(self) -> int:
         """A number that changes when an optimiser takes a step."""
-        version: int = self.weight._version + self.quantizer.version()
+        version: int = self.raw_weight._version + self.quantizer.version()
         return version
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """As newly constructed: rows from N(0, 1), the warm-up ahead. Also fills a layer made on the meta device."""
-        self.weight.normal_()
+        self.raw_weight.normal_()
         if self.padding_idx is not None:
-            self.weight[self.padding_idx].zero_()
+            self.raw_weight[self.padding_idx].zero_()
         self.tier_sizes.copy_(torch.tensor(self._tiers.sizes, device="cpu"))
         if self.tier_of is not None and self._tiers.tier_of is not None:
             self.tier_of.copy_(self._tiers.tier_of)
@@ -171,21 +185,28 @@ class QuantizedEmbedding(nn.Module):
 
     # ---- codebooks ---------------------------------------------------------------------------------------
 
+    @in_full_precision
     @torch.no_grad()
-    def start_quantizing(self) -> None:
-        """End the warm-up now: start the codebooks from the rows as they are. Does nothing the second time."""
+    def start_quantizing(self, kmeans: KMeans = KMEANS) -> None:
+        """End the warm-up now: start the codebooks from the rows as they are. Does nothing the second time.
+
+        Processes that train together start alike: see :mod:`mgqe.distributed`.
+        """
         if not self.quantizing:
             self._check_rows()
             limits = [sample_size(k, self.embedding_dim) for k in self.capacity.num_centroids]
-            generator = cpu_generator()
-            self.quantizer.start(self._tier_rows(limits, generator), generator)
+            generator = common_generator(self.raw_weight, self._passes())
+            self.quantizer.start(self._tier_rows(limits, generator), generator, kmeans)
+            agree(self.quantizer)
             self._set_progress(self._passes(), True)
 
+    @in_full_precision
     @torch.no_grad()
     def _revive(self) -> None:
-        generator = cpu_generator()
+        generator = common_generator(self.raw_weight, self._passes())
         limits = [revive_size(k) for k in self.capacity.num_centroids]
         self.quantizer.revive(self._tier_rows(limits, generator), generator)
+        agree(self.quantizer)
 
     def _tier_rows(self, limits: list[int], generator: torch.Generator) -> list[Tensor]:
         """Each tier's rows (n_g, d) float32, all but padding, or so many of them at random where a tier is larger."""
@@ -193,9 +214,9 @@ class QuantizedEmbedding(nn.Module):
         for g, limit in enumerate(limits):
             with torch.device("cpu"):
                 chosen = self._draw_members(g, limit, generator)
-            if self.padding_idx is not None:
-                chosen = chosen[chosen != self.padding_idx]
-            rows.append(self._read_rows(chosen.to(self.weight.device)).float())
+            if self._zero_row is not None:
+                chosen = chosen[chosen != self._zero_row]
+            rows.append(self._read_rows(chosen.to(self.raw_weight.device)).float())
         return rows
 
     def _draw_members(self, tier: int, limit: int, generator: torch.Generator) -> Tensor:
@@ -206,28 +227,13 @@ class QuantizedEmbedding(nn.Module):
             return places + self._tiers.starts[tier]
         return self._tiers.members(tier)[places]
 
-    def _read_rows(self, ids: Tensor) -> Tensor:
-        """Rows as a forward pass reads them: ``max_norm`` renormalises them first, in place, as in nn.Embedding."""
-        return F.embedding(ids, self.weight.detach(), None, self.max_norm, self.norm_type)
-
-    def _check_rows(self) -> None:
-        """Raises ValueError naming the first row of ``weight`` that is not finite."""
-        for start in range(0, self.num_embeddings, SWEEP_ROWS):
-            finite = self.weight.detach()[start : start + SWEEP_ROWS].isfinite().all(1)
-            if self.padding_idx is not None and start <= self.padding_idx < start + SWEEP_ROWS:
-                finite[self.padding_idx - start] = True  # looks up as zeros, whatever its row holds
-            if not bool(finite.all()):
-                row = start + int((~finite).nonzero()[0])
-                raise ValueError(
-                    f"row {row} of the embedding weight holds NaN or infinity and cannot be quantised: "
-                    "the training diverged; lower the learning rate or go back to an earlier checkpoint"
-                )
-
     # ---- training ----------------------------------------------------------------------------------------
 
     def _begin_pass(self) -> None:
         """What comes before every forward pass."""
         counts = self.training and torch.is_grad_enabled()
+        if counts and self.sparse and not torch.compiler.is_compiling() and (parallel := data_parallel()) is not None:
+            raise sparse_in_parallel(parallel, self)
         if torch.compiler.is_compiling():
             if counts:
                 outside_graphs(self._count_training_pass)
@@ -246,7 +252,12 @@ class QuantizedEmbedding(nn.Module):
 
         The first pass after an optimiser's step forgets the losses of the passes before it, read or not. Revival
         waits for that moment too: between two calls of one step the first one's graph still needs the codebooks.
+
+        A pass that gradient checkpointing runs again must find everything as it was, and was counted the first time.
         """
+        if recomputing():
+            self._warn_of_reentrance()
+            return
         version = self._parameter_version()
         if version != self._seen and self.max_norm is None:  # max_norm itself changes rows in a forward pass
             self._aux.clear()
@@ -267,15 +278,27 @@ class QuantizedEmbedding(nn.Module):
         self._seen = version
 
     def _keep_loss(self, loss: Tensor) -> None:
-        self._aux.append(loss)
+        if not recomputing():
+            self._aux.append(loss)
 
-    def _rows(self, ids: Tensor) -> Tensor:
-        """Ids as int64 that are safe to index with. On other devices than the CPU the look-up itself refuses."""
-        rows = as_int64(ids)
-        if rows.device.type != "cpu" or torch.compiler.is_compiling():
-            return rows
-        return check_ids(rows, self.num_embeddings)
+    def _warn_of_reentrance(self) -> None:
+        if self.max_norm is None and self._seen != self._parameter_version():  # nothing was counted the first time
+            warnings.warn(
+                f"a {type(self).__name__} of {self.num_embeddings} x {self.embedding_dim} is inside a reentrant "
+                "checkpoint, where its training passes are not seen and its quantisation loss is lost: call "
+                "torch.utils.checkpoint.checkpoint with use_reentrant=False, or leave the layer outside",
+                stacklevel=2,
+            )
 
+    def _joined(self, vectors: Tensor) -> Tensor:
+        """Vectors as they leave the layer: in a DistributedDataParallel pass, tied to every parameter."""
+        if torch.compiler.is_compiling() or data_parallel() is None:
+            return vectors
+        if not (self.training and torch.is_grad_enabled()):
+            return vectors
+        return Touch.apply(vectors, *self.quantizer.parameters())  # type: ignore[no-any-return, no-untyped-call]
+
+    @in_full_precision
     def _quantized(self, flat: Tensor, repeat: bool) -> tuple[Tensor, Tensor | None]:
         """Quantised vectors of flat ids (n,): (n, d) and None; or those of distinct ids (u, d) and all places (n,)."""
         if torch.compiler.is_compiling():
@@ -285,8 +308,9 @@ class QuantizedEmbedding(nn.Module):
             quantizer, trains = self.quantizer, self.training and torch.is_grad_enabled()
             if trains and isinstance(quantizer, VQQuantizer) and quantizer.reads:
                 scale = repeat and self.scale_grad_by_freq
-                batch = Batch(ids, counts, places, self._is_padding(ids), repeat, scale, self.sparse)
-                vectors, loss = quantizer.read(self.weight, self._read_rows(ids), sizes, batch)
+                padding = self._is_padding(ids)
+                batch = Batch(ids, counts, places, padding, repeat, scale, self.sparse, self.zero_padding)
+                vectors, loss = quantizer.read(self.raw_weight, self._read_rows(ids), sizes, batch)
                 self._keep_loss(loss)
                 return vectors, None if repeat else places
             vectors = self._quantized_rows(ids, sizes, counts)
@@ -303,7 +327,7 @@ class QuantizedEmbedding(nn.Module):
 
     def _quantized_rows(self, ids: Tensor, groups: Groups, counts: Tensor) -> Tensor:
         """The quantiser's vectors (u, d) of ids (u,), zeros for padding; keeps its loss."""
-        rows = F.embedding(ids, self.weight, self.padding_idx, self.max_norm, self.norm_type, sparse=self.sparse)
+        rows = F.embedding(ids, self.raw_weight, self.padding_idx, self.max_norm, self.norm_type, sparse=self.sparse)
         padding = self._is_padding(ids)
         weights = counts if padding is None else counts.masked_fill(padding, 0)
         vectors: Tensor
@@ -313,10 +337,7 @@ class QuantizedEmbedding(nn.Module):
                 outside_graphs(self._keep_loss, loss)
             else:
                 self._keep_loss(loss)
-        return vectors if padding is None else vectors.masked_fill(padding.unsqueeze(-1), 0.0)
-
-    def _is_padding(self, ids: Tensor) -> Tensor | None:
-        return None if self.padding_idx is None else ids.eq(self.padding_idx)
+        return self._zeroed(ids, vectors)
 
     def _tier_numbers(self, ids: Tensor) -> Tensor:
         if self.capacity.num_tiers == 1:
@@ -334,12 +355,13 @@ class QuantizedEmbedding(nn.Module):
 
     # ---- freezing ----------------------------------------------------------------------------------------
 
+    @in_full_precision
     @torch.no_grad()
     def sweep(self) -> list[Tensor]:
         """Codes of the whole vocabulary, never-seen ids included: (n_g, D_g) int32 a tier, in order of ids."""
         codes = []
         for g in range(self._tiers.num_tiers):
-            ids = self._tiers.members(g).to(self.weight.device)
+            ids = self._tiers.members(g).to(self.raw_weight.device)
             parts = [self.quantizer.codes(self._read_rows(chunk), g).cpu() for chunk in torch.split(ids, SWEEP_ROWS)]
             codes.append(torch.cat(parts))
         return codes
@@ -365,7 +387,7 @@ class QuantizedEmbedding(nn.Module):
                 [book.cpu() for book in self.quantizer.served()],
                 self.capacity.codebook_of,
                 self.capacity.num_centroids,
-                self.padding_idx,
+                self._zero_row,
                 self.centroid_dtype,
             )
 
@@ -403,3 +425,12 @@ class QuantizedEmbedding(nn.Module):
 def outside_graphs(function: Callable[..., None], *arguments: Any) -> None:
     """Run what changes Python's state: a compiled graph that did would be made again for every new state."""
     function(*arguments)
+
+
+def sparse_in_parallel(parallel: nn.Module, layer: nn.Module) -> RuntimeError:
+    """What to say of a layer with sparse gradients inside DistributedDataParallel, which takes none but torch's."""
+    path = next((name for name, module in parallel.named_modules() if module is layer), "")
+    return RuntimeError(
+        f"{path.removeprefix('module.') or 'the layer'}: sparse=True does not go with DistributedDataParallel, which "
+        "takes sparse gradients from torch's own classes alone: make the layer with sparse=False"
+    )

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mgqe import ops
 from mgqe.autograd import SparseGradient
 from mgqe.capacity import Capacity
-from mgqe.codebook import revive, start_codebooks
+from mgqe.codebook import KMEANS, KMeans, revive, start_codebooks
+from mgqe.distributed import average, recomputing
 from mgqe.quantizers import (
     Groups,
     fold_normalization,
@@ -61,9 +62,9 @@ class SXQuantizer(nn.Module):
             variance.fill_(1.0)
 
     @torch.no_grad()
-    def start(self, rows: Sequence[Tensor], generator: torch.Generator) -> None:
+    def start(self, rows: Sequence[Tensor], generator: torch.Generator, effort: KMeans = KMEANS) -> None:
         """Keys by nested k-means; statistics of their responses; values as the mean of the rows a key wins."""
-        books = start_codebooks(rows, self.capacity, generator)
+        books = start_codebooks(rows, self.capacity, generator, effort)
         for key, book in zip(self.keys, books, strict=True):
             key.copy_(book)
         for g, tier_rows in enumerate(rows):
@@ -132,6 +133,8 @@ class SXQuantizer(nn.Module):
         unbiased = variance * (size / (size - 1).clamp(min=1))
         for running, batch in zip(self._statistics(tier), (mean, unbiased), strict=True):
             running.copy_(torch.where(size > 1, running.float().lerp(batch, momentum), running.float()))
+        if not torch.compiler.is_compiling():
+            average(*self._statistics(tier))  # of other samples on every process, which must choose the same codes
 
     def codes(self, rows: Tensor, tier: int) -> Tensor:
         """Rows (n, d) of one tier -> (n, D_g) int32, with the batch norm folded into the keys."""
@@ -169,7 +172,8 @@ class SXQuantizer(nn.Module):
             batch_mean, batch_variance, size = batch_statistics(scores, present)
             mean = torch.where(size > 1, batch_mean, mean)
             variance = torch.where(size > 1, batch_variance, variance)
-            self._measure(tier, batch_mean.detach(), batch_variance.detach(), size, MOMENTUM)
+            if not recomputing():  # gradient checkpointing would count the batch twice
+                self._measure(tier, batch_mean.detach(), batch_variance.detach(), size, MOMENTUM)
             normalized = normalize_responses(scores, mean, variance)
             codes = normalized.detach().argmax(-1)
         else:

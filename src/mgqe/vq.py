@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mgqe import ops
 from mgqe.autograd import Batch, QuantizeRows, SparseGradient
 from mgqe.capacity import Capacity
-from mgqe.codebook import revive, start_codebooks
+from mgqe.codebook import KMEANS, KMeans, revive, start_codebooks
 from mgqe.quantizers import (
     Groups,
     codebook_loss,
@@ -48,9 +48,10 @@ class VQQuantizer(nn.Module):
             book.zero_()
 
     @torch.no_grad()
-    def start(self, rows: Sequence[Tensor], generator: torch.Generator) -> None:
+    def start(self, rows: Sequence[Tensor], generator: torch.Generator, effort: KMeans = KMEANS) -> None:
         """Nested k-means on each tier's rows [(n_g, d) float32]."""
-        for parameter, book in zip(self.codebooks, start_codebooks(rows, self.capacity, generator), strict=True):
+        books = start_codebooks(rows, self.capacity, generator, effort)
+        for parameter, book in zip(self.codebooks, books, strict=True):
             parameter.copy_(book)
 
     @torch.no_grad()

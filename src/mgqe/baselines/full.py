@@ -65,6 +65,8 @@ class FullEmbedding(nn.Embedding):
         IndexError, TypeError: in the forward pass, ids out of range or not integers.
     """
 
+    plain_forward = True  # compress_ may take its place as it takes nn.Embedding's
+
     def __init__(
         self,
         num_embeddings: int,

@@ -1,0 +1,160 @@
+"""compress_: swap the embedding modules of any model for quantised ones, in place."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from mgqe.bag import MGQEmbeddingBag
+from mgqe.codebook import THOROUGH
+from mgqe.convert.config import CompressConfig
+from mgqe.convert.layers import Plan, build, plan
+from mgqe.convert.report import CompressReport, TableReport
+from mgqe.convert.tables import Table, find_tables
+from mgqe.convert.tied import tie
+from mgqe.embedding import Counts, MGQEmbedding
+from mgqe.modules import quantized_layers
+from mgqe.tiers import Tiers
+
+FilterFn = Callable[[nn.Module, str], bool]
+
+
+def compress_(
+    model: nn.Module,
+    config: CompressConfig | None = None,
+    *,
+    counts: Mapping[str, Counts | Tiers] | None = None,
+    filter_fn: FilterFn | None = None,
+    init: str | None = None,
+) -> CompressReport:
+    """Swap the model's ``nn.Embedding`` and ``nn.EmbeddingBag`` modules for quantised ones, in place.
+
+    A table is swapped only if its frozen file takes fewer bytes than its rows. A module at several paths stays one
+    module, and modules that share a weight become one; what else holds the weight (an output layer) reads the layer's
+    ``weight`` from now on, the decoded table. The new layer trains the very parameter of the old one: optimisers that
+    hold it go on, and :func:`mgqe.extend_optimizer` adds the codebooks. If anything is refused, the model is as it was.
+
+    Args:
+        model: any module with embeddings in it; modules are known by their paths, as in ``model.named_modules()``.
+        config: what tables become, with rules by name. Default: :class:`CompressConfig`.
+        counts: module path -> how often each id occurs in training (``mgqe.count_ids``), or Tiers. A table without
+            them gets one tier.
+        filter_fn: called with a module and its path; False leaves it. Default: all.
+        init: instead of ``config.init``: "warmup" or "from_weight".
+
+    Returns:
+        what was compressed and what was not, and why: ``print`` it.
+
+    Raises:
+        ValueError: there is no table, or the filter or a rule matches none; counts for a module that is no table, or
+            of another length; settings that do not fit a table; rows that are NaN. The message names the module path.
+    """
+    config = config or CompressConfig()
+    config = config if init is None else replace(config, init=init)
+    tables = find_tables(model)
+    if not tables:
+        raise ValueError(_no_tables(model))
+    given = _counts_of(tables, counts or {})
+    chosen = [t for t in tables if filter_fn is None or any(filter_fn(t.module, path) for path in t.paths)]
+    if not chosen:
+        raise ValueError(f"filter_fn matches none of the model's tables: {_listed(tables)}")
+    _check_rules(config, tables)
+
+    plans: list[tuple[Table, Plan]] = []
+    for table in tables:
+        if table not in chosen:
+            plans.append((table, Plan(why="left: filter_fn")))
+            continue
+        with _naming(table):
+            plans.append((table, plan(table, config, given.get(table.path))))
+    # All are made before the first is swapped, so that an error leaves the model alone.
+    made = [(table, _make(table, p)) for table, p in plans if p.compress]
+    for table, layer in made:
+        _swap(table, layer)
+    report = CompressReport(tuple(_row(table, p) for table, p in plans))
+    if not made:
+        reasons = "; ".join(f"{row.path}: {row.why}" for row in report.rows)
+        warnings.warn(f"compress_ left every table as it is: {reasons}", stacklevel=2)
+    return report
+
+
+def _make(table: Table, plan: Plan) -> MGQEmbedding | MGQEmbeddingBag:
+    with _naming(table):
+        layer = build(table, plan)
+        if plan.config is not None and plan.config.init == "from_weight":
+            layer.start_quantizing(THOROUGH)
+    return layer
+
+
+def _swap(table: Table, layer: nn.Module) -> None:
+    for parent, name in table.places:
+        parent._modules[name] = layer
+    for module, name, _ in table.ties:
+        tie(module, name, layer)
+
+
+@contextmanager
+def _naming(table: Table) -> Iterator[None]:
+    """Puts a table's path before what is wrong with it."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{table.path}: {error}") from error
+
+
+def _counts_of(tables: list[Table], counts: Mapping[str, Counts | Tiers]) -> dict[str, Counts | Tiers]:
+    """Counts by the first path of each table."""
+    first = {path: table.path for table in tables for path in table.paths}
+    found: dict[str, Counts | Tiers] = {}
+    named: dict[str, str] = {}
+    for path, values in counts.items():
+        if path not in first:
+            close = difflib.get_close_matches(path, list(first), n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(f"counts for {path!r}{hint}, where the model has no table: {_listed(tables)}")
+        if first[path] in found:
+            raise ValueError(
+                f"counts for {named[first[path]]!r} and for {path!r}, which are one table: "
+                "give their sum once, mgqe.merge_counts(...)"
+            )
+        found[first[path]], named[first[path]] = values, path
+    return found
+
+
+def _check_rules(config: CompressConfig, tables: list[Table]) -> None:
+    used = {pattern for table in tables for pattern in config.rules if config.matches(pattern, table.paths)}
+    if unused := [pattern for pattern in config.rules if pattern not in used]:
+        raise ValueError(f"rule {unused[0]!r} matches none of the model's tables: {_listed(tables)}")
+
+
+def _row(table: Table, plan: Plan) -> TableReport:
+    weight = table.module._parameters.get("weight")
+    return TableReport(
+        table.path,
+        table.paths[1:],
+        int(table.module.num_embeddings),  # type: ignore[arg-type]
+        int(table.module.embedding_dim),  # type: ignore[arg-type]
+        weight.nbytes if isinstance(weight, torch.Tensor) else 0,
+        plan.bytes_after,
+        plan.compress,
+        plan.why,
+    )
+
+
+def _listed(tables: list[Table]) -> str:
+    return ", ".join(path for table in tables for path in table.paths)
+
+
+def _no_tables(model: nn.Module) -> str:
+    name = type(model).__name__
+    swapped = quantized_layers(model)
+    if swapped:
+        paths = ", ".join(path for path, module in model.named_modules() if module in swapped)
+        return f"{name} has no nn.Embedding or nn.EmbeddingBag left to compress; quantised already: {paths}"
+    return f"{name} has no nn.Embedding or nn.EmbeddingBag module, so there is nothing to compress"

@@ -1,0 +1,86 @@
+"""What compress_ makes of each table: one configuration, and rules by name for tables that need another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from mgqe.embedding import DEFAULT_COMMITMENT, DEFAULT_WARMUP_STEPS
+
+INITS = ("warmup", "from_weight")
+
+
+@dataclass(frozen=True)
+class CompressConfig:
+    """How tables are compressed; the defaults are :class:`mgqe.MGQEmbedding`'s.
+
+    Attributes:
+        num_subspaces: D; one number a tier with ``capacity="subspaces"``. Default d / 2.
+        num_centroids: K, or one number a tier. Default 256 for the first tier, 64 for the others. More than a tier can
+            use is cut to what it can.
+        fractions: shares of ids in each tier, most frequent first, where there are counts. A table without counts has
+            one tier, with what the others have in their first.
+        quantizer: "vq" or "sx".
+        capacity: what differs between tiers, "centroids" or "subspaces".
+        share_codebook, share_subspaces: see MGQEmbedding.
+        centroid_dtype: "float32", "float16" or "int8".
+        commitment: weight of the commitment in the loss.
+        init: "warmup": rows train on as they are for ``warmup_steps`` training passes (or until
+            ``mgqe.start_quantizing``), for models that are not trained yet. "from_weight": codebooks start at once, by
+            a thorough nested k-means on the rows as they are, for trained models.
+        warmup_steps: see ``init``.
+        rules: name pattern (as in :mod:`fnmatch`, over module paths) -> what differs for the tables it matches: a
+            mapping of attributes of this class; or None to leave them as they are. The first pattern that matches
+            counts.
+
+    Raises:
+        ValueError, TypeError: values that cannot be right for any table.
+    """
+
+    num_subspaces: int | tuple[int, ...] | None = None
+    num_centroids: int | tuple[int, ...] | None = None
+    fractions: tuple[float, ...] = (0.1, 0.9)
+    quantizer: str = "vq"
+    capacity: str = "centroids"
+    share_codebook: bool = True
+    share_subspaces: bool = False
+    centroid_dtype: str = "float32"
+    commitment: float = DEFAULT_COMMITMENT
+    init: str = "warmup"
+    warmup_steps: int = DEFAULT_WARMUP_STEPS
+    rules: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("num_subspaces", "num_centroids", "fractions"):
+            if isinstance(given := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(given))
+        if self.init not in INITS:
+            raise ValueError(f"init must be one of {INITS}, got {self.init!r}")
+        known = {f.name for f in fields(self)} - {"rules"}
+        for pattern, change in self.rules.items():
+            if change is None:
+                continue
+            if not isinstance(change, Mapping):
+                raise TypeError(f"rule {pattern!r} must be a mapping of settings or None, got {type(change).__name__}")
+            if unknown := sorted(set(change) - known):
+                raise ValueError(f"rule {pattern!r} sets {unknown}, expected some of {sorted(known)}")
+            replace(self, rules={}, **change)  # raises what is wrong with it
+
+    def rule_for(self, paths: tuple[str, ...]) -> str | None:
+        """The first pattern that matches one of a table's paths; None if none does."""
+        return next((pattern for pattern in self.rules if self.matches(pattern, paths)), None)
+
+    @staticmethod
+    def matches(pattern: str, paths: tuple[str, ...]) -> bool:
+        """Whether a pattern matches one of a table's paths."""
+        return any(fnmatchcase(path, pattern) for path in paths)
+
+    def for_table(self, paths: tuple[str, ...]) -> CompressConfig | None:
+        """The configuration of one table, without rules; None if it is to be left."""
+        pattern = self.rule_for(paths)
+        if pattern is None:
+            return replace(self, rules={})
+        change = self.rules[pattern]
+        return None if change is None else replace(self, rules={}, **change)

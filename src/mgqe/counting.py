@@ -1,0 +1,246 @@
+"""How often each id occurs in training, counted from what people have: arrays, batches, files larger than memory."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Key = str | int | Callable[[Any], Any]
+PARQUET = (".parquet", ".pq")
+
+
+def count_ids(
+    source: Any,
+    num_embeddings: int,
+    *,
+    key: Key | None = None,
+    column: str | Sequence[str] | None = None,
+    ignore: int | Sequence[int] = (),
+    separator: str = ",",
+) -> Tensor:
+    """Count ids: int64 (num_embeddings,), for ``counts=`` of ``compress_`` and MGQEmbedding.
+
+    Args:
+        source: integers of any shape as a tensor or a NumPy array, or a list of them; an iterable of such (batches: a
+            generator, a DataLoader), with ``key`` where a batch is more than ids; or Parquet and CSV files, as a path,
+            a pattern (``"clicks-*.parquet"``) or a list of paths, or a polars frame, with ``column``. Files are
+            streamed, so that they may be larger than memory.
+        num_embeddings: N, ids are 0 to N - 1.
+        key: where the ids are in a batch: ``batch[key]``, or a function of the batch.
+        column: of files: the column that holds ids, or several of one table, which are counted together. Lists in a
+            cell are counted id by id.
+        ignore: ids that are not counted, such as padding; these may lie outside the table. Missing cells of a file
+            (null) are an error.
+        separator: of CSV files.
+
+    Raises:
+        ValueError: an id outside the table, NaN or a missing cell, no ids at all; arguments that do not go together.
+            TypeError: something other than integers. KeyError: no such key or column. The message says which batch,
+            column or id.
+        ImportError: files, and polars is not installed: ``pip install 'mgqe[recsys]'``.
+        FileNotFoundError: no such file.
+    """
+    if isinstance(num_embeddings, bool) or not isinstance(num_embeddings, int) or num_embeddings < 1:
+        raise ValueError(f"num_embeddings must be a whole number of 1 or more, got {num_embeddings!r}")
+    left_out = {ignore} if isinstance(ignore, int) else set(ignore)
+    if _is_frame(source) or _is_path(source):
+        if key is not None or column is None:
+            raise ValueError("a file or frame needs column= (the column that holds the ids), and no key=")
+        return _count_frame(source, num_embeddings, column, left_out, separator)
+    if column is not None:
+        raise ValueError(f"column= is for files and frames, got {type(source).__name__}: use key= for batches")
+    counts = np.zeros(num_embeddings, dtype=np.int64)
+    seen = 0
+    for where, ids in _batches(source, key):
+        seen += _add(counts, _as_integers(ids, where), left_out, where)
+    if not seen:
+        raise ValueError("there are no ids to count: is the source an iterator that was used up?")
+    return torch.from_numpy(counts)
+
+
+def merge_counts(*counts: Tensor) -> Tensor:
+    """The sum of counts (N,) of several shards, tables or days; or of one iterable of them.
+
+    Raises:
+        ValueError: none, or counts of different lengths. TypeError: counts that are no integers.
+    """
+    parts = list(counts[0]) if len(counts) == 1 and not isinstance(counts[0], Tensor) else list(counts)
+    if not parts:
+        raise ValueError("there are no counts to merge")
+    for number, part in enumerate(parts):
+        if not isinstance(part, Tensor) or part.is_floating_point() or part.dtype == torch.bool:
+            kind = part.dtype if isinstance(part, Tensor) else type(part).__name__
+            raise TypeError(f"counts must be integer tensors, as count_ids gives, but number {number} is {kind}")
+        if part.shape != parts[0].shape or part.ndim != 1:
+            raise ValueError(
+                f"counts must have one shape (num_embeddings,), but number {number} has {tuple(part.shape)} "
+                f"and number 0 {tuple(parts[0].shape)}"
+            )
+    return torch.stack([part.to("cpu", torch.int64) for part in parts]).sum(0)
+
+
+# ---- batches -----------------------------------------------------------------------------------------------
+
+
+def _batches(source: Any, key: Key | None) -> Iterator[tuple[str, Any]]:
+    """(where, ids) of each batch; a source that is ids itself is one batch."""
+    if isinstance(source, (Tensor, np.ndarray)) or _is_numbers(source):
+        if key is not None:
+            raise ValueError(f"key= is for batches, got one {type(source).__name__}")
+        yield "the ids", source
+        return
+    if isinstance(source, Mapping) or not isinstance(source, Iterable):
+        raise TypeError(
+            f"cannot count ids in a {type(source).__name__}: give a tensor, an array, an iterable of batches, or a file"
+        )
+    for number, batch in enumerate(source):
+        where = f"batch {number}"
+        yield where, _pick(batch, key, where)
+
+
+def _pick(batch: Any, key: Key | None, where: str) -> Any:
+    if key is None:
+        if isinstance(batch, Mapping):
+            raise TypeError(f"{where} is a mapping of {sorted(map(str, batch))}: say which with key=")
+        if isinstance(batch, (tuple, list)) and batch and not _is_numbers(batch):
+            raise TypeError(f"{where} is a {type(batch).__name__} of {len(batch)}: say which with key=0, 1, ...")
+        return batch
+    if callable(key):
+        return key(batch)
+    try:
+        return batch[key]
+    except (KeyError, IndexError, TypeError) as error:
+        held = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        raise KeyError(f"{where} has no {key!r}: it is {held}") from error
+
+
+def _as_integers(ids: Any, where: str) -> np.ndarray:
+    """Ids as a flat int64 array."""
+    try:
+        array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{where}: expected integers, got {type(ids).__name__}") from error
+    array = array.reshape(-1)
+    if array.size == 0:
+        return np.empty(0, dtype=np.int64)
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise ValueError(f"{where}: NaN at place {int(np.isnan(array).argmax())}: drop or fill missing ids first")
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{where}: expected integers, got {array.dtype}: number the ids first, or cast them")
+    if array.dtype == np.uint64 and (array > np.iinfo(np.int64).max).any():
+        raise ValueError(f"{where}: id {int(array.max())} is out of range")
+    return array.astype(np.int64)
+
+
+def _add(counts: np.ndarray, ids: np.ndarray, ignore: set[int], where: str) -> int:
+    """Add one batch; how many ids it had, those left out included."""
+    total = ids.size
+    if ignore:
+        ids = ids[~np.isin(ids, list(ignore))]
+    if ids.size:
+        _check_range(int(ids.min()), int(ids.max()), len(counts), where)
+        counts += np.bincount(ids, minlength=len(counts))
+    return total
+
+
+def _check_range(low: int, high: int, num_embeddings: int, where: str) -> None:
+    if low < 0 or high >= num_embeddings:
+        bad = low if low < 0 else high
+        raise ValueError(
+            f"{where}: id {bad} is out of range, valid ids are 0 to {num_embeddings - 1}; "
+            "padding and the like can be left out with ignore="
+        )
+
+
+def _is_numbers(value: Any) -> bool:
+    """A list or tuple of plain numbers, which are ids and no batches."""
+    first = value[0] if isinstance(value, (list, tuple)) and value else None
+    return isinstance(first, (int, float, np.number)) and not isinstance(first, bool)
+
+
+# ---- files -------------------------------------------------------------------------------------------------
+
+
+def _is_path(source: Any) -> bool:
+    if isinstance(source, (list, tuple)) and source:
+        return all(isinstance(part, (str, os.PathLike)) for part in source)
+    return isinstance(source, (str, os.PathLike))
+
+
+def _is_frame(source: Any) -> bool:
+    return type(source).__module__.split(".")[0] == "polars" and hasattr(source, "lazy")
+
+
+def _polars() -> Any:
+    try:
+        return importlib.import_module("polars")
+    except ImportError as error:
+        raise ImportError("counting in files needs polars: pip install 'mgqe[recsys]'") from error
+
+
+def _scan(pl: Any, source: Any, separator: str) -> Any:
+    if _is_frame(source):
+        return source.lazy()
+    paths = [os.fspath(part) for part in (source if isinstance(source, (list, tuple)) else [source])]
+    kinds = {Path(path).suffix.lower() for path in paths}
+    if kinds <= set(PARQUET):
+        return pl.scan_parquet(paths)
+    if kinds & set(PARQUET):
+        raise ValueError(f"files of one kind at a time, got {sorted(kinds)}: count each, and merge_counts")
+    return pl.scan_csv(paths, separator=separator)
+
+
+def _count_frame(
+    source: Any, num_embeddings: int, column: str | Sequence[str], ignore: set[int], separator: str
+) -> Tensor:
+    pl = _polars()
+    names = [column] if isinstance(column, str) else list(column)
+    counts = np.zeros(num_embeddings, dtype=np.int64)
+    frame = _scan(pl, source, separator)
+    try:
+        schema = frame.collect_schema()
+    except FileNotFoundError:
+        raise
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{source}: cannot be read: {error}") from error
+    seen = 0
+    for name in names:
+        if name not in schema:
+            raise KeyError(f"no column {name!r}: the file has {', '.join(schema)}")
+        ids, kind = frame.select(pl.col(name).alias("id")), schema[name]
+        while isinstance(kind, (pl.List, pl.Array)):
+            kind = kind.inner
+            ids = ids.filter(pl.col("id").list.len() > 0) if isinstance(schema[name], pl.List) else ids
+            ids = ids.explode("id")
+        where = f"column {name!r}"
+        if not kind.is_integer() and not kind.is_float():
+            raise TypeError(f"{where}: expected integers, got {kind}: number the ids first, or cast them")
+        found = _collect(ids.group_by("id").agg(pl.len().alias("count")))
+        values, times = found["id"], found["count"].to_numpy().astype(np.int64)
+        if missing := int(found.filter(values.is_null())["count"].sum()):
+            raise ValueError(f"{where}: {missing:,} missing ids (null): drop or fill them first")
+        ids_found = _as_integers(values.to_numpy(), where)
+        keep = ~np.isin(ids_found, list(ignore)) if ignore else np.ones(len(ids_found), dtype=bool)
+        ids_found, times = ids_found[keep], times[keep]
+        if ids_found.size:
+            _check_range(int(ids_found.min()), int(ids_found.max()), num_embeddings, where)
+            np.add.at(counts, ids_found, times)
+        seen += len(values)
+    if not seen:
+        raise ValueError(f"{source}: there are no ids to count in {', '.join(names)}")
+    return torch.from_numpy(counts)
+
+
+def _collect(frame: Any) -> Any:
+    """The result, computed batch by batch; the argument's name changed in polars 1.25."""
+    try:
+        return frame.collect(engine="streaming")
+    except TypeError:
+        return frame.collect(streaming=True)

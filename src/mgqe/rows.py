@@ -1,0 +1,84 @@
+"""RawRows: the full-precision rows that a quantised layer trains, under the name that nn.Embedding gives them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgqe.ids import as_int64, check_ids
+
+SWEEP_ROWS = 65_536  # rows worked on at a time in a sweep over the vocabulary
+
+
+class RawRows(nn.Module):
+    """Rows (N, d) held as the parameter ``weight``, so that checkpoints of full tables load by name.
+
+    A subclass has a property of that name, which gives the vectors that look-ups give; the rows themselves are
+    :attr:`raw_weight`.
+
+    Attributes:
+        zero_padding: ``padding_idx`` looks up as zeros whatever its row holds. False: as its row, quantised like the
+            others; it gets no gradient either way.
+    """
+
+    num_embeddings: int
+    embedding_dim: int
+    padding_idx: int | None
+    max_norm: float | None
+    norm_type: float
+    zero_padding: bool = True
+
+    @property
+    def raw_weight(self) -> nn.Parameter:
+        """The rows (N, d) that the optimiser moves; ``weight`` in state_dict() and named_parameters()."""
+        rows = self._parameters["weight"]
+        if rows is None:
+            raise RuntimeError("this layer has no rows: its parameter `weight` was set to None")
+        return rows
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As nn.Module, which refuses names that are properties."""
+        if name == "weight":
+            self._parameters[name] = param
+        else:
+            super().register_parameter(name, param)
+
+    def _read_rows(self, ids: Tensor) -> Tensor:
+        """Rows as a forward pass reads them: ``max_norm`` renormalises them first, in place, as in nn.Embedding."""
+        return F.embedding(ids, self.raw_weight.detach(), None, self.max_norm, self.norm_type)
+
+    def _check_rows(self) -> None:
+        """Raises ValueError naming the first row that is not finite."""
+        for start in range(0, self.num_embeddings, SWEEP_ROWS):
+            finite = self.raw_weight.detach()[start : start + SWEEP_ROWS].isfinite().all(1)
+            zero = self._zero_row
+            if zero is not None and start <= zero < start + SWEEP_ROWS:
+                finite[zero - start] = True  # looks up as zeros, whatever its row holds
+            if not bool(finite.all()):
+                row = start + int((~finite).nonzero()[0])
+                raise ValueError(
+                    f"row {row} of the embedding weight holds NaN or infinity and cannot be quantised: "
+                    "the training diverged; lower the learning rate or go back to an earlier checkpoint"
+                )
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        """Ids as int64 that are safe to index with. On other devices than the CPU the look-up itself refuses."""
+        rows = as_int64(ids)
+        if rows.device.type != "cpu" or torch.compiler.is_compiling():
+            return rows
+        return check_ids(rows, self.num_embeddings)
+
+    @property
+    def _zero_row(self) -> int | None:
+        """The id that looks up as zeros."""
+        return self.padding_idx if self.zero_padding else None
+
+    def _is_padding(self, ids: Tensor) -> Tensor | None:
+        """Which ids train nothing."""
+        return None if self.padding_idx is None else ids.eq(self.padding_idx)
+
+    def _zeroed(self, ids: Tensor, vectors: Tensor) -> Tensor:
+        """Vectors (..., d) of ids (...), those of the zero row set to zero."""
+        zero = self._zero_row
+        return vectors if zero is None else vectors.masked_fill(ids.eq(zero).unsqueeze(-1), 0.0)

@@ -1,0 +1,80 @@
+"""One of two processes that test_loops.py starts: trains under DistributedDataParallel, says what it ended with.
+
+python ddp_worker.py RANK FILE OUT MODE
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import mgqe
+
+N, DIM = 3000, 8
+
+
+class Model(nn.Module):
+    def __init__(self, sparse: bool = False) -> None:
+        super().__init__()
+        self.item = nn.Embedding(N, DIM, sparse=sparse)
+        self.bag = nn.EmbeddingBag(N, DIM, mode="sum")
+        self.head = nn.Linear(DIM, N, bias=False)
+        self.head.weight = self.item.weight
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.dropout(self.item(ids[:, 0]) + self.bag(ids)))
+
+
+def run(rank: int, mode: str) -> dict[str, object]:
+    torch.manual_seed(100 + rank)  # each its own, as samplers and dropout want it
+    model = Model(sparse=mode == "sparse")
+    counts = torch.arange(N) * 7 % 1999 + 1
+    config = mgqe.CompressConfig(num_centroids=(16, 8), warmup_steps=5, quantizer="sx" if mode == "sx" else "vq")
+    init = "from_weight" if mode == "from_weight" else "warmup"
+    mgqe.compress_(model, config, counts={"item": counts, "bag": counts}, init=init)
+    parallel = DistributedDataParallel(model, find_unused_parameters=mode == "find_unused")
+    optimizer = torch.optim.Adam(parallel.parameters(), lr=0.02)
+    generator = torch.Generator().manual_seed(rank)
+    losses, unused = [], 0.0
+    for step in range(130):
+        ids = torch.randint(N, (16, 3), generator=generator)
+        if mode == "by hand" and step == 3:
+            mgqe.start_quantizing(parallel)
+        if mode == "revive" and step == 60:
+            with torch.no_grad():
+                for layer in (model.item, model.bag):
+                    layer.quantizer.codebooks[0][:, 4:] = 100.0
+        loss = nn.functional.cross_entropy(parallel(ids), ids[:, 0])
+        optimizer.zero_grad()
+        (loss + mgqe.quantization_loss(parallel)).backward()
+        optimizer.step()
+        losses.append(loss.item())
+        if mode == "revive" and step == 65:
+            unused = sum(s.usage for s in model.item.codebook_stats())
+    assert model.item.quantizing
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    codes = [code for layer in (model.item, model.bag) for code in layer.sweep()]
+    usage = [s.usage for layer in (model.item, model.bag) for s in layer.codebook_stats()]
+    return {"state": state, "codes": codes, "losses": losses, "usage": usage, "unused": unused}
+
+
+def main() -> None:
+    rank, file, out, mode = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    try:
+        result: dict[str, object] = run(rank, mode)
+    except RuntimeError as error:
+        result = {"error": str(error)}
+    torch.save(result, f"{out}.{rank}")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

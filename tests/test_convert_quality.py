@@ -1,0 +1,57 @@
+"""Right after compress_(init="from_weight") without training: at least as good as faiss PQ of no more bytes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import mgqe
+
+
+@pytest.fixture(scope="module")
+def rows() -> torch.Tensor:
+    """Clusters of unequal size in a subspace, and noise."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(16, 32, generator=generator)
+    centres = torch.randn(100, 16, generator=generator)[(100 * torch.rand(6000, generator=generator) ** 2).long()]
+    return (centres + 0.5 * torch.randn(6000, 16, generator=generator)) @ basis
+
+
+def compressed(rows: torch.Tensor, counts: torch.Tensor | None = None, **settings) -> tuple[int, torch.Tensor]:
+    model = nn.Sequential(nn.Embedding.from_pretrained(rows, freeze=False))
+    torch.manual_seed(0)
+    given = None if counts is None else {"0": counts}
+    report = mgqe.compress_(model, mgqe.CompressConfig(**settings), counts=given, init="from_weight")
+    return report.bytes_after, mgqe.freeze_(model)["0"].to_dense()
+
+
+def faiss_pq(rows: torch.Tensor, subspaces: int, bits: int) -> tuple[int, torch.Tensor]:
+    faiss = pytest.importorskip("faiss")
+    quantizer = faiss.ProductQuantizer(rows.shape[1], subspaces, bits)
+    quantizer.cp.min_points_per_centroid = 1
+    quantizer.train(rows.numpy())
+    codes = quantizer.compute_codes(rows.numpy())
+    return codes.nbytes + 4 * quantizer.centroids.size(), torch.from_numpy(quantizer.decode(codes))
+
+
+def error(rows: torch.Tensor, decoded: torch.Tensor) -> float:
+    return float((rows - decoded).square().sum() / rows.square().sum())
+
+
+@pytest.mark.parametrize(("subspaces", "bits"), [(16, 6), (8, 8), (4, 6)])
+def test_one_tier_against_faiss(rows, subspaces, bits):
+    theirs, expected = faiss_pq(rows, subspaces, bits)
+    ours, decoded = compressed(rows, num_subspaces=subspaces, num_centroids=2**bits)
+    assert ours - theirs < 1000  # the header
+    assert error(rows, decoded) <= error(rows, expected)
+
+
+def test_tiers_with_int8_centroids_against_faiss_of_more_bytes(rows):
+    """Rows of an embedding that was trained: frequent ids are longer."""
+    counts = (10_000 / torch.arange(1, len(rows) + 1)).long() + 1
+    scaled = rows * (0.5 + counts.float().log()[:, None] / 9)
+    theirs, expected = faiss_pq(scaled, 16, 6)
+    ours, decoded = compressed(scaled, counts, num_centroids=(256, 64), centroid_dtype="int8")
+    assert ours <= theirs + 15_000
+    assert error(scaled, decoded) <= error(scaled, expected)
