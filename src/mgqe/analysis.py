@@ -66,8 +66,9 @@ class Study:
 
     def __init__(self, grid: Grid, records: Sequence[Record]) -> None:
         self.grid = grid
-        self.failed = [record for record in records if record["status"] == "failed"]
-        done = {record["key"]: record for record in records if record["status"] == "done"}
+        last = {record["key"]: record for record in records}  # a run that was tried again counts once
+        self.failed = [record for record in last.values() if record["status"] == "failed"]
+        done = {key: record for key, record in last.items() if record["status"] == "done"}
         self._groups: dict[tuple[str, str], Group] = {}
         for pair, run in grid.runs():
             record = done.get(run_key(pair.name, run.config))
