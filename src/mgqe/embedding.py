@@ -118,14 +118,14 @@ class MGQEmbedding(QuantizedEmbedding):
             commitment=commitment,
         )
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Vectors of ids: integers (...) -> (..., d)."""
         self._begin_pass()
         if self.quantizing:
-            ids = as_int64(ids)
+            ids = as_int64(input)
             vectors, _ = self._quantized(ids.reshape(-1), repeat=True)
             return self._joined(vectors.view(*ids.shape, self.embedding_dim))
-        ids = self._rows(ids)
+        ids = self._rows(input)
         rows = F.embedding(
             ids,
             self.raw_weight,

@@ -138,9 +138,9 @@ class HashEmbedding(nn.Module):
         with torch.no_grad():
             self.weight.normal_(std=self.num_hashes**-0.5)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> (..., d)."""
-        rows = check_ids(ids, self.num_embeddings)
+        rows = check_ids(input, self.num_embeddings)
         vectors = torch.zeros(*rows.shape, self.embedding_dim, dtype=self.weight.dtype, device=self.weight.device)
         for j in range(self.num_hashes):
             vectors = vectors + F.embedding(

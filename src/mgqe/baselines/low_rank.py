@@ -120,10 +120,10 @@ class LowRankEmbedding(nn.Module):
             if self.padding_idx is not None:
                 self.factors[self.padding_idx] = 0
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> (..., d)."""
         narrow = F.embedding(
-            check_ids(ids, self.num_embeddings),
+            check_ids(input, self.num_embeddings),
             self.factors,
             self.padding_idx,
             scale_grad_by_freq=self.scale_grad_by_freq,

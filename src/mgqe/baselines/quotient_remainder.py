@@ -145,9 +145,9 @@ class QREmbedding(nn.Module):
             self.quotients.normal_(std=std)
             self.remainders.normal_(std=std)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> (..., d)."""
-        rows = check_ids(ids, self.num_embeddings)
+        rows = check_ids(input, self.num_embeddings)
         quotient, remainder = (
             F.embedding(index, part, scale_grad_by_freq=self.scale_grad_by_freq, sparse=self.sparse)
             for index, part in (

@@ -112,9 +112,9 @@ class RecJPQEmbedding(nn.Module):
         with torch.no_grad():
             self.weight.normal_()
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> (..., d)."""
-        rows = check_ids(ids, self.num_embeddings)
+        rows = check_ids(input, self.num_embeddings)
         flat = rows.reshape(-1)
         weight = self.weight
         if self.sparse and torch.is_grad_enabled():

@@ -214,8 +214,8 @@ class FrozenEmbedding(nn.Module):
         self.num_embeddings: int = table.num_embeddings
         self.embedding_dim: int = table.embedding_dim
 
-    def forward(self, ids: Tensor) -> Tensor:
-        rows: Tensor = self.table.lookup(ids)
+    def forward(self, input: Tensor) -> Tensor:
+        rows: Tensor = self.table.lookup(input)
         return rows
 
 
