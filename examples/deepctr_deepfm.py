@@ -2,7 +2,7 @@
 
     python3 -m venv deepctr-env
     deepctr-env/bin/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
-    deepctr-env/bin/pip install deepctr-torch==0.3.0 pandas .
+    deepctr-env/bin/pip install deepctr-torch==0.3.0 pandas requests .
     deepctr-env/bin/python examples/deepctr_deepfm.py --data-dir DATA --model-dir deepfm   # DATA holds frappe.csv
 
 Rows of the file are positives, without their column cnt; two items that the user has never used are drawn as negatives

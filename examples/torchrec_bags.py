@@ -59,7 +59,7 @@ def main() -> None:
     expected = model(features).to_dict()
     mgqe.freeze_(model)
     frozen = model(features).to_dict()
-    gap = max(float((frozen[key] - expected[key]).abs().max()) for key in expected)
+    gap = max(float((frozen[key] - expected[key].detach()).abs().max()) for key in expected)
     print(f"{', '.join(frozen)}: the frozen model differs from the trained one by at most {gap:.1e}")
 
 
