@@ -180,3 +180,20 @@ def test_a_killed_study_goes_on(tmp_path: Path) -> None:
         run_grid(plan, out, 0)
     assert default_jobs() >= 1
     assert default_jobs(threads=10**6) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks /proc who is whose child")
+def test_a_killed_studys_workers_end_too(tmp_path: Path) -> None:
+    declaration, out = declare(tmp_path, METHODS, "[1, 2]"), tmp_path / "out"
+    command = [sys.executable, "-m", "mgqe.cli", "study", str(declaration), "--out", str(out), "--jobs", "2"]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    while not (out / RESULTS).exists() and process.poll() is None:
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) >= 2
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    end = time.monotonic() + 30
+    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]

@@ -206,7 +206,7 @@ def compare(
         model=model,
         threads=threads,
     ).with_settings([*tuned_settings(model, data), *(setting or ())])
-    study = Study(base, tuple(embedding or ("full", "full:d=16", "mgqe")), _seeds(seeds), out)
+    study = Study(base, tuple(embedding or ("full", "full:d=16", "mgqe")), seeds_of(seeds), out)
     check_study(study)
     failures: list[Event] = []
     bars: dict[Run, RunBar] = {}
@@ -315,7 +315,8 @@ def _figures(metrics: dict[str, Any], out: Path) -> Table:
     return table
 
 
-def _seeds(text: str) -> tuple[int, ...]:
+def seeds_of(text: str) -> tuple[int, ...]:
+    """What --seeds says; ValueError for anything but whole numbers joined by commas."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:

@@ -62,12 +62,7 @@ def record_of(pair: str, config: TrainConfig, metrics: Record) -> Record:
     if config.spec.method.kind != "trained":
         kept = [name for name in kept if name == "quantised"]
     return {
-        "key": run_key(pair, config),
-        "pair": pair,
-        "embedding": config.label or str(config.spec),
-        "seed": config.seed,
-        "status": "done",
-        "settings": settings_of(config),
+        **_head(pair, config, "done"),
         **{name: metrics[name] for name in TAKEN},
         "history": {name: _columns(metrics["history"][name]) for name in kept},
     }
@@ -75,13 +70,16 @@ def record_of(pair: str, config: TrainConfig, metrics: Record) -> Record:
 
 def failure_of(pair: str, config: TrainConfig, reason: str) -> Record:
     """The record of a run that failed."""
+    return {**_head(pair, config, "failed"), "reason": reason}
+
+
+def _head(pair: str, config: TrainConfig, status: str) -> Record:
     return {
         "key": run_key(pair, config),
         "pair": pair,
         "embedding": config.label or str(config.spec),
         "seed": config.seed,
-        "status": "failed",
-        "reason": reason,
+        "status": status,
         "settings": settings_of(config),
     }
 
@@ -109,7 +107,7 @@ def read_results(path: Path) -> Results:
 def append_result(path: Path, record: Record) -> None:
     """Add a line and sync it; after a line that was cut short, on a line of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(_short(record), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    line = _line(record).encode()
     with path.open("ab+") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
@@ -122,13 +120,16 @@ def append_result(path: Path, record: Record) -> None:
 
 def write_results(path: Path, records: Iterable[Record]) -> None:
     """All records as a new file, in place of the old one at once."""
-    lines = [json.dumps(_short(record), ensure_ascii=False, separators=(",", ":")) for record in records]
-    text = "".join(f"{line}\n" for line in lines)
+    text = "".join(map(_line, records))
 
     def write(target: Path) -> None:
         target.write_text(text, encoding="utf-8")
 
     write_atomic(path, write)
+
+
+def _line(record: Record) -> str:
+    return json.dumps(_short(record), ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
 def _columns(history: list[dict[str, float]]) -> dict[str, list[float]]:

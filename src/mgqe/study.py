@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +133,13 @@ def execute(runs: Sequence[Run], out: Path, jobs: int, overwrite: bool, on_event
             yield _attempt(run, out, overwrite, _tell(run, on_event))
         return
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
+    manager = SyncManager(ctx=context)
+    manager.start(_end_with_parent)
+    with manager:
         reports = manager.Queue()
         listener = threading.Thread(target=_listen, args=(reports, runs, on_event), daemon=True)
         listener.start()
-        # A worker that is interrupted just ends: its checkpoint is whole, and a traceback would help nobody.
-        default = (signal.SIGINT, signal.SIG_DFL)
-        with ProcessPoolExecutor(jobs, context, signal.signal, default) as pool:
+        with ProcessPoolExecutor(jobs, context, _start_worker) as pool:
             try:
                 work = [pool.submit(_work, run, out, overwrite, reports, at) for at, run in enumerate(runs)]
                 for future in as_completed(work):
@@ -175,15 +177,26 @@ def _tell(run: Run, on_event: OnEvent) -> OnEpoch:
     return lambda report: on_event(Event(run, report))
 
 
+def _start_worker() -> None:
+    """Let this worker end at once when it is interrupted: its checkpoint is whole, a traceback would help nobody."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _end_with_parent()
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the one that started it has ended, whatever ended that: nobody takes its results."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
+
+
 def _work(run: Run, out: Path, overwrite: bool, reports: Any, at: int) -> Event:
-    parent = os.getppid()
-
-    def tell(report: EpochReport) -> None:
-        if os.getppid() != parent:  # killed: nobody will take the result, and the checkpoint is whole
-            os._exit(1)
-        reports.put((at, report))
-
-    return _attempt(run, out, overwrite, tell)
+    return _attempt(run, out, overwrite, lambda report: reports.put((at, report)))
 
 
 def _listen(reports: Any, runs: Sequence[Run], on_event: OnEvent) -> None:

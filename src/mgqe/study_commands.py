@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import TaskID
 
-from mgqe.commands import DataDir, app
+from mgqe.commands import DataDir, app, seeds_of
 from mgqe.grid import read_grid
 from mgqe.grid_run import RESULTS, Pace, check_data, default_jobs, plan_runs, run_grid
 from mgqe.results import read_results
@@ -46,10 +46,7 @@ def study(
 ) -> None:
     grid = read_grid(config, data_dir)
     out = out or config.parent
-    chosen = [int(seed) for seed in seeds.split(",") if seed.strip().isdigit()]
-    if seeds and len(chosen) != len(seeds.split(",")):
-        raise ValueError(f"--seeds: expected whole numbers joined by commas such as 1,2,3, got {seeds!r}")
-    plan = plan_runs(grid, out, pair or (), chosen, retry)
+    plan = plan_runs(grid, out, pair or (), seeds_of(seeds) if seeds else (), retry)
     if plan.results.damaged:
         listed = ", ".join(map(str, plan.results.damaged))
         errors.print(f"mgqe: {out / RESULTS}: line {listed} is not whole; its run is made again", style="yellow")
