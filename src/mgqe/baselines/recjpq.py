@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from mgqe import ops
 from mgqe.autograd import ScaleGradient, SparseGradient
-from mgqe.baselines._shared import check_dtype, kept, refuse_max_norm
+from mgqe.baselines._shared import ComposedEmbedding, kept
 from mgqe.capacity import resolve_capacity
 from mgqe.frozen import FrozenTable
-from mgqe.ids import INTEGER_DTYPES, check_ids, check_sizes
+from mgqe.ids import INTEGER_DTYPES, check_ids
 from mgqe.layout import CENTROID_DTYPES
 from mgqe.quantizers import round_centroids
 from mgqe.table import CompactTable
@@ -25,7 +25,7 @@ POWER_ITERATIONS = 7
 Pairs = tuple[Tensor, Tensor]
 
 
-class RecJPQEmbedding(nn.Module):
+class RecJPQEmbedding(ComposedEmbedding):
     """Rows joined from trained centroids by codes that are fixed beforehand: e_i = C_1,code_i1 .. C_D,code_iD.
 
     The codes come from a truncated SVD of the binary matrix of interactions. Each of its first D dimensions is a
@@ -76,15 +76,9 @@ class RecJPQEmbedding(nn.Module):
         centroid_dtype: str = "float32",
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        refuse_max_norm(self, max_norm)
-        check_dtype(dtype)
-        self.padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
-        self.norm_type = norm_type
-        self.scale_grad_by_freq = scale_grad_by_freq
-        self.sparse = sparse
+        super().__init__(
+            num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, dtype
+        )
         if centroid_dtype not in CENTROID_DTYPES:
             raise ValueError(f"centroid_dtype must be one of {sorted(CENTROID_DTYPES)}, got {centroid_dtype!r}")
         if not 0 <= seed < 2**31:
