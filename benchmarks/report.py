@@ -16,6 +16,8 @@ from typing import Any
 
 from curve import draw
 
+from mgqe.tables import TextTable, fill
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 TITLES = {"ml-1m": "MovieLens-1M", "amazon-apps": "Amazon Apps"}
@@ -29,8 +31,7 @@ def read(name: str) -> Any:
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
     """A table; every column but the first is aligned to the right."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return TextTable("", header, rows).markdown()
 
 
 def share_row(row: dict[str, Any]) -> list[str]:
@@ -176,16 +177,12 @@ def serve() -> str:
     return markdown(["request", "clients", "requests/s", "p50", "p99", "/health meanwhile, p99"], rows)
 
 
-def fill(path: Path, parts: dict[str, str]) -> None:
-    """Replace what stands between the markers of each part."""
-    text = path.read_text()
-    marked = set(re.findall(r"<!-- ([a-z0-9-]+) -->", text))
+def fill_page(path: Path, parts: dict[str, str]) -> None:
+    """Replace what stands between the marks of each part; a mark that no part has is a mistake."""
+    marked = set(re.findall(r"<!-- ([a-z0-9-]+) -->", path.read_text()))
     if unknown := marked - set(parts):
         raise SystemExit(f"{path}: no part is called {', '.join(sorted(unknown))}")
-    for name, part in parts.items():
-        pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
-        text = re.sub(pattern, lambda _, n=name, p=part: f"<!-- {n} -->\n\n{p}\n\n<!-- /{n} -->", text, flags=re.DOTALL)
-    path.write_text(text)
+    fill(path, parts)
 
 
 def main() -> None:
@@ -196,7 +193,7 @@ def main() -> None:
         if (found := read(f"curve-{data}")) is not None:
             draw(found["rows"], f"{TITLES[data]}: GMF, size against quality", ROOT / f"docs/pictures/curve-{data}.png")
     for page in ("method", "speed", "serving"):
-        fill(ROOT / "docs" / f"{page}.md", parts)
+        fill_page(ROOT / "docs" / f"{page}.md", parts)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def record(grid: Grid, embedding: str, seed: int, size: int, valid: float, test:
         "epochs": {"full": 3, "annealed": 2},
         "peak_memory_bytes": 2**20,
         "codebooks": {"item": [{"tier": 0, "used": 3.0, "num_centroids": 4, "perplexity": 2.0}]},
-        "history": {},
+        "history": {"quantised": {"hr@10": [0.65, valid]}} if embedding.startswith("mgqe") else {},
     }
 
 
@@ -121,7 +121,8 @@ def test_tables(study: Study) -> None:
     ]
     tables = all_tables(study)
     assert {"against-full", "against-others", "pair-a", "codebooks", "cost", "failed"} == set(tables)
-    assert tables["pair-a"].rows[0][1:5] == ["full", "`full`", "100.00%", "0.7100"]
+    assert tables["pair-a"].rows[0][1:6] == ["full", "`full`", "100.00%", "", "0.7100"]
+    assert [row[4] for row in tables["pair-a"].rows[1:]] == ["0.6500", "", ""]  # of curves that start there
     assert tables["cost"].rows == [["A", "2.0", "3.0", "1.50", "5", "1 MiB"]]
     assert tables["codebooks"].rows[0][2:] == ["0", "4", "3.0 = 75%", "2.0"]
     assert points(Interval(0.1234, math.nan)) == "+0.12"

@@ -94,8 +94,8 @@ def pair_table(study: Study, pair: str) -> TextTable:
     table = TextTable(
         study.grid.pairs[pair].title,
         [
-            "budget", "method", "embedding", "bytes", f"valid {names[0]}", names[0], names[1], "points to full",
-            "head", "tail", "seeds",
+            "budget", "method", "embedding", "bytes", "valid, at the start", f"valid {names[0]}", names[0], names[1],
+            "points to full", "head", "tail", "seeds",
         ],
         left=3,
     )  # fmt: skip
@@ -118,6 +118,7 @@ def _row(study: Study, budget: str, method: str, group: Group, cell: Cell | None
         method,
         f"`{group.embedding}`",
         f"{100 * group.share:.2f}%",
+        at_start(group),
         f"{group.figure(f'valid_{metric}').mean:.4f}",
         f"{test.mean:.4f}" + ("" if math.isnan(test.half_width) else f" ± {test.half_width:.4f}"),
         f"{group.figure(SECOND.get(metric, metric)).mean:.4f}",
@@ -126,6 +127,12 @@ def _row(study: Study, budget: str, method: str, group: Group, cell: Cell | None
         gap(f"tail_{metric}"),
         str(len(group.by_seed)),
     ]
+
+
+def at_start(group: Group) -> str:
+    """The validation figure right after the codebooks' start, before training goes on; empty without codebooks."""
+    curves = [record["history"].get("quantised") for record in group.by_seed.values()]
+    return "" if None in curves else f"{statistics.fmean(curve[group.metric][0] for curve in curves):.4f}"
 
 
 def ablation_table(study: Study, name: str, pair: str) -> TextTable:

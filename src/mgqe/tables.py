@@ -33,10 +33,10 @@ class TextTable:
         return table
 
     def markdown(self) -> str:
-        """With the title in bold above it."""
+        """With the title, if there is one, in bold above it."""
         line = ["---" if at < self.left else "---:" for at in range(len(self.header))]
         lines = ["| " + " | ".join(row) + " |" for row in (self.header, line, *self.rows)]
-        return f"**{self.title}**\n\n" + "\n".join(lines)
+        return (f"**{self.title}**\n\n" if self.title else "") + "\n".join(lines)
 
 
 def fill(path: Path, blocks: Mapping[str, str]) -> list[str]:
