@@ -15,7 +15,7 @@ from mgqe.recsys.interactions import FORMATS
 from mgqe.recsys.models import MODELS, choose_model
 from mgqe.recsys.train import METRICS
 from mgqe.recsys.tuned import tuned_settings
-from mgqe.terminal import RunBar, clean_errors, make_progress, output
+from mgqe.terminal import RunBar, RunBars, clean_errors, make_progress, output
 
 _EMBEDDINGS = "\n\n".join(f"  [bold]{name}[/bold]: {method.summary}" for name, method in METHODS.items())
 
@@ -192,7 +192,7 @@ def compare(
     overwrite: Overwrite = False,
 ) -> None:
     from mgqe.report import picture, summarise, terminal_table
-    from mgqe.study import RESULTS, Event, Run, Study, check_study, is_finished, run_study
+    from mgqe.study import RESULTS, Event, Study, check_study, is_finished, run_study
 
     task, model = choose_model(task, model)
     base = TrainConfig(
@@ -209,19 +209,16 @@ def compare(
     study = Study(base, tuple(embedding or ("full", "full:d=16", "mgqe")), seeds_of(seeds), out)
     check_study(study)
     failures: list[Event] = []
-    bars: dict[Run, RunBar] = {}
     kept = [] if overwrite else [run for run in study.runs() if is_finished(study, run)]
     with make_progress() as progress:
         total = progress.add_task("all runs", total=len(study.runs()), detail="")
+        bars = RunBars(progress, lambda run: run.name)
 
         def show(event: Event) -> None:
-            if event.report is not None:
-                bars.setdefault(event.run, RunBar(progress, event.run.name)).show(event.report)
+            if not bars.show(event):
                 return
             if event.error is not None:
                 failures.append(event)
-            if event.run in bars:
-                bars[event.run].remove()
             progress.advance(total)
 
         metrics = run_study(study, jobs, overwrite, show)

@@ -14,8 +14,8 @@ from mgqe.commands import DataDir, app, seeds_of
 from mgqe.grid import read_grid
 from mgqe.grid_run import RESULTS, Pace, check_data, default_jobs, plan_runs, run_grid
 from mgqe.results import read_results
-from mgqe.study import Event, Run
-from mgqe.terminal import RunBar, clean_errors, errors, make_progress, output
+from mgqe.study import Event
+from mgqe.terminal import RunBars, clean_errors, errors, make_progress, output
 
 GRID = "study.toml"
 
@@ -63,20 +63,17 @@ def study(
     pace = Pace(plan.todo, jobs)
     pace.learn(plan.results.records, grid.pairs)
     pair_of = {run.folder: pair for pair, run in plan.todo}
-    bars: dict[Run, RunBar] = {}
     with make_progress() as progress:
         total: TaskID = progress.add_task("all runs", total=len(plan.todo), detail=_left(pace))
 
+        bars = RunBars(progress, lambda run: f"{pair_of[run.folder].name}: {run.name}")
+
         def show(event: Event) -> None:
-            if event.report is not None:
-                name = f"{pair_of[event.run.folder].name}: {event.run.name}"
-                bars.setdefault(event.run, RunBar(progress, name)).show(event.report)
+            if not bars.show(event):
                 return
             pace.end(event, pair_of[event.run.folder])
             if event.error is not None:
-                progress.print(f"{pair_of[event.run.folder].name}: {event.run.name} failed: {event.error}")
-            if event.run in bars:
-                bars[event.run].remove()
+                progress.print(f"{bars.name(event.run)} failed: {event.error}")
             progress.update(total, advance=1, detail=_left(pace))
 
         records = run_grid(plan, out, jobs, show)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from mgqe.recsys.loop import EpochReport
+
+if TYPE_CHECKING:
+    from mgqe.study import Event, Run
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -59,6 +62,23 @@ class RunBar:
     def remove(self) -> None:
         if self.task is not None:
             self.progress.remove_task(self.task)
+
+
+class RunBars:
+    """A bar for each of the runs that go on, under what `name` calls it."""
+
+    def __init__(self, progress: Progress, name: Callable[[Run], str]) -> None:
+        self.progress, self.name = progress, name
+        self.bars: dict[Run, RunBar] = {}
+
+    def show(self, event: Event) -> bool:
+        """Show how far a run is, or take away the bar of one that has ended; whether it has ended."""
+        if event.report is None:
+            if event.run in self.bars:
+                self.bars.pop(event.run).remove()
+            return True
+        self.bars.setdefault(event.run, RunBar(self.progress, self.name(event.run))).show(event.report)
+        return False
 
 
 def make_progress() -> Progress:
