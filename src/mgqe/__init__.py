@@ -15,6 +15,7 @@ from mgqe.convert import (
 )
 from mgqe.counting import count_ids, merge_counts
 from mgqe.embedding import DPQEmbedding, MGQEmbedding
+from mgqe.freezing import freeze_to
 from mgqe.modules import quantization_loss, start_quantizing
 from mgqe.rowwise import RowwiseAdagrad
 from mgqe.segments import append
@@ -43,6 +44,7 @@ __all__ = [
     "count_ids",
     "extend_optimizer",
     "freeze_",
+    "freeze_to",
     "load",
     "load_model",
     "merge_counts",

@@ -442,11 +442,13 @@ class QuantizedEmbedding(RawRows):
         codes = []
         for g in range(self._tiers.num_tiers):
             ids = self._tiers.members(g).to(self.raw_weight.device)
-            codes.append(torch.cat([self._codes(chunk, g).cpu() for chunk in torch.split(ids, SWEEP_ROWS)]))
+            codes.append(torch.cat([self.codes_of(chunk, g).cpu() for chunk in torch.split(ids, SWEEP_ROWS)]))
         return codes
 
-    def _codes(self, ids: Tensor, tier: int) -> Tensor:
-        """Codes (n, D_g) of ids of one tier."""
+    @in_full_precision
+    @torch.no_grad()
+    def codes_of(self, ids: Tensor, tier: int) -> Tensor:
+        """Codes (n, D_g) int32 of ids (n,) that are all of one tier, never-seen ones included."""
         if self.store is not None and (known := self.store.codes(ids, tier)) is not None:
             return known
         return self.quantizer.codes(self._read_rows(ids), tier)
@@ -463,18 +465,17 @@ class QuantizedEmbedding(RawRows):
         Raises:
             ValueError: a row or centroid is NaN or infinite.
         """
+        self.prepare_to_freeze()
+        from mgqe.freezing import frozen_table
+
+        return frozen_table(self)
+
+    @in_full_precision
+    @torch.no_grad()
+    def prepare_to_freeze(self) -> None:
+        """Check the rows, and start the codebooks if they have not been."""
         self._check_rows()
         self.start_quantizing()
-        with torch.device("cpu"):
-            return CompactTable.from_codes(
-                self._tiers,
-                self.sweep(),
-                [book.cpu() for book in self.quantizer.served()],
-                self.capacity.codebook_of,
-                self.capacity.num_centroids,
-                self._zero_row,
-                self.centroid_dtype,
-            )
 
     def codebook_stats(self) -> list[CodebookStats]:
         """Centroids in use and perplexity, a tier; one sweep over the vocabulary.
