@@ -2,9 +2,10 @@
 
 The log is generated once, as Parquet (benchmarks/_planted.py says what is planted in it). A method then runs in a
 process of its own: ids are counted by streaming the log, tiers made, the table trained for one pass through the log,
-frozen straight into its file, opened again, and asked. Quality is the AUC of a million held-out interactions (part 2 of
-the log; the learning rate and init_std were chosen on part 1 at a million ids), from the frozen table where there is one. Memory is the process's resident set, read twice a second; training memory is what parameters,
-buffers and the optimiser's state hold, counted tensor by tensor.
+frozen straight into its file, opened again, and asked. Quality is the AUC of a million held-out interactions, from the
+frozen table where there is one (part 2 of the log; the learning rate and init_std were chosen on part 1 at a million
+ids). Memory is the process's resident set, read twice a second; training memory is what parameters, buffers and the
+optimiser's state hold, counted tensor by tensor.
 
     python benchmarks/large_table.py --ids 100e6 --interactions 100e6 --log LOGS --method cached --method hash=cached
 

@@ -129,6 +129,21 @@ class RowwiseAdagrad(torch.optim.Optimizer):
             return round_at_random(values, self._generator if values.device.type == "cpu" else None)
         return values.to(dtype)
 
+    def state_dict(self) -> dict[str, Any]:
+        """As other optimisers', with where the random rounding has got to."""
+        return {**super().state_dict(), "rounding": self._generator.get_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Accumulators stay float32, whatever the parameters are: torch's own loading would make them bfloat16."""
+        super().load_state_dict(state_dict)
+        order = [i for group in state_dict["param_groups"] for i in group["params"]]
+        own = [parameter for group in self.param_groups for parameter in group["params"]]
+        for number, parameter in zip(order, own, strict=True):
+            if "sum" in (saved := state_dict["state"].get(number, {})):
+                self.state[parameter]["sum"] = saved["sum"].detach().to(parameter.device, torch.float32, copy=True)
+        if isinstance(rounding := state_dict.get("rounding"), Tensor):
+            self._generator.set_state(rounding.cpu())
+
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         state["_generator"] = None

@@ -14,7 +14,8 @@ from mgqe.storage.store import RowStore
 from mgqe.tiers import Tiers
 from mgqe.vq import VQQuantizer
 
-FULL = 0.75  # of the cache taken: it is encoded and emptied at the next step
+FULL = 0.75  # of the cache taken: it is encoded and emptied before the next step
+SLACK = 1.5  # and at the latest when this many times the largest step would not fit any more
 LEAST_CACHE = 65_536
 SAMPLE = 1 << 20  # rows of a tier that one step of Lloyd's algorithm looks at
 
@@ -28,7 +29,8 @@ class CacheStore(RowStore):
         codes_held: (N, D) every id's codes, up to date for ids without a place.
         place_of: int32 (N,) the row of the parameter that holds an id's row, or -1.
         owner: int64 (M,) the id in each place of the cache.
-        state: int64 (3,): places taken, how often the cache was emptied, whether codes have been given.
+        state: int64 (5,): places taken, how often the cache was emptied, whether codes have been given, the most places
+            that one step took, places taken before this step.
     """
 
     codes_held: Tensor
@@ -50,11 +52,14 @@ class CacheStore(RowStore):
         shape = (n, max(capacity.num_subspaces))
         if config.codes is not None:
             self.register_buffer("codes_held", checked_codes(config.codes, shape, capacity, tiers).to(device, kind))
+            with torch.no_grad():
+                for book in quantizer.codebooks:
+                    book.normal_(std=config.init_std)
         else:
             self.register_buffer("codes_held", torch.zeros(shape, dtype=kind, device=device))
         self.register_buffer("place_of", torch.full((n,), -1, dtype=torch.int32, device=device))
         self.register_buffer("owner", torch.zeros(cache, dtype=torch.int64, device=device))
-        self.register_buffer("state", torch.tensor([0, 0, int(config.codes is not None)], device="cpu"))
+        self.register_buffer("state", torch.tensor([0, 0, int(config.codes is not None), 0, 0], device="cpu"))
         self.register_buffer("heads", head_ids(tiers, head).to(device), persistent=False)
         self.place_of[self.heads] = torch.arange(head, dtype=torch.int32, device=device)
 
@@ -112,7 +117,7 @@ class CacheStore(RowStore):
         return found.long()
 
     def _admit(self, weight: Tensor, ids: Tensor) -> None:
-        taken, emptied, _ = self.state.tolist()
+        taken, emptied = self.state[:2].tolist()
         end = taken + ids.shape[0]
         if end > self.owner.shape[0]:
             raise RuntimeError(
@@ -145,8 +150,18 @@ class CacheStore(RowStore):
         return ids[torch.randperm(ids.shape[0], generator=generator, device="cpu")[:limit].to(ids.device)]
 
     def nearly_full(self) -> bool:
-        """Whether the cache should be emptied before another batch."""
-        return int(self.state[0]) > FULL * self.owner.shape[0]
+        """Whether the cache should be emptied before another step: asked once between two steps."""
+        taken, _, _, most, before = self.state.tolist()
+        size, most = self.owner.shape[0], max(most, taken - before)
+        self.state[3], self.state[4] = most, taken
+        return bool(taken > FULL * size or taken + SLACK * most > size)
+
+    def after_step(self, weight: Tensor, passes: int) -> None:
+        self._tell(weight)
+
+    def _tell(self, weight: Tensor) -> None:
+        """Leave word for the optimiser: how often the places were renewed, and the first one."""
+        weight.mgqe_renewed = (self.emptied, self.head_rows)  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def empty(self, weight: Tensor) -> None:
@@ -159,9 +174,9 @@ class CacheStore(RowStore):
                 codes = self._quantizer[0].codes(rows[part].float(), g)
                 self.codes_held[ids[part], : codes.shape[1]] = codes.to(self.codes_held.dtype)
         self.place_of[ids] = -1
-        self.state[0] = 0
+        self.state[0] = self.state[4] = 0
         self.state[1] += 1
-        weight.mgqe_renewed = (int(self.state[1]), self.head_rows)  # type: ignore[attr-defined]
+        self._tell(weight)
 
     @torch.no_grad()
     def start(self) -> None:

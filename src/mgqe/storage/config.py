@@ -19,13 +19,14 @@ class CachedRows:
         head_rows: ids that have a row of their own all the time, the most frequent ones. Default: those of the first
             tier where there are several, else none.
         cache_rows: places for the others, several times the distinct ids of a batch. Default: N / 16, at least 65,536.
-        codes: integers (N, D) to start from, such as :func:`mgqe.storage.interaction_codes` gives, or None: the row of
-            an id that has not trained is the centroid nearest to zero.
+        codes: integers (N, D) to start from, such as :func:`mgqe.baselines.recjpq.interaction_codes` gives, or None:
+            the row of an id that has not trained is the centroid nearest to zero.
     """
 
     head_rows: int | None = None
     cache_rows: int | None = None
     codes: Tensor | None = None
+    init_std: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("head_rows", "cache_rows"):
