@@ -15,6 +15,7 @@ from mgqe.convert import (
 )
 from mgqe.counting import count_ids, merge_counts
 from mgqe.embedding import DPQEmbedding, MGQEmbedding
+from mgqe.export import export_onnx, portable
 from mgqe.modules import quantization_loss, start_quantizing
 from mgqe.segments import append
 from mgqe.stats import CodebookStats
@@ -39,11 +40,13 @@ __all__ = [
     "append",
     "compress_",
     "count_ids",
+    "export_onnx",
     "extend_optimizer",
     "freeze_",
     "load",
     "load_model",
     "merge_counts",
+    "portable",
     "quantization_loss",
     "save",
     "save_model",
