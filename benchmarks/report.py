@@ -1,4 +1,6 @@
-"""Results -> the tables in README.md and docs, between <!-- NAME --> and <!-- /NAME -->, and the pictures.
+"""Results of the benchmarks -> the tables in docs, between <!-- NAME --> and <!-- /NAME -->, and the pictures.
+
+The study's tables are written by `mgqe report`.
 
 python benchmarks/report.py
 """
@@ -14,6 +16,8 @@ from typing import Any
 
 from curve import draw
 
+from mgqe.tables import TextTable, fill
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 TITLES = {"ml-1m": "MovieLens-1M", "amazon-apps": "Amazon Apps"}
@@ -27,8 +31,7 @@ def read(name: str) -> Any:
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
     """A table; every column but the first is aligned to the right."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return TextTable("", header, rows).markdown()
 
 
 def share_row(row: dict[str, Any]) -> list[str]:
@@ -56,48 +59,6 @@ def curve(data: str) -> str:
     rows = sorted(found["rows"], key=lambda row: (-row["budget"], -row["hr@10"]))
     header = ["method", "embedding", "bytes", "valid HR@10", "HR@10", "NDCG@10", "HR@10, whole catalogue"]
     return f"**{TITLES[data]}**\n\n" + markdown([*header, "points to full", "seeds"], [share_row(row) for row in rows])
-
-
-def headline(data: str) -> str:
-    """MGQE against the others at each budget, HR@10 only."""
-    found = read(f"curve-{data}")
-    if found is None:
-        return ""
-    methods = list(dict.fromkeys(row["method"] for row in found["rows"]))
-    budgets = sorted({row["budget"] for row in found["rows"]} - {100}, reverse=True)
-    by_place = {(row["method"], row["budget"]): row for row in found["rows"]}
-    full = by_place["full", 100]
-    rows = []
-    for method in reversed(methods):
-        if method == "full":
-            continue
-        cells = [by_place.get((method, budget)) for budget in budgets]
-        rows.append([method, *(f"{c['hr@10']:.3f}" if c else "" for c in cells)])
-    title = f"{TITLES[data]}, full tables {full['hr@10']:.3f}"
-    return markdown([title, *(f"≤ {budget}%" for budget in budgets)], rows)
-
-
-def claim() -> str:
-    """The README's first sentence with figures in it."""
-    parts = []
-    for data, budget in (("ml-1m", 15), ("amazon-apps", 6)):
-        found = read(f"curve-{data}")
-        if found is None:
-            continue
-        rows = {(row["method"], row["budget"]): row for row in found["rows"]}
-        full, small = rows["full", 100], rows["MGQE", budget]
-        parts.append(
-            f"{TITLES[data]}: test HR@10 {small['hr@10']:.3f} at {100 * small['share']:.1f}% of the bytes, full tables "
-            f"{full['hr@10']:.3f} (paired difference {small['difference']:+.2f} ± {small['difference_half_width']:.2f} "
-            f"points, {len(small['seeds'])} seeds)"
-        )
-    decode = read("decode")
-    ratios = [row["ratio"] for row in decode["results"] if row["target"] is not None] if decode else []
-    speed = f" A look-up of 65,536 ids takes {min(ratios):.2f} to {max(ratios):.2f} of `nn.Embedding`'s time on a CPU."
-    text = (
-        "**Measured** (GMF, users and items both compressed, bytes counted from the files). " + "; ".join(parts) + "."
-    )
-    return text + (speed if ratios else "")
 
 
 def recipes(data: str) -> str:
@@ -216,27 +177,23 @@ def serve() -> str:
     return markdown(["request", "clients", "requests/s", "p50", "p99", "/health meanwhile, p99"], rows)
 
 
-def fill(path: Path, parts: dict[str, str]) -> None:
-    """Replace what stands between the markers of each part."""
-    text = path.read_text()
-    marked = set(re.findall(r"<!-- ([a-z0-9-]+) -->", text))
+def fill_page(path: Path, parts: dict[str, str]) -> None:
+    """Replace what stands between the marks of each part; a mark that no part has is a mistake."""
+    marked = set(re.findall(r"<!-- ([a-z0-9-]+) -->", path.read_text()))
     if unknown := marked - set(parts):
         raise SystemExit(f"{path}: no part is called {', '.join(sorted(unknown))}")
-    for name, part in parts.items():
-        pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
-        text = re.sub(pattern, lambda _, n=name, p=part: f"<!-- {n} -->\n\n{p}\n\n<!-- /{n} -->", text, flags=re.DOTALL)
-    path.write_text(text)
+    fill(path, parts)
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    parts = {f"{kind.__name__}-{data}": kind(data) for kind in (curve, headline, recipes) for data in TITLES}
-    parts |= {"speed": speed(), "claim": claim(), "topk": topk(), "serve": serve()}
+    parts = {f"{kind.__name__}-{data}": kind(data) for kind in (curve, recipes) for data in TITLES}
+    parts |= {"speed": speed(), "topk": topk(), "serve": serve()}
     for data in TITLES:
         if (found := read(f"curve-{data}")) is not None:
             draw(found["rows"], f"{TITLES[data]}: GMF, size against quality", ROOT / f"docs/pictures/curve-{data}.png")
-    for path in (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("method", "speed", "serving"))):
-        fill(path, parts)
+    for page in ("method", "speed", "serving"):
+        fill_page(ROOT / "docs" / f"{page}.md", parts)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from mgqe.baselines import (
     LowRankEmbedding,
     PQEmbedding,
     QREmbedding,
+    RecJPQEmbedding,
     ScalarQuantizedEmbedding,
 )
 
@@ -112,6 +113,15 @@ SUBJECTS = [
     *[
         Subject(f"quotient-remainder, {op}", QREmbedding, {"operation": op}, half_agreement=1e-2, max_norm=False)
         for op in ("mult", "add", "concat")
+    ],
+    *[
+        Subject(
+            f"RecJPQ, {kind}",
+            RecJPQEmbedding,
+            {"num_subspaces": 4, "num_centroids": lambda rows: max(2, min(16, rows)), "centroid_dtype": kind},
+            max_norm=False,
+        )
+        for kind in ("float32", "int8")
     ],
     *quantised("MGQE", mgqe.MGQEmbedding, counts=shuffled_counts, **TIERED),
     *quantised("MGQE in frequency order", mgqe.MGQEmbedding, tiers=mgqe.Tiers.from_fractions, **TIERED),

@@ -38,10 +38,10 @@ def run(rank: int, mode: str) -> dict[str, object]:
     init = "from_weight" if mode == "from_weight" else "warmup"
     mgqe.compress_(model, config, counts={"item": counts, "bag": counts}, init=init)
     parallel = DistributedDataParallel(model, find_unused_parameters=mode == "find_unused")
-    optimizer = torch.optim.Adam(parallel.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(parallel.parameters(), lr=0.05)
     generator = torch.Generator().manual_seed(rank)
     losses, unused = [], 0.0
-    for step in range(130):
+    for step in range(130 if mode == "revive" else 40):  # 100 passes until the first look for dead centroids
         ids = torch.randint(N, (16, 3), generator=generator)
         if mode == "by hand" and step == 3:
             mgqe.start_quantizing(parallel)

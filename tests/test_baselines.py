@@ -16,9 +16,11 @@ from mgqe.baselines import (
     LowRankEmbedding,
     PQEmbedding,
     QREmbedding,
+    RecJPQEmbedding,
     ScalarQuantizedEmbedding,
 )
 from mgqe.baselines.hashing import bucket_of
+from mgqe.baselines.recjpq import interaction_codes, left_factors, quantile_codes
 from mgqe.baselines.scalar import fit_grids
 
 
@@ -69,7 +71,7 @@ def test_low_rank_refuses(rank):
         LowRankEmbedding(5, 8, rank=rank)
 
 
-@pytest.mark.parametrize("make", [LowRankEmbedding, HashEmbedding, QREmbedding])
+@pytest.mark.parametrize("make", [LowRankEmbedding, HashEmbedding, QREmbedding, RecJPQEmbedding])
 def test_composed_rows_start_with_variance_one(make):
     torch.manual_seed(0)
     rows = make(20_000, 128)(torch.arange(20_000)).detach()
@@ -260,6 +262,113 @@ def test_qr_refusals():
         QREmbedding(10, 4, num_remainders=0)
     with pytest.raises(ValueError, match="embedding_dim of 2"):
         QREmbedding(10, 1, operation="concat")
+
+
+# RecJPQ
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def some_pairs(rows=60, columns=40, n=500):
+    return tuple(torch.randint(0, size, (n,), generator=generator(size)) for size in (rows, columns))
+
+
+def test_quantile_codes_by_hand():
+    """Equally many ids a bin, by rank: however far a factor is from the others, it takes one place."""
+    factors = torch.tensor([[5.0, 0.0], [-1.0, 0.3], [900.0, 0.1], [4.0, 0.2], [6.0, 0.4], [-2.0, 0.5]]).double()
+    codes = quantile_codes(factors, 3, generator())
+    assert codes[:, 0].tolist() == [1, 0, 2, 1, 2, 0]
+    assert codes[:, 1].tolist() == [0, 1, 0, 1, 2, 2]
+
+
+def test_quantile_codes_split_equal_factors_evenly():
+    factors = torch.zeros(30, 2, dtype=torch.float64)
+    factors[0] = 1.0
+    codes = quantile_codes(factors, 3, generator())
+    assert codes[0].tolist() == [2, 2]
+    assert torch.bincount(codes[:, 0]).tolist() == torch.bincount(codes[:, 1]).tolist() == [10, 10, 10]
+    assert not torch.equal(codes[:, 0], codes[:, 1])
+
+
+def test_left_factors_are_those_of_the_svd():
+    own, other = some_pairs()
+    matrix = torch.zeros(60, 40, dtype=torch.float64)
+    matrix[own, other] = 1.0  # repeats count once
+    expected = torch.linalg.svd(matrix).U[:, :5]
+    found = left_factors(own, other * 2**40, 60, 5, generator())  # ids of the other side may be of any size
+    assert found.shape == (60, 5)
+    assert torch.allclose((found * expected).sum(0).abs(), torch.ones(5, dtype=torch.float64), atol=1e-3)
+
+
+def test_codes_of_two_blocks_by_hand():
+    """Ids 0 to 3 have one public, 4 to 6 another, 7 none: the first two dimensions tell them apart."""
+    own = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6])
+    other = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 2, 2, 2])
+    assert left_factors(own, other, 8, 4, generator()).shape == (8, 2)  # no more than the rank
+    codes = interaction_codes(8, (own, other), 4, 2, seed=0)
+    assert len({int(code) for code in codes[:4, 0]}) == 1
+    assert not (codes[4:, 0] == codes[0, 0]).any()
+    assert len({int(code) for code in codes[4:7, 1]}) == 1
+    assert (codes.sum(0) == 4).all()  # dimensions beyond the rank are even too
+
+
+@pytest.mark.parametrize(("num_centroids", "dtype"), [(256, torch.uint8), (257, torch.int16)])
+@pytest.mark.parametrize("pairs", [None, some_pairs(rows=600), tuple(torch.empty(2, 0, dtype=torch.int32))])
+def test_codes_are_even_small_and_decided_by_the_seed(pairs, num_centroids, dtype):
+    def codes(seed):
+        return interaction_codes(600, pairs, 4, num_centroids, seed)
+
+    assert codes(0).dtype == dtype
+    assert torch.equal(codes(0), codes(0))
+    assert not torch.equal(codes(0), codes(1))
+    for column in codes(0).unbind(1):
+        assert sorted(set(torch.bincount(column.long(), minlength=num_centroids).tolist())) == [2, 3]
+
+
+def test_recjpq_by_hand():
+    layer = RecJPQEmbedding(6, 4, padding_idx=1, num_subspaces=2, num_centroids=3)
+    layer.codes.copy_(torch.tensor([[0, 2], [1, 1], [2, 0], [0, 0], [1, 2], [2, 1]]))
+    with torch.no_grad():
+        layer.weight.copy_(torch.arange(12.0).view(2, 3, 2))
+    expected = [[0.0, 1.0, 10.0, 11.0], [0.0] * 4, [4.0, 5.0, 6.0, 7.0]]
+    assert layer(torch.arange(3)).tolist() == expected
+    table = layer.freeze()
+    assert table.lookup(torch.arange(3)).tolist() == expected
+    assert table.nbytes_by_part() == {"codes": 6, "centroids": 48, "scales": 0, "tier_map": 0}
+    assert [name for name, _ in layer.named_parameters()] == ["weight"]
+    assert set(layer.state_dict()) == {"weight", "codes"}
+
+
+def test_recjpq_divides_gradients_by_frequency():
+    layer = RecJPQEmbedding(6, 2, scale_grad_by_freq=True, num_subspaces=1, num_centroids=6)
+    layer(torch.tensor([4, 4, 4, 2])).sum().backward()
+    grad = layer.weight.grad[0][layer.codes[:, 0].long()]
+    assert torch.allclose(grad, torch.tensor([0.0, 0.0, 1.0, 0.0, 1.0, 0.0])[:, None].expand(6, 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"pairs": (torch.tensor([0, 50]), torch.tensor([0, 1]))}, ValueError, "holds id 50, but the table has 50"),
+        ({"pairs": (torch.tensor([0, -1]), torch.tensor([0, 1]))}, ValueError, "holds id -1"),
+        ({"pairs": (torch.tensor([0.0]), torch.tensor([0]))}, TypeError, "integers such as torch.int64, got"),
+        ({"pairs": (torch.tensor([0]), torch.tensor([True]))}, TypeError, "integers such as torch.int64, got"),
+        ({"pairs": (torch.tensor([0, 1]), torch.tensor([0]))}, ValueError, r"one length \(n,\), got shapes \(2,\)"),
+        ({"pairs": (torch.zeros(2, 2).long(), torch.zeros(2, 2).long())}, ValueError, "one length"),
+        ({"pairs": torch.tensor([0, 1])}, TypeError, "pairs must be two tensors"),
+        ({"pairs": ([0, 1], [0, 1])}, TypeError, "pairs must be two tensors"),
+        ({"num_subspaces": 3}, ValueError, "not divisible"),
+        ({"num_centroids": 51}, ValueError, "cannot use num_centroids=51"),
+        ({"num_centroids": (4, 4)}, ValueError, "one a tier"),
+        ({"centroid_dtype": "int4"}, ValueError, "centroid_dtype must be one of"),
+        ({"seed": -1}, ValueError, "seed must be from 0"),
+    ],
+)
+def test_recjpq_refusals(options, error, match):
+    with pytest.raises(error, match=match):
+        RecJPQEmbedding(50, 8, **options)
 
 
 # Files

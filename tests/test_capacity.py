@@ -40,6 +40,11 @@ def test_defaults_are_cut_to_what_a_small_tier_can_use():
             {"num_subspaces": (8, 4), "capacity": "subspaces", "share_codebook": False},
             ((8, 256, 8), (4, 256, 16)),
         ),
+        ({"num_subspaces": (8, 4), "num_centroids": (64, 16), "capacity": "both"}, ((8, 64, 8),)),
+        (
+            {"num_subspaces": (8, 2), "num_centroids": (64, 512), "capacity": "both", "share_codebook": False},
+            ((8, 64, 8), (2, 512, 32)),
+        ),
         (
             {"num_subspaces": 8, "share_subspaces": True, "share_codebook": False},
             ((1, 256, 8), (1, 64, 8)),
@@ -73,6 +78,12 @@ def test_shapes_of_codebooks(arguments, shapes):
 def test_what_does_not_fit(arguments, message):
     with pytest.raises(ValueError, match=message):
         resolve(**arguments)
+
+
+def test_both_by_default_halves_the_tails_subspaces_and_quarters_its_centroids():
+    capacity = resolve(capacity="both")
+    assert capacity.num_subspaces == (32, 16)
+    assert capacity.num_centroids == (256, 64)
 
 
 def test_whole_numbers_only():

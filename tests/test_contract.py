@@ -42,6 +42,13 @@ def test_other_integers(subject, dtype):
 
 
 @each_subject
+def test_ids_by_keyword(subject):
+    """torch calls them input, and so do callers that name their arguments, as torchrec does."""
+    layer = subject.make().eval()
+    assert torch.equal(layer(input=ALL_IDS), layer(ALL_IDS))
+
+
+@each_subject
 def test_attributes_and_repr(subject):
     layer = subject.make(padding_idx=-2)
     assert (layer.num_embeddings, layer.embedding_dim, layer.padding_idx) == (ROWS, DIM, ROWS - 2)

@@ -49,6 +49,8 @@ def test_planted_is_what_it_says() -> None:
 def test_unknown_names_say_what_there_is() -> None:
     with pytest.raises(ValueError, match="no data set 'movielens': expected planted, ml-1m"):
         load_data("movielens")
+    with pytest.raises(ValueError, match="frappe has no order of time: it is for --task ctr alone"):
+        load_data("frappe")
     with pytest.raises(ValueError, match="does not exist"):
         load_data("my/clicks.csv")
 

@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 
 from mgqe.recsys import metrics
-from mgqe.recsys.metrics import catalogue_ranks, hit_rate, ndcg, rank_among, sampled_ranks, summary
+from mgqe.recsys.metrics import (
+    auc,
+    calibration_error,
+    calibration_ratio,
+    catalogue_ranks,
+    hit_rate,
+    log_loss,
+    ndcg,
+    rank_among,
+    sampled_ranks,
+    summary,
+)
 
 NAN = math.nan
 
@@ -87,3 +98,41 @@ def test_catalogue_ranks_against_a_loop(cells: int, monkeypatch: pytest.MonkeyPa
             lambda u: scores[u].clone(), users, positives, seen_items, seen_offsets, num_items, extra
         )
         assert found.tolist() == expected
+
+
+def test_auc_by_hand() -> None:
+    labels = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0])
+    # Positives 3 and 1 against 2, 1 and 0: the first wins all three, the second one and a half.
+    assert auc(labels, torch.tensor([3.0, 2.0, 1.0, 1.0, 0.0])) == pytest.approx(4.5 / 6)
+    assert auc(labels, torch.zeros(5)) == 0.5
+    assert auc(labels, labels) == 1.0
+    assert auc(labels, -labels) == 0.0
+    assert math.isnan(auc(torch.ones(3), torch.arange(3.0)))
+    assert math.isnan(auc(torch.zeros(3), torch.arange(3.0)))
+    assert math.isnan(auc(labels, torch.tensor([NAN, 2.0, 1.0, 1.0, 0.0])))
+
+
+def test_auc_is_the_share_of_pairs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.rand(200, generator=generator) < 0.3).float()
+    scores = torch.randint(20, (200,), generator=generator).float()
+    gaps = scores[labels == 1][:, None] - scores[labels == 0]
+    wins = (gaps > 0).double() + 0.5 * (gaps == 0).double()
+    assert auc(labels, scores) == pytest.approx(float(wins.mean()), abs=1e-12)
+
+
+def test_log_loss_by_hand() -> None:
+    found = log_loss(torch.tensor([1.0, 0.0]), torch.tensor([math.log(3.0), math.log(3.0)]))  # probabilities 3/4
+    assert found == pytest.approx(-(math.log(0.75) + math.log(0.25)) / 2)
+    assert log_loss(torch.tensor([0.0]), torch.tensor([1000.0])) == pytest.approx(1000.0)  # no infinity
+
+
+def test_calibration_by_hand() -> None:
+    labels = torch.tensor([0.0, 1.0, 1.0, 1.0])
+    probabilities = torch.tensor([0.1, 0.3, 0.7, 1.0])
+    # Two bins: mean label .5 against .2, and 1 against .85, each with half of the rows.
+    assert calibration_error(labels, probabilities, bins=2) == pytest.approx((0.3 + 0.15) / 2, abs=1e-7)
+    assert calibration_error(labels, labels) == 0.0
+    # One probability for all is calibrated in whatever order the rows come.
+    assert calibration_error(torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.full((4,), 0.25)) == 0.0
+    assert calibration_ratio(labels, probabilities) == pytest.approx(2.1 / 3, abs=1e-7)

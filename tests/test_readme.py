@@ -93,8 +93,10 @@ def test_commands_are_understood(monkeypatch):
     pytest.importorskip("typer")
     from typer.main import get_command
 
+    from mgqe import study_commands
     from mgqe.commands import app
 
+    assert study_commands  # registers its commands
     known = get_command(app).commands  # type: ignore[attr-defined]
     for line in re.findall(r"^mgqe (.+)$", README, re.MULTILINE):
         name, *arguments = line.split()

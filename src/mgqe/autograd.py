@@ -163,6 +163,22 @@ class SparseGradient(torch.autograd.Function):
         return sparse_rows(grad)
 
 
+class ScaleGradient(torch.autograd.Function):
+    """Identity whose backward pass multiplies each row's gradient by a number."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, factors: Tensor) -> Tensor:
+        """values (n, d), factors (n,) -> the values."""
+        ctx.save_for_backward(factors)
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Gradient (n, d) -> the same, row by row times its factor."""
+        (factors,) = ctx.saved_tensors
+        return grad * factors.unsqueeze(-1).to(grad.dtype), None
+
+
 def sparse_rows(dense: Tensor) -> Tensor:
     """A tensor as a sparse one over its first dimension, all rows in it.
 

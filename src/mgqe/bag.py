@@ -64,16 +64,16 @@ class MGQEmbeddingBag(MGQEmbedding):
         self.mode = mode
         self.include_last_offset = include_last_offset
 
-    def forward(self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """Bags of ids -> (B, d).
 
         Args:
-            ids: integers (B, L), or (n,) together with ``offsets``.
+            input: integers (B, L), or (n,) together with ``offsets``.
             offsets: (B,) where each bag starts, or (B + 1,) with ``include_last_offset``.
-            per_sample_weights: like ids; only for mode="sum".
+            per_sample_weights: like input; only for mode="sum".
         """
         self._begin_pass()
-        ids = as_int64(ids)
+        ids = as_int64(input)
         if ids.dim() == 2 and offsets is not None:
             raise ValueError("ids of shape (B, L) are bags already: offsets must be None")
         if ids.dim() not in (1, 2):

@@ -2,8 +2,10 @@
 
 The paper varies a tier's capacity in two ways (MGQE, arXiv 2002.08530, section 2.2): fewer centroids for the
 tail (``capacity="centroids"``, the tail chooses among the first K_g of the same K_1 centroids), or fewer
-subspaces (``capacity="subspaces"``). With a shared codebook a tier of D_g < D_1 subspaces picks one index for
-D_1 / D_g neighbouring fine subspaces at once, so that the model holds no more centroids than DPQ either way.
+subspaces (``capacity="subspaces"``). ``capacity="both"``, which the paper does not have, varies the two together: what
+serves a skewed vocabulary best differs by more bits between the tiers than either can alone. With a shared codebook
+a tier of D_g < D_1 subspaces picks one index for D_1 / D_g neighbouring fine subspaces at once, so that the model
+holds no more centroids than DPQ either way.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ MIN_CENTROIDS = 2
 MAX_CENTROIDS = 65_536
 DEFAULT_HEAD_CENTROIDS = 256
 DEFAULT_TAIL_CENTROIDS = 64
+CAPACITIES = ("centroids", "subspaces", "both")
 
 
 @dataclass(frozen=True)
@@ -118,14 +121,14 @@ def resolve_capacity(
         TypeError: something other than whole numbers.
     """
     tiers = len(tier_sizes)
-    if capacity not in ("centroids", "subspaces"):
-        raise ValueError(f'capacity must be "centroids" or "subspaces", got {capacity!r}')
+    if capacity not in CAPACITIES:
+        raise ValueError(f'capacity must be "centroids", "subspaces" or "both", got {capacity!r}')
     if embedding_dim < 1:
         raise ValueError(f"embedding_dim must be at least 1, got {embedding_dim}")
 
     if num_subspaces is None:
         finest = default_num_subspaces(embedding_dim)
-        if capacity == "subspaces" and tiers > 1 and finest % 2 == 0:
+        if capacity != "centroids" and tiers > 1 and finest % 2 == 0:
             subspaces = (finest,) + (finest // 2,) * (tiers - 1)
         else:
             subspaces = (finest,) * tiers
@@ -134,13 +137,13 @@ def resolve_capacity(
     if capacity == "centroids" and len(set(subspaces)) > 1:
         raise ValueError(
             f'capacity="centroids" varies the centroids, so num_subspaces must be one number, got '
-            f'{subspaces}: use capacity="subspaces"'
+            f'{subspaces}: use capacity="subspaces" or "both"'
         )
 
     usable = [max(MIN_CENTROIDS, n * (d if share_subspaces else 1)) for n, d in zip(tier_sizes, subspaces, strict=True)]
     if num_centroids is None:
         wanted = [DEFAULT_HEAD_CENTROIDS] + [
-            DEFAULT_TAIL_CENTROIDS if capacity == "centroids" else DEFAULT_HEAD_CENTROIDS
+            DEFAULT_HEAD_CENTROIDS if capacity == "subspaces" else DEFAULT_TAIL_CENTROIDS
         ] * (tiers - 1)
         centroids = tuple(min(k, 1 << (n.bit_length() - 1)) for k, n in zip(wanted, usable, strict=True))
         if capacity == "subspaces":
@@ -156,7 +159,7 @@ def resolve_capacity(
     if capacity == "subspaces" and len(set(centroids)) > 1:
         raise ValueError(
             f'capacity="subspaces" varies the subspaces, so num_centroids must be one number, got '
-            f'{centroids}: use capacity="centroids"'
+            f'{centroids}: use capacity="centroids" or "both"'
         )
     return Capacity(embedding_dim, subspaces, centroids, share_codebook, share_subspaces)
 

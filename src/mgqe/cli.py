@@ -13,8 +13,10 @@ def main() -> None:
     if missing is not None:
         print(missing, file=sys.stderr)
         raise SystemExit(1)
+    from mgqe import study_commands
     from mgqe.commands import app
 
+    assert study_commands  # registers its commands
     app()
 
 

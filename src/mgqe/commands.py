@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from mgqe.recsys.config import TrainConfig
 from mgqe.recsys.embeddings import METHODS
 from mgqe.recsys.interactions import FORMATS
-from mgqe.recsys.loop import EpochReport
 from mgqe.recsys.models import MODELS, choose_model
 from mgqe.recsys.train import METRICS
 from mgqe.recsys.tuned import tuned_settings
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from mgqe.terminal import RunBar, RunBars, clean_errors, make_progress, output
 
 _EMBEDDINGS = "\n\n".join(f"  [bold]{name}[/bold]: {method.summary}" for name, method in METHODS.items())
 
@@ -36,34 +28,11 @@ app = typer.Typer(
     help="Compact embeddings for recommenders: train, compare and look into small tables.\n\n"
     "Start with [bold]mgqe train --out run[/bold], which needs no data of yours.",
 )
-output = Console()
-errors = Console(stderr=True)
-
-
-def _clean_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """A user's mistake is one line and exit code 2; an interruption says how to go on."""
-
-    @functools.wraps(command)
-    def wrapped(*arguments: P.args, **options: P.kwargs) -> R:
-        try:
-            return command(*arguments, **options)
-        except (ValueError, OSError) as error:
-            if os.environ.get("MGQE_TRACEBACK"):
-                raise
-            errors.print(f"mgqe: {' '.join(str(error).split())}", style="red", markup=False, soft_wrap=True)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            errors.print("mgqe: interrupted; the same command goes on from the last epoch", style="yellow")
-            raise typer.Exit(130) from None
-
-    return wrapped
-
-
 Data = Annotated[
     str,
     typer.Option(
-        help="[bold]planted[/bold] (made on the spot), ml-1m, ml-1m-ncf, ml-100k, amazon-apps, amazon-games (files in "
-        "--data-dir), or the path of your own file.",
+        help="[bold]planted[/bold] (made on the spot), ml-1m, ml-1m-ncf, ml-100k, amazon-apps, amazon-games, frappe "
+        "(files in --data-dir), or the path of your own file.",
         rich_help_panel="Data",
     ),
 ]
@@ -108,6 +77,7 @@ Set = Annotated[
                 "patience", "warm_up_epochs", "anneal_epochs", "anneal_learning_rate", "quantised_epochs",
                 "quantised_learning_rate", "centroid_learning_rate", "eval_negatives", "eval_users",
                 "max_length", "num_blocks", "num_heads", "loss", "windows", "mlp_layers",
+                "context_columns",
             )
         )
         + ".",
@@ -147,7 +117,7 @@ ModelName = Annotated[
     "  mgqe train --data clicks.csv --user-column visitor --item-column page --out run\n\n"
     "  mgqe train --data ratings.txt --format pairs --embedding full:d=16 --out small",
 )
-@_clean_errors
+@clean_errors
 def train(
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     data: Data = "planted",
@@ -182,8 +152,8 @@ def train(
     )
     config = config.with_settings([*tuned_settings(model, data), *(setting or ())])
     done_before = (out / METRICS).is_file() and not overwrite
-    with _progress() as progress:
-        bar = _RunBar(progress, str(config.spec))
+    with make_progress() as progress:
+        bar = RunBar(progress, str(config.spec))
         metrics = train_run(config, out, overwrite, on_epoch=bar.show)
     if done_before:
         output.print(f"{out} holds this run already; --overwrite trains it again")
@@ -201,7 +171,7 @@ def train(
     "  mgqe compare --data ml-1m --data-dir DATA --embedding full --embedding mgqe:D=32,K=64/16 "
     "--embedding dpq:D=32,K=64 --seeds 1,2,3 --jobs 2 --out study",
 )
-@_clean_errors
+@clean_errors
 def compare(
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     embedding: Annotated[
@@ -222,7 +192,7 @@ def compare(
     overwrite: Overwrite = False,
 ) -> None:
     from mgqe.report import picture, summarise, terminal_table
-    from mgqe.study import RESULTS, Event, Run, Study, check_study, is_finished, run_study
+    from mgqe.study import RESULTS, Event, Study, check_study, is_finished, run_study
 
     task, model = choose_model(task, model)
     base = TrainConfig(
@@ -236,22 +206,19 @@ def compare(
         model=model,
         threads=threads,
     ).with_settings([*tuned_settings(model, data), *(setting or ())])
-    study = Study(base, tuple(embedding or ("full", "full:d=16", "mgqe")), _seeds(seeds), out)
+    study = Study(base, tuple(embedding or ("full", "full:d=16", "mgqe")), seeds_of(seeds), out)
     check_study(study)
     failures: list[Event] = []
-    bars: dict[Run, _RunBar] = {}
     kept = [] if overwrite else [run for run in study.runs() if is_finished(study, run)]
-    with _progress() as progress:
+    with make_progress() as progress:
         total = progress.add_task("all runs", total=len(study.runs()), detail="")
+        bars = RunBars(progress, lambda run: run.name)
 
         def show(event: Event) -> None:
-            if event.report is not None:
-                bars.setdefault(event.run, _RunBar(progress, event.run.name)).show(event.report)
+            if not bars.show(event):
                 return
             if event.error is not None:
                 failures.append(event)
-            if event.run in bars:
-                bars[event.run].remove()
             progress.advance(total)
 
         metrics = run_study(study, jobs, overwrite, show)
@@ -271,7 +238,7 @@ def compare(
     help="Look into a table's file: bytes by part, tiers, bits a code, how much of the codebook is in use.",
     epilog="Example:\n\n  mgqe inspect run/item.mgqe.safetensors",
 )
-@_clean_errors
+@clean_errors
 def inspect(file: Annotated[Path, typer.Argument(help="A file that mgqe.save wrote.")]) -> None:
     import mgqe
     from mgqe.segments import all_segment_files
@@ -318,49 +285,25 @@ def inspect(file: Annotated[Path, typer.Argument(help="A file that mgqe.save wro
         output.print(tiers)
 
 
-class _RunBar:
-    """A run's progress bar: the epoch's batches, the best validation figure so far."""
-
-    def __init__(self, progress: Progress, name: str) -> None:
-        self.progress, self.name = progress, name
-        self.task: TaskID | None = None
-
-    def show(self, report: EpochReport) -> None:
-        best = "" if report.best is None else f"best HR@10 {report.best:.4f} (validation)"
-        stage = {"full": "first phase", "annealed": "annealing", "quantised": "through the codes"}.get(
-            report.phase, report.phase
-        )
-        detail = f"{stage}, epoch {report.epoch}  {best}"
-        if self.task is None:
-            self.task = self.progress.add_task(self.name, total=report.batches, detail=detail)
-        self.progress.update(self.task, completed=report.batch, total=report.batches, detail=detail)
-
-    def remove(self) -> None:
-        if self.task is not None:
-            self.progress.remove_task(self.task)
-
-
-def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TextColumn("{task.fields[detail]}"),
-        TimeElapsedColumn(),
-    )
-    return Progress(*columns, console=errors, transient=True)
-
-
 def _figures(metrics: dict[str, Any], out: Path) -> Table:
     quality, size, full = metrics["quality"], metrics["embedding_bytes"], metrics["full_embedding_bytes"]
     table = Table(title=f"{metrics['data']}: {metrics['embedding']}", title_justify="left", show_header=False)
     table.add_column("figure")
     table.add_column("value", justify="right")
-    negatives = metrics["config"]["eval_negatives"]
-    table.add_row(
-        f"HR@10, NDCG@10 ({negatives} sampled negatives)", f"{quality['hr@10']:.4f}  {quality['ndcg@10']:.4f}"
-    )
-    table.add_row("HR@10, NDCG@10 (full catalogue)", f"{quality['full_hr@10']:.4f}  {quality['full_ndcg@10']:.4f}")
+    sampled = metrics["config"]["negatives" if metrics["metric"] == "auc" else "eval_negatives"]
+    shown = {
+        "auc": {
+            f"AUC, log loss ({sampled} sampled negatives a positive)": ("auc", "logloss"),
+            "AUC of frequent items, of the others": ("head_auc", "tail_auc"),
+            "calibration error, mean predicted / mean observed": ("ece", "calibration"),
+        },
+        "hr@10": {
+            f"HR@10, NDCG@10 ({sampled} sampled negatives)": ("hr@10", "ndcg@10"),
+            "HR@10, NDCG@10 (full catalogue)": ("full_hr@10", "full_ndcg@10"),
+        },
+    }[metrics["metric"]]
+    for what, names in shown.items():
+        table.add_row(what, "  ".join(f"{quality[name]:.4f}" for name in names))
     table.add_row("bytes of the tables' files", f"{size:,} = {100 * size / full:.1f}% of {full:,}")
     for phase, seconds in metrics["seconds_per_epoch"].items():
         if seconds is not None:
@@ -369,7 +312,8 @@ def _figures(metrics: dict[str, Any], out: Path) -> Table:
     return table
 
 
-def _seeds(text: str) -> tuple[int, ...]:
+def seeds_of(text: str) -> tuple[int, ...]:
+    """What --seeds says; ValueError for anything but whole numbers joined by commas."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:

@@ -40,10 +40,11 @@ class MGQEmbedding(QuantizedEmbedding):
             ``fractions``. Or give ``tiers``.
         tiers: the partition itself, e.g. ``Tiers.from_fractions(N, (0.1, 0.9))`` for ids in frequency order.
         fractions: shares of ids in each tier, most frequent first.
-        num_subspaces: D; one number a tier with ``capacity="subspaces"``. Default d / 2.
+        num_subspaces: D; one number a tier with ``capacity="subspaces"`` or "both". Default d / 2.
         num_centroids: K, or one number a tier; 2 to 65,536. Default 256 for the first tier, 64 for the others.
         quantizer: "vq" (nearest centroid) or "sx" (softmax over keys).
-        capacity: what differs between tiers, "centroids" or "subspaces".
+        capacity: what differs between tiers, "centroids", "subspaces" or "both". With "both" and
+            ``share_codebook=False`` tiers may differ by many bits, which is best below 5% of the bytes.
         share_codebook: tiers share one codebook; else each has its own.
         share_subspaces: one codebook for all subspaces, D times cheaper.
         centroid_dtype: how the frozen table holds centroids: "float32", "float16" or "int8" with scales;
@@ -117,14 +118,14 @@ class MGQEmbedding(QuantizedEmbedding):
             commitment=commitment,
         )
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Vectors of ids: integers (...) -> (..., d)."""
         self._begin_pass()
         if self.quantizing:
-            ids = as_int64(ids)
+            ids = as_int64(input)
             vectors, _ = self._quantized(ids.reshape(-1), repeat=True)
             return self._joined(vectors.view(*ids.shape, self.embedding_dim))
-        ids = self._rows(ids)
+        ids = self._rows(input)
         rows = F.embedding(
             ids,
             self.raw_weight,

@@ -19,6 +19,9 @@ _T95 = (
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 
+SECOND = {"hr@10": "ndcg@10", "auc": "logloss"}  # a task's leading figure -> the one shown beside it
+NAMES = {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "auc": "AUC", "logloss": "log loss"}
+
 # Okabe and Ito's palette, told apart by the colour-blind; the shape says the same once more.
 _LOOKS = {
     "full": ("#000000", "s"),
@@ -27,6 +30,7 @@ _LOOKS = {
     "lowrank": ("#009E73", "D"),
     "scalar": ("#CC79A7", "v"),
     "pq": ("#E69F00", "P"),
+    "recjpq": ("#56B4E9", "p"),
     "hash": ("#56B4E9", "X"),
     "qr": ("#7F7F7F", "*"),
 }
@@ -69,16 +73,17 @@ class Row:
     """One embedding over its seeds.
 
     embedding_bytes: mean over seeds, counted from the files; share: of the full tables' bytes.
-    difference: hr@10 less that of `full` with the same seeds, pair by pair; None without it.
+    quality: the task's leading figure, `metric`, on test; second: the figure that goes with it (SECOND).
+    difference: quality less that of `full` with the same seeds, pair by pair; None without it.
     """
 
     embedding: str
     seeds: tuple[int, ...]
     embedding_bytes: float
     share: float
-    hit_rate: Interval
-    ndcg: Interval
-    full_hit_rate: Interval
+    metric: str
+    quality: Interval
+    second: Interval
     difference: Interval | None
 
     @property
@@ -91,25 +96,26 @@ def summarise(runs: Iterable[dict[str, Any]], baseline: str = "full") -> list[Ro
     groups: dict[str, dict[int, dict[str, Any]]] = {}
     for run in runs:
         groups.setdefault(run["embedding"], {})[run["seed"]] = run
-    reference = {seed: run["quality"]["hr@10"] for seed, run in groups.get(baseline, {}).items()}
+    reference = {seed: run["quality"][run.get("metric", "hr@10")] for seed, run in groups.get(baseline, {}).items()}
     rows = []
     for embedding, by_seed in groups.items():
         seeds = tuple(sorted(by_seed))
         members = [by_seed[seed] for seed in seeds]
+        metric = members[0].get("metric", "hr@10")
 
         def over(key: str, members: list[dict[str, Any]] = members) -> Interval:
             return Interval.of([run["quality"][key] for run in members])
 
-        paired = [by_seed[seed]["quality"]["hr@10"] - reference[seed] for seed in seeds if seed in reference]
+        paired = [by_seed[seed]["quality"][metric] - reference[seed] for seed in seeds if seed in reference]
         rows.append(
             Row(
                 embedding=embedding,
                 seeds=seeds,
                 embedding_bytes=statistics.fmean(run["embedding_bytes"] for run in members),
                 share=statistics.fmean(run["embedding_bytes"] / run["full_embedding_bytes"] for run in members),
-                hit_rate=over("hr@10"),
-                ndcg=over("ndcg@10"),
-                full_hit_rate=over("full_hr@10"),
+                metric=metric,
+                quality=over(metric),
+                second=over(SECOND[metric]),
                 difference=Interval.of(paired) if paired and embedding != baseline else None,
             )
         )
@@ -120,22 +126,23 @@ def terminal_table(rows: Sequence[Row], title: str) -> Table:
     """A rich table of the rows."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     table.add_column("embedding", overflow="fold", min_width=14)
-    for name in ("bytes", "of full", "HR@10", "NDCG@10", "HR@10-full"):
+    metric = rows[0].metric if rows else "hr@10"
+    for name in ("bytes", "of full", NAMES[metric], NAMES[SECOND[metric]], f"{NAMES[metric]}-full"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             row.embedding,
             f"{row.embedding_bytes:,.0f}",
             f"{100 * row.share:.1f}%",
-            row.hit_rate.text(),
-            row.ndcg.text(),
+            row.quality.text(),
+            row.second.text(),
             row.difference.text(signed=True) if row.difference else "",
         )
     return table
 
 
 def picture(rows: Sequence[Row], path: Path, title: str) -> Path:
-    """Size against quality, as a PNG: bytes in percent of the full tables on a log axis, HR@10 with intervals."""
+    """Size against quality, as a PNG: bytes in percent of the full tables on a log axis, quality with intervals."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -149,8 +156,8 @@ def picture(rows: Sequence[Row], path: Path, title: str) -> Path:
         members = sorted((row for row in rows if row.family == family), key=lambda row: row.share)
         axes.errorbar(
             [100 * row.share for row in members],
-            [row.hit_rate.mean for row in members],
-            yerr=[0.0 if math.isnan(row.hit_rate.half_width) else row.hit_rate.half_width for row in members],
+            [row.quality.mean for row in members],
+            yerr=[0.0 if math.isnan(row.quality.half_width) else row.quality.half_width for row in members],
             color=colour,
             marker=marker,
             markersize=7,
@@ -162,14 +169,14 @@ def picture(rows: Sequence[Row], path: Path, title: str) -> Path:
         )
     reference = max((row for row in rows if row.family == "full"), key=lambda row: row.share, default=None)
     if reference is not None:
-        axes.axhline(reference.hit_rate.mean, color="#555555", linewidth=0.9, linestyle=(0, (4, 4)), zorder=1)
+        axes.axhline(reference.quality.mean, color="#555555", linewidth=0.9, linestyle=(0, (4, 4)), zorder=1)
     axes.set_xscale("log")
     axes.margins(x=0.14, y=0.12)
     axes.xaxis.set_major_locator(FixedLocator([0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
     axes.set_xlabel("bytes of the embedding tables' files, in percent of the full tables (log scale)")
-    axes.set_ylabel("HR@10 on test, 99 sampled negatives")
+    axes.set_ylabel(f"{NAMES[rows[0].metric]} on test" if rows else "")
     axes.set_title(title, loc="left", fontsize=11)
     axes.grid(True, color="#E3E3E3", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -188,7 +195,7 @@ def _label(axes: Any, rows: Sequence[Row]) -> None:
     Places are tried in a fixed order for one label after the other; the one that covers least is taken.
     """
     renderer = axes.figure.canvas.get_renderer()
-    points = [axes.transData.transform((100 * row.share, row.hit_rate.mean)) for row in rows]
+    points = [axes.transData.transform((100 * row.share, row.quality.mean)) for row in rows]
     occupied = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
     for family in {row.family for row in rows}:
         line = sorted((tuple(at) for at, row in zip(points, rows, strict=True) if row.family == family))
@@ -197,8 +204,8 @@ def _label(axes: Any, rows: Sequence[Row]) -> None:
                 x, y = x0 + (x1 - x0) * step / 40, y0 + (y1 - y0) * step / 40
                 occupied.append((x - 1, y - 1, x + 1, y + 1))
     for row, (x, _) in zip(rows, points, strict=True):
-        if not math.isnan(row.hit_rate.half_width):
-            ends = (row.hit_rate.mean - row.hit_rate.half_width, row.hit_rate.mean + row.hit_rate.half_width)
+        if not math.isnan(row.quality.half_width):
+            ends = (row.quality.mean - row.quality.half_width, row.quality.mean + row.quality.half_width)
             low, high = (axes.transData.transform((1, end))[1] for end in ends)
             occupied.append((x - 4, low, x + 4, high))
     frame, legend = axes.get_window_extent(renderer), axes.get_legend().get_window_extent(renderer)
@@ -208,7 +215,7 @@ def _label(axes: Any, rows: Sequence[Row]) -> None:
         for dx, dy, ha, va in _PLACES:
             note = axes.annotate(
                 row.embedding.partition(":")[2] or row.embedding,
-                (100 * row.share, row.hit_rate.mean),
+                (100 * row.share, row.quality.mean),
                 xytext=(dx, dy),
                 textcoords="offset points",
                 ha=ha,

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
+import multiprocessing.connection
+import os
 import re
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,11 @@ class Run:
     @property
     def name(self) -> str:
         return f"{self.config.label or self.config.embedding}, seed {self.config.seed}"
+
+
+def folder_name(config: TrainConfig) -> str:
+    """Such as `mgqe_D=32_K=64_16-seed1`."""
+    return f"{re.sub(r'[^A-Za-z0-9.=@-]+', '_', config.label or config.embedding)}-seed{config.seed}"
 
 
 @dataclass(frozen=True)
@@ -64,8 +73,8 @@ class Study:
         for seed in self.seeds:
             for embedding in self.embeddings:
                 config = replace(self.base.with_embedding(embedding), seed=seed)
-                folder = f"runs/{re.sub(r'[^A-Za-z0-9.=@-]+', '_', config.label or config.embedding)}-seed{seed}"
-                (others if config.warm_up() in seen else firsts).append(Run(config, folder))
+                run = Run(config, f"runs/{folder_name(config)}")
+                (others if config.warm_up() in seen else firsts).append(run)
                 seen.add(config.warm_up())
         return firsts + others
 
@@ -106,7 +115,7 @@ def run_study(
     if overwrite:
         shutil.rmtree(study.out / WARM_UPS, ignore_errors=True)
     finished: dict[str, dict[str, Any]] = {}
-    for event in _events(study, runs, jobs, overwrite, on_event):
+    for event in execute(runs, study.out, jobs, overwrite, on_event):
         if event.metrics is not None:
             finished[event.run.folder] = event.metrics
             _write_results(study, [finished[run.folder] for run in runs if run.folder in finished])
@@ -114,21 +123,25 @@ def run_study(
     return [finished[run.folder] for run in runs if run.folder in finished]
 
 
-def _events(study: Study, runs: list[Run], jobs: int, overwrite: bool, on_event: OnEvent) -> Iterator[Event]:
+def execute(runs: Sequence[Run], out: Path, jobs: int, overwrite: bool, on_event: OnEvent) -> Iterator[Event]:
+    """Each run's end as it comes, `jobs` runs at a time in folders below `out`; `on_event` hears of the epochs.
+
+    A run that fails ends with its reason and does not stop the others. ValueError when a process is killed.
+    """
     if jobs == 1:
         for run in runs:
-            yield _attempt(run, study.out, overwrite, _tell(run, on_event))
+            yield _attempt(run, out, overwrite, _tell(run, on_event))
         return
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
+    manager = SyncManager(ctx=context)
+    manager.start(_end_with_parent)
+    with manager:
         reports = manager.Queue()
         listener = threading.Thread(target=_listen, args=(reports, runs, on_event), daemon=True)
         listener.start()
-        # A worker that is interrupted just ends: its checkpoint is whole, and a traceback would help nobody.
-        default = (signal.SIGINT, signal.SIG_DFL)
-        with ProcessPoolExecutor(jobs, context, signal.signal, default) as pool:
+        with ProcessPoolExecutor(jobs, context, _start_worker) as pool:
             try:
-                work = [pool.submit(_work, run, study.out, overwrite, reports, at) for at, run in enumerate(runs)]
+                work = [pool.submit(_work, run, out, overwrite, reports, at) for at, run in enumerate(runs)]
                 for future in as_completed(work):
                     yield future.result()
             except BrokenProcessPool as error:
@@ -146,20 +159,47 @@ def _events(study: Study, runs: list[Run], jobs: int, overwrite: bool, on_event:
 
 def _attempt(run: Run, out: Path, overwrite: bool, on_epoch: OnEpoch) -> Event:
     try:
-        return Event(run, metrics=train_run(run.config, out / run.folder, overwrite, out / WARM_UPS, on_epoch))
+        data = functools.partial(_data, run.config.of_data())
+        return Event(run, metrics=train_run(run.config, out / run.folder, overwrite, out / WARM_UPS, on_epoch, data))
     except (ValueError, OSError) as error:
         return Event(run, error=str(error))
+    except Exception as error:  # whatever it is, hours of other runs must not end with it
+        return Event(run, error=f"{type(error).__name__}: {error}")
+
+
+@functools.lru_cache(maxsize=1)
+def _data(config: TrainConfig) -> RunData:
+    """The data of the run before are kept: runs of one data set and seed come one after the other."""
+    return RunData.load(config)
 
 
 def _tell(run: Run, on_event: OnEvent) -> OnEpoch:
     return lambda report: on_event(Event(run, report))
 
 
+def _start_worker() -> None:
+    """Let this worker end at once when it is interrupted: its checkpoint is whole, a traceback would help nobody."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _end_with_parent()
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the one that started it has ended, whatever ended that: nobody takes its results."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
+
+
 def _work(run: Run, out: Path, overwrite: bool, reports: Any, at: int) -> Event:
     return _attempt(run, out, overwrite, lambda report: reports.put((at, report)))
 
 
-def _listen(reports: Any, runs: list[Run], on_event: OnEvent) -> None:
+def _listen(reports: Any, runs: Sequence[Run], on_event: OnEvent) -> None:
     with contextlib.suppress(EOFError, OSError):  # an interruption takes the queue away
         while (message := reports.get()) is not None:
             at, report = message

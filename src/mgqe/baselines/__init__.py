@@ -8,6 +8,7 @@ from mgqe.baselines.hashing import HashEmbedding, HashTable
 from mgqe.baselines.low_rank import LowRankEmbedding, LowRankTable
 from mgqe.baselines.pq import PQEmbedding
 from mgqe.baselines.quotient_remainder import QREmbedding, QRTable
+from mgqe.baselines.recjpq import RecJPQEmbedding
 from mgqe.baselines.scalar import ScalarQuantizedEmbedding, ScalarTable
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "PQEmbedding",
     "QREmbedding",
     "QRTable",
+    "RecJPQEmbedding",
     "ScalarQuantizedEmbedding",
     "ScalarTable",
 ]

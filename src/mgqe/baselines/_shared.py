@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mgqe.frozen import FLOATS
+from mgqe.ids import check_sizes
 
 
-def refuse_max_norm(owner: object, max_norm: float | None) -> None:
-    """Composed rows are no single parameter that nn.Embedding's max_norm could shorten."""
-    if max_norm is not None:
-        raise ValueError(
-            f"{type(owner).__name__} has no row of its own to renormalise: leave max_norm=None "
-            f"(got {max_norm}), or normalise the output"
-        )
+class ComposedEmbedding(nn.Module):
+    """What the baselines take of nn.Embedding's arguments whose rows are composed from fewer parameters.
+
+    Raises:
+        ValueError: sizes or ``padding_idx`` out of range, a ``max_norm``. TypeError: a dtype that tables do not hold.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None,
+        max_norm: float | None,
+        norm_type: float,
+        scale_grad_by_freq: bool,
+        sparse: bool,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        if max_norm is not None:  # composed rows are no single parameter that it could shorten
+            raise ValueError(
+                f"{type(self).__name__} has no row of its own to renormalise: leave max_norm=None "
+                f"(got {max_norm}), or normalise the output"
+            )
+        check_dtype(dtype)
+        self.padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.norm_type = norm_type
+        self.scale_grad_by_freq = scale_grad_by_freq
+        self.sparse = sparse
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgqe.artifact import register_kind
-from mgqe.baselines._shared import check_dtype, kept, refuse_max_norm
+from mgqe.baselines._shared import ComposedEmbedding, kept
 from mgqe.frozen import FLOATS, MAX_DIM, MAX_ROWS, Config, FrozenTable, Reader, require_finite
-from mgqe.ids import check_ids, check_sizes
+from mgqe.ids import check_ids
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -78,7 +78,7 @@ class HashTable(FrozenTable):
         return f"{self.num_buckets:,} buckets, {self.num_hashes} hash{'es' if self.num_hashes > 1 else ''}"
 
 
-class HashEmbedding(nn.Module):
+class HashEmbedding(ComposedEmbedding):
     """Rows shared by hashing: e_i = sum over j of W[h_j(i)], with W in R^(num_buckets x d).
 
     Arguments up to ``dtype`` are nn.Embedding's (``max_norm`` must be None).
@@ -112,15 +112,9 @@ class HashEmbedding(nn.Module):
         num_hashes: int = 1,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        refuse_max_norm(self, max_norm)
-        check_dtype(dtype)
-        self.padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
-        self.norm_type = norm_type
-        self.scale_grad_by_freq = scale_grad_by_freq
-        self.sparse = sparse
+        super().__init__(
+            num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, dtype
+        )
         self.num_buckets = max(1, num_embeddings // 8) if num_buckets is None else num_buckets
         if self.num_buckets < 1:
             raise ValueError(f"num_buckets must be at least 1, got {num_buckets}")
@@ -138,9 +132,9 @@ class HashEmbedding(nn.Module):
         with torch.no_grad():
             self.weight.normal_(std=self.num_hashes**-0.5)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> (..., d)."""
-        rows = check_ids(ids, self.num_embeddings)
+        rows = check_ids(input, self.num_embeddings)
         vectors = torch.zeros(*rows.shape, self.embedding_dim, dtype=self.weight.dtype, device=self.weight.device)
         for j in range(self.num_hashes):
             vectors = vectors + F.embedding(

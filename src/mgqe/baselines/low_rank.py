@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgqe.artifact import register_kind
-from mgqe.baselines._shared import check_dtype, kept, refuse_max_norm
+from mgqe.baselines._shared import ComposedEmbedding, kept
 from mgqe.frozen import FLOATS, MAX_DIM, MAX_ROWS, Config, FrozenTable, Reader, require_finite
-from mgqe.ids import check_ids, check_sizes
+from mgqe.ids import check_ids
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -66,7 +66,7 @@ class LowRankTable(FrozenTable):
         return f"rank {self.rank}"
 
 
-class LowRankEmbedding(nn.Module):
+class LowRankEmbedding(ComposedEmbedding):
     """Rows are products of a narrow row and a shared projection: e_i = a_i P, a_i in R^r, P in R^(r x d).
 
     Arguments up to ``dtype`` are nn.Embedding's (``max_norm`` must be None).
@@ -96,15 +96,9 @@ class LowRankEmbedding(nn.Module):
         *,
         rank: int | None = None,
     ) -> None:
-        super().__init__()
-        refuse_max_norm(self, max_norm)
-        check_dtype(dtype)
-        self.padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
-        self.norm_type = norm_type
-        self.scale_grad_by_freq = scale_grad_by_freq
-        self.sparse = sparse
+        super().__init__(
+            num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, dtype
+        )
         self.rank = max(1, embedding_dim // 8) if rank is None else rank
         if not 1 <= self.rank <= embedding_dim:
             raise ValueError(f"rank must be from 1 to embedding_dim={embedding_dim}, got {rank}")
@@ -120,10 +114,10 @@ class LowRankEmbedding(nn.Module):
             if self.padding_idx is not None:
                 self.factors[self.padding_idx] = 0
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> (..., d)."""
         narrow = F.embedding(
-            check_ids(ids, self.num_embeddings),
+            check_ids(input, self.num_embeddings),
             self.factors,
             self.padding_idx,
             scale_grad_by_freq=self.scale_grad_by_freq,

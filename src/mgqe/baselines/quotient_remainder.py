@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgqe.artifact import register_kind
-from mgqe.baselines._shared import check_dtype, kept, refuse_max_norm
+from mgqe.baselines._shared import ComposedEmbedding, kept
 from mgqe.frozen import FLOATS, MAX_DIM, MAX_ROWS, Config, FrozenTable, Reader, require_finite
-from mgqe.ids import check_ids, check_sizes
+from mgqe.ids import check_ids
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -83,7 +83,7 @@ class QRTable(FrozenTable):
         return f"{len(self.quotients):,} quotients {self.operation} {self.num_remainders:,} remainders"
 
 
-class QREmbedding(nn.Module):
+class QREmbedding(ComposedEmbedding):
     """Rows composed of a quotient's and a remainder's: e_i = Q[i // m] op R[i % m]; no two ids share both.
 
     Arguments up to ``dtype`` are nn.Embedding's (``max_norm`` must be None).
@@ -115,15 +115,9 @@ class QREmbedding(nn.Module):
         num_remainders: int | None = None,
         operation: str = "mult",
     ) -> None:
-        super().__init__()
-        refuse_max_norm(self, max_norm)
-        check_dtype(dtype)
-        self.padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
-        self.norm_type = norm_type
-        self.scale_grad_by_freq = scale_grad_by_freq
-        self.sparse = sparse
+        super().__init__(
+            num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, dtype
+        )
         if operation not in OPERATIONS:
             raise ValueError(f"operation must be one of {list(OPERATIONS)}, got {operation!r}")
         self.operation = operation
@@ -145,9 +139,9 @@ class QREmbedding(nn.Module):
             self.quotients.normal_(std=std)
             self.remainders.normal_(std=std)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> (..., d)."""
-        rows = check_ids(ids, self.num_embeddings)
+        rows = check_ids(input, self.num_embeddings)
         quotient, remainder = (
             F.embedding(index, part, scale_grad_by_freq=self.scale_grad_by_freq, sparse=self.sparse)
             for index, part in (

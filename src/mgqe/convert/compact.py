@@ -76,9 +76,9 @@ class CompactEmbedding(nn.Module):
         """All vectors, (N, d), decoded anew each time it is read; no gradient reaches the table."""
         return self._table.to_dense().to(self.dtype)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Vectors of ids: integers (...) -> (..., d)."""
-        return self._table.lookup(as_int64(ids)).to(self.dtype)
+        return self._table.lookup(as_int64(input)).to(self.dtype)
 
     def train(self, mode: bool = True) -> Self:
         """As nn.Module; warns in training mode, since the table stays as it is."""
@@ -186,11 +186,11 @@ class CompactEmbeddingBag(CompactEmbedding):
         self.mode = mode
         self.include_last_offset = include_last_offset
 
-    def forward(self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
-        """Bags of ids -> (B, d): ids (B, L), or (n,) with offsets (B,), or (B + 1,) with ``include_last_offset``."""
+    def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
+        """Bags of ids -> (B, d): input (B, L), or (n,) with offsets (B,), or (B + 1,) with ``include_last_offset``."""
         if per_sample_weights is not None:
             per_sample_weights = per_sample_weights.float()
-        pooled = self._table.bag(as_int64(ids), offsets, self.mode, per_sample_weights, self.include_last_offset)
+        pooled = self._table.bag(as_int64(input), offsets, self.mode, per_sample_weights, self.include_last_offset)
         return pooled.to(self.dtype)
 
 

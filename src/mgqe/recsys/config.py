@@ -39,6 +39,7 @@ class TrainConfig:
     threads: how many torch may use; the last bits of a result depend on it.
     max_length, num_blocks, num_heads, loss (LOSSES), windows (WINDOWS): of sequential models, see SequentialTask and
         SASRec. negatives counts those of a position with loss "bce", those that a batch shares with "softmax".
+    context_columns: of a file of one's own, for task "ctr": names of its columns of categories, joined by commas.
     mlp_layers: of NeuMF's network; its dim is that of each of its two branches, half of what a user or item has.
     """
 
@@ -77,6 +78,7 @@ class TrainConfig:
     loss: str = "bce"
     windows: str = "last"
     mlp_layers: int = 3
+    context_columns: str = ""
 
     def __post_init__(self) -> None:
         choose_model(self.task, self.model)
@@ -124,6 +126,10 @@ class TrainConfig:
             embedding=str(replace(warm_up, dim=None)),
             label="",
         )
+
+    def of_data(self) -> TrainConfig:
+        """The same for all configurations whose data are prepared alike; a little more may enter than must."""
+        return replace(self.warm_up(), embedding="full", threads=1)
 
     def phase(self, name: str, metric: str = "hr@10") -> PhaseConfig:
         """The loop's settings for phase "full", the first, "annealed", the second, or "quantised", the third.

@@ -49,6 +49,7 @@ def locate(name: str, file: str, data_dir: Path | str | None, obtain: str, home:
 class KnownDataset:
     """A public data set: what its file is called, how it is recognised, where it comes from.
 
+    context: its columns of categories. ordered: its rows have an order of time, which leave-one-out needs.
     The package carries none of them, since their terms do not allow it.
     """
 
@@ -59,13 +60,15 @@ class KnownDataset:
     sha256: str
     home: str
     obtain: str  # what to download, and what to make of it
+    context: tuple[str, ...] = ()
+    ordered: bool = True
 
     def path(self, data_dir: Path | str | None) -> Path:
         """The set's file below `data_dir` (or the directory that MGQE_DATA_DIR names); ValueError if not there."""
-        return locate(self.name, self.file, data_dir, self.obtain, self.home)
+        return locate(self.name, self.file, data_dir, f"{self.obtain}; sha256 {self.sha256}", self.home)
 
-    def load(self, data_dir: Path | str | None = None) -> Interactions:
-        """Read the set; ValueError when its file is missing or is another edition."""
+    def checked_path(self, data_dir: Path | str | None) -> Path:
+        """`path`, once the file there is the expected one; ValueError when it is missing or another edition."""
         path = self.path(data_dir)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if digest != self.sha256:
@@ -73,7 +76,11 @@ class KnownDataset:
                 f"{path} is another edition of {self.name}: expected sha256 {self.sha256[:12]}..., got "
                 f"{digest[:12]}...; to use it all the same, pass the file itself: --data {path}"
             )
-        return load_interactions(path, self.format)
+        return path
+
+    def load(self, data_dir: Path | str | None = None) -> Interactions:
+        """Read who took what; ValueError when the file is missing or another edition."""
+        return load_interactions(self.checked_path(data_dir), self.format)
 
 
 _SASREC = "https://github.com/kang205/SASRec/tree/master/data"
@@ -116,6 +123,19 @@ DATASETS = {
             sha256="b7376fe24430743f411dc7f567285657b2adb3f74361cc7ba0aee94f3024b651",
             home="https://jmcauley.ucsd.edu/data/amazon/",
             obtain=f"download Video.txt from {_SASREC}",
+        ),
+        KnownDataset(
+            name="frappe",
+            title="Frappe, use of mobile apps in context: 94,716 rows of use with 7 fields of context",
+            file="frappe/frappe.csv",
+            format="csv",
+            sha256="3a1560b7d18dad07475b262c90b1369ece2e71038a3a5b82aa2fbac47a9c2a1d",
+            home="https://www.baltrunas.info/context-aware",
+            obtain="download the Frappe data set and write the table of use as a comma-separated file with the columns "
+            "user,item,cnt,daytime,weekday,isweekend,homework,weather,country,city",
+            # Not cnt: how often the app was used, which only a row that was used has.
+            context=("daytime", "weekday", "isweekend", "homework", "weather", "country", "city"),
+            ordered=False,
         ),
     )
 }
@@ -178,6 +198,8 @@ def load_data(
     """A known set by name, `planted`, or a file by path. ValueError says which names there are."""
     if data == "planted":
         return planted()
+    if data in DATASETS and not DATASETS[data].ordered:
+        raise ValueError(f"{data} has no order of time: it is for --task ctr alone")
     if data in DATASETS:
         return DATASETS[data].load(data_dir)
     if data in PUBLISHED:

@@ -75,6 +75,12 @@ METHODS: dict[str, Method] = {
         "quotient and remainder: qr:remainders=64,operation=mult",
         {"remainders": "num_remainders"},
     ),
+    "recjpq": Method(
+        "mgqe.baselines:RecJPQEmbedding",
+        "trained",
+        "fixed codes from an SVD of who took what: recjpq:D=16,K=256,centroids=int8",
+        _CODES,
+    ),
 }
 
 
@@ -208,8 +214,8 @@ class FrozenEmbedding(nn.Module):
         self.num_embeddings: int = table.num_embeddings
         self.embedding_dim: int = table.embedding_dim
 
-    def forward(self, ids: Tensor) -> Tensor:
-        rows: Tensor = self.table.lookup(ids)
+    def forward(self, input: Tensor) -> Tensor:
+        rows: Tensor = self.table.lookup(input)
         return rows
 
 

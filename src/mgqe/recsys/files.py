@@ -23,11 +23,15 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that hold the user, the item and the time; None: look for a usual name."""
+    """Names of the columns that hold the user, the item and the time; None: look for a usual name.
+
+    context: names of further columns to read, each a category (weekday, country, ...).
+    """
 
     user: str | None = None
     item: str | None = None
     time: str | None = None
+    context: tuple[str, ...] = ()
 
 
 def recognise(path: Path) -> str:
@@ -67,6 +71,11 @@ def recognise(path: Path) -> str:
 
 def read_frame(path: Path, format: str, columns: Columns) -> pl.DataFrame:
     """Read `path` laid out as `format`; ids come out as Int64 where all of them are integers, else as String."""
+    if columns.context and format in ("pairs", "lines"):
+        raise ValueError(
+            f"{path}: context columns ({', '.join(columns.context)}) need a file whose columns have names, got format "
+            f"{format}: give it a header and say --format csv"
+        )
     try:
         if format == "pairs":
             frame = _read_pairs(path)
@@ -84,7 +93,7 @@ def read_frame(path: Path, format: str, columns: Columns) -> pl.DataFrame:
     if frame.height == 0:
         raise ValueError(f"{path} holds no interactions: expected at least one")
     try:
-        return frame.with_columns(_as_ids(path, frame["user"]), _as_ids(path, frame["item"]))
+        return frame.with_columns(_as_ids(path, frame[name]) for name in ("user", "item", *columns.context))
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{path}: expected ids that fit 64-bit integers, or text: {error}") from error
 
@@ -174,8 +183,8 @@ def _check_ragged(path: Path, separator: str) -> None:
 
 
 def _pick(path: Path, frame: pl.DataFrame, columns: Columns, first_line: int, unit: str) -> pl.DataFrame:
-    """The user, item and time columns of `frame`, checked for nulls."""
-    taken = {}
+    """The user, item, time and context columns of `frame`, checked for nulls."""
+    taken: dict[str, str] = {}
     for role, given in (("user", columns.user), ("item", columns.item), ("time", columns.time)):
         lowered = {name.lower(): name for name in reversed(frame.columns)}
         if given is not None and given not in frame.columns:
@@ -188,6 +197,14 @@ def _pick(path: Path, frame: pl.DataFrame, columns: Columns, first_line: int, un
             )
         if name is not None:
             taken[role] = name
+    for name in columns.context:
+        if name not in frame.columns:
+            raise ValueError(f"{path}: no context column {name!r}; it has {', '.join(frame.columns)}")
+        if name in _NAMES or name in taken.values():
+            raise ValueError(
+                f"{path}: column {name!r} is the user, the item or the time, or has such a name: no context"
+            )
+    taken.update((name, name) for name in columns.context)
     frame = frame.select(pl.col(name).alias(role) for role, name in taken.items())
     if "time" in taken:
         frame = frame.with_columns(_as_time(path, frame["time"], taken["time"], first_line, unit))
@@ -198,7 +215,21 @@ def _pick(path: Path, frame: pl.DataFrame, columns: Columns, first_line: int, un
             line = int(bad.arg_true()[0]) + first_line
             article = "an" if role == "item" else "a"
             raise ValueError(f"{path}, {unit} {line}: expected {article} {role} in column {name!r}, got nothing")
-    return frame
+    return frame.with_columns(_as_context(path, frame[name], first_line, unit) for name in columns.context)
+
+
+def _as_context(path: Path, column: pl.Series, first_line: int, unit: str) -> pl.Series:
+    """A column of categories; text that says `nan` is a value that some program did not have."""
+    text = column.cast(pl.String) if column.dtype == pl.Boolean else column
+    if text.dtype == pl.String:
+        missing = text.str.strip_chars().str.to_lowercase().is_in(["", "nan"])
+        if missing.any():
+            at = int(missing.arg_true()[0])
+            raise ValueError(
+                f"{path}, {unit} {at + first_line}: expected a category in column {column.name!r}, got {text[at]!r}; "
+                "give missing values a name such as unknown"
+            )
+    return text
 
 
 def _as_time(path: Path, column: pl.Series, name: str, first_line: int, unit: str) -> pl.Series:

@@ -35,7 +35,7 @@ class Task(Protocol):
         """A batch's loss."""
 
     def validate(self, model: Any) -> dict[str, float]:
-        """The validation figures, higher is better."""
+        """The validation figures; of the one that selects, higher is better."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class PhaseConfig:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One epoch of a phase, or one moment of it while `batch` < `batches`."""
+    """One epoch of a phase, or one moment of it while `batch` < `batches`. best: of the validation figure `metric`."""
 
     phase: str
     epoch: int
@@ -70,6 +70,7 @@ class EpochReport:
     batches: int
     best: float | None = None
     record: dict[str, float] | None = None
+    metric: str = "hr@10"
 
 
 OnEpoch = Callable[[EpochReport], None]
@@ -187,7 +188,7 @@ def run_phase(
         _save(directory, model, optimizer, counters, is_best, phase)
         batches = task.num_batches(phase.batch_size)
         best = history[best_epoch][phase.select_by]
-        on_epoch(EpochReport(phase.name, epoch, phase.max_epochs, batches, batches, best, record))
+        on_epoch(EpochReport(phase.name, epoch, phase.max_epochs, batches, batches, best, record, phase.select_by))
     ended = load_state(best_path(directory, best_epoch))
     if ended is None:
         raise ValueError(f"{directory}: the best epoch's file is missing; start afresh with --overwrite")
@@ -221,7 +222,7 @@ def _train_epoch(
         optimizer.step()
         total += loss.detach()
         if number % 20 == 0:
-            on_epoch(EpochReport(phase.name, epoch, phase.max_epochs, number, batches, best))
+            on_epoch(EpochReport(phase.name, epoch, phase.max_epochs, number, batches, best, None, phase.select_by))
     mean = float(total) / batches
     if mean != mean:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""HR@k and NDCG@k from the rank of one held-out item a user; draws count against the model.
+"""HR@k and NDCG@k from the rank of one held-out item a user, where draws count against the model; AUC and calibration.
 
 With one relevant item a user, HR@k = [rank < k] and NDCG@k = [rank < k] / log2(rank + 2), rank from 0.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 FULL_CATALOGUE_CELLS = 2**24  # scores held at once when ranking the whole catalogue: 64 MiB of float32
 
@@ -111,3 +112,40 @@ def catalogue_ranks(
         others = num_items - 1 - lengths - (0 if also_seen is None else 1)
         ranks.append(torch.where(best.isnan(), others, rank))
     return torch.cat(ranks) if ranks else torch.zeros(0, dtype=torch.int64)
+
+
+def auc(labels: Tensor, scores: Tensor) -> float:
+    """Area under the ROC curve: the chance that a positive scores above a negative, draws counting half.
+
+    labels: (n,) 1 or 0; scores: (n,). NaN without positives, without negatives, or where a score is NaN.
+    """
+    if scores.isnan().any():
+        return float("nan")
+    positive = labels > 0.5
+    _, place, counts = torch.unique(scores, return_inverse=True, return_counts=True)
+    # Mean rank, from 1, of those that draw.
+    ranks = counts.cumsum(0).double() - (counts.double() - 1.0) / 2.0
+    wins = ranks[place[positive]].sum()
+    num = positive.sum().double()
+    return float((wins - num * (num + 1.0) / 2.0) / (num * (positive.numel() - num)))
+
+
+def log_loss(labels: Tensor, logits: Tensor) -> float:
+    """Mean binary cross-entropy in nats of `labels` (n,) in [0, 1] under sigmoid(`logits`), logits (n,)."""
+    return float(F.binary_cross_entropy_with_logits(logits.double(), labels.double()))
+
+
+def calibration_error(labels: Tensor, probabilities: Tensor, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al., "On Calibration of Modern Neural Networks", 2017, eq. 3).
+
+    The sum over `bins` intervals of [0, 1], equally wide, of (share of the rows in it) * |mean label - mean
+    probability|. labels, probabilities: (n,).
+    """
+    place = (probabilities.double() * bins).long().clamp(0, bins - 1)
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, labels.double() - probabilities.double())
+    return float(gaps.abs().sum() / labels.numel())
+
+
+def calibration_ratio(labels: Tensor, probabilities: Tensor) -> float:
+    """Mean probability over mean label: above 1 when the model promises too much. labels, probabilities: (n,)."""
+    return float(probabilities.double().mean() / labels.double().mean())

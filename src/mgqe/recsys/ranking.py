@@ -128,20 +128,17 @@ class RankingTask:
 
     def num_batches(self, batch_size: int) -> int:
         """Batches an epoch."""
-        return -(-self.split.train_users.numel() // self._batch_size(batch_size))
-
-    def _batch_size(self, limit: int) -> int:
-        """At most `limit`; in small data sets a power of two that leaves 64 steps an epoch, but 256 at least."""
-        most = self.split.train_users.numel() // MIN_STEPS
-        return min(limit, max(256, 1 << max(0, most.bit_length() - 1)))
+        num = self.split.train_users.numel()
+        return -(-num // step_size(num, batch_size))
 
     def batches(self, batch_size: int, phase: str, epoch: int) -> Iterator[Batch]:
         """An epoch's (users (b,), items (b, 1 + num_negatives)), the positive first: fixed by seed, phase, epoch."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, phase, epoch))
         users = self.split.train_users
+        size = step_size(users.numel(), batch_size)
         negatives = sample_negatives(users, self.seen, self.num_negatives, generator)
         items = torch.cat([self.split.train_items[:, None], negatives], dim=1)
-        for chosen in torch.split(torch.randperm(users.numel(), generator=generator), self._batch_size(batch_size)):
+        for chosen in torch.split(torch.randperm(users.numel(), generator=generator), size):
             yield users[chosen], items[chosen]
 
     def loss(self, model: Model, batch: Batch) -> Tensor:
@@ -226,6 +223,12 @@ def prepare(config: TrainConfig) -> tuple[RankingTask, str]:
         digest = fingerprint(interactions)
     fields = importlib.import_module(MODELS[config.model].module).TABLES
     return replace(task, table_fields=fields), digest
+
+
+def step_size(positives: int, limit: int) -> int:
+    """Positives a step: at most `limit`; in small data sets a power of two that leaves 64 steps, but 256 at least."""
+    most = positives // MIN_STEPS
+    return min(limit, max(256, 1 << max(0, most.bit_length() - 1)))
 
 
 def sizes(interactions: Interactions, judged_users: int) -> dict[str, Any]:

@@ -23,7 +23,8 @@ class TableInfo:
     field: what its ids are ("user", "item", "city"); in a description `item.K=64` is for the tables of that field.
     counts: int64 (num_embeddings,), how often an id occurs in the training part.
     dim: None: the run's. fixed: a description that holds whatever the run's embedding is, as for small fields that
-    stay full; not in a run of the plain full tables. std: of the start, None: the run's.
+    stay full; not in a run of the plain full tables. full_dim: of the table in that run, where `dim` depends on the
+    run; it counts the bytes that others are compared with. std: of the start, None: the run's.
     pairs: two int64 (n,), the training part's interactions as rows of this table and rows of the other side.
     """
 
@@ -34,6 +35,7 @@ class TableInfo:
     fixed: str | None = None
     std: float | None = None
     pairs: tuple[Tensor, Tensor] | None = None
+    full_dim: int | None = None
 
 
 class Task(loop.Task, Protocol):
@@ -75,7 +77,7 @@ class RunData:
 
 
 # Each has `prepare(config) -> (Task, fingerprint)`.
-TASKS = {"ranking": "mgqe.recsys.ranking", "sequential": "mgqe.recsys.sequential"}
+TASKS = {"ranking": "mgqe.recsys.ranking", "sequential": "mgqe.recsys.sequential", "ctr": "mgqe.recsys.ctr"}
 
 
 def own_parameters(model: nn.Module, tables: Mapping[str, Any]) -> dict[str, Tensor]:

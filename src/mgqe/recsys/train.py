@@ -14,6 +14,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,13 @@ def train_run(
     overwrite: bool = False,
     warm_ups: Path | str | None = None,
     on_epoch: OnEpoch = lambda report: None,
+    data: Callable[[], RunData] | None = None,
 ) -> dict[str, Any]:
     """Run `config` in the folder `out` and return what OUT/metrics.json then holds.
 
     A finished `out` is returned as it is; an unfinished one goes on where it stopped. ValueError when `out` holds
     another configuration, unless `overwrite`, which starts afresh. warm_ups: a folder where runs share phases 1 and 2.
+    data: gives the data of `config`, for runs that share them; by default they are loaded.
     """
     out = Path(out)
     if overwrite:
@@ -70,14 +73,16 @@ def train_run(
     torch.set_num_threads(config.threads)
     try:
         with locked(out):
-            return _run(config, out, Path(warm_ups) if warm_ups else out, on_epoch)
+            return _run(config, out, Path(warm_ups) if warm_ups else out, on_epoch, data)
     finally:
         torch.set_num_threads(threads)
 
 
-def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch) -> dict[str, Any]:
+def _run(
+    config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch, load: Callable[[], RunData] | None
+) -> dict[str, Any]:
     started = time.perf_counter()
-    data = RunData.load(config)
+    data = RunData.load(config) if load is None else load()
     task = data.task
     _check_same_data(out / DATA, data)
     model, first = warm_up(config, data, warm_ups, on_epoch)
@@ -100,7 +105,7 @@ def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch) -> d
         "quality": quality,
         "embedding_bytes": sum(sizes.values()),
         "full_embedding_bytes": sum(
-            4 * info.num_embeddings * (info.dim or config.dim) for info in task.tables.values()
+            4 * info.num_embeddings * (info.full_dim or info.dim or config.dim) for info in task.tables.values()
         ),
         "embedding_bytes_by_table": sizes,
         "embedding_bytes_by_part": bytes_by_part(out, task.tables),

@@ -34,6 +34,8 @@ MODELS = {
     "gmf": ModelInfo("ranking", "mgqe.recsys.models.gmf", "generalised matrix factorisation (He et al. 2017)"),
     "neumf": ModelInfo("ranking", "mgqe.recsys.models.neumf", "neural matrix factorisation (He et al. 2017)"),
     "sasrec": ModelInfo("sequential", "mgqe.recsys.models.sasrec", "causal self-attention (Kang and McAuley 2018)"),
+    "wide_deep": ModelInfo("ctr", "mgqe.recsys.models.wide_deep", "a linear part and a network (Cheng et al. 2016)"),
+    "deepfm": ModelInfo("ctr", "mgqe.recsys.models.deepfm", "factorisation machine and network (Guo et al. 2017)"),
 }
 
 

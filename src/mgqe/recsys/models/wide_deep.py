@@ -1,0 +1,95 @@
+"""Wide & Deep: a linear part and a network over the vectors of all fields."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mgqe.ops import unique
+
+if TYPE_CHECKING:
+    from mgqe.recsys.config import TrainConfig
+
+HIDDEN = (128, 64)  # units of the network's layers
+PREFIX = "fields."  # of a table's path
+
+
+def field_order(names: Iterable[str]) -> tuple[str, ...]:
+    """The fields but the item in the order of the columns that models take: the user, then the others by name."""
+    return ("user", *sorted(set(names) - {"user", "item"}))
+
+
+class WideDeep(nn.Module):
+    """Wide & Deep (Cheng et al., "Wide & Deep Learning for Recommender Systems", 2016), without the sigmoid:
+
+        x = [e_1; ...; e_f],  z_1 = relu(W_1 x + b_1),  z_k = relu(W_k z_(k-1) + b_k)
+        logit = <w, x> + b + <v, z_L>
+
+    e_k: the vector of field k's id; fields may have different numbers of dimensions. The wide part has no weight of
+    its own for an id, which would be a table that no codes compress (1/d of the full tables' bytes): an id's weight
+    is <w_k, e_k>, a linear function of its vector. Crosses of fields, which the paper picks by hand, are left out.
+
+    W_1 x is computed in two parts, for all fields but the item once a positive, for the item once a distinct one.
+
+    tables: field -> module that maps int64 ids (...) to (..., d_field), "user" and "item" among them. hidden: units
+    of the layers. dropout: share of each layer's units set to zero while training.
+    """
+
+    def __init__(self, tables: Mapping[str, nn.Module], hidden: Sequence[int] = HIDDEN, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.context = field_order(tables)
+        self.fields = nn.ModuleDict({name: tables[name] for name in (*self.context, "item")})
+        self.dims = {name: _dim(table) for name, table in self.fields.items()}
+        item = self.dims["item"]
+        others = sum(self.dims.values()) - item
+        self.wide_context, self.wide_item = nn.Linear(others, 1), nn.Linear(item, 1, bias=False)
+        self.context_layer, self.item_layer = nn.Linear(others, hidden[0]), nn.Linear(item, hidden[0], bias=False)
+        self.layers = nn.ModuleList(nn.Linear(wide, narrow) for wide, narrow in itertools.pairwise(hidden))
+        self.last = nn.Linear(hidden[-1], 1, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        # The two halves of one layer, whose inputs decide the scale of its start together.
+        bound = (others + item) ** -0.5
+        for layer in (self.wide_context, self.wide_item, self.context_layer, self.item_layer):
+            nn.init.uniform_(layer.weight, -bound, bound)
+
+    def forward(self, context: Tensor, items: Tensor) -> Tensor:
+        """Logits (b, c) of `items` (b, c) for `context` (b, f - 1), ids of the fields in `field_order`, int64."""
+        return self.wide_and_deep(*self.look_up(context, items))
+
+    def look_up(self, context: Tensor, items: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Vectors (b, d_field) of each field of the context; (v, d_item) of the v distinct items; int64 (b, c), the
+        places of `items` among these."""
+        vectors = [self.fields[name](column) for name, column in zip(self.context, context.unbind(1), strict=True)]
+        table: Any = self.fields["item"]
+        distinct, places, _ = unique(items.reshape(-1), table.num_embeddings)
+        return vectors, table(distinct), places.view_as(items)
+
+    def wide_and_deep(self, vectors: list[Tensor], item: Tensor, places: Tensor) -> Tensor:
+        """<w, x> + b + <v, z_L> from what `look_up` gives: (b, c)."""
+        joined = torch.cat(vectors, dim=1)
+        z = F.embedding(places, self.item_layer(item)).add_(self.context_layer(joined)[:, None])
+        z = self.dropout(z.relu_())
+        for layer in self.layers:
+            z = self.dropout(layer(z).relu_())
+        wide = self.wide_context(joined) + F.embedding(places, self.wide_item(item)).squeeze(2)
+        logits: Tensor = wide + self.last(z).squeeze(2)
+        return logits
+
+
+def _dim(table: Any) -> int:
+    return int(table.embedding_dim)
+
+
+def fields_of(tables: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Path `fields.NAME` -> table, as field -> table."""
+    return {path.removeprefix(PREFIX): table for path, table in tables.items()}
+
+
+def build(config: TrainConfig, tables: Mapping[str, nn.Module]) -> WideDeep:
+    """From the tables "fields.user", "fields.item" and those of the context."""
+    return WideDeep(fields_of(tables), dropout=config.dropout)
