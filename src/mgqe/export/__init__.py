@@ -2,6 +2,7 @@
 
 from mgqe.export.onnx_file import export_onnx
 from mgqe.export.portable import portable
-from mgqe.export.portable_embedding import PortableEmbedding, PortableEmbeddingBag
+from mgqe.export.portable_bag import PortableEmbeddingBag
+from mgqe.export.portable_embedding import PortableEmbedding
 
 __all__ = ["PortableEmbedding", "PortableEmbeddingBag", "export_onnx", "portable"]

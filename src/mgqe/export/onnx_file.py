@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,9 @@ def export_onnx(
         Bytes written.
 
     Raises:
-        ImportError: without the extra, ``pip install 'mgqe[onnx]'``.
-        ValueError, TypeError: what :func:`mgqe.portable` raises; an older opset; an example batch of fewer than 2.
+        ImportError: without the extra, ``pip install 'mgqe[onnx]'``, or with a torch older than 2.6.
+        ValueError, TypeError: what :func:`mgqe.portable` raises; an older opset; an example batch of fewer than 2; a
+            model that torch.export cannot trace; an operator that ONNX does not have, which is named.
     """
     _need("onnx", "onnxscript")
     if opset_version < OPSET:
@@ -60,22 +62,14 @@ def export_onnx(
     if dynamic_shapes is None:
         dynamic_shapes = _first_axes(given, dict(kwargs or {}))
     with torch.no_grad():
-        program = torch.export.export(ready, given, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False)
-        made = torch.onnx.export(
-            program,
-            input_names=input_names,
-            output_names=output_names,
-            opset_version=opset_version,
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-        )
-    if made is None:  # of the older exporter alone
-        raise RuntimeError("torch.onnx.export gave no program: mgqe needs its exporter of torch 2.6 or newer")
+        program = _traced(ready, given, dict(kwargs or {}), dynamic_shapes)
+        made = _converted(program, input_names=input_names, output_names=output_names, opset_version=opset_version)
     return _save(made, Path(path))
 
 
 def _need(*names: str) -> None:
+    if not hasattr(torch.export.Dim, "DYNAMIC"):
+        raise ImportError(f"exporting to ONNX needs torch 2.6 or newer, got {torch.__version__}: upgrade torch")
     for name in names:
         try:
             importlib.import_module(name)
@@ -104,6 +98,36 @@ def _first_axes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
     positional = tuple(free(value, f"args[{i}]") for i, value in enumerate(args))
     return (*positional, *(free(value, f"kwargs[{key!r}]") for key, value in kwargs.items()))
+
+
+def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Any:
+    try:
+        return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+    except Exception as error:  # of many types, none of them public
+        raise ValueError(
+            f"torch.export cannot trace {type(model).__name__} with these example inputs: {_first_line(error)}. A "
+            "forward pass must not turn values of tensors into Python numbers or branch on them, and what "
+            "dynamic_shapes= leaves free must be free: try torch.export.export(mgqe.portable(model), args), or export "
+            "a module of the part that scores"
+        ) from error
+
+
+def _converted(program: Any, **options: Any) -> Any:
+    try:
+        made = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, **options)
+    except Exception as error:
+        missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error))
+        if missing:
+            told = f"ONNX has nothing for the operator {missing[1]}: write that step with standard torch operators"
+        else:
+            told = f"torch.onnx.export failed: {_first_line(error)}: try another opset_version="
+        raise ValueError(f"{told}. torch.export.export(mgqe.portable(model), args) works without ONNX") from error
+    return made
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else ''}"
 
 
 def _save(made: Any, path: Path) -> int:

@@ -8,7 +8,8 @@ from itertools import chain
 from torch import nn
 
 from mgqe.convert.compact import CompactEmbedding, CompactEmbeddingBag
-from mgqe.export.portable_embedding import PortableEmbedding, PortableEmbeddingBag
+from mgqe.export.portable_bag import PortableEmbeddingBag
+from mgqe.export.portable_embedding import PortableEmbedding
 from mgqe.quantized import QuantizedEmbedding
 from mgqe.table import CompactTable
 
