@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,15 +104,19 @@ def tables_of(model: nn.Module) -> list[CompactTable]:
     return list(found.values())
 
 
-def run_onnx(path, *inputs: Tensor) -> Tensor:
-    """The first output of a file's model in ONNX Runtime."""
+def open_onnx(path: Path) -> Callable[..., Tensor]:
+    """A file in ONNX Runtime: inputs -> the first output."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what tests provoke is not for the screen
     session = onnxruntime.InferenceSession(str(path), options)
     names = [given.name for given in session.get_inputs()]
-    return torch.from_numpy(session.run(None, dict(zip(names, (i.numpy() for i in inputs), strict=True)))[0])
+
+    def run(*inputs: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, dict(zip(names, (i.numpy() for i in inputs), strict=True)))[0])
+
+    return run
 
 
 def one_tier() -> CompactTable:
