@@ -89,10 +89,8 @@ def test_a_fallback_stands_for_unknown_ids(tmp_path):
 
 @needs_onnx
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_vectors_of_other_types(dtype, tmp_path):
-    module = CompactEmbedding(one_tier(), dtype=dtype)
-    model = nn.Sequential(module).float() if dtype == torch.bfloat16 else module  # numpy has no bfloat16
+def test_half_vectors_and_int32_ids(tmp_path):
+    model = CompactEmbedding(one_tier(), dtype=torch.float16)
     mgqe.export_onnx(model, torch.tensor([0, 1], dtype=torch.int32), tmp_path / "table.onnx")
     ids = torch.arange(600, dtype=torch.int32)
     assert torch.equal(open_onnx(tmp_path / "table.onnx")(ids), model(ids))
