@@ -64,7 +64,7 @@ def main() -> None:
     made.set_defaults(threads=[1])
     made.add_argument("--rows", type=int, default=1_000_000, help="size of the table")
     made.add_argument("--dim", type=int, default=64, help="dimensions a row")
-    made.add_argument("--sizes", type=int, nargs="+", default=[1, 64, 4096], help="ids a call")
+    made.add_argument("--sizes", type=int, nargs="+", default=[1, 64, 1024], help="ids a call")
     options = made.parse_args()
     torch.set_grad_enabled(False)
     generator = torch.Generator().manual_seed(options.seed)
