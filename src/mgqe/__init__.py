@@ -16,7 +16,9 @@ from mgqe.convert import (
 from mgqe.counting import count_ids, merge_counts
 from mgqe.embedding import DPQEmbedding, MGQEmbedding
 from mgqe.export import export_onnx, portable
+from mgqe.freezing import freeze_to
 from mgqe.modules import quantization_loss, start_quantizing
+from mgqe.rowwise import RowwiseAdagrad
 from mgqe.segments import append
 from mgqe.stats import CodebookStats
 from mgqe.table import CompactTable
@@ -36,6 +38,7 @@ __all__ = [
     "DPQEmbeddingBag",
     "MGQEmbedding",
     "MGQEmbeddingBag",
+    "RowwiseAdagrad",
     "Tiers",
     "append",
     "compress_",
@@ -43,6 +46,7 @@ __all__ = [
     "export_onnx",
     "extend_optimizer",
     "freeze_",
+    "freeze_to",
     "load",
     "load_model",
     "merge_counts",

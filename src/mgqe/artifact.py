@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
+from torch import Tensor
+
 from mgqe.container import ArtifactError, config_text, decode_metadata, encode, guarded, identity, read, written
-from mgqe.frozen import FrozenTable
+from mgqe.frozen import Config, FrozenTable
 from mgqe.growth import Origin
 from mgqe.segments import all_segment_files, fingerprint, read_extents, refuse_to_lose
 from mgqe.table import CompactTable
@@ -50,15 +53,59 @@ def save(table: FrozenTable, path: str | os.PathLike[str]) -> int:
     """
     if not isinstance(table, FrozenTable):
         raise TypeError(f"expected a frozen table, got {type(table).__name__}: save what its freeze() returns")
-    target = Path(os.path.realpath(path))  # rename would replace a link, not what it points to
     tensors, config = table.tensor_pieces()
+    compact = table if isinstance(table, CompactTable) else None
+    nbytes, metadata = _write(path, tensors, table.kind, config, None, compact)
+    if compact is not None:
+        own = fingerprint({"config": config_text(config), **metadata}, compact)
+        compact._origin = Origin(os.path.realpath(path), own, config["num_embeddings"])
+    return nbytes
+
+
+def save_pieces(
+    shapes: Mapping[str, Tensor],
+    kind: str,
+    config: Config,
+    pieces: Callable[[str], Iterable[Tensor]],
+    path: str | os.PathLike[str],
+) -> int:
+    """:func:`save` of a table that exists in pieces alone, each asked for when it is its turn to be written.
+
+    Args:
+        shapes: every tensor on the meta device.
+        kind, config: of the table.
+        pieces: a tensor's name -> its pieces along the first axis, which must fill the shape.
+        path: as for :func:`save`; ids appended to a file that is there are gone with it.
+    """
+
+    def checked(name: str) -> Iterator[Tensor]:
+        rows = 0
+        for piece in pieces(name):
+            rows += piece.shape[0]
+            yield piece
+        if rows != shapes[name].shape[0]:
+            raise ValueError(f"tensor {name!r} was to have {shapes[name].shape[0]} rows, and its pieces have {rows}")
+
+    return _write(path, {name: [shape] for name, shape in shapes.items()}, kind, config, checked, None)[0]
+
+
+def _write(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Sequence[Tensor]],
+    kind: str,
+    config: Config,
+    made: Callable[[str], Iterable[Tensor]] | None,
+    table: CompactTable | None,
+) -> tuple[int, dict[str, str]]:
+    """Put a file at the path, whole or not at all; its bytes and what was added to its metadata."""
+    target = Path(os.path.realpath(path))  # rename would replace a link, not what it points to
     with guarded(target, exclusive=True):
-        if isinstance(table, CompactTable):
+        if table is not None:
             refuse_to_lose(table, target, path)
         stale = all_segment_files(target)
         # A name of its own, where there are appended files: they cannot be taken for the new file's at any moment.
         metadata = {"generation": secrets.token_hex(8)} if stale else {}
-        nbytes, content = encode(tensors, table.kind, config, **metadata)
+        nbytes, content = encode(tensors, kind, config, made, **metadata)
         try:
             with written(target, content) as temporary:
                 os.replace(temporary, target)
@@ -69,13 +116,10 @@ def save(table: FrozenTable, path: str | os.PathLike[str]) -> int:
                 "Check that the folder exists, may be written to and has the space",
                 str(path),
             ) from error
-    if isinstance(table, CompactTable):
-        own = fingerprint({"config": config_text(config), **metadata}, table)
-        table._origin = Origin(os.fspath(target), own, config["num_embeddings"])
     for segment in stale:
         with suppress(OSError):  # left behind it means nothing to anybody
             segment.unlink()
-    return nbytes
+    return nbytes, metadata
 
 
 def load(path: str | os.PathLike[str], *, mmap: bool = True) -> FrozenTable:

@@ -29,6 +29,7 @@ class Batch:
         scale_grad_by_freq: divide a row's gradient by its count, as nn.Embedding does.
         sparse: make the gradients of rows and codebooks sparse.
         zero_padding: give zeros for padding; else its vector, which trains nothing either way.
+        dtype: of the vectors; None for the weight's.
     """
 
     ids: Tensor
@@ -39,6 +40,7 @@ class Batch:
     scale_grad_by_freq: bool
     sparse: bool
     zero_padding: bool = True
+    dtype: torch.dtype | None = None
 
     def weights(self, dim: int) -> Tensor:
         """(u,) float32: shares of the ids in a mean over ids and dimensions, none for padding."""
@@ -117,7 +119,7 @@ class QuantizeRows(torch.autograd.Function):
         ctx.batch, ctx.blocks, ctx.commitment = batch, blocks, commitment
         ctx.shapes = [(tuple(book.shape), parameter.dtype) for book, parameter in zip(books, parameters, strict=True)]
         ctx.set_materialize_grads(False)
-        vectors = vectors.to(weight.dtype)
+        vectors = vectors.to(weight.dtype if batch.dtype is None else batch.dtype)
         return vectors.index_select(0, batch.places) if batch.repeat else vectors, losses.sum().mul_(1 + commitment)
 
     @staticmethod

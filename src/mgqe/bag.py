@@ -79,8 +79,8 @@ class MGQEmbeddingBag(MGQEmbedding):
         if ids.dim() not in (1, 2):
             raise ValueError(f"ids must have 1 or 2 dimensions, got shape {tuple(ids.shape)}")
         padding: int | None = self.padding_idx
-        if self.quantizing:
-            vectors, places = self._quantized(ids.reshape(-1), repeat=False)
+        if self.quantizing or self.store is not None or self.raw_weight.dtype != self.vector_dtype:
+            vectors, places = self._vectors(ids.reshape(-1), repeat=False)
             if places is None:
                 places = torch.arange(vectors.shape[0], device=ids.device)
             if padding is not None:

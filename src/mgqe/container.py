@@ -9,7 +9,7 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -49,13 +49,19 @@ def config_text(config: Config) -> str:
 
 
 def encode(
-    tensors: Mapping[str, Sequence[Tensor]], kind: str, config: Config, **metadata: str
+    tensors: Mapping[str, Sequence[Tensor]],
+    kind: str,
+    config: Config,
+    made: Callable[[str], Iterable[Tensor]] | None = None,
+    **metadata: str,
 ) -> tuple[int, Iterator[bytes | memoryview]]:
     """A file's bytes: how many, and the bytes themselves in chunks.
 
     Args:
         tensors: each as the pieces that make it when joined along the first axis.
         kind, config: what the file says about itself; ``metadata`` is added to that.
+        made: where ``tensors`` are shapes alone (on the meta device): a tensor's pieces by its name, asked for once and
+            in the order in which the file has them.
 
     Written here and not by the safetensors package, so that equal tables are equal bytes under every version.
     """
@@ -76,7 +82,8 @@ def encode(
     head = json.dumps(header, separators=(",", ":")).encode("ascii")
     head += b" " * (-(8 + len(head)) % DATA_ALIGNMENT)
     head = len(head).to_bytes(8, "little") + head
-    elements = (tensor_bytes(piece) for name in names for piece in tensors[name])
+    pieces_of = made or tensors.__getitem__
+    elements = (tensor_bytes(piece) for name in names for piece in pieces_of(name))
     return len(head) + offset, chain([head], chain.from_iterable(elements))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from mgqe.capacity import resolve_capacity
 from mgqe.ids import as_int64, check_sizes
 from mgqe.quantized import QuantizedEmbedding
+from mgqe.storage import Rows
 from mgqe.tiers import Tiers
 
 DEFAULT_WARMUP_STEPS = 1_000
@@ -52,6 +53,9 @@ class MGQEmbedding(QuantizedEmbedding):
         warmup_steps: training passes with unquantised rows before the codebooks start; a training pass is a
             forward pass in training mode. ``mgqe.start_quantizing(model)`` ends it early.
         commitment: beta, weight of ||q - sg(c)||^2 in the loss.
+        rows: how rows are kept while they train: "float32" (or ``dtype``), "bfloat16", "cached" (codes of all ids, full
+            rows of those that train now), "sketch", or a configuration of :mod:`mgqe.storage`. docs/large_tables.md
+            says what each costs. Use ``sparse=True`` and :class:`mgqe.RowwiseAdagrad` with large ones.
 
     Shape:
         ids of any shape (...) and integer dtype -> (..., d), in the weight's dtype.
@@ -87,6 +91,7 @@ class MGQEmbedding(QuantizedEmbedding):
         centroid_dtype: str = "float32",
         warmup_steps: int = DEFAULT_WARMUP_STEPS,
         commitment: float = DEFAULT_COMMITMENT,
+        rows: Rows = "float32",
     ) -> None:
         check_sizes(num_embeddings, embedding_dim, padding_idx)
         partition = resolve_tiers(num_embeddings, counts, tiers, fractions)
@@ -116,14 +121,15 @@ class MGQEmbedding(QuantizedEmbedding):
             centroid_dtype=centroid_dtype,
             warmup_steps=warmup_steps,
             commitment=commitment,
+            rows=rows,
         )
 
     def forward(self, input: Tensor) -> Tensor:
         """Vectors of ids: integers (...) -> (..., d)."""
         self._begin_pass()
-        if self.quantizing:
+        if self.quantizing or self.store is not None:
             ids = as_int64(input)
-            vectors, _ = self._quantized(ids.reshape(-1), repeat=True)
+            vectors, _ = self._vectors(ids.reshape(-1), repeat=True)
             return self._joined(vectors.view(*ids.shape, self.embedding_dim))
         ids = self._rows(input)
         rows = F.embedding(
@@ -135,7 +141,7 @@ class MGQEmbedding(QuantizedEmbedding):
             self.scale_grad_by_freq,
             self.sparse,
         )
-        return self._joined(self._zeroed(ids, rows))
+        return self._joined(self._zeroed(ids, rows.to(self.vector_dtype)))
 
     @classmethod
     def from_pretrained(cls, embeddings: Tensor, freeze: bool = False, **arguments: Any) -> Self:
@@ -181,6 +187,7 @@ class DPQEmbedding(MGQEmbedding):
         centroid_dtype: str = "float32",
         warmup_steps: int = DEFAULT_WARMUP_STEPS,
         commitment: float = DEFAULT_COMMITMENT,
+        rows: Rows = "float32",
     ) -> None:
         super().__init__(
             num_embeddings,
@@ -202,6 +209,7 @@ class DPQEmbedding(MGQEmbedding):
             centroid_dtype=centroid_dtype,
             warmup_steps=warmup_steps,
             commitment=commitment,
+            rows=rows,
         )
 
 

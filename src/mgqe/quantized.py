@@ -20,11 +20,15 @@ from mgqe.capacity import Capacity
 from mgqe.codebook import KMEANS, KMeans, draw_places, revive_interval, revive_size, sample_size
 from mgqe.distributed import Touch, agree, common_generator, data_parallel, recomputing
 from mgqe.ids import check_sizes
-from mgqe.parts import make_quantizer, make_weight, other_tiers
+from mgqe.parts import make_quantizer, other_tiers
 from mgqe.precision import in_full_precision
 from mgqe.quantizers import Groups
 from mgqe.rows import SWEEP_ROWS, RawRows
 from mgqe.stats import CodebookStats
+from mgqe.storage import Rows, resolve_rows
+from mgqe.storage.build import make_rows, make_store
+from mgqe.storage.cache import CacheStore
+from mgqe.storage.fixed import FixedStore
 from mgqe.table import CompactTable
 from mgqe.tiers import Tiers
 from mgqe.vq import VQQuantizer
@@ -60,6 +64,7 @@ class QuantizedEmbedding(RawRows):
         warmup_steps: int,
         centroid_dtype: str,
         commitment: float,
+        rows: Rows,
     ) -> None:
         super().__init__()
         if isinstance(warmup_steps, bool) or not isinstance(warmup_steps, int) or warmup_steps < 0:
@@ -75,9 +80,14 @@ class QuantizedEmbedding(RawRows):
         self.centroid_dtype = centroid_dtype
         self.capacity = capacity
         self._tiers = tiers
-        weight = make_weight(num_embeddings, embedding_dim, self.padding_idx, _weight, device, dtype)
+        rows = self.row_storage = resolve_rows(rows)
+        weight, vector_dtype = make_rows(rows, tiers, capacity, self.padding_idx, _weight, device, dtype)
         self.register_parameter("weight", nn.Parameter(weight, requires_grad=not _freeze))
-        self.quantizer = make_quantizer(quantizer, capacity, weight, centroid_dtype, commitment, sparse)
+        like = weight.new_empty(0, dtype=vector_dtype)
+        self.quantizer = make_quantizer(quantizer, capacity, like, centroid_dtype, commitment, sparse)
+        self.store = make_store(rows, tiers, capacity, self.quantizer, weight)
+        if self.store is not None and max_norm is not None:
+            raise ValueError(f'max_norm goes with rows="float32" or "bfloat16" alone, got {max_norm}')
         at = weight.device
         # Checkpoints keep the tiers, so that codes are never read under others than they were trained with.
         self.register_buffer("tier_sizes", torch.tensor(tiers.sizes, dtype=torch.int64, device=at))
@@ -95,6 +105,8 @@ class QuantizedEmbedding(RawRows):
         self._seen = -1  # parameters as the last training pass saw them
         reach = zip(tiers.sizes, capacity.num_centroids, strict=True)
         self._revive_every = revive_interval(max(min(size, revive_size(k)) for size, k in reach))
+        if isinstance(self.store, FixedStore):
+            self._set_progress(0, True)
 
     # ---- state -------------------------------------------------------------------------------------------
 
@@ -104,6 +116,13 @@ class QuantizedEmbedding(RawRows):
         return self._tiers
 
     @property
+    def vector_dtype(self) -> torch.dtype:
+        """Of what look-ups give: the rows', or the codebooks' where rows are kept in fewer bits."""
+        if self.row_storage != "bfloat16":
+            return self.raw_weight.dtype
+        return next(self.quantizer.parameters()).dtype
+
+    @property
     def weight(self) -> Tensor:
         """The table (N, d) that look-ups read, whole: ``layer(ids)`` is ``layer.weight[ids]``, with its gradients.
 
@@ -111,11 +130,11 @@ class QuantizedEmbedding(RawRows):
         the decoded rows: a gradient goes straight through to the rows, and in training mode (with gradients on) every
         row has its part in ``quantization_loss``, as after a forward pass of all ids. Decodes N rows each time.
         """
-        if not self.quantizing:
-            return self._joined(self.raw_weight)
+        if not self.quantizing and self.store is None:
+            return self._joined(self.raw_weight.to(self.vector_dtype))
         self._begin_pass()
         ids = torch.arange(self.num_embeddings, device=self.raw_weight.device)
-        return self._joined(self._quantized(ids, repeat=True)[0])
+        return self._joined(self._vectors(ids, repeat=True)[0])
 
     @property
     def quantizing(self) -> bool:
@@ -194,11 +213,37 @@ class QuantizedEmbedding(RawRows):
         """
         if not self.quantizing:
             self._check_rows()
-            limits = [sample_size(k, self.embedding_dim) for k in self.capacity.num_centroids]
-            generator = common_generator(self.raw_weight, self._passes())
-            self.quantizer.start(self._tier_rows(limits, generator), generator, kmeans)
-            agree(self.quantizer)
+            if not (isinstance(self.store, CacheStore) and self.store.ready):
+                self._start_codebooks(kmeans)
             self._set_progress(self._passes(), True)
+
+    def _start_codebooks(self, kmeans: KMeans = KMEANS) -> None:
+        limits = [sample_size(k, self.embedding_dim) for k in self.capacity.num_centroids]
+        generator = common_generator(self.raw_weight, self._passes())
+        self.quantizer.start(self._tier_rows(limits, generator), generator, kmeans)
+        agree(self.quantizer)
+        if isinstance(self.store, CacheStore):
+            self.store.start()
+
+    @torch.no_grad()
+    def _tend_store(self) -> None:
+        """What a store does between two steps of the optimiser."""
+        store = self.store
+        if store is None:
+            return
+        if data_parallel() is not None:
+            raise RuntimeError(
+                f"rows={type(store).__name__} does not go with DistributedDataParallel: each process would give the "
+                'cache to ids of its own. Use rows="float32" or "bfloat16"'
+            )
+        store.after_step(self.raw_weight, self._passes())
+        if isinstance(store, CacheStore) and store.nearly_full():
+            self._check_rows()
+            if not store.ready:
+                self._start_codebooks()
+            elif not self.quantizing:
+                store.follow(self.raw_weight, common_generator(self.raw_weight, self._passes()))
+            store.empty(self.raw_weight)
 
     @in_full_precision
     @torch.no_grad()
@@ -213,7 +258,10 @@ class QuantizedEmbedding(RawRows):
         rows = []
         for g, limit in enumerate(limits):
             with torch.device("cpu"):
-                chosen = self._draw_members(g, limit, generator)
+                if isinstance(self.store, CacheStore):
+                    chosen = self.store.residents(g, limit, generator).cpu()
+                else:
+                    chosen = self._draw_members(g, limit, generator)
             if self._zero_row is not None:
                 chosen = chosen[chosen != self._zero_row]
             rows.append(self._read_rows(chosen.to(self.raw_weight.device)).float())
@@ -259,6 +307,8 @@ class QuantizedEmbedding(RawRows):
             self._warn_of_reentrance()
             return
         version = self._parameter_version()
+        if version != self._seen:
+            self._tend_store()
         if version != self._seen and self.max_norm is None:  # max_norm itself changes rows in a forward pass
             self._aux.clear()
         self._forget_losses()
@@ -270,7 +320,7 @@ class QuantizedEmbedding(RawRows):
                 self.start_quantizing()
                 version = self._parameter_version()
         else:
-            self._revival_due = self._revival_due or steps % self._revive_every == 0
+            self._revival_due = self._revivable and (self._revival_due or steps % self._revive_every == 0)
             if self._revival_due and version != self._seen:
                 self._revive()
                 self._revival_due = False
@@ -298,6 +348,29 @@ class QuantizedEmbedding(RawRows):
             return vectors
         return Touch.apply(vectors, *self.quantizer.parameters())  # type: ignore[no-any-return, no-untyped-call]
 
+    @property
+    def _revivable(self) -> bool:
+        """Not where centroids that no row at hand chooses may be those of ids that have nothing but codes."""
+        return not isinstance(self.store, (CacheStore, FixedStore))
+
+    def _vectors(self, flat: Tensor, repeat: bool) -> tuple[Tensor, Tensor | None]:
+        """As ``_quantized``, also in the warm-up of a layer that has a store."""
+        if self.quantizing and not isinstance(self.store, FixedStore):
+            return self._quantized(flat, repeat)
+        return self._stored(flat, repeat)  # type: ignore[no-any-return]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _stored(self, flat: Tensor, repeat: bool) -> tuple[Tensor, Tensor | None]:
+        ids, places, _ = ops.unique(flat, self.num_embeddings)
+        trains = self.training and torch.is_grad_enabled()
+        rows = self._train_rows(ids) if trains else self._read_rows(ids).to(self.vector_dtype)
+        padding = self._is_padding(ids)
+        if padding is not None:
+            rows = self._zeroed(ids, torch.where(padding.unsqueeze(-1), rows.detach(), rows))
+        if not repeat:
+            return rows, places
+        return F.embedding(places, rows, scale_grad_by_freq=self.scale_grad_by_freq), None
+
     @in_full_precision
     def _quantized(self, flat: Tensor, repeat: bool) -> tuple[Tensor, Tensor | None]:
         """Quantised vectors of flat ids (n,): (n, d) and None; or those of distinct ids (u, d) and all places (n,)."""
@@ -309,10 +382,14 @@ class QuantizedEmbedding(RawRows):
             if trains and isinstance(quantizer, VQQuantizer) and quantizer.reads:
                 scale = repeat and self.scale_grad_by_freq
                 padding = self._is_padding(ids)
-                batch = Batch(ids, counts, places, padding, repeat, scale, self.sparse, self.zero_padding)
-                vectors, loss = quantizer.read(self.raw_weight, self._read_rows(ids), sizes, batch)
-                self._keep_loss(loss)
-                return vectors, None if repeat else places
+                index = ids if self.store is None else self.store.places(self.raw_weight, ids)
+                if index is not None:
+                    batch = Batch(
+                        index, counts, places, padding, repeat, scale, self.sparse, self.zero_padding, self.vector_dtype
+                    )
+                    vectors, loss = quantizer.read(self.raw_weight, self._read_rows(ids), sizes, batch)
+                    self._keep_loss(loss)
+                    return vectors, None if repeat else places
             vectors = self._quantized_rows(ids, sizes, counts)
         if places is None or not repeat:
             return vectors, places
@@ -327,8 +404,11 @@ class QuantizedEmbedding(RawRows):
 
     def _quantized_rows(self, ids: Tensor, groups: Groups, counts: Tensor) -> Tensor:
         """The quantiser's vectors (u, d) of ids (u,), zeros for padding; keeps its loss."""
-        rows = F.embedding(ids, self.raw_weight, self.padding_idx, self.max_norm, self.norm_type, sparse=self.sparse)
+        trains = self.store is None or (self.training and torch.is_grad_enabled())
+        rows = self._train_rows(ids) if trains else self._read_rows(ids).to(self.vector_dtype)
         padding = self._is_padding(ids)
+        if padding is not None and self.store is not None:
+            rows = torch.where(padding.unsqueeze(-1), rows.detach(), rows)
         weights = counts if padding is None else counts.masked_fill(padding, 0)
         vectors: Tensor
         vectors, loss = self.quantizer(rows, groups, weights)
@@ -362,9 +442,16 @@ class QuantizedEmbedding(RawRows):
         codes = []
         for g in range(self._tiers.num_tiers):
             ids = self._tiers.members(g).to(self.raw_weight.device)
-            parts = [self.quantizer.codes(self._read_rows(chunk), g).cpu() for chunk in torch.split(ids, SWEEP_ROWS)]
-            codes.append(torch.cat(parts))
+            codes.append(torch.cat([self.codes_of(chunk, g).cpu() for chunk in torch.split(ids, SWEEP_ROWS)]))
         return codes
+
+    @in_full_precision
+    @torch.no_grad()
+    def codes_of(self, ids: Tensor, tier: int) -> Tensor:
+        """Codes (n, D_g) int32 of ids (n,) that are all of one tier, never-seen ones included."""
+        if self.store is not None and (known := self.store.codes(ids, tier)) is not None:
+            return known
+        return self.quantizer.codes(self._read_rows(ids), tier)
 
     @torch.no_grad()
     def freeze(self) -> CompactTable:
@@ -378,18 +465,17 @@ class QuantizedEmbedding(RawRows):
         Raises:
             ValueError: a row or centroid is NaN or infinite.
         """
+        self.prepare_to_freeze()
+        from mgqe.freezing import frozen_table
+
+        return frozen_table(self)
+
+    @in_full_precision
+    @torch.no_grad()
+    def prepare_to_freeze(self) -> None:
+        """Check the rows, and start the codebooks if they have not been."""
         self._check_rows()
         self.start_quantizing()
-        with torch.device("cpu"):
-            return CompactTable.from_codes(
-                self._tiers,
-                self.sweep(),
-                [book.cpu() for book in self.quantizer.served()],
-                self.capacity.codebook_of,
-                self.capacity.num_centroids,
-                self._zero_row,
-                self.centroid_dtype,
-            )
 
     def codebook_stats(self) -> list[CodebookStats]:
         """Centroids in use and perplexity, a tier; one sweep over the vocabulary.

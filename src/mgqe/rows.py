@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgqe.ids import as_int64, check_ids
+from mgqe.storage.store import RowStore
 
 SWEEP_ROWS = 65_536  # rows worked on at a time in a sweep over the vocabulary
 
 
 class RawRows(nn.Module):
-    """Rows (N, d) held as the parameter ``weight``, so that checkpoints of full tables load by name.
+    """Rows held as the parameter ``weight``, (N, d) unless there is a store, so that checkpoints of full tables load.
 
     A subclass has a property of that name, which gives the vectors that look-ups give; the rows themselves are
     :attr:`raw_weight`.
@@ -20,6 +21,7 @@ class RawRows(nn.Module):
     Attributes:
         zero_padding: ``padding_idx`` looks up as zeros whatever its row holds. False: as its row, quantised like the
             others; it gets no gradient either way.
+        store: where rows come from that are not a parameter of N rows; None for those that are.
     """
 
     num_embeddings: int
@@ -27,15 +29,22 @@ class RawRows(nn.Module):
     padding_idx: int | None
     max_norm: float | None
     norm_type: float
+    sparse: bool
     zero_padding: bool = True
+    store: RowStore | None
 
     @property
     def raw_weight(self) -> nn.Parameter:
-        """The rows (N, d) that the optimiser moves; ``weight`` in state_dict() and named_parameters()."""
+        """The rows that the optimiser moves, (N, d) unless ``rows=`` says otherwise; ``weight`` in state_dict()."""
         rows = self._parameters["weight"]
         if rows is None:
             raise RuntimeError("this layer has no rows: its parameter `weight` was set to None")
         return rows
+
+    @property
+    def vector_dtype(self) -> torch.dtype:
+        """Of what look-ups give: the rows', unless these are kept in fewer bits."""
+        return self.raw_weight.dtype
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As nn.Module, which refuses names that are properties."""
@@ -46,13 +55,23 @@ class RawRows(nn.Module):
 
     def _read_rows(self, ids: Tensor) -> Tensor:
         """Rows as a forward pass reads them: ``max_norm`` renormalises them first, in place, as in nn.Embedding."""
+        if self.store is not None:
+            return self.store.read(self.raw_weight, ids)
         return F.embedding(ids, self.raw_weight.detach(), None, self.max_norm, self.norm_type)
+
+    def _train_rows(self, ids: Tensor) -> Tensor:
+        """The same of distinct ids, in the vectors' dtype, with the gradient to the parameter."""
+        if self.store is not None:
+            return self.store.train_rows(self.raw_weight, ids, self.sparse).to(self.vector_dtype)
+        padding, norm = self.padding_idx, self.max_norm
+        rows = F.embedding(ids, self.raw_weight, padding, norm, self.norm_type, sparse=self.sparse)
+        return rows.to(self.vector_dtype)
 
     def _check_rows(self) -> None:
         """Raises ValueError naming the first row that is not finite."""
-        for start in range(0, self.num_embeddings, SWEEP_ROWS):
+        for start in range(0, len(self.raw_weight), SWEEP_ROWS):
             finite = self.raw_weight.detach()[start : start + SWEEP_ROWS].isfinite().all(1)
-            zero = self._zero_row
+            zero = self._zero_row if self.store is None else None
             if zero is not None and start <= zero < start + SWEEP_ROWS:
                 finite[zero - start] = True  # looks up as zeros, whatever its row holds
             if not bool(finite.all()):

@@ -9,7 +9,7 @@ tiers (one bit, plus a 32-bit count every 256 bits), not in the 32 bits of a row
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -163,6 +163,21 @@ class Tiers:
         if self.tier_of is None:
             return torch.arange(self.starts[tier], self.starts[tier + 1], device="cpu")
         return torch.nonzero(self.tier_of == tier).reshape(-1)
+
+    def member_chunks(self, tier: int, size: int) -> Iterator[Tensor]:
+        """:meth:`members` in pieces of at most ``size`` ids, without all of them in memory at once."""
+        if not 0 <= tier < self.num_tiers:
+            raise IndexError(f"tier {tier} does not exist: there are {self.num_tiers}")
+        if self.tier_of is None:
+            first, end = self.starts[tier], self.starts[tier + 1]
+        else:
+            first, end = 0, self.num_embeddings
+        for start in range(first, end, size):
+            stop = min(start + size, end)
+            if self.tier_of is None:
+                yield torch.arange(start, stop, device="cpu")
+            else:
+                yield torch.nonzero(self.tier_of[start:stop] == tier).reshape(-1).add_(start)
 
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Each id's tier, uint8 (...), and its rank among the ascending ids of that tier, int64 (...)."""

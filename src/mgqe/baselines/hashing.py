@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from mgqe.artifact import register_kind
 from mgqe.baselines._shared import ComposedEmbedding, kept
 from mgqe.frozen import FLOATS, MAX_DIM, MAX_ROWS, Config, FrozenTable, Reader, require_finite
+from mgqe.hashes import bucket_of
 from mgqe.ids import check_ids
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 MAX_HASHES = 16
-GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 
 
 @register_kind
@@ -158,27 +158,3 @@ class HashEmbedding(ComposedEmbedding):
             f"{self.num_embeddings}, {self.embedding_dim}, num_buckets={self.num_buckets}, "
             f"num_hashes={self.num_hashes}{padding}"
         )
-
-
-def bucket_of(ids: Tensor, num_buckets: int, seed: int, which: int) -> Tensor:
-    """Hash number ``which`` of ids: int64 (...) -> int64 (...) in [0, num_buckets).
-
-    SplitMix64's mixing of ``id + (which + 1) * gamma + (seed << 32)``, its top 63 bits modulo num_buckets. All in
-    arithmetic modulo 2**64, which int64 does; only right shifts need care, to be logical.
-    """
-    start = _signed((which + 1) * GOLDEN_GAMMA + (seed << 32))
-    x = ids + start
-    x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
-    x = x ^ _shift_right(x, 31)
-    return _shift_right(x, 1) % num_buckets
-
-
-def _shift_right(x: Tensor, by: int) -> Tensor:
-    return (x >> by) & ((1 << (64 - by)) - 1)
-
-
-def _signed(value: int) -> int:
-    """The int64 of the same 64 bits."""
-    value &= 2**64 - 1
-    return value - 2**64 if value >= 2**63 else value

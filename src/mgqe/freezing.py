@@ -1,0 +1,90 @@
+"""From a layer to its frozen table, piece by piece: no more than the packed codes is ever held, or not even these."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mgqe.artifact import save_pieces
+from mgqe.convert.size import planned
+from mgqe.frozen import Config
+from mgqe.layout import map_tensors, store_centroids
+from mgqe.packing import bits_for, pack
+from mgqe.rows import SWEEP_ROWS
+from mgqe.table import CompactTable
+from mgqe.tiers import build_tier_map
+
+if TYPE_CHECKING:
+    from mgqe.quantized import QuantizedEmbedding
+
+Pieces = Callable[[str], Iterator[Tensor]]
+
+
+def frozen_pieces(layer: QuantizedEmbedding) -> tuple[dict[str, Tensor], Config, Pieces]:
+    """What a layer freezes to: every tensor's shape and type, the configuration, and the tensors in pieces.
+
+    The shapes come from the plan of the file alone; the pieces of a tensor, joined along the first axis, fill it.
+    """
+    tiers, capacity = layer.tiers, layer.capacity
+    shapes, config = planned(tiers, capacity, layer._zero_row, layer.centroid_dtype)
+    books = [store_centroids(book, layer.centroid_dtype) for book in layer.quantizer.served()]
+    small = map_tensors(None if tiers.tier_of is None else build_tier_map(tiers))
+    for c, (centroids, scales) in enumerate(books):
+        small[f"centroids.{c}"] = centroids
+        if f"scales.{c}" in shapes:
+            small[f"scales.{c}"] = scales
+
+    def pieces(name: str) -> Iterator[Tensor]:
+        if name in small:
+            yield small[name]
+            return
+        tier = int(name.removeprefix("codes."))
+        bits = bits_for(capacity.num_centroids[tier])
+        for ids in tiers.member_chunks(tier, SWEEP_ROWS):
+            yield pack(layer.codes_of(ids.to(layer.raw_weight.device), tier).cpu(), bits)
+
+    return shapes, config.to_json(), pieces
+
+
+def frozen_table(layer: QuantizedEmbedding) -> CompactTable:
+    """The table on the CPU, in memory."""
+    shapes, config, pieces = frozen_pieces(layer)
+    tensors = {}
+    for name, shape in shapes.items():
+        whole = torch.empty(shape.shape, dtype=shape.dtype, device="cpu")
+        start = 0
+        for piece in pieces(name):
+            whole[start : start + piece.shape[0]] = piece
+            start += piece.shape[0]
+        tensors[name] = whole
+    return CompactTable.from_tensors(tensors, config)
+
+
+def freeze_to(layer: QuantizedEmbedding, path: str | os.PathLike[str]) -> int:
+    """Freeze a layer straight into a file: what ``mgqe.save(layer.freeze(), path)`` writes, byte for byte.
+
+    Codes go to the disk as they are worked out, some thousands of rows at a time, so that a table of any size needs
+    no memory beside the layer's own. The file appears whole or not at all.
+
+    Returns:
+        the file's bytes.
+
+    Raises:
+        TypeError: not an MGQEmbedding, DPQEmbedding or a bag of these. ValueError: rows or centroids that are NaN.
+        OSError: the file cannot be written; what was at the path stays as it was.
+    """
+    from mgqe.quantized import QuantizedEmbedding
+
+    if not isinstance(layer, QuantizedEmbedding):
+        raise TypeError(
+            f"expected an MGQEmbedding, DPQEmbedding or a bag of these, got {type(layer).__name__}: "
+            "a frozen table is written by mgqe.save"
+        )
+    with torch.no_grad():
+        layer.prepare_to_freeze()
+        shapes, config, pieces = frozen_pieces(layer)
+        return save_pieces(shapes, CompactTable.kind, config, pieces, path)

@@ -1,0 +1,75 @@
+"""From a layer's ``rows`` argument to its parameter and its store."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mgqe.capacity import Capacity
+from mgqe.distributed import cpu_generator
+from mgqe.parts import make_weight
+from mgqe.storage.cache import CacheStore, sizes_of
+from mgqe.storage.config import CachedRows, CodeRows, Rows, SketchRows
+from mgqe.storage.fixed import FixedStore
+from mgqe.storage.sketch import SketchStore, buckets_of
+from mgqe.storage.store import RowStore
+from mgqe.tiers import Tiers
+from mgqe.vq import VQQuantizer
+
+
+def parameter_shape(rows: Rows, tiers: Tiers, capacity: Capacity) -> tuple[int, int]:
+    """The shape of the layer's ``raw_weight``."""
+    subspaces, dim = max(capacity.num_subspaces), capacity.embedding_dim
+    if isinstance(rows, CachedRows):
+        return sum(sizes_of(rows, tiers)), dim
+    if isinstance(rows, SketchRows):
+        return subspaces * buckets_of(rows, tiers.num_embeddings), dim // subspaces
+    return (0 if isinstance(rows, CodeRows) else tiers.num_embeddings), dim
+
+
+def make_rows(
+    rows: Rows,
+    tiers: Tiers,
+    capacity: Capacity,
+    padding_idx: int | None,
+    weight: Tensor | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, torch.dtype]:
+    """The tensor of the layer's parameter, and the dtype of its vectors.
+
+    Raises:
+        ValueError: given rows for a layer that does not hold rows.
+    """
+    if rows == "float32":
+        made = make_weight(tiers.num_embeddings, capacity.embedding_dim, padding_idx, weight, device, dtype)
+        return made, made.dtype
+    vectors = dtype if dtype is not None else torch.get_default_dtype()
+    if rows == "bfloat16":
+        made = make_weight(tiers.num_embeddings, capacity.embedding_dim, padding_idx, weight, device, torch.bfloat16)
+        return made, vectors
+    if weight is not None:
+        raise ValueError(
+            f'rows={type(rows).__name__} does not start from full rows: give rows="float32" or "bfloat16" with them, '
+            "or freeze them as they are"
+        )
+    shape = parameter_shape(rows, tiers, capacity)
+    return make_weight(*shape, None, None, device, vectors), vectors
+
+
+def make_store(rows: Rows, tiers: Tiers, capacity: Capacity, quantizer: nn.Module, weight: Tensor) -> RowStore | None:
+    """The store, None for rows that are a parameter of N rows.
+
+    Raises:
+        ValueError: a quantiser that does not go with it.
+    """
+    if isinstance(rows, str):
+        return None
+    if not isinstance(quantizer, VQQuantizer):
+        raise ValueError(f'rows={type(rows).__name__} goes with quantizer="vq" alone')
+    if isinstance(rows, CachedRows):
+        return CacheStore(rows, tiers, capacity, quantizer, weight.device)
+    if isinstance(rows, CodeRows):
+        return FixedStore(rows, tiers, capacity, quantizer, weight.device)
+    subspaces = max(capacity.num_subspaces)
+    return SketchStore(rows, tiers.num_embeddings, capacity.embedding_dim, subspaces, weight, cpu_generator())

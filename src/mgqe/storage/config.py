@@ -1,0 +1,95 @@
+"""What ``rows=`` of the layers may be: a name, or one of these with numbers of one's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Union
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class CachedRows:
+    """Codes for all ids; full rows for the most frequent ones, and for as many others as fit into a cache.
+
+    An id that trains gets a place in the cache, which starts from its decoded codes. When the cache is nearly full,
+    all of it is encoded and emptied. So codes are refined wherever training goes, and no raw table exists.
+
+    Attributes:
+        head_rows: ids that have a row of their own all the time, the most frequent ones. Default: those of the first
+            tier where there are several, else none.
+        cache_rows: places for the others, several times the distinct ids of a batch. Default: N / 16, at least 65,536.
+        codes: integers (N, D) to start from, such as :func:`mgqe.storage.interaction_codes` gives, or None: the row of
+            an id that has not trained is the centroid nearest to zero.
+    """
+
+    head_rows: int | None = None
+    cache_rows: int | None = None
+    codes: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("head_rows", "cache_rows"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise ValueError(f"{name} must be a whole number of 0 or more, got {value!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class CodeRows:
+    """Fixed codes, such as those of who took what; the centroids alone train (RecJPQ, WSDM'24).
+
+    Attributes:
+        codes: integers (N, D) in [0, K) of each id's tier.
+        init_std: standard deviation that the centroids start with.
+    """
+
+    codes: Tensor
+    init_std: float = 1.0
+
+
+@dataclass(frozen=True)
+class SketchRows:
+    """Rows from a hashed sketch that is clustered again at intervals (CCE, NeurIPS'23).
+
+    A row's piece j is centroid p_j(id), which all ids with that pointer share, plus an entry of a hashed table. Every
+    ``interval`` training passes all ids are assigned to new centroids of these sums, and the hashed table starts again
+    at zero with another hash.
+
+    Attributes:
+        buckets: entries of the hashed table, a subspace. Default N / 16, at least 256.
+        num_centroids: of the pointers, a subspace; 2 to 65,536.
+        interval: training passes between two clusterings; 0 for none.
+        clusterings: how many there are at most, so that training comes to rest.
+    """
+
+    buckets: int | None = None
+    num_centroids: int = 256
+    interval: int = 1000
+    clusterings: int = 6
+
+    def __post_init__(self) -> None:
+        for name, least in (("buckets", 1), ("num_centroids", 2), ("interval", 0), ("clusterings", 0)):
+            value = getattr(self, name)
+            if value is None and name == "buckets":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
+
+
+ROWS = ("float32", "bfloat16", "cached", "sketch")
+Rows = Union[str, CachedRows, CodeRows, SketchRows]  # noqa: UP007  Evaluated on import.
+
+
+def resolve_rows(rows: Rows) -> Rows:
+    """A name or a configuration -> "float32", "bfloat16", or a configuration; ValueError for anything else."""
+    if isinstance(rows, (CachedRows, CodeRows, SketchRows)):
+        return rows
+    if rows == "cached":
+        return CachedRows()
+    if rows == "sketch":
+        return SketchRows()
+    if rows in ROWS:
+        return rows
+    raise ValueError(
+        f"rows must be one of {ROWS}, or a CachedRows, CodeRows or SketchRows of mgqe.storage, got {rows!r}"
+    )

@@ -1,0 +1,58 @@
+"""FixedStore: codes that stay as they are; the centroids train (:class:`mgqe.storage.CodeRows`)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mgqe import ops
+from mgqe.capacity import Capacity
+from mgqe.storage.cache import checked_codes, code_dtype
+from mgqe.storage.config import CodeRows
+from mgqe.storage.store import RowStore
+from mgqe.tiers import Tiers
+from mgqe.vq import VQQuantizer
+
+
+class FixedStore(RowStore):
+    """Rows are their codes' centroids. Bytes a row of the vocabulary: D, or 2 D beyond 256 centroids.
+
+    Attributes:
+        codes_held: (N, D).
+    """
+
+    codes_held: Tensor
+
+    def __init__(
+        self, config: CodeRows, tiers: Tiers, capacity: Capacity, quantizer: VQQuantizer, device: torch.device
+    ) -> None:
+        super().__init__()
+        self._tiers, self._capacity = tiers, capacity
+        self._quantizer = (quantizer,)
+        shape = (tiers.num_embeddings, max(capacity.num_subspaces))
+        codes = checked_codes(config.codes, shape, capacity, tiers)
+        self.register_buffer("codes_held", codes.to(device, code_dtype(max(capacity.num_centroids))))
+        with torch.no_grad():
+            for book in quantizer.codebooks:
+                book.normal_(std=config.init_std)
+
+    def read(self, weight: Tensor, ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.train_rows(weight, ids, False)
+
+    def train_rows(self, weight: Tensor, ids: Tensor, sparse: bool) -> Tensor:
+        if self._capacity.num_tiers == 1:
+            return self._decoded(ids, 0)
+        tier = self._tiers.of(ids)
+        rows = torch.zeros(ids.shape[0], self._capacity.embedding_dim, dtype=torch.float32, device=ids.device)
+        for g in range(self._capacity.num_tiers):
+            chosen = (tier == g).nonzero().squeeze(1)
+            rows = rows.index_copy(0, chosen, self._decoded(ids[chosen], g))
+        return rows
+
+    def _decoded(self, ids: Tensor, tier: int) -> Tensor:
+        codes = self.codes_held[ids, : self._capacity.num_subspaces[tier]].to(torch.int32)
+        return ops.gather(codes, self._quantizer[0].values(self._capacity.codebook_of[tier]))
+
+    def codes(self, ids: Tensor, tier: int) -> Tensor | None:
+        return self.codes_held[ids, : self._capacity.num_subspaces[tier]].to(torch.int32)

@@ -1,0 +1,94 @@
+"""SketchStore: rows from shared centroids and a hashed table, clustered again at intervals (:class:`SketchRows`)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgqe import ops
+from mgqe.codebook import KMeans, kmeans
+from mgqe.distributed import cpu_generator
+from mgqe.hashes import bucket_of
+from mgqe.storage.cache import code_dtype
+from mgqe.storage.config import SketchRows
+from mgqe.storage.store import RowStore, chunks
+
+LEAST_BUCKETS = 256
+CHUNK = 1 << 17
+ITERATIONS = KMeans(iterations=10)
+
+
+class SketchStore(RowStore):
+    """Piece j of row i: centroids[j, pointers[i, j]] + the hashed table's entry (j, h_j(i)), which is the parameter.
+
+    Bytes a row of the vocabulary: D a pointer (2 D beyond 256 centroids), and its share of the hashed table.
+
+    Attributes:
+        pointers: (N, D).
+        centroids: parameter (D, K, s).
+        state: int64 (3,): clusterings so far, the hashes' salt, passes at the last clustering.
+    """
+
+    pointers: Tensor
+    state: Tensor
+
+    def __init__(
+        self,
+        config: SketchRows,
+        num_embeddings: int,
+        dim: int,
+        subspaces: int,
+        like: Tensor,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.buckets = buckets_of(config, num_embeddings)
+        self.num_centroids = min(config.num_centroids, num_embeddings) if num_embeddings > 1 else 2
+        drawn = torch.randint(self.num_centroids, (num_embeddings, subspaces), generator=generator, dtype=torch.int32)
+        self.register_buffer("pointers", drawn.to(like.device, code_dtype(self.num_centroids)))
+        self.centroids = nn.Parameter(like.new_zeros(subspaces, self.num_centroids, dim // subspaces))
+        self.register_buffer("state", torch.tensor([0, int(torch.randint(2**31, (), generator=generator)), 0]))
+
+    def read(self, weight: Tensor, ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.train_rows(weight, ids, False).float()
+
+    def train_rows(self, weight: Tensor, ids: Tensor, sparse: bool) -> Tensor:
+        shared = ops.gather(self.pointers[ids].to(torch.int32), self.centroids.float())
+        own = F.embedding(self._entries(ids), weight, sparse=sparse).flatten(1)
+        return shared.to(own.dtype) + own
+
+    def _entries(self, ids: Tensor) -> Tensor:
+        """Rows of the hashed table: (n, D), each subspace with a hash and a part of the table of its own."""
+        subspaces, salt = self.pointers.shape[1], int(self.state[1])
+        which = torch.arange(subspaces, device=ids.device)
+        return bucket_of(ids.unsqueeze(1), self.buckets, salt, which) + which * self.buckets
+
+    @torch.no_grad()
+    def after_step(self, weight: Tensor, passes: int) -> None:
+        done, _, last = self.state.tolist()
+        if self.config.interval and done < self.config.clusterings and passes - last >= self.config.interval:
+            self.cluster(weight, cpu_generator())
+            self.state[2] = passes
+
+    @torch.no_grad()
+    def cluster(self, weight: Tensor, generator: torch.Generator) -> None:
+        """Centroids of the rows as they are; pointers to them; the hashed table at zero, with another hash."""
+        total, subspaces = self.pointers.shape
+        width = self.centroids.shape[2]
+        sample = torch.randint(total, (min(total, 1 << 16),), generator=generator).to(weight.device)
+        held = torch.empty(subspaces, 0, width, device=weight.device)
+        book = kmeans([(self.read(weight, sample), subspaces)], held, self.num_centroids, generator, ITERATIONS)
+        for ids in chunks(total, CHUNK, weight.device):
+            self.pointers[ids] = ops.assign(self.read(weight, ids), book, None).to(self.pointers.dtype)
+        self.centroids.copy_(book)
+        weight.zero_()
+        self.state[0] += 1
+        self.state[1] = int(torch.randint(2**31, (), generator=generator))
+
+
+def buckets_of(config: SketchRows, num_embeddings: int) -> int:
+    """B."""
+    return max(LEAST_BUCKETS, num_embeddings // 16) if config.buckets is None else config.buckets

@@ -1,0 +1,43 @@
+"""RowStore: what a layer asks of rows that are not a parameter of N rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class RowStore(nn.Module):
+    """Rows of N ids behind a parameter that is smaller than N rows, the layer's ``raw_weight``.
+
+    The layer holds the parameter and gives it with each call. Ids are int64, in range, and flat.
+    """
+
+    def read(self, weight: Tensor, ids: Tensor) -> Tensor:
+        """Rows (n, d) float32 as they are now, without a gradient."""
+        raise NotImplementedError
+
+    def train_rows(self, weight: Tensor, ids: Tensor, sparse: bool) -> Tensor:
+        """Rows (n, d) of distinct ids, with a gradient to the parameter."""
+        raise NotImplementedError
+
+    def places(self, weight: Tensor, ids: Tensor) -> Tensor | None:
+        """Rows of the parameter (n,) that hold these ids' rows, given to them if need be; None if rows are composed."""
+        return None
+
+    def after_step(self, weight: Tensor, passes: int) -> None:
+        """Called before the first training pass after an optimiser's step, when no graph waits for its backward."""
+
+    def live(self, ids: Tensor) -> Tensor:
+        """Those of ids whose rows have been trained, as far as it knows: what codebooks start from."""
+        return ids
+
+    def codes(self, ids: Tensor, tier: int) -> Tensor | None:
+        """Codes (n, D_g) that stand already; None where they are to be worked out from rows."""
+        return None
+
+
+def chunks(total: int, size: int, device: torch.device) -> Sequence[Tensor]:
+    """0 .. total - 1 in pieces of at most ``size`` ids."""
+    return [torch.arange(start, min(start + size, total), device=device) for start in range(0, total, size)]
