@@ -69,6 +69,7 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": _version("numpy"),
         "faiss": _version("faiss-cpu"),
+        "onnxruntime": _version("onnxruntime"),
         "mgqe": _version("mgqe") or "source tree",
         "commit": _commit(),
         "native_isa": ops.native_isa(),

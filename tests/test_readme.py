@@ -69,6 +69,19 @@ def test_the_page_on_conversion_runs(tmp_path, monkeypatch, capsys):
         assert (ROOT / "docs" / target).is_file(), target
 
 
+def test_the_page_on_export_runs(tmp_path, monkeypatch):
+    """Its blocks continue each other."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "export.md").read_text()
+    names: dict[str, Any] = {}
+    onnx = all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime")))
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        if "onnx" not in block or onnx:
+            exec(compile(block, "docs/export.md", "exec"), names)
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
+        assert (ROOT / "docs" / target).is_file(), target
+
+
 def test_make_targets_and_files_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"^make ([a-z-]+)", README, re.MULTILINE)) <= targets

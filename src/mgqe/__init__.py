@@ -15,6 +15,7 @@ from mgqe.convert import (
 )
 from mgqe.counting import count_ids, merge_counts
 from mgqe.embedding import DPQEmbedding, MGQEmbedding
+from mgqe.export import export_onnx, portable
 from mgqe.freezing import freeze_to
 from mgqe.modules import quantization_loss, start_quantizing
 from mgqe.rowwise import RowwiseAdagrad
@@ -42,12 +43,14 @@ __all__ = [
     "append",
     "compress_",
     "count_ids",
+    "export_onnx",
     "extend_optimizer",
     "freeze_",
     "freeze_to",
     "load",
     "load_model",
     "merge_counts",
+    "portable",
     "quantization_loss",
     "save",
     "save_model",

@@ -6,7 +6,7 @@ Each is a Python function here, a native kernel (CPU, float32), a pure-torch twi
 """
 
 from mgqe.ops._assign import assign
-from mgqe.ops._bag import bag, bag_of_rows
+from mgqe.ops._bag import bag, bag_of_rows, check_bags
 from mgqe.ops._descriptor import TableParts
 from mgqe.ops._gather import decode_error, gather, scatter
 from mgqe.ops._lookup import PreparedLookup, lookup, max_code
@@ -26,6 +26,7 @@ __all__ = [
     "bag",
     "bag_of_rows",
     "bias_levels",
+    "check_bags",
     "decode_error",
     "gather",
     "lookup",

@@ -96,6 +96,19 @@ def bag_of_rows(
     return _reference(rows_of, embedding_dim, padding, bags, mode)
 
 
+def check_bags(
+    ids: Tensor,
+    offsets: Tensor | None = None,
+    mode: str = "sum",
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+) -> None:
+    """Raises what :func:`bag` raises for these arguments, ids out of range aside. Reads the values of offsets."""
+    bags = _checked(ids, offsets, mode, per_sample_weights, include_last_offset)
+    if bags.offsets is not None and not _in_order(bags.offsets, bags.ids.shape[0]):
+        raise _offsets_error(bags.offsets, bags.ids.shape[0])
+
+
 def _checked(
     ids: Tensor, offsets: Tensor | None, mode: str, weights: Tensor | None, include_last_offset: bool
 ) -> _Bags:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgqe.ops import unique
+from mgqe.recsys.distinct import distinct_items
 
 if TYPE_CHECKING:
     from mgqe.recsys.config import TrainConfig
@@ -75,8 +75,7 @@ class NeuMF(nn.Module):
         """Scores of `items` (n, c) for `users` (n,): (n, c)."""
         product, hidden = self.query(users)
         num_items: Any = self.gmf_item.num_embeddings
-        distinct, places, _ = unique(items.reshape(-1), num_items)
-        places = places.view_as(items)
+        distinct, places = distinct_items(items, num_items)
         linear = (F.embedding(places, self.gmf_item(distinct)) * product[:, None]).sum(dim=2)
         first = F.embedding(places, self.item_layer(self.mlp_item(distinct))).add_(hidden[:, None])
         return linear + self._network(first)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgqe.ops import unique
+from mgqe.recsys.distinct import distinct_items
 
 if TYPE_CHECKING:
     from mgqe.recsys.config import TrainConfig
@@ -66,8 +66,8 @@ class WideDeep(nn.Module):
         places of `items` among these."""
         vectors = [self.fields[name](column) for name, column in zip(self.context, context.unbind(1), strict=True)]
         table: Any = self.fields["item"]
-        distinct, places, _ = unique(items.reshape(-1), table.num_embeddings)
-        return vectors, table(distinct), places.view_as(items)
+        distinct, places = distinct_items(items, table.num_embeddings)
+        return vectors, table(distinct), places
 
     def wide_and_deep(self, vectors: list[Tensor], item: Tensor, places: Tensor) -> Tensor:
         """<w, x> + b + <v, z_L> from what `look_up` gives: (b, c)."""
