@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import mgqe
 from mgqe import DPQEmbedding, MGQEmbedding, MGQEmbeddingBag, RowwiseAdagrad, Tiers
-from mgqe.storage import CachedRows, CodeRows, SketchRows
+from mgqe.storage import CachedRows, CodeRows, NarrowRows, SketchRows
 from mgqe.storage.cache import CacheStore
+from mgqe.storage.narrow import NarrowStore
 from mgqe.storage.sketch import SketchStore
 
 N, D = 600, 8
@@ -26,6 +27,7 @@ KINDS: dict[str, Any] = {
     "cached, given codes": CachedRows(head_rows=20, cache_rows=200, codes=SIGNS),
     "fixed": CodeRows(SIGNS, init_std=0.5),
     "sketch": SketchRows(buckets=64, num_centroids=16, interval=4, clusterings=3),
+    "narrow": NarrowRows(key_dim=1),
 }
 ORDERED = Tiers.from_sizes([100, N - 100])
 ANY_ORDER = Tiers.from_assignment((torch.arange(N) * 7 % N >= 100).long())
@@ -34,6 +36,8 @@ ANY_ORDER = Tiers.from_assignment((torch.arange(N) * 7 % N >= 100).long())
 def layer_of(rows: Any, tiers: Tiers = ORDERED, **more: Any) -> MGQEmbedding:
     torch.manual_seed(0)
     arguments = {"num_subspaces": 4, "num_centroids": (16, 4), "warmup_steps": 6, "sparse": True} | more
+    if isinstance(rows, NarrowRows):
+        arguments = {"quantizer": "sx"} | arguments
     return MGQEmbedding(N, D, tiers=tiers, rows=rows, **arguments)
 
 
@@ -100,7 +104,15 @@ def test_copies_and_pickles(kind: str) -> None:
 def test_bags_pool_what_look_ups_give(kind: str) -> None:
     torch.manual_seed(0)
     bag = MGQEmbeddingBag(
-        N, D, mode="sum", tiers=ORDERED, rows=KINDS[kind], num_subspaces=4, num_centroids=(16, 4), warmup_steps=4
+        N,
+        D,
+        mode="sum",
+        tiers=ORDERED,
+        rows=KINDS[kind],
+        num_subspaces=4,
+        num_centroids=(16, 4),
+        warmup_steps=4,
+        quantizer="sx" if kind == "narrow" else "vq",
     )
     optimizer = RowwiseAdagrad(bag.parameters(), lr=0.1)
     for step in range(10):
@@ -234,6 +246,24 @@ def test_accumulators_of_renewed_places_are_the_mean_of_what_was_there() -> None
     torch.testing.assert_close(sums[20:], used.expand(200))
 
 
+# ---- narrow rows ---------------------------------------------------------------------------------------------
+
+
+def test_narrow_rows_by_hand() -> None:
+    layer = layer_of(NarrowRows(key_dim=1))
+    assert tuple(layer.raw_weight.shape) == (N, 4)
+    store = layer.store
+    assert isinstance(store, NarrowStore)
+    rows, maps = layer.raw_weight.detach(), store.maps.detach()
+    expected = torch.cat([rows[5, j] * maps[j, 0] for j in range(4)])
+    torch.testing.assert_close(layer(torch.tensor([5]))[0], expected)
+    layer.start_quantizing()
+    keys, values = layer.quantizer.keys[0].detach(), layer.quantizer.values_[0].detach()
+    assert tuple(keys.shape) == (4, 16, 1)
+    assert tuple(values.shape) == (4, 16, 2)
+    torch.testing.assert_close(values[2, 7], keys[2, 7, 0] * maps[2, 0])
+
+
 # ---- the sketch ----------------------------------------------------------------------------------------------
 
 
@@ -275,6 +305,9 @@ def test_clustering_moves_what_was_learnt_into_the_pointers() -> None:
         ({"rows": "cached", "max_norm": 1.0}, ValueError, "max_norm"),
         ({"rows": "cached", "quantizer": "sx"}, ValueError, 'quantizer="vq"'),
         ({"rows": "sketch", "_weight": torch.ones(N, D)}, ValueError, "does not start from full rows"),
+        ({"rows": "narrow", "quantizer": "vq"}, ValueError, 'goes with quantizer="sx" alone'),
+        ({"rows": NarrowRows(3)}, ValueError, "key_dim must be from 1 to d / D = 2, got 3"),
+        ({"rows": NarrowRows(), "capacity": "both", "num_subspaces": (4, 2)}, ValueError, "same num_subspaces"),
         ({"rows": CachedRows(head_rows=N + 1)}, ValueError, "head_rows=601 is more than"),
         ({"rows": CodeRows(torch.zeros(N, 3, dtype=torch.int64))}, ValueError, r"codes must have shape \(600, 4\)"),
         ({"rows": CodeRows(torch.full((N, 4), 9))}, ValueError, r"codes of tier 1 must be in 0 .. 3, got 9 .. 9"),
@@ -292,6 +325,7 @@ def test_arguments_that_do_not_fit(arguments: dict[str, Any], error: type[Except
         (lambda: CachedRows(cache_rows=-1), "cache_rows must be"),
         (lambda: SketchRows(num_centroids=1), "num_centroids must be a whole number of 2"),
         (lambda: SketchRows(buckets=True), "buckets must be"),
+        (lambda: NarrowRows(0), "key_dim must be"),
     ],
 )
 def test_configurations_out_of_range(make: Any, message: str) -> None:

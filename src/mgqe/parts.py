@@ -16,15 +16,21 @@ from mgqe.vq import VQQuantizer
 
 
 def make_quantizer(
-    name: str, capacity: Capacity, weight: Tensor, centroid_dtype: str, commitment: float, sparse: bool
+    name: str,
+    capacity: Capacity,
+    weight: Tensor,
+    centroid_dtype: str,
+    commitment: float,
+    sparse: bool,
+    key_dim: int | None = None,
 ) -> VQQuantizer | SXQuantizer:
-    """The quantiser called ``name``, on the weight's device and in its dtype."""
+    """The quantiser called ``name``, on the weight's device and in its dtype; ``key_dim``: of SX's keys, if not s."""
     if centroid_dtype not in CENTROID_DTYPES:
         raise ValueError(f"centroid_dtype must be one of {sorted(CENTROID_DTYPES)}, got {centroid_dtype!r}")
     if name == "vq":
         return VQQuantizer(capacity, weight, centroid_dtype, commitment, sparse)
     if name == "sx":
-        return SXQuantizer(capacity, weight, centroid_dtype, sparse)
+        return SXQuantizer(capacity, weight, centroid_dtype, sparse, key_dim)
     raise ValueError(f'quantizer must be "vq" or "sx", got {name!r}')
 
 

@@ -26,7 +26,7 @@ from mgqe.quantizers import Groups
 from mgqe.rows import SWEEP_ROWS, RawRows
 from mgqe.stats import CodebookStats
 from mgqe.storage import Rows, resolve_rows
-from mgqe.storage.build import make_rows, make_store
+from mgqe.storage.build import key_dim_of, make_rows, make_store
 from mgqe.storage.cache import CacheStore
 from mgqe.storage.fixed import FixedStore
 from mgqe.table import CompactTable
@@ -84,7 +84,8 @@ class QuantizedEmbedding(RawRows):
         weight, vector_dtype = make_rows(rows, tiers, capacity, self.padding_idx, _weight, device, dtype)
         self.register_parameter("weight", nn.Parameter(weight, requires_grad=not _freeze))
         like = weight.new_empty(0, dtype=vector_dtype)
-        self.quantizer = make_quantizer(quantizer, capacity, like, centroid_dtype, commitment, sparse)
+        key_dim = key_dim_of(rows, capacity)
+        self.quantizer = make_quantizer(quantizer, capacity, like, centroid_dtype, commitment, sparse, key_dim)
         self.store = make_store(rows, tiers, capacity, self.quantizer, weight)
         if self.store is not None and max_norm is not None:
             raise ValueError(f'max_norm goes with rows="float32" or "bfloat16" alone, got {max_norm}')
@@ -364,6 +365,8 @@ class QuantizedEmbedding(RawRows):
         ids, places, _ = ops.unique(flat, self.num_embeddings)
         trains = self.training and torch.is_grad_enabled()
         rows = self._train_rows(ids) if trains else self._read_rows(ids).to(self.vector_dtype)
+        if self.store is not None:
+            rows = self.store.vectors(rows)
         padding = self._is_padding(ids)
         if padding is not None:
             rows = self._zeroed(ids, torch.where(padding.unsqueeze(-1), rows.detach(), rows))

@@ -6,6 +6,8 @@ Every response is held for the backward pass, u * D * K floats: far slower than 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +32,14 @@ TEMPERATURE = 1.0
 MOMENTUM = 0.1  # of the running batch-norm statistics, as in nn.BatchNorm1d
 
 
+class Lift(Protocol):
+    """What makes vectors of rows that are narrower, :class:`mgqe.storage.narrow.NarrowStore`."""
+
+    def values_of(self, keys: Tensor) -> Tensor:
+        """Keys (Dc, K, key_dim) -> values (Dc, K, s)."""
+        ...
+
+
 class SXQuantizer(nn.Module):
     """Rows in, values of the winning keys out; soft backward. The loss is the task's alone.
 
@@ -39,13 +49,24 @@ class SXQuantizer(nn.Module):
             are computed outside training.
     """
 
-    def __init__(self, capacity: Capacity, like: Tensor, centroid_dtype: str, sparse: bool = False) -> None:
+    lift: tuple[Lift, ...] = ()  # in a tuple, where nn.Module does not see it
+
+    def __init__(
+        self,
+        capacity: Capacity,
+        like: Tensor,
+        centroid_dtype: str,
+        sparse: bool = False,
+        key_dim: int | None = None,
+    ) -> None:
         super().__init__()
+        self.key_dim = key_dim
         self.sparse = sparse
         self.capacity = capacity
         self.centroid_dtype = centroid_dtype
         shapes = capacity.codebook_shapes
-        self.keys = nn.ParameterList(nn.Parameter(like.new_zeros(shape)) for shape in shapes)
+        keys = [(*shape[:2], key_dim or shape[2]) for shape in shapes]
+        self.keys = nn.ParameterList(nn.Parameter(like.new_zeros(shape)) for shape in keys)
         self.values_ = nn.ParameterList(nn.Parameter(like.new_zeros(shape)) for shape in shapes)
         for g, size in enumerate(zip(capacity.num_subspaces, capacity.num_centroids, strict=True)):
             self.register_buffer(f"mean_{g}", torch.zeros(size, dtype=torch.float32, device=like.device))
@@ -64,12 +85,19 @@ class SXQuantizer(nn.Module):
     @torch.no_grad()
     def start(self, rows: Sequence[Tensor], generator: torch.Generator, effort: KMeans = KMEANS) -> None:
         """Keys by nested k-means; statistics of their responses; values as the mean of the rows a key wins."""
-        books = start_codebooks(rows, self.capacity, generator, effort)
+        capacity = self.capacity
+        if self.key_dim is not None:
+            capacity = replace(capacity, embedding_dim=max(capacity.num_subspaces) * self.key_dim)
+        books = start_codebooks(rows, capacity, generator, effort)
         for key, book in zip(self.keys, books, strict=True):
             key.copy_(book)
         for g, tier_rows in enumerate(rows):
             scores = self._responses(tier_rows, g)
             self._measure(g, *batch_statistics(scores, tier_rows.new_ones(len(tier_rows))), momentum=1.0)
+        if self.lift:
+            for value, book in zip(self.values_, books, strict=True):
+                value.copy_(self.lift[0].values_of(book))
+            return
         for number, value in enumerate(self.values_):
             sums, counts = (
                 torch.zeros_like(books[number]),
@@ -100,7 +128,8 @@ class SXQuantizer(nn.Module):
                 moved += (count := revive(part, uses[:, start:reach], near, generator))
                 if count:
                     key[:, start:reach] = part.to(key.dtype)
-                    value[:, start:reach] = torch.where(dead, part.to(value.dtype), value[:, start:reach])
+                    moved_to = self.lift[0].values_of(part) if self.lift else part
+                    value[:, start:reach] = torch.where(dead, moved_to.to(value.dtype), value[:, start:reach])
                 start = reach
         return moved
 

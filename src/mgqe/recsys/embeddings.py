@@ -223,7 +223,7 @@ def _keywords_of(method: Method) -> set[str]:
     """What a description may set: the class's own keywords, not nn.Embedding's nor those that the loop decides."""
     parameters = inspect.signature(method.load()).parameters.values()
     own = {parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
-    return own - {"counts", "tiers", "pairs"} - set(method.fixed)
+    return own - {"counts", "tiers", "pairs", "rows"} - set(method.fixed)
 
 
 def _perhaps(word: str, known: Any) -> str:

@@ -3,7 +3,7 @@
 One argument of the layers, ``rows``, chooses: docs/large_tables.md says what each costs, in bytes and in quality.
 """
 
-from mgqe.storage.config import ROWS, CachedRows, CodeRows, Rows, SketchRows, resolve_rows
+from mgqe.storage.config import ROWS, CachedRows, CodeRows, NarrowRows, Rows, SketchRows, resolve_rows
 from mgqe.storage.store import RowStore
 
-__all__ = ["ROWS", "CachedRows", "CodeRows", "RowStore", "Rows", "SketchRows", "resolve_rows"]
+__all__ = ["ROWS", "CachedRows", "CodeRows", "NarrowRows", "RowStore", "Rows", "SketchRows", "resolve_rows"]

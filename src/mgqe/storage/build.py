@@ -9,10 +9,12 @@ from mgqe.capacity import Capacity
 from mgqe.distributed import cpu_generator
 from mgqe.parts import make_weight
 from mgqe.storage.cache import CacheStore, sizes_of
-from mgqe.storage.config import CachedRows, CodeRows, Rows, SketchRows
+from mgqe.storage.config import CachedRows, CodeRows, NarrowRows, Rows, SketchRows
 from mgqe.storage.fixed import FixedStore
+from mgqe.storage.narrow import NarrowStore
 from mgqe.storage.sketch import SketchStore, buckets_of
 from mgqe.storage.store import RowStore
+from mgqe.sx import SXQuantizer
 from mgqe.tiers import Tiers
 from mgqe.vq import VQQuantizer
 
@@ -24,6 +26,8 @@ def parameter_shape(rows: Rows, tiers: Tiers, capacity: Capacity) -> tuple[int, 
         return sum(sizes_of(rows, tiers)), dim
     if isinstance(rows, SketchRows):
         return subspaces * buckets_of(rows, tiers.num_embeddings), dim // subspaces
+    if isinstance(rows, NarrowRows):
+        return tiers.num_embeddings, subspaces * rows.key_dim
     return (0 if isinstance(rows, CodeRows) else tiers.num_embeddings), dim
 
 
@@ -65,6 +69,12 @@ def make_store(rows: Rows, tiers: Tiers, capacity: Capacity, quantizer: nn.Modul
     """
     if isinstance(rows, str):
         return None
+    if isinstance(rows, NarrowRows):
+        if not isinstance(quantizer, SXQuantizer):
+            raise ValueError('rows=NarrowRows goes with quantizer="sx" alone: nearest centroids need whole rows')
+        store = NarrowStore(max(capacity.num_subspaces), rows.key_dim, width_of(capacity), weight)
+        quantizer.lift = (store,)
+        return store
     if not isinstance(quantizer, VQQuantizer):
         raise ValueError(f'rows={type(rows).__name__} goes with quantizer="vq" alone')
     if isinstance(rows, CachedRows):
@@ -73,3 +83,19 @@ def make_store(rows: Rows, tiers: Tiers, capacity: Capacity, quantizer: nn.Modul
         return FixedStore(rows, tiers, capacity, quantizer, weight.device)
     subspaces = max(capacity.num_subspaces)
     return SketchStore(rows, tiers.num_embeddings, capacity.embedding_dim, subspaces, weight, cpu_generator())
+
+
+def key_dim_of(rows: Rows, capacity: Capacity) -> int | None:
+    """Dimensions of SX's keys where they are not the values'; ValueError where the capacity does not allow that."""
+    if not isinstance(rows, NarrowRows):
+        return None
+    if len(set(capacity.num_subspaces)) > 1:
+        raise ValueError(f"rows=NarrowRows needs the same num_subspaces in every tier, got {capacity.num_subspaces}")
+    if rows.key_dim > width_of(capacity):
+        raise ValueError(f"key_dim must be from 1 to d / D = {width_of(capacity)}, got {rows.key_dim}")
+    return rows.key_dim
+
+
+def width_of(capacity: Capacity) -> int:
+    """s = d / D of the finest tier."""
+    return capacity.embedding_dim // max(capacity.num_subspaces)

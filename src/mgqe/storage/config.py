@@ -49,6 +49,25 @@ class CodeRows:
 
 
 @dataclass(frozen=True)
+class NarrowRows:
+    """Rows with fewer dimensions than vectors, for ``quantizer="sx"``: they choose keys, and values are served.
+
+    A row has ``key_dim`` dimensions a subspace, as the keys do (DPQ, arXiv 1908.09756, section 2.2). In the warm-up
+    each piece of a vector is a linear map of its piece of the row, learnt a subspace; the values start as maps of the
+    keys.
+
+    Attributes:
+        key_dim: dimensions of a key, 1 to the values' d / D.
+    """
+
+    key_dim: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.key_dim, bool) or not isinstance(self.key_dim, int) or self.key_dim < 1:
+            raise ValueError(f"key_dim must be a whole number of 1 or more, got {self.key_dim!r}")
+
+
+@dataclass(frozen=True)
 class SketchRows:
     """Rows from a hashed sketch that is clustered again at intervals (CCE, NeurIPS'23).
 
@@ -77,20 +96,17 @@ class SketchRows:
                 raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
 
 
-ROWS = ("float32", "bfloat16", "cached", "sketch")
-Rows = Union[str, CachedRows, CodeRows, SketchRows]  # noqa: UP007  Evaluated on import.
+ROWS = ("float32", "bfloat16", "cached", "narrow", "sketch")
+Rows = Union[str, CachedRows, CodeRows, NarrowRows, SketchRows]  # noqa: UP007  Evaluated on import.
 
 
 def resolve_rows(rows: Rows) -> Rows:
     """A name or a configuration -> "float32", "bfloat16", or a configuration; ValueError for anything else."""
-    if isinstance(rows, (CachedRows, CodeRows, SketchRows)):
+    if isinstance(rows, (CachedRows, CodeRows, NarrowRows, SketchRows)):
         return rows
-    if rows == "cached":
-        return CachedRows()
-    if rows == "sketch":
-        return SketchRows()
+    made: dict[str, Rows] = {"cached": CachedRows(), "narrow": NarrowRows(), "sketch": SketchRows()}
     if rows in ROWS:
-        return rows
+        return made.get(rows, rows)
     raise ValueError(
-        f"rows must be one of {ROWS}, or a CachedRows, CodeRows or SketchRows of mgqe.storage, got {rows!r}"
+        f"rows must be one of {ROWS}, or a CachedRows, CodeRows, NarrowRows or SketchRows of mgqe.storage, got {rows!r}"
     )

@@ -22,6 +22,10 @@ class RowStore(nn.Module):
         """Rows (n, d) of distinct ids, with a gradient to the parameter."""
         raise NotImplementedError
 
+    def vectors(self, rows: Tensor) -> Tensor:
+        """What look-ups give of rows (n, ...) while there are no codes: (n, d)."""
+        return rows
+
     def places(self, weight: Tensor, ids: Tensor) -> Tensor | None:
         """Rows of the parameter (n,) that hold these ids' rows, given to them if need be; None if rows are composed."""
         return None
