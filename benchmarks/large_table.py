@@ -237,7 +237,8 @@ def run(method: str, options: argparse.Namespace, training_bytes: int, send: Any
         record["quality"] = quality(model, table, log, counts)
     memory.enter("end")
     record["seconds"] = memory.seconds
-    record["memory_kib"] = memory.samples
+    step = max(1, len(memory.samples) // 600)
+    record["memory_kib"] = memory.samples[::step]
     record["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     send.send(record)
 

@@ -21,10 +21,10 @@ from mgqe.tiers import (
     WORDS_PER_BLOCK,
     TierMap,
     Tiers,
-    block_ranks,
+    block_counts,
     build_tier_map,
     level_lengths,
-    popcount,
+    ranks_of,
     unpack_bits,
 )
 
@@ -236,10 +236,12 @@ def check_map(tier_map: TierMap, sizes: Sequence[int]) -> None:
     """
     for level, n in enumerate(level_lengths(sizes, tier_map.order)):
         words, tier = tier_map.bits[level].cpu(), tier_map.order[level]
-        ones = int(popcount(words).sum())
+        blocks = block_counts(words)
+        ones = int(blocks.sum())
         if ones != sizes[tier]:
             raise ValueError(f"tensor 'tier_map.bits.{level}' marks {ones} ids, but tier {tier} has {sizes[tier]}")
-        if bool(unpack_bits(words, words.numel() * 64)[n:].any()):
+        last = n // 64
+        if bool(unpack_bits(words[last:], (words.numel() - last) * 64)[n - 64 * last :].any()):
             raise ValueError(f"tensor 'tier_map.bits.{level}' marks ids beyond the {n} that are left")
-        if not torch.equal(block_ranks(words), tier_map.ranks[level].cpu()):
+        if not torch.equal(ranks_of(blocks), tier_map.ranks[level].cpu()):
             raise ValueError(f"tensor 'tier_map.ranks.{level}' disagrees with the bits it counts")

@@ -289,10 +289,19 @@ def unpack_bits(words: Tensor, length: int) -> Tensor:
     return torch.from_numpy(np.unpackbits(as_bytes, count=length, bitorder="little").astype(np.bool_))
 
 
+def block_counts(words: Tensor) -> Tensor:
+    """Ones in each block of 256 bits: int64 words (4 b,) -> int64 (b,)."""
+    return popcount(words).reshape(-1, WORDS_PER_BLOCK).sum(dim=1)
+
+
+def ranks_of(counts: Tensor) -> Tensor:
+    """Ones before each block: int64 (b,) -> int32 (b,)."""
+    return (torch.cumsum(counts, dim=0) - counts).to(torch.int32)
+
+
 def block_ranks(words: Tensor) -> Tensor:
     """Ones before each block of 256 bits: int64 words (4 b,) -> int32 (b,)."""
-    ones = popcount(words).reshape(-1, WORDS_PER_BLOCK).sum(dim=1)
-    return (torch.cumsum(ones, dim=0) - ones).to(torch.int32)
+    return ranks_of(block_counts(words))
 
 
 def popcount(words: Tensor) -> Tensor:
