@@ -92,7 +92,6 @@ def run(config: TrainConfig, data: RunData, make: Callable[[], Any], lr: float, 
                 store.centroids.normal_(std=config.init_std)
     rowwise = mgqe.RowwiseAdagrad([*model.user.parameters(), *model.item.parameters()], lr=lr)
     dense = torch.optim.Adam([model.weight, model.bias], lr=1e-3)
-    best: dict[str, Any] = {}
     for epoch in range(epochs):
         if epoch == 2 * epochs // 3:
             mgqe.start_quantizing(model)
@@ -108,8 +107,8 @@ def run(config: TrainConfig, data: RunData, make: Callable[[], Any], lr: float, 
     found = held_bytes(model.user, rowwise) / split.num_users
     if isinstance(model.user, mgqe.MGQEmbedding):
         mgqe.freeze_(model)
-    best = {"valid": dict(task.validate(model)), "test": dict(task.judge(model)), "lr": lr}
-    return {**best, "training_bytes_a_user": round(found, 1)}
+    quality = {"valid": dict(task.validate(model)), "test": dict(task.judge(model))}
+    return {**quality, "lr": lr, "training_bytes_a_user": round(found, 1)}
 
 
 def main() -> None:
@@ -119,7 +118,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=9)
     parser.add_argument("--batch-size", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--lr", type=float, nargs="+", default=LEARNING_RATES)
+    parser.add_argument("--only", nargs="*", help="storages to run; the others' records stay")
     given = parser.parse_args()
     torch.set_num_threads(1)
     config = TrainConfig(data=given.data, data_dir=given.data_dir, embedding="full", seed=given.seed)
@@ -129,13 +129,13 @@ def main() -> None:
     pairs = (split.train_users, split.train_items)
     made = storages(split.num_users, config.dim, split.user_counts, pairs, given.seed)
     out = RESULTS / f"row-storage-{given.data}.json"
-    records: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = json.loads(out.read_text())["records"] if given.only and out.exists() else []
     for name, make in made.items():
         if given.only and name not in given.only:
             continue
-        tried = [run(config, data, make, lr, given.epochs) for lr in LEARNING_RATES]
+        tried = [run(config, data, make, lr, given.epochs) for lr in given.lr]
         best = max(tried, key=lambda record: record["valid"]["hr@10"])
-        records.append({"storage": name, **best, "tried": tried})
+        records = [r for r in records if r["storage"] != name] + [{"storage": name, **best, "tried": tried}]
         print(
             f"{name:30} {best['training_bytes_a_user']:7.1f} B/user  lr {best['lr']:g}  "
             f"valid HR@10 {best['valid']['hr@10']:.4f}  test {best['test']['hr@10']:.4f} {best['test']['ndcg@10']:.4f}",

@@ -89,6 +89,18 @@ def test_a_saved_state_goes_on_as_the_original(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_reset_begins_anew(kind: str) -> None:
+    layer = layer_of(KINDS[kind], padding_idx=N - 1)
+    started = layer.quantizing
+    train(layer, 20)
+    torch.manual_seed(3)
+    layer.reset_parameters()
+    assert layer.quantizing == started
+    losses = train(layer, 60)
+    assert sum(losses[-10:]) < 0.85 * sum(losses[:10])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_copies_and_pickles(kind: str) -> None:
     layer = layer_of(KINDS[kind])
     train(layer, 20)

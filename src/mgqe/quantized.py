@@ -6,8 +6,7 @@ happens to rows and codebooks is here.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,12 +17,13 @@ from mgqe import ops
 from mgqe.autograd import Batch
 from mgqe.capacity import Capacity
 from mgqe.codebook import KMEANS, KMeans, draw_places, revive_interval, revive_size, sample_size
-from mgqe.distributed import Touch, agree, common_generator, data_parallel, recomputing
+from mgqe.distributed import Touch, agree, common_generator, data_parallel
 from mgqe.ids import check_sizes
 from mgqe.parts import make_quantizer, other_tiers
 from mgqe.precision import in_full_precision
+from mgqe.progress import TrainingPasses, outside_graphs
 from mgqe.quantizers import Groups
-from mgqe.rows import SWEEP_ROWS, RawRows
+from mgqe.rows import SWEEP_ROWS
 from mgqe.stats import CodebookStats
 from mgqe.storage import Rows, resolve_rows
 from mgqe.storage.build import key_dim_of, make_rows, make_store
@@ -33,16 +33,12 @@ from mgqe.table import CompactTable
 from mgqe.tiers import Tiers
 from mgqe.vq import VQQuantizer
 
-MAX_PENDING_LOSSES = 64  # losses kept for quantization_loss() by a loop that never asks for them
 
-
-class QuantizedEmbedding(RawRows):
+class QuantizedEmbedding(TrainingPasses):
     """What MGQEmbedding, DPQEmbedding and their Bag forms have in common."""
 
     tier_of: Tensor | None
     tier_sizes: Tensor
-    steps: Tensor
-    started: Tensor
 
     def __init__(
         self,
@@ -93,17 +89,7 @@ class QuantizedEmbedding(RawRows):
         # Checkpoints keep the tiers, so that codes are never read under others than they were trained with.
         self.register_buffer("tier_sizes", torch.tensor(tiers.sizes, dtype=torch.int64, device=at))
         self.register_buffer("tier_of", None if tiers.tier_of is None else tiers.tier_of.to(at))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=at))
-        self.register_buffer("started", torch.zeros((), dtype=torch.bool, device=at))
-        # The two buffers above as Python values, read once, so that a training pass never waits for a device; None
-        # when they have to be read again. Two values, not a pair: a compiled graph hangs on the second alone.
-        self._steps: int | None = 0
-        self._started: bool | None = False
-        self._started_version = self.started._version
-        self._aux: list[Tensor] = []
-        self._aux_read = False
-        self._revival_due = False
-        self._seen = -1  # parameters as the last training pass saw them
+        self._begin_counting(at)
         reach = zip(tiers.sizes, capacity.num_centroids, strict=True)
         self._revive_every = revive_interval(max(min(size, revive_size(k)) for size, k in reach))
         if isinstance(self.store, FixedStore):
@@ -137,31 +123,6 @@ class QuantizedEmbedding(RawRows):
         ids = torch.arange(self.num_embeddings, device=self.raw_weight.device)
         return self._joined(self._vectors(ids, repeat=True)[0])
 
-    @property
-    def quantizing(self) -> bool:
-        """Whether the warm-up is over: the forward pass returns quantised vectors."""
-        if self.started.is_meta:
-            return bool(self._started)
-        # Averaged copies of models and broadcasts between processes write into the buffer itself.
-        if self._started is None or (
-            not torch.compiler.is_compiling() and self.started._version != self._started_version
-        ):
-            self._started, self._steps = bool(self.started), None
-            self._started_version = self.started._version
-        return self._started
-
-    def _passes(self) -> int:
-        """Training passes so far."""
-        if self._steps is None:
-            self._steps = int(self.steps)
-        return self._steps
-
-    def _set_progress(self, steps: int, started: bool) -> None:
-        self.steps.fill_(steps)
-        self.started.fill_(started)
-        self._steps, self._started = steps, started
-        self._started_version = self.started._version
-
     def _parameter_version(self) -> int:
         """A number that changes when an optimiser takes a step."""
         version: int = self.raw_weight._version + self.quantizer.version()
@@ -171,13 +132,15 @@ class QuantizedEmbedding(RawRows):
     def reset_parameters(self) -> None:
         """As newly constructed: rows from N(0, 1), the warm-up ahead. Also fills a layer made on the meta device."""
         self.raw_weight.normal_()
-        if self.padding_idx is not None:
+        if self.padding_idx is not None and self.store is None:
             self.raw_weight[self.padding_idx].zero_()
         self.tier_sizes.copy_(torch.tensor(self._tiers.sizes, device="cpu"))
         if self.tier_of is not None and self._tiers.tier_of is not None:
             self.tier_of.copy_(self._tiers.tier_of)
         self.quantizer.reset_parameters()
-        self._set_progress(0, False)
+        if self.store is not None:
+            self.store.reset_parameters()
+        self._set_progress(0, isinstance(self.store, FixedStore))
 
     def _load_from_state_dict(
         self,
@@ -278,69 +241,6 @@ class QuantizedEmbedding(RawRows):
 
     # ---- training ----------------------------------------------------------------------------------------
 
-    def _begin_pass(self) -> None:
-        """What comes before every forward pass."""
-        counts = self.training and torch.is_grad_enabled()
-        if counts and self.sparse and not torch.compiler.is_compiling() and (parallel := data_parallel()) is not None:
-            raise sparse_in_parallel(parallel, self)
-        if torch.compiler.is_compiling():
-            if counts:
-                outside_graphs(self._count_training_pass)
-        elif counts:
-            self._count_training_pass()
-        else:
-            self._forget_losses()
-
-    def _forget_losses(self) -> None:
-        if self._aux_read or len(self._aux) >= MAX_PENDING_LOSSES:
-            self._aux.clear()
-            self._aux_read = False
-
-    def _count_training_pass(self) -> None:
-        """Count one training pass; end the warm-up when it is over; look for dead centroids now and then.
-
-        The first pass after an optimiser's step forgets the losses of the passes before it, read or not. Revival
-        waits for that moment too: between two calls of one step the first one's graph still needs the codebooks.
-
-        A pass that gradient checkpointing runs again must find everything as it was, and was counted the first time.
-        """
-        if recomputing():
-            self._warn_of_reentrance()
-            return
-        version = self._parameter_version()
-        if version != self._seen:
-            self._tend_store()
-        if version != self._seen and self.max_norm is None:  # max_norm itself changes rows in a forward pass
-            self._aux.clear()
-        self._forget_losses()
-        quantizing, steps = self.quantizing, self._passes() + 1
-        self._steps = steps
-        self.steps.add_(1)
-        if not quantizing:
-            if steps > self.warmup_steps:
-                self.start_quantizing()
-                version = self._parameter_version()
-        else:
-            self._revival_due = self._revivable and (self._revival_due or steps % self._revive_every == 0)
-            if self._revival_due and version != self._seen:
-                self._revive()
-                self._revival_due = False
-                version = self._parameter_version()
-        self._seen = version
-
-    def _keep_loss(self, loss: Tensor) -> None:
-        if not recomputing():
-            self._aux.append(loss)
-
-    def _warn_of_reentrance(self) -> None:
-        if self.max_norm is None and self._seen != self._parameter_version():  # nothing was counted the first time
-            warnings.warn(
-                f"a {type(self).__name__} of {self.num_embeddings} x {self.embedding_dim} is inside a reentrant "
-                "checkpoint, where its training passes are not seen and its quantisation loss is lost: call "
-                "torch.utils.checkpoint.checkpoint with use_reentrant=False, or leave the layer outside",
-                stacklevel=2,
-            )
-
     def _joined(self, vectors: Tensor) -> Tensor:
         """Vectors as they leave the layer: in a DistributedDataParallel pass, tied to every parameter."""
         if torch.compiler.is_compiling() or data_parallel() is None:
@@ -429,13 +329,6 @@ class QuantizedEmbedding(RawRows):
             return self.tier_of[ids]
         return torch.bucketize(ids, self.tier_sizes.cumsum(0)[:-1], right=True)
 
-    def auxiliary_loss(self) -> Tensor | None:
-        """The sum of the losses since the training pass after the last reading, None if there are none."""
-        self._aux_read = True
-        if len(self._aux) == 1:
-            return self._aux[0]
-        return torch.stack(self._aux).sum() if self._aux else None
-
     # ---- freezing ----------------------------------------------------------------------------------------
 
     @in_full_precision
@@ -508,18 +401,3 @@ class QuantizedEmbedding(RawRows):
         if self.padding_idx is not None:
             text += f", padding_idx={self.padding_idx}"
         return text + ("" if self.quantizing else f", warm-up of {self.warmup_steps} passes")
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def outside_graphs(function: Callable[..., None], *arguments: Any) -> None:
-    """Run what changes Python's state: a compiled graph that did would be made again for every new state."""
-    function(*arguments)
-
-
-def sparse_in_parallel(parallel: nn.Module, layer: nn.Module) -> RuntimeError:
-    """What to say of a layer with sparse gradients inside DistributedDataParallel, which takes none but torch's."""
-    path = next((name for name, module in parallel.named_modules() if module is layer), "")
-    return RuntimeError(
-        f"{path.removeprefix('module.') or 'the layer'}: sparse=True does not go with DistributedDataParallel, which "
-        "takes sparse gradients from torch's own classes alone: make the layer with sparse=False"
-    )

@@ -48,20 +48,32 @@ class CacheStore(RowStore):
         # A reference that nn.Module does not see: the codebooks are the layer's.
         self._quantizer = (quantizer,)
         self.head_rows = head
+        self._config = config
         kind = code_dtype(max(capacity.num_centroids))
         shape = (n, max(capacity.num_subspaces))
         if config.codes is not None:
-            self.register_buffer("codes_held", checked_codes(config.codes, shape, capacity, tiers).to(device, kind))
-            with torch.no_grad():
-                for book in quantizer.codebooks:
-                    book.normal_(std=config.init_std)
-        else:
-            self.register_buffer("codes_held", torch.zeros(shape, dtype=kind, device=device))
-        self.register_buffer("place_of", torch.full((n,), -1, dtype=torch.int32, device=device))
+            checked_codes(config.codes, shape, capacity, tiers)
+        self.register_buffer("codes_held", torch.empty(shape, dtype=kind, device=device))
+        self.register_buffer("place_of", torch.empty(n, dtype=torch.int32, device=device))
         self.register_buffer("owner", torch.zeros(cache, dtype=torch.int64, device=device))
-        self.register_buffer("state", torch.tensor([0, 0, int(config.codes is not None), 0, 0], device="cpu"))
+        self.register_buffer("state", torch.zeros(5, dtype=torch.int64, device="cpu"))
         self.register_buffer("heads", head_ids(tiers, head).to(device), persistent=False)
-        self.place_of[self.heads] = torch.arange(head, dtype=torch.int32, device=device)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """An empty cache; the codes that were given, with centroids at random, or none."""
+        self.state.zero_()
+        self.owner.zero_()
+        self.place_of.fill_(-1)
+        self.place_of[self.heads] = torch.arange(self.head_rows, dtype=torch.int32, device=self.place_of.device)
+        if self._config.codes is None:
+            self.codes_held.zero_()
+            return
+        self.codes_held.copy_(self._config.codes)
+        self.state[2] = 1
+        for book in self._quantizer[0].codebooks:
+            book.normal_(std=self._config.init_std)
 
     heads: Tensor
 

@@ -32,9 +32,14 @@ class FixedStore(RowStore):
         shape = (tiers.num_embeddings, max(capacity.num_subspaces))
         codes = checked_codes(config.codes, shape, capacity, tiers)
         self.register_buffer("codes_held", codes.to(device, code_dtype(max(capacity.num_centroids))))
-        with torch.no_grad():
-            for book in quantizer.codebooks:
-                book.normal_(std=config.init_std)
+        self._init_std = config.init_std
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Centroids at random; the codes stay."""
+        for book in self._quantizer[0].codebooks:
+            book.normal_(std=self._init_std)
 
     def read(self, weight: Tensor, ids: Tensor) -> Tensor:
         with torch.no_grad():

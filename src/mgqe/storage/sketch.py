@@ -51,6 +51,12 @@ class SketchStore(RowStore):
         self.centroids = nn.Parameter(like.new_zeros(subspaces, self.num_centroids, dim // subspaces))
         self.register_buffer("state", torch.tensor([0, int(torch.randint(2**31, (), generator=generator)), 0]))
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Centroids at zero, no clustering yet; the pointers stay."""
+        self.centroids.zero_()
+        self.state[0] = self.state[2] = 0
+
     def read(self, weight: Tensor, ids: Tensor) -> Tensor:
         with torch.no_grad():
             return self.train_rows(weight, ids, False).float()

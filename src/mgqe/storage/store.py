@@ -14,6 +14,10 @@ class RowStore(nn.Module):
     The layer holds the parameter and gives it with each call. Ids are int64, in range, and flat.
     """
 
+    def reset_parameters(self) -> None:
+        """As newly constructed; the parameter's rows are the layer's business."""
+        raise NotImplementedError
+
     def read(self, weight: Tensor, ids: Tensor) -> Tensor:
         """Rows (n, d) float32 as they are now, without a gradient."""
         raise NotImplementedError
