@@ -16,6 +16,7 @@ from mgqe.convert import (
 from mgqe.counting import count_ids, merge_counts
 from mgqe.embedding import DPQEmbedding, MGQEmbedding
 from mgqe.modules import quantization_loss, start_quantizing
+from mgqe.planning import Plan, plan
 from mgqe.segments import append
 from mgqe.stats import CodebookStats
 from mgqe.table import CompactTable
@@ -35,6 +36,7 @@ __all__ = [
     "DPQEmbeddingBag",
     "MGQEmbedding",
     "MGQEmbeddingBag",
+    "Plan",
     "Tiers",
     "append",
     "compress_",
@@ -44,6 +46,7 @@ __all__ = [
     "load",
     "load_model",
     "merge_counts",
+    "plan",
     "quantization_loss",
     "save",
     "save_model",
