@@ -112,7 +112,9 @@ def measure(judge: Judge, made: dict[str, list[tuple[int, Tensor]]], **about: An
     return {**about, "bytes": nbytes, "share": nbytes / full, "quality": mean, "each_start": each}
 
 
-def run(judge: Judge, starts: int, powers: list[float], sources: list[str], effort: KMeans) -> list[dict[str, Any]]:
+def run(
+    judge: Judge, starts: int, powers: list[float], sources: list[str], effort: KMeans, defaults: list[str]
+) -> list[dict[str, Any]]:
     found = [measure(judge, {path: [(rows.nbytes, rows)] for path, rows in judge.rows.items()}, method="full")]
     problems: dict[tuple[str, str, float], Problem] = {}
     for default in defaults:
@@ -174,7 +176,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     found = []
-    chosen = given.defaults.split(";")
+    chosen, sources = given.defaults.split(";"), given.sources.split(",")
     effort = KMeans(spread=True) if given.quick else THOROUGH
     powers = [float(power) for power in given.powers.split(",")]
     for seed in map(int, given.seeds.split(",")):
@@ -184,9 +186,7 @@ def main() -> None:
         )  # fmt: skip
         config = config.with_settings([*tuned_settings(config.model, given.data)])
         judge = Judge(replace(config, embedding="mgqe"), Path(given.work))
-        found += [
-            {"seed": seed, **record} for record in run(judge, given.starts, powers, given.sources.split(","), effort)
-        ]
+        found += [{"seed": seed, **record} for record in run(judge, given.starts, powers, sources, effort, chosen)]
     out = given.out or RESULTS / f"plan-{given.data}.json"
     out.write_text(json.dumps({"environment": environment(), "runs": found}, indent=1) + "\n")
     print(out)
