@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +24,10 @@ from _common import RESULTS, environment
 from torch import Tensor, nn
 
 import mgqe
+from mgqe.capacity import Capacity, resolve_capacity
 from mgqe.codebook import THOROUGH, KMeans
-from mgqe.planning import Plan, Problem
+from mgqe.planning import Problem
+from mgqe.planning.predict import predicted
 from mgqe.recsys.config import TrainConfig
 from mgqe.recsys.models import MODELS
 from mgqe.recsys.ranking import RankingTask
@@ -33,10 +36,10 @@ from mgqe.recsys.train import RunData, anneal, warm_up
 from mgqe.recsys.tuned import tuned_settings
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "D = d / 2": {"num_subspaces": 2, "centroid_dtype": "float32"},
-    "D = d / 2, int8": {"num_subspaces": 2, "centroid_dtype": "int8"},
-    "D = d / 4": {"num_subspaces": 4, "centroid_dtype": "float32"},
-    "D = d / 4, int8": {"num_subspaces": 4, "centroid_dtype": "int8"},
+    "D = d / 2": {"width": 2, "centroid_dtype": "float32"},
+    "D = d / 2, int8": {"width": 2, "centroid_dtype": "int8"},
+    "D = d / 4": {"width": 4, "centroid_dtype": "float32"},
+    "D = d / 4, int8": {"width": 4, "centroid_dtype": "int8"},
 }
 FIGURES = ("valid_hr@10", "hr@10", "ndcg@10")  # against sampled items
 
@@ -57,17 +60,15 @@ def _file_bytes(table: mgqe.CompactTable) -> int:
     return encode(tensors, table.kind, config)[0]
 
 
-def errors_of(rows: Tensor, made: Tensor, plan: Plan | None, weights: Tensor) -> dict[str, Any]:
-    """The share of the squares that is lost: of all rows, weighted as the plan weighs them, and of each tier."""
-    wrong, square = (rows - made).square().sum(1), rows.square().sum(1)
-    found: dict[str, Any] = {
-        "rows": float(wrong.sum() / square.sum()),
-        "weighted": float((weights * wrong).sum() / (weights * square).sum()),
-    }
-    if plan is not None:
-        members = [plan.tiers.members(g) for g in range(plan.tiers.num_tiers)]
-        found["tiers"] = [float(wrong[ids].sum() / square[ids].sum()) for ids in members]
-    return found
+def errors_of(problem: Problem, rows: Tensor, made: list[tuple[int, Tensor]], tiers: mgqe.Tiers) -> dict[str, Any]:
+    """What is lost, in the mean of the starts: of all rows' squares, of each tier's, and weighted as plans are."""
+    shares = []
+    for _, table in made:
+        wrong, square = (rows - table).square().sum(1), rows.square().sum(1)
+        members = [tiers.members(g) for g in range(tiers.num_tiers)]
+        shares.append([float(wrong.sum() / square.sum()), *(float(wrong[i].sum() / square[i].sum()) for i in members)])
+    whole, *each = (sum(column) / len(shares) for column in zip(*shares, strict=True))
+    return {"rows": whole, "tiers": each, "loss": float(problem.space.tier_weights(tiers.sizes) @ each)}
 
 
 class Judge:
@@ -94,7 +95,7 @@ class Judge:
             return {name: judged[name] for name in FIGURES}
         # What judge says of these, without its ranks among the whole catalogue, which take the most time.
         test = replace(task, valid_items=task.test_items, valid_negatives=task.test_negatives).validate(swapped)
-        return {"valid_hr@10": task.validate(swapped)["hr@10"], **test}
+        return {"valid_hr@10": task.validate(swapped)["hr@10"], "hr@10": test["hr@10"], "ndcg@10": test["ndcg@10"]}
 
 
 def measure(judge: Judge, made: dict[str, list[tuple[int, Tensor]]], **about: Any) -> dict[str, Any]:
@@ -116,48 +117,67 @@ def run(
     judge: Judge, starts: int, powers: list[float], sources: list[str], effort: KMeans, defaults: list[str]
 ) -> list[dict[str, Any]]:
     found = [measure(judge, {path: [(rows.nbytes, rows)] for path, rows in judge.rows.items()}, method="full")]
-    problems: dict[tuple[str, str, float], Problem] = {}
+    problems = {
+        (path, source, power): Problem.of(
+            *rows.shape,
+            judge.counts[path],
+            rows if source == "rows" else None,
+            judge.padding[path],
+            counts_power=power,
+        )
+        for path, rows in judge.rows.items()
+        for source in sources
+        for power in powers
+    }
     for default in defaults:
-        setting = DEFAULTS[default]
-        made, errors = {}, {}
+        made, about = {}, {}
         for path, rows in judge.rows.items():
+            problem = problems[path, sources[0], powers[0]]
+            tiers, capacity, dtype = default_of(judge.counts[path], rows.shape[1], DEFAULTS[default])
             arguments = {
-                "counts": judge.counts[path],
-                "num_centroids": (256, 64),
-                "num_subspaces": rows.shape[1] // setting["num_subspaces"],
-                "centroid_dtype": setting["centroid_dtype"],
+                "tiers": tiers,
+                "num_centroids": capacity.num_centroids,
+                "num_subspaces": capacity.num_subspaces[0],
+                "centroid_dtype": dtype,
                 "padding_idx": judge.padding[path],
             }
             made[path] = [decoded(rows, start, arguments, effort) for start in range(starts)]
-            ones = torch.ones(len(rows))
-            errors[path] = [errors_of(rows, table, None, ones) for _, table in made[path]]
-        found.append(measure(judge, made, default=default, method="default", errors=errors))
+            loss, errors = predicted(problem.space, tiers.sizes, capacity, dtype)
+            about[path] = {
+                "bytes": made[path][0][0],
+                "predicted": {"loss": loss, "tiers": errors},
+                "measured": errors_of(problem, rows, made[path], tiers),
+            }
+        found.append(measure(judge, made, default=default, method="default", tables=about))
         budgets = {path: tables[0][0] for path, tables in made.items()}
-        for source in sources:
-            for power in powers:
-                made, about = {}, {}
-                for path, rows in judge.rows.items():
-                    key = (path, source, power)
-                    if key not in problems:
-                        weight = rows if source == "rows" else None
-                        problems[key] = Problem.of(
-                            *rows.shape, judge.counts[path], weight, judge.padding[path], counts_power=power
-                        )
-                    plan = problems[key].plan(budgets[path])
-                    arguments = {**plan.arguments(), "padding_idx": judge.padding[path]}
-                    made[path] = [decoded(rows, start, arguments, effort) for start in range(starts)]
-                    if made[path][0][0] != plan.nbytes:
-                        raise RuntimeError(f"planned {plan.nbytes} bytes, got {made[path][0][0]}")
-                    weights = (judge.counts[path].double() + 1) ** power
-                    about[path] = {
-                        "plan": str(plan),
-                        "predicted": {"weighted": plan.loss, "tiers": plan.errors},
-                        "measured": [errors_of(rows, table, plan, weights) for _, table in made[path]],
-                    }
-                    weighted = about[path]["measured"][0]["weighted"]
-                    print(f"   {path}: {plan}: predicted {plan.loss:.4f}, measured {weighted:.4f}")
-                found.append(measure(judge, made, default=default, method=source, power=power, tables=about))
+        for source, power in itertools.product(sources, powers):
+            made, about = {}, {}
+            for path, rows in judge.rows.items():
+                problem = problems[path, source, power]
+                plan = problem.plan(budgets[path])
+                arguments = {**plan.arguments(), "padding_idx": judge.padding[path]}
+                made[path] = [decoded(rows, start, arguments, effort) for start in range(starts)]
+                if made[path][0][0] != plan.nbytes:
+                    raise RuntimeError(f"planned {plan.nbytes} bytes, got {made[path][0][0]}")
+                about[path] = {
+                    "bytes": plan.nbytes,
+                    "plan": str(plan),
+                    "predicted": {"loss": plan.loss, "tiers": plan.errors},
+                    "measured": errors_of(problem, rows, made[path], plan.tiers),
+                }
+                loss = about[path]["measured"]["loss"]
+                print(f"   {path}: {plan}: predicted {plan.loss:.4f}, measured {loss:.4f}")
+            found.append(measure(judge, made, default=default, method=source, power=power, tables=about))
     return found
+
+
+def default_of(counts: Tensor, dim: int, setting: dict[str, Any]) -> tuple[mgqe.Tiers, Capacity, str]:
+    tiers = mgqe.Tiers.from_counts(counts)
+    capacity = resolve_capacity(
+        dim, tiers.sizes, num_subspaces=dim // setting["width"], num_centroids=(256, 64),
+        capacity="centroids", share_codebook=True, share_subspaces=False,
+    )  # fmt: skip
+    return tiers, capacity, setting["centroid_dtype"]
 
 
 def main() -> None:
@@ -167,7 +187,7 @@ def main() -> None:
     parser.add_argument("--model", default="gmf", choices=list(MODELS))
     parser.add_argument("--seeds", default="1", help="whole numbers joined by commas")
     parser.add_argument("--starts", type=int, default=3, help="k-means starts a setting")
-    parser.add_argument("--powers", default="0,0.25,0.5,1", help="of the counts, joined by commas")
+    parser.add_argument("--powers", default="0.5", help="of the counts, joined by commas")
     parser.add_argument("--sources", default="counts,rows", help="what plans are made from")
     parser.add_argument("--defaults", default=";".join(DEFAULTS), help="which, joined by semicolons")
     parser.add_argument("--quick", action="store_true", help="one k-means of 15 iterations, to choose powers by")

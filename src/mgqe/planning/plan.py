@@ -36,10 +36,10 @@ class Plan:
         centroid_dtype: "float32", "float16" or "int8".
         nbytes: of the frozen table's file, exactly; at most ``budget``.
         full_nbytes: of the table as it is.
-        loss: what was minimised, the share of the rows' squares that is lost, rows weighted by
+        loss: what was minimised: the mean of ``errors``, each tier weighted by the sum of its ids'
             (count + 1)^counts_power.
         errors: of each tier, the share of its rows' squares that is lost.
-        measured: whether these were measured on the table; otherwise they are for Gaussian rows of one length.
+        measured: whether these were measured on the table; otherwise they are those of Gaussian rows.
     """
 
     num_embeddings: int
@@ -116,8 +116,8 @@ def plan(
 ) -> Plan:
     """The configuration of a table that is expected to lose least within a budget of bytes.
 
-    Tiers, subspaces, centroids, their type, and whether tiers share a codebook are chosen together; what is minimised
-    is the share of the rows' squares that is lost, rows weighted by (count + 1)^counts_power.
+    Tiers, subspaces, centroids, their type, and whether tiers share a codebook are chosen together. What is minimised
+    is the mean of the shares of the tiers' squares that are lost, an id weighing (count + 1)^counts_power.
 
     Args:
         num_embeddings, embedding_dim: N and d.
@@ -125,7 +125,7 @@ def plan(
             more.
         counts: (N,) how often each id occurs in training. Without them there is one tier.
         weight: (N, d) trained rows. With them the best candidates are tried out on (a sample of) the rows; without,
-            rows count as Gaussian and of one length.
+            rows count as Gaussian.
         padding_idx: an id that looks up as zeros.
         max_tiers: 1 to 3.
         max_centroids: the largest K; more than 256 take more than a byte a code and long in training.
@@ -144,11 +144,8 @@ def plan(
 class Problem:
     """A table to plan for; the candidates are made once for any number of budgets."""
 
-    def __init__(
-        self, space: Space, full_nbytes: int, counts_power: float, weight: Tensor | None, weights: np.ndarray
-    ) -> None:
-        self.space, self.full_nbytes, self.counts_power = space, full_nbytes, counts_power
-        self.weight, self.weights = weight, weights
+    def __init__(self, space: Space, full_nbytes: int, weight: Tensor | None) -> None:
+        self.space, self.full_nbytes, self.weight = space, full_nbytes, weight
 
     @classmethod
     def of(
@@ -175,15 +172,14 @@ class Problem:
             values = (known.double().numpy() + 1.0) ** counts_power
         if padding_idx is not None and num_embeddings > 1:
             values[padding_idx] = 0.0
-        size = values if rows is None else values * rows.double().square().sum(1).numpy()
-        if not size.sum() > 0:
+        if rows is not None and not bool(rows.any()):
             raise ValueError("the rows of weight are all zero: give a trained table, or leave weight= out")
         vocabulary = Vocabulary(
-            order, (size / size.sum())[order], bool((order[1:] > order[:-1]).all()) or len(order) == 1
+            order, (values / values.sum())[order], bool((order[1:] > order[:-1]).all()) or len(order) == 1
         )
         space = Space(vocabulary, embedding_dim, padding_idx, 1 if counts is None else max_tiers, max_centroids)
         nbytes = num_embeddings * embedding_dim * (4 if weight is None else weight.element_size())
-        return cls(space, nbytes if full_nbytes is None else full_nbytes, counts_power, rows, values)
+        return cls(space, nbytes if full_nbytes is None else full_nbytes, rows)
 
     def plan(self, budget: int) -> Plan:
         """The best within so many bytes."""
@@ -194,7 +190,7 @@ class Problem:
         else:
             tried = _varied(self.within(budget), MEASURED)
             if tried:
-                found = [measured(self.space, c, self.weight, self.weights) for c, _ in tried]
+                found = [measured(self.space, c, self.weight) for c, _ in tried]
                 (candidate, nbytes), (loss, errors) = min(zip(tried, found, strict=True), key=lambda pair: pair[1][0])
                 return self._made(candidate, nbytes, budget, loss, errors)
         least = self.least()

@@ -16,7 +16,7 @@ import numpy as np
 
 from mgqe.capacity import Capacity, divisors
 from mgqe.packing import bits_for, row_bytes
-from mgqe.planning.rate import gaussian_error, nested_factor, rounding
+from mgqe.planning.predict import tier_error
 from mgqe.size import frozen_nbytes
 from mgqe.tiers import Tiers, level_lengths, peel_order
 
@@ -123,6 +123,11 @@ class Space:
             self._tiers[sizes] = self.vocabulary.tiers(sizes)
         return self._tiers[sizes]
 
+    def tier_weights(self, sizes: Sequence[int]) -> np.ndarray:
+        """How much each tier's error counts, summing to 1."""
+        weights: np.ndarray = np.diff(self.below[np.cumsum([0, *sizes])])
+        return weights
+
     def nbytes(self, candidate: Candidate) -> int:
         """Of the frozen table's file, exactly."""
         capacity = candidate.capacity(self.embedding_dim)
@@ -146,8 +151,7 @@ class Space:
         return kept
 
     def _of_split(self, sizes: tuple[int, ...], dtype: str) -> Iterator[Candidate]:
-        ends = np.cumsum([0, *sizes])
-        weights = np.diff(self.below[ends])
+        weights = self.tier_weights(sizes)
         order = peel_order(sizes)
         extra = 0 if self.vocabulary.sorted else _map_bytes(level_lengths(sizes, order))
         yield from self._separate(sizes, weights, dtype, extra)
@@ -162,7 +166,7 @@ class Space:
                 if k > max(2, n):
                     break
                 nbytes = n * row_bytes(subspaces, bits_for(k)) + self._book_bytes(subspaces, k, dtype)
-                error = gaussian_error(self.embedding_dim // subspaces, k, n) + rounding(dtype, k)
+                error = tier_error(self.embedding_dim // subspaces, k, n, dtype)
                 options.append((nbytes, subspaces, k, error))
         kept, least = [], np.inf
         for option in sorted(options, key=lambda o: (o[0], o[3])):
@@ -196,13 +200,10 @@ class Space:
                 if any(k > max(2, n) for k, n in zip(falling, sizes, strict=True)):
                     continue
                 codes = sum(n * row_bytes(subspaces, bits_for(k)) for n, k in zip(sizes, falling, strict=True))
-                errors = []
-                for g, (n, k) in enumerate(zip(sizes, falling, strict=True)):
-                    held = falling[g + 1] if g + 1 < len(sizes) else 0
-                    error = gaussian_error(width, k, n + (held * n) // max(1, k - held)) * nested_factor(
-                        width, held / k
-                    )
-                    errors.append(error + rounding(dtype, falling[0]))
+                errors = [
+                    tier_error(width, k, n, dtype, held, falling[0])
+                    for n, k, held in zip(sizes, falling, (*falling[1:], 0), strict=True)
+                ]
                 nbytes = codes + self._book_bytes(subspaces, falling[0], dtype) + extra
                 made.append((nbytes, subspaces, falling, tuple(errors), float(weights @ errors)))
         for place in _front(np.array([m[0] for m in made]), np.array([m[4] for m in made])):
