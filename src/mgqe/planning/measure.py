@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgqe.codebook import draw_places, start_codebooks
+from mgqe.codebook import KMeans, draw_places, start_codebooks
 from mgqe.planning.search import Candidate, Space
 from mgqe.quantizers import nearest_codes, round_centroids, tier_codebook
 
 SAMPLE_ROWS = 16_384  # of a tier
+EFFORT = KMeans(spread=True)
 
 
 @torch.no_grad()
@@ -30,7 +31,8 @@ def measured(space: Space, candidate: Candidate, rows: Tensor) -> tuple[float, t
         if len(members) > SAMPLE_ROWS:
             members = members[draw_places(len(members), SAMPLE_ROWS, generator)]
         parts.append(rows[members])
-    books = [round_centroids(book, candidate.centroid_dtype) for book in start_codebooks(parts, capacity, generator)]
+    books = start_codebooks(parts, capacity, generator, EFFORT)
+    books = [round_centroids(book, candidate.centroid_dtype) for book in books]
     errors = []
     for g, part in enumerate(parts):
         book, subspaces, k = books[capacity.codebook_of[g]], capacity.num_subspaces[g], capacity.num_centroids[g]

@@ -8,25 +8,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mgqe.capacity import Capacity
-from mgqe.planning.rate import gaussian_error, nested_factor, rounding
+from mgqe.planning.rate import few_rows, limit, nested_factor, rounding
 
 if TYPE_CHECKING:
     from mgqe.planning.search import Space
 
 
-def tier_error(width: int, centroids: int, rows: int, centroid_dtype: str, held: int = 0, largest: int = 0) -> float:
-    """Of one tier.
+def tier_error(width: int, centroids: int, rows: int, held: int = 0) -> float:
+    """Of one tier, before its centroids are rounded.
 
     Args:
         width: s, dimensions a subspace.
         rows: ids of the tier.
         held: of its centroids, those that less frequent tiers fitted.
-        largest: K of the whole codebook, where it is shared.
     """
-    # As many rows a centroid as the tier has for those that it fits itself.
-    enough = rows + held * rows // max(1, centroids - held)
-    error = gaussian_error(width, centroids, enough) * nested_factor(width, held / centroids)
-    return error + rounding(centroid_dtype, max(centroids, largest))
+    fitted = min(centroids - held, rows)  # on the rows of this tier; held ones are as they are
+    return limit(width, centroids) * few_rows(width, rows / fitted) * nested_factor(width, held / centroids)
 
 
 def predicted(
@@ -42,7 +39,6 @@ def predicted(
         shares = capacity.share_codebook and g + 1 < len(sizes)
         held = capacity.num_centroids[g + 1] if shares else 0
         width = capacity.embedding_dim // subspaces
-        errors.append(
-            tier_error(width, k, n, centroid_dtype, held if held < k else 0, largest if capacity.share_codebook else 0)
-        )
+        error = tier_error(width, k, n, held if held < k else 0)
+        errors.append(error + rounding(centroid_dtype, largest if capacity.share_codebook else k))
     return float(space.tier_weights(sizes) @ np.array(errors)), tuple(errors)

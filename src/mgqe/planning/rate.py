@@ -47,16 +47,10 @@ def _of_width(row: tuple[float, ...], centroids: int) -> float:
     return math.exp(left + (bits - at) * (right - left))
 
 
-@cache
-def gaussian_error(width: int, centroids: int, rows: int) -> float:
-    """The same with so many rows: few rows are fitted more closely, K rows exactly."""
-    if rows <= centroids:
-        return 0.0
-    return limit(width, centroids) * few_rows(width, rows / centroids)
-
-
 def few_rows(width: int, rows_a_centroid: float) -> float:
     """What fitting few rows takes off the error: (1 - K / rows)^p, p a line in log2(rows / K); within 9%."""
+    if rows_a_centroid <= 1:
+        return 0.0
     place = min(math.log2(width), FEW_WIDTHS)
     at = min(int(place), FEW_WIDTHS - 1)
     (start, slope), (next_start, next_slope) = FEW[at : at + 2]

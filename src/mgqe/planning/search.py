@@ -7,8 +7,7 @@ tiers have the same subspaces and fall in centroids. That leaves some thousand c
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -17,6 +16,7 @@ import numpy as np
 from mgqe.capacity import Capacity, divisors
 from mgqe.packing import bits_for, row_bytes
 from mgqe.planning.predict import tier_error
+from mgqe.planning.rate import rounding
 from mgqe.size import frozen_nbytes
 from mgqe.tiers import Tiers, level_lengths, peel_order
 
@@ -88,8 +88,17 @@ class Candidate:
         return Capacity(embedding_dim, self.num_subspaces, self.num_centroids, self.share_codebook)
 
 
+@dataclass(frozen=True)
+class Block:
+    """Candidates of one split, type and way to share: numbers in arrays, themselves made when they are wanted."""
+
+    payload: np.ndarray
+    loss: np.ndarray
+    make: Callable[[int], Candidate]
+
+
 class Space:
-    """All candidates for a table, each tier of each split as arrays over its options."""
+    """All candidates for a table that may be the best within some budget, by rising loss."""
 
     def __init__(
         self,
@@ -105,9 +114,10 @@ class Space:
         self.below = np.concatenate([[0.0], np.cumsum(vocabulary.weights)])
         self.max_tiers = max_tiers
         self._tiers: dict[tuple[int, ...], Tiers] = {}
-        found = [c for sizes in self.splits() for dtype in ITEM_BYTES for c in self._of_split(sizes, dtype)]
         self._headers: dict[tuple[int, bool, str], int] = {}
-        self.candidates = self._thinned(sorted(found, key=lambda c: (c.loss, c.payload, len(c.sizes))))
+        self._errors: dict[int, np.ndarray] = {}
+        self._codes: dict[int, np.ndarray] = {}
+        self.candidates = self._thinned([block for sizes in self.splits() for block in self._blocks(sizes)])
 
     def splits(self) -> Iterator[tuple[int, ...]]:
         """Tier sizes: ends at the shares in ENDS."""
@@ -140,34 +150,39 @@ class Space:
             self._headers[structure] = self.nbytes(candidate) - candidate.payload
         return candidate.payload + self._headers[structure]
 
-    def _thinned(self, candidates: list[Candidate]) -> list[Candidate]:
-        """Of candidates by rising loss those that may be the best within some budget."""
-        kept: list[Candidate] = []
-        smallest = math.inf
-        for candidate in candidates:
-            if (nbytes := self.about(candidate)) < smallest + HEADER_SPREAD:
-                kept.append(candidate)
-                smallest = min(smallest, nbytes)
-        return kept
+    def _thinned(self, blocks: list[Block]) -> list[Candidate]:
+        """Those that no better one is smaller than, as far as can be told without their exact bytes."""
+        headers = [self.about(first) - first.payload for first in (block.make(0) for block in blocks)]
+        about = np.concatenate([block.payload + header for block, header in zip(blocks, headers, strict=True)])
+        loss = np.concatenate([block.loss for block in blocks])
+        owner = np.repeat(np.arange(len(blocks)), [len(block.loss) for block in blocks])
+        place = np.concatenate([np.arange(len(block.loss)) for block in blocks])
+        order = np.lexsort((owner, about, loss))  # of equals the one with fewer tiers, whose block comes first
+        smallest = np.concatenate([[np.inf], np.minimum.accumulate(about[order])[:-1]])
+        kept = order[about[order] < smallest + HEADER_SPREAD]
+        return [blocks[owner[i]].make(int(place[i])) for i in kept]
 
-    def _of_split(self, sizes: tuple[int, ...], dtype: str) -> Iterator[Candidate]:
-        weights = self.tier_weights(sizes)
-        order = peel_order(sizes)
-        extra = 0 if self.vocabulary.sorted else _map_bytes(level_lengths(sizes, order))
-        yield from self._separate(sizes, weights, dtype, extra)
+    def _blocks(self, sizes: tuple[int, ...]) -> Iterator[Block]:
+        extra = 0 if self.vocabulary.sorted else _map_bytes(level_lengths(sizes, peel_order(sizes)))
+        for dtype in ITEM_BYTES:
+            yield self._separate(sizes, dtype, extra)
         if len(sizes) > 1:
-            yield from self._shared(sizes, weights, dtype, extra)
+            yield from self._shared(sizes, extra)
+
+    def _book_bytes(self, subspaces: int, k: int, dtype: str) -> int:
+        return self.embedding_dim * k * ITEM_BYTES[dtype] + (4 * subspaces if dtype == "int8" else 0)
+
+    # ---- a codebook a tier -------------------------------------------------------------------------------
 
     def _options(self, n: int, dtype: str) -> list[tuple[int, int, int, float]]:
         """(bytes, D, K, error) of a tier of n ids with a codebook of its own; those of use alone, smallest first."""
+        errors, codes = self._of_tier(n)
         options = []
-        for subspaces in self.subspaces:
-            for k in self.centroids:
-                if k > max(2, n):
-                    break
-                nbytes = n * row_bytes(subspaces, bits_for(k)) + self._book_bytes(subspaces, k, dtype)
-                error = tier_error(self.embedding_dim // subspaces, k, n, dtype)
-                options.append((nbytes, subspaces, k, error))
+        for i, subspaces in enumerate(self.subspaces):
+            for j, k in enumerate(self.centroids):
+                if k <= max(2, n):
+                    nbytes = int(codes[i, j]) + self._book_bytes(subspaces, k, dtype)
+                    options.append((nbytes, subspaces, k, float(errors[i, j, 0]) + rounding(dtype, k)))
         kept, least = [], np.inf
         for option in sorted(options, key=lambda o: (o[0], o[3])):
             if option[3] < least:
@@ -175,46 +190,97 @@ class Space:
                 least = option[3]
         return kept
 
-    def _book_bytes(self, subspaces: int, k: int, dtype: str) -> int:
-        return self.embedding_dim * k * ITEM_BYTES[dtype] + (4 * subspaces if dtype == "int8" else 0)
-
-    def _separate(self, sizes: tuple[int, ...], weights: np.ndarray, dtype: str, extra: int) -> Iterator[Candidate]:
+    def _separate(self, sizes: tuple[int, ...], dtype: str, extra: int) -> Block:
         options = [self._options(n, dtype) for n in sizes]
-        nbytes, loss = np.full((1,), float(extra)), np.zeros(1)
-        for tier, weight in zip(options, weights, strict=True):
+        nbytes, loss = np.full(1, extra, dtype=np.int64), np.zeros(1)
+        for tier, weight in zip(options, self.tier_weights(sizes), strict=True):
             nbytes = (nbytes[:, None] + np.array([o[0] for o in tier])).reshape(-1)
             loss = (loss[:, None] + weight * np.array([o[3] for o in tier])).reshape(-1)
-        for place in _front(nbytes, loss):
-            chosen = [
-                tier[i] for tier, i in zip(options, np.unravel_index(place, [len(o) for o in options]), strict=True)
-            ]
-            d, k, e = zip(*((o[1], o[2], o[3]) for o in chosen), strict=True)
-            yield Candidate(sizes, d, k, len(sizes) == 1, dtype, int(nbytes[place]), e, float(loss[place]))
+        front = _front(nbytes, loss)
 
-    def _shared(self, sizes: tuple[int, ...], weights: np.ndarray, dtype: str, extra: int) -> Iterator[Candidate]:
-        made = []
-        for subspaces in self.subspaces:
-            width = self.embedding_dim // subspaces
-            for rising in combinations(self.centroids, len(sizes)):
-                falling = rising[::-1]
-                if any(k > max(2, n) for k, n in zip(falling, sizes, strict=True)):
-                    continue
-                codes = sum(n * row_bytes(subspaces, bits_for(k)) for n, k in zip(sizes, falling, strict=True))
-                errors = [
-                    tier_error(width, k, n, dtype, held, falling[0])
-                    for n, k, held in zip(sizes, falling, (*falling[1:], 0), strict=True)
+        def make(at: int) -> Candidate:
+            places = np.unravel_index(front[at], [len(tier) for tier in options])
+            chosen = [tier[int(i)] for tier, i in zip(options, places, strict=True)]
+            _, d, k, errors = zip(*chosen, strict=True)
+            return Candidate(
+                sizes, d, k, len(sizes) == 1, dtype, int(nbytes[front[at]]), errors, float(loss[front[at]])
+            )
+
+        return Block(nbytes[front], loss[front], make)
+
+    # ---- one codebook for all ----------------------------------------------------------------------------
+
+    def _of_tier(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Errors (D, K, held) of a tier of n ids before rounding, held: 0 for none, else one more than K's place;
+        bytes of its codes (D, K)."""
+        if n not in self._errors:
+            widths = [self.embedding_dim // subspaces for subspaces in self.subspaces]
+            self._errors[n] = np.array(
+                [
+                    [
+                        [tier_error(s, k, n, held) if held < k else np.nan for held in (0, *self.centroids)]
+                        for k in self.centroids
+                    ]
+                    for s in widths
                 ]
-                nbytes = codes + self._book_bytes(subspaces, falling[0], dtype) + extra
-                made.append((nbytes, subspaces, falling, tuple(errors), float(weights @ errors)))
-        for place in _front(np.array([m[0] for m in made]), np.array([m[4] for m in made])):
-            nbytes, subspaces, falling, errors, loss = made[place]
-            yield Candidate(sizes, (subspaces,) * len(sizes), falling, True, dtype, nbytes, errors, loss)
+            )
+            self._codes[n] = np.array(
+                [[n * row_bytes(subspaces, bits_for(k)) for k in self.centroids] for subspaces in self.subspaces]
+            )
+        return self._errors[n], self._codes[n]
+
+    def _shared(self, sizes: tuple[int, ...], extra: int) -> Iterator[Block]:
+        falls = np.array([c[::-1] for c in combinations(range(len(self.centroids)), len(sizes))])
+        known = np.array(self.centroids)
+        if len(falls):
+            falls = falls[(known[falls] <= np.maximum(2, sizes)).all(1)]
+        if not len(falls):
+            return
+        held = np.concatenate([falls[:, 1:] + 1, np.zeros((len(falls), 1), dtype=np.int64)], axis=1)
+        parts = [self._of_tier(n) for n in sizes]
+        errors = np.stack([e[:, falls[:, g], held[:, g]] for g, (e, _) in enumerate(parts)], axis=-1)  # (D, combos, m)
+        codes = sum(c[:, falls[:, g]] for g, (_, c) in enumerate(parts))
+        plain = errors @ self.tier_weights(sizes)
+        for dtype in ITEM_BYTES:
+            largest = [int(k) for k in known[falls[:, 0]]]
+            books = np.array([[self._book_bytes(d, k, dtype) for k in largest] for d in self.subspaces])
+            added = np.array([rounding(dtype, k) for k in largest])
+            nbytes, loss = (codes + books + extra).reshape(-1), (plain + added).reshape(-1)
+            front = _front(nbytes, loss)
+            yield Block(
+                nbytes[front], loss[front], self._maker(sizes, dtype, falls, errors, added, nbytes, loss, front)
+            )
+
+    def _maker(
+        self,
+        sizes: tuple[int, ...],
+        dtype: str,
+        falls: np.ndarray,
+        errors: np.ndarray,
+        added: np.ndarray,
+        nbytes: np.ndarray,
+        loss: np.ndarray,
+        front: np.ndarray,
+    ) -> Callable[[int], Candidate]:
+        def make(at: int) -> Candidate:
+            place = int(front[at])
+            i, combo = divmod(place, len(falls))
+            return Candidate(
+                sizes,
+                (self.subspaces[i],) * len(sizes),
+                tuple(self.centroids[j] for j in falls[combo]),
+                True,
+                dtype,
+                int(nbytes[place]),
+                tuple(float(error) for error in errors[i, combo] + added[combo]),
+                float(loss[place]),
+            )
+
+        return make
 
 
 def _front(nbytes: np.ndarray, loss: np.ndarray) -> np.ndarray:
     """Places of those that no other one beats in both, smallest first."""
-    if not len(nbytes):
-        return np.empty(0, dtype=np.int64)
     order = np.lexsort((loss, nbytes))
     least = np.minimum.accumulate(loss[order])
     best: np.ndarray = order[np.concatenate([[True], least[1:] < least[:-1]])]
