@@ -15,6 +15,7 @@ import argparse
 import copy
 import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,8 @@ def measure(judge: Judge, made: dict[str, list[tuple[int, Tensor]]], **about: An
 
 def run(
     judge: Judge, starts: int, powers: list[float], sources: list[str], effort: KMeans, defaults: list[str]
-) -> list[dict[str, Any]]:
-    found = [measure(judge, {path: [(rows.nbytes, rows)] for path, rows in judge.rows.items()}, method="full")]
+) -> Iterator[dict[str, Any]]:
+    yield measure(judge, {path: [(rows.nbytes, rows)] for path, rows in judge.rows.items()}, method="full")
     problems = {
         (path, source, power): Problem.of(
             *rows.shape,
@@ -148,7 +149,7 @@ def run(
                 "predicted": {"loss": loss, "tiers": errors},
                 "measured": errors_of(problem, rows, made[path], tiers),
             }
-        found.append(measure(judge, made, default=default, method="default", tables=about))
+        yield measure(judge, made, default=default, method="default", tables=about)
         budgets = {path: tables[0][0] for path, tables in made.items()}
         for source, power in itertools.product(sources, powers):
             made, about = {}, {}
@@ -167,8 +168,7 @@ def run(
                 }
                 loss = about[path]["measured"]["loss"]
                 print(f"   {path}: {plan}: predicted {plan.loss:.4f}, measured {loss:.4f}")
-            found.append(measure(judge, made, default=default, method=source, power=power, tables=about))
-    return found
+            yield measure(judge, made, default=default, method=source, power=power, tables=about)
 
 
 def default_of(counts: Tensor, dim: int, setting: dict[str, Any]) -> tuple[mgqe.Tiers, Capacity, str]:
@@ -195,7 +195,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    found = []
+    found: list[dict[str, Any]] = []
+    out = given.out or RESULTS / f"plan-{given.data}.json"
     chosen, sources = given.defaults.split(";"), given.sources.split(",")
     effort = KMeans(spread=True) if given.quick else THOROUGH
     powers = [float(power) for power in given.powers.split(",")]
@@ -206,9 +207,9 @@ def main() -> None:
         )  # fmt: skip
         config = config.with_settings([*tuned_settings(config.model, given.data)])
         judge = Judge(replace(config, embedding="mgqe"), Path(given.work))
-        found += [{"seed": seed, **record} for record in run(judge, given.starts, powers, sources, effort, chosen)]
-    out = given.out or RESULTS / f"plan-{given.data}.json"
-    out.write_text(json.dumps({"environment": environment(), "runs": found}, indent=1) + "\n")
+        for record in run(judge, given.starts, powers, sources, effort, chosen):
+            found.append({"seed": seed, "quick": given.quick, "starts": given.starts, **record})
+            out.write_text(json.dumps({"environment": environment(), "runs": found}, indent=1) + "\n")
     print(out)
 
 
