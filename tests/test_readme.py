@@ -76,9 +76,9 @@ def test_the_page_on_budgets_runs(capsys):
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(compile(block, "docs/plan.md", "exec"), names)
     shown = capsys.readouterr().out
-    assert "mgqe.MGQEmbedding(20000, 64, tiers=" in shown
+    assert "mgqe.MGQEmbedding(5000, 32, tiers=" in shown
     assert "1 of 2 compressed" in shown
-    assert names["plan"].nbytes <= 256_000
+    assert names["plan"].nbytes <= 32_000
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
         assert (ROOT / "docs" / target).is_file(), target
 
