@@ -154,6 +154,22 @@ def test_ids_alike_have_one_tier_and_frequent_ids_more_bits():
     assert max(mgqe.plan(2000, 16, "20%", counts=COUNTS, max_centroids=16).num_centroids) <= 16
 
 
+def test_defaults_of_torch_do_not_matter():
+    rows = gaussian(300, 8)
+    counts = torch.arange(300)
+    expected = mgqe.plan(300, 8, "60%", counts=counts, weight=rows)
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = mgqe.plan(300, 8, "60%", counts=counts, weight=rows)
+        from_list = mgqe.plan(300, 8, "60%", counts=list(range(300)))
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    assert found == expected
+    assert from_list.tiers == mgqe.plan(300, 8, "60%", counts=counts).tiers
+
+
 def test_the_line_of_python_makes_the_same_layer():
     for counts in (COUNTS, None):
         plan = mgqe.plan(2000, 16, "8%", counts=counts)

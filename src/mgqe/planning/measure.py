@@ -21,7 +21,7 @@ def measured(space: Space, candidate: Candidate, rows: Tensor) -> tuple[float, t
     Args:
         rows: (N, d) float32 on the CPU.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     tiers, capacity = space.tiers(candidate.sizes), candidate.capacity(space.embedding_dim)
     parts = []
     for g in range(tiers.num_tiers):
@@ -37,6 +37,8 @@ def measured(space: Space, candidate: Candidate, rows: Tensor) -> tuple[float, t
     for g, part in enumerate(parts):
         book, subspaces, k = books[capacity.codebook_of[g]], capacity.num_subspaces[g], capacity.num_centroids[g]
         codes = nearest_codes(part, book, subspaces, k)
-        decoded = tier_codebook(book, subspaces, k)[torch.arange(subspaces), codes.long()].reshape(len(part), -1)
+        decoded = tier_codebook(book, subspaces, k)[torch.arange(subspaces, device="cpu"), codes.long()].reshape(
+            len(part), -1
+        )
         errors.append(float((part - decoded).square().sum() / part.square().sum().clamp(min=1e-30)))
     return float(space.tier_weights(candidate.sizes) @ np.array(errors)), tuple(errors)

@@ -167,7 +167,8 @@ class Problem:
         values = np.ones(num_embeddings)
         order = np.arange(num_embeddings)
         if counts is not None:
-            known = check_counts(counts, num_embeddings)
+            with torch.device("cpu"):  # whatever the default device
+                known = check_counts(counts, num_embeddings)
             order = torch.sort(known, descending=True, stable=True).indices.numpy()
             values = (known.double().numpy() + 1.0) ** counts_power
         if padding_idx is not None and num_embeddings > 1:
