@@ -30,38 +30,65 @@ def powers(runs: list[dict[str, Any]]) -> str:
     return table.markdown()
 
 
+def settings(runs: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """(default, method) -> its runs, one a seed."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for run in runs:
+        found.setdefault((run.get("default", ""), run["method"]), []).append(run)
+    return found
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
 def errors(data: dict[str, list[dict[str, Any]]]) -> str:
-    """Predicted and measured losses, a line for both tables."""
-    table = TextTable("", ["loss: predicted / measured", "bytes", "users", "items"])
+    """Predicted and measured losses, a column a table."""
+    table = TextTable("", ["loss: predicted / measured", "bytes", "users", "items", "seeds"])
     for name, runs in data.items():
-        for run in runs:
-            if run["method"] == "full":
+        for (default, method), found in settings(runs).items():
+            if method == "full":
                 continue
-            cells = [
-                f"{100 * one['predicted']['loss']:.2f}% / {100 * one['measured']['loss']:.2f}%"
-                for one in run["tables"].values()
-            ]
-            what = f"{TITLES[name]}, {run['default']}: {NAMES[run['method']]}"
-            table.rows.append([what, f"{100 * run['share']:.1f}%", *cells])
+            cells = []
+            for path in found[0]["tables"]:
+                each = (
+                    mean([run["tables"][path][kind]["loss"] for run in found]) for kind in ("predicted", "measured")
+                )
+                cells.append(" / ".join(f"{100 * loss:.2f}%" for loss in each))
+            what = f"{TITLES[name]}, {default}: {NAMES[method]}"
+            table.rows.append([what, f"{100 * found[0]['share']:.1f}%", *cells, str(len(found))])
     return table.markdown()
 
 
 def quality(data: dict[str, list[dict[str, Any]]]) -> str:
-    """HR@10 on validation and test at equal bytes."""
-    table = TextTable(
-        "", ["bytes of", "configuration", "bytes", "valid HR@10", "test HR@10", "points to default"], left=2
-    )
+    """HR@10 on validation and test at equal bytes; differences are paired by seed."""
+    header = [
+        "bytes of",
+        "configuration",
+        "bytes",
+        "valid HR@10",
+        "test HR@10",
+        "points to default: valid",
+        "test",
+        "seeds",
+    ]
+    table = TextTable("", header, left=2)
     for name, runs in data.items():
-        default: dict[str, Any] = {}
-        for run in runs:
-            default = run if run["method"] == "default" else default
-            figures = run["quality"]
-            gain = ""
-            if run["method"] not in ("default", "full"):
-                gain = f"{100 * (figures['hr@10'] - default['quality']['hr@10']):+.2f}"
-            what = "full tables" if run["method"] == "full" else NAMES[run["method"]]
-            cells = (f"{100 * run['share']:.1f}%", f"{figures['valid_hr@10']:.4f}", f"{figures['hr@10']:.4f}", gain)
-            table.rows.append([f"{TITLES[name]}, {run['default']}" if "default" in run else TITLES[name], what, *cells])
+        groups = settings(runs)
+        for (default, method), found in groups.items():
+            gains = ["", ""]
+            if method in ("counts", "rows"):
+                beside = {run["seed"]: run["quality"] for run in groups[default, "default"]}
+                for place, figure in enumerate(("valid_hr@10", "hr@10")):
+                    each = [100 * (run["quality"][figure] - beside[run["seed"]][figure]) for run in found]
+                    gains[place] = f"{mean(each):+.2f}" + (
+                        f" ({', '.join(f'{x:+.2f}' for x in each)})" if each[1:] else ""
+                    )
+            figures = [f"{mean([run['quality'][figure] for run in found]):.4f}" for figure in ("valid_hr@10", "hr@10")]
+            what = "full tables" if method == "full" else NAMES[method]
+            title = f"{TITLES[name]}, {default}" if default else TITLES[name]
+            share = f"{100 * found[0]['share']:.1f}%"
+            table.rows.append([title, what, share, *figures, *gains, str(len(found))])
     return table.markdown()
 
 
