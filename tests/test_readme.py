@@ -82,6 +82,20 @@ def test_the_page_on_export_runs(tmp_path, monkeypatch):
         assert (ROOT / "docs" / target).is_file(), target
 
 
+def test_the_page_on_budgets_runs(capsys):
+    """Its blocks continue each other."""
+    page = (ROOT / "docs" / "plan.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "docs/plan.md", "exec"), names)
+    shown = capsys.readouterr().out
+    assert "mgqe.MGQEmbedding(5000, 32, tiers=" in shown
+    assert "1 of 2 compressed" in shown
+    assert names["plan"].nbytes <= 32_000
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
+        assert (ROOT / "docs" / target).is_file(), target
+
+
 def test_make_targets_and_files_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"^make ([a-z-]+)", README, re.MULTILINE)) <= targets
@@ -93,10 +107,11 @@ def test_commands_are_understood(monkeypatch):
     pytest.importorskip("typer")
     from typer.main import get_command
 
-    from mgqe import study_commands
+    from mgqe import plan_commands, study_commands
     from mgqe.commands import app
 
-    assert study_commands  # registers its commands
+    assert plan_commands
+    assert study_commands  # these register their commands
     known = get_command(app).commands  # type: ignore[attr-defined]
     for line in re.findall(r"^mgqe (.+)$", README, re.MULTILINE):
         name, *arguments = line.split()

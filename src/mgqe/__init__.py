@@ -18,6 +18,7 @@ from mgqe.embedding import DPQEmbedding, MGQEmbedding
 from mgqe.export import export_onnx, portable
 from mgqe.freezing import freeze_to
 from mgqe.modules import quantization_loss, start_quantizing
+from mgqe.planning import Plan, plan
 from mgqe.rowwise import RowwiseAdagrad
 from mgqe.segments import append
 from mgqe.stats import CodebookStats
@@ -38,6 +39,7 @@ __all__ = [
     "DPQEmbeddingBag",
     "MGQEmbedding",
     "MGQEmbeddingBag",
+    "Plan",
     "RowwiseAdagrad",
     "Tiers",
     "append",
@@ -50,6 +52,7 @@ __all__ = [
     "load",
     "load_model",
     "merge_counts",
+    "plan",
     "portable",
     "quantization_loss",
     "save",

@@ -110,8 +110,11 @@ class MGQEmbeddingBag(MGQEmbedding):
 class DPQEmbeddingBag(MGQEmbeddingBag):
     """:class:`MGQEmbeddingBag` with one tier: the same capacity for every id."""
 
+    _one_tier = True
+
     def __init__(self, num_embeddings: int, embedding_dim: int, *args: Any, **arguments: Any) -> None:
         unwanted: Sequence[str] = [name for name in ("counts", "tiers", "fractions") if name in arguments]
         if unwanted:
             raise TypeError(f"DPQEmbeddingBag has one tier and takes no {', '.join(unwanted)}: use MGQEmbeddingBag")
-        super().__init__(num_embeddings, embedding_dim, *args, tiers=[num_embeddings], **arguments)
+        tiers = [num_embeddings] if arguments.get("budget") is None else None
+        super().__init__(num_embeddings, embedding_dim, *args, tiers=tiers, **arguments)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mgqe.capacity import resolve_capacity
 from mgqe.ids import as_int64, check_sizes
+from mgqe.planning import Problem, budget_bytes, check_left_to_budget
 from mgqe.quantized import QuantizedEmbedding
 from mgqe.storage import Rows
 from mgqe.tiers import Tiers
@@ -56,6 +57,9 @@ class MGQEmbedding(QuantizedEmbedding):
         rows: how rows are kept while they train: "float32" (or ``dtype``), "bfloat16", "cached" (codes of all ids, full
             rows of those that train now), "sketch", or a configuration of :mod:`mgqe.storage`. docs/large_tables.md
             says what each costs. Use ``sparse=True`` and :class:`mgqe.RowwiseAdagrad` with large ones.
+        budget: what the frozen table's file may take: "5%" or 0.05 of the full table, or bytes. It chooses tiers (from
+            ``counts``), subspaces, centroids and their type, so that what sets these stays at its default
+            (:func:`mgqe.plan`). With ``from_pretrained`` the best candidates are tried out on the rows.
 
     Shape:
         ids of any shape (...) and integer dtype -> (..., d), in the weight's dtype.
@@ -64,6 +68,8 @@ class MGQEmbedding(QuantizedEmbedding):
         ValueError, TypeError: arguments that do not fit, naming what was expected.
         IndexError: ids out of range, in the forward pass.
     """
+
+    _one_tier = False
 
     def __init__(
         self,
@@ -92,8 +98,24 @@ class MGQEmbedding(QuantizedEmbedding):
         warmup_steps: int = DEFAULT_WARMUP_STEPS,
         commitment: float = DEFAULT_COMMITMENT,
         rows: Rows = "float32",
+        budget: int | float | str | None = None,
     ) -> None:
         check_sizes(num_embeddings, embedding_dim, padding_idx)
+        if budget is not None:
+            check_left_to_budget(locals())
+            if tiers is not None or (counts is None and not self._one_tier):
+                raise ValueError(
+                    "budget= needs counts= to choose tiers by (how often each id occurs in training), and no tiers=; "
+                    "DPQEmbedding has one tier and needs neither"
+                )
+            size = (_weight.dtype if _weight is not None else dtype or torch.get_default_dtype()).itemsize
+            full = num_embeddings * embedding_dim * size
+            trained = _weight if warmup_steps == 0 and _weight is not None and not _weight.is_meta else None
+            problem = Problem.of(num_embeddings, embedding_dim, counts, trained, padding_idx, full_nbytes=full)
+            planned = problem.plan(budget_bytes(budget, full))
+            counts, tiers = None, planned.tiers
+            num_subspaces, num_centroids, capacity = planned.num_subspaces, planned.num_centroids, "both"
+            share_codebook, centroid_dtype = planned.share_codebook, planned.centroid_dtype
         partition = resolve_tiers(num_embeddings, counts, tiers, fractions)
         super().__init__(
             num_embeddings,
@@ -166,6 +188,8 @@ class DPQEmbedding(MGQEmbedding):
     Arguments as for :class:`MGQEmbedding`, without tiers. ``num_centroids`` defaults to 256.
     """
 
+    _one_tier = True
+
     def __init__(
         self,
         num_embeddings: int,
@@ -188,6 +212,7 @@ class DPQEmbedding(MGQEmbedding):
         warmup_steps: int = DEFAULT_WARMUP_STEPS,
         commitment: float = DEFAULT_COMMITMENT,
         rows: Rows = "float32",
+        budget: int | float | str | None = None,
     ) -> None:
         super().__init__(
             num_embeddings,
@@ -201,7 +226,7 @@ class DPQEmbedding(MGQEmbedding):
             _freeze,
             device,
             dtype,
-            tiers=[num_embeddings],
+            tiers=[num_embeddings] if budget is None else None,
             num_subspaces=num_subspaces,
             num_centroids=num_centroids,
             quantizer=quantizer,
@@ -210,6 +235,7 @@ class DPQEmbedding(MGQEmbedding):
             warmup_steps=warmup_steps,
             commitment=commitment,
             rows=rows,
+            budget=budget,
         )
 
 

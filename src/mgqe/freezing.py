@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from mgqe.artifact import save_pieces
-from mgqe.convert.size import planned
 from mgqe.frozen import Config
 from mgqe.layout import map_tensors, store_centroids
 from mgqe.packing import bits_for, pack
 from mgqe.rows import SWEEP_ROWS
+from mgqe.size import planned
 from mgqe.table import CompactTable
 from mgqe.tiers import build_tier_map
 

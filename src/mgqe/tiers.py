@@ -100,7 +100,7 @@ class Tiers:
                 or boundaries.
             TypeError: counts are not numbers.
         """
-        values = _check_counts(counts, num_embeddings)
+        values = check_counts(counts, num_embeddings)
         n = values.numel()
         sizes = _sizes_from_fractions(n, fractions) if boundaries is None else _sizes_from_boundaries(n, boundaries)
         order = torch.sort(values, descending=True, stable=True).indices
@@ -332,7 +332,7 @@ def _pack_bits(flags: Tensor) -> Tensor:
     return torch.from_numpy(padded.view("<i8").astype(np.int64))
 
 
-def _check_counts(counts: Tensor | np.ndarray | Sequence[float], num_embeddings: int | None) -> Tensor:
+def check_counts(counts: Tensor | np.ndarray | Sequence[float], num_embeddings: int | None) -> Tensor:
     try:
         values = counts.detach().cpu() if isinstance(counts, Tensor) else torch.from_numpy(np.array(counts))
     except (TypeError, ValueError, RuntimeError) as error:

@@ -13,6 +13,7 @@ from torch import nn
 
 from mgqe.bag import MGQEmbeddingBag
 from mgqe.codebook import THOROUGH
+from mgqe.convert.budget import spend
 from mgqe.convert.config import CompressConfig
 from mgqe.convert.layers import Plan, build, plan
 from mgqe.convert.report import CompressReport, TableReport
@@ -32,6 +33,7 @@ def compress_(
     counts: Mapping[str, Counts | Tiers] | None = None,
     filter_fn: FilterFn | None = None,
     init: str | None = None,
+    budget: int | float | str | None = None,
 ) -> CompressReport:
     """Swap the model's ``nn.Embedding`` and ``nn.EmbeddingBag`` modules for quantised ones, in place.
 
@@ -47,6 +49,7 @@ def compress_(
             them gets one tier.
         filter_fn: called with a module and its path; False leaves it. Default: all.
         init: instead of ``config.init``: "warmup" or "from_weight".
+        budget: instead of ``config.budget``: "5%" or 0.05 of the tables' bytes, or bytes, for all tables together.
 
     Returns:
         what was compressed and what was not, and why: ``print`` it.
@@ -57,6 +60,7 @@ def compress_(
     """
     config = config or CompressConfig()
     config = config if init is None else replace(config, init=init)
+    config = config if budget is None else replace(config, budget=budget)
     tables = find_tables(model)
     if not tables:
         raise ValueError(_no_tables(model))
@@ -66,13 +70,14 @@ def compress_(
         raise ValueError(f"filter_fn matches none of the model's tables: {_listed(tables)}")
     _check_rules(config, tables)
 
+    budgeted = spend(chosen, config, given, _naming)
     plans: list[tuple[Table, Plan]] = []
     for table in tables:
         if table not in chosen:
             plans.append((table, Plan(why="left: filter_fn")))
             continue
         with _naming(table):
-            plans.append((table, plan(table, config, given.get(table.path))))
+            plans.append((table, plan(table, config, given.get(table.path), budgeted.get(table.path))))
     # All are made before the first is swapped, so that an error leaves the model alone.
     made = [(table, _make(table, p)) for table, p in plans if p.compress]
     for table, layer in made:

@@ -8,8 +8,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from mgqe.embedding import DEFAULT_COMMITMENT, DEFAULT_WARMUP_STEPS
+from mgqe.planning import CHOSEN, budget_bytes, check_left_to_budget
 
 INITS = ("warmup", "from_weight")
+NO_LIMIT = 2**62
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,11 @@ class CompressConfig:
         share_codebook, share_subspaces: see MGQEmbedding.
         centroid_dtype: "float32", "float16" or "int8".
         commitment: weight of the commitment in the loss.
+        budget: what the frozen files of all tables may take together, as a share of the bytes that these tables take
+            now ("5%", 0.05), or in bytes. It chooses ``fractions``, ``num_subspaces``, ``num_centroids``,
+            ``capacity``, ``share_codebook`` and ``centroid_dtype``, and divides itself among the tables, so as to
+            lose least (:func:`mgqe.plan`). Tables whose rule has a budget, or any of these, are apart: they do not
+            enter here, and a rule's budget is for each table that it matches.
         init: "warmup": rows train on as they are for ``warmup_steps`` training passes (or until
             ``mgqe.start_quantizing``), for models that are not trained yet. "from_weight": codebooks start at once, by
             a thorough nested k-means on the rows as they are, for trained models.
@@ -48,6 +55,7 @@ class CompressConfig:
     share_subspaces: bool = False
     centroid_dtype: str = "float32"
     commitment: float = DEFAULT_COMMITMENT
+    budget: int | float | str | None = None
     init: str = "warmup"
     warmup_steps: int = DEFAULT_WARMUP_STEPS
     rules: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
@@ -58,6 +66,9 @@ class CompressConfig:
                 object.__setattr__(self, name, tuple(given))
         if self.init not in INITS:
             raise ValueError(f"init must be one of {INITS}, got {self.init!r}")
+        if self.budget is not None:
+            budget_bytes(self.budget, NO_LIMIT)
+            check_left_to_budget({f.name: getattr(self, f.name) for f in fields(self)})
         known = {f.name for f in fields(self)} - {"rules"}
         for pattern, change in self.rules.items():
             if change is None:
@@ -66,7 +77,7 @@ class CompressConfig:
                 raise TypeError(f"rule {pattern!r} must be a mapping of settings or None, got {type(change).__name__}")
             if unknown := sorted(set(change) - known):
                 raise ValueError(f"rule {pattern!r} sets {unknown}, expected some of {sorted(known)}")
-            replace(self, rules={}, **change)  # raises what is wrong with it
+            self._changed(change)  # raises what is wrong with it
 
     def rule_for(self, paths: tuple[str, ...]) -> str | None:
         """The first pattern that matches one of a table's paths; None if none does."""
@@ -83,4 +94,19 @@ class CompressConfig:
         if pattern is None:
             return replace(self, rules={})
         change = self.rules[pattern]
-        return None if change is None else replace(self, rules={}, **change)
+        return None if change is None else self._changed(change)
+
+    def shares_budget(self, paths: tuple[str, ...]) -> bool:
+        """Whether a table takes part in ``budget``."""
+        pattern = self.rule_for(paths)
+        change = {} if pattern is None else self.rules[pattern]
+        return self.budget is not None and change is not None and not {"budget", *CHOSEN} & set(change)
+
+    def _changed(self, change: Mapping[str, Any]) -> CompressConfig:
+        """By a rule: one with a budget has no use for what this sets that a budget chooses, and the other way round."""
+        start: dict[str, Any] = {}
+        if change.get("budget") is not None:
+            start = CHOSEN
+        elif set(CHOSEN) & set(change):
+            start = {"budget": None}
+        return replace(self, **{**start, **change, "rules": {}})

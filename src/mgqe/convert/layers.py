@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from mgqe.bag import MGQEmbeddingBag
 from mgqe.capacity import MIN_CENTROIDS, resolve_capacity
 from mgqe.convert.config import CompressConfig
-from mgqe.convert.size import frozen_nbytes
 from mgqe.convert.tables import Table
 from mgqe.embedding import Counts, MGQEmbedding
 from mgqe.layout import CENTROID_DTYPES
+from mgqe.planning import Plan as Budgeted
+from mgqe.size import frozen_nbytes
 from mgqe.tiers import Tiers
 
 _SHARED = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
@@ -48,19 +49,28 @@ class Plan:
     num_centroids: tuple[int, ...] | None = None
 
 
-def plan(table: Table, config: CompressConfig, counts: Counts | Tiers | None) -> Plan:
+def plan(
+    table: Table, config: CompressConfig, counts: Counts | Tiers | None, chosen: Budgeted | str | None = None
+) -> Plan:
     """Decide about a table.
+
+    Args:
+        chosen: what a budget made of it, or why it left it, where there is one.
 
     Raises:
         ValueError, TypeError: counts or settings that do not fit it.
     """
     module = table.module
     own = config.for_table(table.paths)
+    if isinstance(chosen, str):
+        return Plan(chosen)
+    if chosen is not None and own is not None:
+        own, counts = replace(own, budget=None, **chosen.settings()), None if counts is None else chosen.tiers
     tiers = _tiers(module, own or config, counts)  # counts are checked also where they are not needed
     if own is None:
         return Plan(f"left: rule {config.rule_for(table.paths)!r}")
-    if (obstacle := _obstacle(table)) is not None:
-        return Plan(f"left: {obstacle}")
+    if (reason := obstacle(table)) is not None:
+        return Plan(f"left: {reason}")
     weight = module._parameters["weight"]
     assert weight is not None  # an obstacle otherwise
     if own.centroid_dtype not in CENTROID_DTYPES:
@@ -132,7 +142,7 @@ def zero_padding(module: nn.Module) -> bool:
     return not bool(weight.detach()[padding].any())  # type: ignore[index]
 
 
-def _obstacle(table: Table) -> str | None:
+def obstacle(table: Table) -> str | None:
     """Why a table cannot be swapped whatever the settings."""
     module = table.module
     weight = module._parameters.get("weight")

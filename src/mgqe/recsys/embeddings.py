@@ -51,7 +51,7 @@ METHODS: dict[str, Method] = {
     "mgqe": Method(
         "mgqe:MGQEmbedding",
         "quantised",
-        "codes, more centroids for frequent ids: mgqe:D=32,K=64/16,centroids=int8",
+        "codes, more centroids for frequent ids: mgqe:D=32,K=64/16,centroids=int8 or mgqe:budget=5%",
         _CODES,
         _NO_WARM_UP_OF_ITS_OWN,
     ),

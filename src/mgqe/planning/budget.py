@@ -1,0 +1,57 @@
+"""What a user may write as a budget -> bytes."""
+
+from __future__ import annotations
+
+import numbers
+
+EXPECTED = 'a budget is "5%", a share such as 0.05, or a whole number of bytes such as 200_000'
+
+
+def budget_bytes(budget: object, full_nbytes: int) -> int:
+    """A budget in bytes, for what takes ``full_nbytes`` uncompressed.
+
+    Args:
+        budget: "5%" or 0.05: that share of ``full_nbytes``, rounded down; a whole number of 1 or more (or a string of
+            digits): bytes.
+
+    Raises:
+        TypeError: something else. ValueError: no such share or number, or no less than ``full_nbytes``.
+    """
+    wanted = _bytes(budget, full_nbytes)
+    if wanted < 1:
+        raise ValueError(f"budget={budget!r} is {wanted} bytes of {full_nbytes:,}: {EXPECTED}")
+    if wanted >= full_nbytes:
+        raise ValueError(
+            f"budget={budget!r} is {wanted:,} bytes, but uncompressed it takes {full_nbytes:,}: "
+            "give less, or leave it uncompressed"
+        )
+    return wanted
+
+
+def _bytes(budget: object, full_nbytes: int) -> int:
+    if isinstance(budget, str):
+        return _of_text(budget, full_nbytes)
+    if isinstance(budget, bool):
+        raise TypeError(f"got budget={budget!r}: {EXPECTED}")
+    if isinstance(budget, numbers.Integral):
+        return int(budget)
+    if isinstance(budget, numbers.Real):
+        share = float(budget)
+        if not 0 < share < 1:
+            raise ValueError(f"budget={budget!r} is no share, which lies between 0 and 1: {EXPECTED}")
+        return int(share * full_nbytes)
+    raise TypeError(f"got budget={budget!r} ({type(budget).__name__}): {EXPECTED}")
+
+
+def _of_text(text: str, full_nbytes: int) -> int:
+    bare = text.strip()
+    number = bare.removesuffix("%").strip().replace("_", "")
+    try:
+        if not bare.endswith("%"):
+            return int(number) if number.isdigit() else _bytes(float(number), full_nbytes)
+        percent = float(number)
+    except ValueError:
+        raise ValueError(f"got budget={text!r}: {EXPECTED}") from None
+    if not 0 < percent < 100:
+        raise ValueError(f"budget={text!r} must be between 0% and 100%")
+    return int(percent * full_nbytes / 100)
