@@ -111,6 +111,25 @@ def remove_other_shards(folder: Path, set_name: str) -> None:
                 path.unlink()
 
 
+def withdraw(folder: Path, set_name: str) -> None:
+    """Remove the shards of a freeze that failed, unless the folder's index names them already."""
+    with suppress(OSError, ValueError):
+        if published_set(folder) == set_name:
+            return
+    for path in folder.glob(f"*shard-{set_name}-*"):
+        path.unlink(missing_ok=True)
+
+
+def published_set(folder: Path) -> str | None:
+    """The name of the shards that the folder's index names; None where the file is no such index.
+
+    Raises OSError where there is none, ArtifactError where it is no whole file.
+    """
+    kind, config = decode_metadata(read(folder / INDEX)[0])
+    found = config.get("set") if kind == INDEX_KIND and isinstance(config, dict) else None
+    return found if isinstance(found, str) else None
+
+
 @contextmanager
 def readable_error(path: Path, nbytes: int) -> Iterator[None]:
     """OSErrors of writing a file, with the bytes needed and the remedy."""
