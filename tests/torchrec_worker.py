@@ -101,16 +101,19 @@ def build(rank: int, size: int, options: dict) -> tuple[DistributedModelParallel
         counts = {name: counts_of(name, rank, size) + torch.arange(ROWS[name]) * rank for name in names}
     collection = mgqe.torchrec.QuantizedEmbeddingBagCollection(made, config, counts=counts, device="meta")
     model = Model(collection)
-    apply_optimizer_in_backward(RowWiseAdagrad, collection.rows.parameters(), {"lr": 0.1})
+    apply_optimizer_in_backward(RowWiseAdagrad, collection.rows.parameters(), {"lr": float(options.get("lr", 0.1))})
     constraints = {name: ParameterConstraints(sharding_types=[options.get("sharding", "row_wise")]) for name in names}
     topology = Topology(world_size=size, compute_device="cpu", local_world_size=size)
     sharders = [EmbeddingCollectionSharder()]
     planner = EmbeddingShardingPlanner(topology=topology, constraints=constraints)
     plan = planner.collective_plan(model, sharders, dist.group.WORLD)
     parallel = DistributedModelParallel(model, device=torch.device("cpu"), plan=plan, sharders=sharders)
-    parallel.module.embeddings.reset_rows(seed=1)
+    collection.reset_rows(seed=1)
+    for table in collection.tables.values() if "nudge" in options else ():
+        for _, rows in table.source.parts():  # a control: as far off as float32 rounding
+            rows.mul_(1 + float(options["nudge"]) * torch.rand(rows.shape[0], 1))
     dense = [(name, p) for name, p in parallel.named_parameters() if ".rows." not in name]
-    return parallel, KeyedOptimizerWrapper(dict(dense), lambda params: torch.optim.Adam(params, lr=0.01))
+    return parallel, KeyedOptimizerWrapper(dict(dense), lambda params: torch.optim.Adam(params, lr=float(options.get("lr", 0.1)) / 10))
 
 
 def state_of(parallel: DistributedModelParallel, optimizer: KeyedOptimizerWrapper) -> dict:
