@@ -102,9 +102,13 @@ def build(rank: int, size: int, options: dict) -> tuple[DistributedModelParallel
     collection = mgqe.torchrec.QuantizedEmbeddingBagCollection(made, config, counts=counts, device="meta")
     model = Model(collection)
     apply_optimizer_in_backward(RowWiseAdagrad, collection.rows.parameters(), {"lr": float(options.get("lr", 0.1))})
-    constraints = {name: ParameterConstraints(sharding_types=[options.get("sharding", "row_wise")]) for name in names}
+    constraints = collection.sharding_constraints()
+    if "sharding" in options:
+        wide = {"min_partition": 4} if options["sharding"] == "column_wise" else {}
+        kinds = [options["sharding"]]
+        constraints = {name: ParameterConstraints(sharding_types=kinds, **wide) for name in names}
     topology = Topology(world_size=size, compute_device="cpu", local_world_size=size)
-    sharders = [EmbeddingCollectionSharder()]
+    sharders: list = [EmbeddingCollectionSharder()]
     planner = EmbeddingShardingPlanner(topology=topology, constraints=constraints)
     plan = planner.collective_plan(model, sharders, dist.group.WORLD)
     parallel = DistributedModelParallel(model, device=torch.device("cpu"), plan=plan, sharders=sharders)
@@ -113,7 +117,8 @@ def build(rank: int, size: int, options: dict) -> tuple[DistributedModelParallel
         for _, rows in table.source.parts():  # a control: as far off as float32 rounding
             rows.mul_(1 + float(options["nudge"]) * torch.rand(rows.shape[0], 1))
     dense = [(name, p) for name, p in parallel.named_parameters() if ".rows." not in name]
-    return parallel, KeyedOptimizerWrapper(dict(dense), lambda params: torch.optim.Adam(params, lr=float(options.get("lr", 0.1)) / 10))
+    rate = float(options.get("lr", 0.1)) / 10
+    return parallel, KeyedOptimizerWrapper(dict(dense), lambda params: torch.optim.Adam(params, lr=rate))
 
 
 def state_of(parallel: DistributedModelParallel, optimizer: KeyedOptimizerWrapper) -> dict:
@@ -147,6 +152,7 @@ def run(out: Path, mode: str, options: dict, rank: int, size: int) -> dict:
     result: dict = {}
     if mode == "resume":
         first = int(options["first"])
+        optimizer.init_state()  # a place for Adam's moments, which a new optimiser does not have
         state = state_of(parallel, optimizer)
         dcp.load(state, checkpoint_id=options["checkpoint"])
         parallel.load_state_dict(state["model"])
@@ -157,7 +163,6 @@ def run(out: Path, mode: str, options: dict, rank: int, size: int) -> dict:
         middle = int(options.get("save", steps))
         losses = train(parallel, optimizer, 0, middle, rank, size)
         if "save" in options:
-            # Adam's moments exist only now; a checkpoint to resume from has them.
             dcp.save(state_of(parallel, optimizer), checkpoint_id=out / "checkpoint")
         result["losses"] = losses + train(parallel, optimizer, middle, steps, rank, size)
     elif mode == "kill":

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchrec import EmbeddingCollection, JaggedTensor, KeyedJaggedTensor, KeyedTensor, PoolingType
+from torchrec.distributed.planner.types import ParameterConstraints
 
 from mgqe import ops
 from mgqe.convert import CompressConfig
@@ -16,7 +17,7 @@ from mgqe.embedding import Counts
 from mgqe.ids import as_int64
 from mgqe.tiers import Tiers
 from mgqe.torchrec.ranks import Ranks
-from mgqe.torchrec.rows import RowSource
+from mgqe.torchrec.rows import SHARDINGS, RowSource
 from mgqe.torchrec.settings import TableSettings, plain_config, resolve_tables
 from mgqe.torchrec.table import Distinct, QuantizedTable
 
@@ -64,11 +65,16 @@ class QuantizedRows(nn.Module):
             made[table.name] = QuantizedTable(source, table, seed, small)
             self._features += [(feature, table.name) for feature in table.rows.feature_names]
         self.quantizers = nn.ModuleDict(made)
+        self._checked = False
 
     @property
     def tables(self) -> dict[str, QuantizedTable]:
         """Each table's tiers and codebooks."""
         return {name: table for name, table in self.quantizers.items() if isinstance(table, QuantizedTable)}
+
+    def sharding_constraints(self) -> dict[str, ParameterConstraints]:
+        """For torchrec's EmbeddingShardingPlanner, ``constraints=``: the ways of sharding that keep rows whole."""
+        return {name: ParameterConstraints(sharding_types=list(SHARDINGS)) for name in self.tables}
 
     def reset_rows(self, seed: int) -> None:
         """Start all rows anew, each by its id and the seed: the same rows however many ranks share them.
@@ -85,22 +91,45 @@ class QuantizedRows(nn.Module):
 
         Raises on every rank what one of them finds wrong with its batch.
         """
+        self._check_sharding()
+        tables = self.tables
         jagged: dict[str, Any] = {}
         found: dict[str, Distinct] = {}
         error: Exception | None = None
         try:
             jagged = self._jagged(features)
-            for name, table in self.tables.items():
-                found[name] = self._distinct(table, jagged)
+            found = {name: self._distinct(table, jagged) for name, table in tables.items()}
         except (IndexError, KeyError, TypeError, ValueError) as wrong:
-            error = wrong
-        shares = self._agree(found, error)
-        for table in self.tables.values():
+            if not self.ranks.active:
+                raise
+            # The others are on their way into the same look-ups: ask for nothing there, and raise with them after.
+            error, found = wrong, {name: Distinct.nothing(table.tier_sizes.device) for name, table in tables.items()}
+        sizes = [batch.places.shape[0] for batch in found.values()]
+        everyone = self.ranks.gather_numbers([*sizes, int(error is not None)], next(iter(found.values())).ids.device)
+        for table in tables.values():
             table.begin_pass()
         rows = self._fetch(found)
+        totals = everyone()
+        if bool(totals[:, -1].any()):
+            self.ranks.refuse_together(error)
+        shares = [n * self.ranks.size / max(1, total) for n, total in zip(sizes, totals.sum(0).tolist(), strict=False)]
         return jagged, {
-            name: table.quantize(rows[name], found[name], repeat, shares[name]) for name, table in self.tables.items()
+            name: table.quantize(rows[name], found[name], repeat, share)
+            for (name, table), share in zip(tables.items(), shares, strict=True)
         }
+
+    def _check_sharding(self) -> None:
+        """Once, before the first look-up of a sharded collection: that its sharding will do."""
+        if self._checked:
+            return
+        error: Exception | None = None
+        try:
+            for table in self.tables.values():
+                table.source.check_sharding()
+        except ValueError as wrong:
+            error = wrong
+        self.ranks.refuse_together(error)
+        self._checked = True
 
     def _jagged(self, features: Any) -> dict[str, Any]:
         parts = features.to_dict()
@@ -123,23 +152,6 @@ class QuantizedRows(nn.Module):
                 f"{size - 1}: map new ids to one kept for them, or plan a larger table"
             ) from error
         return Distinct(uniq, places, counts, sizes)
-
-    def _agree(self, found: Mapping[str, Distinct], error: Exception | None) -> dict[str, float]:
-        """Each table's share of this rank in the mean over all ranks' ids, times the ranks."""
-        if not self.ranks.active:
-            if error is not None:
-                raise error
-            return dict.fromkeys(self.tables, 1.0)
-        device = next(iter(self.tables.values())).tier_sizes.device
-        sizes = [found[name].places.shape[0] if name in found else 0 for name in self.tables]
-        everyone = self.ranks.gather_numbers([*sizes, int(error is not None)], device)
-        if bool(everyone[:, -1].any()):
-            self.ranks.refuse_together(error)
-        totals = everyone[:, :-1].sum(0).tolist()
-        return {
-            name: mine * self.ranks.size / max(1, total)
-            for name, mine, total in zip(self.tables, sizes, totals, strict=True)
-        }
 
     def _fetch(self, found: Mapping[str, Distinct]) -> dict[str, Tensor]:
         """Rows (u, d) of every table's distinct ids."""

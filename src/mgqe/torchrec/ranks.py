@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,14 +55,19 @@ class Ranks:
         dist.all_gather_object(values, value, group=self._group)
         return values
 
-    def gather_numbers(self, numbers: Sequence[int], device: torch.device) -> Tensor:
-        """Every rank's numbers, as many on each: int64 (ranks, n) on the CPU."""
+    def gather_numbers(self, numbers: Sequence[int], device: torch.device) -> Callable[[], Tensor]:
+        """Every rank's numbers, as many on each: what gives int64 (ranks, n) on the CPU once they are here."""
         mine = torch.tensor(numbers, dtype=torch.int64, device=device)
         if not self.active:
-            return mine.cpu().unsqueeze(0)
-        all_of_them = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(all_of_them, mine, group=self._group)
-        return torch.stack(all_of_them).cpu()
+            return mine.cpu().unsqueeze(0).clone
+        everyone = [torch.empty_like(mine) for _ in range(self.size)]
+        work = dist.all_gather(everyone, mine, group=self._group, async_op=True)
+
+        def wait() -> Tensor:
+            work.wait()
+            return torch.stack(everyone).cpu()
+
+        return wait
 
     def add(self, tensor: Tensor) -> Tensor:
         """The sum over ranks, in place."""

@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchrec import EmbeddingCollection
 
 from mgqe.torchrec.ranks import Ranks
 
+SHARDINGS = ("row_wise", "table_wise", "table_row_wise")  # that keep a row on one rank
+REMEDY = "give the planner constraints=collection.sharding_constraints()"
 CHUNK_ROWS = 65_536  # rows that one seed fills
 
 
@@ -28,6 +31,20 @@ class RowSource:
     key: str
     config: Any
     ranks: Ranks
+
+    def check_sharding(self) -> None:
+        """Raise ValueError, which says what to plan instead, for rows that are sharded in a way that does not work.
+
+        Reads nothing but how this rank's rows are held.
+        """
+        value = self._held()
+        if hasattr(value, "local_shards"):
+            self._shards(value)
+        elif value.device.type == "cpu" and not isinstance(self.collections[self.key], EmbeddingCollection):
+            raise ValueError(
+                f"table {self.config.name!r} is sharded as 'data_parallel', which torchrec does not look up row by row "
+                f"on CPUs: {REMEDY}"
+            )
 
     def parts(self) -> list[tuple[int, Tensor]]:
         """First id and rows (n, d) of what this rank is to work on: its shards; of rows that all have, its share.
@@ -117,8 +134,7 @@ class RowSource:
             if rows.shape[1] != dim:
                 raise ValueError(
                     f"table {self.config.name!r} is sharded by columns, {rows.shape[1]} of {dim} on this rank, but a "
-                    "row's codes need all of it: plan it with ParameterConstraints(sharding_types=['row_wise', "
-                    "'table_wise', 'table_row_wise', 'data_parallel'])"
+                    f"row's codes need all of it: {REMEDY}"
                 )
         return [(int(offsets[0]), rows.detach()) for offsets, rows in found]
 

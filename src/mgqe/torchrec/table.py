@@ -43,6 +43,12 @@ class Distinct:
     counts: Tensor
     sizes: list[int]
 
+    @classmethod
+    def nothing(cls, device: torch.device) -> Distinct:
+        """No ids."""
+        none = torch.empty(0, dtype=torch.int64, device=device)
+        return cls(none, none, none, [])
+
 
 class QuantizedTable(AuxiliaryLayer):
     """The part of a table that every rank has: tiers, codebooks, how far the warm-up is.
