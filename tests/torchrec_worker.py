@@ -87,14 +87,13 @@ def batch(step: int, rank: int, size: int) -> tuple[KeyedJaggedTensor, torch.Ten
 
 def build(rank: int, size: int, options: dict) -> tuple[DistributedModelParallel, KeyedOptimizerWrapper]:
     names = list(ROWS)
+    if options.get("other") == "rows" and rank == 1:
+        ROWS["item"] += 1
     counts = {name: mgqe.torchrec.merge_counts(counts_of(name, rank, size)) for name in names}
     config = mgqe.CompressConfig(
         num_centroids=(32, 16), warmup_steps=int(options.get("warmup", 10)), centroid_dtype=options.get("dtype", "int8")
     )
     made = tables()
-    if options.get("other") == "rows" and rank == 1:
-        made[1].num_embeddings += 1
-        counts = {}
     if options.get("other") == "config" and rank == 1:
         config = mgqe.CompressConfig(num_centroids=(32, 8), warmup_steps=10)
     if options.get("other") == "counts":
