@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import sys
 
 import pytest
 import torch
@@ -129,3 +131,10 @@ def test_a_full_disk_leaves_the_old_table(tmp_path, monkeypatch):
         write(tmp_path / "t", (0, 500, N))
     assert sorted(tmp_path.joinpath("t").iterdir()) == before
     assert mgqe.load(tmp_path / "t").equal(whole)
+
+
+def test_without_torchrec_the_error_names_the_extra_and_the_install_lines(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchrec", None)
+    monkeypatch.delitem(sys.modules, "mgqe.torchrec", raising=False)
+    with pytest.raises(ImportError, match=r"pip install 'mgqe\[torchrec\]'.*fbgemm-gpu-cpu==1\.8\.0"):
+        importlib.import_module("mgqe.torchrec")

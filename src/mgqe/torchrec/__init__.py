@@ -7,9 +7,9 @@ try:
     import torchrec as _torchrec  # noqa: F401
 except Exception as error:  # fbgemm-gpu of another torch fails with OSError or AttributeError
     raise ImportError(
-        f"mgqe.torchrec needs torchrec ({type(error).__name__}: {error}). On CPUs: pip install --no-deps "
-        "torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0, then pip install 'mgqe[torchrec]'; with CUDA: pip install "
-        "torchrec==1.8.0 fbgemm-gpu==1.8.0 'mgqe[torchrec]'. docs/torchrec.md has both in full"
+        f"mgqe.torchrec needs torchrec ({type(error).__name__}: {error}). With CUDA: pip install 'mgqe[torchrec]'. On "
+        "CPUs: pip install --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0, then pip install tensordict "
+        "torchmetrics==1.0.3 tqdm pyre-extensions iopath. docs/torchrec.md has both in full"
     ) from error
 
 from mgqe.torchrec.collection import QuantizedEmbeddingBagCollection, QuantizedEmbeddingCollection
