@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import json
+import re
 import sys
 
 import pytest
 import torch
+from raw_safetensors import read_raw, write_raw
 
 import mgqe
 from mgqe.layout import lay_out_frame
@@ -111,6 +114,47 @@ def test_a_shard_that_is_cut_short_swapped_or_of_another_freeze(tmp_path):
         mgqe.load(tmp_path / "t")
     second.write_bytes(kept)
     mgqe.load(tmp_path / "t")
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        ("set", "../../../../etc/pa", "'set' must be 16 hexadecimal digits"),
+        ("set", 7, "'set' must be 16 hexadecimal digits"),
+        ("shards", 7, "'shards' must be a list"),
+        ("shards", [[2**40, 0], [0, 2**40]], "'shards' has"),
+        ("shards", [[100]], "'shards' must have 2 entries"),
+        ("sizes", [2**47, 900], "'shards' has"),
+        ("num_subspaces", [4, 2**40], "num_subspaces"),
+        ("num_centroids", [16, 600], "tensor 'codes.1' must have shape"),
+        ("surplus", 1, "unexpected config entries"),
+    ],
+)
+def test_indices_that_cannot_be_right(tmp_path, entry, value, message):
+    write(tmp_path / "t", (0, 500, N))
+    metadata, tensors = read_raw(tmp_path / "t" / INDEX)
+    config = {**json.loads(metadata["config"]), entry: value}
+    write_raw(tmp_path / "t" / INDEX, {**metadata, "config": json.dumps(config)}, tensors)
+    with pytest.raises(mgqe.ArtifactError, match=re.escape(message)):
+        mgqe.load(tmp_path / "t")
+
+
+def test_an_index_and_shards_that_claim_more_rows_than_there_are(tmp_path):
+    _, set_name = write(tmp_path / "t", (0, N))
+    metadata, tensors = read_raw(tmp_path / "t" / INDEX)
+    config = {**json.loads(metadata["config"]), "sizes": [2**45, 900], "shards": [[2**45, 900]]}
+    config["num_embeddings"] = 2**45 + 900
+    write_raw(tmp_path / "t" / INDEX, {**metadata, "config": json.dumps(config)}, tensors)
+    with pytest.raises(mgqe.ArtifactError, match=rf"shard-{set_name}-00000.*'codes\.0' must have shape"):
+        mgqe.load(tmp_path / "t")
+
+
+def test_ids_cannot_be_appended_to_a_folder(tmp_path):
+    write(tmp_path / "t", (0, N))
+    with pytest.raises(mgqe.ArtifactError, match="this one is 'compact-sharded'"):
+        mgqe.append(tmp_path / "t" / INDEX, torch.zeros(1, 8))
+    with pytest.raises(IsADirectoryError):
+        mgqe.append(tmp_path / "t", torch.zeros(1, 8))
 
 
 def test_rows_that_do_not_add_up_are_no_shard(tmp_path):

@@ -24,7 +24,7 @@ from mgqe.table import CompactTable
 INDEX = "table.safetensors"
 INDEX_KIND = "compact-sharded"
 SHARD_KIND = "compact-shard"
-MAX_SHARDS = 100_000
+MAX_SHARDS = 10_000  # all are mapped at once
 _NAME = re.compile(r"shard-[0-9a-f]{16}-\d{5}\.safetensors")
 
 
@@ -159,33 +159,20 @@ def read_sharded(index: Path, tensors: dict[str, Tensor], config: Config, mmap: 
         raise ValueError("config entry 'set' must be 16 hexadecimal digits")
     widths, sizes = _row_widths(config)
     shards = _shard_sizes(reader.value("shards"), sizes)
-    codes = [
-        _Joined(n, width, [g_rows[g] for g_rows in shards], mmap) for g, (n, width) in enumerate(zip(sizes, widths))
-    ]
+    parts: list[list[Tensor]] = [[] for _ in sizes]
     for number, rows in enumerate(shards):
         path = shard_path(index.parent, set_name, number)
-        for g, part in enumerate(_read_shard(path, set_name, number, list(zip(rows, widths)))):
-            codes[g].add(part)
-    found = {f"codes.{g}": joined.rows for g, joined in enumerate(codes)}
+        for g, part in enumerate(_read_shard(path, set_name, number, list(zip(rows, widths, strict=True)))):
+            parts[g].append(part)
+    found = {f"codes.{g}": _joined(parts[g], width, mmap) for g, width in enumerate(widths)}
     return CompactTable.from_tensors({**tensors, **found}, config)
 
 
-class _Joined:
-    """A tier's rows while they come in."""
-
-    def __init__(self, size: int, width: int, parts: Sequence[int], mmap: bool) -> None:
-        self._alone = mmap and sum(n > 0 for n in parts) <= 1
-        self.rows = torch.empty((0 if self._alone else size, width), dtype=torch.uint8, device="cpu")
-        self._end = 0
-
-    def add(self, part: Tensor) -> None:
-        if not part.shape[0]:
-            return
-        if self._alone:
-            self.rows = part
-        else:
-            self.rows[self._end : self._end + part.shape[0]] = part
-            self._end += part.shape[0]
+def _joined(parts: Sequence[Tensor], width: int, mmap: bool) -> Tensor:
+    held = [part for part in parts if part.shape[0]]
+    if not held:
+        return torch.empty((0, width), dtype=torch.uint8, device="cpu")
+    return held[0] if mmap and len(held) == 1 else torch.cat(held)
 
 
 def _row_widths(config: Config) -> tuple[list[int], list[int]]:

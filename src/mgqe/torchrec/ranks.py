@@ -130,8 +130,8 @@ def merge_counts(counts: Tensor, process_group: Any = None) -> Tensor:
         error = TypeError("counts must be an integer tensor of shape (num_embeddings,), as mgqe.count_ids gives")
     ranks.refuse_together(error)
     ranks.check_alike({"num_embeddings": f"{counts.shape[0]:,}"}, "counts")
-    device = counts.device if ranks.active and dist.get_backend(process_group) == "nccl" else torch.device("cpu")
-    return ranks.add(counts.detach().to(device, torch.int64, copy=True)).cpu()
+    gpu = ranks.active and dist.get_backend(process_group) == "nccl"
+    return ranks.add(counts.detach().to("cuda" if gpu else "cpu", torch.int64, copy=True)).cpu()
 
 
 def _builtin(error: Exception | None) -> str:
