@@ -149,6 +149,17 @@ def test_an_index_and_shards_that_claim_more_rows_than_there_are(tmp_path):
         mgqe.load(tmp_path / "t")
 
 
+def test_inspect_counts_all_files(tmp_path):
+    cli = pytest.importorskip("typer.testing", reason="needs mgqe[recsys]")
+    from mgqe.commands import app
+
+    write(tmp_path / "t", (0, 500, N))
+    done = cli.CliRunner().invoke(app, ["inspect", str(tmp_path / "t")])
+    assert done.exit_code == 0, done.output
+    total = sum(path.stat().st_size for path in (tmp_path / "t").iterdir())
+    assert f"{total:,}" in done.output
+
+
 def test_ids_cannot_be_appended_to_a_folder(tmp_path):
     write(tmp_path / "t", (0, N))
     with pytest.raises(mgqe.ArtifactError, match="this one is 'compact-sharded'"):

@@ -130,6 +130,12 @@ def published_set(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def files_of(folder: Path) -> list[Path]:
+    """The index of a folder that holds a table, and its shards."""
+    found = sorted(folder.glob(f"shard-{published_set(folder)}-*.safetensors"))
+    return [folder / INDEX, *found]
+
+
 @contextmanager
 def readable_error(path: Path, nbytes: int) -> Iterator[None]:
     """OSErrors of writing a file, with the bytes needed and the remedy."""

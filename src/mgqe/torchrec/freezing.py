@@ -18,6 +18,7 @@ from mgqe.layout import lay_out_frame
 from mgqe.packing import bits_for, pack, row_bytes
 from mgqe.rows import SWEEP_ROWS
 from mgqe.shards import new_set, prepared_index, publish_index, remove_other_shards, tier_order, withdraw, write_shard
+from mgqe.tiers import Tiers
 from mgqe.torchrec.collection import QuantizedEmbeddingBagCollection, QuantizedRows
 from mgqe.torchrec.table import QuantizedTable
 
@@ -101,14 +102,23 @@ def _layout(table: QuantizedTable) -> list[tuple[int, int, int]]:
     return parts
 
 
-def _members(table: QuantizedTable, first: int, size: int) -> list[Tensor]:
-    """The ids of each tier in a range, ascending."""
-    tiers = table.tiers
-    if tiers.tier_of is not None:
-        part = tiers.tier_of[first : first + size]
-        return [torch.nonzero(part == g).reshape(-1) + first for g in range(tiers.num_tiers)]
-    bounds = [min(max(start, first), first + size) for start in tiers.starts]
-    return [torch.arange(low, high, device="cpu") for low, high in pairwise(bounds)]
+def _tier_sizes(tiers: Tiers, first: int, size: int) -> list[int]:
+    """How many of so many ids from ``first`` on each tier has."""
+    if tiers.tier_of is None:
+        bounds = [min(max(start, first), first + size) for start in tiers.starts]
+        return [high - low for low, high in pairwise(bounds)]
+    parts = torch.split(tiers.tier_of[first : first + size], SWEEP_ROWS)
+    counted = torch.stack([torch.bincount(part, minlength=tiers.num_tiers) for part in parts]).sum(0)
+    return [int(n) for n in counted]
+
+
+def _members(tiers: Tiers, tier: int, first: int, size: int) -> Iterator[Tensor]:
+    """A tier's ids among them, ascending, at most ``SWEEP_ROWS`` at a time."""
+    for start in range(first, first + size, SWEEP_ROWS):
+        ids = torch.arange(start, min(start + SWEEP_ROWS, first + size), device="cpu")
+        mine = ids[tiers.of(ids) == tier]
+        if len(mine):
+            yield mine
 
 
 def _write_parts(table: QuantizedTable, folder: Path, set_name: str, layout: list[tuple[int, int, int]]) -> int:
@@ -119,17 +129,16 @@ def _write_parts(table: QuantizedTable, folder: Path, set_name: str, layout: lis
     for number, (first, size, rank) in enumerate(layout):
         if rank != table.source.ranks.rank:
             continue
-        members = _members(table, first, size)
-        shapes = [(len(ids), width) for ids, width in zip(members, widths, strict=True)]
-        nbytes += write_shard(folder, set_name, number, shapes, _packed(table, held[first], first, members))
+        shapes = list(zip(_tier_sizes(table.tiers, first, size), widths, strict=True))
+        nbytes += write_shard(folder, set_name, number, shapes, _packed(table, held[first], first))
     return nbytes
 
 
-def _packed(table: QuantizedTable, rows: Tensor, first: int, members: list[Tensor]) -> Iterator[Tensor]:
-    """Packed codes of a part's ids, tier by tier, some rows at a time."""
+def _packed(table: QuantizedTable, rows: Tensor, first: int) -> Iterator[Tensor]:
+    """Packed codes of a part's rows, tier by tier, some at a time."""
     device = table.quantizer.codebooks[0].device
-    for g in tier_order(len(members)):
-        for ids in torch.split(members[g], SWEEP_ROWS) if len(members[g]) else ():
+    for g in tier_order(table.tiers.num_tiers):
+        for ids in _members(table.tiers, g, first, rows.shape[0]):
             chunk = rows[(ids - first).to(rows.device)].to(device)
             yield pack(table.codes(chunk, g).cpu(), bits_for(table.capacity.num_centroids[g]))
 
@@ -152,7 +161,7 @@ def _publish(
                 None,
                 table.config.centroid_dtype,
             )
-            shards = [[len(ids) for ids in _members(table, first, size)] for first, size, _ in layout[name]]
+            shards = [_tier_sizes(table.tiers, first, size) for first, size, _ in layout[name]]
             index = prepared_index(target / name, set_name, frame, config, shards)
             temporary, nbytes[name] = stack.enter_context(index)
             ready.append((target / name, temporary))

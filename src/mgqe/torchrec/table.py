@@ -17,6 +17,7 @@ from mgqe.modules import AuxiliaryLayer
 from mgqe.parts import make_quantizer, other_tiers
 from mgqe.precision import in_full_precision
 from mgqe.quantized import MAX_PENDING_LOSSES
+from mgqe.tiers import Tiers
 from mgqe.torchrec.rows import RowSource
 from mgqe.torchrec.settings import TableSettings
 from mgqe.vq import VQQuantizer
@@ -172,16 +173,7 @@ class QuantizedTable(AuxiliaryLayer):
 
     def _tier_rows(self, limits: list[int], generator: torch.Generator) -> list[Tensor]:
         """Each tier's rows (n_g, d) float32, or so many of them at random where a tier is larger, on every rank."""
-        chosen = []
-        for g, (size, limit) in enumerate(zip(self.tiers.sizes, limits, strict=True)):
-            if size <= limit:
-                chosen.append(self.tiers.members(g))
-                continue
-            places = draw_places(size, limit, generator)
-            if self.tiers.tier_of is None:
-                chosen.append(places + self.tiers.starts[g])
-            else:
-                chosen.append(self.tiers.members(g)[places])
+        chosen = [draw_members(self.tiers, g, limit, generator) for g, limit in enumerate(limits)]
         rows = self.source.read(torch.cat(chosen))
         return list(torch.split(rows, [len(ids) for ids in chosen]))
 
@@ -249,3 +241,20 @@ class QuantizedTable(AuxiliaryLayer):
         tiers = zip(self.tiers.sizes, self.capacity.num_subspaces, self.capacity.num_centroids, strict=True)
         text = ", ".join(f"{n:,} ids x {d} of {k}" for n, d, k in tiers)
         return f"{self.name}: tiers=({text})" + ("" if self.quantizing else f", warm-up of {self.warmup_steps} passes")
+
+
+def draw_members(tiers: Tiers, tier: int, limit: int, generator: torch.Generator) -> Tensor:
+    """A tier's ids, or ``limit`` of them at random where it has more; the generator decides, and nothing else."""
+    size = tiers.sizes[tier]
+    if size <= limit:
+        return tiers.members(tier)
+    if tiers.tier_of is None:
+        return draw_places(size, limit, generator) + tiers.starts[tier]
+    if size <= 4 * limit:
+        return tiers.members(tier)[draw_places(size, limit, generator)]
+    # Without a list of the tier's ids, which takes eight bytes each: draw among all, keep those of the tier.
+    found: list[Tensor] = []
+    while sum(len(ids) for ids in found) < limit:
+        ids = torch.randint(tiers.num_embeddings, (limit,), generator=generator, device="cpu")
+        found.append(ids[tiers.tier_of[ids] == tier])
+    return torch.cat(found)[:limit]
