@@ -121,15 +121,15 @@ def test_torchrun_ends_all_ranks_when_one_is_killed(tmp_path):
     assert re.search(r"Root Cause.*rank +: 1 .*Signal 9 \(SIGKILL\)", printed, re.DOTALL), printed[-4000:]
 
 
-@pytest.mark.parametrize("mode", ["kill", "freeze kill"])
-def test_a_rank_whose_fellow_was_killed_says_so(tmp_path, mode):
+@pytest.mark.parametrize("mode", ["kill", "freeze kill", "hang"])
+def test_a_rank_whose_fellow_is_lost_says_so(tmp_path, mode):
     """Without torchrun, which would end it first."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     started = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), str(tmp_path), mode, "timeout=30"],
+            [sys.executable, str(WORKER), str(tmp_path), mode, "timeout=20"],
             env={
                 **environment(),
                 **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"},
@@ -141,10 +141,10 @@ def test_a_rank_whose_fellow_was_killed_says_so(tmp_path, mode):
         for rank in range(2)
     ]
     try:
-        assert started[1].wait(timeout=300) == -9
+        assert mode == "hang" or started[1].wait(timeout=300) == -9
         since = time.monotonic()
-        printed = started[0].communicate(timeout=120)[1]
-        assert time.monotonic() - since < 60
+        printed = started[0].communicate(timeout=300)[1]
+        assert mode == "hang" or time.monotonic() - since < 60
     finally:
         for process in started:
             process.kill()

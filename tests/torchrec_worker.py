@@ -164,11 +164,11 @@ def run(out: Path, mode: str, options: dict, rank: int, size: int) -> dict:
         if "save" in options:
             dcp.save(state_of(parallel, optimizer), checkpoint_id=out / "checkpoint")
         result["losses"] = losses + train(parallel, optimizer, middle, steps, rank, size)
-    elif mode == "kill":
+    elif mode in ("kill", "hang"):
 
         def hook(step: int) -> None:
             if step == 5 and rank == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), signal.SIGKILL if mode == "kill" else signal.SIGSTOP)
 
         train(parallel, optimizer, 0, steps, rank, size, hook)
     elif mode == "bad id":
