@@ -31,6 +31,27 @@ class FormatReader:
         self.appended: list[tuple[int, int, int, str]] = []  # first id, id after the last, tier, tensor
         if self.kind == "compact":
             self._read_appended(Path(path))
+        if self.kind == "compact-sharded":
+            self._read_shards(Path(path).parent)
+
+    def _read_shards(self, folder: Path) -> None:
+        """Join the codes; the rest is as in one file."""
+        name, sizes = self.config["set"], self.config["shards"]
+        joined = {f"codes.{g}": b"" for g in range(len(self.config["sizes"]))}
+        widths = {}
+        for number, rows in enumerate(sizes):
+            metadata, parts = read_raw(folder / f"shard-{name}-{number:05d}.safetensors")
+            assert (metadata["format"], metadata["version"], metadata["kind"]) == ("mgqe", "1", "compact-shard")
+            assert json.loads(metadata["config"]) == {"set": name, "number": number}
+            assert parts.keys() == joined.keys()
+            for g, tensor in enumerate(joined):
+                dtype, (n, widths[tensor]), content = parts[tensor]
+                assert (dtype, n) == ("U8", rows[g])
+                joined[tensor] += content
+        for g, tensor in enumerate(joined):
+            assert sum(rows[g] for rows in sizes) == self.config["sizes"][g]
+            self.parts[tensor] = ("U8", [self.config["sizes"][g], widths[tensor]], joined[tensor])
+        self.kind = "compact"
 
     def _read_appended(self, path: Path) -> None:
         base = self.fingerprint()

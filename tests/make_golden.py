@@ -15,10 +15,12 @@ from mgqe.baselines import FullTable, HashTable, LowRankTable, QRTable, ScalarTa
 from mgqe.frozen import FrozenTable
 from mgqe.packing import pack
 from mgqe.segments import all_segment_files, append
+from mgqe.shards import prepared_index, publish_index, tier_order, write_shard
 from mgqe.table import CompactTable
 from mgqe.tiers import Tiers
 
 GOLDEN = Path(__file__).parent / "golden"
+SHARD_SET = "00112233445566aa"
 
 
 def golden_codes(n: int, num_subspaces: int, num_centroids: int) -> Tensor:
@@ -117,6 +119,21 @@ def write_appended(folder: Path) -> list[Path]:
     return [folder / name, *all_segment_files(folder / name)]
 
 
+def write_sharded(folder: Path) -> list[Path]:
+    """The table of three tiers as two ranks would write it, with the ids below 100 and those from 100 on."""
+    folder.mkdir(exist_ok=True)
+    tensors, config = golden_tables()["compact-three-tiers-int8.safetensors"].to_tensors()
+    tier_of = torch.tensor([(i * i) % 7 % 3 for i in range(300)])
+    below = [int((tier_of[:100] == g).sum()) for g in range(3)]
+    codes = [tensors.pop(f"codes.{g}") for g in range(3)]
+    shards = [[c[:n] for c, n in zip(codes, below, strict=True)], [c[n:] for c, n in zip(codes, below, strict=True)]]
+    for number, rows in enumerate(shards):
+        write_shard(folder, SHARD_SET, number, [tuple(r.shape) for r in rows], [rows[g] for g in tier_order(3)])
+    with prepared_index(folder, SHARD_SET, tensors, config, [[len(r) for r in rows] for rows in shards]) as (path, _):
+        publish_index(folder, path)
+    return sorted(folder.iterdir())
+
+
 def golden_weight(n: int, d: int) -> Tensor:
     """weight[i, t] = ((7 i + t) mod 17 - 8) / 4."""
     return golden_centroids(n, 1, d)[:, 0]
@@ -134,3 +151,5 @@ if __name__ == "__main__":
         print(f"{name}: {save(table, GOLDEN / name)} bytes")
     for path in write_appended(GOLDEN / "appended"):
         print(f"appended/{path.name}: {path.stat().st_size} bytes")
+    for path in write_sharded(GOLDEN / "sharded"):
+        print(f"sharded/{path.name}: {path.stat().st_size} bytes")

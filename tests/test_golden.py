@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from format_reader import FormatReader, hash_number
-from make_golden import GOLDEN, golden_tables, write_appended
+from make_golden import GOLDEN, golden_tables, write_appended, write_sharded
 
 from mgqe.artifact import load, save
 from mgqe.baselines.hashing import bucket_of
@@ -36,12 +36,18 @@ APPENDED = {
         "b15cfdad6df23670e0d3e43c8d129fcf8738b057c2a35cff80f97939b0995eef"
     ),
 }
+SHARDED = {
+    "shard-00112233445566aa-00000.safetensors": "bc4d6083a500ed256d1b88a0ccf86dcda65a5b342f23ad894b38955aeef3c631",
+    "shard-00112233445566aa-00001.safetensors": "ccb77dbe761203fe8110ac32d6de78609954d26c1457ecc166feed71638f7853",
+    "table.safetensors": "b3cfd286673fbf4c39504e646e4d949df9e8365f84b2a6c7f03cba90c0c91bcb",
+}
 FORMAT_DOC = Path(__file__).parent.parent / "docs" / "format.md"
 
 
 def test_every_golden_file_is_listed():
     assert {path.name for path in GOLDEN.iterdir() if path.is_file()} == SHA256.keys() == golden_tables().keys()
     assert {path.name for path in (GOLDEN / "appended").iterdir()} == APPENDED.keys()
+    assert {path.name for path in (GOLDEN / "sharded").iterdir()} == SHARDED.keys()
 
 
 @pytest.mark.parametrize("name", SHA256)
@@ -68,6 +74,20 @@ def test_a_second_reader_agrees_on_appended_files():
     assert rows.tolist() == [reader.row(i) for i in range(8)]
     assert rows[5:].tolist() == [[-1.25, -0.25], [-2.0, 0.5], [0.25, 2.0]]
     assert torch.equal(rows[:5], load(GOLDEN / path.name).lookup(torch.arange(5)))
+
+
+def test_bytes_of_a_sharded_folder(tmp_path):
+    assert [path.name for path in write_sharded(tmp_path / "new")] == [*SHARDED]
+    for name, expected in SHARDED.items():
+        content = (GOLDEN / "sharded" / name).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == expected
+        assert (tmp_path / "new" / name).read_bytes() == content
+
+
+def test_a_second_reader_agrees_on_a_sharded_folder():
+    table, reader = load(GOLDEN / "sharded"), FormatReader(GOLDEN / "sharded" / "table.safetensors")
+    assert table.equal(load(GOLDEN / "compact-three-tiers-int8.safetensors"))
+    assert table.lookup(torch.arange(300)).tolist() == [reader.row(i) for i in range(300)]
 
 
 def test_a_second_reader_agrees_on_the_fallback():
@@ -120,6 +140,15 @@ def test_the_documented_appended_file():
     assert f"tests/golden/appended/{[*APPENDED][1]}`, {len(content)} bytes" in text
     assert content[8:-3].decode() in text
     assert content.endswith(b" \x01\x02")
+
+
+def test_the_documented_shard():
+    text = FORMAT_DOC.read_text()
+    name = next(iter(SHARDED))
+    content = (GOLDEN / "sharded" / name).read_bytes()
+    assert f"tests/golden/sharded/{name}`, {len(content)} bytes" in text
+    length = int.from_bytes(content[:8], "little")
+    assert content[8 : 8 + length].decode().rstrip() in text
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31 - 1])

@@ -6,6 +6,7 @@ code of theirs; a file that cannot be right is refused with :class:`ArtifactErro
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from mgqe.container import ArtifactError, config_text, decode_metadata, encode, 
 from mgqe.frozen import Config, FrozenTable
 from mgqe.growth import Origin
 from mgqe.segments import all_segment_files, fingerprint, read_extents, refuse_to_lose
+from mgqe.shards import INDEX, INDEX_KIND, read_sharded
 from mgqe.table import CompactTable
 
 MAX_ATTEMPTS = 100  # at reading a file that is being replaced
@@ -126,16 +128,19 @@ def load(path: str | os.PathLike[str], *, mmap: bool = True) -> FrozenTable:
     """Read a table that :func:`save` wrote, and the ids that :func:`mgqe.append` added to it.
 
     Args:
-        path: the file.
+        path: the file; or a folder of shards, as ``mgqe.torchrec.freeze`` writes one a table.
         mmap: map the file: rows are read from the disk when first looked up, and shared between processes.
             The file must then not be cut short while the table lives (saving over it and appending to it are
-            safe, and do not change a loaded table). False reads everything into memory.
+            safe, and do not change a loaded table). False reads everything into memory. Of a folder, tiers that
+            several shards share are read into memory either way.
 
     Raises:
-        ArtifactError: (a ValueError) a file is not of this format or version, is cut short, or its parts
-            contradict each other; the message names the file and the part.
-        OSError: the file cannot be opened.
+        ArtifactError: (a ValueError) a file is not of this format or version, is cut short or, of a folder, missing,
+            or its parts contradict each other; the message names the file and the part.
+        OSError: the file cannot be opened, or the folder has no index.
     """
+    if os.path.isdir(path):
+        path = _index_of(path)
     target = Path(os.path.realpath(path))
     for attempt in range(MAX_ATTEMPTS):
         before = identity(path)
@@ -152,17 +157,31 @@ def load(path: str | os.PathLike[str], *, mmap: bool = True) -> FrozenTable:
     raise ArtifactError(f"{os.fspath(path)}: replaced by another file again and again while it was read")
 
 
+def _index_of(folder: str | os.PathLike[str]) -> Path:
+    index = Path(folder) / INDEX
+    if index.is_file():
+        return index
+    raise IsADirectoryError(
+        errno.EISDIR,
+        f"a folder without {INDEX}, which is written last: no table, or one whose freezing was interrupted. "
+        "Freeze again; of several tables, give the folder of one",
+        os.fspath(folder),
+    )
+
+
 def _load(name: str, target: Path, mmap: bool) -> FrozenTable:
     try:
         metadata, tensors = read(name)
         kind, config = decode_metadata(metadata)
-        table = _table_class(kind).from_tensors(
-            tensors if mmap else {key: t.clone() for key, t in tensors.items()}, config
-        )
+        held = tensors if mmap else {key: t.clone() for key, t in tensors.items()}
+        if kind == INDEX_KIND:
+            table: FrozenTable = read_sharded(target, held, config, mmap)
+        else:
+            table = _table_class(kind).from_tensors(held, config)
         table.validate()
     except ValueError as error:
         raise ArtifactError(f"{name}: {error}") from error
-    if isinstance(table, CompactTable):
+    if isinstance(table, CompactTable) and kind != INDEX_KIND:
         own = fingerprint(metadata, table)
         for tier, rows in read_extents(target, own, table, mmap):
             table._append_packed(rows, tier)

@@ -239,13 +239,15 @@ def compare(
     epilog="Example:\n\n  mgqe inspect run/item.mgqe.safetensors",
 )
 @clean_errors
-def inspect(file: Annotated[Path, typer.Argument(help="A file that mgqe.save wrote.")]) -> None:
+def inspect(file: Annotated[Path, typer.Argument(help="A file that mgqe.save wrote, or a folder of shards.")]) -> None:
     import mgqe
     from mgqe.segments import all_segment_files
+    from mgqe.shards import files_of
 
     table = mgqe.load(file)
-    appended = all_segment_files(file.resolve())
-    on_disk = sum(path.stat().st_size for path in (file, *appended))
+    whole = file.is_dir()
+    appended = [] if whole else all_segment_files(file.resolve())
+    on_disk = sum(path.stat().st_size for path in (files_of(file) if whole else (file, *appended)))
     full = 4 * table.num_embeddings * table.embedding_dim
     output.print(
         f"{file}: {type(table).__name__}, {table.num_embeddings:,} ids x {table.embedding_dim} dimensions",

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -65,26 +66,42 @@ def encode(
 
     Written here and not by the safetensors package, so that equal tables are equal bytes under every version.
     """
-    # Wide elements first: every tensor then starts at a multiple of its element's size.
-    names = sorted(tensors, key=lambda name: (-tensors[name][0].element_size(), name))
+    shapes = {
+        name: (pieces[0].dtype, (sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:]))
+        for name, pieces in tensors.items()
+    }
+    head, nbytes = encode_header(shapes, kind, config, **metadata)
+    pieces_of = made or tensors.__getitem__
+    elements = (tensor_bytes(piece) for name in element_order(shapes) for piece in pieces_of(name))
+    return nbytes, chain([head], chain.from_iterable(elements))
+
+
+def element_order(shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> list[str]:
+    """The tensors as a file has them. Wide elements first: every tensor then starts at a multiple of its element's
+    size."""
+    return sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name))
+
+
+def encode_header(
+    shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], kind: str, config: Config, **metadata: str
+) -> tuple[bytes, int]:
+    """What a file has before its elements, and how many bytes the file has with them.
+
+    Args:
+        shapes: each tensor's type and shape; its elements need not exist yet. They follow in :func:`element_order`.
+    """
     about = {"format": FORMAT, "version": VERSION, "kind": kind, "config": config_text(config), **metadata}
     header: dict[str, Any] = {"__metadata__": about}
     offset = 0
-    for name in names:
-        first, end = tensors[name][0], offset + sum(piece.nbytes for piece in tensors[name])
-        rows = sum(piece.shape[0] for piece in tensors[name])
-        header[name] = {
-            "dtype": DTYPE_NAMES[first.dtype],
-            "shape": [rows, *first.shape[1:]],
-            "data_offsets": [offset, end],
-        }
+    for name in element_order(shapes):
+        dtype, shape = shapes[name]
+        end = offset + prod(shape) * dtype.itemsize
+        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     head = json.dumps(header, separators=(",", ":")).encode("ascii")
     head += b" " * (-(8 + len(head)) % DATA_ALIGNMENT)
     head = len(head).to_bytes(8, "little") + head
-    pieces_of = made or tensors.__getitem__
-    elements = (tensor_bytes(piece) for name in names for piece in pieces_of(name))
-    return len(head) + offset, chain([head], chain.from_iterable(elements))
+    return head, len(head) + offset
 
 
 def tensor_bytes(tensor: Tensor) -> Iterator[memoryview]:

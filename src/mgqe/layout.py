@@ -125,12 +125,6 @@ def lay_out(
     for name, given in (("codes", codes), ("codebook_of", codebook_of), ("num_centroids", num_centroids)):
         if len(given) != m:
             raise ValueError(f"{name} must have one entry a tier, {m}, got {len(given)}")
-    if centroid_dtype not in CENTROID_DTYPES:
-        raise ValueError(f"centroid_dtype must be one of {sorted(CENTROID_DTYPES)}, got {centroid_dtype!r}")
-    if not codebooks or any(book.ndim != 3 for book in codebooks):
-        raise ValueError("codebooks must be tensors of shape (subspaces or 1, centroids, dimensions)")
-    if not all(0 <= c < len(codebooks) for c in codebook_of):
-        raise ValueError(f"codebook_of must name codebooks 0 .. {len(codebooks) - 1}, got {codebook_of}")
     packed = []
     for g, tier_codes in enumerate(codes):
         if tier_codes.ndim != 2 or tier_codes.shape[0] != tiers.sizes[g] or tier_codes.shape[1] < 1:
@@ -140,22 +134,45 @@ def lay_out(
         if tier_codes.numel() and int(tier_codes.max()) >= num_centroids[g]:
             raise ValueError(f"tier {g} has num_centroids={num_centroids[g]}, but a code {int(tier_codes.max())}")
         packed.append(pack(tier_codes.detach().cpu(), bits_for(num_centroids[g])))
+    subspaces = [c.shape[1] for c in codes]
+    tensors, config = lay_out_frame(
+        tiers, codebooks, codebook_of, subspaces, num_centroids, padding_idx, centroid_dtype
+    )
+    return {f"codes.{g}": c for g, c in enumerate(packed)} | tensors, config
+
+
+def lay_out_frame(
+    tiers: Tiers,
+    codebooks: Sequence[Tensor],
+    codebook_of: Sequence[int],
+    num_subspaces: Sequence[int],
+    num_centroids: Sequence[int],
+    padding_idx: int | None,
+    centroid_dtype: str,
+) -> tuple[dict[str, Tensor], Config]:
+    """The same without the codes: centroids, scales and tier map, and the configuration."""
+    if centroid_dtype not in CENTROID_DTYPES:
+        raise ValueError(f"centroid_dtype must be one of {sorted(CENTROID_DTYPES)}, got {centroid_dtype!r}")
+    if not codebooks or any(book.ndim != 3 for book in codebooks):
+        raise ValueError("codebooks must be tensors of shape (subspaces or 1, centroids, dimensions)")
+    if not all(0 <= c < len(codebooks) for c in codebook_of):
+        raise ValueError(f"codebook_of must name codebooks 0 .. {len(codebooks) - 1}, got {codebook_of}")
     stored = [store_centroids(book, centroid_dtype) for book in codebooks]
     tier_map = None if tiers.tier_of is None else build_tier_map(tiers)
-    first, subspaces = codebooks[codebook_of[0]], codes[0].shape[1]
+    first = codebooks[codebook_of[0]]
     shared = first.shape[0] == 1
     config = CompactConfig(
         num_embeddings=tiers.num_embeddings,
-        embedding_dim=int(first.shape[2] * (subspaces if shared else first.shape[0])),
+        embedding_dim=int(first.shape[2] * (num_subspaces[0] if shared else first.shape[0])),
         sizes=tiers.sizes,
-        num_subspaces=tuple(c.shape[1] for c in codes),
+        num_subspaces=tuple(int(d) for d in num_subspaces),
         num_centroids=tuple(int(k) for k in num_centroids),
         codebook_of=tuple(int(c) for c in codebook_of),
         centroid_dtype=centroid_dtype,
         padding_idx=padding_idx,
         order=tier_map.order if tier_map else None,
     )
-    tensors = {f"codes.{g}": c for g, c in enumerate(packed)}
+    tensors: dict[str, Tensor] = {}
     for c, (centroids, scales) in enumerate(stored):
         tensors[f"centroids.{c}"] = centroids
         if centroid_dtype == "int8":

@@ -8,8 +8,29 @@ from torch import Tensor, nn
 from mgqe.quantized import QuantizedEmbedding
 
 
+class AuxiliaryLayer(nn.Module):
+    """What :func:`quantization_loss` and :func:`start_quantizing` look for in a model, besides the embeddings here."""
+
+    @property
+    def quantizing(self) -> bool:
+        """Whether the warm-up is over."""
+        raise NotImplementedError
+
+    def start_quantizing(self) -> None:
+        """End the warm-up now."""
+        raise NotImplementedError
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """The sum of the losses since the training pass after the last reading, None if there are none."""
+        raise NotImplementedError
+
+
 def quantized_layers(model: nn.Module) -> list[QuantizedEmbedding]:
     """The quantised embedding layers of a model, each once."""
+    return [layer for layer in _layers(model) if isinstance(layer, QuantizedEmbedding)]
+
+
+def _layers(model: nn.Module) -> list[QuantizedEmbedding | AuxiliaryLayer]:
     found: dict[nn.Module, None] = {}
     waiting = [model]
     while waiting:  # model.modules() builds a name for every module, which a training step would feel
@@ -17,7 +38,7 @@ def quantized_layers(model: nn.Module) -> list[QuantizedEmbedding]:
         if module not in found:
             found[module] = None
             waiting.extend(reversed([child for child in module._modules.values() if child is not None]))
-    return [module for module in found if isinstance(module, QuantizedEmbedding)]
+    return [module for module in found if isinstance(module, (QuantizedEmbedding, AuxiliaryLayer))]
 
 
 def quantization_loss(model: nn.Module) -> Tensor:
@@ -30,7 +51,7 @@ def quantization_loss(model: nn.Module) -> Tensor:
     Returns:
         scalar tensor, float32, on the layers' device.
     """
-    losses = [loss for layer in quantized_layers(model) if (loss := layer.auxiliary_loss()) is not None]
+    losses = [loss for layer in _layers(model) if (loss := layer.auxiliary_loss()) is not None]
     if len(losses) == 1:
         return losses[0].float()
     if losses:
@@ -45,7 +66,7 @@ def start_quantizing(model: nn.Module) -> int:
     Returns:
         how many layers this started; those that had started before are left as they are.
     """
-    waiting = [layer for layer in quantized_layers(model) if not layer.quantizing]
+    waiting = [layer for layer in _layers(model) if not layer.quantizing]
     for layer in waiting:
         layer.start_quantizing()
     return len(waiting)

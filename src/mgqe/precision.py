@@ -12,7 +12,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def in_full_precision(method: Method) -> Method:
-    """A method of a layer (with a ``raw_weight``) that autocast does not reach.
+    """A method of a layer (with a buffer ``tier_sizes``) that autocast does not reach.
 
     In half precision a distance to a centroid may come out smaller than that to the nearest one, and training would
     see other codes than the frozen table has.
@@ -20,7 +20,7 @@ def in_full_precision(method: Method) -> Method:
 
     @functools.wraps(method)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        device = self.raw_weight.device.type
+        device = self.tier_sizes.device.type
         if not torch.is_autocast_enabled(device):
             return method(self, *args, **kwargs)
         with torch.autocast(device, enabled=False):

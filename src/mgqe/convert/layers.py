@@ -76,9 +76,9 @@ def plan(
     if own.centroid_dtype not in CENTROID_DTYPES:
         raise ValueError(f"centroid_dtype must be one of {sorted(CENTROID_DTYPES)}, got {own.centroid_dtype!r}")
     if counts is None:
-        own = replace(own, num_subspaces=_first(own.num_subspaces), num_centroids=_first(own.num_centroids))
+        own = one_tier(own)
     subspaces = own.num_subspaces
-    centroids = _cut(own, tiers, subspaces)
+    centroids = cut_centroids(own, tiers, subspaces)
     capacity = resolve_capacity(
         int(module.embedding_dim),  # type: ignore[arg-type]
         tiers.sizes,
@@ -181,12 +181,18 @@ def _tiers(module: nn.Module, config: CompressConfig, counts: Counts | Tiers | N
     return Tiers.from_sizes((rows,))
 
 
-def _first(setting: int | tuple[int, ...] | None) -> int | None:
-    """Of a setting for several tiers the first, the most generous: what a table of one tier takes."""
-    return setting[0] if isinstance(setting, tuple) else setting
+def one_tier(config: CompressConfig) -> CompressConfig:
+    """Of settings for several tiers the first, the most generous: what a table of one tier takes."""
+
+    def first(setting: int | tuple[int, ...] | None) -> int | None:
+        return setting[0] if isinstance(setting, tuple) else setting
+
+    return replace(config, num_subspaces=first(config.num_subspaces), num_centroids=first(config.num_centroids))
 
 
-def _cut(config: CompressConfig, tiers: Tiers, subspaces: int | tuple[int, ...] | None) -> tuple[int, ...] | None:
+def cut_centroids(
+    config: CompressConfig, tiers: Tiers, subspaces: int | tuple[int, ...] | None
+) -> tuple[int, ...] | None:
     """The centroids asked for, but no more than each tier can use: settings are for tables of any size."""
     wanted = config.num_centroids
     if wanted is None:

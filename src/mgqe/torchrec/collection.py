@@ -1,0 +1,253 @@
+"""QuantizedEmbeddingBagCollection and QuantizedEmbeddingCollection: torchrec's rows, our codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchrec import EmbeddingCollection, JaggedTensor, KeyedJaggedTensor, KeyedTensor, PoolingType
+from torchrec.distributed.planner.types import ParameterConstraints
+
+from mgqe import ops
+from mgqe.convert import CompressConfig
+from mgqe.embedding import Counts
+from mgqe.ids import as_int64
+from mgqe.tiers import Tiers
+from mgqe.torchrec.ranks import Ranks
+from mgqe.torchrec.rows import SHARDINGS, RowSource
+from mgqe.torchrec.settings import TableSettings, plain_config, resolve_tables
+from mgqe.torchrec.table import Distinct, QuantizedTable
+
+
+class QuantizedRows(nn.Module):
+    """What the two collections have in common.
+
+    The rows are one torchrec EmbeddingCollection a dimension, under ``rows``, for DistributedModelParallel to shard.
+    A forward pass asks them for each distinct id of the rank's batch once.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[Any],
+        config: CompressConfig | None = None,
+        *,
+        counts: Mapping[str, Counts | Tiers] | None = None,
+        device: torch.device | str | None = None,
+        seed: int = 0,
+        process_group: Any = None,
+    ) -> None:
+        super().__init__()
+        self.ranks = Ranks(process_group)
+        error: Exception | None = None
+        try:
+            self._build(resolve_tables(tables, config or CompressConfig(), counts or {}), device, seed)
+        except (TypeError, ValueError) as found:
+            error = found
+        self.ranks.refuse_together(error)
+        settings = {name: text for table in self.tables.values() for name, text in table.settings().items()}
+        self.ranks.check_alike({"tables": ", ".join(self.tables), **settings}, type(self).__name__)
+
+    def _build(self, tables: list[TableSettings], device: torch.device | str | None, seed: int) -> None:
+        at = torch.device("cpu" if device is None else device)
+        self.rows = nn.ModuleDict()
+        for dim in dict.fromkeys(table.rows.embedding_dim for table in tables):
+            rows = [plain_config(table.rows) for table in tables if table.rows.embedding_dim == dim]
+            self.rows[str(dim)] = EmbeddingCollection(tables=rows, device=at)
+        # Codebooks are small and never on the meta device: nobody would fill them there.
+        small = torch.device("cpu") if at.type == "meta" else at
+        made: dict[str, nn.Module] = {}
+        self._features: list[tuple[str, str]] = []  # (feature, table)
+        for table in tables:
+            source = RowSource(self.rows, str(table.rows.embedding_dim), table.rows, self.ranks)
+            made[table.name] = QuantizedTable(source, table, seed, small)
+            self._features += [(feature, table.name) for feature in table.rows.feature_names]
+        self.quantizers = nn.ModuleDict(made)
+        self._checked = False
+
+    @property
+    def tables(self) -> dict[str, QuantizedTable]:
+        """Each table's tiers and codebooks."""
+        return {name: table for name, table in self.quantizers.items() if isinstance(table, QuantizedTable)}
+
+    def sharding_constraints(self) -> dict[str, ParameterConstraints]:
+        """For torchrec's EmbeddingShardingPlanner, ``constraints=``: the ways of sharding that keep rows whole."""
+        return {name: ParameterConstraints(sharding_types=list(SHARDINGS)) for name in self.tables}
+
+    def reset_rows(self, seed: int) -> None:
+        """Start all rows anew, each by its id and the seed: the same rows however many ranks share them.
+
+        torchrec itself draws a shard's rows from the rank's own generator. Call it once the model is sharded.
+        """
+        for number, table in enumerate(self.tables.values()):
+            table.source.fill(seed + 7919 * number)
+
+    # ---- a pass ------------------------------------------------------------------------------------------
+
+    def _vectors(self, features: Any, repeat: bool) -> tuple[dict[str, Any], dict[str, tuple[Tensor, Tensor]]]:
+        """Each feature's ids as torchrec has them, and each table's vectors and the places in them, see ``quantize``.
+
+        Raises on every rank what one of them finds wrong with its batch.
+        """
+        self._check_sharding()
+        tables = self.tables
+        jagged: dict[str, Any] = {}
+        found: dict[str, Distinct] = {}
+        error: Exception | None = None
+        try:
+            jagged = self._jagged(features)
+            found = {name: self._distinct(table, jagged) for name, table in tables.items()}
+        except (IndexError, KeyError, TypeError, ValueError) as wrong:
+            if not self.ranks.active:
+                raise
+            # The others are on their way into the same look-ups: ask for nothing there, and raise with them after.
+            error, found = wrong, {name: Distinct.nothing(table.tier_sizes.device) for name, table in tables.items()}
+        sizes = [batch.places.shape[0] for batch in found.values()]
+        everyone = self.ranks.gather_numbers([*sizes, int(error is not None)], next(iter(found.values())).ids.device)
+        for table in tables.values():
+            table.begin_pass()
+        rows = self._fetch(found)
+        totals = everyone()
+        if bool(totals[:, -1].any()):
+            self.ranks.refuse_together(error)
+        shares = [n * self.ranks.size / max(1, total) for n, total in zip(sizes, totals.sum(0).tolist(), strict=False)]
+        return jagged, {
+            name: table.quantize(rows[name], found[name], repeat, share)
+            for (name, table), share in zip(tables.items(), shares, strict=True)
+        }
+
+    def _check_sharding(self) -> None:
+        """Once, before the first look-up of a sharded collection: that its sharding will do."""
+        if self._checked:
+            return
+        error: Exception | None = None
+        try:
+            for table in self.tables.values():
+                table.source.check_sharding()
+        except ValueError as wrong:
+            error = wrong
+        self.ranks.refuse_together(error)
+        self._checked = True
+
+    def _jagged(self, features: Any) -> dict[str, Any]:
+        parts = features.to_dict()
+        if missing := [feature for feature, _ in self._features if feature not in parts]:
+            raise KeyError(f"the batch has no feature {missing[0]!r}: it has {sorted(parts)}")
+        return {feature: parts[feature] for feature, _ in self._features}
+
+    def _distinct(self, table: QuantizedTable, jagged: Mapping[str, Any]) -> Distinct:
+        mine = {feature: as_int64(jagged[feature].values()) for feature, owner in self._features if owner == table.name}
+        ids = torch.cat(list(mine.values())) if len(mine) > 1 else next(iter(mine.values()))
+        try:
+            uniq, places, counts, sizes = ops.unique_by_tier(ids, table.tiers.sizes, table.tier_of)
+        except IndexError as error:
+            size = table.tiers.num_embeddings
+            bad = [
+                (name, int(i[(i < 0) | (i >= size)][0])) for name, i in mine.items() if ((i < 0) | (i >= size)).any()
+            ]
+            raise IndexError(
+                f"feature {bad[0][0]!r} has id {bad[0][1]}, but table {table.name!r} was planned for ids 0 to "
+                f"{size - 1}: map new ids to one kept for them, or plan a larger table"
+            ) from error
+        return Distinct(uniq, places, counts, sizes)
+
+    def _fetch(self, found: Mapping[str, Distinct]) -> dict[str, Tensor]:
+        """Rows (u, d) of every table's distinct ids."""
+        waiting = []
+        for collection in self.rows.values():
+            names = [name for name, table in self.tables.items() if self.rows[table.source.key] is collection]
+            ids = [found[name].ids for name in names]
+            lengths = torch.tensor([i.shape[0] for i in ids], dtype=torch.int64, device=ids[0].device)
+            waiting.append(
+                (names, collection(KeyedJaggedTensor(keys=names, values=torch.cat(ids), lengths=lengths, stride=1)))
+            )
+        rows = {}
+        for names, answer in waiting:  # all were asked before the first is waited for
+            for name in names:
+                rows[name] = answer[name].values()
+        return rows
+
+
+class QuantizedEmbeddingBagCollection(QuantizedRows):
+    """torchrec's EmbeddingBagCollection whose rows are quantised one by one, before they are pooled.
+
+    Args:
+        tables: torchrec's EmbeddingBagConfig each.
+        config: how tables are quantised; rules go by table name. ``init="from_weight"`` starts in the first pass.
+        counts: table name -> (N,) how often each id occurs in training, the same on every rank
+            (:func:`mgqe.torchrec.merge_counts`), or Tiers. A table without them has one tier.
+        is_weighted: features have weights, for sums alone.
+        device: where rows are made; "meta" where DistributedModelParallel will make them.
+        seed: of what codebooks start and revive with.
+        process_group: the ranks that train together; default: all.
+
+    Shape:
+        KeyedJaggedTensor of B bags a feature -> KeyedTensor, (B, d) a feature.
+
+    Making one, and every pass, is a collective where there are several ranks.
+
+    Raises:
+        ValueError, TypeError: (on every rank) arguments that do not fit, or differ between ranks.
+        IndexError: (on every rank, in a pass) an id outside its table.
+    """
+
+    def __init__(self, tables: Sequence[Any], *args: Any, is_weighted: bool = False, **arguments: Any) -> None:
+        super().__init__(tables, *args, **arguments)
+        self.is_weighted = is_weighted
+        self._modes = {table.name: "mean" if table.pooling == PoolingType.MEAN else "sum" for table in tables}
+        if is_weighted and "mean" in self._modes.values():
+            raise ValueError("is_weighted=True needs pooling=PoolingType.SUM in every table")
+
+    def forward(self, features: Any) -> Any:
+        """Bags -> KeyedTensor, (B, d) a feature, in the order of the tables' features."""
+        jagged, vectors = self._vectors(features, repeat=False)
+        pooled: dict[str, Tensor] = {}
+        for name, table in self.tables.items():
+            mine = [jagged[feature] for feature, owner in self._features if owner == name]
+            lengths = torch.cat([part.lengths() for part in mine]) if len(mine) > 1 else mine[0].lengths()
+            offsets = F.pad(lengths.to(torch.int64).cumsum(0), (1, 0))
+            weights = torch.cat([part.weights() for part in mine]) if self.is_weighted else None
+            values, places = vectors[name]
+            bags = F.embedding_bag(
+                places,
+                values,
+                offsets,
+                mode=self._modes[name],
+                per_sample_weights=None if weights is None else weights.to(values.dtype),
+                include_last_offset=True,
+            )
+            pooled[name] = table.joined(bags).view(len(mine), -1, values.shape[1])
+        parts = {f: pooled[n][i] for n in self.tables for i, f in enumerate(self._of(n))}
+        keys = [feature for feature, _ in self._features]
+        return KeyedTensor(keys, [parts[key].shape[1] for key in keys], torch.cat([parts[key] for key in keys], dim=1))
+
+    def pooling(self, table: str) -> str:
+        """How a table's bags are pooled: "sum" or "mean"."""
+        return self._modes[table]
+
+    def _of(self, table: str) -> list[str]:
+        return [feature for feature, owner in self._features if owner == table]
+
+
+class QuantizedEmbeddingCollection(QuantizedRows):
+    """torchrec's EmbeddingCollection whose rows are quantised: a vector for every id.
+
+    Arguments as for :class:`QuantizedEmbeddingBagCollection`, with torchrec's EmbeddingConfig, without ``is_weighted``.
+
+    Shape:
+        KeyedJaggedTensor -> feature -> JaggedTensor, (n, d) for its n ids.
+    """
+
+    def forward(self, features: Any) -> dict[str, Any]:
+        """Ids -> each feature's vectors, in a JaggedTensor of the ids' lengths."""
+        jagged, vectors = self._vectors(features, repeat=True)
+        out = {}
+        for name, table in self.tables.items():
+            mine = [feature for feature, owner in self._features if owner == name]
+            sizes = [jagged[feature].values().shape[0] for feature in mine]
+            parts = torch.split(table.joined(vectors[name][0]), sizes)
+            for feature, part in zip(mine, parts, strict=True):
+                out[feature] = JaggedTensor(values=part, lengths=jagged[feature].lengths())
+        return out

@@ -1,0 +1,139 @@
+"""What processes that train together ("ranks") tell each other: settings, refusals, counts, codebooks."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# What a rank's refusal becomes on the others; anything else is a RuntimeError there.
+_KINDS = ("ValueError", "TypeError", "IndexError", "KeyError", "OSError")
+
+
+class Ranks:
+    """The ranks of a process group; alone where torch.distributed is not in use.
+
+    Every method but :meth:`split` is a collective: each rank calls it, in the same order.
+
+    Args:
+        group: default: all ranks.
+    """
+
+    def __init__(self, group: Any = None) -> None:
+        self._group = group
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anybody else."""
+        return self.size > 1
+
+    @property
+    def size(self) -> int:
+        """How many ranks."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return 1
+        return dist.get_world_size(self._group)
+
+    @property
+    def rank(self) -> int:
+        """This one's number, from 0."""
+        return dist.get_rank(self._group) if self.size > 1 else 0
+
+    def split(self, size: int) -> tuple[int, int]:
+        """This rank's part (start, stop) of so many rows that every rank has."""
+        return size * self.rank // self.size, size * (self.rank + 1) // self.size
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's object, which pickle can write."""
+        if not self.active:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def gather_numbers(self, numbers: Sequence[int], device: torch.device) -> Callable[[], Tensor]:
+        """Every rank's numbers, as many on each: what gives int64 (ranks, n) on the CPU once they are here."""
+        mine = torch.tensor(numbers, dtype=torch.int64, device=device)
+        if not self.active:
+            return mine.cpu().unsqueeze(0).clone
+        everyone = [torch.empty_like(mine) for _ in range(self.size)]
+        work = dist.all_gather(everyone, mine, group=self._group, async_op=True)
+
+        def wait() -> Tensor:
+            work.wait()
+            return torch.stack(everyone).cpu()
+
+        return wait
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks, in place."""
+        if self.active:
+            dist.all_reduce(tensor, group=self._group)
+        return tensor
+
+    def follow(self, tensors: Sequence[Tensor]) -> None:
+        """Take rank 0's tensors."""
+        if self.active:
+            source = dist.get_global_rank(self._group, 0) if self._group is not None else 0
+            for tensor in tensors:
+                dist.broadcast(tensor, source, group=self._group)
+
+    def refuse_together(self, error: Exception | None) -> None:
+        """Raise on every rank if one of them has an error, and say on which.
+
+        Raises:
+            ValueError, TypeError, IndexError, KeyError, OSError: as the first rank that has one; else RuntimeError.
+        """
+        if not self.active:
+            if error is not None:
+                raise error
+            return
+        told = None if error is None else (_builtin(error), str(error))
+        for rank, found in enumerate(self.gather(told)):
+            if found is not None:
+                kind = getattr(builtins, found[0]) if found[0] in _KINDS else RuntimeError
+                raise kind(f"rank {rank}: {found[1]}") from error
+
+    def check_alike(self, settings: Mapping[str, str], what: str) -> None:
+        """Raise ValueError on every rank unless all have the same settings; the message names the first difference."""
+        everyone = self.gather(dict(settings))
+        for rank, theirs in enumerate(everyone):
+            for name in {**everyone[0], **theirs}:
+                ours, other = everyone[0].get(name, "nothing"), theirs.get(name, "nothing")
+                if ours != other:
+                    raise ValueError(
+                        f"{what}: rank {rank} has {name} = {other}, but rank 0 has {ours}. Every rank needs the same "
+                        "tables, tiers and configuration (counts: merge them first, mgqe.torchrec.merge_counts)"
+                    )
+
+
+def merge_counts(counts: Tensor, process_group: Any = None) -> Tensor:
+    """Sum counts (N,) of ids over the ranks: each counts its own part of the data, all get the same tiers.
+
+    Args:
+        counts: int64 (N,), as :func:`mgqe.count_ids` gives.
+        process_group: default: all ranks. A collective: every rank calls it.
+
+    Returns:
+        int64 (N,) on the CPU, the same on every rank.
+
+    Raises:
+        ValueError: (on every rank) another N than rank 0's. TypeError: no integer tensor.
+    """
+    ranks = Ranks(process_group)
+    error: Exception | None = None
+    if not isinstance(counts, Tensor) or counts.is_floating_point() or counts.dtype == torch.bool or counts.ndim != 1:
+        error = TypeError("counts must be an integer tensor of shape (num_embeddings,), as mgqe.count_ids gives")
+    ranks.refuse_together(error)
+    ranks.check_alike({"num_embeddings": f"{counts.shape[0]:,}"}, "counts")
+    gpu = ranks.active and dist.get_backend(process_group) == "nccl"
+    return ranks.add(counts.detach().to("cuda" if gpu else "cpu", torch.int64, copy=True)).cpu()
+
+
+def _builtin(error: Exception | None) -> str:
+    """The nearest built-in class of an error, by name."""
+    return next((kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _KINDS), "RuntimeError")

@@ -1,0 +1,102 @@
+"""torchrec's table configurations and ours, checked, as the parts of a table here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torchrec import EmbeddingBagConfig, EmbeddingConfig
+
+from mgqe.capacity import Capacity, resolve_capacity
+from mgqe.convert import CompressConfig
+from mgqe.convert.layers import cut_centroids, one_tier
+from mgqe.embedding import Counts
+from mgqe.layout import CENTROID_DTYPES
+from mgqe.tiers import Tiers
+
+
+@dataclass(frozen=True)
+class TableSettings:
+    """One table.
+
+    Attributes:
+        rows: torchrec's configuration, as given.
+        config: how it is quantised, without rules.
+        tiers, capacity: what follows from counts and ``config``.
+    """
+
+    rows: Any
+    config: CompressConfig
+    tiers: Tiers
+    capacity: Capacity
+
+    @property
+    def name(self) -> str:
+        """The table's."""
+        return str(self.rows.name)
+
+
+def resolve_tables(
+    tables: Sequence[Any], config: CompressConfig, counts: Mapping[str, Counts | Tiers]
+) -> list[TableSettings]:
+    """The user's arguments -> checked settings, one a table.
+
+    Raises:
+        ValueError, TypeError: what cannot be, naming the table.
+    """
+    for table in tables:
+        if not isinstance(table, (EmbeddingBagConfig, EmbeddingConfig)):
+            raise TypeError(
+                f"tables must be torchrec's EmbeddingBagConfig or EmbeddingConfig, got {type(table).__name__}"
+            )
+    names = [table.name for table in tables]
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"tables must have names of their own, got {names}")
+    features = [feature for table in tables for feature in table.feature_names]
+    if len(set(features)) != len(features):
+        raise ValueError(f"a feature may belong to one table only, got {features}")
+    if unknown := sorted({*counts} - {*names}):
+        raise ValueError(f"counts for {unknown}, but the tables are {names}")
+    made = []
+    for table in tables:
+        try:
+            made.append(_resolve(table, config.for_table((table.name,)), counts.get(table.name)))
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"table {table.name!r}: {error}") from error
+    return made
+
+
+def _resolve(table: Any, config: CompressConfig | None, counts: Counts | Tiers | None) -> TableSettings:
+    if config is None:
+        raise ValueError("a rule leaves it alone: give it to a torchrec collection instead")
+    if config.quantizer != "vq":
+        raise ValueError(f"quantizer={config.quantizer!r} does not work on torchrec's rows yet: use 'vq'")
+    if config.centroid_dtype not in CENTROID_DTYPES:
+        raise ValueError(f"centroid_dtype must be one of {sorted(CENTROID_DTYPES)}, got {config.centroid_dtype!r}")
+    n = table.num_embeddings
+    if isinstance(counts, Tiers):
+        tiers = counts
+    elif counts is not None:
+        tiers = Tiers.from_counts(counts, fractions=config.fractions, num_embeddings=n)
+    else:
+        tiers = Tiers.from_sizes([n])
+        config = one_tier(config)
+    if tiers.num_embeddings != n:
+        raise ValueError(f"tiers hold {tiers.num_embeddings} ids, but num_embeddings is {n}")
+    capacity = resolve_capacity(
+        table.embedding_dim,
+        tiers.sizes,
+        num_subspaces=config.num_subspaces,
+        num_centroids=cut_centroids(config, tiers, config.num_subspaces),
+        capacity=config.capacity,
+        share_codebook=config.share_codebook,
+        share_subspaces=config.share_subspaces,
+    )
+    return TableSettings(table, config, tiers, capacity)
+
+
+def plain_config(table: Any) -> Any:
+    """The rows alone: torchrec's configuration of the table without pooling, under one feature of its name."""
+    names = ("num_embeddings", "embedding_dim", "name", "data_type", "weight_init_max", "weight_init_min", "init_fn")
+    return EmbeddingConfig(**{name: getattr(table, name) for name in names}, feature_names=[table.name])

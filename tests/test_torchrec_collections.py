@@ -1,0 +1,290 @@
+"""mgqe.torchrec: collections over torchrec's rows, on one process. docs/torchrec.md installs it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import mgqe
+
+torchrec = pytest.importorskip("torchrec", reason="needs torchrec and fbgemm-gpu: see docs/torchrec.md")
+sharded = pytest.importorskip("mgqe.torchrec")
+
+from torchrec import EmbeddingBagConfig, EmbeddingConfig, KeyedJaggedTensor, PoolingType  # noqa: E402
+
+from mgqe.torchrec.table import draw_members  # noqa: E402
+
+N, DIM, K = 600, 8, (16, 8)
+COUNTS = torch.arange(N) * 7 % 199 + 1
+CONFIG = mgqe.CompressConfig(num_centroids=K, warmup_steps=0)
+
+
+def bag_config(**other) -> EmbeddingBagConfig:
+    same = {"name": "item", "num_embeddings": N, "embedding_dim": DIM, "feature_names": ["seen", "bought"]}
+    return EmbeddingBagConfig(**{**same, "weight_init_min": -1.0, "weight_init_max": 1.0, **other})
+
+
+def batch(size: int = 20, dtype: torch.dtype = torch.int64) -> KeyedJaggedTensor:
+    lengths = torch.randint(5, (2 * size,))
+    values = torch.randint(N, (int(lengths.sum()),)).to(dtype)
+    return KeyedJaggedTensor(["seen", "bought"], values, lengths=lengths, weights=torch.rand(len(values)))
+
+
+def twin(collection, mode: str) -> mgqe.MGQEmbeddingBag:
+    """The same table as a layer of the library."""
+    table = collection.tables["item"]
+    (_, rows), *_ = table.source.parts()
+    layer = mgqe.MGQEmbeddingBag(
+        N,
+        DIM,
+        mode=mode,
+        include_last_offset=True,
+        _weight=rows.clone(),
+        counts=COUNTS,
+        num_centroids=K,
+        warmup_steps=0,
+    )
+    layer.start_quantizing()
+    for own, other in zip(layer.quantizer.codebooks, table.quantizer.codebooks, strict=True):
+        own.data.copy_(other)
+    return layer
+
+
+@pytest.mark.parametrize(("pooling", "mode"), [(PoolingType.SUM, "sum"), (PoolingType.MEAN, "mean")])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_bags_and_gradients_are_those_of_a_layer(pooling, mode, dtype):
+    torch.manual_seed(0)
+    collection = sharded.QuantizedEmbeddingBagCollection([bag_config(pooling=pooling)], CONFIG, counts={"item": COUNTS})
+    assert mgqe.start_quantizing(collection) == 1
+    layer, features = twin(collection, mode), batch(dtype=dtype)
+    got = collection(features)
+    assert got.keys() == ["seen", "bought"]
+    parts = [features[key] for key in got.keys()]  # noqa: SIM118  (not a dict)
+    ids = torch.cat([part.values() for part in parts])
+    lengths = torch.cat([part.lengths() for part in parts])
+    want = layer(ids, torch.cat([torch.zeros(1), lengths.cumsum(0)]).long())
+    torch.testing.assert_close(got.values(), torch.cat([want[:20], want[20:]], dim=1))
+    weight = torch.randn_like(want)
+    (got.values() * torch.cat([weight[:20], weight[20:]], dim=1)).sum().add(
+        mgqe.quantization_loss(collection)
+    ).backward()
+    (want * weight).sum().add(mgqe.quantization_loss(layer)).backward()
+    own = collection.tables["item"]
+    torch.testing.assert_close(own.quantizer.codebooks[0].grad, layer.quantizer.codebooks[0].grad)
+    torch.testing.assert_close(collection.rows["8"].embeddings["item"].weight.grad, layer.raw_weight.grad)
+
+
+def test_weighted_bags():
+    collection = sharded.QuantizedEmbeddingBagCollection(
+        [bag_config()], CONFIG, counts={"item": COUNTS}, is_weighted=True
+    )
+    mgqe.start_quantizing(collection)
+    layer, features = twin(collection, "sum"), batch()
+    part = features["bought"]
+    want = layer(part.values(), torch.cat([torch.zeros(1), part.lengths().cumsum(0)]).long(), part.weights())
+    torch.testing.assert_close(collection(features)["bought"], want)
+    with pytest.raises(ValueError, match=r"is_weighted=True needs pooling=PoolingType\.SUM"):
+        sharded.QuantizedEmbeddingBagCollection([bag_config(pooling=PoolingType.MEAN)], is_weighted=True)
+
+
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_a_frozen_collection_gives_what_the_trained_one_gave(tmp_path, is_weighted):
+    tables = [bag_config(), bag_config(name="user", feature_names=["user"], embedding_dim=4, num_embeddings=50)]
+    collection = sharded.QuantizedEmbeddingBagCollection(
+        tables, CONFIG, counts={"item": COUNTS}, is_weighted=is_weighted
+    )
+    made = batch()
+    users = KeyedJaggedTensor(["user"], torch.arange(20), lengths=torch.ones(20).long(), weights=torch.rand(20))
+    features = KeyedJaggedTensor.concat([made, users])
+    collection(features)
+    nbytes = sharded.freeze(nn.Sequential(collection), tmp_path)
+    assert nbytes == {n: sum(f.stat().st_size for f in (tmp_path / n).iterdir()) for n in ("item", "user")}
+    frozen = sharded.load(tmp_path)
+    collection.eval()
+    assert frozen(features).keys() == collection(features).keys()
+    torch.testing.assert_close(frozen(features).values(), collection(features).values())
+    assert isinstance(mgqe.load(tmp_path / "item"), mgqe.CompactTable)
+
+
+def test_vectors_of_every_id(tmp_path):
+    table = EmbeddingConfig(name="item", num_embeddings=N, embedding_dim=DIM, feature_names=["seen", "bought"])
+    collection = sharded.QuantizedEmbeddingCollection([table], CONFIG, counts={"item": COUNTS})
+    features = batch()
+    got = collection(features)
+    assert torch.equal(got["seen"].lengths(), features["seen"].lengths())
+    loss = got["bought"].values().sum() + mgqe.quantization_loss(collection)
+    loss.backward()
+    assert collection.tables["item"].quantizer.codebooks[0].grad.any()
+    sharded.freeze(collection, tmp_path)
+    frozen, whole = sharded.load(tmp_path), mgqe.load(tmp_path / "item")
+    collection.eval()
+    for key, part in collection(features).items():
+        assert torch.equal(part.values(), whole.lookup(features[key].values()))
+        assert torch.equal(frozen(features)[key].values(), part.values())
+
+
+def test_warm_up_and_losses():
+    config = mgqe.CompressConfig(num_centroids=K, warmup_steps=2)
+    collection = sharded.QuantizedEmbeddingBagCollection([bag_config()], config, counts={"item": COUNTS})
+    rows = collection.rows["8"].embeddings["item"].weight
+    for step in range(4):
+        features = batch()
+        pooled = collection(features)["seen"]
+        part = features["seen"]
+        ends = torch.cat([torch.zeros(1), part.lengths().cumsum(0)]).long()
+        raw = nn.functional.embedding_bag(part.values(), rows, ends, mode="sum", include_last_offset=True)
+        assert collection.tables["item"].quantizing == (step >= 2)
+        assert torch.allclose(pooled, raw, atol=1e-6) == (step < 2)
+        assert bool(mgqe.quantization_loss(collection) > 0) == (step >= 2)
+    collection.eval()
+    collection(batch())
+    assert collection.tables["item"].passes == 4
+
+
+def test_autocast_changes_neither_vectors_nor_codes():
+    collection = sharded.QuantizedEmbeddingBagCollection([bag_config()], CONFIG, counts={"item": COUNTS})
+    features = batch()
+    collection(features)
+    expected = collection.eval()(features).values()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(collection(features).values(), expected)
+
+
+def test_dead_centroids_come_back():
+    collection = sharded.QuantizedEmbeddingBagCollection([bag_config()], CONFIG, counts={"item": COUNTS})
+    table = collection.tables["item"]
+    collection(batch())
+    with torch.no_grad():
+        table.quantizer.codebooks[0][:, 4:] = 100.0
+    table._set_progress(table._revive_every - 1, True)
+    collection(batch())
+    assert table.quantizer.codebooks[0].abs().max() < 10
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("limit", [5, 40, 1000])
+def test_members_are_drawn_from_their_tier(ordered, limit):
+    tiers = mgqe.Tiers.from_fractions(N) if ordered else mgqe.Tiers.from_counts(COUNTS)
+    for g, size in enumerate(tiers.sizes):
+        first, again = (draw_members(tiers, g, limit, torch.Generator().manual_seed(3)) for _ in range(2))
+        assert torch.equal(first, again)
+        assert len(first) == min(limit, size)
+        assert (tiers.of(first) == g).all()
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_freezing_goes_over_the_rows_in_pieces(tmp_path, monkeypatch, ordered):
+    tiers = mgqe.Tiers.from_fractions(N) if ordered else mgqe.Tiers.from_counts(COUNTS)
+    collection = sharded.QuantizedEmbeddingBagCollection([bag_config()], CONFIG, counts={"item": tiers})
+    sharded.freeze(collection, tmp_path / "a")
+    monkeypatch.setattr("mgqe.torchrec.freezing.SWEEP_ROWS", 7)
+    sharded.freeze(collection, tmp_path / "b")
+    assert mgqe.load(tmp_path / "a" / "item").equal(mgqe.load(tmp_path / "b" / "item"))
+    assert sharded.load(tmp_path / "b").tables["item"].tiers == tiers
+
+
+def test_empty_batches():
+    collection = sharded.QuantizedEmbeddingBagCollection([bag_config()], CONFIG, counts={"item": COUNTS})
+    none = KeyedJaggedTensor(["seen", "bought"], torch.empty(0, dtype=torch.int64), lengths=torch.zeros(6).long())
+    for _ in range(2):
+        pooled = collection(none)
+        assert pooled.values().shape == (3, 16)
+        (pooled.values().sum() + mgqe.quantization_loss(collection)).backward()
+    assert not pooled.values().any()
+
+
+def test_rows_do_not_depend_on_how_they_are_held():
+    first, second = (
+        sharded.QuantizedEmbeddingBagCollection([bag_config()], CONFIG, counts={"item": COUNTS}) for _ in range(2)
+    )
+    rows = first.rows["8"].embeddings["item"].weight
+    before = torch.random.get_rng_state()
+    first.reset_rows(5)
+    second.reset_rows(5)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(rows, second.rows["8"].embeddings["item"].weight)
+    assert -1 <= rows.min() < -0.9
+    second.reset_rows(6)
+    assert not torch.equal(rows, second.rows["8"].embeddings["item"].weight)
+
+
+def test_a_state_dict_with_other_tiers_is_refused():
+    first = sharded.QuantizedEmbeddingBagCollection([bag_config()], CONFIG, counts={"item": COUNTS})
+    first(batch())
+    second = sharded.QuantizedEmbeddingBagCollection([bag_config()], CONFIG, counts={"item": COUNTS})
+    second.load_state_dict(first.state_dict())
+    assert second.tables["item"].quantizing
+    features = batch()
+    assert torch.equal(second.eval()(features).values(), first.eval()(features).values())
+    other = sharded.QuantizedEmbeddingBagCollection([bag_config()], CONFIG, counts={"item": COUNTS.flip(0)})
+    with pytest.raises(RuntimeError, match="other ids in its tiers"):
+        other.load_state_dict(first.state_dict())
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tables", "arguments", "error", "message"),
+    [
+        ([], {}, ValueError, "tables must have names"),
+        ([bag_config(), bag_config()], {}, ValueError, "names of their own"),
+        ([bag_config(), bag_config(name="b")], {}, ValueError, "a feature may belong to one table only"),
+        ([nn.Embedding(3, 4)], {}, TypeError, "torchrec's EmbeddingBagConfig"),
+        ([bag_config()], {"counts": {"itm": COUNTS}}, ValueError, "counts for ['itm'], but the tables are ['item']"),
+        ([bag_config()], {"counts": {"item": COUNTS[1:]}}, ValueError, "table 'item': counts has 599 entries"),
+        ([bag_config()], {"config": mgqe.CompressConfig(quantizer="sx")}, ValueError, "table 'item': quantizer='sx'"),
+        ([bag_config()], {"config": mgqe.CompressConfig(rules={"item": None})}, ValueError, "leaves it alone"),
+    ],
+)
+def test_arguments_that_do_not_fit(tables, arguments, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        sharded.QuantizedEmbeddingBagCollection(tables, **arguments)
+
+
+def test_batches_that_do_not_fit():
+    collection = sharded.QuantizedEmbeddingBagCollection([bag_config()], CONFIG, counts={"item": COUNTS})
+    features = batch()
+    features.values()[3] = N
+    with pytest.raises(IndexError, match="has id 600, but table 'item' was planned for ids 0 to 599: map new ids"):
+        collection(features)
+    with pytest.raises(KeyError, match="the batch has no feature 'bought'"):
+        collection(KeyedJaggedTensor(["seen"], torch.arange(3), lengths=torch.ones(3).long()))
+
+
+def test_rows_that_are_not_finite():
+    collection = sharded.QuantizedEmbeddingBagCollection([bag_config()], CONFIG, counts={"item": COUNTS})
+    collection.rows["8"].embeddings["item"].weight.data[17, 2] = float("nan")
+    with pytest.raises(ValueError, match="row 17 of table 'item' holds NaN"):
+        collection(batch())
+
+
+def test_a_model_without_one_collection(tmp_path):
+    with pytest.raises(ValueError, match="expected one quantised collection in the model, got 0"):
+        sharded.freeze(nn.Linear(2, 2), tmp_path)
+
+
+def test_folders_that_hold_no_collection(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no collection\.json, which is written last"):
+        sharded.load(tmp_path)
+    collection = sharded.QuantizedEmbeddingBagCollection([bag_config()], CONFIG, counts={"item": COUNTS})
+    sharded.freeze(collection, tmp_path / "a")
+    sharded.freeze(collection, tmp_path / "b")
+    manifest = tmp_path / "a" / "collection.json"
+    text = manifest.read_text()
+    manifest.write_text((tmp_path / "b" / "collection.json").read_text())
+    with pytest.raises(mgqe.ArtifactError, match=r"of another freeze than collection\.json"):
+        sharded.load(tmp_path / "a")
+    for wrong in ("{", "[]", text.replace('"bags"', '"bag"'), text.replace('"item"', '"../item"')):
+        manifest.write_text(wrong)
+        with pytest.raises(mgqe.ArtifactError, match="not a frozen collection"):
+            sharded.load(tmp_path / "a")
+
+
+def test_merging_counts_alone():
+    assert torch.equal(sharded.merge_counts(COUNTS), COUNTS)
+    with pytest.raises(TypeError, match="must be an integer tensor"):
+        sharded.merge_counts(COUNTS.float())
