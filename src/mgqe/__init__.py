@@ -15,6 +15,7 @@ from mgqe.convert import (
 )
 from mgqe.counting import count_ids, merge_counts
 from mgqe.embedding import DPQEmbedding, MGQEmbedding
+from mgqe.idmap import IdMap
 from mgqe.modules import quantization_loss, start_quantizing
 from mgqe.rowwise import RowwiseAdagrad
 from mgqe.segments import append
@@ -34,6 +35,7 @@ __all__ = [
     "CompressReport",
     "DPQEmbedding",
     "DPQEmbeddingBag",
+    "IdMap",
     "MGQEmbedding",
     "MGQEmbeddingBag",
     "RowwiseAdagrad",
