@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgqe.log_files import collect, id_column, is_frame, is_path, names_of, polars, scan, schema_of
+from mgqe.bad_rows import explain
+from mgqe.log_files import collect, id_column, is_frame, is_path, names_of, open_log, polars
 
 Key = str | int | Callable[[Any], Any]
 
@@ -172,15 +173,17 @@ def _count_frame(
     pl = polars()
     names = names_of(column)
     counts = np.zeros(num_embeddings, dtype=np.int64)
-    frame = scan(pl, source, separator)
-    schema = schema_of(pl, frame, source)
+    frame, schema = open_log(pl, source, names, separator)
     seen = 0
     for name in names:
         ids, kind = id_column(pl, frame, schema, name)
         where = f"column {name!r}"
         if not kind.is_integer() and not kind.is_float():
             raise TypeError(f"{where}: expected integers, got {kind}: number the ids first, or cast them")
-        found = collect(ids.group_by("id").agg(pl.len().alias("count")))
+        try:
+            found = collect(ids.group_by("id").agg(pl.len().alias("count")))
+        except pl.exceptions.PolarsError as error:
+            raise explain(pl, error, source, [name], "int64", separator) from error
         values, times = found["id"], found["count"].to_numpy().astype(np.int64)
         if missing := int(found.filter(values.is_null())["count"].sum()):
             raise ValueError(f"{where}: {missing:,} missing ids (null): drop or fill them first")

@@ -31,23 +31,33 @@ def polars(what: str = "counting in files") -> Any:
         raise ImportError(f"{what} needs polars: pip install 'mgqe[recsys]'") from error
 
 
-def scan(pl: Any, source: Any, separator: str, **csv_options: Any) -> Any:
-    """A lazy frame of a frame, a path, a pattern or a list of paths; ValueError for files of both kinds."""
+def open_log(pl: Any, source: Any, names: Sequence[str], separator: str, dtype: Any = None) -> tuple[Any, Any]:
+    """(lazy frame, its schema) of a frame, a path, a pattern or a list of paths.
+
+    Args:
+        names: the columns that will be read, as ``dtype`` where files are CSV and it is given.
+
+    Raises:
+        ValueError: files of both kinds; files that cannot be read. FileNotFoundError.
+    """
     if is_frame(source):
-        return source.lazy()
+        frame = source.lazy()
+        return frame, frame.collect_schema()
     paths = [os.fspath(part) for part in (source if isinstance(source, (list, tuple)) else [source])]
     kinds = {Path(path).suffix.lower() for path in paths}
-    if kinds <= set(PARQUET):
-        return pl.scan_parquet(paths)
-    if kinds & set(PARQUET):
+    if not kinds <= set(PARQUET) and kinds & set(PARQUET):
         raise ValueError(f"files of one kind at a time, got {sorted(kinds)}: count each, and merge_counts")
-    return pl.scan_csv(paths, separator=separator, **csv_options)
-
-
-def schema_of(pl: Any, frame: Any, source: Any) -> Any:
-    """Names and types of the columns; ValueError if the files cannot be read."""
     try:
-        return frame.collect_schema()
+        if kinds <= set(PARQUET):
+            frame = pl.scan_parquet(paths)
+            return frame, frame.collect_schema()
+        columns = pl.scan_csv(paths, separator=separator).collect_schema()
+        others = [name for name in columns if name not in names]
+        types = dict.fromkeys(others, pl.String) | ({} if dtype is None else dict.fromkeys(names, dtype))
+        frame = pl.scan_csv(paths, separator=separator, schema_overrides=types)
+        for name in others:  # always true. A line of too many fields is found only if all columns are asked for
+            frame = frame.filter(pl.col(name).is_null() | pl.col(name).is_not_null())
+        return frame, frame.collect_schema()
     except FileNotFoundError:
         raise
     except pl.exceptions.PolarsError as error:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from mgqe.idmap.bad_rows import explain
+from mgqe.bad_rows import explain
 from mgqe.idmap.given import INTEGERS, KINDS, strings_of
 from mgqe.idmap.hashing import WORD, Strings
 from mgqe.idmap.runs import Runs
-from mgqe.log_files import collect, id_column, is_frame, is_path, names_of, polars, scan, schema_of
+from mgqe.log_files import collect, id_column, is_frame, is_path, names_of, open_log, polars
 
 DEFAULT_MEMORY = 4 << 30  # bytes
 MAX_PARTS = 4096
@@ -82,7 +82,8 @@ def count_log(
     left_out = [ignore] if isinstance(ignore, (int, str, bytes)) else list(ignore)
     try:
         if left_out:
-            ids = ids.filter(pl.col("id").is_null() | ~pl.col("id").is_in(pl.Series(left_out, dtype=_type(pl, kind))))
+            wanted = pl.Series(_checked(left_out, kind), dtype=_type(pl, kind))
+            ids = ids.filter(pl.all_horizontal(pl.col("id").is_null() | (pl.col("id") != value) for value in wanted))
         return _count(pl, ids, kind, min_count, max_ids, memory_limit, on_pass or (lambda done, of: None))
     except (pl.exceptions.PolarsError, _MissingIds) as error:
         raise explain(pl, error, source, names, kind, separator) from error
@@ -90,9 +91,7 @@ def count_log(
 
 def _open(pl: Any, source: Any, names: list[str], kind: str | None, separator: str) -> tuple[Any, str]:
     """(lazy frame of one column ``id``, its kind) over all columns."""
-    own = {} if kind is None else {"schema_overrides": {name: _type(pl, kind) for name in names}}
-    frame = scan(pl, source, separator, **own)
-    schema = schema_of(pl, frame, source)
+    frame, schema = open_log(pl, source, names, separator, None if kind is None else _type(pl, kind))
     columns = [id_column(pl, frame, schema, name) for name in names]
     kinds = [_kind_of(name, found) for name, (_, found) in zip(names, columns)]
     if kind is None:
@@ -101,6 +100,18 @@ def _open(pl: Any, source: Any, names: list[str], kind: str | None, separator: s
             raise TypeError(f"the columns have ids of several kinds ({held}): say which to make of them, with kind=")
         kind = "uint64" if "uint64" in kinds else kinds[0]
     return pl.concat([ids.select(pl.col("id").cast(_type(pl, kind))) for ids, _ in columns]), kind
+
+
+def _checked(ignore: list[Any], kind: str) -> list[Any]:
+    """The ids of ``ignore`` that may occur; TypeError if they are of another kind."""
+    wanted: Any = int if kind in INTEGERS else str if kind == "string" else bytes
+    for value in ignore:
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise TypeError(f"ignore= must name ids of kind {kind}, got {value!r}")
+    if kind in INTEGERS:
+        low, high = (0, 2**64) if kind == "uint64" else (-(2**63), 2**63)
+        return [value for value in ignore if low <= value < high]
+    return ignore
 
 
 def _kind_of(name: str, dtype: Any) -> str:

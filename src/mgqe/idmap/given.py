@@ -34,7 +34,8 @@ class Given:
 
     def some(self, places: np.ndarray) -> list[Any]:
         """The ids at a few places, as they were given."""
-        return [self.values[place] for place in places.tolist()]
+        found = (self.values[place] for place in places.tolist())
+        return [value.item() if isinstance(value, np.generic) else value for value in found]
 
 
 def given(ids: Any, kind: str) -> Given:

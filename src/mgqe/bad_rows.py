@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mgqe.log_files import PARQUET, collect, id_column, is_frame, scan
+from mgqe.log_files import PARQUET, collect, id_column, is_frame
 
 LONGEST_SHOWN = 60  # characters
 
@@ -22,7 +22,8 @@ def explain(pl: Any, error: Exception, source: Any, names: list[str], kind: str,
         "drop or fill them first" if missing else "correct or drop what is wrong, or say what the ids are with kind="
     )
     if is_frame(source):
-        return ValueError(f"the frame: {_where(pl, source, names, kind, separator)}{what}: {remedy}")
+        where = _where(pl, source, names, kind)
+        return ValueError(f"the frame: {where}{what}: {remedy}")
     for path in _paths(source):
         found = None
         if Path(path).suffix.lower() not in PARQUET:
@@ -32,7 +33,7 @@ def explain(pl: Any, error: Exception, source: Any, names: list[str], kind: str,
                 f"{path}: damaged, or cut short, or its columns are not those of the other files: {reason}"
             )
         else:
-            where = _where(pl, path, names, kind, separator)
+            where = _where(pl, path, names, kind)
             found = where and f"{where}{what}: {remedy}"
         if found:
             return ValueError(f"{path}: {found}")
@@ -54,15 +55,15 @@ def _paths(source: Any) -> list[str]:
 def _whole(pl: Any, path: str, names: list[str]) -> bool:
     """Whether every page of the columns can be read."""
     try:
-        collect(scan(pl, path, ",").select(pl.col(name).hash(0).max() for name in names))
+        collect(pl.scan_parquet(path).select(pl.col(name).hash(0).max() for name in names))
     except pl.exceptions.PolarsError:
         return False
     return True
 
 
-def _where(pl: Any, source: Any, names: list[str], kind: str, separator: str) -> str:
+def _where(pl: Any, source: Any, names: list[str], kind: str) -> str:
     """The first row, counted from 0, with a missing id or one that is not of the kind; empty if there is none."""
-    frame = scan(pl, source, separator)
+    frame = source.lazy() if is_frame(source) else pl.scan_parquet(source)
     for name in names:
         try:
             ids, _ = id_column(pl, frame, frame.collect_schema(), name)
