@@ -80,10 +80,11 @@ def test_commands_are_understood(monkeypatch):
     pytest.importorskip("typer")
     from typer.main import get_command
 
-    from mgqe import study_commands
+    from mgqe import ids_commands, study_commands
     from mgqe.commands import app
 
-    assert study_commands  # registers its commands
+    assert ids_commands  # registers its commands
+    assert study_commands
     known = get_command(app).commands  # type: ignore[attr-defined]
     for line in re.findall(r"^mgqe (.+)$", README, re.MULTILINE):
         name, *arguments = line.split()

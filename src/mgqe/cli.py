@@ -13,10 +13,11 @@ def main() -> None:
     if missing is not None:
         print(missing, file=sys.stderr)
         raise SystemExit(1)
-    from mgqe import study_commands
+    from mgqe import ids_commands, study_commands
     from mgqe.commands import app
 
-    assert study_commands  # registers its commands
+    assert ids_commands  # registers its commands
+    assert study_commands
     app()
 
 

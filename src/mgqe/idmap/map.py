@@ -214,7 +214,8 @@ class IdMap:
         """Look every id up. Takes seconds for millions of ids.
 
         Raises:
-            ArtifactError: an id is not found in its row.
+            ArtifactError: an id is not found in its row. (Of a map with ``keep_ids=False`` a hash may be damaged in
+                bits that the index does not use.)
         """
         for start in range(0, len(self), CHUNK):
             rows = np.arange(start, min(start + CHUNK, len(self)))
