@@ -141,35 +141,42 @@ def _count(
     on_pass: Callable[[int, int], object],
 ) -> Counted:
     parts = _parts(pl, ids, kind, memory_limit)
-    kept, interactions, distinct = None, 0, 0
+    interactions, distinct = 0, 0
+    kept: list[Any] = []  # frames
     for part in range(parts):
         on_pass(part, parts)
         mine = ids
         if parts > 1:  # a missing id is found in the first pass
             here = pl.col("id").hash(0) % parts == part
             mine = ids.filter(here | pl.col("id").is_null()) if part == 0 else ids.filter(here)
-        found = collect(mine.group_by("id").agg(pl.len().cast(pl.Int64).alias("count")))
+        found = collect(mine.group_by("id").agg(pl.len().alias("count")))
         missing = found.filter(pl.col("id").is_null())
         if missing.height:
             raise _MissingIds(int(missing["count"].sum()))
-        interactions += int(found["count"].sum())
+        interactions += int(found["count"].cast(pl.Int64).sum())
         distinct += found.height
         found = found.filter(pl.col("count") >= min_count) if min_count > 1 else found
-        kept = found if kept is None else pl.concat([kept, found])
-        if max_ids is not None and kept.height > max_ids:
-            best, runs = _ordered(pl, kept)
-            kept = pl.DataFrame({"id": best.head(max_ids), "count": runs.expand()[:max_ids]})
+        kept.append(found)
+        if max_ids is not None and sum(frame.height for frame in kept) > max_ids:
+            ids_kept, runs = _ordered(pl, kept)
+            best = pl.DataFrame({"id": ids_kept, "count": runs.expand()}).head(max_ids)
+            kept = [best.cast({"count": found["count"].dtype})]
+        del found
     on_pass(parts, parts)
     if not interactions:
         raise ValueError("there are no ids to count")
-    assert kept is not None
-    if not kept.height:
+    if not any(frame.height for frame in kept):
         raise ValueError(f"none of the {distinct:,} different ids occurs {min_count:,} times: lower min_count")
     return Counted(*_ordered(pl, kept), kind, interactions, distinct)
 
 
-def _ordered(pl: Any, found: Any) -> tuple[Any, Runs]:
-    """(ids, counts) by falling count, then by id. Sorting by both columns at once takes several times as long."""
+def _ordered(pl: Any, frames: list[Any]) -> tuple[Any, Runs]:
+    """(ids, counts) by falling count, then by id, of frames that are used up.
+
+    Sorting by both columns at once takes several times as long, and several times the memory.
+    """
+    found = pl.concat(frames)
+    frames.clear()
     found = found.sort("count", descending=True)
     runs = Runs.of(found["count"].to_numpy())
     lengths = np.diff(runs.ends, prepend=0)
