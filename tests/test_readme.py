@@ -69,6 +69,22 @@ def test_the_page_on_conversion_runs(tmp_path, monkeypatch, capsys):
         assert (ROOT / "docs" / target).is_file(), target
 
 
+def test_the_page_on_large_logs_runs(tmp_path, monkeypatch, capsys):
+    """Its blocks continue each other; what it shows of an error is what is printed."""
+    pytest.importorskip("polars")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "large_logs.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "docs/large_logs.md", "exec"), names)
+    shown = re.search(r"```text\n(.*?)```", page, re.DOTALL)
+    assert shown is not None
+    assert capsys.readouterr().out.endswith(shown[1])
+    assert len(names["names"]) == 5
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
+        assert (ROOT / "docs" / target).is_file(), target
+
+
 def test_make_targets_and_files_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"^make ([a-z-]+)", README, re.MULTILINE)) <= targets
