@@ -152,6 +152,13 @@ def test_a_bad_file_in_the_middle(logs, tmp_path):
         IdMap.from_log(pl.DataFrame({"tags": [[1], None]}), "tags")
 
 
+def test_a_log_that_grows_while_it_is_counted(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("item\n1\n1\n2\n")
+    with pytest.raises(ValueError, match=r"a\.csv: changed while it was counted: first 3 ids, then 4; count again"):
+        IdMap.from_log(path, "item", on_pass=lambda done, of: path.write_text("item\n1\n1\n2\n3\n"))
+
+
 def test_other_mistakes(tmp_path, monkeypatch):
     frame = pl.DataFrame(
         {"item": [3, 1], "real": [1.0, 2.0], "name": ["a", "b"], "big": pl.Series([1, 2], dtype=pl.Int128)}

@@ -63,6 +63,7 @@ def count_log(
     memory_limit: int,
     kind: str | None,
     ignore: Any,
+    keep_ids: bool,
     separator: str,
     on_pass: Callable[[int, int], object] | None,
 ) -> Counted:
@@ -79,14 +80,24 @@ def count_log(
     if not names:
         raise ValueError("column names no column")
     ids, kind = _open(pl, source, names, kind, separator)
+    if not keep_ids and kind in INTEGERS:
+        raise ValueError(f"keep_ids=False is for strings and binaries, got {kind}: these are kept as they are")
     left_out = [ignore] if isinstance(ignore, (int, str, bytes)) else list(ignore)
     try:
         if left_out:
             wanted = pl.Series(_checked(left_out, kind), dtype=_type(pl, kind))
             ids = ids.filter(pl.all_horizontal(pl.col("id").is_null() | (pl.col("id") != value) for value in wanted))
-        return _count(pl, ids, kind, min_count, max_ids, memory_limit, on_pass or (lambda done, of: None))
+        total = int(collect(ids.select(pl.len())).item())
+        parts = _parts(pl, ids, kind, total, memory_limit)
+        counted = _count(pl, ids, kind, min_count, max_ids, parts, on_pass or (lambda done, of: None))
     except (pl.exceptions.PolarsError, _MissingIds) as error:
         raise explain(pl, error, source, names, kind, separator) from error
+    if counted.interactions != total:
+        raise ValueError(
+            f"{source}: changed while it was counted: first {total:,} ids, then {counted.interactions:,}; count "
+            "again when nobody writes to it"
+        )
+    return counted
 
 
 def _open(pl: Any, source: Any, names: list[str], kind: str | None, separator: str) -> tuple[Any, str]:
@@ -137,10 +148,9 @@ def _count(
     kind: str,
     min_count: int,
     max_ids: int | None,
-    memory_limit: int,
+    parts: int,
     on_pass: Callable[[int, int], object],
 ) -> Counted:
-    parts = _parts(pl, ids, kind, memory_limit)
     interactions, distinct = 0, 0
     kept: list[Any] = []  # frames
     for part in range(parts):
@@ -184,9 +194,8 @@ def _ordered(pl: Any, frames: list[Any]) -> tuple[Any, Runs]:
     return pl.concat(ids), runs
 
 
-def _parts(pl: Any, ids: Any, kind: str, memory_limit: int) -> int:
+def _parts(pl: Any, ids: Any, kind: str, total: int, memory_limit: int) -> int:
     """How many parts the different ids are counted in, by an estimate from one of 1,024 hashes; 3% off, typically."""
-    total = int(collect(ids.select(pl.len())).item())
     distinct, each = total, INTEGER_BYTES if kind in INTEGERS else TEXT_BYTES
     if total * each > memory_limit and total > SMALL:
         sample = collect(ids.filter(pl.col("id").hash(1) % SAMPLE == 0).group_by("id").agg()).filter(

@@ -13,7 +13,7 @@ from torch import Tensor
 from mgqe.container import ArtifactError
 from mgqe.idmap.counts import DEFAULT_MEMORY, count_log
 from mgqe.idmap.file import About, arrays_of, read_map, write_map
-from mgqe.idmap.given import TEXTS, given
+from mgqe.idmap.given import given
 from mgqe.idmap.hashing import Strings, hash_keys
 from mgqe.idmap.ids import Hashes, Ids, Integers, Texts
 from mgqe.idmap.index import CHUNK, MAX_IDS, MAX_SEEDS, Index, build_index
@@ -85,7 +85,7 @@ class IdMap:
         """
         counted = count_log(
             source, column, min_count=min_count, max_ids=max_ids, memory_limit=memory_limit, kind=kind, ignore=ignore,
-            separator=separator, on_pass=on_pass,
+            keep_ids=keep_ids, separator=separator, on_pass=on_pass,
         )  # fmt: skip
         about = About(counted.kind, counted.interactions, counted.distinct, 0)
         return cls._build(counted.take_ids(), counted.runs, about, keep_ids)
@@ -94,10 +94,6 @@ class IdMap:
     def _build(cls, keys: np.ndarray | Strings, runs: Runs, about: About, keep_ids: bool) -> IdMap:
         if len(keys) > MAX_IDS:
             raise ValueError(f"a map holds at most {MAX_IDS:,} ids, got {len(keys):,}: cut with min_count= or max_ids=")
-        if not keep_ids and about.kind not in TEXTS:
-            raise ValueError(
-                f"keep_ids=False is for strings and binaries, got {about.kind}: these are kept as they are"
-            )
         ids: Ids = Texts.of(keys, about.kind) if isinstance(keys, Strings) else Integers.of(keys, about.kind)
         for seed in range(MAX_SEEDS):
             hashes = np.empty(len(ids), np.uint64)
