@@ -4,7 +4,7 @@ Each setting first writes a Parquet log in files of ten million interactions und
 rank floor(D * u^4) of D possible ids, u uniform, so that few ids have most interactions; the id is 64 mixed bits of the
 rank, or these as decimal text. Counting, opening and looking up each run in a process of their own, so that peak memory
 is theirs: the most that was resident, less what it was after the imports. Cold means that the system was told to forget
-the file's pages. Look-ups are timed by the processor's time: on a busy machine long calls are interrupted, short ones not.
+the file's pages. Look-ups are timed by the processor's time: a busy machine interrupts long calls more.
 """
 
 from __future__ import annotations
