@@ -66,7 +66,7 @@ IDS = st.one_of(
 )
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ids=IDS, files=st.integers(1, 3), memory=st.sampled_from([300, 2000, 1 << 30]), data=st.data())
 def test_any_ids_in_any_pieces(ids, files, memory, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("log")

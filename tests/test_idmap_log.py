@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from datetime import date
 
@@ -198,3 +199,26 @@ def test_other_mistakes(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "polars", None)
     with pytest.raises(ImportError, match=r"pip install 'mgqe\[recsys\]'"):
         count(tmp_path / "a.parquet")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory from /proc")
+def test_memory_is_bounded(tmp_path):
+    """Two million different ids, 180 MB of hash tables, counted by a process that may grow by 110 MB."""
+    generator = np.random.default_rng(0)
+    for shard in range(4):
+        ids = generator.integers(-(2**63), 2**63 - 1, 501_000)
+        ids[:1000] = shard % 3
+        pl.DataFrame({"item": ids}).write_parquet(tmp_path / f"{shard}.parquet", row_group_size=50_000)
+    code = (
+        "import mgqe, torch, polars\n"
+        "used = lambda: int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
+        "before = used()\n"
+        f"ids = mgqe.IdMap.from_log({str(tmp_path / '*.parquet')!r}, 'item', max_ids=3, memory_limit=50 << 20)\n"
+        "assert ids.ids([0, 1, 2]).tolist() == [0, 1, 2], ids.ids([0, 1, 2])\n"
+        "assert ids.counts.tolist() == [2000, 1000, 1000]\n"
+        "assert (ids.interactions, ids.distinct) == (2_004_000, 2_000_003)\n"
+        "print(used() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 110_000
