@@ -68,7 +68,7 @@ class IdMap:
             max_ids: keep at most so many, the most frequent.
             memory_limit: bytes that counting may take, about. If the different ids are too many for it, they are
                 counted in parts, by their hash, and the log is read once a part. Not bounded by it: the ids that are
-                kept, some 60 bytes each for integers while the map is made; min_count and max_ids bound these.
+                kept, some 50 bytes each for integers while the map is made; min_count and max_ids bound these.
             kind: ``"int64"``, ``"uint64"``, ``"string"`` or ``"binary"``. By default what the column holds; of CSV
                 files this is guessed from the first rows, so say ``"string"`` if ids only begin as numbers.
             ignore: an id, or several, that are not counted, such as padding.
