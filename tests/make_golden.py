@@ -5,7 +5,9 @@ Everything comes from formulas, not from a random generator, whose numbers may c
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from torch import Tensor
 from mgqe.artifact import save
 from mgqe.baselines import FullTable, HashTable, LowRankTable, QRTable, ScalarTable
 from mgqe.frozen import FrozenTable
+from mgqe.idmap import IdMap
 from mgqe.packing import pack
 from mgqe.segments import all_segment_files, append
 from mgqe.shards import prepared_index, publish_index, tier_order, write_shard
@@ -134,6 +137,25 @@ def write_sharded(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+def golden_id_maps() -> dict[str, tuple[Any, dict[str, Any]]]:
+    """File name -> a log, as a frame with a column ``item``, and options of IdMap.from_log."""
+    pl = import_module("polars")
+    # 100 ids; id i occurs 1 + (i * i) mod 7 times.
+    numbers = [i for i in range(100) for _ in range(1 + i * i % 7)]
+    words = [f"item {i}" * (i % 4) + "é" * (i == 5) for i in numbers]
+    logs = {
+        # The worked example of docs/format.md.
+        "int32.safetensors": pl.Series([7, -3, 7, 5, -3, 7, 9]),
+        "int64.safetensors": pl.Series([i * i * 10**15 - 5 * 10**18 for i in numbers]),
+        "uint64.safetensors": pl.Series([2**64 - 1 - i for i in numbers], dtype=pl.UInt64),
+        "string.safetensors": pl.Series(words),
+        "binary.safetensors": pl.Series([bytes([255, i]) * (i % 5) for i in numbers]),
+        "hashes.safetensors": pl.Series(words),
+    }
+    options: dict[str, dict[str, Any]] = {"hashes.safetensors": {"keep_ids": False}}
+    return {name: (pl.DataFrame({"item": log}), options.get(name, {})) for name, log in logs.items()}
+
+
 def golden_weight(n: int, d: int) -> Tensor:
     """weight[i, t] = ((7 i + t) mod 17 - 8) / 4."""
     return golden_centroids(n, 1, d)[:, 0]
@@ -149,6 +171,9 @@ if __name__ == "__main__":
     for name, table in golden_tables().items():
         GOLDEN.mkdir(exist_ok=True)
         print(f"{name}: {save(table, GOLDEN / name)} bytes")
+    (GOLDEN / "idmap").mkdir(exist_ok=True)
+    for name, (log, options) in golden_id_maps().items():
+        print(f"idmap/{name}: {IdMap.from_log(log, 'item', **options).save(GOLDEN / 'idmap' / name)} bytes")
     for path in write_appended(GOLDEN / "appended"):
         print(f"appended/{path.name}: {path.stat().st_size} bytes")
     for path in write_sharded(GOLDEN / "sharded"):

@@ -144,6 +144,11 @@ def test_bad_files(tmp_path, monkeypatch):
         count(name="torn.parquet")
     with pytest.raises((ValueError, TypeError), match=r"no ids to count|expected integers"):
         count(name="empty.parquet")
+    rows = "".join(f"{i % 5},x\n" for i in range(500))
+    for bad, match in (("x,3\n", "expected an integer .*, got 'x'"), ("1,2,3\n", "has 3 fields, expected")):
+        (tmp_path / "bad.csv").write_text("item,t\n" + rows + bad + rows)
+        with pytest.raises(ValueError, match=rf"bad\.csv: line 502.* {match}"):
+            count(name="bad.csv")
     with pytest.raises(ValueError, match="files of one kind"):
         mgqe.count_ids([tmp_path / "a.parquet", tmp_path / "a.csv"], 5, column="item")
     monkeypatch.setitem(sys.modules, "polars", None)

@@ -96,6 +96,22 @@ def test_the_page_on_budgets_runs(capsys):
         assert (ROOT / "docs" / target).is_file(), target
 
 
+def test_the_page_on_large_logs_runs(tmp_path, monkeypatch, capsys):
+    """Its blocks continue each other; what it shows of an error is what is printed."""
+    pytest.importorskip("polars")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "large_logs.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "docs/large_logs.md", "exec"), names)
+    shown = re.search(r"```text\n(.*?)```", page, re.DOTALL)
+    assert shown is not None
+    assert capsys.readouterr().out.endswith(shown[1])
+    assert len(names["names"]) == 5
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
+        assert (ROOT / "docs" / target).is_file(), target
+
+
 def test_make_targets_and_files_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"^make ([a-z-]+)", README, re.MULTILINE)) <= targets
@@ -107,11 +123,12 @@ def test_commands_are_understood(monkeypatch):
     pytest.importorskip("typer")
     from typer.main import get_command
 
-    from mgqe import plan_commands, study_commands
+    from mgqe import ids_commands, plan_commands, study_commands
     from mgqe.commands import app
 
+    assert ids_commands  # these register their commands
     assert plan_commands
-    assert study_commands  # these register their commands
+    assert study_commands
     known = get_command(app).commands  # type: ignore[attr-defined]
     for line in re.findall(r"^mgqe (.+)$", README, re.MULTILINE):
         name, *arguments = line.split()

@@ -17,6 +17,7 @@ from mgqe.counting import count_ids, merge_counts
 from mgqe.embedding import DPQEmbedding, MGQEmbedding
 from mgqe.export import export_onnx, portable
 from mgqe.freezing import freeze_to
+from mgqe.idmap import IdMap
 from mgqe.modules import quantization_loss, start_quantizing
 from mgqe.planning import Plan, plan
 from mgqe.rowwise import RowwiseAdagrad
@@ -37,6 +38,7 @@ __all__ = [
     "CompressReport",
     "DPQEmbedding",
     "DPQEmbeddingBag",
+    "IdMap",
     "MGQEmbedding",
     "MGQEmbeddingBag",
     "Plan",

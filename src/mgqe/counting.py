@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mgqe.bad_rows import explain
+from mgqe.log_files import collect, id_column, is_frame, is_path, names_of, open_log, polars
+
 Key = str | int | Callable[[Any], Any]
-PARQUET = (".parquet", ".pq")
 
 
 def count_ids(
@@ -50,7 +49,7 @@ def count_ids(
     if isinstance(num_embeddings, bool) or not isinstance(num_embeddings, int) or num_embeddings < 1:
         raise ValueError(f"num_embeddings must be a whole number of 1 or more, got {num_embeddings!r}")
     left_out = {ignore} if isinstance(ignore, int) else set(ignore)
-    if _is_frame(source) or _is_path(source):
+    if is_frame(source) or is_path(source):
         if key is not None or column is None:
             raise ValueError("a file or frame needs column= (the column that holds the ids), and no key=")
         return _count_frame(source, num_embeddings, column, left_out, separator)
@@ -168,61 +167,23 @@ def _is_numbers(value: Any) -> bool:
 # ---- files -------------------------------------------------------------------------------------------------
 
 
-def _is_path(source: Any) -> bool:
-    if isinstance(source, (list, tuple)) and source:
-        return all(isinstance(part, (str, os.PathLike)) for part in source)
-    return isinstance(source, (str, os.PathLike))
-
-
-def _is_frame(source: Any) -> bool:
-    return type(source).__module__.split(".")[0] == "polars" and hasattr(source, "lazy")
-
-
-def _polars() -> Any:
-    try:
-        return importlib.import_module("polars")
-    except ImportError as error:
-        raise ImportError("counting in files needs polars: pip install 'mgqe[recsys]'") from error
-
-
-def _scan(pl: Any, source: Any, separator: str) -> Any:
-    if _is_frame(source):
-        return source.lazy()
-    paths = [os.fspath(part) for part in (source if isinstance(source, (list, tuple)) else [source])]
-    kinds = {Path(path).suffix.lower() for path in paths}
-    if kinds <= set(PARQUET):
-        return pl.scan_parquet(paths)
-    if kinds & set(PARQUET):
-        raise ValueError(f"files of one kind at a time, got {sorted(kinds)}: count each, and merge_counts")
-    return pl.scan_csv(paths, separator=separator)
-
-
 def _count_frame(
     source: Any, num_embeddings: int, column: str | Sequence[str], ignore: set[int], separator: str
 ) -> Tensor:
-    pl = _polars()
-    names = [column] if isinstance(column, str) else list(column)
+    pl = polars()
+    names = names_of(column)
     counts = np.zeros(num_embeddings, dtype=np.int64)
-    frame = _scan(pl, source, separator)
-    try:
-        schema = frame.collect_schema()
-    except FileNotFoundError:
-        raise
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{source}: cannot be read: {error}") from error
+    frame, schema = open_log(pl, source, names, separator)
     seen = 0
     for name in names:
-        if name not in schema:
-            raise KeyError(f"no column {name!r}: the file has {', '.join(schema)}")
-        ids, kind = frame.select(pl.col(name).alias("id")), schema[name]
-        while isinstance(kind, (pl.List, pl.Array)):
-            kind = kind.inner
-            ids = ids.filter(pl.col("id").list.len() > 0) if isinstance(schema[name], pl.List) else ids
-            ids = ids.explode("id")
+        ids, kind = id_column(pl, frame, schema, name)
         where = f"column {name!r}"
         if not kind.is_integer() and not kind.is_float():
             raise TypeError(f"{where}: expected integers, got {kind}: number the ids first, or cast them")
-        found = _collect(ids.group_by("id").agg(pl.len().alias("count")))
+        try:
+            found = collect(ids.group_by("id").agg(pl.len().alias("count")))
+        except pl.exceptions.PolarsError as error:
+            raise explain(pl, error, source, [name], "int64", separator) from error
         values, times = found["id"], found["count"].to_numpy().astype(np.int64)
         if missing := int(found.filter(values.is_null())["count"].sum()):
             raise ValueError(f"{where}: {missing:,} missing ids (null): drop or fill them first")
@@ -236,11 +197,3 @@ def _count_frame(
     if not seen:
         raise ValueError(f"{source}: there are no ids to count in {', '.join(names)}")
     return torch.from_numpy(counts)
-
-
-def _collect(frame: Any) -> Any:
-    """The result, computed batch by batch; the argument's name changed in polars 1.25."""
-    try:
-        return frame.collect(engine="streaming")
-    except TypeError:
-        return frame.collect(streaming=True)

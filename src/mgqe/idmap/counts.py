@@ -1,0 +1,216 @@
+"""Exact counts of the ids in a log that does not fit memory, nor perhaps its different ids all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mgqe.bad_rows import explain
+from mgqe.idmap.given import INTEGERS, KINDS, strings_of
+from mgqe.idmap.hashing import WORD, Strings
+from mgqe.idmap.runs import Runs
+from mgqe.log_files import collect, id_column, is_frame, is_path, names_of, open_log, polars
+
+DEFAULT_MEMORY = 4 << 30  # bytes
+MAX_PARTS = 4096
+SAMPLE = 1024  # of so many hashes one is counted to estimate how many different ids there are
+SMALL = 1 << 20  # logs of so few ids are not sampled: there are as many different ones at most
+# Bytes of polars' hash tables a different id, measured (benchmarks/bench_idmap.py); text: and 3 for each of its own.
+INTEGER_BYTES, TEXT_BYTES = 90, 160
+SLICE = 1 << 20  # ids turned into bytes at a time
+
+
+@dataclass
+class Counted:
+    """Ids by falling count, equal counts by id.
+
+    Attributes:
+        series: polars Series; None once the ids have been taken.
+        runs: their counts.
+    """
+
+    series: Any
+    runs: Runs
+    kind: str
+    interactions: int
+    distinct: int
+
+    def take_ids(self) -> np.ndarray | Strings:
+        """The ids, as int64, uint64 or strings in one buffer; the series is let go, which may be half the memory."""
+        series, self.series = self.series, None
+        if self.kind in INTEGERS:
+            array: np.ndarray = series.to_numpy(writable=True)
+            return array
+        lengths = _lengths(series, self.kind).to_numpy().astype(np.int64)
+        starts = np.cumsum(lengths) - lengths
+        buffer, at = np.zeros(int(lengths.sum()) + WORD, np.uint8), 0
+        for start in range(0, len(series), SLICE):
+            part = strings_of(series.slice(start, SLICE).to_list(), self.kind).buffer[:-WORD]
+            buffer[at : at + len(part)] = part
+            at += len(part)
+        return Strings(buffer, starts, lengths)
+
+
+def count_log(
+    source: Any,
+    column: str | Sequence[str],
+    *,
+    min_count: int,
+    max_ids: int | None,
+    memory_limit: int,
+    kind: str | None,
+    ignore: Any,
+    keep_ids: bool,
+    separator: str,
+    on_pass: Callable[[int, int], object] | None,
+) -> Counted:
+    """See :meth:`mgqe.IdMap.from_log`."""
+    for name, value in (("min_count", min_count), ("max_ids", max_ids), ("memory_limit", memory_limit)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if not is_frame(source) and not is_path(source):
+        raise TypeError(f"expected a path, a pattern, a list of paths or a polars frame, got {type(source).__name__}")
+    pl = polars()
+    names = names_of(column)
+    if not names:
+        raise ValueError("column names no column")
+    ids, kind = _open(pl, source, names, kind, separator)
+    if not keep_ids and kind in INTEGERS:
+        raise ValueError(f"keep_ids=False is for strings and binaries, got {kind}: these are kept as they are")
+    left_out = [ignore] if isinstance(ignore, (int, str, bytes)) else list(ignore)
+    try:
+        if left_out:
+            wanted = pl.Series(_checked(left_out, kind), dtype=_type(pl, kind))
+            ids = ids.filter(pl.all_horizontal(pl.col("id").is_null() | (pl.col("id") != value) for value in wanted))
+        total = int(collect(ids.select(pl.len())).item())
+        parts = _parts(pl, ids, kind, total, memory_limit)
+        counted = _count(pl, ids, kind, min_count, max_ids, parts, on_pass or (lambda done, of: None))
+    except (pl.exceptions.PolarsError, _MissingIds) as error:
+        raise explain(pl, error, source, names, kind, separator) from error
+    if counted.interactions != total:
+        raise ValueError(
+            f"{source}: changed while it was counted: first {total:,} ids, then {counted.interactions:,}; count "
+            "again when nobody writes to it"
+        )
+    return counted
+
+
+def _open(pl: Any, source: Any, names: list[str], kind: str | None, separator: str) -> tuple[Any, str]:
+    """(lazy frame of one column ``id``, its kind) over all columns."""
+    frame, schema = open_log(pl, source, names, separator, None if kind is None else _type(pl, kind))
+    columns = [id_column(pl, frame, schema, name) for name in names]
+    kinds = [_kind_of(name, found) for name, (_, found) in zip(names, columns)]
+    if kind is None:
+        if len({found in INTEGERS for found in kinds}) > 1 or ("string" in kinds and "binary" in kinds):
+            held = ", ".join(f"{name!r} {found}" for name, (_, found) in zip(names, columns))
+            raise TypeError(f"the columns have ids of several kinds ({held}): say which to make of them, with kind=")
+        kind = "uint64" if "uint64" in kinds else kinds[0]
+    return pl.concat([ids.select(pl.col("id").cast(_type(pl, kind))) for ids, _ in columns]), kind
+
+
+def _checked(ignore: list[Any], kind: str) -> list[Any]:
+    """The ids of ``ignore`` that may occur; TypeError if they are of another kind."""
+    wanted: Any = int if kind in INTEGERS else str if kind == "string" else bytes
+    for value in ignore:
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise TypeError(f"ignore= must name ids of kind {kind}, got {value!r}")
+    if kind in INTEGERS:
+        low, high = (0, 2**64) if kind == "uint64" else (-(2**63), 2**63)
+        return [value for value in ignore if low <= value < high]
+    return ignore
+
+
+def _kind_of(name: str, dtype: Any) -> str:
+    text = str(dtype)
+    if dtype.is_integer() and "128" not in text:
+        return "uint64" if text == "UInt64" else "int64"
+    if text == "Binary":
+        return "binary"
+    if text == "String" or text.startswith(("Categorical", "Enum")):
+        return "string"
+    raise TypeError(
+        f"column {name!r}: expected integers, strings or binaries, got {text}: cast the ids to one of these"
+    )
+
+
+def _lengths(series: Any, kind: str) -> Any:
+    """Bytes of each string or binary, whose own size polars tells from 1.8 on."""
+    return series.str.len_bytes() if kind == "string" else series.bin.encode("hex").str.len_bytes() // 2
+
+
+def _type(pl: Any, kind: str) -> Any:
+    return {"int64": pl.Int64, "uint64": pl.UInt64, "string": pl.String, "binary": pl.Binary}[kind]
+
+
+def _count(
+    pl: Any,
+    ids: Any,
+    kind: str,
+    min_count: int,
+    max_ids: int | None,
+    parts: int,
+    on_pass: Callable[[int, int], object],
+) -> Counted:
+    interactions, distinct = 0, 0
+    kept: list[Any] = []  # frames
+    for part in range(parts):
+        on_pass(part, parts)
+        mine = ids
+        if parts > 1:  # a missing id is found in the first pass
+            here = pl.col("id").hash(0) % parts == part
+            mine = ids.filter(here | pl.col("id").is_null()) if part == 0 else ids.filter(here)
+        found = collect(mine.group_by("id").agg(pl.len().alias("count")))
+        missing = found.filter(pl.col("id").is_null())
+        if missing.height:
+            raise _MissingIds(int(missing["count"].sum()))
+        interactions += int(found["count"].cast(pl.Int64).sum())
+        distinct += found.height
+        found = found.filter(pl.col("count") >= min_count) if min_count > 1 else found
+        kept.append(found)
+        if max_ids is not None and sum(frame.height for frame in kept) > max_ids:
+            ids_kept, runs = _ordered(pl, kept)
+            best = pl.DataFrame({"id": ids_kept, "count": runs.expand()}).head(max_ids)
+            kept = [best.cast({"count": found["count"].dtype})]
+        del found
+    on_pass(parts, parts)
+    if not interactions:
+        raise ValueError("there are no ids to count")
+    if not any(frame.height for frame in kept):
+        raise ValueError(f"none of the {distinct:,} different ids occurs {min_count:,} times: lower min_count")
+    return Counted(*_ordered(pl, kept), kind, interactions, distinct)
+
+
+def _ordered(pl: Any, frames: list[Any]) -> tuple[Any, Runs]:
+    """(ids, counts) by falling count, then by id, of frames that are used up.
+
+    Sorting by both columns at once takes several times as long, and several times the memory.
+    """
+    found = pl.concat(frames)
+    frames.clear()
+    found = found.sort("count", descending=True)
+    runs = Runs.of(found["count"].to_numpy())
+    lengths = np.diff(runs.ends, prepend=0)
+    ids = [found["id"].slice(end - length, length).sort() for end, length in zip(runs.ends.tolist(), lengths.tolist())]
+    return pl.concat(ids), runs
+
+
+def _parts(pl: Any, ids: Any, kind: str, total: int, memory_limit: int) -> int:
+    """How many parts the different ids are counted in, by an estimate from one of 1,024 hashes; 3% off, typically."""
+    distinct, each = total, INTEGER_BYTES if kind in INTEGERS else TEXT_BYTES
+    if total * each > memory_limit and total > SMALL:
+        sample = collect(ids.filter(pl.col("id").hash(1) % SAMPLE == 0).group_by("id").agg()).filter(
+            pl.col("id").is_not_null()
+        )
+        distinct = min(total, SAMPLE * (sample.height + 1))
+        if kind not in INTEGERS and sample.height:
+            each += round(3 * float(_lengths(sample["id"], kind).mean()))
+    return max(1, min(MAX_PARTS, -(-distinct * each * 11 // 10 // memory_limit)))
+
+
+class _MissingIds(Exception):
+    """Null among the ids; the argument is how many."""

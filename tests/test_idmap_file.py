@@ -1,0 +1,274 @@
+"""An id map's file: its bytes never change, a reader written from docs/format.md agrees, damage is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from make_golden import golden_id_maps
+from raw_safetensors import read_raw, write_raw
+
+import mgqe
+from mgqe import ArtifactError, IdMap
+from mgqe.idmap.given import strings_of
+from mgqe.idmap.hashing import hash_integers, hash_keys
+
+pytest.importorskip("polars")
+
+GOLDEN = Path(__file__).parent / "golden" / "idmap"
+FORMAT_DOC = Path(__file__).parent.parent / "docs" / "format.md"
+SHA256 = {
+    "binary.safetensors": "9d69cb1fa6ce8f4362798d91926bb74f47d18b0aa12767b3e88e6a4927b6d619",
+    "hashes.safetensors": "05460db30210a6cd172b3aac5c23accfa50d851694e2d67af0194c7622f38e26",
+    "int32.safetensors": "037764bc6e0ce34753ed3520d9d09bb33e62814fb89d097b43d23a8f9ad5d17c",
+    "int64.safetensors": "df6f411b95116d35cc6045fd17f18c0ed907a5e3e06c359cd683b79f9ce66e48",
+    "string.safetensors": "67f52d75b19f7950549c089b368271e252d0d52a7fd406002b40cddd706b34ce",
+    "uint64.safetensors": "4b0af8dbec9d374ce7fe6a2878a30dd14bb70ea80b9f3936594644494a9fadd7",
+}
+GOLDEN_RATIO, MASK = 0x9E3779B97F4A7C15, 2**64 - 1
+
+
+def mix(x):
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & MASK
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & MASK
+    return x ^ (x >> 31)
+
+
+def plain_hash(key, seed):
+    """From docs/format.md alone."""
+    if isinstance(key, int):
+        return mix((key & MASK) ^ (seed * GOLDEN_RATIO & MASK))
+    h = (seed + len(key)) * GOLDEN_RATIO & MASK
+    for start in range(0, len(key), 8):
+        h = mix(h ^ int.from_bytes(key[start : start + 8], "little"))
+    return h
+
+
+class Reader:
+    """A second reader: the standard library, no torch, no numpy."""
+
+    def __init__(self, path):
+        metadata, self.parts = read_raw(path)
+        self.config = json.loads(metadata["config"])
+        assert (metadata["format"], metadata["version"], metadata["kind"]) == ("mgqe", "1", "id-map")
+        self.n = self.config["num_ids"]
+        self.k = (self.parts["index.directory"][1][0] - 1).bit_length() - 1
+
+    def number(self, name, i):
+        size = {"I64": 8, "I32": 4, "U8": 1}[self.parts[name][0]]
+        return int.from_bytes(self.parts[name][2][size * i : size * i + size], "little", signed=size > 1)
+
+    def id(self, row):
+        kind = self.config["ids"]
+        if kind in ("int64", "uint64"):
+            value = self.number("ids", row)
+            return value & MASK if kind == "uint64" else value
+        if "ids.hashes" in self.parts:
+            return self.number("ids.hashes", row) & MASK
+        start, end = self.number("ids.offsets", row), self.number("ids.offsets", row + 1)
+        return self.parts["ids.bytes"][2][start:end]
+
+    def row(self, key):
+        h = plain_hash(key, self.config["seed"])
+        bucket, fingerprint = h >> (64 - self.k), (h >> (56 - self.k)) & 255
+        for i in range(self.number("index.directory", bucket), self.number("index.directory", bucket + 1)):
+            row = self.number("index.rows", i)
+            if self.number("index.fingerprints", i) == fingerprint and self.id(row) in (key, h):
+                return row
+        return None
+
+    def counts(self):
+        found = []
+        for i in range(self.parts["counts.ends"][1][0]):
+            found += [self.number("counts.values", i)] * (self.number("counts.ends", i) - len(found))
+        return found
+
+
+def test_every_golden_file_is_listed():
+    assert {path.name for path in GOLDEN.iterdir()} == SHA256.keys() == golden_id_maps().keys()
+
+
+@pytest.mark.parametrize("name", SHA256)
+def test_bytes(name, tmp_path):
+    content = (GOLDEN / name).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == SHA256[name]
+    ids, options = golden_id_maps()[name]
+    made = IdMap.from_log(ids, "item", **options)
+    assert made.save(tmp_path / name) == len(content)
+    assert (tmp_path / name).read_bytes() == content
+
+
+@pytest.mark.parametrize("name", SHA256)
+def test_a_second_reader_agrees(name):
+    found, reader = IdMap.load(GOLDEN / name), Reader(GOLDEN / name)
+    found.validate()
+    assert found.counts.tolist() == reader.counts()
+    every = golden_id_maps()[name][0]["item"].unique(maintain_order=True).to_list()
+    keys = [key.encode() if isinstance(key, str) else key for key in every]
+    assert found.rows(every).tolist() == [reader.row(key) for key in keys]
+    if name != "hashes.safetensors":
+        read = [reader.id(row) for row in range(len(found))]
+        assert list(found.ids(torch.arange(len(found)))) == [b.decode() if found.kind == "string" else b for b in read]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 15])
+def test_hashes(seed):
+    numbers = [0, 1, -1, 2**63 - 1, -(2**63), 12345]
+    assert hash_integers(np.array(numbers, np.int64).view(np.uint64), seed).tolist() == [
+        plain_hash(i, seed) for i in numbers
+    ]
+    texts = [b"", b"\0", b"a", b"12345678", b"123456789", b"\xff" * 100, bytes(16)]
+    assert hash_keys(strings_of(texts, "binary"), seed).tolist() == [plain_hash(t, seed) for t in texts]
+
+
+def test_documented_hashes():
+    shown = [f"{plain_hash(key, 0):016x}" for key in (1, -1, b"", b"apple", b"nine bytes")]
+    text = FORMAT_DOC.read_text()
+    assert all(value in text for value in shown), shown
+
+
+def test_the_documented_example():
+    """Ids 7, 7, 7, -3, -3, 5, 9 of docs/format.md."""
+    text, content = FORMAT_DOC.read_text(), (GOLDEN / "int32.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    section = text[text.index("## Id maps") :]
+    header = re.search(r"```json\n(.*?)\n```", section, re.DOTALL).group(1)
+    data = re.search(r"```hex\n(.*?)\n```", section, re.DOTALL).group(1)
+    assert content[8 : 8 + length].decode().rstrip() == header
+    assert content[8 + length :] == bytes.fromhex(data)
+
+
+def test_saved_over_and_moved_on(tmp_path):
+    """A map that is mapped stays as it was when another is saved over its file."""
+    path = tmp_path / "a"
+    ids, _ = golden_id_maps()["int64.safetensors"]
+    IdMap.from_log(ids, "item").save(path)
+    old = IdMap.load(path)
+    rows = old.rows(ids["item"])
+    IdMap.from_log(ids.reverse().head(3), "item").save(path)
+    assert old.rows(ids["item"]).equal(rows)
+    assert len(IdMap.load(path, mmap=False)) == 2
+    old.save(path)
+    assert path.read_bytes() == (GOLDEN / "int64.safetensors").read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file(broken, tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    found = IdMap.load(GOLDEN / "int64.safetensors")
+    found.save(path)
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, broken, fail)
+    with pytest.raises(OSError, match=r"could not write [\d,]+ bytes \(No space left.*nothing at the path has changed"):
+        IdMap.load(GOLDEN / "string.safetensors").save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_other_files(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        IdMap.load(tmp_path / "none")
+    with pytest.raises(ArtifactError, match=r"compact-small\.safetensors: holds 'compact', no id map: .* mgqe\.load"):
+        IdMap.load(GOLDEN.parent / "compact-small.safetensors")
+    with pytest.raises(ArtifactError, match=r"'id-map'"):
+        mgqe.load(GOLDEN / "int32.safetensors")
+
+
+@pytest.mark.parametrize("name", SHA256)
+def test_a_file_cut_short_is_refused(name, tmp_path):
+    content = (GOLDEN / name).read_bytes()
+    for length in range(0, len(content), max(1, len(content) // 60)):
+        (tmp_path / "a").write_bytes(content[:length])
+        with pytest.raises(ArtifactError, match="a: not a whole safetensors file"):
+            IdMap.load(tmp_path / "a")
+
+
+def i64(*values):
+    return b"".join(value.to_bytes(8, "little", signed=True) for value in values)
+
+
+def i32(*values):
+    return b"".join(value.to_bytes(4, "little", signed=True) for value in values)
+
+
+def changed(name, tmp_path, config=None, **parts):
+    metadata, found = read_raw(GOLDEN / name)
+    if config is not None:
+        metadata["config"] = json.dumps({**json.loads(metadata["config"]), **config})
+    for key, part in parts.items():
+        if part is None:
+            del found[key.replace("__", ".")]
+        else:
+            found[key.replace("__", ".")] = part
+    write_raw(tmp_path / "a", metadata, found)
+    return tmp_path / "a"
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "parts", "match"),
+    [
+        ("int32", {"num_ids": 5}, {}, r"tensor 'ids' must be int32 or int64 \(5,\), got int32 \(4,\)"),
+        ("int32", {"num_ids": 0}, {}, "a map has one id at least"),
+        ("int32", {"num_ids": -1}, {}, "'num_ids' must be a whole number of 0 to"),
+        ("int32", {"num_ids": True}, {}, "'num_ids' must be a whole number"),
+        ("int32", {"seed": 16}, {}, "'seed' must be a whole number of 0 to 15, got 16"),
+        ("int32", {"ids": "float"}, {}, "'ids' must be one of int64, uint64, string, binary, got 'float'"),
+        ("int32", {"more": 1}, {}, "config must have the entries"),
+        ("int32", {"ids": "string"}, {}, "expected the tensors"),
+        ("int32", {}, {"ids": None}, "expected the tensors"),
+        ("int32", {}, {"more": ("U8", [1], b"1")}, "expected the tensors"),
+        ("int32", {}, {"index__rows": ("I64", [4], i64(0, 1, 2, 3))}, "tensor 'index.rows' must be int32"),
+        ("int32", {}, {"ids": ("I32", [4, 1], i32(0, 1, 2, 3))}, "tensor 'ids' must be int32 or int64"),
+        ("int32", {}, {"index__directory": ("I32", [3], i32(0, 2, 4))}, "'index.directory' must be int32"),
+        ("int64", {}, {"index__directory": ("I32", [17], i32(*[1] * 17))}, "'index.directory' must run from 0 to"),
+        ("int32", {}, {"counts__ends": ("I64", [3], i64(1, 2, 5))}, "'counts.ends' must rise to 4"),
+        ("int32", {}, {"counts__ends": ("I64", [3], i64(1, 1, 4))}, "'counts.ends' must rise to 4"),
+        ("int32", {}, {"counts__values": ("I64", [3], i64(1, 2, 3))}, "'counts.values' must fall"),
+        ("int32", {}, {"counts__values": ("I64", [3], i64(2, 1, 0))}, "'counts.values' must fall and be 1 at least"),
+        ("int32", {}, {"counts__values": ("I64", [0], b""), "counts__ends": ("I64", [0], b"")}, "must rise to 4"),
+        ("string", {}, {"ids__bytes": ("U8", [4], b"1234")}, "'ids.offsets' must run from 0 to the end"),
+    ],
+)
+def test_refuses(name, config, parts, match, tmp_path):
+    path = changed(f"{name}.safetensors", tmp_path, config, **parts)
+    with pytest.raises(ArtifactError, match=f"a: .*{match}"):
+        IdMap.load(path)
+
+
+def test_damage_inside_shows_when_it_is_met(tmp_path):
+    """Never a crash, never a row outside the table: an error, or an id that is not found."""
+    generator = np.random.default_rng(0)
+    for name in SHA256:
+        metadata, parts = read_raw(GOLDEN / name)
+        every = golden_id_maps()[name][0]["item"].unique(maintain_order=True)
+        for part, (dtype, shape, content) in parts.items():
+            if part.startswith("counts"):
+                continue
+            for _ in range(6):
+                damaged = bytearray(content)
+                damaged[generator.integers(len(content))] ^= 1 << int(generator.integers(8))
+                write_raw(tmp_path / "a", metadata, {**parts, part: (dtype, shape, bytes(damaged))})
+                try:
+                    found = IdMap.load(tmp_path / "a")
+                except ArtifactError:
+                    continue
+                if part != "ids.hashes":  # where a hash is all there is, nothing tells whose it was
+                    with pytest.raises(ArtifactError, match="damaged"):
+                        found.validate()
+                try:
+                    rows = found.rows(every, unknown=-1)
+                except ArtifactError:
+                    continue
+                assert int(rows.min()) >= -1
+                assert int(rows.max()) < len(found)
