@@ -31,7 +31,7 @@ from mgqe.storage import CachedRows, CodeRows, NarrowRows, SketchRows
 NEVER = 2**62
 SHAPE = {"num_subspaces": 32, "num_centroids": (256, 64)}
 TIERS = (0.1, 0.9)
-LEARNING_RATES = (0.05, 0.1, 0.2)
+LEARNING_RATES = (0.05, 0.1)
 
 
 def table(n: int, dim: int, counts: Tensor, rows: Any, **more: Any) -> nn.Module:
@@ -76,7 +76,9 @@ def held_bytes(layer: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     return sum(t.nbytes for t in own + state)
 
 
-def run(config: TrainConfig, data: RunData, make: Callable[[], Any], lr: float, epochs: int) -> dict[str, Any]:
+def run(
+    config: TrainConfig, data: RunData, make: Callable[[], Any], lr: float, epochs: int, decay: float
+) -> dict[str, Any]:
     """One training; validation and test of the frozen model."""
     task = data.task
     split = task.split
@@ -90,7 +92,7 @@ def run(config: TrainConfig, data: RunData, make: Callable[[], Any], lr: float, 
             store = getattr(layer, "store", None)
             if hasattr(store, "centroids"):
                 store.centroids.normal_(std=config.init_std)
-    rowwise = mgqe.RowwiseAdagrad([*model.user.parameters(), *model.item.parameters()], lr=lr)
+    rowwise = mgqe.RowwiseAdagrad([*model.user.parameters(), *model.item.parameters()], lr=lr, weight_decay=decay)
     dense = torch.optim.Adam([model.weight, model.bias], lr=1e-3)
     for epoch in range(epochs):
         if epoch == 2 * epochs // 3:
@@ -119,6 +121,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--lr", type=float, nargs="+", default=LEARNING_RATES)
+    parser.add_argument("--weight-decay", type=float, default=1e-5, help="chosen with float32 rows")
     parser.add_argument("--only", nargs="*", help="storages to run; the others' records stay")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -133,7 +136,7 @@ def main() -> None:
     for name, make in made.items():
         if given.only and name not in given.only:
             continue
-        tried = [run(config, data, make, lr, given.epochs) for lr in given.lr]
+        tried = [run(config, data, make, lr, given.epochs, given.weight_decay) for lr in given.lr]
         best = max(tried, key=lambda record: record["valid"]["hr@10"])
         records = [r for r in records if r["storage"] != name] + [{"storage": name, **best, "tried": tried}]
         print(

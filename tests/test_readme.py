@@ -82,6 +82,17 @@ def test_the_page_on_export_runs(tmp_path, monkeypatch):
         assert (ROOT / "docs" / target).is_file(), target
 
 
+def test_the_page_on_large_tables_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "large_tables.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "docs/large_tables.md", "exec"), names)
+    assert names["mgqe"].load("items.safetensors").num_embeddings == names["N"]
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
+        assert (ROOT / "docs" / target).is_file(), target
+
+
 def test_the_page_on_budgets_runs(capsys):
     """Its blocks continue each other."""
     page = (ROOT / "docs" / "plan.md").read_text()

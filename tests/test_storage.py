@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import pickle
 from pathlib import Path
 from typing import Any
@@ -364,6 +365,41 @@ def test_nan_rows_are_not_frozen(kind: str) -> None:
         target[0].fill_(float("nan"))
     with pytest.raises(ValueError, match="NaN"):
         layer.freeze()
+
+
+def test_a_disk_that_fills_up_while_a_layer_is_frozen_into_its_file(tmp_path: Path, monkeypatch: Any) -> None:
+    layer = layer_of("bfloat16")
+    train(layer, 10)
+    path = tmp_path / "table"
+    mgqe.freeze_to(layer, path)
+    before = path.read_bytes()
+    train(layer, 5)
+    codes_of, calls = MGQEmbedding.codes_of, []
+
+    def full(self: MGQEmbedding, ids: Tensor, tier: int) -> Tensor:
+        calls.append(tier)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return codes_of(self, ids, tier)
+
+    monkeypatch.setattr(MGQEmbedding, "codes_of", full)
+    with pytest.raises(OSError, match=r"could not write .* nothing at the path has changed"):
+        mgqe.freeze_to(layer, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["table"]
+
+
+def test_what_cannot_be_frozen_into_a_file(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="got CompactTable: a frozen table is written by"):
+        mgqe.freeze_to(layer_of("bfloat16").freeze(), tmp_path / "table")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_does_not_train_under_data_parallel(monkeypatch: Any) -> None:
+    layer = layer_of("cached")
+    monkeypatch.setattr("mgqe.quantized.data_parallel", lambda: layer)
+    with pytest.raises(RuntimeError, match="does not go with DistributedDataParallel"):
+        layer(torch.tensor([1]))
 
 
 def test_an_empty_batch() -> None:
