@@ -146,6 +146,24 @@ def test_numbers_out_of_range(arguments: dict[str, float], message: str) -> None
         RowwiseAdagrad([nn.Parameter(torch.ones(2, 2))], **arguments)
 
 
+def test_codebooks_have_an_accumulator_an_element_also_with_sparse_gradients() -> None:
+    dense, slim = nn.Parameter(torch.zeros(4, 16, 2)), nn.Parameter(torch.zeros(4, 16, 2))
+    gradient = torch.randn(4, 16, 2)
+    dense.grad, slim.grad = gradient.clone(), gradient.to_sparse(1)
+    for parameter in (dense, slim):
+        RowwiseAdagrad([parameter], lr=0.1).step()
+    assert torch.equal(dense, slim)
+    assert dense.abs().max().item() == pytest.approx(0.1)
+
+
+def test_float64_is_not_rounded_to_float32() -> None:
+    rows = nn.Parameter(torch.full((3, 2), 1 / 3, dtype=torch.float64))
+    for gradient in (torch.zeros(3, 2, dtype=torch.float64), torch.zeros(3, 2, dtype=torch.float64).to_sparse(1)):
+        rows.grad = gradient
+        RowwiseAdagrad([rows], eps=0.0).step()
+        assert torch.equal(rows.detach(), torch.full((3, 2), 1 / 3, dtype=torch.float64))
+
+
 def test_gradients_that_change_their_kind_are_refused() -> None:
     rows = nn.Parameter(torch.ones(4, 2))
     optimizer = RowwiseAdagrad([rows])

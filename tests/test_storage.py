@@ -259,6 +259,56 @@ def test_accumulators_of_renewed_places_are_the_mean_of_what_was_there() -> None
     torch.testing.assert_close(sums[20:], used.expand(200))
 
 
+def test_a_cache_with_a_place_for_every_id_is_never_emptied() -> None:
+    layer = layer_of("cached")
+    train(layer, 60)
+    assert cache_of(layer).emptied == 0
+
+
+def test_row_gradients_that_wait_for_their_step_keep_their_places() -> None:
+    """Codebooks step every pass, rows every fourth."""
+    layer = layer_of(CachedRows(head_rows=0, cache_rows=200), warmup_steps=0)
+    layer.train()
+    books = RowwiseAdagrad(layer.quantizer.parameters())
+    for step in range(5):
+        ids = torch.arange(step * 35, step * 35 + 35)
+        (layer(ids).sum() + mgqe.quantization_loss(layer)).backward()
+        books.step()
+        layer.quantizer.zero_grad()
+    assert cache_of(layer).emptied == 0
+    gradient = layer.raw_weight.grad
+    assert gradient is not None
+    assert gradient.coalesce().indices().numel() == 175
+    assert bool((cache_of(layer).place_of[:175] >= 0).all())
+
+
+def test_rows_that_do_not_train_take_no_places() -> None:
+    layer = layer_of(CachedRows(head_rows=0, cache_rows=400), warmup_steps=0)
+    train(layer, 1, optimizer=RowwiseAdagrad(layer.parameters()))
+    layer.raw_weight.requires_grad_(False)
+    taken = int(cache_of(layer).state[0])
+    for start in range(0, N, 100):
+        layer(torch.arange(start, start + 100))
+    assert int(cache_of(layer).state[0]) == taken
+
+
+def test_frozen_look_ups_are_eval_modes_whatever_the_centroids_have_become() -> None:
+    layer = layer_of(CachedRows(head_rows=0, cache_rows=200))
+    train(layer, 30)
+    with torch.no_grad():
+        layer.quantizer.codebooks[0].mul_(0.02).add_(5.0)  # decoded rows are no longer nearest to their own centroids
+    layer.eval()
+    ids = torch.arange(N)
+    assert torch.equal(layer.freeze().lookup(ids), layer(ids).detach())
+
+
+def test_weight_of_a_cache_says_why_it_cannot_train() -> None:
+    layer = layer_of("cached")
+    with pytest.raises(RuntimeError, match="would train all 600 ids at once"):
+        _ = layer.weight
+    assert layer.eval().weight.shape == (N, D)
+
+
 # ---- narrow rows ---------------------------------------------------------------------------------------------
 
 
@@ -400,6 +450,42 @@ def test_a_store_does_not_train_under_data_parallel(monkeypatch: Any) -> None:
     monkeypatch.setattr("mgqe.quantized.data_parallel", lambda: layer)
     with pytest.raises(RuntimeError, match="does not go with DistributedDataParallel"):
         layer(torch.tensor([1]))
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "cached", "narrow", "sketch"])
+def test_a_layer_made_on_the_meta_device(kind: str) -> None:
+    with torch.device("meta"):
+        layer = layer_of(KINDS[kind])
+    layer = layer.to_empty(device="cpu")
+    layer.reset_parameters()
+    losses = train(layer, 60)
+    assert sum(losses[-10:]) < 0.85 * sum(losses[:10])
+
+
+def test_given_codes_are_copied() -> None:
+    codes = SIGNS.to(torch.uint8)
+    layer = layer_of(CodeRows(codes))
+    assert layer.store is not None
+    layer.store.codes_held.zero_()  # type: ignore[operator,union-attr]
+    assert torch.equal(codes, SIGNS.to(torch.uint8))
+    with pytest.raises(ValueError, match="meta device"):
+        layer_of(CodeRows(codes), device="meta")
+
+
+def test_repeats_of_an_id_add_up_in_float32() -> None:
+    layer = layer_of("bfloat16", sparse=False, warmup_steps=100)
+    layer(torch.zeros(4096, dtype=torch.int64)).sum().backward()
+    assert layer.raw_weight.grad is not None
+    assert layer.raw_weight.grad[0].tolist() == [4096.0] * D
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "fixed", "narrow", "sketch"])
+def test_eval_mode_has_gradients(kind: str) -> None:
+    layer = layer_of(KINDS[kind])
+    train(layer, 20)
+    layer.eval()
+    layer(torch.tensor([1, 2])).sum().backward()
+    assert any(p.grad is not None and p.grad.to_dense().abs().sum() > 0 for p in layer.parameters())
 
 
 def test_an_empty_batch() -> None:

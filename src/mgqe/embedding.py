@@ -149,7 +149,7 @@ class MGQEmbedding(QuantizedEmbedding):
     def forward(self, input: Tensor) -> Tensor:
         """Vectors of ids: integers (...) -> (..., d)."""
         self._begin_pass()
-        if self.quantizing or self.store is not None:
+        if self.quantizing or self.store is not None or self.raw_weight.dtype != self.vector_dtype:
             ids = as_int64(input)
             vectors, _ = self._vectors(ids.reshape(-1), repeat=True)
             return self._joined(vectors.view(*ids.shape, self.embedding_dim))

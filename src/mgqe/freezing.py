@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -67,6 +69,8 @@ def frozen_table(layer: QuantizedEmbedding) -> CompactTable:
 def freeze_to(layer: QuantizedEmbedding, path: str | os.PathLike[str]) -> int:
     """Freeze a layer straight into a file: what ``mgqe.save(layer.freeze(), path)`` writes, byte for byte.
 
+    Over a file with appended ids these are gone, as with save, and the new one has a generation of its own.
+
     Codes go to the disk as they are worked out, some thousands of rows at a time, so that a table of any size needs
     no memory beside the layer's own. The file appears whole or not at all.
 
@@ -83,6 +87,10 @@ def freeze_to(layer: QuantizedEmbedding, path: str | os.PathLike[str]) -> int:
         raise TypeError(
             f"expected an MGQEmbedding, DPQEmbedding or a bag of these, got {type(layer).__name__}: "
             "a frozen table is written by mgqe.save"
+        )
+    if not (folder := Path(os.path.realpath(path)).parent).is_dir():
+        raise FileNotFoundError(
+            errno.ENOENT, f"no folder {folder}: make it first; nothing was changed", os.fspath(path)
         )
     with torch.no_grad():
         layer.prepare_to_freeze()

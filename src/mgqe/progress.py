@@ -40,7 +40,7 @@ class TrainingPasses(RawRows):
         self._aux: list[Tensor] = []
         self._aux_read = False
         self._revival_due = False
-        self._seen = -1  # parameters as the last training pass saw them
+        self._seen = self._rows_seen = -1  # parameters, and rows alone, as the last training pass saw them
 
     # ---- what a layer does when it is called for ------------------------------------------------------------
 
@@ -123,9 +123,9 @@ class TrainingPasses(RawRows):
         stepped = version != self._seen
         if stepped and self.max_norm is None:  # max_norm itself changes rows in a forward pass
             self._aux.clear()
-        if stepped and self.store is not None:
-            self._tend_store()
-            version = self._parameter_version()
+        if self.store is not None and self.raw_weight._version != self._rows_seen:
+            self._tend_store()  # not when codebooks alone have stepped: the rows' gradients may be waiting for theirs
+            self._rows_seen, version = self.raw_weight._version, self._parameter_version()
         self._forget_losses()
         quantizing, steps = self.quantizing, self._passes() + 1
         self._steps = steps

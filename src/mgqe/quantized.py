@@ -76,7 +76,8 @@ class QuantizedEmbedding(TrainingPasses):
         self.centroid_dtype = centroid_dtype
         self.capacity = capacity
         self._tiers = tiers
-        rows = self.row_storage = resolve_rows(rows)
+        rows = resolve_rows(rows)
+        self.row_storage = rows if isinstance(rows, str) else type(rows).__name__
         weight, vector_dtype = make_rows(rows, tiers, capacity, self.padding_idx, _weight, device, dtype)
         self.register_parameter("weight", nn.Parameter(weight, requires_grad=not _freeze))
         like = weight.new_empty(0, dtype=vector_dtype)
@@ -113,10 +114,16 @@ class QuantizedEmbedding(TrainingPasses):
     def weight(self) -> Tensor:
         """The table (N, d) that look-ups read, whole: ``layer(ids)`` is ``layer.weight[ids]``, with its gradients.
 
-        In the warm-up it is the parameter :attr:`raw_weight` itself, which may be filled, scaled or shared. After it,
-        the decoded rows: a gradient goes straight through to the rows, and in training mode (with gradients on) every
-        row has its part in ``quantization_loss``, as after a forward pass of all ids. Decodes N rows each time.
+        In the warm-up it is the parameter :attr:`raw_weight` itself, which may be filled, scaled or shared (a copy of
+        it where ``rows`` is not "float32": fill ``raw_weight`` there). After it, the decoded rows: a gradient goes
+        straight through to the rows, and in training mode (with gradients on) every row has its part in
+        ``quantization_loss``, as after a forward pass of all ids. Decodes N rows each time.
         """
+        if isinstance(self.store, CacheStore) and self.training and torch.is_grad_enabled():
+            raise RuntimeError(
+                f'weight would train all {self.num_embeddings} ids at once, which rows="cached" has no places for: '
+                "look up the ids that are needed; raw_weight holds the rows that there are; eval() or freeze() for all"
+            )
         if not self.quantizing and self.store is None:
             return self._joined(self.raw_weight.to(self.vector_dtype))
         self._begin_pass()
@@ -163,7 +170,7 @@ class QuantizedEmbedding(TrainingPasses):
     def __getstate__(self) -> dict[str, Any]:
         """For copy.deepcopy and pickle: without the last pass's losses, which hang on its graph."""
         state = dict(self.__dict__)
-        state.update(_aux=[], _started=None, _steps=None, _seen=-1)
+        state.update(_aux=[], _started=None, _steps=None, _seen=-1, _rows_seen=-1)
         return state
 
     # ---- codebooks ---------------------------------------------------------------------------------------
@@ -254,6 +261,11 @@ class QuantizedEmbedding(TrainingPasses):
         """Not where centroids that no row at hand chooses may be those of ids that have nothing but codes."""
         return not isinstance(self.store, (CacheStore, FixedStore))
 
+    @property
+    def _tracks(self) -> bool:
+        """Whether rows are read with a gradient; a cache gives places in training alone."""
+        return torch.is_grad_enabled() and (self.training or not isinstance(self.store, CacheStore))
+
     def _vectors(self, flat: Tensor, repeat: bool) -> tuple[Tensor, Tensor | None]:
         """As ``_quantized``, also in the warm-up of a layer that has a store."""
         if self.quantizing and not isinstance(self.store, FixedStore):
@@ -261,10 +273,10 @@ class QuantizedEmbedding(TrainingPasses):
         return self._stored(flat, repeat)  # type: ignore[no-any-return]
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @in_full_precision
     def _stored(self, flat: Tensor, repeat: bool) -> tuple[Tensor, Tensor | None]:
         ids, places, _ = ops.unique(flat, self.num_embeddings)
-        trains = self.training and torch.is_grad_enabled()
-        rows = self._train_rows(ids) if trains else self._read_rows(ids).to(self.vector_dtype)
+        rows = self._train_rows(ids) if self._tracks else self._read_rows(ids).to(self.vector_dtype)
         if self.store is not None:
             rows = self.store.vectors(rows)
         padding = self._is_padding(ids)
@@ -307,14 +319,15 @@ class QuantizedEmbedding(TrainingPasses):
 
     def _quantized_rows(self, ids: Tensor, groups: Groups, counts: Tensor) -> Tensor:
         """The quantiser's vectors (u, d) of ids (u,), zeros for padding; keeps its loss."""
-        trains = self.store is None or (self.training and torch.is_grad_enabled())
-        rows = self._train_rows(ids) if trains else self._read_rows(ids).to(self.vector_dtype)
+        rows = self._train_rows(ids) if self._tracks else self._read_rows(ids).to(self.vector_dtype)
         padding = self._is_padding(ids)
         if padding is not None and self.store is not None:
             rows = torch.where(padding.unsqueeze(-1), rows.detach(), rows)
         weights = counts if padding is None else counts.masked_fill(padding, 0)
         vectors: Tensor
         vectors, loss = self.quantizer(rows, groups, weights)
+        if self.store is not None and not self._tracks and (standing := self.store.standing(ids)) is not None:
+            vectors = torch.where(standing.unsqueeze(-1), rows, vectors)  # as frozen: no code is chosen again
         if loss is not None:
             if torch.compiler.is_compiling():
                 outside_graphs(self._keep_loss, loss)

@@ -76,8 +76,9 @@ class RawRows(nn.Module):
                 finite[zero - start] = True  # looks up as zeros, whatever its row holds
             if not bool(finite.all()):
                 row = start + int((~finite).nonzero()[0])
+                where = "the embedding weight" if self.store is None else "raw_weight"
                 raise ValueError(
-                    f"row {row} of the embedding weight holds NaN or infinity and cannot be quantised: "
+                    f"row {row} of {where} holds NaN or infinity and cannot be quantised: "
                     "the training diverged; lower the learning rate or go back to an earlier checkpoint"
                 )
 

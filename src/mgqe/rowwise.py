@@ -15,10 +15,10 @@ class RowwiseAdagrad(torch.optim.Optimizer):
     """Adagrad with one accumulator a row, for tables that are too large for Adam's two moments an element.
 
     For a row that has a gradient g: a <- a + mean(g^2), row <- row - lr * g / (sqrt(a) + eps), as in fbgemm's
-    "exact row-wise Adagrad". Rows of a sparse gradient alone are read or written. A dense gradient (of codebooks, or a
-    layer) makes it Adagrad with one accumulator an element. bfloat16 parameters are rounded up or down at random,
-    with probabilities that make the mean exact: rounded to nearest, a step of less than 0.2% of an entry would do
-    nothing, however often it came.
+    "exact row-wise Adagrad". Rows of a sparse gradient alone are read or written. A dense gradient, and any parameter
+    that is not a matrix (codebooks), makes it Adagrad with one accumulator an element. bfloat16 parameters are rounded
+    up or down at random, with probabilities that make the mean exact: rounded to nearest, a step of less than 0.2% of
+    an entry would do nothing, however often it came.
 
     Bytes a row beside the row itself: 4.
 
@@ -64,15 +64,13 @@ class RowwiseAdagrad(torch.optim.Optimizer):
                     continue
                 if parameter.is_complex():
                     raise TypeError("RowwiseAdagrad does not take complex parameters")
-                if parameter.grad.is_sparse:
-                    self._sparse_step(parameter, group)
-                else:
-                    self._dense_step(parameter, group)
+                if parameter.grad.is_sparse and parameter.dim() == 2:
+                    self._sparse_step(parameter, parameter.grad, group)
+                else:  # of codebooks, which are few numbers, also where their gradient is sparse
+                    self._dense_step(parameter, parameter.grad.to_dense(), group)
         return loss
 
-    def _sparse_step(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        grad = parameter.grad
-        assert grad is not None
+    def _sparse_step(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         if grad.sparse_dim() != 1:
             raise ValueError(
                 f"RowwiseAdagrad takes gradients that are sparse over rows alone, got {grad.sparse_dim()} sparse axes "
@@ -83,23 +81,25 @@ class RowwiseAdagrad(torch.optim.Optimizer):
             return
         sums = self._accumulator(parameter, (parameter.shape[0],))
         self._renew(parameter, sums)
-        current = parameter.detach().index_select(0, rows).float()
+        current = parameter.detach().index_select(0, rows).to(values.dtype)
         if group["weight_decay"]:
             values = values.add(current, alpha=group["weight_decay"])
-        found = sums.index_select(0, rows).add_(values.square().flatten(1).mean(1))
+        found = sums.index_select(0, rows).add_(values.square().mean(1))
         sums.index_copy_(0, rows, found)
-        scale = found.sqrt_().add_(group["eps"]).reciprocal_().mul_(-group["lr"])
-        current.add_(values.mul_(scale.view(-1, *[1] * (values.dim() - 1))))
+        scale = found.sqrt().add_(group["eps"]).reciprocal_().mul_(-group["lr"]).masked_fill_(found == 0, 0.0)
+        current.add_(values.mul_(scale.unsqueeze(1)))
         parameter.index_copy_(0, rows, self._rounded(current, parameter.dtype, group))
 
-    def _dense_step(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        assert parameter.grad is not None
-        grad = parameter.grad.float()
+    def _dense_step(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        kind = torch.promote_types(parameter.dtype, torch.float32)
+        grad, current = grad.to(kind), parameter.detach().to(kind)
         if group["weight_decay"]:
-            grad = grad.add(parameter.detach().float(), alpha=group["weight_decay"])
+            grad = grad.add(current, alpha=group["weight_decay"])
         sums = self._accumulator(parameter, tuple(parameter.shape))
-        sums.addcmul_(grad, grad)
-        moved = parameter.detach().float().addcdiv(grad, sums.sqrt().add_(group["eps"]), value=-group["lr"])
+        self._renew(parameter, sums)
+        sums.add_(grad.square())
+        scale = sums.sqrt().add_(group["eps"]).reciprocal_().mul_(-group["lr"]).masked_fill_(sums == 0, 0.0)
+        moved = current.addcmul(grad, scale.to(kind))
         parameter.copy_(self._rounded(moved, parameter.dtype, group))
 
     def _accumulator(self, parameter: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -109,7 +109,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         sums: Tensor = state["sum"]
         if tuple(sums.shape) != shape:
             raise RuntimeError(
-                f"a parameter of shape {tuple(parameter.shape)} had {'sparse' if sums.dim() == 1 else 'dense'} "
+                f"a parameter of shape {tuple(parameter.shape)} had {'sparse' if sums.dim() < len(shape) else 'dense'} "
                 "gradients before and has the other kind now: keep sparse= as it was, or make a new optimiser"
             )
         return sums
@@ -159,18 +159,19 @@ class RowwiseAdagrad(torch.optim.Optimizer):
 
 
 def summed_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
-    """A gradient that is sparse over rows -> its distinct rows int64 (u,) and their sums float32 (u, ...)."""
+    """A gradient that is sparse over rows -> its distinct rows int64 (u,) and their sums (u, d), float32 or float64."""
     rows, values = grad._indices()[0], grad._values()
+    kind = torch.promote_types(values.dtype, torch.float32)
     if grad.is_coalesced():
-        return rows, values.float().clone() if values.dtype == torch.float32 else values.float()
+        return rows, values.to(kind, copy=True)
     found, places, _ = ops.unique(rows, grad.shape[0])
     if found.numel() == rows.numel():
-        return rows, values.float().clone() if values.dtype == torch.float32 else values.float()
-    if values.dim() == 2 and values.device.type == "cpu" and found.numel():
+        return rows, values.to(kind, copy=True)
+    if kind == torch.float32 and values.device.type == "cpu":
         shape = (1, found.shape[0], values.shape[1])
         return found, ops.scatter(values.float(), places.unsqueeze(-1), None, *shape)[0].squeeze(0)
-    sums = torch.zeros(found.shape[0], *values.shape[1:], dtype=torch.float32, device=values.device)
-    return found, sums.index_add_(0, places, values.float())
+    sums = torch.zeros(found.shape[0], values.shape[1], dtype=kind, device=values.device)
+    return found, sums.index_add_(0, places, values.to(kind))
 
 
 def round_at_random(values: Tensor, generator: torch.Generator | None = None) -> Tensor:

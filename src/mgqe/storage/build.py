@@ -50,6 +50,8 @@ def make_rows(
         return made, made.dtype
     vectors = dtype if dtype is not None else torch.get_default_dtype()
     if rows == "bfloat16":
+        if dtype is None and weight is not None:
+            vectors = torch.promote_types(weight.dtype, torch.float32)
         made = make_weight(tiers.num_embeddings, capacity.embedding_dim, padding_idx, weight, device, torch.bfloat16)
         return made, vectors
     if weight is not None:

@@ -48,12 +48,13 @@ class CacheStore(RowStore):
         # A reference that nn.Module does not see: the codebooks are the layer's.
         self._quantizer = (quantizer,)
         self.head_rows = head
-        self._config = config
+        self._init_std = None if config.codes is None else config.init_std
         kind = code_dtype(max(capacity.num_centroids))
         shape = (n, max(capacity.num_subspaces))
+        held = torch.empty(shape, dtype=kind, device=device)
         if config.codes is not None:
-            checked_codes(config.codes, shape, capacity, tiers)
-        self.register_buffer("codes_held", torch.empty(shape, dtype=kind, device=device))
+            held.copy_(checked_codes(config.codes, shape, capacity, tiers, device))
+        self.register_buffer("codes_held", held)
         self.register_buffer("place_of", torch.empty(n, dtype=torch.int32, device=device))
         self.register_buffer("owner", torch.zeros(cache, dtype=torch.int64, device=device))
         self.register_buffer("state", torch.zeros(5, dtype=torch.int64, device="cpu"))
@@ -62,18 +63,18 @@ class CacheStore(RowStore):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """An empty cache; the codes that were given, with centroids at random, or none."""
+        """An empty cache, and no codes; or those that are there, with centroids at random, if it began with codes."""
+        self.heads.copy_(head_ids(self._tiers, self.head_rows))
         self.state.zero_()
         self.owner.zero_()
         self.place_of.fill_(-1)
         self.place_of[self.heads] = torch.arange(self.head_rows, dtype=torch.int32, device=self.place_of.device)
-        if self._config.codes is None:
+        if self._init_std is None:
             self.codes_held.zero_()
             return
-        self.codes_held.copy_(self._config.codes)
         self.state[2] = 1
         for book in self._quantizer[0].codebooks:
-            book.normal_(std=self._config.init_std)
+            book.normal_(std=self._init_std)
 
     heads: Tensor
 
@@ -87,6 +88,7 @@ class CacheStore(RowStore):
         """How often the cache was encoded."""
         return int(self.state[1])
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def read(self, weight: Tensor, ids: Tensor) -> Tensor:
         places = self.place_of[ids].long()
         rows = weight.detach().index_select(0, places.clamp(min=0)).float()
@@ -118,8 +120,11 @@ class CacheStore(RowStore):
         found = [(g, (tier == g).nonzero().squeeze(1)) for g in range(self._capacity.num_tiers)]
         return [(g, chosen) for g, chosen in found if chosen.numel()]
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
-    def places(self, weight: Tensor, ids: Tensor) -> Tensor:
+    def places(self, weight: Tensor, ids: Tensor) -> Tensor | None:
+        if not weight.requires_grad:  # nobody will step, so nobody would say when to empty the cache
+            return None
         found = self.place_of[ids]
         new = ids[found < 0]
         if new.numel():
@@ -134,7 +139,8 @@ class CacheStore(RowStore):
         if end > self.owner.shape[0]:
             raise RuntimeError(
                 f"the cache of {self.owner.shape[0]:,} rows is full: {end:,} ids would train between two steps of the "
-                f"optimiser. Give rows=CachedRows(cache_rows={4 * end}), or step more often"
+                f"optimiser. Give rows=CachedRows(cache_rows={4 * end}), or step more often (a step that is skipped, "
+                "as by a gradient scaler, does not count)"
             )
         if emptied or self.ready:  # else the places hold the rows that the parameter started with
             first = self.head_rows + taken
@@ -146,11 +152,13 @@ class CacheStore(RowStore):
         )
         self.state[0] = end
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def train_rows(self, weight: Tensor, ids: Tensor, sparse: bool) -> Tensor:
-        return F.embedding(self.places(weight, ids), weight, sparse=sparse)
+        places = self.places(weight, ids)
+        return self.read(weight, ids) if places is None else F.embedding(places, weight, sparse=sparse)
 
-    def live(self, ids: Tensor) -> Tensor:
-        return ids[self.place_of[ids] >= 0]
+    def standing(self, ids: Tensor) -> Tensor | None:
+        return self.place_of[ids] < 0 if self.ready else None
 
     def residents(self, tier: int, limit: int, generator: torch.Generator) -> Tensor:
         """Ids of a tier that have a row, at most ``limit`` of them at random."""
@@ -164,6 +172,8 @@ class CacheStore(RowStore):
     def nearly_full(self) -> bool:
         """Whether the cache should be emptied before another step: asked once between two steps."""
         taken, _, _, most, before = self.state.tolist()
+        if self.head_rows + self.owner.shape[0] >= self.place_of.shape[0]:
+            return False  # there is a place for every id
         size, most = self.owner.shape[0], max(most, taken - before)
         self.state[3], self.state[4] = most, taken
         return bool(taken > FULL * size or taken + SLACK * most > size)
@@ -261,8 +271,12 @@ def code_dtype(num_centroids: int) -> torch.dtype:
     return torch.uint8 if num_centroids <= 2**8 else torch.int16 if num_centroids <= 2**15 else torch.int32
 
 
-def checked_codes(codes: Tensor, shape: tuple[int, int], capacity: Capacity, tiers: Tiers) -> Tensor:
+def checked_codes(
+    codes: Tensor, shape: tuple[int, int], capacity: Capacity, tiers: Tiers, device: torch.device
+) -> Tensor:
     """Given codes, known to fit; TypeError or ValueError says what does not."""
+    if device.type == "meta":
+        raise ValueError("codes= cannot be kept on the meta device: make the layer where it will train")
     if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.dtype == torch.bool:
         kind = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
         raise TypeError(f"codes must be integers (N, D), got {kind}")

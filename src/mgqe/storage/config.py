@@ -16,8 +16,8 @@ class CachedRows:
     all of it is encoded and emptied. So codes are refined wherever training goes, and no raw table exists.
 
     Attributes:
-        head_rows: ids that have a row of their own all the time, the most frequent ones. Default: those of the first
-            tier where there are several, else none.
+        head_rows: ids that have a row of their own all the time: those of the first tiers, in order of ids within one.
+            Default: all of the first tier where there are several, else none.
         cache_rows: places for the others, several times the distinct ids of a batch. Default: N / 16, at least 65,536.
         codes: integers (N, D) to start from, such as :func:`mgqe.baselines.recjpq.interaction_codes` gives, or None:
             the row of an id that has not trained is the centroid nearest to zero.
@@ -94,6 +94,8 @@ class SketchRows:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
+        if self.num_centroids > 65_536:
+            raise ValueError(f"num_centroids must be at most 65,536, got {self.num_centroids}")
 
 
 ROWS = ("float32", "bfloat16", "cached", "narrow", "sketch")

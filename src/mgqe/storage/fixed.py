@@ -30,8 +30,8 @@ class FixedStore(RowStore):
         self._tiers, self._capacity = tiers, capacity
         self._quantizer = (quantizer,)
         shape = (tiers.num_embeddings, max(capacity.num_subspaces))
-        codes = checked_codes(config.codes, shape, capacity, tiers)
-        self.register_buffer("codes_held", codes.to(device, code_dtype(max(capacity.num_centroids))))
+        codes = checked_codes(config.codes, shape, capacity, tiers, device)
+        self.register_buffer("codes_held", codes.to(device, code_dtype(max(capacity.num_centroids)), copy=True))
         self._init_std = config.init_std
         self.reset_parameters()
 

@@ -46,16 +46,29 @@ class SketchStore(RowStore):
         self.config = config
         self.buckets = buckets_of(config, num_embeddings)
         self.num_centroids = min(config.num_centroids, num_embeddings) if num_embeddings > 1 else 2
-        drawn = torch.randint(self.num_centroids, (num_embeddings, subspaces), generator=generator, dtype=torch.int32)
-        self.register_buffer("pointers", drawn.to(like.device, code_dtype(self.num_centroids)))
+        shape, kind = (num_embeddings, subspaces), code_dtype(self.num_centroids)
+        self.register_buffer("pointers", torch.empty(shape, dtype=kind, device=like.device))
         self.centroids = nn.Parameter(like.new_zeros(subspaces, self.num_centroids, dim // subspaces))
-        self.register_buffer("state", torch.tensor([0, int(torch.randint(2**31, (), generator=generator)), 0]))
+        self.register_buffer("state", torch.zeros(3, dtype=torch.int64, device="cpu"))
+        self._draw(generator)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Centroids at zero, no clustering yet; the pointers stay."""
+        """Centroids at zero, other pointers and another hash."""
         self.centroids.zero_()
-        self.state[0] = self.state[2] = 0
+        self._draw(cpu_generator())
+
+    def _draw(self, generator: torch.Generator) -> None:
+        """Pointers and hash at random, no clustering yet."""
+        for ids in torch.split(self.pointers, CHUNK):
+            drawn = torch.randint(self.num_centroids, ids.shape, generator=generator, device="cpu")
+            ids.copy_(drawn)
+        self.state.zero_()
+        self.state[1] = self._salt(generator)
+
+    @staticmethod
+    def _salt(generator: torch.Generator) -> int:
+        return int(torch.randint(2**31, (), generator=generator, device="cpu"))
 
     def read(self, weight: Tensor, ids: Tensor) -> Tensor:
         with torch.no_grad():
@@ -84,15 +97,15 @@ class SketchStore(RowStore):
         """Centroids of the rows as they are; pointers to them; the hashed table at zero, with another hash."""
         total, subspaces = self.pointers.shape
         width = self.centroids.shape[2]
-        sample = torch.randint(total, (min(total, 1 << 16),), generator=generator).to(weight.device)
-        held = torch.empty(subspaces, 0, width, device=weight.device)
+        sample = torch.randint(total, (min(total, 1 << 16),), generator=generator, device="cpu").to(weight.device)
+        held = torch.empty(subspaces, 0, width, dtype=torch.float32, device=weight.device)
         book = kmeans([(self.read(weight, sample), subspaces)], held, self.num_centroids, generator, ITERATIONS)
         for ids in chunks(total, CHUNK, weight.device):
             self.pointers[ids] = ops.assign(self.read(weight, ids), book, None).to(self.pointers.dtype)
         self.centroids.copy_(book)
         weight.zero_()
         self.state[0] += 1
-        self.state[1] = int(torch.randint(2**31, (), generator=generator))
+        self.state[1] = self._salt(generator)
 
 
 def buckets_of(config: SketchRows, num_embeddings: int) -> int:

@@ -37,9 +37,9 @@ class RowStore(nn.Module):
     def after_step(self, weight: Tensor, passes: int) -> None:
         """Called before the first training pass after an optimiser's step, when no graph waits for its backward."""
 
-    def live(self, ids: Tensor) -> Tensor:
-        """Those of ids whose rows have been trained, as far as it knows: what codebooks start from."""
-        return ids
+    def standing(self, ids: Tensor) -> Tensor | None:
+        """Which ids (n,) are served by codes that stand, so that their rows are their vectors; None: none of them."""
+        return None
 
     def codes(self, ids: Tensor, tier: int) -> Tensor | None:
         """Codes (n, D_g) that stand already; None where they are to be worked out from rows."""
