@@ -488,6 +488,27 @@ def test_eval_mode_has_gradients(kind: str) -> None:
     assert any(p.grad is not None and p.grad.to_dense().abs().sum() > 0 for p in layer.parameters())
 
 
+@pytest.mark.parametrize("kind", ["bfloat16", "cached", "sketch"])
+def test_compiled_layers_train_as_eager_ones(kind: str) -> None:
+    losses = []
+    for compiled in (False, True):
+        layer = layer_of(KINDS[kind])
+        torch.manual_seed(2)
+        called = torch.compile(layer, backend="aot_eager") if compiled else layer
+        optimizer = RowwiseAdagrad(layer.parameters(), lr=0.1)
+        generator, found = torch.Generator().manual_seed(1), []
+        for _ in range(12):
+            ids = torch.randint(N, (64,), generator=generator)
+            loss = (called(ids) - GOAL[ids]).square().mean()
+            optimizer.zero_grad()
+            (loss + mgqe.quantization_loss(layer)).backward()
+            optimizer.step()
+            found.append(loss.item())
+        assert layer.quantizing
+        losses.append(found)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 def test_an_empty_batch() -> None:
     for rows in KINDS.values():
         layer = layer_of(rows, warmup_steps=1)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mgqe.distributed import data_parallel, recomputing
+from mgqe.graphs import outside_graphs
 from mgqe.rows import RawRows
 
 MAX_PENDING_LOSSES = 64  # losses kept for quantization_loss() by a loop that never asks for them
@@ -97,11 +96,15 @@ class TrainingPasses(RawRows):
             raise sparse_in_parallel(parallel, self)
         if torch.compiler.is_compiling():
             if counts:
-                outside_graphs(self._count_training_pass)
+                self._count_outside_graphs()
         elif counts:
             self._count_training_pass()
         else:
             self._forget_losses()
+
+    @outside_graphs
+    def _count_outside_graphs(self) -> None:
+        self._count_training_pass()
 
     def _forget_losses(self) -> None:
         if self._aux_read or len(self._aux) >= MAX_PENDING_LOSSES:
@@ -146,6 +149,10 @@ class TrainingPasses(RawRows):
         if not recomputing():
             self._aux.append(loss)
 
+    @outside_graphs
+    def _keep_loss_outside_graphs(self, loss: Tensor) -> None:
+        self._keep_loss(loss)
+
     def _warn_of_reentrance(self) -> None:
         if self.max_norm is None and self._seen != self._parameter_version():  # nothing was counted the first time
             warnings.warn(
@@ -161,12 +168,6 @@ class TrainingPasses(RawRows):
         if len(self._aux) == 1:
             return self._aux[0]
         return torch.stack(self._aux).sum() if self._aux else None
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def outside_graphs(function: Callable[..., None], *arguments: Any) -> None:
-    """Run what changes Python's state: a compiled graph that did would be made again for every new state."""
-    function(*arguments)
 
 
 def sparse_in_parallel(parallel: nn.Module, layer: nn.Module) -> RuntimeError:

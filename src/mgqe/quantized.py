@@ -18,10 +18,11 @@ from mgqe.autograd import Batch
 from mgqe.capacity import Capacity
 from mgqe.codebook import KMEANS, KMeans, draw_places, revive_interval, revive_size, sample_size
 from mgqe.distributed import Touch, agree, common_generator, data_parallel
+from mgqe.graphs import outside_graphs
 from mgqe.ids import check_sizes
 from mgqe.parts import make_quantizer, other_tiers
 from mgqe.precision import in_full_precision
-from mgqe.progress import TrainingPasses, outside_graphs
+from mgqe.progress import TrainingPasses
 from mgqe.quantizers import Groups
 from mgqe.rows import SWEEP_ROWS
 from mgqe.stats import CodebookStats
@@ -270,9 +271,9 @@ class QuantizedEmbedding(TrainingPasses):
         """As ``_quantized``, also in the warm-up of a layer that has a store."""
         if self.quantizing and not isinstance(self.store, FixedStore):
             return self._quantized(flat, repeat)
-        return self._stored(flat, repeat)  # type: ignore[no-any-return]
+        return self._stored(flat, repeat)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_graphs
     @in_full_precision
     def _stored(self, flat: Tensor, repeat: bool) -> tuple[Tensor, Tensor | None]:
         ids, places, _ = ops.unique(flat, self.num_embeddings)
@@ -330,7 +331,7 @@ class QuantizedEmbedding(TrainingPasses):
             vectors = torch.where(standing.unsqueeze(-1), rows, vectors)  # as frozen: no code is chosen again
         if loss is not None:
             if torch.compiler.is_compiling():
-                outside_graphs(self._keep_loss, loss)
+                self._keep_loss_outside_graphs(loss)
             else:
                 self._keep_loss(loss)
         return self._zeroed(ids, vectors)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mgqe import ops
 from mgqe.capacity import Capacity
+from mgqe.graphs import outside_graphs
 from mgqe.quantizers import tier_codebook
 from mgqe.storage.config import CachedRows
 from mgqe.storage.store import RowStore
@@ -88,7 +89,7 @@ class CacheStore(RowStore):
         """How often the cache was encoded."""
         return int(self.state[1])
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_graphs
     def read(self, weight: Tensor, ids: Tensor) -> Tensor:
         places = self.place_of[ids].long()
         rows = weight.detach().index_select(0, places.clamp(min=0)).float()
@@ -120,7 +121,7 @@ class CacheStore(RowStore):
         found = [(g, (tier == g).nonzero().squeeze(1)) for g in range(self._capacity.num_tiers)]
         return [(g, chosen) for g, chosen in found if chosen.numel()]
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_graphs
     @torch.no_grad()
     def places(self, weight: Tensor, ids: Tensor) -> Tensor | None:
         if not weight.requires_grad:  # nobody will step, so nobody would say when to empty the cache
@@ -152,7 +153,7 @@ class CacheStore(RowStore):
         )
         self.state[0] = end
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_graphs
     def train_rows(self, weight: Tensor, ids: Tensor, sparse: bool) -> Tensor:
         places = self.places(weight, ids)
         return self.read(weight, ids) if places is None else F.embedding(places, weight, sparse=sparse)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mgqe import ops
 from mgqe.capacity import Capacity
+from mgqe.graphs import outside_graphs
 from mgqe.storage.cache import checked_codes, code_dtype
 from mgqe.storage.config import CodeRows
 from mgqe.storage.store import RowStore
@@ -45,6 +46,7 @@ class FixedStore(RowStore):
         with torch.no_grad():
             return self.train_rows(weight, ids, False)
 
+    @outside_graphs
     def train_rows(self, weight: Tensor, ids: Tensor, sparse: bool) -> Tensor:
         if self._capacity.num_tiers == 1:
             return self._decoded(ids, 0)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mgqe import ops
 from mgqe.codebook import KMeans, kmeans
 from mgqe.distributed import cpu_generator
+from mgqe.graphs import outside_graphs
 from mgqe.hashes import bucket_of
 from mgqe.storage.cache import code_dtype
 from mgqe.storage.config import SketchRows
@@ -74,6 +75,7 @@ class SketchStore(RowStore):
         with torch.no_grad():
             return self.train_rows(weight, ids, False).float()
 
+    @outside_graphs
     def train_rows(self, weight: Tensor, ids: Tensor, sparse: bool) -> Tensor:
         shared = ops.gather(self.pointers[ids].to(torch.int32), self.centroids.float())
         own = F.embedding(self._entries(ids), weight, sparse=sparse).flatten(1)
