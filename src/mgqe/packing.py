@@ -6,6 +6,8 @@ row is bit i % 8 of byte i // 8. Spare high bits of the last byte are zero.
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor
 
@@ -87,6 +89,11 @@ def _pack_rows(codes: Tensor, bits: int) -> Tensor:
     padded = codes.new_zeros((n, groups * GROUP))
     padded[:, :num_subspaces] = codes
     grouped = padded.view(n, groups, GROUP)
+    if bits < 8 and sys.byteorder == "little":  # a group fits a word, whose first bytes are what is asked for
+        words = grouped[:, :, 0].to(torch.int64)
+        for j in range(1, GROUP):
+            words |= grouped[:, :, j].to(torch.int64) << (j * bits)
+        return words.unsqueeze(-1).view(torch.uint8)[:, :, :bits].reshape(n, groups * bits)
     out = torch.empty((n, groups, bits), dtype=torch.uint8, device=codes.device)
     for byte in range(bits):
         value = torch.zeros((n, groups), dtype=torch.int32, device=codes.device)
