@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mgqe import RowwiseAdagrad
+import mgqe
+from mgqe import DPQEmbedding, RowwiseAdagrad
 from mgqe.rowwise import round_at_random, summed_rows
 
 
@@ -139,7 +140,12 @@ def test_sums_of_repeated_bfloat16_gradients_are_float32() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"lr": -1}, "lr must be"), ({"eps": float("nan")}, "eps must be"), ({"weight_decay": -0.1}, "weight_decay")],
+    [
+        ({"lr": -1}, "lr must be"),
+        ({"eps": float("nan")}, "eps must be"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"codebook_lr": -1.0}, "codebook_lr"),
+    ],
 )
 def test_numbers_out_of_range(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -154,6 +160,18 @@ def test_codebooks_have_an_accumulator_an_element_also_with_sparse_gradients() -
         RowwiseAdagrad([parameter], lr=0.1).step()
     assert torch.equal(dense, slim)
     assert dense.abs().max().item() == pytest.approx(0.1)
+
+
+def test_codebooks_that_follow_rows_move_at_a_hundredth_of_their_rate() -> None:
+    for rate, expected in ((None, 0.001), (0.5, 0.5)):
+        layer = copy.deepcopy(DPQEmbedding(100, 4, num_centroids=4, warmup_steps=0))
+        layer(torch.arange(50)).sum().backward()
+        mgqe.quantization_loss(layer).backward()
+        before = {name: p.detach().clone() for name, p in layer.named_parameters()}
+        RowwiseAdagrad(layer.parameters(), lr=0.1, codebook_lr=rate).step()
+        moved = {name: (p.detach() - before[name]).abs().max().item() for name, p in layer.named_parameters()}
+        assert moved["quantizer.codebooks.0"] == pytest.approx(expected, rel=1e-3)
+        assert moved["weight"] == pytest.approx(0.1, rel=1e-3)
 
 
 def test_float64_is_not_rounded_to_float32() -> None:

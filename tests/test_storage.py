@@ -43,7 +43,7 @@ def layer_of(rows: Any, tiers: Tiers = ORDERED, **more: Any) -> MGQEmbedding:
 
 
 def train(layer: nn.Module, steps: int, seed: int = 1, optimizer: Any = None) -> list[float]:
-    optimizer = optimizer or RowwiseAdagrad(layer.parameters(), lr=0.1)
+    optimizer = optimizer or RowwiseAdagrad(layer.parameters(), lr=0.1, codebook_lr=0.02)
     generator, losses = torch.Generator().manual_seed(seed), []
     for _ in range(steps):
         ids = torch.randint(N, (64,), generator=generator).square() // N
@@ -318,13 +318,13 @@ def test_narrow_rows_by_hand() -> None:
     store = layer.store
     assert isinstance(store, NarrowStore)
     rows, maps = layer.raw_weight.detach(), store.maps.detach()
-    expected = torch.cat([rows[5, j] * maps[j, 0] for j in range(4)])
+    expected = torch.cat([rows[5, j] * maps[j] for j in range(4)])
     torch.testing.assert_close(layer(torch.tensor([5]))[0], expected)
     layer.start_quantizing()
     keys, values = layer.quantizer.keys[0].detach(), layer.quantizer.values_[0].detach()
     assert tuple(keys.shape) == (4, 16, 1)
     assert tuple(values.shape) == (4, 16, 2)
-    torch.testing.assert_close(values[2, 7], keys[2, 7, 0] * maps[2, 0])
+    torch.testing.assert_close(values[2, 7], keys[2, 7, 0] * maps[2])
 
 
 # ---- the sketch ----------------------------------------------------------------------------------------------
@@ -335,13 +335,15 @@ def test_a_sketch_by_hand() -> None:
     store = layer.store
     assert isinstance(store, SketchStore)
     with torch.no_grad():
-        store.centroids.copy_(torch.arange(8.0).view(2, 2, 2))
+        store.centroids.copy_(torch.arange(8.0).view(4, 2))
         layer.raw_weight.copy_(torch.arange(8.0).view(4, 2) * 100)
         store.pointers.copy_(torch.tensor([[0, 1], [1, 0], [1, 1]]))
     entries = store._entries(torch.arange(3))
     assert bool((entries[:, 0] < 2).all() and (entries[:, 1] >= 2).all() and (entries < 4).all())
     for i in range(3):
-        pieces = [store.centroids[j, store.pointers[i, j].long()] + layer.raw_weight[entries[i, j]] for j in range(2)]
+        pieces = [
+            store.centroids[2 * j + store.pointers[i, j].long()] + layer.raw_weight[entries[i, j]] for j in range(2)
+        ]
         assert torch.equal(layer(torch.tensor([i]))[0], torch.cat(pieces))
 
 

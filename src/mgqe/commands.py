@@ -224,7 +224,7 @@ def compare(
         metrics = run_study(study, jobs, overwrite, show)
     if metrics:
         rows = summarise(metrics)
-        output.print(terminal_table(rows, f"{data}: {model} with {len(study.seeds)} seeds, mean and 95% interval"))
+        output.print(terminal_table(rows, f"{data}: {model} with {_seeds(len(study.seeds))}"))
         image = picture(rows, out / "size_quality.png", f"{data}, {model}: size against quality")
         output.print(f"results {out / RESULTS}\npicture {image}", soft_wrap=True, highlight=False)
     if kept:
@@ -320,3 +320,8 @@ def seeds_of(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ValueError(f"--seeds: expected whole numbers joined by commas such as 1,2,3, got {text!r}") from None
+
+
+def _seeds(number: int) -> str:
+    """How many seeds, and what is shown of them."""
+    return "1 seed" if number == 1 else f"{number} seeds, mean and 95% interval"

@@ -54,6 +54,10 @@ class TrainingPasses(RawRows):
     def _revivable(self) -> bool:
         raise NotImplementedError
 
+    def _mark_codebooks(self) -> None:
+        """Tell RowwiseAdagrad which parameters are codebooks that follow rows."""
+        raise NotImplementedError
+
     def _tend_store(self) -> None:
         """What a store does between two steps of the optimiser."""
         raise NotImplementedError
@@ -126,6 +130,8 @@ class TrainingPasses(RawRows):
         stepped = version != self._seen
         if stepped and self.max_norm is None:  # max_norm itself changes rows in a forward pass
             self._aux.clear()
+        if stepped:
+            self._mark_codebooks()
         if self.store is not None and self.raw_weight._version != self._rows_seen:
             self._tend_store()  # not when codebooks alone have stepped: the rows' gradients may be waiting for theirs
             self._rows_seen, version = self.raw_weight._version, self._parameter_version()

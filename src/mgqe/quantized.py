@@ -34,6 +34,8 @@ from mgqe.table import CompactTable
 from mgqe.tiers import Tiers
 from mgqe.vq import VQQuantizer
 
+FOLLOWING_STEPS = 3  # of Lloyd's algorithm, when the warm-up of a layer ends whose codebooks are in use already
+
 
 class QuantizedEmbedding(TrainingPasses):
     """What MGQEmbedding, DPQEmbedding and their Bag forms have in common."""
@@ -185,7 +187,10 @@ class QuantizedEmbedding(TrainingPasses):
         """
         if not self.quantizing:
             self._check_rows()
-            if not (isinstance(self.store, CacheStore) and self.store.ready):
+            if isinstance(self.store, CacheStore) and self.store.ready:  # other ids have codes of these codebooks
+                for _ in range(FOLLOWING_STEPS):
+                    self.store.follow(self.raw_weight, common_generator(self.raw_weight, self._passes()))
+            else:
                 self._start_codebooks(kmeans)
             self._set_progress(self._passes(), True)
 
@@ -196,6 +201,11 @@ class QuantizedEmbedding(TrainingPasses):
         agree(self.quantizer)
         if isinstance(self.store, CacheStore):
             self.store.start()
+
+    def _mark_codebooks(self) -> None:
+        if isinstance(self.quantizer, VQQuantizer) and not isinstance(self.store, FixedStore):
+            for book in self.quantizer.parameters():
+                book.mgqe_codebook = True  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def _tend_store(self) -> None:

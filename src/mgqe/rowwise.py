@@ -24,7 +24,10 @@ class RowwiseAdagrad(torch.optim.Optimizer):
 
     Args:
         params: parameters, or groups of them.
-        lr: learning rate; 0.01 to 0.1 are usual.
+        lr: learning rate; 0.01 to 0.2 are usual.
+        codebook_lr: of the codebooks that follow rows (VQ's, which the layers mark as such in their training passes).
+            Adagrad's first steps move every number by the rate, whatever its gradient; at the rows' rate that scatters
+            centroids. Default: lr / 100.
         eps: keeps a division by zero away.
         weight_decay: times the row is added to its gradient (of rows that have one).
         stochastic_rounding: of bfloat16 parameters; False rounds to nearest.
@@ -42,14 +45,14 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         stochastic_rounding: bool = True,
         seed: int = 0,
+        codebook_lr: float | None = None,
     ) -> None:
-        for name, value, least in (("lr", lr, 0.0), ("eps", eps, 0.0), ("weight_decay", weight_decay, 0.0)):
-            if not least <= value < float("inf"):
-                raise ValueError(f"{name} must be a finite number of {least:g} or more, got {value}")
+        numbers = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "codebook_lr": codebook_lr}
+        for name, value in numbers.items():
+            if value is not None and not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a finite number of 0 or more, got {value}")
         self._generator = torch.Generator("cpu").manual_seed(seed)
-        super().__init__(
-            params, {"lr": lr, "eps": eps, "weight_decay": weight_decay, "stochastic_rounding": stochastic_rounding}
-        )
+        super().__init__(params, {**numbers, "stochastic_rounding": stochastic_rounding})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -98,7 +101,10 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         sums = self._accumulator(parameter, tuple(parameter.shape))
         self._renew(parameter, sums)
         sums.add_(grad.square())
-        scale = sums.sqrt().add_(group["eps"]).reciprocal_().mul_(-group["lr"]).masked_fill_(sums == 0, 0.0)
+        rate = group["lr"]
+        if getattr(parameter, "mgqe_codebook", False):
+            rate = rate / 100 if group["codebook_lr"] is None else group["codebook_lr"]
+        scale = sums.sqrt().add_(group["eps"]).reciprocal_().mul_(-rate).masked_fill_(sums == 0, 0.0)
         moved = current.addcmul(grad, scale.to(kind))
         parameter.copy_(self._rounded(moved, parameter.dtype, group))
 

@@ -27,7 +27,7 @@ class SketchStore(RowStore):
 
     Attributes:
         pointers: (N, D).
-        centroids: parameter (D, K, s).
+        centroids: parameter (D * K, s), those of a subspace together.
         state: int64 (3,): clusterings so far, the hashes' salt, passes at the last clustering.
     """
 
@@ -49,7 +49,7 @@ class SketchStore(RowStore):
         self.num_centroids = min(config.num_centroids, num_embeddings) if num_embeddings > 1 else 2
         shape, kind = (num_embeddings, subspaces), code_dtype(self.num_centroids)
         self.register_buffer("pointers", torch.empty(shape, dtype=kind, device=like.device))
-        self.centroids = nn.Parameter(like.new_zeros(subspaces, self.num_centroids, dim // subspaces))
+        self.centroids = nn.Parameter(like.new_zeros(subspaces * self.num_centroids, dim // subspaces))
         self.register_buffer("state", torch.zeros(3, dtype=torch.int64, device="cpu"))
         self._draw(generator)
 
@@ -77,9 +77,13 @@ class SketchStore(RowStore):
 
     @outside_graphs
     def train_rows(self, weight: Tensor, ids: Tensor, sparse: bool) -> Tensor:
-        shared = ops.gather(self.pointers[ids].to(torch.int32), self.centroids.float())
+        shared = ops.gather(self.pointers[ids].to(torch.int32), self._book().float())
         own = F.embedding(self._entries(ids), weight, sparse=sparse).flatten(1)
         return shared.to(own.dtype) + own
+
+    def _book(self) -> Tensor:
+        """(D, K, s)."""
+        return self.centroids.view(self.pointers.shape[1], self.num_centroids, -1)
 
     def _entries(self, ids: Tensor) -> Tensor:
         """Rows of the hashed table: (n, D), each subspace with a hash and a part of the table of its own."""
@@ -98,13 +102,13 @@ class SketchStore(RowStore):
     def cluster(self, weight: Tensor, generator: torch.Generator) -> None:
         """Centroids of the rows as they are; pointers to them; the hashed table at zero, with another hash."""
         total, subspaces = self.pointers.shape
-        width = self.centroids.shape[2]
+        width = self.centroids.shape[1]
         sample = torch.randint(total, (min(total, 1 << 16),), generator=generator, device="cpu").to(weight.device)
         held = torch.empty(subspaces, 0, width, dtype=torch.float32, device=weight.device)
         book = kmeans([(self.read(weight, sample), subspaces)], held, self.num_centroids, generator, ITERATIONS)
         for ids in chunks(total, CHUNK, weight.device):
             self.pointers[ids] = ops.assign(self.read(weight, ids), book, None).to(self.pointers.dtype)
-        self.centroids.copy_(book)
+        self.centroids.copy_(book.flatten(0, 1))
         weight.zero_()
         self.state[0] += 1
         self.state[1] = self._salt(generator)
