@@ -324,3 +324,34 @@ def test_what_compress_refuses():
     nn.init.constant_(model.user.weight, torch.nan)
     with pytest.raises(ValueError, match="user: 3000 rows of weight hold NaN"):
         mgqe.compress_(model, budget="10%", init="from_weight")
+
+
+def test_ids_that_are_nearly_in_order_get_as_good_a_plan():
+    """Two neighbours out of order: the tiers are ranges all the same, for which a table holds no map."""
+    counts = (1e7 / torch.arange(1, 20_001)).long()
+    swapped = counts.clone()
+    swapped[:2] = counts[:2].flip(0)
+    ordered, nearly = (mgqe.plan(20_000, 16, "10%", counts=c) for c in (counts, swapped))
+    assert nearly.loss == pytest.approx(ordered.loss)
+    assert nearly.nbytes == ordered.nbytes
+
+
+def test_a_table_of_zeros_is_planned_from_its_counts():
+    counts = (1e6 / torch.arange(1, 5_001)).long()
+    layer = mgqe.MGQEmbedding.from_pretrained(torch.zeros(5_000, 16), counts=counts, budget="10%")
+    assert layer.freeze().to_dense().abs().max() == 0
+    model = nn.ModuleDict({"item": nn.Embedding.from_pretrained(torch.zeros(5_000, 16), freeze=False)})
+    assert mgqe.compress_(model, counts={"item": counts}, budget="10%", init="from_weight").rows[0].compressed
+
+
+def test_a_table_that_is_too_small_for_a_rule_with_a_budget_is_left():
+    model = nn.ModuleDict({"item": nn.Embedding(5_000, 16), "day": nn.Embedding(7, 16)})
+    report = mgqe.compress_(model, mgqe.CompressConfig(rules={"*": {"budget": "10%"}}))
+    assert [row.compressed for row in report.rows] == [True, False]
+
+
+def test_the_line_of_python_has_the_padding():
+    counts = (1e6 / torch.arange(1, 5_001)).long()
+    plan = mgqe.plan(5_000, 16, 25_200, counts=counts, padding_idx=0)
+    layer = eval(plan.python(), {"mgqe": mgqe, "counts": counts})
+    assert layer.padding_idx == 0

@@ -115,6 +115,10 @@ def test_plan_from_files_and_known_data(runner: CliRunner) -> None:
         ("--weight bad.safetensors --budget 5%", "cannot be read"),
         ("--counts one.csv --dim 8 --budget 5%", "say which column"),
         ("--counts one.csv --column n --dim 8 --budget 5%", "--rows (N) is needed"),
+        ("--counts counts.npy --rows 900 --dim 16 --budget 5%", "--rows is 900, but there are 1000 counts"),
+        ("--weight rows.npy --rows 900 --budget 5%", "--rows is 900, but rows.npy has 1000 rows"),
+        ("--counts empty.csv --column n --counted --dim 8 --budget 5%", "cannot be read"),
+        ("--counts words.npy --dim 8 --budget 5%", "expected a number an id, got <U1"),
         ("--counts one.csv --column m --rows 9 --dim 8 --budget 5%", "no column 'm': the file has n"),
         ("--counts one.csv --column m --counted --dim 8 --budget 5%", "no column 'm': the file has n"),
     ],
@@ -123,6 +127,8 @@ def test_mistakes_are_one_line(runner: CliRunner, arguments: str, words: str) ->
     Path("bad.npy").write_bytes(b"nothing")
     Path("bad.safetensors").write_bytes(b"nothing")
     Path("one.csv").write_text("n\n1\n2\n")
+    Path("empty.csv").write_text("")
+    np.save("words.npy", np.array(["a", "b"]))
     result = runner.invoke(app, ["plan", *arguments.split()])
     assert result.exit_code == 2, result.output
     assert words in flat(result.stderr)

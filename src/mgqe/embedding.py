@@ -110,7 +110,9 @@ class MGQEmbedding(QuantizedEmbedding):
                 )
             size = (_weight.dtype if _weight is not None else dtype or torch.get_default_dtype()).itemsize
             full = num_embeddings * embedding_dim * size
-            trained = _weight if warmup_steps == 0 and _weight is not None and not _weight.is_meta else None
+            trained = None
+            if warmup_steps == 0 and _weight is not None and not _weight.is_meta and bool(_weight.any()):
+                trained = _weight
             problem = Problem.of(num_embeddings, embedding_dim, counts, trained, padding_idx, full_nbytes=full)
             planned = problem.plan(budget_bytes(budget, full))
             counts, tiers = None, planned.tiers

@@ -69,8 +69,12 @@ def plan(
         raise ValueError("--dim (d) is needed without --weight")
     if table is not None and dim not in (None, table.shape[1]):
         raise ValueError(f"--dim is {dim}, but {weight} has rows of {table.shape[1]} dimensions: leave --dim out")
+    if table is not None and rows not in (None, len(table)):
+        raise ValueError(f"--rows is {rows}, but {weight} has {len(table)} rows: leave --rows out")
     rows = rows if table is None else len(table)
     known = None if counts is None else _read_counts(counts, column, counted, field, rows, data_dir)
+    if known is not None and rows not in (None, len(known)):
+        raise ValueError(f"--rows is {rows}, but there are {len(known)} counts, one an id: leave --rows out")
     rows = rows if known is None else len(known)
     if rows is None:
         raise ValueError("how many rows? Give --counts, --weight, or --rows (N)")
@@ -204,7 +208,10 @@ def _read_counts(
     if not path.is_file():
         raise ValueError(f"--counts: no file {path}")
     if path.suffix.lower() == ".npy":
-        return torch.from_numpy(_load_npy(path))
+        found = _load_npy(path)
+        if getattr(found, "dtype", None) is None or found.dtype.kind not in "iuf":
+            raise ValueError(f"--counts {source}: expected a number an id, got {getattr(found, 'dtype', 'an archive')}")
+        return torch.from_numpy(found)
     if column is None:
         raise ValueError(f"--counts {source}: say which column holds the ids (or the counts, with --counted): --column")
     if not counted:
@@ -218,7 +225,10 @@ def _read_counts(
             raise ValueError(f"--counts {source}: {error.args[0]}") from error
     import polars
 
-    frame = polars.read_csv(path) if path.suffix.lower() == ".csv" else polars.read_parquet(path)
+    try:
+        frame = polars.read_csv(path) if path.suffix.lower() == ".csv" else polars.read_parquet(path)
+    except polars.exceptions.PolarsError as error:
+        raise ValueError(f"--counts {source}: cannot be read: {error}") from error
     if column not in frame.columns:
         raise ValueError(f"--counts {source}: no column {column!r}: the file has {', '.join(frame.columns)}")
     if frame[column].null_count() or not frame[column].dtype.is_numeric():

@@ -30,7 +30,7 @@ def clean_errors(command: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*arguments: P.args, **options: P.kwargs) -> R:
         try:
             return command(*arguments, **options)
-        except (ValueError, OSError) as error:
+        except (ValueError, TypeError, OSError) as error:
             if os.environ.get("MGQE_TRACEBACK"):
                 raise
             errors.print(f"mgqe: {' '.join(str(error).split())}", style="red", markup=False, soft_wrap=True)

@@ -38,7 +38,7 @@ def spend(
             problem = _problem(table, own, counts.get(table.path))
             if config.shares_budget(table.paths):
                 common.append((table, problem))
-            elif problem is None:
+            elif problem is None or problem.least() >= problem.full_nbytes:
                 found[table.path] = NO_GAIN
             else:
                 found[table.path] = problem.plan(budget_bytes(own.budget, problem.full_nbytes))
@@ -87,7 +87,7 @@ def _problem(table: Table, own: CompressConfig, counts: Counts | Tiers | None) -
     if rows < 2:
         return None
     padding = module.padding_idx if zero_padding(module) else None
-    trained = weight if own.init == "from_weight" else None
+    trained = weight if own.init == "from_weight" and bool(weight.any()) else None
     return Problem.of(rows, dim, counts, trained, padding, full_nbytes=weight.nbytes)  # type: ignore[arg-type]
 
 

@@ -40,6 +40,7 @@ class Plan:
             (count + 1)^counts_power.
         errors: of each tier, the share of its rows' squares that is lost.
         measured: whether these were measured on the table; otherwise they are those of Gaussian rows.
+        padding_idx: the id that looks up as zeros, as it was given.
     """
 
     num_embeddings: int
@@ -55,6 +56,7 @@ class Plan:
     loss: float
     errors: tuple[float, ...]
     measured: bool
+    padding_idx: int | None = None
 
     @property
     def capacity(self) -> str:
@@ -88,6 +90,8 @@ class Plan:
             ends = self.tiers.starts[1:-1]
             shown = f"({ends[0]},)" if len(ends) == 1 else str(ends)
             parts.append(f"tiers=mgqe.Tiers.from_counts(counts, boundaries={shown})")
+        if self.padding_idx is not None:
+            parts.insert(2, f"padding_idx={self.padding_idx}")
         defaults = {"capacity": "centroids", "share_codebook": True, "centroid_dtype": "float32"}
         parts += [f"{key}={value!r}" for key, value in settings.items() if defaults.get(key) != value]
         return f"mgqe.{name}({', '.join(parts)})".replace("'", '"')
@@ -246,6 +250,7 @@ class Problem:
             candidate.loss if loss is None else loss,
             candidate.errors if errors is None else errors,
             loss is not None,
+            self.space.padding_idx,
         )
 
 

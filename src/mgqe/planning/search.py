@@ -114,7 +114,7 @@ class Space:
         self.below = np.concatenate([[0.0], np.cumsum(vocabulary.weights)])
         self.max_tiers = max_tiers
         self._tiers: dict[tuple[int, ...], Tiers] = {}
-        self._headers: dict[tuple[int, bool, str], int] = {}
+        self._headers: dict[tuple[int, bool, str, bool], int] = {}
         self._errors: dict[int, np.ndarray] = {}
         self._codes: dict[int, np.ndarray] = {}
         self.candidates = self._thinned([block for sizes in self.splits() for block in self._blocks(sizes)])
@@ -133,6 +133,10 @@ class Space:
             self._tiers[sizes] = self.vocabulary.tiers(sizes)
         return self._tiers[sizes]
 
+    def _mapped(self, sizes: tuple[int, ...]) -> bool:
+        """Whether a table of these tiers holds a map: not where they happen to be ranges of ids."""
+        return self.tiers(sizes).tier_of is not None
+
     def tier_weights(self, sizes: Sequence[int]) -> np.ndarray:
         """How much each tier's error counts, summing to 1."""
         weights: np.ndarray = np.diff(self.below[np.cumsum([0, *sizes])])
@@ -145,7 +149,8 @@ class Space:
 
     def about(self, candidate: Candidate) -> int:
         """Bytes of the file, within HEADER_SPREAD: quicker, since headers of one structure are much alike."""
-        structure = (len(candidate.sizes), candidate.share_codebook, candidate.centroid_dtype)
+        mapped = self._mapped(candidate.sizes)
+        structure = (len(candidate.sizes), candidate.share_codebook, candidate.centroid_dtype, mapped)
         if structure not in self._headers:
             self._headers[structure] = self.nbytes(candidate) - candidate.payload
         return candidate.payload + self._headers[structure]
@@ -163,7 +168,7 @@ class Space:
         return [blocks[owner[i]].make(int(place[i])) for i in kept]
 
     def _blocks(self, sizes: tuple[int, ...]) -> Iterator[Block]:
-        extra = 0 if self.vocabulary.sorted else _map_bytes(level_lengths(sizes, peel_order(sizes)))
+        extra = _map_bytes(level_lengths(sizes, peel_order(sizes))) if self._mapped(sizes) else 0
         for dtype in ITEM_BYTES:
             yield self._separate(sizes, dtype, extra)
         if len(sizes) > 1:
