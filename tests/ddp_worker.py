@@ -58,7 +58,8 @@ def run(rank: int, mode: str) -> dict[str, object]:
             unused = sum(s.usage for s in model.item.codebook_stats())
     assert model.item.quantizing
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    codes = [code for layer in (model.item, model.bag) for code in layer.sweep()]
+    layers = (model.item, model.bag)
+    codes = [layer.codes_of(layer.tiers.members(g), g) for layer in layers for g in range(layer.tiers.num_tiers)]
     usage = [s.usage for layer in (model.item, model.bag) for s in layer.codebook_stats()]
     return {"state": state, "codes": codes, "losses": losses, "usage": usage, "unused": unused}
 

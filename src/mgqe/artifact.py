@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mgqe.container import ArtifactError, config_text, decode_metadata, encode, guarded, identity, read, written
+from mgqe.container import ArtifactError, config_text, decode_metadata, encode, guarded, identity, put, read
 from mgqe.frozen import Config, FrozenTable
 from mgqe.growth import Origin
 from mgqe.segments import all_segment_files, fingerprint, read_extents, refuse_to_lose
@@ -108,16 +108,7 @@ def _write(
         # A name of its own, where there are appended files: they cannot be taken for the new file's at any moment.
         metadata = {"generation": secrets.token_hex(8)} if stale else {}
         nbytes, content = encode(tensors, kind, config, made, **metadata)
-        try:
-            with written(target, content) as temporary:
-                os.replace(temporary, target)
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"could not write {nbytes:,} bytes ({error.strerror or error}); nothing at the path has changed. "
-                "Check that the folder exists, may be written to and has the space",
-                str(path),
-            ) from error
+        put(path, nbytes, content)
     for segment in stale:
         with suppress(OSError):  # left behind it means nothing to anybody
             segment.unlink()

@@ -144,6 +144,25 @@ def written(target: Path, chunks: Iterable[bytes | memoryview]) -> Iterator[Path
             os.close(folder)
 
 
+def put(path: str | os.PathLike[str], nbytes: int, content: Iterable[bytes | memoryview]) -> None:
+    """A file at the path, whole or not at all; what is a link is followed, since a rename would replace the link.
+
+    Raises:
+        OSError: it cannot be written; the message names the path, the bytes needed and the remedy.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        with written(target, content) as temporary:
+            os.replace(temporary, target)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"could not write {nbytes:,} bytes ({error.strerror or error}); nothing at the path has changed. "
+            "Check that the folder exists, may be written to and has the space",
+            str(path),
+        ) from error
+
+
 def identity(path: str | os.PathLike[str] | int) -> tuple[int, int, int, int]:
     """What changes when another file takes the name."""
     found = os.stat(path)

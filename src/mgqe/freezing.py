@@ -13,12 +13,10 @@ from torch import Tensor
 
 from mgqe.artifact import save_pieces
 from mgqe.frozen import Config
-from mgqe.layout import map_tensors, store_centroids
-from mgqe.packing import bits_for, pack
+from mgqe.layout import lay_out_frame
+from mgqe.packing import bits_for, pack, row_bytes
 from mgqe.rows import SWEEP_ROWS
-from mgqe.size import planned
 from mgqe.table import CompactTable
-from mgqe.tiers import build_tier_map
 
 if TYPE_CHECKING:
     from mgqe.quantized import QuantizedEmbedding
@@ -29,16 +27,23 @@ Pieces = Callable[[str], Iterator[Tensor]]
 def frozen_pieces(layer: QuantizedEmbedding) -> tuple[dict[str, Tensor], Config, Pieces]:
     """What a layer freezes to: every tensor's shape and type, the configuration, and the tensors in pieces.
 
-    The shapes come from the plan of the file alone; the pieces of a tensor, joined along the first axis, fill it.
+    Codes have a shape alone; the pieces of a tensor, joined along the first axis, fill it.
     """
     tiers, capacity = layer.tiers, layer.capacity
-    shapes, config = planned(tiers, capacity, layer._zero_row, layer.centroid_dtype)
-    books = [store_centroids(book, layer.centroid_dtype) for book in layer.quantizer.served()]
-    small = map_tensors(None if tiers.tier_of is None else build_tier_map(tiers))
-    for c, (centroids, scales) in enumerate(books):
-        small[f"centroids.{c}"] = centroids
-        if f"scales.{c}" in shapes:
-            small[f"scales.{c}"] = scales
+    small, config = lay_out_frame(
+        tiers,
+        layer.quantizer.served(),
+        capacity.codebook_of,
+        capacity.num_subspaces,
+        capacity.num_centroids,
+        layer._zero_row,
+        layer.centroid_dtype,
+    )
+    shapes = dict(small)
+    for g, (n, subspaces, k) in enumerate(
+        zip(tiers.sizes, capacity.num_subspaces, capacity.num_centroids, strict=True)
+    ):
+        shapes[f"codes.{g}"] = torch.empty(n, row_bytes(subspaces, bits_for(k)), dtype=torch.uint8, device="meta")
 
     def pieces(name: str) -> Iterator[Tensor]:
         if name in small:
@@ -49,7 +54,7 @@ def frozen_pieces(layer: QuantizedEmbedding) -> tuple[dict[str, Tensor], Config,
         for ids in tiers.member_chunks(tier, SWEEP_ROWS):
             yield pack(layer.codes_of(ids.to(layer.raw_weight.device), tier).cpu(), bits)
 
-    return shapes, config.to_json(), pieces
+    return shapes, config, pieces
 
 
 def frozen_table(layer: QuantizedEmbedding) -> CompactTable:

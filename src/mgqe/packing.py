@@ -26,6 +26,11 @@ def bits_for(num_centroids: int) -> int:
     return max(1, (num_centroids - 1).bit_length())
 
 
+def code_dtype(num_centroids: int) -> torch.dtype:
+    """The narrowest type that holds codes below K unpacked."""
+    return torch.uint8 if num_centroids <= 2**8 else torch.int16 if num_centroids <= 2**15 else torch.int32
+
+
 def row_bytes(num_subspaces: int, bits: int) -> int:
     """Bytes of one packed row of ``num_subspaces`` codes: ceil(num_subspaces * bits / 8)."""
     _check_layout(num_subspaces, bits)

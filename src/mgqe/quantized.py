@@ -24,7 +24,6 @@ from mgqe.parts import make_quantizer, other_tiers
 from mgqe.precision import in_full_precision
 from mgqe.progress import TrainingPasses
 from mgqe.quantizers import Groups
-from mgqe.rows import SWEEP_ROWS
 from mgqe.stats import CodebookStats
 from mgqe.storage import Rows, resolve_rows
 from mgqe.storage.build import key_dim_of, make_rows, make_store
@@ -313,7 +312,8 @@ class QuantizedEmbedding(TrainingPasses):
                     batch = Batch(
                         index, counts, places, padding, repeat, scale, self.sparse, self.zero_padding, self.vector_dtype
                     )
-                    vectors, loss = quantizer.read(self.raw_weight, self._read_rows(ids), sizes, batch)
+                    rows = self._read_rows(ids) if self.store is None else self.raw_weight.detach()[index]
+                    vectors, loss = quantizer.read(self.raw_weight, rows, sizes, batch)
                     self._keep_loss(loss)
                     return vectors, None if repeat else places
             vectors = self._quantized_rows(ids, sizes, counts)
@@ -354,16 +354,6 @@ class QuantizedEmbedding(TrainingPasses):
         return torch.bucketize(ids, self.tier_sizes.cumsum(0)[:-1], right=True)
 
     # ---- freezing ----------------------------------------------------------------------------------------
-
-    @in_full_precision
-    @torch.no_grad()
-    def sweep(self) -> list[Tensor]:
-        """Codes of the whole vocabulary, never-seen ids included: (n_g, D_g) int32 a tier, in order of ids."""
-        codes = []
-        for g in range(self._tiers.num_tiers):
-            ids = self._tiers.members(g).to(self.raw_weight.device)
-            codes.append(torch.cat([self.codes_of(chunk, g).cpu() for chunk in torch.split(ids, SWEEP_ROWS)]))
-        return codes
 
     @in_full_precision
     @torch.no_grad()

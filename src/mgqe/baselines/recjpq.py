@@ -14,6 +14,7 @@ from mgqe.capacity import resolve_capacity
 from mgqe.frozen import FrozenTable
 from mgqe.ids import INTEGER_DTYPES, check_ids
 from mgqe.layout import CENTROID_DTYPES
+from mgqe.packing import code_dtype
 from mgqe.quantizers import round_centroids
 from mgqe.table import CompactTable
 from mgqe.tiers import Tiers
@@ -161,8 +162,7 @@ def interaction_codes(
             if own.numel():
                 found = left_factors(own, other, num_embeddings, num_subspaces, generator)
                 factors[:, : found.shape[1]] = found
-        dtype = torch.uint8 if num_centroids <= 2**8 else torch.int16 if num_centroids <= 2**15 else torch.int32
-        return quantile_codes(factors, num_centroids, generator).to(dtype)
+        return quantile_codes(factors, num_centroids, generator).to(code_dtype(num_centroids))
 
 
 def quantile_codes(factors: Tensor, num_centroids: int, generator: torch.Generator) -> Tensor:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mgqe.container import ArtifactError, decode_metadata, encode, read, written
+from mgqe.container import ArtifactError, decode_metadata, encode, put, read
 from mgqe.idmap.given import INTEGERS, KINDS
 from mgqe.idmap.hashing import WORD
 from mgqe.idmap.ids import Hashes, Ids, Integers, Texts
@@ -56,17 +55,7 @@ def write_map(path: str | os.PathLike[str], ids: Ids, index: Index, runs: Runs, 
     }
     tensors = {name: [torch.from_numpy(array)] for name, array in arrays_of(ids, index, runs).items()}
     nbytes, content = encode(tensors, KIND, config)
-    target = Path(os.path.realpath(path))
-    try:
-        with written(target, content) as temporary:
-            os.replace(temporary, target)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"could not write {nbytes:,} bytes ({error.strerror or error}); nothing at the path has changed. "
-            "Check that the folder exists, may be written to and has the space",
-            str(path),
-        ) from error
+    put(path, nbytes, content)
     return nbytes
 
 

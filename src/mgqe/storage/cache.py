@@ -9,6 +9,7 @@ from torch import Tensor
 from mgqe import ops
 from mgqe.capacity import Capacity
 from mgqe.graphs import outside_graphs
+from mgqe.packing import code_dtype
 from mgqe.quantizers import tier_codebook
 from mgqe.storage.config import CachedRows
 from mgqe.storage.store import RowStore
@@ -265,11 +266,6 @@ def head_ids(tiers: Tiers, head: int) -> Tensor:
         if left > 0:
             found.append(tiers.members(g)[:left])
     return torch.cat(found) if found else torch.empty(0, dtype=torch.int64, device="cpu")
-
-
-def code_dtype(num_centroids: int) -> torch.dtype:
-    """The narrowest type that holds codes below K."""
-    return torch.uint8 if num_centroids <= 2**8 else torch.int16 if num_centroids <= 2**15 else torch.int32
 
 
 def checked_codes(

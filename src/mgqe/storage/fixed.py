@@ -8,7 +8,8 @@ from torch import Tensor
 from mgqe import ops
 from mgqe.capacity import Capacity
 from mgqe.graphs import outside_graphs
-from mgqe.storage.cache import checked_codes, code_dtype
+from mgqe.packing import code_dtype
+from mgqe.storage.cache import checked_codes
 from mgqe.storage.config import CodeRows
 from mgqe.storage.store import RowStore
 from mgqe.tiers import Tiers

@@ -41,9 +41,6 @@ class NarrowStore(RowStore):
         """(D, key_dim, s)."""
         return self.maps.view(-1, self.key_dim, self.maps.shape[1])
 
-    def places(self, weight: Tensor, ids: Tensor) -> Tensor:
-        return ids
-
     def values_of(self, keys: Tensor) -> Tensor:
         """Keys (D, K, key_dim) or (1, K, key_dim) -> where the maps put them, (..., s)."""
         maps = self._maps().detach().float()

@@ -11,7 +11,7 @@ from mgqe.codebook import KMeans, kmeans
 from mgqe.distributed import cpu_generator
 from mgqe.graphs import outside_graphs
 from mgqe.hashes import bucket_of
-from mgqe.storage.cache import code_dtype
+from mgqe.packing import code_dtype
 from mgqe.storage.config import SketchRows
 from mgqe.storage.store import RowStore, chunks
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,7 @@ class RowStore(nn.Module):
         return None
 
 
-def chunks(total: int, size: int, device: torch.device) -> Sequence[Tensor]:
+def chunks(total: int, size: int, device: torch.device) -> Iterator[Tensor]:
     """0 .. total - 1 in pieces of at most ``size`` ids."""
-    return [torch.arange(start, min(start + size, total), device=device) for start in range(0, total, size)]
+    for start in range(0, total, size):
+        yield torch.arange(start, min(start + size, total), device=device)
