@@ -18,18 +18,6 @@ NAMES = {"default": "the default", "counts": "planned from counts", "rows": "pla
 PAGE = Path(__file__).parent.parent / "docs" / "plan.md"
 
 
-def powers(runs: list[dict[str, Any]]) -> str:
-    """HR@10 on validation a power; the default beside."""
-    keys = list(dict.fromkeys((run["data"], run["default"]) for run in runs))
-    found = {(run["data"], run["default"], run["method"], run["power"]): run["valid_hr@10"] for run in runs}
-    steps = sorted({run["power"] for run in runs if run["power"] is not None})
-    table = TextTable("", ["validation HR@10, bytes of", "the default", *(f"power {step:g}" for step in steps)])
-    for data, default in keys:
-        cells = [found[data, default, "default", None], *(found[data, default, "counts", step] for step in steps)]
-        table.rows.append([f"{TITLES[data]}, {default}", *(f"{cell:.4f}" for cell in cells)])
-    return table.markdown()
-
-
 def settings(runs: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """(default, method) -> its runs, one a seed."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -96,8 +84,7 @@ def main() -> None:
     data = {}
     for name in TITLES:
         data[name] = json.loads((RESULTS / f"plan-{name}.json").read_text())["runs"]
-    chosen = json.loads((RESULTS / "plan-powers.json").read_text())["runs"]
-    missing = fill(PAGE, {"plan-powers": powers(chosen), "plan-errors": errors(data), "plan-quality": quality(data)})
+    missing = fill(PAGE, {"plan-errors": errors(data), "plan-quality": quality(data)})
     if missing:
         raise SystemExit(f"{PAGE} has no marks for {', '.join(missing)}")
 
