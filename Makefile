@@ -6,7 +6,12 @@ BIN := .venv/bin
 READY := .venv/ready
 NATIVE_SOURCES := $(wildcard src/mgqe/ops/native/*.cpp src/mgqe/ops/native/*.h)
 
-.PHONY: demo test test-all lint sanitize bench study clean setup
+MINUTES ?= 5
+SEED ?= 0
+FILES ?=
+JOBS ?= 1
+
+.PHONY: demo test test-all lint sanitize fuzz bench study clean setup
 
 demo: setup  ## train full, small-d and MGQE tables on an embedded data set; table, picture, look-up
 	$(BIN)/mgqe compare --out runs/demo --seeds 1 --jobs 2 --embedding full --embedding full:d=8 \
@@ -20,8 +25,8 @@ test-all: lint  ## the slow tests as well
 	$(BIN)/python -m pytest
 
 lint: setup
-	$(BIN)/ruff check src tests benchmarks examples setup.py
-	$(BIN)/ruff format --check src tests benchmarks examples setup.py
+	$(BIN)/ruff check src tests benchmarks reliability examples setup.py
+	$(BIN)/ruff format --check src tests benchmarks reliability examples setup.py
 	$(BIN)/mypy
 
 # The library goes to build/sanitized and is loaded from there (MGQE_LIBRARY): the installed one stays as it is.
@@ -32,6 +37,10 @@ sanitize: setup  ## the kernels' tests under AddressSanitizer and UndefinedBehav
 	MGQE_LIBRARY=$(CURDIR)/build/sanitized/mgqe/ops/libmgqe_native.so ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		$(BIN)/python -m pytest -q -m "not slow" tests/test_ops_*.py
+
+fuzz: setup  ## damage small artefacts at random for MINUTES (or FILES=N of them), from SEED, in JOBS processes
+	$(BIN)/python -m reliability.fuzz --minutes $(MINUTES) --seed $(SEED) --jobs $(JOBS) \
+		$(if $(FILES),--files $(FILES))
 
 bench: setup  ## every benchmark, to benchmarks/results
 	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"
