@@ -96,9 +96,8 @@ def test_weights_keep_their_gradient_in_a_frozen_collection(tmp_path):
     )
     mgqe.start_quantizing(collection)
     sharded.freeze(nn.Sequential(collection), tmp_path)
-    gradients = []
+    made, gradients = batch(), []
     for module in (collection.eval(), sharded.load(tmp_path)):
-        made = batch()
         weights = made.weights().clone().requires_grad_()
         features = KeyedJaggedTensor(made.keys(), made.values(), lengths=made.lengths(), weights=weights)
         module(features).values().square().sum().backward()
