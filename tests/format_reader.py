@@ -26,7 +26,7 @@ class FormatReader:
         self.metadata, self.parts = read_raw(path)
         self.config: dict[str, Any] = json.loads(self.metadata["config"])
         self.kind = self.metadata["kind"]
-        assert (self.metadata["format"], self.metadata["version"]) == ("mgqe", "1")
+        assert (self.metadata["format"], self.metadata["version"]) in {("mgqe", "1"), ("mgqe", "2")}
         self.num_embeddings = self.config["num_embeddings"]
         self.appended: list[tuple[int, int, int, str]] = []  # first id, id after the last, tier, tensor
         if self.kind == "compact":
@@ -41,7 +41,11 @@ class FormatReader:
         widths = {}
         for number, rows in enumerate(sizes):
             metadata, parts = read_raw(folder / f"shard-{name}-{number:05d}.safetensors")
-            assert (metadata["format"], metadata["version"], metadata["kind"]) == ("mgqe", "1", "compact-shard")
+            assert (metadata["format"], metadata["version"], metadata["kind"]) == (
+                "mgqe",
+                self.metadata["version"],
+                "compact-shard",
+            )
             assert json.loads(metadata["config"]) == {"set": name, "number": number}
             assert parts.keys() == joined.keys()
             for g, tensor in enumerate(joined):
@@ -57,7 +61,11 @@ class FormatReader:
         base = self.fingerprint()
         for file in sorted(path.parent.glob(f"{path.name}.append-{base[:8]}-*")):
             metadata, parts = read_raw(file)
-            assert (metadata["format"], metadata["version"], metadata["kind"]) == ("mgqe", "1", "compact-append")
+            assert (metadata["format"], metadata["version"], metadata["kind"]) == (
+                "mgqe",
+                self.metadata["version"],
+                "compact-append",
+            )
             config = json.loads(metadata["config"])
             assert config.keys() == {"base", "first_id", "tier"}
             assert config["base"] == base

@@ -22,14 +22,15 @@ from mgqe.idmap.hashing import hash_integers, hash_keys
 pytest.importorskip("polars")
 
 GOLDEN = Path(__file__).parent / "golden" / "idmap"
+VERSION_1 = GOLDEN.parent / "version-1" / "idmap"
 FORMAT_DOC = Path(__file__).parent.parent / "docs" / "format.md"
 SHA256 = {
-    "binary.safetensors": "9d69cb1fa6ce8f4362798d91926bb74f47d18b0aa12767b3e88e6a4927b6d619",
-    "hashes.safetensors": "05460db30210a6cd172b3aac5c23accfa50d851694e2d67af0194c7622f38e26",
-    "int32.safetensors": "037764bc6e0ce34753ed3520d9d09bb33e62814fb89d097b43d23a8f9ad5d17c",
-    "int64.safetensors": "df6f411b95116d35cc6045fd17f18c0ed907a5e3e06c359cd683b79f9ce66e48",
-    "string.safetensors": "67f52d75b19f7950549c089b368271e252d0d52a7fd406002b40cddd706b34ce",
-    "uint64.safetensors": "4b0af8dbec9d374ce7fe6a2878a30dd14bb70ea80b9f3936594644494a9fadd7",
+    "binary.safetensors": "f25fc2fca6d61376026a641116624cd8608a89044de698094002dbd0a2d63612",
+    "hashes.safetensors": "11793119b46bde8fb61ecd16d74f2c5e0efe3d319c3f0597796201f7b7635d4a",
+    "int32.safetensors": "aca2b6e76c4779233a7e92765660e420be1dd1caf847143cb55f7ecf6a0bec57",
+    "int64.safetensors": "6e881abf17707ba479618a390088ae5d5f99542b10202ed484ec1a9afe0adc79",
+    "string.safetensors": "dcd459abc2302bead17fa5699e5a6e5e8b63ecdba80bd21d8cdce026e4e4228e",
+    "uint64.safetensors": "ed8292629f315bc9302bbe8555af2e9ef26a892123f397800799f2328cb1c2b0",
 }
 GOLDEN_RATIO, MASK = 0x9E3779B97F4A7C15, 2**64 - 1
 
@@ -56,7 +57,8 @@ class Reader:
     def __init__(self, path):
         metadata, self.parts = read_raw(path)
         self.config = json.loads(metadata["config"])
-        assert (metadata["format"], metadata["version"], metadata["kind"]) == ("mgqe", "1", "id-map")
+        assert (metadata["format"], metadata["kind"]) == ("mgqe", "id-map")
+        assert metadata["version"] in ("1", "2")
         self.n = self.config["num_ids"]
         self.k = (self.parts["index.directory"][1][0] - 1).bit_length() - 1
 
@@ -104,9 +106,10 @@ def test_bytes(name, tmp_path):
     assert (tmp_path / name).read_bytes() == content
 
 
+@pytest.mark.parametrize("folder", [GOLDEN, VERSION_1], ids=["version 2", "version 1"])
 @pytest.mark.parametrize("name", SHA256)
-def test_a_second_reader_agrees(name):
-    found, reader = IdMap.load(GOLDEN / name), Reader(GOLDEN / name)
+def test_a_second_reader_agrees(name, folder):
+    found, reader = IdMap.load(folder / name), Reader(folder / name)
     found.validate()
     assert found.counts.tolist() == reader.counts()
     every = golden_id_maps()[name][0]["item"].unique(maintain_order=True).to_list()

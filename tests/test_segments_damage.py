@@ -179,7 +179,7 @@ BAD = [
     (cut(-1), "not a whole safetensors file"),
     (lambda file: file.write_bytes(os.urandom(400)), "not a whole safetensors file"),
     (put("metadata", format="other"), "'format' must be 'mgqe'"),
-    (put("metadata", version="2"), "'version' must be '1', got '2'"),
+    (put("metadata", version="3"), "'version' must be '1' or '2', got '3'"),
     (put("metadata", kind="compact"), "'kind' must be 'compact-append', got 'compact'"),
     (put("config", base="0" * 64), "'base' must be one of"),
     (put("config", base=None), "'base' must be one of"),

@@ -26,6 +26,7 @@ from mgqe.container import (
     encode,
     guarded,
     identity,
+    open_stored,
     read,
     tensor_bytes,
     written,
@@ -97,13 +98,13 @@ def fingerprint(metadata: Mapping[str, str], table: CompactTable) -> str:
     return digest.hexdigest()
 
 
-def read_segment(path: Path, table: CompactTable, base_fingerprint: str) -> Segment:
-    """An appended file, its codes not looked at.
+def read_segment(path: Path, table: CompactTable, base_fingerprint: str, verify: bool | None = None) -> Segment:
+    """An appended file, its codes not looked at except to verify them, as :func:`mgqe.container.read` does.
 
     Raises ArtifactError naming the file, what is wrong and the remedy.
     """
     try:
-        metadata, tensors = read(path)
+        metadata, tensors = read(path, verify)
         kind, config = decode_metadata(metadata)
         if kind != KIND:
             raise ValueError(f"metadata 'kind' must be {KIND!r}, got {kind!r}")
@@ -120,7 +121,9 @@ def read_segment(path: Path, table: CompactTable, base_fingerprint: str) -> Segm
         raise _refusal(path, error) from error
 
 
-def read_extents(base: Path, own: str, table: CompactTable, mmap: bool) -> Iterator[tuple[int, Tensor]]:
+def read_extents(
+    base: Path, own: str, table: CompactTable, mmap: bool, verify: bool | None = None
+) -> Iterator[tuple[int, Tensor]]:
     """What was appended to a base, in order of ids: tiers and packed rows, neighbours of a tier joined.
 
     Args:
@@ -145,7 +148,7 @@ def read_extents(base: Path, own: str, table: CompactTable, mmap: bool) -> Itera
         )
     expected, segments = table.num_embeddings, []
     for _, path in files:
-        segment = read_segment(path, table, own)
+        segment = read_segment(path, table, own, verify)
         if segment.first_id != expected:
             what = "a file before it is missing" if segment.first_id > expected else "ids are given twice"
             raise _refusal(path, ValueError(f"starts with id {segment.first_id}, not {expected}: {what}"))
@@ -217,9 +220,11 @@ def _try_to_append(
 
 
 def _open_base(name: str) -> tuple[str, CompactTable]:
-    """Fingerprint and base, without what was appended; of its values only the centroids are looked at."""
+    """Fingerprint and base, without what was appended; of its values only the centroids are looked at and verified."""
     try:
-        metadata, tensors = read(name)
+        stored = open_stored(name)
+        stored.check_tensors(part for part in stored.tensors if part.startswith(("centroids.", "scales.")))
+        metadata, tensors = stored.metadata, stored.tensors
         kind, config = decode_metadata(metadata)
         if kind != CompactTable.kind:
             raise ValueError(f"ids can be appended to tables of kind {CompactTable.kind!r}, this one is {kind!r}")
