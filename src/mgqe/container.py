@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain
 from math import prod
 from typing import Any
@@ -274,11 +274,11 @@ class StoredFile:
                 )
 
 
-def open_stored(name: str | os.PathLike[str], types: Collection[str] = DTYPE_NAMES.values()) -> StoredFile:
+def open_stored(name: str | os.PathLike[str], any_dtype: bool = False) -> StoredFile:
     """A safetensors file, its tensors mapped into memory, its checksums not looked at yet.
 
     Args:
-        types: the types that its tensors may have, as the header names them.
+        any_dtype: take tensors of any type, not of those alone that tables hold.
 
     Raises OSError if it cannot be opened or is no regular file, ArtifactError if it is no whole file of the kind.
     """
@@ -287,19 +287,19 @@ def open_stored(name: str | os.PathLike[str], types: Collection[str] = DTYPE_NAM
             before = identity(file.fileno())
             head = file.read(8)
             head += file.read(min(int.from_bytes(head, "little"), MAX_HEADER_BYTES))
-            metadata, tensors = _map(name, types)
+            metadata, tensors = _map(name, any_dtype)
             if identity(name) == before:  # else another file took the name meanwhile
                 return StoredFile(head, metadata, tensors)
 
 
-def _map(name: str | os.PathLike[str], types: Collection[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _map(name: str | os.PathLike[str], any_dtype: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(os.fspath(name), framework="pt", device="cpu") as file:
             metadata = dict(file.metadata() or {})
             tensors = {}
             for key in file.keys():  # noqa: SIM118  (not a dict)
                 dtype = file.get_slice(key).get_dtype()
-                if dtype not in types:
+                if dtype not in DTYPE_NAMES.values() and not any_dtype:
                     raise ArtifactError(f"tensor {key!r} has type {dtype}, which no table holds")
                 tensors[key] = file.get_tensor(key)
     except (
@@ -330,6 +330,14 @@ def read(name: str | os.PathLike[str], verify: bool | None = None) -> tuple[dict
     stored = open_stored(name)
     stored.check(verify)
     return stored.metadata, stored.tensors
+
+
+def stored_checksum(name: str | os.PathLike[str]) -> str:
+    """A file's last checksum, which is of its header and all others, as hexadecimal digits; of no meaning in a file of
+    version 1. Raises OSError if it cannot be read or is no regular file."""
+    with open_regular(name) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - DIGEST_BYTES))
+        return file.read(DIGEST_BYTES).hex()
 
 
 def decode_metadata(metadata: dict[str, str]) -> tuple[str, Config]:

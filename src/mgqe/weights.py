@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from mgqe.checksums import CHECKSUMS
-from mgqe.container import FORMAT, WEIGHT_DTYPE_NAMES, ArtifactError, decode_metadata, encode, open_stored, put
+from mgqe.container import FORMAT, ArtifactError, decode_metadata, encode, open_stored, put
 
 KIND = "weights"
 
@@ -39,7 +39,7 @@ def load_weights(path: str | os.PathLike[str], verify: bool | None = True) -> di
         OSError: it cannot be read.
     """
     try:
-        stored = open_stored(path, WEIGHT_DTYPE_NAMES.values())
+        stored = open_stored(path, any_dtype=True)
         stored.check(verify)
         if stored.metadata.get("format") == FORMAT or CHECKSUMS in stored.tensors:  # a damaged one among them
             kind, _ = decode_metadata(stored.metadata)
