@@ -59,7 +59,7 @@ class FormatReader:
 
     def _read_appended(self, path: Path) -> None:
         base = self.fingerprint()
-        for file in sorted(path.parent.glob(f"{path.name}.append-{base[:8]}-*")):
+        for file in sorted(path.parent.glob(f"{path.name}.append-{base[:8]}-0*")):
             metadata, parts = read_raw(file)
             assert (metadata["format"], metadata["version"], metadata["kind"]) == (
                 "mgqe",

@@ -30,8 +30,8 @@ from mgqe.checksums import (
     with_checksums,
 )
 from mgqe.frozen import Config
-from mgqe.whole_files import guarded as guarded  # these four were here before
-from mgqe.whole_files import identity as identity
+from mgqe.locks import guarded as guarded  # these four were here before
+from mgqe.locks import identity as identity
 from mgqe.whole_files import open_regular
 from mgqe.whole_files import put as put
 from mgqe.whole_files import written as written
