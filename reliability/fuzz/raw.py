@@ -28,8 +28,8 @@ def join(header: object, payload: bytes) -> bytes:
 
 
 def unchecked(files: dict[str, bytes]) -> dict[str, bytes]:
-    """The same artefact in format 1, which had no checksums."""
-    return {name: _unchecked(content) for name, content in files.items()}
+    """The same artefact in format 1, which had no checksums, and no record of the appended files."""
+    return {name: _unchecked(content) for name, content in files.items() if not name.endswith("-record")}
 
 
 def _unchecked(content: bytes) -> bytes:

@@ -9,24 +9,28 @@ from torch import Tensor
 
 from mgqe.checksums import CHECKSUMS
 from mgqe.container import FORMAT, ArtifactError, decode_metadata, encode, open_stored, put
+from mgqe.frozen import Config
 
 KIND = "weights"
 
 
-def save_weights(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> int:
+def save_weights(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], about: Config | None = None) -> int:
     """Write tensors to a file, whole or not at all, and return its bytes.
+
+    Args:
+        about: what the file is to say besides, for :func:`read_weights`: anything that JSON can hold.
 
     Raises:
         TypeError: a type that no file holds, such as complex. ValueError: the name of the checksums.
         OSError: the file cannot be written.
     """
-    nbytes, content = encode({name: [tensor] for name, tensor in tensors.items()}, KIND, {})
+    nbytes, content = encode({name: [tensor] for name, tensor in tensors.items()}, KIND, about or {})
     put(path, nbytes, content)
     return nbytes
 
 
 def load_weights(path: str | os.PathLike[str], verify: bool | None = True) -> dict[str, Tensor]:
-    """Read what :func:`save_weights` wrote, or any other safetensors file, which has no checksums.
+    """The tensors that :func:`save_weights` wrote, or those of any other safetensors file, which has no checksums.
 
     Args:
         verify: as for :func:`mgqe.load`.
@@ -35,16 +39,26 @@ def load_weights(path: str | os.PathLike[str], verify: bool | None = True) -> di
         tensors of their own, which nothing that happens to the file can change.
 
     Raises:
+        ArtifactError, OSError: as :func:`read_weights`.
+    """
+    return read_weights(path, verify)[1]
+
+
+def read_weights(path: str | os.PathLike[str], verify: bool | None = True) -> tuple[Config, dict[str, Tensor]]:
+    """What :func:`save_weights` was told about the tensors, empty for another safetensors file, and the tensors.
+
+    Raises:
         ArtifactError: it is another kind of file, damaged or cut short; the message names it.
         OSError: it cannot be read.
     """
+    about: Config = {}
     try:
         stored = open_stored(path, any_dtype=True)
         stored.check(verify)
         if stored.metadata.get("format") == FORMAT or CHECKSUMS in stored.tensors:  # a damaged one among them
-            kind, _ = decode_metadata(stored.metadata)
+            kind, about = decode_metadata(stored.metadata)
             if kind != KIND:
                 raise ArtifactError(f"metadata 'kind' must be {KIND!r}, got {kind!r}")
     except ValueError as error:
         raise ArtifactError(f"{os.fspath(path)}: {error}") from error
-    return {name: tensor.clone() for name, tensor in stored.tensors.items()}
+    return about, {name: tensor.clone() for name, tensor in stored.tensors.items()}

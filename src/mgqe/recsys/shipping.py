@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from xxhash import xxh3_64_hexdigest
 
+from mgqe.container import ArtifactError, stored_checksum
 from mgqe.recsys.checkpoint import read_json
 from mgqe.recsys.config import TrainConfig
 from mgqe.recsys.embeddings import FrozenEmbedding
 from mgqe.recsys.models import build_model
 from mgqe.recsys.tasks import own_parameters
-from mgqe.weights import load_weights, save_weights
+from mgqe.weights import read_weights, save_weights
 
 CONFIG, MODEL, TABLE = "config.json", "model.safetensors", ".mgqe.safetensors"
 
@@ -27,21 +29,61 @@ def ship(model: nn.Module, tables: Mapping[str, Any], out: Path) -> dict[str, in
     for path in tables:
         table: Any = model.get_submodule(path)
         mgqe.save(table.freeze(), out / f"{path}{TABLE}")
-    save_weights(own_parameters(model, tables), out / MODEL)
+    save_weights(own_parameters(model, tables), out / MODEL, _files_of_run(out, tables))
     return {path: (out / f"{path}{TABLE}").stat().st_size for path in tables}
 
 
 def load_model(out: Path | str) -> Any:
-    """The model that a run saved in `out`, on its frozen tables, ready to score."""
+    """The model that a run saved in `out`, on its frozen tables, ready to score.
+
+    Raises ArtifactError (a ValueError), which names the file, where one is damaged, missing or not the run's own, and
+    OSError where one cannot be read.
+    """
     import mgqe
 
     out = Path(out)
-    config = TrainConfig(**read_json(out / CONFIG))
-    files = sorted(out.glob(f"*{TABLE}"))
-    tables: dict[str, nn.Module] = {file.name.removesuffix(TABLE): FrozenEmbedding(mgqe.load(file)) for file in files}
-    model = build_model(config, tables)
-    model.load_state_dict(load_weights(out / MODEL))
+    about, own = read_weights(out / MODEL)
+    config = _read_config(out)
+    files = {file.name.removesuffix(TABLE): file for file in sorted(out.glob(f"*{TABLE}"))}
+    _check_files(out, about, files)
+    tables: dict[str, nn.Module] = {path: FrozenEmbedding(mgqe.load(file)) for path, file in files.items()}
+    try:
+        model = build_model(config, tables)
+        model.load_state_dict(own)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{out}: {CONFIG}, {MODEL} and the tables do not fit together: {error}") from error
     return model.eval()
+
+
+def _read_config(out: Path) -> TrainConfig:
+    path = out / CONFIG
+    content = read_json(path)
+    try:
+        return TrainConfig(**content)
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"{path}: not the configuration of a run: {error}") from error
+
+
+def _files_of_run(out: Path, tables: Iterable[str]) -> dict[str, Any]:
+    """What the model's file says of the others: that of a run before this was written says nothing."""
+    return {
+        "config": xxh3_64_hexdigest((out / CONFIG).read_bytes()),
+        "tables": {path: stored_checksum(out / f"{path}{TABLE}") for path in tables},
+    }
+
+
+def _check_files(out: Path, about: dict[str, Any], tables: Iterable[str]) -> None:
+    """Raise ArtifactError for the first file that is not the one that the run wrote."""
+    if not about:
+        return
+    missing = sorted(set(about["tables"]) - set(tables))
+    if missing:
+        raise ArtifactError(f"{out / f'{missing[0]}{TABLE}'}: missing; copy every file of the run")
+    found = _files_of_run(out, about["tables"])
+    wrong = [path for path, checksum in about["tables"].items() if found["tables"][path] != checksum]
+    names = [f"{path}{TABLE}" for path in wrong] + [CONFIG] * (found["config"] != about["config"])
+    if names:
+        raise ArtifactError(f"{out / names[0]}: not the file that the run wrote beside {MODEL}: restore it from a copy")
 
 
 def bytes_by_part(out: Path, tables: Iterable[str]) -> dict[str, dict[str, int]]:
