@@ -57,6 +57,17 @@ DTYPE_NAMES = {
     torch.int8: "I8",
     torch.uint8: "U8",
 }
+WEIGHT_DTYPE_NAMES = {  # of what a model has beside its tables
+    **DTYPE_NAMES,
+    torch.float64: "F64",
+    torch.int16: "I16",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
+    torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
 
 
 Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -148,7 +159,7 @@ def encode_header(shapes: Shapes, kind: str, config: Config, **metadata: str) ->
     offset = 0
     for name, (dtype, shape) in [*((name, shapes[name]) for name in element_order(shapes)), (CHECKSUMS, checksums)]:
         end = offset + _nbytes((dtype, shape))
-        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        header[name] = {"dtype": WEIGHT_DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     head = json.dumps(header, separators=(",", ":")).encode("ascii")
     head += b" " * (-(8 + len(head)) % DATA_ALIGNMENT)
@@ -159,8 +170,8 @@ def encode_header(shapes: Shapes, kind: str, config: Config, **metadata: str) ->
 def tensor_bytes(tensor: Tensor) -> Iterator[memoryview]:
     """A tensor's elements, little-endian and in C order, in chunks."""
     flat = tensor.detach().contiguous().reshape(-1)
-    if flat.dtype == torch.bfloat16:  # numpy has no such type
-        flat = flat.view(torch.int16)
+    if flat.dtype.is_floating_point and flat.dtype not in (torch.float64, torch.float32, torch.float16):
+        flat = flat.view(torch.int16 if flat.itemsize == 2 else torch.uint8)  # numpy has no such types
     step = WRITE_CHUNK // tensor.element_size()
     for start in range(0, flat.numel(), step):
         array = flat[start : start + step].cpu().numpy()
@@ -262,8 +273,11 @@ class StoredFile:
                 )
 
 
-def open_stored(name: str | os.PathLike[str]) -> StoredFile:
+def open_stored(name: str | os.PathLike[str], any_dtype: bool = False) -> StoredFile:
     """A safetensors file, its tensors mapped into memory, its checksums not looked at yet.
+
+    Args:
+        any_dtype: take tensors of any type, not of those alone that tables hold.
 
     Raises OSError if it cannot be opened or is no regular file, ArtifactError if it is no whole file of the kind.
     """
@@ -272,19 +286,19 @@ def open_stored(name: str | os.PathLike[str]) -> StoredFile:
             before = identity(file.fileno())
             head = file.read(8)
             head += file.read(min(int.from_bytes(head, "little"), MAX_HEADER_BYTES))
-            metadata, tensors = _map(name)
+            metadata, tensors = _map(name, any_dtype)
             if identity(name) == before:  # else another file took the name meanwhile
                 return StoredFile(head, metadata, tensors)
 
 
-def _map(name: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _map(name: str | os.PathLike[str], any_dtype: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(os.fspath(name), framework="pt", device="cpu") as file:
             metadata = dict(file.metadata() or {})
             tensors = {}
             for key in file.keys():  # noqa: SIM118  (not a dict)
                 dtype = file.get_slice(key).get_dtype()
-                if dtype not in DTYPE_NAMES.values():
+                if dtype not in DTYPE_NAMES.values() and not any_dtype:
                     raise ArtifactError(f"tensor {key!r} has type {dtype}, which no table holds")
                 tensors[key] = file.get_tensor(key)
     except (
@@ -315,6 +329,14 @@ def read(name: str | os.PathLike[str], verify: bool | None = None) -> tuple[dict
     stored = open_stored(name)
     stored.check(verify)
     return stored.metadata, stored.tensors
+
+
+def stored_checksum(name: str | os.PathLike[str]) -> str:
+    """A file's last checksum, which is of its header and all others, as hexadecimal digits; of no meaning in a file of
+    version 1. Raises OSError if it cannot be read or is no regular file."""
+    with open_regular(name) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - DIGEST_BYTES))
+        return file.read(DIGEST_BYTES).hex()
 
 
 def decode_metadata(metadata: dict[str, str]) -> tuple[str, Config]:
