@@ -23,7 +23,7 @@ class Fit:
     """A model and a saved one, by the model's own paths.
 
     Attributes:
-        tables: path -> the table that belongs there.
+        tables: path -> the table that belongs there, in the place of a wrapper too.
         ties: (module, parameter's name, the table that it is).
         dense: key of ``state_dict`` -> what was saved.
         problems: what does not fit, a line each.
@@ -39,6 +39,7 @@ def compare(model: nn.Module, saved: SavedModel) -> Fit:
     """Where everything saved belongs in the model, and what does not fit. Changes nothing."""
     plain, parts = plain_paths(model), dict(model.named_modules(remove_duplicate=False))
     raw_of = {path: raw for raw, path in plain.items()}  # of a wrapper and what it wraps, the innermost is the last
+    place_of = {path: raw for raw, path in reversed(plain.items())}  # and the outermost the last of these
     entries = saved.manifest.tables
     translate = translation([path for entry in entries for path in entry.paths], plain)
     problems: list[str] = []
@@ -62,7 +63,7 @@ def compare(model: nn.Module, saved: SavedModel) -> Fit:
     problems += _compare_dense({key: value for key, (_, value) in own.items()}, dense)
     problems += _lost_buffers(parts, plain, tuple(f"{path}." for path in tables))
     fitting = {raw: dense[key] for key, (raw, _) in own.items() if key in dense}
-    return Fit({raw_of[path]: table for path, table in tables.items() if path in raw_of}, ties, fitting, problems)
+    return Fit({place_of[path]: table for path, table in tables.items() if path in raw_of}, ties, fitting, problems)
 
 
 def _misfits(module: nn.Module | None, entry: TableEntry, table: CompactEmbedding) -> Iterator[str]:
