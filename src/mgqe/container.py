@@ -30,8 +30,8 @@ from mgqe.checksums import (
     with_checksums,
 )
 from mgqe.frozen import Config
-from mgqe.whole_files import guarded as guarded  # these four were here before
-from mgqe.whole_files import identity as identity
+from mgqe.locks import guarded as guarded  # these four were here before
+from mgqe.locks import identity as identity
 from mgqe.whole_files import open_regular
 from mgqe.whole_files import put as put
 from mgqe.whole_files import written as written
@@ -57,17 +57,17 @@ DTYPE_NAMES = {
     torch.int8: "I8",
     torch.uint8: "U8",
 }
-WEIGHT_DTYPE_NAMES = {  # of what a model has beside its tables
-    **DTYPE_NAMES,
+WEIGHT_DTYPE_NAMES = DTYPE_NAMES | {
     torch.float64: "F64",
     torch.int16: "I16",
-    torch.uint16: "U16",
-    torch.uint32: "U32",
-    torch.uint64: "U64",
     torch.bool: "BOOL",
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
 }
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # types that numpy has as well, by their bytes
 
 
 Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -159,6 +159,8 @@ def encode_header(shapes: Shapes, kind: str, config: Config, **metadata: str) ->
     offset = 0
     for name, (dtype, shape) in [*((name, shapes[name]) for name in element_order(shapes)), (CHECKSUMS, checksums)]:
         end = offset + _nbytes((dtype, shape))
+        if dtype not in WEIGHT_DTYPE_NAMES:
+            raise TypeError(f"tensor {name!r} has type {dtype}, which files cannot hold")
         header[name] = {"dtype": WEIGHT_DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     head = json.dumps(header, separators=(",", ":")).encode("ascii")
@@ -170,8 +172,7 @@ def encode_header(shapes: Shapes, kind: str, config: Config, **metadata: str) ->
 def tensor_bytes(tensor: Tensor) -> Iterator[memoryview]:
     """A tensor's elements, little-endian and in C order, in chunks."""
     flat = tensor.detach().contiguous().reshape(-1)
-    if flat.dtype.is_floating_point and flat.dtype not in (torch.float64, torch.float32, torch.float16):
-        flat = flat.view(torch.int16 if flat.itemsize == 2 else torch.uint8)  # numpy has no such types
+    flat = flat.view(_BITS[flat.dtype.itemsize])
     step = WRITE_CHUNK // tensor.element_size()
     for start in range(0, flat.numel(), step):
         array = flat[start : start + step].cpu().numpy()

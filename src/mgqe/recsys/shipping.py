@@ -7,14 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mgqe.recsys.checkpoint import read_json, write_atomic
+from mgqe.recsys.checkpoint import read_json
 from mgqe.recsys.config import TrainConfig
 from mgqe.recsys.embeddings import FrozenEmbedding
 from mgqe.recsys.models import build_model
 from mgqe.recsys.tasks import own_parameters
+from mgqe.weights import load_weights, save_weights
 
 CONFIG, MODEL, TABLE = "config.json", "model.safetensors", ".mgqe.safetensors"
 
@@ -27,8 +27,7 @@ def ship(model: nn.Module, tables: Mapping[str, Any], out: Path) -> dict[str, in
     for path in tables:
         table: Any = model.get_submodule(path)
         mgqe.save(table.freeze(), out / f"{path}{TABLE}")
-    own = {name: value.detach().contiguous() for name, value in own_parameters(model, tables).items()}
-    write_atomic(out / MODEL, lambda target: save_file(own, target))
+    save_weights(own_parameters(model, tables), out / MODEL)
     return {path: (out / f"{path}{TABLE}").stat().st_size for path in tables}
 
 
@@ -41,12 +40,12 @@ def load_model(out: Path | str) -> Any:
     files = sorted(out.glob(f"*{TABLE}"))
     tables: dict[str, nn.Module] = {file.name.removesuffix(TABLE): FrozenEmbedding(mgqe.load(file)) for file in files}
     model = build_model(config, tables)
-    model.load_state_dict(load_file(out / MODEL))
+    model.load_state_dict(load_weights(out / MODEL))
     return model.eval()
 
 
 def bytes_by_part(out: Path, tables: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Of each table's file: codes, centroids, tier map, ...; `header` is the file less all of these."""
+    """Of each table's file: codes, centroids, tier map, ...; `header` is the rest of it, header and checksums."""
     import mgqe
 
     found = {}
