@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import mgqe
-from mgqe import whole_files
+from mgqe import locks
 from mgqe.baselines import FullEmbedding
 from mgqe.convert import saves
 
@@ -99,15 +99,13 @@ class Tally:
             self.saves.value += 1
 
 
-def work(tally: Tally, folder: Path, first: int, locks: bool) -> None:
-    """In one process: a thread that saves and two that load."""
+def work(tally: Tally, folder: Path, first: int, has_locks: bool) -> None:
+    """In one process: a thread that saves and one that loads."""
     torch.set_num_threads(1)
-    if not locks:
-        saves._lock = whole_files._lock = lambda *args, **keywords: None
+    if not has_locks:
+        saves._lock = locks._lock = lambda *args, **keywords: None
     threads = [threading.Thread(target=save_until, args=(tally.stop, folder, first, tally.saved))]
-    threads += [
-        threading.Thread(target=load_until, args=(tally.stop, folder, tally.loaded, tally.wrong.put)) for _ in range(2)
-    ]
+    threads.append(threading.Thread(target=load_until, args=(tally.stop, folder, tally.loaded, tally.wrong.put)))
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -115,13 +113,13 @@ def work(tally: Tally, folder: Path, first: int, locks: bool) -> None:
 
 
 def stress(
-    folder: Path, loads: int, seconds: float, processes: int = 2, locks: bool = True
+    folder: Path, loads: int, seconds: float, processes: int = 2, has_locks: bool = True
 ) -> tuple[int, int, list[str]]:
     """Loads, saves meanwhile, and what went wrong."""
     context = multiprocessing.get_context("spawn")
     tally = Tally(context, loads, seconds)
     mgqe.save_model(Many(0.0).frozen(), folder)
-    workers = [context.Process(target=work, args=(tally, folder, n + 1, locks)) for n in range(processes)]
+    workers = [context.Process(target=work, args=(tally, folder, n + 1, has_locks)) for n in range(processes)]
     for worker in workers:
         worker.start()
     wrong = []
@@ -142,7 +140,9 @@ def main() -> int:
     parser.add_argument("--no-locks", action="store_true", help="as on a system without file locks")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        loads, saves, wrong = stress(Path(folder) / "model", options.loads, options.seconds, locks=not options.no_locks)
+        loads, saves, wrong = stress(
+            Path(folder) / "model", options.loads, options.seconds, has_locks=not options.no_locks
+        )
         left = len(list((Path(folder) / "model").iterdir()))
     for text in wrong[:5]:
         print(text)

@@ -124,7 +124,7 @@ def test_a_mapped_model_lives_on(folder):
 
 def test_without_locks_no_unfinished_save_is_taken_for_a_dead_one(folder, monkeypatch):
     monkeypatch.setattr(saves, "_lock", lambda file, exclusive: None)
-    monkeypatch.setattr("mgqe.whole_files._lock", lambda path, exclusive: None)
+    monkeypatch.setattr("mgqe.locks._lock", lambda path, exclusive: None)
     unfinished, dead = folder / "tables.0.11111111.safetensors", folder / "tables.0.22222222.safetensors"
     for file in (unfinished, dead):
         file.write_bytes(b"")
@@ -159,10 +159,10 @@ def test_windows_refuses_for_a_moment(folder, monkeypatch):
 
 @pytest.mark.slow
 def test_processes_and_threads(tmp_path):
-    loads, saved, wrong = stress(tmp_path / "model", loads=300, seconds=20)
+    loads, saved, wrong = stress(tmp_path / "model", loads=150, seconds=300)
     assert not wrong
-    assert loads > 20
-    assert saved > 5
+    assert loads >= 150
+    assert saved >= 2
     save(1.0, tmp_path / "model")
     assert len(os.listdir(tmp_path / "model")) == FILES
 
@@ -248,10 +248,10 @@ class Full:
     def __getattr__(self, name):
         return getattr(self.file, name)
 
-    def write(self, chunk):
+    def writelines(self, chunks):
         if self.error is not None:
             raise self.error
-        return self.file.write(chunk)
+        return self.file.writelines(chunks)
 
 
 def _opening(done: list, number: int, full: OSError):

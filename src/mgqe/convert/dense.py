@@ -1,18 +1,15 @@
-"""What a model has beside its tables: its other parameters and buffers, each tensor once, in one file."""
+"""What a model has beside its tables: its other parameters and buffers, each tensor once, for :mod:`mgqe.weights`."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mgqe.container import WEIGHT_DTYPE_NAMES, encode, put
+from mgqe.container import WEIGHT_DTYPE_NAMES
 from mgqe.convert.wrappers import plain_key
-
-KIND = "model-weights"
 
 
 def dense_state(
@@ -54,10 +51,3 @@ def _check(key: str, value: object) -> None:
             f"{key}: a {type(value).__name__} of {value.dtype} and {value.layout}, and only plain tensors can be "
             "saved: gather a distributed model, and convert other kinds, before saving it"
         )
-
-
-def write_dense(tensors: Mapping[str, Tensor], file: Path) -> int:
-    """Put the tensors into a file, and return its bytes. Raises OSError, which names the file and the bytes needed."""
-    nbytes, content = encode({name: [tensor] for name, tensor in tensors.items()}, KIND, {})
-    put(file, nbytes, content)
-    return nbytes

@@ -19,12 +19,13 @@ from torch import nn
 from mgqe.artifact import save
 from mgqe.container import ArtifactError, guarded, put, stored_checksum
 from mgqe.convert.compact import CompactEmbedding, CompactEmbeddingBag
-from mgqe.convert.dense import dense_state, write_dense
+from mgqe.convert.dense import dense_state
 from mgqe.convert.manifest import MANIFEST, DenseEntry, Manifest, TableEntry, Tie, decode_manifest, encode_manifest
 from mgqe.convert.saves import dense_name, patiently, remove_others, saved_files
 from mgqe.convert.tied import ties_of, untied_class
 from mgqe.convert.wrappers import layers_of, plain_paths
 from mgqe.quantized import QuantizedEmbedding
+from mgqe.weights import save_weights
 
 MAX_STEM = 100  # characters of a path in a file's name: file systems take names of 255 bytes
 
@@ -64,7 +65,7 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str]) -> int:
         made = [target / f"{name}.{token}.safetensors" for name in names]
         beside = target / dense_name(token)
         try:
-            size = write_dense(dense, beside)
+            size = save_weights(dense, beside)
             entries = [
                 _entry(module, paths, file, save(module.table, file))
                 for (module, paths), file in zip(places.items(), made, strict=True)

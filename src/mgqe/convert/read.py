@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from mgqe.artifact import load
-from mgqe.container import ArtifactError, open_stored, stored_checksum
+from mgqe.container import ArtifactError, stored_checksum
 from mgqe.convert.compact import CompactEmbedding, CompactEmbeddingBag
-from mgqe.convert.dense import KIND
 from mgqe.convert.manifest import (
     MANIFEST,
     MAX_MANIFEST,
@@ -20,9 +19,9 @@ from mgqe.convert.manifest import (
     Manifest,
     TableEntry,
     decode_manifest,
-    reading,
 )
 from mgqe.convert.saves import in_use, patiently
+from mgqe.weights import load_weights
 
 MAX_ATTEMPTS = 1000  # at reading a folder that is saved over, where the system has no file locks
 
@@ -102,16 +101,14 @@ def _read(manifest: Manifest, folder: Path, verify: bool | None) -> SavedModel:
 
 
 def _dense(entry: DenseEntry, file: Path, verify: bool | None) -> dict[str, Tensor]:
-    with reading(file):
-        stored = open_stored(file, any_dtype=True)
-        stored.check(verify)
-        tensors, kind = stored.tensors, stored.metadata.get("kind")
-        if entry.checksum is not None and kind != KIND:
-            raise ValueError(f"metadata 'kind' must be {KIND!r}, got {kind!r}")
-        for name, kept in entry.aliases.items():
-            if name in tensors or kept not in tensors:
-                raise ValueError(f"{name!r} cannot be another name of {kept!r}: the file has {sorted(tensors)[:5]}")
-        return {**tensors, **{name: tensors[kept] for name, kept in entry.aliases.items()}}
+    tensors = load_weights(file, verify is not False)  # they are read in any case
+    for name, kept in entry.aliases.items():
+        if name in tensors or kept not in tensors:
+            raise ArtifactError(
+                f"{file.with_name(MANIFEST)}: {name!r} cannot be another name of {kept!r}: {file.name} has "
+                f"{sorted(tensors)[:5]}"
+            )
+    return {**tensors, **{name: tensors[kept] for name, kept in entry.aliases.items()}}
 
 
 def _table(entry: TableEntry, folder: Path, verify: bool | None) -> CompactEmbedding:

@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from mgqe.locks import fcntl, unlock
+
 WINDOWS = os.name == "nt"
 PATIENCE_SECONDS = 1.0
 ABANDONED_SECONDS = 3600.0
@@ -113,25 +115,21 @@ def _lock(file: Path, exclusive: bool) -> int | None:
     except OSError:
         return None
     try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
-        return descriptor
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
+            return descriptor
+        if not exclusive:
+            return descriptor  # Windows does not remove a file that is open
     except BlockingIOError:
         os.close(descriptor)
         raise
-    except (ImportError, OSError):  # Windows; a file system without locks
-        if WINDOWS and not exclusive:
-            return descriptor  # a file that is open cannot be removed there
-        os.close(descriptor)
-        return None
+    except OSError:  # a file system without locks
+        pass
+    os.close(descriptor)
+    return None
 
 
 def _unlock(descriptor: int | None) -> None:
-    if descriptor is None:
-        return
-    with suppress(ImportError, OSError):
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough where a fork has a copy
-    os.close(descriptor)
+    if descriptor is not None:
+        unlock(descriptor)  # closing is not enough where a fork has a copy
+        os.close(descriptor)
