@@ -35,6 +35,9 @@ APPENDED = {
     "compact-small.safetensors.append-24260ff5-000002": (
         "5b6f1105627bf794818ac4605a3fb0226d7504503ecbf0f62401106f9edcb8ad"
     ),
+    "compact-small.safetensors.append-24260ff5-record": (
+        "94969a45cd97b34c796656fe1b89f1d4ffa2d610a146e45def7ce783ad2de317"
+    ),
 }
 SHARDED = {
     "shard-00112233445566aa-00000.safetensors": "2b1a279d977af314620f0785136a53a39603cc04286be9d8d07bb7241a87ba4b",
@@ -184,6 +187,12 @@ def test_the_documented_appended_file():
     assert content[8:384].decode().rstrip() in text
     assert content[384:386] == b"\x01\x02"
     assert len(content) == 402
+
+
+def test_the_documented_record():
+    content = (GOLDEN / "appended" / [*APPENDED][3]).read_bytes()
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")].decode().rstrip()
+    assert header in FORMAT_DOC.read_text()
 
 
 def test_the_documented_shard():

@@ -31,7 +31,8 @@ from mgqe.container import (
 )
 from mgqe.frozen import Config, FrozenTable
 from mgqe.growth import Origin
-from mgqe.segments import all_segment_files, fingerprint, read_extents, refuse_to_lose
+from mgqe.segment_files import all_records, all_segment_files
+from mgqe.segments import fingerprint, read_extents, refuse_to_lose
 from mgqe.shards import INDEX, INDEX_KIND, read_sharded
 from mgqe.table import CompactTable
 
@@ -116,7 +117,7 @@ def _write(
     with guarded(target, exclusive=True):
         if table is not None:
             refuse_to_lose(table, target, path)
-        stale = all_segment_files(target)
+        stale = [*all_segment_files(target), *all_records(target)]
         # A name of its own, where there are appended files: they cannot be taken for the new file's at any moment.
         metadata = {"generation": secrets.token_hex(8)} if stale else {}
         nbytes, content = encode(tensors, kind, config, made, **metadata)
