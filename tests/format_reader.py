@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raw_safetensors import Parts, read_raw
+from xxhash import xxh3_64_digest
 
 SIZES = {"I64": 8, "I32": 4, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1}
 MASK = 2**64 - 1
@@ -58,7 +59,7 @@ class FormatReader:
         self.kind = "compact"
 
     def _read_appended(self, path: Path) -> None:
-        base = self.fingerprint()
+        base, digest = self.fingerprint(), b""
         for file in sorted(path.parent.glob(f"{path.name}.append-{base[:8]}-0*")):
             metadata, parts = read_raw(file)
             assert (metadata["format"], metadata["version"], metadata["kind"]) == (
@@ -75,6 +76,14 @@ class FormatReader:
             self.parts[name] = parts["codes"]
             self.num_embeddings += parts["codes"][1][0]
             self.appended.append((first, self.num_embeddings, config["tier"], name))
+            digest = xxh3_64_digest(digest + file.read_bytes()[-8:])
+        record = path.with_name(f"{path.name}.append-{base[:8]}-record")
+        if record.exists():
+            metadata, parts = read_raw(record)
+            assert (metadata["format"], metadata["version"], metadata["kind"]) == ("mgqe", "2", "compact-append-record")
+            assert not parts
+            config = {"base": base, "segments": len(self.appended), "end": self.num_embeddings, "digest": digest.hex()}
+            assert json.loads(metadata["config"]) == config
 
     def fingerprint(self) -> str:
         """What appended files name their base by."""

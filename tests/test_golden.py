@@ -189,6 +189,12 @@ def test_the_documented_appended_file():
     assert len(content) == 402
 
 
+def test_the_documented_record():
+    content = (GOLDEN / "appended" / [*APPENDED][3]).read_bytes()
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")].decode().rstrip()
+    assert header in FORMAT_DOC.read_text()
+
+
 def test_the_documented_shard():
     text = FORMAT_DOC.read_text()
     name = next(iter(SHARDED))

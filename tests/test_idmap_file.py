@@ -227,6 +227,25 @@ def changed(name, tmp_path, config=None, **parts):
         ("int32", {"num_ids": True}, {}, "'num_ids' must be a whole number"),
         ("int32", {"seed": 16}, {}, "'seed' must be a whole number of 0 to 15, got 16"),
         ("int32", {"ids": "float"}, {}, "'ids' must be one of int64, uint64, string, binary, got 'float'"),
+        (
+            "int32",
+            {"interactions": 8},
+            {},
+            "'interactions' and 'distinct' are 8 and 4, which do not fit 'counts': 4 ids",
+        ),
+        ("int32", {"interactions": 6}, {}, "which do not fit 'counts': 4 ids with 7 interactions"),
+        ("int32", {"distinct": 3}, {}, "which do not fit"),
+        ("int32", {"distinct": 5}, {}, "which do not fit"),
+        ("int32", {"interactions": 9, "distinct": 5}, {}, "which do not fit"),  # cut off, and more than the rarest
+        ("int32", {}, {"counts__values": ("I64", [3], i64(4, 2, 1))}, "4 ids with 8 interactions"),
+        ("int32", {}, {"counts__ends": ("I64", [3], i64(2**62, -(2**63), 4))}, "'counts.ends' must rise to 4"),
+        ("int32", {}, {"counts__values": ("I64", [3], i64(-(2**63), 2**62, 1))}, "'counts.values' must fall"),
+        (
+            "int32",
+            {},
+            {"ids": ("BF16", [4], bytes(8))},
+            r"tensor 'ids' has type torch\.bfloat16, which no id map holds",
+        ),
         ("int32", {"more": 1}, {}, "config must have the entries"),
         ("int32", {"ids": "string"}, {}, "expected the tensors"),
         ("int32", {}, {"ids": None}, "expected the tensors"),
@@ -247,6 +266,51 @@ def test_refuses(name, config, parts, match, tmp_path):
     path = changed(f"{name}.safetensors", tmp_path, config, **parts)
     with pytest.raises(ArtifactError, match=f"a: .*{match}"):
         IdMap.load(path)
+
+
+def test_totals_of_a_map_that_was_cut_off_fit(tmp_path):
+    """One id that occurred once is not in it."""
+    assert IdMap.load(changed("int32.safetensors", tmp_path, {"interactions": 8, "distinct": 5})).distinct == 5
+
+
+def string_part(name, change):
+    """A part of the golden map of strings, changed."""
+    dtype, shape, content = read_raw(GOLDEN / "string.safetensors")[1][name]
+    return dtype, shape, change(content)
+
+
+@pytest.mark.parametrize(
+    ("parts", "use", "what"),
+    [
+        ({"ids__bytes": string_part("ids.bytes", lambda b: b"\xff" + b[1:])}, lambda m: m.ids(range(5)), "UTF-8"),
+        ({"ids__offsets": string_part("ids.offsets", lambda b: b[:4] + i32(-5) + b[8:])},
+         lambda m: m.ids([0]), "outside"),
+        ({"ids__offsets": string_part("ids.offsets", lambda b: b[:4] + i32(2**30) + b[8:])},
+         lambda m: m.ids([1]), "outside"),
+        ({"index__directory": string_part("index.directory", lambda b: b[:4] + i32(*[-1] * 15) + b[64:])},
+         lambda m: m.rows([f"item {i}" for i in range(100)], unknown=-1), "directory of buckets"),
+        ({"index__rows": string_part("index.rows", lambda b: b"\xff" * len(b))},
+         lambda m: m.rows(["item 5" * 1 + "é"], unknown=-1), "a row lies outside"),
+        ({"index__rows": string_part("index.rows", lambda b: b"\xff" * len(b))}, IdMap.validate, "a row lies outside"),
+        ({"index__rows": string_part("index.rows", lambda b: bytes(len(b)))}, IdMap.validate, "is not found by its id"),
+    ],
+)  # fmt: skip
+def test_damage_that_is_met_later_names_the_file_from_every_method(parts, use, what, tmp_path):
+    """In files whose checksums are right, as a faulty writer would leave them."""
+    damaged = IdMap.load(changed("string.safetensors", tmp_path, **parts))
+    with pytest.raises(ArtifactError, match=f"/a: the map is damaged: .*{what}"):
+        use(damaged)
+
+
+def test_a_flipped_bit_in_any_byte_is_refused(tmp_path):
+    content = (GOLDEN / "string.safetensors").read_bytes()
+    for at in range(0, len(content), 7):
+        (tmp_path / "a").write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        for mmap in (True, False):
+            with pytest.raises(ArtifactError, match="/a: "):
+                IdMap.load(tmp_path / "a", mmap=mmap)
+    (tmp_path / "a").write_bytes(content[:-100] + b"?" + content[-99:])
+    IdMap.load(tmp_path / "a", verify=False)
 
 
 def test_damage_inside_shows_when_it_is_met(tmp_path):

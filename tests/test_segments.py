@@ -45,7 +45,7 @@ def test_appended_files_are_read_back(layout, tmp_path):
     assert path.read_bytes() == before
     names = sorted(p.name for p in tmp_path.iterdir())
     assert len(names) == 5
-    assert [name[-7:] for name in names[1:]] == ["-000001", "-000002", "-000003"]
+    assert [name[-7:] for name in names[1:]] == ["-000001", "-000002", "-000003", "-record"]
     save(load(path), path)
     check_file(path, model)
     assert [p.name for p in tmp_path.iterdir()] == ["items.safetensors"]

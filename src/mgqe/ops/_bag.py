@@ -215,7 +215,7 @@ def _differentiable(
     """``pool(bags)``, with a gradient for the weights if they need one. ``pool`` also checks the values of offsets."""
     if bags.weights is None or not (torch.is_grad_enabled() and bags.weights.requires_grad):
         return pool(bags)
-    pooled: Tensor = WeightedSums.apply(
+    pooled: Tensor = WeightedSums.apply(  # type: ignore[no-untyped-call]
         bags.weights,
         bags.ids,
         bags.offsets,
