@@ -349,5 +349,5 @@ def test_runs_whose_model_file_says_nothing_of_the_others_are_still_loaded(finis
     save_weights(own, out / "model.safetensors")
     assert load_model(out).state_dict().keys() == load_model(finished).state_dict().keys()
     rewritten(out / "config.json", lambda c: {**c, "dim": 4})
-    with pytest.raises(ValueError, match="out: config.json, model.safetensors and the tables do not fit together"):
+    with pytest.raises(ValueError, match=r"out: config\.json, model\.safetensors and the tables do not fit together"):
         load_model(out)
