@@ -324,6 +324,8 @@ DAMAGE = {
     "a list": ("config.json", lambda path: rewritten(path, list)),
     "cut short": ("config.json", lambda path: path.write_bytes(path.read_bytes()[:50])),
     "no model": ("model.safetensors", Path.unlink),
+    "no ids": ("item_ids.parquet", Path.unlink),
+    "other ids": ("user_ids.parquet", lambda path: path.write_bytes(path.read_bytes()[:-1] + b"2")),
     "no table": ("item.mgqe.safetensors", Path.unlink),
     "another table": (
         "item.mgqe.safetensors",

@@ -17,8 +17,9 @@ from mgqe.recsys.embeddings import FrozenEmbedding
 from mgqe.recsys.models import build_model
 from mgqe.recsys.tasks import own_parameters
 from mgqe.weights import read_weights, save_weights
+from mgqe.whole_files import open_regular
 
-CONFIG, MODEL, TABLE = "config.json", "model.safetensors", ".mgqe.safetensors"
+CONFIG, MODEL, TABLE, IDS = "config.json", "model.safetensors", ".mgqe.safetensors", "_ids.parquet"
 
 
 def ship(model: nn.Module, tables: Mapping[str, Any], out: Path) -> dict[str, int]:
@@ -42,10 +43,10 @@ def load_model(out: Path | str) -> Any:
     import mgqe
 
     out = Path(out)
-    about, own = read_weights(out / MODEL)
+    files_of_run, own = read_weights(out / MODEL)
     config = _read_config(out)
     files = {file.name.removesuffix(TABLE): file for file in sorted(out.glob(f"*{TABLE}"))}
-    _check_files(out, about, files)
+    _check_files(out, files_of_run, files)
     tables: dict[str, nn.Module] = {path: FrozenEmbedding(mgqe.load(file)) for path, file in files.items()}
     try:
         model = build_model(config, tables)
@@ -65,25 +66,31 @@ def _read_config(out: Path) -> TrainConfig:
 
 
 def _files_of_run(out: Path, tables: Iterable[str]) -> dict[str, Any]:
-    """What the model's file says of the others: that of a run before this was written says nothing."""
+    """What the model's file says of those beside it: checksums, by name."""
+    others = [out / CONFIG, *sorted(out.glob(f"*{IDS}"))]
     return {
-        "config": xxh3_64_hexdigest((out / CONFIG).read_bytes()),
-        "tables": {path: stored_checksum(out / f"{path}{TABLE}") for path in tables},
+        **{path.name: _digest(path) for path in others},
+        **{f"{path}{TABLE}": stored_checksum(out / f"{path}{TABLE}") for path in tables},
     }
 
 
-def _check_files(out: Path, about: dict[str, Any], tables: Iterable[str]) -> None:
-    """Raise ArtifactError for the first file that is not the one that the run wrote."""
-    if not about:
+def _digest(path: Path) -> str:
+    with open_regular(path) as file:
+        return xxh3_64_hexdigest(file.read())
+
+
+def _check_files(out: Path, expected: dict[str, Any], tables: Iterable[str]) -> None:
+    """Raise ArtifactError for the first file that is not the one that the run wrote.
+
+    expected: what :func:`_files_of_run` gave; nothing in a run of an older version.
+    """
+    if not expected:
         return
-    missing = sorted(set(about["tables"]) - set(tables))
-    if missing:
-        raise ArtifactError(f"{out / f'{missing[0]}{TABLE}'}: missing; copy every file of the run")
-    found = _files_of_run(out, about["tables"])
-    wrong = [path for path, checksum in about["tables"].items() if found["tables"][path] != checksum]
-    names = [f"{path}{TABLE}" for path in wrong] + [CONFIG] * (found["config"] != about["config"])
-    if names:
-        raise ArtifactError(f"{out / names[0]}: not the file that the run wrote beside {MODEL}: restore it from a copy")
+    found = _files_of_run(out, tables)
+    for name, checksum in expected.items():
+        if found.get(name) != checksum:
+            what = "is not the file that the run wrote" if name in found else "is missing"
+            raise ArtifactError(f"{out / name} {what}: copy all files of the run again")
 
 
 def bytes_by_part(out: Path, tables: Iterable[str]) -> dict[str, dict[str, int]]:
