@@ -367,6 +367,8 @@ def decode_metadata(metadata: dict[str, str]) -> tuple[str, Config]:
         config = json.loads(text, object_pairs_hook=no_repeats)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"metadata 'config' is not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise ArtifactError(f"config must be an object, got {type(config).__name__}")
     return metadata["kind"], config
 
 
