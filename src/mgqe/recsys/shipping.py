@@ -98,11 +98,13 @@ def _tables(out: Path, about: Mapping[str, Any]) -> dict[str, Any]:
 
 def _state(out: Path) -> dict[str, tuple[int, ...]]:
     """What changes when a run is saved again: identities of its files, nothing where there is no finished one."""
-    state = {}
+    state: dict[str, tuple[int, ...]] = {}
     for file in (out / CONFIG, out / MODEL, *out.glob(f"*{TABLE}")):
         with suppress(OSError):
             state[file.name] = identity(file)
-    return state if MODEL in state else {}
+    if MODEL not in state:
+        return {}
+    return state
 
 
 def bytes_by_part(out: Path, tables: Iterable[str]) -> dict[str, dict[str, int]]:
