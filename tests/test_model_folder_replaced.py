@@ -54,7 +54,7 @@ def replacing(monkeypatch, folder, times: int, name: str = "load") -> list[float
 
 
 @pytest.mark.parametrize("times", [1, 3, 12])
-@pytest.mark.parametrize("moment", ["load", "check_files", "_dense", "in_use"])
+@pytest.mark.parametrize("moment", ["load", "read_files", "_dense", "in_use"])
 def test_replaced_so_many_times_while_it_is_read(folder, monkeypatch, locks, moment, times):
     values = replacing(monkeypatch, folder, times, moment)
     loaded = mgqe.load_model(Many(-1.0), folder).values()
@@ -98,7 +98,7 @@ def test_two_that_save_at_once_leave_one_whole_model(folder):
 
 
 def test_what_is_really_missing_is_said_at_once(folder, monkeypatch, locks):
-    attempts = replacing(monkeypatch, folder, 0, "check_files")
+    attempts = replacing(monkeypatch, folder, 0, "read_files")
     next(folder.glob("tables.3.*")).unlink()
     with pytest.raises(ArtifactError, match=r"tables\.3\.\w+\.safetensors is missing"):
         mgqe.load_model(Many(-1.0), folder)

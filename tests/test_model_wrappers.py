@@ -364,3 +364,45 @@ def test_a_lazy_weight_is_named(tmp_path):
     other = nn.ModuleDict({"embed": nn.Embedding(N, DIM), "head": nn.LazyLinear(2)})
     with pytest.raises(ValueError, match=r"head\.weight: has no shape in the model yet: call the model once"):
         mgqe.load_model(other, tmp_path)
+
+
+def test_weights_made_in_inference_mode_are_named(plain_folder):
+    model, folder = plain_folder
+    with torch.inference_mode():
+        other = Ranker()
+        assert torch.equal(mgqe.load_model(Ranker(), folder)(*batch()), model(*batch()))
+    with pytest.raises(ValueError, match=r"head\.weight: made in torch\.inference_mode"):
+        mgqe.load_model(other, folder)
+    assert isinstance(other.user, nn.Embedding)
+
+
+@pytest.mark.slow
+def test_models_that_torch_distributes(plain_folder, tmp_path):
+    """In a process group of one: DistributedDataParallel, FSDP with both kinds of parameters, and fully_shard."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+    from torch.nn.parallel import DistributedDataParallel as DDP
+
+    model, folder = plain_folder
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        cpu = torch.device("cpu")
+        wraps = [DDP, lambda m: FSDP(m, use_orig_params=True, device_id=cpu), lambda m: FSDP(m, device_id=cpu)]
+        for number, wrap in enumerate(wraps):
+            wrapped = mgqe.load_model(wrap(Ranker()), folder)
+            assert torch.equal(wrapped(*batch()), model(*batch()))
+            mgqe.save_model(wrap(mgqe.load_model(Ranker(), folder)), tmp_path / str(number))
+            assert torch.equal(mgqe.load_model(Ranker(), tmp_path / str(number))(*batch()), model(*batch()))
+        fully_shard = getattr(torch.distributed.fsdp, "fully_shard", None)
+        if fully_shard is not None:
+            sharded = Ranker()
+            fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
+            with pytest.raises(ValueError, match=r"head\.weight: distributed in the model: load before"):
+                mgqe.load_model(sharded, folder)
+            sharded = mgqe.load_model(Ranker(), folder)
+            fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
+            with pytest.raises(ValueError, match=r"a DTensor of torch\.float32 .* gather a distributed model"):
+                mgqe.save_model(sharded, tmp_path / "sharded")
+    finally:
+        dist.destroy_process_group()

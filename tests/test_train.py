@@ -347,7 +347,7 @@ def test_a_damaged_run_is_refused_and_the_file_is_named(finished: Path, tmp_path
 def test_runs_whose_model_file_says_nothing_of_the_others_are_still_loaded(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished, out)
-    _, own = read_weights(out / "model.safetensors")
+    own, _ = read_weights(out / "model.safetensors")
     save_weights(own, out / "model.safetensors")
     assert load_model(out).state_dict().keys() == load_model(finished).state_dict().keys()
     rewritten(out / "config.json", lambda c: {**c, "dim": 4})

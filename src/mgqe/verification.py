@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from mgqe.artifact import load
 from mgqe.checksums import CHECKSUMS
 from mgqe.container import FORMAT, ArtifactError, StoredFile, decode_metadata, open_stored
+from mgqe.convert.verify import ModelFolder, open_models
 from mgqe.idmap.file import KIND as ID_MAP
 from mgqe.idmap.map import IdMap
 from mgqe.segment_files import all_records, all_segment_files
@@ -22,7 +24,7 @@ from mgqe.weights import KIND as WEIGHTS
 Progress = Callable[[int, int], object]
 
 _STORED = re.compile(r".+\.safetensors(\.append-[0-9a-f]{8}-(\d{6,}|record))?")
-_PARTS = (SEGMENT, RECORD, SHARD_KIND, WEIGHTS, "model-weights")  # files that are read as part of another, or simply
+_PARTS = (SEGMENT, RECORD, SHARD_KIND, WEIGHTS)  # files that are read as part of another, or simply
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,18 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> Ve
 
 def verification(path: str | os.PathLike[str], progress: Progress | None = None) -> Verification:
     """:func:`verify` that returns what is damaged instead of raising."""
-    files = stored_files(Path(path))
+    with ExitStack() as stack:
+        models = open_models(Path(path), stack)
+        return _verified(Path(path), models, progress)
+
+
+def _verified(path: Path, models: Sequence[ModelFolder], progress: Progress | None) -> Verification:
+    others = {file for model in models for file in model.others()}
+    files = [file for file in _files_beside(path, models) if file not in others]
     done, total = 0, sum(file.stat().st_size for file in files)
-    without, damage, read = [], [], []
+    read = [model.path for model in models if model.manifest is not None]
+    without = [model.path for model in models if model.manifest is not None and not model.has_checksum]
+    damage = [line for model in models for line in model.damage()]
 
     def advance(nbytes: int) -> None:
         nonlocal done
@@ -92,6 +103,16 @@ def verification(path: str | os.PathLike[str], progress: Progress | None = None)
             damage.append(f"{file}: {error}")
         advance(before + size - done)
     return Verification(tuple(read), total, tuple(without), tuple(dict.fromkeys(damage)))
+
+
+def _files_beside(path: Path, models: Sequence[ModelFolder]) -> list[Path]:
+    """:func:`stored_files`; none where there is nothing but a model whose files are lost."""
+    try:
+        return stored_files(path)
+    except FileNotFoundError:
+        if not models:
+            raise
+        return []
 
 
 def stored_files(path: Path) -> list[Path]:

@@ -18,7 +18,7 @@ def save_weights(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], ab
     """Write tensors to a file, whole or not at all, and return its bytes.
 
     Args:
-        about: what the file is to say besides, for :func:`read_weights`: anything that JSON can hold.
+        about: what else the file is to say, as its ``config``.
 
     Raises:
         TypeError: a type that no file holds, such as complex. ValueError: the name of the checksums.
@@ -30,7 +30,7 @@ def save_weights(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], ab
 
 
 def load_weights(path: str | os.PathLike[str], verify: bool | None = True) -> dict[str, Tensor]:
-    """The tensors that :func:`save_weights` wrote, or those of any other safetensors file, which has no checksums.
+    """Read what :func:`save_weights` wrote, or any other safetensors file, which has no checksums.
 
     Args:
         verify: as for :func:`mgqe.load`.
@@ -39,18 +39,14 @@ def load_weights(path: str | os.PathLike[str], verify: bool | None = True) -> di
         tensors of their own, which nothing that happens to the file can change.
 
     Raises:
-        ArtifactError, OSError: as :func:`read_weights`.
-    """
-    return read_weights(path, verify)[1]
-
-
-def read_weights(path: str | os.PathLike[str], verify: bool | None = True) -> tuple[Config, dict[str, Tensor]]:
-    """What :func:`save_weights` was told about the tensors, empty for another safetensors file, and the tensors.
-
-    Raises:
         ArtifactError: it is another kind of file, damaged or cut short; the message names it.
         OSError: it cannot be read.
     """
+    return read_weights(path, verify)[0]
+
+
+def read_weights(path: str | os.PathLike[str], verify: bool | None = True) -> tuple[dict[str, Tensor], Config]:
+    """:func:`load_weights`, and what else the file says; nothing in a file without checksums."""
     about: Config = {}
     try:
         stored = open_stored(path, any_dtype=True)
@@ -61,4 +57,4 @@ def read_weights(path: str | os.PathLike[str], verify: bool | None = True) -> tu
                 raise ArtifactError(f"metadata 'kind' must be {KIND!r}, got {kind!r}")
     except ValueError as error:
         raise ArtifactError(f"{os.fspath(path)}: {error}") from error
-    return about, {name: tensor.clone() for name, tensor in stored.tensors.items()}
+    return {name: tensor.clone() for name, tensor in stored.tensors.items()}, about

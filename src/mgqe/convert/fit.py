@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -123,6 +124,10 @@ def _compare_dense(own: Mapping[str, object], dense: Mapping[str, Tensor]) -> It
         saved = dense[key]
         if is_lazy(value):
             yield f"{key}: has no shape in the model yet: call the model once, and load then"
+        elif hasattr(value, "full_tensor"):
+            yield f"{key}: distributed in the model: load before the model is sharded"
+        elif value.is_inference() and not torch.is_inference_mode_enabled():
+            yield f"{key}: made in torch.inference_mode, where alone it can be changed: load there, or make it outside"
         elif value.shape != saved.shape:
             yield f"{key}: shape {tuple(value.shape)} in the model, {tuple(saved.shape)} saved"
         elif value.dtype != saved.dtype and not (value.is_floating_point() and saved.is_floating_point()):

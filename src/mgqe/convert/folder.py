@@ -22,8 +22,8 @@ from mgqe.convert.compact import CompactEmbedding, CompactEmbeddingBag
 from mgqe.convert.dense import dense_state
 from mgqe.convert.manifest import MANIFEST, DenseEntry, Manifest, TableEntry, Tie, decode_manifest, encode_manifest
 from mgqe.convert.saves import dense_name, patiently, remove_others, saved_files
-from mgqe.convert.tied import ties_of, untied_class
-from mgqe.convert.wrappers import layers_of, plain_paths
+from mgqe.convert.tied import ties_of
+from mgqe.convert.wrappers import class_of, layers_of, plain_paths
 from mgqe.quantized import QuantizedEmbedding
 from mgqe.weights import save_weights
 
@@ -84,10 +84,9 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str]) -> int:
 
 
 def class_name(model: nn.Module) -> str:
-    """The model's class as its author named it, without the module, which differs between script and package, and
-    without what wraps it."""
+    """The name of the model's class, or of what wrappers hold."""
     *_, innermost = layers_of(model)
-    return untied_class(type(innermost)).__qualname__
+    return class_of(innermost)
 
 
 def file_names(paths: Iterable[str]) -> list[str]:

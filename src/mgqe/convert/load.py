@@ -13,8 +13,8 @@ from mgqe.convert.fit import Fit, compare
 from mgqe.convert.folder import class_name
 from mgqe.convert.manifest import Manifest
 from mgqe.convert.read import read_model
-from mgqe.convert.tied import tie, untied_class
-from mgqe.convert.wrappers import CLASSES, layers_of
+from mgqe.convert.tied import tie
+from mgqe.convert.wrappers import CLASSES, class_of, layers_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -58,7 +58,7 @@ def load_model(model: Model, folder: str | os.PathLike[str], *, verify: bool | N
 
 def _check_class(model: nn.Module, manifest: Manifest, folder: Path) -> None:
     """Raises TypeError. Folders of version 1 may have the class of a wrapper."""
-    known = {untied_class(type(layer)).__qualname__ for layer in layers_of(model)}
+    known = {class_of(layer) for layer in layers_of(model)}
     if manifest.class_name not in {*known, *CLASSES}:
         raise TypeError(
             f"{folder} holds a model of class {manifest.class_name}, not {class_name(model)}: pass an instance of "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def read_model(folder: Path, verify: bool | None) -> SavedModel:
         try:
             manifest = decode_manifest(text, folder / MANIFEST)
             with in_use(folder / manifest.dense.file):
-                return _read(manifest, folder, verify)
+                return read_files(manifest, folder, verify)
         except (OSError, ValueError, RuntimeError):
             before, text = text, manifest_bytes(folder)
             if text == before or attempt == MAX_ATTEMPTS - 1:
@@ -76,26 +77,28 @@ def manifest_bytes(folder: Path) -> bytes:
     return text
 
 
-def check_files(manifest: Manifest, folder: Path) -> None:
-    """Raise ArtifactError unless the folder has the very files that its manifest names, by sizes and last checksums."""
+def file_faults(manifest: Manifest, folder: Path) -> Iterator[str]:
+    """What keeps the files of a folder from being those that its manifest names, by sizes and last checksums."""
     for entry in manifest.files:
         file = folder / entry.file
         size = os.stat(file).st_size if file.is_file() else None
         if size != entry.nbytes:
             came = "is missing" if size is None else f"has {size:,} bytes"
-            raise ArtifactError(
+            yield (
                 f"{folder / MANIFEST}: {entry.file} {came}, expected {entry.nbytes:,} bytes: the folder was copied in "
                 "part, or cut short"
             )
-        if entry.checksum is not None and stored_checksum(file) != entry.checksum:
-            raise ArtifactError(
+        elif entry.checksum is not None and stored_checksum(file) != entry.checksum:
+            yield (
                 f"{file}: not the file that was saved here, or damaged: its last checksum is another one than in "
                 f"{MANIFEST}. Copy the folder again, all files of one save"
             )
 
 
-def _read(manifest: Manifest, folder: Path, verify: bool | None) -> SavedModel:
-    check_files(manifest, folder)
+def read_files(manifest: Manifest, folder: Path, verify: bool | None) -> SavedModel:
+    """The files that a manifest names. Raises OSError or ArtifactError as :func:`read_model`."""
+    for fault in file_faults(manifest, folder):
+        raise ArtifactError(fault)
     dense = _dense(manifest.dense, folder / manifest.dense.file, verify)
     return SavedModel(manifest, tuple(_table(entry, folder, verify) for entry in manifest.tables), dense)
 

@@ -17,7 +17,7 @@ PATIENCE_SECONDS = 1.0
 ABANDONED_SECONDS = 3600.0
 Result = TypeVar("Result")
 
-_NAME = re.compile(r"[\w.-]+\.([0-9a-f]{8})\.safetensors(\.append-[0-9a-f]{8}-\d{6,})?")
+_NAME = re.compile(r"[\w.-]+\.([0-9a-f]{8})\.safetensors(\.append-[0-9a-f]{8}-(\d{6,}|record))?")
 
 
 def dense_name(token: str) -> str:

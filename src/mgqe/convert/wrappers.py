@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import nn
 
+from mgqe.convert.tied import untied_class
+
 ALWAYS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # names that no model's author gives
 MAYBE = "module"  # also a name that an author may give
 CLASSES = ("OptimizedModule", "DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
@@ -24,6 +26,14 @@ def wrapped(module: nn.Module) -> str | None:
             return name
     alone = list(module._modules) == [MAYBE] and not module._parameters and not module._buffers
     return MAYBE if alone and module._modules[MAYBE] is not None else None
+
+
+def class_of(module: nn.Module) -> str:
+    """The name of a module's class as its author gave it, without the module it is in, which differs between script and
+    package; and not of the classes that tied weights or torch's fully_shard make of it."""
+    cls = untied_class(type(module))
+    first, *others = cls.__bases__
+    return (others[0] if others and first.__name__ == "FSDPModule" else cls).__qualname__
 
 
 def layers_of(model: nn.Module) -> Iterator[nn.Module]:

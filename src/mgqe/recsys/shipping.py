@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 from torch import nn
 from xxhash import xxh3_64_hexdigest
 
-from mgqe.container import ArtifactError, stored_checksum
+from mgqe.container import ArtifactError, identity, stored_checksum
 from mgqe.recsys.checkpoint import read_json
 from mgqe.recsys.config import TrainConfig
 from mgqe.recsys.embeddings import FrozenEmbedding
@@ -20,43 +23,71 @@ from mgqe.weights import read_weights, save_weights
 from mgqe.whole_files import open_regular
 
 CONFIG, MODEL, TABLE, IDS = "config.json", "model.safetensors", ".mgqe.safetensors", "_ids.parquet"
+PATIENCE_SECONDS = 2.0  # with files that do not belong together: whoever writes them may be about to write the last
+
+
+class _Mixed(ArtifactError):
+    """Files of several runs, or not all of one; perhaps only for the moment."""
 
 
 def ship(model: nn.Module, tables: Mapping[str, Any], out: Path) -> dict[str, int]:
-    """Freeze and save the tables at the paths `tables` and the model's other state; bytes on disk of each table."""
+    """Freeze and save the tables at the paths `tables` and the model's other state; bytes on disk of each table.
+
+    The state is written last and records checksums of the tables, the configuration and the ids, so that a reader knows
+    which files belong together.
+    """
     import mgqe
 
     model.eval()
+    checksums = {}
     for path in tables:
         table: Any = model.get_submodule(path)
         mgqe.save(table.freeze(), out / f"{path}{TABLE}")
-    save_weights(own_parameters(model, tables), out / MODEL, _files_of_run(out, tables))
+        checksums[path] = stored_checksum(out / f"{path}{TABLE}")
+    save_weights(own_parameters(model, tables), out / MODEL, {"tables": checksums, "files": _digests(out)})
     return {path: (out / f"{path}{TABLE}").stat().st_size for path in tables}
 
 
 def load_model(out: Path | str) -> Any:
     """The model that a run saved in `out`, on its frozen tables, ready to score.
 
-    Raises ArtifactError (a ValueError), which names the file, where one is damaged, missing or not the run's own, and
-    OSError where one cannot be read.
-    """
-    import mgqe
+    A run that is saved again meanwhile is read again: this is the one model or the other.
 
+    Raises:
+        FileNotFoundError: no finished run is there. ArtifactError: (a ValueError) a file is damaged, missing or of
+            another run; the message names it.
+    """
     out = Path(out)
-    files_of_run, own = read_weights(out / MODEL)
-    config = _read_config(out)
-    files = {file.name.removesuffix(TABLE): file for file in sorted(out.glob(f"*{TABLE}"))}
-    _check_files(out, files_of_run, files)
-    tables: dict[str, nn.Module] = {path: FrozenEmbedding(mgqe.load(file)) for path, file in files.items()}
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        before = _state(out)
+        try:
+            model = _load(out)
+            if _state(out) == before:
+                return model
+        except (OSError, ValueError, RuntimeError) as error:
+            waiting = isinstance(error, _Mixed) and time.monotonic() < end
+            if _state(out) == before and not waiting:
+                raise
+        time.sleep(0.01)
+
+
+def _load(out: Path) -> Any:
+    if not (out / MODEL).is_file():
+        raise FileNotFoundError(errno.ENOENT, "no finished run is here, or one that is being trained again", str(out))
+    weights, about = read_weights(out / MODEL)
+    config = _config(out)
+    _check_files(out, about.get("files", {}))
+    tables = {path: FrozenEmbedding(table) for path, table in _tables(out, about).items()}
     try:
         model = build_model(config, tables)
-        model.load_state_dict(own)
+        model.load_state_dict(weights)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{out}: {CONFIG}, {MODEL} and the tables do not fit together: {error}") from error
+        raise _Mixed(f"{out}: {CONFIG}, {MODEL} and the tables do not fit together: {error}") from error
     return model.eval()
 
 
-def _read_config(out: Path) -> TrainConfig:
+def _config(out: Path) -> TrainConfig:
     path = out / CONFIG
     content = read_json(path)
     try:
@@ -65,32 +96,50 @@ def _read_config(out: Path) -> TrainConfig:
         raise ArtifactError(f"{path}: not the configuration of a run: {error}") from error
 
 
-def _files_of_run(out: Path, tables: Iterable[str]) -> dict[str, Any]:
-    """What the model's file says of those beside it: checksums, by name."""
-    others = [out / CONFIG, *sorted(out.glob(f"*{IDS}"))]
-    return {
-        **{path.name: _digest(path) for path in others},
-        **{f"{path}{TABLE}": stored_checksum(out / f"{path}{TABLE}") for path in tables},
-    }
+def _digests(out: Path) -> dict[str, str]:
+    """Checksums of the files that have none of their own."""
+    digests = {}
+    for path in (out / CONFIG, *sorted(out.glob(f"*{IDS}"))):
+        with open_regular(path) as file:
+            digests[path.name] = xxh3_64_hexdigest(file.read())
+    return digests
 
 
-def _digest(path: Path) -> str:
-    with open_regular(path) as file:
-        return xxh3_64_hexdigest(file.read())
+def _check_files(out: Path, expected: Mapping[str, str]) -> None:
+    found = _digests(out)
+    for name, digest in expected.items():
+        if name not in found:
+            raise _Mixed(f"{out / name} is missing: {MODEL} names it. Copy the run's folder again, every file of it")
+        if found[name] != digest:
+            raise _Mixed(f"{out / name}: not the file that {MODEL} was saved with. Copy the run's folder again")
 
 
-def _check_files(out: Path, expected: dict[str, Any], tables: Iterable[str]) -> None:
-    """Raise ArtifactError for the first file that is not the one that the run wrote.
+def _tables(out: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of a run, known to belong to its other state; of runs without checksums whatever there is."""
+    import mgqe
 
-    expected: what :func:`_files_of_run` gave; nothing in a run of an older version.
-    """
-    if not expected:
-        return
-    found = _files_of_run(out, tables)
-    for name, checksum in expected.items():
-        if found.get(name) != checksum:
-            what = "is not the file that the run wrote" if name in found else "is missing"
-            raise ArtifactError(f"{out / name} {what}: copy all files of the run again")
+    if "tables" not in about:
+        return {file.name.removesuffix(TABLE): mgqe.load(file) for file in sorted(out.glob(f"*{TABLE}"))}
+    found = {}
+    for path, checksum in sorted(about["tables"].items()):
+        file = out / f"{path}{TABLE}"
+        if not file.is_file():
+            raise _Mixed(f"{file} is missing: {MODEL} names it. Copy the run's folder again, every file of it")
+        found[path] = mgqe.load(file)
+        if stored_checksum(file) != checksum:
+            raise _Mixed(f"{file}: not the table that {MODEL} was saved with. Copy the run's folder again")
+    return found
+
+
+def _state(out: Path) -> dict[str, tuple[int, ...]]:
+    """What changes when a run is saved again: identities of its files, nothing where there is no finished one."""
+    state: dict[str, tuple[int, ...]] = {}
+    for file in (out / CONFIG, out / MODEL, *out.glob(f"*{TABLE}")):
+        with suppress(OSError):
+            state[file.name] = identity(file)
+    if MODEL not in state:
+        return {}
+    return state
 
 
 def bytes_by_part(out: Path, tables: Iterable[str]) -> dict[str, dict[str, int]]:
