@@ -323,7 +323,6 @@ DAMAGE = {
     "an unknown setting": ("config.json", lambda path: rewritten(path, lambda c: {**c, "dropuot": 0.5})),
     "a list": ("config.json", lambda path: rewritten(path, list)),
     "cut short": ("config.json", lambda path: path.write_bytes(path.read_bytes()[:50])),
-    "no model": ("model.safetensors", Path.unlink),
     "no ids": ("item_ids.parquet", Path.unlink),
     "other ids": ("user_ids.parquet", lambda path: path.write_bytes(path.read_bytes()[:-1] + b"2")),
     "no table": ("item.mgqe.safetensors", Path.unlink),
