@@ -23,6 +23,7 @@ from reliability.fuzz.tally import Tally, text_table
 from reliability.record import about_this_run, write_record
 
 SHOWN = 10  # bad cases named at the end
+EVERY = 30.0  # seconds between lines of progress
 
 
 def options() -> argparse.Namespace:
@@ -36,10 +37,11 @@ def options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=5.0, help="how long (default: 5)")
     parser.add_argument("--files", type=int, help="how many cases, instead of how long")
     parser.add_argument("--seed", type=int, default=0, help="decides every case (default: 0)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first case (default: 0)")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default: 1)")
     parser.add_argument("--number", type=int, help="try this case alone, here, and keep its files under --out")
     parser.add_argument("--out", type=Path, default=Path("runs/fuzz"), help="where bad cases go (default: runs/fuzz)")
-    parser.add_argument("--record", type=Path, help="where the counts go (default: OUT/fuzz-SEED.json)")
+    parser.add_argument("--record", type=Path, help="where the counts go (default: OUT/fuzz-SEED-FIRST.json)")
     return parser.parse_args()
 
 
@@ -61,27 +63,36 @@ def main() -> int:
         fuzzer = Fuzzer(artefacts, chosen.seed, folder, lambda result: on_result(fuzzer, tally, result, chosen.out))
         if chosen.number is not None:
             return try_alone(fuzzer, chosen.number, chosen.out)
-        start = time.monotonic()
-        end = start + 60 * chosen.minutes
-        tried = fuzzer.run(
-            chosen.jobs, lambda n: n < chosen.files if chosen.files is not None else time.monotonic() < end
-        )
-        seconds = time.monotonic() - start
+        run(fuzzer, tally, chosen)
     for by in (0, 1):
         print("\n" + text_table(*tally.rows(by)))
-    print(f"\n{tried:,} files in {seconds:.0f} s, {tried / seconds:.0f} per second; {tally.failures:,} must not be")
+    print(f"\n{tally.counts.total():,} files; {tally.failures:,} must not be")
     for result in tally.bad[:SHOWN]:
         print(f"{describe(result)}\n  again: {repeat(fuzzer.seed, result.number)}")
-    record = chosen.record or chosen.out / f"fuzz-{chosen.seed}.json"
-    write_record(
-        record,
-        {
-            "fuzz": {**about_this_run(), "seed": chosen.seed, "files": tried, "seconds": seconds},
-            "counts": tally.record(),
-        },
-    )
-    print(f"written to {record}")
     return 1 if tally.failures else 0
+
+
+def run(fuzzer: Fuzzer, tally: Tally, chosen: argparse.Namespace) -> None:
+    """Try cases for as long as was asked for, and write down what came of them, now and then and at the end."""
+    record = chosen.record or chosen.out / f"fuzz-{chosen.seed}-{chosen.first}.json"
+    start = written = time.monotonic()
+
+    def write() -> None:
+        tried, seconds = tally.counts.total(), time.monotonic() - start
+        about = {**about_this_run(), "seed": chosen.seed, "first": chosen.first, "files": tried, "seconds": seconds}
+        write_record(record, {"fuzz": about, "counts": tally.record()})
+        print(f"{tried:,} files in {seconds:.0f} s, {tally.failures:,} must not be; {record}", flush=True)
+
+    def more(number: int) -> bool:
+        nonlocal written
+        now = time.monotonic()
+        if now - written > EVERY:
+            written = now
+            write()
+        return number - chosen.first < chosen.files if chosen.files is not None else now - start < 60 * chosen.minutes
+
+    fuzzer.run(chosen.jobs, chosen.first, more)
+    write()
 
 
 def on_result(fuzzer: Fuzzer, tally: Tally, result: Result, out: Path) -> None:
@@ -89,9 +100,6 @@ def on_result(fuzzer: Fuzzer, tally: Tally, result: Result, out: Path) -> None:
     if tally.add(result):
         keep(fuzzer, result, out)
         print(describe(result), flush=True)
-    total = tally.counts.total()
-    if total % 20_000 == 0:
-        print(f"{total:,} files, {tally.failures:,} must not be", flush=True)
 
 
 def keep(fuzzer: Fuzzer, result: Result, out: Path) -> Path:

@@ -29,8 +29,9 @@ class Outcome:
 
 def write_files(folder: Path, files: Files) -> None:
     """A folder with these files and no others. Each is a new file: an old one may still be mapped."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
+    for entry in os.scandir(folder):
+        shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
     for name, content in files.items():
         if content == FIFO:
             os.mkfifo(folder / name)

@@ -19,7 +19,8 @@ from reliability.fuzz.mutations import mutate
 from reliability.fuzz.outcome import Outcome, judge, write_files
 
 BATCH = 400  # cases per child
-SECONDS = 3.0  # per case
+CPU_SECONDS, SECONDS = 5.0, 60.0  # per case: at work, and in all
+HUNG = (signal.SIGALRM, signal.SIGPROF)
 MEMORY = 1 << 30  # bytes a child may take besides what it starts with
 
 
@@ -70,10 +71,10 @@ class Fuzzer:
     on_result: Callable[[Result], None]
     expected: dict[tuple[str, str], bytes] = field(default_factory=dict)
 
-    def run(self, jobs: int, more: Callable[[int], bool]) -> int:
-        """Try cases 0, 1, 2, ... while ``more(number)``, in ``jobs`` children at a time; how many were tried."""
+    def run(self, jobs: int, first: int, more: Callable[[int], bool]) -> int:
+        """Try cases from ``first`` on while ``more(number)``, in ``jobs`` children at a time; how many were tried."""
         self.learn()
-        batches = self._batches(more)
+        batches = self._batches(first, more)
         with selectors.DefaultSelector() as selector:
             for lane in range(jobs):
                 self._start(selector, lane, batches)
@@ -98,8 +99,7 @@ class Fuzzer:
             result = use(artefact.kind, self.folder / "whole", artefact.checked)
             self.expected[artefact.kind, artefact.name] = result
 
-    def _batches(self, more: Callable[[int], bool]) -> Iterator[range]:
-        start = 0
+    def _batches(self, start: int, more: Callable[[int], bool]) -> Iterator[range]:
         while more(start):
             end = next((n for n in range(start + 1, start + BATCH) if not more(n)), start + BATCH)
             yield range(start, end)
@@ -146,11 +146,13 @@ class Child:
         folder = fuzzer.folder / f"lane-{self.lane}"
         for number in self.batch:
             self._current[:8] = number.to_bytes(8, "little")
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)  # nobody handles the signal: it ends the process
+            signal.setitimer(signal.ITIMER_REAL, SECONDS)  # nobody handles these signals: they end the process
+            signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
             result = fuzzer.try_one(number, folder)
             about = [number, result.kind, result.name, result.mutation, result.outcome.name, result.outcome.message]
             os.write(end, json.dumps(about).encode() + b"\n")
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
     def read(self, on_result: Callable[[Result], None], fuzzer: Fuzzer) -> int:
         """Take what the child has written; how many cases it was."""
@@ -173,7 +175,7 @@ class Child:
         number = int.from_bytes(self._current[:8], "little")
         case = case_of(fuzzer.artefacts, fuzzer.seed, number)
         why = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        outcome = Outcome("hang" if code == -signal.SIGALRM else "crash", why)
+        outcome = Outcome("hang" if -code in HUNG else "crash", why)
         on_result(Result(number, case.artefact.kind, case.artefact.name, case.mutation, outcome))
         self._done += 1
         return 1

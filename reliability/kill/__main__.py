@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from reliability.kill.process import run_and_kill
-from reliability.kill.runs import RUNS, contents, run_command, write_log
+from reliability.kill.runs import RUNS, contents, prepare, run_command, write_log
 from reliability.kill.writers import WRITERS
 from reliability.record import about_this_run, write_record
 
@@ -64,8 +64,8 @@ def kill_writer(name: str, count: int, rng: Random, folder: Path) -> dict[str, A
 def kill_run(name: str, count: int, rng: Random, folder: Path) -> dict[str, Any]:
     """Kill a command at random moments and start it again until it ends; its files are then those of one that was left
     alone, bit for bit, and no others."""
-    write = write_log
-    run_and_kill(lambda: write(folder), None)
+    prepare()
+    run_and_kill(lambda: write_log(folder), None)
     whole = folder / "whole"
     arguments = RUNS[name](folder, whole)
     run_and_kill(lambda: run_command(arguments), None)

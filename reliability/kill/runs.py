@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 SETTINGS = {
-    "dim": 8, "batch_size": 256, "max_epochs": 6, "anneal_epochs": 3, "quantised_epochs": 3, "eval_negatives": 20,
+    "dim": 8, "batch_size": 256, "max_epochs": 4, "anneal_epochs": 2, "quantised_epochs": 2, "eval_negatives": 20,
 }  # fmt: skip
 OF_THE_MOMENT = ("seconds", "peak_memory_bytes", "commit", "machine", "versions")  # parts of names in records
 STUDY = """
@@ -70,13 +71,15 @@ def study(folder: Path, out: Path) -> list[str]:
 RUNS: dict[str, Callable[[Path, Path], list[str]]] = {"train": train, "compare": compare, "study": study}
 
 
+def prepare() -> None:
+    """Import what the commands import, so that every fork has it. Nothing is called that would start threads."""
+    for name in ("polars", "mgqe.study_commands", "mgqe.report", "mgqe.study", "mgqe.recsys.train", "mgqe.recsys.ncf"):
+        import_module(name)
+
+
 def run_command(arguments: list[str]) -> None:
     """What ``mgqe ARGUMENTS`` does, in this process."""
-    from mgqe import study_commands
-    from mgqe.commands import app
-
-    assert study_commands  # registers the commands
-    app(arguments, standalone_mode=False)
+    import_module("mgqe.commands").app(arguments, standalone_mode=False)
 
 
 def contents(out: Path) -> dict[str, Any]:
