@@ -80,7 +80,8 @@ class PendingLosses:
         # A node of its own: a hook on one of a function's outputs is also called for the others' backward passes.
         entry = PendingLoss(loss.clone())
         if loss.requires_grad:
-            entry.loss.register_hook(_counter(weakref.ref(entry)))  # weak, since the entry holds the hook's graph
+            hook = _counter(weakref.ref(entry))  # weak, since the entry holds the graph that holds the hook
+            entry.loss.register_hook(hook)  # type: ignore[no-untyped-call]
         self._losses.append(entry)
 
     def read(self, latest_pass: int | None = None) -> Tensor | None:

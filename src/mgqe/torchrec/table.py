@@ -26,6 +26,10 @@ from mgqe.vq import VQQuantizer
 class FetchedBatch(Batch):
     """A batch whose rows were fetched: their gradient is for them, not for a whole table."""
 
+    def rows_of(self, weight: Tensor) -> Tensor:
+        """The rows (u, d) of the distinct ids, which is what was fetched."""
+        return weight
+
     def row_gradient(self, values: Tensor, num_embeddings: int) -> Tensor:
         """The gradient (u, d) of the distinct rows, as it is."""
         return values
