@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -10,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgqe.artifact import load
-from mgqe.checksums import CHECKSUMS
-from mgqe.container import FORMAT, ArtifactError, StoredFile, decode_metadata, open_stored
+from mgqe.checksums import CHECKSUMS, json_checksum
+from mgqe.container import FORMAT, RESTORE, ArtifactError, StoredFile, decode_metadata, open_stored
 from mgqe.convert.verify import ModelFolder, open_models
 from mgqe.idmap.file import KIND as ID_MAP
 from mgqe.idmap.map import IdMap
@@ -20,6 +21,7 @@ from mgqe.segment_record import KIND as RECORD
 from mgqe.segments import KIND as SEGMENT
 from mgqe.shards import INDEX, INDEX_KIND, SHARD_KIND, files_of
 from mgqe.weights import KIND as WEIGHTS
+from mgqe.weights import strangers
 
 Progress = Callable[[int, int], object]
 
@@ -102,6 +104,7 @@ def _verified(path: Path, models: Sequence[ModelFolder], progress: Progress | No
         except ArtifactError as error:
             damage.append(f"{file}: {error}")
         advance(before + size - done)
+    damage += _damaged_collections(Path(path))
     return Verification(tuple(read), total, tuple(without), tuple(dict.fromkeys(damage)))
 
 
@@ -143,10 +146,27 @@ def _shards_beside(path: Path) -> list[Path]:
         return []
 
 
+def _damaged_collections(folder: Path) -> Iterator[str]:
+    """What is wrong with the manifests that ``mgqe.torchrec.freeze`` wrote."""
+    for file in folder.rglob("collection.json") if folder.is_dir() else ():
+        content = file.read_bytes()
+        if b"mgqe" not in content:  # somebody else's
+            continue
+        try:
+            about = json.loads(content)
+            whole = about["version"] == "1" or about["checksum"] == json_checksum(about)  # version 1 had none
+        except (ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            yield f"{file}: the manifest is damaged: its checksum is another one. {RESTORE}"
+
+
 def _contradictions(file: Path, stored: StoredFile) -> Iterator[str]:
     """What is wrong with a file, and with those that belong to it, whatever the checksums say."""
-    kind, _ = decode_metadata(stored.metadata)
+    kind, config = decode_metadata(stored.metadata)
     try:
+        if kind == WEIGHTS:
+            yield from strangers(file, config)
         if kind == ID_MAP:
             found = IdMap.load(file, verify=False)
             if not stored.has_checksums:

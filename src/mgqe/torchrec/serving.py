@@ -14,11 +14,13 @@ from torch import nn
 from torchrec import JaggedTensor, KeyedTensor
 
 from mgqe.artifact import load as load_table
-from mgqe.container import ArtifactError
+from mgqe.checksums import json_checksum
+from mgqe.container import RESTORE, ArtifactError
 from mgqe.ids import as_int64
 from mgqe.shards import published_set
 from mgqe.table import CompactTable
-from mgqe.torchrec.freezing import FORMAT, MANIFEST, VERSION
+from mgqe.torchrec.freezing import FORMAT, MANIFEST, OLD_VERSION, VERSION
+from mgqe.whole_files import open_regular
 
 PATIENCE_SECONDS = 2.0  # with tables of several freezes: the manifest, which is written last, may be about to come
 
@@ -84,9 +86,9 @@ class CompactEmbeddingCollection(_Compact):
 
 
 def load(
-    folder: str | os.PathLike[str], *, mmap: bool = True
+    folder: str | os.PathLike[str], *, mmap: bool = True, verify: bool | None = None
 ) -> CompactEmbeddingBagCollection | CompactEmbeddingCollection:
-    """The collection that :func:`mgqe.torchrec.freeze` wrote.
+    """The collection that :func:`mgqe.torchrec.freeze` wrote; ``mmap`` and ``verify`` as for :func:`mgqe.load`.
 
     The folder may be frozen into again meanwhile: this is the one collection or the other.
 
@@ -98,20 +100,20 @@ def load(
     end = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            return _load(Path(folder), mmap)
+            return _load(Path(folder), mmap, verify)
         except _Mixed:
             if time.monotonic() > end:
                 raise
         time.sleep(0.01)
 
 
-def _load(target: Path, mmap: bool) -> CompactEmbeddingBagCollection | CompactEmbeddingCollection:
+def _load(target: Path, mmap: bool, verify: bool | None) -> CompactEmbeddingBagCollection | CompactEmbeddingCollection:
     about = _read_manifest(target / MANIFEST)
     paths = {entry["name"]: target / entry["name"] for entry in about["tables"]}
     tables: dict[str, CompactTable] = {}
     _check_sets(paths, about["set"])
     for name, path in paths.items():
-        table = load_table(path, mmap=mmap)
+        table = load_table(path, mmap=mmap, verify=verify)
         if not isinstance(table, CompactTable):
             raise ArtifactError(f"{path}: no compact table")
         tables[name] = table
@@ -138,9 +140,13 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             2, f"no {MANIFEST}, which is written last: nothing was frozen here, or freezing was interrupted", str(path)
         )
     try:
-        about = json.loads(path.read_text())
-        if about["format"] != FORMAT or about["version"] != VERSION or about["kind"] not in ("bags", "vectors"):
-            raise ValueError(f"expected format {FORMAT!r} of version {VERSION!r}")
+        with open_regular(path) as file:
+            about = json.loads(file.read().decode("utf-8"))
+        versions = (OLD_VERSION, VERSION)
+        if about["format"] != FORMAT or about["version"] not in versions or about["kind"] not in ("bags", "vectors"):
+            raise ValueError(f"expected format {FORMAT!r} of version {' or '.join(map(repr, versions))}")
+        if about["version"] != OLD_VERSION and about["checksum"] != json_checksum(about):
+            raise ValueError("its checksum is another one: it is damaged or was edited. " + RESTORE)
         for entry in about["tables"]:
             if not all(isinstance(text, str) for text in (entry["name"], *entry["features"])):
                 raise ValueError("a table's name and features must be strings")
