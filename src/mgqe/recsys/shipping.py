@@ -19,7 +19,7 @@ from mgqe.recsys.config import TrainConfig
 from mgqe.recsys.embeddings import FrozenEmbedding
 from mgqe.recsys.models import build_model
 from mgqe.recsys.tasks import own_parameters
-from mgqe.weights import read_weights, save_weights
+from mgqe.weights import companions, read_weights, save_weights, strangers
 from mgqe.whole_files import open_regular
 
 CONFIG, MODEL, TABLE, IDS = "config.json", "model.safetensors", ".mgqe.safetensors", "_ids.parquet"
@@ -43,8 +43,8 @@ def ship(model: nn.Module, tables: Mapping[str, Any], out: Path) -> dict[str, in
     for path in tables:
         table: Any = model.get_submodule(path)
         mgqe.save(table.freeze(), out / f"{path}{TABLE}")
-        checksums[path] = stored_checksum(out / f"{path}{TABLE}")
-    save_weights(own_parameters(model, tables), out / MODEL, {"tables": checksums, "files": _digests(out)})
+        checksums[f"{path}{TABLE}"] = stored_checksum(out / f"{path}{TABLE}")
+    save_weights(own_parameters(model, tables), out / MODEL, {"files": checksums, "digests": _digests(out)})
     return {path: (out / f"{path}{TABLE}").stat().st_size for path in tables}
 
 
@@ -77,7 +77,7 @@ def _load(out: Path) -> Any:
         raise FileNotFoundError(errno.ENOENT, "no finished run is here, or one that is being trained again", str(out))
     weights, about = read_weights(out / MODEL)
     config = _config(out)
-    _check_files(out, about.get("files", {}))
+    _check_files(out, about.get("digests", {}))
     tables = {path: FrozenEmbedding(table) for path, table in _tables(out, about).items()}
     try:
         model = build_model(config, tables)
@@ -114,20 +114,16 @@ def _check_files(out: Path, expected: Mapping[str, str]) -> None:
             raise _Mixed(f"{out / name}: not the file that {MODEL} was saved with. Copy the run's folder again")
 
 
-def _tables(out: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+def _tables(out: Path, about: dict[str, Any]) -> dict[str, Any]:
     """The tables of a run, known to belong to its other state; of runs without checksums whatever there is."""
     import mgqe
 
-    if "tables" not in about:
-        return {file.name.removesuffix(TABLE): mgqe.load(file) for file in sorted(out.glob(f"*{TABLE}"))}
-    found = {}
-    for path, checksum in sorted(about["tables"].items()):
-        file = out / f"{path}{TABLE}"
-        if not file.is_file():
-            raise _Mixed(f"{file} is missing: {MODEL} names it. Copy the run's folder again, every file of it")
-        found[path] = mgqe.load(file)
-        if stored_checksum(file) != checksum:
-            raise _Mixed(f"{file}: not the table that {MODEL} was saved with. Copy the run's folder again")
+    files = sorted(companions(out / MODEL, about) or out.glob(f"*{TABLE}"))
+    for fault in strangers(out / MODEL, about):
+        raise _Mixed(fault)
+    found = {file.name.removesuffix(TABLE): mgqe.load(file) for file in files}
+    for fault in strangers(out / MODEL, about):  # a table may have been replaced before it was read
+        raise _Mixed(fault)
     return found
 
 
