@@ -10,8 +10,10 @@ MINUTES ?= 5
 SEED ?= 0
 FILES ?=
 JOBS ?= 1
+COUNT ?=
+WHAT ?=
 
-.PHONY: demo test test-all lint docs sanitize fuzz bench study clean setup
+.PHONY: demo test test-all lint docs sanitize fuzz kill bench study clean setup
 
 demo: setup  ## train full, small-d and MGQE tables on an embedded data set; table, picture, look-up
 	$(BIN)/mgqe compare --out runs/demo --seeds 1 --jobs 2 --embedding full --embedding full:d=8 \
@@ -45,6 +47,9 @@ sanitize: setup  ## the kernels' tests under AddressSanitizer and UndefinedBehav
 fuzz: setup  ## damage small artefacts at random for MINUTES (or FILES=N of them), from SEED, in JOBS processes
 	$(BIN)/python -m reliability.fuzz --minutes $(MINUTES) --seed $(SEED) --jobs $(JOBS) \
 		$(if $(FILES),--files $(FILES))
+
+kill: setup  ## kill every writer at random moments, COUNT times each, from SEED; WHAT="save train" for some
+	$(BIN)/python -m reliability.kill $(WHAT) --seed $(SEED) $(if $(COUNT),--count $(COUNT))
 
 bench: setup  ## every benchmark, to benchmarks/results
 	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"

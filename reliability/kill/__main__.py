@@ -73,19 +73,24 @@ def kill_run(name: str, count: int, rng: Random, folder: Path) -> dict[str, Any]
     run_and_kill(lambda: run_command(RUNS[name](folder, folder / "again")), None)
     seconds = time.perf_counter() - start
     expected = contents(whole)
-    assert contents(folder / "again") == expected, "two runs that were left alone differ"
+    compare(contents(folder / "again"), expected, "two runs that were left alone")
     kills = 0
     for run in itertools.count(1):
         out = folder / f"killed-{run}"
         while run_and_kill(lambda: run_command(RUNS[name](folder, out)), rng.uniform(0, seconds)):  # noqa: B023
             kills += 1
-        found = contents(out)
-        assert found.keys() == expected.keys(), f"files {sorted(found.keys() ^ expected.keys())}"
-        differing = [file for file in expected if found[file] != expected[file]]
-        assert not differing, f"run {run}: {differing} differ from those of a run that was left alone"
+        compare(contents(out), expected, f"run {run} and one that was left alone")
         if kills >= count:
             return {"what": f"mgqe {name}", "kills": kills, "runs": run}
     raise AssertionError
+
+
+def compare(found: dict[str, Any], expected: dict[str, Any], what: str) -> None:
+    """Raise AssertionError naming files that are not in both, or differ."""
+    more = sorted(found.keys() ^ expected.keys())
+    assert not more, f"{what}: only one has {', '.join(more)}"
+    differing = [name for name in expected if found[name] != expected[name]]
+    assert not differing, f"{what} differ in {', '.join(differing)}"
 
 
 def main() -> int:

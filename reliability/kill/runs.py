@@ -83,12 +83,13 @@ def run_command(arguments: list[str]) -> None:
 
 
 def contents(out: Path) -> dict[str, Any]:
-    """Every file by its name: bytes, or of JSON what does not depend on the moment; pictures by their names alone."""
+    """Every file by its name: bytes, or of JSON what does not depend on the moment; pictures and checkpoints, which
+    hold times, by their names alone."""
     return {str(path.relative_to(out)): _content(path) for path in sorted(out.rglob("*")) if path.is_file()}
 
 
 def _content(path: Path) -> Any:
-    if path.suffix == ".png":
+    if path.suffix in (".png", ".pt"):
         return None
     if path.suffix == ".json":
         return _lasting(json.loads(path.read_text()))
