@@ -38,8 +38,9 @@ MGQE_API int32_t mgqe_set_isa(int32_t isa);
 // 1 when built with OpenMP, else 0 (every call then uses one thread).
 MGQE_API int32_t mgqe_has_openmp(void);
 
-// Nearest centroid: codes[i, j] = argmin_k bias[j, k] - <rows[i, j], centroids[j, k]>.
-// rows (n, D * s), centroids (D, K, s), bias (D, K) or null for 0.5 * ||centroid||^2, codes (n, D).
+// Nearest centroid: codes[i, j] = argmin_k ||rows[i, j] - centroids[j, k]||^2, or, with a bias, argmin_k bias[j, k] -
+// <rows[i, j], centroids[j, k]>, decided in double precision (assign_kernel.h says how).
+// rows (n, D * s), centroids (D, K, s), bias (D, K) or null, codes (n, D).
 // The lowest k wins a tie; NaN scores lose against every other score; all NaN gives 0.
 MGQE_API int32_t mgqe_assign(const float* rows, const float* centroids, const float* bias, int64_t n, int64_t D,
                              int64_t K, int64_t s, int32_t* codes, int32_t threads);
