@@ -48,7 +48,7 @@ def assign(rows: Tensor, centroids: Tensor, bias: Tensor | None) -> Tensor:
     return codes
 
 
-def _wide(values: Tensor) -> Tensor:
+def wide(values: Tensor) -> Tensor:
     """In double precision, where the device has it."""
     return values if values.device.type == "mps" else values.double()
 
@@ -61,23 +61,23 @@ def _distances(parts: Tensor, centroids: Tensor) -> Tensor:
     """
     finite = torch.where(centroids.isfinite(), centroids, 0.0)
     middle = 0.5 * finite.amin(dim=1) + 0.5 * finite.amax(dim=1)
-    longest = _squared_lengths(_wide(finite) - _wide(middle)[:, None]).amax(dim=1)
-    values, shift = _wide(parts), _wide(middle)
+    longest = _squared_lengths(wide(finite) - wide(middle)[:, None]).amax(dim=1)
+    values, shift = wide(parts), wide(middle)
     lengths = _squared_lengths(values - shift)
     far = ((lengths > _FAR * longest) & (lengths < torch.inf)).unsqueeze(-1)
     left, right = torch.where(far, shift, values), torch.where(far, 2.0 * values - shift, values)
     scores = values.new_zeros(parts.shape[0], *centroids.shape[:2])
     for t in range(centroids.shape[2]):
-        centroid = _wide(centroids[:, :, t])
+        centroid = wide(centroids[:, :, t])
         scores = scores + (centroid - left[:, :, t, None]) * (centroid - right[:, :, t, None])
     return scores
 
 
 def _responses(parts: Tensor, centroids: Tensor, bias: Tensor) -> Tensor:
     """bias[j, k] - <rows[i, j], centroids[j, k]>: ``(n, D, K)``."""
-    scores = _wide(bias).expand(parts.shape[0], -1, -1)
+    scores = wide(bias).expand(parts.shape[0], -1, -1)
     for t in range(centroids.shape[2]):
-        scores = scores - _wide(parts[:, :, t, None]) * _wide(centroids[:, :, t])
+        scores = scores - wide(parts[:, :, t, None]) * wide(centroids[:, :, t])
     return scores
 
 
