@@ -201,7 +201,8 @@ class CompactTable(FrozenTable):
 
         Raises:
             TypeError: dtypes. ValueError: shapes, NaN or infinite queries or biases, k outside 1 .. N, a bias with
-            cosine. IndexError: an id outside the table.
+            cosine; a query whose scores may leave float32, or, for cosine, a row whose squared length does, both named.
+            IndexError: an id outside the table.
         """
         return search(self._state.lookup, queries, k, exclude, candidates, score, bias)
 
