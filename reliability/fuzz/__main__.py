@@ -91,7 +91,7 @@ def run(fuzzer: Fuzzer, tally: Tally, chosen: argparse.Namespace) -> None:
             write()
         if chosen.files is not None:
             return number < chosen.first + int(chosen.files)
-        return now - start < 60 * float(chosen.minutes)
+        return bool(now - start < 60 * chosen.minutes)
 
     fuzzer.run(chosen.jobs, chosen.first, more)
     write()
