@@ -90,7 +90,7 @@ def run(fuzzer: Fuzzer, tally: Tally, chosen: argparse.Namespace) -> None:
             written = now
             write()
         if chosen.files is not None:
-            return number < chosen.first + int(chosen.files)
+            return bool(number < chosen.first + chosen.files)
         return bool(now - start < 60 * chosen.minutes)
 
     fuzzer.run(chosen.jobs, chosen.first, more)
