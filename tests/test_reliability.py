@@ -40,7 +40,7 @@ def artefact(tmp_path):
     folder = tmp_path / "whole"
     folder.mkdir()
     mgqe.save(compact_table(7), folder / "table.safetensors")
-    (folder / "manifest.json").write_text('{"a": [1, {"b": "c"}]}')
+    (folder / "notes.json").write_text('{"a": [1, {"b": "c"}]}')
     (folder / "notes-1").write_bytes(b"0123456789")
     return Artefact("compact", "bits-7", True, read_files(folder))
 
