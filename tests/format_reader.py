@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raw_safetensors import Parts, read_raw
+from xxhash import xxh3_64_digest
 
 SIZES = {"I64": 8, "I32": 4, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1}
 MASK = 2**64 - 1
@@ -26,7 +27,7 @@ class FormatReader:
         self.metadata, self.parts = read_raw(path)
         self.config: dict[str, Any] = json.loads(self.metadata["config"])
         self.kind = self.metadata["kind"]
-        assert (self.metadata["format"], self.metadata["version"]) == ("mgqe", "1")
+        assert (self.metadata["format"], self.metadata["version"]) in {("mgqe", "1"), ("mgqe", "2")}
         self.num_embeddings = self.config["num_embeddings"]
         self.appended: list[tuple[int, int, int, str]] = []  # first id, id after the last, tier, tensor
         if self.kind == "compact":
@@ -41,7 +42,11 @@ class FormatReader:
         widths = {}
         for number, rows in enumerate(sizes):
             metadata, parts = read_raw(folder / f"shard-{name}-{number:05d}.safetensors")
-            assert (metadata["format"], metadata["version"], metadata["kind"]) == ("mgqe", "1", "compact-shard")
+            assert (metadata["format"], metadata["version"], metadata["kind"]) == (
+                "mgqe",
+                self.metadata["version"],
+                "compact-shard",
+            )
             assert json.loads(metadata["config"]) == {"set": name, "number": number}
             assert parts.keys() == joined.keys()
             for g, tensor in enumerate(joined):
@@ -54,10 +59,14 @@ class FormatReader:
         self.kind = "compact"
 
     def _read_appended(self, path: Path) -> None:
-        base = self.fingerprint()
-        for file in sorted(path.parent.glob(f"{path.name}.append-{base[:8]}-*")):
+        base, digest = self.fingerprint(), b""
+        for file in sorted(path.parent.glob(f"{path.name}.append-{base[:8]}-0*")):
             metadata, parts = read_raw(file)
-            assert (metadata["format"], metadata["version"], metadata["kind"]) == ("mgqe", "1", "compact-append")
+            assert (metadata["format"], metadata["version"], metadata["kind"]) == (
+                "mgqe",
+                self.metadata["version"],
+                "compact-append",
+            )
             config = json.loads(metadata["config"])
             assert config.keys() == {"base", "first_id", "tier"}
             assert config["base"] == base
@@ -67,6 +76,14 @@ class FormatReader:
             self.parts[name] = parts["codes"]
             self.num_embeddings += parts["codes"][1][0]
             self.appended.append((first, self.num_embeddings, config["tier"], name))
+            digest = xxh3_64_digest(digest + file.read_bytes()[-8:])
+        record = path.with_name(f"{path.name}.append-{base[:8]}-record")
+        if record.exists():
+            metadata, parts = read_raw(record)
+            assert (metadata["format"], metadata["version"], metadata["kind"]) == ("mgqe", "2", "compact-append-record")
+            assert not parts
+            config = {"base": base, "segments": len(self.appended), "end": self.num_embeddings, "digest": digest.hex()}
+            assert json.loads(metadata["config"]) == config
 
     def fingerprint(self) -> str:
         """What appended files name their base by."""

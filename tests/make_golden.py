@@ -5,6 +5,7 @@ Everything comes from formulas, not from a random generator, whose numbers may c
 
 from __future__ import annotations
 
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from mgqe.baselines import FullTable, HashTable, LowRankTable, QRTable, ScalarTa
 from mgqe.frozen import FrozenTable
 from mgqe.idmap import IdMap
 from mgqe.packing import pack
-from mgqe.segments import all_segment_files, append
+from mgqe.segment_files import all_records, all_segment_files
+from mgqe.segments import append
 from mgqe.shards import prepared_index, publish_index, tier_order, write_shard
 from mgqe.table import CompactTable
 from mgqe.tiers import Tiers
@@ -114,12 +116,13 @@ def golden_appended() -> tuple[str, list[tuple[Tensor, int]]]:
 
 def write_appended(folder: Path) -> list[Path]:
     """The golden file that is appended to and the files appended to it."""
-    folder.mkdir(exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # else the base would be another one than the one with appended files
+    folder.mkdir()
     name, steps = golden_appended()
     save(golden_tables()[name], folder / name)
     for vectors, tier in steps:
         append(folder / name, vectors, tier)
-    return [folder / name, *all_segment_files(folder / name)]
+    return [folder / name, *all_segment_files(folder / name), *all_records(folder / name)]
 
 
 def write_sharded(folder: Path) -> list[Path]:

@@ -166,7 +166,7 @@ def test_damaged_files(saved, name, damage):
     ("change", "message"),
     [
         ({"format": "other"}, "'format' must be 'mgqe-model'"),
-        ({"version": 2}, "'version' must be 1, got 2"),
+        ({"version": 3}, "'version' must be 1 or 2, got 3"),
         ({"tables": [{"file": "../../etc/passwd", "nbytes": 1}]}, "no file name that save_model gives"),
         ({"tables": 3}, "manifest.json"),
         ({"dense": None}, "manifest.json"),

@@ -22,14 +22,15 @@ from mgqe.idmap.hashing import hash_integers, hash_keys
 pytest.importorskip("polars")
 
 GOLDEN = Path(__file__).parent / "golden" / "idmap"
+VERSION_1 = GOLDEN.parent / "version-1" / "idmap"
 FORMAT_DOC = Path(__file__).parent.parent / "docs" / "format.md"
 SHA256 = {
-    "binary.safetensors": "9d69cb1fa6ce8f4362798d91926bb74f47d18b0aa12767b3e88e6a4927b6d619",
-    "hashes.safetensors": "05460db30210a6cd172b3aac5c23accfa50d851694e2d67af0194c7622f38e26",
-    "int32.safetensors": "037764bc6e0ce34753ed3520d9d09bb33e62814fb89d097b43d23a8f9ad5d17c",
-    "int64.safetensors": "df6f411b95116d35cc6045fd17f18c0ed907a5e3e06c359cd683b79f9ce66e48",
-    "string.safetensors": "67f52d75b19f7950549c089b368271e252d0d52a7fd406002b40cddd706b34ce",
-    "uint64.safetensors": "4b0af8dbec9d374ce7fe6a2878a30dd14bb70ea80b9f3936594644494a9fadd7",
+    "binary.safetensors": "f25fc2fca6d61376026a641116624cd8608a89044de698094002dbd0a2d63612",
+    "hashes.safetensors": "11793119b46bde8fb61ecd16d74f2c5e0efe3d319c3f0597796201f7b7635d4a",
+    "int32.safetensors": "aca2b6e76c4779233a7e92765660e420be1dd1caf847143cb55f7ecf6a0bec57",
+    "int64.safetensors": "6e881abf17707ba479618a390088ae5d5f99542b10202ed484ec1a9afe0adc79",
+    "string.safetensors": "dcd459abc2302bead17fa5699e5a6e5e8b63ecdba80bd21d8cdce026e4e4228e",
+    "uint64.safetensors": "ed8292629f315bc9302bbe8555af2e9ef26a892123f397800799f2328cb1c2b0",
 }
 GOLDEN_RATIO, MASK = 0x9E3779B97F4A7C15, 2**64 - 1
 
@@ -56,7 +57,8 @@ class Reader:
     def __init__(self, path):
         metadata, self.parts = read_raw(path)
         self.config = json.loads(metadata["config"])
-        assert (metadata["format"], metadata["version"], metadata["kind"]) == ("mgqe", "1", "id-map")
+        assert (metadata["format"], metadata["kind"]) == ("mgqe", "id-map")
+        assert metadata["version"] in ("1", "2")
         self.n = self.config["num_ids"]
         self.k = (self.parts["index.directory"][1][0] - 1).bit_length() - 1
 
@@ -104,9 +106,10 @@ def test_bytes(name, tmp_path):
     assert (tmp_path / name).read_bytes() == content
 
 
+@pytest.mark.parametrize("folder", [GOLDEN, VERSION_1], ids=["version 2", "version 1"])
 @pytest.mark.parametrize("name", SHA256)
-def test_a_second_reader_agrees(name):
-    found, reader = IdMap.load(GOLDEN / name), Reader(GOLDEN / name)
+def test_a_second_reader_agrees(name, folder):
+    found, reader = IdMap.load(folder / name), Reader(folder / name)
     found.validate()
     assert found.counts.tolist() == reader.counts()
     every = golden_id_maps()[name][0]["item"].unique(maintain_order=True).to_list()
@@ -224,6 +227,25 @@ def changed(name, tmp_path, config=None, **parts):
         ("int32", {"num_ids": True}, {}, "'num_ids' must be a whole number"),
         ("int32", {"seed": 16}, {}, "'seed' must be a whole number of 0 to 15, got 16"),
         ("int32", {"ids": "float"}, {}, "'ids' must be one of int64, uint64, string, binary, got 'float'"),
+        (
+            "int32",
+            {"interactions": 8},
+            {},
+            "'interactions' and 'distinct' are 8 and 4, which do not fit 'counts': 4 ids",
+        ),
+        ("int32", {"interactions": 6}, {}, "which do not fit 'counts': 4 ids with 7 interactions"),
+        ("int32", {"distinct": 3}, {}, "which do not fit"),
+        ("int32", {"distinct": 5}, {}, "which do not fit"),
+        ("int32", {"interactions": 9, "distinct": 5}, {}, "which do not fit"),  # cut off, and more than the rarest
+        ("int32", {}, {"counts__values": ("I64", [3], i64(4, 2, 1))}, "4 ids with 8 interactions"),
+        ("int32", {}, {"counts__ends": ("I64", [3], i64(2**62, -(2**63), 4))}, "'counts.ends' must rise to 4"),
+        ("int32", {}, {"counts__values": ("I64", [3], i64(-(2**63), 2**62, 1))}, "'counts.values' must fall"),
+        (
+            "int32",
+            {},
+            {"ids": ("BF16", [4], bytes(8))},
+            r"tensor 'ids' has type torch\.bfloat16, which no id map holds",
+        ),
         ("int32", {"more": 1}, {}, "config must have the entries"),
         ("int32", {"ids": "string"}, {}, "expected the tensors"),
         ("int32", {}, {"ids": None}, "expected the tensors"),
@@ -244,6 +266,51 @@ def test_refuses(name, config, parts, match, tmp_path):
     path = changed(f"{name}.safetensors", tmp_path, config, **parts)
     with pytest.raises(ArtifactError, match=f"a: .*{match}"):
         IdMap.load(path)
+
+
+def test_totals_of_a_map_that_was_cut_off_fit(tmp_path):
+    """One id that occurred once is not in it."""
+    assert IdMap.load(changed("int32.safetensors", tmp_path, {"interactions": 8, "distinct": 5})).distinct == 5
+
+
+def string_part(name, change):
+    """A part of the golden map of strings, changed."""
+    dtype, shape, content = read_raw(GOLDEN / "string.safetensors")[1][name]
+    return dtype, shape, change(content)
+
+
+@pytest.mark.parametrize(
+    ("parts", "use", "what"),
+    [
+        ({"ids__bytes": string_part("ids.bytes", lambda b: b"\xff" + b[1:])}, lambda m: m.ids(range(5)), "UTF-8"),
+        ({"ids__offsets": string_part("ids.offsets", lambda b: b[:4] + i32(-5) + b[8:])},
+         lambda m: m.ids([0]), "outside"),
+        ({"ids__offsets": string_part("ids.offsets", lambda b: b[:4] + i32(2**30) + b[8:])},
+         lambda m: m.ids([1]), "outside"),
+        ({"index__directory": string_part("index.directory", lambda b: b[:4] + i32(*[-1] * 15) + b[64:])},
+         lambda m: m.rows([f"item {i}" for i in range(100)], unknown=-1), "directory of buckets"),
+        ({"index__rows": string_part("index.rows", lambda b: b"\xff" * len(b))},
+         lambda m: m.rows(["item 5" * 1 + "é"], unknown=-1), "a row lies outside"),
+        ({"index__rows": string_part("index.rows", lambda b: b"\xff" * len(b))}, IdMap.validate, "a row lies outside"),
+        ({"index__rows": string_part("index.rows", lambda b: bytes(len(b)))}, IdMap.validate, "is not found by its id"),
+    ],
+)  # fmt: skip
+def test_damage_that_is_met_later_names_the_file_from_every_method(parts, use, what, tmp_path):
+    """In files whose checksums are right, as a faulty writer would leave them."""
+    damaged = IdMap.load(changed("string.safetensors", tmp_path, **parts))
+    with pytest.raises(ArtifactError, match=f"/a: the map is damaged: .*{what}"):
+        use(damaged)
+
+
+def test_a_flipped_bit_in_any_byte_is_refused(tmp_path):
+    content = (GOLDEN / "string.safetensors").read_bytes()
+    for at in range(0, len(content), 7):
+        (tmp_path / "a").write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        for mmap in (True, False):
+            with pytest.raises(ArtifactError, match="/a: "):
+                IdMap.load(tmp_path / "a", mmap=mmap)
+    (tmp_path / "a").write_bytes(content[:-100] + b"?" + content[-99:])
+    IdMap.load(tmp_path / "a", verify=False)
 
 
 def test_damage_inside_shows_when_it_is_met(tmp_path):

@@ -20,7 +20,8 @@ import mgqe
 from mgqe import artifact, segments
 from mgqe.artifact import ArtifactError, load, save
 from mgqe.baselines import FullTable
-from mgqe.segments import all_segment_files, append
+from mgqe.segment_files import all_segment_files
+from mgqe.segments import append
 
 TWO = LAYOUTS["two tiers, frequency order"]
 THREE = LAYOUTS["three tiers, any order"]
@@ -43,8 +44,8 @@ def test_appended_files_are_read_back(layout, tmp_path):
     check_file(path, model)
     assert path.read_bytes() == before
     names = sorted(p.name for p in tmp_path.iterdir())
-    assert len(names) == 4
-    assert [name[-7:] for name in names[1:]] == ["-000001", "-000002", "-000003"]
+    assert len(names) == 5
+    assert [name[-7:] for name in names[1:]] == ["-000001", "-000002", "-000003", "-record"]
     save(load(path), path)
     check_file(path, model)
     assert [p.name for p in tmp_path.iterdir()] == ["items.safetensors"]
@@ -65,7 +66,7 @@ def test_by_hand(tmp_path):
     assert parts == {"codes": ("U8", [2, 1], bytes([0b01, 0b10]))}
     config = json.loads(metadata["config"])
     assert (metadata["kind"], config["first_id"], config["tier"]) == ("compact-append", 2, 1)
-    assert segment.stat().st_size < 260
+    assert segment.stat().st_size < 450
     assert load(tmp_path / "a").lookup(ids).tolist() == [[1, 0], [0, 10]]
 
 
@@ -171,7 +172,7 @@ def test_beside_what_a_link_points_to(tmp_path):
     grow(model, tmp_path / "link")
     check_file(tmp_path / "link", model)
     check_file(tmp_path / "real" / "a", model)
-    assert len(list((tmp_path / "real").iterdir())) == 4
+    assert len(list((tmp_path / "real").iterdir())) == 5
 
 
 def test_copied_files_are_the_same_table(tmp_path):

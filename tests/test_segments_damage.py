@@ -15,7 +15,15 @@ from raw_safetensors import read_raw, write_raw
 
 from mgqe.artifact import ArtifactError, load, save
 from mgqe.baselines import FullTable
-from mgqe.segments import all_segment_files, append
+from mgqe.segment_files import all_records, all_segment_files
+from mgqe.segments import append
+
+
+def record_of(path):
+    """The file that says how many were appended."""
+    (record,) = all_records(path)
+    return record
+
 
 TWO = LAYOUTS["two tiers, frequency order"]
 
@@ -64,7 +72,7 @@ def test_a_process_that_dies(action, call, after, tmp_path):
             os._exit(0)
     _, status = os.waitpid(pid, 0)
     died = os.waitstatus_to_exitcode(status) == 9
-    assert died == ((action, call) not in {("append", "replace"), ("save", "link")})
+    assert died == ((action, call) != ("save", "link"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = load(path)
@@ -179,7 +187,7 @@ BAD = [
     (cut(-1), "not a whole safetensors file"),
     (lambda file: file.write_bytes(os.urandom(400)), "not a whole safetensors file"),
     (put("metadata", format="other"), "'format' must be 'mgqe'"),
-    (put("metadata", version="2"), "'version' must be '1', got '2'"),
+    (put("metadata", version="3"), "'version' must be '1' or '2', got '3'"),
     (put("metadata", kind="compact"), "'kind' must be 'compact-append', got 'compact'"),
     (put("config", base="0" * 64), "'base' must be one of"),
     (put("config", base=None), "'base' must be one of"),
@@ -212,8 +220,11 @@ def test_refuses(change, match, tmp_path):
         with pytest.raises(ArtifactError, match=match) as caught:
             load(path, mmap=mmap)
         assert str(last) in str(caught.value)
-        assert "move it and those with higher numbers away" in str(caught.value)
+        assert f"move it and those with higher numbers away, and {record_of(path).name} with" in str(caught.value)
     last.unlink()
+    with pytest.raises(ArtifactError, match=r"000002: this file is missing, and with it the ids from 17 to 18"):
+        load(path)
+    record_of(path).unlink()
     assert load(path).num_embeddings == 17
 
 
@@ -233,6 +244,81 @@ def test_a_missing_file_is_noticed(tmp_path):
     all_segment_files(path)[1].unlink()
     with pytest.raises(ArtifactError, match=r"000003: starts with id 19, not 17: a file before it is missing"):
         load(path)
+
+
+def test_a_lost_last_file_is_noticed_by_whoever_loads_or_appends(tmp_path):
+    path = tmp_path / "a"
+    model = saved(TWO, path)
+    grow(model, path, [(3, 0), (2, 1), (4, 0)])
+    files = all_segment_files(path)
+    content = [file.read_bytes() for file in files]
+    for left in (2, 1, 0):
+        files[left].unlink()
+        end = [14, 17, 19][left]
+        text = rf"{files[left].name}: this file is missing, and with it the ids from {end} to 22 that were appended"
+        with pytest.raises(ArtifactError, match=text):
+            load(path)
+        with pytest.raises(ArtifactError, match=text):
+            append(path, quarters(1, 8, 0))
+        assert all_segment_files(path) == files[:left]
+    for file, was in zip(files, content, strict=True):
+        file.write_bytes(was)
+    check_file(path, model)
+
+
+def test_a_file_of_another_copy_of_the_table_is_noticed(tmp_path):
+    """Right in itself, of the same base, number, first id and tier: only the record knows."""
+    ends = []
+    for name in ("a", "b"):
+        path = tmp_path / name
+        model = saved(TWO, path)
+        grow(model, path, [(3, 0)])
+        append(path, quarters(2, 8, 50 if name == "a" else 60), 1)
+        ends.append(all_segment_files(path)[-1])
+    ends[0].write_bytes(ends[1].read_bytes())
+    with pytest.raises(ArtifactError, match=r"000002: this file, or one with a lower number, is another one than was"):
+        load(tmp_path / "a")
+
+
+def test_a_process_that_died_before_it_recorded_its_file_leaves_a_whole_table(tmp_path):
+    path = tmp_path / "a"
+    model = saved(TWO, path)
+    grow(model, path, [(3, 0)])
+    old = record_of(path).read_bytes()
+    grow(model, path, [(2, 1), (2, 0)])
+    record_of(path).write_bytes(old)
+    check_file(path, model)
+    grow(model, path, [(1, 1)])
+    check_file(path, model)
+    all_segment_files(path)[-1].unlink()
+    with pytest.raises(ArtifactError, match=r"000004: this file is missing, and with it the ids from 21 to 21"):
+        load(path)
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    path = tmp_path / "a"
+    model = saved(TWO, path)
+    grow(model, path)
+    record = record_of(path)
+    content = record.read_bytes()
+    for at in range(0, len(content), 3):
+        record.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        for use in (load, lambda path: append(path, quarters(1, 8, 0))):
+            with pytest.raises(ArtifactError, match="delete it to load the table without") as caught:
+                use(path)
+            assert str(record) in str(caught.value)
+    record.unlink()
+    check_file(path, model)
+
+
+def test_a_record_that_cannot_be_written_does_not_undo_what_was_appended(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    model = saved(TWO, path)
+    grow(model, path)
+    failing(monkeypatch, "replace", errno.ENOSPC)
+    grow(model, path, [(2, 1)])
+    monkeypatch.undo()
+    check_file(path, model)
 
 
 def test_names_that_only_look_alike_mean_nothing(tmp_path):

@@ -90,6 +90,21 @@ def test_weighted_bags():
         sharded.QuantizedEmbeddingBagCollection([bag_config(pooling=PoolingType.MEAN)], is_weighted=True)
 
 
+def test_weights_keep_their_gradient_in_a_frozen_collection(tmp_path):
+    collection = sharded.QuantizedEmbeddingBagCollection(
+        [bag_config()], CONFIG, counts={"item": COUNTS}, is_weighted=True
+    )
+    mgqe.start_quantizing(collection)
+    sharded.freeze(nn.Sequential(collection), tmp_path)
+    made, gradients = batch(), []
+    for module in (collection.eval(), sharded.load(tmp_path)):
+        weights = made.weights().clone().requires_grad_()
+        features = KeyedJaggedTensor(made.keys(), made.values(), lengths=made.lengths(), weights=weights)
+        module(features).values().square().sum().backward()
+        gradients.append(weights.grad)
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("is_weighted", [False, True])
 def test_a_frozen_collection_gives_what_the_trained_one_gave(tmp_path, is_weighted):
     tables = [bag_config(), bag_config(name="user", feature_names=["user"], embedding_dim=4, num_embeddings=50)]

@@ -7,7 +7,7 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -15,12 +15,13 @@ from recsys_data import tiny_config, write_tiny
 
 import mgqe
 from mgqe.recsys import loop
-from mgqe.recsys.checkpoint import best_path, load_state, save_epoch, write_atomic
+from mgqe.recsys.checkpoint import best_path, load_state, save_epoch
 from mgqe.recsys.config import TrainConfig, warm_up_key
 from mgqe.recsys.datasets import DATA_DIR_VARIABLE
 from mgqe.recsys.interactions import IdMap
 from mgqe.recsys.loop import EpochReport
 from mgqe.recsys.train import RunData, build_tables, load_model, train_run
+from mgqe.whole_files import fill_file
 
 QUANTISED = "mgqe:D=4,K=4/2"
 FILES = {
@@ -269,13 +270,13 @@ def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
 
 
 def test_atomic_write_leaves_the_old_file(tmp_path: Path) -> None:
-    def fail(target: Path) -> None:
-        target.write_text("half")
-        raise OSError("disk full")
+    def fail(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise OSError(28, "disk full")
 
     (tmp_path / "file").write_text("old")
     with pytest.raises(OSError, match="disk full"):
-        write_atomic(tmp_path / "file", fail)
+        fill_file(tmp_path / "file", fail)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
 
 

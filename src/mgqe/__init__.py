@@ -25,6 +25,7 @@ from mgqe.segments import append
 from mgqe.stats import CodebookStats
 from mgqe.table import CompactTable
 from mgqe.tiers import Tiers
+from mgqe.verification import verify
 
 __version__ = "0.1.0"
 
@@ -60,4 +61,5 @@ __all__ = [
     "save",
     "save_model",
     "start_quantizing",
+    "verify",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -16,10 +17,22 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mgqe.container import ArtifactError, config_text, decode_metadata, encode, guarded, identity, put, read
+from mgqe.container import (
+    NO_CHECKSUMS,
+    OLD_VERSIONS,
+    ArtifactError,
+    config_text,
+    decode_metadata,
+    encode,
+    guarded,
+    identity,
+    put,
+    read,
+)
 from mgqe.frozen import Config, FrozenTable
 from mgqe.growth import Origin
-from mgqe.segments import all_segment_files, fingerprint, read_extents, refuse_to_lose
+from mgqe.segment_files import all_records, all_segment_files
+from mgqe.segments import fingerprint, read_extents, refuse_to_lose
 from mgqe.shards import INDEX, INDEX_KIND, read_sharded
 from mgqe.table import CompactTable
 
@@ -104,7 +117,7 @@ def _write(
     with guarded(target, exclusive=True):
         if table is not None:
             refuse_to_lose(table, target, path)
-        stale = all_segment_files(target)
+        stale = [*all_segment_files(target), *all_records(target)]
         # A name of its own, where there are appended files: they cannot be taken for the new file's at any moment.
         metadata = {"generation": secrets.token_hex(8)} if stale else {}
         nbytes, content = encode(tensors, kind, config, made, **metadata)
@@ -115,7 +128,7 @@ def _write(
     return nbytes, metadata
 
 
-def load(path: str | os.PathLike[str], *, mmap: bool = True) -> FrozenTable:
+def load(path: str | os.PathLike[str], *, mmap: bool = True, verify: bool | None = None) -> FrozenTable:
     """Read a table that :func:`save` wrote, and the ids that :func:`mgqe.append` added to it.
 
     Args:
@@ -124,10 +137,13 @@ def load(path: str | os.PathLike[str], *, mmap: bool = True) -> FrozenTable:
             The file must then not be cut short while the table lives (saving over it and appending to it are
             safe, and do not change a loaded table). False reads everything into memory. Of a folder, tiers that
             several shards share are read into memory either way.
+        verify: compare the files with their checksums. None: the header, and the tensors, smallest first, that have no
+            more than 64 MiB together; without ``mmap`` all. True: all, which reads the whole file. False: none.
+            :func:`mgqe.verify` does it later. Files of version 1 have no checksums.
 
     Raises:
-        ArtifactError: (a ValueError) a file is not of this format or version, is cut short or, of a folder, missing,
-            or its parts contradict each other; the message names the file and the part.
+        ArtifactError: (a ValueError) a file is not of this format or version, is damaged or cut short or, of a folder,
+            missing, or its parts contradict each other; the message names the file and the part.
         OSError: the file cannot be opened, or the folder has no index.
     """
     if os.path.isdir(path):
@@ -136,7 +152,7 @@ def load(path: str | os.PathLike[str], *, mmap: bool = True) -> FrozenTable:
     for attempt in range(MAX_ATTEMPTS):
         before = identity(path)
         try:
-            table = _load(os.fspath(path), target, mmap)
+            table = _load(os.fspath(path), target, mmap, verify)
         except (ArtifactError, FileNotFoundError) as error:
             # Saving over a file removes those appended to it: what was wrong may have been the moment.
             vanished = isinstance(error, FileNotFoundError) and attempt + 1 < MAX_ATTEMPTS
@@ -160,21 +176,24 @@ def _index_of(folder: str | os.PathLike[str]) -> Path:
     )
 
 
-def _load(name: str, target: Path, mmap: bool) -> FrozenTable:
+def _load(name: str, target: Path, mmap: bool, verify: bool | None) -> FrozenTable:
+    asked, verify = verify, True if verify is None and not mmap else verify  # without mmap all is read anyway
     try:
-        metadata, tensors = read(name)
+        metadata, tensors = read(name, verify)
         kind, config = decode_metadata(metadata)
         held = tensors if mmap else {key: t.clone() for key, t in tensors.items()}
         if kind == INDEX_KIND:
-            table: FrozenTable = read_sharded(target, held, config, mmap)
+            table: FrozenTable = read_sharded(target, held, config, mmap, verify)
         else:
             table = _table_class(kind).from_tensors(held, config)
         table.validate()
     except ValueError as error:
         raise ArtifactError(f"{name}: {error}") from error
+    if asked and metadata["version"] in OLD_VERSIONS:
+        warnings.warn(f"{name}: {NO_CHECKSUMS}", RuntimeWarning, stacklevel=3)
     if isinstance(table, CompactTable) and kind != INDEX_KIND:
         own = fingerprint(metadata, table)
-        for tier, rows in read_extents(target, own, table, mmap):
+        for tier, rows in read_extents(target, own, table, mmap, verify):
             table._append_packed(rows, tier)
         table._origin = Origin(os.fspath(target), own, table.num_embeddings)
     return table

@@ -13,12 +13,13 @@ def main() -> None:
     if missing is not None:
         print(missing, file=sys.stderr)
         raise SystemExit(1)
-    from mgqe import ids_commands, plan_commands, study_commands
+    from mgqe import ids_commands, plan_commands, study_commands, verify_commands
     from mgqe.commands import app
 
     assert ids_commands  # these register their commands
     assert plan_commands
     assert study_commands
+    assert verify_commands
     app()
 
 

@@ -241,13 +241,14 @@ def compare(
 @clean_errors
 def inspect(file: Annotated[Path, typer.Argument(help="A file that mgqe.save wrote, or a folder of shards.")]) -> None:
     import mgqe
-    from mgqe.segments import all_segment_files
+    from mgqe.segment_files import all_records, all_segment_files
     from mgqe.shards import files_of
 
     table = mgqe.load(file)
     whole = file.is_dir()
     appended = [] if whole else all_segment_files(file.resolve())
-    on_disk = sum(path.stat().st_size for path in (files_of(file) if whole else (file, *appended)))
+    files = files_of(file) if whole else [file, *appended, *all_records(file.resolve())]
+    on_disk = sum(path.stat().st_size for path in files)
     full = 4 * table.num_embeddings * table.embedding_dim
     output.print(
         f"{file}: {type(table).__name__}, {table.num_embeddings:,} ids x {table.embedding_dim} dimensions",

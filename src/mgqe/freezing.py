@@ -17,6 +17,7 @@ from mgqe.layout import lay_out_frame
 from mgqe.packing import bits_for, pack, row_bytes
 from mgqe.rows import SWEEP_ROWS
 from mgqe.table import CompactTable
+from mgqe.whole_files import replaceable
 
 if TYPE_CHECKING:
     from mgqe.quantized import QuantizedEmbedding
@@ -97,6 +98,7 @@ def freeze_to(layer: QuantizedEmbedding, path: str | os.PathLike[str]) -> int:
         raise FileNotFoundError(
             errno.ENOENT, f"no folder {folder}: make it first; nothing was changed", os.fspath(path)
         )
+    replaceable(Path(path))
     with torch.no_grad():
         layer.prepare_to_freeze()
         shapes, config, pieces = frozen_pieces(layer)

@@ -116,7 +116,8 @@ class FrozenTable(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors held; a file adds its header, one or two kilobytes."""
+        """Bytes of all tensors held; a file adds its header and checksums, one or two kilobytes and 8
+        bytes for each MiB."""
         return sum(tensor.nbytes for tensor in self.to_tensors()[0].values())
 
     def nbytes_by_part(self) -> dict[str, int]:

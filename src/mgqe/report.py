@@ -13,6 +13,8 @@ from typing import Any
 
 from rich.table import Table
 
+from mgqe.whole_files import fill_file
+
 # Student's t, two-sided 95%, by degrees of freedom; beyond 30 the normal distribution's 1.96 is near enough.
 _T95 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -183,8 +185,7 @@ def picture(rows: Sequence[Row], path: Path, title: str) -> Path:
     axes.legend(loc="lower right", framealpha=0.95)
     figure.tight_layout()
     _label(axes, rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    fill_file(path, lambda file: figure.savefig(file, format=path.suffix[1:] or None))
     pyplot.close(figure)
     return path
 

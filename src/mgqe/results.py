@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mgqe.recsys.checkpoint import write_atomic
 from mgqe.recsys.config import TrainConfig
+from mgqe.whole_files import replaceable, write_text
 
 Record = dict[str, Any]
 IDLE = ("data_dir", "threads", "label")  # settings that decide no result
@@ -108,6 +108,7 @@ def append_result(path: Path, record: Record) -> None:
     """Add a line and sync it; after a line that was cut short, on a line of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = _line(record).encode()
+    replaceable(path)
     with path.open("ab+") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
@@ -122,10 +123,7 @@ def write_results(path: Path, records: Iterable[Record]) -> None:
     """All records as a new file, in place of the old one at once."""
     text = "".join(map(_line, records))
 
-    def write(target: Path) -> None:
-        target.write_text(text, encoding="utf-8")
-
-    write_atomic(path, write)
+    write_text(path, text)
 
 
 def _line(record: Record) -> str:

@@ -9,10 +9,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +24,7 @@ from mgqe.container import (
     encode,
     guarded,
     identity,
+    open_stored,
     read,
     tensor_bytes,
     written,
@@ -34,6 +33,8 @@ from mgqe.frozen import MAX_ROWS, Config, Reader
 from mgqe.growth import check_vectors
 from mgqe.layout import check_codes
 from mgqe.packing import row_bytes
+from mgqe.segment_files import all_segment_files, segment_files, segment_path
+from mgqe.segment_record import check_record, extend_record, lost, read_record
 from mgqe.table import CompactTable
 
 KIND = "compact-append"
@@ -61,27 +62,6 @@ class Segment:
         return self.first_id + self.rows.shape[0]
 
 
-def all_segment_files(base: Path) -> list[Path]:
-    """Whatever was appended to a file of this name, the tables that had it before included."""
-    pattern = re.compile(re.escape(base.name) + r"\.append-[0-9a-f]{8}-\d{6,}")
-    with suppress(FileNotFoundError), os.scandir(base.parent) as entries:
-        return sorted(base.with_name(entry.name) for entry in entries if pattern.fullmatch(entry.name))
-    return []
-
-
-def segment_files(base: Path, base_fingerprint: str) -> list[tuple[int, Path]]:
-    """The files appended to this very base: numbers and paths, ascending."""
-    start = f"{base.name}.append-{base_fingerprint[:8]}-"
-    found = [(int(path.name[len(start) :]), path) for path in all_segment_files(base) if path.name.startswith(start)]
-    # A number is written one way; another one would make two files of it.
-    return sorted((n, path) for n, path in found if path == segment_path(base, base_fingerprint, n))
-
-
-def segment_path(base: Path, base_fingerprint: str, number: int) -> Path:
-    """Where the appended file of that number is."""
-    return base.with_name(f"{base.name}.append-{base_fingerprint[:8]}-{number:06d}")
-
-
 def fingerprint(metadata: Mapping[str, str], table: CompactTable) -> str:
     """What a segment records of its base: sha256 over all that gives its codes and ids a meaning.
 
@@ -97,13 +77,13 @@ def fingerprint(metadata: Mapping[str, str], table: CompactTable) -> str:
     return digest.hexdigest()
 
 
-def read_segment(path: Path, table: CompactTable, base_fingerprint: str) -> Segment:
-    """An appended file, its codes not looked at.
+def read_segment(path: Path, table: CompactTable, base_fingerprint: str, verify: bool | None = None) -> Segment:
+    """An appended file, its codes not looked at except to verify them, as :func:`mgqe.container.read` does.
 
     Raises ArtifactError naming the file, what is wrong and the remedy.
     """
     try:
-        metadata, tensors = read(path)
+        metadata, tensors = read(path, verify)
         kind, config = decode_metadata(metadata)
         if kind != KIND:
             raise ValueError(f"metadata 'kind' must be {KIND!r}, got {kind!r}")
@@ -120,7 +100,9 @@ def read_segment(path: Path, table: CompactTable, base_fingerprint: str) -> Segm
         raise _refusal(path, error) from error
 
 
-def read_extents(base: Path, own: str, table: CompactTable, mmap: bool) -> Iterator[tuple[int, Tensor]]:
+def read_extents(
+    base: Path, own: str, table: CompactTable, mmap: bool, verify: bool | None = None
+) -> Iterator[tuple[int, Tensor]]:
     """What was appended to a base, in order of ids: tiers and packed rows, neighbours of a tier joined.
 
     Args:
@@ -131,9 +113,8 @@ def read_extents(base: Path, own: str, table: CompactTable, mmap: bool) -> Itera
     Raises:
         ArtifactError: a file is damaged, or ids are missing or given twice; the message names the file.
     """
+    record = read_record(base, own, verify)
     everything = all_segment_files(base)
-    if not everything:
-        return
     files = segment_files(base, own)
     others = sorted({*everything} - {path for _, path in files})
     if others:
@@ -143,19 +124,20 @@ def read_extents(base: Path, own: str, table: CompactTable, mmap: bool) -> Itera
             RuntimeWarning,
             stacklevel=4,
         )
-    expected, segments = table.num_embeddings, []
+    ends, segments = [table.num_embeddings], []
     for _, path in files:
-        segment = read_segment(path, table, own)
-        if segment.first_id != expected:
-            what = "a file before it is missing" if segment.first_id > expected else "ids are given twice"
-            raise _refusal(path, ValueError(f"starts with id {segment.first_id}, not {expected}: {what}"))
-        expected = segment.end
+        segment = read_segment(path, table, own, verify)
+        if segment.first_id != ends[-1]:
+            what = "a file before it is missing" if segment.first_id > ends[-1] else "ids are given twice"
+            raise _refusal(path, ValueError(f"starts with id {segment.first_id}, not {ends[-1]}: {what}"))
+        ends.append(segment.end)
         cfg = table._state.base
         try:
             check_codes("codes", segment.rows, cfg.num_subspaces[segment.tier], cfg.num_centroids[segment.tier])
         except ValueError as error:
             raise _refusal(path, error) from error
         segments.append(segment)
+    check_record(record, base, own, [segment.path for segment in segments], ends)
     for tier, together in groupby(segments, key=lambda segment: segment.tier):
         rows = [segment.rows for segment in together]
         yield tier, rows[0] if mmap and len(rows) == 1 else torch.cat(rows)
@@ -213,13 +195,16 @@ def _try_to_append(
             return None
         if not _belongs(segment, path, before, own):
             return None
+        extend_record(target, own, number, first_id + n)
     return torch.arange(first_id, first_id + n, device="cpu")
 
 
 def _open_base(name: str) -> tuple[str, CompactTable]:
-    """Fingerprint and base, without what was appended; of its values only the centroids are looked at."""
+    """Fingerprint and base, without what was appended; of its values only the centroids are looked at and verified."""
     try:
-        metadata, tensors = read(name)
+        stored = open_stored(name)
+        stored.check_tensors(part for part in stored.tensors if part.startswith(("centroids.", "scales.")))
+        metadata, tensors = stored.metadata, stored.tensors
         kind, config = decode_metadata(metadata)
         if kind != CompactTable.kind:
             raise ValueError(f"ids can be appended to tables of kind {CompactTable.kind!r}, this one is {kind!r}")
@@ -232,11 +217,14 @@ def _open_base(name: str) -> tuple[str, CompactTable]:
 
 def _next_place(target: Path, table: CompactTable, own: str) -> tuple[int, int]:
     """The number for a new file and the first id in it. The last file speaks for those before it."""
+    record = read_record(target, own)
     files = segment_files(target, own)
-    if not files:
-        return 1, table.num_embeddings
-    number, path = files[-1]
-    return number + 1, read_segment(path, table, own).end
+    number, end = 0, table.num_embeddings
+    if files:
+        number, end = files[-1][0], read_segment(files[-1][1], table, own).end
+    if number < record.segments:
+        raise lost(record, target, own, number + 1, end)
+    return number + 1, end
 
 
 def refuse_to_lose(table: CompactTable, target: Path, path: str | os.PathLike[str]) -> None:
@@ -295,5 +283,5 @@ def _belongs(segment: Path, path: str | os.PathLike[str], before: tuple[int, ...
 def _refusal(path: Path, error: ValueError) -> ArtifactError:
     return ArtifactError(
         f"{path}: {error}. The table itself may be whole: restore this file, or move it and those with higher "
-        "numbers away to load the table without what they add"
+        f"numbers away, and {path.name.rpartition('-')[0]}-record with them, to load the table without what they add"
     )

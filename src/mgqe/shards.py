@@ -11,12 +11,13 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mgqe.container import ArtifactError, decode_metadata, encode, encode_header, read, tensor_bytes, written
+from mgqe.container import ArtifactError, decode_metadata, encode, encode_elements, read, tensor_bytes, written
 from mgqe.frozen import MAX_ROWS, Config, Reader
 from mgqe.packing import bits_for, row_bytes
 from mgqe.table import CompactTable
@@ -60,18 +61,9 @@ def write_shard(
     """
     target = shard_path(folder, set_name, number)
     named = {f"codes.{g}": (torch.uint8, shape) for g, shape in enumerate(shapes)}
-    head, nbytes = encode_header(named, SHARD_KIND, {"set": set_name, "number": number})
-
-    def content() -> Iterator[bytes | memoryview]:
-        yield head
-        left = nbytes - len(head)
-        for chunk in chunks:
-            left -= chunk.nbytes
-            yield from tensor_bytes(chunk)
-        if left:
-            raise ValueError(f"shard {number}: {-left:+,} bytes of rows beside those announced")
-
-    with readable_error(target, nbytes), written(target, content()) as temporary:
+    elements = chain.from_iterable(map(tensor_bytes, chunks))
+    nbytes, content = encode_elements(named, SHARD_KIND, {"set": set_name, "number": number}, elements)
+    with readable_error(target, nbytes), written(target, content) as temporary:
         os.replace(temporary, target)
     return nbytes
 
@@ -150,7 +142,9 @@ def readable_error(path: Path, nbytes: int) -> Iterator[None]:
         ) from error
 
 
-def read_sharded(index: Path, tensors: dict[str, Tensor], config: Config, mmap: bool) -> CompactTable:
+def read_sharded(
+    index: Path, tensors: dict[str, Tensor], config: Config, mmap: bool, verify: bool | None = None
+) -> CompactTable:
     """The table of an index that has been read, its shards beside it.
 
     A tier's rows are joined in memory, unless one shard has them all: these stay mapped with ``mmap``.
@@ -168,7 +162,7 @@ def read_sharded(index: Path, tensors: dict[str, Tensor], config: Config, mmap: 
     parts: list[list[Tensor]] = [[] for _ in sizes]
     for number, rows in enumerate(shards):
         path = shard_path(index.parent, set_name, number)
-        for g, part in enumerate(_read_shard(path, set_name, number, list(zip(rows, widths, strict=True)))):
+        for g, part in enumerate(_read_shard(path, set_name, number, list(zip(rows, widths, strict=True)), verify)):
             parts[g].append(part)
     found = {f"codes.{g}": _joined(parts[g], width, mmap) for g, width in enumerate(widths)}
     return CompactTable.from_tensors({**tensors, **found}, config)
@@ -200,9 +194,11 @@ def _shard_sizes(given: object, sizes: Sequence[int]) -> list[tuple[int, ...]]:
     return shards
 
 
-def _read_shard(path: Path, set_name: str, number: int, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+def _read_shard(
+    path: Path, set_name: str, number: int, shapes: Sequence[tuple[int, int]], verify: bool | None
+) -> list[Tensor]:
     try:
-        metadata, tensors = read(path)
+        metadata, tensors = read(path, verify)
         kind, config = decode_metadata(metadata)
         if kind != SHARD_KIND:
             raise ValueError(f"metadata 'kind' must be {SHARD_KIND!r}, got {kind!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +15,7 @@ from mgqe.grid_run import RESULTS, Pace, check_data, default_jobs, plan_runs, ru
 from mgqe.results import read_results
 from mgqe.study import Event
 from mgqe.terminal import RunBars, clean_errors, errors, make_progress, output
+from mgqe.whole_files import fill_file
 
 GRID = "study.toml"
 
@@ -58,7 +58,7 @@ def study(
     check_data(plan)
     out.mkdir(parents=True, exist_ok=True)
     if config.resolve() != (out / GRID).resolve():
-        shutil.copyfile(config, out / GRID)
+        fill_file(out / GRID, lambda file: file.write(config.read_bytes()))
     jobs = jobs or default_jobs()
     pace = Pace(plan.todo, jobs)
     pace.learn(plan.results.records, grid.pairs)

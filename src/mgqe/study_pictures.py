@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mgqe.analysis import NAMES, Group, Study
 from mgqe.study_tables import OURS, tier_stats
+from mgqe.whole_files import fill_file
 
 # Method -> colour and marker. Methods that the list lacks take the rest in turn.
 LOOKS = {
@@ -47,7 +49,7 @@ def all_pictures(study: Study, folder: Path) -> list[Path]:
         figure = draw(study)
         if figure is not None:
             written.append(folder / f"{name}.png")
-            figure.savefig(written[-1], dpi=130)
+            fill_file(written[-1], partial(figure.savefig, format="png", dpi=130))
             _close(figure)
     return written
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from rich.table import Table
 
+from mgqe.whole_files import write_text
+
 
 @dataclass(frozen=True)
 class TextTable:
@@ -44,8 +46,6 @@ def fill(path: Path, blocks: Mapping[str, str]) -> list[str]:
 
     ValueError when a mark is not closed; the file is then left as it is.
     """
-    from mgqe.recsys.checkpoint import write_atomic
-
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -61,8 +61,5 @@ def fill(path: Path, blocks: Mapping[str, str]) -> list[str]:
         inside = f"{start}\n\n{block.strip()}\n\n{end}" if block.strip() else f"{start}\n\n{end}"
         text = re.sub(re.escape(start) + r".*?" + re.escape(end), lambda _: inside, text, count=1, flags=re.DOTALL)  # noqa: B023
 
-    def write(target: Path) -> None:
-        target.write_text(text, encoding="utf-8")
-
-    write_atomic(path, write)
+    write_text(path, text)
     return missing

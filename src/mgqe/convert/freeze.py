@@ -57,7 +57,7 @@ def _frozen(layer: QuantizedEmbedding, path: str) -> CompactEmbedding:
         table = layer.freeze()
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    dtype, padding = layer.raw_weight.dtype, layer.padding_idx
+    dtype, padding = layer.vector_dtype, layer.padding_idx
     made: CompactEmbedding
     if isinstance(layer, MGQEmbeddingBag):
         made = CompactEmbeddingBag(table, padding, dtype, path, layer.mode, layer.include_last_offset)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from mgqe.convert.wrappers import wrapped
+
 Place = tuple[nn.Module, str]
 
 
@@ -35,7 +37,11 @@ class Table:
 
 
 def places(model: nn.Module) -> Iterator[tuple[str, nn.Module, Place | None]]:
-    """Every path of the model, shared modules at each of theirs: (path, module, (parent, name))."""
+    """Every path of the model, shared modules at each of theirs: (path, module, (parent, name)).
+
+    The place of a module in a wrapper (torch.compile, DataParallel and their kind) is that of the wrapper: the forward
+    pass of a compiled module goes on calling the module that was compiled, whatever takes its place inside.
+    """
 
     def walk(
         module: nn.Module, path: str, place: Place | None, above: set[int]
@@ -46,7 +52,9 @@ def places(model: nn.Module) -> Iterator[tuple[str, nn.Module, Place | None]]:
         for name, child in module._modules.items():
             if child is not None:
                 below = f"{path}.{name}" if path else name
-                yield from walk(child, below, (module, name), above | {id(module)})
+                yield from walk(
+                    child, below, place if name == wrapped(module) else (module, name), above | {id(module)}
+                )
 
     return walk(model, "", None, set())
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mgqe.export.portable import portable
+from mgqe.whole_files import fill_file, replaceable
 
 OPSET = 18  # the first with BitwiseAnd and with maxima in ScatterElements
 ONE_FILE = 2_000_000_000  # bytes; protobuf ends at 2 GiB
@@ -57,6 +60,7 @@ def export_onnx(
     _need("onnx", "onnxscript")
     if opset_version < OPSET:
         raise ValueError(f"opset_version must be at least {OPSET} (BitwiseAnd), got {opset_version}")
+    replaceable(Path(path))
     ready = portable(model)
     given = args if isinstance(args, tuple) else (args,)
     if dynamic_shapes is None:
@@ -144,6 +148,16 @@ def _save(made: Any, path: Path) -> int:
         for output in node.outputs:
             output.metadata_props.clear()
     beside = sum(value.const_value.nbytes for value in model.graph.initializers.values()) > ONE_FILE
-    made.save(str(path), external_data=beside)
-    data = Path(f"{path}.data")
-    return path.stat().st_size + (data.stat().st_size if beside and data.exists() else 0)
+    if not beside:
+        fill_file(path, lambda file: file.write(made.model_proto.SerializeToString()))
+        return path.stat().st_size
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        made.save(str(Path(folder, path.name)), external_data=True)
+        return sum(_moved(file, path.parent / file.name) for file in sorted(Path(folder).iterdir(), reverse=True))
+
+
+def _moved(source: Path, target: Path) -> int:
+    """Bytes of a file that is written again under another name, whole or not at all."""
+    with source.open("rb") as content:
+        fill_file(target, lambda file: shutil.copyfileobj(content, file, 1 << 24))
+    return target.stat().st_size

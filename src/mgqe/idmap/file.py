@@ -18,6 +18,7 @@ from mgqe.idmap.runs import Runs
 
 KIND = "id-map"
 INDEX_TENSORS = ("index.directory", "index.fingerprints", "index.rows")
+DTYPES = (torch.int64, torch.int32, torch.uint8)
 COUNT_TENSORS = ("counts.values", "counts.ends")
 
 
@@ -59,14 +60,18 @@ def write_map(path: str | os.PathLike[str], ids: Ids, index: Index, runs: Runs, 
     return nbytes
 
 
-def read_map(path: str | os.PathLike[str], mmap: bool) -> Parts:
-    """The parts of a map, mapped into memory; looks at shapes, and at no more pages than it must."""
+def read_map(path: str | os.PathLike[str], mmap: bool, verify: bool | None = None) -> Parts:
+    """The parts of a map, mapped into memory, verified as for :func:`mgqe.load`; looks at shapes and totals besides,
+    and at no more pages than it must."""
     name = os.fspath(path)
     try:
-        metadata, tensors = read(name)
+        metadata, tensors = read(name, True if verify is None and not mmap else verify)
         kind, config = decode_metadata(metadata)
         if kind != KIND:
             raise ArtifactError(f"holds {kind!r}, no id map: read it with mgqe.load")
+        for key, tensor in tensors.items():
+            if tensor.dtype not in DTYPES:
+                raise ArtifactError(f"tensor {key!r} has type {tensor.dtype}, which no id map holds")
         arrays = {key: (tensor if mmap else tensor.clone()).numpy() for key, tensor in tensors.items()}
         return _parts(arrays, config)
     except ValueError as error:
@@ -110,7 +115,9 @@ def _parts(arrays: dict[str, np.ndarray], config: Any) -> Parts:
             raise ArtifactError(
                 f"tensor {name!r} must be {' or '.join(types)} {shape}, got {array.dtype} {array.shape}"
             )
-    return _ids(arrays, kind, config["seed"]), _index(arrays, n), _runs(arrays, n), _about(config)
+    about, counted = _about(config), _runs(arrays, n)
+    _check_totals(counted, n, about)
+    return _ids(arrays, kind, config["seed"]), _index(arrays, n), counted, about
 
 
 def _ids(arrays: dict[str, np.ndarray], kind: str, seed: int) -> Ids:
@@ -133,11 +140,24 @@ def _index(arrays: dict[str, np.ndarray], n: int) -> Index:
 
 def _runs(arrays: dict[str, np.ndarray], n: int) -> Runs:
     values, ends = (arrays[name] for name in COUNT_TENSORS)
-    if not len(ends) or ends[0] < 1 or ends[-1] != n or (np.diff(ends) < 1).any():
+    if not len(ends) or ends[0] < 1 or ends[-1] != n or (ends[1:] <= ends[:-1]).any():
         raise ArtifactError(f"'counts.ends' must rise to {n}")
-    if values[-1] < 1 or (np.diff(values) >= 0).any():
+    if values[-1] < 1 or (values[1:] >= values[:-1]).any():
         raise ArtifactError("'counts.values' must fall and be 1 at least")
     return Runs(values, ends)
+
+
+def _check_totals(runs: Runs, n: int, about: About) -> None:
+    """What was cut off is the ids that are not in the map, and each of them occurs at least once and no more often than
+    the rarest id in it."""
+    lengths = np.diff(runs.ends, prepend=0)
+    total = sum(count * length for count, length in zip(runs.values.tolist(), lengths.tolist(), strict=True))
+    ids, rest = about.distinct - n, about.interactions - total
+    if ids < 0 or not ids <= rest <= ids * int(runs.values[-1]):
+        raise ArtifactError(
+            f"config 'interactions' and 'distinct' are {about.interactions} and {about.distinct}, which do not fit "
+            f"'counts': {n} ids with {total} interactions"
+        )
 
 
 def _about(config: dict[str, Any]) -> About:

@@ -9,6 +9,10 @@ import numpy as np
 from mgqe.idmap.hashing import WORD, Strings, hash_integers, hash_strings
 
 
+class Damaged(ValueError):
+    """A map contradicts itself."""
+
+
 class Ids(Protocol):
     """Ids of the rows 0 to N - 1."""
 
@@ -76,10 +80,10 @@ class Texts:
         return len(self.offsets) - 1
 
     def strings(self, rows: np.ndarray) -> Strings:
-        """Of some rows; ValueError if the file says that they lie outside it."""
+        """Of some rows; Damaged if the file says that they lie outside it."""
         starts, ends = self.offsets[rows].astype(np.int64), self.offsets[rows + 1].astype(np.int64)
         if len(rows) and (starts.min() < 0 or (ends < starts).any() or ends.max() > len(self.buffer) - WORD):
-            raise ValueError("an id lies outside the bytes of the ids")
+            raise Damaged("an id lies outside the bytes of the ids")
         return Strings(self.buffer, starts, ends - starts)
 
     def hashes(self, seed: int, start: int, end: int) -> np.ndarray:
@@ -94,7 +98,12 @@ class Texts:
             self.buffer[start : start + length].tobytes()
             for start, length in zip(flat.starts.tolist(), flat.lengths.tolist())
         ]
-        return [part.decode() for part in parts] if self.kind == "string" else parts
+        if self.kind != "string":
+            return parts
+        try:
+            return [part.decode() for part in parts]
+        except UnicodeDecodeError as error:
+            raise Damaged(f"an id is no text in UTF-8 ({error})") from error
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"ids.bytes": self.buffer, "ids.offsets": self.offsets}

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mgqe.idmap.ids import Damaged
+
 MAX_IDS = 2**31 - 1  # rows are int32
 MAX_BUCKET = 64  # longer ones come from ids made to collide, or from a hostile file
 FINGERPRINT_BITS = 8
@@ -37,21 +39,21 @@ class Index:
         """(which, row), both int64: ``row`` may be that of ``hashes[which]``, uint64 (n,).
 
         Raises:
-            ValueError: the index contradicts itself.
+            Damaged: the index contradicts itself.
         """
         bits, n = bucket_bits(len(self.rows)), len(self.rows)
         bucket, fingerprint = split(hashes, bits)
         start, end = self.directory[bucket].astype(np.int64), self.directory[bucket + 1].astype(np.int64)
         length = end - start
         if len(hashes) and (start.min() < 0 or end.max() > n or length.min() < 0 or length.max() > MAX_BUCKET):
-            raise ValueError("the directory of buckets is damaged")
+            raise Damaged("the directory of buckets is damaged")
         ends = np.cumsum(length)
         which = np.repeat(np.arange(len(hashes)), length)
         place = np.arange(len(which)) + np.repeat(start - ends + length, length)
         equal = np.flatnonzero(self.fingerprints[place] == fingerprint[which])
         which, row = which[equal], self.rows[place[equal]].astype(np.int64)
         if row.size and (row.min() < 0 or row.max() >= n):
-            raise ValueError(f"a row lies outside 0 to {n - 1}")
+            raise Damaged(f"a row lies outside 0 to {n - 1}")
         return which, row
 
 

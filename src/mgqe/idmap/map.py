@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgqe.container import ArtifactError
+from mgqe.container import RESTORE, ArtifactError
 from mgqe.idmap.counts import DEFAULT_MEMORY, count_log
 from mgqe.idmap.file import About, arrays_of, read_map, write_map
 from mgqe.idmap.given import given
 from mgqe.idmap.hashing import Strings, hash_keys
-from mgqe.idmap.ids import Hashes, Ids, Integers, Texts
+from mgqe.idmap.ids import Damaged, Hashes, Ids, Integers, Texts
 from mgqe.idmap.index import CHUNK, MAX_IDS, MAX_SEEDS, Index, build_index
 from mgqe.idmap.runs import Runs
 from mgqe.ids import check_ids
@@ -39,8 +39,8 @@ class IdMap:
         distinct: different ids among these, likewise.
     """
 
-    def __init__(self, ids: Ids, index: Index, runs: Runs, about: About) -> None:
-        self._ids, self._index, self._runs, self._about = ids, index, runs, about
+    def __init__(self, ids: Ids, index: Index, runs: Runs, about: About, file: str | None = None) -> None:
+        self._ids, self._index, self._runs, self._about, self._file = ids, index, runs, about, file
         self.kind, self.interactions, self.distinct = about.kind, about.interactions, about.distinct
 
     @classmethod
@@ -120,6 +120,7 @@ class IdMap:
 
         Raises:
             KeyError: unknown ids; the message shows some. TypeError: ids of another kind. ValueError: missing ids.
+            ArtifactError: (a ValueError) the file is damaged where these ids are; the message names it.
         """
         asked = given(ids, self.kind)
         found = np.empty(len(asked.keys), np.int64)
@@ -143,8 +144,8 @@ class IdMap:
         try:
             which, rows = self._index.candidates(hash_keys(keys, self._about.seed))
             same = self._ids.equal(rows, keys, which)
-        except ValueError as error:
-            raise ArtifactError(f"the map is damaged: {error}") from error
+        except Damaged as error:
+            raise self._refusal(str(error)) from error
         found[which[same]] = rows[same]
         return found
 
@@ -153,10 +154,16 @@ class IdMap:
 
         Raises:
             IndexError: a row outside 0 to N - 1. TypeError: no integers. ValueError: the map was made with
-                ``keep_ids=False``.
+                ``keep_ids=False``; or, as an ArtifactError that names the file, it is damaged where these ids are.
         """
         wanted = check_ids(torch.as_tensor(rows), len(self)).cpu().numpy()
-        return self._ids.take(wanted)
+        try:
+            return self._ids.take(wanted)
+        except Damaged as error:
+            raise self._refusal(str(error)) from error
+
+    def _refusal(self, what: str) -> ArtifactError:
+        return ArtifactError(f"{'' if self._file is None else f'{self._file}: '}the map is damaged: {what}. {RESTORE}")
 
     @property
     def counts(self) -> Tensor:
@@ -192,22 +199,24 @@ class IdMap:
         return write_map(path, self._ids, self._index, self._runs, self._about)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, mmap: bool = True) -> IdMap:
+    def load(cls, path: str | os.PathLike[str], *, mmap: bool = True, verify: bool | None = None) -> IdMap:
         """Read a map that :meth:`save` wrote; mapped into memory, so that look-ups read the pages they need.
 
         Args:
             path: the file.
             mmap: False reads all of it into memory.
+            verify: compare the file with its checksums, as for :func:`mgqe.load`.
 
         Raises:
-            ArtifactError: (a ValueError) not such a file, of another version, cut short, or its parts contradict each
-                other. Damage inside the arrays shows when a look-up meets it, or :meth:`validate`.
+            ArtifactError: (a ValueError) not such a file, of another version, damaged, cut short, or its parts
+                contradict each other. Damage inside arrays that were not verified shows when a look-up meets it, or
+                :meth:`validate`, as the same error.
             OSError: the file cannot be opened.
         """
-        return cls(*read_map(path, mmap))
+        return cls(*read_map(path, mmap, verify), os.fspath(path))
 
     def validate(self) -> None:
-        """Look every id up. Takes seconds for millions of ids.
+        """Look every id up. Takes seconds for millions of ids; :func:`mgqe.verify` compares checksums, which is faster.
 
         Raises:
             ArtifactError: an id is not found in its row. (Of a map with ``keep_ids=False`` a hash may be damaged in
@@ -218,8 +227,8 @@ class IdMap:
             try:
                 hashes = self._ids.hashes(self._about.seed, int(rows[0]), int(rows[-1]) + 1)
                 which, found = self._index.candidates(hashes)
-            except ValueError as error:
-                raise ArtifactError(f"the map is damaged: {error}") from error
+            except Damaged as error:
+                raise self._refusal(str(error)) from error
             hits = np.bincount(which[found == rows[which]], minlength=len(rows))
             if (hits != 1).any():
-                raise ArtifactError(f"the map is damaged: row {int(rows[hits != 1][0])} is not found by its id")
+                raise self._refusal(f"row {int(rows[hits != 1][0])} is not found by its id")

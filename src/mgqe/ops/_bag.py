@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mgqe.ops import reference, reference_bag
+from mgqe.ops._bag_gradient import WeightedSums, bags_of_ids, weights_gradient
 from mgqe.ops._checks import FLOATS, all_below, id_error, id_tensor
 from mgqe.ops._descriptor import TableParts
 from mgqe.ops._eager import runs_now
@@ -54,7 +55,7 @@ def bag(
         include_last_offset: see ``offsets``.
 
     Returns:
-        float32 ``(B, d)``; a bag without ids gives zeros. Not differentiable.
+        float32 ``(B, d)``; a bag without ids gives zeros. ``per_sample_weights`` get a gradient, the table none.
 
     Ids outside a table with a fallback row count as that row, by a slower way; not in compiled code, which refuses
     them.
@@ -93,7 +94,9 @@ def bag_of_rows(
     if not all_below(bags.ids, num_embeddings):
         raise id_error(bags.ids, num_embeddings)
     padding = -1 if padding_idx is None else padding_idx
-    return _reference(rows_of, embedding_dim, padding, bags, mode)
+    return _differentiable(
+        lambda constant: _reference(rows_of, embedding_dim, padding, constant, mode), rows_of, padding, bags
+    )
 
 
 def check_bags(
@@ -153,7 +156,7 @@ def _checked_weights(weights: Tensor, ids: Tensor, mode: str) -> Tensor:
         raise ValueError(f"per_sample_weights must be shaped like ids {tuple(ids.shape)}, got {tuple(weights.shape)}")
     if weights.device != ids.device:
         raise ValueError(f"ids are on {ids.device}, per_sample_weights on {weights.device}: move one with .to()")
-    return weights.detach().to(torch.float32).reshape(-1).contiguous()
+    return weights.to(torch.float32).reshape(-1).contiguous()
 
 
 def _offsets_error(offsets: Tensor, n: int, include_last_offset: bool = False) -> ValueError:
@@ -203,6 +206,29 @@ def _run(
     parts = table.parts
     if bags.ids.device != parts.device:
         raise ValueError(f"ids are on {bags.ids.device}, the table on {parts.device}: move one with .to()")
+    return _differentiable(lambda constant: _pool(table, constant, mode), table, parts.padding_idx, bags)
+
+
+def _differentiable(
+    pool: Callable[[_Bags], Tensor], rows_of: Callable[[Tensor], Tensor], padding_idx: int, bags: _Bags
+) -> Tensor:
+    """``pool(bags)``, with a gradient for the weights if they need one. ``pool`` also checks the values of offsets."""
+    if bags.weights is None or not (torch.is_grad_enabled() and bags.weights.requires_grad):
+        return pool(bags)
+    pooled: Tensor = WeightedSums.apply(  # type: ignore[no-untyped-call]
+        bags.weights,
+        bags.ids,
+        bags.offsets,
+        bags_of_ids(bags.ids.shape[0], bags.offsets, bags.num_bags, bags.ids.device),
+        lambda ids, offsets, weights: pool(_Bags(ids, offsets, weights, bags.num_bags)),
+        rows_of,
+        padding_idx,
+    )
+    return pooled
+
+
+def _pool(table: PreparedLookup, bags: _Bags, mode: str) -> Tensor:
+    parts = table.parts
     native, lib = table._native, library()
     if native is None or lib is None:
         return _run_reference(table, bags, mode)
@@ -240,6 +266,7 @@ def _run_reference(table: PreparedLookup, bags: _Bags, mode: str) -> Tensor:
 def _bag(
     ids: Tensor, offsets: Tensor | None, weights: Tensor | None, mode: str, include_last_offset: bool, *parts: Any
 ) -> Tensor:
+    weights = None if weights is None else weights.detach()  # the operator has a gradient of its own
     return _run(PreparedLookup(TableParts(*parts)), ids, offsets, mode, weights, include_last_offset)
 
 
@@ -261,3 +288,31 @@ def _fake(
 ) -> Tensor:
     count = ids.shape[0] if offsets is None else offsets.shape[0] - int(include_last_offset)
     return ids.new_empty((count, TableParts(*parts).embedding_dim), dtype=torch.float32)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ids, offsets, weights, _, ctx.include_last_offset, *ctx.parts = inputs
+    ctx.save_for_backward(ids, offsets, weights)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """Of all inputs the weights alone have a gradient."""
+    ids, offsets, weights = ctx.saved_tensors
+    parts = ctx.parts
+    products = None
+    if weights is not None:
+        starts = offsets[:-1] if offsets is not None and ctx.include_last_offset else offsets
+        flat = ids.reshape(-1).to(torch.int64)
+        bag_of = bags_of_ids(flat.shape[0], starts, grad.shape[0], grad.device)
+        products = weights_gradient(grad, lambda some: torch.ops.mgqe.lookup(some, *parts), flat, bag_of, parts[-1])
+        products = products.view(weights.shape).to(weights.dtype)
+    nothing = [[None] * len(part) if _of_tensors(part) else None for part in parts]
+    return None, None, products, None, None, *nothing
+
+
+def _of_tensors(part: object) -> bool:
+    """Whether torch.library takes an input for a list of tensors, as it also takes every empty list."""
+    return isinstance(part, list) and all(isinstance(each, Tensor) for each in part)
+
+
+_op.register_autograd(_backward, setup_context=_keep)

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
 from mgqe.capacity import Capacity, divisors
+from mgqe.checksums import BLOCK_BYTES, DIGEST_BYTES
 from mgqe.packing import bits_for, row_bytes
 from mgqe.planning.predict import tier_error
 from mgqe.planning.rate import rounding
@@ -25,7 +27,8 @@ MIN_TIER = 32  # ids
 MAX_WIDTH = 32  # dimensions a subspace
 CENTROIDS = tuple(1 << bits for bits in range(1, 17))
 ITEM_BYTES = {"float32": 4, "float16": 2, "int8": 1}
-HEADER_SPREAD = 192  # bytes by which headers of one structure differ, for the digits of their numbers
+# Bytes by which headers of one structure differ, for the digits of their numbers and the last blocks of the tensors.
+HEADER_SPREAD = 288
 
 
 @dataclass(frozen=True)
@@ -152,13 +155,15 @@ class Space:
         mapped = self._mapped(candidate.sizes)
         structure = (len(candidate.sizes), candidate.share_codebook, candidate.centroid_dtype, mapped)
         if structure not in self._headers:
-            self._headers[structure] = self.nbytes(candidate) - candidate.payload
-        return candidate.payload + self._headers[structure]
+            self._headers[structure] = self.nbytes(candidate) - int(_with_checksums(candidate.payload))
+        return int(_with_checksums(candidate.payload)) + self._headers[structure]
 
     def _thinned(self, blocks: list[Block]) -> list[Candidate]:
         """Those that no better one is smaller than, as far as can be told without their exact bytes."""
-        headers = [self.about(first) - first.payload for first in (block.make(0) for block in blocks)]
-        about = np.concatenate([block.payload + header for block, header in zip(blocks, headers, strict=True)])
+        headers = [self.about(first) - _with_checksums(first.payload) for first in (block.make(0) for block in blocks)]
+        about = np.concatenate(
+            [_with_checksums(block.payload) + header for block, header in zip(blocks, headers, strict=True)]
+        )
         loss = np.concatenate([block.loss for block in blocks])
         owner = np.repeat(np.arange(len(blocks)), [len(block.loss) for block in blocks])
         place = np.concatenate([np.arange(len(block.loss)) for block in blocks])
@@ -290,6 +295,11 @@ def _front(nbytes: np.ndarray, loss: np.ndarray) -> np.ndarray:
     least = np.minimum.accumulate(loss[order])
     best: np.ndarray = order[np.concatenate([[True], least[1:] < least[:-1]])]
     return best
+
+
+def _with_checksums(payload: Any) -> Any:
+    """Bytes of tensors and of the checksums of their blocks, as if they were one tensor."""
+    return payload + payload // BLOCK_BYTES * DIGEST_BYTES
 
 
 def _map_bytes(lengths: Sequence[int]) -> int:

@@ -5,47 +5,28 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mgqe.whole_files import open_regular, prepared, replaceable, write_text
+
 LAST = "last.pt"
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new file beside `path`, sync it, then rename it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_json(path: Path, content: Any) -> None:
-    """Indented JSON, atomically."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-
-    def write(target: Path) -> None:
-        target.write_text(text, encoding="utf-8")
-
-    write_atomic(path, write)
+    """Indented JSON, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
     """ValueError that names the file when it is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            return json.loads(file.read().decode("utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
 
@@ -58,17 +39,15 @@ def save_epoch(directory: Path, state: dict[str, Any], is_best: bool) -> None:
     """
     directory.mkdir(parents=True, exist_ok=True)
     best = best_path(directory, state["best_epoch"])
-
-    def write(target: Path) -> None:
-        torch.save(state, target)
+    with prepared(directory / LAST, lambda file: torch.save(state, file)) as temporary:
         if is_best:
+            replaceable(best)
             best.unlink(missing_ok=True)
             try:
-                os.link(target, best)  # the same bytes under a second name
+                os.link(temporary, best)  # the same bytes under a second name
             except OSError:
-                shutil.copyfile(target, best)
-
-    write_atomic(directory / LAST, write)
+                shutil.copyfile(temporary, best)
+        os.replace(temporary, directory / LAST)
     for old in directory.glob("best-*.pt"):
         if old != best:
             old.unlink(missing_ok=True)

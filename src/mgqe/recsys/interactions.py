@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import polars as pl
 import torch
@@ -54,8 +55,8 @@ class IdMap:
             raise KeyError(f"id {id!r} is not in the training file ({len(self)} ids of type {self.ids.dtype})")
         return at
 
-    def save(self, path: Path | str) -> None:
-        """Write a Parquet file with the columns `row` (int64) and `id`."""
+    def save(self, path: Path | str | BinaryIO) -> None:
+        """Write a Parquet file, to a path or an open file, with the columns `row` (int64) and `id`."""
         rows = pl.Series("row", range(len(self)), dtype=pl.Int64)
         pl.DataFrame({"row": rows, "id": self.ids}).write_parquet(path)
 

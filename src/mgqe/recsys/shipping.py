@@ -2,51 +2,113 @@
 
 from __future__ import annotations
 
+import errno
+import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mgqe.recsys.checkpoint import read_json, write_atomic
+from mgqe.container import ArtifactError, identity, stored_checksum
+from mgqe.recsys.checkpoint import read_json
 from mgqe.recsys.config import TrainConfig
 from mgqe.recsys.embeddings import FrozenEmbedding
 from mgqe.recsys.models import build_model
 from mgqe.recsys.tasks import own_parameters
+from mgqe.weights import read_weights, save_weights
 
 CONFIG, MODEL, TABLE = "config.json", "model.safetensors", ".mgqe.safetensors"
+PATIENCE_SECONDS = 2.0  # with files that do not belong together: whoever writes them may be about to write the last
+
+
+class _Mixed(ArtifactError):
+    """Files of several runs, or not all of one; perhaps only for the moment."""
 
 
 def ship(model: nn.Module, tables: Mapping[str, Any], out: Path) -> dict[str, int]:
-    """Freeze and save the tables at the paths `tables` and the model's other state; bytes on disk of each table."""
+    """Freeze and save the tables at the paths `tables` and the model's other state; bytes on disk of each table.
+
+    The state is written last and records the tables' checksums, so that a reader knows which files belong together.
+    """
     import mgqe
 
     model.eval()
+    checksums = {}
     for path in tables:
         table: Any = model.get_submodule(path)
         mgqe.save(table.freeze(), out / f"{path}{TABLE}")
-    own = {name: value.detach().contiguous() for name, value in own_parameters(model, tables).items()}
-    write_atomic(out / MODEL, lambda target: save_file(own, target))
+        checksums[path] = stored_checksum(out / f"{path}{TABLE}")
+    save_weights(own_parameters(model, tables), out / MODEL, {"tables": checksums})
     return {path: (out / f"{path}{TABLE}").stat().st_size for path in tables}
 
 
 def load_model(out: Path | str) -> Any:
-    """The model that a run saved in `out`, on its frozen tables, ready to score."""
-    import mgqe
+    """The model that a run saved in `out`, on its frozen tables, ready to score.
 
+    A run that is saved again meanwhile is read again: this is the one model or the other.
+
+    Raises:
+        FileNotFoundError: no finished run is there. ArtifactError: (a ValueError) a file is damaged, missing or of
+            another run; the message names it.
+    """
     out = Path(out)
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        before = _state(out)
+        try:
+            model = _load(out)
+            if _state(out) == before:
+                return model
+        except (OSError, ValueError, RuntimeError) as error:
+            waiting = isinstance(error, _Mixed) and time.monotonic() < end
+            if _state(out) == before and not waiting:
+                raise
+        time.sleep(0.01)
+
+
+def _load(out: Path) -> Any:
+    if not (out / MODEL).is_file():
+        raise FileNotFoundError(errno.ENOENT, "no finished run is here, or one that is being trained again", str(out))
     config = TrainConfig(**read_json(out / CONFIG))
-    files = sorted(out.glob(f"*{TABLE}"))
-    tables: dict[str, nn.Module] = {file.name.removesuffix(TABLE): FrozenEmbedding(mgqe.load(file)) for file in files}
-    model = build_model(config, tables)
-    model.load_state_dict(load_file(out / MODEL))
+    weights, about = read_weights(out / MODEL)
+    model = build_model(config, {path: FrozenEmbedding(table) for path, table in _tables(out, about).items()})
+    model.load_state_dict(weights)
     return model.eval()
 
 
+def _tables(out: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of a run, known to belong to its other state; of runs without checksums whatever there is."""
+    import mgqe
+
+    if "tables" not in about:
+        return {file.name.removesuffix(TABLE): mgqe.load(file) for file in sorted(out.glob(f"*{TABLE}"))}
+    found = {}
+    for path, checksum in sorted(about["tables"].items()):
+        file = out / f"{path}{TABLE}"
+        if not file.is_file():
+            raise _Mixed(f"{file} is missing: {MODEL} names it. Copy the run's folder again, every file of it")
+        found[path] = mgqe.load(file)
+        if stored_checksum(file) != checksum:
+            raise _Mixed(f"{file}: not the table that {MODEL} was saved with. Copy the run's folder again")
+    return found
+
+
+def _state(out: Path) -> dict[str, tuple[int, ...]]:
+    """What changes when a run is saved again: identities of its files, nothing where there is no finished one."""
+    state: dict[str, tuple[int, ...]] = {}
+    for file in (out / CONFIG, out / MODEL, *out.glob(f"*{TABLE}")):
+        with suppress(OSError):
+            state[file.name] = identity(file)
+    if MODEL not in state:
+        return {}
+    return state
+
+
 def bytes_by_part(out: Path, tables: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Of each table's file: codes, centroids, tier map, ...; `header` is the file less all of these."""
+    """Of each table's file: codes, centroids, tier map, ...; `header` is the rest of it, header and checksums."""
     import mgqe
 
     found = {}

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mgqe.recsys.checkpoint import LAST, locked, read_json, write_atomic, write_json
+from mgqe.recsys.checkpoint import LAST, locked, read_json, write_json
 from mgqe.recsys.config import TrainConfig, warm_up_key
 from mgqe.recsys.embeddings import Spec, build
 from mgqe.recsys.loop import (
@@ -38,6 +38,7 @@ from mgqe.recsys.provenance import commit, machine, versions
 from mgqe.recsys.seeds import derive_seed
 from mgqe.recsys.shipping import CONFIG, MODEL, TABLE, bytes_by_part, codebook_stats, load_model, ship
 from mgqe.recsys.tasks import RunData, TableInfo
+from mgqe.whole_files import fill_file
 
 __all__ = ["CONFIG", "METRICS", "RunData", "build_tables", "load_model", "train_run"]
 
@@ -92,7 +93,7 @@ def _run(
     elif any(spec_of(config, info).method.kind != "trained" for info in task.tables.values()):
         model = _on_rows_of(config, data, model)
     for field, ids in task.ids.items():
-        write_atomic(out / f"{field}_ids.parquet", ids.save)
+        fill_file(out / f"{field}_ids.parquet", ids.save)
     sizes = ship(model, task.tables, out)
     quality = task.judge(load_model(out))
     metrics = {

@@ -46,15 +46,15 @@ class CompactEmbeddingBagCollection(_Compact):
         super().__init__(tables, features)
         self.pooling, self.is_weighted = pooling, is_weighted
 
-    @torch.no_grad()
     def forward(self, features: Any) -> Any:
-        """Bags -> (B, d) a feature. Raises IndexError for an id outside its table."""
+        """Bags -> (B, d) a feature; of the inputs the weights have a gradient. Raises IndexError for an id outside its
+        table."""
         jagged, keys, pooled = features.to_dict(), [], []
         for name, table in self.tables.items():
             for feature in self.features[name]:
                 part = jagged[feature]
                 offsets = F.pad(part.lengths().to(torch.int64).cumsum(0), (1, 0))
-                weights = part.weights() if self.is_weighted else None
+                weights = part.weights().float() if self.is_weighted else None
                 keys.append(feature)
                 pooled.append(table.bag(as_int64(part.values()), offsets, self.pooling[name], weights, True))
         return KeyedTensor(keys, [bags.shape[1] for bags in pooled], torch.cat(pooled, dim=1))

@@ -1,0 +1,87 @@
+"""Checksums of a file: one of each block of each tensor, and one of the header and all of these.
+
+docs/format.md specifies them. The algorithm is XXH3 with 64 bits, which finds damage and is no defence against somebody
+who means harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from xxhash import xxh3_64, xxh3_64_digest
+
+CHECKSUMS = "checksums"  # the tensor that holds them, the last in the file
+BLOCK_BYTES = 1 << 20
+DIGEST_BYTES = 8
+
+
+def num_blocks(nbytes: int, block_bytes: int = BLOCK_BYTES) -> int:
+    """Blocks of a tensor of so many bytes: the last may be shorter than the others, and an empty tensor has none."""
+    return -(-nbytes // block_bytes)
+
+
+def checksum_shape(sizes: Iterable[int], block_bytes: int = BLOCK_BYTES) -> tuple[int, int]:
+    """Shape of the checksums of tensors of so many bytes each."""
+    return sum(num_blocks(size, block_bytes) for size in sizes) + 1, DIGEST_BYTES
+
+
+def header_digest(head: bytes, digests: bytes) -> bytes:
+    """The last checksum: of the file's first bytes, up to the first tensor, and of the digests of all blocks."""
+    return xxh3_64_digest(head + digests)
+
+
+class BlockHasher:
+    """Digests of the blocks of tensors whose bytes come one after another, in chunks of any length.
+
+    Args:
+        sizes: bytes of each tensor, in the order of the file.
+    """
+
+    def __init__(self, sizes: Sequence[int], block_bytes: int = BLOCK_BYTES) -> None:
+        self._lengths = (min(block_bytes, size - start) for size in sizes for start in range(0, size, block_bytes))
+        self._hash = xxh3_64()
+        self._left = 0  # bytes that the block still lacks
+        self._missing = sum(sizes)
+
+    def update(self, chunk: bytes | memoryview) -> Iterator[bytes]:
+        """The digests of the blocks that end in this chunk. Raises ValueError for more bytes than the tensors have."""
+        rest = memoryview(chunk)
+        self._missing -= len(rest)
+        if self._missing < 0:
+            self.finish()
+        while len(rest):
+            self._left = self._left or next(self._lengths)
+            part = rest[: self._left]
+            self._hash.update(part)
+            rest, self._left = rest[len(part) :], self._left - len(part)
+            if not self._left:
+                yield self._hash.digest()
+                self._hash.reset()
+
+    def finish(self) -> None:
+        """Raise ValueError unless all bytes came."""
+        if self._missing:
+            raise ValueError(f"{-self._missing:+,} bytes of rows beside those announced")
+
+
+def with_checksums(
+    head: bytes, sizes: Sequence[int], chunks: Iterable[bytes | memoryview]
+) -> Iterator[bytes | memoryview]:
+    """A whole file: its head, the tensors' bytes as they come, and the checksums of both.
+
+    Args:
+        head: all bytes before the first tensor.
+        sizes: bytes of each tensor, in the order of the file, without the checksums.
+        chunks: the bytes of these tensors, in any pieces.
+
+    Raises ValueError at the end if there are more or fewer bytes than ``sizes`` says.
+    """
+    hasher, digests = BlockHasher(sizes), bytearray()
+    yield head
+    for chunk in chunks:
+        for digest in hasher.update(chunk):
+            digests += digest
+        yield chunk
+    hasher.finish()
+    yield bytes(digests)
+    yield header_digest(head, bytes(digests))

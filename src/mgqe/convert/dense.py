@@ -1,0 +1,53 @@
+"""What a model has beside its tables: its other parameters and buffers, each tensor once, for :mod:`mgqe.weights`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mgqe.container import WEIGHT_DTYPE_NAMES
+from mgqe.convert.wrappers import plain_key
+
+
+def dense_state(
+    model: nn.Module, tables: Collection[str], plain: Mapping[str, str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state_dict without tables, under plain names, each tensor once; and the other names of those with several.
+
+    Args:
+        tables: plain paths of the tables.
+        plain: of :func:`plain_paths`.
+
+    Raises ValueError for state that is no plain tensor with elements; the message names it.
+    """
+    kept: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    inside = tuple(f"{path}." for path in tables)
+    for raw, value in model.state_dict().items():
+        key = plain_key(raw, plain)
+        if key.startswith(inside):
+            continue
+        _check(key, value)
+        identity = (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
+        if value.numel() and identity in seen:
+            aliases[key] = seen[identity]
+        else:
+            seen[identity] = key
+            kept[key] = value.detach().cpu().contiguous().clone()
+    return kept, aliases
+
+
+def _check(key: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{key}: state of {type(value).__name__}, and only tensors can be saved without pickle")
+    if value.is_meta:
+        raise ValueError(f"{key}: on the meta device, where tensors have no elements: load the model's weights first")
+    if value.layout != torch.strided or hasattr(value, "full_tensor") or value.dtype not in WEIGHT_DTYPE_NAMES:
+        raise ValueError(
+            f"{key}: a {type(value).__name__} of {value.dtype} and {value.layout}, and only plain tensors can be "
+            "saved: gather a distributed model, and convert other kinds, before saving it"
+        )

@@ -1,0 +1,60 @@
+"""A model's own weights in a file: the container of docs/format.md, kind ``weights``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from mgqe.checksums import CHECKSUMS
+from mgqe.container import FORMAT, ArtifactError, decode_metadata, encode, open_stored, put
+from mgqe.frozen import Config
+
+KIND = "weights"
+
+
+def save_weights(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], about: Config | None = None) -> int:
+    """Write tensors to a file, whole or not at all, and return its bytes.
+
+    Args:
+        about: what else the file is to say, as its ``config``.
+
+    Raises:
+        TypeError: a type that no file holds, such as complex. ValueError: the name of the checksums.
+        OSError: the file cannot be written.
+    """
+    nbytes, content = encode({name: [tensor] for name, tensor in tensors.items()}, KIND, about or {})
+    put(path, nbytes, content)
+    return nbytes
+
+
+def load_weights(path: str | os.PathLike[str], verify: bool | None = True) -> dict[str, Tensor]:
+    """Read what :func:`save_weights` wrote, or any other safetensors file, which has no checksums.
+
+    Args:
+        verify: as for :func:`mgqe.load`.
+
+    Returns:
+        tensors of their own, which nothing that happens to the file can change.
+
+    Raises:
+        ArtifactError: it is another kind of file, damaged or cut short; the message names it.
+        OSError: it cannot be read.
+    """
+    return read_weights(path, verify)[0]
+
+
+def read_weights(path: str | os.PathLike[str], verify: bool | None = True) -> tuple[dict[str, Tensor], Config]:
+    """:func:`load_weights`, and what else the file says; nothing in a file without checksums."""
+    about: Config = {}
+    try:
+        stored = open_stored(path, any_dtype=True)
+        stored.check(verify)
+        if stored.metadata.get("format") == FORMAT or CHECKSUMS in stored.tensors:  # a damaged one among them
+            kind, about = decode_metadata(stored.metadata)
+            if kind != KIND:
+                raise ArtifactError(f"metadata 'kind' must be {KIND!r}, got {kind!r}")
+    except ValueError as error:
+        raise ArtifactError(f"{os.fspath(path)}: {error}") from error
+    return {name: tensor.clone() for name, tensor in stored.tensors.items()}, about
