@@ -57,7 +57,7 @@ def test_the_file_is_named_as_it_was_given(tmp_path, monkeypatch):
     mgqe.save(TABLE, tmp_path / "a")
     flip(tmp_path / "a", -200)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(mgqe.ArtifactError, match="^a: tensor 'codes"):
+    with pytest.raises(mgqe.ArtifactError, match=r"^a: tensor 'codes"):
         mgqe.verify("a")
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from typing import BinaryIO
 
 from torch import Tensor
 
@@ -26,11 +27,13 @@ from mgqe.container import (
     encode,
     guarded,
     identity,
+    parse_stored,
     put,
     read,
 )
 from mgqe.frozen import Config, FrozenTable
 from mgqe.growth import Origin
+from mgqe.open_files import File, name_of, read_from, write_to
 from mgqe.segment_files import all_records, all_segment_files
 from mgqe.segments import fingerprint, read_extents, refuse_to_lose
 from mgqe.shards import INDEX, INDEX_KIND, read_sharded
@@ -51,7 +54,7 @@ def register_kind(table: type[FrozenTable]) -> type[FrozenTable]:
     return table
 
 
-def save(table: FrozenTable, path: str | os.PathLike[str]) -> int:
+def save(table: FrozenTable, path: File) -> int:
     """Write a frozen table to ``path`` and return the file's bytes.
 
     The file appears whole or not at all: it is written under a temporary name in the same folder, flushed to
@@ -61,14 +64,23 @@ def save(table: FrozenTable, path: str | os.PathLike[str]) -> int:
     written as part of it. So saving a loaded table over its own file makes one file of it and its appended files;
     but not if ids were appended to the file since, which the table does not have.
 
+    Args:
+        table: what ``freeze()`` of a layer returns.
+        path: of the file; or a file that is open for writing bytes, such as an ``io.BytesIO``, which gets the bytes of
+            such a file where it is, and to which the promises above do not apply.
+
     Raises:
-        TypeError: not a frozen table (call ``freeze()`` on the layer first).
+        TypeError: not a frozen table (call ``freeze()`` on the layer first), or a file that is open for text.
         ValueError: ids that were appended to the file since the table was read from it would be lost.
         OSError: the file cannot be written; the message names the path, the bytes needed and the remedy.
     """
     if not isinstance(table, FrozenTable):
         raise TypeError(f"expected a frozen table, got {type(table).__name__}: save what its freeze() returns")
     tensors, config = table.tensor_pieces()
+    if not isinstance(path, (str, os.PathLike)):
+        nbytes, content = encode(tensors, table.kind, config)
+        write_to(path, content)
+        return nbytes
     compact = table if isinstance(table, CompactTable) else None
     nbytes, metadata = _write(path, tensors, table.kind, config, None, compact)
     if compact is not None:
@@ -128,11 +140,12 @@ def _write(
     return nbytes, metadata
 
 
-def load(path: str | os.PathLike[str], *, mmap: bool = True, verify: bool | None = None) -> FrozenTable:
+def load(path: File, *, mmap: bool = True, verify: bool | None = None) -> FrozenTable:
     """Read a table that :func:`save` wrote, and the ids that :func:`mgqe.append` added to it.
 
     Args:
-        path: the file; or a folder of shards, as ``mgqe.torchrec.freeze`` writes one a table.
+        path: the file; or a folder of shards, as ``mgqe.torchrec.freeze`` writes one a table; or a file that is open
+            for reading bytes, which is read into memory from where it is to its end.
         mmap: map the file: rows are read from the disk when first looked up, and shared between processes.
             The file must then not be cut short while the table lives (saving over it and appending to it are
             safe, and do not change a loaded table). False reads everything into memory. Of a folder, tiers that
@@ -146,6 +159,8 @@ def load(path: str | os.PathLike[str], *, mmap: bool = True, verify: bool | None
             missing, or its parts contradict each other; the message names the file and the part.
         OSError: the file cannot be opened, or the folder has no index.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        return _load_open(path, verify)
     if os.path.isdir(path):
         path = _index_of(path)
     target = Path(os.path.realpath(path))
@@ -184,19 +199,47 @@ def _load(name: str, target: Path, mmap: bool, verify: bool | None) -> FrozenTab
         held = tensors if mmap else {key: t.clone() for key, t in tensors.items()}
         if kind == INDEX_KIND:
             table: FrozenTable = read_sharded(target, held, config, mmap, verify)
+            table.validate()
         else:
-            table = _table_class(kind).from_tensors(held, config)
-        table.validate()
+            table = _valid_table(kind, held, config)
     except ValueError as error:
         raise ArtifactError(f"{name}: {error}") from error
-    if asked and metadata["version"] in OLD_VERSIONS:
-        warnings.warn(f"{name}: {NO_CHECKSUMS}", RuntimeWarning, stacklevel=3)
+    if asked:
+        _warn_without_checksums(name, metadata)
     if isinstance(table, CompactTable) and kind != INDEX_KIND:
         own = fingerprint(metadata, table)
         for tier, rows in read_extents(target, own, table, mmap, verify):
             table._append_packed(rows, tier)
         table._origin = Origin(os.fspath(target), own, table.num_embeddings)
     return table
+
+
+def _load_open(file: BinaryIO, verify: bool | None) -> FrozenTable:
+    name = name_of(file)
+    content = read_from(file)
+    try:
+        stored = parse_stored(content)
+        stored.check(verify is not False)
+        kind, config = decode_metadata(stored.metadata)
+        if kind == INDEX_KIND:
+            raise ArtifactError("the index of a folder of shards, which are not in it: give the folder's path")
+        table = _valid_table(kind, stored.tensors, config)
+    except ValueError as error:
+        raise ArtifactError(f"{name}: {error}") from error
+    if verify:
+        _warn_without_checksums(name, stored.metadata)
+    return table
+
+
+def _valid_table(kind: str, tensors: dict[str, Tensor], config: Config) -> FrozenTable:
+    table = _table_class(kind).from_tensors(tensors, config)
+    table.validate()
+    return table
+
+
+def _warn_without_checksums(name: str, metadata: Mapping[str, str]) -> None:
+    if metadata["version"] in OLD_VERSIONS:
+        warnings.warn(f"{name}: {NO_CHECKSUMS}", RuntimeWarning, stacklevel=4)
 
 
 def _table_class(kind: str) -> type[FrozenTable]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize, safe_open
 from torch import Tensor
 
 from mgqe.checksums import (
@@ -312,13 +312,39 @@ def _map(name: str | os.PathLike[str], any_dtype: bool) -> tuple[dict[str, str],
     return metadata, tensors
 
 
+def parse_stored(content: bytes) -> StoredFile:
+    """The same of a file's bytes, its tensors copied. Raises ArtifactError if they are no whole file of the kind."""
+    try:
+        parts = deserialize(content)  # type: ignore[no-untyped-call]
+        types = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+        tensors = {}
+        for name, part in parts:
+            if part["dtype"] not in types:
+                raise ArtifactError(f"tensor {name!r} has type {part['dtype']}, which no table holds")
+            tensors[name] = _tensor(bytearray(part["data"]), types[part["dtype"]], part["shape"])
+    except (SafetensorError, RuntimeError, OverflowError, TypeError) as error:  # the last three: absurd shapes
+        raise ArtifactError(f"not a whole safetensors file ({error})") from error
+    head = content[: 8 + int.from_bytes(content[:8], "little")]
+    return StoredFile(head, _header(head).get("__metadata__", {}), tensors)
+
+
+def _tensor(data: bytearray, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+    if not data:  # frombuffer wants some
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    return torch.frombuffer(data, dtype=dtype).reshape(shape)
+
+
 def _offsets(head: bytes) -> dict[str, list[int]]:
     """Where each tensor of a header that safetensors accepts begins and ends."""
+    return {name: entry["data_offsets"] for name, entry in _header(head).items() if name != "__metadata__"}
+
+
+def _header(head: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(head[8:], object_pairs_hook=no_repeats)
+        header: dict[str, Any] = json.loads(head[8:], object_pairs_hook=no_repeats)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"the header is not JSON ({error})") from error
-    return {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+    return header
 
 
 def read(name: str | os.PathLike[str], verify: bool | None = None) -> tuple[dict[str, str], dict[str, Tensor]]:

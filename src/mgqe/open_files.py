@@ -1,0 +1,46 @@
+"""Tables in files that somebody has opened: anything with ``write`` or ``read`` of bytes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any, BinaryIO
+
+File = str | os.PathLike[str] | BinaryIO
+
+
+def write_to(file: BinaryIO, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write all chunks where the file is. Raises TypeError for a file of text, and for what is no file."""
+    _need(file, "write")
+    for chunk in chunks:
+        rest = memoryview(chunk)
+        while len(rest):
+            try:
+                count: Any = file.write(rest)
+            except TypeError as error:
+                raise TypeError(
+                    f"{name_of(file)}: expected a file that is open for bytes, mode 'wb' ({error})"
+                ) from error
+            rest = rest[len(rest) if count is None else count :]  # an unbuffered file may take less than all
+
+
+def read_from(file: BinaryIO) -> bytes:
+    """All bytes from where the file is to its end. Raises TypeError for a file of text, and for what is no file."""
+    _need(file, "read")
+    content: Any = file.read()
+    if not isinstance(content, (bytes, bytearray, memoryview)):
+        raise TypeError(
+            f"{name_of(file)}: expected a file that is open for bytes, mode 'rb', but read {type(content).__name__}"
+        )
+    return bytes(content)
+
+
+def _need(file: object, method: str) -> None:
+    if not hasattr(file, method):
+        raise TypeError(f"expected a path or an open file, got {type(file).__name__}")
+
+
+def name_of(file: object) -> str:
+    """What errors call an open file."""
+    name = getattr(file, "name", None)
+    return name if isinstance(name, str) else f"<{type(file).__name__}>"
