@@ -10,7 +10,7 @@ from rich.table import Table
 
 from mgqe.commands import app
 from mgqe.idmap import IdMap
-from mgqe.idmap.given import KINDS
+from mgqe.log_ids import KINDS
 from mgqe.terminal import clean_errors, make_progress, output
 
 MIB = 1 << 20
