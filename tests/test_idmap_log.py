@@ -133,7 +133,7 @@ def test_a_bad_file_in_the_middle(logs, tmp_path):
     content = bytearray((tmp_path / "good.parquet").read_bytes())
     with pytest.raises(ValueError, match=r"1-a\.parquet: column 'item', row 600 from 0: 1 missing ids \(null\): drop"):
         IdMap.from_log(logs("a.parquet", good, holes, good), "item")
-    with pytest.raises(ValueError, match=r"1-b\.parquet: damaged, or cut short"):
+    with pytest.raises(ValueError, match=r"1-b\.parquet: cannot be read as parquet: damaged, or cut short"):
         IdMap.from_log(logs("b.parquet", good, bytes(content[: len(content) // 2]), good), "item")
     with pytest.raises(ValueError, match=r"1-c\.parquet: .*its columns are not those"):
         IdMap.from_log(logs("c.parquet", good, good.rename({"item": "items"}), good), "item")

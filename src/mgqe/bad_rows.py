@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mgqe.log_files import Log, Part, collect, scan_parquet
-from mgqe.log_ids import ROW, clean, kind_of, mixes, raw_ids
+from mgqe.log_files import ROW, Log, Part, collect, scan_parquet
+from mgqe.log_ids import clean, kind_of, mixes, raw_ids
 from mgqe.log_text import COUNT, LINE, QUOTES, TEXT, TextFile, scan_lines, shown, split_line
 
 
@@ -54,7 +54,7 @@ def _wrong_in(pl: Any, log: Log, part: Part, name: str, kind: str) -> str | None
             f"line {row[ROW]:,}, column {name!r}: {_wrong_text(pl, part.text, name, row, kind)}"
         )
     where, value = f"column {name!r}, row {row[ROW]:,} from 0:", row["id"]
-    if value is None or value != value or (isinstance(value, str) and not value.strip()):
+    if value is None or value != value:
         missing = collect(ids.filter(bad).select(pl.len())).item()
         return f"{where} {missing:,} missing ids (null): drop or fill them first"
     return (
@@ -110,5 +110,5 @@ def _quoted(file: TextFile, text: str) -> bool:
 
 
 def _line(pl: Any, file: TextFile, line: int) -> str:
-    found = collect(scan_lines(pl, file.path).filter(pl.col(LINE) == line).select(TEXT))[TEXT].to_list()
+    found = collect(scan_lines(pl, file.path, numbered=True).filter(pl.col(LINE) == line).select(TEXT))[TEXT].to_list()
     return (found[0] if found else None) or ""

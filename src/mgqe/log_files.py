@@ -13,7 +13,9 @@ from typing import Any
 
 from mgqe.log_layout import Layout
 from mgqe.log_paths import LogFile, log_files
-from mgqe.log_text import TextFile, scan_text, settle
+from mgqe.log_text import LINE, TextFile, scan_text, settle
+
+ROW = "\0row"
 
 
 def is_path(source: Any) -> bool:
@@ -40,13 +42,15 @@ def polars(what: str = "counting in files") -> Any:
 class Part:
     """One file of a log, or a frame, opened for some of its columns.
 
-    path: None for a frame. frame: lazy, the columns by their names, of text also LINE and COUNT.
+    path: None for a frame. frame: lazy, the columns by their names, of text also COUNT.
+    numbered: the same with ROW: of text the line from 1, else the row from 0.
     types: the polars type of each column; None is text that may say anything (text files, names of folders).
     text: how a text file is laid out; None for Parquet and frames.
     """
 
     path: str | None
     frame: Any
+    numbered: Any
     types: dict[str, Any]
     text: TextFile | None = None
 
@@ -105,8 +109,9 @@ def _open_frame(pl: Any, source: Any, names: Sequence[str]) -> Part:
     schema = frame.collect_schema()
     for name in names:
         if name not in schema:
-            raise KeyError(f"no column {name!r}: the frame has {', '.join(schema)}")
-    return Part(None, frame.select(list(dict.fromkeys(names))), {name: schema[name] for name in names})
+            raise KeyError(f"no column {name!r}: the file has {', '.join(schema)}")
+    frame = frame.select(list(dict.fromkeys(names)))
+    return Part(None, frame, frame.with_row_index(ROW), {name: schema[name] for name in names})
 
 
 def _open_file(pl: Any, file: LogFile, names: Sequence[str], layout: Layout, log: Log, first: bool) -> Part:
@@ -126,14 +131,16 @@ def _open_parquet(pl: Any, file: LogFile, names: Sequence[str]) -> Part:
     frame = scan_parquet(pl, file.path).select(
         pl.col(name) if name in schema else _partition(pl, file, name) for name in dict.fromkeys(names)
     )
-    return Part(file.path, frame, {name: schema.get(name) for name in names})
+    return Part(file.path, frame, frame.with_row_index(ROW), {name: schema.get(name) for name in names})
 
 
 def _open_text(pl: Any, file: LogFile, names: Sequence[str], layout: Layout, log: Log) -> Part:
     outside = [name for name in names if name in file.partitions]
     text = settle(pl, file.path, [name for name in names if name not in outside], layout)
-    frame = scan_text(pl, text, log.folder).with_columns(_partition(pl, file, name) for name in outside)
-    return Part(file.path, frame, dict.fromkeys(names), text)
+    frame, numbered = (
+        frame.with_columns(_partition(pl, file, name) for name in outside) for frame in scan_text(pl, text, log.folder)
+    )
+    return Part(file.path, frame, numbered.rename({LINE: ROW}), dict.fromkeys(names), text)
 
 
 def _partition(pl: Any, file: LogFile, name: str) -> Any:

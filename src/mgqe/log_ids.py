@@ -6,14 +6,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from mgqe.log_files import Log, Part
-from mgqe.log_text import COUNT, LINE
+from mgqe.log_files import ROW, Log, Part
+from mgqe.log_text import COUNT
 
 INTEGERS = ("int64", "uint64")
 TEXTS = ("string", "binary")
 KINDS = (*INTEGERS, *TEXTS)
 FLOAT = "float"  # what columns may hold besides; no kind of id
-ROW = "\0row"
 SAMPLE = 100  # ids of a file of text by which their kind is told
 EXACT = 2.0**53  # from there on floats do not tell one integer from the next
 _INTEGER = re.compile(r"\s*[+-]?\d{1,19}\s*")
@@ -28,14 +27,14 @@ def type_of(pl: Any, kind: str) -> Any:
 def raw_ids(pl: Any, part: Part, name: str, rows: bool = False) -> tuple[Any, Any]:
     """(lazy frame of ``id``, as the part has it, type of an id); lists in cells become a row per id.
 
-    rows: and of ROW, the line of text, else the row from 0; of lists, the place among all ids. Text has COUNT besides.
+    rows: and of ROW, see Part; of lists, the place among all ids. Text has COUNT besides.
     """
     column = pl.col(name).alias("id")
     if part.text is not None:
         if not rows:
             column = pl.when(pl.col(COUNT) == part.text.width).then(pl.col(name)).alias("id")
             return part.frame.select(column), None
-        return part.frame.select(pl.col(LINE).alias(ROW), COUNT, column), None
+        return part.numbered.select(ROW, COUNT, column), None
     ids, kind = part.frame.select(column), part.types[name]
     while isinstance(kind, (pl.List, pl.Array)):
         if isinstance(kind, pl.List):  # an empty list would become null, and is none
@@ -59,7 +58,7 @@ def clean(pl: Any, part: Part, dtype: Any, kind: str, whole: bool) -> Any:
         text = ids.cast(pl.String)
         if kind in INTEGERS:
             return text.str.strip_chars().cast(wanted, strict=False)
-        if part.path is not None:  # a frame's ids are what a program made of them, and may be empty
+        if dtype is None:  # Parquet and frames tell an empty text from none
             text = pl.when(text.str.contains(r"\S")).then(text)
         return text.cast(wanted)
     if kind == "binary" and dtype != pl.Binary:

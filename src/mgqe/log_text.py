@@ -46,11 +46,15 @@ class TextFile:
         return len(self.names)
 
 
-def scan_lines(pl: Any, path: str) -> Any:
-    """Lazy frame of LINE, from 1, and TEXT, null for an empty line; bytes that are no UTF-8 become U+FFFD."""
+def scan_lines(pl: Any, path: str, skip: int = 0, numbered: bool = False) -> Any:
+    """Lazy frame of TEXT, null for an empty line; bytes that are no UTF-8 become U+FFFD.
+
+    skip: so many lines at the beginning are left out. numbered: with LINE, from 1, which takes memory by the line.
+    """
+    index = {"row_index_name": LINE, "row_index_offset": 1 + skip} if numbered else {}
     frame = pl.scan_csv(
         path, has_header=False, separator="\0", quote_char=None, schema={TEXT: pl.String}, encoding="utf8-lossy",
-        row_index_name=LINE, row_index_offset=1, glob=False,
+        skip_rows=skip, glob=False, **index,
     )  # fmt: skip
     return frame.with_columns(pl.col(TEXT).str.strip_suffix("\r"))
 
@@ -168,30 +172,32 @@ def check_header(file: TextFile, places: dict[str, int], head: list[str]) -> Non
                 )
 
 
-def scan_text(pl: Any, file: TextFile, folder: Callable[[], Path]) -> Any:
-    """Lazy frame of LINE, COUNT (the line's fields) and the wanted columns as text; null where there is no such field.
+def scan_text(pl: Any, file: TextFile, folder: Callable[[], Path]) -> tuple[Any, Any]:
+    """Two lazy frames of COUNT (a line's fields) and the wanted columns as text, null where a line has no such field.
+
+    The second has LINE besides, which takes memory by the line: it is for looking lines up.
 
     Lines without anything in them are left out, but not of a file of one column, where they are a missing value.
     ``folder`` gives a folder for temporary files; it is asked only where quoted fields go over several lines.
     """
-    lines = scan_lines(pl, file.path)
+    frames = [scan_lines(pl, file.path, file.header, numbered) for numbered in (False, True)]
     quote = file.layout.quote
-    seen = lines.select(
+    seen = frames[0].select(
         replaced=pl.col(TEXT).str.contains("\ufffd", literal=True).any(),
         quoted=pl.col(TEXT).str.contains(quote, literal=True).any() if quote else pl.lit(False),
     )
     replaced, quoted = _collect(seen).row(0)
-    lines = lines.filter(pl.col(LINE) > 1) if file.header else lines.with_columns(_without_mark(pl))
-    if quoted and not _closed(pl, lines, file.layout):
+    if quoted and not _closed(pl, frames[0], file.layout):
         from mgqe.log_records import scan_records
 
-        frame = scan_records(pl, file, folder())
+        frames = [scan_records(pl, file, folder())] * 2
     else:
-        frame = _split(pl, lines, file, quoted)
+        frames = [_split(pl, lines, file, quoted) for lines in frames]
     if replaced and not _is_utf8(file.path):  # then the value is missing, and whoever meets that looks why
         good = {name: ~pl.col(name).str.contains("\ufffd", literal=True) for name in file.places}
-        frame = frame.with_columns(pl.when(good[name]).then(pl.col(name)).alias(name) for name in good)
-    return frame
+        columns = [pl.when(good[name]).then(pl.col(name)).alias(name) for name in good]
+        frames = [frame.with_columns(columns) for frame in frames]
+    return frames[0], frames[1]
 
 
 def _closed(pl: Any, lines: Any, layout: Layout) -> bool:
@@ -205,7 +211,8 @@ def _split(pl: Any, lines: Any, file: TextFile, quoted: bool) -> Any:
         lines = lines.filter(pl.col(TEXT).str.contains(r"\S"))
     fields, field = _fields(pl, file.layout, quoted)
     columns = {name: field(place) for name, place in file.places.items()}
-    return lines.select(LINE, fields).select(LINE, pl.col(TEXT).list.len().alias(COUNT), **columns)
+    lines = lines.with_columns(fields)
+    return lines.with_columns(pl.col(TEXT).list.len().alias(COUNT), **columns).select(pl.exclude(TEXT))
 
 
 def _field_pattern(layout: Layout) -> str:
@@ -232,10 +239,6 @@ def _fields(pl: Any, layout: Layout, quoted: bool) -> tuple[Any, Any]:
         return pl.when(raw.str.starts_with(layout.quote)).then(doubled).otherwise(raw)
 
     return (layout.separator + text).str.extract_all(_field_pattern(layout)).alias(TEXT), field
-
-
-def _without_mark(pl: Any) -> Any:
-    return pl.when(pl.col(LINE) == 1).then(pl.col(TEXT).str.strip_prefix("\ufeff")).otherwise(pl.col(TEXT)).alias(TEXT)
 
 
 def open_text(path: str) -> IO[bytes]:

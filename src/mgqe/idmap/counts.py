@@ -121,7 +121,7 @@ def _settled_kind(pl: Any, log: Log, names: list[str], kind: str | None) -> str:
                 "or say kind= (--kind)"
             )
     if len({found in INTEGERS for found in kinds}) > 1 or ("string" in kinds and "binary" in kinds):
-        listed = ", ".join(f"{name!r} {found}" for name, found in zip(names, kinds))
+        listed = ", ".join(f"{name!r} {log.parts[0].types[name] or found}" for name, found in zip(names, kinds))
         raise TypeError(
             f"the columns have ids of several kinds ({listed}): say which to make of them, with kind= (--kind)"
         )

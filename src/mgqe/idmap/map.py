@@ -86,7 +86,7 @@ class IdMap:
             on_pass: called with (passes done, passes) before, between and after the passes over the log.
 
         Raises:
-            ValueError: a row that cannot be read, a missing id (null, or of files an empty or a blank one), no ids at
+            ValueError: a row that cannot be read, a missing id (null, or in text an empty or a blank one), no ids at
                 all, none that min_count leaves; the message names the file, the row where it can, and the remedy.
             TypeError: a column that holds something else. KeyError: no such column. FileNotFoundError. ImportError:
                 polars is not installed.
