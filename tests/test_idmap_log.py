@@ -204,7 +204,7 @@ def test_other_mistakes(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory from /proc")
 def test_memory_is_bounded(tmp_path):
-    """Two million different ids, 180 MB of hash tables, counted by a process that may grow by 110 MB."""
+    """Two million different ids, 180 MB of hash tables, counted by a process that may grow by 130 MB."""
     generator = np.random.default_rng(0)
     for shard in range(4):
         ids = generator.integers(-(2**63), 2**63 - 1, 501_000)
@@ -221,4 +221,4 @@ def test_memory_is_bounded(tmp_path):
         "print(used() - before)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 110_000
+    assert int(done.stdout) < 130_000

@@ -14,7 +14,6 @@ TEXTS = ("string", "binary")
 KINDS = (*INTEGERS, *TEXTS)
 FLOAT = "float"  # what columns may hold besides; no kind of id
 SAMPLE = 100  # ids of a file of text by which their kind is told
-EXACT = 2.0**53  # from there on floats do not tell one integer from the next
 _INTEGER = re.compile(r"\s*[+-]?\d{1,19}\s*")
 _FRACTION = re.compile(r"\s*[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?\s*")
 
@@ -22,6 +21,11 @@ _FRACTION = re.compile(r"\s*[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?\s*")
 def type_of(pl: Any, kind: str) -> Any:
     """The polars type of a kind of ids."""
     return {"int64": pl.Int64, "uint64": pl.UInt64, "string": pl.String, "binary": pl.Binary}[kind]
+
+
+def exact_below(dtype: Any) -> float:
+    """Where a type of floats stops telling one integer from the next."""
+    return 2.0**24 if str(dtype) == "Float32" else 2.0**53
 
 
 def raw_ids(pl: Any, part: Part, name: str, rows: bool = False) -> tuple[Any, Any]:
@@ -50,7 +54,9 @@ def clean(pl: Any, part: Part, dtype: Any, kind: str, whole: bool) -> Any:
     """
     ids, wanted = pl.col("id"), type_of(pl, kind)
     if dtype is not None and dtype.is_float():
-        integers = pl.when((ids == ids.floor()) & (ids.abs() < EXACT)).then(ids).cast(pl.Int64, strict=False)
+        integers = (
+            pl.when((ids == ids.floor()) & (ids.abs() < exact_below(dtype))).then(ids).cast(pl.Int64, strict=False)
+        )
         if kind in INTEGERS or whole:
             return integers.cast(wanted if kind in INTEGERS else pl.String, strict=False).cast(wanted, strict=False)
         return ids.fill_nan(None).cast(pl.String).cast(wanted)

@@ -193,7 +193,7 @@ def scan_text(pl: Any, file: TextFile, folder: Callable[[], Path]) -> tuple[Any,
         frames = [scan_records(pl, file, folder())] * 2
     else:
         frames = [_split(pl, lines, file, quoted) for lines in frames]
-    if replaced and not _is_utf8(file.path):  # then the value is missing, and whoever meets that looks why
+    if replaced and not is_utf8(file.path):  # then the value is missing, and whoever meets that looks why
         good = {name: ~pl.col(name).str.contains("\ufffd", literal=True) for name in file.places}
         columns = [pl.when(good[name]).then(pl.col(name)).alias(name) for name in good]
         frames = [frame.with_columns(columns) for frame in frames]
@@ -250,7 +250,8 @@ def open_text(path: str) -> IO[bytes]:
     return gzip.open(path, "rb") if head.startswith(GZIP) else open(path, "rb")  # type: ignore[return-value]
 
 
-def _is_utf8(path: str) -> bool:
+def is_utf8(path: str) -> bool:
+    """Whether all of a file is UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         with open_text(path) as file:
