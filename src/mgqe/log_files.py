@@ -128,9 +128,8 @@ def _open_parquet(pl: Any, file: LogFile, names: Sequence[str]) -> Part:
     for name in names:
         if name not in schema and name not in file.partitions:
             raise KeyError(f"no column {name!r}: the file has {', '.join(schema)} ({file.path})")
-    frame = scan_parquet(pl, file.path).select(
-        pl.col(name) if name in schema else _partition(pl, file, name) for name in dict.fromkeys(names)
-    )
+    outside = [_partition(pl, file, name) for name in names if name not in schema]
+    frame = scan_parquet(pl, file.path).with_columns(outside).select(list(dict.fromkeys(names)))
     return Part(file.path, frame, frame.with_row_index(ROW), {name: schema.get(name) for name in names})
 
 

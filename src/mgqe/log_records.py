@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 from mgqe.log_text import COUNT, LINE, QUOTES, TextFile, looks_like_data, open_text, split_line
 
 BATCH = 100_000  # records
+# Python's reader refuses a carriage return inside a field without quotes, which for other programs is a sign like any.
+_LONE_RETURN, _RETURN = re.compile(r"\r(?!\n)"), "\uf8fe"
 
 
 def scan_records(pl: Any, file: TextFile, folder: Path) -> Any:
@@ -48,7 +51,8 @@ def _records(file: TextFile) -> Iterator[tuple[Any, ...]]:
                 continue
             if len(read) > 1 and len(fields) == file.width:
                 _check_swallowed(file, first, read[1:], fields)
-            yield first, len(fields), *(fields[place] if place < len(fields) else None for place in places)
+            values = (fields[place].replace(_RETURN, "\r") if place < len(fields) else None for place in places)
+            yield first, len(fields), *values
     except csv.Error:
         raise ValueError(
             f"{file.path}: line {line:,}: a quoted field that begins in this row is not closed before a separator or "
@@ -67,7 +71,7 @@ class _Lines:
         with io.TextIOWrapper(open_text(self.path), encoding="utf-8-sig", errors="replace", newline="\n") as file:
             for line in file:
                 self.read.append(line)
-                yield line
+                yield _LONE_RETURN.sub(_RETURN, line)
 
     def take(self) -> list[str]:
         """The lines of the record that was read last."""
@@ -91,5 +95,7 @@ def _check_swallowed(file: TextFile, line: int, inner: list[str], fields: list[s
 
 def _alike(text: str, other: str) -> bool:
     """Whether two ids may be of one kind: both numbers or neither, and no words where the other is one word."""
+    if "\n" in other:  # the id itself was quoted for its line breaks
+        return False
     words = [len(value.split()) > 1 for value in (text, other)]
     return bool(text.strip()) and looks_like_data(text) == looks_like_data(other) and words[0] <= words[1]

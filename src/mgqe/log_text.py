@@ -86,7 +86,10 @@ def _why(path: str) -> str:
 def split_line(line: str, layout: Layout) -> list[str]:
     """The fields of one line that has no quoted line break."""
     if layout.quote and layout.quote in line:
-        return next(csv.reader([line], delimiter=layout.separator, quotechar=layout.quote), [""])
+        try:
+            return next(csv.reader([line], delimiter=layout.separator, quotechar=layout.quote), [""])
+        except csv.Error:  # a carriage return in it, or a field of more than 131,072 characters
+            pass
     return line.split(layout.separator)
 
 

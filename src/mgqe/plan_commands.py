@@ -214,7 +214,7 @@ def _read_counts(
 ) -> Tensor:
     """Counts, one an id, from what --counts names."""
     path = Path(source)
-    if path.suffix.lower() not in FILES and not exists(source):
+    if path.suffix.lower() == ".safetensors" or (path.suffix.lower() not in FILES and not exists(source)):
         return _of_data_set(source, field, data_dir)
     if not exists(source):
         raise ValueError(f"--counts: no file {path}")
