@@ -267,7 +267,7 @@ def test_recboles_files_are_never_quoted(write):
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.lists(st.tuples(st.integers(0, 20), st.text(alphabet="ab,\" '\n\r;é7", max_size=8)), min_size=1, max_size=20),
+    st.lists(st.tuples(st.integers(0, 20), st.text(alphabet="ab,\" '\n\r;é", max_size=8)), min_size=1, max_size=20),
     st.sampled_from([",", ";", "\t"]),
     st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
     st.booleans(),

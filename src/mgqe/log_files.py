@@ -13,7 +13,8 @@ from typing import Any
 
 from mgqe.log_layout import Layout
 from mgqe.log_paths import LogFile, log_files
-from mgqe.log_text import LINE, TextFile, scan_text, settle
+from mgqe.log_scan import scan_text
+from mgqe.log_text import LINE, TextFile, settle
 
 ROW = "\0row"
 

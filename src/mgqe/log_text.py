@@ -1,8 +1,4 @@
-"""Text files of a log, read lazily and by line, so that every fault has a line number.
-
-polars takes each line as one field, and expressions split it: a quote that is out of place in one line cannot swallow
-the next. Only a file with quoted fields of several lines goes another way (mgqe.log_records).
-"""
+"""Text files of a log: their lines, their header, and the places of the columns that are asked for."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import codecs
 import csv
 import gzip
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -175,75 +171,6 @@ def check_header(file: TextFile, places: dict[str, int], head: list[str]) -> Non
                 )
 
 
-def scan_text(pl: Any, file: TextFile, folder: Callable[[], Path]) -> tuple[Any, Any]:
-    """Two lazy frames of COUNT (a line's fields) and the wanted columns as text, null where a line has no such field.
-
-    The second has LINE besides, which takes memory by the line: it is for looking lines up.
-
-    Lines without anything in them are left out, but not of a file of one column, where they are a missing value.
-    ``folder`` gives a folder for temporary files; it is asked only where quoted fields go over several lines.
-    """
-    frames = [scan_lines(pl, file.path, file.header, numbered) for numbered in (False, True)]
-    quote = file.layout.quote
-    seen = frames[0].select(
-        replaced=pl.col(TEXT).str.contains("\ufffd", literal=True).any(),
-        quoted=pl.col(TEXT).str.contains(quote, literal=True).any() if quote else pl.lit(False),
-    )
-    replaced, quoted = _collect(seen).row(0)
-    if quoted and not _closed(pl, frames[0], file.layout):
-        from mgqe.log_records import scan_records
-
-        frames = [scan_records(pl, file, folder())] * 2
-    else:
-        frames = [_split(pl, lines, file, quoted) for lines in frames]
-    if replaced and not is_utf8(file.path):  # then the value is missing, and whoever meets that looks why
-        good = {name: ~pl.col(name).str.contains("\ufffd", literal=True) for name in file.places}
-        columns = [pl.when(good[name]).then(pl.col(name)).alias(name) for name in good]
-        frames = [frame.with_columns(columns) for frame in frames]
-    return frames[0], frames[1]
-
-
-def _closed(pl: Any, lines: Any, layout: Layout) -> bool:
-    """Whether no line ends inside quotes."""
-    closed = (layout.separator + pl.col(TEXT)).str.contains(f"^(?:{_field_pattern(layout)})*$")
-    return bool(_collect(lines.select(closed.all())).item())
-
-
-def _split(pl: Any, lines: Any, file: TextFile, quoted: bool) -> Any:
-    if file.width > 1:
-        lines = lines.filter(pl.col(TEXT).str.contains(r"\S"))
-    fields, field = _fields(pl, file.layout, quoted)
-    columns = {name: field(place) for name, place in file.places.items()}
-    lines = lines.with_columns(fields)
-    return lines.with_columns(pl.col(TEXT).list.len().alias(COUNT), **columns).select(pl.exclude(TEXT))
-
-
-def _field_pattern(layout: Layout) -> str:
-    """A separator and the field after it, which is quoted, or does not begin with a quote."""
-    s, q = re.escape(layout.separator), re.escape(layout.quote)
-    return f"{s}(?:{q}(?:[^{q}]|{q}{q})*{q}(?:[^{s}{q}][^{s}]*)?|[^{s}{q}][^{s}]*)?"
-
-
-def _fields(pl: Any, layout: Layout, quoted: bool) -> tuple[Any, Any]:
-    """(expression of the list of fields, function of a place that gives one as text)."""
-    text = pl.col(TEXT).fill_null("")
-
-    def plain(place: int) -> Any:
-        return pl.col(TEXT).list.get(place, null_on_oob=True)
-
-    if not quoted:
-        return text.str.split(layout.separator).alias(TEXT), plain
-    q = re.escape(layout.quote)
-
-    def field(place: int) -> Any:
-        raw = plain(place).str.slice(1)
-        inner = raw.str.extract(f"^{q}((?:[^{q}]|{q}{q})*){q}\\s*$")
-        doubled = inner.str.replace_all(layout.quote * 2, layout.quote, literal=True)
-        return pl.when(raw.str.starts_with(layout.quote)).then(doubled).otherwise(raw)
-
-    return (layout.separator + text).str.extract_all(_field_pattern(layout)).alias(TEXT), field
-
-
 def open_text(path: str) -> IO[bytes]:
     """The bytes of a file, decompressed where Python can; ValueError where it cannot."""
     with open(path, "rb") as file:
@@ -264,12 +191,6 @@ def is_utf8(path: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _collect(frame: Any) -> Any:
-    from mgqe.log_files import collect
-
-    return collect(frame)
 
 
 def shown(text: str, longest: int = 60) -> str:
