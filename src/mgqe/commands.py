@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from mgqe.log_options import Header, NoQuote, Quote, Separator
 from mgqe.recsys.config import TrainConfig
 from mgqe.recsys.embeddings import METHODS
 from mgqe.recsys.interactions import FORMATS
@@ -32,7 +33,7 @@ Data = Annotated[
     str,
     typer.Option(
         help="[bold]planted[/bold] (made on the spot), ml-1m, ml-1m-ncf, ml-100k, amazon-apps, amazon-games, frappe "
-        "(files in --data-dir), or the path of your own file.",
+        "(files in --data-dir), or the path of your own file, of a folder of files, or a pattern in quotes.",
         rich_help_panel="Data",
     ),
 ]
@@ -53,14 +54,24 @@ Format = Annotated[
         rich_help_panel="Data",
     ),
 ]
+_UNUSUAL = "if it has no usual name; without a header, its number from 1"
 UserColumn = Annotated[
-    str | None, typer.Option(help="Column with the user, if it has no usual name.", rich_help_panel="Data")
+    str | None,
+    typer.Option(
+        help="Column with the user, if it has no usual name; its number without a header.", rich_help_panel="Data"
+    ),
 ]
 ItemColumn = Annotated[
-    str | None, typer.Option(help="Column with the item, if it has no usual name.", rich_help_panel="Data")
+    str | None,
+    typer.Option(
+        help="Column with the item, if it has no usual name; its number without a header.", rich_help_panel="Data"
+    ),
 ]
 TimeColumn = Annotated[
-    str | None, typer.Option(help="Column with the time, if it has no usual name.", rich_help_panel="Data")
+    str | None,
+    typer.Option(
+        help="Column with the time, if it has no usual name; its number without a header.", rich_help_panel="Data"
+    ),
 ]
 Set = Annotated[
     list[str] | None,
@@ -115,7 +126,9 @@ ModelName = Annotated[
     "  mgqe train --out run\n\n"
     "  mgqe train --data ml-1m --data-dir DATA --embedding mgqe:D=32,K=64/16 --seed 7 --out run\n\n"
     "  mgqe train --data clicks.csv --user-column visitor --item-column page --out run\n\n"
-    "  mgqe train --data ratings.txt --format pairs --embedding full:d=16 --out small",
+    "  mgqe train --data ratings.txt --format pairs --embedding full:d=16 --out small\n\n"
+    "  mgqe train --data ratings.dat --separator :: --no-header --user-column 1 --item-column 2 --time-column 4 "
+    "--out run",
 )
 @clean_errors
 def train(
@@ -126,6 +139,10 @@ def train(
     user_column: UserColumn = None,
     item_column: ItemColumn = None,
     time_column: TimeColumn = None,
+    separator: Separator = None,
+    quote: Quote = '"',
+    no_quote: NoQuote = False,
+    header: Header = None,
     embedding: Annotated[str, typer.Option(help="What the tables are, see above.")] = "mgqe",
     seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 7,
     task: TaskName = None,
@@ -144,6 +161,9 @@ def train(
         user_column=user_column,
         item_column=item_column,
         time_column=time_column,
+        separator=separator,
+        quote="" if no_quote else quote,
+        header=header,
         task=task,
         model=model,
         embedding=embedding,
@@ -184,6 +204,10 @@ def compare(
     user_column: UserColumn = None,
     item_column: ItemColumn = None,
     time_column: TimeColumn = None,
+    separator: Separator = None,
+    quote: Quote = '"',
+    no_quote: NoQuote = False,
+    header: Header = None,
     task: TaskName = None,
     model: ModelName = None,
     jobs: Annotated[int, typer.Option(help="Runs at the same time, each in its own process.")] = 1,
@@ -202,6 +226,9 @@ def compare(
         user_column=user_column,
         item_column=item_column,
         time_column=time_column,
+        separator=separator,
+        quote="" if no_quote else quote,
+        header=header,
         task=task,
         model=model,
         threads=threads,

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from mgqe.bad_rows import explain
-from mgqe.log_files import collect, id_column, is_frame, is_path, names_of, open_log, polars
+from mgqe.log_files import Log, collect, is_frame, is_path, names_of, open_log, polars
+from mgqe.log_ids import FLOAT, INTEGERS, ids_of, kind_of_column
+from mgqe.log_layout import Layout
 
 Key = str | int | Callable[[Any], Any]
 
@@ -20,24 +22,26 @@ def count_ids(
     num_embeddings: int,
     *,
     key: Key | None = None,
-    column: str | Sequence[str] | None = None,
+    column: str | int | Sequence[str | int] | None = None,
     ignore: int | Sequence[int] = (),
     separator: str = ",",
+    quote: str | None = '"',
+    header: bool | None = None,
 ) -> Tensor:
     """Count ids: int64 (num_embeddings,), for ``counts=`` of ``compress_`` and MGQEmbedding.
 
     Args:
         source: integers of any shape as a tensor or a NumPy array, or a list of them; an iterable of such (batches: a
-            generator, a DataLoader), with ``key`` where a batch is more than ids; or Parquet and CSV files, as a path,
-            a pattern (``"clicks-*.parquet"``) or a list of paths, or a polars frame, with ``column``. Files are
-            streamed, so that they may be larger than memory.
+            generator, a DataLoader), with ``key`` where a batch is more than ids; or Parquet or text files, as a path,
+            a folder, a pattern (``"clicks-*.parquet"``) or a list of these, or a polars frame, with ``column``. Files
+            are streamed, so that they may be larger than memory.
         num_embeddings: N, ids are 0 to N - 1.
         key: where the ids are in a batch: ``batch[key]``, or a function of the batch.
         column: of files: the column that holds ids, or several of one table, which are counted together. Lists in a
-            cell are counted id by id.
+            cell are counted id by id. Of text without a header, its number, from 1.
         ignore: ids that are not counted, such as padding; these may lie outside the table. Missing cells of a file
             (null) are an error.
-        separator: of CSV files.
+        separator, quote, header: of text files, as :meth:`mgqe.IdMap.from_log` has them.
 
     Raises:
         ValueError: an id outside the table, NaN or a missing cell, no ids at all; arguments that do not go together.
@@ -52,7 +56,7 @@ def count_ids(
     if is_frame(source) or is_path(source):
         if key is not None or column is None:
             raise ValueError("a file or frame needs column= (the column that holds the ids), and no key=")
-        return _count_frame(source, num_embeddings, column, left_out, separator)
+        return _count_log(source, num_embeddings, column, left_out, Layout.of(separator, quote, header))
     if column is not None:
         raise ValueError(f"column= is for files and frames, got {type(source).__name__}: use key= for batches")
     counts = np.zeros(num_embeddings, dtype=np.int64)
@@ -167,33 +171,41 @@ def _is_numbers(value: Any) -> bool:
 # ---- files -------------------------------------------------------------------------------------------------
 
 
-def _count_frame(
-    source: Any, num_embeddings: int, column: str | Sequence[str], ignore: set[int], separator: str
+def _count_log(
+    source: Any, num_embeddings: int, column: str | int | Sequence[str | int], ignore: set[int], layout: Layout
 ) -> Tensor:
     pl = polars()
     names = names_of(column)
     counts = np.zeros(num_embeddings, dtype=np.int64)
-    frame, schema = open_log(pl, source, names, separator)
     seen = 0
-    for name in names:
-        ids, kind = id_column(pl, frame, schema, name)
-        where = f"column {name!r}"
-        if not kind.is_integer() and not kind.is_float():
-            raise TypeError(f"{where}: expected integers, got {kind}: number the ids first, or cast them")
-        try:
-            found = collect(ids.group_by("id").agg(pl.len().alias("count")))
-        except pl.exceptions.PolarsError as error:
-            raise explain(pl, error, source, [name], "int64", separator) from error
-        values, times = found["id"], found["count"].to_numpy().astype(np.int64)
-        if missing := int(found.filter(values.is_null())["count"].sum()):
-            raise ValueError(f"{where}: {missing:,} missing ids (null): drop or fill them first")
-        ids_found = _as_integers(values.to_numpy(), where)
-        keep = ~np.isin(ids_found, list(ignore)) if ignore else np.ones(len(ids_found), dtype=bool)
-        ids_found, times = ids_found[keep], times[keep]
-        if ids_found.size:
-            _check_range(int(ids_found.min()), int(ids_found.max()), num_embeddings, where)
-            np.add.at(counts, ids_found, times)
-        seen += len(values)
+    with open_log(pl, source, names, layout) as log:
+        for name in names:
+            where = f"column {name!r}"
+            try:
+                kind = _integer_kind(pl, log, name)
+                found = collect(ids_of(pl, log, [name], kind).group_by("id").agg(pl.len().alias("count")))
+            except pl.exceptions.PolarsError:
+                raise explain(pl, log, [name], "int64") from None
+            if found["id"].null_count():
+                raise explain(pl, log, [name], kind)
+            ids_found, times = _as_integers(found["id"].to_numpy(), where), found["count"].to_numpy().astype(np.int64)
+            keep = ~np.isin(ids_found, list(ignore)) if ignore else np.ones(len(ids_found), dtype=bool)
+            ids_found, times = ids_found[keep], times[keep]
+            if ids_found.size:
+                _check_range(int(ids_found.min()), int(ids_found.max()), num_embeddings, where)
+                np.add.at(counts, ids_found, times)
+            seen += found.height
     if not seen:
         raise ValueError(f"{source}: there are no ids to count in {', '.join(names)}")
     return torch.from_numpy(counts)
+
+
+def _integer_kind(pl: Any, log: Log, name: str) -> str:
+    """int64 or uint64. TypeError: the column holds something else. ValueError: it holds NaN."""
+    kind = kind_of_column(pl, log, name)
+    if kind == FLOAT and any(collect(part.frame.select(pl.col(name).is_nan().any())).item() for part in log.parts):
+        raise ValueError(f"column {name!r}: NaN among the ids: drop or fill missing ids first, and cast them")
+    if kind not in INTEGERS:
+        what = {FLOAT: "float64", "string": "String", "binary": "Binary"}[kind]
+        raise TypeError(f"column {name!r}: expected integers, got {what}: number the ids first, or cast them")
+    return kind

@@ -10,10 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from mgqe.idmap.hashing import WORD, Strings
-
-INTEGERS = ("int64", "uint64")
-TEXTS = ("string", "binary")
-KINDS = (*INTEGERS, *TEXTS)
+from mgqe.log_ids import INTEGERS as INTEGERS
+from mgqe.log_ids import KINDS as KINDS
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from mgqe.idmap.ids import Damaged, Hashes, Ids, Integers, Texts
 from mgqe.idmap.index import CHUNK, MAX_IDS, MAX_SEEDS, Index, build_index
 from mgqe.idmap.runs import Runs
 from mgqe.ids import check_ids
+from mgqe.log_layout import Layout
 
 MOST_SHOWN = 5  # unknown ids in an error
 
@@ -47,7 +48,7 @@ class IdMap:
     def from_log(
         cls,
         source: Any,
-        column: str | Sequence[str],
+        column: str | int | Sequence[str | int],
         *,
         min_count: int = 1,
         max_ids: int | None = None,
@@ -56,36 +57,43 @@ class IdMap:
         ignore: Any = (),
         keep_ids: bool = True,
         separator: str = ",",
+        quote: str | None = '"',
+        header: bool | None = None,
         on_pass: Callable[[int, int], object] | None = None,
     ) -> IdMap:
-        """Count the ids of Parquet or CSV files of any length, exactly, and number them by frequency.
+        """Count the ids of Parquet or text files of any length, exactly, and number them by frequency.
 
         Args:
-            source: a path, a pattern (``"clicks-*.parquet"``), a list of paths, or a polars frame.
+            source: a path, a folder of files as Spark writes it, a pattern (``"clicks-*.parquet"``), a list of these,
+                or a polars frame.
             column: the column that holds ids, or several that share one numbering. Lists in a cell are counted id by
-                id.
+                id. Of text without a header, its number, from 1.
             min_count: leave out ids that occur less often.
             max_ids: keep at most so many, the most frequent.
             memory_limit: bytes that counting may take, about. If the different ids are too many for it, they are
                 counted in parts, by their hash, and the log is read once a part. Not bounded by it: the ids that are
                 kept, some 50 bytes each for integers while the map is made; min_count and max_ids bound these.
-            kind: ``"int64"``, ``"uint64"``, ``"string"`` or ``"binary"``. By default what the column holds; of CSV
+            kind: ``"int64"``, ``"uint64"``, ``"string"`` or ``"binary"``. By default what the column holds; of text
                 files this is guessed from the first rows, so say ``"string"`` if ids only begin as numbers.
             ignore: an id, or several, that are not counted, such as padding.
             keep_ids: False: of strings, keep 64-bit hashes instead of bytes. The map is smaller, has no :meth:`ids`,
                 and takes an unknown string for a known one with probability N / 2^64.
-            separator: of CSV files.
+            separator: of text files, one character or several, such as ``"::"``.
+            quote: of text files, the character around fields that hold separators; ``""``: there is none, and quotes
+                are text. There is none either with separators of several characters, and in RecBole's files.
+            header: of text files, whether the first line has the columns' names. By default it has; a first line
+                that looks like data is an error.
             on_pass: called with (passes done, passes) before, between and after the passes over the log.
 
         Raises:
-            ValueError: a row that cannot be read, a missing cell, no ids at all, none that min_count leaves; the
-                message names the file, the row where it can, and the remedy.
+            ValueError: a row that cannot be read, a missing id (null, or in text an empty or a blank one), no ids at
+                all, none that min_count leaves; the message names the file, the row where it can, and the remedy.
             TypeError: a column that holds something else. KeyError: no such column. FileNotFoundError. ImportError:
                 polars is not installed.
         """
         counted = count_log(
             source, column, min_count=min_count, max_ids=max_ids, memory_limit=memory_limit, kind=kind, ignore=ignore,
-            keep_ids=keep_ids, separator=separator, on_pass=on_pass,
+            keep_ids=keep_ids, layout=Layout.of(separator, quote, header), on_pass=on_pass,
         )  # fmt: skip
         about = About(counted.kind, counted.interactions, counted.distinct, 0)
         return cls._build(counted.take_ids(), counted.runs, about, keep_ids)

@@ -29,6 +29,7 @@ class TrainConfig:
     """Everything that decides a run's result. The defaults are tuned on the validation items of ml-1m.
 
     data: `planted`, a known set's name, or a file; data_dir, format and the column names go with it.
+    separator, quote, header: how a file of text is laid out, see mgqe.recsys.columns.Columns.
     embedding: a description as in mgqe.recsys.embeddings. dim: d, where the description does not say.
     label: a name for the run in tables; it decides nothing.
     batch_size: positives a step; fewer where the data set would otherwise have under 64 steps an epoch.
@@ -49,6 +50,9 @@ class TrainConfig:
     user_column: str | None = None
     item_column: str | None = None
     time_column: str | None = None
+    separator: str | None = None
+    quote: str = '"'
+    header: bool | None = None
     task: str = "ranking"
     model: str = "gmf"
     embedding: str = "mgqe"
@@ -159,7 +163,7 @@ class TrainConfig:
         kinds = typing.get_type_hints(TrainConfig)
         changes: dict[str, Any] = {}
         for setting in settings:
-            name, equals, text = (part.strip() for part in setting.partition("="))
+            name, equals, text = (part.strip() or part for part in setting.partition("="))  # a separator may be blank
             if not equals or name not in kinds:
                 known = ", ".join(field.name for field in fields(self))
                 raise ValueError(f"expected NAME=VALUE with NAME one of {known}, got {setting!r}")
@@ -180,7 +184,11 @@ def _read(name: str, text: str, kind: Any) -> Any:
     if text.lower() == "none" and type(None) in options:
         return None
     wanted = next(option for option in options if option is not type(None))
+    if wanted is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
     try:
+        if wanted is bool:
+            raise ValueError
         return wanted(text)
     except ValueError:
         raise ValueError(f"setting {name}: expected {wanted.__name__}, got {text!r}") from None
@@ -195,7 +203,10 @@ def warm_up_key(config: TrainConfig, fingerprint: str, annealed: bool = False) -
     values = asdict(config.warm_up())
     if annealed:
         values.update({name: getattr(config, name) for name in OF_PHASE_2})
-    idle = ("data", "data_dir", "format", "user_column", "item_column", "time_column", "label")
+    idle = (
+        "data", "data_dir", "format", "user_column", "item_column", "time_column", "separator", "quote",
+        "header", "label",
+    )  # fmt: skip
     defaults = {field.name: field.default for field in fields(TrainConfig)}
     changed = {name: value for name, value in values.items() if name not in idle and value != defaults[name]}
     text = json.dumps(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 import torch
 from torch import Tensor
 
+from mgqe.log_paths import exists
 from mgqe.recsys.datasets import DATASETS, load_data
-from mgqe.recsys.files import Columns, read_frame, recognise
+from mgqe.recsys.files import Columns, read_any, read_frame
 from mgqe.recsys.interactions import IdMap, offsets_of
 from mgqe.recsys.models.wide_deep import field_order
 
@@ -67,13 +67,13 @@ class ContextRows:
 def load_rows(data: str, data_dir: str | None, format: str | None, columns: Columns) -> ContextRows:
     """A known set, `planted` or a file; a file's context is what `columns` names. ValueError says what is wrong."""
     known = DATASETS.get(data)
-    if columns.context and not Path(data).is_file():
+    if columns.context and not exists(data):
         raise ValueError(f"context_columns are those of a file of your own, got data {data!r}, which is no file")
     if known is not None and known.context:
         path = known.checked_path(data_dir)
         return ContextRows.from_frame(read_frame(path, known.format, Columns(context=known.context)))
     if columns.context:
-        return ContextRows.from_frame(read_frame(Path(data), format or recognise(Path(data)), columns))
+        return ContextRows.from_frame(read_any(data, format, columns))
     found = load_data(data, data_dir, format, columns)
     ids = {"user": found.user_ids, "item": found.item_ids}
     return ContextRows(("user",), found.users[:, None], found.items, ids, True, found.num_repeats)

@@ -199,7 +199,7 @@ def prepare(config: TrainConfig) -> tuple[CtrTask, str]:
             raise ValueError(f"context column {name!r} cannot be the name of a table: rename it in the file")
     if len(set(context)) < len(context):
         raise ValueError(f"context_columns: expected different names, got {config.context_columns}")
-    columns = Columns(config.user_column, config.item_column, config.time_column, context)
+    columns = Columns.of(config, context)
     rows = load_rows(config.data, config.data_dir, config.format, columns)
     task = CtrTask.prepare(rows, config.seed, config.negatives, (config.embedding_dim, config.dim))
     return task, rows.fingerprint

@@ -3,7 +3,8 @@
 Five layouts are read, recognised by themselves or named by `format`:
 
 ==========  ====================================================================================
-`csv`       header line; comma, tab, semicolon or bar between fields; columns found by name
+`csv`       comma, tab, semicolon, bar or any other text between fields; columns found by the header's
+            names, or by numbers from 1 without a header
 `parquet`   columns found by name
 `inter`     RecBole: tab-separated, header `user_id:token item_id:token timestamp:float`
 `pairs`     SASRec: a line an interaction, `user item`, no header, in time order within a user
@@ -24,7 +25,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mgqe.recsys.files import FORMATS, Columns, read_frame, recognise
+from mgqe.recsys.files import FORMATS, Columns, read_any
 
 __all__ = ["FORMATS", "Columns", "IdMap", "Interactions", "load_interactions"]
 
@@ -130,16 +131,12 @@ def _with_rows(frame: pl.DataFrame, name: str, ids: IdMap) -> pl.DataFrame:
 
 
 def load_interactions(path: Path | str, format: str | None = None, columns: Columns | None = None) -> Interactions:
-    """Read a file of interactions.
+    """Read a file of interactions, a folder of files as Spark writes it, or a pattern.
 
     format: one of FORMATS, or None to recognise it. columns: names of the user, item and time columns of a
-    csv, parquet or inter file where they are not usual ones.
+    csv, parquet or inter file where they are not usual ones, and how a csv file is laid out.
     Raises ValueError that names the file, the line, what was expected and what to do about it.
     """
-    path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise ValueError(f"{path} {what}: expected a file of interactions")
     if format is not None and format not in FORMATS:
         raise ValueError(f"unknown format {format!r}: expected one of {', '.join(FORMATS)}")
-    return Interactions.from_frame(read_frame(path, format or recognise(path), columns or Columns()))
+    return Interactions.from_frame(read_any(path, format, columns or Columns()))

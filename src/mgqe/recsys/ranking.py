@@ -215,7 +215,7 @@ def prepare(config: TrainConfig) -> tuple[RankingTask, str]:
         task = RankingTask.published(data, config.seed, config.negatives, config.eval_negatives)
         digest = fingerprint(data.interactions, data.test_items, data.test_negatives)
     else:
-        columns = Columns(config.user_column, config.item_column, config.time_column)
+        columns = Columns.of(config)
         interactions = load_data(config.data, config.data_dir, config.format, columns)
         task = RankingTask.prepare(
             interactions, config.seed, config.negatives, config.eval_negatives, config.eval_users

@@ -245,7 +245,7 @@ def shared_softmax_loss(
 
 def prepare(config: TrainConfig) -> tuple[SequentialTask, str]:
     """The data that `config` names, split and ready, and a digest of them."""
-    columns = Columns(config.user_column, config.item_column, config.time_column)
+    columns = Columns.of(config)
     interactions = load_data(config.data, config.data_dir, config.format, columns)
     base = RankingTask.prepare(interactions, config.seed, config.negatives, config.eval_negatives, config.eval_users)
     return SequentialTask(base, config.max_length, config.loss, config.windows), fingerprint(interactions)
