@@ -17,6 +17,7 @@ from mgqe.capacity import resolve_capacity
 from mgqe.ids import as_int64, check_sizes
 from mgqe.planning import Problem, budget_bytes, check_left_to_budget
 from mgqe.quantized import QuantizedEmbedding
+from mgqe.scalars import as_int
 from mgqe.storage import Rows
 from mgqe.tiers import Tiers
 
@@ -100,7 +101,8 @@ class MGQEmbedding(QuantizedEmbedding):
         rows: Rows = "float32",
         budget: int | float | str | None = None,
     ) -> None:
-        check_sizes(num_embeddings, embedding_dim, padding_idx)
+        num_embeddings, embedding_dim, padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
+        warmup_steps = as_int("warmup_steps", warmup_steps, 0)
         if budget is not None:
             check_left_to_budget(locals())
             if tiers is not None or (counts is None and not self._one_tier):
@@ -259,7 +261,7 @@ def resolve_tiers(
     with torch.device("cpu"):  # tiers are kept there, whatever the default device
         if counts is not None:
             return Tiers.from_counts(counts, fractions=fractions, num_embeddings=num_embeddings)
-        partition = tiers if isinstance(tiers, Tiers) else Tiers.from_sizes(tiers or [])
+        partition = tiers if isinstance(tiers, Tiers) else Tiers.from_sizes([] if tiers is None else tiers)
     if partition.num_embeddings != num_embeddings:
         raise ValueError(f"tiers hold {partition.num_embeddings} ids, but num_embeddings is {num_embeddings}")
     return partition

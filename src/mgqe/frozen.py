@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mgqe import ops
 from mgqe.ids import as_int64, check_ids
+from mgqe.scalars import as_int
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -129,8 +130,7 @@ class FrozenTable(ABC):
 
     def to_dense(self, chunk: int = 65_536) -> Tensor:
         """All rows, float32 (num_embeddings, embedding_dim), looked up ``chunk`` ids at a time."""
-        if chunk < 1:
-            raise ValueError(f"chunk must be at least 1, got {chunk}")
+        chunk = as_int("chunk", chunk, 1)
         table = self._now()
         n, device = table.num_embeddings, table.device
         dense = torch.empty((n, table.embedding_dim), dtype=torch.float32, device=device)

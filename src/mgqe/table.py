@@ -19,6 +19,7 @@ from mgqe.growth import Origin, WriterLock, check_update_ids, check_vectors
 from mgqe.ids import as_int64, check_ids
 from mgqe.layout import CENTROID_DTYPES, CompactConfig, check_codebook, lay_out, read_map
 from mgqe.packing import bits_for, row_bytes, unpack
+from mgqe.scalars import as_int
 from mgqe.snapshot import Snapshot
 from mgqe.stats import CodebookStats
 from mgqe.tiers import Tiers
@@ -383,8 +384,7 @@ class CompactTable(FrozenTable):
         m = self.num_tiers
         if tier is None:
             return m - 1
-        if isinstance(tier, bool) or not isinstance(tier, int):
-            raise TypeError(f"tier must be an integer or None, got {type(tier).__name__}")
+        tier = as_int("tier", tier)
         if not 0 <= tier < m:
             raise ValueError(f"tier must be in 0 .. {m - 1} (0 the most frequent), got {tier}")
         return tier

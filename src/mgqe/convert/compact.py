@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mgqe.bag import MODES
 from mgqe.frozen import FrozenTable
 from mgqe.ids import as_int64
+from mgqe.scalars import as_int
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -50,7 +51,7 @@ class CompactEmbedding(nn.Module):
             raise TypeError(f"dtype must be a floating-point type, got {dtype}")
         self._table = table
         self._held: object = None
-        self.padding_idx = table.padding_idx if padding_idx is None else padding_idx
+        self.padding_idx = table.padding_idx if padding_idx is None else as_int("padding_idx", padding_idx)
         self.dtype = dtype
         self.path = path
         self._sync()

@@ -19,6 +19,7 @@ from mgqe.idmap.ids import Hashes, Ids, Integers, Texts
 from mgqe.idmap.index import CHUNK, MAX_IDS, MAX_SEEDS, Index, build_index
 from mgqe.idmap.runs import Runs
 from mgqe.ids import check_ids
+from mgqe.scalars import as_int, optional_int
 
 MOST_SHOWN = 5  # unknown ids in an error
 
@@ -121,6 +122,7 @@ class IdMap:
         Raises:
             KeyError: unknown ids; the message shows some. TypeError: ids of another kind. ValueError: missing ids.
         """
+        unknown = optional_int("unknown", unknown)
         asked = given(ids, self.kind)
         found = np.empty(len(asked.keys), np.int64)
         for start in range(0, len(found), CHUNK):
@@ -155,7 +157,7 @@ class IdMap:
             IndexError: a row outside 0 to N - 1. TypeError: no integers. ValueError: the map was made with
                 ``keep_ids=False``.
         """
-        wanted = check_ids(torch.as_tensor(rows), len(self)).cpu().numpy()
+        wanted = check_ids(torch.as_tensor(rows), len(self), "row").cpu().numpy()
         return self._ids.take(wanted)
 
     @property
@@ -165,7 +167,7 @@ class IdMap:
 
     def share(self, rows: int) -> float:
         """The share of all interactions that the ``rows`` most frequent ids have, 0 to 1."""
-        return self._runs.head(rows) / self.interactions
+        return self._runs.head(as_int("rows", rows, 0)) / self.interactions
 
     def __len__(self) -> int:
         """N, the number of rows."""
