@@ -19,6 +19,7 @@ from torch import Tensor
 from mgqe.container import ArtifactError, config_text, decode_metadata, encode, guarded, identity, put, read
 from mgqe.frozen import Config, FrozenTable
 from mgqe.growth import Origin
+from mgqe.inference import outside_inference
 from mgqe.segments import all_segment_files, fingerprint, read_extents, refuse_to_lose
 from mgqe.shards import INDEX, INDEX_KIND, read_sharded
 from mgqe.table import CompactTable
@@ -115,6 +116,7 @@ def _write(
     return nbytes, metadata
 
 
+@outside_inference
 def load(path: str | os.PathLike[str], *, mmap: bool = True) -> FrozenTable:
     """Read a table that :func:`save` wrote, and the ids that :func:`mgqe.append` added to it.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mgqe.capacity import resolve_capacity
 from mgqe.ids import as_int64, check_sizes
+from mgqe.inference import as_normal, outside_inference
 from mgqe.planning import Problem, budget_bytes, check_left_to_budget
 from mgqe.quantized import QuantizedEmbedding
 from mgqe.scalars import as_int
@@ -72,6 +73,7 @@ class MGQEmbedding(QuantizedEmbedding):
 
     _one_tier = False
 
+    @outside_inference
     def __init__(
         self,
         num_embeddings: int,
@@ -170,6 +172,7 @@ class MGQEmbedding(QuantizedEmbedding):
         return self._joined(self._zeroed(ids, rows.to(self.vector_dtype)))
 
     @classmethod
+    @outside_inference
     def from_pretrained(cls, embeddings: Tensor, freeze: bool = False, **arguments: Any) -> Self:
         """A layer that starts from trained rows (N, d); other arguments as in the constructor.
 
@@ -180,7 +183,7 @@ class MGQEmbedding(QuantizedEmbedding):
             raise ValueError(f"embeddings must be 2-dimensional (N, d), got shape {tuple(embeddings.shape)}")
         arguments.setdefault("warmup_steps", 0)
         num_embeddings, embedding_dim = embeddings.shape
-        rows = embeddings if freeze else embeddings.detach().clone()
+        rows = as_normal(embeddings) if freeze else embeddings.detach().clone()
         layer = cls(num_embeddings, embedding_dim, _weight=rows, **arguments)
         layer.raw_weight.requires_grad_(not freeze)
         return layer

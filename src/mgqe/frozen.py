@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mgqe import ops
 from mgqe.ids import as_int64, check_ids
+from mgqe.inference import outside_inference
 from mgqe.scalars import as_int
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ class FrozenTable(ABC):
         """This table as it is now, for work of several steps; a table that can change gives one that will not."""
         return self
 
+    @outside_inference
     def to(self, device: torch.device | str) -> Self:
         """The same table on another device."""
         tensors, config = self.to_tensors()

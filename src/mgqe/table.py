@@ -17,6 +17,7 @@ from mgqe import ops
 from mgqe.frozen import Config, FrozenTable, Reader
 from mgqe.growth import Origin, WriterLock, check_update_ids, check_vectors
 from mgqe.ids import as_int64, check_ids
+from mgqe.inference import outside_inference
 from mgqe.layout import CENTROID_DTYPES, CompactConfig, check_codebook, lay_out, read_map
 from mgqe.packing import bits_for, row_bytes, unpack
 from mgqe.scalars import as_int
@@ -84,6 +85,7 @@ class CompactTable(FrozenTable):
         return self._state.lookup
 
     @classmethod
+    @outside_inference
     def from_codes(
         cls,
         tiers: Tiers,
@@ -294,6 +296,7 @@ class CompactTable(FrozenTable):
 
     # ---- changing: writers wait for each other, readers for nobody ------------------------------------------
 
+    @outside_inference
     def append(self, vectors: Tensor, tier: int | None = None) -> Tensor:
         """Add ids for vectors, in place; they can be looked up when this returns.
 
@@ -317,6 +320,7 @@ class CompactTable(FrozenTable):
         rows = state.packed(check_vectors(vectors, state.config.embedding_dim, state.device), g)
         return self._append_packed(rows, g)
 
+    @outside_inference
     def update(self, ids: Tensor, vectors: Tensor) -> None:
         """Give ids the codes of other vectors, each id within its own tier, in place, all at once.
 
@@ -348,6 +352,7 @@ class CompactTable(FrozenTable):
         with self._writer:
             self._state = self._state.updated(known, rows)
 
+    @outside_inference
     def with_fallback(self, vector: Tensor | None) -> CompactTable:
         """The same table, but unknown ids look up as ``vector`` (d,), or are refused again with None.
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mgqe.ids import check_ids
+from mgqe.inference import as_normal
 from mgqe.scalars import as_floats, as_int, as_ints, optional_int
 
 MAX_TIERS = 256  # a tier's number is a uint8
@@ -57,7 +58,7 @@ class Tiers:
             raise TypeError("tier_of must be a uint8 tensor: use Tiers.from_assignment for other integers")
         if tuple(self.tier_of.shape) != (sum(sizes),):
             raise ValueError(f"tier_of has shape {tuple(self.tier_of.shape)}, but the sizes sum to {sum(sizes)}")
-        tier_of = self.tier_of.detach().cpu().contiguous()
+        tier_of = as_normal(self.tier_of.detach().cpu().contiguous())
         found = torch.bincount(tier_of, minlength=len(sizes)).tolist()
         if tuple(found) != sizes:
             raise ValueError(f"tier_of puts {tuple(found)} ids into the tiers, but sizes say {sizes}")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mgqe.distributed import is_sharded
 from mgqe.frozen import FLOATS
 from mgqe.ids import check_sizes
+from mgqe.inference import outside_inference
 from mgqe.scalars import as_float
 
 
@@ -49,6 +50,7 @@ def check_dtype(dtype: torch.dtype | None) -> None:
         raise TypeError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
 
 
+@outside_inference
 def kept(layer: nn.Module, name: str) -> Tensor:
     """A parameter's values as a frozen table keeps them: a copy on the CPU, in its own dtype.
 

@@ -11,6 +11,7 @@ from mgqe.artifact import register_kind
 from mgqe.baselines._shared import check_dtype, kept
 from mgqe.frozen import FLOATS, MAX_DIM, MAX_ROWS, Config, FrozenTable, Reader
 from mgqe.ids import check_ids, check_sizes
+from mgqe.inference import as_normal, outside_inference
 from mgqe.scalars import optional_int
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class FullEmbedding(nn.Embedding):
 
     plain_forward = True  # compress_ may take its place as it takes nn.Embedding's
 
+    @outside_inference
     def __init__(
         self,
         num_embeddings: int,
@@ -78,6 +80,8 @@ class FullEmbedding(nn.Embedding):
     ) -> None:
         check_dtype(kwargs.get("dtype"))
         num_embeddings, embedding_dim, padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
+        if (given := kwargs.get("_weight")) is not None:  # as from_pretrained passes it
+            kwargs["_weight"] = as_normal(given)
         super().__init__(num_embeddings, embedding_dim, padding_idx, *args, **kwargs)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from mgqe.baselines._shared import ComposedEmbedding, kept
 from mgqe.frozen import FLOATS, MAX_DIM, MAX_ROWS, Config, FrozenTable, Reader, require_finite
 from mgqe.hashes import bucket_of
 from mgqe.ids import check_ids
+from mgqe.inference import outside_inference
 from mgqe.scalars import as_int, optional_int
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class HashEmbedding(ComposedEmbedding):
         IndexError, TypeError: in the forward pass, ids out of range or not integers.
     """
 
+    @outside_inference
     def __init__(
         self,
         num_embeddings: int,

@@ -12,6 +12,7 @@ from mgqe.artifact import register_kind
 from mgqe.baselines._shared import ComposedEmbedding, kept
 from mgqe.frozen import FLOATS, MAX_DIM, MAX_ROWS, Config, FrozenTable, Reader, require_finite
 from mgqe.ids import check_ids
+from mgqe.inference import outside_inference
 from mgqe.scalars import as_int, optional_int
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class LowRankEmbedding(ComposedEmbedding):
         IndexError, TypeError: in the forward pass, ids out of range or not integers.
     """
 
+    @outside_inference
     def __init__(
         self,
         num_embeddings: int,

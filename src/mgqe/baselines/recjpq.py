@@ -13,6 +13,7 @@ from mgqe.baselines._shared import ComposedEmbedding, kept
 from mgqe.capacity import resolve_capacity
 from mgqe.frozen import FrozenTable
 from mgqe.ids import INTEGER_DTYPES, check_ids
+from mgqe.inference import outside_inference
 from mgqe.layout import CENTROID_DTYPES
 from mgqe.packing import code_dtype
 from mgqe.quantizers import round_centroids
@@ -61,6 +62,7 @@ class RecJPQEmbedding(ComposedEmbedding):
 
     codes: Tensor
 
+    @outside_inference
     def __init__(
         self,
         num_embeddings: int,

@@ -11,6 +11,7 @@ from mgqe.artifact import register_kind
 from mgqe.baselines._shared import kept
 from mgqe.baselines.full import FullEmbedding
 from mgqe.frozen import MAX_DIM, MAX_ROWS, Config, FrozenTable, Reader, require_finite
+from mgqe.inference import outside_inference
 from mgqe.packing import pack, row_bytes, spare_bits_are_zero, unpack
 from mgqe.scalars import as_int, optional_int
 
@@ -121,6 +122,7 @@ class ScalarQuantizedEmbedding(FullEmbedding):
         self.bits = as_int("bits", bits, 1, MAX_SCALAR_BITS)
         self.granularity = granularity
 
+    @outside_inference
     def freeze(self) -> FrozenTable:  # type: ignore[override]  # nn.Embedding annotates a bool it never sets
         """Round the rows: a :class:`ScalarTable` on the CPU.
 

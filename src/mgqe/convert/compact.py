@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mgqe.bag import MODES
 from mgqe.frozen import FrozenTable
 from mgqe.ids import as_int64
+from mgqe.inference import outside_inference
 from mgqe.scalars import as_int
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ class CompactEmbedding(nn.Module):
         self._sync()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
+    @outside_inference
     def _load_from_state_dict(
         self,
         state_dict: Mapping[str, Any],

@@ -15,6 +15,7 @@ from mgqe import ops
 from mgqe.convert import CompressConfig
 from mgqe.embedding import Counts
 from mgqe.ids import as_int64
+from mgqe.inference import outside_inference
 from mgqe.scalars import as_int
 from mgqe.tiers import Tiers
 from mgqe.torchrec.ranks import Ranks
@@ -30,6 +31,7 @@ class QuantizedRows(nn.Module):
     A forward pass asks them for each distinct id of the rank's batch once.
     """
 
+    @outside_inference
     def __init__(
         self,
         tables: Sequence[Any],
