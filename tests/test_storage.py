@@ -389,7 +389,7 @@ def test_arguments_that_do_not_fit(arguments: dict[str, Any], error: type[Except
     [
         (lambda: CachedRows(cache_rows=-1), "cache_rows must be"),
         (lambda: SketchRows(num_centroids=1), "num_centroids must be a whole number of 2"),
-        (lambda: SketchRows(buckets=True), "buckets must be"),
+        (lambda: SketchRows(buckets=0), "buckets must be"),
         (lambda: NarrowRows(0), "key_dim must be"),
     ],
 )

@@ -33,6 +33,7 @@ from mgqe.container import (
 )
 from mgqe.frozen import Config, FrozenTable
 from mgqe.growth import Origin
+from mgqe.inference import outside_inference
 from mgqe.open_files import File, name_of, read_from, write_to
 from mgqe.segment_files import all_records, all_segment_files
 from mgqe.segments import fingerprint, read_extents, refuse_to_lose
@@ -140,6 +141,7 @@ def _write(
     return nbytes, metadata
 
 
+@outside_inference
 def load(path: File, *, mmap: bool = True, verify: bool | None = None) -> FrozenTable:
     """Read a table that :func:`save` wrote, and the ids that :func:`mgqe.append` added to it.
 

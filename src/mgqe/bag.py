@@ -94,7 +94,7 @@ class MGQEmbeddingBag(MGQEmbedding):
         pooled = F.embedding_bag(
             index,
             table,
-            None if offsets is None else as_int64(offsets),
+            None if offsets is None else as_int64(offsets, "offsets"),
             norm,
             self.norm_type,
             self.scale_grad_by_freq,

@@ -385,6 +385,8 @@ def decode_metadata(metadata: dict[str, str]) -> tuple[str, Config]:
         config = json.loads(text, object_pairs_hook=no_repeats)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"metadata 'config' is not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise ArtifactError(f"metadata 'config' must be a JSON object, got {text[:80]}")
     return metadata["kind"], config
 
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from mgqe.bad_rows import explain
+from mgqe.ids import check_dense
 from mgqe.log_files import Log, collect, is_frame, is_path, names_of, open_log, polars
 from mgqe.log_ids import FLOAT, INTEGERS, ids_of, kind_of_column
 from mgqe.log_layout import Layout
+from mgqe.scalars import as_int, as_ints, is_sequence
 
 Key = str | int | Callable[[Any], Any]
 
@@ -50,9 +52,8 @@ def count_ids(
         ImportError: files, and polars is not installed: ``pip install 'mgqe[recsys]'``.
         FileNotFoundError: no such file.
     """
-    if isinstance(num_embeddings, bool) or not isinstance(num_embeddings, int) or num_embeddings < 1:
-        raise ValueError(f"num_embeddings must be a whole number of 1 or more, got {num_embeddings!r}")
-    left_out = {ignore} if isinstance(ignore, int) else set(ignore)
+    num_embeddings = as_int("num_embeddings", num_embeddings, 1)
+    left_out = set(as_ints("ignore", ignore) if is_sequence(ignore) else (as_int("ignore", ignore),))
     if is_frame(source) or is_path(source):
         if key is not None or column is None:
             raise ValueError("a file or frame needs column= (the column that holds the ids), and no key=")
@@ -74,7 +75,8 @@ def merge_counts(*counts: Tensor) -> Tensor:
     Raises:
         ValueError: none, or counts of different lengths. TypeError: counts that are no integers.
     """
-    parts = list(counts[0]) if len(counts) == 1 and not isinstance(counts[0], Tensor) else list(counts)
+    single = len(counts) == 1 and not isinstance(counts[0], (Tensor, np.ndarray))
+    parts = [torch.from_numpy(p) if isinstance(p, np.ndarray) else p for p in (counts[0] if single else counts)]
     if not parts:
         raise ValueError("there are no counts to merge")
     for number, part in enumerate(parts):
@@ -126,6 +128,8 @@ def _pick(batch: Any, key: Key | None, where: str) -> Any:
 
 def _as_integers(ids: Any, where: str) -> np.ndarray:
     """Ids as a flat int64 array."""
+    if isinstance(ids, Tensor):
+        check_dense(ids, where)
     try:
         array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
     except (TypeError, ValueError) as error:

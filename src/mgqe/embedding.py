@@ -15,8 +15,10 @@ from torch import Tensor
 
 from mgqe.capacity import resolve_capacity
 from mgqe.ids import as_int64, check_sizes
+from mgqe.inference import as_normal, outside_inference
 from mgqe.planning import Problem, budget_bytes, check_left_to_budget
 from mgqe.quantized import QuantizedEmbedding
+from mgqe.scalars import as_int
 from mgqe.storage import Rows
 from mgqe.tiers import Tiers
 
@@ -71,6 +73,7 @@ class MGQEmbedding(QuantizedEmbedding):
 
     _one_tier = False
 
+    @outside_inference
     def __init__(
         self,
         num_embeddings: int,
@@ -100,7 +103,8 @@ class MGQEmbedding(QuantizedEmbedding):
         rows: Rows = "float32",
         budget: int | float | str | None = None,
     ) -> None:
-        check_sizes(num_embeddings, embedding_dim, padding_idx)
+        num_embeddings, embedding_dim, padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
+        warmup_steps = as_int("warmup_steps", warmup_steps, 0)
         if budget is not None:
             check_left_to_budget(locals())
             if tiers is not None or (counts is None and not self._one_tier):
@@ -168,6 +172,7 @@ class MGQEmbedding(QuantizedEmbedding):
         return self._joined(self._zeroed(ids, rows.to(self.vector_dtype)))
 
     @classmethod
+    @outside_inference
     def from_pretrained(cls, embeddings: Tensor, freeze: bool = False, **arguments: Any) -> Self:
         """A layer that starts from trained rows (N, d); other arguments as in the constructor.
 
@@ -178,7 +183,7 @@ class MGQEmbedding(QuantizedEmbedding):
             raise ValueError(f"embeddings must be 2-dimensional (N, d), got shape {tuple(embeddings.shape)}")
         arguments.setdefault("warmup_steps", 0)
         num_embeddings, embedding_dim = embeddings.shape
-        rows = embeddings if freeze else embeddings.detach().clone()
+        rows = as_normal(embeddings) if freeze else embeddings.detach().clone()
         layer = cls(num_embeddings, embedding_dim, _weight=rows, **arguments)
         layer.raw_weight.requires_grad_(not freeze)
         return layer
@@ -259,7 +264,7 @@ def resolve_tiers(
     with torch.device("cpu"):  # tiers are kept there, whatever the default device
         if counts is not None:
             return Tiers.from_counts(counts, fractions=fractions, num_embeddings=num_embeddings)
-        partition = tiers if isinstance(tiers, Tiers) else Tiers.from_sizes(tiers or [])
+        partition = tiers if isinstance(tiers, Tiers) else Tiers.from_sizes([] if tiers is None else tiers)
     if partition.num_embeddings != num_embeddings:
         raise ValueError(f"tiers hold {partition.num_embeddings} ids, but num_embeddings is {num_embeddings}")
     return partition

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mgqe.frozen import FLOATS
-from mgqe.ids import as_int64
+from mgqe.ids import as_int64, check_device
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,7 @@ def check_update_ids(ids: Tensor, num_embeddings: int, padding_idx: int | None, 
     rows = as_int64(ids)
     if rows.ndim != 1:
         raise ValueError(f"ids must have shape (n,), got {tuple(rows.shape)}")
-    if rows.device != device:
-        raise ValueError(f"ids are on {rows.device}, the table on {device}: move one with .to()")
+    check_device(rows, device)
     outside = rows[(rows < 0) | (rows >= num_embeddings)]
     if outside.numel():
         raise IndexError(

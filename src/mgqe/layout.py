@@ -14,6 +14,7 @@ from torch import Tensor
 from mgqe.frozen import MAX_DIM, MAX_ROWS, Config, Reader
 from mgqe.ops import max_code
 from mgqe.packing import MAX_BITS, bits_for, pack, spare_bits_are_zero
+from mgqe.scalars import as_ints, optional_int
 from mgqe.tiers import (
     BLOCK_BITS,
     MAX_MAPPED_IDS,
@@ -121,7 +122,7 @@ def lay_out(
     centroid_dtype: str,
 ) -> tuple[dict[str, Tensor], Config]:
     """A table's tensors and configuration from unpacked codes; see :meth:`CompactTable.from_codes`."""
-    m = tiers.num_tiers
+    m, num_centroids = tiers.num_tiers, as_ints("num_centroids", num_centroids)
     for name, given in (("codes", codes), ("codebook_of", codebook_of), ("num_centroids", num_centroids)):
         if len(given) != m:
             raise ValueError(f"{name} must have one entry a tier, {m}, got {len(given)}")
@@ -155,6 +156,7 @@ def lay_out_frame(
         raise ValueError(f"centroid_dtype must be one of {sorted(CENTROID_DTYPES)}, got {centroid_dtype!r}")
     if not codebooks or any(book.ndim != 3 for book in codebooks):
         raise ValueError("codebooks must be tensors of shape (subspaces or 1, centroids, dimensions)")
+    codebook_of = as_ints("codebook_of", codebook_of)
     if not all(0 <= c < len(codebooks) for c in codebook_of):
         raise ValueError(f"codebook_of must name codebooks 0 .. {len(codebooks) - 1}, got {codebook_of}")
     stored = [store_centroids(book, centroid_dtype) for book in codebooks]
@@ -165,11 +167,11 @@ def lay_out_frame(
         num_embeddings=tiers.num_embeddings,
         embedding_dim=int(first.shape[2] * (num_subspaces[0] if shared else first.shape[0])),
         sizes=tiers.sizes,
-        num_subspaces=tuple(int(d) for d in num_subspaces),
-        num_centroids=tuple(int(k) for k in num_centroids),
-        codebook_of=tuple(int(c) for c in codebook_of),
+        num_subspaces=as_ints("num_subspaces", num_subspaces),
+        num_centroids=as_ints("num_centroids", num_centroids),
+        codebook_of=codebook_of,
         centroid_dtype=centroid_dtype,
-        padding_idx=padding_idx,
+        padding_idx=optional_int("padding_idx", padding_idx),
         order=tier_map.order if tier_map else None,
     )
     tensors: dict[str, Tensor] = {}

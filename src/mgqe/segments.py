@@ -122,7 +122,7 @@ def read_extents(
             f"{others[0]}{f' and {len(others) - 1} more' if others[1:] else ''} left out: appended to another table "
             f"than the one now at {base}. Delete them, or save the table again, which removes such files",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     ends, segments = [table.num_embeddings], []
     for _, path in files:

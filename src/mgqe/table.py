@@ -17,8 +17,10 @@ from mgqe import ops
 from mgqe.frozen import Config, FrozenTable, Reader
 from mgqe.growth import Origin, WriterLock, check_update_ids, check_vectors
 from mgqe.ids import as_int64, check_ids
+from mgqe.inference import outside_inference
 from mgqe.layout import CENTROID_DTYPES, CompactConfig, check_codebook, lay_out, read_map
 from mgqe.packing import bits_for, row_bytes, unpack
+from mgqe.scalars import as_int
 from mgqe.snapshot import Snapshot
 from mgqe.stats import CodebookStats
 from mgqe.tiers import Tiers
@@ -83,6 +85,7 @@ class CompactTable(FrozenTable):
         return self._state.lookup
 
     @classmethod
+    @outside_inference
     def from_codes(
         cls,
         tiers: Tiers,
@@ -293,6 +296,7 @@ class CompactTable(FrozenTable):
 
     # ---- changing: writers wait for each other, readers for nobody ------------------------------------------
 
+    @outside_inference
     def append(self, vectors: Tensor, tier: int | None = None) -> Tensor:
         """Add ids for vectors, in place; they can be looked up when this returns.
 
@@ -316,6 +320,7 @@ class CompactTable(FrozenTable):
         rows = state.packed(check_vectors(vectors, state.config.embedding_dim, state.device), g)
         return self._append_packed(rows, g)
 
+    @outside_inference
     def update(self, ids: Tensor, vectors: Tensor) -> None:
         """Give ids the codes of other vectors, each id within its own tier, in place, all at once.
 
@@ -347,6 +352,7 @@ class CompactTable(FrozenTable):
         with self._writer:
             self._state = self._state.updated(known, rows)
 
+    @outside_inference
     def with_fallback(self, vector: Tensor | None) -> CompactTable:
         """The same table, but unknown ids look up as ``vector`` (d,), or are refused again with None.
 
@@ -383,8 +389,7 @@ class CompactTable(FrozenTable):
         m = self.num_tiers
         if tier is None:
             return m - 1
-        if isinstance(tier, bool) or not isinstance(tier, int):
-            raise TypeError(f"tier must be an integer or None, got {type(tier).__name__}")
+        tier = as_int("tier", tier)
         if not 0 <= tier < m:
             raise ValueError(f"tier must be in 0 .. {m - 1} (0 the most frequent), got {tier}")
         return tier

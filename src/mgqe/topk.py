@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mgqe import ops
 from mgqe.frozen import FLOATS
-from mgqe.ids import as_int64
+from mgqe.ids import as_int64, check_dense, check_device
+from mgqe.scalars import as_int
 
 SCORES = ("dot", "cosine")
 Ids = Tensor | Sequence[Tensor]
@@ -78,7 +79,7 @@ def search(
     """``table.topk``, on one state of a table."""
     n, device = prepared.parts.num_embeddings, prepared.parts.device
     rows = _queries(queries, prepared.parts.embedding_dim, device)
-    _check_k(k, n)
+    k = _checked_k(k, n)
     if score not in SCORES:
         raise ValueError(f"score must be one of {SCORES}, got {score!r}")
     if method not in ops.TOPK_METHODS:
@@ -112,13 +113,13 @@ def _queries(queries: Tensor, dim: int, device: torch.device) -> Tensor:
     return queries.detach().to(torch.float32).reshape(-1, dim).contiguous()
 
 
-def _check_k(k: int, n: int) -> None:
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"k must be an int, got {_kind(k)}: use int(k)")
+def _checked_k(k: int, n: int) -> int:
+    k = as_int("k", k)
     if n == 0:
         raise ValueError("the table has no rows to search")
     if not 1 <= k <= n:
         raise ValueError(f"k must be in 1 .. {n}, the rows of the table, got {k}")
+    return k
 
 
 def _unit(rows: Tensor) -> Tensor:
@@ -160,6 +161,7 @@ def _candidates(candidates: Ids | None, count: int, n: int, device: torch.device
 
 
 def _mask(name: str, mask: Tensor, count: int, n: int, device: torch.device) -> Tensor:
+    check_dense(mask, name)
     if tuple(mask.shape) not in ((n,), (count, n)):
         raise ValueError(f"a mask for {name} must have shape ({n},) or ({count}, {n}), got {tuple(mask.shape)}")
     if mask.device != device:
@@ -171,26 +173,25 @@ def _id_lists(name: str, given: Ids, count: int, device: torch.device) -> ops.Id
     """(n,) ids for all queries; (B, n) ids a query, -1 for no id; or B tensors of ids."""
     if isinstance(given, Tensor):
         if given.dim() == 1:
-            ids = as_int64(given).contiguous()
+            ids = as_int64(given, name).contiguous()
             spans = torch.tensor([[0, ids.numel()]], device=device).expand(count, 2)
             return ops.IdLists(_on(name, ids, device), spans.contiguous())
         if given.dim() != 2 or given.shape[0] != count:
             raise ValueError(f"{name} must have shape (n,) or ({count}, n), got {tuple(given.shape)}")
-        rows = list(as_int64(given))
+        rows = list(as_int64(given, name))
         given = [row[row != -1] for row in rows]
     elif not isinstance(given, Sequence):
         raise TypeError(f"{name} must be a tensor of ids, a list of such tensors, or a bool mask, got {_kind(given)}")
     if len(given) != count:
         raise ValueError(f"{name} must be a tensor of ids, or one such tensor a query, {count}, got {len(given)}")
-    lists = [as_int64(ids).reshape(-1) for ids in given]
+    lists = [as_int64(ids, f"{name}[{i}]").reshape(-1) for i, ids in enumerate(given)]
     ends = torch.tensor([0, *(len(ids) for ids in lists)], device="cpu").cumsum(0)
     ids = torch.cat(lists) if lists else torch.empty(0, dtype=torch.int64, device=device)
     return ops.IdLists(_on(name, ids, device), torch.stack([ends[:-1], ends[1:]], dim=1).contiguous())
 
 
 def _on(name: str, ids: Tensor, device: torch.device) -> Tensor:
-    if ids.device != device:
-        raise ValueError(f"{name} is on {ids.device}, the table on {device}: move one with .to()")
+    check_device(ids, device, f"ids of {name}")
     return ids
 
 

@@ -20,12 +20,14 @@ from mgqe.convert.report import CompressReport, TableReport
 from mgqe.convert.tables import Table, find_tables
 from mgqe.convert.tied import tie
 from mgqe.embedding import Counts, MGQEmbedding
+from mgqe.inference import outside_inference
 from mgqe.modules import quantized_layers
 from mgqe.tiers import Tiers
 
 FilterFn = Callable[[nn.Module, str], bool]
 
 
+@outside_inference
 def compress_(
     model: nn.Module,
     config: CompressConfig | None = None,
@@ -85,7 +87,7 @@ def compress_(
     report = CompressReport(tuple(_row(table, p) for table, p in plans))
     if not made:
         reasons = "; ".join(f"{row.path}: {row.why}" for row in report.rows)
-        warnings.warn(f"compress_ left every table as it is: {reasons}", stacklevel=2)
+        warnings.warn(f"compress_ left every table as it is: {reasons}", stacklevel=3)  # beyond the decorator
     return report
 
 
@@ -97,10 +99,11 @@ def _make(table: Table, plan: Plan) -> MGQEmbedding | MGQEmbeddingBag:
     return layer
 
 
-def _swap(table: Table, layer: nn.Module) -> None:
+def _swap(table: Table, layer: MGQEmbedding | MGQEmbeddingBag) -> None:
     for parent, name in table.places:
         parent._modules[name] = layer
     for module, name, _ in table.ties:
+        module._parameters[name] = layer.raw_weight  # another one where the old one could not be trained
         tie(module, name, layer)
 
 

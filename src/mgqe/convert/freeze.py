@@ -10,9 +10,11 @@ from mgqe.convert.compact import CompactEmbedding, CompactEmbeddingBag
 from mgqe.convert.tables import Place, places
 from mgqe.convert.tied import tie, ties_of
 from mgqe.frozen import FrozenTable
+from mgqe.inference import outside_inference
 from mgqe.quantized import QuantizedEmbedding
 
 
+@outside_inference
 def freeze_(model: nn.Module) -> dict[str, FrozenTable]:
     """Swap the model's quantised layers for :class:`CompactEmbedding` and :class:`CompactEmbeddingBag`, in place.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from mgqe.bad_rows import explain
 from mgqe.idmap.given import INTEGERS, KINDS, strings_of
@@ -15,6 +16,7 @@ from mgqe.idmap.runs import Runs
 from mgqe.log_files import Log, collect, is_frame, is_path, names_of, open_log, polars
 from mgqe.log_ids import FLOAT, ids_of, kind_of, kind_of_column, raw_ids, type_of
 from mgqe.log_layout import Layout
+from mgqe.scalars import as_int, optional_int
 
 DEFAULT_MEMORY = 4 << 30  # bytes
 MAX_PARTS = 4096
@@ -70,9 +72,8 @@ def count_log(
     on_pass: Callable[[int, int], object] | None,
 ) -> Counted:
     """See :meth:`mgqe.IdMap.from_log`."""
-    for name, value in (("min_count", min_count), ("max_ids", max_ids), ("memory_limit", memory_limit)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
+    min_count, max_ids = as_int("min_count", min_count, 1), optional_int("max_ids", max_ids, 1)
+    memory_limit = as_int("memory_limit", memory_limit, 1)
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     if not is_frame(source) and not is_path(source):
@@ -85,7 +86,7 @@ def count_log(
         kind = _settled_kind(pl, log, names, kind)
         if not keep_ids and kind in INTEGERS:
             raise ValueError(f"keep_ids=False is for strings and binaries, got {kind}: these are kept as they are")
-        left_out = [ignore] if isinstance(ignore, (int, str, bytes)) else list(ignore)
+        left_out = _listed(ignore)
         ids = ids_of(pl, log, names, kind)
         try:
             if left_out:
@@ -126,6 +127,18 @@ def _settled_kind(pl: Any, log: Log, names: list[str], kind: str | None) -> str:
             f"the columns have ids of several kinds ({listed}): say which to make of them, with kind= (--kind)"
         )
     return "uint64" if "uint64" in kinds else kinds[0]
+
+
+def _listed(ignore: Any) -> list[Any]:
+    """One id, or several, as plain values."""
+    if isinstance(ignore, (np.generic, np.ndarray, Tensor)):
+        ignore = ignore.tolist()
+    return [ignore] if isinstance(ignore, (int, str, bytes)) else [_plain(value) for value in ignore]
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy scalar, or an array or tensor without an axis, as Python's own value."""
+    return value.item() if isinstance(value, (np.generic, np.ndarray, Tensor)) and value.ndim == 0 else value
 
 
 def _checked(ignore: list[Any], kind: str) -> list[Any]:

@@ -20,6 +20,7 @@ from mgqe.idmap.index import CHUNK, MAX_IDS, MAX_SEEDS, Index, build_index
 from mgqe.idmap.runs import Runs
 from mgqe.ids import check_ids
 from mgqe.log_layout import Layout
+from mgqe.scalars import as_int, optional_int
 
 MOST_SHOWN = 5  # unknown ids in an error
 
@@ -130,6 +131,7 @@ class IdMap:
             KeyError: unknown ids; the message shows some. TypeError: ids of another kind. ValueError: missing ids.
             ArtifactError: (a ValueError) the file is damaged where these ids are; the message names it.
         """
+        unknown = optional_int("unknown", unknown)
         asked = given(ids, self.kind)
         found = np.empty(len(asked.keys), np.int64)
         for start in range(0, len(found), CHUNK):
@@ -164,7 +166,7 @@ class IdMap:
             IndexError: a row outside 0 to N - 1. TypeError: no integers. ValueError: the map was made with
                 ``keep_ids=False``; or, as an ArtifactError that names the file, it is damaged where these ids are.
         """
-        wanted = check_ids(torch.as_tensor(rows), len(self)).cpu().numpy()
+        wanted = check_ids(torch.as_tensor(rows), len(self), "row").cpu().numpy()
         try:
             return self._ids.take(wanted)
         except Damaged as error:
@@ -180,7 +182,7 @@ class IdMap:
 
     def share(self, rows: int) -> float:
         """The share of all interactions that the ``rows`` most frequent ids have, 0 to 1."""
-        return self._runs.head(rows) / self.interactions
+        return self._runs.head(as_int("rows", rows, 0)) / self.interactions
 
     def __len__(self) -> int:
         """N, the number of rows."""

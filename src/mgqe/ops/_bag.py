@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mgqe.ids import check_dense, check_device, no_values
 from mgqe.ops import reference, reference_bag
 from mgqe.ops._bag_gradient import WeightedSums, bags_of_ids, weights_gradient
-from mgqe.ops._checks import FLOATS, all_below, id_error, id_tensor
+from mgqe.ops._checks import FALLBACK, FLOATS, all_below, id_error, id_tensor
 from mgqe.ops._descriptor import TableParts
 from mgqe.ops._eager import runs_now
 from mgqe.ops._lookup import PreparedLookup
@@ -91,6 +92,8 @@ def bag_of_rows(
 ) -> Tensor:
     """:func:`bag` of any table that can look up rows: ``rows_of`` takes ids ``(n,)`` to float32 ``(n, d)``."""
     bags = _checked(ids, offsets, mode, per_sample_weights, include_last_offset)
+    if bags.ids.is_meta:
+        raise no_values()
     if not all_below(bags.ids, num_embeddings):
         raise id_error(bags.ids, num_embeddings)
     padding = -1 if padding_idx is None else padding_idx
@@ -134,6 +137,7 @@ def _checked(
     if not isinstance(offsets, Tensor) or offsets.dtype not in (torch.int64, torch.int32):
         came = str(offsets.dtype) if isinstance(offsets, Tensor) else type(offsets).__name__
         raise TypeError(f"offsets must be a torch.Tensor of int64 or int32, got {came}")
+    check_dense(offsets, "offsets")
     if offsets.dim() != 1 or (include_last_offset and offsets.shape[0] < 1):
         raise ValueError(f"offsets must have shape (B{' + 1' * include_last_offset},), got {tuple(offsets.shape)}")
     if offsets.device != ids.device:
@@ -204,8 +208,7 @@ def _run(
 ) -> Tensor:
     bags = _checked(ids, offsets, mode, weights, include_last_offset)
     parts = table.parts
-    if bags.ids.device != parts.device:
-        raise ValueError(f"ids are on {bags.ids.device}, the table on {parts.device}: move one with .to()")
+    check_device(bags.ids, parts.device)
     return _differentiable(lambda constant: _pool(table, constant, mode), table, parts.padding_idx, bags)
 
 
@@ -259,7 +262,7 @@ def _run_reference(table: PreparedLookup, bags: _Bags, mode: str) -> Tensor:
     if all_below(bags.ids, parts.num_embeddings):
         rows_of = functools.partial(reference.lookup, parts=parts)
     elif table.fallback is None:
-        raise id_error(bags.ids, parts.num_embeddings)
+        raise id_error(bags.ids, parts.num_embeddings, FALLBACK)
     return _reference(rows_of, parts.embedding_dim, parts.padding_idx, bags, mode)
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from mgqe.ops import reference_topk
-from mgqe.ops._checks import id_error
 from mgqe.ops._lookup import PreparedLookup
 from mgqe.ops.native import NOT_FINITE, OUT_OF_RANGE, check, library
 
@@ -107,10 +106,8 @@ def topk(prepared: PreparedLookup, job: TopKJob, method: str = "auto") -> tuple[
         a damaged tier map.
     """
     parts, native, lib = prepared.parts, prepared._native, library()
-    for lists in (job.excluded, job.candidates):
-        if lists is not None and (native is None or lib is None):
-            _check_ids(lists.ids, parts.num_embeddings)
     if native is None or lib is None:
+        _check_lists(job, parts.num_embeddings)
         _check_finite(job.queries)
         return reference_topk.topk(parts, job)
     shape = (job.queries.shape[0], job.k)
@@ -141,9 +138,7 @@ def topk(prepared: PreparedLookup, job: TopKJob, method: str = "auto") -> tuple[
         c_job.hidden_step = job.hidden.stride(0) if job.hidden.dim() == 2 else 0
     status = lib.mgqe_topk(native.address, addressof(c_job), torch.get_num_threads())
     if status == OUT_OF_RANGE:
-        for lists in (job.excluded, job.candidates):
-            if lists is not None:
-                _check_ids(lists.ids, parts.num_embeddings)
+        _check_lists(job, parts.num_embeddings)
     if status == NOT_FINITE:
         _check_finite(job.queries)
     check(status)
@@ -156,9 +151,21 @@ def _check_finite(queries: Tensor) -> None:
         raise ValueError(f"query {int((~finite).nonzero()[0])} holds NaN or infinity")
 
 
-def _check_ids(ids: Tensor, num_embeddings: int) -> None:
-    if bool(((ids < 0) | (ids >= num_embeddings)).any()):
-        raise id_error(ids, num_embeddings)
+def _check_lists(job: TopKJob, num_embeddings: int) -> None:
+    """Raise IndexError for the first excluded or candidate id outside the table, naming the argument and the query."""
+    for name, lists in (("exclude", job.excluded), ("candidates", job.candidates)):
+        if lists is None:
+            continue
+        outside = ((lists.ids < 0) | (lists.ids >= num_embeddings)).nonzero()
+        if not outside.numel():
+            continue
+        place = int(outside[0])
+        owners = ((lists.spans[:, 0] <= place) & (place < lists.spans[:, 1])).nonzero().flatten().tolist()
+        where = f" (of query {owners[0]})" if len(owners) == 1 and lists.spans.shape[0] > 1 else ""
+        raise IndexError(
+            f"{name} holds id {int(lists.ids[place])}{where}, but the table has the ids 0 to {num_embeddings - 1}: "
+            "leave out ids that it does not have; -1 stands for no id in a tensor of shape (B, n) alone"
+        )
 
 
 def bias_levels(prepared: PreparedLookup, bias: Tensor) -> BiasLevels:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mgqe.container import written
+from mgqe.inference import outside_inference
 from mgqe.layout import lay_out_frame
 from mgqe.packing import bits_for, pack, row_bytes
 from mgqe.rows import SWEEP_ROWS
@@ -26,6 +27,7 @@ MANIFEST = "collection.json"
 FORMAT, VERSION = "mgqe-collection", "1"
 
 
+@outside_inference
 @torch.no_grad()
 def freeze(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, int]:
     """Write the frozen tables of a model that torchrec's ranks hold together. A collective.

@@ -13,7 +13,7 @@ from torch import nn
 from torchrec import JaggedTensor, KeyedTensor
 
 from mgqe.artifact import load as load_table
-from mgqe.container import ArtifactError
+from mgqe.container import ArtifactError, no_repeats
 from mgqe.ids import as_int64
 from mgqe.shards import published_set
 from mgqe.table import CompactTable
@@ -113,19 +113,44 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             2, f"no {MANIFEST}, which is written last: nothing was frozen here, or freezing was interrupted", str(path)
         )
     try:
-        about = json.loads(path.read_text())
-        if about["format"] != FORMAT or about["version"] != VERSION or about["kind"] not in ("bags", "vectors"):
-            raise ValueError(f"expected format {FORMAT!r} of version {VERSION!r}")
-        for entry in about["tables"]:
-            if not all(isinstance(text, str) for text in (entry["name"], *entry["features"])):
-                raise ValueError("a table's name and features must be strings")
-            if Path(entry["name"]).name != entry["name"]:
-                raise ValueError(f"a table's name must be a file's name, got {entry['name']!r}")
-            if about["kind"] == "bags" and entry["pooling"] not in ("sum", "mean"):
-                raise ValueError(f"pooling must be 'sum' or 'mean', got {entry['pooling']!r}")
-        if not isinstance(about["set"], str) or not isinstance(about["is_weighted"], bool):
-            raise ValueError("'set' must be a string, 'is_weighted' true or false")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: not a frozen collection ({type(error).__name__}: {error})") from error
+        about = json.loads(path.read_text("utf-8"), object_pairs_hook=no_repeats)
+        _check_manifest(about)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: not a frozen collection ({error})") from error
     found: dict[str, Any] = about
     return found
+
+
+def _check_manifest(about: Any) -> None:
+    """Raise ValueError, naming the entry, unless this is what :func:`mgqe.torchrec.freeze` writes."""
+    about = _object(about, "it", ("format", "version", "kind", "set", "is_weighted", "tables"))
+    if about["format"] != FORMAT or about["version"] != VERSION:
+        raise ValueError(f"expected format {FORMAT!r} of version {VERSION!r}")
+    if about["kind"] not in ("bags", "vectors"):
+        raise ValueError(f"'kind' must be 'bags' or 'vectors', got {about['kind']!r}")
+    if not isinstance(about["set"], str) or not isinstance(about["is_weighted"], bool):
+        raise ValueError("'set' must be a string, 'is_weighted' true or false")
+    if not isinstance(about["tables"], list):
+        raise ValueError(f"'tables' must be a list, got {about['tables']!r}")
+    bags = about["kind"] == "bags"
+    for entry in about["tables"]:
+        entry = _object(entry, "a table", ("name", "features", *(("pooling",) if bags else ())))
+        name, features = entry["name"], entry["features"]
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"a table's name must be a file's name, got {name!r}")
+        if not isinstance(features, list) or not all(isinstance(feature, str) for feature in features):
+            raise ValueError(f"the features of table {name!r} must be a list of strings, got {features!r}")
+        if bags and entry["pooling"] not in ("sum", "mean"):
+            raise ValueError(f"pooling must be 'sum' or 'mean', got {entry['pooling']!r}")
+    names = [entry["name"] for entry in about["tables"]]
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"'tables' must be tables of different names, got {names}")
+
+
+def _object(value: Any, what: str, entries: tuple[str, ...]) -> dict[str, Any]:
+    """A JSON object with these entries."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} must be a JSON object, got {type(value).__name__}")
+    if missing := [name for name in entries if name not in value]:
+        raise ValueError(f"{what} has no entry {missing[0]!r}")
+    return value
