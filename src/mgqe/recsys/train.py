@@ -115,6 +115,7 @@ def _run(
         "epochs": {name: len(phase.history) - 1 for name, phase in phases.items()},
         "best_epoch": {name: phase.best_epoch for name, phase in phases.items()},
         "seconds": time.perf_counter() - started,
+        "split": task.split_summary,
         "data_summary": {**task.summary, "sha256": data.fingerprint},
         "history": {name: phase.history for name, phase in phases.items()},
         "commit": commit(),
