@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-LAST = "last.pt"
+LAST, LOCK = "last.pt", ".lock"
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -90,6 +90,15 @@ def load_state(path: Path) -> dict[str, Any] | None:
     return state
 
 
+def check_folder(folder: Path, option: str = "--out") -> None:
+    """ValueError unless files can be written in `folder`, or it can be made; nothing is written to find out."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+    if not there.is_dir():
+        raise ValueError(f"{option}: {there} is no folder: choose another {option}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{option}: nothing can be written in {there.absolute()}: choose another {option}")
+
+
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Hold `directory` for one process; others wait. A kill lets go of it. Does nothing where flock is missing."""
@@ -99,7 +108,7 @@ def locked(directory: Path) -> Iterator[None]:
     except ImportError:
         yield
         return
-    with (directory / ".lock").open("w") as file:
+    with (directory / LOCK).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield

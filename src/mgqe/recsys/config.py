@@ -26,6 +26,12 @@ OF_PHASE_2 = ("anneal_epochs", "anneal_learning_rate")
 OF_PHASE_3 = ("quantised_epochs", "quantised_learning_rate", "centroid_learning_rate")
 
 
+OF_DATA = (
+    "data", "data_dir", "format", "user_column", "item_column", "time_column", "split", "valid", "test", "task",
+    "model", "dim", "negatives", "eval_negatives", "eval_users", "max_length", "loss", "windows", "context_columns",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides a run's result. The defaults are tuned on the validation items of ml-1m.
@@ -138,6 +144,11 @@ class TrainConfig:
     def of_data(self) -> TrainConfig:
         """The same for all configurations whose data are prepared alike; a little more may enter than must."""
         return replace(self.warm_up(), embedding="full", threads=1)
+
+    def of_checks(self) -> TrainConfig:
+        """The same for all configurations whose data are alike as far as one seed can tell before training."""
+        width = f"full:d={self.embedding_dim}" if self.task == "ctr" else "full"  # small fields' tables depend on it
+        return replace(TrainConfig(), embedding=width, **{name: getattr(self, name) for name in OF_DATA})
 
     def phase(self, name: str, metric: str = "hr@10") -> PhaseConfig:
         """The loop's settings for phase "full", the first, "annealed", the second, or "quantised", the third.
