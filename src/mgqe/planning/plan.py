@@ -166,7 +166,7 @@ class Problem:
     ) -> Problem:
         """From the arguments of :func:`plan`, checked. full_nbytes: of the table as it is, where its dtype is known."""
         padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
-        _check_limits(num_embeddings, max_tiers, max_centroids, counts_power)
+        check_limits(num_embeddings, max_tiers, max_centroids, counts_power)
         rows = None if weight is None else _check_weight(weight, num_embeddings, embedding_dim)
         values = np.ones(num_embeddings)
         order = np.arange(num_embeddings)
@@ -267,7 +267,7 @@ def _varied(within: Any, number: int) -> list[tuple[Candidate, int]]:
     return chosen
 
 
-def _check_limits(num_embeddings: int, max_tiers: int, max_centroids: int, counts_power: float) -> None:
+def check_limits(num_embeddings: int, max_tiers: int, max_centroids: int, counts_power: float) -> None:
     if num_embeddings < 2:
         raise ValueError(f"num_embeddings must be at least 2 to be compressed, got {num_embeddings}")
     if isinstance(max_tiers, bool) or max_tiers not in (1, 2, 3):

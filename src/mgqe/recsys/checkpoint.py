@@ -99,6 +99,16 @@ def check_folder(folder: Path, option: str = "--out") -> None:
         raise ValueError(f"{option}: nothing can be written in {there.absolute()}: choose another {option}")
 
 
+def check_file(path: Path, option: str = "--out") -> None:
+    """ValueError unless a file can be written at `path`, in a folder that is there."""
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise ValueError(f"{option}: there is no folder {folder}: make it first")
+    if path.is_dir():
+        raise ValueError(f"{option}: {path} is a folder: name a file in it, such as {path / 'ids.safetensors'}")
+    check_folder(folder, option)
+
+
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Hold `directory` for one process; others wait. A kill lets go of it. Does nothing where flock is missing."""

@@ -26,9 +26,10 @@ OF_PHASE_2 = ("anneal_epochs", "anneal_learning_rate")
 OF_PHASE_3 = ("quantised_epochs", "quantised_learning_rate", "centroid_learning_rate")
 
 
-OF_DATA = (
-    "data", "data_dir", "format", "user_column", "item_column", "time_column", "split", "valid", "test", "task",
-    "model", "dim", "negatives", "eval_negatives", "eval_users", "max_length", "loss", "windows", "context_columns",
+# What the data that a run is prepared on do not depend on.
+OF_TRAINING = (
+    "embedding", "label", "batch_size", "learning_rate", "weight_decay", "dropout", "init_std", "max_epochs",
+    "patience", "warm_up_epochs", "threads", "num_blocks", "num_heads", "mlp_layers", *OF_PHASE_2, *OF_PHASE_3,
 )  # fmt: skip
 
 
@@ -147,8 +148,10 @@ class TrainConfig:
 
     def of_checks(self) -> TrainConfig:
         """The same for all configurations whose data are alike as far as one seed can tell before training."""
-        width = f"full:d={self.embedding_dim}" if self.task == "ctr" else "full"  # small fields' tables depend on it
-        return replace(TrainConfig(), embedding=width, **{name: getattr(self, name) for name in OF_DATA})
+        values = {name: getattr(TrainConfig, name) for name in (*OF_TRAINING, "seed")}
+        if self.task == "ctr":  # small fields' tables depend on it
+            values["embedding"] = f"full:d={self.embedding_dim}"
+        return replace(self, **values)
 
     def phase(self, name: str, metric: str = "hr@10") -> PhaseConfig:
         """The loop's settings for phase "full", the first, "annealed", the second, or "quantised", the third.
