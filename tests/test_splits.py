@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 from mgqe import study_commands
 from mgqe.commands import app
 from mgqe.recsys.config import TrainConfig
+from mgqe.recsys.contextual import ContextRows, divide
 from mgqe.recsys.held_out import HeldOut, Split
 from mgqe.recsys.interactions import Interactions, load_interactions
 from mgqe.recsys.metrics import catalogue_ranks, sampled_ranks, summary, tier_summary
@@ -445,3 +447,140 @@ def test_a_comparison_and_a_study_take_a_split(timed: Path, tmp_path: Path) -> N
 def test_settings_that_do_not_go_together(change: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**change)  # type: ignore[arg-type]
+
+
+def test_the_page_on_splits_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "splits.md").read_text()
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "docs/splits.md", "exec"), {})
+        said = [line.partition("# ")[2] for line in block.splitlines() if re.search(r"(^|\) +)# (\{|ann)", line)]
+        assert capsys.readouterr().out.splitlines() == said
+
+
+class Scores(torch.nn.Module):
+    """A model that scores by a table; as GMF it gives pairs and the catalogue their scores."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, users: Tensor, items: Tensor) -> Tensor:
+        return self.table[users[:, None], items]
+
+    def catalogue(self, num_items: int) -> Tensor:
+        return torch.eye(num_items)
+
+    def score_catalogue(self, users: Tensor, distinct: Tensor) -> Tensor:
+        return self.table[users] @ distinct.T
+
+
+def by_hand(lists: list[tuple[list[float], list[float]]], k: int = 10) -> dict[str, float]:
+    """HR, NDCG and recall of (scores of relevant items, scores of rivals) of each user, draws against the model."""
+    hits, gains, recalls = [], [], []
+    for relevant, rivals in lists:
+        ranked = sorted(
+            [(-score, 1) for score in relevant] + [(-score, 0) for score in rivals]
+        )  # rivals first in draws
+        top = [mark for _, mark in ranked[:k]]
+        hits.append(float(any(top)))
+        best = sum(1 / math.log2(at + 2) for at in range(min(k, len(relevant))))
+        gains.append(sum(mark / math.log2(at + 2) for at, mark in enumerate(top)) / best)
+        recalls.append(sum(top) / len(relevant))
+    return {
+        name: sum(values) / len(values)
+        for name, values in (("hr@10", hits), ("ndcg@10", gains), ("recall@10", recalls))
+    }
+
+
+def test_judging_several_items_against_a_list_by_hand() -> None:
+    letters = [chr(97 + at) for at in range(26)]
+    generator = torch.Generator().manual_seed(2)
+    users = {
+        f"u{at}": "".join(letters[j] for j in torch.randperm(26, generator=generator)[: 4 + 2 * at].tolist())
+        for at in range(8)
+    }
+    data, divided = split(covered(**users), "ratio:40/30/30")
+    table = torch.randint(0, 12, (data.num_users, data.num_items), generator=generator).float()
+    task = RankingTask.prepare(data, seed=1, eval_negatives=6, split=divided)
+    judged = task.judge(Scores(table))
+    own = {int(user): set(data.items[data.users == user].tolist()) for user in range(data.num_users)}
+    train = [
+        set(divided.train_items[divided.train_offsets[u] : divided.train_offsets[u + 1]].tolist())
+        for u in range(data.num_users)
+    ]
+    held = {
+        name: {int(u): part.items[part.offsets[at] : part.offsets[at + 1]].tolist() for at, u in enumerate(part.users)}
+        for name, part in (("valid", divided.valid), ("test", divided.test))
+    }
+    for name, part, prefix in (("test", task.test, ""), ("valid", task.valid, "valid_")):
+        sampled, whole = [], []
+        for at, user in enumerate(part.users.tolist()):
+            relevant = [float(table[user, item]) for item in held[name][user]]
+            assert not own[user] & set(part.negatives[at].tolist())
+            sampled.append((relevant, [float(table[user, item]) for item in part.negatives[at].tolist()]))
+            before = train[user] | (set(held["valid"][user]) if name == "test" else set())
+            rivals = set(range(data.num_items)) - before - set(held[name][user])
+            whole.append((relevant, [float(table[user, item]) for item in rivals]))
+        assert len(sampled) == 8
+        for lists, middle in ((sampled, ""), (whole, "full_")):
+            for figure, value in by_hand(lists).items():
+                assert judged[f"{prefix}{middle}{figure}"] == pytest.approx(value, abs=1e-12), (name, middle, figure)
+
+
+def test_sequential_queries_come_after_all_that_was_before() -> None:
+    from mgqe.recsys.sequential import SequentialTask
+
+    data, divided = split(covered(u="abcdefghij", v="jihgf", w="acegi", two="kl"), "ratio:40/30/30")
+    task = SequentialTask(RankingTask.prepare(data, seed=1, eval_negatives=2, split=divided), max_length=4)
+    asked: list[list[int]] = []
+
+    def model(items: Tensor, sizes: Tensor) -> Tensor:
+        asked.extend(part.tolist() for part in torch.split(items, sizes.tolist()))
+        return torch.zeros(len(sizes), 1)
+
+    def letters(rows: list[list[int]]) -> set[str]:
+        return {"".join(str(data.item_ids.id(row)) for row in run) for run in rows}
+
+    task.queries(model, test=False)  # type: ignore[arg-type]
+    assert letters(asked) == {"abcd", "jih", "ace"}
+    asked.clear()
+    task.queries(model, test=True)  # type: ignore[arg-type]
+    assert letters(asked) == {"defg", "jihg", "aceg"}
+
+
+def test_rows_with_context_by_hand() -> None:
+    frame = pl.DataFrame(
+        [
+            ("u", "a", "x", 0), ("u", "b", "x", 1), ("v", "a", "y", 0), ("v", "b", "x", 5), ("u", "b", "y", 6),
+            ("u", "a", "z", 7), ("new", "a", "x", 7), ("v", "a", "x", 8), ("v", "c", "x", 8),
+        ],
+        schema=["user", "item", "city", "time"],
+        orient="row",
+    )  # fmt: skip
+    divided = divide(ContextRows.from_frame(frame), "time:5/7", seed=0)
+    rows = divided.rows
+    named = [
+        "".join(str(rows.ids[name].id(int(column[at]))) for name, column in rows.columns.items())
+        for at in range(len(rows))
+    ]
+    found = [sorted(named[at] for at in part.tolist()) for part in (divided.parts.train, divided.parts.valid)]
+    assert found == [["uxa", "uxb", "vya"], ["uyb", "vxb"]]
+    assert [named[at] for at in divided.parts.test.tolist()] == ["vxa"]
+    assert divided.summary["cold"]["test"] == {"users": 1, "city": 1, "items": 1, "interactions": 3}
+    assert len(rows.ids["city"]) == 2
+
+
+def test_rows_without_time_by_ratio() -> None:
+    users = ["u"] * 10 + [f"v{at}" for at in range(10)]
+    frame = pl.DataFrame({"user": users, "item": [*"abcdefghij"] * 2, "city": ["x"] * 20})
+    rows = ContextRows.from_frame(frame)
+    first, again = (divide(rows, "ratio:60/20/20", seed=1) for _ in range(2))
+    assert torch.equal(first.parts.train, again.parts.train)
+    assert first.summary["order"].startswith("each user's rows in random order")
+    assert first.summary["interactions"] == {"train": 16, "valid": 2, "test": 2}
+    items = [rows.items[part] for part in (first.parts.valid, first.parts.test)]
+    assert torch.cat(items).unique().numel() == 4  # of u, in an order that the seed decides
+    assert torch.cat(items).tolist() != [6, 7, 8, 9]
+    for rule, message in (("leave-one-out", "needs an order of time"), ("time:20%", "--time-column")):
+        with pytest.raises(ValueError, match=message):
+            divide(rows, rule, 0)

@@ -140,7 +140,7 @@ def count_cold(fields: Sequence[str], columns: Sequence[Tensor], labels: Tensor)
     for part, label in (("valid", VALID), ("test", TEST)):
         inside = labels == label
         ids = {
-            f"{name}s": int(torch.unique(rows[mask & inside]).numel())
+            (f"{name}s" if name in ("user", "item") else name): int(torch.unique(rows[mask & inside]).numel())
             for name, rows, mask in zip(fields, columns, masks, strict=True)
         }
         found[part] = {**ids, "interactions": int((any_cold & inside).sum())}
