@@ -10,13 +10,14 @@ import typer
 from rich.table import Table
 
 from mgqe.log_options import Header, NoQuote, Quote, Separator
+from mgqe.recsys.checkpoint import check_folder
 from mgqe.recsys.config import TrainConfig
 from mgqe.recsys.embeddings import METHODS
 from mgqe.recsys.interactions import FORMATS
 from mgqe.recsys.models import MODELS, choose_model
 from mgqe.recsys.train import METRICS
 from mgqe.recsys.tuned import tuned_settings
-from mgqe.terminal import RunBar, RunBars, clean_errors, make_progress, output
+from mgqe.terminal import RunBar, RunBars, clean_errors, errors, make_progress, output
 
 _EMBEDDINGS = "\n\n".join(f"  [bold]{name}[/bold]: {method.summary}" for name, method in METHODS.items())
 
@@ -30,8 +31,9 @@ app = typer.Typer(
     "Start with [bold]mgqe train --out run[/bold], which needs no data of yours.",
 )
 Data = Annotated[
-    str,
+    str | None,
     typer.Option(
+        show_default="planted",
         help="[bold]planted[/bold] (made on the spot), ml-1m, ml-1m-ncf, ml-100k, amazon-apps, amazon-games, frappe "
         "(files in --data-dir), or the path of your own file, of a folder of files, or a pattern in quotes.",
         rich_help_panel="Data",
@@ -72,6 +74,32 @@ TimeColumn = Annotated[
     typer.Option(
         help="Column with the time, if it has no usual name; its number without a header.", rich_help_panel="Data"
     ),
+]
+SplitBy = Annotated[
+    str | None,
+    typer.Option(
+        "--split",
+        help="How the data are divided: leave-one-out; ratio:80/10/10 of each user's items, in order; time:20% (the "
+        "last of the time), time:2015-06-01 (from then on), or validation and test as in time:10%/20%; latest:20% of "
+        "the interactions. Default: leave-one-out. By the other rules, users and items that "
+        "are not in the training part are left out and counted.",
+        rich_help_panel="Data",
+    ),
+]
+TrainFile = Annotated[
+    str | None,
+    typer.Option("--train", help="A file to train on, instead of --data; with --test.", rich_help_panel="Data"),
+]
+ValidFile = Annotated[
+    str | None,
+    typer.Option(
+        "--valid",
+        help="A file to validate on. Default: the last training item of each user with two or more.",
+        rich_help_panel="Data",
+    ),
+]
+TestFile = Annotated[
+    str | None, typer.Option("--test", help="A file to test on; with --train.", rich_help_panel="Data")
 ]
 Set = Annotated[
     list[str] | None,
@@ -128,12 +156,14 @@ ModelName = Annotated[
     "  mgqe train --data clicks.csv --user-column visitor --item-column page --out run\n\n"
     "  mgqe train --data ratings.txt --format pairs --embedding full:d=16 --out small\n\n"
     "  mgqe train --data ratings.dat --separator :: --no-header --user-column 1 --item-column 2 --time-column 4 "
-    "--out run",
+    "--out run\n\n"
+    "  mgqe train --data clicks.csv --split time:10%/10% --out later\n\n"
+    "  mgqe train --train may.csv --valid june.csv --test july.csv --out months",
 )
 @clean_errors
 def train(
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
-    data: Data = "planted",
+    data: Data = None,
     data_dir: DataDir = None,
     format: Format = None,
     user_column: UserColumn = None,
@@ -143,6 +173,10 @@ def train(
     quote: Quote = '"',
     no_quote: NoQuote = False,
     header: Header = None,
+    split: SplitBy = None,
+    train: TrainFile = None,
+    valid: ValidFile = None,
+    test: TestFile = None,
     embedding: Annotated[str, typer.Option(help="What the tables are, see above.")] = "mgqe",
     seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 7,
     task: TaskName = None,
@@ -154,6 +188,7 @@ def train(
     from mgqe.recsys.train import train_run
 
     task, model = choose_model(task, model)
+    data = _data_of(data, train, test)
     config = TrainConfig(
         data=data,
         data_dir=data_dir,
@@ -164,6 +199,9 @@ def train(
         separator=separator,
         quote="" if no_quote else quote,
         header=header,
+        split=split,
+        valid=valid,
+        test=test,
         task=task,
         model=model,
         embedding=embedding,
@@ -174,7 +212,7 @@ def train(
     done_before = (out / METRICS).is_file() and not overwrite
     with make_progress() as progress:
         bar = RunBar(progress, str(config.spec))
-        metrics = train_run(config, out, overwrite, on_epoch=bar.show)
+        metrics = train_run(config, out, overwrite, on_epoch=bar.show, on_note=say)
     if done_before:
         output.print(f"{out} holds this run already; --overwrite trains it again")
     output.print(_figures(metrics, out))
@@ -198,7 +236,7 @@ def compare(
         list[str] | None, typer.Option(help="An embedding, see above. Default: full, full:d=16, mgqe.")
     ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, joined by commas.")] = "1,2,3",
-    data: Data = "planted",
+    data: Data = None,
     data_dir: DataDir = None,
     format: Format = None,
     user_column: UserColumn = None,
@@ -208,6 +246,10 @@ def compare(
     quote: Quote = '"',
     no_quote: NoQuote = False,
     header: Header = None,
+    split: SplitBy = None,
+    train: TrainFile = None,
+    valid: ValidFile = None,
+    test: TestFile = None,
     task: TaskName = None,
     model: ModelName = None,
     jobs: Annotated[int, typer.Option(help="Runs at the same time, each in its own process.")] = 1,
@@ -219,6 +261,7 @@ def compare(
     from mgqe.study import RESULTS, Event, Study, check_study, is_finished, run_study
 
     task, model = choose_model(task, model)
+    data = _data_of(data, train, test)
     base = TrainConfig(
         data=data,
         data_dir=data_dir,
@@ -229,12 +272,18 @@ def compare(
         separator=separator,
         quote="" if no_quote else quote,
         header=header,
+        split=split,
+        valid=valid,
+        test=test,
         task=task,
         model=model,
         threads=threads,
     ).with_settings([*tuned_settings(model, data), *(setting or ())])
     study = Study(base, tuple(embedding or ("full", "full:d=16", "mgqe")), seeds_of(seeds), out)
-    check_study(study)
+    check_jobs(jobs)
+    check_folder(out)
+    for note in check_study(study):
+        say(note)
     failures: list[Event] = []
     kept = [] if overwrite else [run for run in study.runs() if is_finished(study, run)]
     with make_progress() as progress:
@@ -334,12 +383,50 @@ def _figures(metrics: dict[str, Any], out: Path) -> Table:
     }[metrics["metric"]]
     for what, names in shown.items():
         table.add_row(what, "  ".join(f"{quality[name]:.4f}" for name in names))
+    for row in _split_rows(metrics.get("split", {})):
+        table.add_row(*row)
     table.add_row("bytes of the tables' files", f"{size:,} = {100 * size / full:.1f}% of {full:,}")
     for phase, seconds in metrics["seconds_per_epoch"].items():
         if seconds is not None:
             table.add_row(f"seconds an epoch ({phase})", f"{seconds:.2f}, {metrics['epochs'][phase]} epochs")
     table.add_row("written to", str(out))
     return table
+
+
+def say(note: str) -> None:
+    """A word before the work begins, on standard error."""
+    errors.print(f"mgqe: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def check_jobs(jobs: int) -> None:
+    """ValueError for fewer than one run at a time."""
+    if jobs < 1:
+        raise ValueError(f"--jobs must be 1 or more, got {jobs}")
+
+
+def _data_of(data: str | None, train: str | None, test: str | None) -> str:
+    """What --data or --train names."""
+    if train is None:
+        return "planted" if data is None else data
+    if data is not None:
+        raise ValueError(f"give --data {data} or --train {train}, not both")
+    if test is None:
+        raise ValueError(f"--train {train} needs --test FILE; to divide one file: --data {train} --split RULE")
+    return train
+
+
+def _split_rows(split: dict[str, Any]) -> list[tuple[str, str]]:
+    """How the data were divided, for the table of figures."""
+    if not split or "interactions" not in split:
+        return []
+    sizes = "  ".join(f"{size:,}" for size in split["interactions"].values())
+    cold = split["cold"]["test"]
+    ids = ", ".join(f"{number:,} {name}" for name, number in cold.items() if name != "interactions" and number)
+    rows = [(f"split {split['rule']}: train, validation, test", sizes)]
+    if cold["interactions"]:
+        what = "left out of" if split["cold_rule"].startswith("left out") else "in"
+        rows.append((f"interactions {what} the test whose ids were never trained", f"{cold['interactions']:,}: {ids}"))
+    return rows
 
 
 def seeds_of(text: str) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from mgqe.commands import app
 from mgqe.idmap import IdMap
 from mgqe.log_ids import KINDS
 from mgqe.log_options import Header, NoQuote, Quote, Separator
+from mgqe.recsys.checkpoint import check_file
 from mgqe.terminal import clean_errors, make_progress, output
 
 MIB = 1 << 20
@@ -55,8 +56,7 @@ def ids(
 ) -> None:
     if memory < 1:
         raise ValueError(f"--memory: expected a whole number of MiB, 1 or more, got {memory}")
-    if not out.resolve().parent.is_dir():  # said before the work, not after
-        raise ValueError(f"--out: there is no folder {out.resolve().parent}: make it first")
+    check_file(out)  # said before the work, not after
     try:
         with make_progress() as progress:
             task = progress.add_task("counting", total=1, detail="")

@@ -19,6 +19,7 @@ from mgqe.log_options import Header, NoQuote, Quote, Separator
 from mgqe.log_paths import exists
 from mgqe.packing import bits_for
 from mgqe.planning import COUNTS_POWER, Plan, Problem, budget_bytes
+from mgqe.planning.plan import check_limits
 from mgqe.planning.predict import predicted
 from mgqe.size import frozen_nbytes
 from mgqe.tables import TextTable
@@ -26,6 +27,7 @@ from mgqe.terminal import clean_errors, output
 from mgqe.tiers import Tiers
 
 FILES = (".npy", ".parquet", ".pq", ".csv")  # and whatever is there under another name
+NO_LIMIT = 2**62
 
 
 @app.command(
@@ -74,6 +76,10 @@ def plan(
     header: Header = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
 ) -> None:
+    budget_bytes(budget, NO_LIMIT)  # said before files are read, which may take long
+    if field not in ("item", "user"):
+        raise ValueError(f"--field must be item or user, got {field!r}")
+    check_limits(2 if rows is None else rows, max_tiers, max_centroids, counts_power)
     table = None if weight is None else _read_weight(weight, tensor)
     if table is None and dim is None:
         raise ValueError("--dim (d) is needed without --weight")
@@ -247,7 +253,5 @@ def _of_data_set(name: str, field: str, data_dir: str | None) -> Tensor:
             f"--counts {name!r}: expected a file ({', '.join(FILES)}) or a known data set: "
             f"planted, {', '.join(DATASETS)}"
         )
-    if field not in ("item", "user"):
-        raise ValueError(f"--field must be item or user, got {field!r}")
     split = leave_one_out(load_data(name, data_dir))
     return split.item_counts if field == "item" else split.user_counts

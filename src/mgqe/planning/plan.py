@@ -167,9 +167,9 @@ class Problem:
     ) -> Problem:
         """From the arguments of :func:`plan`, checked. full_nbytes: of the table as it is, where its dtype is known."""
         num_embeddings, embedding_dim, padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
-        max_tiers, max_centroids = as_int("max_tiers", max_tiers), as_int("max_centroids", max_centroids, 2, 65_536)
+        max_tiers, max_centroids = as_int("max_tiers", max_tiers), as_int("max_centroids", max_centroids)
         counts_power = as_float("counts_power", counts_power)
-        _check_limits(num_embeddings, max_tiers, counts_power)
+        check_limits(num_embeddings, max_tiers, max_centroids, counts_power)
         rows = None if weight is None else _check_weight(weight, num_embeddings, embedding_dim)
         values = np.ones(num_embeddings)
         order = np.arange(num_embeddings)
@@ -270,11 +270,13 @@ def _varied(within: Any, number: int) -> list[tuple[Candidate, int]]:
     return chosen
 
 
-def _check_limits(num_embeddings: int, max_tiers: int, counts_power: float) -> None:
+def check_limits(num_embeddings: int, max_tiers: int, max_centroids: int, counts_power: float) -> None:
     if num_embeddings < 2:
         raise ValueError(f"num_embeddings must be at least 2 to be compressed, got {num_embeddings}")
     if max_tiers not in (1, 2, 3):
         raise ValueError(f"max_tiers must be 1, 2 or 3, got {max_tiers!r}")
+    if not 2 <= max_centroids <= 65_536:
+        raise ValueError(f"max_centroids must be a whole number from 2 to 65,536, got {max_centroids!r}")
     if not 0 <= counts_power <= 2:
         raise ValueError(f"counts_power must be from 0 (all ids alike) to 2, got {counts_power!r}")
 

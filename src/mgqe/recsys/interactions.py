@@ -83,6 +83,7 @@ class Interactions:
     offsets: int64 (num_users + 1,); user u's interactions are [offsets[u], offsets[u + 1]).
     user_ids, item_ids: the file's ids of the rows.
     num_repeats: interactions left out because the user already had that item (the first one is kept).
+    times: float64 (n,), the file's times where it has some; dates and times of day as seconds since 1970, UTC.
     """
 
     users: Tensor
@@ -91,6 +92,7 @@ class Interactions:
     user_ids: IdMap
     item_ids: IdMap
     num_repeats: int = 0
+    times: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.users.numel())
@@ -116,7 +118,16 @@ class Interactions:
         kept = frame.unique(subset=["user_row", "item_row"], keep="first", maintain_order=True)
         users = torch.from_numpy(kept["user_row"].to_numpy().copy())
         items = torch.from_numpy(kept["item_row"].to_numpy().copy())
-        return cls(users, items, offsets_of(users, len(user_ids)), user_ids, item_ids, frame.height - kept.height)
+        times = times_of(kept["time"]) if "time" in kept.columns else None
+        repeats = frame.height - kept.height
+        return cls(users, items, offsets_of(users, len(user_ids)), user_ids, item_ids, repeats, times)
+
+
+def times_of(column: pl.Series) -> Tensor:
+    """Numbers as they are, dates and moments as seconds since 1970, UTC: float64 (n,)."""
+    if column.dtype == pl.Date or column.dtype.base_type() == pl.Datetime:
+        column = column.cast(pl.Datetime("us")).dt.epoch("us") / 1e6
+    return torch.from_numpy(column.to_physical().cast(pl.Float64).to_numpy().copy())
 
 
 def offsets_of(sorted_rows: Tensor, num_rows: int) -> Tensor:
