@@ -41,8 +41,8 @@ FLAGS = [
 AVX2 = ["-mavx2", "-mf16c", "-mbmi", "-mbmi2", "-mpopcnt"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
 ISA_FLAGS = {
-    "isa_avx2.cpp": [*AVX2],
-    "isa_avx512.cpp": [*AVX2, *AVX512],
+    "isa_avx2.cpp": [*AVX2, "-mfma"],
+    "isa_avx512.cpp": [*AVX2, "-mfma", *AVX512],
     "topk_avx2.cpp": [*AVX2, "-mfma"],
     "topk_vbmi.cpp": [*AVX2, "-mfma", *AVX512, "-mavx512vbmi"],
 }

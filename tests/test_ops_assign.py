@@ -73,9 +73,9 @@ def test_native_equals_twin_with_bias(isa, num_centroids):
     assert torch.equal(ops.assign(rows, centroids, bias), reference.assign(rows, centroids, bias))
 
 
-def test_half_norm_bias_is_the_default(isa):
+def test_half_the_squared_lengths_as_a_bias_give_the_nearest(isa):
     rows, centroids = problem(50, 2, 37, 5)
-    bias = reference.half_squared_norms(centroids)
+    bias = 0.5 * centroids.square().sum(-1)
     assert torch.equal(ops.assign(rows, centroids), ops.assign(rows, centroids, bias))
 
 
@@ -173,7 +173,7 @@ def test_non_contiguous_inputs():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_scored_in_float32(dtype):
+def test_half_precision_is_converted_exactly(dtype):
     rows, centroids = problem(30, 3, 20, 4)
     rows, centroids = rows.to(dtype), centroids.to(dtype)
     assert torch.equal(ops.assign(rows, centroids), ops.assign(rows.float(), centroids.float()))
@@ -218,3 +218,106 @@ def test_any_shape_agrees_with_the_twin(n, num_subspaces, num_centroids, width, 
     if coarse:  # small integers: many exact ties
         rows, centroids = rows.round(), centroids.round()
     assert torch.equal(ops.assign(rows, centroids), reference.assign(rows, centroids, None))
+
+
+# ---- means that are large against the spread, and numbers whose squares leave float32 ----
+
+
+def exact_distances(rows, centroids):
+    """Squared distances (n, D, K) in float64."""
+    parts = rows.double().reshape(rows.shape[0], centroids.shape[0], 1, centroids.shape[2])
+    return (parts - centroids.double()).square().sum(-1)
+
+
+def nearest_share(rows, centroids, codes):
+    """The share of codes whose centroid is as near as any, by distances in float64."""
+    distances = exact_distances(rows, centroids)
+    return float((distances.gather(2, codes.long()[..., None])[..., 0] == distances.amin(-1)).double().mean())
+
+
+def around(mean, spread, shape, seed):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * spread + mean
+
+
+MEANS = [0.0, 10.0, 100.0, 1000.0]
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 8, 16])
+@pytest.mark.parametrize("mean", MEANS)
+def test_all_codes_are_nearest_whatever_the_mean(isa, mean, width):
+    centroids = around(mean, 0.1, (3, 256, width), 1)
+    rows = around(mean, 0.1, (500, 3 * width), 2)
+    codes = ops.assign(rows, centroids)
+    assert nearest_share(rows, centroids, codes) == 1.0
+    assert torch.equal(codes, reference.assign(rows, centroids, None))
+
+
+@pytest.mark.parametrize("mean", MEANS)
+def test_a_centroid_is_its_own_nearest(isa, mean):
+    centroids = around(mean, 0.1, (4, 256, 4), 3)
+    codes = torch.randint(256, (500, 4), generator=torch.Generator().manual_seed(4)).int()
+    assert torch.equal(ops.assign(ops.gather(codes, centroids), centroids), codes)
+
+
+def test_centroids_around_two_far_means(isa):
+    """No one shift brings them near to zero: a codebook that subspaces of unequal means share, or a row of zeros."""
+    means = torch.where(torch.arange(64) < 32, -1000.0, 1000.0)[None, :, None]
+    centroids = around(0.0, 0.1, (2, 64, 3), 5) + means
+    centroids[:, 0] = 0
+    rows = ops.gather(torch.randint(64, (300, 2), generator=torch.Generator().manual_seed(6)), centroids)
+    rows += around(0.0, 0.02, rows.shape, 7)
+    codes = ops.assign(rows, centroids)
+    assert nearest_share(rows, centroids, codes) == 1.0
+    assert torch.equal(codes, reference.assign(rows, centroids, None))
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e-20, 1e18, 1e20, 1e30, 1e38])
+def test_squares_that_leave_float32(isa, scale):
+    centroids = around(0.0, 0.3, (2, 50, 4), 8) * scale
+    rows = around(0.0, 0.3, (200, 8), 9) * scale
+    codes = ops.assign(rows, centroids)
+    assert nearest_share(rows, centroids, codes) == 1.0
+    assert torch.equal(codes, reference.assign(rows, centroids, None))
+
+
+@pytest.mark.parametrize("size", [1e10, 1e20, 3e38])
+def test_rows_very_far_from_all_centroids(isa, size):
+    """Their distances in float64 are all equal; which centroid lies in their direction is not."""
+    centroids = torch.tensor([[[-4.0, -4.0], [-4.0, 4.0], [4.0, -4.0], [4.0, 4.0]]])
+    rows = torch.tensor([[-size, -size], [-size, size], [size, -size], [size, size], [size, 0.0]])
+    assert ops.assign(rows, centroids).tolist() == [[0], [1], [2], [3], [2]]
+    assert reference.assign(rows, centroids, None).tolist() == [[0], [1], [2], [3], [2]]
+
+
+def test_products_with_a_bias_may_overflow_float32(isa):
+    centroids = torch.tensor([[[3e38, -3e38], [3e38, 3e38], [1.0, 1.0]]])
+    rows = torch.tensor([[1e20, 2e20], [2e20, 1e20], [-1e20, -1e20]])
+    bias = torch.zeros(1, 3)
+    assert ops.assign(rows, centroids, bias).tolist() == [[1], [1], [0]]
+    assert reference.assign(rows, centroids, bias).tolist() == [[1], [1], [0]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    mean=st.sampled_from([0.0, 1.0, 1e3, 1e6, 1e19, 3e38]),
+    spread=st.sampled_from([0.0, 1e-40, 1e-3, 1.0, 1e5, 1e25]),
+    row_mean=st.sampled_from([0.0, 1.0, 1e3, 1e12, 3e38]),
+    outlier=st.sampled_from([0.0, 1.0, 1e10, 3e38, float("inf"), float("nan")]),
+    num_centroids=st.integers(1, 70),
+    width=st.integers(1, 9),
+    biased=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_any_numbers_agree_with_the_twin(mean, spread, row_mean, outlier, num_centroids, width, biased, seed):
+    centroids = around(mean, spread, (2, num_centroids, width), seed)
+    centroids[0, seed % num_centroids] = outlier
+    rows = around(row_mean, spread, (20, 2 * width), seed + 1)
+    rows[3], rows[4, 0], rows[5] = float("inf"), float("nan"), 0.0
+    bias = around(0.0, spread, (2, num_centroids), seed + 2) if biased else None
+    expected = reference.assign(rows, centroids, bias)
+    for name in isas():
+        before = ops.native_isa()
+        ops.set_native_isa(name)
+        codes = ops.assign(rows, centroids, bias)
+        ops.set_native_isa(before)
+        assert torch.equal(codes, expected), name

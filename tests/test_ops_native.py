@@ -32,10 +32,12 @@ def run(code, **environment):
 
 
 @pytest.fixture
-def forget_library():
-    """Lets a test load the library anew, and puts the loaded one back afterwards."""
+def forget_library(monkeypatch):
+    """Lets a test load the library anew, also where MGQE_LIBRARY names one; afterwards the loaded one is back."""
+    monkeypatch.delenv("MGQE_LIBRARY", raising=False)
     native.library.cache_clear()
     yield
+    monkeypatch.undo()
     native.library.cache_clear()
 
 

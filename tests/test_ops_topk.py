@@ -251,12 +251,39 @@ def test_rows_that_all_tie_come_back_by_id():
     assert ids[0].tolist() == list(range(40))
 
 
-def test_scores_that_overflow():
+def refused(parts, job, says):
+    """Every path and the twin refuse the job with this error."""
+    names = [name for name in ISAS if available(name)]
+    prepared = ops.PreparedLookup(parts)
+    for isa in names:
+        ops.set_native_isa(isa)
+        for method in ("auto", "scan", "filter", "blocks"):
+            with pytest.raises(ValueError, match=says):
+                ops.topk(prepared, job, method)
+    with pytest.raises(ValueError, match=says):
+        reference_topk.check_range(parts, job)
+
+
+def test_a_query_whose_scores_may_overflow_is_named():
     parts = make_parts(sizes=(3000,), counts=(16,), subspaces=(4,), pieces=4, width=2)
-    queries = torch.full((2, 8), 3e38)
-    queries[1, ::2] *= -1
-    check_all_paths(parts, ops.TopKJob(queries, 10))
-    check_all_paths(parts, ops.TopKJob(queries, 10, cosine=True))
+    queries = torch.ones(3, 8)
+    queries[1] = 3e38
+    queries[2, ::2] = -3e38
+    refused(parts, ops.TopKJob(queries, 10), "scores of query 1 may leave float32")
+    few = ops.IdLists(torch.tensor([5, 6]), torch.tensor([[0, 2]] * 3))
+    refused(parts, ops.TopKJob(queries, 10, candidates=few), "query 1")
+    refused(parts, ops.TopKJob(queries, 10, excluded=few), "query 1")
+    bias = ops.bias_levels(ops.PreparedLookup(parts), torch.full((3000,), 3.4e38))
+    refused(parts, ops.TopKJob(queries[:1] * 1e36, 10, bias=bias), "query 0")
+    check_all_paths(parts, ops.TopKJob(queries[:1] * 1e36, 10))
+    check_all_paths(parts, ops.TopKJob(queries / 1e39, 10, cosine=True))
+
+
+def test_a_query_beyond_the_first_lot_is_named():
+    parts = make_parts(sizes=(50, 30), counts=(16, 4), subspaces=(4, 4), pieces=4, width=2, shuffled=True)
+    queries = torch.ones(150, 8)
+    queries[140] = 3e38
+    refused(parts, ops.TopKJob(queries, 10), "query 140 ")
 
 
 def test_tiny_and_zero_queries():
@@ -266,9 +293,9 @@ def test_tiny_and_zero_queries():
     assert ids[0].tolist() == list(range(10))
 
 
-@pytest.mark.parametrize("scale", [1e-24, 3e-23, 1e-20, 1e-16, 1e17, 1e19, 1e37])
+@pytest.mark.parametrize("scale", [1e-24, 3e-23, 1e-20, 1e-16, 1e17, 1e18])
 @pytest.mark.parametrize("k", [10, 3000])
-def test_rows_so_short_or_long_that_squares_leave_float32(scale, k):
+def test_rows_so_short_or_long_that_squares_lose_digits(scale, k):
     parts = make_parts(sizes=(3000,), counts=(256,), subspaces=(4,), pieces=4, width=2)
     parts.centroids[0].mul_(scale)
     queries = torch.randn(3, 8, generator=torch.Generator().manual_seed(5))
@@ -276,13 +303,19 @@ def test_rows_so_short_or_long_that_squares_leave_float32(scale, k):
     check_all_paths(parts, ops.TopKJob(queries / queries.norm(dim=1, keepdim=True), k, cosine=True), threads=(1,))
 
 
-def test_cosines_whose_squares_overflow_in_some_rows():
-    parts = make_parts((3000, 3000), (16, 16), (4, 4), 4, 1, shuffled=True)
-    parts.centroids[0].copy_(torch.where(parts.centroids[0] > 0, 1.5e19, -1.5e19))
-    parts.centroids[0][:, ::5] = 1.0
+def test_a_row_whose_squares_overflow_has_no_cosine():
+    parts = make_parts((3000, 3000), (16, 16), (4, 4), 4, 1, shuffled=True, padding_idx=2)
+    parts.centroids[0].fill_(1.0)
+    parts.centroids[0][:, 5] = 1.5e19
+    for codes in parts.codes:
+        codes.copy_(pack(torch.zeros(len(codes), 4, dtype=torch.int32), 4))
     queries = torch.nn.functional.normalize(torch.randn(3, 4, generator=torch.Generator().manual_seed(6)))
-    for k in (100, 6000):
-        check_all_paths(parts, ops.TopKJob(queries, k, cosine=True), threads=(1,))
+    # No row has that centroid twice: all squares are in float32, though those of other codes would not be.
+    check_all_paths(parts, ops.TopKJob(queries, 100, cosine=True), threads=(1,))
+    tiers = reference_topk.locate(torch.tensor([2, 77]), parts)
+    for tier, rank in zip(*tiers, strict=True):
+        parts.codes[tier][rank] = pack(torch.full((1, 4), 5), 4)
+    refused(parts, ops.TopKJob(queries, 100, cosine=True), "squared length of row 77 leaves float32")
 
 
 def test_a_codebook_without_differences():
@@ -322,3 +355,34 @@ def test_unknown_ids_are_named():
     for job in (ops.TopKJob(torch.ones(1, 4), 3, excluded=bad), ops.TopKJob(torch.ones(1, 4), 3, candidates=bad)):
         with pytest.raises(IndexError, match="id 50"):
             ops.topk(prepared, job)
+
+
+def test_spans_outside_their_list_are_refused():
+    prepared = ops.PreparedLookup(make_parts(sizes=(50,), counts=(4,), subspaces=(2,), pieces=2, width=2))
+    for span in ([0, 3], [-1, 1], [2, 1], [-(2**62), 2**62]):
+        lists = ops.IdLists(torch.tensor([3, 4]), torch.tensor([span]))
+        for job in (
+            ops.TopKJob(torch.ones(1, 4), 3, excluded=lists),
+            ops.TopKJob(torch.ones(1, 4), 3, candidates=lists),
+        ):
+            with pytest.raises(ValueError, match="spans of an id list must lie within its 2 ids"):
+                ops.topk(prepared, job)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"queries": torch.ones(1, 3)}, "queries"),
+        ({"hidden": torch.zeros(49, dtype=torch.bool)}, "hidden"),
+        ({"hidden": torch.zeros(2, 50, dtype=torch.bool)}, "hidden"),
+        ({"bias": ops.BiasLevels(torch.ones(49), torch.zeros(50, dtype=torch.uint8), torch.ones(256))}, "bias"),
+        ({"bias": ops.BiasLevels(torch.ones(50), torch.zeros(49, dtype=torch.uint8), torch.ones(256))}, "bias levels"),
+        ({"excluded": ops.IdLists(torch.tensor([1]), torch.tensor([[0, 1], [0, 1]]))}, "spans"),
+    ],
+)
+def test_tensors_that_are_too_small_are_refused(wrong, says):
+    if says == "bias levels" and not ops.native_available():
+        pytest.skip("the torch twin has no levels")
+    prepared = ops.PreparedLookup(make_parts(sizes=(50,), counts=(4,), subspaces=(2,), pieces=2, width=2))
+    with pytest.raises(ValueError, match=f"the search's .*{says} do not fit 1 queries of a table of 50 x 4"):
+        ops.topk(prepared, ops.TopKJob(**{"queries": torch.ones(1, 4), "k": 3, **wrong}))

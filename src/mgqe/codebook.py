@@ -22,6 +22,8 @@ MAX_SAMPLE_ROWS = 65_536
 ROWS_PER_CENTROID = 64
 WORK_LIMIT = 5e11  # multiply-adds of one k-means, which bounds rows and iterations for huge codebooks
 SPREAD_ROWS = 16_384  # that k-means++ draws from
+FAR_MEAN = 16.0  # standard deviations; from here on sums of rows lose digits of what tells them apart
+LEAST_PEAK, LARGEST_PEAK = 1e-12, 1e15  # between these squares and sums of squares stay in float32
 REVIVE_ROWS = 16_384
 REVIVE_EVERY = 100
 
@@ -48,6 +50,51 @@ class KMeans:
 
 KMEANS = KMeans()  # before training goes on through the codes, which moves the centroids further
 THOROUGH = KMeans(iterations=50, starts=3, spread=True)  # where the codes may stay as they are
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where sums and squares of rows keep their digits: near zero and of ordinary size.
+
+    The identity for rows whose means are of the size of their spread, so that these give the bits they always gave.
+
+    Attributes:
+        shift: float32 (Dc, 1, sc) or (1, 1, sc), what is taken off after scaling; zeros where means are small.
+        scale: a power of two.
+    """
+
+    shift: Tensor
+    scale: float
+
+    @classmethod
+    def of(cls, pieces: Tensor, count: int) -> Frame | None:
+        """The frame of pieces (n, D, sc) for ``count`` codebook pieces, D or 1; None where rows may stay as they are."""
+        if pieces.numel() == 0:
+            return None
+        peak = float(pieces.abs().amax())
+        scale = 1.0
+        if math.isfinite(peak) and peak > 0 and not LEAST_PEAK < peak < LARGEST_PEAK:
+            scale = 2.0 ** -max(-126, min(126, math.frexp(peak)[1]))
+        if count == 1:
+            pieces = pieces.reshape(-1, 1, pieces.shape[-1])
+        variance, mean = torch.var_mean(pieces * scale, dim=0, correction=0)
+        far = mean.abs() > FAR_MEAN * variance.sqrt()
+        if scale == 1.0 and not bool(far.any()):
+            return None
+        return cls(torch.where(far, mean, 0.0).unsqueeze(1), scale)
+
+    def enter(self, book: Tensor) -> Tensor:
+        """Centroids (Dc, K, sc) as seen from the frame."""
+        return book * self.scale - self.shift
+
+    def leave(self, book: Tensor) -> Tensor:
+        """The inverse."""
+        return (book + self.shift) / self.scale
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """Rows (n, d) as seen from the frame."""
+        pieces = split_pieces(rows, self.shift.shape[-1])
+        return (pieces * self.scale - self.shift.squeeze(1)).flatten(1)
 
 
 def start_codebooks(
@@ -116,6 +163,24 @@ def kmeans(
         (draw_rows(rows, sample_size(num_centroids, rows.shape[1]), generator), subspaces) for rows, subspaces in parts
     ]
     pieces = torch.cat([split_pieces(rows, width) for rows, _ in sampled])
+    frame = Frame.of(pieces, held.shape[0])
+    if frame is None:
+        return _fit(sampled, pieces, held, num_centroids, generator, effort)
+    sampled = [(frame.rows(rows), subspaces) for rows, subspaces in sampled]
+    pieces = torch.cat([split_pieces(rows, width) for rows, _ in sampled])
+    book = frame.leave(_fit(sampled, pieces, frame.enter(held), num_centroids, generator, effort))
+    return torch.cat([held, book[:, held.shape[1] :]], dim=1)
+
+
+def _fit(
+    sampled: Sequence[tuple[Tensor, int]],
+    pieces: Tensor,
+    held: Tensor,
+    num_centroids: int,
+    generator: torch.Generator,
+    effort: KMeans,
+) -> Tensor:
+    """:func:`kmeans` of rows that are sampled already; ``pieces`` are theirs."""
     count, new = held.shape[0], num_centroids - held.shape[1]
     best, least = held, held.new_full((1,), float("inf"))
     for number in range(effort.starts):
@@ -213,8 +278,15 @@ def draw_pieces(pieces: Tensor, count: int, num: int, generator: torch.Generator
     index = torch.stack(picks).to(pieces.device)
     drawn = pieces[index, torch.arange(subspaces, device=pieces.device).unsqueeze(1)]
     if repeats > 1:
-        drawn = drawn + noise * (pieces.std() * 1e-3 if pieces.numel() > 1 else 1e-3)
+        drawn = drawn + noise * (_spread(pieces) * 1e-3 if pieces.numel() > 1 else 1e-3)
     return drawn
+
+
+def _spread(pieces: Tensor) -> Tensor:
+    """The standard deviation of all numbers, also where their squares leave float32."""
+    spread, peak = pieces.std(), pieces.abs().amax()
+    scaled = (pieces / torch.where(peak > 0, peak, 1.0)).std() * peak
+    return torch.where(spread.isfinite(), spread, scaled)
 
 
 def spread_pieces(pieces: Tensor, held: Tensor, num: int, generator: torch.Generator) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from mgqe.frozen import MAX_DIM, MAX_ROWS, Config, Reader
 from mgqe.ops import max_code
 from mgqe.packing import MAX_BITS, bits_for, pack, spare_bits_are_zero
+from mgqe.quantizers import int8_scales
 from mgqe.scalars import as_ints, optional_int
 from mgqe.tiers import (
     BLOCK_BITS,
@@ -196,9 +197,8 @@ def store_centroids(codebook: Tensor, centroid_dtype: str) -> tuple[Tensor, Tens
         if not bool(torch.isfinite(halves).all()):
             raise ValueError('centroids beyond 65504 do not fit float16: use centroid_dtype="int8" or "float32"')
         return halves, none
-    scales = values.abs().amax(dim=(1, 2)) / 127
-    scales = torch.where(scales > 0, scales, 1.0)
-    return (values / scales[:, None, None]).round().clamp(-127, 127).to(torch.int8), scales
+    scales = int8_scales(values)
+    return (values / scales).round().clamp(-127, 127).to(torch.int8), scales.reshape(-1)
 
 
 def check_codebook(tier: int, d: int, subspaces: int, num_centroids: int, shape: tuple[int, ...]) -> None:

@@ -187,7 +187,7 @@ class QuantizedEmbedding(TrainingPasses):
         Processes that train together start alike: see :mod:`mgqe.distributed`.
         """
         if not self.quantizing:
-            self._check_rows()
+            self._check_rows(self.quantizer.largest_value)
             if isinstance(self.store, CacheStore) and self.store.ready:  # other ids have codes of these codebooks
                 for _ in range(FOLLOWING_STEPS):
                     self.store.follow(self.raw_weight, common_generator(self.raw_weight, self._passes()))
@@ -221,7 +221,7 @@ class QuantizedEmbedding(TrainingPasses):
             )
         store.after_step(self.raw_weight, self._passes())
         if isinstance(store, CacheStore) and store.nearly_full():
-            self._check_rows()
+            self._check_rows(self.quantizer.largest_value)
             if not store.ready:
                 self._start_codebooks()
             elif not self.quantizing:
@@ -386,7 +386,7 @@ class QuantizedEmbedding(TrainingPasses):
     @torch.no_grad()
     def prepare_to_freeze(self) -> None:
         """Check the rows, and start the codebooks if they have not been."""
-        self._check_rows()
+        self._check_rows(self.quantizer.largest_value)
         self.start_quantizing()
 
     def codebook_stats(self) -> list[CodebookStats]:

@@ -132,6 +132,14 @@ def mix_values(weights: Tensor, values: Tensor) -> Tensor:
     return torch.einsum("njk,jks->njs", weights, values).flatten(1)
 
 
+def int8_scales(codebook: Tensor) -> Tensor:
+    """Of int8 centroids, (Dc, 1, 1): max |centroid| / 127 of each piece; 1 where all are zeros."""
+    scales = codebook.abs().amax(dim=(1, 2), keepdim=True) / 127
+    # The quotient of the largest float32 is rounded up, and 127 times that is infinite.
+    scales = torch.where((scales * 127).isfinite(), scales, torch.nextafter(scales, torch.zeros_like(scales)))
+    return torch.where(scales > 0, scales, 1.0)
+
+
 def round_centroids(codebook: Tensor, centroid_dtype: str) -> Tensor:
     """Centroids as a frozen table of ``centroid_dtype`` will decode them: (Dc, Kc, sc) -> the same shape.
 
@@ -143,7 +151,6 @@ def round_centroids(codebook: Tensor, centroid_dtype: str) -> Tensor:
     if centroid_dtype == "float16":
         rounded = values.to(torch.float16).to(values.dtype)
     else:
-        scales = values.abs().amax(dim=(1, 2), keepdim=True) / 127
-        scales = torch.where(scales > 0, scales, 1.0)
+        scales = int8_scales(values)
         rounded = (values / scales).round().clamp(-127, 127) * scales
     return rounded + (codebook - values)

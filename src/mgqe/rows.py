@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -82,16 +83,22 @@ class RawRows(nn.Module):
         rows = F.embedding(ids, self.raw_weight, padding, norm, self.norm_type, sparse=self.sparse)
         return rows.to(self.vector_dtype)
 
-    def _check_rows(self) -> None:
-        """Raises ValueError naming the first row that is not finite."""
+    def _check_rows(self, largest: float = math.inf) -> None:
+        """Raises ValueError naming the first row that is not finite, or holds numbers of more than ``largest``."""
         for start in range(0, len(self.raw_weight), SWEEP_ROWS):
-            finite = self.raw_weight.detach()[start : start + SWEEP_ROWS].isfinite().all(1)
+            values = self.raw_weight.detach()[start : start + SWEEP_ROWS]
+            finite = (values.isfinite() & (values.abs() <= largest)).all(1)
             zero = self._zero_row if self.store is None else None
             if zero is not None and start <= zero < start + SWEEP_ROWS:
                 finite[zero - start] = True  # looks up as zeros, whatever its row holds
             if not bool(finite.all()):
                 row = start + int((~finite).nonzero()[0])
                 where = "the embedding weight" if self.store is None else "raw_weight"
+                if bool(self.raw_weight.detach()[row].isfinite().all()):
+                    raise ValueError(
+                        f"row {row} of {where} holds numbers beyond {largest:g}, whose products with keys overflow "
+                        'float32: scale the rows down, or use quantizer="vq"'
+                    )
                 raise ValueError(
                     f"row {row} of {where} holds NaN or infinity and cannot be quantised ({type(self).__name__} of "
                     f"{self.num_embeddings} x {self.embedding_dim}): the training diverged; lower the learning rate or "

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mgqe import ops
 from mgqe.autograd import SparseGradient
 from mgqe.capacity import Capacity
-from mgqe.codebook import KMEANS, KMeans, revive, start_codebooks
+from mgqe.codebook import KMEANS, Frame, KMeans, revive, split_pieces, start_codebooks
 from mgqe.distributed import average, recomputing
 from mgqe.quantizers import (
     Groups,
@@ -49,6 +49,7 @@ class SXQuantizer(nn.Module):
             are computed outside training.
     """
 
+    largest_value = 1e8  # of a row's numbers; variances of products with keys are their fourth powers
     lift: tuple[Lift, ...] = ()  # in a tuple, where nn.Module does not see it
 
     def __init__(
@@ -99,17 +100,22 @@ class SXQuantizer(nn.Module):
                 value.copy_(self.lift[0].values_of(book))
             return
         for number, value in enumerate(self.values_):
-            sums, counts = (
-                torch.zeros_like(books[number]),
-                torch.zeros(books[number].shape[:2], dtype=torch.float32, device=value.device),
-            )
-            for g, tier_rows in enumerate(rows):
-                if self.capacity.codebook_of[g] == number:
-                    part, part_counts = ops.scatter(tier_rows, self.codes(tier_rows, g), None, *value.shape)
-                    sums += part
-                    counts += part_counts
-            means = sums / counts.clamp(min=1).unsqueeze(-1)
-            value.copy_(torch.where((counts > 0).unsqueeze(-1), means, books[number]))
+            value.copy_(self._won_means(rows, number, books[number]))
+
+    def _won_means(self, rows: Sequence[Tensor], number: int, book: Tensor) -> Tensor:
+        """The mean of the rows that each key wins (Dc, K, sc); the key itself, from ``book``, where it wins none."""
+        tiers = [g for g, used in enumerate(self.capacity.codebook_of) if used == number]
+        frame = Frame.of(torch.cat([split_pieces(rows[g], book.shape[2]) for g in tiers]), book.shape[0])
+        sums = torch.zeros_like(book)
+        counts = torch.zeros(book.shape[:2], dtype=torch.float32, device=book.device)
+        for g in tiers:
+            values = rows[g] if frame is None else frame.rows(rows[g])
+            part, part_counts = ops.scatter(values, self.codes(rows[g], g), None, *book.shape)
+            sums += part
+            counts += part_counts
+        means = sums / counts.clamp(min=1).unsqueeze(-1)
+        means = means if frame is None else frame.leave(means)
+        return torch.where((counts > 0).unsqueeze(-1), means, book)
 
     @torch.no_grad()
     def revive(self, rows: Sequence[Tensor], generator: torch.Generator) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -28,6 +29,8 @@ class VQQuantizer(nn.Module):
     Attributes:
         codebooks: one (Dc, Kc, sc) parameter a codebook, see :class:`mgqe.capacity.Capacity`.
     """
+
+    largest_value = math.inf  # of a row's numbers that can be quantised
 
     def __init__(
         self, capacity: Capacity, like: Tensor, centroid_dtype: str, commitment: float, sparse: bool = False

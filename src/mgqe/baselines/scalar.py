@@ -163,20 +163,22 @@ def fit_grids(weight: Tensor, bits: int, granularity: str) -> tuple[Tensor, Tens
         empty = torch.zeros(weight.shape[1 - axis], dtype=dtype)
         return empty, empty.clone()
     low, high = weight.amin(dim=axis), weight.amax(dim=axis)
-    middle, half = (low + high) / 2, (high - low) / 2
+    middle, half = low / 2 + high / 2, high / 2 - low / 2  # the sum or the difference may overflow
     levels = (1 << bits) - 1
-    best = torch.full_like(low, float("inf"))
+    best = torch.full_like(low, float("inf"), dtype=torch.float64)  # squares of large values leave float32
     step, offset = torch.zeros_like(low, dtype=dtype), torch.zeros_like(low, dtype=dtype)
     for clip in CLIPS:
         # Codes are chosen for the grid as it is kept, so its own rounding does no harm.
         kept_step = (2 * clip * half / levels).to(dtype)
         kept_offset = (middle - clip * half).to(dtype)
         grid = (kept_step.unsqueeze(axis), kept_offset.unsqueeze(axis))
-        error = (_decode(_round(weight, *grid, bits), *grid) - weight).square().sum(dim=axis)
+        error = (_decode(_round(weight, *grid, bits), *grid) - weight).double().square().sum(dim=axis)
         better = error < best
         best = torch.where(better, error, best)
         step, offset = torch.where(better, kept_step, step), torch.where(better, kept_offset, offset)
     if not bool(torch.isfinite(offset).all() and torch.isfinite(step).all() and torch.isfinite(best).all()):
+        if dtype != torch.float16:
+            raise ValueError("values whose range is beyond float32 do not fit a grid: scale the weights down")
         raise ValueError('values beyond 65504 do not fit a row\'s float16 grid: use granularity="dimension"')
     return step, offset
 

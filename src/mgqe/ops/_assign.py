@@ -14,16 +14,16 @@ from mgqe.ops.native import check, library
 def assign(rows: Tensor, centroids: Tensor, bias: Tensor | None = None) -> Tensor:
     """Code of the nearest centroid in every subspace.
 
-    ``codes[i, j] = argmin_k bias[j, k] - <rows[i, j], centroids[j, k]>``. With the default bias, half the
-    squared norm of the centroid, that is the smallest Euclidean distance. The lowest k wins a tie, NaN scores
-    lose against all others, and a subspace of nothing but NaN gets code 0.
+    Without a bias the nearest by squared distance: ``codes[i, j] = argmin_k ||rows[i, j] - centroids[j, k]||^2``; with
+    one, ``argmin_k bias[j, k] - <rows[i, j], centroids[j, k]>``. Either is decided in double precision, so that neither
+    a mean that is large against the spread nor squares beyond float32 make a difference. The lowest k wins a tie, NaN
+    scores lose against all others, and a subspace of nothing but NaN gets code 0.
 
     A row's codes depend on that row alone, never on the batch around it, and are the same on every
-    instruction set and in the torch twin: each score is accumulated over s in
-    order, every product and sum rounded.
+    instruction set and in the torch twin.
 
     Args:
-        rows: ``(n, D * s)``, float32, float16 or bfloat16 (scored in float32).
+        rows: ``(n, D * s)``, float32, float16 or bfloat16.
         centroids: ``(D, K, s)``, K from 1 to 65,536.
         bias: ``(D, K)`` or None.
 

@@ -111,6 +111,8 @@ class TableParts:
                 raise ValueError(f"{name} must have one entry a tier, {m}, got {len(getattr(self, name))}")
         if not 1 <= m <= MAX_TIERS:
             raise ValueError(f"a table has 1 to {MAX_TIERS} tiers, got {m}")
+        if self.padding_idx != -1 and not 0 <= self.padding_idx < self.num_embeddings:
+            raise ValueError(f"padding_idx must be -1 or in 0 .. {self.num_embeddings - 1}, got {self.padding_idx}")
         for g in range(m):
             self._check_tier(g)
         self._check_map(m)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from mgqe.ops import reference_topk
+from mgqe.ops._descriptor import TableParts
 from mgqe.ops._lookup import PreparedLookup
-from mgqe.ops.native import NOT_FINITE, OUT_OF_RANGE, check, library
+from mgqe.ops.native import LONG_ROWS, NOT_FINITE, OUT_OF_RANGE, OVERFLOW, check, library
 
 METHODS = {"auto": 0, "scan": 1, "filter": 2, "blocks": 3}
 
@@ -26,8 +27,10 @@ class CJob(ctypes.Structure):
         ("bias_levels", c_void_p),
         ("excluded", c_void_p),
         ("excluded_spans", c_void_p),
+        ("num_excluded", c_int64),
         ("candidates", c_void_p),
         ("candidate_spans", c_void_p),
+        ("num_candidates", c_int64),
         ("hidden", c_void_p),
         ("hidden_step", c_int64),
         ("scores", c_void_p),
@@ -102,13 +105,16 @@ def topk(prepared: PreparedLookup, job: TopKJob, method: str = "auto") -> tuple[
         may be returned, the rest is -infinity and -1. And the number of rows scored exactly, in all.
 
     Raises:
-        IndexError: an excluded or candidate id outside the table. ValueError: a query that holds NaN or infinity,
-        a damaged tier map.
+        IndexError: an excluded or candidate id outside the table. ValueError: a query that holds NaN or infinity, or
+        whose scores may leave float32; for cosine a row whose squared length does; a damaged tier map; shapes that do
+        not fit.
     """
     parts, native, lib = prepared.parts, prepared._native, library()
+    _check_shapes(parts, job, native is not None and lib is not None)
     if native is None or lib is None:
         _check_lists(job, parts.num_embeddings)
         _check_finite(job.queries)
+        reference_topk.check_range(parts, job)
         return reference_topk.topk(parts, job)
     shape = (job.queries.shape[0], job.k)
     scores = torch.empty(shape, dtype=torch.float32, device="cpu")
@@ -129,10 +135,12 @@ def topk(prepared: PreparedLookup, job: TopKJob, method: str = "auto") -> tuple[
         c_job.bias_levels = job.bias.levels.data_ptr()
     if job.excluded is not None and job.excluded.ids.numel():
         c_job.excluded, c_job.excluded_spans = job.excluded.ids.data_ptr(), job.excluded.spans.data_ptr()
+        c_job.num_excluded = job.excluded.ids.numel()
     if job.candidates is not None:
         # An empty list has no address, but it is not the same as none.
         given = job.candidates.ids if job.candidates.ids.numel() else job.candidates.spans
         c_job.candidates, c_job.candidate_spans = given.data_ptr(), job.candidates.spans.data_ptr()
+        c_job.num_candidates = job.candidates.ids.numel()
     if job.hidden is not None:
         c_job.hidden = job.hidden.data_ptr()
         c_job.hidden_step = job.hidden.stride(0) if job.hidden.dim() == 2 else 0
@@ -141,6 +149,8 @@ def topk(prepared: PreparedLookup, job: TopKJob, method: str = "auto") -> tuple[
         _check_lists(job, parts.num_embeddings)
     if status == NOT_FINITE:
         _check_finite(job.queries)
+    if status in (OVERFLOW, LONG_ROWS):
+        reference_topk.check_range(parts, job)
     check(status)
     return scores, ids, rescored.value
 
@@ -151,11 +161,29 @@ def _check_finite(queries: Tensor) -> None:
         raise ValueError(f"query {int((~finite).nonzero()[0])} holds NaN or infinity")
 
 
+def _check_shapes(parts: TableParts, job: TopKJob, native: bool) -> None:
+    """What the kernels could read beyond, were it too small."""
+    n, count = parts.num_embeddings, job.queries.shape[0]
+    fits = {
+        "queries": tuple(job.queries.shape) == (count, parts.embedding_dim) and job.queries.dtype == torch.float32,
+        "hidden": job.hidden is None or tuple(job.hidden.shape) in ((n,), (count, n)),
+        "bias": job.bias is None or tuple(job.bias.bias.shape) == (n,),
+        "bias levels": job.bias is None or not native or (job.bias.codes.numel(), job.bias.levels.numel()) == (n, 256),
+        "spans": all(x is None or tuple(x.spans.shape) == (count, 2) for x in (job.excluded, job.candidates)),
+    }
+    if not all(fits.values()):
+        wrong = ", ".join(name for name, right in fits.items() if not right)
+        raise ValueError(f"the search's {wrong} do not fit {count} queries of a table of {n} x {parts.embedding_dim}")
+
+
 def _check_lists(job: TopKJob, num_embeddings: int) -> None:
     """Raise IndexError for the first excluded or candidate id outside the table, naming the argument and the query."""
     for name, lists in (("exclude", job.excluded), ("candidates", job.candidates)):
         if lists is None:
             continue
+        begin, end = lists.spans.unbind(1)
+        if bool(((begin < 0) | (begin > end) | (end > lists.ids.numel())).any()):
+            raise ValueError(f"the spans of an id list must lie within its {lists.ids.numel()} ids")
         outside = ((lists.ids < 0) | (lists.ids >= num_embeddings)).nonzero()
         if not outside.numel():
             continue

@@ -23,18 +23,22 @@ from typing import Any
 
 import torch  # noqa: F401  Loaded first, so that the library shares torch's OpenMP runtime and its thread pool.
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 ISA_NAMES = ("scalar", "avx2", "avx512", "neon")
 _LIBRARY = Path(__file__).with_name("libmgqe_native" + (".dylib" if sys.platform == "darwin" else ".so"))
 
 OUT_OF_RANGE = -3
 NOT_FINITE = -6
 BAD_OFFSETS = -7
+OVERFLOW = -8
+LONG_ROWS = -9
 _MESSAGES = {
     -1: "the native kernel refused its arguments (a shape, size or pointer that does not fit)",
     -2: "the native kernel could not get memory",
     -5: "the table's tier map is damaged: it points outside a tier",
     -7: "bags of the native kernel do not fit its ids",
+    -8: "the scores of a query leave float32",
+    -9: "the squared length of a row leaves float32",
     -4: "this processor, or this build of the library, lacks that instruction set",
 }
 _SIGNATURES: dict[str, list[Any]] = {

@@ -19,32 +19,66 @@ _SCORES_AT_ONCE = 1 << 20
 _IDS_AT_ONCE = 1 << 14
 
 
-def half_squared_norms(centroids: Tensor) -> Tensor:
-    """0.5 * ||c||^2 for centroids ``(D, K, s)``, returned as ``(D, K)``, summed over s in order."""
-    total = torch.zeros_like(centroids[..., 0])
-    for t in range(centroids.shape[2]):
-        total = total + centroids[..., t] * centroids[..., t]
-    return 0.5 * total
+# Squared distances of a row whose squared length is so many times that of the longest centroid would all be equal.
+_FAR = 2.0**40
+
+
+def _squared_lengths(values: Tensor) -> Tensor:
+    """``(..., s)`` to ``(...)``, summed over s in order."""
+    total = torch.zeros_like(values[..., 0])
+    for t in range(values.shape[-1]):
+        total = total + values[..., t] * values[..., t]
+    return total
 
 
 def assign(rows: Tensor, centroids: Tensor, bias: Tensor | None) -> Tensor:
-    """argmin_k bias[j, k] - <rows[i, j], centroids[j, k]>: rows ``(n, D * s)`` to int32 codes ``(n, D)``.
+    """Nearest centroids, or argmin_k bias[j, k] - <rows[i, j], centroids[j, k]>; see :func:`mgqe.ops.assign`.
 
     No matrix product here: its rounding depends on the shape of the whole batch, and a row's code must not.
     """
     num_subspaces, num_centroids, width = centroids.shape
     n = rows.shape[0]
     parts = rows.reshape(n, num_subspaces, width)
-    start = half_squared_norms(centroids) if bias is None else bias
     codes = torch.empty(n, num_subspaces, dtype=torch.int32, device=rows.device)
     step = max(1, _SCORES_AT_ONCE // (num_subspaces * num_centroids))
     for at in range(0, n, step):
         part = parts[at : at + step]
-        scores = start.expand(part.shape[0], -1, -1)
-        for t in range(width):
-            scores = scores - part[:, :, t, None] * centroids[None, :, :, t]
+        scores = _distances(part, centroids) if bias is None else _responses(part, centroids, bias)
         codes[at : at + step] = _argmin_ignoring_nan(scores).to(torch.int32)
     return codes
+
+
+def wide(values: Tensor) -> Tensor:
+    """In double precision, where the device has it."""
+    return values if values.device.type == "mps" else values.double()
+
+
+def _distances(parts: Tensor, centroids: Tensor) -> Tensor:
+    """Squared distances ``(n, D, K)`` of rows ``(n, D, s)``; of far rows less a number that all K share.
+
+    Far rows are compared by their products with the centroids, both less the middle m of the centroids:
+    ||x - c||^2 - ||x - m||^2 = <c - m, c - (2 x - m)>.
+    """
+    finite = torch.where(centroids.isfinite(), centroids, 0.0)
+    middle = 0.5 * finite.amin(dim=1) + 0.5 * finite.amax(dim=1)
+    longest = _squared_lengths(wide(finite) - wide(middle)[:, None]).amax(dim=1)
+    values, shift = wide(parts), wide(middle)
+    lengths = _squared_lengths(values - shift)
+    far = ((lengths > _FAR * longest) & (lengths < torch.inf)).unsqueeze(-1)
+    left, right = torch.where(far, shift, values), torch.where(far, 2.0 * values - shift, values)
+    scores = values.new_zeros(parts.shape[0], *centroids.shape[:2])
+    for t in range(centroids.shape[2]):
+        centroid = wide(centroids[:, :, t])
+        scores = scores + (centroid - left[:, :, t, None]) * (centroid - right[:, :, t, None])
+    return scores
+
+
+def _responses(parts: Tensor, centroids: Tensor, bias: Tensor) -> Tensor:
+    """bias[j, k] - <rows[i, j], centroids[j, k]>: ``(n, D, K)``."""
+    scores = wide(bias).expand(parts.shape[0], -1, -1)
+    for t in range(centroids.shape[2]):
+        scores = scores - wide(parts[:, :, t, None]) * wide(centroids[:, :, t])
+    return scores
 
 
 def _argmin_ignoring_nan(scores: Tensor) -> Tensor:

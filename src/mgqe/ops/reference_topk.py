@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mgqe.ops._descriptor import TableParts
-from mgqe.ops.reference import codes_of, locate
+from mgqe.ops.reference import codes_of, locate, lookup
 
 if TYPE_CHECKING:
     from mgqe.ops._topk import IdLists, TopKJob
@@ -52,6 +52,39 @@ def _entries(tables: Tensor, codes: Tensor) -> Tensor:
     for j in range(1, codes.shape[1]):
         sums = sums + tables[:, j, codes[:, j]]
     return sums
+
+
+def check_range(parts: TableParts, job: TopKJob) -> None:
+    """Raise ValueError for the first query whose scores may leave float32, or, for cosine, the first row whose squared
+    length does."""
+    most = torch.finfo(torch.float32).max
+    bias = 0.0 if job.bias is None or job.bias.bias.numel() == 0 else float(job.bias.bias.abs().max())
+    for start in range(0, job.queries.shape[0], _QUERIES_AT_ONCE):
+        tables, _ = _tables(parts, job.queries[start : start + _QUERIES_AT_ONCE], False)
+        for g, table in enumerate(tables):
+            if parts.sizes[g]:
+                largest = table[:, :, : 1 << parts.bits[g]].abs().double().amax(2).sum(1) + bias
+                if not bool((largest <= most).all()):
+                    query = start + int((~(largest <= most)).nonzero()[0])
+                    raise ValueError(
+                        f"the scores of query {query} may leave float32, whose largest number is {most:.3g}: scale the "
+                        "query down, or the table it is scored with (table.validate() tells whether it holds NaN or "
+                        "infinity)"
+                    )
+    if job.cosine:
+        _check_lengths(parts)
+
+
+def _check_lengths(parts: TableParts) -> None:
+    for start in range(0, parts.num_embeddings, _ROWS_AT_ONCE):
+        rows = torch.arange(start, min(start + _ROWS_AT_ONCE, parts.num_embeddings), device=parts.device)
+        lengths = lookup(rows, parts).square().sum(1)
+        if not bool(lengths.isfinite().all()):
+            row = start + int((~lengths.isfinite()).nonzero()[0])
+            raise ValueError(
+                f"the squared length of row {row} leaves float32, so that it has no cosine: scale the table down "
+                "(table.validate() tells whether it holds NaN or infinity)"
+            )
 
 
 def _topk_of(parts: TableParts, job: TopKJob, first: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgqe.codebook import KMeans, draw_places, start_codebooks
+from mgqe.codebook import Frame, KMeans, draw_places, start_codebooks
 from mgqe.planning.search import Candidate, Space
 from mgqe.quantizers import nearest_codes, round_centroids, tier_codebook
 
@@ -40,5 +40,8 @@ def measured(space: Space, candidate: Candidate, rows: Tensor) -> tuple[float, t
         decoded = tier_codebook(book, subspaces, k)[torch.arange(subspaces, device="cpu"), codes.long()].reshape(
             len(part), -1
         )
-        errors.append(float((part - decoded).square().sum() / part.square().sum().clamp(min=1e-30)))
+        # Only the ratio matters: by a power of two, which is exact, squares of any rows are in float32.
+        scale = 1.0 if (frame := Frame.of(part.unsqueeze(1), 1)) is None else frame.scale
+        lost = ((part - decoded) * scale).square().sum()
+        errors.append(float(lost / (part * scale).square().sum().clamp(min=1e-30)))
     return float(space.tier_weights(candidate.sizes) @ np.array(errors)), tuple(errors)

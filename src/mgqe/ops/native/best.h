@@ -133,8 +133,10 @@ inline void offer(const mgqe_scan& scan, const mgqe_query& query, Best& best, co
         return;
     if (query.hidden_rows) {
         if (query.hidden_rows[scan.tiers[hit.tier].first_position + hit.rank]) return;
-    } else if (query.hidden && query.hidden[id_at(best.table, hit.tier, hit.rank)]) {
-        return;
+    } else if (query.hidden) {
+        const int64_t id = id_at(best.table, hit.tier, hit.rank);
+        best.state.corrupt |= id < 0;
+        if (id < 0 || query.hidden[id]) return;
     }
     best.add(hit);
 }

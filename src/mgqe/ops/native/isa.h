@@ -9,15 +9,24 @@
 
 #include "mgqe_native.h"
 
-// One subspace's centroids, transposed for lanes over k: values (width, stride) and bias (stride), stride a multiple
-// of 16; the padding beyond `count` has bias NaN, so that it never wins.
+// One subspace's centroids, transposed for lanes over k: values (width, stride) less the shift, and start (stride), what
+// a score starts from: the bias, or half of the squared length. stride is a multiple of 16; the padding beyond `count`
+// starts from NaN, so that it never wins.
 struct mgqe_lanes {
     const float* values;
-    const float* bias;
+    const float* start;
+    const float* centroids;  // (count, width), as given
+    const float* bias;       // (count), as given, or null
+    const float* shift;      // (width), taken off centroids and rows; zeros where there is a bias
+    double longest;          // the largest squared length of a centroid less the shift, numbers not finite taken as 0
+    double largest_bias;     // the largest size of a finite bias
     int64_t count;
     int64_t stride;
     int64_t width;
 };
+
+// Rows that an assign kernel takes at once: a multiple of the rows that share registers.
+constexpr int64_t kAssignRows = 48;
 
 // One row to decode: its packed codes and where its floats go.
 struct mgqe_row {
@@ -47,9 +56,11 @@ struct mgqe_bags {
 };
 
 struct mgqe_kernels {
-    // codes[i * codes_step] = nearest centroid of rows[i * row_step ... + width), i < n.
+    // Fills in what a subspace's lanes point at, and their sizes, from the centroids and the bias as given.
+    void (*lay_out)(mgqe_lanes& lanes, float* values, float* start, float* shift);
+    // codes[i * codes_step] = nearest centroid of rows[i * row_step ... + width), i < n. scratch (kAssignRows, width).
     void (*assign)(const mgqe_lanes& lanes, const float* rows, int64_t row_step, int64_t n, int32_t* codes,
-                   int64_t codes_step);
+                   int64_t codes_step, float* scratch);
     // Decodes ids [begin, end) of a checked table. MGQE_CORRUPT if its tier map points outside a tier. `stream`: the
     // output is too large for the caches, write around them (rows of at most kStage floats, 16-byte aligned).
     int32_t (*lookup)(const mgqe_table& table, const int64_t* ids, int64_t begin, int64_t end, float* out,

@@ -1,4 +1,4 @@
-// Kernels for x86-64 with AVX2, BMI2 and F16C: 8 lanes, 4 rows at a time.
+// Kernels for x86-64 with AVX2, FMA, BMI2 and F16C: 8 lanes, 3 rows at a time.
 #include <immintrin.h>
 
 #include "assign_kernel.h"
@@ -16,13 +16,14 @@ struct Vec {
     static void store(float* p, F v) { _mm256_storeu_ps(p, v); }
     static void store_i(int32_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
     static F broadcast(float x) { return _mm256_set1_ps(x); }
-    static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
-    static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+    static F less_product(F c, F a, F b) { return _mm256_fnmadd_ps(a, b, c); }
     static I iota(int32_t first) {
         return _mm256_add_epi32(_mm256_set1_epi32(first), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     }
     static I next(I k) { return _mm256_add_epi32(k, _mm256_set1_epi32(kLanes)); }
-    static void keep_less(F& best, I& index, F score, I k) {
+    static void keep_two(F& best, F& second, I& index, F score, I k) {
+        // Both give their second argument where one is NaN.
+        second = _mm256_min_ps(_mm256_max_ps(best, score), second);
         const F less = _mm256_cmp_ps(score, best, _CMP_LT_OQ);
         best = _mm256_blendv_ps(best, score, less);
         index = _mm256_castps_si256(
@@ -33,13 +34,8 @@ struct Vec {
         m = _mm_min_ps(m, _mm_movehl_ps(m, m));
         return _mm_cvtss_f32(_mm_min_ss(m, _mm_movehdup_ps(m)));
     }
-    static int32_t least_index(F best, float least, const int32_t* index) {
-        // All ones, the largest unsigned number, wherever the lane is not least.
-        const I equal = _mm256_castps_si256(_mm256_cmp_ps(best, _mm256_set1_ps(least), _CMP_EQ_OQ));
-        const I kept = _mm256_or_si256(load_i(index), _mm256_xor_si256(equal, _mm256_set1_epi32(-1)));
-        __m128i m = _mm_min_epu32(_mm256_castsi256_si128(kept), _mm256_extracti128_si256(kept, 1));
-        m = _mm_min_epu32(m, _mm_shuffle_epi32(m, 0x4E));
-        return _mm_cvtsi128_si32(_mm_min_epu32(m, _mm_shuffle_epi32(m, 0xB1)));
+    static uint32_t not_above(F v, float limit) {
+        return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(v, _mm256_set1_ps(limit), _CMP_NGT_UQ)));
     }
     static uint64_t deposit(uint64_t word, uint64_t lanes, int64_t) { return _pdep_u64(word, lanes); }
     static constexpr bool kSpreads = true;
@@ -67,5 +63,5 @@ struct Half {
 
 }  // namespace
 
-const mgqe_kernels mgqe_kernels_avx2 = {assign_lanes<Vec, 4>, lookup_ids<Half>, pool_bags<Half, Vec>,
+const mgqe_kernels mgqe_kernels_avx2 = {lay_out_lanes, assign_lanes<Vec, 3>, lookup_ids<Half>, pool_bags<Half, Vec>,
                                              write_book<Half>};

@@ -1,4 +1,4 @@
-// Kernels for x86-64 with AVX-512 F, BW, VL and DQ: 16 lanes, 8 rows at a time.
+// Kernels for x86-64 with AVX-512 F, BW, VL and DQ: 16 lanes, 6 rows at a time.
 #include <immintrin.h>
 
 #include "assign_kernel.h"
@@ -16,27 +16,22 @@ struct Vec {
     static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
     static void store_i(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
     static F broadcast(float x) { return _mm512_set1_ps(x); }
-    static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
-    static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+    static F less_product(F c, F a, F b) { return _mm512_fnmadd_ps(a, b, c); }
     static I iota(int32_t first) {
         return _mm512_add_epi32(_mm512_set1_epi32(first),
                                 _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
     }
     static I next(I k) { return _mm512_add_epi32(k, _mm512_set1_epi32(kLanes)); }
-    static void keep_less(F& best, I& index, F score, I k) {
+    static void keep_two(F& best, F& second, I& index, F score, I k) {
+        // Both give their second argument where one is NaN.
+        second = _mm512_min_ps(_mm512_max_ps(best, score), second);
         const __mmask16 less = _mm512_cmp_ps_mask(score, best, _CMP_LT_OQ);
         best = _mm512_mask_mov_ps(best, less, score);
         index = _mm512_mask_mov_epi32(index, less, k);
     }
     static float least(F v) { return _mm512_reduce_min_ps(v); }
-    static int32_t least_index(F best, float least, const int32_t* index) {
-        uint32_t lanes = _cvtmask16_u32(_mm512_cmp_ps_mask(best, _mm512_set1_ps(least), _CMP_EQ_OQ));
-        int32_t first = index[__builtin_ctz(lanes)];
-        while (lanes &= lanes - 1) {
-            const int32_t other = index[__builtin_ctz(lanes)];
-            first = other < first ? other : first;
-        }
-        return first;
+    static uint32_t not_above(F v, float limit) {
+        return _cvtmask16_u32(_mm512_cmp_ps_mask(v, _mm512_set1_ps(limit), _CMP_NGT_UQ));
     }
     static uint64_t deposit(uint64_t word, uint64_t lanes, int64_t) { return _pdep_u64(word, lanes); }
     static constexpr bool kSpreads = true;
@@ -64,5 +59,5 @@ struct Half {
 
 }  // namespace
 
-const mgqe_kernels mgqe_kernels_avx512 = {assign_lanes<Vec, 8>, lookup_ids<Half>, pool_bags<Half, Vec>,
+const mgqe_kernels mgqe_kernels_avx512 = {lay_out_lanes, assign_lanes<Vec, 6>, lookup_ids<Half>, pool_bags<Half, Vec>,
                                              write_book<Half>};

@@ -30,13 +30,28 @@ struct Vec {
     static void store(float* p, F v) { __builtin_memcpy(p, &v, sizeof v); }
     static void store_i(int32_t* p, I v) { __builtin_memcpy(p, &v, sizeof v); }
     static F broadcast(float x) { return F{x, x, x, x}; }
-    static F mul(F a, F b) { return a * b; }
-    static F sub(F a, F b) { return a - b; }
+    static F less_product(F c, F a, F b) { return c - a * b; }
     static I iota(int32_t first) { return I{first, first + 1, first + 2, first + 3}; }
     static I next(I k) { return k + kLanes; }
-    static void keep_less(F& best, I& index, F score, I k) {
+    // The larger and the smaller of two, b where one is NaN: as SSE has it.
+    static F larger(F a, F b) {
+#if defined(__x86_64__)
+        return _mm_max_ps(a, b);
+#else
+        return a > b ? a : b;
+#endif
+    }
+    static F smaller(F a, F b) {
+#if defined(__x86_64__)
+        return _mm_min_ps(a, b);
+#else
+        return a < b ? a : b;
+#endif
+    }
+    static void keep_two(F& best, F& second, I& index, F score, I k) {
         const I less = score < best;
-        best = reinterpret_cast<F>((reinterpret_cast<I>(score) & less) | (reinterpret_cast<I>(best) & ~less));
+        second = smaller(larger(best, score), second);
+        best = smaller(score, best);
         index = (k & less) | (index & ~less);
     }
     static float least(F v) {
@@ -44,13 +59,11 @@ struct Vec {
         const float high = v[2] < v[3] ? v[2] : v[3];
         return low < high ? low : high;
     }
-    static int32_t least_index(F best, float least, const int32_t* index) {
-        int32_t found = INT32_MAX;
-        for (int lane = 0; lane < kLanes; ++lane) {
-            const int32_t k = best[lane] == least ? index[lane] : INT32_MAX;
-            found = k < found ? k : found;
-        }
-        return found;
+    static uint32_t not_above(F v, float limit) {
+        const I above = v > broadcast(limit);
+        uint32_t lanes = 0;
+        for (int lane = 0; lane < kLanes; ++lane) lanes |= static_cast<uint32_t>(above[lane] + 1) << lane;
+        return lanes;
     }
     static uint64_t deposit(uint64_t word, uint64_t lanes, int64_t bits) {
         uint64_t bytes = 0;
@@ -59,6 +72,13 @@ struct Vec {
     }
     static constexpr bool kSpreads = false;
 };
+
+// Each row takes four registers: a score, the two least scores, and the index.
+#if defined(__aarch64__)
+constexpr int kRowsAtOnce = 6;
+#else
+constexpr int kRowsAtOnce = 3;
+#endif
 
 struct Half {
 #if defined(__x86_64__)
@@ -80,5 +100,5 @@ struct Half {
 
 }  // namespace
 
-const mgqe_kernels mgqe_kernels_scalar = {assign_lanes<Vec, 4>, lookup_ids<Half>, pool_bags<Half, Vec>,
+const mgqe_kernels mgqe_kernels_scalar = {lay_out_lanes, assign_lanes<Vec, kRowsAtOnce>, lookup_ids<Half>, pool_bags<Half, Vec>,
                                              write_book<Half>};

@@ -33,10 +33,10 @@ inline Place locate_range(const mgqe_table& table, int64_t id, int32_t first = 0
 
 // Ids in any order: each level's bit says whether the id belongs to that level's tier; its rank is the number of
 // ones before it, or, if it goes on, its place among those that go on is the number of zeros before it. Ids that were
-// appended after the map was made are in ranges.
+// appended after the map was made are in ranges. Tier -1 if the map is damaged and points to no row.
 inline Place locate_map(const mgqe_table& table, int64_t id) {
     if (id >= table.mapped_ids) return locate_range(table, id, table.mapped_tiers);
-    int64_t at = id;
+    int64_t at = id, tier = table.last_tier;
     for (int32_t l = 0; l < table.num_levels; ++l) {
         const mgqe_level& level = table.levels[l];
         if (static_cast<uint64_t>(at) >= static_cast<uint64_t>(level.length)) return {-1, 0};
@@ -46,10 +46,15 @@ inline Place locate_map(const mgqe_table& table, int64_t id) {
         const uint64_t word = level.bits[last];
         const int shift = static_cast<int>(at & 63);
         rank += ones(word & ((static_cast<uint64_t>(1) << shift) - 1));
-        if ((word >> shift) & 1) return {level.tier, rank};
+        if ((word >> shift) & 1) {
+            tier = level.tier;
+            at = rank;
+            break;
+        }
         at -= rank;
     }
-    return {table.last_tier, at};
+    if (static_cast<uint64_t>(at) >= static_cast<uint64_t>(table.tiers[tier].rows)) return {-1, 0};
+    return {tier, at};
 }
 
 inline Place locate(const mgqe_table& table, int64_t id) {

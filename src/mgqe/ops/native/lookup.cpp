@@ -32,6 +32,7 @@ bool mgqe_well_formed(const mgqe_table& table) {
         if (table.levels[l].tier < 0 || table.levels[l].tier >= mapped) return false;
     if (table.starts[0] != 0 || table.starts[table.num_tiers] != table.num_embeddings) return false;
     if (table.starts[mapped] != table.mapped_ids) return false;
+    if (table.padding_idx < -1 || table.padding_idx >= table.num_embeddings) return false;
     for (int32_t g = 0; g < table.num_tiers; ++g) {
         const mgqe_tier& tier = table.tiers[g];
         if (table.starts[g + 1] - table.starts[g] != tier.rows) return false;

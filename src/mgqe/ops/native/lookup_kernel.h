@@ -95,7 +95,7 @@ struct TierMap {
         at = found.codes + place.rank * found.row_bytes;
         tier = static_cast<int32_t>(place.tier);
         bytes = found.row_bytes;
-        return static_cast<uint64_t>(place.rank) < static_cast<uint64_t>(found.rows);
+        return true;
     }
 };
 

@@ -15,7 +15,7 @@
 #endif
 
 // Raised whenever a signature or a struct below changes; native.py refuses a library with another number.
-#define MGQE_ABI_VERSION 2
+#define MGQE_ABI_VERSION 3
 
 enum mgqe_status {
     MGQE_OK = 0,
@@ -26,6 +26,8 @@ enum mgqe_status {
     MGQE_NOT_FINITE = -6,    // a query that holds NaN or infinity
     MGQE_CORRUPT = -5,       // a tier map that points outside its tier; the output is then half written
     MGQE_BAD_OFFSETS = -7,   // bags that do not start at 0, run backwards or go beyond the ids; nothing was read
+    MGQE_OVERFLOW = -8,      // a query whose scores, or sums on the way to them, may leave float32
+    MGQE_LONG_ROWS = -9,     // for cosine: a row whose squared length leaves float32
 };
 
 enum mgqe_isa { MGQE_SCALAR = 0, MGQE_AVX2 = 1, MGQE_AVX512 = 2, MGQE_NEON = 3 };
@@ -38,8 +40,9 @@ MGQE_API int32_t mgqe_set_isa(int32_t isa);
 // 1 when built with OpenMP, else 0 (every call then uses one thread).
 MGQE_API int32_t mgqe_has_openmp(void);
 
-// Nearest centroid: codes[i, j] = argmin_k bias[j, k] - <rows[i, j], centroids[j, k]>.
-// rows (n, D * s), centroids (D, K, s), bias (D, K) or null for 0.5 * ||centroid||^2, codes (n, D).
+// Nearest centroid: codes[i, j] = argmin_k ||rows[i, j] - centroids[j, k]||^2, or, with a bias, argmin_k bias[j, k] -
+// <rows[i, j], centroids[j, k]>, decided in double precision (assign_kernel.h says how).
+// rows (n, D * s), centroids (D, K, s), bias (D, K) or null, codes (n, D).
 // The lowest k wins a tie; NaN scores lose against every other score; all NaN gives 0.
 MGQE_API int32_t mgqe_assign(const float* rows, const float* centroids, const float* bias, int64_t n, int64_t D,
                              int64_t K, int64_t s, int32_t* codes, int32_t threads);
@@ -133,8 +136,10 @@ struct mgqe_topk_job {
     const float* bias_levels;    // (256)
     const int64_t* excluded;     // ids not to be returned, or null
     const int64_t* excluded_spans;
+    int64_t num_excluded;        // ids in the list
     const int64_t* candidates;   // the only ids that may be returned, or null
     const int64_t* candidate_spans;
+    int64_t num_candidates;      // ids in the list
     const uint8_t* hidden;       // query q must not return id if hidden[q * hidden_step + id]; or null
     int64_t hidden_step;
     float* scores;         // (num_queries, k) falling; -infinity where fewer than k were found
@@ -145,7 +150,8 @@ struct mgqe_topk_job {
 };
 
 // The k rows of highest inner product with each query: see mgqe.ops.topk. MGQE_OUT_OF_RANGE for an excluded or a
-// candidate id outside the table, MGQE_NOT_FINITE for a query that holds NaN or infinity.
+// candidate id outside the table or a span outside its list, MGQE_NOT_FINITE for a query that holds NaN or infinity,
+// MGQE_OVERFLOW and MGQE_LONG_ROWS.
 MGQE_API int32_t mgqe_topk(const mgqe_table* table, const mgqe_topk_job* job, int32_t threads);
 
 // Sorts biases into 256 levels, for mgqe_topk: levels (256) ascending; codes (num_embeddings), by tier and row, so

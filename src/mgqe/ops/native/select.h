@@ -10,16 +10,16 @@
 
 namespace {
 
-// Where set bit number `nth` (from 0) of a word is.
+// Where set bit number `nth` (from 0) of a word is, which has more than that.
 inline int64_t nth_one(uint64_t word, int64_t nth) {
     for (; nth > 0; --nth) word &= word - 1;
     return __builtin_ctzll(word);
 }
 
-// The index of one number `nth` of a level, or of its zero number `nth`.
+// The index of one number `nth` of a level, or of its zero number `nth`; -1 if the map is damaged and has none.
 inline int64_t select_bit(const mgqe_level& level, int64_t nth, bool one) {
     const int64_t blocks = (level.length + 255) / 256;
-    if (blocks == 0) return 0;  // a damaged map
+    if (blocks == 0 || nth < 0) return -1;
     int64_t low = 0, high = blocks;  // the last block with at most nth before it
     while (high - low > 1) {
         const int64_t middle = (low + high) / 2;
@@ -30,16 +30,20 @@ inline int64_t select_bit(const mgqe_level& level, int64_t nth, bool one) {
             high = middle;
     }
     nth -= one ? level.ranks[low] : 256 * low - level.ranks[low];
+    if (nth < 0) return -1;
     for (int64_t word = 4 * low; word < 4 * low + 4; ++word) {
         const uint64_t bits = one ? level.bits[word] : ~level.bits[word];
         const int64_t here = ones(bits);
-        if (nth < here) return 64 * word + nth_one(bits, nth);
+        if (nth < here) {
+            const int64_t at = 64 * word + nth_one(bits, nth);
+            return at < level.length ? at : -1;
+        }
         nth -= here;
     }
-    return level.length;  // a damaged map
+    return -1;
 }
 
-// The id in row `rank` of a tier.
+// The id in row `rank` of a tier; -1 if the tier map is damaged and sends none there.
 inline int64_t id_at(const mgqe_table& table, int64_t tier, int64_t rank) {
     if (tier >= table.mapped_tiers) return table.starts[tier] + rank;
     int32_t l = 0;
@@ -62,7 +66,7 @@ inline int64_t rows_below(const mgqe_table& table, int64_t tier, int64_t id) {
     for (int32_t l = 0; l < table.num_levels; ++l) {
         const mgqe_level& level = table.levels[l];
         int64_t before = table.tiers[level.tier].rows;
-        if (at < level.length) {
+        if (static_cast<uint64_t>(at) < static_cast<uint64_t>(level.length)) {
             before = level.ranks[at >> 8];
             for (int64_t word = at >> 8 << 2; word < at >> 6; ++word) before += ones(level.bits[word]);
             before += ones(level.bits[at >> 6] & ((static_cast<uint64_t>(1) << (at & 63)) - 1));

@@ -57,10 +57,9 @@ struct Plan {
 
     Plan(const mgqe_table& of, const mgqe_topk_job& what) : table(of), job(what) {}
 
-    bool prepare() {
+    int32_t prepare() {
         const int32_t m = table.num_tiers;
-        if (!views.reserve(m) || !book_of.reserve(m)) return false;
-        if (!decode_books()) return false;
+        if (!views.reserve(m) || !book_of.reserve(m) || !decode_books()) return MGQE_NO_MEMORY;
         for (int32_t g = 0; g < m; ++g) {
             const mgqe_tier& tier = table.tiers[g];
             const int64_t D = tier.num_subspaces;
@@ -79,25 +78,36 @@ struct Plan {
             table_entries += D * view.stride;
         }
         method = choose();
-        if (job.hidden && job.hidden_step == 0 && !hide_rows(job.hidden, hidden_rows)) return false;
-        if (job.cosine || method == MGQE_TOPK_BLOCKS) return find_norms();
-        return true;
+        if (job.hidden && job.hidden_step == 0) {
+            const int32_t status = hide_rows(job.hidden, hidden_rows);
+            if (status != MGQE_OK) return status;
+        }
+        if ((job.cosine || method == MGQE_TOPK_BLOCKS) && !find_norms()) return MGQE_NO_MEMORY;
+        return job.cosine && long_rows() ? MGQE_LONG_ROWS : MGQE_OK;
     }
 
     // A mask by position, if it leaves so few rows that many are asked for in vain, each of which would have to find
-    // its id. False if there is no memory.
-    bool hide_rows(const uint8_t* hidden, Buffer<uint8_t>& to) const {
-        if (table.num_levels == 0) return true;
+    // its id.
+    int32_t hide_rows(const uint8_t* hidden, Buffer<uint8_t>& to) const {
+        if (table.num_levels == 0) return MGQE_OK;
         int64_t left = 0;
         for (int64_t id = 0; id < table.num_embeddings; ++id) left += !hidden[id];
-        if (left >= table.num_embeddings / kFewLeft) return true;
-        if (!to.reserve(table.num_embeddings)) return false;
+        if (left >= table.num_embeddings / kFewLeft) return MGQE_OK;
+        if (!to.reserve(table.num_embeddings)) return MGQE_NO_MEMORY;
         Walk walk(table);
         for (int64_t id = 0; id < table.num_embeddings; ++id) {
             const Place place = walk.next();
-            if (place.tier >= 0 && place.rank < table.tiers[place.tier].rows)
-                to.data[table.starts[place.tier] + place.rank] = hidden[id];
+            if (place.tier < 0 || place.rank >= table.tiers[place.tier].rows) return MGQE_CORRUPT;
+            to.data[table.starts[place.tier] + place.rank] = hidden[id];
         }
+        return MGQE_OK;
+    }
+
+    // Whether no score of a query can leave float32, nor any sum on the way to it, whatever the codes.
+    bool in_range(const float* tables) const {
+        const double bias = job.bias ? fmax(fabs(job.bias_levels[0]), fabs(job.bias_levels[255])) : 0;
+        for (int32_t g = 0; g < table.num_tiers; ++g)
+            if (table.tiers[g].rows > 0 && !(reach(views.data[g], tables) + bias <= kLargest)) return false;
         return true;
     }
 
@@ -113,6 +123,45 @@ struct Plan {
     }
 
 private:
+    static constexpr double kLargest = 3.4028234663852886e38;
+
+    // The sum of the largest sizes of a tier's entries in each subspace; NaN if one is not finite.
+    double reach(const mgqe_tier_view& view, const float* tables) const {
+        double total = 0;
+        const int64_t entries = static_cast<int64_t>(1) << view.tier->bits;
+        for (int64_t j = 0; j < view.tier->num_subspaces; ++j) {
+            const float* own = tables + view.table_offset + j * view.stride;
+            float most = 0, spoilt = 0;  // NaN where an entry is not finite
+            for (int64_t k = 0; k < entries; ++k) {
+                const float size = fabsf(own[k]);
+                most = size > most ? size : most;
+                spoilt += own[k] - own[k];
+            }
+            total += static_cast<double>(most) + static_cast<double>(spoilt);
+        }
+        return total;
+    }
+
+    // Whether a row's squared length is beyond float32. Rows are read only where it is possible.
+    bool long_rows() const {
+        const Place padding = table.padding_idx < 0 ? Place{-1, 0} : locate(table, table.padding_idx);
+        for (int32_t g = 0; g < table.num_tiers; ++g) {
+            const mgqe_tier& tier = table.tiers[g];
+            if (tier.rows == 0 || reach(views.data[g], norms.data) <= kLargest) continue;
+            const uint32_t mask = (1u << tier.bits) - 1;
+            const uint8_t* end = tier.codes + tier.rows * tier.row_bytes;
+            for (int64_t i = 0; i < tier.rows; ++i) {
+                if (padding.tier == g && padding.rank == i) continue;
+                float norm = 0;
+                for (int64_t j = 0; j < tier.num_subspaces; ++j)
+                    norm += views.data[g].norms[j * views.data[g].stride +
+                                                code_before(tier.codes + i * tier.row_bytes, j, tier.bits, mask, end)];
+                if (!(norm - norm == 0)) return true;
+            }
+        }
+        return false;
+    }
+
     int32_t choose() const {
         if (job.method != MGQE_TOPK_AUTO) return job.method;
         const bool filter = job.k < table.num_embeddings / kScanShare;
@@ -226,12 +275,18 @@ bool to_positions(const mgqe_table& table, const mgqe_tier_view* views, const in
                   int64_t* positions) {
     for (int64_t i = 0; i < n; ++i) {
         const Place place = locate(table, ids[i]);
-        if (place.tier < 0 || place.rank >= table.tiers[place.tier].rows) return false;
+        if (place.tier < 0) return false;
         positions[i] = views[place.tier].first_position + place.rank;
     }
     std::sort(positions, positions + n);
     return true;
 }
+
+// A row that may be returned.
+struct Found {
+    float score;
+    int64_t id;
+};
 
 // Some queries of a job, worked on together.
 struct Group {
@@ -243,7 +298,7 @@ struct Group {
     Buffer<uint8_t> hidden_rows[kQueriesAtOnce];
     Buffer<mgqe_hit> hits;
     Buffer<mgqe_best> bests;
-    Buffer<mgqe_hit> merged;
+    Buffer<Found> merged;
 
     explicit Group(const Plan& of) : plan(of) {}
 
@@ -252,7 +307,7 @@ struct Group {
         if (status != MGQE_OK) return status;
         const int64_t k = plan.job.k;
         const int64_t room = room_for(k);
-        if (!hits.reserve(team * count * room) || !bests.reserve(team * count) || !merged.reserve(team * room + room))
+        if (!hits.reserve(team * count * room) || !bests.reserve(team * count) || !merged.reserve(team * room + 1))
             return MGQE_NO_MEMORY;
         for (int64_t i = 0; i < team * count; ++i) bests.data[i] = {};
         const mgqe_scan scan = describe(count);
@@ -271,7 +326,10 @@ struct Group {
             });
         }
         if (failed.load() != MGQE_OK) return failed.load();
-        for (int64_t q = 0; q < count; ++q) write(scan, first, q, count, team);
+        for (int64_t q = 0; q < count; ++q) {
+            const int32_t written = write(scan, first, q, count, team);
+            if (written != MGQE_OK) return written;
+        }
         return MGQE_OK;
     }
 
@@ -294,6 +352,7 @@ private:
             query = {};
             float* own = tables.data + i * plan.table_entries;
             plan.score(job.queries + q * dim, own);
+            if (!plan.in_range(own)) return MGQE_OVERFLOW;
             query.tables = own;
             query.values = job.queries + q * dim;
             double squares = 0;
@@ -304,7 +363,8 @@ private:
             if (job.hidden) query.hidden = job.hidden + q * job.hidden_step;
             query.hidden_rows = plan.hidden_rows.data;
             if (job.hidden && job.hidden_step) {
-                if (!plan.hide_rows(query.hidden, hidden_rows[i])) return MGQE_NO_MEMORY;
+                const int32_t status = plan.hide_rows(query.hidden, hidden_rows[i]);
+                if (status != MGQE_OK) return status;
                 query.hidden_rows = hidden_rows[i].data;
             }
             if (job.candidates) {
@@ -386,9 +446,13 @@ private:
 
     void consider(const mgqe_scan& scan, const mgqe_query& query, Best& best, const Place& place,
                   uint64_t* kept) const {
-        if (place.tier < 0 || place.rank >= plan.table.tiers[place.tier].rows) return;
+        const int64_t id = place.tier < 0 ? -1 : scan.bias ? id_at(plan.table, place.tier, place.rank) : 0;
+        best.state.corrupt |= id < 0;
+        if (id < 0) return;
         if (place.tier == scan.padding_tier && place.rank == scan.padding_rank) return;
-        const mgqe_hit hit{exact_score(scan, query, place), static_cast<int32_t>(place.tier), place.rank};
+        float score = exact_score(scan, query, place);
+        if (scan.bias) score += scan.bias[id];
+        const mgqe_hit hit{score, static_cast<int32_t>(place.tier), place.rank};
         if (!best.beaten_by(hit)) return;
         if (kept) {
             const int64_t position = plan.table.starts[place.tier] + place.rank;
@@ -403,6 +467,7 @@ private:
         offer(scan, query, best, hit);
     }
 
+    // Without the bias.
     float exact_score(const mgqe_scan& scan, const mgqe_query& query, const Place& place) const {
         const mgqe_tier_view& view = scan.tiers[place.tier];
         const mgqe_tier& tier = *view.tier;
@@ -417,14 +482,15 @@ private:
             sum = j ? sum + entry : entry;
             if (scan.cosine) norm = j ? norm + view.norms[j * view.stride + code] : view.norms[code];
         }
-        if (scan.cosine) return cosine_of(sum, norm);
-        return scan.bias ? sum + scan.bias[id_at(plan.table, place.tier, place.rank)] : sum;
+        return scan.cosine ? cosine_of(sum, norm) : sum;
     }
 
     // The row of padding_idx is zeros whatever its codes say.
     void add_padding(const mgqe_scan& scan, const mgqe_query& query, Best& best) const {
         const int64_t padding = plan.table.padding_idx;
         if (padding < 0) return;
+        best.state.corrupt |= scan.padding_tier < 0;
+        if (scan.padding_tier < 0) return;
         if (plan.job.candidates) {
             int64_t i = 0;
             while (i < query.num_candidates && query.candidates[i] != padding) ++i;
@@ -436,21 +502,29 @@ private:
     }
 
     // Merges what the threads found, best first; places that nothing fills get -infinity and id -1.
-    void write(const mgqe_scan& scan, int64_t first, int64_t q, int64_t count, int team) {
+    int32_t write(const mgqe_scan& scan, int64_t first, int64_t q, int64_t count, int team) {
         const int64_t k = scan.k;
-        mgqe_hit* best = merged.data;
+        Found* best = merged.data;
         int64_t n = 0;
-        for (int64_t part = 0; part < team; ++part) {
-            const int64_t found = bests.data[part * count + q].size;
-            memcpy(best + n, hits.data + (part * count + q) * room_for(k),
-                   static_cast<size_t>(found) * sizeof(mgqe_hit));
-            n += found;
-        }
+        const auto take = [&](const mgqe_best& state, const mgqe_hit* from) {
+            for (int64_t i = 0; i < state.size; ++i)
+                best[n++] = {from[i].score, id_at(plan.table, from[i].tier, from[i].rank)};
+            return !state.corrupt;
+        };
+        bool sound = true;
+        for (int64_t part = 0; part < team; ++part)
+            sound &= take(bests.data[part * count + q], hits.data + (part * count + q) * room_for(k));
+        mgqe_hit only;
         mgqe_best last = {};
-        Best padding{plan.table, best + n, k, last};
+        Best padding{plan.table, &only, k, last};
         add_padding(scan, scan.queries[q], padding);
-        n += last.size;
-        const auto order = [&](const mgqe_hit& a, const mgqe_hit& b) { return ahead(plan.table, a, b); };
+        sound &= take(last, &only);
+        for (int64_t i = 0; i < n; ++i) sound &= best[i].id >= 0;
+        if (!sound) return MGQE_CORRUPT;
+        // By ids, not by tiers and rows: of a damaged map these need not be in any one order, which sorting relies on.
+        const auto order = [](const Found& a, const Found& b) {
+            return a.score != b.score ? a.score > b.score : a.id < b.id;
+        };
         const int64_t taken = n < k ? n : k;
         if (taken > 0) std::nth_element(best, best + (taken - 1), best + n, order);
         std::sort(best, best + taken, order);
@@ -458,8 +532,9 @@ private:
         int64_t* ids = plan.job.ids + (first + q) * k;
         for (int64_t i = 0; i < k; ++i) {
             scores[i] = i < taken ? best[i].score : kLowest;
-            ids[i] = i < taken ? id_at(plan.table, best[i].tier, best[i].rank) : -1;
+            ids[i] = i < taken ? best[i].id : -1;
         }
+        return MGQE_OK;
     }
 };
 
@@ -469,9 +544,11 @@ bool all_finite(const float* values, int64_t n) {
     return !bad;
 }
 
-bool ids_in_spans(const int64_t* ids, const int64_t* spans, int64_t queries, int64_t num_embeddings) {
+// Whether all spans lie in a list of n ids, and all of the ids in them in the table.
+bool ids_in_spans(const int64_t* ids, int64_t n, const int64_t* spans, int64_t queries, int64_t num_embeddings) {
     for (int64_t q = 0; q < queries; ++q) {
         if (q > 0 && spans[2 * q] == spans[2 * q - 2] && spans[2 * q + 1] == spans[2 * q - 1]) continue;
+        if (spans[2 * q] < 0 || spans[2 * q] > spans[2 * q + 1] || spans[2 * q + 1] > n) return false;
         for (int64_t i = spans[2 * q]; i < spans[2 * q + 1]; ++i)
             if (static_cast<uint64_t>(ids[i]) >= static_cast<uint64_t>(num_embeddings)) return false;
     }
@@ -484,11 +561,14 @@ int32_t mgqe_topk(const mgqe_table* table, const mgqe_topk_job* job, int32_t thr
     if (!mgqe_well_formed(*table) || job->num_queries < 0 || job->k < 1) return MGQE_BAD_ARGUMENT;
     if (job->k > table->num_embeddings || (job->bias && !job->bias_codes)) return MGQE_BAD_ARGUMENT;
     const int64_t n = table->num_embeddings, queries = job->num_queries;
-    if (job->excluded && !ids_in_spans(job->excluded, job->excluded_spans, queries, n)) return MGQE_OUT_OF_RANGE;
-    if (job->candidates && !ids_in_spans(job->candidates, job->candidate_spans, queries, n)) return MGQE_OUT_OF_RANGE;
+    if (job->excluded && !ids_in_spans(job->excluded, job->num_excluded, job->excluded_spans, queries, n))
+        return MGQE_OUT_OF_RANGE;
+    if (job->candidates && !ids_in_spans(job->candidates, job->num_candidates, job->candidate_spans, queries, n))
+        return MGQE_OUT_OF_RANGE;
     if (!all_finite(job->queries, queries * table->embedding_dim)) return MGQE_NOT_FINITE;
     Plan plan(*table, *job);
-    if (!plan.prepare()) return MGQE_NO_MEMORY;
+    const int32_t prepared = plan.prepare();
+    if (prepared != MGQE_OK) return prepared;
     if (threads < 1 || mgqe_forked()) threads = 1;
     int64_t at_once = kTableBytes / (plan.table_entries * 4 + 1);
     at_once = at_once < 1 ? 1 : at_once > kQueriesAtOnce ? kQueriesAtOnce : at_once;

@@ -68,6 +68,7 @@ struct mgqe_best {
     bool full;
     int32_t tied_tier;  // a tier, or -1, of which rows below tied_rank come before `worst` at the same score
     int64_t tied_rank;
+    bool corrupt;  // the tier map has no id for a row
 };
 
 // A thread's best rows of each query: hits (num_queries, room_for(k)) (see best.h).

@@ -561,7 +561,10 @@ private:
         const int64_t rank = tile.first + (passed ? passed[i] : i);
         float score = scores[i];
         if (scan.bias) {
-            score += scan.bias[id_at(*scan.table, tile.tier, rank)];
+            const int64_t id = id_at(*scan.table, tile.tier, rank);
+            best.state.corrupt |= id < 0;
+            if (id < 0) return;
+            score += scan.bias[id];
             if (!(score >= least)) return;
         }
         if (tile.tier == scan.padding_tier && rank == scan.padding_rank) return;
