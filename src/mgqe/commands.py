@@ -160,7 +160,9 @@ def train(
     train: TrainFile = None,
     valid: ValidFile = None,
     test: TestFile = None,
-    embedding: Annotated[str, typer.Option(help="What the tables are, see above.")] = "mgqe",
+    embedding: Annotated[
+        str, typer.Option(help="What the tables are, see above; K is cut to what a small table can use.")
+    ] = "mgqe",
     seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 7,
     task: TaskName = None,
     model: ModelName = None,
@@ -213,7 +215,10 @@ def train(
 def compare(
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     embedding: Annotated[
-        list[str] | None, typer.Option(help="An embedding, see above. Default: full, full:d=16, mgqe.")
+        list[str] | None,
+        typer.Option(
+            help="An embedding, see above; K is cut to what a small table can use. Default: full, full:d=16, mgqe."
+        ),
     ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, joined by commas.")] = "1,2,3",
     data: Data = None,
@@ -342,6 +347,8 @@ def _figures(metrics: dict[str, Any], out: Path) -> Table:
     table.add_column("figure")
     table.add_column("value", justify="right")
     sampled = metrics["config"]["negatives" if metrics["metric"] == "auc" else "eval_negatives"]
+    recall = "recall@10" in quality  # of splits that give users several test items
+    ranked, figures = ("HR@10, NDCG@10" + ", recall@10" * recall, ("hr@10", "ndcg@10", "recall@10")[: 2 + recall])
     shown = {
         "auc": {
             f"AUC, log loss ({sampled} sampled negatives a positive)": ("auc", "logloss"),
@@ -349,8 +356,8 @@ def _figures(metrics: dict[str, Any], out: Path) -> Table:
             "calibration error, mean predicted / mean observed": ("ece", "calibration"),
         },
         "hr@10": {
-            f"HR@10, NDCG@10 ({sampled} sampled negatives)": ("hr@10", "ndcg@10"),
-            "HR@10, NDCG@10 (full catalogue)": ("full_hr@10", "full_ndcg@10"),
+            f"{ranked} ({sampled} sampled negatives)": figures,
+            f"{ranked} (full catalogue)": tuple(f"full_{name}" for name in figures),
         },
     }[metrics["metric"]]
     for what, names in shown.items():
