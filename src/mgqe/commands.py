@@ -156,16 +156,16 @@ def train(
     user_column: UserColumn = None,
     item_column: ItemColumn = None,
     time_column: TimeColumn = None,
-    split: SplitBy = None,
-    train: TrainFile = None,
-    valid: ValidFile = None,
-    test: TestFile = None,
     embedding: Annotated[
         str, typer.Option(help="What the tables are, see above; K is cut to what a small table can use.")
     ] = "mgqe",
     seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 7,
     task: TaskName = None,
     model: ModelName = None,
+    split: SplitBy = None,
+    train: TrainFile = None,
+    valid: ValidFile = None,
+    test: TestFile = None,
     threads: Threads = 1,
     setting: Set = None,
     overwrite: Overwrite = False,
@@ -181,11 +181,11 @@ def train(
         user_column=user_column,
         item_column=item_column,
         time_column=time_column,
+        task=task,
+        model=model,
         split=split,
         valid=valid,
         test=test,
-        task=task,
-        model=model,
         embedding=embedding,
         seed=seed,
         threads=threads,
@@ -227,12 +227,12 @@ def compare(
     user_column: UserColumn = None,
     item_column: ItemColumn = None,
     time_column: TimeColumn = None,
+    task: TaskName = None,
+    model: ModelName = None,
     split: SplitBy = None,
     train: TrainFile = None,
     valid: ValidFile = None,
     test: TestFile = None,
-    task: TaskName = None,
-    model: ModelName = None,
     jobs: Annotated[int, typer.Option(help="Runs at the same time, each in its own process.")] = 1,
     threads: Threads = 1,
     setting: Set = None,
@@ -250,11 +250,11 @@ def compare(
         user_column=user_column,
         item_column=item_column,
         time_column=time_column,
+        task=task,
+        model=model,
         split=split,
         valid=valid,
         test=test,
-        task=task,
-        model=model,
         threads=threads,
     ).with_settings([*tuned_settings(model, data), *(setting or ())])
     study = Study(base, tuple(embedding or ("full", "full:d=16", "mgqe")), seeds_of(seeds), out)
@@ -349,7 +349,7 @@ def _figures(metrics: dict[str, Any], out: Path) -> Table:
     sampled = metrics["config"]["negatives" if metrics["metric"] == "auc" else "eval_negatives"]
     recall = "recall@10" in quality  # of splits that give users several test items
     ranked, figures = ("HR@10, NDCG@10" + ", recall@10" * recall, ("hr@10", "ndcg@10", "recall@10")[: 2 + recall])
-    shown = {
+    shown: dict[str, dict[str, tuple[str, ...]]] = {
         "auc": {
             f"AUC, log loss ({sampled} sampled negatives a positive)": ("auc", "logloss"),
             "AUC of frequent items, of the others": ("head_auc", "tail_auc"),
@@ -359,8 +359,8 @@ def _figures(metrics: dict[str, Any], out: Path) -> Table:
             f"{ranked} ({sampled} sampled negatives)": figures,
             f"{ranked} (full catalogue)": tuple(f"full_{name}" for name in figures),
         },
-    }[metrics["metric"]]
-    for what, names in shown.items():
+    }
+    for what, names in shown[metrics["metric"]].items():
         table.add_row(what, "  ".join(f"{quality[name]:.4f}" for name in names))
     for row in _split_rows(metrics.get("split", {})):
         table.add_row(*row)

@@ -19,7 +19,6 @@ from mgqe.recsys.interactions import IdMap, offsets_of, times_of
 from mgqe.recsys.models.wide_deep import field_order
 from mgqe.recsys.splits import JUDGED, LEAVE_ONE_OUT, LEFT_OUT, SplitRule, hold_last, label, starts_summary
 
-
 AT_RANDOM = "at random, 80/10/10"
 
 
