@@ -239,7 +239,7 @@ def compare(
     overwrite: Overwrite = False,
 ) -> None:
     from mgqe.report import picture, summarise, terminal_table
-    from mgqe.study import RESULTS, Event, Study, check_study, is_finished, run_study
+    from mgqe.study import RESULTS, Event, Study, check_places, check_study, is_finished, run_study
 
     task, model = choose_model(task, model)
     data = _data_of(data, train, test)
@@ -260,6 +260,7 @@ def compare(
     study = Study(base, tuple(embedding or ("full", "full:d=16", "mgqe")), seeds_of(seeds), out)
     check_jobs(jobs)
     check_folder(out)
+    check_places(study, overwrite)
     for note in check_study(study):
         say(note)
     failures: list[Event] = []
