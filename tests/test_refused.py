@@ -195,6 +195,18 @@ def test_a_comparison_checks_the_settings_that_one_embedding_has(runner: CliRunn
         assert not (tmp_path / "out").exists()
 
 
+def test_a_comparison_meets_no_other_run_half_way(
+    runner: CliRunner, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["compare", "--data", str(tiny), "--out", str(tmp_path), *QUICK[: QUICK.index("--seed")], "--seeds", "1"]
+    assert runner.invoke(app, [*command, "--embedding", "full"]).exit_code == 0
+    monkeypatch.setattr(loop, "_train_epoch", lambda *arguments: pytest.fail("trained before it was refused"))
+    more = ["--embedding", "full:d=4", "--embedding", "full", "--set", "negatives=2"]
+    result = runner.invoke(app, [*command, *more])
+    assert result.exit_code == 2
+    assert "full-seed1 holds another run (negatives 4, now 2)" in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize(
     ("text", "ids", "expected", "note"),
     [

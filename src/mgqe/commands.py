@@ -173,14 +173,16 @@ def train(
     quote: Quote = '"',
     no_quote: NoQuote = False,
     header: Header = None,
+    embedding: Annotated[
+        str, typer.Option(help="What the tables are, see above; K is cut to what a small table can use.")
+    ] = "mgqe",
+    seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 7,
+    task: TaskName = None,
+    model: ModelName = None,
     split: SplitBy = None,
     train: TrainFile = None,
     valid: ValidFile = None,
     test: TestFile = None,
-    embedding: Annotated[str, typer.Option(help="What the tables are, see above.")] = "mgqe",
-    seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 7,
-    task: TaskName = None,
-    model: ModelName = None,
     threads: Threads = 1,
     setting: Set = None,
     overwrite: Overwrite = False,
@@ -199,11 +201,11 @@ def train(
         separator=separator,
         quote="" if no_quote else quote,
         header=header,
+        task=task,
+        model=model,
         split=split,
         valid=valid,
         test=test,
-        task=task,
-        model=model,
         embedding=embedding,
         seed=seed,
         threads=threads,
@@ -233,7 +235,10 @@ def train(
 def compare(
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     embedding: Annotated[
-        list[str] | None, typer.Option(help="An embedding, see above. Default: full, full:d=16, mgqe.")
+        list[str] | None,
+        typer.Option(
+            help="An embedding, see above; K is cut to what a small table can use. Default: full, full:d=16, mgqe."
+        ),
     ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, joined by commas.")] = "1,2,3",
     data: Data = None,
@@ -246,19 +251,19 @@ def compare(
     quote: Quote = '"',
     no_quote: NoQuote = False,
     header: Header = None,
+    task: TaskName = None,
+    model: ModelName = None,
     split: SplitBy = None,
     train: TrainFile = None,
     valid: ValidFile = None,
     test: TestFile = None,
-    task: TaskName = None,
-    model: ModelName = None,
     jobs: Annotated[int, typer.Option(help="Runs at the same time, each in its own process.")] = 1,
     threads: Threads = 1,
     setting: Set = None,
     overwrite: Overwrite = False,
 ) -> None:
     from mgqe.report import picture, summarise, terminal_table
-    from mgqe.study import RESULTS, Event, Study, check_study, is_finished, run_study
+    from mgqe.study import RESULTS, Event, Study, check_places, check_study, is_finished, run_study
 
     task, model = choose_model(task, model)
     data = _data_of(data, train, test)
@@ -272,16 +277,17 @@ def compare(
         separator=separator,
         quote="" if no_quote else quote,
         header=header,
+        task=task,
+        model=model,
         split=split,
         valid=valid,
         test=test,
-        task=task,
-        model=model,
         threads=threads,
     ).with_settings([*tuned_settings(model, data), *(setting or ())])
     study = Study(base, tuple(embedding or ("full", "full:d=16", "mgqe")), seeds_of(seeds), out)
     check_jobs(jobs)
     check_folder(out)
+    check_places(study, overwrite)
     for note in check_study(study):
         say(note)
     failures: list[Event] = []
@@ -370,18 +376,20 @@ def _figures(metrics: dict[str, Any], out: Path) -> Table:
     table.add_column("figure")
     table.add_column("value", justify="right")
     sampled = metrics["config"]["negatives" if metrics["metric"] == "auc" else "eval_negatives"]
-    shown = {
+    recall = "recall@10" in quality  # of splits that give users several test items
+    ranked, figures = ("HR@10, NDCG@10" + ", recall@10" * recall, ("hr@10", "ndcg@10", "recall@10")[: 2 + recall])
+    shown: dict[str, dict[str, tuple[str, ...]]] = {
         "auc": {
             f"AUC, log loss ({sampled} sampled negatives a positive)": ("auc", "logloss"),
             "AUC of frequent items, of the others": ("head_auc", "tail_auc"),
             "calibration error, mean predicted / mean observed": ("ece", "calibration"),
         },
         "hr@10": {
-            f"HR@10, NDCG@10 ({sampled} sampled negatives)": ("hr@10", "ndcg@10"),
-            "HR@10, NDCG@10 (full catalogue)": ("full_hr@10", "full_ndcg@10"),
+            f"{ranked} ({sampled} sampled negatives)": figures,
+            f"{ranked} (full catalogue)": tuple(f"full_{name}" for name in figures),
         },
-    }[metrics["metric"]]
-    for what, names in shown.items():
+    }
+    for what, names in shown[metrics["metric"]].items():
         table.add_row(what, "  ".join(f"{quality[name]:.4f}" for name in names))
     for row in _split_rows(metrics.get("split", {})):
         table.add_row(*row)

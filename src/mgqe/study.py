@@ -22,7 +22,7 @@ from typing import Any
 from mgqe.recsys.checkpoint import write_json
 from mgqe.recsys.config import TrainConfig
 from mgqe.recsys.loop import EpochReport, OnEpoch
-from mgqe.recsys.train import METRICS, RunData, check_run, train_run
+from mgqe.recsys.train import METRICS, RunData, check_place, check_run, train_run
 
 RESULTS = "results.json"
 WARM_UPS = "warm-ups"
@@ -98,6 +98,12 @@ def check_study(study: Study) -> list[str]:
     Returns what is cut to fit small tables, in words, each once.
     """
     return check_configs([replace(study.base.with_embedding(text), seed=study.seeds[0]) for text in study.embeddings])
+
+
+def check_places(study: Study, overwrite: bool) -> None:
+    """ValueError when a run's folder holds another run, or something else, before any run is trained."""
+    for run in study.runs():
+        check_place(run.config, study.out / run.folder, overwrite)
 
 
 def check_configs(configs: Sequence[TrainConfig]) -> list[str]:

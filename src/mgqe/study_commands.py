@@ -108,6 +108,10 @@ def report(
     from mgqe.study_tables import all_tables
     from mgqe.tables import fill
 
+    for path in into or ():
+        if not path.is_file():
+            raise ValueError(f"--into: there is no file {path}")
+    check_folder(pictures or out / "pictures", "--pictures")
     grid = read_grid(out / GRID)
     found = read_results(out / RESULTS)
     if not found.records:

@@ -242,10 +242,14 @@ def warm_up_key(config: TrainConfig, fingerprint: str, annealed: bool = False) -
         values.update({name: getattr(config, name) for name in OF_PHASE_2})
     idle = (
         "data", "data_dir", "format", "user_column", "item_column", "time_column", "separator", "quote",
-        "header", "label", "valid", "test",
+        "header", "label",
     )  # fmt: skip
     defaults = {field.name: field.default for field in fields(TrainConfig)}
-    changed = {name: value for name, value in values.items() if name not in idle and value != defaults[name]}
+    changed = {
+        name: value
+        for name, value in values.items()
+        if name not in (*idle, "valid", "test") and value != defaults[name]
+    }
     text = json.dumps(
         {**changed, "schedule": SCHEDULE, "fingerprint": fingerprint, "torch": torch.__version__}, sort_keys=True
     )

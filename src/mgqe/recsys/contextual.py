@@ -19,6 +19,8 @@ from mgqe.recsys.interactions import IdMap, offsets_of, times_of
 from mgqe.recsys.models.wide_deep import field_order
 from mgqe.recsys.splits import JUDGED, LEAVE_ONE_OUT, LEFT_OUT, SplitRule, hold_last, label, starts_summary
 
+AT_RANDOM = "at random, 80/10/10"
+
 
 @dataclass(frozen=True)
 class ContextRows:
@@ -158,7 +160,7 @@ def divide(rows: ContextRows, rule: str | None, seed: int) -> Divided:
         parts = split_rows(rows, seed)
         labels = torch.full((len(rows),), TRAIN)
         labels[parts.valid], labels[parts.test] = VALID, TEST
-        return _divided(rows, labels, {"rule": LEAVE_ONE_OUT if rows.ordered else "at random, 80/10/10"}, False)
+        return _divided(rows, labels, {"rule": LEAVE_ONE_OUT if rows.ordered else AT_RANDOM}, False)
     if parsed.kind == LEAVE_ONE_OUT:
         raise ValueError(f"--split {parsed.text} needs an order of time, which this data set does not have")
     generator = None if rows.ordered else torch.Generator().manual_seed(seed)

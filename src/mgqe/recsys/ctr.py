@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgqe.recsys.contextual import ContextRows, Divided, divide, divide_files, load_rows
+from mgqe.recsys.contextual import AT_RANDOM, ContextRows, Divided, divide, divide_files, load_rows
 from mgqe.recsys.files import Columns
 from mgqe.recsys.interactions import IdMap
 from mgqe.recsys.metrics import auc, calibration_error, calibration_ratio, head_items, log_loss
@@ -20,6 +20,7 @@ from mgqe.recsys.models.wide_deep import PREFIX, WideDeep
 from mgqe.recsys.ranking import step_size
 from mgqe.recsys.sampling import LEAVE_OUT, SeenItems, evaluation_negatives, sample_negatives
 from mgqe.recsys.seeds import derive_seed
+from mgqe.recsys.splits import LEAVE_ONE_OUT
 from mgqe.recsys.tasks import TableInfo
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class CtrTask:
                 "interactions": len(rows),
                 "repeats_left_out": rows.num_repeats,
                 "fields": {name: len(known) for name, known in rows.ids.items()},
-                "split": "by time" if rows.ordered else "at random",
+                "split": {LEAVE_ONE_OUT: "by time", AT_RANDOM: "at random"}.get(divided.summary["rule"], "as asked"),
                 "trained_positives": parts.train.numel(),
                 "judged_positives": judged["test"].items.shape[0],
             },

@@ -66,8 +66,7 @@ def train_run(
     removed: the same folder then takes the corrected configuration.
     """
     out = Path(out)
-    check_folder(out)
-    if _holds_run(out, config, overwrite) and (out / METRICS).is_file():
+    if check_place(config, out, overwrite) and (out / METRICS).is_file():
         metrics: dict[str, Any] = read_json(out / METRICS)
         return metrics
     threads = torch.get_num_threads()
@@ -102,8 +101,9 @@ def cuts(config: TrainConfig, data: RunData) -> dict[str, str]:
     return {path: note for path, note in found.items() if note}
 
 
-def _holds_run(out: Path, config: TrainConfig, overwrite: bool) -> bool:
+def check_place(config: TrainConfig, out: Path, overwrite: bool = False) -> bool:
     """Whether `out` holds this run, to go on with; ValueError when it holds something else that is to be kept."""
+    check_folder(out)
     if (out / CONFIG).is_file():
         if not overwrite:
             _check_same(read_json(out / CONFIG), config, out)
