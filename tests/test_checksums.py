@@ -14,7 +14,9 @@ from xxhash import xxh3_64_digest
 import mgqe
 from mgqe import checksums, container
 from mgqe.baselines import FullTable
+from mgqe.capacity import Capacity
 from mgqe.checksums import BlockHasher, header_digest, with_checksums
+from mgqe.size import frozen_nbytes, planned
 
 MAPPED = CASES[3]
 
@@ -115,3 +117,18 @@ def test_verify_takes_true_false_or_none(tmp_path):
     mgqe.save(build(MAPPED).table, tmp_path / "a")
     with pytest.raises(TypeError, match="verify must be True, False or None, got 'all'"):
         mgqe.load(tmp_path / "a", verify="all")
+
+
+def test_predicted_sizes_count_the_checksums_of_every_block(tmp_path):
+    """Codes of 2.4 MB in three blocks, and of 800 kB in one."""
+    tiers, capacity = mgqe.Tiers.from_sizes((300_000, 200_000)), Capacity(8, (8, 4), (256, 256))
+    predicted = frozen_nbytes(tiers, capacity, None, "int8")
+    shapes = planned(tiers, capacity, None, "int8")
+    zeros = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in shapes[0].items()}
+    zeros["scales.0"] += 1
+    assert [zeros[f"codes.{g}"].nbytes for g in range(2)] == [2_400_000, 800_000]
+    table = mgqe.CompactTable.from_tensors(zeros, shapes[1].to_json())
+    assert mgqe.save(table, tmp_path / "a") == predicted == (tmp_path / "a").stat().st_size
+    parts = mgqe.load(tmp_path / "a").nbytes_by_part()
+    header = predicted - sum(parts.values())
+    assert 8 * (3 + 1 + 2 + 1) < header < 1000

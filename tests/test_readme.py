@@ -148,12 +148,13 @@ def test_commands_are_understood(monkeypatch):
     pytest.importorskip("typer")
     from typer.main import get_command
 
-    from mgqe import ids_commands, plan_commands, study_commands
+    from mgqe import ids_commands, plan_commands, study_commands, verify_commands
     from mgqe.commands import app
 
     assert ids_commands  # these register their commands
     assert plan_commands
     assert study_commands
+    assert verify_commands
     known = get_command(app).commands  # type: ignore[attr-defined]
     for line in re.findall(r"^mgqe (.+)$", README, re.MULTILINE):
         name, *arguments = line.split()

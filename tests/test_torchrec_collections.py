@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -290,6 +291,18 @@ def test_folders_that_hold_no_collection(tmp_path):
     sharded.freeze(collection, tmp_path / "b")
     manifest = tmp_path / "a" / "collection.json"
     text = manifest.read_text()
+    content = manifest.read_bytes()
+    changes = [json.loads(text) for _ in range(2)]
+    changes[0]["tables"][0]["features"] = ["other"]
+    changes[1]["is_weighted"] = not changes[1]["is_weighted"]
+    for changed in changes:
+        manifest.write_text(json.dumps(changed))
+        for read in (sharded.load, mgqe.verify):
+            with pytest.raises(mgqe.ArtifactError, match=r"collection\.json.*its checksum is another one"):
+                read(tmp_path / "a")
+    manifest.write_text(json.dumps({**json.loads(text), "version": "1"}))  # had no checksum
+    sharded.load(tmp_path / "a", verify=True)
+    manifest.write_bytes(content)
     manifest.write_text((tmp_path / "b" / "collection.json").read_text())
     with pytest.raises(mgqe.ArtifactError, match=r"of another freeze than collection\.json"):
         sharded.load(tmp_path / "a")

@@ -6,9 +6,11 @@ who means harm.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
-from xxhash import xxh3_64, xxh3_64_digest
+from xxhash import xxh3_64, xxh3_64_digest, xxh3_64_hexdigest
 
 CHECKSUMS = "checksums"  # the tensor that holds them, the last in the file
 BLOCK_BYTES = 1 << 20
@@ -28,6 +30,12 @@ def checksum_shape(sizes: Iterable[int], block_bytes: int = BLOCK_BYTES) -> tupl
 def header_digest(head: bytes, digests: bytes) -> bytes:
     """The last checksum: of the file's first bytes, up to the first tensor, and of the digests of all blocks."""
     return xxh3_64_digest(head + digests)
+
+
+def json_checksum(content: dict[str, Any]) -> str:
+    """Of a JSON object without its entry ``checksum``, in the order of the keys: 16 hexadecimal digits."""
+    rest = {key: value for key, value in content.items() if key != "checksum"}
+    return xxh3_64_hexdigest(json.dumps(rest, sort_keys=True).encode())
 
 
 class BlockHasher:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -10,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgqe.artifact import load
-from mgqe.checksums import CHECKSUMS
-from mgqe.container import FORMAT, ArtifactError, StoredFile, decode_metadata, open_stored
+from mgqe.checksums import CHECKSUMS, json_checksum
+from mgqe.container import FORMAT, RESTORE, ArtifactError, StoredFile, decode_metadata, open_stored
 from mgqe.convert.verify import ModelFolder, open_models
 from mgqe.idmap.file import KIND as ID_MAP
 from mgqe.idmap.map import IdMap
@@ -102,6 +103,7 @@ def _verified(path: Path, models: Sequence[ModelFolder], progress: Progress | No
         except ArtifactError as error:
             damage.append(f"{file}: {error}")
         advance(before + size - done)
+    damage += _damaged_collections(Path(path))
     return Verification(tuple(read), total, tuple(without), tuple(dict.fromkeys(damage)))
 
 
@@ -141,6 +143,21 @@ def _shards_beside(path: Path) -> list[Path]:
         return [file for file in files_of(path.parent) if file != path]
     except ArtifactError:  # said when the file itself is read
         return []
+
+
+def _damaged_collections(folder: Path) -> Iterator[str]:
+    """What is wrong with the manifests that ``mgqe.torchrec.freeze`` wrote."""
+    for file in folder.rglob("collection.json") if folder.is_dir() else ():
+        content = file.read_bytes()
+        if b"mgqe" not in content:  # somebody else's
+            continue
+        try:
+            about = json.loads(content)
+            whole = about["version"] == "1" or about["checksum"] == json_checksum(about)  # version 1 had none
+        except (ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            yield f"{file}: the manifest is damaged: its checksum is another one. {RESTORE}"
 
 
 def _contradictions(file: Path, stored: StoredFile) -> Iterator[str]:

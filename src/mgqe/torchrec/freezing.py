@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mgqe.checksums import json_checksum
 from mgqe.container import written
 from mgqe.inference import outside_inference
 from mgqe.layout import lay_out_frame
@@ -24,7 +25,8 @@ from mgqe.torchrec.collection import QuantizedEmbeddingBagCollection, QuantizedR
 from mgqe.torchrec.table import QuantizedTable
 
 MANIFEST = "collection.json"
-FORMAT, VERSION = "mgqe-collection", "1"
+FORMAT, VERSION = "mgqe-collection", "2"
+OLD_VERSION = "1"  # without a checksum
 
 
 @outside_inference
@@ -167,7 +169,8 @@ def _publish(
             index = prepared_index(target / name, set_name, frame, config, shards)
             temporary, nbytes[name] = stack.enter_context(index)
             ready.append((target / name, temporary))
-        manifest = json.dumps(_manifest(collection, set_name), indent=1).encode()
+        about = _manifest(collection, set_name)
+        manifest = json.dumps({**about, "checksum": json_checksum(about)}, indent=1).encode()
         named = stack.enter_context(written(target / MANIFEST, [manifest]))
         for folder, temporary in ready:
             publish_index(folder, temporary)

@@ -13,11 +13,13 @@ from torch import nn
 from torchrec import JaggedTensor, KeyedTensor
 
 from mgqe.artifact import load as load_table
-from mgqe.container import ArtifactError, no_repeats
+from mgqe.checksums import json_checksum
+from mgqe.container import RESTORE, ArtifactError, no_repeats
 from mgqe.ids import as_int64
 from mgqe.shards import published_set
 from mgqe.table import CompactTable
-from mgqe.torchrec.freezing import FORMAT, MANIFEST, VERSION
+from mgqe.torchrec.freezing import FORMAT, MANIFEST, OLD_VERSION, VERSION
+from mgqe.whole_files import open_regular
 
 
 class _Compact(nn.Module):
@@ -77,9 +79,9 @@ class CompactEmbeddingCollection(_Compact):
 
 
 def load(
-    folder: str | os.PathLike[str], *, mmap: bool = True
+    folder: str | os.PathLike[str], *, mmap: bool = True, verify: bool | None = None
 ) -> CompactEmbeddingBagCollection | CompactEmbeddingCollection:
-    """The collection that :func:`mgqe.torchrec.freeze` wrote.
+    """The collection that :func:`mgqe.torchrec.freeze` wrote; ``mmap`` and ``verify`` as for :func:`mgqe.load`.
 
     Raises:
         ArtifactError: (a ValueError) the folder holds tables of different freezes, or a file is missing or damaged;
@@ -96,7 +98,7 @@ def load(
                 f"{path}: the table is of another freeze than {MANIFEST}: freezing was interrupted at its last moment, "
                 "or folders were mixed. Freeze again"
             )
-        table = load_table(path, mmap=mmap)
+        table = load_table(path, mmap=mmap, verify=verify)
         if not isinstance(table, CompactTable):
             raise ArtifactError(f"{path}: no compact table")
         tables[entry["name"]] = table
@@ -113,7 +115,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             2, f"no {MANIFEST}, which is written last: nothing was frozen here, or freezing was interrupted", str(path)
         )
     try:
-        about = json.loads(path.read_text("utf-8"), object_pairs_hook=no_repeats)
+        with open_regular(path) as file:
+            about = json.loads(file.read().decode("utf-8"), object_pairs_hook=no_repeats)
         _check_manifest(about)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not a frozen collection ({error})") from error
@@ -124,8 +127,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 def _check_manifest(about: Any) -> None:
     """Raise ValueError, naming the entry, unless this is what :func:`mgqe.torchrec.freeze` writes."""
     about = _object(about, "it", ("format", "version", "kind", "set", "is_weighted", "tables"))
-    if about["format"] != FORMAT or about["version"] != VERSION:
-        raise ValueError(f"expected format {FORMAT!r} of version {VERSION!r}")
+    versions = (OLD_VERSION, VERSION)
+    if about["format"] != FORMAT or about["version"] not in versions:
+        raise ValueError(f"expected format {FORMAT!r} of version {' or '.join(map(repr, versions))}")
+    if about["version"] != OLD_VERSION and about.get("checksum") != json_checksum(about):
+        raise ValueError(f"its checksum is another one: it is damaged or was edited. {RESTORE}")
     if about["kind"] not in ("bags", "vectors"):
         raise ValueError(f"'kind' must be 'bags' or 'vectors', got {about['kind']!r}")
     if not isinstance(about["set"], str) or not isinstance(about["is_weighted"], bool):
