@@ -14,8 +14,8 @@ from xxhash import xxh3_64_hexdigest
 def seal(manifest: dict[str, Any]) -> bytes:
     """A manifest's bytes with the checksum that belongs to them, as docs/convert.md has it."""
     content = {name: value for name, value in manifest.items() if name != "checksum"}
-    head = json.dumps(content, indent=1).removesuffix("\n}").encode() + b",\n "
-    return head + b'"checksum": "' + xxh3_64_hexdigest(head).encode() + b'"\n}\n'
+    checksum = xxh3_64_hexdigest(json.dumps(content, sort_keys=True).encode())
+    return json.dumps({**content, "checksum": checksum}, indent=1).encode()
 
 
 def rewritten(folder: Path, place: Path, lie: Callable[[dict[str, Any]], object], sealed: bool = True) -> Path:

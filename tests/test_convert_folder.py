@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -190,6 +191,8 @@ def test_what_cannot_be_saved(tmp_path):
     mgqe.freeze_(model)
     with pytest.raises(ValueError, match="no frozen table in it"):
         mgqe.save_model(model.user, tmp_path / "a")
+    with pytest.raises(ValueError, match=r"user: its vectors are torch\.float8_e4m3fn, expected one of float32"):
+        mgqe.save_model(copy.deepcopy(model).to(torch.float8_e4m3fn), tmp_path / "a")
     model.get_extra_state = lambda: {"a": 1}
     Stateful = type("Stateful", (Ranker,), {"get_extra_state": lambda self: {"a": 1}})
     model.__class__ = Stateful

@@ -267,6 +267,31 @@ def _of_files(failing, real):
     return called
 
 
+def test_what_fails_after_the_manifest_is_in_place_takes_nothing_away(folder, monkeypatch):
+    """The last call makes the manifest's name last; when it fails the name is there already."""
+
+    def failing(descriptor):
+        named = (folder / "manifest.json").read_bytes() != before
+        if named and stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(descriptor)
+
+    before, real = (folder / "manifest.json").read_bytes(), os.fsync
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        save(2.0, folder)
+    monkeypatch.undo()
+    assert mgqe.load_model(Many(-1.0), folder).values() == {2.0}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="mode bits")
+def test_a_save_keeps_the_mode_of_the_one_that_it_replaces(folder):
+    for file in folder.iterdir():
+        file.chmod(0o600)
+    save(2.0, folder)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a process limit on file size")
 def test_a_disk_that_is_really_full(tmp_path):
     """A limit on the size of files, which the system itself keeps: the weights beside the tables do not fit."""

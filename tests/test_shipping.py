@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 
@@ -14,6 +15,7 @@ from mgqe import ArtifactError
 from mgqe.recsys import shipping
 from mgqe.recsys.shipping import MODEL, TABLE, load_model, ship
 from mgqe.recsys.train import train_run
+from mgqe.weights import read_weights, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,8 @@ def test_a_run_between_its_files_is_waited_for(copy, monkeypatch):
     write(copy, 2.0)
     new = (copy / MODEL).read_bytes()
     (copy / MODEL).write_bytes(old)  # the tables are written, the rest not yet
-    threading.Timer(0.2, lambda: (copy / MODEL).write_bytes(new)).start()
+    (copy / "aside").write_bytes(new)
+    threading.Timer(0.2, os.replace, (copy / "aside", copy / MODEL)).start()
     assert values(load_model(copy)) == {2.0}
 
 
@@ -96,8 +99,19 @@ def test_files_that_do_not_belong_together_are_named(copy, run, monkeypatch, fau
         item.rename(copy / "aside")
         user.rename(item)
         (copy / "aside").rename(user)
-    with pytest.raises(ArtifactError, match=r"item\.mgqe\.safetensors( is missing|: not the table that model)"):
+    message = r"item\.mgqe\.safetensors( is missing|: not the file that model)"
+    with pytest.raises(ArtifactError, match=message):
         load_model(copy)
+    with pytest.raises(ArtifactError, match=message):
+        mgqe.verify(copy)
+
+
+def test_names_that_lead_out_of_the_folder_are_refused(copy):
+    weights, about = read_weights(copy / MODEL)
+    for files in ({f"../{name}": checksum for name, checksum in about["files"].items()}, [], {"a": 3}):
+        save_weights(weights, copy / MODEL, {"files": files})
+        with pytest.raises(ArtifactError, match="'files' must map names of files to checksums"):
+            load_model(copy)
 
 
 def test_a_run_that_is_not_finished_says_so(copy):

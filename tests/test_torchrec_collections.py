@@ -91,6 +91,37 @@ def test_weighted_bags():
         sharded.QuantizedEmbeddingBagCollection([bag_config(pooling=PoolingType.MEAN)], is_weighted=True)
 
 
+@pytest.mark.parametrize("times", [1, 4])
+def test_a_folder_that_is_frozen_into_while_it_is_loaded(tmp_path, monkeypatch, times):
+    """Before each of the first reads of a table the folder gets another collection: the last one is loaded, whole."""
+    from mgqe.torchrec import serving
+
+    tables = [bag_config(), bag_config(name="user", feature_names=["user"], num_embeddings=50)]
+    collection = sharded.QuantizedEmbeddingBagCollection(tables, CONFIG, counts={"item": COUNTS})
+    real, calls = serving.load_table, []
+
+    def freeze_all(value: float) -> None:
+        with torch.no_grad():
+            for rows in collection.rows.parameters():
+                rows.fill_(value)
+        mgqe.start_quantizing(collection)
+        for table in collection.tables.values():
+            for book in table.quantizer.codebooks:
+                book.data.fill_(value)
+        sharded.freeze(nn.Sequential(collection), tmp_path)
+
+    def load_table(path, **options):
+        calls.append(path)
+        if len(calls) <= times:
+            freeze_all(1.0 + len(calls))
+        return real(path, **options)
+
+    freeze_all(1.0)
+    monkeypatch.setattr(serving, "load_table", load_table)
+    loaded = sharded.load(tmp_path)
+    assert {float(table.to_dense().unique()) for table in loaded.tables.values()} == {1.0 + times}
+
+
 def test_weights_keep_their_gradient_in_a_frozen_collection(tmp_path):
     collection = sharded.QuantizedEmbeddingBagCollection(
         [bag_config()], CONFIG, counts={"item": COUNTS}, is_weighted=True

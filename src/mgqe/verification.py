@@ -21,6 +21,7 @@ from mgqe.segment_record import KIND as RECORD
 from mgqe.segments import KIND as SEGMENT
 from mgqe.shards import INDEX, INDEX_KIND, SHARD_KIND, files_of
 from mgqe.weights import KIND as WEIGHTS
+from mgqe.weights import strangers
 
 Progress = Callable[[int, int], object]
 
@@ -162,8 +163,10 @@ def _damaged_collections(folder: Path) -> Iterator[str]:
 
 def _contradictions(file: Path, stored: StoredFile) -> Iterator[str]:
     """What is wrong with a file, and with those that belong to it, whatever the checksums say."""
-    kind, _ = decode_metadata(stored.metadata)
+    kind, config = decode_metadata(stored.metadata)
     try:
+        if kind == WEIGHTS:
+            yield from strangers(file, config)
         if kind == ID_MAP:
             found = IdMap.load(file, verify=False)
             if not stored.has_checksums:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from torch import Tensor
 
 from mgqe.checksums import CHECKSUMS
-from mgqe.container import FORMAT, ArtifactError, decode_metadata, encode, open_stored, put
+from mgqe.container import FORMAT, ArtifactError, decode_metadata, encode, open_stored, put, stored_checksum
 from mgqe.frozen import Config
 
 KIND = "weights"
@@ -58,3 +59,31 @@ def read_weights(path: str | os.PathLike[str], verify: bool | None = True) -> tu
     except ValueError as error:
         raise ArtifactError(f"{os.fspath(path)}: {error}") from error
     return {name: tensor.clone() for name, tensor in stored.tensors.items()}, about
+
+
+def companions(path: str | os.PathLike[str], about: Config) -> dict[Path, str]:
+    """The files beside a file of weights that belong to it, and their last checksums, as it says.
+
+    Args:
+        about: as :func:`read_weights` gives it: its ``files`` maps names to checksums.
+
+    Raises ArtifactError for what is no such entry, or leads out of the folder.
+    """
+    files = about.get("files", {}) if isinstance(about, dict) else None
+    if not isinstance(files, dict) or not all(
+        isinstance(checksum, str) and Path(name).name == name for name, checksum in files.items()
+    ):
+        raise ArtifactError(f"{os.fspath(path)}: config entry 'files' must map names of files to checksums")
+    return {Path(path).with_name(name): checksum for name, checksum in files.items()}
+
+
+def strangers(path: str | os.PathLike[str], about: Config) -> Iterator[str]:
+    """What is wrong with the files that belong to a file of weights: those that are missing, and those of others."""
+    for file, checksum in companions(path, about).items():
+        if not file.is_file():
+            yield f"{file} is missing: {Path(path).name} names it. Copy the folder again, every file of it"
+        elif stored_checksum(file) != checksum:
+            yield (
+                f"{file}: not the file that {Path(path).name} was saved with, or damaged: its last checksum is another "
+                "one. Copy the folder again, every file of it"
+            )

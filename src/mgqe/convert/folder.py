@@ -7,21 +7,33 @@ or the other. docs/convert.md describes the folder.
 
 from __future__ import annotations
 
+import operator
 import os
 import re
 import secrets
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from mgqe.artifact import save
 from mgqe.container import ArtifactError, guarded, put, stored_checksum
 from mgqe.convert.compact import CompactEmbedding, CompactEmbeddingBag
 from mgqe.convert.dense import dense_state
-from mgqe.convert.manifest import MANIFEST, DenseEntry, Manifest, TableEntry, Tie, decode_manifest, encode_manifest
-from mgqe.convert.saves import dense_name, patiently, remove_others, saved_files
+from mgqe.convert.manifest import (
+    DTYPES,
+    MANIFEST,
+    DenseEntry,
+    Manifest,
+    TableEntry,
+    Tie,
+    decode_manifest,
+    encode_manifest,
+)
+from mgqe.convert.read import manifest_bytes
+from mgqe.convert.saves import dense_name, patiently, remove_others, remove_save, saved_files
 from mgqe.convert.tied import ties_of
 from mgqe.convert.wrappers import class_of, layers_of, plain_paths
 from mgqe.quantized import QuantizedEmbedding
@@ -60,27 +72,40 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str]) -> int:
     target.mkdir(parents=True, exist_ok=True)
     with guarded(target, exclusive=True):
         _refuse_others(target)
-        token = secrets.token_hex(4)
-        names = file_names(paths[0] for paths in places.values())
-        made = [target / f"{name}.{token}.safetensors" for name in names]
-        beside = target / dense_name(token)
+        token, replaced = secrets.token_hex(4), _current_token(target)
         try:
-            size = save_weights(dense, beside)
-            entries = [
-                _entry(module, paths, file, save(module.table, file))
-                for (module, paths), file in zip(places.items(), made, strict=True)
-            ]
-            described = DenseEntry(beside.name, size, aliases, stored_checksum(beside))
-            text = encode_manifest(Manifest(class_name(model), tuple(entries), ties, described))
-            replaced = _current_token(target)
+            beside = _write_dense(target, token, dense, aliases)  # first: locks are taken on it
+            manifest = Manifest(class_name(model), _write_tables(target, token, places), ties, beside)
+            text = encode_manifest(manifest)
             patiently(lambda: put(target / MANIFEST, len(text), [text]))
         except BaseException:
-            for file in (*made, beside):
-                with suppress(OSError):
-                    file.unlink(missing_ok=True)
+            if _current_token(target) != token:  # else the model is there, and what failed came after it
+                remove_save(target, token)
             raise
         remove_others(target, token, replaced)
-    return size + len(text) + sum(entry.nbytes for entry in entries)
+    return len(text) + sum(entry.nbytes for entry in manifest.files)
+
+
+def _write_dense(folder: Path, token: str, dense: Mapping[str, Tensor], aliases: dict[str, str]) -> DenseEntry:
+    file = folder / dense_name(token)
+    nbytes = save_weights(dense, file)
+    _keep_mode(file)
+    return DenseEntry(file.name, nbytes, aliases, stored_checksum(file))
+
+
+def _write_tables(folder: Path, token: str, places: Places) -> tuple[TableEntry, ...]:
+    entries = []
+    for (module, paths), name in zip(places.items(), file_names(each[0] for each in places.values()), strict=True):
+        file = folder / f"{name}.{token}.safetensors"
+        entries.append(_entry(module, paths, file, save(module.table, file)))
+        _keep_mode(file)
+    return tuple(entries)
+
+
+def _keep_mode(file: Path) -> None:
+    """Give a new file the mode bits of the manifest that is there."""
+    with suppress(OSError):  # there is none yet, or the file is on a system without them
+        os.chmod(file, stat.S_IMODE(os.stat(file.with_name(MANIFEST)).st_mode))
 
 
 def class_name(model: nn.Module) -> str:
@@ -113,6 +138,8 @@ def _places(model: nn.Module, plain: dict[str, str]) -> Places:
     places: Places = {}
     for path, module in modules:
         if isinstance(module, CompactEmbedding):
+            if str(module.dtype).removeprefix("torch.") not in DTYPES:
+                raise ValueError(f"{plain[path]}: its vectors are {module.dtype}, expected one of {', '.join(DTYPES)}")
             places.setdefault(module, []).append(plain[path])
     if not places or "" in next(iter(places.values())):
         raise ValueError(
@@ -123,12 +150,12 @@ def _places(model: nn.Module, plain: dict[str, str]) -> Places:
 
 
 def _entry(module: CompactEmbedding, paths: list[str], file: Path, nbytes: int) -> TableEntry:
-    bag = isinstance(module, CompactEmbeddingBag)
+    bag, padding = isinstance(module, CompactEmbeddingBag), module.padding_idx
     return TableEntry(
         tuple(paths),
         file.name,
         nbytes,
-        module.padding_idx,
+        None if padding is None else operator.index(padding),
         str(module.dtype).removeprefix("torch."),
         module.mode if isinstance(module, CompactEmbeddingBag) else None,
         bag and bool(module.include_last_offset),
@@ -148,7 +175,7 @@ def _ties(model: nn.Module, places: Places, plain: dict[str, str]) -> Iterable[T
 def _current_token(folder: Path) -> str | None:
     """Of the save that the folder's manifest names."""
     with suppress(OSError, ArtifactError):
-        dense = decode_manifest((folder / MANIFEST).read_bytes(), folder / MANIFEST).dense.file
+        dense = decode_manifest(manifest_bytes(folder), folder / MANIFEST).dense.file
         return next((token for token in saved_files(folder) if dense == dense_name(token)), None)
     return None
 

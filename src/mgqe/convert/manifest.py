@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from xxhash import xxh3_64_hexdigest
 
 from mgqe.bag import MODES
+from mgqe.checksums import json_checksum
 from mgqe.container import ArtifactError, no_repeats
-from mgqe.frozen import MAX_ROWS, Reader
+from mgqe.frozen import MAX_ROWS, Config, Reader
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "mgqe-model", 2
@@ -28,7 +28,6 @@ MAX_BYTES = 1 << 62  # of a file
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 _FILE = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
 _CHECKSUM = re.compile(r"[0-9a-f]{16}")
-_SEAL = b'"checksum": "'  # before the manifest's own checksum, which is of all bytes up to this
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
         "ties": [asdict(tie) for tie in manifest.ties],
         "dense": asdict(manifest.dense),
     }
-    head = json.dumps(content, indent=1).removesuffix("\n}").encode() + b",\n "
-    return head + _SEAL + xxh3_64_hexdigest(head).encode() + b'"\n}\n'
+    return (json.dumps({**content, "checksum": json_checksum(content)}, indent=1) + "\n").encode()
 
 
 def decode_manifest(text: bytes, path: Path) -> Manifest:
@@ -108,12 +106,13 @@ def decode_manifest(text: bytes, path: Path) -> Manifest:
     Raises ArtifactError, which names the file and the entry.
     """
     with reading(path):
-        manifest = _decoded(text)
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=no_repeats)
+        manifest = _decoded(content)
         _check_paths(manifest)
         _check_files(manifest)
         _check_ties(manifest)
         if manifest.version not in OLD_VERSIONS:
-            _check_seal(text)
+            _check_seal(content)
         return manifest
 
 
@@ -127,8 +126,7 @@ def reading(path: Path) -> Iterator[None]:
         raise ArtifactError(f"{path}: {what}") from error
 
 
-def _decoded(text: bytes) -> Manifest:
-    content = json.loads(text.decode("utf-8"), object_pairs_hook=no_repeats)
+def _decoded(content: Any) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         came = repr(content.get("format")) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"'format' must be {FORMAT!r}, got {came}")
@@ -230,10 +228,8 @@ def _check_ties(manifest: Manifest) -> None:
             raise ValueError(f"'ties': {tie.name!r} is no name of a parameter")
 
 
-def _check_seal(text: bytes) -> None:
-    end = text.rfind(_SEAL)
-    stated = text[end + len(_SEAL) :]
-    if end < 0 or stated != xxh3_64_hexdigest(text[:end]).encode() + b'"\n}\n':
+def _check_seal(content: Config) -> None:
+    if content["checksum"] != json_checksum(content):
         raise ValueError(
             "the manifest is damaged, or was edited: its checksum is another one. Restore it from a copy, or save the "
             "model again"

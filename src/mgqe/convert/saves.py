@@ -51,6 +51,13 @@ def in_use(file: Path) -> Iterator[None]:
         _unlock(descriptor)
 
 
+def remove_save(folder: Path, token: str) -> None:
+    """Remove the files of a save that failed."""
+    for name in saved_files(folder).get(token, []):
+        with suppress(OSError):  # left behind it means nothing to anybody
+            (folder / name).unlink(missing_ok=True)
+
+
 def remove_others(folder: Path, token: str, replaced: str | None) -> None:
     """Remove the files of all saves but one, and leave those that are in use to the next save.
 

@@ -66,14 +66,8 @@ def bag(
             n; shapes, modes and devices that do not fit. TypeError: other dtypes.
     """
     if not runs_now(ids, offsets, per_sample_weights):
-        p = table.parts
         pooled: Tensor = torch.ops.mgqe.bag(
-            ids,
-            offsets,
-            per_sample_weights,
-            mode,
-            include_last_offset,
-            *(list(part) if isinstance(part, (list, tuple)) else part for part in vars(p).values()),
+            ids, offsets, per_sample_weights, mode, include_last_offset, *table.arguments()
         )
         return pooled
     return _run(table, ids, offsets, mode, per_sample_weights, include_last_offset)

@@ -53,9 +53,13 @@ class PreparedLookup:
         return (ids >= 0) & (ids < self._num_embeddings)
 
     def _traced(self, ids: Tensor) -> Tensor:
+        rows: Tensor = torch.ops.mgqe.lookup(ids, *self.arguments())
+        return rows
+
+    def arguments(self) -> list[Any]:
+        """The parts as operators take them. One by one: compilers do not see through ``vars``."""
         p = self.parts
-        rows: Tensor = torch.ops.mgqe.lookup(
-            ids,
+        return [
             list(p.codes),
             list(p.centroids),
             list(p.scales),
@@ -68,8 +72,7 @@ class PreparedLookup:
             list(p.codebook_of),
             p.embedding_dim,
             p.padding_idx,
-        )
-        return rows
+        ]
 
     def _run(self, ids: Tensor) -> Tensor:
         plain = isinstance(ids, Tensor) and ids.layout is torch.strided and not ids.is_nested

@@ -18,7 +18,7 @@ from mgqe.recsys.config import TrainConfig
 from mgqe.recsys.embeddings import FrozenEmbedding
 from mgqe.recsys.models import build_model
 from mgqe.recsys.tasks import own_parameters
-from mgqe.weights import read_weights, save_weights
+from mgqe.weights import companions, read_weights, save_weights, strangers
 
 CONFIG, MODEL, TABLE = "config.json", "model.safetensors", ".mgqe.safetensors"
 PATIENCE_SECONDS = 2.0  # with files that do not belong together: whoever writes them may be about to write the last
@@ -40,8 +40,8 @@ def ship(model: nn.Module, tables: Mapping[str, Any], out: Path) -> dict[str, in
     for path in tables:
         table: Any = model.get_submodule(path)
         mgqe.save(table.freeze(), out / f"{path}{TABLE}")
-        checksums[path] = stored_checksum(out / f"{path}{TABLE}")
-    save_weights(own_parameters(model, tables), out / MODEL, {"tables": checksums})
+        checksums[f"{path}{TABLE}"] = stored_checksum(out / f"{path}{TABLE}")
+    save_weights(own_parameters(model, tables), out / MODEL, {"files": checksums})
     return {path: (out / f"{path}{TABLE}").stat().st_size for path in tables}
 
 
@@ -79,20 +79,16 @@ def _load(out: Path) -> Any:
     return model.eval()
 
 
-def _tables(out: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+def _tables(out: Path, about: dict[str, Any]) -> dict[str, Any]:
     """The tables of a run, known to belong to its other state; of runs without checksums whatever there is."""
     import mgqe
 
-    if "tables" not in about:
-        return {file.name.removesuffix(TABLE): mgqe.load(file) for file in sorted(out.glob(f"*{TABLE}"))}
-    found = {}
-    for path, checksum in sorted(about["tables"].items()):
-        file = out / f"{path}{TABLE}"
-        if not file.is_file():
-            raise _Mixed(f"{file} is missing: {MODEL} names it. Copy the run's folder again, every file of it")
-        found[path] = mgqe.load(file)
-        if stored_checksum(file) != checksum:
-            raise _Mixed(f"{file}: not the table that {MODEL} was saved with. Copy the run's folder again")
+    files = sorted(companions(out / MODEL, about) or out.glob(f"*{TABLE}"))
+    for fault in strangers(out / MODEL, about):
+        raise _Mixed(fault)
+    found = {file.name.removesuffix(TABLE): mgqe.load(file) for file in files}
+    for fault in strangers(out / MODEL, about):  # a table may have been replaced before it was read
+        raise _Mixed(fault)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ from mgqe.shards import published_set
 from mgqe.table import CompactTable
 from mgqe.torchrec.freezing import FORMAT, MANIFEST, OLD_VERSION, VERSION
 from mgqe.whole_files import open_regular
+
+PATIENCE_SECONDS = 2.0  # with tables of several freezes: the manifest, which is written last, may be about to come
+
+
+class _Mixed(ArtifactError):
+    """Tables of several freezes, perhaps only for the moment."""
 
 
 class _Compact(nn.Module):
@@ -83,30 +90,48 @@ def load(
 ) -> CompactEmbeddingBagCollection | CompactEmbeddingCollection:
     """The collection that :func:`mgqe.torchrec.freeze` wrote; ``mmap`` and ``verify`` as for :func:`mgqe.load`.
 
+    The folder may be frozen into again meanwhile: this is the one collection or the other.
+
     Raises:
         ArtifactError: (a ValueError) the folder holds tables of different freezes, or a file is missing or damaged;
             the message names it.
         OSError: there is no such folder, or no frozen collection in it.
     """
-    target = Path(folder)
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return _load(Path(folder), mmap, verify)
+        except _Mixed:
+            if time.monotonic() > end:
+                raise
+        time.sleep(0.01)
+
+
+def _load(target: Path, mmap: bool, verify: bool | None) -> CompactEmbeddingBagCollection | CompactEmbeddingCollection:
     about = _read_manifest(target / MANIFEST)
+    paths = {entry["name"]: target / entry["name"] for entry in about["tables"]}
     tables: dict[str, CompactTable] = {}
-    for entry in about["tables"]:
-        path = target / entry["name"]
-        if published_set(path) != about["set"]:
-            raise ArtifactError(
-                f"{path}: the table is of another freeze than {MANIFEST}: freezing was interrupted at its last moment, "
-                "or folders were mixed. Freeze again"
-            )
+    _check_sets(paths, about["set"])
+    for name, path in paths.items():
         table = load_table(path, mmap=mmap, verify=verify)
         if not isinstance(table, CompactTable):
             raise ArtifactError(f"{path}: no compact table")
-        tables[entry["name"]] = table
+        tables[name] = table
+    _check_sets(paths, about["set"])  # a table may have been replaced before it was read
     features = {entry["name"]: list(entry["features"]) for entry in about["tables"]}
     if about["kind"] == "bags":
         pooling = {entry["name"]: entry["pooling"] for entry in about["tables"]}
         return CompactEmbeddingBagCollection(tables, features, pooling, about["is_weighted"])
     return CompactEmbeddingCollection(tables, features)
+
+
+def _check_sets(paths: dict[str, Path], expected: str) -> None:
+    for path in paths.values():
+        if published_set(path) != expected:
+            raise _Mixed(
+                f"{path}: the table is of another freeze than {MANIFEST}: freezing was interrupted at its last moment, "
+                "or folders were mixed. Freeze again"
+            )
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
