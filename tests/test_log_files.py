@@ -189,8 +189,12 @@ def test_a_folder_of_text_has_a_header_in_each_file(write, tmp_path):
     write("out/part-0.csv", b"user,item\n1,2\n")
     write("out/part-1.csv", b"item,note,user\n3,,1\n")
     write("out/part-2.csv", b"")  # an empty partition
+    write("out/part-3.csv", b"user,item\n")
     assert counts_of(tmp_path / "out") == {2: 1, 3: 1}
+    assert mgqe.count_ids(tmp_path / "out", 4, column="item").tolist() == [0, 0, 1, 1]
     assert histories(tmp_path / "out") == {1: [2, 3]}
+    with pytest.raises(ValueError, match="no ids to count"):
+        counts_of(tmp_path / "out/part-3.csv")
 
 
 # ---- quotes --------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def _scan_regular(pl: Any, file: TextFile, numbered: bool) -> Any:
     frame = pl.scan_csv(
         file.path, has_header=False, separator=file.layout.separator, quote_char=file.layout.quote or None,
         schema={str(place): pl.String for place in range(file.width)}, encoding="utf8-lossy", skip_rows=file.header,
-        glob=False, **index,
+        glob=False, raise_if_empty=False, **index,
     )  # fmt: skip
     columns = {name: pl.col(str(place)) for name, place in file.places.items()} or {TEXT: pl.col("0")}
     count = pl.lit(file.width, dtype=pl.UInt32).alias(COUNT)

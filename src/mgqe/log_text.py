@@ -50,7 +50,7 @@ def scan_lines(pl: Any, path: str, skip: int = 0, numbered: bool = False) -> Any
     index = {"row_index_name": LINE, "row_index_offset": 1 + skip} if numbered else {}
     frame = pl.scan_csv(
         path, has_header=False, separator="\0", quote_char=None, schema={TEXT: pl.String}, encoding="utf8-lossy",
-        skip_rows=skip, glob=False, **index,
+        skip_rows=skip, glob=False, raise_if_empty=False, **index,
     )  # fmt: skip
     return frame.with_columns(pl.col(TEXT).str.strip_suffix("\r"))
 
