@@ -289,6 +289,15 @@ def test_what_pythons_writer_writes_is_read(tmp_path_factory, rows, separator, q
 # ---- missing ids ---------------------------------------------------------------------------------------------
 
 
+def test_a_word_for_no_value_is_missing_among_integers(write):
+    for word in ("null", "NaN", "\\N", "NULL"):
+        path = write("a.csv", f"item,x\n{word},1\n7,2\n")
+        with pytest.raises(ValueError, match=r"a\.csv: line 2, column 'item': missing id, expected int64"):
+            counts_of(path)
+    assert counts_of(write("a.csv", "item,x\nnull,1\nb,2\n")) == {"b": 1, "null": 1}
+    assert counts_of(write("a.csv", f"item,x\n{2**64 - 1},1\n7,2\n")) == {2**64 - 1: 1, 7: 1}
+
+
 @pytest.mark.parametrize("blank", ["", '""', "   ", '" "', "\t"])
 @pytest.mark.parametrize("ids", ["12", "ab"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -380,6 +389,13 @@ def test_columns_without_a_header_are_numbers(write):
         counts_of(write("a.csv", "1,2\n1,3\n1,2,3\n"), 1, header=False)
     with pytest.raises(ValueError, match="separator must be"):
         counts_of(path, separator="")
+    with pytest.raises(TypeError, match=r"expected a column's name or number, or a list of these, got 1\.5"):
+        counts_of(path, 1.5, header=False)
+    for text in ("1::2\n1::3\n", "1\t2\n1\t3\n"):
+        with pytest.raises(ValueError, match=r"a\.csv: has one column, but '.*' in every line: .*--separator"):
+            counts_of(write("a.csv", text), 1, header=False)
+    with pytest.raises(ValueError, match=r"a\.csv: .* carriage returns alone: write line feeds"):
+        counts_of(write("a.csv", "item,x\r1,2\r"))
 
 
 def test_lines_end_as_they_may_and_marks_are_no_part_of_an_id(write):

@@ -26,6 +26,9 @@ def scan_text(pl: Any, file: TextFile, folder: Callable[[], Path]) -> tuple[Any,
     Lines without anything in them are left out, but not of a file of one column, where they are a missing value.
     ``folder`` gives a folder for temporary files; it is asked only where quoted fields go over several lines.
     """
+    if file.empty:
+        schema = {COUNT: pl.UInt32, **dict.fromkeys(file.places, pl.String)}
+        return pl.LazyFrame(schema=schema), pl.LazyFrame(schema={LINE: pl.UInt32, **schema})
     shape = _look(pl, file)
     if shape.regular:
         frames = [_scan_regular(pl, file, numbered) for numbered in (False, True)]
@@ -85,7 +88,7 @@ def _scan_regular(pl: Any, file: TextFile, numbered: bool) -> Any:
     frame = pl.scan_csv(
         file.path, has_header=False, separator=file.layout.separator, quote_char=file.layout.quote or None,
         schema={str(place): pl.String for place in range(file.width)}, encoding="utf8-lossy", skip_rows=file.header,
-        glob=False, raise_if_empty=False, **index,
+        glob=False, **index,
     )  # fmt: skip
     columns = {name: pl.col(str(place)) for name, place in file.places.items()} or {TEXT: pl.col("0")}
     count = pl.lit(file.width, dtype=pl.UInt32).alias(COUNT)
