@@ -286,6 +286,31 @@ def test_what_pythons_writer_writes_is_read(tmp_path_factory, rows, separator, q
     assert counts_of(path, separator=separator) == dict(Counter(item for item, _ in rows))
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["1", "2", "x", "30"]), st.text(alphabet="ab \"'", max_size=5)),
+        min_size=1,
+        max_size=9,
+    ),
+    st.sampled_from([",", "\t"]),
+    st.sampled_from(["\n", "\r\n"]),
+)
+def test_quotes_at_random_are_an_error_or_lose_no_row(tmp_path_factory, rows, separator, end):
+    """Lines as a program writes them that knows nothing of quotes."""
+    lines = [separator.join(row) for row in [("item", "note", "x"), *((*row, "z") for row in rows)]]
+    path = tmp_path_factory.mktemp("log") / "a.csv"
+    path.write_text(end.join(lines), encoding="utf-8", newline="")
+    expected = dict(Counter(item for item, _ in rows))
+    assert counts_of(path, separator=separator, quote="", kind="string") == expected
+    try:
+        found = counts_of(path, separator=separator, kind="string")
+    except ValueError as error:
+        assert "--no-quote" in str(error)  # noqa: PT017
+    else:
+        assert found == expected
+
+
 # ---- missing ids ---------------------------------------------------------------------------------------------
 
 
