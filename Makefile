@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/ready
 NATIVE_SOURCES := $(wildcard src/mgqe/ops/native/*.cpp src/mgqe/ops/native/*.h)
 
-.PHONY: demo test test-all lint sanitize bench study clean setup
+.PHONY: demo test test-all lint docs sanitize bench study clean setup
 
 demo: setup  ## train full, small-d and MGQE tables on an embedded data set; table, picture, look-up
 	$(BIN)/mgqe compare --out runs/demo --seeds 1 --jobs 2 --embedding full --embedding full:d=8 \
@@ -23,6 +23,10 @@ lint: setup
 	$(BIN)/ruff check src tests benchmarks examples setup.py
 	$(BIN)/ruff format --check src tests benchmarks examples setup.py
 	$(BIN)/mypy
+
+docs: setup  ## the documentation as a site in build/site; a broken link is an error
+	$(BIN)/pip install -q -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q -d build/site
 
 # The library goes to build/sanitized and is loaded from there (MGQE_LIBRARY): the installed one stays as it is.
 # Python itself is not built with the sanitizer, hence LD_PRELOAD, and never frees all of its memory, hence no leaks.

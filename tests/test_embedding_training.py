@@ -63,12 +63,48 @@ def test_the_fast_pass_is_the_composed_one(arguments, sparse):
     layer = make(sparse=sparse, **arguments)
     twin = composed(layer)
     ids, pull = torch.randint(20, (3, 30)), torch.randn(3, 30, DIM)
+    losses = []
     for module in (layer, twin):
         out = module(ids)
-        ((out * pull).sum() + 3 * quantization_loss(module)).backward()
+        losses.append(quantization_loss(module))
+        ((out * pull).sum() + 3 * losses[-1]).backward()
     assert torch.equal(layer(ids), twin(ids))
-    assert torch.allclose(quantization_loss(layer), quantization_loss(twin))
+    assert torch.allclose(*losses)
     assert_same_gradients(layer, twin)
+
+
+# Not "counts divide": the second derivative of torch's own F.embedding leaves the division out.
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "counts divide"])
+def test_a_gradient_penalty_is_that_of_the_composed_pass(name):
+    layer = make(**LAYOUTS[name])
+    twin = composed(layer)
+    ids, pull = torch.randint(20, (3, 30)), torch.randn(3, 30, DIM)
+    for module in (layer, twin):
+        vectors = module(ids)
+        loss = (pull * vectors.tanh()).sum() + 3 * quantization_loss(module)
+        gradients = torch.autograd.grad(loss, list(module.parameters()), create_graph=True)
+        (loss + sum(g.square().sum() for g in gradients)).backward()
+    assert_same_gradients(layer, twin)
+
+
+def test_a_gradient_penalty_by_hand_where_counts_divide():
+    """Loss = sum of pull * vector^2; the row's gradient g is the mean over its two calls; the penalty is ||g||^2."""
+    layer = make(scale_grad_by_freq=True, commitment=0.0)
+    pull = torch.tensor([[1.0], [3.0]])
+    vectors = layer(torch.tensor([7, 7]))
+    (gradient,) = torch.autograd.grad((pull * vectors.square()).sum(), [layer.raw_weight], create_graph=True)
+    value = vectors[0].detach()
+    assert torch.allclose(gradient[7], (1 + 3) * 2 * value / 2)
+    gradient.square().sum().backward()
+    # d||g||^2 / d vector_i = 2 g * pull_i; straight through to the row, the mean over the two calls.
+    assert torch.allclose(layer.raw_weight.grad[7], 2 * gradient[7].detach() * 2 * (1 + 3) / 2 / 2)
+
+
+def test_a_gradient_penalty_with_sparse_gradients_is_refused():
+    layer = make(sparse=True)
+    loss = layer(torch.arange(5)).square().sum()
+    with pytest.raises(RuntimeError, match="sparse=False"):
+        torch.autograd.grad(loss, [layer.raw_weight], create_graph=True)
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean"])

@@ -65,6 +65,16 @@ def test_scatter_is_the_transpose_of_gather(layout):
     assert torch.allclose(inner, (rows.double() * grad.double()).sum(), atol=1e-3)
 
 
+def test_scatter_is_differentiable_in_what_it_sums():
+    codes = torch.tensor([[0, 1], [1, 1], [0, 1]])
+    rows = torch.randn(3, 4, requires_grad=True)
+    weights = torch.tensor([1.0, 2.0, 3.0])
+    pull = torch.randn(2, 2, 2)
+    (ops.scatter(rows, codes, weights, 2, 2, 2)[0] * pull).sum().backward()
+    expected = weights[:, None] * ops.reference.gather(codes, pull)
+    assert torch.allclose(rows.grad, expected)
+
+
 def test_gradient_of_a_half_precision_codebook():
     codes, codebook = problem(20, (4, 4, 2))
     half = codebook.bfloat16().requires_grad_()

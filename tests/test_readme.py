@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import mgqe
 from mgqe import ops
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +23,19 @@ def test_python_blocks_run(block, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})
     assert "bytes of 25,600,000" in capsys.readouterr().out
+
+
+def test_the_start_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "index.md").read_text(), re.DOTALL)
+    exec(compile(block, "docs/index.md", "exec"), {})
+    assert "bytes of 25,600,000" in capsys.readouterr().out
+    assert (tmp_path / "items.safetensors").is_file()
+
+
+def test_the_api_page_has_every_public_name():
+    page = (ROOT / "docs" / "api.md").read_text()
+    assert sorted(re.findall(r"^::: mgqe\.(\w+)$", page, re.MULTILINE)) == sorted(mgqe.__all__)
 
 
 def test_the_page_on_new_ids_runs(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mgqe import ops
+from mgqe.ops import reference
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,13 @@ class Batch:
         counts.masked_fill_(self.padding, 0.0)
         return counts.div_(counts.sum().clamp_(min=1).mul_(dim))
 
+    def share_of_gradient(self) -> Tensor:
+        """(u,) float32: what a row gets of each of its vectors' gradients: 1, or 1 / count, and 0 for padding."""
+        share = torch.ones_like(self.counts, dtype=torch.float32)
+        if self.scale_grad_by_freq:
+            share.div_(self.counts)
+        return share if self.padding is None else share.masked_fill_(self.padding, 0.0)
+
     def sum_gradient(self, grad: Tensor) -> Tensor:
         """The gradient of the vectors that were given -> that of the distinct rows (u, d), float32 or float64."""
         if not self.repeat:
@@ -64,6 +72,10 @@ class Batch:
         if self.scale_grad_by_freq:
             total.div_(self.counts.unsqueeze(-1))
         return total if self.padding is None else total.masked_fill_(self.padding.unsqueeze(-1), 0.0)
+
+    def rows_of(self, weight: Tensor) -> Tensor:
+        """The rows (u, d) of the distinct ids, differentiable in the weight."""
+        return weight.index_select(0, self.ids)
 
     def row_gradient(self, values: Tensor, num_embeddings: int) -> Tensor:
         """The gradient (u, d) of the distinct rows -> that of the whole weight (N, d)."""
@@ -117,15 +129,17 @@ class QuantizeRows(torch.autograd.Function):
         # Not saved_for_backward, which one backward pass frees: the task's loss and this one may have a pass each.
         ctx.errors, ctx.num_embeddings, ctx.dtype = errors, weight.shape[0], weight.dtype
         ctx.batch, ctx.blocks, ctx.commitment = batch, blocks, commitment
+        ctx.books, ctx.inputs = books, (weight, *parameters)
         ctx.shapes = [(tuple(book.shape), parameter.dtype) for book, parameter in zip(books, parameters, strict=True)]
         ctx.set_materialize_grads(False)
         vectors = vectors.to(weight.dtype if batch.dtype is None else batch.dtype)
         return vectors.index_select(0, batch.places) if batch.repeat else vectors, losses.sum().mul_(1 + commitment)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor | None, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
         """The vectors' gradient goes to the rows; the loss's to the rows, times beta, and to the centroids chosen."""
+        if torch.is_grad_enabled():  # create_graph=True, as a gradient penalty asks for
+            return _composed_gradients(ctx, grad, grad_loss)
         errors: Tensor = ctx.errors
         batch: Batch = ctx.batch
         grad_weight = None
@@ -149,6 +163,45 @@ class QuantizeRows(torch.autograd.Function):
                     dense = total_of_book.mul_(grad_loss * -2).to(dtype)
                     sums[number] = sparse_rows(dense) if batch.sparse else dense
         return grad_weight, None, None, None, None, None, *sums
+
+
+def _composed_gradients(ctx: Any, grad: Tensor | None, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradients of :class:`QuantizeRows` with a graph of their own, so that they can be differentiated again.
+
+    Raises:
+        RuntimeError: the layer has sparse gradients, which torch differentiates once.
+    """
+    batch: Batch = ctx.batch
+    if batch.sparse:
+        raise RuntimeError(
+            "create_graph=True (a gradient penalty, a second derivative) does not go with sparse=True, whose gradients "
+            "are differentiated once: make the layer with sparse=False"
+        )
+    weight, *parameters = ctx.inputs
+    rows = batch.rows_of(weight).float()
+    books = [book + (p.float() - p.detach().float()) for book, p in zip(ctx.books, parameters, strict=True)]
+    decoded = torch.cat([reference.gather(codes, books[number]) for codes, number in ctx.blocks])
+    # The vectors' values are not needed, only how they depend on the rows: straight through.
+    vectors = batch.share_of_gradient().unsqueeze(-1) * rows
+    if batch.repeat:
+        vectors = vectors.index_select(0, batch.places)
+    weights = batch.weights(rows.shape[1])
+    codebook_loss = (weights * (decoded - rows.detach()).square().sum(1)).sum()
+    commitment_loss = (weights * (rows - decoded.detach()).square().sum(1)).sum()
+    loss = codebook_loss + ctx.commitment * commitment_loss
+    outputs = [(out, g) for out, g in ((vectors, grad), (loss, grad_loss)) if g is not None]
+    inputs = [tensor for tensor in ctx.inputs if tensor.requires_grad]
+    wanted = iter(
+        torch.autograd.grad(
+            [out for out, _ in outputs],
+            inputs,
+            [g.to(out.dtype) for out, g in outputs],
+            create_graph=True,
+            allow_unused=True,
+        )
+    )
+    first, *others = (next(wanted) if tensor.requires_grad else None for tensor in ctx.inputs)
+    return first, None, None, None, None, None, *others
 
 
 class SparseGradient(torch.autograd.Function):

@@ -87,6 +87,11 @@ class Touch(torch.autograd.Function):
         return grad, *(z if needed else None for z, needed in zip(zeros, ctx.needs_input_grad[1:], strict=True))
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this is torch's DTensor, a tensor spread over processes; without importing that class."""
+    return hasattr(tensor, "full_tensor")
+
+
 def recomputing() -> bool:
     """Whether this is a backward pass that computes a forward pass again (torch.utils.checkpoint)."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

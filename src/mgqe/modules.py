@@ -20,8 +20,13 @@ class AuxiliaryLayer(nn.Module):
         """End the warm-up now."""
         raise NotImplementedError
 
-    def auxiliary_loss(self) -> Tensor | None:
-        """The sum of the losses since the training pass after the last reading, None if there are none."""
+    @property
+    def latest_pass(self) -> int:
+        """The number of the latest training pass, counted over all layers (:mod:`mgqe.pending`)."""
+        raise NotImplementedError
+
+    def auxiliary_loss(self, latest_pass: int | None = None) -> Tensor | None:
+        """The sum of the losses that wait to be counted, None if there are none (:mod:`mgqe.pending`)."""
         raise NotImplementedError
 
 
@@ -42,16 +47,26 @@ def _layers(model: nn.Module) -> list[QuantizedEmbedding | AuxiliaryLayer]:
 
 
 def quantization_loss(model: nn.Module) -> Tensor:
-    """The sum of the layers' auxiliary losses of the last forward pass: add it to the task's loss.
+    """The sum of the layers' auxiliary losses of this step's forward passes: add it to the task's loss.
 
     For VQ each layer's loss is mean ||c - sg(q)||^2 + beta * mean ||q - sg(c)||^2 (DPQ, arXiv 1908.09756). Zero in
-    the warm-up, for SX, and for models without such layers. A layer that was called several times counts every
-    call since the last reading.
+    the warm-up, for SX, and for models without such layers.
+
+    Each training pass of each layer counts once, in the step in which it was made: a layer that was called several
+    times adds every call, one that the step did not look up adds nothing. Called again before the next training
+    pass, this returns the same sum; after the backward pass through it, or after the optimiser's step, it is zero.
+    So read it before ``backward()``, also to log it.
 
     Returns:
         scalar tensor, float32, on the layers' device.
+
+    Example:
+        >>> loss = task_loss + mgqe.quantization_loss(model)
+        >>> loss.backward()
     """
-    losses = [loss for layer in _layers(model) if (loss := layer.auxiliary_loss()) is not None]
+    layers = _layers(model)
+    latest = max((layer.latest_pass for layer in layers), default=0)
+    losses = [loss for layer in layers if (loss := layer.auxiliary_loss(latest)) is not None]
     if len(losses) == 1:
         return losses[0].float()
     if losses:

@@ -1,4 +1,4 @@
-"""TrainingPasses: which pass it is, when the warm-up ends, and the losses that wait to be asked for."""
+"""TrainingPasses: which pass it is, when the warm-up ends, and what happens between two passes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from mgqe.distributed import data_parallel, recomputing
 from mgqe.graphs import outside_graphs
+from mgqe.pending import PendingLosses
 from mgqe.rows import RawRows
-
-MAX_PENDING_LOSSES = 64  # losses kept for quantization_loss() by a loop that never asks for them
 
 
 class TrainingPasses(RawRows):
@@ -36,10 +35,10 @@ class TrainingPasses(RawRows):
         self._steps: int | None = 0
         self._started: bool | None = False
         self._started_version = self.started._version
-        self._aux: list[Tensor] = []
-        self._aux_read = False
+        self._pending = PendingLosses()
         self._revival_due = False
-        self._seen = self._rows_seen = -1  # parameters, and rows alone, as the last training pass saw them
+        # Versions as the last training pass saw them: of all parameters, of rows alone, and see _step_version.
+        self._seen = self._rows_seen = self._step_seen = -1
 
     # ---- what a layer does when it is called for ------------------------------------------------------------
 
@@ -64,6 +63,10 @@ class TrainingPasses(RawRows):
 
     def _parameter_version(self) -> int:
         """A number that changes when an optimiser takes a step."""
+        raise NotImplementedError
+
+    def _codebook_version(self) -> int:
+        """A number that changes when an optimiser moves the codebooks."""
         raise NotImplementedError
 
     # ---- passes ----------------------------------------------------------------------------------------------
@@ -103,17 +106,22 @@ class TrainingPasses(RawRows):
                 self._count_outside_graphs()
         elif counts:
             self._count_training_pass()
-        else:
-            self._forget_losses()
 
     @outside_graphs
     def _count_outside_graphs(self) -> None:
         self._count_training_pass()
 
-    def _forget_losses(self) -> None:
-        if self._aux_read or len(self._aux) >= MAX_PENDING_LOSSES:
-            self._aux.clear()
-            self._aux_read = False
+    def _step_version(self) -> int:
+        """A number that changes when the step is over to which the last passes belong.
+
+        With ``max_norm`` a forward pass changes rows itself: there the codebooks alone tell.
+        """
+        return self._parameter_version() if self.max_norm is None else self._codebook_version()
+
+    def _forget_past_losses(self) -> None:
+        """Losses of passes before an optimiser's step, whether anybody read them or not."""
+        if self._step_seen != self._step_version():
+            self._pending.clear()
 
     def _count_training_pass(self) -> None:
         """Count one training pass; end the warm-up when it is over; look for dead centroids now and then.
@@ -128,14 +136,13 @@ class TrainingPasses(RawRows):
             return
         version = self._parameter_version()
         stepped = version != self._seen
-        if stepped and self.max_norm is None:  # max_norm itself changes rows in a forward pass
-            self._aux.clear()
+        self._forget_past_losses()
         if stepped:
             self._mark_codebooks()
         if self.store is not None and self.raw_weight._version != self._rows_seen:
             self._tend_store()  # not when codebooks alone have stepped: the rows' gradients may be waiting for theirs
             self._rows_seen, version = self.raw_weight._version, self._parameter_version()
-        self._forget_losses()
+        self._pending.begin_pass()
         quantizing, steps = self.quantizing, self._passes() + 1
         self._steps = steps
         self.steps.add_(1)
@@ -149,11 +156,11 @@ class TrainingPasses(RawRows):
                 self._revive()
                 self._revival_due = False
                 version = self._parameter_version()
-        self._seen = version
+        self._seen, self._step_seen = version, self._step_version()
 
     def _keep_loss(self, loss: Tensor) -> None:
         if not recomputing():
-            self._aux.append(loss)
+            self._pending.add(loss)
 
     @outside_graphs
     def _keep_loss_outside_graphs(self, loss: Tensor) -> None:
@@ -168,12 +175,19 @@ class TrainingPasses(RawRows):
                 stacklevel=2,
             )
 
-    def auxiliary_loss(self) -> Tensor | None:
-        """The sum of the losses since the training pass after the last reading, None if there are none."""
-        self._aux_read = True
-        if len(self._aux) == 1:
-            return self._aux[0]
-        return torch.stack(self._aux).sum() if self._aux else None
+    @property
+    def latest_pass(self) -> int:
+        """The number of the latest training pass, counted over all layers."""
+        return self._pending.latest_pass
+
+    def auxiliary_loss(self, latest_pass: int | None = None) -> Tensor | None:
+        """The sum of the losses that wait to be counted, None if there are none: see :mod:`mgqe.pending`.
+
+        Args:
+            latest_pass: of all layers that are read together; default: of this one alone.
+        """
+        self._forget_past_losses()
+        return self._pending.read(latest_pass)
 
 
 def sparse_in_parallel(parallel: nn.Module, layer: nn.Module) -> RuntimeError:

@@ -21,6 +21,7 @@ from mgqe.distributed import Touch, agree, common_generator, data_parallel
 from mgqe.graphs import outside_graphs
 from mgqe.ids import check_sizes
 from mgqe.parts import make_quantizer, other_tiers
+from mgqe.pending import PendingLosses
 from mgqe.precision import in_full_precision
 from mgqe.progress import TrainingPasses
 from mgqe.quantizers import Groups
@@ -134,7 +135,10 @@ class QuantizedEmbedding(TrainingPasses):
 
     def _parameter_version(self) -> int:
         """A number that changes when an optimiser takes a step."""
-        version: int = self.raw_weight._version + self.quantizer.version()
+        return self.raw_weight._version + self._codebook_version()
+
+    def _codebook_version(self) -> int:
+        version: int = self.quantizer.version()
         return version
 
     @torch.no_grad()
@@ -172,7 +176,7 @@ class QuantizedEmbedding(TrainingPasses):
     def __getstate__(self) -> dict[str, Any]:
         """For copy.deepcopy and pickle: without the last pass's losses, which hang on its graph."""
         state = dict(self.__dict__)
-        state.update(_aux=[], _started=None, _steps=None, _seen=-1, _rows_seen=-1)
+        state.update(_pending=PendingLosses(), _started=None, _steps=None, _seen=-1, _rows_seen=-1, _step_seen=-1)
         return state
 
     # ---- codebooks ---------------------------------------------------------------------------------------

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgqe.distributed import is_sharded
 from mgqe.ids import as_int64, check_ids
 from mgqe.storage.store import RowStore
 
@@ -45,6 +48,18 @@ class RawRows(nn.Module):
     def vector_dtype(self) -> torch.dtype:
         """Of what look-ups give: the rows', unless these are kept in fewer bits."""
         return self.raw_weight.dtype
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As nn.Module; also sees what shards a model's parameters, which cannot be done to these rows."""
+        if name == "weight" and isinstance(value, Tensor) and (type(value) is Tensor or is_sharded(value)):
+            raise RuntimeError(
+                f"the rows of a {type(self).__name__} of {self.num_embeddings} x {self.embedding_dim} cannot be "
+                "replaced by a sharded or plain tensor, as fully_shard and FullyShardedDataParallel do: codebooks "
+                "start from and follow whole rows on every process. Use DistributedDataParallel, or mgqe.torchrec for "
+                "tables that one process cannot hold, or freeze_ the model first; the model is half wrapped now, so "
+                "make it again. To replace the rows themselves assign an nn.Parameter"
+            )
+        super().__setattr__(name, value)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As nn.Module, which refuses names that are properties."""

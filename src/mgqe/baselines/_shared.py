@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mgqe.distributed import is_sharded
 from mgqe.frozen import FLOATS
 from mgqe.ids import check_sizes
 
@@ -54,6 +55,8 @@ def kept(weight: Tensor) -> Tensor:
     Raises ValueError if they hold NaN or infinity, TypeError for a dtype that tables do not hold.
     """
     check_dtype(weight.dtype)
+    if is_sharded(weight):  # every process has to ask for the whole
+        weight = weight.full_tensor()  # type: ignore[attr-defined]
     values = weight.detach().cpu().clone(memory_format=torch.contiguous_format)
     if not bool(torch.isfinite(values).all()):
         raise ValueError("the weights hold NaN or infinity: the training diverged, go back to a checkpoint")

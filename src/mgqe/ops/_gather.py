@@ -160,6 +160,8 @@ def scatter(
         weights: ``(n,)`` or None for ones.
         pieces, num_centroids, width: the codebook's shape ``(Dc, Kc, sc)``, as in :func:`gather`.
 
+    Differentiable in ``grad``; its gradient is :func:`gather`.
+
     Returns:
         float32 ``sums (Dc, Kc, sc)`` of weights[i] * grad[i]'s pieces, and ``counts (Dc, Kc)`` of weights[i].
         On the CPU additions run in the order of rows whatever the number of threads.
@@ -168,7 +170,7 @@ def scatter(
         IndexError: a code out of range (nothing is added). Codes on a GPU are trusted: a check would wait.
         TypeError, ValueError: dtypes, shapes or devices that do not fit.
     """
-    if not runs_now(grad, codes, weights):
+    if not runs_now(grad, codes, weights) or (grad.requires_grad and torch.is_grad_enabled()):
         traced: tuple[Tensor, Tensor] = torch.ops.mgqe.scatter(grad, codes, weights, pieces, num_centroids, width)
         return traced
     return _scatter(grad, codes, weights, pieces, num_centroids, width)
@@ -238,3 +240,19 @@ def _scatter_fake(
     _check_scatter_shapes(grad, codes, weights, pieces, num_centroids, width)
     sums = grad.new_empty((pieces, num_centroids, width), dtype=torch.float32)
     return sums, grad.new_empty((pieces, num_centroids), dtype=torch.float32)
+
+
+def _keep_codes(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    grad, codes, weights, *_ = inputs
+    ctx.save_for_backward(codes, weights)
+    ctx.dtype = grad.dtype
+
+
+def _scatter_backward(ctx: Any, sums: Tensor, counts: Tensor) -> tuple[Tensor | None, ...]:
+    codes, weights = ctx.saved_tensors
+    rows = torch.ops.mgqe.gather(codes, sums)
+    rows = rows if weights is None else rows * weights.unsqueeze(-1)
+    return rows.to(ctx.dtype), None, None, None, None, None
+
+
+_scatter_op.register_autograd(_scatter_backward, setup_context=_keep_codes)

@@ -15,8 +15,8 @@ from mgqe.codebook import KMEANS, THOROUGH, KMeans, draw_places, revive_interval
 from mgqe.distributed import Touch, data_parallel
 from mgqe.modules import AuxiliaryLayer
 from mgqe.parts import make_quantizer, other_tiers
+from mgqe.pending import PendingLosses
 from mgqe.precision import in_full_precision
-from mgqe.progress import MAX_PENDING_LOSSES
 from mgqe.tiers import Tiers
 from mgqe.torchrec.rows import RowSource
 from mgqe.torchrec.settings import TableSettings
@@ -25,6 +25,10 @@ from mgqe.vq import VQQuantizer
 
 class FetchedBatch(Batch):
     """A batch whose rows were fetched: their gradient is for them, not for a whole table."""
+
+    def rows_of(self, weight: Tensor) -> Tensor:
+        """The rows (u, d) of the distinct ids, which is what was fetched."""
+        return weight
 
     def row_gradient(self, values: Tensor, num_embeddings: int) -> Tensor:
         """The gradient (u, d) of the distinct rows, as it is."""
@@ -81,8 +85,7 @@ class QuantizedTable(AuxiliaryLayer):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool, device=device))
         self._progress: tuple[int, bool] | None = (0, False)
-        self._aux: list[Tensor] = []
-        self._aux_read = False
+        self._pending = PendingLosses()
         self._seen = -1
         reach = zip(tiers.sizes, self.capacity.num_centroids, strict=True)
         self._revive_every = revive_interval(max(min(size, revive_size(k)) for size, k in reach))
@@ -181,13 +184,10 @@ class QuantizedTable(AuxiliaryLayer):
 
     def begin_pass(self) -> None:
         """What comes before every forward pass; in training it may start or revive codebooks: a collective."""
-        trains = self.training and torch.is_grad_enabled()
-        version = self.quantizer.version()
-        if self._aux_read or len(self._aux) >= MAX_PENDING_LOSSES or (trains and version != self._seen):
-            self._aux.clear()
-            self._aux_read = False
-        if not trains:
+        if not (self.training and torch.is_grad_enabled()):
             return
+        self._forget_past_losses()
+        self._pending.begin_pass()
         steps, quantizing = self.passes + 1, self.quantizing
         self._set_progress(steps, quantizing)
         if not quantizing:
@@ -216,7 +216,7 @@ class QuantizedTable(AuxiliaryLayer):
         if self.training and torch.is_grad_enabled():
             whole = FetchedBatch(batch.ids, batch.counts, batch.places, None, repeat, False, False)
             vectors, loss = self.quantizer.read(rows, rows.detach(), batch.sizes, whole)
-            self._aux.append(loss * share)
+            self._pending.add(loss * share)
             return vectors, every
         vectors, _ = self.quantizer(rows, batch.sizes, batch.counts)
         return (vectors.index_select(0, batch.places) if repeat else vectors), every
@@ -227,10 +227,18 @@ class QuantizedTable(AuxiliaryLayer):
             return vectors
         return Touch.apply(vectors, *self.quantizer.parameters())  # type: ignore[no-any-return, no-untyped-call]
 
-    def auxiliary_loss(self) -> Tensor | None:
-        """The sum of the losses since the training pass after the last reading, None if there are none."""
-        self._aux_read = True
-        return torch.stack(self._aux).sum() if self._aux else None
+    def _forget_past_losses(self) -> None:
+        """Losses of passes before an optimiser's step. The rows' own optimiser steps within the backward pass."""
+        if self._seen != self.quantizer.version():
+            self._pending.clear()
+
+    @property
+    def latest_pass(self) -> int:
+        return self._pending.latest_pass
+
+    def auxiliary_loss(self, latest_pass: int | None = None) -> Tensor | None:
+        self._forget_past_losses()
+        return self._pending.read(latest_pass)
 
     @in_full_precision
     def codes(self, rows: Tensor, tier: int) -> Tensor:
