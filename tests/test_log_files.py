@@ -189,8 +189,12 @@ def test_a_folder_of_text_has_a_header_in_each_file(write, tmp_path):
     write("out/part-0.csv", b"user,item\n1,2\n")
     write("out/part-1.csv", b"item,note,user\n3,,1\n")
     write("out/part-2.csv", b"")  # an empty partition
+    write("out/part-3.csv", b"user,item\n")
     assert counts_of(tmp_path / "out") == {2: 1, 3: 1}
+    assert mgqe.count_ids(tmp_path / "out", 4, column="item").tolist() == [0, 0, 1, 1]
     assert histories(tmp_path / "out") == {1: [2, 3]}
+    with pytest.raises(ValueError, match="no ids to count"):
+        counts_of(tmp_path / "out/part-3.csv")
 
 
 # ---- quotes --------------------------------------------------------------------------------------------------
@@ -282,7 +286,41 @@ def test_what_pythons_writer_writes_is_read(tmp_path_factory, rows, separator, q
     assert counts_of(path, separator=separator) == dict(Counter(item for item, _ in rows))
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["1", "2", "x", "30"]), st.text(alphabet="ab \"'", max_size=5)),
+        min_size=1,
+        max_size=9,
+    ),
+    st.sampled_from([",", "\t"]),
+    st.sampled_from(["\n", "\r\n"]),
+)
+def test_quotes_at_random_are_an_error_or_lose_no_row(tmp_path_factory, rows, separator, end):
+    """Lines as a program writes them that knows nothing of quotes."""
+    lines = [separator.join(row) for row in [("item", "note", "x"), *((*row, "z") for row in rows)]]
+    path = tmp_path_factory.mktemp("log") / "a.csv"
+    path.write_text(end.join(lines), encoding="utf-8", newline="")
+    expected = dict(Counter(item for item, _ in rows))
+    assert counts_of(path, separator=separator, quote="", kind="string") == expected
+    try:
+        found = counts_of(path, separator=separator, kind="string")
+    except ValueError as error:
+        assert "--no-quote" in str(error)  # noqa: PT017
+    else:
+        assert found == expected
+
+
 # ---- missing ids ---------------------------------------------------------------------------------------------
+
+
+def test_a_word_for_no_value_is_missing_among_integers(write):
+    for word in ("null", "NaN", "\\N", "NULL"):
+        path = write("a.csv", f"item,x\n{word},1\n7,2\n")
+        with pytest.raises(ValueError, match=r"a\.csv: line 2, column 'item': missing id, expected int64"):
+            counts_of(path)
+    assert counts_of(write("a.csv", "item,x\nnull,1\nb,2\n")) == {"b": 1, "null": 1}
+    assert counts_of(write("a.csv", f"item,x\n{2**64 - 1},1\n7,2\n")) == {2**64 - 1: 1, 7: 1}
 
 
 @pytest.mark.parametrize("blank", ["", '""', "   ", '" "', "\t"])
@@ -376,6 +414,13 @@ def test_columns_without_a_header_are_numbers(write):
         counts_of(write("a.csv", "1,2\n1,3\n1,2,3\n"), 1, header=False)
     with pytest.raises(ValueError, match="separator must be"):
         counts_of(path, separator="")
+    with pytest.raises(TypeError, match=r"expected a column's name or number, or a list of these, got 1\.5"):
+        counts_of(path, 1.5, header=False)
+    for text in ("1::2\n1::3\n", "1\t2\n1\t3\n"):
+        with pytest.raises(ValueError, match=r"a\.csv: has one column, but '.*' in every line: .*--separator"):
+            counts_of(write("a.csv", text), 1, header=False)
+    with pytest.raises(ValueError, match=r"a\.csv: .* carriage returns alone: write line feeds"):
+        counts_of(write("a.csv", "item,x\r1,2\r"))
 
 
 def test_lines_end_as_they_may_and_marks_are_no_part_of_an_id(write):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mgqe.log_files import ROW, Log, Part, collect, scan_parquet
-from mgqe.log_ids import clean, kind_of, mixes, raw_ids
+from mgqe.log_ids import INTEGERS, MISSING, clean, kind_of, mixes, raw_ids
 from mgqe.log_text import COUNT, LINE, QUOTES, TEXT, TextFile, scan_lines, shown, split_line
 
 
@@ -83,7 +83,7 @@ def _wrong_text(pl: Any, file: TextFile, name: str, row: dict[str, Any], kind: s
     field = row["id"]
     if field is None:  # of what the line does hold
         return wrong_field(pl, file, name, row[ROW]) or f"missing id, expected {kind}: fill it, or drop that line"
-    if not field.strip():
+    if not field.strip() or (kind in INTEGERS and field.strip().lower() in MISSING):
         return f"missing id, expected {kind}: fill it, or drop that line"
     return (
         f"expected an integer ({kind}), got {shown(field)}: correct or drop that line, or count the ids as text with "

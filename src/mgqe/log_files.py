@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import operator
 import os
 import tempfile
 from collections.abc import Sequence
@@ -170,5 +171,8 @@ def collect(frame: Any) -> Any:
 
 def names_of(column: str | int | Sequence[str | int]) -> list[str]:
     """One name or several, as a list; numbers, of columns without a header, as text."""
-    columns = [column] if isinstance(column, (str, int)) else list(column)
-    return [str(name) for name in columns]
+    columns = list(column) if isinstance(column, Sequence) and not isinstance(column, str) else [column]
+    try:
+        return [name if isinstance(name, str) else str(operator.index(name)) for name in columns]
+    except TypeError:
+        raise TypeError(f"expected a column's name or number, or a list of these, got {column!r}") from None

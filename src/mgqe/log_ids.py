@@ -13,8 +13,9 @@ INTEGERS = ("int64", "uint64")
 TEXTS = ("string", "binary")
 KINDS = (*INTEGERS, *TEXTS)
 FLOAT = "float"  # what columns may hold besides; no kind of id
+MISSING = ("null", "nan", "none", "na", "n/a", "\\n", "<na>")  # what programs write for no value
 SAMPLE = 100  # ids of a file of text by which their kind is told
-_INTEGER = re.compile(r"\s*[+-]?\d{1,19}\s*")
+_INTEGER = re.compile(r"\s*[+-]?\d{1,20}\s*")
 _FRACTION = re.compile(r"\s*[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?\s*")
 
 
@@ -147,6 +148,7 @@ def _guess(pl: Any, log: Log, name: str) -> str:
             found += [text for text in ids.head(SAMPLE).collect()["id"].to_list() if text and text.strip()]
         if len(found) >= SAMPLE:
             break
+    found = [text for text in found if text.strip().lower() not in MISSING] or found
     if all(map(_INTEGER.fullmatch, found)):
         numbers = [int(text) for text in found]
         if not numbers or (min(numbers) >= -(2**63) and max(numbers) < 2**63):

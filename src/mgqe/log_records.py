@@ -50,7 +50,7 @@ def _records(file: TextFile) -> Iterator[tuple[Any, ...]]:
             if header or (file.width > 1 and not any(field.strip() for field in fields)):
                 continue
             if len(read) > 1 and len(fields) == file.width:
-                _check_swallowed(file, first, read[1:], fields)
+                _check_swallowed(file, first, read, fields)
             values = (fields[place].replace(_RETURN, "\r") if place < len(fields) else None for place in places)
             yield first, len(fields), *values
     except csv.Error:
@@ -79,23 +79,36 @@ class _Lines:
         return read
 
 
-def _check_swallowed(file: TextFile, line: int, inner: list[str], fields: list[str]) -> None:
-    """ValueError if all lines inside a record's quotes look like rows of the file: then a quote is out of place."""
-    for text in inner:
-        row = text.rstrip("\r\n").split(file.layout.separator)
-        if len(row) != file.width:
-            row = split_line(text, file.layout)
-        if len(row) != file.width or not all(_alike(row[place], fields[place]) for place in file.places.values()):
-            return
+def _check_swallowed(file: TextFile, line: int, read: list[str], fields: list[str]) -> None:
+    """ValueError if each line of a record looks like a row of the file: then a quote is out of place.
+
+    Text of several lines seldom has just as many separators in each line. In the last column it may, since there the
+    record's first line is whole; then the ids must look alike, too.
+    """
+    own = [fields[place] for place in file.places.values()]
+    if any("\n" in field for field in own):  # an id was quoted for its line breaks
+        return
+    rows = [_row(file, text) for text in read]
+    if any(len(row) != file.width for row in rows):
+        return
+    inner = [[row[place] for place in file.places.values()] for row in rows[1:]]
+    last = "\n" in fields[-1]
+    if last and not all(_alike(text, other) for row in inner for text, other in zip(row, own)):
+        return
     raise ValueError(
         f"{file.path}: line {line:,}: a quoted field goes on to line {line + len(inner):,} and holds what looks like "
         f"{len(inner):,} further rows: {QUOTES}"
     )
 
 
+def _row(file: TextFile, text: str) -> list[str]:
+    """The fields of a line, its quotes being text; or by its quotes, if that makes a whole row."""
+    row = text.rstrip("\r\n").split(file.layout.separator)
+    return row if len(row) == file.width else split_line(text, file.layout)
+
+
 def _alike(text: str, other: str) -> bool:
-    """Whether two ids may be of one kind: both numbers or neither, and no words where the other is one word."""
-    if "\n" in other:  # the id itself was quoted for its line breaks
-        return False
-    words = [len(value.split()) > 1 for value in (text, other)]
-    return bool(text.strip()) and looks_like_data(text) == looks_like_data(other) and words[0] <= words[1]
+    """Whether a text may be an id like another: a number if that is one, and no words if that is one word."""
+    if looks_like_data(other):
+        return looks_like_data(text)
+    return len(text.split()) <= max(1, len(other.split()))

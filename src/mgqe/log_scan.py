@@ -26,6 +26,9 @@ def scan_text(pl: Any, file: TextFile, folder: Callable[[], Path]) -> tuple[Any,
     Lines without anything in them are left out, but not of a file of one column, where they are a missing value.
     ``folder`` gives a folder for temporary files; it is asked only where quoted fields go over several lines.
     """
+    if file.empty:
+        schema = {COUNT: pl.UInt32, **dict.fromkeys(file.places, pl.String)}
+        return pl.LazyFrame(schema=schema), pl.LazyFrame(schema={LINE: pl.UInt32, **schema})
     shape = _look(pl, file)
     if shape.regular:
         frames = [_scan_regular(pl, file, numbered) for numbered in (False, True)]

@@ -28,6 +28,7 @@ class TextFile:
     names: of all columns: the header's, or numbers from 1 without a header.
     places: name -> place of the columns that will be read.
     header: 1 where the first line is a header, else 0.
+    empty: nothing comes after the header.
     """
 
     path: str
@@ -35,6 +36,7 @@ class TextFile:
     names: list[str]
     places: dict[str, int]
     header: int
+    empty: bool = False
 
     @property
     def width(self) -> int:
@@ -68,6 +70,8 @@ def head_of(pl: Any, path: str, lines: int = SAMPLE) -> list[str]:
         head[0] = head[0].removeprefix("\ufeff")
     if not any(line.strip() for line in head):
         raise ValueError(f"{path}: cannot be read: it is empty")
+    if len(head) == 1 and "\r" in head[0]:
+        raise ValueError(f"{path}: cannot be read as text: its lines end in carriage returns alone: write line feeds")
     return head
 
 
@@ -104,7 +108,7 @@ def settle(pl: Any, path: str, wanted: Sequence[str], layout: Layout) -> TextFil
     file = columns_of(path, head, layout)
     places = {name: _place(file, name) for name in wanted}
     check_header(file, places, head)
-    return TextFile(path, file.layout, file.names, places, file.header)
+    return TextFile(path, file.layout, file.names, places, file.header, len(head) == file.header)
 
 
 def columns_of(path: str, head: list[str], layout: Layout) -> TextFile:
@@ -161,6 +165,12 @@ def check_header(file: TextFile, places: dict[str, int], head: list[str]) -> Non
                     f"{file.path}: expected a header, but line 1 looks like data: {shown(head[0])}: if the file has no "
                     f"header, {NO_HEADER}; if it has, say header=True (--header)"
                 )
+    other = next((text for text in ("\t", "::") if all(text in line for line in head)), None)
+    if file.width == 1 and other and len(head) > 1:
+        raise ValueError(
+            f"{file.path}: has one column, but {other!r} in every line: say what separates the fields with separator= "
+            "(--separator)"
+        )
     if not file.header and len(rows) > 1:
         first = split_line(head[0], file.layout)
         for place in places.values():

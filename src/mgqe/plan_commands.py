@@ -220,7 +220,7 @@ def _read_counts(
 ) -> Tensor:
     """Counts, one an id, from what --counts names."""
     path = Path(source)
-    if path.suffix.lower() == ".safetensors" or (path.suffix.lower() not in FILES and not exists(source)):
+    if path.suffix.lower() not in FILES and (not exists(source) or _is_no_log(source)):
         return _of_data_set(source, field, data_dir)
     if not exists(source):
         raise ValueError(f"--counts: no file {path}")
@@ -243,6 +243,13 @@ def _read_counts(
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"--counts {source}: {error.args[0]}") from error
+
+
+def _is_no_log(source: str) -> bool:
+    """Whether something that is there is a folder named as a known data set, or a file of weights."""
+    from mgqe.recsys.datasets import DATASETS
+
+    return source in DATASETS or Path(source).suffix.lower() == ".safetensors"
 
 
 def _of_data_set(name: str, field: str, data_dir: str | None) -> Tensor:

@@ -204,7 +204,7 @@ def load_data(
         return DATASETS[data].load(data_dir)
     if data in PUBLISHED:
         raise ValueError(f"{data} has a published split and no order of time: it is for --task ranking alone")
-    if not Path(data).exists() and not {"/", os.sep, ".", "*"} & set(data):
+    if not Path(data).exists() and not set(data) & {"/", os.sep, ".", "*", "?", "["}:
         known = ", ".join(["planted", *DATASETS, *PUBLISHED])
         raise ValueError(f"no data set {data!r}: expected {known}, or the path of a file of interactions")
     return load_interactions(data, format, columns)
