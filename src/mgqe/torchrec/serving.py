@@ -17,7 +17,7 @@ from torchrec import JaggedTensor, KeyedTensor
 from mgqe.artifact import load as load_table
 from mgqe.container import ArtifactError, no_repeats
 from mgqe.ids import as_int64
-from mgqe.shards import published_set
+from mgqe.shards import INDEX, published_set
 from mgqe.table import CompactTable
 from mgqe.torchrec.freezing import FORMAT, MANIFEST, VERSION
 
@@ -109,7 +109,7 @@ def load(
     tables: dict[str, CompactTable] = {}
     for entry in about["tables"]:
         path = target / entry["name"]
-        if published_set(path) != about["set"]:
+        if _published(path) != about["set"]:
             raise ArtifactError(
                 f"{path}: the table is of another freeze than {MANIFEST}: freezing was interrupted at its last moment, "
                 "or folders were mixed. Freeze again"
@@ -123,6 +123,14 @@ def load(
         pooling = {entry["name"]: entry["pooling"] for entry in about["tables"]}
         return CompactEmbeddingBagCollection(tables, features, pooling, about["is_weighted"])
     return CompactEmbeddingCollection(tables, features)
+
+
+def _published(folder: Path) -> str | None:
+    """The set that a table's index names; an ArtifactError names the index."""
+    try:
+        return published_set(folder)
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder / INDEX}: {error}") from error
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
