@@ -181,7 +181,7 @@ class CompactTable(FrozenTable):
             queries: (d,) or (B, d), float32, float16 or bfloat16.
             k: 1 to N.
             exclude: ids not to return, such as items seen: (n,) for all queries; (B, n), -1 for no id; B tensors; or
-                a bool mask (N,) or (B, N), True for ids to leave out. Arrays and lists of numbers will do.
+                a bool mask (N,) or (B, N), True for ids to leave out. Arrays, and lists of ids per query, will do.
             candidates: the only ids to return, in the same forms; in a mask True for ids to keep. A few are fetched
                 one by one, many filtered out of the search.
             score: "dot", the inner product, or "cosine". A row or a query of zeros has cosine 0.

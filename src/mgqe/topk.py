@@ -183,7 +183,7 @@ def _mask(name: str, mask: Tensor, count: int, n: int, device: torch.device) -> 
 
 def _id_lists(name: str, given: Ids, count: int, device: torch.device) -> ops.IdLists:
     """(n,) ids for all queries; (B, n) ids a query, -1 for no id; or B tensors of ids."""
-    if isinstance(given, Sequence) and (given or count) and not any(isinstance(i, Tensor) and i.dim() for i in given):
+    if isinstance(given, (list, tuple)) and not any(isinstance(ids, Tensor) for ids in given):
         given = _of_numbers(name, given, device)
     if isinstance(given, Tensor):
         given = _on(name, as_int64(given, name), device)
@@ -204,12 +204,12 @@ def _id_lists(name: str, given: Ids, count: int, device: torch.device) -> ops.Id
     return ops.IdLists(ids, torch.stack([ends[:-1], ends[1:]], dim=1).contiguous())
 
 
-def _of_numbers(name: str, given: Sequence[Any], device: torch.device) -> Tensor | list[Tensor]:
-    """A list of ids for all queries, or of lists of ids, one per query."""
-    if given and is_sequence(given[0]):
-        lists = [as_ints(f"{name}[{i}]", ids) for i, ids in enumerate(given)]
-        return [torch.tensor(ids, dtype=torch.int64, device=device) for ids in lists]
-    return torch.tensor(as_ints(name, given), dtype=torch.int64, device=device)
+def _of_numbers(name: str, given: Sequence[Any], device: torch.device) -> list[Tensor]:
+    """A list of ids per query as tensors. One flat list could be meant for all queries or have one id for each."""
+    if not all(is_sequence(ids) for ids in given):
+        raise TypeError(f"{name} must be a tensor of ids, or a list of ids per query, got {given!r}: use torch.tensor")
+    lists = [as_ints(f"{name}[{i}]", ids) for i, ids in enumerate(given)]
+    return [torch.tensor(ids, dtype=torch.int64, device=device) for ids in lists]
 
 
 def _on(name: str, ids: Tensor, device: torch.device) -> Tensor:
