@@ -155,9 +155,10 @@ def resolve_capacity(
         centroids = per_tier(num_centroids, tiers, "num_centroids")
         for tier, (k, n, size) in enumerate(zip(centroids, usable, tier_sizes, strict=True)):
             if k > n and size > 0:
+                owner = "the table" if tiers == 1 else f"tier {tier}"
+                larger = "" if tiers == 1 else ", or make the tier larger (counts=, fractions=, tiers=)"
                 raise ValueError(
-                    f"tier {tier} has {size} ids and cannot use num_centroids={k}: "
-                    f"give it at most {n}, or make the tier larger (counts=, fractions=, tiers=)"
+                    f"{owner} has {size} ids and cannot use num_centroids={k}: give it at most {n}{larger}"
                 )
     if capacity == "subspaces" and len(set(centroids)) > 1:
         raise ValueError(
@@ -174,5 +175,6 @@ def per_tier(value: int | Sequence[int], tiers: int, name: str) -> tuple[int, ..
     except TypeError as error:
         raise TypeError(f"{name} must be a whole number, or one per tier, got {value!r}") from error
     if len(values) != tiers:
-        raise ValueError(f"{name} has {len(values)} entries, but there are {tiers} tiers: give one a tier")
+        there = "is 1 tier" if tiers == 1 else f"are {tiers} tiers"
+        raise ValueError(f"{name} has {len(values)} entries, but there {there}: give one a tier")
     return values

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mgqe.bad_rows import explain
-from mgqe.ids import check_dense
+from mgqe.ids import INTEGER_DTYPES, check_dense, no_values
 from mgqe.log_files import Log, collect, is_frame, is_path, names_of, open_log, polars
 from mgqe.log_ids import FLOAT, INTEGERS, ids_of, kind_of_column
 from mgqe.log_layout import Layout
@@ -80,9 +80,12 @@ def merge_counts(*counts: Tensor) -> Tensor:
     if not parts:
         raise ValueError("there are no counts to merge")
     for number, part in enumerate(parts):
-        if not isinstance(part, Tensor) or part.is_floating_point() or part.dtype == torch.bool:
+        if not isinstance(part, Tensor) or part.dtype not in INTEGER_DTYPES:
             kind = part.dtype if isinstance(part, Tensor) else type(part).__name__
             raise TypeError(f"counts must be integer tensors, as count_ids gives, but number {number} is {kind}")
+        check_dense(part, f"counts number {number}")
+        if part.is_meta:
+            raise no_values(f"counts number {number}")
         if part.shape != parts[0].shape or part.ndim != 1:
             raise ValueError(
                 f"counts must have one shape (num_embeddings,), but number {number} has {tuple(part.shape)} "
@@ -130,6 +133,8 @@ def _as_integers(ids: Any, where: str) -> np.ndarray:
     """Ids as a flat int64 array."""
     if isinstance(ids, Tensor):
         check_dense(ids, where)
+        if ids.is_meta:
+            raise no_values(where)
     try:
         array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
     except (TypeError, ValueError) as error:

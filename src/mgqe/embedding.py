@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mgqe.capacity import resolve_capacity
-from mgqe.ids import as_int64, check_sizes
+from mgqe.ids import check_sizes
 from mgqe.inference import as_normal, outside_inference
 from mgqe.planning import Problem, budget_bytes, check_left_to_budget
 from mgqe.quantized import QuantizedEmbedding
@@ -110,7 +110,7 @@ class MGQEmbedding(QuantizedEmbedding):
             if tiers is not None or (counts is None and not self._one_tier):
                 raise ValueError(
                     "budget= needs counts= to choose tiers by (how often each id occurs in training), and no tiers=; "
-                    "DPQEmbedding has one tier and needs neither"
+                    "DPQEmbedding and DPQEmbeddingBag have one tier and need neither"
                 )
             size = (_weight.dtype if _weight is not None else dtype or torch.get_default_dtype()).itemsize
             full = num_embeddings * embedding_dim * size
@@ -156,7 +156,7 @@ class MGQEmbedding(QuantizedEmbedding):
         """Vectors of ids: integers (...) -> (..., d)."""
         self._begin_pass()
         if self.quantizing or self.store is not None or self.raw_weight.dtype != self.vector_dtype:
-            ids = as_int64(input)
+            ids = self._int64(input)
             vectors, _ = self._vectors(ids.reshape(-1), repeat=True)
             return self._joined(vectors.view(*ids.shape, self.embedding_dim))
         ids = self._rows(input)
@@ -179,6 +179,10 @@ class MGQEmbedding(QuantizedEmbedding):
         The warm-up defaults to none here: the first training pass, or ``freeze()``, starts the codebooks from
         these rows. Unlike nn.Embedding's, the rows stay trainable unless ``freeze=True``, and are then a copy.
         """
+        if not isinstance(embeddings, Tensor):
+            raise TypeError(
+                f"embeddings must be a torch.Tensor (N, d), got {type(embeddings).__name__}: use torch.as_tensor"
+            )
         if embeddings.dim() != 2:
             raise ValueError(f"embeddings must be 2-dimensional (N, d), got shape {tuple(embeddings.shape)}")
         arguments.setdefault("warmup_steps", 0)
@@ -259,7 +263,7 @@ def resolve_tiers(
         raise ValueError(
             "MGQEmbedding needs to know which ids are frequent: give counts= (how often each id occurs in "
             "training), or, for ids in frequency order, tiers=mgqe.Tiers.from_fractions(num_embeddings, "
-            f"{tuple(fractions)}). DPQEmbedding needs neither"
+            f"{tuple(fractions)}). DPQEmbedding and DPQEmbeddingBag need neither"
         )
     with torch.device("cpu"):  # tiers are kept there, whatever the default device
         if counts is not None:

@@ -93,8 +93,8 @@ def freeze_to(layer: QuantizedEmbedding, path: str | os.PathLike[str]) -> int:
 
     if not isinstance(layer, QuantizedEmbedding):
         raise TypeError(
-            f"expected an MGQEmbedding, DPQEmbedding or a bag of these, got {type(layer).__name__}: "
-            "a frozen table is written by mgqe.save"
+            f"expected an MGQEmbedding, DPQEmbedding or a bag of these, got {type(layer).__name__}: frozen tables, and "
+            "what freeze() of other layers gives, are written by mgqe.save, whole models by mgqe.save_model"
         )
     if not (folder := Path(os.path.realpath(path)).parent).is_dir():
         raise FileNotFoundError(

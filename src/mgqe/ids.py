@@ -56,18 +56,18 @@ def check_dense(ids: Tensor, name: str = "ids") -> None:
         raise TypeError(f"{name} must be a dense tensor, got layout {ids.layout}: convert it with .to_dense()")
 
 
-def check_device(ids: Tensor, device: torch.device, name: str = "ids") -> None:
-    """Raise unless ids are where the table is: TypeError where they are on the meta device, ValueError elsewhere."""
+def check_device(ids: Tensor, device: torch.device, name: str = "ids", owner: str = "the table") -> None:
+    """Raise unless ids are where their owner is: TypeError where they are on the meta device, ValueError elsewhere."""
     if ids.device == device:
         return
     if ids.is_meta:
         raise no_values(name)
-    raise ValueError(f"{name} are on {ids.device}, the table on {device}: move one with .to()")
+    raise ValueError(f"{name} are on {ids.device}, {owner} on {device}: move one with .to()")
 
 
 def no_values(name: str = "ids") -> TypeError:
     """The error for ids on the meta device where their values are needed."""
-    return TypeError(f"{name} are on the meta device, which holds no values: make them on the device of the table")
+    return TypeError(f"{name} are on the meta device, which holds no values: make them on the table's device")
 
 
 def check_ids(ids: Tensor, num_embeddings: int, what: str = "id") -> Tensor:

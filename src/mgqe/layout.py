@@ -160,6 +160,12 @@ def lay_out_frame(
     codebook_of = as_ints("codebook_of", codebook_of)
     if not all(0 <= c < len(codebooks) for c in codebook_of):
         raise ValueError(f"codebook_of must name codebooks 0 .. {len(codebooks) - 1}, got {codebook_of}")
+    for number, book in enumerate(codebooks):
+        if not bool(torch.isfinite(book).all()):
+            raise ValueError(
+                f"codebook {number} holds NaN or infinity: if it was trained, lower the learning rate or go back to an "
+                "earlier checkpoint"
+            )
     stored = [store_centroids(book, centroid_dtype) for book in codebooks]
     tier_map = None if tiers.tier_of is None else build_tier_map(tiers)
     first = codebooks[codebook_of[0]]
@@ -187,8 +193,6 @@ def lay_out_frame(
 def store_centroids(codebook: Tensor, centroid_dtype: str) -> tuple[Tensor, Tensor]:
     """A float codebook (Dc, Kc, sc) as it is kept, and its scales (Dc,) or an empty tensor."""
     values = codebook.detach().cpu().to(torch.float32).clone(memory_format=torch.contiguous_format)
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError("codebooks hold NaN or infinity: training diverged, lower the learning rate")
     none = torch.empty(0, dtype=torch.float32, device="cpu")
     if centroid_dtype == "float32":
         return values, none

@@ -105,11 +105,16 @@ class RawRows(nn.Module):
                     "go back to an earlier checkpoint"
                 )
 
+    def _int64(self, ids: Tensor) -> Tensor:
+        """Ids as int64; TypeError where they are on the meta device and the rows are not."""
+        rows = as_int64(ids)
+        if rows.is_meta and not self.raw_weight.is_meta:
+            raise no_values()
+        return rows
+
     def _rows(self, ids: Tensor) -> Tensor:
         """Ids as int64 that are safe to index with. On other devices than the CPU the look-up itself refuses."""
-        rows = as_int64(ids)
-        if rows.is_meta and not self.raw_weight.is_meta and not torch.compiler.is_compiling():
-            raise no_values()
+        rows = self._int64(ids)
         if rows.device.type != "cpu" or torch.compiler.is_compiling():
             return rows
         return check_ids(rows, self.num_embeddings)

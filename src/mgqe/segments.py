@@ -207,7 +207,11 @@ def _open_base(name: str) -> tuple[str, CompactTable]:
         metadata, tensors = stored.metadata, stored.tensors
         kind, config = decode_metadata(metadata)
         if kind != CompactTable.kind:
-            raise ValueError(f"ids can be appended to tables of kind {CompactTable.kind!r}, this one is {kind!r}")
+            sharded = kind == "compact-sharded"
+            remedy = ": load its folder, append to the table in memory and save it as one file" if sharded else ""
+            raise ValueError(
+                f"ids can be appended to tables of kind {CompactTable.kind!r}, this one is {kind!r}{remedy}"
+            )
         table = CompactTable.from_tensors(tensors, config)
         table._state.validate_codebooks()
     except ValueError as error:

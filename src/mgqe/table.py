@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mgqe import ops
 from mgqe.frozen import Config, FrozenTable, Reader
-from mgqe.growth import Origin, WriterLock, check_update_ids, check_vectors
+from mgqe.growth import Origin, WriterLock, check_fallback, check_update_ids, check_vectors
 from mgqe.ids import as_int64, check_ids
 from mgqe.inference import outside_inference
 from mgqe.layout import CENTROID_DTYPES, CompactConfig, check_codebook, lay_out, read_map
@@ -181,7 +181,7 @@ class CompactTable(FrozenTable):
             queries: (d,) or (B, d), float32, float16 or bfloat16.
             k: 1 to N.
             exclude: ids not to return, such as items seen: (n,) for all queries; (B, n), -1 for no id; B tensors; or
-                a bool mask (N,) or (B, N), True for ids to leave out.
+                a bool mask (N,) or (B, N), True for ids to leave out. Arrays, and lists of ids per query, will do.
             candidates: the only ids to return, in the same forms; in a mask True for ids to keep. A few are fetched
                 one by one, many filtered out of the search.
             score: "dot", the inner product, or "cosine". A row or a query of zeros has cosine 0.
@@ -363,10 +363,7 @@ class CompactTable(FrozenTable):
         """
         state = self._state
         if vector is not None:
-            if isinstance(vector, Tensor) and vector.ndim != 1:
-                raise ValueError(f"the fallback must have shape ({self.embedding_dim},), got {tuple(vector.shape)}")
-            given = vector[None] if isinstance(vector, Tensor) else vector
-            vector = check_vectors(given, self.embedding_dim, state.device)[0].clone()
+            vector = check_fallback(vector, self.embedding_dim, state.device)
         other = type(self)(replace(state, fallback=vector))
         other._writer = self._writer  # both append into the same spare room
         other._origin = self._origin

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgqe.ids import check_ids
+from mgqe.ids import check_dense, check_ids, no_values
 from mgqe.inference import as_normal
 from mgqe.scalars import as_floats, as_int, as_ints, optional_int
 
@@ -134,6 +134,9 @@ class Tiers:
             num_tiers: default: the largest tier named, plus one.
         """
         given = torch.as_tensor(tier_of)
+        check_dense(given, "tier_of")
+        if given.is_meta:
+            raise no_values("tier_of")
         if given.ndim != 1 or (given.numel() and (given.is_floating_point() or given.is_complex())):
             raise ValueError(
                 f"tier_of must be one integer an id, shape (num_embeddings,); got {given.dtype} "
@@ -338,6 +341,10 @@ def _pack_bits(flags: Tensor) -> Tensor:
 
 
 def check_counts(counts: Tensor | np.ndarray | Sequence[float], num_embeddings: int | None) -> Tensor:
+    if isinstance(counts, Tensor):
+        check_dense(counts, "counts")
+        if counts.is_meta:
+            raise no_values("counts")
     try:
         values = counts.detach().cpu() if isinstance(counts, Tensor) else torch.from_numpy(np.array(counts))
     except (TypeError, ValueError, RuntimeError) as error:

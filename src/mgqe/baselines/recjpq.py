@@ -12,7 +12,7 @@ from mgqe.autograd import ScaleGradient, SparseGradient
 from mgqe.baselines._shared import ComposedEmbedding, kept
 from mgqe.capacity import resolve_capacity
 from mgqe.frozen import FrozenTable
-from mgqe.ids import INTEGER_DTYPES, check_ids
+from mgqe.ids import INTEGER_DTYPES, check_dense, check_ids, no_values
 from mgqe.inference import outside_inference
 from mgqe.layout import CENTROID_DTYPES
 from mgqe.packing import code_dtype
@@ -237,7 +237,10 @@ def _checked(pairs: Pairs, num_embeddings: int) -> Pairs:
         raise TypeError(
             f"pairs must be two tensors, ids of this table and of the other side, got {type(pairs).__name__}"
         )
-    for ids in pairs:
+    for number, ids in enumerate(pairs):
+        check_dense(ids, f"pairs[{number}]")
+        if ids.is_meta:
+            raise no_values(f"pairs[{number}]")
         if ids.dtype not in INTEGER_DTYPES:
             raise TypeError(f"pairs must hold integers such as torch.int64, got {ids.dtype}: cast with ids.long()")
     own, other = (ids.detach().to("cpu", torch.int64) for ids in pairs)

@@ -60,6 +60,10 @@ def compress_(
         ValueError: there is no table, or the filter or a rule matches none; counts for a module that is no table, or
             of another length; settings that do not fit a table; rows that are NaN. The message names the module path.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a model, got {type(model).__name__}: pass an instance of nn.Module")
+    if config is not None and not isinstance(config, CompressConfig):
+        raise TypeError(f"config must be a CompressConfig, got {type(config).__name__}: mgqe.CompressConfig(...)")
     config = config or CompressConfig()
     config = config if init is None else replace(config, init=init)
     config = config if budget is None else replace(config, budget=budget)

@@ -143,7 +143,8 @@ class IdMap:
             if unknown is None:
                 shown = ", ".join(map(repr, asked.some(missing[:MOST_SHOWN])))
                 raise KeyError(
-                    f"the map does not know {missing.size:,} of the ids: {shown}; or give a row for unknown="
+                    f"the map does not know {missing.size:,} of the ids: {shown}. Leave them out, or say which row is "
+                    "theirs with unknown= (-1 where the table has a fallback)"
                 )
             found[missing] = unknown
         return torch.from_numpy(found).reshape(asked.shape)

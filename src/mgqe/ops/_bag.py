@@ -65,6 +65,9 @@ def bag(
         IndexError: an id out of range, named. ValueError: offsets that do not start at 0, decrease or go beyond
             n; shapes, modes and devices that do not fit. TypeError: other dtypes.
     """
+    for name, tensor in (("ids", ids), ("offsets", offsets), ("per_sample_weights", per_sample_weights)):
+        if isinstance(tensor, Tensor):
+            check_dense(tensor, name)
     if not runs_now(ids, offsets, per_sample_weights):
         pooled: Tensor = torch.ops.mgqe.bag(
             ids, offsets, per_sample_weights, mode, include_last_offset, *table.arguments()
@@ -86,8 +89,6 @@ def bag_of_rows(
 ) -> Tensor:
     """:func:`bag` of any table that can look up rows: ``rows_of`` takes ids ``(n,)`` to float32 ``(n, d)``."""
     bags = _checked(ids, offsets, mode, per_sample_weights, include_last_offset)
-    if bags.ids.is_meta:
-        raise no_values()
     if not all_below(bags.ids, num_embeddings):
         raise id_error(bags.ids, num_embeddings)
     padding = -1 if padding_idx is None else padding_idx
@@ -116,6 +117,8 @@ def _checked(
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     ids = id_tensor(ids)
+    if ids.is_meta:
+        raise no_values()
     if weights is not None:
         weights = _checked_weights(weights, ids, mode)
     if ids.dim() == 2:
@@ -132,6 +135,8 @@ def _checked(
         came = str(offsets.dtype) if isinstance(offsets, Tensor) else type(offsets).__name__
         raise TypeError(f"offsets must be a torch.Tensor of int64 or int32, got {came}")
     check_dense(offsets, "offsets")
+    if offsets.is_meta:
+        raise no_values("offsets")
     if offsets.dim() != 1 or (include_last_offset and offsets.shape[0] < 1):
         raise ValueError(f"offsets must have shape (B{' + 1' * include_last_offset},), got {tuple(offsets.shape)}")
     if offsets.device != ids.device:

@@ -75,8 +75,7 @@ class PreparedLookup:
         ]
 
     def _run(self, ids: Tensor) -> Tensor:
-        plain = isinstance(ids, Tensor) and ids.layout is torch.strided and not ids.is_nested
-        if not plain or ids.dtype != torch.int64 or not ids.is_contiguous():
+        if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or not ids.is_contiguous():
             ids = id_tensor(ids)
         check_device(ids, self.parts.device)
         native, lib = self._native, library()
@@ -152,7 +151,7 @@ def lookup(
         as_int("padding_idx", padding_idx),
     )
     if runs_now(ids):
-        return PreparedLookup(parts)(ids)
+        return PreparedLookup(parts)(id_tensor(ids))
     rows: Tensor = torch.ops.mgqe.lookup(ids, *vars(parts).values())
     return rows
 

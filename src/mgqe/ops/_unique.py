@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from mgqe.ids import no_values
+from mgqe.ids import check_dense, no_values
 from mgqe.ops import reference
 from mgqe.ops._checks import all_below, id_error, id_tensor, same_device
 from mgqe.ops._eager import runs_now
@@ -34,6 +34,8 @@ def unique(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor]:
         IndexError: an id out of range, named. TypeError: not integers. ValueError: not one axis.
     """
     num_embeddings = as_int("num_embeddings", num_embeddings)
+    if isinstance(ids, Tensor):
+        check_dense(ids)
     if not runs_now(ids):
         uniq, inverse, counts, _ = torch.ops.mgqe.unique(ids, num_embeddings)
         return uniq, inverse, counts

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from mgqe.artifact import load as load_table
 from mgqe.checksums import json_checksum
 from mgqe.container import RESTORE, ArtifactError, no_repeats
 from mgqe.ids import as_int64
-from mgqe.shards import published_set
+from mgqe.shards import INDEX, published_set
 from mgqe.table import CompactTable
 from mgqe.torchrec.freezing import FORMAT, MANIFEST, OLD_VERSION, VERSION
 from mgqe.whole_files import open_regular
@@ -34,6 +36,22 @@ class _Compact(nn.Module):
         super().__init__()
         self.tables = tables
         self.features = features
+
+    def _jagged(self, features: Any) -> dict[str, Any]:
+        """Each feature's ids; KeyError where the batch lacks one."""
+        parts: dict[str, Any] = features.to_dict()
+        if missing := [feature for mine in self.features.values() for feature in mine if feature not in parts]:
+            raise KeyError(f"the batch has no feature {missing[0]!r}: it has {sorted(parts)}")
+        return parts
+
+
+@contextmanager
+def _naming(table: str, feature: str) -> Iterator[None]:
+    """Puts the feature and its table before what is wrong with its ids."""
+    try:
+        yield
+    except (IndexError, TypeError, ValueError) as error:
+        raise type(error)(f"feature {feature!r} of table {table!r}: {error}") from error
 
 
 class CompactEmbeddingBagCollection(_Compact):
@@ -58,14 +76,15 @@ class CompactEmbeddingBagCollection(_Compact):
     def forward(self, features: Any) -> Any:
         """Bags -> (B, d) a feature; of the inputs the weights have a gradient. Raises IndexError for an id outside its
         table."""
-        jagged, keys, pooled = features.to_dict(), [], []
+        jagged, keys, pooled = self._jagged(features), [], []
         for name, table in self.tables.items():
             for feature in self.features[name]:
                 part = jagged[feature]
                 offsets = F.pad(part.lengths().to(torch.int64).cumsum(0), (1, 0))
                 weights = part.weights().float() if self.is_weighted else None
                 keys.append(feature)
-                pooled.append(table.bag(as_int64(part.values()), offsets, self.pooling[name], weights, True))
+                with _naming(name, feature):
+                    pooled.append(table.bag(as_int64(part.values()), offsets, self.pooling[name], weights, True))
         return KeyedTensor(keys, [bags.shape[1] for bags in pooled], torch.cat(pooled, dim=1))
 
 
@@ -75,14 +94,13 @@ class CompactEmbeddingCollection(_Compact):
     @torch.no_grad()
     def forward(self, features: Any) -> dict[str, Any]:
         """Ids -> each feature's vectors. Raises IndexError for an id outside its table."""
-        jagged = features.to_dict()
-        return {
-            feature: JaggedTensor(
-                values=table.lookup(as_int64(jagged[feature].values())), lengths=jagged[feature].lengths()
-            )
-            for name, table in self.tables.items()
-            for feature in self.features[name]
-        }
+        jagged, found = self._jagged(features), {}
+        for name, table in self.tables.items():
+            for feature in self.features[name]:
+                with _naming(name, feature):
+                    vectors = table.lookup(as_int64(jagged[feature].values()))
+                found[feature] = JaggedTensor(values=vectors, lengths=jagged[feature].lengths())
+        return found
 
 
 def load(
@@ -127,11 +145,19 @@ def _load(target: Path, mmap: bool, verify: bool | None) -> CompactEmbeddingBagC
 
 def _check_sets(paths: dict[str, Path], expected: str) -> None:
     for path in paths.values():
-        if published_set(path) != expected:
+        if _published(path) != expected:
             raise _Mixed(
                 f"{path}: the table is of another freeze than {MANIFEST}: freezing was interrupted at its last moment, "
                 "or folders were mixed. Freeze again"
             )
+
+
+def _published(folder: Path) -> str | None:
+    """The set that a table's index names; an ArtifactError names the index."""
+    try:
+        return published_set(folder)
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder / INDEX}: {error}") from error
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
