@@ -162,7 +162,7 @@ def test_sx_names_the_row_whose_products_overflow():
     layer = mgqe.DPQEmbedding(40, 4, num_subspaces=2, num_centroids=8, quantizer="sx")
     with torch.no_grad():
         layer.raw_weight[17, 2] = 1e20
-    with pytest.raises(ValueError, match="row 17 .*products with keys overflow float32"):
+    with pytest.raises(ValueError, match=r"row 17 .*products with keys overflow float32"):
         layer.freeze()
 
 

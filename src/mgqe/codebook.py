@@ -68,7 +68,7 @@ class Frame:
 
     @classmethod
     def of(cls, pieces: Tensor, count: int) -> Frame | None:
-        """The frame of pieces (n, D, sc) for ``count`` codebook pieces, D or 1; None where rows may stay as they are."""
+        """The frame of pieces (n, D, sc) for a codebook of ``count`` pieces, D or 1; None where rows may stay."""
         if pieces.numel() == 0:
             return None
         peak = float(pieces.abs().amax())

@@ -68,7 +68,7 @@ class FrozenTable(ABC):
         """The inverse of :meth:`to_tensors`; the tensors are held, not copied.
 
         Raises ValueError naming what is missing, too many, of the wrong type or shape, or contradictory.
-        Values are not read: see :meth:`validate`.
+        Values are not read, those of a tier map aside: see :meth:`validate`.
         """
 
     def bag(
@@ -90,6 +90,7 @@ class FrozenTable(ABC):
             include_last_offset: see ``offsets``.
 
         Rows are added in float32 in the order of the ids: the same bits on every machine, with any number of threads.
+        A sum beyond float32 is infinite, also on the way to a mean, as in nn.EmbeddingBag.
 
         Raises:
             IndexError: an id out of range. ValueError: offsets that do not start at 0, decrease or exceed n;

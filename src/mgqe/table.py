@@ -18,7 +18,7 @@ from mgqe.frozen import Config, FrozenTable, Reader
 from mgqe.growth import Origin, WriterLock, check_fallback, check_update_ids, check_vectors
 from mgqe.ids import as_int64, check_ids
 from mgqe.inference import outside_inference
-from mgqe.layout import CENTROID_DTYPES, CompactConfig, check_codebook, lay_out, read_map
+from mgqe.layout import CENTROID_DTYPES, CompactConfig, check_codebook, check_map, lay_out, read_map
 from mgqe.packing import bits_for, row_bytes, unpack
 from mgqe.scalars import as_int
 from mgqe.snapshot import Snapshot
@@ -119,7 +119,13 @@ class CompactTable(FrozenTable):
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], config: Config) -> Self:
-        """From the parts that :meth:`to_tensors` gives; docs/format.md names and describes each one."""
+        """From the parts that :meth:`to_tensors` gives; docs/format.md names and describes each one.
+
+        Of the values only those of the tier map are read, by which all others are reached: see :meth:`validate`.
+
+        Raises:
+            ValueError: parts that do not fit together, a tier map that does not send each id to a row of its own.
+        """
         reader = Reader(tensors, config)
         cfg = CompactConfig.read(reader)
         dtype = CENTROID_DTYPES[cfg.centroid_dtype]
@@ -139,6 +145,8 @@ class CompactTable(FrozenTable):
         tier_map = None if cfg.order is None else read_map(reader, cfg.sizes, cfg.order)
         fallback = reader.tensor("fallback", torch.float32, (cfg.embedding_dim,)) if reader.holds("fallback") else None
         reader.finish()
+        if tier_map is not None:
+            check_map(tier_map, cfg.sizes)
         return cls(Snapshot(cfg, tuple(codes), tuple(centroids), tuple(scales), tier_map, fallback=fallback))
 
     def to_tensors(self) -> tuple[dict[str, Tensor], Config]:
@@ -196,7 +204,8 @@ class CompactTable(FrozenTable):
 
         Raises:
             TypeError: dtypes. ValueError: shapes, NaN or infinite queries or biases, k outside 1 .. N, a bias with
-            cosine. IndexError: an id outside the table.
+            cosine; a query whose scores may leave float32, or, for cosine, a row whose squared length does, both named.
+            IndexError: an id outside the table.
         """
         return search(self._state.lookup, queries, k, exclude, candidates, score, bias)
 

@@ -35,6 +35,8 @@ def code_matrix(codes: Tensor) -> Tensor:
         raise TypeError(f"codes must be integers, got {codes.dtype}: convert them with .int()")
     if codes.dim() != 2 or codes.shape[1] < 1:
         raise ValueError(f"codes must have shape (n, num_subspaces), got {tuple(codes.shape)}")
+    if codes.dtype == torch.int64:  # codes beyond int32 must not wrap around to codes that exist
+        codes = codes.clamp(-1, 2**31 - 1)
     return codes.to(torch.int32).contiguous()
 
 
