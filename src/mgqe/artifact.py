@@ -268,7 +268,7 @@ def _table_class(kind: str) -> type[FrozenTable]:
     if kind not in _KINDS:
         import_module("mgqe.baselines")  # their tables register themselves on import
     if kind in _OTHER_KINDS:
-        raise ArtifactError(f"holds {_OTHER_KINDS[kind]}")
+        raise ArtifactError(f"holds {_OTHER_KINDS[kind]} (kind {kind!r})")
     if kind not in _KINDS:
         raise ArtifactError(f"metadata 'kind' is {kind!r}, but this version knows {sorted(_KINDS)}")
     return _KINDS[kind]

@@ -116,7 +116,10 @@ class Extent:
 def check_fallback(vector: Tensor, embedding_dim: int, device: torch.device) -> Tensor:
     """A row (d,) for unknown ids as contiguous float32, a copy; errors as those of :func:`check_vectors`."""
     if isinstance(vector, Tensor) and tuple(vector.shape) != (embedding_dim,):
-        raise ValueError(f"the fallback must have shape ({embedding_dim},), got {tuple(vector.shape)}")
+        raise ValueError(
+            f"the fallback must have shape ({embedding_dim},), got {tuple(vector.shape)}: the table has "
+            f"embedding_dim={embedding_dim}"
+        )
     given = vector[None] if isinstance(vector, Tensor) else vector
     return check_vectors(given, embedding_dim, device, "the fallback")[0].clone()
 
