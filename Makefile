@@ -104,4 +104,4 @@ $(READY): pyproject.toml setup.py constraints.txt $(NATIVE_SOURCES)
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lowest .venv-newest .venv-torchrec build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
