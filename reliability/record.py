@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ from mgqe.recsys.provenance import commit, machine, versions
 
 
 def about_this_run() -> dict[str, Any]:
-    """Commit, versions, machine, command and the time."""
+    """Commit, versions, machine and the time."""
     return {
-        "command": " ".join(["python", *sys.orig_argv[1:]]),
         "commit": commit(),
         "versions": versions(),
         "machine": machine(),

@@ -223,13 +223,13 @@ def serving(example, app):
 
 @pytest.fixture
 def slow(table, monkeypatch):
-    """A table whose top-K takes a tenth of a second, and the calls of it."""
+    """A table whose top-K takes a fifth of a second, and the calls of it."""
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     plain, calls = table.topk, []
 
     def topk(*arguments, **options):
         calls.append(time.monotonic())
-        time.sleep(0.1)
+        time.sleep(0.2)
         return plain(*arguments, **options)
 
     monkeypatch.setattr(table, "topk", topk)
@@ -253,7 +253,7 @@ def test_work_whose_client_has_gone_is_dropped(example, table, slow):
             connection.close()
         start = time.monotonic()
         assert post(port, "/lookup", {"ids": [0]})[0] == 200
-        assert time.monotonic() - start < 1  # all of them take 2.5 s
+        assert time.monotonic() - start < 2.5  # all of them take 5 s
         assert len(slow) < 10
 
 

@@ -90,8 +90,8 @@ def run(fuzzer: Fuzzer, tally: Tally, chosen: argparse.Namespace) -> None:
             written = now
             write()
         if chosen.files is not None:
-            return number < chosen.first + int(chosen.files)
-        return now - start < 60 * float(chosen.minutes)
+            return bool(number < chosen.first + chosen.files)
+        return bool(now - start < 60 * chosen.minutes)
 
     fuzzer.run(chosen.jobs, chosen.first, more)
     write()
