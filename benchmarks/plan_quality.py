@@ -95,7 +95,7 @@ class Judge:
             judged = task.judge(swapped)
             return {name: judged[name] for name in FIGURES}
         # What judge says of these, without its ranks among the whole catalogue, which take the most time.
-        test = replace(task, valid_items=task.test_items, valid_negatives=task.test_negatives).validate(swapped)
+        test = replace(task, valid=task.test).validate(swapped)
         return {"valid_hr@10": task.validate(swapped)["hr@10"], "hr@10": test["hr@10"], "ndcg@10": test["ndcg@10"]}
 
 

@@ -133,6 +133,28 @@ def test_a_failed_run_does_not_stop_the_others(tiny: Path, tmp_path: Path) -> No
     assert [event.run.name for event in events if event.error] == ["full, seed 1"]
 
 
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_the_layout_of_a_file_reaches_training(
+    runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    seen = []
+    monkeypatch.setattr("mgqe.recsys.train.train_run", lambda config, *_, **__: seen.append(config))
+    monkeypatch.setattr("mgqe.study.check_study", lambda study: seen.append(study.base))
+    layout = ["--data", "x.dat", "--separator", "::", "--no-quote", "--no-header", "--user-column", "1"]
+    runner.invoke(app, [command, *layout, "--item-column", "2", "--out", str(tmp_path / "out")])
+    found = seen[0]
+    assert (found.separator, found.quote, found.header, found.user_column) == ("::", "", False, "1")
+
+
+def test_settings_of_a_layout_are_read_as_a_study_writes_them() -> None:
+    written = ["separator=\t", "quote=", "header=False"]
+    found = TINY.with_settings(written)
+    assert (found.separator, found.quote, found.header) == ("\t", "", False)
+    assert TINY.with_settings(["header=true"]).header is True
+    with pytest.raises(ValueError, match="setting header: expected bool, got 'maybe'"):
+        TINY.with_settings(["header=maybe"])
+
+
 BAD = {
     "no such data": (["train", "--data", "movielens"], "no data set 'movielens'"),
     "no such file": (["train", "--data", "none.csv"], "none.csv does not exist"),

@@ -128,7 +128,7 @@ def test_bad_files(tmp_path, monkeypatch):
 
     with pytest.raises(ValueError, match="column 'item': id 9 is out of range"):
         count()
-    with pytest.raises(ValueError, match=r"column 'holes': 1 missing ids \(null\)"):
+    with pytest.raises(ValueError, match=r"a\.parquet: column 'holes', row 1 from 0: 1 missing ids \(null\)"):
         count("holes")
     with pytest.raises(TypeError, match="column 'name': expected integers, got String"):
         count("name")
@@ -150,7 +150,7 @@ def test_bad_files(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=rf"bad\.csv: line 502.* {match}"):
             count(name="bad.csv")
     with pytest.raises(ValueError, match="files of one kind"):
-        mgqe.count_ids([tmp_path / "a.parquet", tmp_path / "a.csv"], 5, column="item")
+        mgqe.count_ids([tmp_path / "a.parquet", tmp_path / "bad.csv"], 5, column="item")
     monkeypatch.setitem(sys.modules, "polars", None)
     with pytest.raises(ImportError, match=r"pip install 'mgqe\[recsys\]'"):
         count()

@@ -301,8 +301,8 @@ VECTORS = torch.zeros(2, 2)
         (torch.zeros(2, 2, device="meta"), None, ValueError, "on meta, the table on cpu"),
         (VECTORS, 2, ValueError, r"tier must be in 0 .. 1 \(0 the most frequent\), got 2"),
         (VECTORS, -1, ValueError, "tier must be in"),
-        (VECTORS, 1.0, TypeError, "tier must be an integer or None, got float"),
-        (VECTORS, True, TypeError, "tier must be an integer"),
+        (VECTORS, 1.0, TypeError, "tier must be a whole number, got 1.0"),
+        (VECTORS, True, TypeError, "tier must be a whole number"),
     ],
 )
 def test_refused_vectors(vectors, tier, error, match):

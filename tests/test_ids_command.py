@@ -43,6 +43,17 @@ def test_counts_and_shows(run, tmp_path):
     result = run("day-0.parquet", "day-1.parquet", "--column", "item", "--max-ids", 1, "--out", "one", "--ignore", 7)
     assert result.exit_code == 0, result.output
     assert IdMap.load("one").ids([0]).tolist() == [0]
+    (tmp_path / "ratings.dat").write_text("1::1193::5\n1::661::3\n2::1193::4\n")
+    result = run("ratings.dat", "--separator", "::", "--no-header", "--column", 2, "--out", "films")
+    assert result.exit_code == 0, result.output
+    assert IdMap.load("films").ids(range(2)).tolist() == [1193, 661]
+    (tmp_path / "q.csv").write_text("item,x\n'a,b',1\n\"c,2\n")
+    for options, ids in ((["--quote", "'"], ['"c', "a,b"]), (["--no-quote"], None), (["--quote", ""], None)):
+        result = run("q.csv", "--column", "item", *options, "--out", "quoted")
+        if ids is None:  # the comma inside the single quotes separates
+            assert "q.csv: line 2 has 3 fields" in result.stderr
+        else:
+            assert IdMap.load("quoted").ids(range(2)) == ids
     (tmp_path / "a.csv").write_text("item;x\n0;y\n1;y\n1;y\n")
     result = run("a.csv", "--column", "item", "--kind", "string", "--separator", ";", "--ignore", "0", "--out", "words")
     assert result.exit_code == 0, result.output
@@ -56,6 +67,7 @@ def test_counts_and_shows(run, tmp_path):
         (["--column", "real"], "expected integers, strings or binaries, got Float64"),
         (["--column", "item", "--ignore", "x"], "ignore= must name ids of kind int64, got 'x'"),
         (["--column", "item", "--min-count", "9"], "lower min_count"),
+        (["--column", "item", "--quote", "ab"], "quote must be one character"),
         (["--column", "item", "--memory", "0"], "--memory: expected a whole number of MiB"),
         (["--column", "item", "--out", "none/ids"], "--out: there is no folder"),
     ],

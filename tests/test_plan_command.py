@@ -76,14 +76,24 @@ def test_plan_from_files_and_known_data(runner: CliRunner) -> None:
     ids = np.repeat(np.arange(100), np.arange(100) + 1)
     polars.DataFrame({"item": ids}).write_parquet("clicks.parquet")
     polars.DataFrame({"n": np.arange(100) + 1}).write_csv("counts.csv")
+    Path("log").mkdir()
+    polars.DataFrame({"item": ids[:2000]}).write_parquet("log/part-0")
+    polars.DataFrame({"item": ids[2000:]}).write_parquet("log/part-1")
+    Path("log/_SUCCESS").touch()
+    Path("log.dat").write_text("".join(f"x::{item}::1\n" for item in ids))
+    Path("counts.tsv").write_text("".join(f'{n + 1}\t7" single\n' for n in range(100)))
     outputs = [
         runner.invoke(app, ["plan", *arguments, "--dim", "8", "--budget", "60%", "--json"]).output
         for arguments in (
             ["--counts", "clicks.parquet", "--column", "item", "--rows", "100"],
             ["--counts", "counts.csv", "--column", "n", "--counted"],
+            ["--counts", "log", "--column", "item", "--rows", "100"],
+            ["--counts", "log.dat", "--separator", "::", "--no-header", "--column", "2", "--rows", "100"],
+            ["--counts", "counts.tsv", "--separator", r"\t", "--no-header", "--column", "1", "--counted"],
+            ["--counts", "counts.tsv", "--separator", r"\t", "--no-header", "--column", "1", "--counted", "--no-quote"],
         )
     ]
-    assert outputs[0] == outputs[1]
+    assert len(set(outputs)) == 1
     assert json.loads(outputs[0])["num_embeddings"] == 100
     planted = runner.invoke(app, ["plan", "--counts", "planted", "--field", "user", "--dim", "8", "--budget", "20%"])
     assert planted.exit_code == 0, planted.output

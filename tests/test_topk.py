@@ -183,7 +183,7 @@ BAD = {
     ),
     "k of 0": (lambda t: t.topk(torch.ones(8), 0), ValueError, r"1 \.\. 3000, the rows of the table, got 0"),
     "k beyond N": (lambda t: t.topk(torch.ones(8), 3001), ValueError, "got 3001"),
-    "k that is no integer": (lambda t: t.topk(torch.ones(8), 2.0), TypeError, "k must be an int, got float"),
+    "k that is no integer": (lambda t: t.topk(torch.ones(8), 2.0), TypeError, "k must be a whole number, got 2.0"),
     "score": (lambda t: t.topk(torch.ones(8), 3, score="l2"), ValueError, "score must be one of"),
     "bias and cosine": (lambda t: t.topk(torch.ones(8), 3, score="cosine", bias=torch.ones(3000)), ValueError, "dot"),
     "bias of another length": (lambda t: t.topk(torch.ones(8), 3, bias=torch.ones(5)), ValueError, r"shape \(3000,\)"),

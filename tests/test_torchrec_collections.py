@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -26,6 +27,11 @@ CONFIG = mgqe.CompressConfig(num_centroids=K, warmup_steps=0)
 def bag_config(**other) -> EmbeddingBagConfig:
     same = {"name": "item", "num_embeddings": N, "embedding_dim": DIM, "feature_names": ["seen", "bought"]}
     return EmbeddingBagConfig(**{**same, "weight_init_min": -1.0, "weight_init_max": 1.0, **other})
+
+
+def vector_config(**other) -> EmbeddingConfig:
+    same = {"name": "item", "num_embeddings": N, "embedding_dim": DIM, "feature_names": ["seen", "bought"]}
+    return EmbeddingConfig(**{**same, "weight_init_min": -1.0, "weight_init_max": 1.0, **other})
 
 
 def batch(size: int = 20, dtype: torch.dtype = torch.int64) -> KeyedJaggedTensor:
@@ -341,6 +347,67 @@ def test_folders_that_hold_no_collection(tmp_path):
         manifest.write_text(wrong)
         with pytest.raises(mgqe.ArtifactError, match="not a frozen collection"):
             sharded.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("wrong", [None, 3, [[]], {}, {"a": 1}], ids=repr)
+def test_a_manifest_with_entries_of_other_types_is_refused(wrong, tmp_path):
+    collection = sharded.QuantizedEmbeddingBagCollection([bag_config()], CONFIG, counts={"item": COUNTS})
+    sharded.freeze(collection, tmp_path)
+    manifest = tmp_path / "collection.json"
+    about = json.loads(manifest.read_text())
+    (table,) = about["tables"]
+    changed = [wrong, *({**about, name: wrong} for name in about)]
+    changed += [{**about, "tables": [{**table, name: wrong}]} for name in table]
+    changed += [{**about, "tables": [wrong]}, {**about, "tables": [table, table]}, {**about, "tables": []}]
+    changed += [{**about, "tables": [{**table, "features": "seen"}]}]
+    for content in changed:
+        manifest.write_text(json.dumps(content))
+        with pytest.raises(mgqe.ArtifactError, match=r"collection\.json: not a frozen collection"):
+            sharded.load(tmp_path)
+
+
+def test_a_damaged_index_of_a_collection_is_named(tmp_path):
+    collection = sharded.QuantizedEmbeddingBagCollection([bag_config()], CONFIG, counts={"item": COUNTS})
+    sharded.freeze(collection, tmp_path)
+    index = tmp_path / "item" / "table.safetensors"
+    index.write_bytes(index.read_bytes()[:100])
+    with pytest.raises(mgqe.ArtifactError, match=r"item/table\.safetensors: not a whole safetensors file"):
+        sharded.load(tmp_path)
+
+
+def test_a_frozen_collection_names_the_feature_and_table_of_an_unknown_id(tmp_path):
+    for kind, make in (
+        (sharded.QuantizedEmbeddingBagCollection, bag_config),
+        (sharded.QuantizedEmbeddingCollection, vector_config),
+    ):
+        sharded.freeze(kind([make()], CONFIG, counts={"item": COUNTS}), tmp_path)
+        served = sharded.load(tmp_path)
+        features = batch()
+        features.values()[-1] = N
+        with pytest.raises(IndexError, match="feature 'bought' of table 'item': id 600 is out of range"):
+            served(features)
+        with pytest.raises(KeyError, match="the batch has no feature 'bought': it has"):
+            served(KeyedJaggedTensor(["seen"], torch.arange(3), lengths=torch.ones(3).long()))
+
+
+def test_numbers_of_numpy_and_collections_made_in_inference_mode(tmp_path):
+    with torch.inference_mode():
+        collection = sharded.QuantizedEmbeddingBagCollection(
+            [bag_config(num_embeddings=np.int64(N), embedding_dim=np.int64(DIM))],
+            CONFIG,
+            counts={"item": COUNTS},
+            seed=np.int64(3),
+        )
+        collection.reset_rows(np.int64(5))
+    assert not [name for name, tensor in collection.state_dict().items() if tensor.is_inference()]
+    collection(batch()).values().sum().add(mgqe.quantization_loss(collection)).backward()
+    assert collection.tables["item"].quantizer.codebooks[0].grad is not None
+    with torch.inference_mode():
+        sharded.freeze(collection, tmp_path)
+        served = sharded.load(tmp_path)
+    assert not [t for table in served.tables.values() for t in table.to_tensors()[0].values() if t.is_inference()]
+    with pytest.raises(TypeError, match="seed must be a whole number"):
+        sharded.QuantizedEmbeddingBagCollection([bag_config()], CONFIG, seed=1.0)
 
 
 def test_merging_counts_alone():

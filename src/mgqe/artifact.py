@@ -33,6 +33,7 @@ from mgqe.container import (
 )
 from mgqe.frozen import Config, FrozenTable
 from mgqe.growth import Origin
+from mgqe.inference import outside_inference
 from mgqe.open_files import File, name_of, read_from, write_to
 from mgqe.segment_files import all_records, all_segment_files
 from mgqe.segments import fingerprint, read_extents, refuse_to_lose
@@ -43,6 +44,11 @@ MAX_ATTEMPTS = 100  # at reading a file that is being replaced
 
 __all__ = ["ArtifactError", "load", "register_kind", "save"]
 
+_OTHER_KINDS = {  # of files that hold no table, and who reads them
+    "id-map": "an id map: read it with mgqe.IdMap.load",
+    "compact-append": "ids that were appended to another file: load that one, which lies beside it",
+    "compact-shard": "a part of a table's codes: load the folder that it is in",
+}
 _KINDS: dict[str, type[FrozenTable]] = {CompactTable.kind: CompactTable}
 
 
@@ -75,7 +81,7 @@ def save(table: FrozenTable, path: File) -> int:
         OSError: the file cannot be written; the message names the path, the bytes needed and the remedy.
     """
     if not isinstance(table, FrozenTable):
-        raise TypeError(f"expected a frozen table, got {type(table).__name__}: save what its freeze() returns")
+        raise TypeError(f"expected a frozen table, got {type(table).__name__}: {_how_to_save(table)}")
     tensors, config = table.tensor_pieces()
     if not isinstance(path, (str, os.PathLike)):
         nbytes, content = encode(tensors, table.kind, config)
@@ -87,6 +93,17 @@ def save(table: FrozenTable, path: File) -> int:
         own = fingerprint({"config": config_text(config), **metadata}, compact)
         compact._origin = Origin(os.path.realpath(path), own, config["num_embeddings"])
     return nbytes
+
+
+def _how_to_save(other: object) -> str:
+    """What to do with something that is no frozen table."""
+    if callable(getattr(other, "freeze", None)) and hasattr(other, "num_embeddings"):
+        return "save what its freeze() returns"
+    if isinstance(getattr(other, "table", None), FrozenTable):
+        return "save its .table"
+    if callable(getattr(other, "named_modules", None)):
+        return "a model is written by mgqe.save_model, after mgqe.freeze_"
+    return "use its save()" if callable(getattr(other, "save", None)) else "a layer's freeze() makes one"
 
 
 def save_pieces(
@@ -140,6 +157,7 @@ def _write(
     return nbytes, metadata
 
 
+@outside_inference
 def load(path: File, *, mmap: bool = True, verify: bool | None = None) -> FrozenTable:
     """Read a table that :func:`save` wrote, and the ids that :func:`mgqe.append` added to it.
 
@@ -183,6 +201,10 @@ def _index_of(folder: str | os.PathLike[str]) -> Path:
     index = Path(folder) / INDEX
     if index.is_file():
         return index
+    if (Path(folder) / "manifest.json").is_file():
+        raise IsADirectoryError(
+            errno.EISDIR, "a folder of a whole model: read it with mgqe.load_model(model, folder)", os.fspath(folder)
+        )
     raise IsADirectoryError(
         errno.EISDIR,
         f"a folder without {INDEX}, which is written last: no table, or one whose freezing was interrupted. "
@@ -245,6 +267,8 @@ def _warn_without_checksums(name: str, metadata: Mapping[str, str]) -> None:
 def _table_class(kind: str) -> type[FrozenTable]:
     if kind not in _KINDS:
         import_module("mgqe.baselines")  # their tables register themselves on import
+    if kind in _OTHER_KINDS:
+        raise ArtifactError(f"holds {_OTHER_KINDS[kind]} (kind {kind!r})")
     if kind not in _KINDS:
         raise ArtifactError(f"metadata 'kind' is {kind!r}, but this version knows {sorted(_KINDS)}")
     return _KINDS[kind]

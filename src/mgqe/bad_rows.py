@@ -2,127 +2,113 @@
 
 from __future__ import annotations
 
-import csv
-import glob
-import os
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from mgqe.log_files import PARQUET, collect, id_column, is_frame
+from mgqe.log_files import ROW, Log, Part, collect, scan_parquet
+from mgqe.log_ids import INTEGERS, MISSING, clean, kind_of, mixes, raw_ids
+from mgqe.log_text import COUNT, LINE, QUOTES, TEXT, TextFile, scan_lines, shown, split_line
 
-LONGEST_SHOWN = 60  # characters
 
-
-def explain(pl: Any, error: Exception, source: Any, names: list[str], kind: str, separator: str) -> Exception:
-    """What to raise instead of polars' error, or of missing ids."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    missing = not isinstance(error, pl.exceptions.PolarsError)
-    what = f"{int(reason):,} missing ids (null)" if missing else f"cannot be read as {kind}: {reason}"
-    remedy = (
-        "drop or fill them first" if missing else "correct or drop what is wrong, or say what the ids are with kind="
+def explain(pl: Any, log: Log, names: Sequence[str], kind: str) -> ValueError:
+    """What to raise for ids that are missing or none of the kind, or for a file that polars could not read."""
+    for part in log.parts:
+        try:
+            wrong = next((text for name in names if (text := _wrong_in(pl, log, part, name, kind))), None)
+        except pl.exceptions.PolarsError:
+            return _unreadable(pl, part)
+        if wrong:
+            return ValueError(f"{part.where}: {wrong}")
+    columns = ", ".join(map(repr, names))
+    return ValueError(
+        f"{log.source}: column {columns} could not be counted, and no row that is wrong is there now: count again when "
+        "nobody writes to it"
     )
-    if is_frame(source):
-        where = _where(pl, source, names, kind)
-        return ValueError(f"the frame: {where}{what}: {remedy}")
-    for path in _paths(source):
-        found = None
-        if Path(path).suffix.lower() not in PARQUET:
-            found = _bad_csv_row(path, names, kind, separator)
-        elif not _whole(pl, path, names):
-            return ValueError(
-                f"{path}: damaged, or cut short, or its columns are not those of the other files: {reason}"
-            )
-        else:
-            where = _where(pl, path, names, kind)
-            found = where and f"{where}{what}: {remedy}"
-        if found:
-            return ValueError(f"{path}: {found}")
-    return ValueError(f"{source}: column {', '.join(map(repr, names))}: {what}: {remedy}")
 
 
-def _paths(source: Any) -> list[str]:
-    """Every file, patterns and folders resolved."""
-    found = []
-    for part in source if isinstance(source, (list, tuple)) else [source]:
-        path = os.fspath(part)
-        if os.path.isdir(path):
-            found += sorted(str(inner) for inner in Path(path).rglob("*") if inner.is_file())
-        else:
-            found += sorted(glob.glob(path, recursive=True)) or [path]
-    return found
-
-
-def _whole(pl: Any, path: str, names: list[str]) -> bool:
-    """Whether every page of the columns can be read."""
+def _unreadable(pl: Any, part: Part) -> ValueError:
+    if part.path is None:
+        return ValueError("the frame cannot be computed: collect it first, which says why")
+    if part.text is not None:
+        return ValueError(f"{part.path}: cannot be read as text: damaged, or it holds zero bytes")
     try:
-        collect(pl.scan_parquet(path).select(pl.col(name).hash(0).max() for name in names))
+        scan_parquet(pl, part.path).collect_schema()
     except pl.exceptions.PolarsError:
-        return False
-    return True
+        return ValueError(f"{part.path}: cannot be read as parquet: damaged, or cut short")
+    return ValueError(f"{part.path}: cannot be read as parquet: pages of its columns are damaged")
 
 
-def _where(pl: Any, source: Any, names: list[str], kind: str) -> str:
-    """The first row, counted from 0, with a missing id or one that is not of the kind; empty if there is none."""
-    frame = source.lazy() if is_frame(source) else pl.scan_parquet(source)
-    for name in names:
-        try:
-            ids, _ = id_column(pl, frame, frame.collect_schema(), name)
-            wanted = {"int64": pl.Int64, "uint64": pl.UInt64, "string": pl.String, "binary": pl.Binary}[kind]
-            bad = pl.col("id").is_null() | pl.col("id").cast(wanted, strict=False).is_null()
-            # An exploded list has more rows than the file: then this is the place among all its ids.
-            row = collect(ids.with_row_index("row").filter(bad).head(1))
-        except (pl.exceptions.PolarsError, KeyError):
-            continue
-        if row.height:
-            shown = "" if row["id"][0] is None else f" holds {_shown(str(row['id'][0]))},"
-            return f"column {name!r}, row {row['row'][0]:,} from 0:{shown} "
-    return ""
+def _wrong_in(pl: Any, log: Log, part: Part, name: str, kind: str) -> str | None:
+    """What is wrong with the first bad row of a column in a part; None if there is no such."""
+    whole = mixes(kind_of(name, raw_ids(pl, other, name)[1]) for other in log.parts)
+    ids, dtype = raw_ids(pl, part, name, rows=True)
+    bad = clean(pl, part, dtype, kind, whole).is_null()
+    if part.text is not None:
+        bad = bad | (pl.col(COUNT) != part.text.width)
+    found = collect(ids.filter(bad).head(1))
+    if not found.height:
+        return None
+    row = found.row(0, named=True)
+    if part.text is not None:
+        return wrong_line(pl, part.text, row[ROW], row[COUNT]) or (
+            f"line {row[ROW]:,}, column {name!r}: {_wrong_text(pl, part.text, name, row, kind)}"
+        )
+    where, value = f"column {name!r}, row {row[ROW]:,} from 0:", row["id"]
+    if value is None or value != value:
+        missing = collect(ids.filter(bad).select(pl.len())).item()
+        return f"{where} {missing:,} missing ids (null): drop or fill them first"
+    return (
+        f"{where} holds {shown(str(value))}, cannot be read as {kind}: correct or drop what is wrong, or say what the "
+        "ids are with kind="
+    )
 
 
-def _bad_csv_row(path: str, names: list[str], kind: str, separator: str) -> str | None:
-    """What is wrong with the first bad row, by Python's own reader, which can say where it is."""
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, delimiter=separator)
-        try:
-            header = next(reader, [])
-            places = {name: header.index(name) for name in names if name in header}
-            if len(places) < len(set(names)):
-                return f"has no column {', '.join(sorted(set(names) - set(places)))}, but {', '.join(header)}"
-            for row in reader:
-                if not row:
-                    continue
-                if len(row) > len(header):
-                    return (
-                        f"line {reader.line_num:,} has {len(row)} fields, expected the header's {len(header)}: correct "
-                        "or drop that line, or say what separates the fields"
-                    )
-                for name, place in places.items():
-                    wrong = _wrong(row[place] if place < len(row) else "", kind)
-                    if wrong:
-                        return f"line {reader.line_num:,}, column {name!r}: {wrong}"
-        except csv.Error as error:
-            return f"line {reader.line_num:,}: {error}: correct or drop that line"
-    return None
+def wrong_line(pl: Any, file: TextFile, line: int, count: int) -> str | None:
+    """What an error says of a line that has too many or too few fields; None if it has as many as it should."""
+    if count == file.width:
+        return None
+    text = _line(pl, file, line)
+    quotes = f"; if its quotes are no more than signs, {QUOTES.split(', or ')[1]}" if _quoted(file, text) else ""
+    return (
+        f"line {line:,} has {count} fields, expected {_expected(file)}: correct or drop that line, or say what "
+        f"separates the fields with separator= (--separator){quotes}: {shown(text)}"
+    )
 
 
-def _wrong(field: str, kind: str) -> str | None:
-    if not field:
+def _expected(file: TextFile) -> str:
+    return f"the header's {file.width}" if file.header else f"{file.width} as in line 1"
+
+
+def _wrong_text(pl: Any, file: TextFile, name: str, row: dict[str, Any], kind: str) -> str:
+    field = row["id"]
+    if field is None:  # of what the line does hold
+        return wrong_field(pl, file, name, row[ROW]) or f"missing id, expected {kind}: fill it, or drop that line"
+    if not field.strip() or (kind in INTEGERS and field.strip().lower() in MISSING):
         return f"missing id, expected {kind}: fill it, or drop that line"
-    if not field.isascii() and any("\udc80" <= character <= "\udcff" for character in field):
-        return f"{_shown(field)} is not UTF-8: write the file as UTF-8"
-    if kind in ("int64", "uint64"):
-        low, high = (0, 2**64) if kind == "uint64" else (-(2**63), 2**63)
-        try:
-            fits = low <= int(field) < high
-        except ValueError:
-            fits = False
-        if not fits:
-            return (
-                f"expected an integer ({kind}), got {_shown(field)}: correct or drop that line, or count the ids as "
-                "text with kind='string'"
-            )
+    return (
+        f"expected an integer ({kind}), got {shown(field)}: correct or drop that line, or count the ids as text with "
+        "kind='string'"
+    )
+
+
+def wrong_field(pl: Any, file: TextFile, name: str, line: int) -> str | None:
+    """Why a field that a line does have could not be read as text; None if the field is empty."""
+    text = _line(pl, file, line)
+    fields = split_line(text, file.layout)
+    if name not in file.places:
+        return "missing id in the name of the folder: drop that folder, or read its files by themselves"
+    field = fields[file.places[name]] if len(fields) == file.width else text
+    if "\ufffd" in field:
+        return f"{shown(field)} is not UTF-8: write the file as UTF-8"
+    if _quoted(file, field) or (_quoted(file, text) and field.strip()):
+        return f"quotes around a part of {shown(field)}: {QUOTES}"
     return None
 
 
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "...")
+def _quoted(file: TextFile, text: str) -> bool:
+    return bool(file.layout.quote) and file.layout.quote in text
+
+
+def _line(pl: Any, file: TextFile, line: int) -> str:
+    found = collect(scan_lines(pl, file.path, numbered=True).filter(pl.col(LINE) == line).select(TEXT))[TEXT].to_list()
+    return (found[0] if found else None) or ""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mgqe.embedding import MGQEmbedding
-from mgqe.ids import as_int64
+from mgqe.ids import as_int64, check_device
 
 MODES = ("sum", "mean", "max")
 
@@ -73,7 +73,10 @@ class MGQEmbeddingBag(MGQEmbedding):
             per_sample_weights: like input; only for mode="sum".
         """
         self._begin_pass()
-        ids = as_int64(input)
+        ids = self._int64(input)
+        if offsets is not None:
+            offsets = as_int64(offsets, "offsets")
+            check_device(offsets, ids.device, "offsets", "the ids")
         if ids.dim() == 2 and offsets is not None:
             raise ValueError("ids of shape (B, L) are bags already: offsets must be None")
         if ids.dim() not in (1, 2):
@@ -94,7 +97,7 @@ class MGQEmbeddingBag(MGQEmbedding):
         pooled = F.embedding_bag(
             index,
             table,
-            None if offsets is None else as_int64(offsets),
+            offsets,
             norm,
             self.norm_type,
             self.scale_grad_by_freq,

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mgqe.scalars import as_int, as_ints, is_sequence
+
 MIN_CENTROIDS = 2
 MAX_CENTROIDS = 65_536
 DEFAULT_HEAD_CENTROIDS = 256
@@ -123,6 +125,7 @@ def resolve_capacity(
     tiers = len(tier_sizes)
     if capacity not in CAPACITIES:
         raise ValueError(f'capacity must be "centroids", "subspaces" or "both", got {capacity!r}')
+    embedding_dim = as_int("embedding_dim", embedding_dim)
     if embedding_dim < 1:
         raise ValueError(f"embedding_dim must be at least 1, got {embedding_dim}")
 
@@ -152,9 +155,10 @@ def resolve_capacity(
         centroids = per_tier(num_centroids, tiers, "num_centroids")
         for tier, (k, n, size) in enumerate(zip(centroids, usable, tier_sizes, strict=True)):
             if k > n and size > 0:
+                owner = "the table" if tiers == 1 else f"tier {tier}"
+                larger = "" if tiers == 1 else ", or make the tier larger (counts=, fractions=, tiers=)"
                 raise ValueError(
-                    f"tier {tier} has {size} ids and cannot use num_centroids={k}: "
-                    f"give it at most {n}, or make the tier larger (counts=, fractions=, tiers=)"
+                    f"{owner} has {size} ids and cannot use num_centroids={k}: give it at most {n}{larger}"
                 )
     if capacity == "subspaces" and len(set(centroids)) > 1:
         raise ValueError(
@@ -165,10 +169,12 @@ def resolve_capacity(
 
 
 def per_tier(value: int | Sequence[int], tiers: int, name: str) -> tuple[int, ...]:
-    """A number, or one number a tier -> one number a tier."""
-    values = list(value) if isinstance(value, Sequence) else [value] * tiers
-    if any(isinstance(v, bool) or not isinstance(v, int) for v in values):
-        raise TypeError(f"{name} must be a whole number or one a tier, got {value!r}")
+    """A number, or one number per tier -> one number per tier."""
+    try:
+        values = as_ints(name, value) if is_sequence(value) else (as_int(name, value),) * tiers
+    except TypeError as error:
+        raise TypeError(f"{name} must be a whole number, or one per tier, got {value!r}") from error
     if len(values) != tiers:
-        raise ValueError(f"{name} has {len(values)} entries, but there are {tiers} tiers: give one a tier")
-    return tuple(values)
+        there = "is 1 tier" if tiers == 1 else f"are {tiers} tiers"
+        raise ValueError(f"{name} has {len(values)} entries, but there {there}: give one a tier")
+    return values

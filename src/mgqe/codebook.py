@@ -16,6 +16,7 @@ from torch import Tensor
 from mgqe import ops
 from mgqe.capacity import Capacity
 from mgqe.quantizers import nearest_codes
+from mgqe.scalars import as_int
 
 MAX_SAMPLE_ROWS = 65_536
 ROWS_PER_CENTROID = 64
@@ -41,6 +42,10 @@ class KMeans:
     iterations: int = 15
     starts: int = 1
     spread: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "iterations", as_int("iterations", self.iterations, 0))
+        object.__setattr__(self, "starts", as_int("starts", self.starts, 1))
 
 
 KMEANS = KMeans()  # before training goes on through the codes, which moves the centroids further

@@ -9,13 +9,15 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from mgqe.log_options import Header, NoQuote, Quote, Separator
+from mgqe.recsys.checkpoint import check_folder
 from mgqe.recsys.config import TrainConfig
 from mgqe.recsys.embeddings import METHODS
 from mgqe.recsys.interactions import FORMATS
 from mgqe.recsys.models import MODELS, choose_model
 from mgqe.recsys.train import METRICS
 from mgqe.recsys.tuned import tuned_settings
-from mgqe.terminal import RunBar, RunBars, clean_errors, make_progress, output
+from mgqe.terminal import RunBar, RunBars, clean_errors, errors, make_progress, output
 
 _EMBEDDINGS = "\n\n".join(f"  [bold]{name}[/bold]: {method.summary}" for name, method in METHODS.items())
 
@@ -29,10 +31,11 @@ app = typer.Typer(
     "Start with [bold]mgqe train --out run[/bold], which needs no data of yours.",
 )
 Data = Annotated[
-    str,
+    str | None,
     typer.Option(
+        show_default="planted",
         help="[bold]planted[/bold] (made on the spot), ml-1m, ml-1m-ncf, ml-100k, amazon-apps, amazon-games, frappe "
-        "(files in --data-dir), or the path of your own file.",
+        "(files in --data-dir), or the path of your own file, of a folder of files, or a pattern in quotes.",
         rich_help_panel="Data",
     ),
 ]
@@ -53,14 +56,50 @@ Format = Annotated[
         rich_help_panel="Data",
     ),
 ]
+_UNUSUAL = "if it has no usual name; without a header, its number from 1"
 UserColumn = Annotated[
-    str | None, typer.Option(help="Column with the user, if it has no usual name.", rich_help_panel="Data")
+    str | None,
+    typer.Option(
+        help="Column with the user, if it has no usual name; its number without a header.", rich_help_panel="Data"
+    ),
 ]
 ItemColumn = Annotated[
-    str | None, typer.Option(help="Column with the item, if it has no usual name.", rich_help_panel="Data")
+    str | None,
+    typer.Option(
+        help="Column with the item, if it has no usual name; its number without a header.", rich_help_panel="Data"
+    ),
 ]
 TimeColumn = Annotated[
-    str | None, typer.Option(help="Column with the time, if it has no usual name.", rich_help_panel="Data")
+    str | None,
+    typer.Option(
+        help="Column with the time, if it has no usual name; its number without a header.", rich_help_panel="Data"
+    ),
+]
+SplitBy = Annotated[
+    str | None,
+    typer.Option(
+        "--split",
+        help="How the data are divided: leave-one-out; ratio:80/10/10 of each user's items, in order; time:20% (the "
+        "last of the time), time:2015-06-01 (from then on), or validation and test as in time:10%/20%; latest:20% of "
+        "the interactions. Default: leave-one-out. By the other rules, users and items that "
+        "are not in the training part are left out and counted.",
+        rich_help_panel="Data",
+    ),
+]
+TrainFile = Annotated[
+    str | None,
+    typer.Option("--train", help="A file to train on, instead of --data; with --test.", rich_help_panel="Data"),
+]
+ValidFile = Annotated[
+    str | None,
+    typer.Option(
+        "--valid",
+        help="A file to validate on. Default: the last training item of each user with two or more.",
+        rich_help_panel="Data",
+    ),
+]
+TestFile = Annotated[
+    str | None, typer.Option("--test", help="A file to test on; with --train.", rich_help_panel="Data")
 ]
 Set = Annotated[
     list[str] | None,
@@ -115,21 +154,35 @@ ModelName = Annotated[
     "  mgqe train --out run\n\n"
     "  mgqe train --data ml-1m --data-dir DATA --embedding mgqe:D=32,K=64/16 --seed 7 --out run\n\n"
     "  mgqe train --data clicks.csv --user-column visitor --item-column page --out run\n\n"
-    "  mgqe train --data ratings.txt --format pairs --embedding full:d=16 --out small",
+    "  mgqe train --data ratings.txt --format pairs --embedding full:d=16 --out small\n\n"
+    "  mgqe train --data ratings.dat --separator :: --no-header --user-column 1 --item-column 2 --time-column 4 "
+    "--out run\n\n"
+    "  mgqe train --data clicks.csv --split time:10%/10% --out later\n\n"
+    "  mgqe train --train may.csv --valid june.csv --test july.csv --out months",
 )
 @clean_errors
 def train(
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
-    data: Data = "planted",
+    data: Data = None,
     data_dir: DataDir = None,
     format: Format = None,
     user_column: UserColumn = None,
     item_column: ItemColumn = None,
     time_column: TimeColumn = None,
-    embedding: Annotated[str, typer.Option(help="What the tables are, see above.")] = "mgqe",
+    separator: Separator = None,
+    quote: Quote = '"',
+    no_quote: NoQuote = False,
+    header: Header = None,
+    embedding: Annotated[
+        str, typer.Option(help="What the tables are, see above; K is cut to what a small table can use.")
+    ] = "mgqe",
     seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 7,
     task: TaskName = None,
     model: ModelName = None,
+    split: SplitBy = None,
+    train: TrainFile = None,
+    valid: ValidFile = None,
+    test: TestFile = None,
     threads: Threads = 1,
     setting: Set = None,
     overwrite: Overwrite = False,
@@ -137,6 +190,7 @@ def train(
     from mgqe.recsys.train import train_run
 
     task, model = choose_model(task, model)
+    data = _data_of(data, train, test)
     config = TrainConfig(
         data=data,
         data_dir=data_dir,
@@ -144,8 +198,14 @@ def train(
         user_column=user_column,
         item_column=item_column,
         time_column=time_column,
+        separator=separator,
+        quote="" if no_quote else quote,
+        header=header,
         task=task,
         model=model,
+        split=split,
+        valid=valid,
+        test=test,
         embedding=embedding,
         seed=seed,
         threads=threads,
@@ -154,7 +214,7 @@ def train(
     done_before = (out / METRICS).is_file() and not overwrite
     with make_progress() as progress:
         bar = RunBar(progress, str(config.spec))
-        metrics = train_run(config, out, overwrite, on_epoch=bar.show)
+        metrics = train_run(config, out, overwrite, on_epoch=bar.show, on_note=say)
     if done_before:
         output.print(f"{out} holds this run already; --overwrite trains it again")
     output.print(_figures(metrics, out))
@@ -175,26 +235,38 @@ def train(
 def compare(
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     embedding: Annotated[
-        list[str] | None, typer.Option(help="An embedding, see above. Default: full, full:d=16, mgqe.")
+        list[str] | None,
+        typer.Option(
+            help="An embedding, see above; K is cut to what a small table can use. Default: full, full:d=16, mgqe."
+        ),
     ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, joined by commas.")] = "1,2,3",
-    data: Data = "planted",
+    data: Data = None,
     data_dir: DataDir = None,
     format: Format = None,
     user_column: UserColumn = None,
     item_column: ItemColumn = None,
     time_column: TimeColumn = None,
+    separator: Separator = None,
+    quote: Quote = '"',
+    no_quote: NoQuote = False,
+    header: Header = None,
     task: TaskName = None,
     model: ModelName = None,
+    split: SplitBy = None,
+    train: TrainFile = None,
+    valid: ValidFile = None,
+    test: TestFile = None,
     jobs: Annotated[int, typer.Option(help="Runs at the same time, each in its own process.")] = 1,
     threads: Threads = 1,
     setting: Set = None,
     overwrite: Overwrite = False,
 ) -> None:
     from mgqe.report import picture, summarise, terminal_table
-    from mgqe.study import RESULTS, Event, Study, check_study, is_finished, run_study
+    from mgqe.study import RESULTS, Event, Study, check_places, check_study, is_finished, run_study
 
     task, model = choose_model(task, model)
+    data = _data_of(data, train, test)
     base = TrainConfig(
         data=data,
         data_dir=data_dir,
@@ -202,12 +274,22 @@ def compare(
         user_column=user_column,
         item_column=item_column,
         time_column=time_column,
+        separator=separator,
+        quote="" if no_quote else quote,
+        header=header,
         task=task,
         model=model,
+        split=split,
+        valid=valid,
+        test=test,
         threads=threads,
     ).with_settings([*tuned_settings(model, data), *(setting or ())])
     study = Study(base, tuple(embedding or ("full", "full:d=16", "mgqe")), seeds_of(seeds), out)
-    check_study(study)
+    check_jobs(jobs)
+    check_folder(out)
+    check_places(study, overwrite)
+    for note in check_study(study):
+        say(note)
     failures: list[Event] = []
     kept = [] if overwrite else [run for run in study.runs() if is_finished(study, run)]
     with make_progress() as progress:
@@ -294,25 +376,65 @@ def _figures(metrics: dict[str, Any], out: Path) -> Table:
     table.add_column("figure")
     table.add_column("value", justify="right")
     sampled = metrics["config"]["negatives" if metrics["metric"] == "auc" else "eval_negatives"]
-    shown = {
+    recall = "recall@10" in quality  # of splits that give users several test items
+    ranked, figures = ("HR@10, NDCG@10" + ", recall@10" * recall, ("hr@10", "ndcg@10", "recall@10")[: 2 + recall])
+    shown: dict[str, dict[str, tuple[str, ...]]] = {
         "auc": {
             f"AUC, log loss ({sampled} sampled negatives a positive)": ("auc", "logloss"),
             "AUC of frequent items, of the others": ("head_auc", "tail_auc"),
             "calibration error, mean predicted / mean observed": ("ece", "calibration"),
         },
         "hr@10": {
-            f"HR@10, NDCG@10 ({sampled} sampled negatives)": ("hr@10", "ndcg@10"),
-            "HR@10, NDCG@10 (full catalogue)": ("full_hr@10", "full_ndcg@10"),
+            f"{ranked} ({sampled} sampled negatives)": figures,
+            f"{ranked} (full catalogue)": tuple(f"full_{name}" for name in figures),
         },
-    }[metrics["metric"]]
-    for what, names in shown.items():
+    }
+    for what, names in shown[metrics["metric"]].items():
         table.add_row(what, "  ".join(f"{quality[name]:.4f}" for name in names))
+    for row in _split_rows(metrics.get("split", {})):
+        table.add_row(*row)
     table.add_row("bytes of the tables' files", f"{size:,} = {100 * size / full:.1f}% of {full:,}")
     for phase, seconds in metrics["seconds_per_epoch"].items():
         if seconds is not None:
             table.add_row(f"seconds an epoch ({phase})", f"{seconds:.2f}, {metrics['epochs'][phase]} epochs")
     table.add_row("written to", str(out))
     return table
+
+
+def say(note: str) -> None:
+    """A word before the work begins, on standard error."""
+    errors.print(f"mgqe: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def check_jobs(jobs: int) -> None:
+    """ValueError for fewer than one run at a time."""
+    if jobs < 1:
+        raise ValueError(f"--jobs must be 1 or more, got {jobs}")
+
+
+def _data_of(data: str | None, train: str | None, test: str | None) -> str:
+    """What --data or --train names."""
+    if train is None:
+        return "planted" if data is None else data
+    if data is not None:
+        raise ValueError(f"give --data {data} or --train {train}, not both")
+    if test is None:
+        raise ValueError(f"--train {train} needs --test FILE; to divide one file: --data {train} --split RULE")
+    return train
+
+
+def _split_rows(split: dict[str, Any]) -> list[tuple[str, str]]:
+    """How the data were divided, for the table of figures."""
+    if not split or "interactions" not in split:
+        return []
+    sizes = "  ".join(f"{size:,}" for size in split["interactions"].values())
+    cold = split["cold"]["test"]
+    ids = ", ".join(f"{number:,} {name}" for name, number in cold.items() if name != "interactions" and number)
+    rows = [(f"split {split['rule']}: train, validation, test", sizes)]
+    if cold["interactions"]:
+        what = "left out of" if split["cold_rule"].startswith("left out") else "in"
+        rows.append((f"interactions {what} the test whose ids were never trained", f"{cold['interactions']:,}: {ids}"))
+    return rows
 
 
 def seeds_of(text: str) -> tuple[int, ...]:

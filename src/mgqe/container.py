@@ -394,7 +394,7 @@ def decode_metadata(metadata: dict[str, str]) -> tuple[str, Config]:
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"metadata 'config' is not JSON ({error})") from error
     if not isinstance(config, dict):
-        raise ArtifactError(f"config must be an object, got {type(config).__name__}")
+        raise ArtifactError(f"metadata 'config' must be a JSON object, got {text[:80]}")
     return metadata["kind"], config
 
 

@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from mgqe.bad_rows import explain
-from mgqe.log_files import collect, id_column, is_frame, is_path, names_of, open_log, polars
+from mgqe.ids import INTEGER_DTYPES, check_dense, no_values
+from mgqe.log_files import Log, collect, is_frame, is_path, names_of, open_log, polars
+from mgqe.log_ids import FLOAT, INTEGERS, ids_of, kind_of_column
+from mgqe.log_layout import Layout
+from mgqe.scalars import as_int, as_ints, is_sequence
 
 Key = str | int | Callable[[Any], Any]
 
@@ -20,24 +24,26 @@ def count_ids(
     num_embeddings: int,
     *,
     key: Key | None = None,
-    column: str | Sequence[str] | None = None,
+    column: str | int | Sequence[str | int] | None = None,
     ignore: int | Sequence[int] = (),
     separator: str = ",",
+    quote: str | None = '"',
+    header: bool | None = None,
 ) -> Tensor:
     """Count ids: int64 (num_embeddings,), for ``counts=`` of ``compress_`` and MGQEmbedding.
 
     Args:
         source: integers of any shape as a tensor or a NumPy array, or a list of them; an iterable of such (batches: a
-            generator, a DataLoader), with ``key`` where a batch is more than ids; or Parquet and CSV files, as a path,
-            a pattern (``"clicks-*.parquet"``) or a list of paths, or a polars frame, with ``column``. Files are
-            streamed, so that they may be larger than memory.
+            generator, a DataLoader), with ``key`` where a batch is more than ids; or Parquet or text files, as a path,
+            a folder, a pattern (``"clicks-*.parquet"``) or a list of these, or a polars frame, with ``column``. Files
+            are streamed, so that they may be larger than memory.
         num_embeddings: N, ids are 0 to N - 1.
         key: where the ids are in a batch: ``batch[key]``, or a function of the batch.
         column: of files: the column that holds ids, or several of one table, which are counted together. Lists in a
-            cell are counted id by id.
+            cell are counted id by id. Of text without a header, its number, from 1.
         ignore: ids that are not counted, such as padding; these may lie outside the table. Missing cells of a file
             (null) are an error.
-        separator: of CSV files.
+        separator, quote, header: of text files, as :meth:`mgqe.IdMap.from_log` has them.
 
     Raises:
         ValueError: an id outside the table, NaN or a missing cell, no ids at all; arguments that do not go together.
@@ -46,13 +52,12 @@ def count_ids(
         ImportError: files, and polars is not installed: ``pip install 'mgqe[recsys]'``.
         FileNotFoundError: no such file.
     """
-    if isinstance(num_embeddings, bool) or not isinstance(num_embeddings, int) or num_embeddings < 1:
-        raise ValueError(f"num_embeddings must be a whole number of 1 or more, got {num_embeddings!r}")
-    left_out = {ignore} if isinstance(ignore, int) else set(ignore)
+    num_embeddings = as_int("num_embeddings", num_embeddings, 1)
+    left_out = set(as_ints("ignore", ignore) if is_sequence(ignore) else (as_int("ignore", ignore),))
     if is_frame(source) or is_path(source):
         if key is not None or column is None:
             raise ValueError("a file or frame needs column= (the column that holds the ids), and no key=")
-        return _count_frame(source, num_embeddings, column, left_out, separator)
+        return _count_log(source, num_embeddings, column, left_out, Layout.of(separator, quote, header))
     if column is not None:
         raise ValueError(f"column= is for files and frames, got {type(source).__name__}: use key= for batches")
     counts = np.zeros(num_embeddings, dtype=np.int64)
@@ -70,13 +75,17 @@ def merge_counts(*counts: Tensor) -> Tensor:
     Raises:
         ValueError: none, or counts of different lengths. TypeError: counts that are no integers.
     """
-    parts = list(counts[0]) if len(counts) == 1 and not isinstance(counts[0], Tensor) else list(counts)
+    single = len(counts) == 1 and not isinstance(counts[0], (Tensor, np.ndarray))
+    parts = [torch.from_numpy(p) if isinstance(p, np.ndarray) else p for p in (counts[0] if single else counts)]
     if not parts:
         raise ValueError("there are no counts to merge")
     for number, part in enumerate(parts):
-        if not isinstance(part, Tensor) or part.is_floating_point() or part.dtype == torch.bool:
+        if not isinstance(part, Tensor) or part.dtype not in INTEGER_DTYPES:
             kind = part.dtype if isinstance(part, Tensor) else type(part).__name__
             raise TypeError(f"counts must be integer tensors, as count_ids gives, but number {number} is {kind}")
+        check_dense(part, f"counts number {number}")
+        if part.is_meta:
+            raise no_values(f"counts number {number}")
         if part.shape != parts[0].shape or part.ndim != 1:
             raise ValueError(
                 f"counts must have one shape (num_embeddings,), but number {number} has {tuple(part.shape)} "
@@ -122,6 +131,10 @@ def _pick(batch: Any, key: Key | None, where: str) -> Any:
 
 def _as_integers(ids: Any, where: str) -> np.ndarray:
     """Ids as a flat int64 array."""
+    if isinstance(ids, Tensor):
+        check_dense(ids, where)
+        if ids.is_meta:
+            raise no_values(where)
     try:
         array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
     except (TypeError, ValueError) as error:
@@ -167,33 +180,41 @@ def _is_numbers(value: Any) -> bool:
 # ---- files -------------------------------------------------------------------------------------------------
 
 
-def _count_frame(
-    source: Any, num_embeddings: int, column: str | Sequence[str], ignore: set[int], separator: str
+def _count_log(
+    source: Any, num_embeddings: int, column: str | int | Sequence[str | int], ignore: set[int], layout: Layout
 ) -> Tensor:
     pl = polars()
     names = names_of(column)
     counts = np.zeros(num_embeddings, dtype=np.int64)
-    frame, schema = open_log(pl, source, names, separator)
     seen = 0
-    for name in names:
-        ids, kind = id_column(pl, frame, schema, name)
-        where = f"column {name!r}"
-        if not kind.is_integer() and not kind.is_float():
-            raise TypeError(f"{where}: expected integers, got {kind}: number the ids first, or cast them")
-        try:
-            found = collect(ids.group_by("id").agg(pl.len().alias("count")))
-        except pl.exceptions.PolarsError as error:
-            raise explain(pl, error, source, [name], "int64", separator) from error
-        values, times = found["id"], found["count"].to_numpy().astype(np.int64)
-        if missing := int(found.filter(values.is_null())["count"].sum()):
-            raise ValueError(f"{where}: {missing:,} missing ids (null): drop or fill them first")
-        ids_found = _as_integers(values.to_numpy(), where)
-        keep = ~np.isin(ids_found, list(ignore)) if ignore else np.ones(len(ids_found), dtype=bool)
-        ids_found, times = ids_found[keep], times[keep]
-        if ids_found.size:
-            _check_range(int(ids_found.min()), int(ids_found.max()), num_embeddings, where)
-            np.add.at(counts, ids_found, times)
-        seen += len(values)
+    with open_log(pl, source, names, layout) as log:
+        for name in names:
+            where = f"column {name!r}"
+            try:
+                kind = _integer_kind(pl, log, name)
+                found = collect(ids_of(pl, log, [name], kind).group_by("id").agg(pl.len().alias("count")))
+            except pl.exceptions.PolarsError:
+                raise explain(pl, log, [name], "int64") from None
+            if found["id"].null_count():
+                raise explain(pl, log, [name], kind)
+            ids_found, times = _as_integers(found["id"].to_numpy(), where), found["count"].to_numpy().astype(np.int64)
+            keep = ~np.isin(ids_found, list(ignore)) if ignore else np.ones(len(ids_found), dtype=bool)
+            ids_found, times = ids_found[keep], times[keep]
+            if ids_found.size:
+                _check_range(int(ids_found.min()), int(ids_found.max()), num_embeddings, where)
+                np.add.at(counts, ids_found, times)
+            seen += found.height
     if not seen:
         raise ValueError(f"{source}: there are no ids to count in {', '.join(names)}")
     return torch.from_numpy(counts)
+
+
+def _integer_kind(pl: Any, log: Log, name: str) -> str:
+    """int64 or uint64. TypeError: the column holds something else. ValueError: it holds NaN."""
+    kind = kind_of_column(pl, log, name)
+    if kind == FLOAT and any(collect(part.frame.select(pl.col(name).is_nan().any())).item() for part in log.parts):
+        raise ValueError(f"column {name!r}: NaN among the ids: drop or fill missing ids first, and cast them")
+    if kind not in INTEGERS:
+        what = {FLOAT: "float64", "string": "String", "binary": "Binary"}[kind]
+        raise TypeError(f"column {name!r}: expected integers, got {what}: number the ids first, or cast them")
+    return kind

@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mgqe.capacity import resolve_capacity
-from mgqe.ids import as_int64, check_sizes
+from mgqe.ids import check_sizes
+from mgqe.inference import as_normal, outside_inference
 from mgqe.planning import Problem, budget_bytes, check_left_to_budget
 from mgqe.quantized import QuantizedEmbedding
+from mgqe.scalars import as_int
 from mgqe.storage import Rows
 from mgqe.tiers import Tiers
 
@@ -71,6 +73,7 @@ class MGQEmbedding(QuantizedEmbedding):
 
     _one_tier = False
 
+    @outside_inference
     def __init__(
         self,
         num_embeddings: int,
@@ -100,13 +103,14 @@ class MGQEmbedding(QuantizedEmbedding):
         rows: Rows = "float32",
         budget: int | float | str | None = None,
     ) -> None:
-        check_sizes(num_embeddings, embedding_dim, padding_idx)
+        num_embeddings, embedding_dim, padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
+        warmup_steps = as_int("warmup_steps", warmup_steps, 0)
         if budget is not None:
             check_left_to_budget(locals())
             if tiers is not None or (counts is None and not self._one_tier):
                 raise ValueError(
                     "budget= needs counts= to choose tiers by (how often each id occurs in training), and no tiers=; "
-                    "DPQEmbedding has one tier and needs neither"
+                    "DPQEmbedding and DPQEmbeddingBag have one tier and need neither"
                 )
             size = (_weight.dtype if _weight is not None else dtype or torch.get_default_dtype()).itemsize
             full = num_embeddings * embedding_dim * size
@@ -152,7 +156,7 @@ class MGQEmbedding(QuantizedEmbedding):
         """Vectors of ids: integers (...) -> (..., d)."""
         self._begin_pass()
         if self.quantizing or self.store is not None or self.raw_weight.dtype != self.vector_dtype:
-            ids = as_int64(input)
+            ids = self._int64(input)
             vectors, _ = self._vectors(ids.reshape(-1), repeat=True)
             return self._joined(vectors.view(*ids.shape, self.embedding_dim))
         ids = self._rows(input)
@@ -168,17 +172,22 @@ class MGQEmbedding(QuantizedEmbedding):
         return self._joined(self._zeroed(ids, rows.to(self.vector_dtype)))
 
     @classmethod
+    @outside_inference
     def from_pretrained(cls, embeddings: Tensor, freeze: bool = False, **arguments: Any) -> Self:
         """A layer that starts from trained rows (N, d); other arguments as in the constructor.
 
         The warm-up defaults to none here: the first training pass, or ``freeze()``, starts the codebooks from
         these rows. Unlike nn.Embedding's, the rows stay trainable unless ``freeze=True``, and are then a copy.
         """
+        if not isinstance(embeddings, Tensor):
+            raise TypeError(
+                f"embeddings must be a torch.Tensor (N, d), got {type(embeddings).__name__}: use torch.as_tensor"
+            )
         if embeddings.dim() != 2:
             raise ValueError(f"embeddings must be 2-dimensional (N, d), got shape {tuple(embeddings.shape)}")
         arguments.setdefault("warmup_steps", 0)
         num_embeddings, embedding_dim = embeddings.shape
-        rows = embeddings if freeze else embeddings.detach().clone()
+        rows = as_normal(embeddings) if freeze else embeddings.detach().clone()
         layer = cls(num_embeddings, embedding_dim, _weight=rows, **arguments)
         layer.raw_weight.requires_grad_(not freeze)
         return layer
@@ -254,12 +263,12 @@ def resolve_tiers(
         raise ValueError(
             "MGQEmbedding needs to know which ids are frequent: give counts= (how often each id occurs in "
             "training), or, for ids in frequency order, tiers=mgqe.Tiers.from_fractions(num_embeddings, "
-            f"{tuple(fractions)}). DPQEmbedding needs neither"
+            f"{tuple(fractions)}). DPQEmbedding and DPQEmbeddingBag need neither"
         )
     with torch.device("cpu"):  # tiers are kept there, whatever the default device
         if counts is not None:
             return Tiers.from_counts(counts, fractions=fractions, num_embeddings=num_embeddings)
-        partition = tiers if isinstance(tiers, Tiers) else Tiers.from_sizes(tiers or [])
+        partition = tiers if isinstance(tiers, Tiers) else Tiers.from_sizes([] if tiers is None else tiers)
     if partition.num_embeddings != num_embeddings:
         raise ValueError(f"tiers hold {partition.num_embeddings} ids, but num_embeddings is {num_embeddings}")
     return partition

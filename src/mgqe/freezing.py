@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mgqe.artifact import save_pieces
 from mgqe.frozen import Config
+from mgqe.inference import outside_inference
 from mgqe.layout import lay_out_frame
 from mgqe.packing import bits_for, pack, row_bytes
 from mgqe.rows import SWEEP_ROWS
@@ -58,6 +59,7 @@ def frozen_pieces(layer: QuantizedEmbedding) -> tuple[dict[str, Tensor], Config,
     return shapes, config, pieces
 
 
+@outside_inference
 def frozen_table(layer: QuantizedEmbedding) -> CompactTable:
     """The table on the CPU, in memory."""
     shapes, config, pieces = frozen_pieces(layer)
@@ -91,8 +93,8 @@ def freeze_to(layer: QuantizedEmbedding, path: str | os.PathLike[str]) -> int:
 
     if not isinstance(layer, QuantizedEmbedding):
         raise TypeError(
-            f"expected an MGQEmbedding, DPQEmbedding or a bag of these, got {type(layer).__name__}: "
-            "a frozen table is written by mgqe.save"
+            f"expected an MGQEmbedding, DPQEmbedding or a bag of these, got {type(layer).__name__}: frozen tables, and "
+            "what freeze() of other layers gives, are written by mgqe.save, whole models by mgqe.save_model"
         )
     if not (folder := Path(os.path.realpath(path)).parent).is_dir():
         raise FileNotFoundError(

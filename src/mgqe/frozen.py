@@ -16,6 +16,8 @@ from torch import Tensor
 
 from mgqe import ops
 from mgqe.ids import as_int64, check_ids
+from mgqe.inference import outside_inference
+from mgqe.scalars import as_int
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -131,8 +133,7 @@ class FrozenTable(ABC):
 
     def to_dense(self, chunk: int = 65_536) -> Tensor:
         """All rows, float32 (num_embeddings, embedding_dim), looked up ``chunk`` ids at a time."""
-        if chunk < 1:
-            raise ValueError(f"chunk must be at least 1, got {chunk}")
+        chunk = as_int("chunk", chunk, 1)
         table = self._now()
         n, device = table.num_embeddings, table.device
         dense = torch.empty((n, table.embedding_dim), dtype=torch.float32, device=device)
@@ -145,6 +146,7 @@ class FrozenTable(ABC):
         """This table as it is now, for work of several steps; a table that can change gives one that will not."""
         return self
 
+    @outside_inference
     def to(self, device: torch.device | str) -> Self:
         """The same table on another device."""
         tensors, config = self.to_tensors()

@@ -11,7 +11,7 @@
     model = "gmf"
     data = "ml-1m"
     seeds = [1, 2, 3, 4, 5]        # instead of the study's
-    settings = { batch_size = 4096 }
+    settings = { batch_size = 4096, split = "ratio:80/10/10" }
 
     [[methods]]                    # candidates by budget, in per cent of the full tables' bytes
     name = "MGQE"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mgqe.grid import Grid, Pair
-from mgqe.recsys.train import RunData
+from mgqe.recsys.config import TrainConfig
 from mgqe.results import (
     Record,
     Results,
@@ -20,7 +20,7 @@ from mgqe.results import (
     run_key,
     write_results,
 )
-from mgqe.study import Event, Run, execute
+from mgqe.study import Event, Run, check_configs, execute
 
 RESULTS = "results.jsonl"
 
@@ -46,6 +46,11 @@ def plan_runs(grid: Grid, out: Path, pairs: Sequence[str] = (), seeds: Sequence[
     for name in pairs:
         if name not in grid.pairs:
             raise ValueError(f"no pair {name!r}: expected {', '.join(grid.pairs)}")
+    chosen = [pair for name, pair in grid.pairs.items() if not pairs or name in pairs]
+    known = dict.fromkeys(seed for pair in chosen for seed in pair.seeds)
+    for seed in seeds:
+        if seed not in known:
+            raise ValueError(f"--seeds: no pair has seed {seed}: expected {', '.join(map(str, known))}")
     results = read_results(out / RESULTS)
     done = results.done()
     todo: list[tuple[Pair, Run]] = []
@@ -57,14 +62,15 @@ def plan_runs(grid: Grid, out: Path, pairs: Sequence[str] = (), seeds: Sequence[
     return Plan(todo, kept, results)
 
 
-def check_data(plan: Plan) -> None:
-    """Load each data set once, so that a missing file is said before hours are spent; ValueError names it."""
-    checked = set()
+def check_plan(plan: Plan) -> list[str]:
+    """Load each data set and build each embedding once, so that what cannot work is said before hours are spent.
+
+    Returns what is cut to fit small tables, in words. ValueError names a file, or an embedding that does not fit.
+    """
+    once: dict[str, TrainConfig] = {}
     for pair, run in plan.todo:
-        at = (run.config.data, run.config.task)
-        if at not in checked:
-            checked.add(at)
-            RunData.load(replace(pair.config, seed=run.config.seed))
+        once.setdefault(run_key(pair.name, replace(run.config, seed=0)), run.config)
+    return check_configs(list(once.values()))
 
 
 def run_grid(plan: Plan, out: Path, jobs: int, on_event: Callable[[Event], None] = lambda event: None) -> list[Record]:

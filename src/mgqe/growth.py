@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mgqe.frozen import FLOATS
-from mgqe.ids import as_int64
+from mgqe.ids import as_int64, check_device
 
 
 @dataclass(frozen=True)
@@ -113,28 +113,40 @@ class Extent:
         return Extent(self.tier, buffer.write(rows), buffer)
 
 
-def check_vectors(vectors: Tensor, embedding_dim: int, device: torch.device) -> Tensor:
-    """Vectors (n, d) as contiguous float32.
+def check_fallback(vector: Tensor, embedding_dim: int, device: torch.device) -> Tensor:
+    """A row (d,) for unknown ids as contiguous float32, a copy; errors as those of :func:`check_vectors`."""
+    if isinstance(vector, Tensor) and tuple(vector.shape) != (embedding_dim,):
+        raise ValueError(
+            f"the fallback must have shape ({embedding_dim},), got {tuple(vector.shape)}: the table has "
+            f"embedding_dim={embedding_dim}"
+        )
+    given = vector[None] if isinstance(vector, Tensor) else vector
+    return check_vectors(given, embedding_dim, device, "the fallback")[0].clone()
+
+
+def check_vectors(vectors: Tensor, embedding_dim: int, device: torch.device, name: str = "vectors") -> Tensor:
+    """Vectors (n, d) as contiguous float32; ``name`` is the argument's, for the message.
 
     Raises:
         TypeError: no tensor of float32, float16 or bfloat16. ValueError: another shape or device, NaN or infinity.
     """
     if not isinstance(vectors, Tensor):
-        raise TypeError(
-            f"vectors must be a torch.Tensor of floats, got {type(vectors).__name__}: use torch.as_tensor(vectors)"
-        )
+        raise TypeError(f"{name} must be a torch.Tensor of floats, got {type(vectors).__name__}: use torch.as_tensor")
     if vectors.dtype not in FLOATS:
-        raise TypeError(f"vectors must be float32, float16 or bfloat16, got {vectors.dtype}: convert with .float()")
+        raise TypeError(f"{name} must be float32, float16 or bfloat16, got {vectors.dtype}: convert with .float()")
     if vectors.ndim != 2 or vectors.shape[1] != embedding_dim:
         raise ValueError(
-            f"vectors must have shape (n, embedding_dim={embedding_dim}), got {tuple(vectors.shape)}: "
+            f"{name} must have shape (n, embedding_dim={embedding_dim}), got {tuple(vectors.shape)}: "
             "for a single vector pass vector[None]"
         )
     if vectors.device != device:
-        raise ValueError(f"vectors are on {vectors.device}, the table on {device}: move one with .to()")
+        verb = "are" if name == "vectors" else "is"
+        raise ValueError(f"{name} {verb} on {vectors.device}, the table on {device}: move one with .to()")
     finite = vectors.detach().isfinite().all(dim=1)
     if not bool(finite.all()):
         first = int((~finite).nonzero()[0])
+        if name != "vectors":
+            raise ValueError(f"{name} holds NaN or infinity")
         raise ValueError(f"vectors[{first}] holds NaN or infinity: leave such rows out, or repair what made them")
     return vectors.detach().to(torch.float32).contiguous()
 
@@ -149,8 +161,7 @@ def check_update_ids(ids: Tensor, num_embeddings: int, padding_idx: int | None, 
     rows = as_int64(ids)
     if rows.ndim != 1:
         raise ValueError(f"ids must have shape (n,), got {tuple(rows.shape)}")
-    if rows.device != device:
-        raise ValueError(f"ids are on {rows.device}, the table on {device}: move one with .to()")
+    check_device(rows, device)
     outside = rows[(rows < 0) | (rows >= num_embeddings)]
     if outside.numel():
         raise IndexError(

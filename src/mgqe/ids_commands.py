@@ -10,7 +10,9 @@ from rich.table import Table
 
 from mgqe.commands import app
 from mgqe.idmap import IdMap
-from mgqe.idmap.given import KINDS
+from mgqe.log_ids import KINDS
+from mgqe.log_options import Header, NoQuote, Quote, Separator
+from mgqe.recsys.checkpoint import check_file
 from mgqe.terminal import clean_errors, make_progress, output
 
 MIB = 1 << 20
@@ -18,18 +20,24 @@ MIB = 1 << 20
 
 @app.command(
     help="Count the ids of a log of any length, and number them by frequency.\n\n"
-    "Reads Parquet or CSV files in bounded memory and writes OUT, a compact file that mgqe.IdMap.load maps: ids of any "
-    "type to rows, and back, the most frequent id in row 0.",
+    "Reads Parquet or text files in bounded memory and writes OUT, a compact file that mgqe.IdMap.load maps: ids of "
+    "any type to rows, and back, the most frequent id in row 0.",
     epilog="Examples:\n\n"
     "  mgqe ids 'clicks-*.parquet' --column item --out items.safetensors\n\n"
     "  mgqe ids clicks.csv --column product --kind string --min-count 5 --out products.safetensors\n\n"
+    "  mgqe ids ratings.dat --separator :: --no-header --column 2 --out films.safetensors\n\n"
     "  mgqe ids 'sessions/*.parquet' --column clicked --column bought --ignore 0 --memory 1000 --out items.safetensors",
 )
 @clean_errors
 def ids(
-    log: Annotated[list[str], typer.Argument(help="Files, or a pattern in quotes.")],
+    log: Annotated[list[str], typer.Argument(help="Files, folders of files, or a pattern in quotes.")],
     out: Annotated[Path, typer.Option(help="The file to write.")],
-    column: Annotated[list[str], typer.Option(help="Column that holds ids; repeatable, for one numbering of several.")],
+    column: Annotated[
+        list[str],
+        typer.Option(
+            help="Column that holds ids, its number without a header; repeatable, for one numbering of several."
+        ),
+    ],
     min_count: Annotated[int, typer.Option(help="Leave out ids that occur less often.")] = 1,
     max_ids: Annotated[int | None, typer.Option(help="Keep at most so many, the most frequent.")] = None,
     kind: Annotated[
@@ -41,12 +49,14 @@ def ids(
         int, typer.Option(help="MiB for counting. If the different ids do not fit, the log is read several times.")
     ] = 4096,
     keep_ids: Annotated[bool, typer.Option(help="Keep the strings, or 64-bit hashes of them alone.")] = True,
-    separator: Annotated[str, typer.Option(help="Of CSV files.")] = ",",
+    separator: Separator = ",",
+    quote: Quote = '"',
+    no_quote: NoQuote = False,
+    header: Header = None,
 ) -> None:
     if memory < 1:
         raise ValueError(f"--memory: expected a whole number of MiB, 1 or more, got {memory}")
-    if not out.resolve().parent.is_dir():  # said before the work, not after
-        raise ValueError(f"--out: there is no folder {out.resolve().parent}: make it first")
+    check_file(out)  # said before the work, not after
     try:
         with make_progress() as progress:
             task = progress.add_task("counting", total=1, detail="")
@@ -59,7 +69,9 @@ def ids(
                 kind=kind,
                 ignore=[text if kind == "string" else as_id(text) for text in ignore or ()],
                 keep_ids=keep_ids,
-                separator=separator,
+                separator=separator or ",",
+                quote="" if no_quote else quote,
+                header=header,
                 on_pass=lambda done, of: progress.update(task, completed=done, total=of, detail="passes over the log"),
             )
     except (KeyError, TypeError) as error:  # no such column, ids of another type

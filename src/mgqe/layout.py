@@ -15,6 +15,7 @@ from mgqe.frozen import MAX_DIM, MAX_ROWS, Config, Reader
 from mgqe.ops import max_code
 from mgqe.packing import MAX_BITS, bits_for, pack, spare_bits_are_zero
 from mgqe.quantizers import int8_scales
+from mgqe.scalars import as_ints, optional_int
 from mgqe.tiers import (
     BLOCK_BITS,
     MAX_MAPPED_IDS,
@@ -122,7 +123,7 @@ def lay_out(
     centroid_dtype: str,
 ) -> tuple[dict[str, Tensor], Config]:
     """A table's tensors and configuration from unpacked codes; see :meth:`CompactTable.from_codes`."""
-    m = tiers.num_tiers
+    m, num_centroids = tiers.num_tiers, as_ints("num_centroids", num_centroids)
     for name, given in (("codes", codes), ("codebook_of", codebook_of), ("num_centroids", num_centroids)):
         if len(given) != m:
             raise ValueError(f"{name} must have one entry a tier, {m}, got {len(given)}")
@@ -156,8 +157,15 @@ def lay_out_frame(
         raise ValueError(f"centroid_dtype must be one of {sorted(CENTROID_DTYPES)}, got {centroid_dtype!r}")
     if not codebooks or any(book.ndim != 3 for book in codebooks):
         raise ValueError("codebooks must be tensors of shape (subspaces or 1, centroids, dimensions)")
+    codebook_of = as_ints("codebook_of", codebook_of)
     if not all(0 <= c < len(codebooks) for c in codebook_of):
         raise ValueError(f"codebook_of must name codebooks 0 .. {len(codebooks) - 1}, got {codebook_of}")
+    for number, book in enumerate(codebooks):
+        if not bool(torch.isfinite(book).all()):
+            raise ValueError(
+                f"codebook {number} holds NaN or infinity: if it was trained, lower the learning rate or go back to an "
+                "earlier checkpoint"
+            )
     stored = [store_centroids(book, centroid_dtype) for book in codebooks]
     tier_map = None if tiers.tier_of is None else build_tier_map(tiers)
     first = codebooks[codebook_of[0]]
@@ -166,11 +174,11 @@ def lay_out_frame(
         num_embeddings=tiers.num_embeddings,
         embedding_dim=int(first.shape[2] * (num_subspaces[0] if shared else first.shape[0])),
         sizes=tiers.sizes,
-        num_subspaces=tuple(int(d) for d in num_subspaces),
-        num_centroids=tuple(int(k) for k in num_centroids),
-        codebook_of=tuple(int(c) for c in codebook_of),
+        num_subspaces=as_ints("num_subspaces", num_subspaces),
+        num_centroids=as_ints("num_centroids", num_centroids),
+        codebook_of=codebook_of,
         centroid_dtype=centroid_dtype,
-        padding_idx=padding_idx,
+        padding_idx=optional_int("padding_idx", padding_idx),
         order=tier_map.order if tier_map else None,
     )
     tensors: dict[str, Tensor] = {}
@@ -185,8 +193,6 @@ def lay_out_frame(
 def store_centroids(codebook: Tensor, centroid_dtype: str) -> tuple[Tensor, Tensor]:
     """A float codebook (Dc, Kc, sc) as it is kept, and its scales (Dc,) or an empty tensor."""
     values = codebook.detach().cpu().to(torch.float32).clone(memory_format=torch.contiguous_format)
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError("codebooks hold NaN or infinity: training diverged, lower the learning rate")
     none = torch.empty(0, dtype=torch.float32, device="cpu")
     if centroid_dtype == "float32":
         return values, none

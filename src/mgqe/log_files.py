@@ -1,14 +1,23 @@
-"""Logs as people have them, Parquet and CSV files or polars frames: opened lazily, collected batch by batch."""
+"""Logs as people have them, Parquet and text files or polars frames: opened lazily, collected batch by batch."""
 
 from __future__ import annotations
 
 import importlib
+import operator
 import os
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-PARQUET = (".parquet", ".pq")
+from mgqe.log_layout import Layout
+from mgqe.log_paths import LogFile, log_files
+from mgqe.log_scan import scan_text
+from mgqe.log_text import LINE, TextFile, settle
+
+ROW = "\0row"
 
 
 def is_path(source: Any) -> bool:
@@ -31,49 +40,125 @@ def polars(what: str = "counting in files") -> Any:
         raise ImportError(f"{what} needs polars: pip install 'mgqe[recsys]'") from error
 
 
-def open_log(pl: Any, source: Any, names: Sequence[str], separator: str, dtype: Any = None) -> tuple[Any, Any]:
-    """(lazy frame, its schema) of a frame, a path, a pattern or a list of paths.
+@dataclass(frozen=True)
+class Part:
+    """One file of a log, or a frame, opened for some of its columns.
 
-    Args:
-        names: the columns that will be read, as ``dtype`` where files are CSV and it is given.
+    path: None for a frame. frame: lazy, the columns by their names, of text also COUNT.
+    numbered: the same with ROW: of text the line from 1, else the row from 0.
+    types: the polars type of each column; None is text that may say anything (text files, names of folders).
+    text: how a text file is laid out; None for Parquet and frames.
+    """
+
+    path: str | None
+    frame: Any
+    numbered: Any
+    types: dict[str, Any]
+    text: TextFile | None = None
+
+    @property
+    def where(self) -> str:
+        """What an error calls it."""
+        return self.path or "the frame"
+
+
+class Log:
+    """The parts of a log; temporary files go at the end of a ``with`` block."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+        self.parts: list[Part] = []
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def folder(self) -> Path:
+        """A folder for temporary files."""
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="mgqe-log-")
+        return Path(self._folder.name)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+def open_log(pl: Any, source: Any, names: Sequence[str], layout: Layout) -> Log:
+    """Open a frame, or the files of a path, a folder, a pattern or a list, for the columns ``names`` alone.
 
     Raises:
-        ValueError: files of both kinds; files that cannot be read. FileNotFoundError.
+        ValueError: files of both kinds, files that cannot be read, a column that only some files have. KeyError: no
+            such column. FileNotFoundError.
     """
-    if is_frame(source):
-        frame = source.lazy()
-        return frame, frame.collect_schema()
-    paths = [os.fspath(part) for part in (source if isinstance(source, (list, tuple)) else [source])]
-    kinds = {Path(path).suffix.lower() for path in paths}
-    if not kinds <= set(PARQUET) and kinds & set(PARQUET):
-        raise ValueError(f"files of one kind at a time, got {sorted(kinds)}: count each, and merge_counts")
+    log = Log(source)
     try:
-        if kinds <= set(PARQUET):
-            frame = pl.scan_parquet(paths)
-            return frame, frame.collect_schema()
-        columns = pl.scan_csv(paths, separator=separator).collect_schema()
-        others = [name for name in columns if name not in names]
-        types = dict.fromkeys(others, pl.String) | ({} if dtype is None else dict.fromkeys(names, dtype))
-        frame = pl.scan_csv(paths, separator=separator, schema_overrides=types)
-        for name in others:  # always true. A line of too many fields is found only if all columns are asked for
-            frame = frame.filter(pl.col(name).is_null() | pl.col(name).is_not_null())
-        return frame, frame.collect_schema()
-    except FileNotFoundError:
+        if is_frame(source):
+            log.parts = [_open_frame(pl, source, names)]
+        else:
+            files = log_files(source)
+            for file in files:
+                log.parts.append(_open_file(pl, file, names, layout, log, first=file is files[0]))
+    except BaseException:
+        log.__exit__(None, None, None)
         raise
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{source}: cannot be read: {error}") from error
+    return log
 
 
-def id_column(pl: Any, frame: Any, schema: Any, name: str) -> tuple[Any, Any]:
-    """(lazy frame of the one column ``id``, type of an id); lists in cells become a row an id. KeyError: no column."""
-    if name not in schema:
-        raise KeyError(f"no column {name!r}: the file has {', '.join(schema)}")
-    ids, kind = frame.select(pl.col(name).alias("id")), schema[name]
-    while isinstance(kind, (pl.List, pl.Array)):
-        if isinstance(kind, pl.List):  # an empty list would become null, and is none
-            ids = ids.filter(pl.col("id").is_null() | (pl.col("id").list.len() > 0))
-        ids, kind = ids.explode("id"), kind.inner
-    return ids, kind
+def _open_frame(pl: Any, source: Any, names: Sequence[str]) -> Part:
+    frame = source.lazy()
+    schema = frame.collect_schema()
+    for name in names:
+        if name not in schema:
+            raise KeyError(f"no column {name!r}: the file has {', '.join(schema)}")
+    frame = frame.select(list(dict.fromkeys(names)))
+    return Part(None, frame, frame.with_row_index(ROW), {name: schema[name] for name in names})
+
+
+def _open_file(pl: Any, file: LogFile, names: Sequence[str], layout: Layout, log: Log, first: bool) -> Part:
+    try:
+        return _open_parquet(pl, file, names) if file.parquet else _open_text(pl, file, names, layout, log)
+    except KeyError as error:
+        if first:
+            raise
+        raise ValueError(f"{file.path}: its columns are not those of the other files: {error.args[0]}") from None
+
+
+def _open_parquet(pl: Any, file: LogFile, names: Sequence[str]) -> Part:
+    schema = parquet_schema(pl, file.path)
+    for name in names:
+        if name not in schema and name not in file.partitions:
+            raise KeyError(f"no column {name!r}: the file has {', '.join(schema)} ({file.path})")
+    outside = [_partition(pl, file, name) for name in names if name not in schema]
+    frame = scan_parquet(pl, file.path).with_columns(outside).select(list(dict.fromkeys(names)))
+    return Part(file.path, frame, frame.with_row_index(ROW), {name: schema.get(name) for name in names})
+
+
+def _open_text(pl: Any, file: LogFile, names: Sequence[str], layout: Layout, log: Log) -> Part:
+    outside = [name for name in names if name in file.partitions]
+    text = settle(pl, file.path, [name for name in names if name not in outside], layout)
+    frame, numbered = (
+        frame.with_columns(_partition(pl, file, name) for name in outside) for frame in scan_text(pl, text, log.folder)
+    )
+    return Part(file.path, frame, numbered.rename({LINE: ROW}), dict.fromkeys(names), text)
+
+
+def _partition(pl: Any, file: LogFile, name: str) -> Any:
+    return pl.lit(file.partitions[name], dtype=pl.String).alias(name)
+
+
+def parquet_schema(pl: Any, path: str) -> dict[str, Any]:
+    """Names and types of a Parquet file's columns. ValueError: it is damaged."""
+    try:
+        return dict(scan_parquet(pl, path).collect_schema())
+    except pl.exceptions.PolarsError:
+        raise ValueError(f"{path}: cannot be read as parquet: damaged, or cut short") from None
+
+
+def scan_parquet(pl: Any, path: str) -> Any:
+    """Lazy frame of one Parquet file, whatever signs its name holds."""
+    return pl.scan_parquet(path, glob=False, hive_partitioning=False)
 
 
 def collect(frame: Any) -> Any:
@@ -84,6 +169,10 @@ def collect(frame: Any) -> Any:
         return frame.collect(streaming=True)
 
 
-def names_of(column: str | Sequence[str]) -> list[str]:
-    """One name or several, as a list."""
-    return [column] if isinstance(column, str) else list(column)
+def names_of(column: str | int | Sequence[str | int]) -> list[str]:
+    """One name or several, as a list; numbers, of columns without a header, as text."""
+    columns = list(column) if isinstance(column, Sequence) and not isinstance(column, str) else [column]
+    try:
+        return [name if isinstance(name, str) else str(operator.index(name)) for name in columns]
+    except TypeError:
+        raise TypeError(f"expected a column's name or number, or a list of these, got {column!r}") from None

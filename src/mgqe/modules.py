@@ -80,8 +80,15 @@ def start_quantizing(model: nn.Module) -> int:
 
     Returns:
         how many layers this started; those that had started before are left as they are.
+
+    Raises:
+        ValueError: a row is NaN or infinite. The message names the layer's path and the row.
     """
     waiting = [layer for layer in _layers(model) if not layer.quantizing]
     for layer in waiting:
-        layer.start_quantizing()
+        try:
+            layer.start_quantizing()
+        except ValueError as error:
+            path = next((name for name, module in model.named_modules() if module is layer), "")
+            raise ValueError(f"{path}: {error}" if path else str(error)) from error
     return len(waiting)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mgqe.capacity import Capacity
+from mgqe.inference import as_normal
 from mgqe.layout import CENTROID_DTYPES
 from mgqe.sx import SXQuantizer
 from mgqe.tiers import Tiers
@@ -49,7 +50,7 @@ def make_weight(
     if weight is not None:
         if tuple(weight.shape) != (num_embeddings, embedding_dim):
             raise ValueError(f"_weight must have shape {(num_embeddings, embedding_dim)}, got {tuple(weight.shape)}")
-        return weight.detach().to(device=device, dtype=dtype)
+        return as_normal(weight.detach()).to(device=device, dtype=dtype)
     rows = torch.empty(num_embeddings, embedding_dim, device=device, dtype=dtype).normal_()
     if padding_idx is not None:
         rows[padding_idx] = 0

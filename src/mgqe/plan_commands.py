@@ -13,15 +13,21 @@ from torch import Tensor
 
 from mgqe.capacity import resolve_capacity
 from mgqe.commands import DataDir, app
+from mgqe.log_layout import Layout
+from mgqe.log_numbers import read_numbers
+from mgqe.log_options import Header, NoQuote, Quote, Separator
+from mgqe.log_paths import exists
 from mgqe.packing import bits_for
 from mgqe.planning import COUNTS_POWER, Plan, Problem, budget_bytes
+from mgqe.planning.plan import check_limits
 from mgqe.planning.predict import predicted
 from mgqe.size import frozen_nbytes
 from mgqe.tables import TextTable
 from mgqe.terminal import clean_errors, output
 from mgqe.tiers import Tiers
 
-FILES = (".npy", ".parquet", ".pq", ".csv")
+FILES = (".npy", ".parquet", ".pq", ".csv")  # and whatever is there under another name
+NO_LIMIT = 2**62
 
 
 @app.command(
@@ -29,8 +35,8 @@ FILES = (".npy", ".parquet", ".pq", ".csv")
     "The configuration that is expected to lose least is shown with its exact bytes, beside the default (the 10% of "
     "ids that are most frequent with 256 centroids, the others with 64) and with the line of Python that makes it. "
     "With --weight the best candidates are tried out on the trained rows.\n\n"
-    "[bold]Counts[/bold] say how often each id occurs in training: an .npy file with one number an id; a .parquet or "
-    ".csv file with a row an interaction (--column holds the ids) or a row an id (--column holds the counts, "
+    "[bold]Counts[/bold] say how often each id occurs in training: an .npy file with one number an id; Parquet or text "
+    "files with a row an interaction (--column holds the ids) or a row an id (--column holds the counts, "
     "with --counted); or the name of a known data set, whose training part is counted (--field user or item). Without "
     "counts there is one tier.",
     epilog="Examples:\n\n"
@@ -45,7 +51,9 @@ def plan(
     counts: Annotated[
         str | None, typer.Option(help="A file of counts or ids, or a known data set's name, see above.")
     ] = None,
-    column: Annotated[str | None, typer.Option(help="Of a .parquet or .csv file, the column to read.")] = None,
+    column: Annotated[
+        str | None, typer.Option(help="Of Parquet or text files, the column to read; without a header, its number.")
+    ] = None,
     counted: Annotated[
         bool, typer.Option("--counted", help="--column holds counts, a row an id, not the ids of interactions.")
     ] = False,
@@ -62,8 +70,16 @@ def plan(
         float, typer.Option(help="How much more a frequent id's error counts: 0 alike, 1 by the interaction.")
     ] = COUNTS_POWER,
     data_dir: DataDir = None,
+    separator: Separator = ",",
+    quote: Quote = '"',
+    no_quote: NoQuote = False,
+    header: Header = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
 ) -> None:
+    budget_bytes(budget, NO_LIMIT)  # said before files are read, which may take long
+    if field not in ("item", "user"):
+        raise ValueError(f"--field must be item or user, got {field!r}")
+    check_limits(2 if rows is None else rows, max_tiers, max_centroids, counts_power)
     table = None if weight is None else _read_weight(weight, tensor)
     if table is None and dim is None:
         raise ValueError("--dim (d) is needed without --weight")
@@ -72,7 +88,8 @@ def plan(
     if table is not None and rows not in (None, len(table)):
         raise ValueError(f"--rows is {rows}, but {weight} has {len(table)} rows: leave --rows out")
     rows = rows if table is None else len(table)
-    known = None if counts is None else _read_counts(counts, column, counted, field, rows, data_dir)
+    layout = Layout.of(separator or ",", "" if no_quote else quote, header)
+    known = None if counts is None else _read_counts(counts, column, counted, field, rows, data_dir, layout)
     if known is not None and rows not in (None, len(known)):
         raise ValueError(f"--rows is {rows}, but there are {len(known)} counts, one an id: leave --rows out")
     rows = rows if known is None else len(known)
@@ -199,13 +216,13 @@ def _load_npy(path: Path) -> np.ndarray:
 
 
 def _read_counts(
-    source: str, column: str | None, counted: bool, field: str, rows: int | None, data_dir: str | None
+    source: str, column: str | None, counted: bool, field: str, rows: int | None, data_dir: str | None, layout: Layout
 ) -> Tensor:
     """Counts, one an id, from what --counts names."""
     path = Path(source)
-    if path.suffix.lower() not in FILES:
+    if path.suffix.lower() not in FILES and (not exists(source) or _is_no_log(source)):
         return _of_data_set(source, field, data_dir)
-    if not path.is_file():
+    if not exists(source):
         raise ValueError(f"--counts: no file {path}")
     if path.suffix.lower() == ".npy":
         found = _load_npy(path)
@@ -214,26 +231,25 @@ def _read_counts(
         return torch.from_numpy(found)
     if column is None:
         raise ValueError(f"--counts {source}: say which column holds the ids (or the counts, with --counted): --column")
-    if not counted:
+    try:
+        if counted:
+            return read_numbers(source, column, layout)
         if rows is None:
-            raise ValueError(f"--counts {source}: ids are counted, so that --rows (N) is needed, or --weight")
+            raise ValueError("ids are counted, so that --rows (N) is needed, or --weight")
         from mgqe.counting import count_ids
 
-        try:
-            return count_ids(source, rows, column=column)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"--counts {source}: {error.args[0]}") from error
-    import polars
+        return count_ids(
+            source, rows, column=column, separator=layout.separator, quote=layout.quote, header=layout.header
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"--counts {source}: {error.args[0]}") from error
 
-    try:
-        frame = polars.read_csv(path) if path.suffix.lower() == ".csv" else polars.read_parquet(path)
-    except polars.exceptions.PolarsError as error:
-        raise ValueError(f"--counts {source}: cannot be read: {error}") from error
-    if column not in frame.columns:
-        raise ValueError(f"--counts {source}: no column {column!r}: the file has {', '.join(frame.columns)}")
-    if frame[column].null_count() or not frame[column].dtype.is_numeric():
-        raise ValueError(f"--counts {source}: column {column!r} must hold a number an id, none missing")
-    return torch.from_numpy(frame[column].to_numpy().copy())
+
+def _is_no_log(source: str) -> bool:
+    """Whether something that is there is a folder named as a known data set, or a file of weights."""
+    from mgqe.recsys.datasets import DATASETS
+
+    return source in DATASETS or Path(source).suffix.lower() == ".safetensors"
 
 
 def _of_data_set(name: str, field: str, data_dir: str | None) -> Tensor:
@@ -244,7 +260,5 @@ def _of_data_set(name: str, field: str, data_dir: str | None) -> Tensor:
             f"--counts {name!r}: expected a file ({', '.join(FILES)}) or a known data set: "
             f"planted, {', '.join(DATASETS)}"
         )
-    if field not in ("item", "user"):
-        raise ValueError(f"--field must be item or user, got {field!r}")
     split = leave_one_out(load_data(name, data_dir))
     return split.item_counts if field == "item" else split.user_counts

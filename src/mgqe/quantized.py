@@ -25,6 +25,7 @@ from mgqe.pending import PendingLosses
 from mgqe.precision import in_full_precision
 from mgqe.progress import TrainingPasses
 from mgqe.quantizers import Groups
+from mgqe.scalars import as_float, as_int, optional_float
 from mgqe.stats import CodebookStats
 from mgqe.storage import Rows, resolve_rows
 from mgqe.storage.build import key_dim_of, make_rows, make_store
@@ -66,16 +67,13 @@ class QuantizedEmbedding(TrainingPasses):
         rows: Rows,
     ) -> None:
         super().__init__()
-        if isinstance(warmup_steps, bool) or not isinstance(warmup_steps, int) or warmup_steps < 0:
-            raise ValueError(f"warmup_steps must be a whole number of 0 or more, got {warmup_steps}")
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
-        self.padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
-        self.max_norm = max_norm
-        self.norm_type = norm_type
+        sizes = check_sizes(num_embeddings, embedding_dim, padding_idx)
+        self.num_embeddings, self.embedding_dim, self.padding_idx = sizes
+        self.max_norm = max_norm = optional_float("max_norm", max_norm)
+        self.norm_type = as_float("norm_type", norm_type)
         self.scale_grad_by_freq = scale_grad_by_freq
         self.sparse = sparse
-        self.warmup_steps = warmup_steps
+        self.warmup_steps = as_int("warmup_steps", warmup_steps, 0)
         self.centroid_dtype = centroid_dtype
         self.capacity = capacity
         self._tiers = tiers

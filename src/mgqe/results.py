@@ -64,6 +64,7 @@ def record_of(pair: str, config: TrainConfig, metrics: Record) -> Record:
     return {
         **_head(pair, config, "done"),
         **{name: metrics[name] for name in TAKEN},
+        "split": metrics.get("split"),  # an older version's run does not state it
         "history": {name: _columns(metrics["history"][name]) for name in kept},
     }
 

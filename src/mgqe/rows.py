@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgqe.distributed import is_sharded
-from mgqe.ids import as_int64, check_ids
+from mgqe.ids import as_int64, check_ids, no_values
 from mgqe.storage.store import RowStore
 
 SWEEP_ROWS = 65_536  # rows worked on at a time in a sweep over the vocabulary
@@ -100,13 +100,21 @@ class RawRows(nn.Module):
                         'float32: scale the rows down, or use quantizer="vq"'
                     )
                 raise ValueError(
-                    f"row {row} of {where} holds NaN or infinity and cannot be quantised: "
-                    "the training diverged; lower the learning rate or go back to an earlier checkpoint"
+                    f"row {row} of {where} holds NaN or infinity and cannot be quantised ({type(self).__name__} of "
+                    f"{self.num_embeddings} x {self.embedding_dim}): the training diverged; lower the learning rate or "
+                    "go back to an earlier checkpoint"
                 )
+
+    def _int64(self, ids: Tensor) -> Tensor:
+        """Ids as int64; TypeError where they are on the meta device and the rows are not."""
+        rows = as_int64(ids)
+        if rows.is_meta and not self.raw_weight.is_meta:
+            raise no_values()
+        return rows
 
     def _rows(self, ids: Tensor) -> Tensor:
         """Ids as int64 that are safe to index with. On other devices than the CPU the look-up itself refuses."""
-        rows = as_int64(ids)
+        rows = self._int64(ids)
         if rows.device.type != "cpu" or torch.compiler.is_compiling():
             return rows
         return check_ids(rows, self.num_embeddings)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mgqe import ops
+from mgqe.scalars import as_int, optional_float
 
 
 class RowwiseAdagrad(torch.optim.Optimizer):
@@ -47,11 +48,12 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         seed: int = 0,
         codebook_lr: float | None = None,
     ) -> None:
-        numbers = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "codebook_lr": codebook_lr}
+        given = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "codebook_lr": codebook_lr}
+        numbers = {name: optional_float(name, value) for name, value in given.items()}
         for name, value in numbers.items():
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a finite number of 0 or more, got {value}")
-        self._generator = torch.Generator("cpu").manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(as_int("seed", seed))
         super().__init__(params, {**numbers, "stochastic_rounding": stochastic_rounding})
 
     @torch.no_grad()

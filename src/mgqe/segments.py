@@ -122,7 +122,7 @@ def read_extents(
             f"{others[0]}{f' and {len(others) - 1} more' if others[1:] else ''} left out: appended to another table "
             f"than the one now at {base}. Delete them, or save the table again, which removes such files",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     ends, segments = [table.num_embeddings], []
     for _, path in files:
@@ -207,7 +207,11 @@ def _open_base(name: str) -> tuple[str, CompactTable]:
         metadata, tensors = stored.metadata, stored.tensors
         kind, config = decode_metadata(metadata)
         if kind != CompactTable.kind:
-            raise ValueError(f"ids can be appended to tables of kind {CompactTable.kind!r}, this one is {kind!r}")
+            sharded = kind == "compact-sharded"
+            remedy = ": load its folder, append to the table in memory and save it as one file" if sharded else ""
+            raise ValueError(
+                f"ids can be appended to tables of kind {CompactTable.kind!r}, this one is {kind!r}{remedy}"
+            )
         table = CompactTable.from_tensors(tensors, config)
         table._state.validate_codebooks()
     except ValueError as error:

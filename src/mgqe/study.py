@@ -22,7 +22,7 @@ from typing import Any
 from mgqe.recsys.checkpoint import write_json
 from mgqe.recsys.config import TrainConfig
 from mgqe.recsys.loop import EpochReport, OnEpoch
-from mgqe.recsys.train import METRICS, RunData, build_tables, train_run
+from mgqe.recsys.train import METRICS, RunData, check_place, check_run, train_run
 
 RESULTS = "results.json"
 WARM_UPS = "warm-ups"
@@ -92,11 +92,37 @@ class Event:
 OnEvent = Callable[[Event], None]
 
 
-def check_study(study: Study) -> None:
-    """Load the data and build every embedding once, so that what cannot work is said before hours are spent."""
-    data = RunData.load(replace(study.base, seed=study.seeds[0]))
-    for embedding in study.embeddings:
-        build_tables(study.base.with_embedding(embedding), data)
+def check_study(study: Study) -> list[str]:
+    """Load the data and build every embedding once, so that what cannot work is said before hours are spent.
+
+    Returns what is cut to fit small tables, in words, each once.
+    """
+    return check_configs([replace(study.base.with_embedding(text), seed=study.seeds[0]) for text in study.embeddings])
+
+
+def check_places(study: Study, overwrite: bool) -> None:
+    """ValueError when a run's folder holds another run, or something else, before any run is trained."""
+    for run in study.runs():
+        check_place(run.config, study.out / run.folder, overwrite)
+
+
+def check_configs(configs: Sequence[TrainConfig]) -> list[str]:
+    """`check_run` of each, on data that are loaded once for all that have the same; what is cut, each once."""
+    notes: dict[str, None] = {}
+    by_data: dict[TrainConfig, list[TrainConfig]] = {}
+    for config in configs:
+        by_data.setdefault(config.of_checks(), []).append(config)
+    for alike in by_data.values():
+        data = RunData.load(alike[0])
+        for config in alike:
+            try:
+                found = check_run(config, data)
+            except ValueError as error:
+                raise ValueError(
+                    f"{config.label or config.embedding} with {config.model} on {config.data}: {error}"
+                ) from error
+            notes.update((f"{config.label or config.embedding}, {note}", None) for note in found)
+    return list(notes)
 
 
 def run_study(
@@ -160,7 +186,9 @@ def execute(runs: Sequence[Run], out: Path, jobs: int, overwrite: bool, on_event
 def _attempt(run: Run, out: Path, overwrite: bool, on_epoch: OnEpoch) -> Event:
     try:
         data = functools.partial(_data, run.config.of_data())
-        return Event(run, metrics=train_run(run.config, out / run.folder, overwrite, out / WARM_UPS, on_epoch, data))
+        folder, warm_ups = out / run.folder, out / WARM_UPS
+        metrics = train_run(run.config, folder, overwrite, warm_ups, on_epoch, data, on_note=lambda note: None)
+        return Event(run, metrics=metrics)
     except (ValueError, OSError) as error:
         return Event(run, error=str(error))
     except Exception as error:  # whatever it is, hours of other runs must not end with it

@@ -9,9 +9,10 @@ import typer
 from rich.console import Console
 from rich.progress import TaskID
 
-from mgqe.commands import DataDir, app, seeds_of
+from mgqe.commands import DataDir, app, check_jobs, say, seeds_of
 from mgqe.grid import read_grid
-from mgqe.grid_run import RESULTS, Pace, check_data, default_jobs, plan_runs, run_grid
+from mgqe.grid_run import RESULTS, Pace, check_plan, default_jobs, plan_runs, run_grid
+from mgqe.recsys.checkpoint import check_folder
 from mgqe.results import read_results
 from mgqe.study import Event
 from mgqe.terminal import RunBars, clean_errors, errors, make_progress, output
@@ -55,11 +56,14 @@ def study(
         for pair_, run in plan.todo:
             output.print(f"  {pair_.name}: {run.name}", highlight=False, markup=False)
         return
-    check_data(plan)
+    jobs = default_jobs() if jobs == 0 else jobs
+    check_jobs(jobs)
+    check_folder(out)
+    for note in check_plan(plan):
+        say(note)
     out.mkdir(parents=True, exist_ok=True)
     if config.resolve() != (out / GRID).resolve():
         fill_file(out / GRID, lambda file: file.write(config.read_bytes()))
-    jobs = jobs or default_jobs()
     pace = Pace(plan.todo, jobs)
     pace.learn(plan.results.records, grid.pairs)
     pair_of = {run.folder: pair for pair, run in plan.todo}
@@ -104,6 +108,10 @@ def report(
     from mgqe.study_tables import all_tables
     from mgqe.tables import fill
 
+    for path in into or ():
+        if not path.is_file():
+            raise ValueError(f"--into: there is no file {path}")
+    check_folder(pictures or out / "pictures", "--pictures")
     grid = read_grid(out / GRID)
     found = read_results(out / RESULTS)
     if not found.records:

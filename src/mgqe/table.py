@@ -15,10 +15,12 @@ from torch import Tensor
 
 from mgqe import ops
 from mgqe.frozen import Config, FrozenTable, Reader
-from mgqe.growth import Origin, WriterLock, check_update_ids, check_vectors
+from mgqe.growth import Origin, WriterLock, check_fallback, check_update_ids, check_vectors
 from mgqe.ids import as_int64, check_ids
+from mgqe.inference import outside_inference
 from mgqe.layout import CENTROID_DTYPES, CompactConfig, check_codebook, check_map, lay_out, read_map
 from mgqe.packing import bits_for, row_bytes, unpack
+from mgqe.scalars import as_int
 from mgqe.snapshot import Snapshot
 from mgqe.stats import CodebookStats
 from mgqe.tiers import Tiers
@@ -83,6 +85,7 @@ class CompactTable(FrozenTable):
         return self._state.lookup
 
     @classmethod
+    @outside_inference
     def from_codes(
         cls,
         tiers: Tiers,
@@ -186,7 +189,7 @@ class CompactTable(FrozenTable):
             queries: (d,) or (B, d), float32, float16 or bfloat16.
             k: 1 to N.
             exclude: ids not to return, such as items seen: (n,) for all queries; (B, n), -1 for no id; B tensors; or
-                a bool mask (N,) or (B, N), True for ids to leave out.
+                a bool mask (N,) or (B, N), True for ids to leave out. Arrays, and lists of ids per query, will do.
             candidates: the only ids to return, in the same forms; in a mask True for ids to keep. A few are fetched
                 one by one, many filtered out of the search.
             score: "dot", the inner product, or "cosine". A row or a query of zeros has cosine 0.
@@ -302,6 +305,7 @@ class CompactTable(FrozenTable):
 
     # ---- changing: writers wait for each other, readers for nobody ------------------------------------------
 
+    @outside_inference
     def append(self, vectors: Tensor, tier: int | None = None) -> Tensor:
         """Add ids for vectors, in place; they can be looked up when this returns.
 
@@ -325,6 +329,7 @@ class CompactTable(FrozenTable):
         rows = state.packed(check_vectors(vectors, state.config.embedding_dim, state.device), g)
         return self._append_packed(rows, g)
 
+    @outside_inference
     def update(self, ids: Tensor, vectors: Tensor) -> None:
         """Give ids the codes of other vectors, each id within its own tier, in place, all at once.
 
@@ -356,6 +361,7 @@ class CompactTable(FrozenTable):
         with self._writer:
             self._state = self._state.updated(known, rows)
 
+    @outside_inference
     def with_fallback(self, vector: Tensor | None) -> CompactTable:
         """The same table, but unknown ids look up as ``vector`` (d,), or are refused again with None.
 
@@ -366,10 +372,7 @@ class CompactTable(FrozenTable):
         """
         state = self._state
         if vector is not None:
-            if isinstance(vector, Tensor) and vector.ndim != 1:
-                raise ValueError(f"the fallback must have shape ({self.embedding_dim},), got {tuple(vector.shape)}")
-            given = vector[None] if isinstance(vector, Tensor) else vector
-            vector = check_vectors(given, self.embedding_dim, state.device)[0].clone()
+            vector = check_fallback(vector, self.embedding_dim, state.device)
         other = type(self)(replace(state, fallback=vector))
         other._writer = self._writer  # both append into the same spare room
         other._origin = self._origin
@@ -392,8 +395,7 @@ class CompactTable(FrozenTable):
         m = self.num_tiers
         if tier is None:
             return m - 1
-        if isinstance(tier, bool) or not isinstance(tier, int):
-            raise TypeError(f"tier must be an integer or None, got {type(tier).__name__}")
+        tier = as_int("tier", tier)
         if not 0 <= tier < m:
             raise ValueError(f"tier must be in 0 .. {m - 1} (0 the most frequent), got {tier}")
         return tier

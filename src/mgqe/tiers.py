@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgqe.ids import check_ids
+from mgqe.ids import check_dense, check_ids, no_values
+from mgqe.inference import as_normal
+from mgqe.scalars import as_floats, as_int, as_ints, optional_int
 
 MAX_TIERS = 256  # a tier's number is a uint8
 MAX_MAPPED_IDS = 2**31 - 1  # ranks are int32
@@ -44,7 +46,7 @@ class Tiers:
     tier_of: Tensor | None = None
 
     def __post_init__(self) -> None:
-        sizes = tuple(int(n) for n in self.sizes)
+        sizes = as_ints("sizes", self.sizes)
         object.__setattr__(self, "sizes", sizes)
         if not 1 <= len(sizes) <= MAX_TIERS:
             raise ValueError(f"expected 1 to {MAX_TIERS} tiers, got {len(sizes)} sizes")
@@ -56,7 +58,7 @@ class Tiers:
             raise TypeError("tier_of must be a uint8 tensor: use Tiers.from_assignment for other integers")
         if tuple(self.tier_of.shape) != (sum(sizes),):
             raise ValueError(f"tier_of has shape {tuple(self.tier_of.shape)}, but the sizes sum to {sum(sizes)}")
-        tier_of = self.tier_of.detach().cpu().contiguous()
+        tier_of = as_normal(self.tier_of.detach().cpu().contiguous())
         found = torch.bincount(tier_of, minlength=len(sizes)).tolist()
         if tuple(found) != sizes:
             raise ValueError(f"tier_of puts {tuple(found)} ids into the tiers, but sizes say {sizes}")
@@ -112,7 +114,7 @@ class Tiers:
     @classmethod
     def from_sizes(cls, sizes: Sequence[int]) -> Tiers:
         """Tiers of these sizes over ids in frequency order: tier 0 is ids 0 .. sizes[0] - 1, and so on."""
-        return cls(tuple(sizes))
+        return cls(as_ints("sizes", sizes))
 
     @classmethod
     def from_fractions(cls, num_embeddings: int, fractions: Sequence[float] = (0.1, 0.9)) -> Tiers:
@@ -132,11 +134,15 @@ class Tiers:
             num_tiers: default: the largest tier named, plus one.
         """
         given = torch.as_tensor(tier_of)
+        check_dense(given, "tier_of")
+        if given.is_meta:
+            raise no_values("tier_of")
         if given.ndim != 1 or (given.numel() and (given.is_floating_point() or given.is_complex())):
             raise ValueError(
                 f"tier_of must be one integer an id, shape (num_embeddings,); got {given.dtype} "
                 f"of shape {tuple(given.shape)}"
             )
+        num_tiers = optional_int("num_tiers", num_tiers)
         given = given.to(torch.int64)
         low, high = (int(given.min()), int(given.max())) if given.numel() else (0, 0)
         m = high + 1 if num_tiers is None else num_tiers
@@ -158,6 +164,7 @@ class Tiers:
 
     def members(self, tier: int) -> Tensor:
         """The ids of one tier in ascending order, int64 (sizes[tier],)."""
+        tier = as_int("tier", tier)
         if not 0 <= tier < self.num_tiers:
             raise IndexError(f"tier {tier} does not exist: there are {self.num_tiers}")
         if self.tier_of is None:
@@ -166,6 +173,7 @@ class Tiers:
 
     def member_chunks(self, tier: int, size: int) -> Iterator[Tensor]:
         """:meth:`members` in pieces of at most ``size`` ids, without all of them in memory at once."""
+        tier, size = as_int("tier", tier), as_int("size", size, 1)
         if not 0 <= tier < self.num_tiers:
             raise IndexError(f"tier {tier} does not exist: there are {self.num_tiers}")
         if self.tier_of is None:
@@ -333,6 +341,10 @@ def _pack_bits(flags: Tensor) -> Tensor:
 
 
 def check_counts(counts: Tensor | np.ndarray | Sequence[float], num_embeddings: int | None) -> Tensor:
+    if isinstance(counts, Tensor):
+        check_dense(counts, "counts")
+        if counts.is_meta:
+            raise no_values("counts")
     try:
         values = counts.detach().cpu() if isinstance(counts, Tensor) else torch.from_numpy(np.array(counts))
     except (TypeError, ValueError, RuntimeError) as error:
@@ -341,6 +353,7 @@ def check_counts(counts: Tensor | np.ndarray | Sequence[float], num_embeddings: 
         raise TypeError(f"counts must be integers or floats, got {values.dtype}")
     if values.ndim != 1:
         raise ValueError(f"counts must have shape (num_embeddings,), got {tuple(values.shape)}")
+    num_embeddings = optional_int("num_embeddings", num_embeddings)
     if num_embeddings is not None and values.numel() != num_embeddings:
         raise ValueError(
             f"counts has {values.numel()} entries, but num_embeddings is {num_embeddings}: "
@@ -361,7 +374,7 @@ def check_counts(counts: Tensor | np.ndarray | Sequence[float], num_embeddings: 
 
 
 def _sizes_from_fractions(num_embeddings: int, fractions: Sequence[float]) -> tuple[int, ...]:
-    shares = tuple(float(f) for f in fractions)
+    shares, num_embeddings = as_floats("fractions", fractions), as_int("num_embeddings", num_embeddings)
     if num_embeddings < 0:
         raise ValueError(f"num_embeddings must not be negative, got {num_embeddings}")
     if not 1 <= len(shares) <= MAX_TIERS:
@@ -380,7 +393,7 @@ def _sizes_from_fractions(num_embeddings: int, fractions: Sequence[float]) -> tu
 
 
 def _sizes_from_boundaries(num_embeddings: int, boundaries: Sequence[int]) -> tuple[int, ...]:
-    ends = [int(b) for b in boundaries]
+    ends = list(as_ints("boundaries", boundaries))
     if not ends or ends[-1] != num_embeddings:
         ends.append(num_embeddings)
     sizes = tuple(stop - start for start, stop in zip([0, *ends], ends, strict=False))

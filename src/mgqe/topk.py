@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mgqe import ops
 from mgqe.frozen import FLOATS
-from mgqe.ids import as_int64
+from mgqe.ids import as_int64, check_dense, check_device
+from mgqe.scalars import as_int, as_ints, is_sequence
 
 SCORES = ("dot", "cosine")
-Ids = Tensor | Sequence[Tensor]
+Ids = Tensor | np.ndarray | Sequence[Any]  # of ids, or of tensors, arrays or lists of ids
 
 # Candidates beyond this share of the table are cheaper to filter out of a scan than to fetch one by one.
 SCAN_FROM = 1 / 64
@@ -78,7 +80,7 @@ def search(
     """``table.topk``, on one state of a table."""
     n, device = prepared.parts.num_embeddings, prepared.parts.device
     rows = _queries(queries, prepared.parts.embedding_dim, device)
-    _check_k(k, n)
+    k = _checked_k(k, n)
     if score not in SCORES:
         raise ValueError(f"score must be one of {SCORES}, got {score!r}")
     if method not in ops.TOPK_METHODS:
@@ -88,6 +90,7 @@ def search(
     if score == "cosine":
         rows = _unit(rows)
     count = rows.shape[0]
+    exclude, candidates = _tensors(exclude, device), _tensors(candidates, device)
     excluded, hidden = _exclusions(exclude, count, n, device)
     wanted = _candidates(candidates, count, n, device)
     if isinstance(wanted, Tensor):
@@ -101,10 +104,20 @@ def search(
     return TopK(scores[0], ids[0]) if queries.dim() == 1 else TopK(scores, ids)
 
 
+def _tensors(given: Any, device: torch.device) -> Any:
+    """NumPy's arrays, alone or in a list, as tensors on the table's device; all else as it is."""
+    if isinstance(given, np.ndarray) and given.ndim:
+        return torch.as_tensor(given, device=device)
+    if isinstance(given, (list, tuple)):
+        return [_tensors(one, device) for one in given]
+    return given
+
+
 def _queries(queries: Tensor, dim: int, device: torch.device) -> Tensor:
     """Queries as contiguous float32 (B, d). NaN and infinity are found where they are read anyway."""
     if not isinstance(queries, Tensor) or queries.dtype not in FLOATS:
-        raise TypeError(f"queries must be a float32, float16 or bfloat16 tensor, got {_kind(queries)}: use .float()")
+        remedy = "use .float()" if isinstance(queries, Tensor) else "use torch.as_tensor(queries)"
+        raise TypeError(f"queries must be a float32, float16 or bfloat16 tensor, got {_kind(queries)}: {remedy}")
     if queries.dim() not in (1, 2) or queries.shape[-1] != dim:
         raise ValueError(f"queries must have shape ({dim},) or (B, {dim}), got {tuple(queries.shape)}")
     if queries.device != device:
@@ -112,13 +125,13 @@ def _queries(queries: Tensor, dim: int, device: torch.device) -> Tensor:
     return queries.detach().to(torch.float32).reshape(-1, dim).contiguous()
 
 
-def _check_k(k: int, n: int) -> None:
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"k must be an int, got {_kind(k)}: use int(k)")
+def _checked_k(k: int, n: int) -> int:
+    k = as_int("k", k)
     if n == 0:
         raise ValueError("the table has no rows to search")
     if not 1 <= k <= n:
         raise ValueError(f"k must be in 1 .. {n}, the rows of the table, got {k}")
+    return k
 
 
 def _unit(rows: Tensor) -> Tensor:
@@ -160,6 +173,7 @@ def _candidates(candidates: Ids | None, count: int, n: int, device: torch.device
 
 
 def _mask(name: str, mask: Tensor, count: int, n: int, device: torch.device) -> Tensor:
+    check_dense(mask, name)
     if tuple(mask.shape) not in ((n,), (count, n)):
         raise ValueError(f"a mask for {name} must have shape ({n},) or ({count}, {n}), got {tuple(mask.shape)}")
     if mask.device != device:
@@ -169,28 +183,37 @@ def _mask(name: str, mask: Tensor, count: int, n: int, device: torch.device) -> 
 
 def _id_lists(name: str, given: Ids, count: int, device: torch.device) -> ops.IdLists:
     """(n,) ids for all queries; (B, n) ids a query, -1 for no id; or B tensors of ids."""
+    if isinstance(given, (list, tuple)) and not any(isinstance(ids, Tensor) for ids in given):
+        given = _of_numbers(name, given, device)
     if isinstance(given, Tensor):
+        given = _on(name, as_int64(given, name), device)
         if given.dim() == 1:
-            ids = as_int64(given).contiguous()
+            ids = given.contiguous()
             spans = torch.tensor([[0, ids.numel()]], device=device).expand(count, 2)
-            return ops.IdLists(_on(name, ids, device), spans.contiguous())
+            return ops.IdLists(ids, spans.contiguous())
         if given.dim() != 2 or given.shape[0] != count:
             raise ValueError(f"{name} must have shape (n,) or ({count}, n), got {tuple(given.shape)}")
-        rows = list(as_int64(given))
-        given = [row[row != -1] for row in rows]
+        given = [row[row != -1] for row in given]
     elif not isinstance(given, Sequence):
         raise TypeError(f"{name} must be a tensor of ids, a list of such tensors, or a bool mask, got {_kind(given)}")
     if len(given) != count:
         raise ValueError(f"{name} must be a tensor of ids, or one such tensor a query, {count}, got {len(given)}")
-    lists = [as_int64(ids).reshape(-1) for ids in given]
+    lists = [_on(name, as_int64(ids, f"{name}[{i}]"), device).reshape(-1) for i, ids in enumerate(given)]
     ends = torch.tensor([0, *(len(ids) for ids in lists)], device="cpu").cumsum(0)
     ids = torch.cat(lists) if lists else torch.empty(0, dtype=torch.int64, device=device)
-    return ops.IdLists(_on(name, ids, device), torch.stack([ends[:-1], ends[1:]], dim=1).contiguous())
+    return ops.IdLists(ids, torch.stack([ends[:-1], ends[1:]], dim=1).contiguous())
+
+
+def _of_numbers(name: str, given: Sequence[Any], device: torch.device) -> list[Tensor]:
+    """A list of ids per query as tensors. One flat list could be meant for all queries or have one id for each."""
+    if not all(is_sequence(ids) for ids in given):
+        raise TypeError(f"{name} must be a tensor of ids, or a list of ids per query, got {given!r}: use torch.tensor")
+    lists = [as_ints(f"{name}[{i}]", ids) for i, ids in enumerate(given)]
+    return [torch.tensor(ids, dtype=torch.int64, device=device) for ids in lists]
 
 
 def _on(name: str, ids: Tensor, device: torch.device) -> Tensor:
-    if ids.device != device:
-        raise ValueError(f"{name} is on {ids.device}, the table on {device}: move one with .to()")
+    check_device(ids, device, f"ids of {name}")
     return ids
 
 

@@ -20,6 +20,7 @@ from mgqe.quantizers import (
     round_centroids,
     straight_through,
 )
+from mgqe.scalars import as_float
 
 
 class VQQuantizer(nn.Module):
@@ -35,8 +36,9 @@ class VQQuantizer(nn.Module):
         self, capacity: Capacity, like: Tensor, centroid_dtype: str, commitment: float, sparse: bool = False
     ) -> None:
         super().__init__()
+        commitment = as_float("commitment", commitment)
         if not 0 <= commitment < float("inf"):
-            raise ValueError(f"commitment must not be negative, got {commitment}")
+            raise ValueError(f"commitment must be a finite number of 0 or more, got {commitment}")
         self.sparse = sparse
         self.capacity = capacity
         self.centroid_dtype = centroid_dtype

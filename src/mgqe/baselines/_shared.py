@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from mgqe.distributed import is_sharded
 from mgqe.frozen import FLOATS
 from mgqe.ids import check_sizes
+from mgqe.inference import outside_inference
+from mgqe.scalars import as_float
 
 
 class ComposedEmbedding(nn.Module):
@@ -35,10 +37,9 @@ class ComposedEmbedding(nn.Module):
                 f"(got {max_norm}), or normalise the output"
             )
         check_dtype(dtype)
-        self.padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
-        self.norm_type = norm_type
+        sizes = check_sizes(num_embeddings, embedding_dim, padding_idx)
+        self.num_embeddings, self.embedding_dim, self.padding_idx = sizes
+        self.norm_type = as_float("norm_type", norm_type)
         self.scale_grad_by_freq = scale_grad_by_freq
         self.sparse = sparse
 
@@ -49,15 +50,21 @@ def check_dtype(dtype: torch.dtype | None) -> None:
         raise TypeError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
 
 
-def kept(weight: Tensor) -> Tensor:
+@outside_inference
+def kept(layer: nn.Module, name: str) -> Tensor:
     """A parameter's values as a frozen table keeps them: a copy on the CPU, in its own dtype.
 
     Raises ValueError if they hold NaN or infinity, TypeError for a dtype that tables do not hold.
     """
+    weight = layer.get_parameter(name)
     check_dtype(weight.dtype)
     if is_sharded(weight):  # every process has to ask for the whole
         weight = weight.full_tensor()  # type: ignore[attr-defined]
     values = weight.detach().cpu().clone(memory_format=torch.contiguous_format)
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError("the weights hold NaN or infinity: the training diverged, go back to a checkpoint")
+    finite = torch.isfinite(values).flatten(1).all(1)
+    if not bool(finite.all()):
+        raise ValueError(
+            f"{name}[{int((~finite).nonzero()[0])}] of the {type(layer).__name__} of {layer.num_embeddings} x "
+            f"{layer.embedding_dim} holds NaN or infinity: the training diverged, go back to a checkpoint"
+        )
     return values

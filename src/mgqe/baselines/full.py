@@ -11,6 +11,8 @@ from mgqe.artifact import register_kind
 from mgqe.baselines._shared import check_dtype, kept
 from mgqe.frozen import FLOATS, MAX_DIM, MAX_ROWS, Config, FrozenTable, Reader
 from mgqe.ids import check_ids, check_sizes
+from mgqe.inference import as_normal, outside_inference
+from mgqe.scalars import optional_int
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -28,7 +30,7 @@ class FullTable(FrozenTable):
     def __init__(self, weight: Tensor, padding_idx: int | None = None) -> None:
         self.weight = weight
         self.num_embeddings, self.embedding_dim = weight.shape
-        self.padding_idx = padding_idx
+        self.padding_idx = optional_int("padding_idx", padding_idx)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> float32 (..., d)."""
@@ -67,6 +69,7 @@ class FullEmbedding(nn.Embedding):
 
     plain_forward = True  # compress_ may take its place as it takes nn.Embedding's
 
+    @outside_inference
     def __init__(
         self,
         num_embeddings: int,
@@ -76,7 +79,9 @@ class FullEmbedding(nn.Embedding):
         **kwargs: Any,
     ) -> None:
         check_dtype(kwargs.get("dtype"))
-        padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
+        num_embeddings, embedding_dim, padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
+        if (given := kwargs.get("_weight")) is not None:  # as from_pretrained passes it
+            kwargs["_weight"] = as_normal(given)
         super().__init__(num_embeddings, embedding_dim, padding_idx, *args, **kwargs)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -85,4 +90,4 @@ class FullEmbedding(nn.Embedding):
 
     def freeze(self) -> FrozenTable:  # type: ignore[override]  # nn.Embedding annotates a bool it never sets
         """The table as it is, in the weight's dtype; look-ups equal the eval-mode forward pass."""
-        return FullTable(kept(self.weight), self.padding_idx)
+        return FullTable(kept(self, "weight"), self.padding_idx)

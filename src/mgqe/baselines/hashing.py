@@ -14,11 +14,14 @@ from mgqe.baselines._shared import ComposedEmbedding, kept
 from mgqe.frozen import FLOATS, MAX_DIM, MAX_ROWS, Config, FrozenTable, Reader, require_finite
 from mgqe.hashes import bucket_of
 from mgqe.ids import check_ids
+from mgqe.inference import outside_inference
+from mgqe.scalars import as_int, optional_int
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 MAX_HASHES = 16
+MAX_SEED = 2**31 - 1
 
 
 @register_kind
@@ -31,11 +34,11 @@ class HashTable(FrozenTable):
         self, weight: Tensor, num_embeddings: int, num_hashes: int, seed: int, padding_idx: int | None
     ) -> None:
         self.weight = weight
-        self.num_embeddings = num_embeddings
+        self.num_embeddings = as_int("num_embeddings", num_embeddings, 0)
         self.num_buckets, self.embedding_dim = weight.shape
-        self.num_hashes = num_hashes
-        self.seed = seed
-        self.padding_idx = padding_idx
+        self.num_hashes = as_int("num_hashes", num_hashes, 1, MAX_HASHES)
+        self.seed = as_int("seed", seed, 0, MAX_SEED)
+        self.padding_idx = optional_int("padding_idx", padding_idx)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> float32 (..., d), added in float32 in the order of the hashes."""
@@ -65,7 +68,7 @@ class HashTable(FrozenTable):
         padding_idx = reader.optional_integer("padding_idx", 0, n - 1)
         num_buckets = reader.integer("num_buckets", 1, MAX_ROWS)
         num_hashes = reader.integer("num_hashes", 1, MAX_HASHES)
-        seed = reader.integer("seed", 0, 2**31 - 1)
+        seed = reader.integer("seed", 0, MAX_SEED)
         weight = reader.tensor("weight", FLOATS, (num_buckets, d))
         reader.finish()
         return cls(weight, n, num_hashes, seed, padding_idx)
@@ -96,6 +99,7 @@ class HashEmbedding(ComposedEmbedding):
         IndexError, TypeError: in the forward pass, ids out of range or not integers.
     """
 
+    @outside_inference
     def __init__(
         self,
         num_embeddings: int,
@@ -115,16 +119,11 @@ class HashEmbedding(ComposedEmbedding):
         super().__init__(
             num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, dtype
         )
-        self.num_buckets = max(1, num_embeddings // 8) if num_buckets is None else num_buckets
-        if self.num_buckets < 1:
-            raise ValueError(f"num_buckets must be at least 1, got {num_buckets}")
-        if not 1 <= num_hashes <= MAX_HASHES:
-            raise ValueError(f"num_hashes must be from 1 to {MAX_HASHES}, got {num_hashes}")
-        if not 0 <= seed < 2**31:
-            raise ValueError(f"seed must be from 0 to 2**31 - 1, got {seed}")
-        self.num_hashes = num_hashes
-        self.seed = seed
-        self.weight = nn.Parameter(torch.empty(self.num_buckets, embedding_dim, device=device, dtype=dtype))
+        default = max(1, self.num_embeddings // 8)
+        self.num_buckets = default if num_buckets is None else as_int("num_buckets", num_buckets, 1)
+        self.num_hashes = as_int("num_hashes", num_hashes, 1, MAX_HASHES)
+        self.seed = as_int("seed", seed, 0, MAX_SEED)
+        self.weight = nn.Parameter(torch.empty(self.num_buckets, self.embedding_dim, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -149,7 +148,7 @@ class HashEmbedding(ComposedEmbedding):
 
     def freeze(self) -> FrozenTable:
         """The buckets in their dtype; float32 look-ups equal the eval-mode forward pass."""
-        return HashTable(kept(self.weight), self.num_embeddings, self.num_hashes, self.seed, self.padding_idx)
+        return HashTable(kept(self, "weight"), self.num_embeddings, self.num_hashes, self.seed, self.padding_idx)
 
     def extra_repr(self) -> str:
         """Sizes, for print."""

@@ -12,6 +12,8 @@ from mgqe.artifact import register_kind
 from mgqe.baselines._shared import ComposedEmbedding, kept
 from mgqe.frozen import FLOATS, MAX_DIM, MAX_ROWS, Config, FrozenTable, Reader, require_finite
 from mgqe.ids import check_ids
+from mgqe.inference import outside_inference
+from mgqe.scalars import as_int, optional_int
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -28,7 +30,7 @@ class LowRankTable(FrozenTable):
         self.projection = projection
         self.num_embeddings, self.rank = factors.shape
         self.embedding_dim = projection.shape[1]
-        self.padding_idx = padding_idx
+        self.padding_idx = optional_int("padding_idx", padding_idx)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> float32 (..., d), multiplied in float32."""
@@ -82,6 +84,7 @@ class LowRankEmbedding(ComposedEmbedding):
         IndexError, TypeError: in the forward pass, ids out of range or not integers.
     """
 
+    @outside_inference
     def __init__(
         self,
         num_embeddings: int,
@@ -99,11 +102,12 @@ class LowRankEmbedding(ComposedEmbedding):
         super().__init__(
             num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, dtype
         )
-        self.rank = max(1, embedding_dim // 8) if rank is None else rank
-        if not 1 <= self.rank <= embedding_dim:
-            raise ValueError(f"rank must be from 1 to embedding_dim={embedding_dim}, got {rank}")
-        self.factors = nn.Parameter(torch.empty(num_embeddings, self.rank, device=device, dtype=dtype))
-        self.projection = nn.Parameter(torch.empty(self.rank, embedding_dim, device=device, dtype=dtype))
+        dim = self.embedding_dim
+        self.rank = max(1, dim // 8) if rank is None else as_int("rank", rank)
+        if not 1 <= self.rank <= dim:
+            raise ValueError(f"rank must be from 1 to embedding_dim={dim}, got {self.rank}")
+        self.factors = nn.Parameter(torch.empty(self.num_embeddings, self.rank, device=device, dtype=dtype))
+        self.projection = nn.Parameter(torch.empty(self.rank, dim, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -127,7 +131,7 @@ class LowRankEmbedding(ComposedEmbedding):
 
     def freeze(self) -> FrozenTable:
         """Both factors in their dtype; float32 look-ups equal the forward pass up to the order of additions."""
-        return LowRankTable(kept(self.factors), kept(self.projection), self.padding_idx)
+        return LowRankTable(kept(self, "factors"), kept(self, "projection"), self.padding_idx)
 
     def extra_repr(self) -> str:
         """Sizes, for print."""

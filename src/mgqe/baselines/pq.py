@@ -13,6 +13,7 @@ from mgqe.codebook import kmeans
 from mgqe.frozen import FrozenTable
 from mgqe.layout import CENTROID_DTYPES
 from mgqe.quantizers import nearest_codes, round_centroids
+from mgqe.scalars import as_int
 from mgqe.table import CompactTable
 from mgqe.tiers import Tiers
 
@@ -59,12 +60,12 @@ class PQEmbedding(FullEmbedding):
             share_subspaces=share_subspaces,
         )
         self.centroid_dtype = centroid_dtype
-        self.seed = seed
+        self.seed = as_int("seed", seed, 0, 2**63 - 1)
 
     @torch.no_grad()
     def freeze(self) -> FrozenTable:  # type: ignore[override]  # nn.Embedding annotates a bool it never sets
         """k-means on the rows (all but padding), then every row's nearest centroids: a CompactTable of one tier."""
-        rows = kept(self.weight).float()
+        rows = kept(self, "weight").float()
         (subspaces,), (centroids,) = self.capacity.num_subspaces, self.capacity.num_centroids
         held, _, width = self.capacity.codebook_shapes[0]
         fitted = rows

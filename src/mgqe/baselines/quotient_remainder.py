@@ -13,6 +13,8 @@ from mgqe.artifact import register_kind
 from mgqe.baselines._shared import ComposedEmbedding, kept
 from mgqe.frozen import FLOATS, MAX_DIM, MAX_ROWS, Config, FrozenTable, Reader, require_finite
 from mgqe.ids import check_ids
+from mgqe.inference import outside_inference
+from mgqe.scalars import as_int, optional_int
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -36,11 +38,11 @@ class QRTable(FrozenTable):
     ) -> None:
         self.quotients = quotients
         self.remainders = remainders
-        self.num_embeddings = num_embeddings
+        self.num_embeddings = as_int("num_embeddings", num_embeddings, 0)
         self.num_remainders, width = remainders.shape
         self.embedding_dim = width + quotients.shape[1] if operation == "concat" else width
         self.operation = operation
-        self.padding_idx = padding_idx
+        self.padding_idx = optional_int("padding_idx", padding_idx)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> float32 (..., d)."""
@@ -100,6 +102,7 @@ class QREmbedding(ComposedEmbedding):
         IndexError, TypeError: in the forward pass, ids out of range or not integers.
     """
 
+    @outside_inference
     def __init__(
         self,
         num_embeddings: int,
@@ -121,13 +124,11 @@ class QREmbedding(ComposedEmbedding):
         if operation not in OPERATIONS:
             raise ValueError(f"operation must be one of {list(OPERATIONS)}, got {operation!r}")
         self.operation = operation
-        if num_remainders is None:
-            num_remainders = max(1, math.isqrt(max(0, num_embeddings - 1)) + 1)
-        if num_remainders < 1:
-            raise ValueError(f"num_remainders must be at least 1, got {num_remainders}")
+        default = max(1, math.isqrt(max(0, self.num_embeddings - 1)) + 1)
+        num_remainders = default if num_remainders is None else as_int("num_remainders", num_remainders, 1)
         self.num_remainders = num_remainders
-        widths = part_widths(embedding_dim, operation)
-        quotients = -(-num_embeddings // num_remainders)
+        widths = part_widths(self.embedding_dim, operation)
+        quotients = -(-self.num_embeddings // num_remainders)
         self.quotients = nn.Parameter(torch.empty(quotients, widths[0], device=device, dtype=dtype))
         self.remainders = nn.Parameter(torch.empty(num_remainders, widths[1], device=device, dtype=dtype))
         self.reset_parameters()
@@ -157,7 +158,7 @@ class QREmbedding(ComposedEmbedding):
     def freeze(self) -> FrozenTable:
         """Both parts in their dtype; float32 look-ups equal the eval-mode forward pass."""
         return QRTable(
-            kept(self.quotients), kept(self.remainders), self.num_embeddings, self.operation, self.padding_idx
+            kept(self, "quotients"), kept(self, "remainders"), self.num_embeddings, self.operation, self.padding_idx
         )
 
     def extra_repr(self) -> str:

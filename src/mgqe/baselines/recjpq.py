@@ -12,13 +12,16 @@ from mgqe.autograd import ScaleGradient, SparseGradient
 from mgqe.baselines._shared import ComposedEmbedding, kept
 from mgqe.capacity import resolve_capacity
 from mgqe.frozen import FrozenTable
-from mgqe.ids import INTEGER_DTYPES, check_ids
+from mgqe.ids import INTEGER_DTYPES, check_dense, check_ids, no_values
+from mgqe.inference import outside_inference
 from mgqe.layout import CENTROID_DTYPES
 from mgqe.packing import code_dtype
 from mgqe.quantizers import round_centroids
+from mgqe.scalars import as_int
 from mgqe.table import CompactTable
 from mgqe.tiers import Tiers
 
+MAX_SEED = 2**31 - 1
 NOISE = 1e-5  # of factors in [0, 1], as in the paper
 OVERSAMPLING = 10
 POWER_ITERATIONS = 7
@@ -59,6 +62,7 @@ class RecJPQEmbedding(ComposedEmbedding):
 
     codes: Tensor
 
+    @outside_inference
     def __init__(
         self,
         num_embeddings: int,
@@ -82,11 +86,9 @@ class RecJPQEmbedding(ComposedEmbedding):
         )
         if centroid_dtype not in CENTROID_DTYPES:
             raise ValueError(f"centroid_dtype must be one of {sorted(CENTROID_DTYPES)}, got {centroid_dtype!r}")
-        if not 0 <= seed < 2**31:
-            raise ValueError(f"seed must be from 0 to 2**31 - 1, got {seed}")
         capacity = resolve_capacity(
-            embedding_dim,
-            (num_embeddings,),
+            self.embedding_dim,
+            (self.num_embeddings,),
             num_subspaces=num_subspaces,
             num_centroids=num_centroids,
             capacity="centroids",
@@ -95,10 +97,10 @@ class RecJPQEmbedding(ComposedEmbedding):
         )
         (self.num_subspaces,), (self.num_centroids,) = capacity.num_subspaces, capacity.num_centroids
         self.centroid_dtype = centroid_dtype
-        self.seed = seed
+        self.seed = as_int("seed", seed, 0, MAX_SEED)
         # Named as others' rows are, not as codebooks that follow rows: it is what the model trains.
         self.weight = nn.Parameter(torch.empty(capacity.codebook_shapes[0], device=device, dtype=dtype))
-        codes = interaction_codes(num_embeddings, pairs, self.num_subspaces, self.num_centroids, seed)
+        codes = interaction_codes(self.num_embeddings, pairs, self.num_subspaces, self.num_centroids, self.seed)
         self.register_buffer("codes", codes.to(self.weight.device))
         self.reset_parameters()
 
@@ -130,7 +132,7 @@ class RecJPQEmbedding(ComposedEmbedding):
             return CompactTable.from_codes(
                 Tiers.from_sizes((self.num_embeddings,)),
                 [self.codes.cpu()],
-                [kept(self.weight).float()],
+                [kept(self, "weight").float()],
                 (0,),
                 (self.num_centroids,),
                 self.padding_idx,
@@ -154,8 +156,10 @@ def interaction_codes(
 
     Arguments and errors as those of :class:`RecJPQEmbedding`.
     """
+    num_embeddings = as_int("num_embeddings", num_embeddings, 0)
+    num_subspaces, num_centroids = as_int("num_subspaces", num_subspaces, 1), as_int("num_centroids", num_centroids, 1)
     with torch.device("cpu"):
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(as_int("seed", seed))
         factors = torch.zeros(num_embeddings, num_subspaces, dtype=torch.float64)
         if pairs is not None:
             own, other = _checked(pairs, num_embeddings)
@@ -233,7 +237,10 @@ def _checked(pairs: Pairs, num_embeddings: int) -> Pairs:
         raise TypeError(
             f"pairs must be two tensors, ids of this table and of the other side, got {type(pairs).__name__}"
         )
-    for ids in pairs:
+    for number, ids in enumerate(pairs):
+        check_dense(ids, f"pairs[{number}]")
+        if ids.is_meta:
+            raise no_values(f"pairs[{number}]")
         if ids.dtype not in INTEGER_DTYPES:
             raise TypeError(f"pairs must hold integers such as torch.int64, got {ids.dtype}: cast with ids.long()")
     own, other = (ids.detach().to("cpu", torch.int64) for ids in pairs)

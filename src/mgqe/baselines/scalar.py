@@ -11,7 +11,9 @@ from mgqe.artifact import register_kind
 from mgqe.baselines._shared import kept
 from mgqe.baselines.full import FullEmbedding
 from mgqe.frozen import MAX_DIM, MAX_ROWS, Config, FrozenTable, Reader, require_finite
+from mgqe.inference import outside_inference
 from mgqe.packing import pack, row_bytes, spare_bits_are_zero, unpack
+from mgqe.scalars import as_int, optional_int
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,10 +47,10 @@ class ScalarTable(FrozenTable):
         self.codes = codes
         self.step = step
         self.offset = offset
-        self.num_embeddings, self.embedding_dim = codes.shape[0], dim
-        self.bits = bits
+        self.num_embeddings, self.embedding_dim = codes.shape[0], as_int("dim", dim, 1)
+        self.bits = as_int("bits", bits, 1, MAX_SCALAR_BITS)
         self.granularity = granularity
-        self.padding_idx = padding_idx
+        self.padding_idx = optional_int("padding_idx", padding_idx)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> float32 (..., d)."""
@@ -115,20 +117,19 @@ class ScalarQuantizedEmbedding(FullEmbedding):
 
     def __init__(self, *args: Any, bits: int = 8, granularity: str = "dimension", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= MAX_SCALAR_BITS:
-            raise ValueError(f"bits must be a whole number from 1 to {MAX_SCALAR_BITS}, got {bits!r}")
         if granularity not in GRID_DTYPES:
             raise ValueError(f"granularity must be one of {sorted(GRID_DTYPES)}, got {granularity!r}")
-        self.bits = bits
+        self.bits = as_int("bits", bits, 1, MAX_SCALAR_BITS)
         self.granularity = granularity
 
+    @outside_inference
     def freeze(self) -> FrozenTable:  # type: ignore[override]  # nn.Embedding annotates a bool it never sets
         """Round the rows: a :class:`ScalarTable` on the CPU.
 
         Each grid spans the share of its values' range that gives the least squared error: at few bits the
         whole range would spend its levels on outliers.
         """
-        weight = kept(self.weight).float()
+        weight = kept(self, "weight").float()
         step, offset = fit_grids(weight, self.bits, self.granularity)
         codes = torch.empty(self.num_embeddings, row_bytes(self.embedding_dim, self.bits), dtype=torch.uint8)
         rows = max(1, CHUNK_VALUES // self.embedding_dim)

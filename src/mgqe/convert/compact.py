@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from mgqe.bag import MODES
 from mgqe.frozen import FrozenTable
 from mgqe.ids import as_int64
+from mgqe.inference import outside_inference
+from mgqe.scalars import as_int
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -50,7 +52,7 @@ class CompactEmbedding(nn.Module):
             raise TypeError(f"dtype must be a floating-point type, got {dtype}")
         self._table = table
         self._held: object = None
-        self.padding_idx = table.padding_idx if padding_idx is None else padding_idx
+        self.padding_idx = table.padding_idx if padding_idx is None else as_int("padding_idx", padding_idx)
         self.dtype = dtype
         self.path = path
         self._sync()
@@ -123,6 +125,7 @@ class CompactEmbedding(nn.Module):
         self._sync()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
+    @outside_inference
     def _load_from_state_dict(
         self,
         state_dict: Mapping[str, Any],

@@ -20,12 +20,14 @@ from mgqe.convert.report import CompressReport, TableReport
 from mgqe.convert.tables import Table, find_tables
 from mgqe.convert.tied import tie
 from mgqe.embedding import Counts, MGQEmbedding
+from mgqe.inference import outside_inference
 from mgqe.modules import quantized_layers
 from mgqe.tiers import Tiers
 
 FilterFn = Callable[[nn.Module, str], bool]
 
 
+@outside_inference
 def compress_(
     model: nn.Module,
     config: CompressConfig | None = None,
@@ -58,6 +60,10 @@ def compress_(
         ValueError: there is no table, or the filter or a rule matches none; counts for a module that is no table, or
             of another length; settings that do not fit a table; rows that are NaN. The message names the module path.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a model, got {type(model).__name__}: pass an instance of nn.Module")
+    if config is not None and not isinstance(config, CompressConfig):
+        raise TypeError(f"config must be a CompressConfig, got {type(config).__name__}: mgqe.CompressConfig(...)")
     config = config or CompressConfig()
     config = config if init is None else replace(config, init=init)
     config = config if budget is None else replace(config, budget=budget)
@@ -85,7 +91,7 @@ def compress_(
     report = CompressReport(tuple(_row(table, p) for table, p in plans))
     if not made:
         reasons = "; ".join(f"{row.path}: {row.why}" for row in report.rows)
-        warnings.warn(f"compress_ left every table as it is: {reasons}", stacklevel=2)
+        warnings.warn(f"compress_ left every table as it is: {reasons}", stacklevel=3)  # beyond the decorator
     return report
 
 
@@ -97,10 +103,11 @@ def _make(table: Table, plan: Plan) -> MGQEmbedding | MGQEmbeddingBag:
     return layer
 
 
-def _swap(table: Table, layer: nn.Module) -> None:
+def _swap(table: Table, layer: MGQEmbedding | MGQEmbeddingBag) -> None:
     for parent, name in table.places:
         parent._modules[name] = layer
     for module, name, _ in table.ties:
+        module._parameters[name] = layer.raw_weight  # another one where the old one could not be trained
         tie(module, name, layer)
 
 

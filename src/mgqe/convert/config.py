@@ -9,6 +9,8 @@ from typing import Any
 
 from mgqe.embedding import DEFAULT_COMMITMENT, DEFAULT_WARMUP_STEPS
 from mgqe.planning import CHOSEN, budget_bytes, check_left_to_budget
+from mgqe.planning.budget import plain_budget
+from mgqe.scalars import as_float, as_floats, as_int, as_ints, is_sequence, optional_int
 
 INITS = ("warmup", "from_weight")
 NO_LIMIT = 2**62
@@ -61,23 +63,38 @@ class CompressConfig:
     rules: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("num_subspaces", "num_centroids", "fractions"):
-            if isinstance(given := getattr(self, name), list):
-                object.__setattr__(self, name, tuple(given))
+        for name, value in self._plain().items():
+            object.__setattr__(self, name, value)
         if self.init not in INITS:
             raise ValueError(f"init must be one of {INITS}, got {self.init!r}")
         if self.budget is not None:
             budget_bytes(self.budget, NO_LIMIT)
             check_left_to_budget({f.name: getattr(self, f.name) for f in fields(self)})
         known = {f.name for f in fields(self)} - {"rules"}
+        plain: dict[str, Mapping[str, Any] | None] = {}
         for pattern, change in self.rules.items():
             if change is None:
+                plain[pattern] = None
                 continue
             if not isinstance(change, Mapping):
                 raise TypeError(f"rule {pattern!r} must be a mapping of settings or None, got {type(change).__name__}")
             if unknown := sorted(set(change) - known):
                 raise ValueError(f"rule {pattern!r} sets {unknown}, expected some of {sorted(known)}")
-            self._changed(change)  # raises what is wrong with it
+            made = self._changed(change)  # raises what is wrong with it
+            plain[pattern] = {name: getattr(made, name) for name in change}
+        object.__setattr__(self, "rules", plain)
+
+    def _plain(self) -> dict[str, Any]:
+        """The numbers as plain ones, those per tier as tuples; TypeError for what is none."""
+        plain: dict[str, Any] = {}
+        for name in ("num_subspaces", "num_centroids"):
+            value = getattr(self, name)
+            plain[name] = as_ints(name, value) if is_sequence(value) else optional_int(name, value)
+        plain["fractions"] = as_floats("fractions", self.fractions)
+        plain["commitment"] = as_float("commitment", self.commitment)
+        plain["warmup_steps"] = as_int("warmup_steps", self.warmup_steps)
+        plain["budget"] = plain_budget(self.budget)
+        return plain
 
     def rule_for(self, paths: tuple[str, ...]) -> str | None:
         """The first pattern that matches one of a table's paths; None if none does."""

@@ -10,9 +10,11 @@ from mgqe.convert.compact import CompactEmbedding, CompactEmbeddingBag
 from mgqe.convert.tables import Place, places
 from mgqe.convert.tied import tie, ties_of
 from mgqe.frozen import FrozenTable
+from mgqe.inference import outside_inference
 from mgqe.quantized import QuantizedEmbedding
 
 
+@outside_inference
 def freeze_(model: nn.Module) -> dict[str, FrozenTable]:
     """Swap the model's quantised layers for :class:`CompactEmbedding` and :class:`CompactEmbeddingBag`, in place.
 
@@ -29,6 +31,8 @@ def freeze_(model: nn.Module) -> dict[str, FrozenTable]:
         ValueError: no quantised layer in the model, or the model itself is one; a layer's rows or centroids are NaN.
         The message names the module path. The model is then as it was.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a model, got {type(model).__name__}: pass an instance of nn.Module")
     found: dict[QuantizedEmbedding, list[tuple[str, Place]]] = {}
     for path, module, place in places(model):
         if isinstance(module, QuantizedEmbedding):

@@ -127,7 +127,10 @@ def build(table: Table, plan: Plan) -> MGQEmbedding | MGQEmbeddingBag:
         commitment=config.commitment,
         **arguments,
     )
-    layer.register_parameter("weight", weight)
+    if weight.is_inference():  # no optimiser could train it: a copy takes its place
+        layer.raw_weight.requires_grad_(weight.requires_grad)
+    else:
+        layer.register_parameter("weight", weight)
     layer.zero_padding = zero_padding(module)
     for hooks in _HOOKS:  # the dictionaries themselves, so that handles still remove theirs
         setattr(layer, hooks, getattr(module, hooks))

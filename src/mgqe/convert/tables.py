@@ -74,9 +74,10 @@ def find_tables(model: nn.Module) -> list[Table]:
     for path, module, place in places(model):
         if is_embedding(module):
             if place is None:
+                kind = "EmbeddingBag" if isinstance(module, nn.EmbeddingBag) else "Embedding"
                 raise ValueError(
                     f"the model itself is an {type(module).__name__} and cannot be swapped in place: use "
-                    "mgqe.MGQEmbedding.from_pretrained(model.weight, counts=...) instead"
+                    f"mgqe.MGQ{kind}.from_pretrained(model.weight, counts=...) instead"
                 )
             weight = module._parameters.get("weight")
             key = id(module) if weight is None else id(weight)

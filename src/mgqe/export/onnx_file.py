@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mgqe.export.portable import portable
+from mgqe.scalars import as_int
 from mgqe.whole_files import fill_file, replaceable
 
 OPSET = 18  # the first with BitwiseAnd and with maxima in ScatterElements
@@ -58,6 +59,7 @@ def export_onnx(
             model that torch.export cannot trace; an operator that ONNX does not have, which is named.
     """
     _need("onnx", "onnxscript")
+    opset_version = as_int("opset_version", opset_version)
     if opset_version < OPSET:
         raise ValueError(f"opset_version must be at least {OPSET} (BitwiseAnd), got {opset_version}")
     replaceable(Path(path))
@@ -72,8 +74,6 @@ def export_onnx(
 
 
 def _need(*names: str) -> None:
-    if not hasattr(torch.export.Dim, "DYNAMIC"):
-        raise ImportError(f"exporting to ONNX needs torch 2.6 or newer, got {torch.__version__}: upgrade torch")
     for name in names:
         try:
             importlib.import_module(name)

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from mgqe.bad_rows import explain
 from mgqe.idmap.given import INTEGERS, KINDS, strings_of
 from mgqe.idmap.hashing import WORD, Strings
 from mgqe.idmap.runs import Runs
-from mgqe.log_files import collect, id_column, is_frame, is_path, names_of, open_log, polars
+from mgqe.log_files import Log, collect, is_frame, is_path, names_of, open_log, polars
+from mgqe.log_ids import FLOAT, ids_of, kind_of, kind_of_column, raw_ids, type_of
+from mgqe.log_layout import Layout
+from mgqe.scalars import as_int, optional_int
 
 DEFAULT_MEMORY = 4 << 30  # bytes
 MAX_PARTS = 4096
@@ -56,7 +60,7 @@ class Counted:
 
 def count_log(
     source: Any,
-    column: str | Sequence[str],
+    column: str | int | Sequence[str | int],
     *,
     min_count: int,
     max_ids: int | None,
@@ -64,13 +68,12 @@ def count_log(
     kind: str | None,
     ignore: Any,
     keep_ids: bool,
-    separator: str,
+    layout: Layout,
     on_pass: Callable[[int, int], object] | None,
 ) -> Counted:
     """See :meth:`mgqe.IdMap.from_log`."""
-    for name, value in (("min_count", min_count), ("max_ids", max_ids), ("memory_limit", memory_limit)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
+    min_count, max_ids = as_int("min_count", min_count, 1), optional_int("max_ids", max_ids, 1)
+    memory_limit = as_int("memory_limit", memory_limit, 1)
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     if not is_frame(source) and not is_path(source):
@@ -79,19 +82,23 @@ def count_log(
     names = names_of(column)
     if not names:
         raise ValueError("column names no column")
-    ids, kind = _open(pl, source, names, kind, separator)
-    if not keep_ids and kind in INTEGERS:
-        raise ValueError(f"keep_ids=False is for strings and binaries, got {kind}: these are kept as they are")
-    left_out = [ignore] if isinstance(ignore, (int, str, bytes)) else list(ignore)
-    try:
-        if left_out:
-            wanted = pl.Series(_checked(left_out, kind), dtype=_type(pl, kind))
-            ids = ids.filter(pl.all_horizontal(pl.col("id").is_null() | (pl.col("id") != value) for value in wanted))
-        total = int(collect(ids.select(pl.len())).item())
-        parts = _parts(pl, ids, kind, total, memory_limit)
-        counted = _count(pl, ids, kind, min_count, max_ids, parts, on_pass or (lambda done, of: None))
-    except (pl.exceptions.PolarsError, _MissingIds) as error:
-        raise explain(pl, error, source, names, kind, separator) from error
+    with open_log(pl, source, names, layout) as log:
+        kind = _settled_kind(pl, log, names, kind)
+        if not keep_ids and kind in INTEGERS:
+            raise ValueError(f"keep_ids=False is for strings and binaries, got {kind}: these are kept as they are")
+        left_out = _listed(ignore)
+        ids = ids_of(pl, log, names, kind)
+        try:
+            if left_out:
+                wanted = pl.Series(_checked(left_out, kind), dtype=type_of(pl, kind))
+                ids = ids.filter(
+                    pl.all_horizontal(pl.col("id").is_null() | (pl.col("id") != value) for value in wanted)
+                )
+            total = int(collect(ids.select(pl.len())).item())
+            parts = _parts(pl, ids, kind, total, memory_limit)
+            counted = _count(pl, ids, kind, min_count, max_ids, parts, on_pass or (lambda done, of: None))
+        except (pl.exceptions.PolarsError, _MissingIds):
+            raise explain(pl, log, names, kind) from None
     if counted.interactions != total:
         raise ValueError(
             f"{source}: changed while it was counted: first {total:,} ids, then {counted.interactions:,}; count "
@@ -100,17 +107,38 @@ def count_log(
     return counted
 
 
-def _open(pl: Any, source: Any, names: list[str], kind: str | None, separator: str) -> tuple[Any, str]:
-    """(lazy frame of one column ``id``, its kind) over all columns."""
-    frame, schema = open_log(pl, source, names, separator, None if kind is None else _type(pl, kind))
-    columns = [id_column(pl, frame, schema, name) for name in names]
-    kinds = [_kind_of(name, found) for name, (_, found) in zip(names, columns)]
-    if kind is None:
-        if len({found in INTEGERS for found in kinds}) > 1 or ("string" in kinds and "binary" in kinds):
-            held = ", ".join(f"{name!r} {found}" for name, (_, found) in zip(names, columns))
-            raise TypeError(f"the columns have ids of several kinds ({held}): say which to make of them, with kind=")
-        kind = "uint64" if "uint64" in kinds else kinds[0]
-    return pl.concat([ids.select(pl.col("id").cast(_type(pl, kind))) for ids, _ in columns]), kind
+def _settled_kind(pl: Any, log: Log, names: list[str], kind: str | None) -> str:
+    """What the ids of all columns will be; TypeError if the columns do not say."""
+    if kind is not None:
+        for name in names:
+            for part in log.parts:
+                kind_of(name, raw_ids(pl, part, name)[1])  # raises for what can be no id
+        return kind
+    kinds = [kind_of_column(pl, log, name) for name in names]
+    for name, of_column in zip(names, kinds):
+        if of_column == FLOAT:
+            raise TypeError(
+                f"column {name!r}: expected integers, strings or binaries, got Float64: cast the ids to one of these, "
+                "or say kind= (--kind)"
+            )
+    if len({found in INTEGERS for found in kinds}) > 1 or ("string" in kinds and "binary" in kinds):
+        listed = ", ".join(f"{name!r} {log.parts[0].types[name] or found}" for name, found in zip(names, kinds))
+        raise TypeError(
+            f"the columns have ids of several kinds ({listed}): say which to make of them, with kind= (--kind)"
+        )
+    return "uint64" if "uint64" in kinds else kinds[0]
+
+
+def _listed(ignore: Any) -> list[Any]:
+    """One id, or several, as plain values."""
+    if isinstance(ignore, (np.generic, np.ndarray, Tensor)):
+        ignore = ignore.tolist()
+    return [ignore] if isinstance(ignore, (int, str, bytes)) else [_plain(value) for value in ignore]
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy scalar, or an array or tensor without an axis, as Python's own value."""
+    return value.item() if isinstance(value, (np.generic, np.ndarray, Tensor)) and value.ndim == 0 else value
 
 
 def _checked(ignore: list[Any], kind: str) -> list[Any]:
@@ -125,26 +153,9 @@ def _checked(ignore: list[Any], kind: str) -> list[Any]:
     return ignore
 
 
-def _kind_of(name: str, dtype: Any) -> str:
-    text = str(dtype)
-    if dtype.is_integer() and "128" not in text:
-        return "uint64" if text == "UInt64" else "int64"
-    if text == "Binary":
-        return "binary"
-    if text == "String" or text.startswith(("Categorical", "Enum")):
-        return "string"
-    raise TypeError(
-        f"column {name!r}: expected integers, strings or binaries, got {text}: cast the ids to one of these"
-    )
-
-
 def _lengths(series: Any, kind: str) -> Any:
     """Bytes of each string or binary, whose own size polars tells from 1.8 on."""
     return series.str.len_bytes() if kind == "string" else series.bin.encode("hex").str.len_bytes() // 2
-
-
-def _type(pl: Any, kind: str) -> Any:
-    return {"int64": pl.Int64, "uint64": pl.UInt64, "string": pl.String, "binary": pl.Binary}[kind]
 
 
 def _count(

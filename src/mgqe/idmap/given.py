@@ -10,10 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from mgqe.idmap.hashing import WORD, Strings
-
-INTEGERS = ("int64", "uint64")
-TEXTS = ("string", "binary")
-KINDS = (*INTEGERS, *TEXTS)
+from mgqe.ids import check_dense, no_values
+from mgqe.log_ids import INTEGERS as INTEGERS
+from mgqe.log_ids import KINDS as KINDS
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,9 @@ def given(ids: Any, kind: str) -> Given:
             raise ValueError(f"{ids.null_count():,} missing ids (null): drop or fill them first")
         ids = ids.to_numpy() if kind in INTEGERS and ids.dtype.is_integer() else ids.to_list()
     if isinstance(ids, Tensor):
+        check_dense(ids)
+        if ids.is_meta:
+            raise no_values()
         ids = ids.detach().cpu().numpy()
     return _integers(ids, kind) if kind in INTEGERS else _texts(ids, kind)
 

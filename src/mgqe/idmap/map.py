@@ -19,6 +19,8 @@ from mgqe.idmap.ids import Damaged, Hashes, Ids, Integers, Texts
 from mgqe.idmap.index import CHUNK, MAX_IDS, MAX_SEEDS, Index, build_index
 from mgqe.idmap.runs import Runs
 from mgqe.ids import check_ids
+from mgqe.log_layout import Layout
+from mgqe.scalars import as_int, optional_int
 
 MOST_SHOWN = 5  # unknown ids in an error
 
@@ -47,7 +49,7 @@ class IdMap:
     def from_log(
         cls,
         source: Any,
-        column: str | Sequence[str],
+        column: str | int | Sequence[str | int],
         *,
         min_count: int = 1,
         max_ids: int | None = None,
@@ -56,36 +58,43 @@ class IdMap:
         ignore: Any = (),
         keep_ids: bool = True,
         separator: str = ",",
+        quote: str | None = '"',
+        header: bool | None = None,
         on_pass: Callable[[int, int], object] | None = None,
     ) -> IdMap:
-        """Count the ids of Parquet or CSV files of any length, exactly, and number them by frequency.
+        """Count the ids of Parquet or text files of any length, exactly, and number them by frequency.
 
         Args:
-            source: a path, a pattern (``"clicks-*.parquet"``), a list of paths, or a polars frame.
+            source: a path, a folder of files as Spark writes it, a pattern (``"clicks-*.parquet"``), a list of these,
+                or a polars frame.
             column: the column that holds ids, or several that share one numbering. Lists in a cell are counted id by
-                id.
+                id. Of text without a header, its number, from 1.
             min_count: leave out ids that occur less often.
             max_ids: keep at most so many, the most frequent.
             memory_limit: bytes that counting may take, about. If the different ids are too many for it, they are
                 counted in parts, by their hash, and the log is read once a part. Not bounded by it: the ids that are
                 kept, some 50 bytes each for integers while the map is made; min_count and max_ids bound these.
-            kind: ``"int64"``, ``"uint64"``, ``"string"`` or ``"binary"``. By default what the column holds; of CSV
+            kind: ``"int64"``, ``"uint64"``, ``"string"`` or ``"binary"``. By default what the column holds; of text
                 files this is guessed from the first rows, so say ``"string"`` if ids only begin as numbers.
             ignore: an id, or several, that are not counted, such as padding.
             keep_ids: False: of strings, keep 64-bit hashes instead of bytes. The map is smaller, has no :meth:`ids`,
                 and takes an unknown string for a known one with probability N / 2^64.
-            separator: of CSV files.
+            separator: of text files, one character or several, such as ``"::"``.
+            quote: of text files, the character around fields that hold separators; ``""``: there is none, and quotes
+                are text. There is none either with separators of several characters, and in RecBole's files.
+            header: of text files, whether the first line has the columns' names. By default it has; a first line
+                that looks like data is an error.
             on_pass: called with (passes done, passes) before, between and after the passes over the log.
 
         Raises:
-            ValueError: a row that cannot be read, a missing cell, no ids at all, none that min_count leaves; the
-                message names the file, the row where it can, and the remedy.
+            ValueError: a row that cannot be read, a missing id (null, or in text an empty or a blank one), no ids at
+                all, none that min_count leaves; the message names the file, the row where it can, and the remedy.
             TypeError: a column that holds something else. KeyError: no such column. FileNotFoundError. ImportError:
                 polars is not installed.
         """
         counted = count_log(
             source, column, min_count=min_count, max_ids=max_ids, memory_limit=memory_limit, kind=kind, ignore=ignore,
-            keep_ids=keep_ids, separator=separator, on_pass=on_pass,
+            keep_ids=keep_ids, layout=Layout.of(separator, quote, header), on_pass=on_pass,
         )  # fmt: skip
         about = About(counted.kind, counted.interactions, counted.distinct, 0)
         return cls._build(counted.take_ids(), counted.runs, about, keep_ids)
@@ -122,6 +131,7 @@ class IdMap:
             KeyError: unknown ids; the message shows some. TypeError: ids of another kind. ValueError: missing ids.
             ArtifactError: (a ValueError) the file is damaged where these ids are; the message names it.
         """
+        unknown = optional_int("unknown", unknown)
         asked = given(ids, self.kind)
         found = np.empty(len(asked.keys), np.int64)
         for start in range(0, len(found), CHUNK):
@@ -133,7 +143,8 @@ class IdMap:
             if unknown is None:
                 shown = ", ".join(map(repr, asked.some(missing[:MOST_SHOWN])))
                 raise KeyError(
-                    f"the map does not know {missing.size:,} of the ids: {shown}; or give a row for unknown="
+                    f"the map does not know {missing.size:,} of the ids: {shown}. Leave them out, or say which row is "
+                    "theirs with unknown= (-1 where the table has a fallback)"
                 )
             found[missing] = unknown
         return torch.from_numpy(found).reshape(asked.shape)
@@ -156,7 +167,7 @@ class IdMap:
             IndexError: a row outside 0 to N - 1. TypeError: no integers. ValueError: the map was made with
                 ``keep_ids=False``; or, as an ArtifactError that names the file, it is damaged where these ids are.
         """
-        wanted = check_ids(torch.as_tensor(rows), len(self)).cpu().numpy()
+        wanted = check_ids(torch.as_tensor(rows), len(self), "row").cpu().numpy()
         try:
             return self._ids.take(wanted)
         except Damaged as error:
@@ -172,7 +183,7 @@ class IdMap:
 
     def share(self, rows: int) -> float:
         """The share of all interactions that the ``rows`` most frequent ids have, 0 to 1."""
-        return self._runs.head(rows) / self.interactions
+        return self._runs.head(as_int("rows", rows, 0)) / self.interactions
 
     def __len__(self) -> int:
         """N, the number of rows."""

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mgqe.ids import check_dense, check_device, no_values
 from mgqe.ops import reference, reference_bag
 from mgqe.ops._bag_gradient import WeightedSums, bags_of_ids, weights_gradient
-from mgqe.ops._checks import FLOATS, all_below, id_error, id_tensor
+from mgqe.ops._checks import FALLBACK, FLOATS, all_below, id_error, id_tensor
 from mgqe.ops._descriptor import TableParts
 from mgqe.ops._eager import runs_now
 from mgqe.ops._lookup import PreparedLookup
@@ -64,6 +65,9 @@ def bag(
         IndexError: an id out of range, named. ValueError: offsets that do not start at 0, decrease or go beyond
             n; shapes, modes and devices that do not fit. TypeError: other dtypes.
     """
+    for name, tensor in (("ids", ids), ("offsets", offsets), ("per_sample_weights", per_sample_weights)):
+        if isinstance(tensor, Tensor):
+            check_dense(tensor, name)
     if not runs_now(ids, offsets, per_sample_weights):
         pooled: Tensor = torch.ops.mgqe.bag(
             ids, offsets, per_sample_weights, mode, include_last_offset, *table.arguments()
@@ -113,6 +117,8 @@ def _checked(
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     ids = id_tensor(ids)
+    if ids.is_meta:
+        raise no_values()
     if weights is not None:
         weights = _checked_weights(weights, ids, mode)
     if ids.dim() == 2:
@@ -128,6 +134,9 @@ def _checked(
     if not isinstance(offsets, Tensor) or offsets.dtype not in (torch.int64, torch.int32):
         came = str(offsets.dtype) if isinstance(offsets, Tensor) else type(offsets).__name__
         raise TypeError(f"offsets must be a torch.Tensor of int64 or int32, got {came}")
+    check_dense(offsets, "offsets")
+    if offsets.is_meta:
+        raise no_values("offsets")
     if offsets.dim() != 1 or (include_last_offset and offsets.shape[0] < 1):
         raise ValueError(f"offsets must have shape (B{' + 1' * include_last_offset},), got {tuple(offsets.shape)}")
     if offsets.device != ids.device:
@@ -198,8 +207,7 @@ def _run(
 ) -> Tensor:
     bags = _checked(ids, offsets, mode, weights, include_last_offset)
     parts = table.parts
-    if bags.ids.device != parts.device:
-        raise ValueError(f"ids are on {bags.ids.device}, the table on {parts.device}: move one with .to()")
+    check_device(bags.ids, parts.device)
     return _differentiable(lambda constant: _pool(table, constant, mode), table, parts.padding_idx, bags)
 
 
@@ -253,7 +261,7 @@ def _run_reference(table: PreparedLookup, bags: _Bags, mode: str) -> Tensor:
     if all_below(bags.ids, parts.num_embeddings):
         rows_of = functools.partial(reference.lookup, parts=parts)
     elif table.fallback is None:
-        raise id_error(bags.ids, parts.num_embeddings)
+        raise id_error(bags.ids, parts.num_embeddings, FALLBACK)
     return _reference(rows_of, parts.embedding_dim, parts.padding_idx, bags, mode)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mgqe.ids import check_dense
+
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 MAX_CENTROIDS = 1 << 16
@@ -42,10 +44,11 @@ def id_tensor(ids: Tensor) -> Tensor:
     """``ids`` as contiguous int64 of any shape.
 
     Raises:
-        TypeError: not a tensor of integers.
+        TypeError: not a dense tensor of integers.
     """
     if not isinstance(ids, Tensor):
         raise TypeError(f"ids must be a torch.Tensor of integers, got {type(ids).__name__}: use torch.as_tensor(ids)")
+    check_dense(ids)
     if ids.dtype not in INTEGERS:
         raise TypeError(f"ids must be integers, got {ids.dtype}: convert them with .long()")
     return ids.to(torch.int64).contiguous()
@@ -59,16 +62,17 @@ def all_below(values: Tensor, limit: int) -> bool:
     return bool(low >= 0 and high < limit)
 
 
-def id_error(ids: Tensor, num_embeddings: int) -> IndexError:
-    """The error for the first id outside the table."""
+RESERVE = "map unknown ids to a reserved row first"
+FALLBACK = f"{RESERVE}, or give the frozen table a row for them: table.with_fallback(vector)"
+
+
+def id_error(ids: Tensor, num_embeddings: int, remedy: str = RESERVE) -> IndexError:
+    """The error for the first id outside the table; the remedy is one that the caller's user has."""
     flat = ids.reshape(-1)
     bad = flat[(flat < 0) | (flat >= num_embeddings)]
     named = f"id {int(bad[0])}" if bad.numel() else "an id"
     valid = f"0 to {num_embeddings - 1}" if num_embeddings else "none: the table has no rows"
-    return IndexError(
-        f"{named} is out of range (valid ids: {valid}); map unknown ids to a reserved row first, "
-        "or give the frozen table a row for them: table.with_fallback(vector)"
-    )
+    return IndexError(f"{named} is out of range (valid ids: {valid}); {remedy}")
 
 
 def code_error(codes: Tensor, num_centroids: int) -> IndexError:

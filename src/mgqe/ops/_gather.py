@@ -11,6 +11,7 @@ from mgqe.ops import reference
 from mgqe.ops._checks import all_below, code_error, code_matrix, codebook_layout, float_matrix, same_device
 from mgqe.ops._eager import runs_now
 from mgqe.ops.native import check, library
+from mgqe.scalars import as_int
 
 
 def gather(codes: Tensor, codebook: Tensor) -> Tensor:
@@ -170,6 +171,8 @@ def scatter(
         IndexError: a code out of range (nothing is added). Codes on a GPU are trusted: a check would wait.
         TypeError, ValueError: dtypes, shapes or devices that do not fit.
     """
+    pieces, num_centroids = as_int("pieces", pieces), as_int("num_centroids", num_centroids)
+    width = as_int("width", width)
     if not runs_now(grad, codes, weights) or (grad.requires_grad and torch.is_grad_enabled()):
         traced: tuple[Tensor, Tensor] = torch.ops.mgqe.scatter(grad, codes, weights, pieces, num_centroids, width)
         return traced

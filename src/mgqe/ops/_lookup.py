@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mgqe.ids import check_device
 from mgqe.ops import reference
-from mgqe.ops._checks import all_below, id_error, id_tensor
+from mgqe.ops._checks import FALLBACK, all_below, id_error, id_tensor
 from mgqe.ops._descriptor import Descriptor, TableParts
 from mgqe.ops._eager import runs_now
 from mgqe.ops.native import OUT_OF_RANGE, check, library
+from mgqe.scalars import as_int, as_ints
 
 
 class PreparedLookup:
@@ -75,8 +77,7 @@ class PreparedLookup:
     def _run(self, ids: Tensor) -> Tensor:
         if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or not ids.is_contiguous():
             ids = id_tensor(ids)
-        if ids.device != self.parts.device:
-            raise ValueError(f"ids are on {ids.device}, the table on {self.parts.device}: move one with .to()")
+        check_device(ids, self.parts.device)
         native, lib = self._native, library()
         if native is None or lib is None:
             if not all_below(ids, self._num_embeddings):
@@ -91,7 +92,7 @@ class PreparedLookup:
 
     def _run_unknown(self, ids: Tensor) -> Tensor:
         if self.fallback is None:
-            raise id_error(ids, self._num_embeddings)
+            raise id_error(ids, self._num_embeddings, FALLBACK)
         rows = self.fallback.expand(*ids.shape, -1).clone()
         known = self._known(ids)
         rows[known] = self._run(ids[known])
@@ -141,16 +142,16 @@ def lookup(
         scales,
         map_bits,
         map_ranks,
-        order,
-        sizes,
-        bits,
-        num_subspaces,
-        codebook_of,
-        embedding_dim,
-        padding_idx,
+        as_ints("order", order),
+        as_ints("sizes", sizes),
+        as_ints("bits", bits),
+        as_ints("num_subspaces", num_subspaces),
+        as_ints("codebook_of", codebook_of),
+        as_int("embedding_dim", embedding_dim),
+        as_int("padding_idx", padding_idx),
     )
     if runs_now(ids):
-        return PreparedLookup(parts)(ids)
+        return PreparedLookup(parts)(id_tensor(ids))
     rows: Tensor = torch.ops.mgqe.lookup(ids, *vars(parts).values())
     return rows
 
@@ -185,6 +186,7 @@ def max_code(packed: Tensor, num_subspaces: int, bits: int) -> int:
     """
     if packed.dtype != torch.uint8:
         raise TypeError(f"packed codes must be uint8, got {packed.dtype}")
+    num_subspaces, bits = as_int("num_subspaces", num_subspaces), as_int("bits", bits)
     if not 1 <= bits <= 16 or num_subspaces < 1:
         raise ValueError(f"bits must be 1 to 16 and num_subspaces positive, got {bits} and {num_subspaces}")
     row_bytes = -(-num_subspaces * bits // 8)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from mgqe.ops import reference_topk
-from mgqe.ops._checks import id_error
 from mgqe.ops._descriptor import TableParts
 from mgqe.ops._lookup import PreparedLookup
 from mgqe.ops.native import LONG_ROWS, NOT_FINITE, OUT_OF_RANGE, OVERFLOW, check, library
@@ -178,14 +177,23 @@ def _check_shapes(parts: TableParts, job: TopKJob, native: bool) -> None:
 
 
 def _check_lists(job: TopKJob, num_embeddings: int) -> None:
-    for lists in (job.excluded, job.candidates):
+    """Raise IndexError for the first excluded or candidate id outside the table, naming the argument and the query."""
+    for name, lists in (("exclude", job.excluded), ("candidates", job.candidates)):
         if lists is None:
             continue
-        if bool(((lists.ids < 0) | (lists.ids >= num_embeddings)).any()):
-            raise id_error(lists.ids, num_embeddings)
         begin, end = lists.spans.unbind(1)
         if bool(((begin < 0) | (begin > end) | (end > lists.ids.numel())).any()):
             raise ValueError(f"the spans of an id list must lie within its {lists.ids.numel()} ids")
+        outside = ((lists.ids < 0) | (lists.ids >= num_embeddings)).nonzero()
+        if not outside.numel():
+            continue
+        place = int(outside[0])
+        owners = ((lists.spans[:, 0] <= place) & (place < lists.spans[:, 1])).nonzero().flatten().tolist()
+        where = f" (of query {owners[0]})" if len(owners) == 1 and lists.spans.shape[0] > 1 else ""
+        raise IndexError(
+            f"{name} holds id {int(lists.ids[place])}{where}, but the table has the ids 0 to {num_embeddings - 1}: "
+            "leave out ids that it does not have; -1 stands for no id in a tensor of shape (B, n) alone"
+        )
 
 
 def bias_levels(prepared: PreparedLookup, bias: Tensor) -> BiasLevels:

@@ -9,10 +9,12 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from mgqe.ids import check_dense, no_values
 from mgqe.ops import reference
 from mgqe.ops._checks import all_below, id_error, id_tensor, same_device
 from mgqe.ops._eager import runs_now
 from mgqe.ops.native import check, library
+from mgqe.scalars import as_int, as_ints
 
 
 def unique(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,6 +33,9 @@ def unique(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         IndexError: an id out of range, named. TypeError: not integers. ValueError: not one axis.
     """
+    num_embeddings = as_int("num_embeddings", num_embeddings)
+    if isinstance(ids, Tensor):
+        check_dense(ids)
     if not runs_now(ids):
         uniq, inverse, counts, _ = torch.ops.mgqe.unique(ids, num_embeddings)
         return uniq, inverse, counts
@@ -47,6 +52,8 @@ def _checked_ids(ids: Tensor) -> Tensor:
 
 def _distinct(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor]:
     ids = _checked_ids(ids)
+    if ids.is_meta:
+        raise no_values()
     lib = library() if ids.device.type == "cpu" else None
     if lib is None:
         if not all_below(ids, num_embeddings):
@@ -86,7 +93,9 @@ def unique_by_tier(
     Raises:
         as :func:`unique`.
     """
-    ids = _checked_ids(ids)
+    ids, sizes = _checked_ids(ids), as_ints("sizes", sizes)
+    if ids.is_meta:
+        raise no_values()
     num_embeddings = sum(sizes)
     if tier_of is not None:
         same_device(ids=ids, tier_of=tier_of)

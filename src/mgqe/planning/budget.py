@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import numbers
+from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 EXPECTED = 'a budget is "5%", a share such as 0.05, or a whole number of bytes such as 200_000'
 
@@ -28,7 +32,15 @@ def budget_bytes(budget: object, full_nbytes: int) -> int:
     return wanted
 
 
+def plain_budget(budget: Any) -> Any:
+    """A NumPy number, or an array or tensor of one without an axis, as a plain number; all else as it is."""
+    if isinstance(budget, (np.generic, np.ndarray, Tensor)) and budget.ndim == 0:
+        return budget.item()
+    return budget
+
+
 def _bytes(budget: object, full_nbytes: int) -> int:
+    budget = plain_budget(budget)
     if isinstance(budget, str):
         return _of_text(budget, full_nbytes)
     if isinstance(budget, bool):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mgqe.scalars import is_sequence
+
 # What a budget chooses, with the defaults of MGQEmbedding and CompressConfig, which stand for "not given".
 CHOSEN: dict[str, Any] = {
     "fractions": (0.1, 0.9),
@@ -28,4 +30,4 @@ def check_left_to_budget(given: Mapping[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(value) if is_sequence(value) else value

@@ -15,6 +15,7 @@ from mgqe.ids import check_sizes
 from mgqe.planning.budget import budget_bytes
 from mgqe.planning.measure import measured
 from mgqe.planning.search import HEADER_SPREAD, Candidate, Space, Vocabulary
+from mgqe.scalars import as_float, as_int
 from mgqe.tiers import Tiers, check_counts
 
 COUNTS_POWER = 0.5  # how much more an id's error counts if it is frequent: (count + 1) to this power
@@ -165,8 +166,10 @@ class Problem:
         full_nbytes: int | None = None,
     ) -> Problem:
         """From the arguments of :func:`plan`, checked. full_nbytes: of the table as it is, where its dtype is known."""
-        padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
-        _check_limits(num_embeddings, max_tiers, max_centroids, counts_power)
+        num_embeddings, embedding_dim, padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
+        max_tiers, max_centroids = as_int("max_tiers", max_tiers), as_int("max_centroids", max_centroids)
+        counts_power = as_float("counts_power", counts_power)
+        check_limits(num_embeddings, max_tiers, max_centroids, counts_power)
         rows = None if weight is None else _check_weight(weight, num_embeddings, embedding_dim)
         values = np.ones(num_embeddings)
         order = np.arange(num_embeddings)
@@ -267,12 +270,12 @@ def _varied(within: Any, number: int) -> list[tuple[Candidate, int]]:
     return chosen
 
 
-def _check_limits(num_embeddings: int, max_tiers: int, max_centroids: int, counts_power: float) -> None:
+def check_limits(num_embeddings: int, max_tiers: int, max_centroids: int, counts_power: float) -> None:
     if num_embeddings < 2:
         raise ValueError(f"num_embeddings must be at least 2 to be compressed, got {num_embeddings}")
-    if isinstance(max_tiers, bool) or max_tiers not in (1, 2, 3):
+    if max_tiers not in (1, 2, 3):
         raise ValueError(f"max_tiers must be 1, 2 or 3, got {max_tiers!r}")
-    if isinstance(max_centroids, bool) or not isinstance(max_centroids, int) or not 2 <= max_centroids <= 65_536:
+    if not 2 <= max_centroids <= 65_536:
         raise ValueError(f"max_centroids must be a whole number from 2 to 65,536, got {max_centroids!r}")
     if not 0 <= counts_power <= 2:
         raise ValueError(f"counts_power must be from 0 (all ids alike) to 2, got {counts_power!r}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 
-REQUIRED = ("polars", "typer", "rich", "matplotlib")
+REQUIRED = ("polars", "typer", "rich", "matplotlib", *(("tomli",) if sys.version_info < (3, 11) else ()))
 
 
 def missing_extra() -> str | None:

@@ -14,7 +14,7 @@ import torch
 
 from mgqe.whole_files import open_regular, prepared, replaceable, write_text
 
-LAST = "last.pt"
+LAST, LOCK = "last.pt", ".lock"
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -69,6 +69,25 @@ def load_state(path: Path) -> dict[str, Any] | None:
     return state
 
 
+def check_folder(folder: Path, option: str = "--out") -> None:
+    """ValueError unless files can be written in `folder`, or it can be made; nothing is written to find out."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+    if not there.is_dir():
+        raise ValueError(f"{option}: {there} is no folder: choose another {option}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{option}: nothing can be written in {there.absolute()}: choose another {option}")
+
+
+def check_file(path: Path, option: str = "--out") -> None:
+    """ValueError unless a file can be written at `path`, in a folder that is there."""
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise ValueError(f"{option}: there is no folder {folder}: make it first")
+    if path.is_dir():
+        raise ValueError(f"{option}: {path} is a folder: name a file in it, such as {path / 'ids.safetensors'}")
+    check_folder(folder, option)
+
+
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Hold `directory` for one process; others wait. A kill lets go of it. Does nothing where flock is missing."""
@@ -78,7 +97,7 @@ def locked(directory: Path) -> Iterator[None]:
     except ImportError:
         yield
         return
-    with (directory / ".lock").open("w") as file:
+    with (directory / LOCK).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from mgqe.recsys.datasets import DATASETS, PUBLISHED
 from mgqe.recsys.embeddings import Spec
 from mgqe.recsys.loop import PhaseConfig
 from mgqe.recsys.models import choose_model
+from mgqe.recsys.splits import SplitRule
 
 # Raised when the phases or a default change, so that no result of an older schedule is taken for a newer one.
 SCHEDULE = 4
@@ -24,11 +26,21 @@ OF_PHASE_2 = ("anneal_epochs", "anneal_learning_rate")
 OF_PHASE_3 = ("quantised_epochs", "quantised_learning_rate", "centroid_learning_rate")
 
 
+# What the data that a run is prepared on do not depend on.
+OF_TRAINING = (
+    "embedding", "label", "batch_size", "learning_rate", "weight_decay", "dropout", "init_std", "max_epochs",
+    "patience", "warm_up_epochs", "threads", "num_blocks", "num_heads", "mlp_layers", *OF_PHASE_2, *OF_PHASE_3,
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides a run's result. The defaults are tuned on the validation items of ml-1m.
 
     data: `planted`, a known set's name, or a file; data_dir, format and the column names go with it.
+    separator, quote, header: how a file of text is laid out, see mgqe.recsys.columns.Columns.
+    split: a rule of mgqe.recsys.splits; None: leave-one-out, or for task "ctr" without a time, at random.
+    valid, test: files to validate and test on, where data is a file to train on; they are instead of a rule.
     embedding: a description as in mgqe.recsys.embeddings. dim: d, where the description does not say.
     label: a name for the run in tables; it decides nothing.
     batch_size: positives a step; fewer where the data set would otherwise have under 64 steps an epoch.
@@ -49,6 +61,9 @@ class TrainConfig:
     user_column: str | None = None
     item_column: str | None = None
     time_column: str | None = None
+    separator: str | None = None
+    quote: str = '"'
+    header: bool | None = None
     task: str = "ranking"
     model: str = "gmf"
     embedding: str = "mgqe"
@@ -79,6 +94,9 @@ class TrainConfig:
     windows: str = "last"
     mlp_layers: int = 3
     context_columns: str = ""
+    split: str | None = None
+    valid: str | None = None
+    test: str | None = None
 
     def __post_init__(self) -> None:
         choose_model(self.task, self.model)
@@ -102,6 +120,7 @@ class TrainConfig:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         Spec.parse(self.embedding)
+        _check_split(self)
 
     @property
     def spec(self) -> Spec:
@@ -131,6 +150,13 @@ class TrainConfig:
         """The same for all configurations whose data are prepared alike; a little more may enter than must."""
         return replace(self.warm_up(), embedding="full", threads=1)
 
+    def of_checks(self) -> TrainConfig:
+        """The same for all configurations whose data are alike as far as one seed can tell before training."""
+        values = {name: getattr(TrainConfig, name) for name in (*OF_TRAINING, "seed")}
+        if self.task == "ctr":  # small fields' tables depend on it
+            values["embedding"] = f"full:d={self.embedding_dim}"
+        return replace(self, **values)
+
     def phase(self, name: str, metric: str = "hr@10") -> PhaseConfig:
         """The loop's settings for phase "full", the first, "annealed", the second, or "quantised", the third.
 
@@ -159,7 +185,7 @@ class TrainConfig:
         kinds = typing.get_type_hints(TrainConfig)
         changes: dict[str, Any] = {}
         for setting in settings:
-            name, equals, text = (part.strip() for part in setting.partition("="))
+            name, equals, text = (part.strip() or part for part in setting.partition("="))  # a separator may be blank
             if not equals or name not in kinds:
                 known = ", ".join(field.name for field in fields(self))
                 raise ValueError(f"expected NAME=VALUE with NAME one of {known}, got {setting!r}")
@@ -175,12 +201,31 @@ class TrainConfig:
         return replace(self, embedding=spec, label=label).with_settings(listed)
 
 
+def _check_split(config: TrainConfig) -> None:
+    """ValueError unless the settings go together: a rule, or a file for the test and perhaps one for validation."""
+    data, rule, valid, test = config.data, config.split, config.valid, config.test
+    if rule is not None:
+        SplitRule.parse(rule)
+    if valid is not None and test is None:
+        raise ValueError(f"--valid {valid} needs a file for the test as well: --test FILE")
+    if test is not None and rule is not None:
+        raise ValueError(f"--split {rule} divides one file: leave it out, or leave out --test {test}")
+    if test is not None and data in ("planted", *DATASETS, *PUBLISHED):
+        raise ValueError(f"--test {test} goes with a file of your own to train on: --train FILE, not with {data}")
+    if rule is not None and data in PUBLISHED:
+        raise ValueError(f"{data} has a published split: leave --split {rule} out")
+
+
 def _read(name: str, text: str, kind: Any) -> Any:
     options = typing.get_args(kind) or (kind,)
     if text.lower() == "none" and type(None) in options:
         return None
     wanted = next(option for option in options if option is not type(None))
+    if wanted is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
     try:
+        if wanted is bool:
+            raise ValueError
         return wanted(text)
     except ValueError:
         raise ValueError(f"setting {name}: expected {wanted.__name__}, got {text!r}") from None
@@ -195,9 +240,16 @@ def warm_up_key(config: TrainConfig, fingerprint: str, annealed: bool = False) -
     values = asdict(config.warm_up())
     if annealed:
         values.update({name: getattr(config, name) for name in OF_PHASE_2})
-    idle = ("data", "data_dir", "format", "user_column", "item_column", "time_column", "label")
+    idle = (
+        "data", "data_dir", "format", "user_column", "item_column", "time_column", "separator", "quote",
+        "header", "label",
+    )  # fmt: skip
     defaults = {field.name: field.default for field in fields(TrainConfig)}
-    changed = {name: value for name, value in values.items() if name not in idle and value != defaults[name]}
+    changed = {
+        name: value
+        for name, value in values.items()
+        if name not in (*idle, "valid", "test") and value != defaults[name]
+    }
     text = json.dumps(
         {**changed, "schedule": SCHEDULE, "fingerprint": fingerprint, "torch": torch.__version__}, sort_keys=True
     )

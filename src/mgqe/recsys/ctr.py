@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgqe.recsys.contextual import ContextRows, load_rows, split_rows
+from mgqe.recsys.contextual import AT_RANDOM, ContextRows, Divided, divide, divide_files, load_rows
 from mgqe.recsys.files import Columns
 from mgqe.recsys.interactions import IdMap
 from mgqe.recsys.metrics import auc, calibration_error, calibration_ratio, head_items, log_loss
 from mgqe.recsys.models.wide_deep import PREFIX, WideDeep
 from mgqe.recsys.ranking import step_size
-from mgqe.recsys.sampling import SeenItems, evaluation_negatives, sample_negatives
+from mgqe.recsys.sampling import LEAVE_OUT, SeenItems, evaluation_negatives, sample_negatives
 from mgqe.recsys.seeds import derive_seed
+from mgqe.recsys.splits import LEAVE_ONE_OUT
 from mgqe.recsys.tasks import TableInfo
 
 if TYPE_CHECKING:
@@ -64,26 +66,42 @@ class CtrTask:
     dims: tuple[int, int] = (64, 64)
     summary: dict[str, Any] = field(default_factory=dict)
     metric: str = "auc"
+    split_summary: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def prepare(cls, rows: ContextRows, seed: int, num_negatives: int = 2, dims: tuple[int, int] = (64, 64)) -> CtrTask:
-        """Split, choose at most MAX_JUDGED positives of a part to judge on, and draw their negatives, by `seed`."""
-        parts = split_rows(rows, derive_seed(seed, "split"))
+    def prepare(
+        cls,
+        rows: ContextRows,
+        seed: int,
+        num_negatives: int = 2,
+        dims: tuple[int, int] = (64, 64),
+        divided: Divided | None = None,
+    ) -> CtrTask:
+        """Choose at most MAX_JUDGED positives of a part to judge on, and draw their negatives, by `seed`.
+
+        divided: of which rows to take instead, in their parts; by default `rows` as split_rows divides them.
+        """
+        divided = divide(rows, None, derive_seed(seed, "split")) if divided is None else divided
+        rows, parts = divided.rows, divided.parts
         users, items, shape = rows.context[:, 0], rows.items, (len(rows.ids["user"]), len(rows.ids["item"]))
-        anywhere = SeenItems(users, items, *shape)
+        anywhere = SeenItems(users, items, *shape, user_ids=rows.ids["user"])
         judged = {}
         for name, part in (("valid", parts.valid), ("test", parts.test)):
             if part.numel() > MAX_JUDGED:
                 generator = torch.Generator().manual_seed(derive_seed(seed, "rows", name))
                 chosen = torch.randperm(part.numel(), generator=generator)[:MAX_JUDGED].sort().values
                 part = part[chosen]
-            negatives = evaluation_negatives(users[part], anywhere, num_negatives, derive_seed(seed, name))
+            negatives = evaluation_negatives(
+                users[part], anywhere, num_negatives, derive_seed(seed, name), option="negatives"
+            )
             judged[name] = Judged(rows.context[part], torch.cat([items[part, None], negatives], dim=1))
+        seen = SeenItems(users[parts.train], items[parts.train], *shape, user_ids=rows.ids["user"])
+        seen.check_unseen(users[parts.train], 1, LEAVE_OUT)
         return cls(
             fields=rows.fields,
             context=rows.context[parts.train],
             items=items[parts.train],
-            seen=SeenItems(users[parts.train], items[parts.train], *shape),
+            seen=seen,
             valid=judged["valid"],
             test=judged["test"],
             ids=rows.ids,
@@ -96,10 +114,11 @@ class CtrTask:
                 "interactions": len(rows),
                 "repeats_left_out": rows.num_repeats,
                 "fields": {name: len(known) for name, known in rows.ids.items()},
-                "split": "by time" if rows.ordered else "at random",
+                "split": {LEAVE_ONE_OUT: "by time", AT_RANDOM: "at random"}.get(divided.summary["rule"], "as asked"),
                 "trained_positives": parts.train.numel(),
                 "judged_positives": judged["test"].items.shape[0],
             },
+            split_summary=divided.summary,
         )
 
     @cached_property
@@ -199,7 +218,21 @@ def prepare(config: TrainConfig) -> tuple[CtrTask, str]:
             raise ValueError(f"context column {name!r} cannot be the name of a table: rename it in the file")
     if len(set(context)) < len(context):
         raise ValueError(f"context_columns: expected different names, got {config.context_columns}")
-    columns = Columns(config.user_column, config.item_column, config.time_column, context)
-    rows = load_rows(config.data, config.data_dir, config.format, columns)
-    task = CtrTask.prepare(rows, config.seed, config.negatives, (config.embedding_dim, config.dim))
-    return task, rows.fingerprint
+    columns = Columns.of(config, context)
+
+    def load(path: str) -> ContextRows:
+        return load_rows(path, config.data_dir, config.format, columns)
+
+    rows, seed = load(config.data), derive_seed(config.seed, "split")
+    if config.test is None:
+        divided = divide(rows, config.split, seed)
+    else:
+        divided = divide_files(rows, None if config.valid is None else load(config.valid), load(config.test), seed)
+    dims = (config.embedding_dim, config.dim)
+    task = CtrTask.prepare(rows, config.seed, config.negatives, dims, divided)
+    if config.split is None and config.test is None:
+        return task, rows.fingerprint
+    digest = hashlib.sha256(divided.rows.fingerprint.encode())
+    for part in (divided.parts.train, divided.parts.valid):
+        digest.update(part.numpy().tobytes())
+    return task, digest.hexdigest()

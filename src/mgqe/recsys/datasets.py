@@ -1,4 +1,4 @@
-"""Known data sets by name, the data set that comes with the package, and the leave-one-out split."""
+"""Known data sets by name, and the data set that comes with the package."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import polars as pl
 import torch
-from torch import Tensor
 
-from mgqe.recsys.interactions import Columns, Interactions, load_interactions, offsets_of
+from mgqe.recsys.interactions import Columns, Interactions, load_interactions
+from mgqe.recsys.splits import Split, leave_one_out
 
 __all__ = [
     "DATASETS",
@@ -204,62 +204,10 @@ def load_data(
         return DATASETS[data].load(data_dir)
     if data in PUBLISHED:
         raise ValueError(f"{data} has a published split and no order of time: it is for --task ranking alone")
-    if not Path(data).exists() and not {"/", os.sep, "."} & set(data):
+    if not Path(data).exists() and not set(data) & {"/", os.sep, ".", "*", "?", "["}:
         known = ", ".join(["planted", *DATASETS, *PUBLISHED])
         raise ValueError(f"no data set {data!r}: expected {known}, or the path of a file of interactions")
     return load_interactions(data, format, columns)
-
-
-@dataclass(frozen=True)
-class Split:
-    """Leave-one-out: a user's last item is the test item, the one before it the validation item.
-
-    train_users, train_items: int64 (n,), users ascending, each user's items in time order.
-    users: int64 (u,) users that are evaluated, those with 3 interactions or more, ascending;
-    valid_items, test_items: int64 (u,), theirs. Users with fewer are in the training part only.
-    """
-
-    num_users: int
-    num_items: int
-    train_users: Tensor
-    train_items: Tensor
-    train_offsets: Tensor
-    users: Tensor
-    valid_items: Tensor
-    test_items: Tensor
-
-    @property
-    def user_counts(self) -> Tensor:
-        """Training interactions a user: int64 (num_users,)."""
-        return torch.bincount(self.train_users, minlength=self.num_users)
-
-    @property
-    def item_counts(self) -> Tensor:
-        """Training interactions an item: int64 (num_items,)."""
-        return torch.bincount(self.train_items, minlength=self.num_items)
-
-
-def leave_one_out(interactions: Interactions) -> Split:
-    """Split by each user's own order; ValueError when no user has 3 interactions."""
-    offsets = interactions.offsets
-    users = (offsets.diff() >= 3).nonzero().squeeze(1)
-    if users.numel() == 0:
-        raise ValueError("no user has 3 interactions: leave-one-out needs one each to train, validate and test")
-    ends = offsets[users + 1]
-    train = torch.ones(len(interactions), dtype=torch.bool)
-    train[ends - 1] = False
-    train[ends - 2] = False
-    train_users = interactions.users[train]
-    return Split(
-        num_users=interactions.num_users,
-        num_items=interactions.num_items,
-        train_users=train_users,
-        train_items=interactions.items[train],
-        train_offsets=offsets_of(train_users, interactions.num_users),
-        users=users,
-        valid_items=interactions.items[ends - 2],
-        test_items=interactions.items[ends - 1],
-    )
 
 
 def planted(

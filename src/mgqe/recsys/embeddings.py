@@ -11,12 +11,20 @@ import difflib
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from mgqe.capacity import DEFAULT_HEAD_CENTROIDS, DEFAULT_TAIL_CENTROIDS, default_num_subspaces
+from mgqe.convert.config import CompressConfig
+from mgqe.convert.layers import cut_centroids
+from mgqe.planning.layer import CHOSEN
+from mgqe.tiers import Tiers
 
 Value = int | float | bool | str | tuple[int | float, ...]
 NEVER = 2**62  # warm-up steps of a layer whose warm-up the training loop ends
@@ -135,7 +143,10 @@ class Spec:
         return f"{self.name}:{written}" if written else self.name
 
     def keywords(self, table: str) -> dict[str, Value]:
-        """Keyword arguments of the class for tables of the field `table`; ValueError for a key it does not have."""
+        """Keyword arguments of the class for tables of the field `table`.
+
+        ValueError for a key that the class does not have, and for a value of another type than it takes.
+        """
         allowed = _keywords_of(self.method)
         found: dict[str, Value] = {}
         for key, value in sorted(self.options, key=lambda option: "." in option[0]):
@@ -146,13 +157,62 @@ class Spec:
                 known = ", ".join(["d", *(short.get(name, name) for name in sorted(allowed))])
                 hint = _perhaps(bare, [*allowed, *self.method.short])
                 raise ValueError(f"embedding {self}: no option {bare!r}{hint}: expected {known}")
+            if not _fits(value, allowed[keyword]):
+                raise ValueError(f"embedding {self}: {bare} must be {_described(allowed[keyword])}, got {_text(value)}")
             if not dot or owner == table:
-                found[keyword] = value
+                found[keyword] = _as(value, allowed[keyword])
         return found
+
+    def with_option(self, table: str, keyword: str, value: Value) -> Spec:
+        """This description with `keyword` set for the tables of the field `table` alone."""
+
+        def is_it(key: str) -> bool:
+            owner, _, bare = key.rpartition(".")
+            return owner == table and self.method.short.get(bare, bare) == keyword
+
+        short = {name: key for key, name in self.method.short.items()}
+        rest = [option for option in self.options if not is_it(option[0])]
+        return replace(self, options=tuple(sorted([*rest, (f"{table}.{short.get(keyword, keyword)}", value)])))
 
     def warm_up(self) -> Spec:
         """What is trained first: a full table for those that compress one, else the same."""
         return self if self.method.kind == "trained" else Spec("full", (), self.dim)
+
+
+def fit(spec: Spec, table: str, num_embeddings: int, embedding_dim: int, counts: Tensor) -> tuple[Spec, str]:
+    """`spec` with no more centroids than the table's tiers can use, as compress_ does; and what was cut, in words.
+
+    The words are empty where nothing is cut. A description that cannot be right for any table comes back as it is,
+    for `build` to refuse.
+    """
+    given = spec.keywords(table)
+    if "num_centroids" not in _keywords_of(spec.method) or "budget" in given:
+        return spec, ""
+    try:
+        tiers = Tiers.from_sizes((num_embeddings,))
+        if "fractions" in _keywords_of(spec.method):
+            fractions: Any = given.get("fractions", CHOSEN["fractions"])
+            tiers = Tiers.from_counts(counts, fractions=fractions, num_embeddings=num_embeddings)
+        given.setdefault("num_subspaces", default_num_subspaces(embedding_dim))
+        wanted = given.setdefault("num_centroids", _default_centroids(tiers, str(given.get("capacity", "centroids"))))
+        settings: dict[str, Any] = {name: given[name] for name in CHOSEN if name in given}
+        cut = cut_centroids(CompressConfig(**settings), tiers, settings["num_subspaces"])
+    except (TypeError, ValueError):
+        return spec, ""
+    each: Any = wanted if isinstance(wanted, tuple) else (wanted,) * tiers.num_tiers
+    if cut is None or cut == each or len(each) != tiers.num_tiers:
+        return spec, ""
+    ids = "/".join(f"{size:,}" for size in tiers.sizes)
+    note = f"{table} table: K={_text(each)} is cut to {_text(cut)}, since its tiers have {ids} ids"
+    if "num_centroids" not in spec.keywords(table):  # the class cuts its default itself
+        return spec, note
+    return spec.with_option(table, "num_centroids", cut if len(cut) > 1 else cut[0]), note
+
+
+def _default_centroids(tiers: Tiers, capacity: str) -> tuple[int, ...]:
+    """K of each tier by default, where there are ids enough."""
+    others = DEFAULT_HEAD_CENTROIDS if capacity == "subspaces" else DEFAULT_TAIL_CENTROIDS
+    return (DEFAULT_HEAD_CENTROIDS, *(others for _ in tiers.sizes[1:]))
 
 
 def build(
@@ -219,11 +279,62 @@ class FrozenEmbedding(nn.Module):
         return rows
 
 
-def _keywords_of(method: Method) -> set[str]:
-    """What a description may set: the class's own keywords, not nn.Embedding's nor those that the loop decides."""
-    parameters = inspect.signature(method.load()).parameters.values()
-    own = {parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
-    return own - {"counts", "tiers", "pairs", "rows"} - set(method.fixed)
+def _keywords_of(method: Method) -> dict[str, tuple[Any, ...]]:
+    """What a description may set, with the types that it may have.
+
+    That is the class's own keywords, not nn.Embedding's nor those that the loop decides.
+    """
+    cls = method.load()
+    parameters = inspect.signature(cls).parameters.values()
+    hints = typing.get_type_hints(cls.__init__)
+    return {
+        parameter.name: _alternatives(hints[parameter.name])
+        for parameter in parameters
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        and parameter.name not in {"counts", "tiers", "pairs", "rows", *method.fixed}
+    }
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+
+
+def _fits(value: Value, kinds: tuple[Any, ...]) -> bool:
+    """Whether a value is of one of the types; a lone number also stands for a sequence of one."""
+    if isinstance(value, tuple):
+        return any(
+            all(_fits(part, typing.get_args(kind)) for part in value)
+            for kind in kinds
+            if typing.get_origin(kind) is Sequence
+        )
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    wanted = {bool} if isinstance(value, bool) else {int, float} if isinstance(value, int) else {type(value)}
+    return any(
+        kind in wanted or (typing.get_origin(kind) is Sequence and _fits(value, typing.get_args(kind)))
+        for kind in kinds
+    )
+
+
+def _as(value: Value, kinds: tuple[Any, ...]) -> Value:
+    """A lone number as a sequence of one where only a sequence will do."""
+    if isinstance(value, (int, float)) and {bool, int, float}.isdisjoint(kinds):
+        return (value,)
+    return value
+
+
+def _described(kinds: tuple[Any, ...]) -> str:
+    """Types as a user may write their values."""
+    plain = [_TYPES[kind] for kind in kinds if kind in _TYPES]
+    several = [kind for kind in kinds if typing.get_origin(kind) is Sequence]
+    for kind in several:
+        (part,) = typing.get_args(kind)
+        plain.append(f"{_TYPES[part].removeprefix('a ')}s joined by slashes")
+    return " or ".join(plain)
 
 
 def _perhaps(word: str, known: Any) -> str:

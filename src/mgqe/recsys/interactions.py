@@ -3,7 +3,8 @@
 Five layouts are read, recognised by themselves or named by `format`:
 
 ==========  ====================================================================================
-`csv`       header line; comma, tab, semicolon or bar between fields; columns found by name
+`csv`       comma, tab, semicolon, bar or any other text between fields; columns found by the header's
+            names, or by numbers from 1 without a header
 `parquet`   columns found by name
 `inter`     RecBole: tab-separated, header `user_id:token item_id:token timestamp:float`
 `pairs`     SASRec: a line an interaction, `user item`, no header, in time order within a user
@@ -24,7 +25,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mgqe.recsys.files import FORMATS, Columns, read_frame, recognise
+from mgqe.recsys.files import FORMATS, Columns, read_any
 
 __all__ = ["FORMATS", "Columns", "IdMap", "Interactions", "load_interactions"]
 
@@ -82,6 +83,7 @@ class Interactions:
     offsets: int64 (num_users + 1,); user u's interactions are [offsets[u], offsets[u + 1]).
     user_ids, item_ids: the file's ids of the rows.
     num_repeats: interactions left out because the user already had that item (the first one is kept).
+    times: float64 (n,), the file's times where it has some; dates and times of day as seconds since 1970, UTC.
     """
 
     users: Tensor
@@ -90,6 +92,7 @@ class Interactions:
     user_ids: IdMap
     item_ids: IdMap
     num_repeats: int = 0
+    times: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.users.numel())
@@ -115,7 +118,16 @@ class Interactions:
         kept = frame.unique(subset=["user_row", "item_row"], keep="first", maintain_order=True)
         users = torch.from_numpy(kept["user_row"].to_numpy().copy())
         items = torch.from_numpy(kept["item_row"].to_numpy().copy())
-        return cls(users, items, offsets_of(users, len(user_ids)), user_ids, item_ids, frame.height - kept.height)
+        times = times_of(kept["time"]) if "time" in kept.columns else None
+        repeats = frame.height - kept.height
+        return cls(users, items, offsets_of(users, len(user_ids)), user_ids, item_ids, repeats, times)
+
+
+def times_of(column: pl.Series) -> Tensor:
+    """Numbers as they are, dates and moments as seconds since 1970, UTC: float64 (n,)."""
+    if column.dtype == pl.Date or column.dtype.base_type() == pl.Datetime:
+        column = column.cast(pl.Datetime("us")).dt.epoch("us") / 1e6
+    return torch.from_numpy(column.to_physical().cast(pl.Float64).to_numpy().copy())
 
 
 def offsets_of(sorted_rows: Tensor, num_rows: int) -> Tensor:
@@ -130,16 +142,12 @@ def _with_rows(frame: pl.DataFrame, name: str, ids: IdMap) -> pl.DataFrame:
 
 
 def load_interactions(path: Path | str, format: str | None = None, columns: Columns | None = None) -> Interactions:
-    """Read a file of interactions.
+    """Read a file of interactions, a folder of files as Spark writes it, or a pattern.
 
     format: one of FORMATS, or None to recognise it. columns: names of the user, item and time columns of a
-    csv, parquet or inter file where they are not usual ones.
+    csv, parquet or inter file where they are not usual ones, and how a csv file is laid out.
     Raises ValueError that names the file, the line, what was expected and what to do about it.
     """
-    path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise ValueError(f"{path} {what}: expected a file of interactions")
     if format is not None and format not in FORMATS:
         raise ValueError(f"unknown format {format!r}: expected one of {', '.join(FORMATS)}")
-    return Interactions.from_frame(read_frame(path, format or recognise(path), columns or Columns()))
+    return Interactions.from_frame(read_any(path, format, columns or Columns()))

@@ -162,6 +162,9 @@ def run_phase(
         torch.manual_seed(derive_seed(task.seed, phase.name, "torch"))
         model.eval()
         first = {"epoch": 0, **task.validate(model)}
+        if phase.select_by not in first:
+            known = ", ".join(name for name in first if name != "epoch")
+            raise ValueError(f"no validation figure {phase.select_by!r}: expected {known}")
         state = {"epoch": 0, "best_epoch": 0, "history": [first]}
         _save(directory, model, optimizer, state, True, phase)
     else:

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mgqe.recsys.datasets import PUBLISHED, Split, locate
+from mgqe.recsys.datasets import PUBLISHED, locate
 from mgqe.recsys.files import Columns
+from mgqe.recsys.held_out import HeldOut, Split
 from mgqe.recsys.interactions import Interactions, load_interactions, offsets_of
 
 __all__ = ["PUBLISHED", "PublishedSplit", "load_published", "read_published"]
@@ -45,20 +46,22 @@ class PublishedSplit:
         offsets = offsets_of(users, data.num_users)
         lengths = offsets.diff()
         if int(lengths.min()) < 2:
-            raise ValueError(f"user row {int(lengths.argmin())} has {int(lengths.min()) + 1} items: expected 3 or more")
+            user = data.user_ids.id(int(lengths.argmin()))
+            raise ValueError(f"user {user!r} has {int(lengths.min()) + 1} items: expected 3 or more of each user")
         chance = torch.rand(data.num_users, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         valid = offsets[:-1] + (chance * lengths).long().clamp(max=lengths - 1)
         kept = torch.ones(users.numel(), dtype=torch.bool)
         kept[valid] = False
+        everybody = torch.arange(data.num_users)
         return Split(
             num_users=data.num_users,
             num_items=data.num_items,
             train_users=users[kept],
             train_items=items[kept],
             train_offsets=offsets_of(users[kept], data.num_users),
-            users=torch.arange(data.num_users),
-            valid_items=items[valid],
-            test_items=self.test_items,
+            valid=HeldOut.one_each(everybody, items[valid]),
+            test=HeldOut.one_each(everybody, self.test_items),
+            summary={"rule": "as published", "valid": "one of each user's other items, chosen by the seed"},
         )
 
 

@@ -1,4 +1,4 @@
-"""Item ranking: what an epoch trains on, and how a model is judged. Leave-one-out, sampled negatives."""
+"""Item ranking: what an epoch trains on, and how a model is judged on held-out items, with sampled negatives."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mgqe.recsys.datasets import Split, leave_one_out, load_data
+from mgqe.recsys.datasets import load_data
+from mgqe.recsys.held_out import HeldOut, Split
 from mgqe.recsys.interactions import Columns, IdMap, Interactions
-from mgqe.recsys.metrics import catalogue_ranks, sampled_ranks, summary, tier_summary
+from mgqe.recsys.metrics import CatalogueScorer, catalogue_ranks, sampled_ranks, summary, tier_summary
 from mgqe.recsys.models import MODELS
 from mgqe.recsys.models.gmf import GMF, TABLES
 from mgqe.recsys.models.neumf import NeuMF
 from mgqe.recsys.ncf import PUBLISHED, PublishedSplit, load_published
-from mgqe.recsys.sampling import SeenItems, evaluation_negatives, sample_negatives
+from mgqe.recsys.sampling import LEAVE_OUT, SeenItems, evaluation_negatives, sample_negatives
 from mgqe.recsys.seeds import derive_seed
+from mgqe.recsys.splits import LEAVE_ONE_OUT, leave_one_out, split, split_parts
 from mgqe.recsys.tasks import TableInfo
 
 if TYPE_CHECKING:
@@ -33,24 +35,33 @@ MIN_STEPS = 64
 
 
 @dataclass(frozen=True)
+class Judged(HeldOut):
+    """Held-out items with the negatives that they are ranked among.
+
+    negatives: int64 (u, c), items that the user has nowhere; one that is the positive itself does not count.
+    """
+
+    negatives: Tensor
+
+    @classmethod
+    def of(cls, part: HeldOut, negatives: Tensor) -> Judged:
+        return cls(part.users, part.items, part.offsets, negatives)
+
+
+@dataclass(frozen=True)
 class RankingTask:
     """One data set, split and ready to train and judge on.
 
-    split: the training part and each user's held-out items.
+    split: the training part and what is held out of it.
     seen: what users have in training, which negatives avoid.
-    users: int64 (u,) the users that are judged; valid_items, test_items: int64 (u,), theirs.
-    valid_negatives, test_negatives: int64 (u, c), items that the user has nowhere; one that is the positive itself
-        does not count.
+    valid, test: the users that are judged, with their held-out items and their negatives.
     table_fields: path of each of the model's tables -> "user" or "item"; by default GMF's.
     """
 
     split: Split
     seen: SeenItems
-    users: Tensor
-    valid_items: Tensor
-    test_items: Tensor
-    valid_negatives: Tensor
-    test_negatives: Tensor
+    valid: Judged
+    test: Judged
     num_negatives: int
     seed: int
     table_fields: Mapping[str, str] = field(default_factory=lambda: TABLES)
@@ -66,29 +77,25 @@ class RankingTask:
         num_negatives: int = 4,
         eval_negatives: int = 99,
         eval_users: int = 10_000,
+        split: Split | None = None,
     ) -> RankingTask:
-        """Split, choose at most `eval_users` users to judge on, and draw their negatives, all by `seed`."""
-        split = leave_one_out(interactions)
-        shape = (split.num_users, split.num_items)
-        anywhere = SeenItems(interactions.users, interactions.items, *shape)
-        kept = torch.arange(split.users.numel())
-        if split.users.numel() > eval_users:
-            generator = torch.Generator().manual_seed(derive_seed(seed, "users"))
-            kept = torch.randperm(split.users.numel(), generator=generator)[:eval_users].sort().values
-        users = split.users[kept]
-        return cls(
-            split=split,
-            seen=SeenItems(split.train_users, split.train_items, *shape),
-            users=users,
-            valid_items=split.valid_items[kept],
-            test_items=split.test_items[kept],
-            valid_negatives=evaluation_negatives(users, anywhere, eval_negatives, derive_seed(seed, "valid")),
-            test_negatives=evaluation_negatives(users, anywhere, eval_negatives, derive_seed(seed, "test")),
-            num_negatives=num_negatives,
-            seed=seed,
-            ids={"user": interactions.user_ids, "item": interactions.item_ids},
-            summary=sizes(interactions, users.numel()),
+        """Choose at most `eval_users` users per part to judge on, and draw their negatives, all by `seed`.
+
+        split: of these interactions; by default leave-one-out.
+        """
+        split = leave_one_out(interactions) if split is None else split
+        anywhere = SeenItems(
+            interactions.users, interactions.items, split.num_users, split.num_items, user_ids=interactions.user_ids
         )
+        judged = {}
+        for name, part in (("valid", split.valid), ("test", split.test)):
+            if part.users.numel() > eval_users:
+                generator = torch.Generator().manual_seed(derive_seed(seed, "users"))
+                places = torch.randperm(part.users.numel(), generator=generator)[:eval_users].sort().values
+                part = part.of_users(places)
+            negatives = evaluation_negatives(part.users, anywhere, eval_negatives, derive_seed(seed, name))
+            judged[name] = Judged.of(part, negatives)
+        return cls._of(interactions, split, judged["valid"], judged["test"], num_negatives, seed)
 
     @classmethod
     def published(
@@ -99,20 +106,68 @@ class RankingTask:
         eval_negatives: of the validation items, drawn by `seed`.
         """
         interactions, split = data.interactions, data.split(derive_seed(seed, "valid"))
+        anywhere = SeenItems(
+            interactions.users, interactions.items, split.num_users, split.num_items, user_ids=interactions.user_ids
+        )
+        negatives = evaluation_negatives(split.valid.users, anywhere, eval_negatives, derive_seed(seed, "valid"))
+        valid, test = Judged.of(split.valid, negatives), Judged.of(split.test, data.test_negatives)
+        return cls._of(interactions, split, valid, test, num_negatives, seed)
+
+    @classmethod
+    def _of(
+        cls, interactions: Interactions, split: Split, valid: Judged, test: Judged, num_negatives: int, seed: int
+    ) -> RankingTask:
         shape = (split.num_users, split.num_items)
-        anywhere = SeenItems(interactions.users, interactions.items, *shape)
         return cls(
             split=split,
-            seen=SeenItems(split.train_users, split.train_items, *shape),
-            users=split.users,
-            valid_items=split.valid_items,
-            test_items=split.test_items,
-            valid_negatives=evaluation_negatives(split.users, anywhere, eval_negatives, derive_seed(seed, "valid")),
-            test_negatives=data.test_negatives,
+            seen=SeenItems(split.train_users, split.train_items, *shape, user_ids=interactions.user_ids),
+            valid=valid,
+            test=test,
             num_negatives=num_negatives,
             seed=seed,
             ids={"user": interactions.user_ids, "item": interactions.item_ids},
-            summary=sizes(interactions, split.users.numel()),
+            summary=sizes(interactions, test.users.numel()),
+        )
+
+    @property
+    def users(self) -> Tensor:
+        """The users that are judged on the test part: int64 (u,)."""
+        return self.test.users
+
+    @property
+    def valid_items(self) -> Tensor:
+        """Validation items of the judged users, by user: int64 (n,)."""
+        return self.valid.items
+
+    @property
+    def test_items(self) -> Tensor:
+        """Test items of the judged users, by user: int64 (n,)."""
+        return self.test.items
+
+    @property
+    def valid_negatives(self) -> Tensor:
+        """int64 (u, c) for the users of `valid`."""
+        return self.valid.negatives
+
+    @property
+    def test_negatives(self) -> Tensor:
+        """int64 (u, c) for the users of `test`."""
+        return self.test.negatives
+
+    @property
+    def split_summary(self) -> dict[str, Any]:
+        """How the data were divided, and what each part holds."""
+        return self.split.summary
+
+    def owners(self, part: HeldOut) -> Tensor | None:
+        """The user of each item of a part, as `summary` takes them: None where each user has one item by the rule."""
+        return part.owners if self.split.several else None
+
+    def catalogue_ranks(self, scores: CatalogueScorer, part: HeldOut, test: bool) -> Tensor:
+        """Ranks of a part's items among the catalogue, less what their users had before: int64 (n,)."""
+        items, offsets = self.split.histories(test)
+        return catalogue_ranks(
+            scores, part.users, part.items, items, offsets, self.split.num_items, offsets=part.offsets
         )
 
     @cached_property
@@ -149,9 +204,14 @@ class RankingTask:
         target[:, 0] = 1.0
         return F.binary_cross_entropy_with_logits(scores, target)
 
+    def check_negatives(self) -> None:
+        """ValueError when a user who is trained on has every item, so that training has no negatives to draw."""
+        self.seen.check_unseen(self.split.train_users, 1, LEAVE_OUT)
+
     def validate(self, model: Model) -> dict[str, float]:
         """hr@10 and ndcg@10 of the validation items against their sampled negatives."""
-        return summary(self._sampled(model, self._distinct(model)[1], self.valid_items, self.valid_negatives))
+        ranks = self._sampled(model, self._distinct(model)[1], self.valid)
+        return summary(ranks, owners=self.owners(self.valid))
 
     @torch.no_grad()
     def _distinct(self, model: Model) -> tuple[Tensor, Tensor]:
@@ -159,8 +219,8 @@ class RankingTask:
         distinct, places = torch.unique(model.catalogue(self.split.num_items), dim=0, return_inverse=True)
         return distinct, places
 
-    def _sampled(self, model: Model, places: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
-        """Ranks among sampled negatives.
+    def _sampled(self, model: Model, places: Tensor, part: Judged) -> Tensor:
+        """Ranks of a part's items among sampled negatives.
 
         A matrix product may give equal rows unequal last bits; items that share all their codes must draw.
         """
@@ -170,7 +230,7 @@ class RankingTask:
             at = places[items]
             return torch.where(at == at[:, :1], found[:, :1], found)
 
-        return sampled_ranks(scores, self.users, positives, negatives)
+        return sampled_ranks(scores, part.users, part.items, part.negatives, owners=part.owners)
 
     @torch.no_grad()
     def judge(self, model: Model) -> dict[str, float]:
@@ -179,33 +239,24 @@ class RankingTask:
         hr@10 and ndcg@10 of the test items against sampled negatives; `full_` the same against the whole
         catalogue less the user's training and validation items; `valid_` and `valid_full_` for the validation
         items (against the catalogue less the user's training items); `head_` and `tail_` for the test items among
-        the 10% most frequent items in training, and for the others.
+        the 10% most frequent items in training, and for the others. Where a user may have several items in a part,
+        recall@10 as well, and no item of the part is a rival of the user's others.
         """
         distinct, places = self._distinct(model)
 
         def scores(users: Tensor) -> Tensor:
             return model.score_catalogue(users, distinct)[:, places]
 
-        def catalogue(positives: Tensor, also_seen: Tensor | None) -> Tensor:
-            return catalogue_ranks(
-                scores,
-                self.users,
-                positives,
-                self.split.train_items,
-                self.split.train_offsets,
-                self.split.num_items,
-                also_seen,
-            )
-
-        test = self._sampled(model, places, self.test_items, self.test_negatives)
-        valid = self._sampled(model, places, self.valid_items, self.valid_negatives)
-        return {
-            **summary(test),
-            **tier_summary(test, self.test_items, self.split.item_counts),
-            **summary(catalogue(self.test_items, self.valid_items), prefix="full_"),
-            **summary(valid, prefix="valid_"),
-            **summary(catalogue(self.valid_items, None), prefix="valid_full_"),
-        }
+        found = {}
+        for test, part, prefix in ((True, self.test, ""), (False, self.valid, "valid_")):
+            owners = self.owners(part)
+            ranks = self._sampled(model, places, part)
+            found.update(summary(ranks, prefix=prefix, owners=owners))
+            if test:
+                found.update(tier_summary(ranks, part.items, self.split.item_counts, owners=owners))
+            ranks = self.catalogue_ranks(scores, part, test)
+            found.update(summary(ranks, prefix=f"{prefix}full_", owners=owners))
+        return found
 
 
 def prepare(config: TrainConfig) -> tuple[RankingTask, str]:
@@ -215,14 +266,33 @@ def prepare(config: TrainConfig) -> tuple[RankingTask, str]:
         task = RankingTask.published(data, config.seed, config.negatives, config.eval_negatives)
         digest = fingerprint(data.interactions, data.test_items, data.test_negatives)
     else:
-        columns = Columns(config.user_column, config.item_column, config.time_column)
-        interactions = load_data(config.data, config.data_dir, config.format, columns)
+        interactions, parts = split_of(config)
         task = RankingTask.prepare(
-            interactions, config.seed, config.negatives, config.eval_negatives, config.eval_users
+            interactions, config.seed, config.negatives, config.eval_negatives, config.eval_users, parts
         )
-        digest = fingerprint(interactions)
+        digest = fingerprint(interactions, *parts_digest(config, parts))
+    task.check_negatives()
     fields = importlib.import_module(MODELS[config.model].module).TABLES
     return replace(task, table_fields=fields), digest
+
+
+def split_of(config: TrainConfig) -> tuple[Interactions, Split]:
+    """The interactions that `config` names, divided as it says."""
+    columns = Columns.of(config)
+
+    def load(path: str) -> Interactions:
+        return load_data(path, config.data_dir, config.format, columns)
+
+    if config.test is None:
+        return split(load(config.data), config.split or LEAVE_ONE_OUT)
+    return split_parts(load(config.data), None if config.valid is None else load(config.valid), load(config.test))
+
+
+def parts_digest(config: TrainConfig, parts: Split) -> list[Tensor]:
+    """What a digest of the data has to hold besides all interactions, unless leave-one-out divides them."""
+    if config.test is None and config.split in (None, LEAVE_ONE_OUT):
+        return []
+    return [parts.train_users, parts.train_items, parts.valid.users, parts.valid.items, parts.valid.offsets]
 
 
 def step_size(positives: int, limit: int) -> int:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mgqe.recsys.interactions import IdMap
+
 BITSET_LIMIT = 512 * 2**20  # bytes; beyond it, seen pairs are found by binary search
+LEAVE_OUT = "leave the user out of the data"
 
 
 class SeenItems:
     """Answers "has this user this item?" for many pairs at once.
 
     users, items: int64 (n,), any order, repeats allowed. A packed bit a (user, item) pair where that fits in
-    `bitset_limit` bytes, else a search among the sorted keys user * num_items + item.
+    `bitset_limit` bytes, else a search among the sorted keys user * num_items + item. user_ids: what errors call the
+    users; without it, their rows.
     """
 
     def __init__(
@@ -22,8 +26,10 @@ class SeenItems:
         num_users: int,
         num_items: int,
         bitset_limit: int = BITSET_LIMIT,
+        user_ids: IdMap | None = None,
     ) -> None:
         self.num_users, self.num_items = num_users, num_items
+        self.user_ids = user_ids
         keys = torch.unique(users * num_items + items)  # sorted
         self.counts = torch.bincount(keys // num_items, minlength=num_users)
         self.stride = (num_items + 7) // 8
@@ -51,6 +57,21 @@ class SeenItems:
         items = torch.arange(self.num_items)
         return items[~self.has(torch.full_like(items, user), items)]
 
+    def check_unseen(self, users: Tensor, num: int, remedy: str) -> None:
+        """ValueError that names a user of `users` who lacks fewer than `num` items; {lacks} in `remedy` is how many."""
+        if users.numel() == 0:
+            return
+        lacking = self.num_items - self.counts[users]
+        least = int(lacking.argmin())
+        lacks, row = int(lacking[least]), int(users[least])
+        if lacks >= num:
+            return
+        name = f"row {row}" if self.user_ids is None else f"{self.user_ids.id(row)!r}"
+        raise ValueError(
+            f"user {name} lacks only {lacks} of {self.num_items} items: expected at least {num} to draw negatives "
+            f"from; {remedy.format(lacks=lacks) if lacks else LEAVE_OUT}"
+        )
+
 
 def _bit(items: Tensor) -> Tensor:
     return torch.ones((), dtype=torch.uint8) << (items & 7).to(torch.uint8)
@@ -61,7 +82,7 @@ def sample_negatives(users: Tensor, seen: SeenItems, num: int, generator: torch.
 
     Draws may repeat one another. ValueError when a user has every item.
     """
-    _check_unseen(users, seen, 1)
+    seen.check_unseen(users, 1, LEAVE_OUT)
     owner = users.repeat_interleave(num)
     drawn = torch.randint(seen.num_items, (owner.numel(),), generator=generator)
     wrong = seen.has(owner, drawn).nonzero().squeeze(1)
@@ -79,12 +100,13 @@ def sample_negatives(users: Tensor, seen: SeenItems, num: int, generator: torch.
     return drawn.view(users.numel(), num)
 
 
-def evaluation_negatives(users: Tensor, seen: SeenItems, num: int, seed: int) -> Tensor:
+def evaluation_negatives(users: Tensor, seen: SeenItems, num: int, seed: int, option: str = "eval_negatives") -> Tensor:
     """`num` different items for each of `users` (n,) that the user has nowhere: int64 (n, num), ascending.
 
-    Always the same ones for the same seed. ValueError when a user lacks fewer than `num` items.
+    Always the same ones for the same seed. ValueError when a user lacks fewer than `num` items; `option` is the
+    setting that it names.
     """
-    _check_unseen(users, seen, num)
+    seen.check_unseen(users, num, f"ask for fewer negatives (--set {option}={{lacks}}) or leave the user out")
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(seen.num_items, (users.numel(), num), generator=generator)
     owner = users[:, None]
@@ -104,15 +126,3 @@ def evaluation_negatives(users: Tensor, seen: SeenItems, num: int, seed: int) ->
         chosen = torch.randperm(unseen.numel(), generator=generator)[:num]
         drawn[row] = unseen[chosen].sort().values
     return drawn
-
-
-def _check_unseen(users: Tensor, seen: SeenItems, num: int) -> None:
-    if users.numel() == 0:
-        return
-    lacking = seen.num_items - seen.counts[users]
-    least = int(lacking.argmin())
-    if int(lacking[least]) < num:
-        raise ValueError(
-            f"user row {int(users[least])} lacks only {int(lacking[least])} of {seen.num_items} items: expected at "
-            f"least {num} to draw negatives from; ask for fewer negatives or leave the user out"
-        )

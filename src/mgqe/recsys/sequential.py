@@ -1,4 +1,4 @@
-"""Sequential recommendation: the next item after a user's history. Leave-one-out, sampled negatives."""
+"""Sequential recommendation: the items after a user's history, ranked among sampled negatives and the catalogue."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mgqe.recsys.datasets import Split, load_data
-from mgqe.recsys.interactions import Columns, IdMap
-from mgqe.recsys.metrics import catalogue_ranks, sampled_ranks, summary, tier_summary
+from mgqe.recsys.held_out import Split
+from mgqe.recsys.interactions import IdMap
+from mgqe.recsys.metrics import sampled_ranks, summary, tier_summary
 from mgqe.recsys.models.sasrec import SASRec
-from mgqe.recsys.ranking import RankingTask, fingerprint
+from mgqe.recsys.ranking import RankingTask, fingerprint, parts_digest, split_of
 from mgqe.recsys.sampling import sample_negatives
 from mgqe.recsys.seeds import derive_seed
 from mgqe.recsys.tasks import TableInfo
@@ -44,7 +44,8 @@ class Batch:
 class SequentialTask:
     """One data set, split and ready to train and judge on.
 
-    base: the split, the judged users, their held-out items and negatives. max_length: most inputs of a window.
+    base: the split, the judged users, their held-out items and negatives. max_length: most inputs of a window. What a
+    part holds of a user is ranked by one query, after all the user had before that part.
     loss: "bce": sampled negatives of each position's own; "softmax": cross-entropy against negatives that a batch
     shares; "ce": cross-entropy over the catalogue.
     windows: of a longer history, an epoch trains on its "last" max_length + 1 items, on as many from a "random"
@@ -70,6 +71,10 @@ class SequentialTask:
         return self.base.summary
 
     @property
+    def split_summary(self) -> dict[str, Any]:
+        return self.base.split_summary
+
+    @property
     def ids(self) -> Mapping[str, IdMap]:
         return {"item": self.base.ids["item"]}
 
@@ -79,14 +84,14 @@ class SequentialTask:
         return {"item": self.base.tables["item"]}
 
     @cached_property
-    def _trained(self) -> Tensor:
+    def trained_users(self) -> Tensor:
         """Users with 2 training items or more: int64."""
         return (self.split.train_offsets.diff() >= 2).nonzero().squeeze(1)
 
     @cached_property
     def _positions(self) -> int:
         """Positions an epoch."""
-        positions = self.split.train_offsets.diff()[self._trained] - 1
+        positions = self.split.train_offsets.diff()[self.trained_users] - 1
         return int((positions if self.windows == "all" else positions.clamp(max=self.max_length)).sum())
 
     def num_batches(self, batch_size: int) -> int:
@@ -110,7 +115,7 @@ class SequentialTask:
 
     def _windows(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """(users, starts in the training part, sizes), each int64 (w,)."""
-        users = self._trained
+        users = self.trained_users
         offsets, most = self.split.train_offsets, self.max_length + 1
         first, lengths = offsets[users], offsets[users + 1] - offsets[users]
         sizes = lengths.clamp(max=most)
@@ -160,54 +165,48 @@ class SequentialTask:
 
     def validate(self, model: SASRec) -> dict[str, float]:
         """hr@10 and ndcg@10 of the validation items against their sampled negatives."""
-        return summary(self._ranks(model, self._catalogue(model), test=False))
+        ranks = self._ranks(self._catalogue(model), self.queries(model, test=False), test=False)
+        return summary(ranks, owners=self.base.owners(self.base.valid))
 
     @torch.no_grad()
     def judge(self, model: SASRec) -> dict[str, float]:
-        """All final figures: those of RankingTask.judge. At test time the validation item ends the history."""
+        """All final figures: those of RankingTask.judge. At test time validation items end the history."""
         base = self.base
         vectors = self._catalogue(model)
         # A matrix product may give equal rows unequal last bits; items that share all their codes must draw.
         distinct, places = torch.unique(vectors, dim=0, return_inverse=True)
         found = {}
-        for test, prefix in ((True, ""), (False, "valid_")):
-            queries = self.queries(model, test)
+        for test, part, prefix in ((True, base.test, ""), (False, base.valid, "valid_")):
+            queries, owners = self.queries(model, test), base.owners(part)
             row = torch.empty(self.split.num_users, dtype=torch.int64)
-            row[base.users] = torch.arange(base.users.numel())
-            ranks = self._ranks(model, vectors, test, queries)
-            found.update(summary(ranks, prefix=prefix))
+            row[part.users] = torch.arange(part.users.numel())
+            ranks = self._ranks(vectors, queries, test)
+            found.update(summary(ranks, prefix=prefix, owners=owners))
             if test:
-                found.update(tier_summary(ranks, base.test_items, self.split.item_counts))
-            ranks = catalogue_ranks(
+                found.update(tier_summary(ranks, part.items, self.split.item_counts, owners=owners))
+            ranks = base.catalogue_ranks(
                 lambda users: (queries[row[users]] @ distinct.T)[:, places],  # noqa: B023
-                base.users,
-                base.test_items if test else base.valid_items,
-                self.split.train_items,
-                self.split.train_offsets,
-                self.split.num_items,
-                base.valid_items if test else None,
+                part,
+                test,
             )
-            found.update(summary(ranks, prefix=f"{prefix}full_"))
+            found.update(summary(ranks, prefix=f"{prefix}full_", owners=owners))
         return found
 
     @torch.no_grad()
     def queries(self, model: SASRec, test: bool) -> Tensor:
-        """h after the histories of the judged users, at test time with the validation item: (u, d)."""
-        offsets, base = self.split.train_offsets, self.base
+        """h after the histories of the judged users of a part, at test time with validation items: (u, d)."""
+        items, offsets = self.split.histories(test)
+        judged = (self.base.test if test else self.base.valid).users
         found = []
         # Users of like lengths together.
-        order = (offsets[base.users + 1] - offsets[base.users]).argsort(stable=True)
+        order = self.split.train_offsets.diff()[judged].argsort(stable=True)
         for rows in torch.split(order, EVAL_BATCH):
-            users = base.users[rows]
-            # The last item of a window is overwritten by the validation item, hence one more place then.
-            ends = offsets[users + 1] + int(test)
+            users = judged[rows]
+            ends = offsets[users + 1]
             sizes = torch.minimum(ends - offsets[users], torch.tensor(self.max_length))
             at = (ends - sizes.cumsum(0)).repeat_interleave(sizes) + torch.arange(int(sizes.sum()))
-            items = self.split.train_items[at.clamp(max=self.split.train_items.numel() - 1)]
-            if test:
-                items[sizes.cumsum(0) - 1] = base.valid_items[rows]
-            found.append(model(items, sizes))
-        queries = torch.empty(base.users.numel(), found[0].shape[1])
+            found.append(model(items[at], sizes))
+        queries = torch.empty(judged.numel(), found[0].shape[1])
         queries[order] = torch.cat(found)
         return queries
 
@@ -216,17 +215,16 @@ class SequentialTask:
         vectors: Tensor = model.item(torch.arange(self.split.num_items))
         return vectors
 
-    def _ranks(self, model: SASRec, vectors: Tensor, test: bool, queries: Tensor | None = None) -> Tensor:
-        """Ranks of the judged users' items among their sampled negatives."""
-        base = self.base
-        queries = self.queries(model, test) if queries is None else queries
-        items, negatives = (base.test_items, base.test_negatives) if test else (base.valid_items, base.valid_negatives)
+    def _ranks(self, vectors: Tensor, queries: Tensor, test: bool) -> Tensor:
+        """Ranks of a part's items among their sampled negatives; queries (u, d) of its users."""
+        part = self.base.test if test else self.base.valid
         # Multiply and add treats equal items equally, which a matrix product need not.
         return sampled_ranks(
             lambda rows, items: (F.embedding(items, vectors) * queries[rows, None]).sum(dim=2),
-            torch.arange(base.users.numel()),
-            items,
-            negatives,
+            torch.arange(part.users.numel()),
+            part.items,
+            part.negatives,
+            owners=part.owners,
         )
 
 
@@ -245,7 +243,13 @@ def shared_softmax_loss(
 
 def prepare(config: TrainConfig) -> tuple[SequentialTask, str]:
     """The data that `config` names, split and ready, and a digest of them."""
-    columns = Columns(config.user_column, config.item_column, config.time_column)
-    interactions = load_data(config.data, config.data_dir, config.format, columns)
-    base = RankingTask.prepare(interactions, config.seed, config.negatives, config.eval_negatives, config.eval_users)
-    return SequentialTask(base, config.max_length, config.loss, config.windows), fingerprint(interactions)
+    interactions, parts = split_of(config)
+    base = RankingTask.prepare(
+        interactions, config.seed, config.negatives, config.eval_negatives, config.eval_users, parts
+    )
+    if config.loss == "bce":
+        base.check_negatives()
+    task = SequentialTask(base, config.max_length, config.loss, config.windows)
+    if task.trained_users.numel() == 0:
+        raise ValueError("no user has 2 training interactions: a sequential model learns from one item to the next")
+    return task, fingerprint(interactions, *parts_digest(config, parts))

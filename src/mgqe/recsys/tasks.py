@@ -57,6 +57,10 @@ class Task(loop.Task, Protocol):
     def summary(self) -> dict[str, Any]:
         """Sizes of the data, for the results."""
 
+    @property
+    def split_summary(self) -> dict[str, Any]:
+        """How the data were divided, and what each part holds, for the results."""
+
     def judge(self, model: Any) -> dict[str, float]:
         """All final figures: the test part's under plain names, the validation part's with `valid_` before them."""
 

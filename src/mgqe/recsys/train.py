@@ -14,7 +14,8 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mgqe.recsys.checkpoint import LAST, locked, read_json, write_json
+from mgqe.recsys.checkpoint import LAST, LOCK, check_folder, load_state, locked, read_json, write_json
 from mgqe.recsys.config import TrainConfig, warm_up_key
-from mgqe.recsys.embeddings import Spec, build
+from mgqe.recsys.embeddings import Spec, build, fit
 from mgqe.recsys.loop import (
     OnEpoch,
     PhaseResult,
@@ -52,38 +53,93 @@ def train_run(
     warm_ups: Path | str | None = None,
     on_epoch: OnEpoch = lambda report: None,
     data: Callable[[], RunData] | None = None,
+    on_note: Callable[[str], None] = warnings.warn,
 ) -> dict[str, Any]:
     """Run `config` in the folder `out` and return what OUT/metrics.json then holds.
 
     A finished `out` is returned as it is; an unfinished one goes on where it stopped. ValueError when `out` holds
     another configuration, unless `overwrite`, which starts afresh. warm_ups: a folder where runs share phases 1 and 2.
     data: gives the data of `config`, for runs that share them; by default they are loaded.
+    on_note: hears, before training, what of the embedding is cut to fit a small table.
+
+    What can be known to be wrong is refused before training and before anything is written or, with `overwrite`,
+    removed: the same folder then takes the corrected configuration.
     """
     out = Path(out)
-    if overwrite:
-        _clear(out)
-    if (out / CONFIG).is_file():
-        _check_same(read_json(out / CONFIG), config, out)
-        if (out / METRICS).is_file():
-            metrics: dict[str, Any] = read_json(out / METRICS)
-            return metrics
-    elif out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
-        raise ValueError(f"{out} is not empty and holds no run: choose another --out")
-    write_json(out / CONFIG, asdict(config))
+    if check_place(config, out, overwrite) and (out / METRICS).is_file():
+        metrics: dict[str, Any] = read_json(out / METRICS)
+        return metrics
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
-        with locked(out):
-            return _run(config, out, Path(warm_ups) if warm_ups else out, on_epoch, data)
+        ready = RunData.load(config) if data is None else data()
+        for note in check_run(config, ready):
+            on_note(note)
+        if overwrite:
+            _clear(out)
+        with _refused_leaves_nothing(out):
+            write_json(out / CONFIG, asdict(config))
+            with locked(out):
+                return _run(config, out, Path(warm_ups) if warm_ups else out, on_epoch, ready)
     finally:
         torch.set_num_threads(threads)
 
 
-def _run(
-    config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch, load: Callable[[], RunData] | None
-) -> dict[str, Any]:
+def check_run(config: TrainConfig, data: RunData) -> list[str]:
+    """Build every table that the run will have, in both of its kinds; what is cut to fit a small table, in words.
+
+    ValueError names a table that the description does not fit, or a setting of the model that cannot be.
+    """
+    for first in (True, False):
+        build_tables(config.warm_up() if first else config, data, warm_up=first)
+    return list(cuts(config, data).values())
+
+
+def cuts(config: TrainConfig, data: RunData) -> dict[str, str]:
+    """Path of each table of which something is cut to fit -> what."""
+    found = {path: fitted(config, info)[1] for path, info in data.task.tables.items()}
+    return {path: note for path, note in found.items() if note}
+
+
+def check_place(config: TrainConfig, out: Path, overwrite: bool = False) -> bool:
+    """Whether `out` holds this run, to go on with; ValueError when it holds something else that is to be kept."""
+    check_folder(out)
+    if (out / CONFIG).is_file():
+        if not overwrite:
+            _check_same(read_json(out / CONFIG), config, out)
+        return not overwrite
+    if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
+        raise ValueError(f"{out} is not empty and holds no run: choose another --out")
+    return False
+
+
+@contextlib.contextmanager
+def _refused_leaves_nothing(out: Path) -> Iterator[None]:
+    """Remove what a new run has written in `out`, and folders made for it, if it fails before its first epoch."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    is_new = not (out / CONFIG).is_file()
+    try:
+        yield
+    except Exception:
+        if is_new and not _has_trained(out):
+            _clear(out)
+            (out / LOCK).unlink(missing_ok=True)
+            for folder in made:
+                with contextlib.suppress(OSError):  # something else is there by now
+                    folder.rmdir()
+        raise
+
+
+def _has_trained(out: Path) -> bool:
+    """Whether a phase in `out` has an epoch behind it."""
+    with contextlib.suppress(ValueError):  # damaged: there was something
+        states = (load_state(path) for path in out.glob(f"phase-*/{LAST}"))
+        return any(state is not None and state["epoch"] > 0 for state in states)
+    return True
+
+
+def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch, data: RunData) -> dict[str, Any]:
     started = time.perf_counter()
-    data = RunData.load(config) if load is None else load()
     task = data.task
     _check_same_data(out / DATA, data)
     model, first = warm_up(config, data, warm_ups, on_epoch)
@@ -101,6 +157,7 @@ def _run(
         "model": config.model,
         "data": config.data,
         "embedding": config.label or str(config.spec),
+        "cut": cuts(config, data),
         "seed": config.seed,
         "metric": task.metric,
         "quality": quality,
@@ -116,6 +173,7 @@ def _run(
         "epochs": {name: len(phase.history) - 1 for name, phase in phases.items()},
         "best_epoch": {name: phase.best_epoch for name, phase in phases.items()},
         "seconds": time.perf_counter() - started,
+        "split": task.split_summary,
         "data_summary": {**task.summary, "sha256": data.fingerprint},
         "history": {name: phase.history for name, phase in phases.items()},
         "commit": commit(),
@@ -136,6 +194,12 @@ def spec_of(config: TrainConfig, info: TableInfo) -> Spec:
     return config.spec if info.fixed is None or plain else Spec.parse(info.fixed)
 
 
+def fitted(config: TrainConfig, info: TableInfo) -> tuple[Spec, str]:
+    """The description of one table with no more centroids than it can use, and what was cut, in words."""
+    spec = spec_of(config, info)
+    return fit(spec, info.field, info.num_embeddings, info.dim or config.embedding_dim, info.counts)
+
+
 def build_tables(config: TrainConfig, data: RunData, warm_up: bool = False) -> Any:
     """The model with the embeddings that `config` describes, started by its seed.
 
@@ -144,7 +208,7 @@ def build_tables(config: TrainConfig, data: RunData, warm_up: bool = False) -> A
     config.spec.check_fields({info.field for info in data.task.tables.values()})
     tables = {}
     for path, info in data.task.tables.items():
-        spec = spec_of(config, info)
+        spec, _ = fitted(config, info)
         torch.manual_seed(derive_seed(config.seed, "start", path))
         tables[path] = build(
             spec.warm_up() if warm_up else spec,

@@ -253,6 +253,11 @@ def sizes_of(config: CachedRows, tiers: Tiers) -> tuple[int, int]:
     if head > n:
         raise ValueError(f"head_rows={head} is more than num_embeddings={n}")
     cache = max(LEAST_CACHE, n // 16) if config.cache_rows is None else config.cache_rows
+    if cache == 0 and head < n:
+        raise ValueError(
+            f"cache_rows=0 leaves no place for {n - head:,} ids without a row of their own, which could never train: "
+            "give cache_rows=1 or more, or head_rows for all"
+        )
     return head, min(cache, n - head)
 
 

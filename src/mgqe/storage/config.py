@@ -7,6 +7,8 @@ from typing import Union
 
 from torch import Tensor
 
+from mgqe.scalars import as_float, as_int, optional_int
+
 
 @dataclass(frozen=True, eq=False)
 class CachedRows:
@@ -30,9 +32,8 @@ class CachedRows:
 
     def __post_init__(self) -> None:
         for name in ("head_rows", "cache_rows"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-                raise ValueError(f"{name} must be a whole number of 0 or more, got {value!r}")
+            object.__setattr__(self, name, optional_int(name, getattr(self, name), 0))
+        object.__setattr__(self, "init_std", as_float("init_std", self.init_std))
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,9 @@ class CodeRows:
 
     codes: Tensor
     init_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "init_std", as_float("init_std", self.init_std))
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,7 @@ class NarrowRows:
     key_dim: int = 1
 
     def __post_init__(self) -> None:
-        if isinstance(self.key_dim, bool) or not isinstance(self.key_dim, int) or self.key_dim < 1:
-            raise ValueError(f"key_dim must be a whole number of 1 or more, got {self.key_dim!r}")
+        object.__setattr__(self, "key_dim", as_int("key_dim", self.key_dim, 1))
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,8 @@ class SketchRows:
 
     def __post_init__(self) -> None:
         for name, least in (("buckets", 1), ("num_centroids", 2), ("interval", 0), ("clusterings", 0)):
-            value = getattr(self, name)
-            if value is None and name == "buckets":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
+            checked = optional_int if name == "buckets" else as_int
+            object.__setattr__(self, name, checked(name, getattr(self, name), least))
         if self.num_centroids > 65_536:
             raise ValueError(f"num_centroids must be at most 65,536, got {self.num_centroids}")
 

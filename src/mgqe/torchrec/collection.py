@@ -15,6 +15,8 @@ from mgqe import ops
 from mgqe.convert import CompressConfig
 from mgqe.embedding import Counts
 from mgqe.ids import as_int64
+from mgqe.inference import outside_inference
+from mgqe.scalars import as_int
 from mgqe.tiers import Tiers
 from mgqe.torchrec.ranks import Ranks
 from mgqe.torchrec.rows import SHARDINGS, RowSource
@@ -29,6 +31,7 @@ class QuantizedRows(nn.Module):
     A forward pass asks them for each distinct id of the rank's batch once.
     """
 
+    @outside_inference
     def __init__(
         self,
         tables: Sequence[Any],
@@ -62,7 +65,7 @@ class QuantizedRows(nn.Module):
         self._features: list[tuple[str, str]] = []  # (feature, table)
         for table in tables:
             source = RowSource(self.rows, str(table.rows.embedding_dim), table.rows, self.ranks)
-            made[table.name] = QuantizedTable(source, table, seed, small)
+            made[table.name] = QuantizedTable(source, table, as_int("seed", seed), small)
             self._features += [(feature, table.name) for feature in table.rows.feature_names]
         self.quantizers = nn.ModuleDict(made)
         self._checked = False
@@ -81,6 +84,7 @@ class QuantizedRows(nn.Module):
 
         torchrec itself draws a shard's rows from the rank's own generator. Call it once the model is sharded.
         """
+        seed = as_int("seed", seed)
         for number, table in enumerate(self.tables.values()):
             table.source.fill(seed + 7919 * number)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mgqe.checksums import json_checksum
 from mgqe.container import written
+from mgqe.inference import outside_inference
 from mgqe.layout import lay_out_frame
 from mgqe.packing import bits_for, pack, row_bytes
 from mgqe.rows import SWEEP_ROWS
@@ -28,6 +29,7 @@ FORMAT, VERSION = "mgqe-collection", "2"
 OLD_VERSION = "1"  # without a checksum
 
 
+@outside_inference
 @torch.no_grad()
 def freeze(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, int]:
     """Write the frozen tables of a model that torchrec's ranks hold together. A collective.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,9 @@ from torchrec import JaggedTensor, KeyedTensor
 
 from mgqe.artifact import load as load_table
 from mgqe.checksums import json_checksum
-from mgqe.container import RESTORE, ArtifactError
+from mgqe.container import RESTORE, ArtifactError, no_repeats
 from mgqe.ids import as_int64
-from mgqe.shards import published_set
+from mgqe.shards import INDEX, published_set
 from mgqe.table import CompactTable
 from mgqe.torchrec.freezing import FORMAT, MANIFEST, OLD_VERSION, VERSION
 from mgqe.whole_files import open_regular
@@ -34,6 +36,22 @@ class _Compact(nn.Module):
         super().__init__()
         self.tables = tables
         self.features = features
+
+    def _jagged(self, features: Any) -> dict[str, Any]:
+        """Each feature's ids; KeyError where the batch lacks one."""
+        parts: dict[str, Any] = features.to_dict()
+        if missing := [feature for mine in self.features.values() for feature in mine if feature not in parts]:
+            raise KeyError(f"the batch has no feature {missing[0]!r}: it has {sorted(parts)}")
+        return parts
+
+
+@contextmanager
+def _naming(table: str, feature: str) -> Iterator[None]:
+    """Puts the feature and its table before what is wrong with its ids."""
+    try:
+        yield
+    except (IndexError, TypeError, ValueError) as error:
+        raise type(error)(f"feature {feature!r} of table {table!r}: {error}") from error
 
 
 class CompactEmbeddingBagCollection(_Compact):
@@ -58,14 +76,15 @@ class CompactEmbeddingBagCollection(_Compact):
     def forward(self, features: Any) -> Any:
         """Bags -> (B, d) a feature; of the inputs the weights have a gradient. Raises IndexError for an id outside its
         table."""
-        jagged, keys, pooled = features.to_dict(), [], []
+        jagged, keys, pooled = self._jagged(features), [], []
         for name, table in self.tables.items():
             for feature in self.features[name]:
                 part = jagged[feature]
                 offsets = F.pad(part.lengths().to(torch.int64).cumsum(0), (1, 0))
                 weights = part.weights().float() if self.is_weighted else None
                 keys.append(feature)
-                pooled.append(table.bag(as_int64(part.values()), offsets, self.pooling[name], weights, True))
+                with _naming(name, feature):
+                    pooled.append(table.bag(as_int64(part.values()), offsets, self.pooling[name], weights, True))
         return KeyedTensor(keys, [bags.shape[1] for bags in pooled], torch.cat(pooled, dim=1))
 
 
@@ -75,14 +94,13 @@ class CompactEmbeddingCollection(_Compact):
     @torch.no_grad()
     def forward(self, features: Any) -> dict[str, Any]:
         """Ids -> each feature's vectors. Raises IndexError for an id outside its table."""
-        jagged = features.to_dict()
-        return {
-            feature: JaggedTensor(
-                values=table.lookup(as_int64(jagged[feature].values())), lengths=jagged[feature].lengths()
-            )
-            for name, table in self.tables.items()
-            for feature in self.features[name]
-        }
+        jagged, found = self._jagged(features), {}
+        for name, table in self.tables.items():
+            for feature in self.features[name]:
+                with _naming(name, feature):
+                    vectors = table.lookup(as_int64(jagged[feature].values()))
+                found[feature] = JaggedTensor(values=vectors, lengths=jagged[feature].lengths())
+        return found
 
 
 def load(
@@ -127,11 +145,19 @@ def _load(target: Path, mmap: bool, verify: bool | None) -> CompactEmbeddingBagC
 
 def _check_sets(paths: dict[str, Path], expected: str) -> None:
     for path in paths.values():
-        if published_set(path) != expected:
+        if _published(path) != expected:
             raise _Mixed(
                 f"{path}: the table is of another freeze than {MANIFEST}: freezing was interrupted at its last moment, "
                 "or folders were mixed. Freeze again"
             )
+
+
+def _published(folder: Path) -> str | None:
+    """The set that a table's index names; an ArtifactError names the index."""
+    try:
+        return published_set(folder)
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder / INDEX}: {error}") from error
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -141,22 +167,47 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         )
     try:
         with open_regular(path) as file:
-            about = json.loads(file.read().decode("utf-8"))
-        versions = (OLD_VERSION, VERSION)
-        if about["format"] != FORMAT or about["version"] not in versions or about["kind"] not in ("bags", "vectors"):
-            raise ValueError(f"expected format {FORMAT!r} of version {' or '.join(map(repr, versions))}")
-        if about["version"] != OLD_VERSION and about["checksum"] != json_checksum(about):
-            raise ValueError("its checksum is another one: it is damaged or was edited. " + RESTORE)
-        for entry in about["tables"]:
-            if not all(isinstance(text, str) for text in (entry["name"], *entry["features"])):
-                raise ValueError("a table's name and features must be strings")
-            if Path(entry["name"]).name != entry["name"]:
-                raise ValueError(f"a table's name must be a file's name, got {entry['name']!r}")
-            if about["kind"] == "bags" and entry["pooling"] not in ("sum", "mean"):
-                raise ValueError(f"pooling must be 'sum' or 'mean', got {entry['pooling']!r}")
-        if not isinstance(about["set"], str) or not isinstance(about["is_weighted"], bool):
-            raise ValueError("'set' must be a string, 'is_weighted' true or false")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: not a frozen collection ({type(error).__name__}: {error})") from error
+            about = json.loads(file.read().decode("utf-8"), object_pairs_hook=no_repeats)
+        _check_manifest(about)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: not a frozen collection ({error})") from error
     found: dict[str, Any] = about
     return found
+
+
+def _check_manifest(about: Any) -> None:
+    """Raise ValueError, naming the entry, unless this is what :func:`mgqe.torchrec.freeze` writes."""
+    about = _object(about, "it", ("format", "version", "kind", "set", "is_weighted", "tables"))
+    versions = (OLD_VERSION, VERSION)
+    if about["format"] != FORMAT or about["version"] not in versions:
+        raise ValueError(f"expected format {FORMAT!r} of version {' or '.join(map(repr, versions))}")
+    if about["version"] != OLD_VERSION and about.get("checksum") != json_checksum(about):
+        raise ValueError(f"its checksum is another one: it is damaged or was edited. {RESTORE}")
+    if about["kind"] not in ("bags", "vectors"):
+        raise ValueError(f"'kind' must be 'bags' or 'vectors', got {about['kind']!r}")
+    if not isinstance(about["set"], str) or not isinstance(about["is_weighted"], bool):
+        raise ValueError("'set' must be a string, 'is_weighted' true or false")
+    if not isinstance(about["tables"], list):
+        raise ValueError(f"'tables' must be a list, got {about['tables']!r}")
+    bags = about["kind"] == "bags"
+    for entry in about["tables"]:
+        entry = _object(entry, "a table", ("name", "features", *(("pooling",) if bags else ())))
+        name, features = entry["name"], entry["features"]
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"a table's name must be a file's name, got {name!r}")
+        if not isinstance(features, list) or not all(isinstance(feature, str) for feature in features):
+            raise ValueError(f"the features of table {name!r} must be a list of strings, got {features!r}")
+        if bags and entry["pooling"] not in ("sum", "mean"):
+            raise ValueError(f"pooling must be 'sum' or 'mean', got {entry['pooling']!r}")
+    names = [entry["name"] for entry in about["tables"]]
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"'tables' must be tables of different names, got {names}")
+
+
+def _object(value: Any, what: str, entries: tuple[str, ...]) -> dict[str, Any]:
+    """A JSON object with these entries."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} must be a JSON object, got {type(value).__name__}")
+    if missing := [name for name in entries if name not in value]:
+        raise ValueError(f"{what} has no entry {missing[0]!r}")
+    return value

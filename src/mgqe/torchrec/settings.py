@@ -13,6 +13,7 @@ from mgqe.convert import CompressConfig
 from mgqe.convert.layers import cut_centroids, one_tier
 from mgqe.embedding import Counts
 from mgqe.layout import CENTROID_DTYPES
+from mgqe.scalars import as_int
 from mgqe.tiers import Tiers
 
 
@@ -74,7 +75,7 @@ def _resolve(table: Any, config: CompressConfig | None, counts: Counts | Tiers |
         raise ValueError(f"quantizer={config.quantizer!r} does not work on torchrec's rows yet: use 'vq'")
     if config.centroid_dtype not in CENTROID_DTYPES:
         raise ValueError(f"centroid_dtype must be one of {sorted(CENTROID_DTYPES)}, got {config.centroid_dtype!r}")
-    n = table.num_embeddings
+    n = as_int("num_embeddings", table.num_embeddings)
     if isinstance(counts, Tiers):
         tiers = counts
     elif counts is not None:
@@ -99,4 +100,6 @@ def _resolve(table: Any, config: CompressConfig | None, counts: Counts | Tiers |
 def plain_config(table: Any) -> Any:
     """The rows alone: torchrec's configuration of the table without pooling, under one feature of its name."""
     names = ("num_embeddings", "embedding_dim", "name", "data_type", "weight_init_max", "weight_init_min", "init_fn")
-    return EmbeddingConfig(**{name: getattr(table, name) for name in names}, feature_names=[table.name])
+    given = {name: getattr(table, name) for name in names}
+    given.update({name: as_int(name, given[name]) for name in ("num_embeddings", "embedding_dim")})
+    return EmbeddingConfig(**given, feature_names=[table.name])

@@ -1,0 +1,35 @@
+"""How the lines of a text file are laid out: what separates fields, what quotes them, whether names come first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_NAMED = {"\\t": "\t", "tab": "\t", "space": " "}
+NO_QUOTE = "turn quoting off with quote='' (--no-quote)"
+NO_HEADER = "say header=False (--no-header), and name columns by their numbers from 1"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layout of text files; Parquet has none.
+
+    separator: one character or several. A tab may be written as a backslash and a t.
+    quote: the character around fields that hold separators; empty where no field is quoted. Separators of several
+        characters go without quotes, and so do RecBole's files.
+    header: whether the first line has the columns' names. None: it has, unless it looks like data, which is an error.
+    """
+
+    separator: str = ","
+    quote: str = '"'
+    header: bool | None = None
+
+    @classmethod
+    def of(cls, separator: str = ",", quote: str | None = '"', header: bool | None = None) -> Layout:
+        """The layout that options name; ValueError for what cannot be one."""
+        separator = _NAMED.get(separator, separator)
+        if not separator or set(separator) & set("\r\n\0"):
+            raise ValueError(f"separator must be one character or several on a line, got {separator!r}")
+        quote = quote or ""
+        if len(quote) > 1 or quote in ("\r", "\n", "\0", separator):
+            raise ValueError(f"quote must be one character other than the separator, or empty, got {quote!r}")
+        return cls(separator, quote if len(separator) == 1 else "", header)
