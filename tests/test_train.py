@@ -353,5 +353,5 @@ def test_runs_whose_model_file_says_nothing_of_the_others_are_still_loaded(finis
     with pytest.raises(ValueError, match=r"config\.json: not the configuration of a run: "):
         load_model(out)
     rewritten(out / "config.json", lambda c: {**c, "embedding": "full", "dim": 4})
-    with pytest.raises(ValueError, match=r"out: config\.json, model\.safetensors and the tables do not fit together"):
+    with pytest.raises(ValueError, match=r"config\.json says embeddings of 4 dimensions, and no table"):
         load_model(out)

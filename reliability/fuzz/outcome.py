@@ -69,5 +69,7 @@ def _judge_error(error: Exception, folder: Path) -> Outcome:
     message = f"{type(error).__name__}: {error}"
     if "allocate memory" in message:
         return Outcome("memory", message)
-    clear = isinstance(error, (ValueError, OSError)) and str(folder) in message and len(message) <= MAX_MESSAGE
+    other_class = isinstance(error, TypeError) and "holds a model of class" in message  # as load_model's docstring says
+    known = isinstance(error, (ValueError, OSError)) or other_class
+    clear = known and str(folder) in message and len(message) <= MAX_MESSAGE
     return Outcome("refused" if clear else "unclear", message[:MAX_MESSAGE])

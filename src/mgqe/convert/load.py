@@ -16,6 +16,8 @@ from mgqe.convert.read import read_model
 from mgqe.convert.tied import tie
 from mgqe.convert.wrappers import CLASSES, class_of, layers_of
 
+MAX_PROBLEM = 500  # characters
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -49,11 +51,18 @@ def load_model(model: Model, folder: str | os.PathLike[str], *, verify: bool | N
         _check_class(model, saved.manifest, target)
         fit = compare(model, saved)
         if fit.problems:
-            raise ValueError(f"{target} does not fit this {class_name(model)}:\n  " + "\n  ".join(fit.problems))
+            raise ValueError(
+                f"{target} does not fit this {class_name(model)}:\n  " + "\n  ".join(map(_shortened, fit.problems))
+            )
         _put_tables(model, fit)
         _materialise(model)
         model.load_state_dict(fit.dense, strict=False)  # compared above; the tables' keys are not among them
     return model.eval()
+
+
+def _shortened(problem: str) -> str:
+    """A folder may hold names of any length."""
+    return problem if len(problem) <= MAX_PROBLEM else f"{problem[:MAX_PROBLEM]} ..."
 
 
 def _check_class(model: nn.Module, manifest: Manifest, folder: Path) -> None:

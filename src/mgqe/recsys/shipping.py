@@ -79,6 +79,12 @@ def _load(out: Path) -> Any:
     _check_files(out, about.get("digests", {}))
     config = _config(out)
     tables = {path: FrozenEmbedding(table) for path, table in _tables(out, about).items()}
+    if config.embedding_dim not in {
+        table.embedding_dim for table in tables.values()
+    }:  # a wrong one may take all memory
+        raise _Mixed(
+            f"{out / CONFIG} says embeddings of {config.embedding_dim} dimensions, and no table beside it has as many"
+        )
     try:
         model = build_model(config, tables)
         model.load_state_dict(weights)
