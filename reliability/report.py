@@ -30,7 +30,7 @@ def fuzz_tables() -> dict[str, str]:
     files, seconds = sum(run["files"] for run in runs), sum(run["seconds"] for run in runs)
     about = (
         f"{files:,} files, seeds {', '.join(str(run['seed']) for run in runs)}, {files / seconds:.0f} per second and "
-        f"process (beside other work) on {runs[0]['machine']['processor']}, with {tally.failures:,} that must not be; commit "
+        f"process (beside other work) on {runs[0]['machine']['processor']}, {tally.failures:,} of them a fault; commit "
         f"{', '.join(dict.fromkeys(run['commit'][:7] for run in runs))}, torch {runs[0]['versions']['torch']}, Python "
         f"{runs[0]['versions']['python']}."
     )
