@@ -12,10 +12,11 @@ from pathlib import Path
 from mgqe.artifact import load
 from mgqe.checksums import CHECKSUMS
 from mgqe.container import FORMAT, ArtifactError, StoredFile, decode_metadata, open_stored
+from mgqe.convert.manifest import MANIFEST
 from mgqe.convert.verify import ModelFolder, open_models
 from mgqe.idmap.file import KIND as ID_MAP
 from mgqe.idmap.map import IdMap
-from mgqe.lost_files import damaged_collections, without_base
+from mgqe.lost_files import COLLECTION, damaged_collections, without_base
 from mgqe.segment_files import all_records, all_segment_files
 from mgqe.segment_record import KIND as RECORD
 from mgqe.segments import KIND as SEGMENT
@@ -52,7 +53,7 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> Ve
 
     Args:
         path: a table, with what was appended to it; a folder of shards; an id map; or any folder, such as a run's or a
-            model's, for all files of these kinds in it and in the folders in it.
+            model's, for all files of these kinds in it and in the folders in it. A manifest stands for its folder.
         progress: called with the bytes read so far and those to read in all.
 
     Returns:
@@ -70,9 +71,11 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> Ve
 
 def verification(path: str | os.PathLike[str], progress: Progress | None = None) -> Verification:
     """:func:`verify` that returns what is damaged instead of raising."""
+    asked = Path(path)
+    if asked.name in (MANIFEST, COLLECTION) and asked.is_file():
+        asked = asked.parent  # what it is the manifest of
     with ExitStack() as stack:
-        models = open_models(Path(path), stack)
-        return _verified(Path(path), models, progress)
+        return _verified(asked, open_models(asked, stack), progress)
 
 
 def _verified(path: Path, models: Sequence[ModelFolder], progress: Progress | None) -> Verification:
