@@ -14,6 +14,7 @@ from table_cases import CASES, build
 from test_shards import N, write
 
 import mgqe
+from mgqe import container
 from mgqe import verification as verification_module
 from mgqe.checksums import json_checksum
 from mgqe.segment_files import all_records, all_segment_files
@@ -193,6 +194,19 @@ def test_files_that_a_save_removes_meanwhile_are_no_damage(moment, tmp_path, mon
 
     monkeypatch.setattr(verification_module, name, saved_over_after)
     assert mgqe.verify(path).files == (path,)
+
+
+def test_a_file_that_is_removed_while_it_is_opened_is_missing_and_not_damaged(tmp_path, monkeypatch):
+    mgqe.save(TABLE, tmp_path / "a")
+    safe_open = container.safe_open
+
+    def removed_before(name, **options):
+        (tmp_path / "a").unlink()
+        return safe_open(name, **options)
+
+    monkeypatch.setattr(container, "safe_open", removed_before)
+    with pytest.raises(FileNotFoundError):
+        container.open_stored(tmp_path / "a")
 
 
 def test_what_there_is_nothing_to_verify_of(tmp_path):
