@@ -257,3 +257,23 @@ def test_a_step_compiled_whole_counts_its_own_losses():
     for parameter, before in zip(model["news"].parameters(), news, strict=True):
         assert torch.equal(parameter.grad, before)
     assert all(parameter.grad.abs().sum() > 0 for parameter in model["shop"].parameters())
+
+
+def test_a_step_compiled_whole_is_compiled_once():
+    layer, graphs = make(), []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    @torch.compile(backend=backend)
+    def loss_of(ids: torch.Tensor) -> torch.Tensor:
+        return layer(ids).square().mean() + mgqe.quantization_loss(layer)
+
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    for step in range(4):
+        if step == 1:
+            before = len(graphs)
+        loss_of(IDS).backward()
+        optimizer.step()
+    assert len(graphs) == before
