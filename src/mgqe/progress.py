@@ -137,7 +137,7 @@ class TrainingPasses(RawRows):
             return
         version = self._parameter_version()
         stepped = version != self._seen
-        if self._step_is_over:
+        if stepped and self._step_is_over:
             self._pending.end_step()
         if stepped:
             self._mark_codebooks()
@@ -158,7 +158,8 @@ class TrainingPasses(RawRows):
                 self._revive()
                 self._revival_due = False
                 version = self._parameter_version()
-        self._seen, self._step_seen, self._identity_seen = version, self._step_version(), id(self.raw_weight)
+        self._seen, self._identity_seen = version, id(self.raw_weight)
+        self._step_seen = version if self.max_norm is None else self._codebook_version()
 
     def _keep_loss(self, loss: Tensor) -> None:
         if not recomputing():
