@@ -21,7 +21,7 @@ import mgqe
 from mgqe import locks, whole_files
 from mgqe.recsys.checkpoint import read_json, save_epoch, write_json
 from mgqe.weights import save_weights
-from mgqe.whole_files import fill_file, open_regular, prepared, put, sweep
+from mgqe.whole_files import fill_file, open_regular, prepared, put, sweep, temporary_folder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="FIFOs, modes and flock")
 TABLE = build(CASES[0]).table
@@ -151,6 +151,26 @@ def test_the_next_save_removes_what_a_killed_one_left(tmp_path):
     assert left.read_bytes() == b"half"
     mgqe.save(TABLE, tmp_path / "a")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_unfinished_folder_goes_when_its_writer_has_died_and_not_before(tmp_path):
+    with temporary_folder(tmp_path / "a") as mine:
+        (mine / "part").write_bytes(b"part")
+        sweep(tmp_path)
+        assert (mine / "part").exists()
+        code = """
+            import os, sys
+            from pathlib import Path
+            from mgqe.whole_files import temporary_folder
+            with temporary_folder(Path(sys.argv[1])) as folder:
+                (folder / "part").write_bytes(b"part")
+                os.kill(os.getpid(), 9)
+        """
+        subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "a")], check=False)
+        assert len(list(tmp_path.iterdir())) == 2
+        sweep(tmp_path)
+        assert list(tmp_path.iterdir()) == [mine]
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unfinished_file_stays_as_long_as_its_writer_lives(tmp_path):
