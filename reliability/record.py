@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import re
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,8 @@ from mgqe.recsys.provenance import commit, machine, versions
 
 
 def about_this_run() -> dict[str, Any]:
-    """Commit, versions, machine, command and the time."""
+    """Commit, versions, machine and the time."""
     return {
-        "command": " ".join(["python", *sys.orig_argv[1:]]),
         "commit": commit(),
         "versions": versions(),
         "machine": machine(),
@@ -23,6 +22,8 @@ def about_this_run() -> dict[str, Any]:
 
 
 def write_record(path: Path, content: Any) -> None:
-    """Indented JSON."""
+    """Indented JSON; a list of plain values takes one line."""
+    text = json.dumps(content, indent=1)
+    text = re.sub(r"\[([^][{}]*)\]", lambda match: "[" + " ".join(match[1].split()) + "]", text)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    path.write_text(text + "\n", encoding="utf-8")

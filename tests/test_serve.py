@@ -122,7 +122,7 @@ def test_fewer_than_k_are_fewer(example, monkeypatch):
         ("/topk", {"ids": [2000]}, 404, "id 2000 is out of range"),
         ("/topk", {"ids": [-1]}, 422, "greater than or equal to 0"),
         ("/topk", {"ids": [2**64]}, 422, "less than"),
-        ("/topk", {"ids": [1], "exclude": [2000]}, 404, "id 2000 is out of range"),
+        ("/topk", {"ids": [1], "exclude": [2000]}, 404, "exclude holds id 2000"),
         ("/topk", {"ids": [1, 2], "exclude": [[1]]}, 400, "one such tensor a query, 2, got 1"),
         ("/topk", {"vectors": [[1.0]]}, 400, "(B, 8), got (1, 1)"),
         ("/topk", {"vectors": [[1.0], [1.0, 2.0]]}, 400, "expected sequence of length 1"),
@@ -223,13 +223,13 @@ def serving(example, app):
 
 @pytest.fixture
 def slow(table, monkeypatch):
-    """A table whose top-K takes a tenth of a second, and the calls of it."""
+    """A table whose top-K takes a fifth of a second, and the calls of it."""
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     plain, calls = table.topk, []
 
     def topk(*arguments, **options):
         calls.append(time.monotonic())
-        time.sleep(0.1)
+        time.sleep(0.2)
         return plain(*arguments, **options)
 
     monkeypatch.setattr(table, "topk", topk)
@@ -253,7 +253,7 @@ def test_work_whose_client_has_gone_is_dropped(example, table, slow):
             connection.close()
         start = time.monotonic()
         assert post(port, "/lookup", {"ids": [0]})[0] == 200
-        assert time.monotonic() - start < 1  # all of them take 2.5 s
+        assert time.monotonic() - start < 2.5  # all of them take 5 s
         assert len(slow) < 10
 
 

@@ -349,6 +349,9 @@ def test_runs_whose_model_file_says_nothing_of_the_others_are_still_loaded(finis
     own, _ = read_weights(out / "model.safetensors")
     save_weights(own, out / "model.safetensors")
     assert load_model(out).state_dict().keys() == load_model(finished).state_dict().keys()
-    rewritten(out / "config.json", lambda c: {**c, "dim": 4})
+    rewritten(out / "config.json", lambda c: {**c, "embedding": ["full"]})
+    with pytest.raises(ValueError, match=r"config\.json: not the configuration of a run: "):
+        load_model(out)
+    rewritten(out / "config.json", lambda c: {**c, "embedding": "full", "dim": 4})
     with pytest.raises(ValueError, match=r"out: config\.json, model\.safetensors and the tables do not fit together"):
         load_model(out)

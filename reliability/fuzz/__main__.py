@@ -89,7 +89,9 @@ def run(fuzzer: Fuzzer, tally: Tally, chosen: argparse.Namespace) -> None:
         if now - written > EVERY:
             written = now
             write()
-        return number - chosen.first < chosen.files if chosen.files is not None else now - start < 60 * chosen.minutes
+        if chosen.files is not None:
+            return bool(number < chosen.first + chosen.files)
+        return bool(now - start < 60 * chosen.minutes)
 
     fuzzer.run(chosen.jobs, chosen.first, more)
     write()

@@ -65,11 +65,7 @@ def build(folder: Path) -> list[Artefact]:
         if kind.is_dir()
         for place in sorted(kind.iterdir())
     ]
-    old = [
-        Artefact(f"{artefact.kind}, format 1", artefact.name, False, unchecked(artefact.files))
-        for artefact in made
-        if artefact.kind not in ("model", "run")
-    ]
+    old = [Artefact(f"{artefact.kind}, format 1", artefact.name, False, unchecked(artefact.files)) for artefact in made]
     return made + old
 
 

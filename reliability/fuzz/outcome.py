@@ -13,7 +13,7 @@ from reliability.fuzz.mutations import FIFO, FOLDER
 
 OUTCOMES = ("refused", "identical", "warned", "different", "unclear", "memory", "crash", "hang")
 MAX_MESSAGE = 2000  # characters; a message that repeats a whole file helps nobody
-BAD = ("different", "unclear", "memory", "crash", "hang")
+BAD = ("warned", "different", "unclear", "memory", "crash", "hang")
 
 
 @dataclass(frozen=True)

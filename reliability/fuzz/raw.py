@@ -28,8 +28,19 @@ def join(header: object, payload: bytes) -> bytes:
 
 
 def unchecked(files: dict[str, bytes]) -> dict[str, bytes]:
-    """The same artefact in format 1, which had no checksums, and no record of the appended files."""
-    return {name: _unchecked(content) for name, content in files.items() if not name.endswith("-record")}
+    """The same artefact in format 1: no checksums, no record of appended files, nothing that a file says of others."""
+    old = {name: _unchecked(content) for name, content in files.items() if not name.endswith("-record")}
+    if "manifest.json" in old:
+        old["manifest.json"] = _old_manifest(json.loads(old["manifest.json"]), old)
+    return old
+
+
+def _old_manifest(manifest: dict[str, Any], files: dict[str, bytes]) -> bytes:
+    for entry in (manifest, *manifest["tables"], manifest["dense"]):
+        del entry["checksum"]
+    for entry in (*manifest["tables"], manifest["dense"]):
+        entry["nbytes"] = len(files[entry["file"]])
+    return json.dumps({**manifest, "version": 1}).encode()
 
 
 def _unchecked(content: bytes) -> bytes:
@@ -37,7 +48,10 @@ def _unchecked(content: bytes) -> bytes:
     if parts is None:
         return content
     header, payload = parts
-    header["__metadata__"]["version"] = "1"
+    about = header["__metadata__"]
+    about["version"] = "1"
+    if about["kind"] == "weights":
+        about["config"] = "{}"
     entry = header.pop("checksums", None)
     if entry is None:
         return join(header, payload)

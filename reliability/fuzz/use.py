@@ -68,7 +68,12 @@ def use_table(folder: Path, verify: Verify) -> bytes:
         if table.fallback is not None:
             seen.add(table.lookup(torch.tensor([table.num_embeddings, -1])))
         if n:
-            _search(table, rows, seen)
+            try:
+                _search(table, rows, seen)
+            except ValueError as error:
+                if "may leave float32" not in str(error):  # centroids of 1e38 can be looked up, not multiplied
+                    raise
+                seen.add(error)
     copy = folder / "saved-again"
     mgqe.save(table, copy)
     seen.add(copy.read_bytes())

@@ -35,10 +35,11 @@ def kill_writer(name: str, count: int, rng: Random, folder: Path) -> dict[str, A
     target = folder / "target"
     writer.prepare(target)
     names = writer.names(target)
+    parent = os.getpid()  # when it is gone, nobody ends the child
     done = mmap.mmap(-1, 8)  # how many the child has written to their ends
 
     def write_on() -> None:
-        for number in itertools.count(1):
+        for number in itertools.takewhile(lambda _: os.getppid() == parent, itertools.count(1)):
             writer.write(target, number)
             done[:8] = number.to_bytes(8, "little")
 
@@ -101,11 +102,13 @@ def main() -> int:
         description="Kill a writer with SIGKILL at random moments. Exit status 1 if the old or the new thing is not "
         "whole, a resumed run is not bit-identical, or files stay behind after the next save.",
     )
-    parser.add_argument("name", nargs="*", choices=[*known, []], help="what to kill (default: all of them)")
+    parser.add_argument("name", nargs="*", help=f"what to kill: {', '.join(known)} (default: all of them)")
     parser.add_argument("--count", type=int, help="how often (default: 1000 writers, 100 runs)")
     parser.add_argument("--seed", type=int, default=0, help="decides the moments (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/kill"), help="where figures go (default: runs/kill)")
     chosen = parser.parse_args()
+    if unknown := [name for name in chosen.name if name not in known]:
+        parser.error(f"no {unknown[0]!r}: expected some of {', '.join(known)}")
     torch.set_num_threads(1)
     failed = False
     for name in chosen.name or known:

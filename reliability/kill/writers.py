@@ -131,7 +131,8 @@ class SaveModel(Writer):
     def rows(self, folder: Path) -> Tensor:
         """The loaded model's scores."""
         with torch.no_grad():
-            return mgqe.load_model(Shop(), folder)()
+            scores: Tensor = mgqe.load_model(Shop(), folder)()
+        return scores
 
 
 class Torchrec(Writer):

@@ -76,13 +76,13 @@ def _load(out: Path) -> Any:
     if not (out / MODEL).is_file():
         raise FileNotFoundError(errno.ENOENT, "no finished run is here, or one that is being trained again", str(out))
     weights, about = read_weights(out / MODEL)
-    config = _config(out)
     _check_files(out, about.get("digests", {}))
+    config = _config(out)
     tables = {path: FrozenEmbedding(table) for path, table in _tables(out, about).items()}
     try:
         model = build_model(config, tables)
         model.load_state_dict(weights)
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise _Mixed(f"{out}: {CONFIG}, {MODEL} and the tables do not fit together: {error}") from error
     return model.eval()
 
@@ -92,7 +92,7 @@ def _config(out: Path) -> TrainConfig:
     content = read_json(path)
     try:
         return TrainConfig(**content)
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path}: not the configuration of a run: {error}") from error
 
 
