@@ -114,8 +114,15 @@ class TrainConfig:
         for name in ("max_epochs", "warm_up_epochs", "anneal_epochs", "quantised_epochs"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if not 0 <= self.weight_decay < math.inf or not 0 <= self.dropout < 1:
-            raise ValueError("weight_decay must be 0 or more and dropout in [0, 1)")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be 0 or more and below 1, got {self.dropout}")
+        if self.context_columns.strip() and self.task != "ctr":
+            raise ValueError(
+                f"context_columns={self.context_columns} is for --task ctr, not {self.task}: leave it out, or say "
+                "--task ctr"
+            )
         for name, known in (("loss", LOSSES), ("windows", WINDOWS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -197,6 +204,9 @@ class TrainConfig:
         embedding, _, settings = text.partition("@")
         spec = str(Spec.parse(embedding))
         listed = [part for part in settings.split(",") if part.strip()]
+        for name in ("seed", "embedding", "label"):
+            if any(part.partition("=")[0].strip() == name for part in listed):
+                raise ValueError(f"{text}: {name} is no setting of one embedding: --seeds and --embedding say it")
         label = f"{spec}@{','.join(listed)}" if listed else ""
         return replace(self, embedding=spec, label=label).with_settings(listed)
 

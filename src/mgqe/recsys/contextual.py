@@ -162,7 +162,10 @@ def divide(rows: ContextRows, rule: str | None, seed: int) -> Divided:
         labels[parts.valid], labels[parts.test] = VALID, TEST
         return _divided(rows, labels, {"rule": LEAVE_ONE_OUT if rows.ordered else AT_RANDOM}, False)
     if parsed.kind == LEAVE_ONE_OUT:
-        raise ValueError(f"--split {parsed.text} needs an order of time, which this data set does not have")
+        raise ValueError(
+            f"--split {parsed.text} needs an order of time, which this data set does not have: name the column with "
+            "--time-column, or leave --split out, which divides the rows at random"
+        )
     generator = None if rows.ordered else torch.Generator().manual_seed(seed)
     labelled = label(parsed, rows.context[:, 0], rows.times, generator)
     summary = {"rule": parsed.text, **starts_summary(rows.times, labelled.starts)}
