@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import json
+from dataclasses import asdict
+from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+import torch
+from typer.testing import CliRunner
 
 import mgqe
+from mgqe.commands import app
 from mgqe.recsys.config import TrainConfig
 from mgqe.recsys.interactions import Columns, load_interactions
 
@@ -141,3 +148,21 @@ def test_a_setting_that_cannot_be_is_named_with_its_value(settings, message):
 def test_an_embedding_of_a_comparison_has_no_seed_of_its_own():
     with pytest.raises(ValueError, match="full:d=8@seed=4: seed is no setting of one embedding: --seeds"):
         TrainConfig().with_embedding("full:d=8@seed=4")
+
+
+@pytest.mark.parametrize("number", [np.int64, np.array, torch.tensor], ids=lambda make: make.__name__)
+def test_a_runs_settings_are_plain_whatever_numbers_and_paths_they_are_given(number):
+    config = TrainConfig(data=Path("a.csv"), seed=number(3), dim=number(8), learning_rate=number(1), dropout=0)
+    assert config == TrainConfig(data="a.csv", seed=3, dim=8, learning_rate=1.0, dropout=0.0)
+    assert json.loads(json.dumps(asdict(config)))["seed"] == 3
+    with pytest.raises(TypeError, match=r"dim must be a whole number, got 8\.5"):
+        TrainConfig(dim=8.5)
+    with pytest.raises(TypeError, match="dropout must be a number, got 'no'"):
+        TrainConfig(dropout="no")
+
+
+def test_inspecting_a_runs_folder_asks_for_one_of_its_tables(tmp_path):
+    written(tmp_path / "item.mgqe.safetensors", "")
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path)])
+    assert result.exit_code == 2
+    assert f"is the folder of a run: name one of its tables, such as {tmp_path}" in " ".join(result.output.split())
