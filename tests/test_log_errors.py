@@ -17,6 +17,7 @@ import mgqe
 from mgqe.commands import app
 from mgqe.recsys.config import TrainConfig
 from mgqe.recsys.interactions import Columns, load_interactions
+from mgqe.recsys.tasks import RunData
 
 
 def written(path, content):
@@ -166,3 +167,27 @@ def test_inspecting_a_runs_folder_asks_for_one_of_its_tables(tmp_path):
     result = CliRunner().invoke(app, ["inspect", str(tmp_path)])
     assert result.exit_code == 2
     assert f"is the folder of a run: name one of its tables, such as {tmp_path}" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("columns", [Columns(user="2", item="1"), Columns(time="3")])
+def test_columns_are_not_named_in_vain_where_a_file_has_none(tmp_path, columns):
+    path = written(tmp_path / "pairs.txt", "1 2\n1 3\n2 3\n")
+    with pytest.raises(ValueError, match="for files with columns, got format pairs: leave it out, or say --format csv"):
+        load_interactions(path, columns=columns)
+    swapped = Columns(user="2", item="1", header=False, separator="space")
+    assert load_interactions(path, "csv", swapped).user_ids.ids.to_list() == [2, 3]
+
+
+@pytest.mark.parametrize("name", ["format", "user_column", "item_column", "time_column", "separator", "header"])
+def test_how_a_file_is_laid_out_is_not_said_of_a_known_set(name):
+    value = True if name == "header" else "csv" if name == "format" else "x"
+    for data, task, model in (
+        ("planted", "ranking", "gmf"),
+        ("frappe", "ctr", "deepfm"),
+        ("ml-1m-ncf", "ranking", "gmf"),
+    ):
+        config = TrainConfig(data=data, task=task, model=model, **{name: value})
+        with pytest.raises(
+            ValueError, match=f"--{name.replace('_', '-')} is for a file of your own, not for .* {data}"
+        ):
+            RunData.load(config)

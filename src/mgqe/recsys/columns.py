@@ -49,6 +49,12 @@ class Columns:
         )  # fmt: skip
 
     @property
+    def named(self) -> list[tuple[str, str]]:
+        """(role, name) of the columns that are named."""
+        roles = (("user", self.user), ("item", self.item), ("time", self.time))
+        return [(role, name) for role, name in roles if name is not None]
+
+    @property
     def lays_out(self) -> bool:
         """Whether it says of a file of text that it has columns."""
         return self.separator is not None or self.header is not None
