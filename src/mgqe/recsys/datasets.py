@@ -194,7 +194,7 @@ def check_layout(data: str, format: str | None, columns: Columns | None) -> None
     if data not in ("planted", *DATASETS, *PUBLISHED):
         return
     columns = columns or Columns()
-    given = {f"{role}-column": name for role, name in columns.named}
+    given: dict[str, str | bool | None] = {f"{role}-column": name for role, name in columns.named}
     given |= {"format": format, "separator": columns.separator, "header": columns.header}
     option = next((name for name, value in given.items() if value is not None), None)
     if option is not None:

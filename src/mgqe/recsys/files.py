@@ -109,8 +109,8 @@ def _as_ids(path: Path | str, column: pl.Series) -> pl.Series:
         integers = column.cast(pl.Int64, strict=False)
         if integers.null_count():
             raise ValueError(
-                f"{path}: expected {column.name} ids that fit signed 64-bit integers, below 2^63, got {column.max()}: "
-                "cast the column to text"
+                f"{path}: expected {column.name} ids that fit signed 64-bit integers, below 2^63, got "
+                f"{column.max()!r}: cast the column to text"
             )
         return integers
     if column.dtype.is_float():
