@@ -4,9 +4,17 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 READY := .venv/ready
+INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 NATIVE_SOURCES := $(wildcard src/mgqe/ops/native/*.cpp src/mgqe/ops/native/*.h)
 
-.PHONY: demo test test-all lint docs sanitize bench study clean setup
+MINUTES ?= 5
+SEED ?= 0
+FILES ?=
+JOBS ?= 1
+COUNT ?=
+WHAT ?=
+
+.PHONY: demo test test-all test-lowest test-newest test-torchrec test-third-party lint docs sanitize fuzz kill bench study clean setup
 
 demo: setup  ## train full, small-d and MGQE tables on an embedded data set; table, picture, look-up
 	$(BIN)/mgqe compare --out runs/demo --seeds 1 --jobs 2 --embedding full --embedding full:d=8 \
@@ -19,9 +27,21 @@ test: lint  ## lint, types and the tests that take seconds
 test-all: lint  ## the slow tests as well
 	$(BIN)/python -m pytest
 
+test-lowest: .venv-lowest/ready  ## the same tests on the lowest releases that pyproject.toml admits
+	.venv-lowest/bin/python -m pytest -m "not slow"
+
+test-newest: .venv-newest/ready  ## the same tests on the newest releases
+	.venv-newest/bin/python -m pytest -m "not slow"
+
+test-torchrec: .venv-torchrec/ready  ## all tests with torchrec, accelerate and lightning
+	.venv-torchrec/bin/python -m pytest tests/test_torchrec*.py tests/test_loops.py
+
+test-third-party: .venv-third-party/ready  ## the tests with RecBole and DeepCTR-Torch
+	.venv-third-party/bin/python -m pytest tests/test_recbole.py tests/test_deepctr.py
+
 lint: setup
-	$(BIN)/ruff check src tests benchmarks examples setup.py
-	$(BIN)/ruff format --check src tests benchmarks examples setup.py
+	$(BIN)/ruff check src tests benchmarks reliability examples setup.py
+	$(BIN)/ruff format --check src tests benchmarks reliability examples setup.py
 	$(BIN)/mypy
 
 docs: setup  ## the documentation as a site in build/site; a broken link is an error
@@ -37,6 +57,13 @@ sanitize: setup  ## the kernels' tests under AddressSanitizer and UndefinedBehav
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		$(BIN)/python -m pytest -q -m "not slow" tests/test_ops_*.py
 
+fuzz: setup  ## damage small artefacts at random for MINUTES (or FILES=N of them), from SEED, in JOBS processes
+	$(BIN)/python -m reliability.fuzz --minutes $(MINUTES) --seed $(SEED) --jobs $(JOBS) \
+		$(if $(FILES),--files $(FILES))
+
+kill: setup  ## kill every writer at random moments, COUNT times each, from SEED; WHAT="save train" for some
+	$(BIN)/python -m reliability.kill $(WHAT) --seed $(SEED) $(if $(COUNT),--count $(COUNT))
+
 bench: setup  ## every benchmark, to benchmarks/results
 	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
@@ -46,9 +73,35 @@ setup: $(READY)
 # torch comes first and pinned: left to a resolver it may bring several gigabytes of CUDA packages.
 $(READY): pyproject.toml setup.py constraints.txt $(NATIVE_SOURCES)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch
+	$(BIN)/pip install -q $(INDEX) -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
 	touch $@
 
+.venv-lowest/ready: pyproject.toml setup.py constraints-lowest.txt $(NATIVE_SOURCES)
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install -q $(INDEX) -c constraints-lowest.txt torch
+	.venv-lowest/bin/pip install -q -c constraints-lowest.txt -e ".[dev]"
+	touch $@
+
+.venv-newest/ready: pyproject.toml setup.py $(NATIVE_SOURCES)
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install -q $(INDEX) torch
+	.venv-newest/bin/pip install -q -e ".[dev]"
+	touch $@
+
+# torchrec declares the CUDA build of fbgemm, hence --no-deps; what it needs besides is in the constraints.
+.venv-torchrec/ready: pyproject.toml setup.py constraints.txt requirements-torchrec.txt $(NATIVE_SOURCES)
+	$(PYTHON) -m venv .venv-torchrec
+	.venv-torchrec/bin/pip install -q $(INDEX) -c constraints.txt torch
+	.venv-torchrec/bin/pip install -q --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0
+	.venv-torchrec/bin/pip install -q -c constraints.txt -r requirements-torchrec.txt -e ".[dev,loops]"
+	touch $@
+
+.venv-third-party/ready: pyproject.toml setup.py constraints.txt requirements-third-party.txt $(NATIVE_SOURCES)
+	$(PYTHON) -m venv .venv-third-party
+	.venv-third-party/bin/pip install -q $(INDEX) -c constraints.txt torch
+	.venv-third-party/bin/pip install -q -c constraints.txt -r requirements-third-party.txt -e ".[dev]"
+	touch $@
+
 clean:
-	rm -rf .venv build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

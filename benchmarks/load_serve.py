@@ -35,13 +35,13 @@ SERVER = Path(__file__).parent.parent / "examples" / "serve_topk.py"
 
 
 @contextmanager
-def running(path: Path) -> Iterator[int]:
+def running(path: Path, server_script: Path = SERVER) -> Iterator[int]:
     """The server's port, once it answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen([sys.executable, str(SERVER), str(path), "--port", str(port)], env=paths) as server:
+    with subprocess.Popen([sys.executable, str(server_script), str(path), "--port", str(port)], env=paths) as server:
         try:
             for _ in range(300):
                 with socket.socket() as probe:
@@ -120,11 +120,28 @@ def check(port: int, table: mgqe.CompactTable) -> None:
         raise SystemExit("the server's answer differs from the table's")
 
 
+def after_abandoned(port: int, number: int, rows: int) -> tuple[float, float]:
+    """Seconds of a heavy request alone; and of a look-up that comes when so many of them have been given up."""
+    ids = torch.randint(rows, (256,), generator=torch.Generator().manual_seed(3)).tolist()
+    body = json.dumps({"ids": ids, "k": 100}).encode()
+    alone, _ = Client(port).ask("POST", "/topk", body.decode())
+    head = f"POST /topk HTTP/1.1\r\nHost: here\r\nContent-Length: {len(body)}\r\n\r\n"
+    gone = [socket.create_connection(("127.0.0.1", port)) for _ in range(number)]
+    for connection in gone:
+        connection.sendall(head.encode() + body)
+    time.sleep(0.1)  # the server has read them all
+    for connection in gone:
+        connection.close()
+    return alone, Client(port).ask("POST", "/lookup", '{"ids": [5]}')[0]
+
+
 def main() -> None:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--rows", type=int, default=1_000_000, help="of the table; 64 dimensions, D=8, K=256")
-    made.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], help="connections at once")
+    made.add_argument("--clients", type=int, nargs="*", default=[1, 8, 32], help="connections at once")
     made.add_argument("--seconds", type=float, default=5.0, help="of each kind of request and number of clients")
+    made.add_argument("--abandoned", type=int, default=50, help="requests whose clients have gone")
+    made.add_argument("--server", type=Path, default=SERVER, help="another server than examples/serve_topk.py")
     made.add_argument("--out", type=Path, default=RESULTS / "serve.json", help="where the JSON goes")
     options = made.parse_args()
     torch.set_grad_enabled(False)
@@ -144,9 +161,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "items.safetensors"
         mgqe.save(table, path)
-        with running(path) as port:
+        with running(path, options.server) as port:
             check(port, table)
-            for name, (where, bodies) in kinds.items():
+            for name, (where, bodies) in (kinds if options.clients else {}).items():
                 load(port, where, bodies, 1, 0.5)  # warm
                 for clients in options.clients:
                     times, health = load(port, where, bodies, clients, options.seconds)
@@ -168,12 +185,15 @@ def main() -> None:
                         f"/health p99 {row['health_p99_ms']:6.2f} ms",
                         flush=True,
                     )
-    kept = {key: value for key, value in vars(options).items() if key != "out"}
+            alone, seconds = after_abandoned(port, options.abandoned, options.rows)
+            print(f"a look-up after {options.abandoned} abandoned requests of {alone:.3f} s each: {seconds:.3f} s")
+    kept = {key: value for key, value in vars(options).items() if key not in ("out", "server")}
     content = {
         "benchmark": "serve",
         "options": kept,
         "environment": {**environment(), "nice": os.nice(0)},
         "results": results,
+        "abandoned": {"requests": options.abandoned, "seconds_of_one": alone, "seconds_of_next_look_up": seconds},
     }
     options.out.write_text(json.dumps(content, indent=1) + "\n")
     print(f"\nwritten to {options.out}", file=sys.stderr)

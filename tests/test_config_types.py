@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from raw_safetensors import read_raw, write_raw
 
 import mgqe
 from mgqe import baselines, shards
@@ -85,16 +86,12 @@ def test_a_config_of_other_types_is_refused_by_name(name: str, tmp_path: Path) -
     read(target)
     for file in files:
         raw = file.read_bytes()
-        end = 8 + int.from_bytes(raw[:8], "little")
-        header = json.loads(raw[8:end])
-        config = json.loads(header["__metadata__"]["config"])
+        metadata, parts = read_raw(file)
+        config = json.loads(metadata["config"])
         for changed in variants(config):
             if json.dumps(changed) == json.dumps(config):
                 continue
-            header["__metadata__"]["config"] = json.dumps(changed)
-            head = json.dumps(header).encode()
-            head += b" " * (-(8 + len(head)) % 64)
-            file.write_bytes(len(head).to_bytes(8, "little") + head + raw[end:])
+            write_raw(file, {**metadata, "config": json.dumps(changed)}, parts)  # its checksums are right
             try:
                 read(target)
             except mgqe.ArtifactError as error:
@@ -108,12 +105,8 @@ def test_a_config_of_other_types_is_refused_by_name(name: str, tmp_path: Path) -
 def test_a_sharded_index_whose_config_is_no_object_is_refused(tmp_path: Path) -> None:
     files, _ = sharded(tmp_path)
     index = next(file for file in files if file.name == "table.safetensors")
-    raw = index.read_bytes()
-    end = 8 + int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8:end])
-    header["__metadata__"]["config"] = "[1, 2]"
-    head = json.dumps(header).encode()
-    index.write_bytes(len(head).to_bytes(8, "little") + head + raw[end:])
+    metadata, parts = read_raw(index)
+    write_raw(index, {**metadata, "config": "[1, 2]"}, parts)
     with pytest.raises(
         mgqe.ArtifactError, match=r"table\.safetensors: metadata 'config' must be a JSON object, got \[1, 2"
     ):

@@ -48,10 +48,11 @@ def test_one_tier_against_faiss(rows, subspaces, bits):
 
 
 def test_tiers_with_int8_centroids_against_faiss_of_nearly_as_many_bytes(rows):
-    """Rows of an embedding that was trained: frequent ids are longer. A quarter less error for 4% more bytes."""
+    """Rows of an embedding that was trained: frequent ids are longer. A quarter less error for 4% more bytes
+    and the file's checksums."""
     counts = (10_000 / torch.arange(1, len(rows) + 1)).long() + 1
     scaled = rows * (0.5 + counts.float().log()[:, None] / 9)
     theirs, expected = faiss_pq(scaled, 16, 6)
     ours, decoded = compressed(scaled, counts, num_centroids=(256, 64), centroid_dtype="int8")
-    assert ours <= 1.04 * theirs
+    assert ours <= 1.045 * theirs
     assert error(scaled, decoded) <= 0.75 * error(scaled, expected)

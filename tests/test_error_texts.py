@@ -164,7 +164,7 @@ def test_a_mistake_is_told_with_what_helps(table: Any, name: str) -> None:
 def test_a_file_that_is_no_table_says_who_reads_it(table: Any, tmp_path: Path) -> None:
     mgqe.save(table, tmp_path / "t")
     mgqe.append(tmp_path / "t", torch.ones(1, DIM))
-    (segment,) = tmp_path.glob("t.append-*")
+    (segment,) = tmp_path.glob("t.append-*-000001")
     with pytest.raises(mgqe.ArtifactError, match="holds ids that were appended to another file"):
         mgqe.load(segment)
     model = Shop()

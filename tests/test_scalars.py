@@ -306,7 +306,7 @@ def test_baselines_on_full_rows_keep_norms_as_pythons_floats(name: str, value: A
 @pytest.mark.parametrize("value", [np.int64(3), np.array(3), torch.tensor(3)], ids=["int64", "array", "tensor"])
 def test_pq_takes_a_seed_of_numpy_or_torch(value: Any) -> None:
     assert type(baselines.PQEmbedding(N, DIM, seed=value).seed) is int
-    with pytest.raises(ValueError, match=r"seed must be from 0 to 2\*\*63 - 1, got -3"):
+    with pytest.raises(ValueError, match=r"seed must be a whole number from 0 to .*, got -3"):
         baselines.PQEmbedding(N, DIM, seed=-value)
 
 

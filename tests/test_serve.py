@@ -10,8 +10,10 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -120,7 +122,7 @@ def test_fewer_than_k_are_fewer(example, monkeypatch):
         ("/topk", {"ids": [2000]}, 404, "id 2000 is out of range"),
         ("/topk", {"ids": [-1]}, 422, "greater than or equal to 0"),
         ("/topk", {"ids": [2**64]}, 422, "less than"),
-        ("/topk", {"ids": [1], "exclude": [2000]}, 404, "id 2000 is out of range"),
+        ("/topk", {"ids": [1], "exclude": [2000]}, 404, "exclude holds id 2000"),
         ("/topk", {"ids": [1, 2], "exclude": [[1]]}, 400, "one such tensor a query, 2, got 1"),
         ("/topk", {"vectors": [[1.0]]}, 400, "(B, 8), got (1, 1)"),
         ("/topk", {"vectors": [[1.0], [1.0, 2.0]]}, 400, "expected sequence of length 1"),
@@ -202,3 +204,83 @@ def test_a_real_server_answers_many_at_once(table, tmp_path):
         finally:
             server.terminate()
         assert "Traceback" not in server.stderr.read().decode()
+
+
+@contextmanager
+def serving(example, app):
+    """The port of an application in this process, so that a test can replace what it calls."""
+    server = example.uvicorn.Server(example.uvicorn.Config(app, port=0, log_level="error", http=example.Protocol))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def slow(table, monkeypatch):
+    """A table whose top-K takes a fifth of a second, and the calls of it."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    plain, calls = table.topk, []
+
+    def topk(*arguments, **options):
+        calls.append(time.monotonic())
+        time.sleep(0.2)
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(table, "topk", topk)
+    return calls
+
+
+def sent(port, text, length=None):
+    connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+    body = text.encode()
+    head = f"POST /topk HTTP/1.1\r\nHost: here\r\nContent-Length: {length or len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body)
+    return connection
+
+
+def test_work_whose_client_has_gone_is_dropped(example, table, slow):
+    with serving(example, example.make_app(table, number=2)) as port:
+        gone = [sent(port, '{"ids": [1]}') for _ in range(50)]
+        while len(slow) < 2:  # the server is at work
+            time.sleep(0.005)
+        for connection in gone:
+            connection.close()
+        start = time.monotonic()
+        assert post(port, "/lookup", {"ids": [0]})[0] == 200
+        assert time.monotonic() - start < 2.5  # all of them take 5 s
+        assert len(slow) < 10
+
+
+def test_a_full_queue_refuses_at_once(example, table, slow):
+    with serving(example, example.make_app(table, number=1, max_waiting=2)) as port, ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(lambda i: post(port, "/topk", {"ids": [i]}), range(12)))
+        assert post(port, "/topk", {"ids": [1]})[0] == 200
+    statuses = [status for status, _ in found]
+    assert set(statuses) == {200, 503}
+    assert 3 <= statuses.count(200) < 12
+    assert list({a["error"] for s, a in found if s == 503}) == ["too many requests are waiting: try again later"]
+
+
+@pytest.mark.parametrize("part", ["nothing", "half a head", "half a second head", "half a body"])
+def test_a_request_that_is_not_sent_to_its_end_is_closed(example, table, monkeypatch, part):
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    monkeypatch.setattr(example.Protocol, "seconds", 0.3)
+    with serving(example, example.make_app(table, seconds=0.3)) as port:
+        if part == "half a body":
+            connection = sent(port, "{", length=100)
+        else:
+            connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+            second = b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n" if part == "half a second head" else b""
+            connection.sendall(second + (b"" if part == "nothing" else b"POST /topk HT"))
+        start, content = time.monotonic(), b""
+        while received := connection.recv(4096):
+            content += received
+        assert 0.2 < time.monotonic() - start < 5
+        assert (b"408" in content) == (part == "half a body")
+        assert post(port, "/lookup", {"ids": [0]})[0] == 200

@@ -139,6 +139,16 @@ def test_indices_that_cannot_be_right(tmp_path, entry, value, message):
         mgqe.load(tmp_path / "t")
 
 
+@pytest.mark.parametrize("name", [INDEX, "shard"])
+def test_a_configuration_that_is_no_object(tmp_path, name):
+    _, set_name = write(tmp_path / "t", (0, 500, N))
+    path = tmp_path / "t" / INDEX if name == INDEX else shard_path(tmp_path / "t", set_name, 1)
+    metadata, tensors = read_raw(path)
+    write_raw(path, {**metadata, "config": "null"}, tensors)
+    with pytest.raises(mgqe.ArtifactError, match=rf"{name}.*config must be an object, got NoneType"):
+        mgqe.load(tmp_path / "t")
+
+
 def test_an_index_and_shards_that_claim_more_rows_than_there_are(tmp_path):
     _, set_name = write(tmp_path / "t", (0, N))
     metadata, tensors = read_raw(tmp_path / "t" / INDEX)

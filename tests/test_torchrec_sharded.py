@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -39,7 +37,7 @@ def torchrun(ranks: int, out: Path, *arguments: str, fails: bool = False) -> str
         text=True,
         timeout=600,
     )
-    assert (done.returncode != 0) == fails, done.stderr[-4000:]
+    assert (done.returncode != 0) == fails, done.stderr
     return done.stderr
 
 
@@ -104,9 +102,9 @@ def test_a_checkpoint_resumes_on_another_number_of_ranks(runs, tmp_path, ranks):
     ],
 )
 def test_ranks_that_do_not_fit_together_say_so(tmp_path, option, message):
-    printed = torchrun(2, tmp_path, "train", option, fails=True)
+    torchrun(2, tmp_path, "train", option, fails=True)
     for rank in range(2):
-        assert re.search(rf"\[rank{rank}\]: ValueError: .*{re.escape(message)}", printed), printed[-4000:]
+        assert re.search(rf"ValueError: .*{re.escape(message)}", result(tmp_path, rank)["error"])
 
 
 def test_an_unknown_id_on_one_rank_is_refused_on_all_and_breaks_nothing(tmp_path):
@@ -118,22 +116,21 @@ def test_an_unknown_id_on_one_rank_is_refused_on_all_and_breaks_nothing(tmp_path
 
 def test_torchrun_ends_all_ranks_when_one_is_killed(tmp_path):
     printed = torchrun(2, tmp_path, "kill", fails=True)
-    assert re.search(r"Root Cause.*rank +: 1 .*Signal 9 \(SIGKILL\)", printed, re.DOTALL), printed[-4000:]
+    # Not which one is the root cause: rank 0, whose connection breaks, may end before torchrun looks.
+    assert re.search(r"rank +: 1 [^\[]*Signal 9 \(SIGKILL\)", printed), printed[-4000:]
 
 
 @pytest.mark.parametrize("mode", ["kill", "freeze kill", "hang"])
 def test_a_rank_whose_fellow_is_lost_says_so(tmp_path, mode):
     """Without torchrun, which would end it first."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun does
     started = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), str(tmp_path), mode, "timeout=20"],
+            [sys.executable, str(WORKER), str(tmp_path), mode, *(["timeout=20"] if mode == "hang" else [])],
             env={
                 **environment(),
-                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"},
-                "LOCAL_RANK": str(rank),
+                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "RANK": str(rank), "WORLD_SIZE": "2"},
+                **{"LOCAL_RANK": str(rank), "TORCHELASTIC_USE_AGENT_STORE": "True"},
             },
             stderr=subprocess.PIPE,
             text=True,
@@ -142,9 +139,7 @@ def test_a_rank_whose_fellow_is_lost_says_so(tmp_path, mode):
     ]
     try:
         assert mode == "hang" or started[1].wait(timeout=300) == -9
-        since = time.monotonic()
         printed = started[0].communicate(timeout=300)[1]
-        assert mode == "hang" or time.monotonic() - since < 60
     finally:
         for process in started:
             process.kill()

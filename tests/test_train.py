@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +22,7 @@ from mgqe.recsys.datasets import DATA_DIR_VARIABLE
 from mgqe.recsys.interactions import IdMap
 from mgqe.recsys.loop import EpochReport
 from mgqe.recsys.train import RunData, build_tables, load_model, train_run
+from mgqe.weights import read_weights, save_weights
 from mgqe.whole_files import fill_file
 
 QUANTISED = "mgqe:D=4,K=4/2"
@@ -303,3 +305,53 @@ def test_items_that_look_alike_draw(tiny: Path) -> None:
     with torch.no_grad():
         model.item.weight.copy_(torch.randn(8).expand_as(model.item.weight))
     assert set(data.task.judge(model).values()) == {0.0}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    train_run(tiny_config(tiny, max_epochs=1, anneal_epochs=1), out)
+    return out
+
+
+def rewritten(path: Path, change: Any) -> None:
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+DAMAGE = {
+    "another setting": ("config.json", lambda path: rewritten(path, lambda c: {**c, "dropout": 0.5})),
+    "an unknown setting": ("config.json", lambda path: rewritten(path, lambda c: {**c, "dropuot": 0.5})),
+    "a list": ("config.json", lambda path: rewritten(path, list)),
+    "cut short": ("config.json", lambda path: path.write_bytes(path.read_bytes()[:50])),
+    "no ids": ("item_ids.parquet", Path.unlink),
+    "other ids": ("user_ids.parquet", lambda path: path.write_bytes(path.read_bytes()[:-1] + b"2")),
+    "no table": ("item.mgqe.safetensors", Path.unlink),
+    "another table": (
+        "item.mgqe.safetensors",
+        lambda path: path.write_bytes(path.with_name("user.mgqe.safetensors").read_bytes()),
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_run_is_refused_and_the_file_is_named(finished: Path, tmp_path: Path, damage: str) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    name, do = DAMAGE[damage]
+    do(out / name)
+    with pytest.raises((ValueError, OSError), match=name):
+        load_model(out)
+
+
+def test_runs_whose_model_file_says_nothing_of_the_others_are_still_loaded(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    own, _ = read_weights(out / "model.safetensors")
+    save_weights(own, out / "model.safetensors")
+    assert load_model(out).state_dict().keys() == load_model(finished).state_dict().keys()
+    rewritten(out / "config.json", lambda c: {**c, "embedding": ["full"]})
+    with pytest.raises(ValueError, match=r"config\.json: not the configuration of a run: "):
+        load_model(out)
+    rewritten(out / "config.json", lambda c: {**c, "embedding": "full", "dim": 4})
+    with pytest.raises(ValueError, match=r"out: config\.json, model\.safetensors and the tables do not fit together"):
+        load_model(out)

@@ -225,13 +225,26 @@ def run(out: Path, mode: str, options: dict, rank: int, size: int) -> dict:
     return result
 
 
+def meet(out: Path, rank: int, size: int) -> None:
+    """Wait until every rank has imported what it needs: on a busy machine that takes longer than a short timeout."""
+    (out / f"started-{rank}").touch()
+    while not all((out / f"started-{other}").exists() for other in range(size)):
+        time.sleep(0.01)
+
+
 def main() -> None:
     out, mode = Path(sys.argv[1]), sys.argv[2]
     options = dict(argument.split("=", 1) for argument in sys.argv[3:])
     torch.set_num_threads(1)
-    with mgqe.torchrec.process_group(timeout=timedelta(seconds=int(options.get("timeout", 60)))) as ranks:
-        result = run(out, mode, options, ranks.rank, ranks.size)
-        (out / f"result-{ranks.rank}.json").write_text(json.dumps(result))
+    meet(out, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    with mgqe.torchrec.process_group(timeout=timedelta(seconds=int(options.get("timeout", 600)))) as ranks:
+        file = out / f"result-{ranks.rank}.json"
+        try:
+            file.write_text(json.dumps(run(out, mode, options, ranks.rank, ranks.size)))
+        except ValueError as error:
+            file.write_text(json.dumps({"error": f"ValueError: {error}"}))
+            dist.barrier()  # torchrun ends the ranks that have not come to their own error once the first has ended
+            raise
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ OLD_VERSIONS = ("1",)  # without checksums
 NO_CHECKSUMS = "a file of version 1 has no checksums to verify: load it and save it again"
 MAX_CONFIG_CHARS = 1 << 20
 DATA_ALIGNMENT = 64  # the first tensor starts on a cache line; the header is padded with spaces
+MAX_MESSAGE = 2000  # characters
 WRITE_CHUNK = 1 << 24  # bytes
 
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
@@ -74,7 +75,14 @@ Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 class ArtifactError(ValueError):
-    """A file is not a table that this version can read; the message says what is wrong with it."""
+    """A file is not a table that this version can read; the message says what is wrong with it.
+
+    A file may hold text of any length, so the middle of a long message is left out.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        text = str(message)
+        super().__init__(text if len(text) <= MAX_MESSAGE else f"{text[:1000]} ... {text[-500:]}")
 
 
 def config_text(config: Config) -> str:

@@ -50,9 +50,6 @@ class PQEmbedding(FullEmbedding):
         super().__init__(*args, **kwargs)
         if centroid_dtype not in CENTROID_DTYPES:
             raise ValueError(f"centroid_dtype must be one of {sorted(CENTROID_DTYPES)}, got {centroid_dtype!r}")
-        seed = as_int("seed", seed)  # before it is compared with what no tensor of int64 holds
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"seed must be from 0 to 2**63 - 1, got {seed}")
         self.capacity = resolve_capacity(
             self.embedding_dim,
             (self.num_embeddings,),
@@ -63,7 +60,7 @@ class PQEmbedding(FullEmbedding):
             share_subspaces=share_subspaces,
         )
         self.centroid_dtype = centroid_dtype
-        self.seed = seed
+        self.seed = as_int("seed", seed, 0, 2**63 - 1)
 
     @torch.no_grad()
     def freeze(self) -> FrozenTable:  # type: ignore[override]  # nn.Embedding annotates a bool it never sets

@@ -74,8 +74,6 @@ def export_onnx(
 
 
 def _need(*names: str) -> None:
-    if not hasattr(torch.export.Dim, "DYNAMIC"):
-        raise ImportError(f"exporting to ONNX needs torch 2.6 or newer, got {torch.__version__}: upgrade torch")
     for name in names:
         try:
             importlib.import_module(name)

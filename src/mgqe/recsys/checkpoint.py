@@ -27,7 +27,7 @@ def read_json(path: Path) -> Any:
     try:
         with open_regular(path) as file:
             return json.loads(file.read().decode("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from xxhash import xxh3_64_hexdigest
 
 from mgqe.container import ArtifactError, identity, stored_checksum
 from mgqe.recsys.checkpoint import read_json
@@ -19,8 +20,9 @@ from mgqe.recsys.embeddings import FrozenEmbedding
 from mgqe.recsys.models import build_model
 from mgqe.recsys.tasks import own_parameters
 from mgqe.weights import companions, read_weights, save_weights, strangers
+from mgqe.whole_files import open_regular
 
-CONFIG, MODEL, TABLE = "config.json", "model.safetensors", ".mgqe.safetensors"
+CONFIG, MODEL, TABLE, IDS = "config.json", "model.safetensors", ".mgqe.safetensors", "_ids.parquet"
 PATIENCE_SECONDS = 2.0  # with files that do not belong together: whoever writes them may be about to write the last
 
 
@@ -31,7 +33,8 @@ class _Mixed(ArtifactError):
 def ship(model: nn.Module, tables: Mapping[str, Any], out: Path) -> dict[str, int]:
     """Freeze and save the tables at the paths `tables` and the model's other state; bytes on disk of each table.
 
-    The state is written last and records the tables' checksums, so that a reader knows which files belong together.
+    The state is written last and records checksums of the tables, the configuration and the ids, so that a reader knows
+    which files belong together.
     """
     import mgqe
 
@@ -41,7 +44,7 @@ def ship(model: nn.Module, tables: Mapping[str, Any], out: Path) -> dict[str, in
         table: Any = model.get_submodule(path)
         mgqe.save(table.freeze(), out / f"{path}{TABLE}")
         checksums[f"{path}{TABLE}"] = stored_checksum(out / f"{path}{TABLE}")
-    save_weights(own_parameters(model, tables), out / MODEL, {"files": checksums})
+    save_weights(own_parameters(model, tables), out / MODEL, {"files": checksums, "digests": _digests(out)})
     return {path: (out / f"{path}{TABLE}").stat().st_size for path in tables}
 
 
@@ -72,11 +75,43 @@ def load_model(out: Path | str) -> Any:
 def _load(out: Path) -> Any:
     if not (out / MODEL).is_file():
         raise FileNotFoundError(errno.ENOENT, "no finished run is here, or one that is being trained again", str(out))
-    config = TrainConfig(**read_json(out / CONFIG))
     weights, about = read_weights(out / MODEL)
-    model = build_model(config, {path: FrozenEmbedding(table) for path, table in _tables(out, about).items()})
-    model.load_state_dict(weights)
+    _check_files(out, about.get("digests", {}))
+    config = _config(out)
+    tables = {path: FrozenEmbedding(table) for path, table in _tables(out, about).items()}
+    try:
+        model = build_model(config, tables)
+        model.load_state_dict(weights)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise _Mixed(f"{out}: {CONFIG}, {MODEL} and the tables do not fit together: {error}") from error
     return model.eval()
+
+
+def _config(out: Path) -> TrainConfig:
+    path = out / CONFIG
+    content = read_json(path)
+    try:
+        return TrainConfig(**content)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path}: not the configuration of a run: {error}") from error
+
+
+def _digests(out: Path) -> dict[str, str]:
+    """Checksums of the files that have none of their own."""
+    digests = {}
+    for path in (out / CONFIG, *sorted(out.glob(f"*{IDS}"))):
+        with open_regular(path) as file:
+            digests[path.name] = xxh3_64_hexdigest(file.read())
+    return digests
+
+
+def _check_files(out: Path, expected: Mapping[str, str]) -> None:
+    found = _digests(out)
+    for name, digest in expected.items():
+        if name not in found:
+            raise _Mixed(f"{out / name} is missing: {MODEL} names it. Copy the run's folder again, every file of it")
+        if found[name] != digest:
+            raise _Mixed(f"{out / name}: not the file that {MODEL} was saved with. Copy the run's folder again")
 
 
 def _tables(out: Path, about: dict[str, Any]) -> dict[str, Any]:

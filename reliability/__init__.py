@@ -1,0 +1,1 @@
+"""Damaged files and killed processes: what docs/reliability.md reports, as commands."""

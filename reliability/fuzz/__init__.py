@@ -1,0 +1,1 @@
+"""Damaged files: every kind of artefact is changed at random, loaded, and used."""

@@ -1,0 +1,152 @@
+"""Loading an artefact and using all of it: what comes out, as one digest."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import mgqe
+from mgqe.frozen import FrozenTable
+from mgqe.idmap import IdMap
+from mgqe.recsys import shipping
+from mgqe.recsys.shipping import load_model as load_run
+from reliability.fuzz.models import Shop, Words
+
+Verify = bool
+shipping.PATIENCE_SECONDS = 0.0  # nobody writes the files that are missing here
+MOST_IDS = 2000  # a table that hashes ids may have any number of them
+VERIFIES = {
+    load: "verify" in inspect.signature(load).parameters for load in (mgqe.load, IdMap.load, mgqe.load_model, load_run)
+}
+
+
+class Digest:
+    """Of everything that using an artefact gives."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def add(self, *values: Any) -> None:
+        """Tensors and arrays by shape and bytes, other things by their repr."""
+        for value in values:
+            if isinstance(value, Tensor):
+                value = value.detach().numpy()
+            if isinstance(value, np.ndarray):
+                self._hash.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+            else:
+                self._hash.update(repr(value).encode())
+
+    def get(self) -> bytes:
+        """Equal for equal results."""
+        return self._hash.digest()
+
+
+def _load(load: Callable[..., Any], *arguments: Any, verify: Verify) -> Any:
+    return load(*arguments, verify=True) if verify and VERIFIES[load] else load(*arguments)
+
+
+def use_table(folder: Path, verify: Verify) -> bytes:
+    """A frozen table: every row, bags, top-K, the file that it is saved to."""
+    index = folder if _is_sharded(folder) else folder / "table.safetensors"
+    table: FrozenTable = _load(mgqe.load, index, verify=verify)
+    seen = Digest()
+    n = min(table.num_embeddings, MOST_IDS)
+    ids = torch.arange(n)
+    rows = table.lookup(ids)
+    seen.add(table.num_embeddings, table.embedding_dim, table.padding_idx, rows)
+    if n:
+        seen.add(table.bag(ids, torch.tensor([0, n // 2]), mode="mean"), table.bag(ids[None], mode="max"))
+    if isinstance(table, mgqe.CompactTable):
+        if table.fallback is not None:
+            seen.add(table.lookup(torch.tensor([table.num_embeddings, -1])))
+        if n:
+            try:
+                _search(table, rows, seen)
+            except ValueError as error:
+                if "may leave float32" not in str(error):  # centroids of 1e38 can be looked up, not multiplied
+                    raise
+                seen.add(error)
+    copy = folder / "saved-again"
+    mgqe.save(table, copy)
+    seen.add(copy.read_bytes())
+    return seen.get()
+
+
+def _is_sharded(folder: Path) -> bool:
+    return any(name.startswith("shard-") for name in os.listdir(folder))
+
+
+def _search(table: mgqe.CompactTable, rows: Tensor, seen: Digest) -> None:
+    n = table.num_embeddings
+    k, queries = min(5, n), rows[[0, n - 1]]
+    ids = torch.arange(0, n, 2)
+    seen.add(*table.topk(queries, k))
+    seen.add(*table.topk(queries, k, candidates=ids, exclude=torch.tensor([[0, n - 1], [n // 2, -1]])))
+    mask = torch.ones(n, dtype=torch.bool)
+    mask[n // 2] = False
+    seen.add(*table.topk(queries[:1], k, candidates=mask, bias=torch.arange(float(n))))
+
+
+def use_id_map(folder: Path, verify: Verify) -> bytes:
+    """An id map: from rows to ids and back, its counts, the file that it is saved to."""
+    ids = _load(IdMap.load, folder / "ids.safetensors", verify=verify)
+    if verify:
+        ids.validate()
+    seen = Digest()
+    rows = torch.arange(len(ids))
+    seen.add(len(ids), ids.kind, ids.interactions, ids.distinct, ids.counts, ids.share(1))
+    if ids.nbytes_by_part().get("ids.hashes") is None:
+        named = ids.ids(rows)
+        seen.add(named, ids.rows(named, unknown=-1))
+    unknown = {"string": ["?"], "binary": [b"?"]}.get(ids.kind) or np.array([1], ids.kind)
+    seen.add(ids.rows(unknown, unknown=-1))
+    ids.save(folder / "saved-again")
+    seen.add((folder / "saved-again").read_bytes())
+    return seen.get()
+
+
+def use_model(folder: Path, verify: Verify) -> bytes:
+    """A model: its forward pass. One that is refused must be as it was before."""
+    model = (Shop if any(name.startswith("tags") for name in os.listdir(folder)) else Words)()
+    before = _state(model)
+    try:
+        _load(mgqe.load_model, model, folder, verify=verify)
+    except Exception:
+        if _state(model) != before:
+            raise RuntimeError("load_model raised an error and had changed the model") from None
+        raise
+    seen = Digest()
+    with torch.no_grad():
+        seen.add(model(), sorted(model.state_dict()), model.training)
+    return seen.get()
+
+
+def _state(model: nn.Module) -> list[Any]:
+    parts = [(path, id(module), sorted(module._parameters)) for path, module in model.named_modules()]
+    return [parts, [(name, id(value), value._version) for name, value in model.named_parameters()]]
+
+
+def use_run(folder: Path, verify: Verify) -> bytes:
+    """A finished run: the loaded model's scores."""
+    model = _load(load_run, folder, verify=verify)
+    seen = Digest()
+    with torch.no_grad():
+        users, items = torch.arange(60), torch.arange(80)[:60]
+        seen.add(model(users, items), sorted(model.state_dict()))
+    return seen.get()
+
+
+USES: dict[str, Callable[[Path, Verify], bytes]] = {"id map": use_id_map, "model": use_model, "run": use_run}
+
+
+def use(kind: str, folder: Path, verify: Verify) -> bytes:
+    """Load what is in the folder, use all of it, and return a digest of what came out."""
+    return USES.get(kind.split(",")[0], use_table)(folder, verify)

@@ -1,0 +1,26 @@
+"""Figures on the disk: with what, where and when they were measured."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from mgqe.recsys.provenance import commit, machine, versions
+
+
+def about_this_run() -> dict[str, Any]:
+    """Commit, versions, machine and the time."""
+    return {
+        "commit": commit(),
+        "versions": versions(),
+        "machine": machine(),
+        "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def write_record(path: Path, content: Any) -> None:
+    """Indented JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,32 @@
+"""constraints-lowest.txt, on which `make test-lowest` runs, says what pyproject.toml does."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).parents[1]
+
+
+def lower_bounds() -> dict[str, str]:
+    """Name and lower bound of everything that users of mgqe or of its extras install."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = sum((extras[name] for name in ("recsys", "faiss", "onnx", "serve")), project["dependencies"])
+    return dict(re.match(r"([\w-]+)>=([\d.]+)", line).groups() for line in lines)
+
+
+def test_the_lowest_releases_are_those_of_pyproject():
+    pins = re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "constraints-lowest.txt").read_text(), re.MULTILINE)
+    pinned = {name: re.sub(r"(\.0)+$", "", version) for name, version in pins}
+    assert {name: pinned.get(name) for name in lower_bounds()} == {
+        name: re.sub(r"(\.0)+$", "", version) for name, version in lower_bounds().items()
+    }
