@@ -269,3 +269,12 @@ def test_a_fork_does_not_keep_the_lock_of_a_file_that_has_its_name(tmp_path):
         for child in children:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
+
+
+def test_an_appended_file_is_as_private_as_its_base(tmp_path):
+    base = tmp_path / "items"
+    mgqe.save(mgqe.DPQEmbedding(20, 4, num_centroids=4).freeze(), base)
+    base.chmod(0o600)
+    mgqe.append(base, torch.zeros(2, 4))
+    assert len(list(tmp_path.iterdir())) == 3  # the base, the appended file and their record
+    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}

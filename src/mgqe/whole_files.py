@@ -28,17 +28,18 @@ MAX_NAME_CHARS = 48  # of the real name in the other one, which is longer than i
 
 
 @contextmanager
-def prepared(target: Path, fill: Callable[[BinaryIO], object]) -> Iterator[Path]:
+def prepared(target: Path, fill: Callable[[BinaryIO], object], like: Path | None = None) -> Iterator[Path]:
     """A new file beside ``target`` that ``fill`` has filled and that is on the disk; gone when the block ends.
 
     The block gives the file its real name: by ``os.replace``, or by ``os.link``, which refuses a name that is taken. It
-    gets the mode bits of the file that it will replace, or else those that the umask leaves.
+    gets the mode bits of the file that it will replace; if there is none, those of the file ``like`` that it belongs to,
+    or else those that the umask leaves.
 
     Raises OSError, before ``fill`` is called, where ``target`` is neither a regular file nor missing.
     """
     old = replaceable(target)
     sweep(target.parent)
-    temporary, descriptor = _create(target, old)
+    temporary, descriptor = _create(target, old if old is not None or like is None else os.stat(like))
     try:
         with _locked_file(descriptor) as file:
             fill(file)
@@ -85,9 +86,11 @@ def temporary_folder(target: Path) -> Iterator[Path]:
             os.close(descriptor)
 
 
-def written(target: Path, chunks: Iterable[bytes | memoryview]) -> AbstractContextManager[Path]:
+def written(
+    target: Path, chunks: Iterable[bytes | memoryview], like: Path | None = None
+) -> AbstractContextManager[Path]:
     """:func:`prepared` of a file that holds ``chunks``."""
-    return prepared(target, lambda file: file.writelines(chunks))
+    return prepared(target, lambda file: file.writelines(chunks), like)
 
 
 def put(path: str | os.PathLike[str], nbytes: int, content: Iterable[bytes | memoryview]) -> None:
