@@ -32,8 +32,8 @@ def prepared(target: Path, fill: Callable[[BinaryIO], object], like: Path | None
     """A new file beside ``target`` that ``fill`` has filled and that is on the disk; gone when the block ends.
 
     The block gives the file its real name: by ``os.replace``, or by ``os.link``, which refuses a name that is taken. It
-    gets the mode bits of the file that it will replace; if there is none, those of the file ``like`` that it belongs to,
-    or else those that the umask leaves.
+    gets the mode bits of the file that it will replace; if there is none, those of the file ``like``, to which it
+    belongs, or else those that the umask leaves.
 
     Raises OSError, before ``fill`` is called, where ``target`` is neither a regular file nor missing.
     """
