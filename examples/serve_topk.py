@@ -68,7 +68,7 @@ class Protocol(HttpToolsProtocol):
 
 
 class Workers:
-    """As many threads as there are cores, a request each, without the GIL, and a queue of limited length before them."""
+    """As many threads as there are cores, one request each, without the GIL, behind a queue of limited length."""
 
     def __init__(self, number: int, max_waiting: int) -> None:
         self.pool = ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,))

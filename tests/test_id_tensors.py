@@ -130,3 +130,16 @@ def test_a_cast_is_proposed_only_where_there_is_one() -> None:
         table().lookup(torch.ones(1))
     with pytest.raises(TypeError, match=r"got torch\.complex64$"):
         table().lookup(torch.ones(1, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("name", ["queries", "bias", "vectors", "the fallback"])
+def test_sparse_vectors_are_a_type_error_that_says_what_to_do(name: str) -> None:
+    table = mgqe.DPQEmbedding(6, 4, num_subspaces=2).freeze()
+    calls = {
+        "queries": lambda: table.topk(torch.ones(2, 4).to_sparse(), 3),
+        "bias": lambda: table.topk(torch.ones(2, 4), 3, bias=torch.ones(6).to_sparse()),
+        "vectors": lambda: table.append(torch.ones(2, 4).to_sparse()),
+        "the fallback": lambda: table.with_fallback(torch.ones(4).to_sparse()),
+    }
+    with pytest.raises(TypeError, match=rf"^{name} must be a dense tensor, got layout .*: convert it with \.to_dense"):
+        calls[name]()

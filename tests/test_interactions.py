@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -202,3 +203,16 @@ def test_ids_beyond_64_bits_are_said(tmp_path):
     pl.DataFrame({"user": [1], "item": [2**64 - 1]}, schema={"user": pl.UInt64, "item": pl.UInt64}).write_parquet(path)
     with pytest.raises(ValueError, match="64-bit"):
         load_interactions(path)
+
+
+@pytest.mark.parametrize("number", [np.int64, np.uint8, np.array, torch.tensor], ids=lambda make: make.__name__)
+def test_the_map_of_ids_takes_numbers_of_numpy_and_torch(number):
+    integers, text = IdMap(pl.Series("id", [5, 7])), IdMap(pl.Series("id", ["5", "7"]))
+    assert (integers.row(number(7)), integers.id(number(0))) == (1, 5)
+    assert (text.row(number(7)), text.id(number(0))) == (1, "5")
+    with pytest.raises(KeyError, match="id 6 is not in the training file"):
+        integers.row(number(6))
+    with pytest.raises(KeyError, match="True cannot be an id here"):
+        integers.row(True)
+    with pytest.raises(IndexError, match="row 2 is outside"):
+        integers.id(number(2))

@@ -171,3 +171,12 @@ def test_scalar_grids_of_huge_weights():
     with torch.no_grad():
         layer.weight.copy_(rows_of(50, 4, spread=1e30))
     assert lost(layer.weight.detach(), layer.freeze().to_dense()) < 1e-3
+
+
+def test_a_scalar_grid_that_float32_cannot_span_is_refused():
+    layer = baselines.ScalarQuantizedEmbedding(50, 4, bits=8)
+    with torch.no_grad():
+        layer.weight.copy_(rows_of(50, 4))
+        layer.weight[:2, 1] = torch.tensor([3e38, -3e38])
+    with pytest.raises(ValueError, match="range is beyond float32"):
+        layer.freeze()

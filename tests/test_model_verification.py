@@ -123,6 +123,14 @@ def test_a_folder_of_version_1_says_that_it_has_no_checksums(folder, tmp_path):
     assert [file.name for file in found.without_checksums] == ["manifest.json"]
 
 
+def test_a_manifest_stands_for_its_folder(folder):
+    assert verification(folder / "manifest.json") == verification(folder)
+    (lost,) = folder.glob("dense.*")
+    lost.unlink()
+    with pytest.raises(ArtifactError, match=r"dense\..* is missing"):
+        mgqe.verify(folder / "manifest.json")
+
+
 def test_files_of_other_saves_are_no_damage(folder):
     (dense,) = folder.glob("dense.*")
     with saves.in_use(dense):

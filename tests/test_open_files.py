@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tempfile
 from pathlib import Path
 
@@ -83,6 +84,32 @@ def test_damage_names_the_open_file(tmp_path):
             mgqe.load(io.BytesIO(cut))
 
 
+def test_a_file_that_takes_no_more_bytes_is_an_error_and_not_a_wait(tmp_path):
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    os.write(writing, bytes(1 << 20))  # as much as fits
+    with (
+        open(reading, "rb"),
+        open(writing, "wb", buffering=0) as file,
+        pytest.raises(BlockingIOError, match="takes no more bytes"),
+    ):
+        mgqe.save(TABLE, file)
+
+    class Full(io.BytesIO):
+        def write(self, content):
+            return 0
+
+    with pytest.raises(BlockingIOError, match="<Full>"):
+        mgqe.save(TABLE, Full())
+
+
+def test_what_verify_may_be_is_checked_for_open_files_too():
+    file = io.BytesIO()
+    mgqe.save(TABLE, file)
+    with pytest.raises(TypeError, match="verify must be True, False or None, got 'yes'"):
+        mgqe.load(io.BytesIO(file.getvalue()), verify="yes")
+
+
 @pytest.mark.parametrize("path", [None, 7, [b"x"]])
 def test_what_is_neither_a_path_nor_a_file_is_refused(path):
     for use in (mgqe.load, lambda path: mgqe.save(TABLE, path)):
@@ -95,6 +122,11 @@ def test_files_of_text_and_indices_of_shards_are_refused(tmp_path):
         mgqe.save(TABLE, io.StringIO())
     with pytest.raises(TypeError, match="<StringIO>: expected a file that is open for bytes, mode 'rb', but read str"):
         mgqe.load(io.StringIO("text"))
+    with (
+        open(GOLDEN / "compact-small.safetensors", encoding="utf-8") as file,
+        pytest.raises(TypeError, match=r"small\.safetensors: expected a file that is open for bytes, mode 'rb' \("),
+    ):
+        mgqe.load(file)
     with (
         open(GOLDEN / "sharded" / "table.safetensors", "rb") as file,
         pytest.raises(mgqe.ArtifactError, match=r"table\.safetensors: the index of a folder of shards"),

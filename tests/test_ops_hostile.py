@@ -77,6 +77,31 @@ def test_bits_that_lie_are_refused_when_the_table_is_made():
         CompactTable.from_tensors({**tensors, "tier_map.bits.0": bits}, config)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("centroids.0", torch.empty(2, 16, 1, device="meta"), "is on cpu, the table's other tensors on meta"),
+        (
+            "codes.1",
+            torch.zeros(300, 1, dtype=torch.uint8).to_sparse(),
+            r"'codes\.1' must be .*, got torch\.sparse_coo",
+        ),
+        ("codes.1", None, r"'codes\.1' must be .*, got NoneType"),
+    ],
+)
+def test_parts_without_memory_where_the_others_have_it_are_refused(name, value, message):
+    tensors, config = mapped_table().to_tensors()
+    with pytest.raises(ValueError, match=message):
+        CompactTable.from_tensors({**tensors, name: value}, config)
+
+
+def test_parts_on_several_devices_are_refused():
+    parts = mapped_table()._lookup.parts
+    centroids = [book.to("meta") for book in parts.centroids]
+    with pytest.raises(ValueError, match="must be on one device, got cpu, meta"):
+        ops.PreparedLookup(ops.TableParts(**{**vars(parts), "centroids": centroids}))
+
+
 def test_a_map_damaged_later_is_an_error_of_every_search():
     if not ops.native_available():
         pytest.skip("the native library is not built")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import warnings
 import weakref
 
 import pytest
@@ -100,6 +101,50 @@ def test_a_loss_that_its_own_step_did_not_read_is_gone_in_the_next(arguments):
     assert mgqe.quantization_loss(model) == mgqe.quantization_loss(shop)
 
 
+def test_a_loss_of_a_table_without_a_gradient_is_gone_in_the_next_step_too():
+    model = two_tables()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    look_up(model["news"])  # no optimiser steps for this table: its rows have no gradient
+    for _ in range(2):
+        look_up(model["shop"]).square().mean().backward()
+        optimizer.step()
+    look_up(model["shop"])
+    assert mgqe.quantization_loss(model) == mgqe.quantization_loss(model["shop"])
+
+
+def test_a_table_whose_optimiser_steps_first_leaves_the_other_its_loss():
+    model = two_tables()
+    item, user = look_up(model["news"]), look_up(model["shop"])
+    first = torch.optim.SGD(model["shop"].parameters(), lr=0.1)
+    (user * item.detach()).sum().backward()
+    first.step()
+    assert mgqe.quantization_loss(model) == mgqe.quantization_loss(model["news"]) > 0
+
+
+def test_a_loss_that_is_read_for_a_log_still_counts():
+    layer = make()
+    look_up(layer)
+    with torch.no_grad():
+        logged = mgqe.quantization_loss(layer)
+    look_up(layer)
+    assert torch.allclose(mgqe.quantization_loss(layer), 2 * logged)
+
+
+def test_a_loss_of_given_parameters_is_that_of_the_pass():
+    layer = make()
+    look_up(layer)
+    loss = mgqe.quantization_loss(layer)
+    loss.backward()
+    given = {name: value.detach().clone().requires_grad_() for name, value in layer.named_parameters()}
+    torch.optim.SGD(layer.parameters(), lr=0.0).step()
+    torch.func.functional_call(layer, given, (IDS,))
+    again = mgqe.quantization_loss(layer)
+    assert torch.equal(again, loss)
+    gradients = torch.autograd.grad(again, list(given.values()))
+    for gradient, parameter in zip(gradients, layer.parameters(), strict=True):
+        assert torch.equal(gradient, parameter.grad)
+
+
 def test_every_pass_of_an_accumulated_step_counts_once():
     model = two_tables()
     news, shop = model["news"], model["shop"]
@@ -179,6 +224,16 @@ def test_a_loop_that_never_reads_the_losses_is_warned_and_does_not_hoard_them():
     assert len(layer._pending) == 1
 
 
+def test_a_layer_that_does_not_train_is_not_warned_of():
+    layer = make().requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(MAX_PENDING_LOSSES + 1):
+            layer(torch.tensor([1]))
+    assert len(layer._pending) == 1
+    assert mgqe.quantization_loss(layer) > 0
+
+
 def test_a_loss_that_was_counted_does_not_hold_its_graph_once_the_next_pass_begins():
     layer = make()
     look_up(layer)
@@ -202,3 +257,23 @@ def test_a_step_compiled_whole_counts_its_own_losses():
     for parameter, before in zip(model["news"].parameters(), news, strict=True):
         assert torch.equal(parameter.grad, before)
     assert all(parameter.grad.abs().sum() > 0 for parameter in model["shop"].parameters())
+
+
+def test_a_step_compiled_whole_is_compiled_once():
+    layer, graphs = make(), []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    @torch.compile(backend=backend)
+    def loss_of(ids: torch.Tensor) -> torch.Tensor:
+        return layer(ids).square().mean() + mgqe.quantization_loss(layer)
+
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    for step in range(4):
+        if step == 1:
+            before = len(graphs)
+        loss_of(IDS).backward()
+        optimizer.step()
+    assert len(graphs) == before

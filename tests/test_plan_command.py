@@ -109,6 +109,8 @@ def test_plan_from_files_and_known_data(runner: CliRunner) -> None:
         ("--counts counts.npy --dim 16 --budget 20", "too small for 1,000 ids x 16: the least is"),
         ("--counts counts.npy --dim 16 --budget 64000", "uncompressed it takes 64,000"),
         ("--counts counts.npy --dim 16 --budget five", 'a budget is "5%"'),
+        ("--counts counts.npy --dim 16 --budget 0", "--budget 0: a budget is"),
+        ("--counts counts.npy --dim 16 --budget 200%", "--budget 200%: a budget is"),
         ("--counts nothing.npy --dim 16 --budget 5%", "no file nothing.npy"),
         ("--counts ml-2m --dim 16 --budget 5%", "expected a file (.npy, .parquet, .pq, .csv) or a known data set"),
         ("--counts ml-1m --dim 16 --budget 5%", "needs a data directory"),

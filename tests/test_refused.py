@@ -254,7 +254,7 @@ def test_options_of_plan_and_ids_are_checked_before_files_are_read(runner: CliRu
     log = tmp_path / "none.csv"  # reading it would be an error of its own
     plan, ids = ["plan", "--counts", str(log), "--dim", "8"], ["ids", str(log), "--column", "a"]
     for command, message in (
-        ([*plan, "--budget", "little"], "got budget='little'"),
+        ([*plan, "--budget", "little"], "--budget little: a budget is"),
         ([*plan, "--budget", "5%", "--field", "city"], "--field must be item or user"),
         ([*plan, "--budget", "5%", "--max-tiers", "4"], "max_tiers must be 1, 2 or 3"),
         ([*plan, "--budget", "5%", "--max-centroids", "1"], "max_centroids must be"),

@@ -292,6 +292,24 @@ def test_a_float_of_numpy_or_torch_is_kept_as_pythons(value: Any) -> None:
     assert Tiers.from_fractions(10, [value, value]) == Tiers.from_fractions(10, [0.5, 0.5])
 
 
+@pytest.mark.parametrize("value", [np.float32(0.5), np.array(0.5), torch.tensor(0.5)], ids=repr)
+@pytest.mark.parametrize("name", ["FullEmbedding", "PQEmbedding", "ScalarQuantizedEmbedding"])
+def test_baselines_on_full_rows_keep_norms_as_pythons_floats(name: str, value: Any) -> None:
+    by_name = getattr(baselines, name)(N, DIM, max_norm=value, norm_type=value)
+    by_place = getattr(baselines, name)(N, DIM, None, value, value)
+    for layer in (by_name, by_place):
+        assert [type(layer.max_norm), type(layer.norm_type)] == [float, float]
+        layer(IDS).sum().backward()
+        pickle.loads(pickle.dumps(layer)).freeze()
+
+
+@pytest.mark.parametrize("value", [np.int64(3), np.array(3), torch.tensor(3)], ids=["int64", "array", "tensor"])
+def test_pq_takes_a_seed_of_numpy_or_torch(value: Any) -> None:
+    assert type(baselines.PQEmbedding(N, DIM, seed=value).seed) is int
+    with pytest.raises(ValueError, match=r"seed must be a whole number from 0 to .*, got -3"):
+        baselines.PQEmbedding(N, DIM, seed=-value)
+
+
 @pytest.mark.parametrize("value", [True, "0.5", None, [0.5]], ids=repr)
 def test_what_is_no_number_is_a_type_error(value: Any) -> None:
     with pytest.raises(TypeError, match="norm_type must be a number"):

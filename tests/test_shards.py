@@ -145,7 +145,7 @@ def test_a_configuration_that_is_no_object(tmp_path, name):
     path = tmp_path / "t" / INDEX if name == INDEX else shard_path(tmp_path / "t", set_name, 1)
     metadata, tensors = read_raw(path)
     write_raw(path, {**metadata, "config": "null"}, tensors)
-    with pytest.raises(mgqe.ArtifactError, match=rf"{name}.*config must be an object, got NoneType"):
+    with pytest.raises(mgqe.ArtifactError, match=rf"{name}.*must be a JSON object, got null"):
         mgqe.load(tmp_path / "t")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from table_cases import CASES, build
 from test_shards import N, write
 
 import mgqe
+from mgqe import container
+from mgqe import verification as verification_module
+from mgqe.checksums import json_checksum
 from mgqe.segment_files import all_records, all_segment_files
 from mgqe.shards import shard_path
 from mgqe.verification import verification
@@ -127,6 +131,82 @@ def test_files_without_checksums_are_listed(tmp_path):
     assert len(found.files) == len(found.without_checksums) == sum(path.is_file() for path in old.rglob("*"))
     save_file({"a": torch.ones(2)}, tmp_path / "foreign.safetensors")
     assert mgqe.verify(tmp_path).without_checksums == (tmp_path / "foreign.safetensors",)
+
+
+def test_a_lost_table_is_noticed_in_a_folder_that_has_what_was_appended_to_it(tmp_path):
+    appended(tmp_path).unlink()
+    with pytest.raises(mgqe.ArtifactError, match=r"items\.safetensors is missing: the table that items.*appended to"):
+        mgqe.verify(tmp_path)
+
+
+def test_a_lost_index_is_noticed_in_a_folder_that_has_its_shards(tmp_path):
+    write(tmp_path / "t", (0, 500, N))
+    (tmp_path / "t" / "table.safetensors").unlink()
+    with pytest.raises(mgqe.ArtifactError, match=r"table\.safetensors is missing: without it shard-.* is no table"):
+        mgqe.verify(tmp_path)
+
+
+def test_files_of_any_name_are_verified_in_a_folder(tmp_path):
+    mgqe.save(TABLE, tmp_path / "a.safetensors")
+    mgqe.save(TABLE, tmp_path / "items.bin")
+    mgqe.append(tmp_path / "items.bin", torch.zeros(1, TABLE.embedding_dim))
+    shutil.copy(GOLDEN / "idmap" / "string.safetensors", tmp_path / "ids")
+    (tmp_path / "notes.txt").write_text("not ours")
+    assert {file.name for file in mgqe.verify(tmp_path).files} == {
+        file.name for file in tmp_path.iterdir() if file.name != "notes.txt"
+    }
+    flip(tmp_path / "ids", -200)
+    with pytest.raises(mgqe.ArtifactError, match="ids: tensor"):
+        mgqe.verify(tmp_path)
+
+
+def frozen_collection(folder):
+    """As mgqe.torchrec.freeze writes it, of one table."""
+    _, set_name = write(folder / "t", (0, 500, N))
+    about = {"format": "mgqe-collection", "version": "2", "set": set_name, "tables": [{"name": "t"}]}
+    (folder / "collection.json").write_text(json.dumps({**about, "checksum": json_checksum(about)}))
+
+
+def test_the_tables_of_a_collection_are_those_of_its_manifest(tmp_path):
+    frozen_collection(tmp_path)
+    assert len(mgqe.verify(tmp_path).files) == 3
+    for file in (tmp_path / "t").iterdir():
+        file.unlink()
+    write(tmp_path / "t", (0, 500, N))
+    with pytest.raises(mgqe.ArtifactError, match=r"table\.safetensors: of another freeze than collection\.json"):
+        mgqe.verify(tmp_path)
+    shutil.rmtree(tmp_path / "t")
+    mgqe.save(TABLE, tmp_path / "other.safetensors")
+    with pytest.raises(mgqe.ArtifactError, match=r"table\.safetensors is missing: collection\.json names its table"):
+        mgqe.verify(tmp_path)
+
+
+@pytest.mark.parametrize("moment", ["when they are listed", "when they are read"])
+def test_files_that_a_save_removes_meanwhile_are_no_damage(moment, tmp_path, monkeypatch):
+    path = appended(tmp_path)
+    name = "stored_files" if moment == "when they are listed" else "open_stored"
+    work = getattr(verification_module, name)
+
+    def saved_over_after(*arguments, **options):
+        result = work(*arguments, **options)
+        mgqe.save(build(CASES[3]).table, path)
+        return result
+
+    monkeypatch.setattr(verification_module, name, saved_over_after)
+    assert mgqe.verify(path).files == (path,)
+
+
+def test_a_file_that_is_removed_while_it_is_opened_is_missing_and_not_damaged(tmp_path, monkeypatch):
+    mgqe.save(TABLE, tmp_path / "a")
+    safe_open = container.safe_open
+
+    def removed_before(name, **options):
+        (tmp_path / "a").unlink()
+        return safe_open(name, **options)
+
+    monkeypatch.setattr(container, "safe_open", removed_before)
+    with pytest.raises(FileNotFoundError):
+        container.open_stored(tmp_path / "a")
 
 
 def test_what_there_is_nothing_to_verify_of(tmp_path):

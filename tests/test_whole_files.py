@@ -21,7 +21,7 @@ import mgqe
 from mgqe import locks, whole_files
 from mgqe.recsys.checkpoint import read_json, save_epoch, write_json
 from mgqe.weights import save_weights
-from mgqe.whole_files import fill_file, open_regular, prepared, put, sweep
+from mgqe.whole_files import fill_file, open_regular, prepared, put, sweep, temporary_folder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="FIFOs, modes and flock")
 TABLE = build(CASES[0]).table
@@ -153,6 +153,26 @@ def test_the_next_save_removes_what_a_killed_one_left(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_an_unfinished_folder_goes_when_its_writer_has_died_and_not_before(tmp_path):
+    with temporary_folder(tmp_path / "a") as mine:
+        (mine / "part").write_bytes(b"part")
+        sweep(tmp_path)
+        assert (mine / "part").exists()
+        code = """
+            import os, sys
+            from pathlib import Path
+            from mgqe.whole_files import temporary_folder
+            with temporary_folder(Path(sys.argv[1])) as folder:
+                (folder / "part").write_bytes(b"part")
+                os.kill(os.getpid(), 9)
+        """
+        subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "a")], check=False)
+        assert len(list(tmp_path.iterdir())) == 2
+        sweep(tmp_path)
+        assert list(tmp_path.iterdir()) == [mine]
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unfinished_file_stays_as_long_as_its_writer_lives(tmp_path):
     with start(tmp_path / "a", "alive") as writer:
         assert writer.stdout.readline() == "alive\n"
@@ -249,3 +269,12 @@ def test_a_fork_does_not_keep_the_lock_of_a_file_that_has_its_name(tmp_path):
         for child in children:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
+
+
+def test_an_appended_file_is_as_private_as_its_base(tmp_path):
+    base = tmp_path / "items"
+    mgqe.save(mgqe.DPQEmbedding(20, 4, num_centroids=4).freeze(), base)
+    base.chmod(0o600)
+    mgqe.append(base, torch.zeros(2, 4))
+    assert len(list(tmp_path.iterdir())) == 3  # the base, the appended file and their record
+    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}

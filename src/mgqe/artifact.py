@@ -241,7 +241,7 @@ def _load_open(file: BinaryIO, verify: bool | None) -> FrozenTable:
     content = read_from(file)
     try:
         stored = parse_stored(content)
-        stored.check(verify is not False)
+        stored.check(True if verify is None else verify)
         kind, config = decode_metadata(stored.metadata)
         if kind == INDEX_KIND:
             raise ArtifactError("the index of a folder of shards, which are not in it: give the folder's path")

@@ -67,8 +67,8 @@ def wrong_line(pl: Any, file: TextFile, line: int, count: int) -> str | None:
     """What an error says of a line that has too many or too few fields; None if it has as many as it should."""
     if count == file.width:
         return None
-    text = _line(pl, file, line)
-    quotes = f"; if its quotes are no more than signs, {QUOTES.split(', or ')[1]}" if _quoted(file, text) else ""
+    text = line_of(pl, file, line)
+    quotes = f"; if its quotes are no more than signs, {QUOTES.split(', or ')[1]}" if quoted(file, text) else ""
     return (
         f"line {line:,} has {count} fields, expected {_expected(file)}: correct or drop that line, or say what "
         f"separates the fields with separator= (--separator){quotes}: {shown(text)}"
@@ -93,22 +93,24 @@ def _wrong_text(pl: Any, file: TextFile, name: str, row: dict[str, Any], kind: s
 
 def wrong_field(pl: Any, file: TextFile, name: str, line: int) -> str | None:
     """Why a field that a line does have could not be read as text; None if the field is empty."""
-    text = _line(pl, file, line)
+    text = line_of(pl, file, line)
     fields = split_line(text, file.layout)
     if name not in file.places:
         return "missing id in the name of the folder: drop that folder, or read its files by themselves"
     field = fields[file.places[name]] if len(fields) == file.width else text
     if "\ufffd" in field:
         return f"{shown(field)} is not UTF-8: write the file as UTF-8"
-    if _quoted(file, field) or (_quoted(file, text) and field.strip()):
+    if quoted(file, field) or (quoted(file, text) and field.strip()):
         return f"quotes around a part of {shown(field)}: {QUOTES}"
     return None
 
 
-def _quoted(file: TextFile, text: str) -> bool:
+def quoted(file: TextFile, text: str) -> bool:
+    """Whether a text has the sign that quotes the file's fields."""
     return bool(file.layout.quote) and file.layout.quote in text
 
 
-def _line(pl: Any, file: TextFile, line: int) -> str:
+def line_of(pl: Any, file: TextFile, line: int) -> str:
+    """A line by its number from 1; empty if there is nothing in it, or no such line."""
     found = collect(scan_lines(pl, file.path, numbered=True).filter(pl.col(LINE) == line).select(TEXT))[TEXT].to_list()
     return (found[0] if found else None) or ""

@@ -324,10 +324,12 @@ def compare(
 def inspect(file: Annotated[Path, typer.Argument(help="A file that mgqe.save wrote, or a folder of shards.")]) -> None:
     import mgqe
     from mgqe.segment_files import all_records, all_segment_files
-    from mgqe.shards import files_of
+    from mgqe.shards import INDEX, files_of
 
-    table = mgqe.load(file)
     whole = file.is_dir()
+    if whole and not (file / INDEX).exists() and (tables := sorted(file.glob("*.mgqe.safetensors"))):
+        raise ValueError(f"{file} is the folder of a run: name one of its tables, such as {tables[0]}")
+    table = mgqe.load(file)
     appended = [] if whole else all_segment_files(file.resolve())
     files = files_of(file) if whole else [file, *appended, *all_records(file.resolve())]
     on_disk = sum(path.stat().st_size for path in files)

@@ -295,7 +295,12 @@ def open_stored(name: str | os.PathLike[str], any_dtype: bool = False) -> Stored
             before = identity(file.fileno())
             head = file.read(8)
             head += file.read(min(int.from_bytes(head, "little"), MAX_HEADER_BYTES))
-            metadata, tensors = _map(name, any_dtype)
+            try:
+                metadata, tensors = _map(name, any_dtype)
+            except ArtifactError:
+                if identity(name) == before:  # FileNotFoundError where it was removed meanwhile
+                    raise
+                continue
             if identity(name) == before:  # else another file took the name meanwhile
                 return StoredFile(head, metadata, tensors)
 

@@ -208,6 +208,7 @@ class Reader:
             raise ValueError(f"config must be an object, got {type(config).__name__}")
         self._tensors: dict[str, Tensor] = dict(tensors)
         self._config: Config = dict(config)
+        self._device: torch.device | None = None
 
     def holds(self, name: str) -> bool:
         """Whether there is a tensor of this name: for those that need not be there."""
@@ -248,7 +249,11 @@ class Reader:
         """A tensor of this type (or one of these) and shape; None stands for any size from 1 up."""
         if name not in self._tensors:
             raise ValueError(f"tensor {name!r} is missing")
-        tensor = self._tensors.pop(name)
+        tensor: object = self._tensors.pop(name)
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            came = tensor.layout if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"tensor {name!r} must be a dense torch.Tensor, got {came}")
+        self._check_device(name, tensor.device)
         dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
         if tensor.dtype not in dtypes:
             wanted = " or ".join(map(str, dtypes))
@@ -261,6 +266,14 @@ class Reader:
             wanted = str(shape).replace("None", "any")
             raise ValueError(f"tensor {name!r} must have shape {wanted}, got {found}")
         return tensor
+
+    def _check_device(self, name: str, device: torch.device) -> None:
+        """The kernels read all tensors where the first one is."""
+        self._device = self._device or device
+        if device != self._device:
+            raise ValueError(
+                f"tensor {name!r} is on {device}, the table's other tensors on {self._device}: move all to one device"
+            )
 
     def finish(self) -> None:
         """Nothing may be left over."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mgqe.frozen import FLOATS
-from mgqe.ids import as_int64, check_device
+from mgqe.ids import as_int64, check_dense, check_device
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,7 @@ def check_vectors(vectors: Tensor, embedding_dim: int, device: torch.device, nam
         raise TypeError(f"{name} must be a torch.Tensor of floats, got {type(vectors).__name__}: use torch.as_tensor")
     if vectors.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, float16 or bfloat16, got {vectors.dtype}: convert with .float()")
+    check_dense(vectors, name)
     if vectors.ndim != 2 or vectors.shape[1] != embedding_dim:
         raise ValueError(
             f"{name} must have shape (n, embedding_dim={embedding_dim}), got {tuple(vectors.shape)}: "

@@ -69,7 +69,7 @@ def ids(
                 kind=kind,
                 ignore=[text if kind == "string" else as_id(text) for text in ignore or ()],
                 keep_ids=keep_ids,
-                separator=separator or ",",
+                separator="," if separator is None else separator,
                 quote="" if no_quote else quote,
                 header=header,
                 on_pass=lambda done, of: progress.update(task, completed=done, total=of, detail="passes over the log"),

@@ -15,7 +15,7 @@ from typing import Any
 from mgqe.log_layout import Layout
 from mgqe.log_paths import LogFile, log_files
 from mgqe.log_scan import scan_text
-from mgqe.log_text import LINE, TextFile, settle
+from mgqe.log_text import LINE, TextFile, settle, unreadable
 
 ROW = "\0row"
 
@@ -138,9 +138,11 @@ def _open_parquet(pl: Any, file: LogFile, names: Sequence[str]) -> Part:
 def _open_text(pl: Any, file: LogFile, names: Sequence[str], layout: Layout, log: Log) -> Part:
     outside = [name for name in names if name in file.partitions]
     text = settle(pl, file.path, [name for name in names if name not in outside], layout)
-    frame, numbered = (
-        frame.with_columns(_partition(pl, file, name) for name in outside) for frame in scan_text(pl, text, log.folder)
-    )
+    try:
+        frames = scan_text(pl, text, log.folder)
+    except (pl.exceptions.PolarsError, OSError):  # the file is read to its end there
+        raise unreadable(file.path) from None
+    frame, numbered = (frame.with_columns(_partition(pl, file, name) for name in outside) for frame in frames)
     return Part(file.path, frame, numbered.rename({LINE: ROW}), dict.fromkeys(names), text)
 
 

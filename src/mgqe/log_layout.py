@@ -25,7 +25,12 @@ class Layout:
 
     @classmethod
     def of(cls, separator: str = ",", quote: str | None = '"', header: bool | None = None) -> Layout:
-        """The layout that options name; ValueError for what cannot be one."""
+        """The layout that options name; ValueError or TypeError for what cannot be one."""
+        for name, value in (("separator", separator), ("quote", quote or "")):
+            if not isinstance(value, str):
+                raise TypeError(f"{name} must be text, got {value!r} ({type(value).__name__})")
+        if header is not None and not isinstance(header, bool):
+            raise TypeError(f"header must be True, False or None, got {header!r} ({type(header).__name__})")
         separator = _NAMED.get(separator, separator)
         if not separator or set(separator) & set("\r\n\0"):
             raise ValueError(f"separator must be one character or several on a line, got {separator!r}")

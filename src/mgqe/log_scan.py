@@ -1,9 +1,9 @@
 """The columns of a text file, read lazily, so that no row is lost and every fault has a line number.
 
-A first pass looks at each line. If all of them are as they should be, polars' own reader is right and fastest. If some
-are not (a quote out of place, a field too few), polars takes each line as one field and expressions split it: what is
-wrong in one line cannot swallow the next. Only a file with quoted fields of several lines goes another way
-(mgqe.log_records).
+A first pass looks at each line, at the bytes alone where that is enough. If all of them are as they should be, polars'
+own reader is right and fastest. If some are not (a quote out of place, a field too few), polars takes each line as one
+field and expressions split it: what is wrong in one line cannot swallow the next. Only a file with quoted fields of
+several lines goes another way (mgqe.log_records).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mgqe.log_bytes import all_lines_alike
 from mgqe.log_layout import Layout
 from mgqe.log_text import COUNT, LINE, TEXT, TextFile, is_utf8, scan_lines
 
@@ -63,6 +64,8 @@ class _Shape:
 def _look(pl: Any, file: TextFile) -> _Shape:
     lines, layout, text = scan_lines(pl, file.path), file.layout, pl.col(TEXT)
     known = len(layout.separator) == 1 and (layout.separator + layout.quote).isascii()
+    if known and (utf8 := all_lines_alike(file.path, layout.separator, layout.quote, file.width)) is not None:
+        return _Shape(replaced=not utf8, quoted=False, regular=True)
     looked = lines.select(
         replaced=text.str.contains("\ufffd", literal=True).any(),
         quoted=text.str.contains(layout.quote, literal=True).any() if layout.quote else pl.lit(False),

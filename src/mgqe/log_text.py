@@ -63,8 +63,8 @@ def head_of(pl: Any, path: str, lines: int = SAMPLE) -> list[str]:
         found = scan_lines(pl, path).head(lines).collect()[TEXT].to_list()
     except pl.exceptions.NoDataError:
         found = []
-    except pl.exceptions.PolarsError:
-        raise ValueError(f"{path}: cannot be read as text: {_why(path)}") from None
+    except (pl.exceptions.PolarsError, OSError):
+        raise unreadable(path) from None
     head = [line or "" for line in found]
     if head:
         head[0] = head[0].removeprefix("\ufeff")
@@ -75,12 +75,14 @@ def head_of(pl: Any, path: str, lines: int = SAMPLE) -> list[str]:
     return head
 
 
-def _why(path: str) -> str:
+def unreadable(path: str) -> ValueError:
+    """What to raise for a text file whose lines cannot be read."""
     with open(path, "rb") as file:
         head = file.read(4)
+    why = "it holds zero bytes, which no text does"
     if head.startswith((GZIP, ZSTD)):
-        return "it is compressed: decompress it first"
-    return "it holds zero bytes, which no text does"
+        why = "it is compressed, and damaged, cut short or packed in an unusual way: decompress it first"
+    return ValueError(f"{path}: cannot be read as text: {why}")
 
 
 def split_line(line: str, layout: Layout) -> list[str]:
@@ -132,6 +134,7 @@ def _place(file: TextFile, name: str) -> int:
         if not file.header:
             raise KeyError(
                 f"no column {name!r}: without a header, columns are numbers from 1 to {len(names)} ({file.path})"
+                f"{_hint(file)}"
             )
         raise KeyError(f"no column {name!r}: the file has {', '.join(names)} ({file.path}){_hint(file)}")
     if names.count(name) > 1:
@@ -145,7 +148,7 @@ def _place(file: TextFile, name: str) -> int:
 def _hint(file: TextFile) -> str:
     if len(file.names) == 1:
         return ": say what separates the fields with separator= (--separator)"
-    if sum(map(looks_like_data, file.names)):
+    if file.header and any(map(looks_like_data, file.names)):
         return f": if its first line is data, {NO_HEADER}"
     return ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mgqe.graphs import outside_graphs
 from mgqe.quantized import QuantizedEmbedding
 
 
@@ -25,7 +26,12 @@ class AuxiliaryLayer(nn.Module):
         """The number of the latest training pass, counted over all layers (:mod:`mgqe.pending`)."""
         raise NotImplementedError
 
-    def auxiliary_loss(self, latest_pass: int | None = None) -> Tensor | None:
+    @property
+    def ended_pass(self) -> int:
+        """The number of the last pass of the step before the latest pass (:mod:`mgqe.pending`)."""
+        raise NotImplementedError
+
+    def auxiliary_loss(self, latest_pass: int | None = None, ended_pass: int = 0) -> Tensor | None:
         """The sum of the losses that wait to be counted, None if there are none (:mod:`mgqe.pending`)."""
         raise NotImplementedError
 
@@ -46,6 +52,7 @@ def _layers(model: nn.Module) -> list[QuantizedEmbedding | AuxiliaryLayer]:
     return [module for module in found if isinstance(module, (QuantizedEmbedding, AuxiliaryLayer))]
 
 
+@outside_graphs
 def quantization_loss(model: nn.Module) -> Tensor:
     """The sum of the layers' auxiliary losses of this step's forward passes: add it to the task's loss.
 
@@ -55,7 +62,8 @@ def quantization_loss(model: nn.Module) -> Tensor:
     Each training pass of each layer counts once, in the step in which it was made: a layer that was called several
     times adds every call, one that the step did not look up adds nothing. Called again before the next training
     pass, this returns the same sum; after the backward pass through it, or after the optimiser's step, it is zero.
-    So read it before ``backward()``, also to log it.
+    So read it before ``backward()``, also to log it; under ``torch.no_grad()`` it is read without being used up, also
+    between passes of one step.
 
     Returns:
         scalar tensor, float32, on the layers' device.
@@ -66,7 +74,8 @@ def quantization_loss(model: nn.Module) -> Tensor:
     """
     layers = _layers(model)
     latest = max((layer.latest_pass for layer in layers), default=0)
-    losses = [loss for layer in layers if (loss := layer.auxiliary_loss(latest)) is not None]
+    ended = max((layer.ended_pass for layer in layers), default=0)
+    losses = [loss for layer in layers if (loss := layer.auxiliary_loss(latest, ended)) is not None]
     if len(losses) == 1:
         return losses[0].float()
     if losses:

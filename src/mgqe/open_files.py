@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 from collections.abc import Iterable
 from typing import Any, BinaryIO
@@ -21,13 +23,25 @@ def write_to(file: BinaryIO, chunks: Iterable[bytes | memoryview]) -> None:
                 raise TypeError(
                     f"{name_of(file)}: expected a file that is open for bytes, mode 'wb' ({error})"
                 ) from error
-            rest = rest[len(rest) if count is None else count :]  # an unbuffered file may take less than all
+            rest = rest[_taken(file, count, len(rest)) :]  # an unbuffered file may take less than all
+
+
+def _taken(file: BinaryIO, count: int | None, size: int) -> int:
+    """How many bytes a file took of so many. Raises OSError where it takes none, as a pipe that does not wait may."""
+    if count is None and not isinstance(file, io.RawIOBase):  # somebody's own class, which says nothing
+        return size
+    if not count:
+        raise BlockingIOError(errno.EAGAIN, "the file takes no more bytes: open it so that it waits", name_of(file))
+    return count
 
 
 def read_from(file: BinaryIO) -> bytes:
     """All bytes from where the file is to its end. Raises TypeError for a file of text, and for what is no file."""
     _need(file, "read")
-    content: Any = file.read()
+    try:
+        content: Any = file.read()
+    except UnicodeDecodeError as error:
+        raise TypeError(f"{name_of(file)}: expected a file that is open for bytes, mode 'rb' ({error})") from error
     if not isinstance(content, (bytes, bytearray, memoryview)):
         raise TypeError(
             f"{name_of(file)}: expected a file that is open for bytes, mode 'rb', but read {type(content).__name__}"

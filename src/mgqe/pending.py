@@ -34,11 +34,13 @@ class PendingLoss:
 
     Attributes:
         loss: a scalar with its graph.
+        made_in: the number of the pass that made it.
         read_at: the clock when it was last read; None if it has not been.
         counted: whether a backward pass has gone through it.
     """
 
     loss: Tensor
+    made_in: int
     read_at: int | None = None
     counted: bool = False
 
@@ -47,11 +49,16 @@ class PendingLosses:
     """The losses of one layer, from the passes that made them to the backward pass that counts them.
 
     A loss leaves when a backward pass has gone through it, when it was read and a further pass has begun since, or
-    when the layer says that its step is over (:meth:`clear`).
+    when the layer says that its step is over (:meth:`clear`, :meth:`end_step`).
+
+    Attributes:
+        latest_pass: the number of the layer's latest training pass.
+        ended_pass: the same when the last step ended after which the layer was called again: what other layers of the
+            model did up to that pass is over as well.
     """
 
     def __init__(self) -> None:
-        self.latest_pass = 0
+        self.latest_pass = self.ended_pass = 0
         self._losses: list[PendingLoss] = []
 
     def __len__(self) -> int:
@@ -66,6 +73,11 @@ class PendingLosses:
         """The step is over."""
         self._losses.clear()
 
+    def end_step(self) -> None:
+        """The step is over, and a pass of the next one begins."""
+        self.clear()
+        self.ended_pass = self.latest_pass
+
     def add(self, loss: Tensor) -> None:
         """The loss of the pass that has begun; warns and starts again where a loop never reads any."""
         if len(self._losses) >= MAX_PENDING_LOSSES:
@@ -77,22 +89,29 @@ class PendingLosses:
                 stacklevel=2,
             )
             self._losses.clear()
+        if not loss.requires_grad:  # frozen parameters: nothing to count, the latest value is there to be read
+            self._losses = [entry for entry in self._losses if entry.loss.requires_grad]
         # A node of its own: a hook on one of a function's outputs is also called for the others' backward passes.
-        entry = PendingLoss(loss.clone())
+        entry = PendingLoss(loss.clone(), self.latest_pass)
         if loss.requires_grad:
             hook = _counter(weakref.ref(entry))  # weak, since the entry holds the graph that holds the hook
             entry.loss.register_hook(hook)  # type: ignore[no-untyped-call]
         self._losses.append(entry)
 
-    def read(self, latest_pass: int | None = None) -> Tensor | None:
+    def read(self, latest_pass: int | None = None, ended_pass: int = 0) -> Tensor | None:
         """The sum of the losses that wait, None if there are none; the same again until a further pass begins.
+
+        Without gradients, as for a log, nothing counts as read.
 
         Args:
             latest_pass: of all layers that are read together; default: of this one alone.
+            ended_pass: the latest of all layers that are read together.
         """
+        self._losses = [entry for entry in self._losses if entry.made_in > ended_pass]
         self._drop_counted(self.latest_pass if latest_pass is None else latest_pass)
-        for entry in self._losses:
-            entry.read_at = CLOCK.now
+        if torch.is_grad_enabled():
+            for entry in self._losses:
+                entry.read_at = CLOCK.now
         if len(self._losses) == 1:
             return self._losses[0].loss
         return torch.stack([entry.loss for entry in self._losses]).sum() if self._losses else None

@@ -19,6 +19,7 @@ from mgqe.log_options import Header, NoQuote, Quote, Separator
 from mgqe.log_paths import exists
 from mgqe.packing import bits_for
 from mgqe.planning import COUNTS_POWER, Plan, Problem, budget_bytes
+from mgqe.planning.budget import EXPECTED
 from mgqe.planning.plan import check_limits
 from mgqe.planning.predict import predicted
 from mgqe.size import frozen_nbytes
@@ -76,7 +77,7 @@ def plan(
     header: Header = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
 ) -> None:
-    budget_bytes(budget, NO_LIMIT)  # said before files are read, which may take long
+    _check_budget(budget)  # said before files are read, which may take long
     if field not in ("item", "user"):
         raise ValueError(f"--field must be item or user, got {field!r}")
     check_limits(2 if rows is None else rows, max_tiers, max_centroids, counts_power)
@@ -88,7 +89,7 @@ def plan(
     if table is not None and rows not in (None, len(table)):
         raise ValueError(f"--rows is {rows}, but {weight} has {len(table)} rows: leave --rows out")
     rows = rows if table is None else len(table)
-    layout = Layout.of(separator or ",", "" if no_quote else quote, header)
+    layout = Layout.of("," if separator is None else separator, "" if no_quote else quote, header)
     known = None if counts is None else _read_counts(counts, column, counted, field, rows, data_dir, layout)
     if known is not None and rows not in (None, len(known)):
         raise ValueError(f"--rows is {rows}, but there are {len(known)} counts, one an id: leave --rows out")
@@ -105,6 +106,14 @@ def plan(
         print(json.dumps({**_as_json(made), "default": beside}, indent=1))
         return
     _show(made, beside)
+
+
+def _check_budget(budget: str) -> None:
+    """ValueError for a text that is no budget of any table."""
+    try:
+        budget_bytes(budget, NO_LIMIT)
+    except ValueError:
+        raise ValueError(f"--budget {budget}: {EXPECTED}, more than nothing and less than all") from None
 
 
 def _show(made: Plan, beside: dict[str, Any]) -> None:

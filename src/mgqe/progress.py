@@ -39,6 +39,7 @@ class TrainingPasses(RawRows):
         self._revival_due = False
         # Versions as the last training pass saw them: of all parameters, of rows alone, and see _step_version.
         self._seen = self._rows_seen = self._step_seen = -1
+        self._identity_seen = 0  # of the rows: torch.func.functional_call passes others
 
     # ---- what a layer does when it is called for ------------------------------------------------------------
 
@@ -118,10 +119,10 @@ class TrainingPasses(RawRows):
         """
         return self._parameter_version() if self.max_norm is None else self._codebook_version()
 
-    def _forget_past_losses(self) -> None:
-        """Losses of passes before an optimiser's step, whether anybody read them or not."""
-        if self._step_seen != self._step_version():
-            self._pending.clear()
+    @property
+    def _step_is_over(self) -> bool:
+        """Whether an optimiser has taken a step since the last pass."""
+        return self._step_seen != self._step_version()
 
     def _count_training_pass(self) -> None:
         """Count one training pass; end the warm-up when it is over; look for dead centroids now and then.
@@ -136,7 +137,8 @@ class TrainingPasses(RawRows):
             return
         version = self._parameter_version()
         stepped = version != self._seen
-        self._forget_past_losses()
+        if stepped and self._step_is_over:
+            self._pending.end_step()
         if stepped:
             self._mark_codebooks()
         if self.store is not None and self.raw_weight._version != self._rows_seen:
@@ -156,7 +158,8 @@ class TrainingPasses(RawRows):
                 self._revive()
                 self._revival_due = False
                 version = self._parameter_version()
-        self._seen, self._step_seen = version, self._step_version()
+        self._seen, self._identity_seen = version, id(self.raw_weight)
+        self._step_seen = version if self.max_norm is None else self._codebook_version()
 
     def _keep_loss(self, loss: Tensor) -> None:
         if not recomputing():
@@ -180,14 +183,22 @@ class TrainingPasses(RawRows):
         """The number of the latest training pass, counted over all layers."""
         return self._pending.latest_pass
 
-    def auxiliary_loss(self, latest_pass: int | None = None) -> Tensor | None:
+    @property
+    def ended_pass(self) -> int:
+        """The number of the last pass of the step before the latest pass: see :mod:`mgqe.pending`."""
+        return self._pending.ended_pass
+
+    def auxiliary_loss(self, latest_pass: int | None = None, ended_pass: int = 0) -> Tensor | None:
         """The sum of the losses that wait to be counted, None if there are none: see :mod:`mgqe.pending`.
 
         Args:
             latest_pass: of all layers that are read together; default: of this one alone.
+            ended_pass: the latest of all layers that are read together.
         """
-        self._forget_past_losses()
-        return self._pending.read(latest_pass)
+        # Versions of other tensors than the pass had (torch.func.functional_call) say nothing about a step.
+        if self._identity_seen == id(self.raw_weight) and self._step_is_over:
+            self._pending.clear()
+        return self._pending.read(latest_pass, ended_pass)
 
 
 def sparse_in_parallel(parallel: nn.Module, layer: nn.Module) -> RuntimeError:

@@ -40,3 +40,9 @@ def all_records(base: Path) -> list[Path]:
     with suppress(FileNotFoundError), os.scandir(base.parent) as entries:
         return sorted(base.with_name(entry.name) for entry in entries if pattern.fullmatch(entry.name))
     return []
+
+
+def base_of(file: Path) -> Path | None:
+    """The table that an appended file, or the record of such, belongs to; None for any other file."""
+    match = re.fullmatch(r"(.+)\.append-[0-9a-f]{8}-(\d{6,}|record)", file.name)
+    return file.with_name(match[1]) if match else None

@@ -116,7 +116,7 @@ def _try_to_extend(path: Path, base: Path, own: str, number: int, end: int) -> b
         paths = [segment_path(base, own, n) for n in range(old.segments + 1, number + 1)]
         new = old.with_segments(paths, end)
         config = {"base": own, "segments": new.segments, "end": new.end, "digest": new.digest}
-        with written(path, encode({}, KIND, config)[1]) as temporary:
+        with written(path, encode({}, KIND, config)[1], like=base) as temporary:
             if old.segments:
                 os.replace(temporary, path)
                 return True

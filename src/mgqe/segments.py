@@ -191,7 +191,7 @@ def _try_to_append(
         raise ValueError(f"a table has at most {MAX_ROWS} rows, this one would have {first_id + n}")
     if n:
         segment = segment_path(target, own, number)
-        if not _publish(segment, {"base": own, "first_id": first_id, "tier": tier_number}, rows):
+        if not _publish(segment, target, {"base": own, "first_id": first_id, "tier": tier_number}, rows):
             return None
         if not _belongs(segment, path, before, own):
             return None
@@ -253,11 +253,11 @@ def refuse_to_lose(table: CompactTable, target: Path, path: str | os.PathLike[st
         )
 
 
-def _publish(path: Path, config: Config, rows: Tensor) -> bool:
-    """Write an appended file; False if its number is taken."""
+def _publish(path: Path, base: Path, config: Config, rows: Tensor) -> bool:
+    """Write an appended file, with the mode bits of its base; False if its number is taken."""
     nbytes, content = encode({"codes": [rows]}, KIND, config)
     try:
-        with written(path, content) as temporary:
+        with written(path, content, like=base) as temporary:
             os.link(temporary, path)
     except FileExistsError:
         return False

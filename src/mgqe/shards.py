@@ -39,6 +39,11 @@ def shard_path(folder: Path, set_name: str, number: int) -> Path:
     return folder / f"shard-{set_name}-{number:05d}.safetensors"
 
 
+def is_shard(file: Path) -> bool:
+    """Whether a file has the name of a shard."""
+    return _NAME.fullmatch(file.name) is not None
+
+
 def tier_order(num_tiers: int) -> list[int]:
     """The tiers as a shard has their rows, one after another."""
     return sorted(range(num_tiers), key=str)  # tensors are ordered by name

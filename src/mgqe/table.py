@@ -192,7 +192,8 @@ class CompactTable(FrozenTable):
                 a bool mask (N,) or (B, N), True for ids to leave out. Arrays, and lists of ids per query, will do.
             candidates: the only ids to return, in the same forms; in a mask True for ids to keep. A few are fetched
                 one by one, many filtered out of the search.
-            score: "dot", the inner product, or "cosine". A row or a query of zeros has cosine 0.
+            score: "dot", the inner product, or "cosine". A row or a query of zeros has cosine 0. That of a row shorter
+                than about 1e-19 is rough, or 0: its squared length is below float32's normal numbers.
             bias: (N,) added to the scores: popularity, a margin. Given as a tensor it is sorted into levels at every
                 call, which costs more than the search: make :meth:`item_bias` once.
 

@@ -57,6 +57,7 @@ def item_bias(prepared: ops.PreparedLookup, bias: Tensor) -> ItemBias:
     n, device = prepared.parts.num_embeddings, prepared.parts.device
     if not isinstance(bias, Tensor) or bias.dtype not in (*FLOATS, torch.float64):
         raise TypeError(f"bias must be a float tensor, got {_kind(bias)}: use torch.as_tensor, .float()")
+    check_dense(bias, "bias")
     if tuple(bias.shape) != (n,):
         raise ValueError(f"bias must have one number an id, shape ({n},), got {tuple(bias.shape)}")
     if bias.device != device:
@@ -118,6 +119,7 @@ def _queries(queries: Tensor, dim: int, device: torch.device) -> Tensor:
     if not isinstance(queries, Tensor) or queries.dtype not in FLOATS:
         remedy = "use .float()" if isinstance(queries, Tensor) else "use torch.as_tensor(queries)"
         raise TypeError(f"queries must be a float32, float16 or bfloat16 tensor, got {_kind(queries)}: {remedy}")
+    check_dense(queries, "queries")
     if queries.dim() not in (1, 2) or queries.shape[-1] != dim:
         raise ValueError(f"queries must have shape ({dim},) or (B, {dim}), got {tuple(queries.shape)}")
     if queries.device != device:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mgqe.artifact import load
-from mgqe.checksums import CHECKSUMS, json_checksum
-from mgqe.container import FORMAT, RESTORE, ArtifactError, StoredFile, decode_metadata, open_stored
+from mgqe.checksums import CHECKSUMS
+from mgqe.container import FORMAT, ArtifactError, StoredFile, decode_metadata, open_stored
+from mgqe.convert.manifest import MANIFEST
 from mgqe.convert.verify import ModelFolder, open_models
 from mgqe.idmap.file import KIND as ID_MAP
 from mgqe.idmap.map import IdMap
+from mgqe.lost_files import COLLECTION, damaged_collections, without_base
 from mgqe.segment_files import all_records, all_segment_files
 from mgqe.segment_record import KIND as RECORD
 from mgqe.segments import KIND as SEGMENT
@@ -26,6 +27,7 @@ from mgqe.weights import strangers
 Progress = Callable[[int, int], object]
 
 _STORED = re.compile(r".+\.safetensors(\.append-[0-9a-f]{8}-(\d{6,}|record))?")
+_BEGINNING = b'{"__metadata__":{"format":"mgqe",'  # of the header
 _PARTS = (SEGMENT, RECORD, SHARD_KIND, WEIGHTS)  # files that are read as part of another, or simply
 
 
@@ -51,7 +53,7 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> Ve
 
     Args:
         path: a table, with what was appended to it; a folder of shards; an id map; or any folder, such as a run's or a
-            model's, for all files of these kinds in it and in the folders in it.
+            model's, for all files of these kinds in it and in the folders in it. A manifest stands for its folder.
         progress: called with the bytes read so far and those to read in all.
 
     Returns:
@@ -69,15 +71,17 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> Ve
 
 def verification(path: str | os.PathLike[str], progress: Progress | None = None) -> Verification:
     """:func:`verify` that returns what is damaged instead of raising."""
+    asked = Path(path)
+    if asked.name in (MANIFEST, COLLECTION) and asked.is_file():
+        asked = asked.parent  # what it is the manifest of
     with ExitStack() as stack:
-        models = open_models(Path(path), stack)
-        return _verified(Path(path), models, progress)
+        return _verified(asked, open_models(asked, stack), progress)
 
 
 def _verified(path: Path, models: Sequence[ModelFolder], progress: Progress | None) -> Verification:
     others = {file for model in models for file in model.others()}
-    files = [file for file in _files_beside(path, models) if file not in others]
-    done, total = 0, sum(file.stat().st_size for file in files)
+    files = _sizes([file for file in _files_beside(path, models) if file not in others], path)
+    done, total = 0, sum(files.values())
     read = [model.path for model in models if model.manifest is not None]
     without = [model.path for model in models if model.manifest is not None and not model.has_checksum]
     damage = [line for model in models for line in model.damage()]
@@ -88,8 +92,7 @@ def _verified(path: Path, models: Sequence[ModelFolder], progress: Progress | No
         if progress is not None:
             progress(done, total)
 
-    for file in files:
-        size = file.stat().st_size
+    for file, size in files.items():
         before = done
         try:
             stored = open_stored(file, any_dtype=True)
@@ -103,8 +106,11 @@ def _verified(path: Path, models: Sequence[ModelFolder], progress: Progress | No
             damage += lines
         except ArtifactError as error:
             damage.append(f"{file}: {error}")
+        except FileNotFoundError:
+            if file == path:
+                raise  # else removed while it was saved over: whatever needs it says so
         advance(before + size - done)
-    damage += _damaged_collections(Path(path))
+    damage += [*(without_base(files) if path.is_dir() else ()), *damaged_collections(path)]
     return Verification(tuple(read), total, tuple(without), tuple(dict.fromkeys(damage)))
 
 
@@ -124,16 +130,24 @@ def stored_files(path: Path) -> list[Path]:
     Raises OSError if there are none.
     """
     if not path.is_dir():
-        files = [path, *all_segment_files(path.resolve()), *all_records(path.resolve())]
+        real = Path(os.path.realpath(path))
+        files = [path, *all_segment_files(real), *all_records(real)]
         return [*files, *_shards_beside(path)]
     files = sorted(
         file
         for file in path.rglob("*")
-        if _STORED.fullmatch(file.name) and not file.name.startswith(".") and file.is_file()
+        if not file.name.startswith(".") and file.is_file() and (_STORED.fullmatch(file.name) or _begins_as_ours(file))
     )
     if not files:
         raise FileNotFoundError(2, "no file in this folder is one that mgqe writes and can verify", str(path))
     return files
+
+
+def _begins_as_ours(file: Path) -> bool:
+    """Whether a file begins as those that mgqe writes do: they may have any name."""
+    with suppress(OSError), open(file, "rb") as content:
+        return content.read(8 + len(_BEGINNING))[8:] == _BEGINNING
+    return False
 
 
 def _shards_beside(path: Path) -> list[Path]:
@@ -146,19 +160,16 @@ def _shards_beside(path: Path) -> list[Path]:
         return []
 
 
-def _damaged_collections(folder: Path) -> Iterator[str]:
-    """What is wrong with the manifests that ``mgqe.torchrec.freeze`` wrote."""
-    for file in folder.rglob("collection.json") if folder.is_dir() else ():
-        content = file.read_bytes()
-        if b"mgqe" not in content:  # somebody else's
-            continue
+def _sizes(files: Sequence[Path], asked: Path) -> dict[Path, int]:
+    """Bytes of each file, without those that somebody who saved over them has removed meanwhile."""
+    sizes = {}
+    for file in files:
         try:
-            about = json.loads(content)
-            whole = about["version"] == "1" or about["checksum"] == json_checksum(about)  # version 1 had none
-        except (ValueError, KeyError, TypeError):
-            whole = False
-        if not whole:
-            yield f"{file}: the manifest is damaged: its checksum is another one. {RESTORE}"
+            sizes[file] = file.stat().st_size
+        except FileNotFoundError:
+            if file == asked:
+                raise
+    return sizes
 
 
 def _contradictions(file: Path, stored: StoredFile) -> Iterator[str]:

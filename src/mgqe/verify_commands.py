@@ -18,7 +18,8 @@ MIB = 1 << 20
 @app.command(
     help="Compare files with their checksums: whether they are as they were written.\n\n"
     "Reads a table with what was appended to it, a folder of shards, an id map, or all of these in a folder, such as a "
-    "run's or a model's. Says which file, tensor and block is damaged. Exit status: 0 if nothing is, else 1.",
+    "run's or a model's. Says which file, tensor and block is damaged. Exit status: 0 if nothing is, 1 if "
+    "something is, 2 if there is nothing to read.",
     epilog="Examples:\n\n  mgqe verify items.safetensors\n\n  mgqe verify run",
 )
 @clean_errors

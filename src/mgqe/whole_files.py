@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import socket
 import stat
 import time
@@ -27,17 +28,18 @@ MAX_NAME_CHARS = 48  # of the real name in the other one, which is longer than i
 
 
 @contextmanager
-def prepared(target: Path, fill: Callable[[BinaryIO], object]) -> Iterator[Path]:
+def prepared(target: Path, fill: Callable[[BinaryIO], object], like: Path | None = None) -> Iterator[Path]:
     """A new file beside ``target`` that ``fill`` has filled and that is on the disk; gone when the block ends.
 
     The block gives the file its real name: by ``os.replace``, or by ``os.link``, which refuses a name that is taken. It
-    gets the mode bits of the file that it will replace, or else those that the umask leaves.
+    gets the mode bits of the file that it will replace; if there is none, those of the file ``like``, to which it
+    belongs, or else those that the umask leaves.
 
     Raises OSError, before ``fill`` is called, where ``target`` is neither a regular file nor missing.
     """
     old = replaceable(target)
     sweep(target.parent)
-    temporary, descriptor = _create(target, old)
+    temporary, descriptor = _create(target, old if old is not None or like is None else os.stat(like))
     try:
         with _locked_file(descriptor) as file:
             fill(file)
@@ -66,9 +68,29 @@ def _locked_file(descriptor: int) -> Iterator[BinaryIO]:
                 unlock(descriptor)  # closing is not enough where a fork has a copy
 
 
-def written(target: Path, chunks: Iterable[bytes | memoryview]) -> AbstractContextManager[Path]:
+@contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside ``target``, for files of which it will be made; gone when the block ends, or swept later."""
+    sweep(target.parent)
+    folder = _temporary_name(target)
+    folder.mkdir(0o700)
+    descriptor = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
+    try:
+        if descriptor is not None:
+            try_lock(descriptor, wait=True)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if descriptor is not None:
+            unlock(descriptor)
+            os.close(descriptor)
+
+
+def written(
+    target: Path, chunks: Iterable[bytes | memoryview], like: Path | None = None
+) -> AbstractContextManager[Path]:
     """:func:`prepared` of a file that holds ``chunks``."""
-    return prepared(target, lambda file: file.writelines(chunks))
+    return prepared(target, lambda file: file.writelines(chunks), like)
 
 
 def put(path: str | os.PathLike[str], nbytes: int, content: Iterable[bytes | memoryview]) -> None:
@@ -125,8 +147,7 @@ def _create(target: Path, old: os.stat_result | None) -> tuple[Path, int]:
     # Made by hand and not by tempfile, which would leave the file readable by its owner alone.
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
     while True:
-        name = f".{target.name[:MAX_NAME_CHARS]}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
-        temporary = target.with_name(name)
+        temporary = _temporary_name(target)
         descriptor = os.open(temporary, flags, 0o666 if old is None else stat.S_IMODE(old.st_mode) & 0o666 | 0o200)
         try:
             if old is not None and os.name == "posix":
@@ -142,21 +163,26 @@ def _create(target: Path, old: os.stat_result | None) -> tuple[Path, int]:
         os.close(descriptor)  # taken for one that was left behind, between the two steps
 
 
+def _temporary_name(target: Path) -> Path:
+    name = f".{target.name[:MAX_NAME_CHARS]}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    return target.with_name(name)
+
+
 def sweep(folder: Path) -> None:
-    """Remove from a folder the unfinished files of processes that have died."""
+    """Remove from a folder the unfinished files, and folders of such, of processes that have died."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             named = TEMPORARY.fullmatch(entry.name)
             if named and _is_abandoned(entry.path, named[1], named[2]):
                 with suppress(OSError):
-                    os.unlink(entry.path)
+                    shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
 
 
 def _is_abandoned(path: str, host: str | None, pid: str | None) -> bool:
     """Whether nobody writes to an unfinished file any more; False where that cannot be told."""
     try:
         status = os.lstat(path)
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(status.st_mode) and not (stat.S_ISDIR(status.st_mode) and host is not None):
             return False
         if host != _host() and time.time() - status.st_mtime < ABANDONED_SECONDS:
             return False  # of another machine, whose locks may not show here, or of an older version, without a lock

@@ -12,7 +12,7 @@ from mgqe.baselines._shared import check_dtype, kept
 from mgqe.frozen import FLOATS, MAX_DIM, MAX_ROWS, Config, FrozenTable, Reader
 from mgqe.ids import check_ids, check_sizes
 from mgqe.inference import as_normal, outside_inference
-from mgqe.scalars import optional_int
+from mgqe.scalars import as_float, optional_int
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -80,6 +80,9 @@ class FullEmbedding(nn.Embedding):
     ) -> None:
         check_dtype(kwargs.get("dtype"))
         num_embeddings, embedding_dim, padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
+        names = ("max_norm", "norm_type")
+        kwargs.update({name: as_float(name, kwargs[name]) for name in names if kwargs.get(name) is not None})
+        args = (*(v if v is None else as_float(n, v) for n, v in zip(names, args)), *args[len(names) :])
         if (given := kwargs.get("_weight")) is not None:  # as from_pretrained passes it
             kwargs["_weight"] = as_normal(given)
         super().__init__(num_embeddings, embedding_dim, padding_idx, *args, **kwargs)

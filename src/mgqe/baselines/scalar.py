@@ -155,7 +155,7 @@ def fit_grids(weight: Tensor, bits: int, granularity: str) -> tuple[Tensor, Tens
         granularity: "row" or "dimension".
 
     Raises:
-        ValueError: values beyond 65504 with float16 grids.
+        ValueError: values whose range is beyond float32, or values beyond 65504 with float16 grids.
     """
     axis = 1 if granularity == "row" else 0
     dtype = GRID_DTYPES[granularity]
@@ -163,6 +163,8 @@ def fit_grids(weight: Tensor, bits: int, granularity: str) -> tuple[Tensor, Tens
         empty = torch.zeros(weight.shape[1 - axis], dtype=dtype)
         return empty, empty.clone()
     low, high = weight.amin(dim=axis), weight.amax(dim=axis)
+    if not bool(torch.isfinite(high - low).all()):  # else a narrower grid would clip values that are no outliers
+        raise ValueError("values whose range is beyond float32 do not fit a grid: scale the weights down")
     middle, half = low / 2 + high / 2, high / 2 - low / 2  # the sum or the difference may overflow
     levels = (1 << bits) - 1
     best = torch.full_like(low, float("inf"), dtype=torch.float64)  # squares of large values leave float32
@@ -177,8 +179,6 @@ def fit_grids(weight: Tensor, bits: int, granularity: str) -> tuple[Tensor, Tens
         best = torch.where(better, error, best)
         step, offset = torch.where(better, kept_step, step), torch.where(better, kept_offset, offset)
     if not bool(torch.isfinite(offset).all() and torch.isfinite(step).all() and torch.isfinite(best).all()):
-        if dtype != torch.float16:
-            raise ValueError("values whose range is beyond float32 do not fit a grid: scale the weights down")
         raise ValueError('values beyond 65504 do not fit a row\'s float16 grid: use granularity="dimension"')
     return step, offset
 

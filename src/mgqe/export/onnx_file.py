@@ -6,7 +6,6 @@ import importlib
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from mgqe.export.portable import portable
 from mgqe.scalars import as_int
-from mgqe.whole_files import fill_file, replaceable
+from mgqe.whole_files import fill_file, replaceable, temporary_folder
 
 OPSET = 18  # the first with BitwiseAnd and with maxima in ScatterElements
 ONE_FILE = 2_000_000_000  # bytes; protobuf ends at 2 GiB
@@ -151,9 +150,9 @@ def _save(made: Any, path: Path) -> int:
     if not beside:
         fill_file(path, lambda file: file.write(made.model_proto.SerializeToString()))
         return path.stat().st_size
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        made.save(str(Path(folder, path.name)), external_data=True)
-        return sum(_moved(file, path.parent / file.name) for file in sorted(Path(folder).iterdir(), reverse=True))
+    with temporary_folder(path) as folder:
+        made.save(str(folder / path.name), external_data=True)
+        return sum(_moved(file, path.parent / file.name) for file in sorted(folder.iterdir(), reverse=True))
 
 
 def _moved(source: Path, target: Path) -> int:

@@ -96,6 +96,8 @@ def count_log(
                 )
             total = int(collect(ids.select(pl.len())).item())
             parts = _parts(pl, ids, kind, total, memory_limit)
+            if not total:
+                raise ValueError(f"{source}: there are no ids to count in {', '.join(names)}")
             counted = _count(pl, ids, kind, min_count, max_ids, parts, on_pass or (lambda done, of: None))
         except (pl.exceptions.PolarsError, _MissingIds):
             raise explain(pl, log, names, kind) from None

@@ -113,6 +113,9 @@ class TableParts:
             raise ValueError(f"a table has 1 to {MAX_TIERS} tiers, got {m}")
         if self.padding_idx != -1 and not 0 <= self.padding_idx < self.num_embeddings:
             raise ValueError(f"padding_idx must be -1 or in 0 .. {self.num_embeddings - 1}, got {self.padding_idx}")
+        parts = (*self.codes, *self.centroids, *self.scales, *self.map_bits, *self.map_ranks)
+        if len(devices := {str(part.device) for part in parts}) > 1:
+            raise ValueError(f"the parts of a table must be on one device, got {', '.join(sorted(devices))}")
         for g in range(m):
             self._check_tier(g)
         self._check_map(m)

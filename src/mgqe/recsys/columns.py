@@ -49,6 +49,12 @@ class Columns:
         )  # fmt: skip
 
     @property
+    def named(self) -> list[tuple[str, str]]:
+        """(role, name) of the columns that are named."""
+        roles = (("user", self.user), ("item", self.item), ("time", self.time))
+        return [(role, name) for role, name in roles if name is not None]
+
+    @property
     def lays_out(self) -> bool:
         """Whether it says of a file of text that it has columns."""
         return self.separator is not None or self.header is not None
@@ -78,6 +84,7 @@ def pick_columns(path: str, names: Sequence[str], columns: Columns) -> dict[str,
             )
         if name is not None:
             taken[role] = name
+    _check_distinct(path, taken)
     for name in columns.context:
         if name not in names:
             raise ValueError(f"{path}: no context column {name!r}; it has {listed}")
@@ -92,7 +99,21 @@ def pick_columns(path: str, names: Sequence[str], columns: Columns) -> dict[str,
     return taken
 
 
+def _check_distinct(path: str, taken: dict[str, str]) -> None:
+    """ValueError if two roles have one column."""
+    roles: dict[str, str] = {}
+    for role, name in taken.items():
+        if name in roles:
+            raise ValueError(
+                f"{path}: column {name!r} cannot be both the {roles[name]} and the {role}: name another one with "
+                f"--{role}-column or --{roles[name]}-column"
+            )
+        roles[name] = role
+
+
 def _no_header(names: Sequence[str], columns: Columns) -> str:
+    if len(names) == 1:
+        return "; if it has several, say what separates them with --separator"
     if columns.header is None and any(map(looks_like_data, names)):
         return f"; if its first line is data, {NO_HEADER}, such as --user-column 1 --item-column 2 --time-column 4"
     return ""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
+import os
 import typing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -17,6 +19,7 @@ from mgqe.recsys.embeddings import Spec
 from mgqe.recsys.loop import PhaseConfig
 from mgqe.recsys.models import choose_model
 from mgqe.recsys.splits import SplitRule
+from mgqe.scalars import as_float, as_int
 
 # Raised when the phases or a default change, so that no result of an older schedule is taken for a newer one.
 SCHEDULE = 4
@@ -99,6 +102,8 @@ class TrainConfig:
     test: str | None = None
 
     def __post_init__(self) -> None:
+        for name, kind in _kinds().items():
+            object.__setattr__(self, name, _plain(name, getattr(self, name), kind))
         choose_model(self.task, self.model)
         for name in (
             "dim", "batch_size", "negatives", "patience", "eval_negatives", "eval_users", "threads", "max_length",
@@ -114,8 +119,15 @@ class TrainConfig:
         for name in ("max_epochs", "warm_up_epochs", "anneal_epochs", "quantised_epochs"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if not 0 <= self.weight_decay < math.inf or not 0 <= self.dropout < 1:
-            raise ValueError("weight_decay must be 0 or more and dropout in [0, 1)")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be 0 or more and below 1, got {self.dropout}")
+        if self.context_columns.strip() and self.task != "ctr":
+            raise ValueError(
+                f"context_columns={self.context_columns} is for --task ctr, not {self.task}: leave it out, or say "
+                "--task ctr"
+            )
         for name, known in (("loss", LOSSES), ("windows", WINDOWS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -182,7 +194,7 @@ class TrainConfig:
 
     def with_settings(self, settings: Sequence[str]) -> TrainConfig:
         """This configuration with each `NAME=VALUE` set, read as the field's type; ValueError for an unknown one."""
-        kinds = typing.get_type_hints(TrainConfig)
+        kinds = _kinds()
         changes: dict[str, Any] = {}
         for setting in settings:
             name, equals, text = (part.strip() or part for part in setting.partition("="))  # a separator may be blank
@@ -197,8 +209,29 @@ class TrainConfig:
         embedding, _, settings = text.partition("@")
         spec = str(Spec.parse(embedding))
         listed = [part for part in settings.split(",") if part.strip()]
+        for name in ("seed", "embedding", "label"):
+            if any(part.partition("=")[0].strip() == name for part in listed):
+                raise ValueError(f"{text}: {name} is no setting of one embedding: --seeds and --embedding say it")
         label = f"{spec}@{','.join(listed)}" if listed else ""
         return replace(self, embedding=spec, label=label).with_settings(listed)
+
+
+@functools.cache
+def _kinds() -> dict[str, Any]:
+    """Setting -> its type."""
+    return typing.get_type_hints(TrainConfig)
+
+
+def _plain(name: str, value: Any, kind: Any) -> Any:
+    """A setting as JSON takes it: NumPy's and torch's numbers as Python's, a path as text. TypeError for no number."""
+    options = typing.get_args(kind) or (kind,)
+    if value is None and type(None) in options:
+        return None
+    if int in options:
+        return as_int(name, value)
+    if float in options:
+        return value if type(value) in (int, float) else as_float(name, value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _check_split(config: TrainConfig) -> None:

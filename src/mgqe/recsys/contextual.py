@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mgqe.log_paths import exists
-from mgqe.recsys.datasets import DATASETS, load_data
+from mgqe.recsys.datasets import DATASETS, check_layout, load_data
 from mgqe.recsys.files import Columns, read_any, read_frame
 from mgqe.recsys.held_out import TEST, TRAIN, VALID, cold, count_cold, part_sizes, renumber, require_parts
 from mgqe.recsys.interactions import IdMap, offsets_of, times_of
@@ -97,6 +97,7 @@ def load_rows(data: str, data_dir: str | None, format: str | None, columns: Colu
     known = DATASETS.get(data)
     if columns.context and not exists(data):
         raise ValueError(f"context_columns are those of a file of your own, got data {data!r}, which is no file")
+    check_layout(data, format, columns)
     if known is not None and known.context:
         path = known.checked_path(data_dir)
         return ContextRows.from_frame(read_frame(path, known.format, Columns(context=known.context)))
@@ -162,7 +163,10 @@ def divide(rows: ContextRows, rule: str | None, seed: int) -> Divided:
         labels[parts.valid], labels[parts.test] = VALID, TEST
         return _divided(rows, labels, {"rule": LEAVE_ONE_OUT if rows.ordered else AT_RANDOM}, False)
     if parsed.kind == LEAVE_ONE_OUT:
-        raise ValueError(f"--split {parsed.text} needs an order of time, which this data set does not have")
+        raise ValueError(
+            f"--split {parsed.text} needs an order of time, which this data set does not have: name the column with "
+            "--time-column, or leave --split out, which divides the rows at random"
+        )
     generator = None if rows.ordered else torch.Generator().manual_seed(seed)
     labelled = label(parsed, rows.context[:, 0], rows.times, generator)
     summary = {"rule": parsed.text, **starts_summary(rows.times, labelled.starts)}

@@ -189,6 +189,21 @@ PUBLISHED = {
 }
 
 
+def check_layout(data: str, format: str | None, columns: Columns | None) -> None:
+    """ValueError where the layout of a user's own file is said of a known set."""
+    if data not in ("planted", *DATASETS, *PUBLISHED):
+        return
+    columns = columns or Columns()
+    given: dict[str, str | bool | None] = {f"{role}-column": name for role, name in columns.named}
+    given |= {"format": format, "separator": columns.separator, "header": columns.header}
+    option = next((name for name, value in given.items() if value is not None), None)
+    if option is not None:
+        raise ValueError(
+            f"--{option} is for a file of your own, not for the data set {data}: leave it out, or pass the path of a "
+            "file"
+        )
+
+
 def load_data(
     data: str,
     data_dir: Path | str | None = None,
@@ -196,6 +211,7 @@ def load_data(
     columns: Columns | None = None,
 ) -> Interactions:
     """A known set by name, `planted`, or a file by path. ValueError says which names there are."""
+    check_layout(data, format, columns)
     if data == "planted":
         return planted()
     if data in DATASETS and not DATASETS[data].ordered:

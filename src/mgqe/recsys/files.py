@@ -62,6 +62,12 @@ def read_frame(source: Path | str, format: str, columns: Columns) -> pl.DataFram
             f"{source}: context columns ({', '.join(columns.context)}) need a file whose columns have names, got "
             f"format {format}: give it a header and say --format csv"
         )
+    if format in ("pairs", "lines") and (given := columns.named):
+        role, name = given[0]
+        raise ValueError(
+            f"{source}: --{role}-column {name} is for files with columns, got format {format}: leave it out, or say "
+            f"--format csv, and if the file has no header, {NO_HEADER}"
+        )
     try:
         files = log_files(source)
         if files[0].parquet != (format == "parquet"):
@@ -83,10 +89,7 @@ def read_frame(source: Path | str, format: str, columns: Columns) -> pl.DataFram
         raise ValueError(f"{source}: cannot be read: {error.strerror or error}") from error
     if frame.height == 0:
         raise ValueError(f"{source} holds no interactions: expected at least one")
-    try:
-        return frame.with_columns(_as_ids(source, frame[name]) for name in ("user", "item", *columns.context))
-    except pl.exceptions.PolarsError:
-        raise ValueError(f"{source}: expected ids that fit 64-bit integers, or text") from None
+    return frame.with_columns(_as_ids(source, frame[name]) for name in ("user", "item", *columns.context))
 
 
 def read_any(source: Path | str, format: str | None, columns: Columns) -> pl.DataFrame:
@@ -103,15 +106,26 @@ def _as_ids(path: Path | str, column: pl.Series) -> pl.Series:
     """Int64 when every id is a plain integer (`7`, not `007` or `7.0`), else String."""
     integers: pl.Series
     if column.dtype.is_integer():
-        integers = column.cast(pl.Int64)
+        integers = column.cast(pl.Int64, strict=False)
+        if integers.null_count():
+            raise ValueError(
+                f"{path}: expected {column.name} ids that fit signed 64-bit integers, below 2^63, got "
+                f"{column.max()!r}: cast the column to text"
+            )
         return integers
     if column.dtype.is_float():
         whole: pl.Series = column.cast(pl.Int64, strict=False)
         if not whole.null_count() and bool((whole.cast(column.dtype) == column).all()):
             return whole
-        raise ValueError(f"{path}: expected whole numbers or text as {column.name} ids, got fractions")
+        raise ValueError(
+            f"{path}: expected whole numbers or text as {column.name} ids, got fractions: cast the column to one of "
+            "these"
+        )
     if column.dtype not in (pl.String, pl.Categorical) and not isinstance(column.dtype, pl.Enum):
-        raise ValueError(f"{path}: expected integers or text as {column.name} ids, got {column.dtype}")
+        raise ValueError(
+            f"{path}: expected integers or text as {column.name} ids, got {column.dtype}: cast the column to one of "
+            "these"
+        )
     text: pl.Series = column.cast(pl.String).str.strip_chars()
     if text.str.contains(r"^(0|-?[1-9]\d{0,17})$").all():
         integers = text.cast(pl.Int64)

@@ -154,11 +154,15 @@ def part_sizes(labels: Tensor) -> dict[str, int]:
 
 
 def require_parts(labels: Tensor, rule: str, why: str) -> None:
-    """ValueError unless each of the three parts has an interaction; `why` says what the interactions are like."""
+    """ValueError unless each of the three parts has an interaction; `why` says what the interactions are like.
+
+    rule: that divided the data, or "files".
+    """
+    what = "the files leave" if rule == "files" else f"--split {rule} leaves"
     for part, size in part_sizes(labels).items():
         if size == 0:
             name = {"train": "training", "valid": "validation", "test": "test"}[part]
-            raise ValueError(f"--split {rule} leaves no interaction for the {name} part: {why}")
+            raise ValueError(f"{what} no interaction for the {name} part: {why}")
 
 
 def without_cold(interactions: Interactions, labels: Tensor) -> tuple[Interactions, Tensor]:

@@ -21,11 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
 from mgqe.recsys.files import FORMATS, Columns, read_any
+from mgqe.scalars import as_int
 
 __all__ = ["FORMATS", "Columns", "IdMap", "Interactions", "load_interactions"]
 
@@ -41,15 +43,18 @@ class IdMap:
 
     def id(self, row: int) -> object:
         """The file's id of `row`; IndexError outside [0, len)."""
+        row = as_int("row", row)
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} is outside [0, {len(self)})")
         return self.ids[row]
 
     def row(self, id: object) -> int:
-        """The row of the file's id `id`; KeyError when the file had no such id."""
+        """The row of the file's id `id`, a number of NumPy's or torch's too; KeyError when the file had no such id."""
+        if isinstance(id, (np.generic, np.ndarray, Tensor)) and id.ndim == 0:
+            id = id.item()
         if self.ids.dtype == pl.String and not isinstance(id, str):
             id = str(id)
-        if self.ids.dtype == pl.Int64 and not isinstance(id, int):
+        if self.ids.dtype == pl.Int64 and (not isinstance(id, int) or isinstance(id, bool)):
             raise KeyError(f"{id!r} cannot be an id here: the file's ids are integers")
         at = int(self.ids.search_sorted(id))  # type: ignore[call-overload]
         if at == len(self) or self.ids[at] != id:

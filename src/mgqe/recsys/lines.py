@@ -42,7 +42,8 @@ def read_pairs(files: Sequence[LogFile]) -> pl.DataFrame:
         raise ValueError(
             f"{place.of(wrong, 0)}: expected 2 fields, `user item`, got {len(field)}: {shown_fields(field)} "
             "(if each line is one user and all their items, say --format lines; if the file has columns with a header, "
-            "--format csv; without a header, --no-header too, and name the columns by their numbers from 1)"
+            "--format csv; without a header, --no-header too, and name the columns by their numbers from 1; if spaces "
+            "separate them, --separator space)"
         )
     frame = frame.select(pl.col("field").list.get(0).alias("user"), pl.col("field").list.get(1).alias("item"))
     if frame.height and tuple(word.lower() for word in frame.row(0)) in itertools.product(USUAL["user"], USUAL["item"]):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mgqe.recsys.datasets import load_data
+from mgqe.recsys.datasets import check_layout, load_data
 from mgqe.recsys.held_out import HeldOut, Split
 from mgqe.recsys.interactions import Columns, IdMap, Interactions
 from mgqe.recsys.metrics import CatalogueScorer, catalogue_ranks, sampled_ranks, summary, tier_summary
@@ -262,6 +262,7 @@ class RankingTask:
 def prepare(config: TrainConfig) -> tuple[RankingTask, str]:
     """The data that `config` names, split and ready, and a digest of them."""
     if config.data in PUBLISHED:
+        check_layout(config.data, config.format, Columns.of(config))
         data = load_published(config.data, config.data_dir)
         task = RankingTask.published(data, config.seed, config.negatives, config.eval_negatives)
         digest = fingerprint(data.interactions, data.test_items, data.test_negatives)

@@ -174,8 +174,9 @@ def _by_user(rule: SplitRule, users: Tensor, generator: torch.Generator | None) 
 def _by_time(rule: SplitRule, times: Tensor | None) -> Labels:
     if times is None:
         raise ValueError(
-            f"--split {rule.text} needs to know when each interaction was, which this data set does not say: name the "
-            "column with --time-column, or use --split ratio:80/10/10 or leave-one-out"
+            f"--split {rule.text} needs to know when each interaction was, which this data set does not say: if its "
+            "file has a column of times, name it with --time-column, or use --split ratio:80/10/10, or leave --split "
+            "out"
         )
     test = _start(rule, rule.values[-1], times, float(times.max()))
     before = times[times < test]

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from mgqe.bad_rows import wrong_field
+from mgqe.bad_rows import line_of, quoted, wrong_field
 from mgqe.log_files import ROW, Log, open_log, parquet_schema
-from mgqe.log_ids import exact_below
+from mgqe.log_ids import MISSING, exact_below
 from mgqe.log_layout import NO_QUOTE, Layout
 from mgqe.log_paths import LogFile
-from mgqe.log_text import COUNT, LINE, TEXT, columns_of, head_of, scan_lines
+from mgqe.log_text import COUNT, columns_of, head_of, shown
 from mgqe.recsys.columns import USUAL, Columns, pick_columns
 from mgqe.recsys.places import FILE, Place, shown_fields
 
 
 def read_table(source: Path | str, files: Sequence[LogFile], format: str, columns: Columns) -> pl.DataFrame:
     """The user, item, time and context columns of csv, inter or Parquet files, checked for missing values."""
-    path, layout = files[0].path, Layout("\t", "", columns.header)
+    path, head, layout = files[0].path, [""], Layout("\t", "", columns.header)
     if format == "parquet":
         names = list(parquet_schema(pl, path))
     else:
@@ -28,6 +30,8 @@ def read_table(source: Path | str, files: Sequence[LogFile], format: str, column
         layout = columns.layout(head[0]) if format == "csv" else layout
         names = columns_of(path, head, layout).names
     taken = pick_columns(path, [*names, *(key for key in files[0].partitions if key not in names)], columns)
+    if format != "parquet" and columns.header is False:
+        _check_no_header(path, head, layout, taken)
     try:
         with open_log(pl, source, list(taken.values()), layout) as log:
             frames, place = _collected(log, taken)
@@ -40,6 +44,17 @@ def read_table(source: Path | str, files: Sequence[LogFile], format: str, column
         raise ValueError(f"{path}: {error.args[0]}") from None
     contexts = [_as_context(place, frame, name) for name in columns.context]
     return frame.with_columns(contexts).select(list(taken))
+
+
+def _check_no_header(path: str, head: list[str], layout: Layout, taken: dict[str, str]) -> None:
+    """ValueError if the first line, which is to be data, calls the user and the item by their usual names."""
+    first = [name.lower() for name in columns_of(path, head, replace(layout, header=True)).names]
+    places = {role: int(taken[role]) - 1 for role in ("user", "item") if taken[role].isdigit()}
+    if len(places) == 2 and all(first[place] in USUAL[role] for role, place in places.items()):
+        raise ValueError(
+            f"{path}: expected no header, but line 1 looks like one: {shown(head[0])}: leave out header=False "
+            "(--no-header)"
+        )
 
 
 def _collected(log: Log, taken: dict[str, str]) -> tuple[list[pl.DataFrame], Place]:
@@ -66,11 +81,12 @@ def _check_fields(log: Log, frames: Sequence[pl.DataFrame], place: Place) -> Non
         wrong = frame.filter(pl.col(COUNT) != part.text.width)
         if wrong.height:
             as_in = "the header" if part.text.header else "line 1"
-            line = scan_lines(pl, part.where, numbered=True).filter(pl.col(LINE) == wrong[ROW][0]).collect()[TEXT]
+            line = line_of(pl, part.text, wrong[ROW][0])
+            quotes = f"; if its quotes are no more than signs, {NO_QUOTE}" if quoted(part.text, line) else ""
             raise ValueError(
                 f"{place.of(wrong, 0)}: expected {part.text.width} fields as in {as_in}, got {wrong[COUNT][0]}: "
-                f"{shown_fields([line[0] or ''])}: correct or drop that line, say what separates the fields with "
-                f"--separator, or, if quotes are no more than signs in it, {NO_QUOTE}"
+                f"{shown_fields([line])}: correct or drop that line, or say what separates the fields with "
+                f"--separator{quotes}"
             )
 
 
@@ -120,7 +136,8 @@ def _as_integers(part: pl.Series, path: str, role: str) -> pl.Series:
     if bad.any():
         row = int(bad.arg_true()[0])
         raise ValueError(
-            f"{path}, row {row + 1}: expected a whole number as the {role}, as in the other files, got {part[row]}"
+            f"{path}, row {row + 1}: expected a whole number below 2^63 as the {role}, as in the other files, got "
+            f"{part[row]}: write the column as one type in all files"
         )
     return whole
 
@@ -132,14 +149,26 @@ def _check_missing(log: Log, frame: pl.DataFrame, place: Place, taken: dict[str,
         bad = column.is_null() | (column.is_nan() if column.dtype.is_float() else False)
         if column.dtype == pl.String and (role in USUAL or place.unit == "line"):
             bad = bad | ~column.str.contains(r"\S").fill_null(True)
+        if column.dtype == pl.String and role in ("user", "item"):
+            bad = bad | _words_for_none(column)
         if bad.any():
             row = int(bad.arg_true()[0])
             text = log.parts[frame[FILE][row]].text
             why = wrong_field(pl, text, name, frame[ROW][row]) if text is not None and column[row] is None else None
             article = "an" if role == "item" else "a"
+            value = repr(column[row]) if column.dtype == pl.String and (column[row] or "").strip() else "nothing"
             raise ValueError(
-                f"{place.of(frame, row)}: expected {article} {role} in column {name!r}, got {why or 'nothing'}"
+                f"{place.of(frame, row)}: expected {article} {role} in column {name!r}, got "
+                f"{why or f'{value}: fill it, or drop that {place.unit}'}"
             )
+
+
+def _words_for_none(column: pl.Series) -> pl.Series:
+    """Where a column of text says NULL or the like among nothing but integers: bool (n,)."""
+    words: pl.Series = column.str.strip_chars().str.to_lowercase().is_in(MISSING).fill_null(False)
+    others = column.filter(~words) if words.any() else column.head(0)
+    integers = len(others) > 0 and others.str.contains(r"^\s*[+-]?\d+\s*$").fill_null(True).all()
+    return words if integers else words & False
 
 
 def _as_context(place: Place, frame: pl.DataFrame, name: str) -> pl.Series:
@@ -172,7 +201,16 @@ def _as_time(place: Place, frame: pl.DataFrame, name: str) -> pl.Series:
         dates: pl.Series = text.str.to_datetime(strict=True)
         return dates
     except pl.exceptions.PolarsError:
-        odd = int((numbers.is_null() & text.is_not_null()).arg_true()[0])
+        odd = _first_odd(text, numbers)
         raise ValueError(
             f"{place.of(frame, odd)}: expected a number or a date in column {name!r}, got {text[odd]!r}"
         ) from None
+
+
+def _first_odd(text: pl.Series, numbers: pl.Series) -> int:
+    """The place of the first text that is none of what most of them are, dates or numbers; numbers: null for none."""
+    readable = numbers.is_not_null()
+    with contextlib.suppress(pl.exceptions.PolarsError):  # no text looks like a date
+        dates = text.str.to_datetime(strict=False).is_not_null()
+        readable = dates if dates.sum() > readable.sum() else readable
+    return int((~readable & text.is_not_null()).arg_true()[0])

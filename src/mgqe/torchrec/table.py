@@ -186,7 +186,8 @@ class QuantizedTable(AuxiliaryLayer):
         """What comes before every forward pass; in training it may start or revive codebooks: a collective."""
         if not (self.training and torch.is_grad_enabled()):
             return
-        self._forget_past_losses()
+        if self._step_is_over:
+            self._pending.end_step()
         self._pending.begin_pass()
         steps, quantizing = self.passes + 1, self.quantizing
         self._set_progress(steps, quantizing)
@@ -227,18 +228,23 @@ class QuantizedTable(AuxiliaryLayer):
             return vectors
         return Touch.apply(vectors, *self.quantizer.parameters())  # type: ignore[no-any-return, no-untyped-call]
 
-    def _forget_past_losses(self) -> None:
-        """Losses of passes before an optimiser's step. The rows' own optimiser steps within the backward pass."""
-        if self._seen != self.quantizer.version():
-            self._pending.clear()
+    @property
+    def _step_is_over(self) -> bool:
+        """Whether an optimiser has taken a step since the last pass; the rows' own does within the backward pass."""
+        return self._seen != self.quantizer.version()
 
     @property
     def latest_pass(self) -> int:
         return self._pending.latest_pass
 
-    def auxiliary_loss(self, latest_pass: int | None = None) -> Tensor | None:
-        self._forget_past_losses()
-        return self._pending.read(latest_pass)
+    @property
+    def ended_pass(self) -> int:
+        return self._pending.ended_pass
+
+    def auxiliary_loss(self, latest_pass: int | None = None, ended_pass: int = 0) -> Tensor | None:
+        if self._step_is_over:
+            self._pending.clear()
+        return self._pending.read(latest_pass, ended_pass)
 
     @in_full_precision
     def codes(self, rows: Tensor, tier: int) -> Tensor:

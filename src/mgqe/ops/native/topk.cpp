@@ -124,6 +124,7 @@ struct Plan {
 
 private:
     static constexpr double kLargest = 3.4028234663852886e38;
+    static constexpr int64_t kEntries = 16;  // that are worked on together
 
     // The sum of the largest sizes of a tier's entries in each subspace; NaN if one is not finite.
     double reach(const mgqe_tier_view& view, const float* tables) const {
@@ -131,13 +132,23 @@ private:
         const int64_t entries = static_cast<int64_t>(1) << view.tier->bits;
         for (int64_t j = 0; j < view.tier->num_subspaces; ++j) {
             const float* own = tables + view.table_offset + j * view.stride;
-            float most = 0, spoilt = 0;  // NaN where an entry is not finite
-            for (int64_t k = 0; k < entries; ++k) {
-                const float size = fabsf(own[k]);
-                most = size > most ? size : most;
-                spoilt += own[k] - own[k];
+            float most[kEntries] = {}, spoilt[kEntries] = {};  // NaN where an entry is not finite
+            int64_t k = 0;
+            for (; k + kEntries <= entries; k += kEntries)
+                for (int64_t l = 0; l < kEntries; ++l) {
+                    const float size = fabsf(own[k + l]);
+                    most[l] = size > most[l] ? size : most[l];
+                    spoilt[l] += own[k + l] - own[k + l];
+                }
+            for (; k < entries; ++k) {
+                most[0] = fmaxf(most[0], fabsf(own[k]));
+                spoilt[0] += own[k] - own[k];
             }
-            total += static_cast<double>(most) + static_cast<double>(spoilt);
+            for (int64_t l = 1; l < kEntries; ++l) {
+                most[0] = most[l] > most[0] ? most[l] : most[0];
+                spoilt[0] += spoilt[l];
+            }
+            total += static_cast<double>(most[0]) + static_cast<double>(spoilt[0]);
         }
         return total;
     }
