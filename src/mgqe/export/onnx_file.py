@@ -53,7 +53,7 @@ def export_onnx(
         Bytes written.
 
     Raises:
-        ImportError: without the extra, ``pip install 'mgqe[onnx]'``, or with a torch older than 2.6.
+        ImportError: without the extra, ``pip install 'mgqe[onnx]'``.
         ValueError, TypeError: what :func:`mgqe.portable` raises; an older opset; an example batch of fewer than 2; a
             model that torch.export cannot trace; an operator that ONNX does not have, which is named.
     """
