@@ -288,7 +288,7 @@ def test_too_few_items_name_the_user_and_the_option(tmp_path: Path) -> None:
 
 
 def test_a_seed_of_pq_is_checked_at_once() -> None:
-    with pytest.raises(ValueError, match="seed must be from 0"):
+    with pytest.raises(ValueError, match="seed must be a whole number from 0"):
         PQEmbedding(10, 4, seed=2**64)
 
 

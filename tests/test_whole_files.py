@@ -278,3 +278,11 @@ def test_an_appended_file_is_as_private_as_its_base(tmp_path):
     mgqe.append(base, torch.zeros(2, 4))
     assert len(list(tmp_path.iterdir())) == 3  # the base, the appended file and their record
     assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
+
+
+def test_a_folder_is_being_written_to_while_a_file_is_unfinished(tmp_path):
+    assert not whole_files.being_written(tmp_path)
+    with prepared(tmp_path / "table", lambda file: file.write(b"x")):
+        assert whole_files.being_written(tmp_path)
+    assert not whole_files.being_written(tmp_path)
+    assert not whole_files.being_written(tmp_path / "nowhere")

@@ -178,6 +178,16 @@ def sweep(folder: Path) -> None:
                     shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
 
 
+def being_written(folder: Path) -> bool:
+    """Whether a process is writing a file in the folder."""
+    try:
+        with os.scandir(folder) as entries:
+            unfinished = [(entry.path, named) for entry in entries if (named := TEMPORARY.fullmatch(entry.name))]
+    except OSError:
+        return False
+    return any(not _is_abandoned(path, named[1], named[2]) for path, named in unfinished)
+
+
 def _is_abandoned(path: str, host: str | None, pid: str | None) -> bool:
     """Whether nobody writes to an unfinished file any more; False where that cannot be told."""
     try:

@@ -20,10 +20,11 @@ from mgqe.recsys.embeddings import FrozenEmbedding
 from mgqe.recsys.models import build_model
 from mgqe.recsys.tasks import own_parameters
 from mgqe.weights import companions, read_weights, save_weights, strangers
-from mgqe.whole_files import open_regular
+from mgqe.whole_files import being_written, open_regular
 
 CONFIG, MODEL, TABLE, IDS = "config.json", "model.safetensors", ".mgqe.safetensors", "_ids.parquet"
-PATIENCE_SECONDS = 2.0  # with files that do not belong together: whoever writes them may be about to write the last
+# With files that do not belong together, once nobody is seen to write one: the last may be about to get its name.
+PATIENCE_SECONDS = 5.0
 
 
 class _Mixed(ArtifactError):
@@ -66,8 +67,9 @@ def load_model(out: Path | str) -> Any:
             if _state(out) == before:
                 return model
         except (OSError, ValueError, RuntimeError) as error:
-            waiting = isinstance(error, _Mixed) and time.monotonic() < end
-            if _state(out) == before and not waiting:
+            if _state(out) != before or being_written(out):
+                end = time.monotonic() + PATIENCE_SECONDS
+            elif not isinstance(error, _Mixed) or time.monotonic() > end:
                 raise
         time.sleep(0.01)
 

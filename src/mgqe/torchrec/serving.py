@@ -22,9 +22,9 @@ from mgqe.ids import as_int64
 from mgqe.shards import INDEX, published_set
 from mgqe.table import CompactTable
 from mgqe.torchrec.freezing import FORMAT, MANIFEST, OLD_VERSION, VERSION
-from mgqe.whole_files import open_regular
+from mgqe.whole_files import being_written, open_regular
 
-PATIENCE_SECONDS = 2.0  # with tables of several freezes: the manifest, which is written last, may be about to come
+PATIENCE_SECONDS = 5.0  # with tables of several freezes: the manifest, which is written last, may be about to come
 
 
 class _Mixed(ArtifactError):
@@ -120,7 +120,9 @@ def load(
         try:
             return _load(Path(folder), mmap, verify)
         except _Mixed:
-            if time.monotonic() > end:
+            if being_written(Path(folder)):
+                end = time.monotonic() + PATIENCE_SECONDS
+            elif time.monotonic() > end:
                 raise
         time.sleep(0.01)
 
