@@ -453,7 +453,7 @@ def test_compressed_text_is_read_as_it_is(write):
     try:
         pl.scan_csv(path).collect()
     except pl.exceptions.PolarsError:  # of older versions
-        with pytest.raises(ValueError, match=r"a\.csv\.gz: .* it is compressed: decompress it first"):
+        with pytest.raises(ValueError, match=r"a\.csv\.gz: .* it is compressed.*: decompress it first"):
             counts_of(path)
         return
     assert counts_of(path) == {2: 1, 3: 1}

@@ -44,6 +44,8 @@ def _warnings_are_errors():
 @pytest.mark.parametrize("call", ["open", "fsync", "link", "replace", "unlink"])
 def test_a_process_that_dies(action, call, after, tmp_path):
     """Killed before or after each call that touches the disk, nothing cleaned up: the old table or the new one."""
+    if call == "unlink" and sys.version_info < (3, 11):
+        pytest.skip("pathlib of Python 3.10 does not look os.unlink up when it is called")
     path = tmp_path / "a"
     model = saved(TWO, path)
     grow(model, path, [(2, 0), (1, 1)])

@@ -152,7 +152,21 @@ def lookup(
     )
     if runs_now(ids):
         return PreparedLookup(parts)(id_tensor(ids))
-    rows: Tensor = torch.ops.mgqe.lookup(ids, *vars(parts).values())
+    rows: Tensor = torch.ops.mgqe.lookup(
+        ids,
+        parts.codes,
+        parts.centroids,
+        parts.scales,
+        parts.map_bits,
+        parts.map_ranks,
+        parts.order,
+        parts.sizes,
+        parts.bits,
+        parts.num_subspaces,
+        parts.codebook_of,
+        parts.embedding_dim,
+        parts.padding_idx,
+    )  # one by one: torch 2.8 cannot trace vars()
     return rows
 
 
