@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from mgqe.graphs import outside_graphs
+from mgqe.pending import CountsLosses
 from mgqe.quantized import QuantizedEmbedding
 
 
-class AuxiliaryLayer(nn.Module):
+class AuxiliaryLayer(CountsLosses, nn.Module):
     """What :func:`quantization_loss` and :func:`start_quantizing` look for in a model, besides the embeddings here."""
 
     @property
@@ -19,20 +20,6 @@ class AuxiliaryLayer(nn.Module):
 
     def start_quantizing(self) -> None:
         """End the warm-up now."""
-        raise NotImplementedError
-
-    @property
-    def latest_pass(self) -> int:
-        """The number of the latest training pass, counted over all layers (:mod:`mgqe.pending`)."""
-        raise NotImplementedError
-
-    @property
-    def ended_pass(self) -> int:
-        """The number of the last pass of the step before the latest pass (:mod:`mgqe.pending`)."""
-        raise NotImplementedError
-
-    def auxiliary_loss(self, latest_pass: int | None = None, ended_pass: int = 0) -> Tensor | None:
-        """The sum of the losses that wait to be counted, None if there are none (:mod:`mgqe.pending`)."""
         raise NotImplementedError
 
 

@@ -124,6 +124,38 @@ class PendingLosses:
         ]
 
 
+class CountsLosses:
+    """What layers with pending losses have in common; :func:`mgqe.quantization_loss` reads them by it."""
+
+    _pending: PendingLosses
+
+    @property
+    def _losses_are_past(self) -> bool:
+        """Whether an optimiser has taken a step since the pass that made the losses."""
+        raise NotImplementedError
+
+    @property
+    def latest_pass(self) -> int:
+        """The number of the latest training pass, counted over all layers."""
+        return self._pending.latest_pass
+
+    @property
+    def ended_pass(self) -> int:
+        """The number of the last pass of the step before the latest pass."""
+        return self._pending.ended_pass
+
+    def auxiliary_loss(self, latest_pass: int | None = None, ended_pass: int = 0) -> Tensor | None:
+        """The sum of the losses that wait to be counted, None if there are none.
+
+        Args:
+            latest_pass: of all layers that are read together; default: of this one alone.
+            ended_pass: the latest of all layers that are read together.
+        """
+        if self._losses_are_past:
+            self._pending.clear()
+        return self._pending.read(latest_pass, ended_pass)
+
+
 def _counter(reference: weakref.ref[PendingLoss]) -> Callable[[Tensor], None]:
     def count(_: Tensor) -> None:
         entry = reference()

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from mgqe.distributed import data_parallel, recomputing
 from mgqe.graphs import outside_graphs
-from mgqe.pending import PendingLosses
+from mgqe.pending import CountsLosses, PendingLosses
 from mgqe.rows import RawRows
 
 
-class TrainingPasses(RawRows):
+class TrainingPasses(CountsLosses, RawRows):
     """Counts training passes of a layer, and calls for what has to happen between two of them.
 
     Attributes:
@@ -179,26 +179,9 @@ class TrainingPasses(RawRows):
             )
 
     @property
-    def latest_pass(self) -> int:
-        """The number of the latest training pass, counted over all layers."""
-        return self._pending.latest_pass
-
-    @property
-    def ended_pass(self) -> int:
-        """The number of the last pass of the step before the latest pass: see :mod:`mgqe.pending`."""
-        return self._pending.ended_pass
-
-    def auxiliary_loss(self, latest_pass: int | None = None, ended_pass: int = 0) -> Tensor | None:
-        """The sum of the losses that wait to be counted, None if there are none: see :mod:`mgqe.pending`.
-
-        Args:
-            latest_pass: of all layers that are read together; default: of this one alone.
-            ended_pass: the latest of all layers that are read together.
-        """
+    def _losses_are_past(self) -> bool:
         # Versions of other tensors than the pass had (torch.func.functional_call) say nothing about a step.
-        if self._identity_seen == id(self.raw_weight) and self._step_is_over:
-            self._pending.clear()
-        return self._pending.read(latest_pass, ended_pass)
+        return self._identity_seen == id(self.raw_weight) and self._step_is_over
 
 
 def sparse_in_parallel(parallel: nn.Module, layer: nn.Module) -> RuntimeError:

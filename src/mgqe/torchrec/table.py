@@ -186,7 +186,7 @@ class QuantizedTable(AuxiliaryLayer):
         """What comes before every forward pass; in training it may start or revive codebooks: a collective."""
         if not (self.training and torch.is_grad_enabled()):
             return
-        if self._step_is_over:
+        if self._losses_are_past:
             self._pending.end_step()
         self._pending.begin_pass()
         steps, quantizing = self.passes + 1, self.quantizing
@@ -229,22 +229,9 @@ class QuantizedTable(AuxiliaryLayer):
         return Touch.apply(vectors, *self.quantizer.parameters())  # type: ignore[no-any-return, no-untyped-call]
 
     @property
-    def _step_is_over(self) -> bool:
-        """Whether an optimiser has taken a step since the last pass; the rows' own does within the backward pass."""
+    def _losses_are_past(self) -> bool:
+        """The rows' own optimiser steps within the backward pass: the codebooks tell."""
         return self._seen != self.quantizer.version()
-
-    @property
-    def latest_pass(self) -> int:
-        return self._pending.latest_pass
-
-    @property
-    def ended_pass(self) -> int:
-        return self._pending.ended_pass
-
-    def auxiliary_loss(self, latest_pass: int | None = None, ended_pass: int = 0) -> Tensor | None:
-        if self._step_is_over:
-            self._pending.clear()
-        return self._pending.read(latest_pass, ended_pass)
 
     @in_full_precision
     def codes(self, rows: Tensor, tier: int) -> Tensor:
