@@ -403,6 +403,14 @@ def decode_metadata(metadata: dict[str, str]) -> tuple[str, Config]:
     return metadata["kind"], config
 
 
+def config_of_kind(metadata: dict[str, str], expected: str) -> Config:
+    """The configuration of a file that must be of one kind; ArtifactError where it is of another."""
+    kind, config = decode_metadata(metadata)
+    if kind != expected:
+        raise ArtifactError(f"metadata 'kind' must be {expected!r}, got {kind!r}")
+    return config
+
+
 def no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Two readers could take different ones of two equal keys."""
     found = dict(pairs)

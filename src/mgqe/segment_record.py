@@ -14,7 +14,7 @@ from pathlib import Path
 
 from xxhash import xxh3_64_hexdigest
 
-from mgqe.container import ArtifactError, decode_metadata, encode, guarded, read, stored_checksum, written
+from mgqe.container import ArtifactError, config_of_kind, encode, guarded, read, stored_checksum, written
 from mgqe.frozen import MAX_ROWS, Reader
 from mgqe.segment_files import record_path, segment_path
 
@@ -52,10 +52,7 @@ def read_record(base: Path, own: str, verify: bool | None = None) -> Record:
     path = record_path(base, own)
     try:
         metadata, tensors = read(path, verify)
-        kind, config = decode_metadata(metadata)
-        if kind != KIND:
-            raise ValueError(f"metadata 'kind' must be {KIND!r}, got {kind!r}")
-        reader = Reader(tensors, config)
+        reader = Reader(tensors, config_of_kind(metadata, KIND))
         reader.choice("base", {own})
         found = Record(
             reader.integer("segments", 1, MAX_ROWS), reader.integer("end", 1, MAX_ROWS), str(reader.value("digest"))

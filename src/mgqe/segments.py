@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mgqe.container import (
     ArtifactError,
+    config_of_kind,
     decode_metadata,
     encode,
     guarded,
@@ -84,10 +85,7 @@ def read_segment(path: Path, table: CompactTable, base_fingerprint: str, verify:
     """
     try:
         metadata, tensors = read(path, verify)
-        kind, config = decode_metadata(metadata)
-        if kind != KIND:
-            raise ValueError(f"metadata 'kind' must be {KIND!r}, got {kind!r}")
-        reader = Reader(tensors, config)
+        reader = Reader(tensors, config_of_kind(metadata, KIND))
         reader.choice("base", {base_fingerprint})
         cfg = table._state.base
         first_id = reader.integer("first_id", cfg.num_embeddings, MAX_ROWS)

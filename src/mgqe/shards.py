@@ -17,7 +17,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mgqe.container import ArtifactError, decode_metadata, encode, encode_elements, read, tensor_bytes, written
+from mgqe.container import (
+    ArtifactError,
+    config_of_kind,
+    decode_metadata,
+    encode,
+    encode_elements,
+    read,
+    tensor_bytes,
+    written,
+)
 from mgqe.frozen import MAX_ROWS, Config, Reader
 from mgqe.packing import bits_for, row_bytes
 from mgqe.table import CompactTable
@@ -204,10 +213,7 @@ def _read_shard(
 ) -> list[Tensor]:
     try:
         metadata, tensors = read(path, verify)
-        kind, config = decode_metadata(metadata)
-        if kind != SHARD_KIND:
-            raise ValueError(f"metadata 'kind' must be {SHARD_KIND!r}, got {kind!r}")
-        reader = Reader(tensors, config)
+        reader = Reader(tensors, config_of_kind(metadata, SHARD_KIND))
         reader.choice("set", {set_name})
         reader.integer("number", number, number)
         parts = [reader.tensor(f"codes.{g}", torch.uint8, shape) for g, shape in enumerate(shapes)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mgqe.checksums import CHECKSUMS
-from mgqe.container import FORMAT, ArtifactError, decode_metadata, encode, open_stored, put, stored_checksum
+from mgqe.container import FORMAT, ArtifactError, config_of_kind, encode, open_stored, put, stored_checksum
 from mgqe.frozen import Config
 
 KIND = "weights"
@@ -53,9 +53,7 @@ def read_weights(path: str | os.PathLike[str], verify: bool | None = True) -> tu
         stored = open_stored(path, any_dtype=True)
         stored.check(verify)
         if stored.metadata.get("format") == FORMAT or CHECKSUMS in stored.tensors:  # a damaged one among them
-            kind, about = decode_metadata(stored.metadata)
-            if kind != KIND:
-                raise ArtifactError(f"metadata 'kind' must be {KIND!r}, got {kind!r}")
+            about = config_of_kind(stored.metadata, KIND)
     except ValueError as error:
         raise ArtifactError(f"{os.fspath(path)}: {error}") from error
     return {name: tensor.clone() for name, tensor in stored.tensors.items()}, about
