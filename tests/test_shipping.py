@@ -83,13 +83,21 @@ def test_a_run_between_its_files_is_waited_for(copy, monkeypatch):
     new = (copy / MODEL).read_bytes()
     (copy / MODEL).write_bytes(old)  # the tables are written, the rest not yet
     (copy / "aside").write_bytes(new)
-    threading.Timer(0.2, os.replace, (copy / "aside", copy / MODEL)).start()
+    pauses = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            os.replace(copy / "aside", copy / MODEL)
+
+    monkeypatch.setattr(shipping.time, "sleep", pause)
     assert values(load_model(copy)) == {2.0}
+    assert len(pauses) == 3
 
 
 @pytest.mark.parametrize("fault", ["missing", "foreign", "swapped"])
 def test_files_that_do_not_belong_together_are_named(copy, run, monkeypatch, fault):
-    monkeypatch.setattr(shipping, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(shipping, "ATTEMPTS", 0)
     item, user = copy / f"item{TABLE}", copy / f"user{TABLE}"
     if fault == "missing":
         item.unlink()

@@ -23,8 +23,9 @@ from mgqe.weights import companions, read_weights, save_weights, strangers
 from mgqe.whole_files import being_written, open_regular
 
 CONFIG, MODEL, TABLE, IDS = "config.json", "model.safetensors", ".mgqe.safetensors", "_ids.parquet"
-# With files that do not belong together, once nobody is seen to write one: the last may be about to get its name.
-PATIENCE_SECONDS = 5.0
+# For files that do not belong together, once nobody is seen to write one: the last may be about to get its name.
+# Attempts and no seconds: those would be used up where the machine stands still for a while.
+ATTEMPTS = 500
 
 
 class _Mixed(ArtifactError):
@@ -59,7 +60,7 @@ def load_model(out: Path | str) -> Any:
             another run; the message names it.
     """
     out = Path(out)
-    end = time.monotonic() + PATIENCE_SECONDS
+    left = ATTEMPTS
     while True:
         before = _state(out)
         try:
@@ -68,9 +69,10 @@ def load_model(out: Path | str) -> Any:
                 return model
         except (OSError, ValueError, RuntimeError) as error:
             if _state(out) != before or being_written(out):
-                end = time.monotonic() + PATIENCE_SECONDS
-            elif not isinstance(error, _Mixed) or time.monotonic() > end:
+                left = ATTEMPTS
+            elif not isinstance(error, _Mixed) or left <= 0:
                 raise
+        left -= 1
         time.sleep(0.01)
 
 

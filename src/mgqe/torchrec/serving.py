@@ -24,7 +24,9 @@ from mgqe.table import CompactTable
 from mgqe.torchrec.freezing import FORMAT, MANIFEST, OLD_VERSION, VERSION
 from mgqe.whole_files import being_written, open_regular
 
-PATIENCE_SECONDS = 5.0  # with tables of several freezes: the manifest, which is written last, may be about to come
+# For tables of several freezes: the manifest, which is written last, may be about to come. Attempts and no seconds:
+# those would be used up where the machine stands still for a while.
+ATTEMPTS = 500
 
 
 class _Mixed(ArtifactError):
@@ -115,15 +117,16 @@ def load(
             the message names it.
         OSError: there is no such folder, or no frozen collection in it.
     """
-    end = time.monotonic() + PATIENCE_SECONDS
+    left = ATTEMPTS
     while True:
         try:
             return _load(Path(folder), mmap, verify)
         except _Mixed:
             if being_written(Path(folder)):
-                end = time.monotonic() + PATIENCE_SECONDS
-            elif time.monotonic() > end:
+                left = ATTEMPTS
+            elif left <= 0:
                 raise
+        left -= 1
         time.sleep(0.01)
 
 
