@@ -34,10 +34,10 @@ test-newest: .venv-newest/ready  ## the same tests on the newest releases
 	.venv-newest/bin/python -m pytest -m "not slow"
 
 test-torchrec: .venv-torchrec/ready  ## all tests with torchrec, accelerate and lightning
-	.venv-torchrec/bin/python -m pytest tests/test_torchrec*.py tests/test_loops.py
+	.venv-torchrec/bin/python -m pytest tests/torchrec tests/nn/test_loops.py
 
 test-third-party: .venv-third-party/ready  ## the tests with RecBole and DeepCTR-Torch
-	.venv-third-party/bin/python -m pytest tests/test_recbole.py tests/test_deepctr.py
+	.venv-third-party/bin/python -m pytest tests/convert/test_recbole.py tests/convert/test_deepctr.py
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks reliability examples setup.py
@@ -55,7 +55,7 @@ sanitize: setup  ## the kernels' tests under AddressSanitizer and UndefinedBehav
 		$(BIN)/python setup.py build_ext --build-lib build/sanitized
 	MGQE_LIBRARY=$(CURDIR)/build/sanitized/mgqe/ops/libmgqe_native.so ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-		$(BIN)/python -m pytest -q -m "not slow" tests/test_ops_*.py
+		$(BIN)/python -m pytest -q -m "not slow" tests/ops
 
 fuzz: setup  ## damage small artefacts at random for MINUTES (or FILES=N of them), from SEED, in JOBS processes
 	$(BIN)/python -m reliability.fuzz --minutes $(MINUTES) --seed $(SEED) --jobs $(JOBS) \

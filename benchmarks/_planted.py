@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mgqe.hashes import bucket_of
+from mgqe.codec.hashing import bucket_of
 
 CENTRES, OWN, LATENT = 4_096, 65_536, 16
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mgqe import CompactTable, Tiers
-from mgqe.topk import TopK
+from mgqe.table.search import TopK
 
 Search = Callable[[Tensor], tuple[Tensor, Tensor]]  # queries (B, d) -> scores, ids (B, k)
 

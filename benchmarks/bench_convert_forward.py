@@ -17,7 +17,7 @@ from bench_train_step import zipf
 from torch import Tensor, nn
 
 import mgqe
-from mgqe.codebook import KMeans
+from mgqe.codec.kmeans import KMeans
 from mgqe.convert import compress as conversion
 
 

@@ -26,7 +26,7 @@ import torch
 from _common import RESULTS, environment
 
 from mgqe import IdMap
-from mgqe.idmap.hashing import mix
+from mgqe.ids.strings import mix
 
 PIECE = 10_000_000  # interactions a file
 SLICE = 1_000_000  # interactions a row group

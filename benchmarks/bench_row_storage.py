@@ -18,7 +18,7 @@ from bench_train_step import zipf
 from torch import Tensor, nn
 
 import mgqe
-from mgqe.storage import CachedRows, SketchRows
+from mgqe.nn.rows import CachedRows, SketchRows
 
 PEER = "float32 rows, SparseAdam"
 TARGET = 1.5

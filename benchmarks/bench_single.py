@@ -10,8 +10,8 @@ from _common import Contender, Measurement, measure, parser, print_table, save
 from torch import Tensor
 
 from mgqe import ops
-from mgqe.table import CompactTable
-from mgqe.tiers import Tiers
+from mgqe.codec.tiers import Tiers
+from mgqe.table.compact import CompactTable
 
 PEER = "nn.Embedding"
 REPEATS = 200  # calls that are timed together: a clock reads no better than tens of nanoseconds

@@ -39,7 +39,7 @@ from torch import Tensor
 
 import mgqe
 from mgqe import CompactTable, ops
-from mgqe.topk import search
+from mgqe.table.search import search
 
 FP32, FLAT, PQ, FAST, GATHER = "fp32 matmul + topk", "faiss FlatIP", "faiss IndexPQ", "faiss FastScan", "torch gather"
 MGQE, SCAN = "mgqe", "mgqe, every row scored"

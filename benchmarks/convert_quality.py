@@ -25,11 +25,11 @@ from _common import RESULTS, environment
 from torch import Tensor, nn
 
 import mgqe
-from mgqe.recsys.config import TrainConfig
-from mgqe.recsys.loop import make_optimizer
-from mgqe.recsys.seeds import derive_seed
-from mgqe.recsys.train import RunData, anneal, warm_up
-from mgqe.recsys.tuned import tuned_settings
+from mgqe.recsys.data.seeds import derive_seed
+from mgqe.recsys.train.config import TrainConfig
+from mgqe.recsys.train.loop import make_optimizer
+from mgqe.recsys.train.run import RunData, anneal, warm_up
+from mgqe.recsys.train.tuned import tuned_settings
 
 # One tier is faiss's own setting. The others spend the same bytes or fewer on what faiss has not got.
 SETTINGS: dict[str, dict[str, Any]] = {

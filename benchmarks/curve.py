@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from mgqe.recsys.checkpoint import write_json
-from mgqe.recsys.config import TrainConfig
-from mgqe.recsys.tuned import tuned_settings
-from mgqe.report import Interval
-from mgqe.study import Event, Run, Study, run_study
+from mgqe.recsys.study.compare import Event, Run, Study, run_study
+from mgqe.recsys.study.summary import Interval
+from mgqe.recsys.train.checkpoint import write_json
+from mgqe.recsys.train.config import TrainConfig
+from mgqe.recsys.train.tuned import tuned_settings
 
 Grid = dict[str, dict[int, list[str]]]  # method -> budget in % -> candidates
 

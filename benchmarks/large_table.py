@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 import mgqe
 from mgqe.baselines import HashEmbedding
-from mgqe.storage import CachedRows, SketchRows
+from mgqe.nn.rows import CachedRows, SketchRows
 
 DIM, BATCH, FILE_ROWS, HELD = 64, 8_192, 1 << 21, 1_000_000
 NEVER = 2**62

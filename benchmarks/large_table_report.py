@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 from report import RESULTS, ROOT, markdown, read
 
-from mgqe.tables import fill
+from mgqe.recsys.study.text_table import fill
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

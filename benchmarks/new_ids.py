@@ -21,12 +21,12 @@ from _common import RESULTS, environment
 from torch import Tensor, nn
 
 from mgqe import CompactTable
-from mgqe.recsys.config import TrainConfig
-from mgqe.recsys.embeddings import build
-from mgqe.recsys.metrics import hit_rate, sampled_ranks
-from mgqe.recsys.models import GMF
-from mgqe.recsys.train import RunData, anneal, warm_up
-from mgqe.recsys.tuned import tuned_settings
+from mgqe.recsys.models.embeddings import build
+from mgqe.recsys.models.gmf import GMF
+from mgqe.recsys.tasks.metrics import hit_rate, sampled_ranks
+from mgqe.recsys.train.config import TrainConfig
+from mgqe.recsys.train.run import RunData, anneal, warm_up
+from mgqe.recsys.train.tuned import tuned_settings
 
 FOLDS = 10
 

@@ -1,4 +1,6 @@
-"""How much k-means loses on Gaussian rows: the numbers behind `mgqe.plan`'s prediction (src/mgqe/planning/rate.py).
+"""How much k-means loses on Gaussian rows: the numbers behind mgqe.plan's prediction.
+
+The prediction is src/mgqe/codec/planning/rate.py.
 
 Rows are drawn from N(0, 1), several independent subspaces of s dimensions at once, and coded by the library's own
 k-means (as compress_ runs it on trained rows). For each s and K: the share of the squares that is lost with so many
@@ -15,8 +17,8 @@ import json
 import torch
 from _common import RESULTS, environment
 
-from mgqe.codebook import THOROUGH, kmeans
-from mgqe.quantizers import nearest_codes, tier_codebook
+from mgqe.codec.equations import nearest_codes, tier_codebook
+from mgqe.codec.kmeans import THOROUGH, kmeans
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
 CENTROIDS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)

@@ -25,16 +25,16 @@ from _common import RESULTS, environment
 from torch import Tensor, nn
 
 import mgqe
-from mgqe.capacity import Capacity, resolve_capacity
-from mgqe.codebook import THOROUGH, KMeans
-from mgqe.planning import Problem
-from mgqe.planning.predict import predicted
-from mgqe.recsys.config import TrainConfig
-from mgqe.recsys.models import MODELS
-from mgqe.recsys.ranking import RankingTask
-from mgqe.recsys.seeds import derive_seed
-from mgqe.recsys.train import RunData, anneal, warm_up
-from mgqe.recsys.tuned import tuned_settings
+from mgqe.codec.capacity import Capacity, resolve_capacity
+from mgqe.codec.kmeans import THOROUGH, KMeans
+from mgqe.codec.planning import Problem
+from mgqe.codec.planning.predict import predicted
+from mgqe.recsys.data.seeds import derive_seed
+from mgqe.recsys.models.registry import MODELS
+from mgqe.recsys.tasks.ranking import RankingTask
+from mgqe.recsys.train.config import TrainConfig
+from mgqe.recsys.train.run import RunData, anneal, warm_up
+from mgqe.recsys.train.tuned import tuned_settings
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "D = d / 2": {"width": 2, "centroid_dtype": "float32"},
@@ -55,7 +55,7 @@ def decoded(rows: Tensor, start: int, arguments: dict[str, Any], effort: KMeans 
 
 
 def _file_bytes(table: mgqe.CompactTable) -> int:
-    from mgqe.container import encode
+    from mgqe.files.container import encode
 
     tensors, config = table.tensor_pieces()
     return encode(tensors, table.kind, config)[0]

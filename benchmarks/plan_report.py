@@ -11,7 +11,7 @@ from typing import Any
 
 from _common import RESULTS
 
-from mgqe.tables import TextTable, fill
+from mgqe.recsys.study.text_table import TextTable, fill
 
 TITLES = {"ml-1m": "MovieLens-1M", "amazon-apps": "Amazon Apps"}
 NAMES = {"default": "the default", "counts": "planned from counts", "rows": "planned from the rows"}

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from mgqe import ops
-from mgqe.codebook import start_codebooks
-from mgqe.quantizers import codebook_loss, commitment_loss, nearest_codes, straight_through
-from mgqe.vq import VQQuantizer
+from mgqe.codec.equations import codebook_loss, commitment_loss, nearest_codes, straight_through
+from mgqe.codec.kmeans import start_codebooks
+from mgqe.nn.quantizers.vq import VQQuantizer
 
 
 class TaskGradient(VQQuantizer):
@@ -122,7 +122,7 @@ class RowsStart(VQQuantizer):
 
     @torch.no_grad()
     def start(self, rows, generator, effort=None) -> None:  # type: ignore[no-untyped-def]
-        from mgqe.codebook import draw_pieces
+        from mgqe.codec.kmeans import draw_pieces
 
         for number, book in enumerate(self.codebooks):
             near = torch.cat([rows[g] for g, used in enumerate(self.capacity.codebook_of) if used == number])
@@ -135,7 +135,7 @@ class OneFit(VQQuantizer):
 
     @torch.no_grad()
     def start(self, rows, generator, effort=None) -> None:  # type: ignore[no-untyped-def]
-        from mgqe.codebook import kmeans
+        from mgqe.codec.kmeans import kmeans
 
         for number, book in enumerate(self.codebooks):
             parts = [

@@ -22,13 +22,13 @@ import torch
 from torch import nn
 
 from mgqe import quantization_loss, start_quantizing
-from mgqe.recsys.checkpoint import LAST, write_json
-from mgqe.recsys.config import SCHEDULE, TrainConfig
-from mgqe.recsys.loop import carry_optimizer, make_optimizer, optimizer_names, run_phase
-from mgqe.recsys.provenance import commit, machine, versions
-from mgqe.recsys.seeds import derive_seed
-from mgqe.recsys.train import RunData, anneal, build_tables, warm_up
-from mgqe.recsys.tuned import tuned_settings
+from mgqe.recsys.data.seeds import derive_seed
+from mgqe.recsys.train.checkpoint import LAST, write_json
+from mgqe.recsys.train.config import SCHEDULE, TrainConfig
+from mgqe.recsys.train.loop import carry_optimizer, make_optimizer, optimizer_names, run_phase
+from mgqe.recsys.train.provenance import commit, machine, versions
+from mgqe.recsys.train.run import RunData, anneal, build_tables, warm_up
+from mgqe.recsys.train.tuned import tuned_settings
 
 BASE = "mgqe:D=32,K=128/64,centroids=int8"
 Change = Callable[[nn.Module], None]

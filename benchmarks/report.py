@@ -16,7 +16,7 @@ from typing import Any
 
 from curve import draw
 
-from mgqe.tables import TextTable, fill
+from mgqe.recsys.study.text_table import TextTable, fill
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

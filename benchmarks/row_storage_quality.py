@@ -22,11 +22,11 @@ from torch import Tensor, nn
 import mgqe
 from mgqe.baselines import HashEmbedding
 from mgqe.baselines.recjpq import interaction_codes
-from mgqe.recsys.config import TrainConfig
+from mgqe.nn.rows import CachedRows, CodeRows, NarrowRows, SketchRows
 from mgqe.recsys.models.gmf import GMF
-from mgqe.recsys.train import RunData
-from mgqe.recsys.tuned import tuned_settings
-from mgqe.storage import CachedRows, CodeRows, NarrowRows, SketchRows
+from mgqe.recsys.train.config import TrainConfig
+from mgqe.recsys.train.run import RunData
+from mgqe.recsys.train.tuned import tuned_settings
 
 NEVER = 2**62
 SHAPE = {"num_subspaces": 32, "num_centroids": (256, 64)}

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mgqe.recsys import provenance
+from mgqe.recsys.train import provenance
 
 Row = tuple[str, int, dict[str, float]]  # what it is, bytes of its embedding tables, quality
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 import mgqe
-from mgqe.recsys.interactions import IdMap
-from mgqe.recsys.train import load_model
+from mgqe.recsys.data.interactions import IdMap
+from mgqe.recsys.train.run import load_model
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mgqe.recsys.provenance import commit, machine, versions
+from mgqe.recsys.train.provenance import commit, machine, versions
 
 
 def about_this_run() -> dict[str, Any]:

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mgqe.tables import TextTable, fill
+from mgqe.recsys.study.text_table import TextTable, fill
 from reliability.fuzz.tally import Tally
 
 ROOT = Path(__file__).parent.parent

@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib.util
 import re
 import textwrap
-from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 
 import mgqe
 from mgqe import ops
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
@@ -148,8 +147,11 @@ def test_commands_are_understood(monkeypatch):
     pytest.importorskip("typer")
     from typer.main import get_command
 
-    from mgqe import ids_commands, plan_commands, study_commands, verify_commands
-    from mgqe.commands import app
+    from mgqe.cli import ids as ids_commands
+    from mgqe.cli import plan as plan_commands
+    from mgqe.cli import study as study_commands
+    from mgqe.cli import verify as verify_commands
+    from mgqe.cli.train import app
 
     assert ids_commands  # these register their commands
     assert plan_commands

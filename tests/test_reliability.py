@@ -14,13 +14,14 @@ from random import Random
 
 import pytest
 import torch
+from paths import ROOT
 
 import mgqe
 
 pytest.importorskip("polars")
 if not hasattr(os, "fork") or not Path("/proc/self/statm").exists():
     pytest.skip("needs fork and /proc", allow_module_level=True)
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(ROOT))
 
 from reliability.fuzz import mutations, outcome, run, use
 from reliability.fuzz.build import Artefact, read_files
@@ -136,7 +137,7 @@ def test_damage_is_refused_and_a_reader_that_checks_nothing_is_found_out(artefac
         return tally
 
     assert tally_of().failures == 0
-    monkeypatch.setattr("mgqe.container.StoredFile.check", lambda *_: None)
+    monkeypatch.setattr("mgqe.files.container.StoredFile.check", lambda *_: None)
     assert tally_of().failures > 3
 
 

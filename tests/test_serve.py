@@ -14,10 +14,10 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
+from paths import EXAMPLES
 
 import mgqe
 from mgqe import CompactTable, Tiers
@@ -26,7 +26,7 @@ httpx = pytest.importorskip("httpx")
 for package in ("starlette", "uvicorn", "pydantic", "orjson"):
     pytest.importorskip(package, reason="needs mgqe[serve]")
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "serve_topk.py"
+EXAMPLE = EXAMPLES / "serve_topk.py"
 
 
 def table_of(rows=2000):

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     tomllib = pytest.importorskip("tomli")
-
-ROOT = Path(__file__).parents[1]
 
 
 def lower_bounds() -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from mgqe import CompactTable, Tiers, append, save
-from mgqe.shards import new_set, prepared_index, publish_index, tier_order, write_shard
+from mgqe.table.sharded import new_set, prepared_index, publish_index, tier_order, write_shard
 
 CENTROID_DTYPES = ("float32", "float16", "int8")
 SIZES = ((9, 31), (40,), (9, 0, 270), (5, 20, 60, 7))  # of tiers

@@ -11,8 +11,8 @@ import torch
 
 import mgqe
 from mgqe import baselines
-from mgqe.frozen import FrozenTable
-from mgqe.idmap import IdMap
+from mgqe.ids import IdMap
+from mgqe.table.base import FrozenTable
 from reliability.fuzz.models import Shop, Words
 
 
@@ -63,9 +63,9 @@ def write_id_maps(folder: Path) -> None:
 
 def write_runs(folder: Path) -> None:
     """Runs of ``mgqe train``: codes, and hashed rows. Times and machine are set to the same in every run of this."""
-    from mgqe.recsys.config import TrainConfig
-    from mgqe.recsys.datasets import planted
-    from mgqe.recsys.train import METRICS, train_run
+    from mgqe.recsys.data.datasets import planted
+    from mgqe.recsys.train.config import TrainConfig
+    from mgqe.recsys.train.run import METRICS, train_run
 
     data = planted(num_users=60, num_items=80, rank=3, per_user=12)
     log = folder.parent / "interactions.txt"

@@ -31,7 +31,7 @@ budgets = {{ 60 = ["scalar:bits=4"] }}
 
 def write_log(folder: Path) -> Path:
     """A data set of some hundred interactions."""
-    from mgqe.recsys.datasets import planted
+    from mgqe.recsys.data.datasets import planted
 
     data = planted(num_users=60, num_items=80, rank=3, per_user=12)
     path = folder / "interactions.txt"
@@ -73,13 +73,20 @@ RUNS: dict[str, Callable[[Path, Path], list[str]]] = {"train": train, "compare":
 
 def prepare() -> None:
     """Import what the commands import, so that every fork has it. Nothing is called that would start threads."""
-    for name in ("polars", "mgqe.study_commands", "mgqe.report", "mgqe.study", "mgqe.recsys.train", "mgqe.recsys.ncf"):
+    for name in (
+        "polars",
+        "mgqe.cli.study",
+        "mgqe.recsys.study.summary",
+        "mgqe.recsys.study.compare",
+        "mgqe.recsys.train.run",
+        "mgqe.recsys.data.ncf",
+    ):
         import_module(name)
 
 
 def run_command(arguments: list[str]) -> None:
     """What ``mgqe ARGUMENTS`` does, in this process."""
-    import_module("mgqe.commands").app(arguments, standalone_mode=False)
+    import_module("mgqe.cli.train").app(arguments, standalone_mode=False)
 
 
 def contents(out: Path) -> dict[str, Any]:

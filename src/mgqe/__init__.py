@@ -1,7 +1,9 @@
 """mgqe: embedding tables 5 to 50 times smaller, by multi-granular quantised embeddings (arXiv 2002.08530)."""
 
-from mgqe.artifact import ArtifactError, load, save
-from mgqe.bag import DPQEmbeddingBag, MGQEmbeddingBag
+from mgqe import baselines
+from mgqe.codec.planning import Plan, plan
+from mgqe.codec.stats import CodebookStats
+from mgqe.codec.tiers import Tiers
 from mgqe.convert import (
     CompactEmbedding,
     CompactEmbeddingBag,
@@ -13,19 +15,18 @@ from mgqe.convert import (
     load_model,
     save_model,
 )
-from mgqe.counting import count_ids, merge_counts
-from mgqe.embedding import DPQEmbedding, MGQEmbedding
-from mgqe.export import export_onnx, portable
-from mgqe.freezing import freeze_to
-from mgqe.idmap import IdMap
-from mgqe.modules import quantization_loss, start_quantizing
-from mgqe.planning import Plan, plan
-from mgqe.rowwise import RowwiseAdagrad
-from mgqe.segments import append
-from mgqe.stats import CodebookStats
-from mgqe.table import CompactTable
-from mgqe.tiers import Tiers
-from mgqe.verification import verify
+from mgqe.convert.export import export_onnx, portable
+from mgqe.convert.verification import verify
+from mgqe.ids import IdMap
+from mgqe.ids.counting import count_ids, merge_counts
+from mgqe.nn.bag import DPQEmbeddingBag, MGQEmbeddingBag
+from mgqe.nn.embedding import DPQEmbedding, MGQEmbedding
+from mgqe.nn.freezing_to_file import freeze_to
+from mgqe.nn.model import quantization_loss, start_quantizing
+from mgqe.nn.optim import RowwiseAdagrad
+from mgqe.table.appended import append
+from mgqe.table.compact import CompactTable
+from mgqe.table.io import ArtifactError, load, save
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ __all__ = [
     "RowwiseAdagrad",
     "Tiers",
     "append",
+    "baselines",
     "compress_",
     "count_ids",
     "export_onnx",

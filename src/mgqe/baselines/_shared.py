@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mgqe.distributed import is_sharded
-from mgqe.frozen import FLOATS
-from mgqe.ids import check_sizes
-from mgqe.inference import outside_inference
-from mgqe.scalars import as_float
+from mgqe.checks.ids import FLOAT_DTYPES, check_sizes
+from mgqe.checks.inference import outside_inference
+from mgqe.checks.scalars import as_float
+from mgqe.nn.context.ddp import is_sharded
 
 
 class ComposedEmbedding(nn.Module):
@@ -46,7 +45,7 @@ class ComposedEmbedding(nn.Module):
 
 def check_dtype(dtype: torch.dtype | None) -> None:
     """Raise TypeError for a dtype that a frozen table could not hold."""
-    if dtype is not None and dtype not in FLOATS:
+    if dtype is not None and dtype not in FLOAT_DTYPES:
         raise TypeError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
 
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgqe.artifact import register_kind
 from mgqe.baselines._shared import check_dtype, kept
-from mgqe.frozen import FLOATS, MAX_DIM, MAX_ROWS, Config, FrozenTable, Reader
-from mgqe.ids import check_ids, check_sizes
-from mgqe.inference import as_normal, outside_inference
-from mgqe.scalars import as_float, optional_int
+from mgqe.checks.ids import FLOAT_DTYPES, check_ids, check_sizes
+from mgqe.checks.inference import as_normal, outside_inference
+from mgqe.checks.scalars import as_float, optional_int
+from mgqe.files.reader import MAX_DIM, MAX_ROWS, Config, Reader
+from mgqe.table.base import FrozenTable
+from mgqe.table.io import register_kind
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -52,7 +53,7 @@ class FullTable(FrozenTable):
         n = reader.integer("num_embeddings", 0, MAX_ROWS)
         d = reader.integer("embedding_dim", 1, MAX_DIM)
         padding_idx = reader.optional_integer("padding_idx", 0, n - 1)
-        weight = reader.tensor("weight", FLOATS, (n, d))
+        weight = reader.tensor("weight", FLOAT_DTYPES, (n, d))
         reader.finish()
         return cls(weight, padding_idx)
 

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgqe.artifact import register_kind
 from mgqe.baselines._shared import ComposedEmbedding, kept
-from mgqe.frozen import FLOATS, MAX_DIM, MAX_ROWS, Config, FrozenTable, Reader, require_finite
-from mgqe.hashes import bucket_of
-from mgqe.ids import check_ids
-from mgqe.inference import outside_inference
-from mgqe.scalars import as_int, optional_int
+from mgqe.checks.ids import FLOAT_DTYPES, check_ids
+from mgqe.checks.inference import outside_inference
+from mgqe.checks.scalars import as_int, optional_int
+from mgqe.codec.hashing import bucket_of
+from mgqe.files.reader import MAX_DIM, MAX_ROWS, Config, Reader, require_finite
+from mgqe.table.base import FrozenTable
+from mgqe.table.io import register_kind
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -69,7 +70,7 @@ class HashTable(FrozenTable):
         num_buckets = reader.integer("num_buckets", 1, MAX_ROWS)
         num_hashes = reader.integer("num_hashes", 1, MAX_HASHES)
         seed = reader.integer("seed", 0, MAX_SEED)
-        weight = reader.tensor("weight", FLOATS, (num_buckets, d))
+        weight = reader.tensor("weight", FLOAT_DTYPES, (num_buckets, d))
         reader.finish()
         return cls(weight, n, num_hashes, seed, padding_idx)
 

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgqe.artifact import register_kind
 from mgqe.baselines._shared import ComposedEmbedding, kept
-from mgqe.frozen import FLOATS, MAX_DIM, MAX_ROWS, Config, FrozenTable, Reader, require_finite
-from mgqe.ids import check_ids
-from mgqe.inference import outside_inference
-from mgqe.scalars import as_int, optional_int
+from mgqe.checks.ids import FLOAT_DTYPES, check_ids
+from mgqe.checks.inference import outside_inference
+from mgqe.checks.scalars import as_int, optional_int
+from mgqe.files.reader import MAX_DIM, MAX_ROWS, Config, Reader, require_finite
+from mgqe.table.base import FrozenTable
+from mgqe.table.io import register_kind
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -55,8 +56,8 @@ class LowRankTable(FrozenTable):
         d = reader.integer("embedding_dim", 1, MAX_DIM)
         padding_idx = reader.optional_integer("padding_idx", 0, n - 1)
         rank = reader.integer("rank", 1, MAX_DIM)
-        factors = reader.tensor("factors", FLOATS, (n, rank))
-        projection = reader.tensor("projection", FLOATS, (rank, d))
+        factors = reader.tensor("factors", FLOAT_DTYPES, (n, rank))
+        projection = reader.tensor("projection", FLOAT_DTYPES, (rank, d))
         reader.finish()
         return cls(factors, projection, padding_idx)
 

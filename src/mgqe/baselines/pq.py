@@ -8,14 +8,14 @@ import torch
 
 from mgqe.baselines._shared import kept
 from mgqe.baselines.full import FullEmbedding
-from mgqe.capacity import resolve_capacity
-from mgqe.codebook import kmeans
-from mgqe.frozen import FrozenTable
-from mgqe.layout import CENTROID_DTYPES
-from mgqe.quantizers import nearest_codes, round_centroids
-from mgqe.scalars import as_int
-from mgqe.table import CompactTable
-from mgqe.tiers import Tiers
+from mgqe.checks.scalars import as_int
+from mgqe.codec.capacity import resolve_capacity
+from mgqe.codec.equations import nearest_codes, round_centroids
+from mgqe.codec.kmeans import kmeans
+from mgqe.codec.layout import CENTROID_DTYPES
+from mgqe.codec.tiers import Tiers
+from mgqe.table.base import FrozenTable
+from mgqe.table.compact import CompactTable
 
 CHUNK_ROWS = 1 << 16
 

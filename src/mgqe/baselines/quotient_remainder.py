@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgqe.artifact import register_kind
 from mgqe.baselines._shared import ComposedEmbedding, kept
-from mgqe.frozen import FLOATS, MAX_DIM, MAX_ROWS, Config, FrozenTable, Reader, require_finite
-from mgqe.ids import check_ids
-from mgqe.inference import outside_inference
-from mgqe.scalars import as_int, optional_int
+from mgqe.checks.ids import FLOAT_DTYPES, check_ids
+from mgqe.checks.inference import outside_inference
+from mgqe.checks.scalars import as_int, optional_int
+from mgqe.files.reader import MAX_DIM, MAX_ROWS, Config, Reader, require_finite
+from mgqe.table.base import FrozenTable
+from mgqe.table.io import register_kind
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -71,8 +72,8 @@ class QRTable(FrozenTable):
         num_remainders = reader.integer("num_remainders", 1, MAX_ROWS)
         operation = reader.choice("operation", OPERATIONS)
         widths = part_widths(d, operation)
-        quotients = reader.tensor("quotients", FLOATS, (-(-n // num_remainders), widths[0]))
-        remainders = reader.tensor("remainders", FLOATS, (num_remainders, widths[1]))
+        quotients = reader.tensor("quotients", FLOAT_DTYPES, (-(-n // num_remainders), widths[0]))
+        remainders = reader.tensor("remainders", FLOAT_DTYPES, (num_remainders, widths[1]))
         reader.finish()
         return cls(quotients, remainders, n, operation, padding_idx)
 

@@ -8,18 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgqe import ops
-from mgqe.autograd import ScaleGradient, SparseGradient
 from mgqe.baselines._shared import ComposedEmbedding, kept
-from mgqe.capacity import resolve_capacity
-from mgqe.frozen import FrozenTable
-from mgqe.ids import INTEGER_DTYPES, check_dense, check_ids, no_values
-from mgqe.inference import outside_inference
-from mgqe.layout import CENTROID_DTYPES
-from mgqe.packing import code_dtype
-from mgqe.quantizers import round_centroids
-from mgqe.scalars import as_int
-from mgqe.table import CompactTable
-from mgqe.tiers import Tiers
+from mgqe.checks.ids import INTEGER_DTYPES, check_dense, check_ids, no_values
+from mgqe.checks.inference import outside_inference
+from mgqe.checks.scalars import as_int
+from mgqe.codec.capacity import resolve_capacity
+from mgqe.codec.equations import round_centroids
+from mgqe.codec.layout import CENTROID_DTYPES
+from mgqe.codec.packing import code_dtype
+from mgqe.codec.tiers import Tiers
+from mgqe.nn.quantizers.autograd import ScaleGradient, SparseGradient
+from mgqe.table.base import FrozenTable
+from mgqe.table.compact import CompactTable
 
 MAX_SEED = 2**31 - 1
 NOISE = 1e-5  # of factors in [0, 1], as in the paper

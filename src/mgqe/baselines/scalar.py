@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mgqe.artifact import register_kind
 from mgqe.baselines._shared import kept
 from mgqe.baselines.full import FullEmbedding
-from mgqe.frozen import MAX_DIM, MAX_ROWS, Config, FrozenTable, Reader, require_finite
-from mgqe.inference import outside_inference
-from mgqe.packing import pack, row_bytes, spare_bits_are_zero, unpack
-from mgqe.scalars import as_int, optional_int
+from mgqe.checks.inference import outside_inference
+from mgqe.checks.scalars import as_int, optional_int
+from mgqe.codec.packing import pack, row_bytes, spare_bits_are_zero, unpack
+from mgqe.files.reader import MAX_DIM, MAX_ROWS, Config, Reader, require_finite
+from mgqe.table.base import FrozenTable
+from mgqe.table.io import register_kind
 
 if TYPE_CHECKING:
     from typing_extensions import Self

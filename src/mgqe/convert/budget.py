@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
-from mgqe.convert.config import CompressConfig
-from mgqe.convert.layers import obstacle, zero_padding
-from mgqe.convert.tables import Table
-from mgqe.embedding import Counts
-from mgqe.planning import Plan, Problem, budget_bytes
-from mgqe.planning.split import split_budget
-from mgqe.tiers import Tiers
+from mgqe.codec.planning import Plan, Problem, budget_bytes
+from mgqe.codec.planning.split import split_budget
+from mgqe.codec.tiers import Tiers
+from mgqe.convert.decide import obstacle, zero_padding
+from mgqe.convert.find import Table
+from mgqe.nn.config import CompressConfig
+from mgqe.nn.embedding import Counts
 
 NO_GAIN = "left: codes and centroids would take no fewer bytes"
 ROOM = "left: the budget has room for it as it is"

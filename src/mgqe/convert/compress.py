@@ -11,18 +11,18 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from mgqe.bag import MGQEmbeddingBag
-from mgqe.codebook import THOROUGH
+from mgqe.checks.inference import outside_inference
+from mgqe.codec.kmeans import THOROUGH
+from mgqe.codec.tiers import Tiers
 from mgqe.convert.budget import spend
-from mgqe.convert.config import CompressConfig
-from mgqe.convert.layers import Plan, build, plan
+from mgqe.convert.decide import Plan, build, plan
+from mgqe.convert.find import Table, find_tables
 from mgqe.convert.report import CompressReport, TableReport
-from mgqe.convert.tables import Table, find_tables
 from mgqe.convert.tied import tie
-from mgqe.embedding import Counts, MGQEmbedding
-from mgqe.inference import outside_inference
-from mgqe.modules import quantized_layers
-from mgqe.tiers import Tiers
+from mgqe.nn.bag import MGQEmbeddingBag
+from mgqe.nn.config import CompressConfig
+from mgqe.nn.embedding import Counts, MGQEmbedding
+from mgqe.nn.model import quantized_layers
 
 FilterFn = Callable[[nn.Module, str], bool]
 

@@ -1,4 +1,4 @@
-"""What a model has beside its tables: its other parameters and buffers, each tensor once, for :mod:`mgqe.weights`."""
+"""A model's parameters and buffers beside its tables, each tensor once, for :mod:`mgqe.files.weights`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mgqe.container import WEIGHT_DTYPE_NAMES
 from mgqe.convert.wrappers import plain_key
+from mgqe.files.container import WEIGHT_DTYPE_NAMES
 
 
 def dense_state(

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from mgqe.bag import MGQEmbeddingBag
-from mgqe.convert.compact import CompactEmbedding, CompactEmbeddingBag
+from mgqe.convert.find import is_embedding
 from mgqe.convert.manifest import TableEntry, Tie
 from mgqe.convert.read import SavedModel
-from mgqe.convert.tables import is_embedding
 from mgqe.convert.tied import ties_of
 from mgqe.convert.wrappers import plain_key, plain_paths, translation
-from mgqe.quantized import QuantizedEmbedding
+from mgqe.nn.bag import MGQEmbeddingBag
+from mgqe.nn.compact import CompactEmbedding, CompactEmbeddingBag
+from mgqe.nn.quantized import QuantizedEmbedding
 
 
 @dataclass(frozen=True)

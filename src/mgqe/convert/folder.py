@@ -18,9 +18,6 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from mgqe.artifact import save
-from mgqe.container import ArtifactError, guarded, put, stored_checksum
-from mgqe.convert.compact import CompactEmbedding, CompactEmbeddingBag
 from mgqe.convert.dense import dense_state
 from mgqe.convert.manifest import (
     DTYPES,
@@ -36,8 +33,11 @@ from mgqe.convert.read import manifest_bytes
 from mgqe.convert.saves import dense_name, patiently, remove_others, remove_save, saved_files
 from mgqe.convert.tied import ties_of
 from mgqe.convert.wrappers import class_of, layers_of, plain_paths
-from mgqe.quantized import QuantizedEmbedding
-from mgqe.weights import save_weights
+from mgqe.files.container import ArtifactError, guarded, put, stored_checksum
+from mgqe.files.weights import save_weights
+from mgqe.nn.compact import CompactEmbedding, CompactEmbeddingBag
+from mgqe.nn.quantized import QuantizedEmbedding
+from mgqe.table.io import save
 
 MAX_STEM = 100  # characters of a path in a file's name: file systems take names of 255 bytes
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mgqe.bag import MGQEmbeddingBag
-from mgqe.convert.compact import CompactEmbedding, CompactEmbeddingBag
-from mgqe.convert.tables import Place, places
+from mgqe.checks.inference import outside_inference
+from mgqe.convert.find import Place, places
 from mgqe.convert.tied import tie, ties_of
-from mgqe.frozen import FrozenTable
-from mgqe.inference import outside_inference
-from mgqe.quantized import QuantizedEmbedding
+from mgqe.nn.bag import MGQEmbeddingBag
+from mgqe.nn.compact import CompactEmbedding, CompactEmbeddingBag
+from mgqe.nn.quantized import QuantizedEmbedding
+from mgqe.table.base import FrozenTable
 
 
 @outside_inference

@@ -15,10 +15,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from mgqe.bag import MODES
-from mgqe.checksums import json_checksum
-from mgqe.container import ArtifactError, no_repeats
-from mgqe.frozen import MAX_ROWS, Config, Reader
+from mgqe.files.checksums import json_checksum
+from mgqe.files.container import ArtifactError, no_repeats
+from mgqe.files.reader import MAX_ROWS, Config, Reader
+from mgqe.nn.bag import MODES
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "mgqe-model", 2

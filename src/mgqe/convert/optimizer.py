@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mgqe.quantized import QuantizedEmbedding
+from mgqe.nn.quantized import QuantizedEmbedding
 
 # torch's own, by whether they take sparse gradients; others decide for themselves.
 _DENSE_ONLY = (

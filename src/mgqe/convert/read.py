@@ -10,9 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mgqe.artifact import load
-from mgqe.container import ArtifactError, stored_checksum
-from mgqe.convert.compact import CompactEmbedding, CompactEmbeddingBag
 from mgqe.convert.manifest import (
     MANIFEST,
     MAX_MANIFEST,
@@ -22,7 +19,10 @@ from mgqe.convert.manifest import (
     decode_manifest,
 )
 from mgqe.convert.saves import in_use, patiently
-from mgqe.weights import load_weights
+from mgqe.files.container import ArtifactError, stored_checksum
+from mgqe.files.weights import load_weights
+from mgqe.nn.compact import CompactEmbedding, CompactEmbeddingBag
+from mgqe.table.io import load
 
 MAX_ATTEMPTS = 1000  # at reading a folder that is saved over, where the system has no file locks
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from mgqe.locks import fcntl, unlock
+from mgqe.files.locks import fcntl, unlock
 
 WINDOWS = os.name == "nt"
 PATIENCE_SECONDS = 1.0

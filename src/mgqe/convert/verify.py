@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from mgqe.container import ArtifactError
 from mgqe.convert.manifest import FORMAT, MANIFEST, OLD_VERSIONS, Manifest, decode_manifest
 from mgqe.convert.read import file_faults, manifest_bytes, read_files
 from mgqe.convert.saves import dense_name, in_use, saved_files
+from mgqe.files.container import ArtifactError
 
 
 @dataclass(frozen=True)

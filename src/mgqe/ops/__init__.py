@@ -9,11 +9,12 @@ from mgqe.ops._assign import assign
 from mgqe.ops._bag import bag, bag_of_rows, check_bags
 from mgqe.ops._descriptor import TableParts
 from mgqe.ops._gather import decode_error, gather, scatter
+from mgqe.ops._library import native_available, native_isa, native_openmp, set_native_isa
 from mgqe.ops._lookup import PreparedLookup, lookup, max_code
 from mgqe.ops._topk import METHODS as TOPK_METHODS
-from mgqe.ops._topk import BiasLevels, IdLists, TopKJob, bias_levels, topk
+from mgqe.ops._topk import bias_levels, topk
+from mgqe.ops._topk_job import BiasLevels, IdLists, TopKJob
 from mgqe.ops._unique import unique, unique_by_tier
-from mgqe.ops.native import native_available, native_isa, native_openmp, set_native_isa
 
 __all__ = [
     "TOPK_METHODS",

@@ -8,7 +8,7 @@ from torch import Tensor
 from mgqe.ops import reference
 from mgqe.ops._checks import MAX_CENTROIDS, float_matrix, same_device
 from mgqe.ops._eager import runs_now
-from mgqe.ops.native import check, library
+from mgqe.ops._library import check, library
 
 
 def assign(rows: Tensor, centroids: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mgqe.ids import check_dense, check_device, no_values
+from mgqe.checks.ids import FLOAT_DTYPES, check_dense, check_device, no_values
 from mgqe.ops import reference, reference_bag
 from mgqe.ops._bag_gradient import WeightedSums, bags_of_ids, weights_gradient
-from mgqe.ops._checks import FALLBACK, FLOATS, all_below, id_error, id_tensor
+from mgqe.ops._checks import FALLBACK, all_below, id_error, id_tensor
 from mgqe.ops._descriptor import TableParts
 from mgqe.ops._eager import runs_now
+from mgqe.ops._library import BAD_OFFSETS, OUT_OF_RANGE, check, library
 from mgqe.ops._lookup import PreparedLookup
-from mgqe.ops.native import BAD_OFFSETS, OUT_OF_RANGE, check, library
 
 MODES = {"sum": 0, "mean": 1, "max": 2}
 _EXPECTED = "ids of shape (B, L), or ids (n,) with offsets (B,), or (B + 1,) with include_last_offset=True"
@@ -152,7 +152,7 @@ def _checked(
 def _checked_weights(weights: Tensor, ids: Tensor, mode: str) -> Tensor:
     if mode != "sum":
         raise ValueError(f'per_sample_weights are for mode="sum" only, got mode={mode!r}')
-    if not isinstance(weights, Tensor) or weights.dtype not in FLOATS:
+    if not isinstance(weights, Tensor) or weights.dtype not in FLOAT_DTYPES:
         came = str(weights.dtype) if isinstance(weights, Tensor) else type(weights).__name__
         raise TypeError(f"per_sample_weights must be float32, float16 or bfloat16, got {came}: convert with .float()")
     if weights.shape != ids.shape:

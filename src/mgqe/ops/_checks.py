@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mgqe.ids import check_dense
+from mgqe.checks.ids import FLOAT_DTYPES, check_dense
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 MAX_CENTROIDS = 1 << 16
 
 
@@ -18,7 +17,7 @@ def float_matrix(name: str, tensor: Tensor, dims: int) -> Tensor:
     Raises:
         TypeError: another dtype. ValueError: another number of axes.
     """
-    if tensor.dtype not in FLOATS:
+    if tensor.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name} must be float32, float16 or bfloat16, got {tensor.dtype}: convert it with .float()")
     if tensor.dim() != dims:
         raise ValueError(f"{name} must have {dims} axes, got shape {tuple(tensor.shape)}")

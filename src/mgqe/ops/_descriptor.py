@@ -125,7 +125,7 @@ class TableParts:
         if not 1 <= bits <= MAX_BITS or subspaces < 1:
             raise ValueError(f"tier {g}: bits must be 1 to {MAX_BITS} and num_subspaces positive")
         if codes.dtype != torch.uint8:
-            raise TypeError(f"codes of tier {g} must be packed uint8, got {codes.dtype}: see mgqe.packing.pack")
+            raise TypeError(f"codes of tier {g} must be packed uint8, got {codes.dtype}: see mgqe.codec.packing.pack")
         expected = (self.sizes[g], -(-subspaces * bits // 8))
         if tuple(codes.shape) != expected or not codes.is_contiguous():
             raise ValueError(f"codes of tier {g} must be contiguous {expected}, got {tuple(codes.shape)}")

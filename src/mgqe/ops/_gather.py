@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mgqe.checks.scalars import as_int
 from mgqe.ops import reference
 from mgqe.ops._checks import all_below, code_error, code_matrix, codebook_layout, float_matrix, same_device
 from mgqe.ops._eager import runs_now
-from mgqe.ops.native import check, library
-from mgqe.scalars import as_int
+from mgqe.ops._library import check, library
 
 
 def gather(codes: Tensor, codebook: Tensor) -> Tensor:

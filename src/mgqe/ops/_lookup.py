@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgqe.ids import check_device
+from mgqe.checks.ids import check_device
+from mgqe.checks.scalars import as_int, as_ints
 from mgqe.ops import reference
 from mgqe.ops._checks import FALLBACK, all_below, id_error, id_tensor
 from mgqe.ops._descriptor import Descriptor, TableParts
 from mgqe.ops._eager import runs_now
-from mgqe.ops.native import OUT_OF_RANGE, check, library
-from mgqe.scalars import as_int, as_ints
+from mgqe.ops._library import OUT_OF_RANGE, check, library
 
 
 class PreparedLookup:
@@ -118,11 +118,11 @@ def lookup(
 
     Args:
         ids: integers ``(...)``.
-        codes: a tier: packed rows, uint8 ``(n_g, row_bytes)``, as :func:`mgqe.packing.pack` makes them.
+        codes: a tier: packed rows, uint8 ``(n_g, row_bytes)``, as :func:`mgqe.codec.packing.pack` makes them.
         centroids: a codebook: ``(Dc, Kc, sc)`` in the layout of :func:`mgqe.ops.gather`; float32, float16, or
             int8 with the float32 value ``int8 * scale[piece]``.
         scales: a codebook: ``(Dc,)`` float32 for int8, else an empty tensor.
-        map_bits, map_ranks, order: the tier map (:class:`mgqe.tiers.TierMap`); empty lists when ids are in
+        map_bits, map_ranks, order: the tier map (:class:`mgqe.codec.tiers.TierMap`); empty lists when ids are in
             frequency order, tier g then being the next ``sizes[g]`` ids. Tiers beyond those in ``order`` are
             ranges in any case: ids appended after the map was made.
         sizes, bits, num_subspaces, codebook_of: a tier: ids, bits a code, codes a row, and which codebook.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import addressof, c_int32, c_int64, c_void_p
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mgqe.ops import reference_topk
 from mgqe.ops._descriptor import TableParts
+from mgqe.ops._library import LONG_ROWS, NOT_FINITE, OUT_OF_RANGE, OVERFLOW, check, library
 from mgqe.ops._lookup import PreparedLookup
-from mgqe.ops.native import LONG_ROWS, NOT_FINITE, OUT_OF_RANGE, OVERFLOW, check, library
+from mgqe.ops._topk_job import BiasLevels, TopKJob
 
 METHODS = {"auto": 0, "scan": 1, "filter": 2, "blocks": 3}
 
@@ -39,50 +39,6 @@ class CJob(ctypes.Structure):
         ("cosine", c_int32),
         ("method", c_int32),
     )
-
-
-@dataclass(frozen=True)
-class IdLists:
-    """A list of ids a query: ``ids`` int64 ``(n,)``; ``spans`` int64 ``(B, 2)``: where a query's begin and end."""
-
-    ids: Tensor
-    spans: Tensor
-
-
-@dataclass(frozen=True)
-class BiasLevels:
-    """Biases of a table's ids, float32 ``(N,)``, and how the kernels bound them.
-
-    ``codes`` uint8 ``(N,)`` by tier and row, ``levels`` float32 ``(256,)`` ascending: no bias is above its level.
-    Both are empty where the torch twin does the work.
-    """
-
-    bias: Tensor
-    codes: Tensor
-    levels: Tensor
-
-
-@dataclass(frozen=True)
-class TopKJob:
-    """What to look for; everything on the table's device, contiguous, and in range except for the ids.
-
-    Attributes:
-        queries: float32 ``(B, d)``. For cosine of length 1, or zeros.
-        k: 1 to N.
-        cosine: divide scores by the rows' lengths; rows of zeros score 0.
-        bias: added to the scores, not with ``cosine``.
-        excluded: ids that a query must not get.
-        candidates: the only ids that a query may get; one given twice counts once.
-        hidden: bool ``(N,)`` or ``(B, N)``: ids that are not to be returned.
-    """
-
-    queries: Tensor
-    k: int
-    cosine: bool = False
-    bias: BiasLevels | None = None
-    excluded: IdLists | None = None
-    candidates: IdLists | None = None
-    hidden: Tensor | None = None
 
 
 def topk(prepared: PreparedLookup, job: TopKJob, method: str = "auto") -> tuple[Tensor, Tensor, int]:

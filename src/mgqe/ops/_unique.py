@@ -9,12 +9,12 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from mgqe.ids import check_dense, no_values
+from mgqe.checks.ids import check_dense, no_values
+from mgqe.checks.scalars import as_int, as_ints
 from mgqe.ops import reference
 from mgqe.ops._checks import all_below, id_error, id_tensor, same_device
 from mgqe.ops._eager import runs_now
-from mgqe.ops.native import check, library
-from mgqe.scalars import as_int, as_ints
+from mgqe.ops._library import check, library
 
 
 def unique(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from mgqe.ops._descriptor import TableParts
+from mgqe.ops._topk_job import IdLists, TopKJob
 from mgqe.ops.reference import codes_of, locate, lookup
-
-if TYPE_CHECKING:
-    from mgqe.ops._topk import IdLists, TopKJob
 
 _ROWS_AT_ONCE = 1 << 16
 _QUERIES_AT_ONCE = 64

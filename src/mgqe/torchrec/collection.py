@@ -12,12 +12,12 @@ from torchrec import EmbeddingCollection, JaggedTensor, KeyedJaggedTensor, Keyed
 from torchrec.distributed.planner.types import ParameterConstraints
 
 from mgqe import ops
-from mgqe.convert import CompressConfig
-from mgqe.embedding import Counts
-from mgqe.ids import as_int64
-from mgqe.inference import outside_inference
-from mgqe.scalars import as_int
-from mgqe.tiers import Tiers
+from mgqe.checks.ids import as_int64
+from mgqe.checks.inference import outside_inference
+from mgqe.checks.scalars import as_int
+from mgqe.codec.tiers import Tiers
+from mgqe.nn.config import CompressConfig
+from mgqe.nn.embedding import Counts
 from mgqe.torchrec.ranks import Ranks
 from mgqe.torchrec.rows import SHARDINGS, RowSource
 from mgqe.torchrec.settings import TableSettings, plain_config, resolve_tables

@@ -13,14 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mgqe.checksums import json_checksum
-from mgqe.container import written
-from mgqe.inference import outside_inference
-from mgqe.layout import lay_out_frame
-from mgqe.packing import bits_for, pack, row_bytes
-from mgqe.rows import SWEEP_ROWS
-from mgqe.shards import new_set, prepared_index, publish_index, remove_other_shards, tier_order, withdraw, write_shard
-from mgqe.tiers import Tiers
+from mgqe.checks.inference import outside_inference
+from mgqe.codec.layout import lay_out_frame
+from mgqe.codec.packing import bits_for, pack, row_bytes
+from mgqe.codec.tiers import Tiers
+from mgqe.files.checksums import json_checksum
+from mgqe.files.container import written
+from mgqe.nn.rows.raw import SWEEP_ROWS
+from mgqe.table.sharded import (
+    new_set,
+    prepared_index,
+    publish_index,
+    remove_other_shards,
+    tier_order,
+    withdraw,
+    write_shard,
+)
 from mgqe.torchrec.collection import QuantizedEmbeddingBagCollection, QuantizedRows
 from mgqe.torchrec.table import QuantizedTable
 

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import nn
 from torchrec import JaggedTensor, KeyedTensor
 
-from mgqe.artifact import load as load_table
-from mgqe.checksums import json_checksum
-from mgqe.container import RESTORE, ArtifactError, no_repeats
-from mgqe.ids import as_int64
-from mgqe.shards import INDEX, published_set
-from mgqe.table import CompactTable
+from mgqe.checks.ids import as_int64
+from mgqe.files.atomic import being_written, open_regular
+from mgqe.files.checksums import json_checksum
+from mgqe.files.container import RESTORE, ArtifactError, no_repeats
+from mgqe.table.compact import CompactTable
+from mgqe.table.io import load as load_table
+from mgqe.table.sharded import INDEX, published_set
 from mgqe.torchrec.freezing import FORMAT, MANIFEST, OLD_VERSION, VERSION
-from mgqe.whole_files import being_written, open_regular
 
 # For tables of several freezes: the manifest, which is written last, may be about to come. Attempts and no seconds:
 # those would be used up where the machine stands still for a while.

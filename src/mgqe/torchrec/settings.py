@@ -8,13 +8,12 @@ from typing import Any
 
 from torchrec import EmbeddingBagConfig, EmbeddingConfig
 
-from mgqe.capacity import Capacity, resolve_capacity
-from mgqe.convert import CompressConfig
-from mgqe.convert.layers import cut_centroids, one_tier
-from mgqe.embedding import Counts
-from mgqe.layout import CENTROID_DTYPES
-from mgqe.scalars import as_int
-from mgqe.tiers import Tiers
+from mgqe.checks.scalars import as_int
+from mgqe.codec.capacity import Capacity, resolve_capacity
+from mgqe.codec.layout import CENTROID_DTYPES
+from mgqe.codec.tiers import Tiers
+from mgqe.nn.config import CompressConfig, cut_centroids, one_tier
+from mgqe.nn.embedding import Counts
 
 
 @dataclass(frozen=True)

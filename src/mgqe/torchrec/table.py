@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgqe.autograd import Batch
-from mgqe.codebook import KMEANS, THOROUGH, KMeans, draw_places, revive_interval, revive_size, sample_size
-from mgqe.distributed import Touch, data_parallel
-from mgqe.modules import AuxiliaryLayer
-from mgqe.parts import make_quantizer, other_tiers
-from mgqe.pending import PendingLosses
-from mgqe.precision import in_full_precision
-from mgqe.tiers import Tiers
+from mgqe.codec.kmeans import KMEANS, THOROUGH, KMeans, draw_places, revive_interval, revive_size, sample_size
+from mgqe.codec.tiers import Tiers
+from mgqe.nn.context.ddp import Touch, data_parallel
+from mgqe.nn.context.precision import in_full_precision
+from mgqe.nn.model import AuxiliaryLayer
+from mgqe.nn.pending import PendingLosses
+from mgqe.nn.quantizers.autograd import Batch
+from mgqe.nn.quantizers.build import make_quantizer, other_tiers
+from mgqe.nn.quantizers.vq import VQQuantizer
 from mgqe.torchrec.rows import RowSource
 from mgqe.torchrec.settings import TableSettings
-from mgqe.vq import VQQuantizer
 
 
 class FetchedBatch(Batch):

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mgqe.recsys.models.settings import ModelSettings
 from mgqe.recsys.models.wide_deep import HIDDEN, WideDeep, fields_of
-
-if TYPE_CHECKING:
-    from mgqe.recsys.config import TrainConfig
 
 
 class DeepFM(WideDeep):
@@ -59,6 +56,6 @@ class DeepFM(WideDeep):
         return projected
 
 
-def build(config: TrainConfig, tables: Mapping[str, nn.Module]) -> DeepFM:
+def build(config: ModelSettings, tables: Mapping[str, nn.Module]) -> DeepFM:
     """From the tables "fields.user", "fields.item" and those of the context."""
     return DeepFM(fields_of(tables), dropout=config.dropout)

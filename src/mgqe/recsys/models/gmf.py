@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from mgqe.recsys.config import TrainConfig
+from mgqe.recsys.models.settings import ModelSettings
 
 TABLES = {"user": "user", "item": "item"}  # path -> field
 
@@ -52,6 +50,6 @@ class GMF(nn.Module):
         return self.query(users) @ items.T + self.bias
 
 
-def build(config: TrainConfig, tables: Mapping[str, nn.Module]) -> GMF:
+def build(config: ModelSettings, tables: Mapping[str, nn.Module]) -> GMF:
     """From the tables "user" and "item"."""
     return GMF(tables["user"], tables["item"], config.embedding_dim, config.dropout)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgqe.recsys.distinct import distinct_items
-
-if TYPE_CHECKING:
-    from mgqe.recsys.config import TrainConfig
+from mgqe.recsys.models.distinct import distinct_items
+from mgqe.recsys.models.settings import ModelSettings
 
 CATALOGUE_CELLS = 2**22  # values of the first layer held at once when scoring a catalogue: 16 MiB of float32
 TABLES = {"gmf_user": "user", "gmf_item": "item", "mlp_user": "user", "mlp_item": "item"}
@@ -106,7 +104,7 @@ class NeuMF(nn.Module):
         return scores
 
 
-def build(config: TrainConfig, tables: Mapping[str, nn.Module]) -> NeuMF:
+def build(config: ModelSettings, tables: Mapping[str, nn.Module]) -> NeuMF:
     """From the tables "gmf_user", "gmf_item", "mlp_user" and "mlp_item"."""
     return NeuMF(
         tables["gmf_user"], tables["gmf_item"], tables["mlp_user"], tables["mlp_item"],

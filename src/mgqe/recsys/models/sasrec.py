@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from mgqe.recsys.config import TrainConfig
-
+from mgqe.recsys.models.settings import ModelSettings
 
 WORTH_A_GROUP = 512  # places of padding that cost as much time as one more call of attention
 
@@ -172,7 +169,7 @@ def _cut(lengths: Tensor, first: int, end: int) -> list[tuple[int, int]]:
     return _cut(lengths, first, first + best) + _cut(lengths, first + best, end)
 
 
-def build(config: TrainConfig, tables: Mapping[str, nn.Module]) -> SASRec:
+def build(config: ModelSettings, tables: Mapping[str, nn.Module]) -> SASRec:
     """From the table "item"."""
     return SASRec(
         tables["item"], config.embedding_dim, config.max_length, config.num_blocks, config.num_heads, config.dropout

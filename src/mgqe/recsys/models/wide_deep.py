@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgqe.recsys.distinct import distinct_items
-
-if TYPE_CHECKING:
-    from mgqe.recsys.config import TrainConfig
+from mgqe.recsys.models.distinct import distinct_items
+from mgqe.recsys.models.settings import ModelSettings
 
 HIDDEN = (128, 64)  # units of the network's layers
 PREFIX = "fields."  # of a table's path
@@ -90,6 +88,6 @@ def fields_of(tables: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     return {path.removeprefix(PREFIX): table for path, table in tables.items()}
 
 
-def build(config: TrainConfig, tables: Mapping[str, nn.Module]) -> WideDeep:
+def build(config: ModelSettings, tables: Mapping[str, nn.Module]) -> WideDeep:
     """From the tables "fields.user", "fields.item" and those of the context."""
     return WideDeep(fields_of(tables), dropout=config.dropout)

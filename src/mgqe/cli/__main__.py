@@ -1,0 +1,5 @@
+"""``python -m mgqe.cli``."""
+
+from mgqe.cli import main
+
+main()

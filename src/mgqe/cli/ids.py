@@ -1,0 +1,99 @@
+"""The command on ids: ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from mgqe.cli.log_options import Header, NoQuote, Quote, Separator
+from mgqe.cli.terminal import clean_errors, make_progress, output
+from mgqe.cli.train import app
+from mgqe.ids import IdMap
+from mgqe.ids.logs.ids import KINDS
+from mgqe.recsys.train.checkpoint import check_file
+
+MIB = 1 << 20
+
+
+@app.command(
+    help="Count the ids of a log of any length, and number them by frequency.\n\n"
+    "Reads Parquet or text files in bounded memory and writes OUT, a compact file that mgqe.IdMap.load maps: ids of "
+    "any type to rows, and back, the most frequent id in row 0.",
+    epilog="Examples:\n\n"
+    "  mgqe ids 'clicks-*.parquet' --column item --out items.safetensors\n\n"
+    "  mgqe ids clicks.csv --column product --kind string --min-count 5 --out products.safetensors\n\n"
+    "  mgqe ids ratings.dat --separator :: --no-header --column 2 --out films.safetensors\n\n"
+    "  mgqe ids 'sessions/*.parquet' --column clicked --column bought --ignore 0 --memory 1000 --out items.safetensors",
+)
+@clean_errors
+def ids(
+    log: Annotated[list[str], typer.Argument(help="Files, folders of files, or a pattern in quotes.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    column: Annotated[
+        list[str],
+        typer.Option(
+            help="Column that holds ids, its number without a header; repeatable, for one numbering of several."
+        ),
+    ],
+    min_count: Annotated[int, typer.Option(help="Leave out ids that occur less often.")] = 1,
+    max_ids: Annotated[int | None, typer.Option(help="Keep at most so many, the most frequent.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help=f"What the ids are: {', '.join(KINDS)}. Default: as the column has them."),
+    ] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="An id not to count, such as padding; repeatable.")] = None,
+    memory: Annotated[
+        int, typer.Option(help="MiB for counting. If the different ids do not fit, the log is read several times.")
+    ] = 4096,
+    keep_ids: Annotated[bool, typer.Option(help="Keep the strings, or 64-bit hashes of them alone.")] = True,
+    separator: Separator = ",",
+    quote: Quote = '"',
+    no_quote: NoQuote = False,
+    header: Header = None,
+) -> None:
+    if memory < 1:
+        raise ValueError(f"--memory: expected a whole number of MiB, 1 or more, got {memory}")
+    check_file(out)  # said before the work, not after
+    try:
+        with make_progress() as progress:
+            task = progress.add_task("counting", total=1, detail="")
+            found = IdMap.from_log(
+                log,
+                column,
+                min_count=min_count,
+                max_ids=max_ids,
+                memory_limit=memory * MIB,
+                kind=kind,
+                ignore=[text if kind == "string" else as_id(text) for text in ignore or ()],
+                keep_ids=keep_ids,
+                separator="," if separator is None else separator,
+                quote="" if no_quote else quote,
+                header=header,
+                on_pass=lambda done, of: progress.update(task, completed=done, total=of, detail="passes over the log"),
+            )
+    except (KeyError, TypeError) as error:  # no such column, ids of another type
+        raise ValueError(error.args[0]) from error
+    nbytes = found.save(out)
+    table = Table(title=f"{', '.join(column)}: {found.kind} ids", title_justify="left", show_header=False)
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_row("interactions", f"{found.interactions:,}")
+    table.add_row("different ids", f"{found.distinct:,}")
+    table.add_row("rows", f"{len(found):,} with {100 * found.share(len(found)):.1f}% of the interactions")
+    for percent in (1, 10):
+        rows = max(1, len(found) * percent // 100)
+        table.add_row(f"the most frequent {percent}%", f"{100 * found.share(rows):.1f}% of the interactions")
+    table.add_row("bytes of the map", f"{nbytes:,} = {nbytes / len(found):.1f} an id")
+    table.add_row("written to", str(out))
+    output.print(table)
+
+
+def as_id(text: str) -> int | str:
+    """What --ignore says: a number if it looks like one."""
+    try:
+        return int(text)
+    except ValueError:
+        return text

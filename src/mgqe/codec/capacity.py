@@ -1,0 +1,180 @@
+"""Capacity: how many subspaces and centroids each tier gets, and which codebook it reads.
+
+The paper varies a tier's capacity in two ways (MGQE, arXiv 2002.08530, section 2.2): fewer centroids for the
+tail (``capacity="centroids"``, the tail chooses among the first K_g of the same K_1 centroids), or fewer
+subspaces (``capacity="subspaces"``). ``capacity="both"``, which the paper does not have, varies the two together: what
+serves a skewed vocabulary best differs by more bits between the tiers than either can alone. With a shared codebook
+a tier of D_g < D_1 subspaces picks one index for D_1 / D_g neighbouring fine subspaces at once, so that the model
+holds no more centroids than DPQ either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mgqe.checks.scalars import as_int, as_ints, is_sequence
+
+MIN_CENTROIDS = 2
+MAX_CENTROIDS = 65_536
+DEFAULT_HEAD_CENTROIDS = 256
+DEFAULT_TAIL_CENTROIDS = 64
+CAPACITIES = ("centroids", "subspaces", "both")
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What each tier may use.
+
+    Attributes:
+        embedding_dim: d.
+        num_subspaces: D_g of each tier.
+        num_centroids: K_g of each tier.
+        share_codebook: all tiers choose from codebook 0; otherwise tier g has codebook g.
+        share_subspaces: a codebook holds one set of centroids for all of its subspaces.
+    """
+
+    embedding_dim: int
+    num_subspaces: tuple[int, ...]
+    num_centroids: tuple[int, ...]
+    share_codebook: bool = True
+    share_subspaces: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.num_subspaces) != len(self.num_centroids):
+            raise ValueError(
+                f"expected one entry a tier, got num_subspaces {self.num_subspaces} "
+                f"and num_centroids {self.num_centroids}"
+            )
+        for subspaces in self.num_subspaces:
+            if subspaces < 1 or self.embedding_dim % subspaces:
+                raise ValueError(
+                    f"embedding_dim={self.embedding_dim} is not divisible into num_subspaces={subspaces}: "
+                    f"choose one of {divisors(self.embedding_dim)}"
+                )
+        for centroids in self.num_centroids:
+            if not MIN_CENTROIDS <= centroids <= MAX_CENTROIDS:
+                raise ValueError(f"num_centroids must be from {MIN_CENTROIDS} to {MAX_CENTROIDS}, got {centroids}")
+        if not self.share_codebook:
+            return
+        finest = max(self.num_subspaces)
+        for subspaces in self.num_subspaces:
+            if finest % subspaces:
+                raise ValueError(
+                    f"with share_codebook=True every tier's num_subspaces must divide the largest, "
+                    f"got {self.num_subspaces}: use powers of two, or share_codebook=False"
+                )
+        if self.share_subspaces and min(self.num_subspaces) != finest:
+            raise ValueError(
+                f"share_subspaces=True with share_codebook=True needs the same num_subspaces in every tier, "
+                f"got {self.num_subspaces}: a coarser tier would repeat one centroid. Use share_codebook=False"
+            )
+
+    @property
+    def num_tiers(self) -> int:
+        """m."""
+        return len(self.num_subspaces)
+
+    @property
+    def codebook_of(self) -> tuple[int, ...]:
+        """The codebook that each tier reads."""
+        return tuple(0 if self.share_codebook else g for g in range(self.num_tiers))
+
+    @property
+    def codebook_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """(subspaces or 1, centroids, dimensions) of each codebook that is held."""
+        if self.share_codebook:
+            groups = [(max(self.num_subspaces), max(self.num_centroids))]
+        else:
+            groups = list(zip(self.num_subspaces, self.num_centroids, strict=True))
+        return tuple(
+            (1 if self.share_subspaces else subspaces, centroids, self.embedding_dim // subspaces)
+            for subspaces, centroids in groups
+        )
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors of a positive number, ascending."""
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def default_num_subspaces(embedding_dim: int) -> int:
+    """Two dimensions a subspace where d is even (the default that measured best, docs/method.md), else d."""
+    return embedding_dim // 2 if embedding_dim % 2 == 0 else embedding_dim
+
+
+def resolve_capacity(
+    embedding_dim: int,
+    tier_sizes: Sequence[int],
+    *,
+    num_subspaces: int | Sequence[int] | None,
+    num_centroids: int | Sequence[int] | None,
+    capacity: str,
+    share_codebook: bool,
+    share_subspaces: bool,
+) -> Capacity:
+    """The user's arguments -> one checked :class:`Capacity`.
+
+    A ``num_centroids`` that is given must not exceed what a tier can use, its number of distinct vectors
+    (its ids, times the subspaces where they share a codebook); one left to the default is cut to that.
+
+    Raises:
+        ValueError: sizes, subspaces, centroids and ``capacity`` do not fit together.
+        TypeError: something other than whole numbers.
+    """
+    tiers = len(tier_sizes)
+    if capacity not in CAPACITIES:
+        raise ValueError(f'capacity must be "centroids", "subspaces" or "both", got {capacity!r}')
+    embedding_dim = as_int("embedding_dim", embedding_dim)
+    if embedding_dim < 1:
+        raise ValueError(f"embedding_dim must be at least 1, got {embedding_dim}")
+
+    if num_subspaces is None:
+        finest = default_num_subspaces(embedding_dim)
+        if capacity != "centroids" and tiers > 1 and finest % 2 == 0:
+            subspaces = (finest,) + (finest // 2,) * (tiers - 1)
+        else:
+            subspaces = (finest,) * tiers
+    else:
+        subspaces = per_tier(num_subspaces, tiers, "num_subspaces")
+    if capacity == "centroids" and len(set(subspaces)) > 1:
+        raise ValueError(
+            f'capacity="centroids" varies the centroids, so num_subspaces must be one number, got '
+            f'{subspaces}: use capacity="subspaces" or "both"'
+        )
+
+    usable = [max(MIN_CENTROIDS, n * (d if share_subspaces else 1)) for n, d in zip(tier_sizes, subspaces, strict=True)]
+    if num_centroids is None:
+        wanted = [DEFAULT_HEAD_CENTROIDS] + [
+            DEFAULT_HEAD_CENTROIDS if capacity == "subspaces" else DEFAULT_TAIL_CENTROIDS
+        ] * (tiers - 1)
+        centroids = tuple(min(k, 1 << (n.bit_length() - 1)) for k, n in zip(wanted, usable, strict=True))
+        if capacity == "subspaces":
+            centroids = (min(centroids),) * tiers
+    else:
+        centroids = per_tier(num_centroids, tiers, "num_centroids")
+        for tier, (k, n, size) in enumerate(zip(centroids, usable, tier_sizes, strict=True)):
+            if k > n and size > 0:
+                owner = "the table" if tiers == 1 else f"tier {tier}"
+                larger = "" if tiers == 1 else ", or make the tier larger (counts=, fractions=, tiers=)"
+                raise ValueError(
+                    f"{owner} has {size} ids and cannot use num_centroids={k}: give it at most {n}{larger}"
+                )
+    if capacity == "subspaces" and len(set(centroids)) > 1:
+        raise ValueError(
+            f'capacity="subspaces" varies the subspaces, so num_centroids must be one number, got '
+            f'{centroids}: use capacity="centroids" or "both"'
+        )
+    return Capacity(embedding_dim, subspaces, centroids, share_codebook, share_subspaces)
+
+
+def per_tier(value: int | Sequence[int], tiers: int, name: str) -> tuple[int, ...]:
+    """A number, or one number per tier -> one number per tier."""
+    try:
+        values = as_ints(name, value) if is_sequence(value) else (as_int(name, value),) * tiers
+    except TypeError as error:
+        raise TypeError(f"{name} must be a whole number, or one per tier, got {value!r}") from error
+    if len(values) != tiers:
+        there = "is 1 tier" if tiers == 1 else f"are {tiers} tiers"
+        raise ValueError(f"{name} has {len(values)} entries, but there {there}: give one a tier")
+    return values

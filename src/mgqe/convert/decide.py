@@ -1,0 +1,184 @@
+"""One table: whether it is compressed, to what, and the layer that takes its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mgqe.codec.capacity import resolve_capacity
+from mgqe.codec.layout import CENTROID_DTYPES
+from mgqe.codec.planning import Plan as Budgeted
+from mgqe.codec.size import frozen_nbytes
+from mgqe.codec.tiers import Tiers
+from mgqe.convert.find import Table
+from mgqe.nn.bag import MGQEmbeddingBag
+from mgqe.nn.config import CompressConfig, cut_centroids, one_tier
+from mgqe.nn.embedding import Counts, MGQEmbedding
+
+_SHARED = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of a table.
+
+    Attributes:
+        why: for the report.
+        compress: whether it is swapped; then ``config``, ``tiers`` and ``num_centroids`` say for what.
+        bytes_after: of its frozen file; None where that is not known.
+    """
+
+    why: str
+    compress: bool = False
+    bytes_after: int | None = None
+    config: CompressConfig | None = None
+    tiers: Tiers | None = None
+    num_centroids: tuple[int, ...] | None = None
+
+
+def plan(
+    table: Table, config: CompressConfig, counts: Counts | Tiers | None, chosen: Budgeted | str | None = None
+) -> Plan:
+    """Decide about a table.
+
+    Args:
+        chosen: what a budget made of it, or why it left it, where there is one.
+
+    Raises:
+        ValueError, TypeError: counts or settings that do not fit it.
+    """
+    module = table.module
+    own = config.for_table(table.paths)
+    if isinstance(chosen, str):
+        return Plan(chosen)
+    if chosen is not None and own is not None:
+        own, counts = replace(own, budget=None, **chosen.settings()), None if counts is None else chosen.tiers
+    tiers = _tiers(module, own or config, counts)  # counts are checked also where they are not needed
+    if own is None:
+        return Plan(f"left: rule {config.rule_for(table.paths)!r}")
+    if (reason := obstacle(table)) is not None:
+        return Plan(f"left: {reason}")
+    weight = module._parameters["weight"]
+    assert weight is not None  # an obstacle otherwise
+    if own.centroid_dtype not in CENTROID_DTYPES:
+        raise ValueError(f"centroid_dtype must be one of {sorted(CENTROID_DTYPES)}, got {own.centroid_dtype!r}")
+    if counts is None:
+        own = one_tier(own)
+    subspaces = own.num_subspaces
+    centroids = cut_centroids(own, tiers, subspaces)
+    capacity = resolve_capacity(
+        int(module.embedding_dim),  # type: ignore[arg-type]
+        tiers.sizes,
+        num_subspaces=subspaces,
+        num_centroids=centroids,
+        capacity=own.capacity,
+        share_codebook=own.share_codebook,
+        share_subspaces=own.share_subspaces,
+    )
+    zero = module.padding_idx if zero_padding(module) else None
+    after = frozen_nbytes(tiers, capacity, zero, own.centroid_dtype)  # type: ignore[arg-type]
+    if after >= weight.nbytes:
+        return Plan("left: codes and centroids would take no fewer bytes", bytes_after=after)
+    made = "; ".join(
+        f"{n:,} ids x {d} of {k}"
+        for n, d, k in zip(tiers.sizes, capacity.num_subspaces, capacity.num_centroids, strict=True)
+    )
+    if counts is None:
+        made += " (one tier: no counts)"
+    return Plan(made, True, after, own, tiers, centroids)
+
+
+def build(table: Table, plan: Plan) -> MGQEmbedding | MGQEmbeddingBag:
+    """The layer in a table's place. It trains the table's own parameter, which optimisers may hold already."""
+    module, config = table.module, plan.config
+    assert config is not None  # for mypy: a plan to compress has one
+    weight = module._parameters["weight"]
+    assert weight is not None
+    arguments: dict[str, Any] = {name: getattr(module, name) for name in _SHARED}
+    if isinstance(module, nn.EmbeddingBag):
+        arguments.update(mode=module.mode, include_last_offset=module.include_last_offset)
+    kind = MGQEmbeddingBag if isinstance(module, nn.EmbeddingBag) else MGQEmbedding
+    layer = kind(
+        int(module.num_embeddings),  # type: ignore[arg-type]
+        int(module.embedding_dim),  # type: ignore[arg-type]
+        _weight=weight,
+        tiers=plan.tiers,
+        num_subspaces=config.num_subspaces,
+        num_centroids=plan.num_centroids,
+        quantizer=config.quantizer,
+        capacity=config.capacity,
+        share_codebook=config.share_codebook,
+        share_subspaces=config.share_subspaces,
+        centroid_dtype=config.centroid_dtype,
+        warmup_steps=config.warmup_steps if config.init == "warmup" else 0,
+        commitment=config.commitment,
+        **arguments,
+    )
+    if weight.is_inference():  # no optimiser could train it: a copy takes its place
+        layer.raw_weight.requires_grad_(weight.requires_grad)
+    else:
+        layer.register_parameter("weight", weight)
+    layer.zero_padding = zero_padding(module)
+    for hooks in _HOOKS:  # the dictionaries themselves, so that handles still remove theirs
+        setattr(layer, hooks, getattr(module, hooks))
+    return layer.train(module.training)
+
+
+def zero_padding(module: nn.Module) -> bool:
+    """Whether ``padding_idx`` may look up as zeros: not where an nn.Embedding's row for it holds anything else."""
+    weight, padding = module._parameters.get("weight"), module.padding_idx
+    if isinstance(module, nn.EmbeddingBag) or weight is None or padding is None or weight.is_meta:
+        return True
+    return not bool(weight.detach()[padding].any())  # type: ignore[index]
+
+
+def obstacle(table: Table) -> str | None:
+    """Why a table cannot be swapped whatever the settings."""
+    module = table.module
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return "its weight is no plain parameter (parametrised or pruned)"
+    if not weight.is_floating_point():
+        return f"its weight is {weight.dtype}"
+    if not _plain(module):
+        return f"{type(module).__name__} has a forward pass of its own"
+    for other in table.others:
+        if type(other) is not type(module) or _settings(other) != _settings(module):
+            return "modules that share its weight differ in class or settings"
+    return None
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether the forward pass is torch's, or does the same."""
+    own = type(module).forward
+    return own in (nn.Embedding.forward, nn.EmbeddingBag.forward) or getattr(type(module), "plain_forward", False)
+
+
+def _settings(module: nn.Module) -> tuple[object, ...]:
+    return tuple(getattr(module, name, None) for name in (*_SHARED, "mode", "include_last_offset"))
+
+
+def _tiers(module: nn.Module, config: CompressConfig, counts: Counts | Tiers | None) -> Tiers:
+    rows = int(module.num_embeddings)  # type: ignore[arg-type]
+    with torch.device("cpu"):
+        if isinstance(counts, Tiers):
+            if counts.num_embeddings != rows:
+                raise ValueError(f"tiers hold {counts.num_embeddings} ids, but the table has {rows} rows")
+            return counts
+        if counts is not None:
+            values: Tensor | Sequence[float] = counts
+            return Tiers.from_counts(values, fractions=config.fractions, num_embeddings=rows)
+    return Tiers.from_sizes((rows,))

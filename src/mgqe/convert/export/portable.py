@@ -1,0 +1,61 @@
+"""portable: a frozen model whose tables any exporter can trace."""
+
+from __future__ import annotations
+
+import copy
+from itertools import chain
+
+from torch import nn
+
+from mgqe.convert.export.portable_bag import PortableEmbeddingBag
+from mgqe.convert.export.portable_embedding import PortableEmbedding
+from mgqe.nn.compact import CompactEmbedding, CompactEmbeddingBag
+from mgqe.nn.quantized import QuantizedEmbedding
+from mgqe.table.compact import CompactTable
+
+
+def portable(model: nn.Module) -> nn.Module:
+    """A copy of a frozen model whose compact tables decode by standard operators, for exporters.
+
+    ``torch.export.export(mgqe.portable(model), args)`` and what builds on it, AOTInductor and ONNX, then give programs
+    that hold the packed codes and run without mgqe. The copy is in eval mode and shares all parameters and buffers with
+    the model; a module at several paths stays one, and modules tied to a table decode it at each call.
+
+    Args:
+        model: one that :func:`mgqe.freeze_` or :func:`mgqe.load_model` left, or one :class:`mgqe.CompactEmbedding`.
+
+    Raises:
+        ValueError: a layer that is not frozen, a table without rows, or no compact table in the model.
+        TypeError: a frozen table of another kind than CompactTable. The message names the module path.
+    """
+    paths = {module: path for path, module in model.named_modules()}
+    training = [
+        path or type(model).__name__ for module, path in paths.items() if isinstance(module, QuantizedEmbedding)
+    ]
+    if training:
+        raise ValueError(f"{', '.join(training)}: not frozen: call mgqe.freeze_(model) before exporting it")
+    tables = {module: path for module, path in paths.items() if isinstance(module, CompactEmbedding)}
+    if not tables:
+        raise ValueError(
+            f"{type(model).__name__} has no compact table: call mgqe.compress_(model), train, and mgqe.freeze_(model)"
+        )
+    # What deepcopy finds in its memo it does not copy: tensors are shared, tables replaced wherever they are held.
+    memo: dict[int, object] = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    memo.update({id(module): _portable(module, path) for module, path in tables.items()})
+    made: nn.Module = copy.deepcopy(model, memo)
+    return made.eval()
+
+
+def _portable(module: CompactEmbedding, path: str) -> PortableEmbedding:
+    where = path or type(module).__name__
+    table = module.table
+    if not isinstance(table, CompactTable):
+        raise TypeError(
+            f"{where}: holds a {type(table).__name__}, and only a CompactTable can be exported: keep nn.Embedding there"
+        )
+    try:
+        if isinstance(module, CompactEmbeddingBag):
+            return PortableEmbeddingBag(table, module.dtype, module.mode, module.include_last_offset)
+        return PortableEmbedding(table, module.dtype)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error

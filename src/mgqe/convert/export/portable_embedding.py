@@ -1,0 +1,173 @@
+"""PortableEmbedding: a compact table that any exporter can trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from mgqe.checks.ids import as_int64, check_ids
+from mgqe.codec.packing import bits_for
+from mgqe.convert.export.decode import BLOCK_BYTES, join_pieces, rank_in_map, unpack_codes
+from mgqe.table.compact import CompactTable
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+OUTSIDE = 1 << 62  # in place of an id outside the table: no gather anywhere can read it
+
+
+class PortableEmbedding(nn.Module):
+    """:class:`mgqe.CompactEmbedding` by standard operators alone: the same bits, several times slower in eager mode.
+
+    The buffers are the table's tensors as they are (packed codes, stored centroids, tier map), so that an exported
+    program is as small as the table's file. They share the table's memory, unless ids were appended to it.
+
+    Args:
+        table: a compact table with one row at least; ids appended later are not seen.
+        dtype: of the vectors.
+
+    Raises:
+        TypeError: no CompactTable. ValueError: a table without rows.
+
+    Shape:
+        input of any shape (...) and integer dtype -> (..., d).
+
+    An id outside the table gives the table's fallback, if there is one. If not, it is an IndexError in eager mode, and
+    in exported programs an index out of range, which ONNX Runtime and compiled code refuse on CPUs.
+    """
+
+    def __init__(self, table: CompactTable, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        if not isinstance(table, CompactTable):
+            raise TypeError(f"expected a CompactTable, got {type(table).__name__}, which has no codes to export")
+        if table.num_embeddings == 0:
+            raise ValueError("the table has no rows: there is nothing to export")
+        tensors, _ = table.to_tensors()
+        self.config = table.config
+        self.dtype = dtype
+        self.has_fallback = "fallback" in tensors
+        for name, tensor in tensors.items():
+            if name.startswith("tier_map.bits"):
+                tensor = tensor.contiguous().view(torch.uint8).reshape(-1, BLOCK_BYTES)
+            self.register_buffer(name.replace(".", "_"), tensor)
+        self.training = False
+
+    @property
+    def num_embeddings(self) -> int:
+        """N."""
+        return self.config.num_embeddings
+
+    @property
+    def embedding_dim(self) -> int:
+        """d."""
+        return self.config.embedding_dim
+
+    @property
+    def padding_idx(self) -> int | None:
+        """The id that looks up as zeros, or None."""
+        return self.config.padding_idx
+
+    @property
+    def weight(self) -> Tensor:
+        """All vectors, (N, d), decoded anew each time it is read: what modules tied to the embedding read."""
+        ids = torch.arange(self.num_embeddings, device=self.get_buffer("centroids_0").device)
+        return self._rows(ids).to(self.dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Vectors of ids: integers (...) -> (..., d)."""
+        return self._lookup(input).to(self.dtype)
+
+    def extra_repr(self) -> str:
+        """Sizes, for print."""
+        return f"{self.num_embeddings}, {self.embedding_dim}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves the table; a cast is for the vectors alone."""
+        probe = fn(torch.empty(0, dtype=self.dtype, device=self.get_buffer("centroids_0").device))
+        self.dtype = probe.dtype
+        made: Self = super()._apply(lambda tensor: tensor.to(probe.device), recurse)  # type: ignore[no-untyped-call]
+        return made
+
+    # ---- decoding ----------------------------------------------------------------------------------------
+
+    def _lookup(self, ids: Tensor) -> Tensor:
+        """Float32 (..., d)."""
+        ids = as_int64(ids)
+        flat = ids.reshape(-1)
+        known = (flat >= 0) & (flat < self.num_embeddings)
+        if self.has_fallback:
+            rows = self._rows(torch.where(known, flat, 0))
+            rows = torch.where(known[:, None], rows, self.get_buffer("fallback"))
+        else:
+            check_ids(flat, self.num_embeddings)  # not while tracing
+            rows = self._rows(torch.where(known, flat, OUTSIDE))
+        return rows.reshape(*ids.shape, self.embedding_dim)
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        """Ids (n,), in range or OUTSIDE -> float32 (n, d)."""
+        cfg = self.config
+        tier, rank = self._locate(ids)
+        # Tiers that read one codebook in as many subspaces differ in their codes alone.
+        alike: dict[tuple[int, int], list[int]] = {}
+        for g, size in enumerate(cfg.sizes):
+            if size:
+                alike.setdefault((cfg.codebook_of[g], cfg.num_subspaces[g]), []).append(g)
+        rows: Tensor | None = None
+        for (book, _), tiers in alike.items():
+            codes: Tensor | None = None
+            here: Tensor | None = None
+            for g in tiers:
+                mine = None if tier is None else tier == g
+                of_tier = self._codes(g, rank if mine is None else torch.where(mine, rank, 0))
+                codes = of_tier if codes is None or mine is None else torch.where(mine[:, None], of_tier, codes)
+                here = mine if here is None or mine is None else here | mine
+            assert codes is not None  # a group has a tier
+            scales = self.get_buffer(f"scales_{book}") if cfg.centroid_dtype == "int8" else None
+            pieces = join_pieces(codes, self.get_buffer(f"centroids_{book}"), scales)
+            rows = pieces if rows is None or here is None else torch.where(here[:, None], pieces, rows)
+        assert rows is not None  # a table has a row
+        if cfg.padding_idx is not None:
+            rows = torch.where((ids == cfg.padding_idx)[:, None], 0.0, rows)
+        return rows
+
+    def _codes(self, tier: int, rank: Tensor) -> Tensor:
+        """Codes of the rows of one tier: int64 (n,) -> int64 (n, D)."""
+        cfg = self.config
+        packed = torch.index_select(self.get_buffer(f"codes_{tier}"), 0, rank)
+        codes = unpack_codes(packed, cfg.num_subspaces[tier], cfg.num_centroids[tier])
+        size = self.get_buffer(f"centroids_{cfg.codebook_of[tier]}").shape[1]
+        # Only a damaged file holds larger ones; the kernels read its codes so too.
+        return codes.clamp(max=size - 1) if 1 << bits_for(cfg.num_centroids[tier]) > size else codes
+
+    def _locate(self, ids: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Tier (None where there is one alone) and rank in it, int64 (n,) each."""
+        cfg = self.config
+        if sum(size > 0 for size in cfg.sizes) == 1 and cfg.order is None:
+            return None, ids
+        if cfg.order is None:
+            tier, rank = torch.zeros_like(ids), ids
+            for g, start in list(enumerate(accumulate(cfg.sizes)))[:-1]:
+                beyond = ids >= start
+                tier, rank = torch.where(beyond, g + 1, tier), torch.where(beyond, ids - start, rank)
+            return tier, rank
+        return self._locate_in_map(ids, cfg.order)
+
+    def _locate_in_map(self, ids: Tensor, order: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        tier, rank, at = torch.full_like(ids, order[-1]), ids, ids
+        left = torch.ones_like(ids, dtype=torch.bool)
+        for level, target in enumerate(order[:-1]):
+            words = self.get_buffer(f"tier_map_bits_{level}")
+            if words.shape[0] == 0:  # every id has found its tier
+                break
+            # Ids already placed keep an index of 0, which every level that has ids can answer.
+            at = torch.where(left, at, 0) if level else at
+            bit, ones = rank_in_map(at, words, self.get_buffer(f"tier_map_ranks_{level}"))
+            chosen = left & bit
+            tier, rank = torch.where(chosen, target, tier), torch.where(chosen, ones, rank)
+            left = left & ~bit
+            at = at - ones
+        return tier, torch.where(left, at, rank)

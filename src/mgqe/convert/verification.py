@@ -1,0 +1,188 @@
+"""Whether files are as they were written: every checksum compared, and then whether the parts fit together."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mgqe.convert.manifest import MANIFEST
+from mgqe.convert.verify import ModelFolder, open_models
+from mgqe.files.checksums import CHECKSUMS
+from mgqe.files.container import FORMAT, ArtifactError, StoredFile, decode_metadata, open_stored
+from mgqe.files.weights import KIND as WEIGHTS
+from mgqe.files.weights import strangers
+from mgqe.ids.idmap import IdMap
+from mgqe.ids.idmap_file import KIND as ID_MAP
+from mgqe.table.appended import KIND as SEGMENT
+from mgqe.table.io import load
+from mgqe.table.lost_files import COLLECTION, damaged_collections, without_base
+from mgqe.table.segment_files import all_records, all_segment_files
+from mgqe.table.segment_record import KIND as RECORD
+from mgqe.table.sharded import INDEX, INDEX_KIND, SHARD_KIND, files_of
+
+Progress = Callable[[int, int], object]
+
+_STORED = re.compile(r".+\.safetensors(\.append-[0-9a-f]{8}-(\d{6,}|record))?")
+_BEGINNING = b'{"__metadata__":{"format":"mgqe",'  # of the header
+_PARTS = (SEGMENT, RECORD, SHARD_KIND, WEIGHTS)  # files that are read as part of another, or simply
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was compared.
+
+    Attributes:
+        files: all that were read.
+        nbytes: of these.
+        without_checksums: those that have none, of version 1 or foreign: of these only the parts are seen to fit.
+        damage: what is wrong, a line each; empty if nothing is.
+    """
+
+    files: tuple[Path, ...]
+    nbytes: int
+    without_checksums: tuple[Path, ...]
+    damage: tuple[str, ...]
+
+
+def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> Verification:
+    """Read all files of an artefact, compare every block with its checksum, and see whether the parts fit together.
+
+    Args:
+        path: a table, with what was appended to it; a folder of shards; an id map; or any folder, such as a run's or a
+            model's, for all files of these kinds in it and in the folders in it. A manifest stands for its folder.
+        progress: called with the bytes read so far and those to read in all.
+
+    Returns:
+        what was compared; ``without_checksums`` has the files of which little can be known.
+
+    Raises:
+        ArtifactError: (a ValueError) something is damaged or missing; the message names every file, tensor and block.
+        OSError: a file cannot be read, or there is nothing of these kinds.
+    """
+    found = verification(path, progress)
+    if found.damage:
+        raise ArtifactError("\n".join(found.damage))
+    return found
+
+
+def verification(path: str | os.PathLike[str], progress: Progress | None = None) -> Verification:
+    """:func:`verify` that returns what is damaged instead of raising."""
+    asked = Path(path)
+    if asked.name in (MANIFEST, COLLECTION) and asked.is_file():
+        asked = asked.parent  # what it is the manifest of
+    with ExitStack() as stack:
+        return _verified(asked, open_models(asked, stack), progress)
+
+
+def _verified(path: Path, models: Sequence[ModelFolder], progress: Progress | None) -> Verification:
+    others = {file for model in models for file in model.others()}
+    files = _sizes([file for file in _files_beside(path, models) if file not in others], path)
+    done, total = 0, sum(files.values())
+    read = [model.path for model in models if model.manifest is not None]
+    without = [model.path for model in models if model.manifest is not None and not model.has_checksum]
+    damage = [line for model in models for line in model.damage()]
+
+    def advance(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress is not None:
+            progress(done, total)
+
+    for file, size in files.items():
+        before = done
+        try:
+            stored = open_stored(file, any_dtype=True)
+            lines = [f"{file}: {line}" for line in stored.damage(advance=advance)]
+            read.append(file)
+            if not stored.has_checksums:
+                without.append(file)
+            foreign = stored.metadata.get("format") != FORMAT and CHECKSUMS not in stored.tensors
+            if not lines and not foreign:
+                lines += _contradictions(file, stored)
+            damage += lines
+        except ArtifactError as error:
+            damage.append(f"{file}: {error}")
+        except FileNotFoundError:
+            if file == path:
+                raise  # else removed while it was saved over: whatever needs it says so
+        advance(before + size - done)
+    damage += [*(without_base(files) if path.is_dir() else ()), *damaged_collections(path)]
+    return Verification(tuple(read), total, tuple(without), tuple(dict.fromkeys(damage)))
+
+
+def _files_beside(path: Path, models: Sequence[ModelFolder]) -> list[Path]:
+    """:func:`stored_files`; none where there is nothing but a model whose files are lost."""
+    try:
+        return stored_files(path)
+    except FileNotFoundError:
+        if not models:
+            raise
+        return []
+
+
+def stored_files(path: Path) -> list[Path]:
+    """The files that an artefact consists of, of those that have checksums.
+
+    Raises OSError if there are none.
+    """
+    if not path.is_dir():
+        real = Path(os.path.realpath(path))
+        files = [path, *all_segment_files(real), *all_records(real)]
+        return [*files, *_shards_beside(path)]
+    files = sorted(
+        file
+        for file in path.rglob("*")
+        if not file.name.startswith(".") and file.is_file() and (_STORED.fullmatch(file.name) or _begins_as_ours(file))
+    )
+    if not files:
+        raise FileNotFoundError(2, "no file in this folder is one that mgqe writes and can verify", str(path))
+    return files
+
+
+def _begins_as_ours(file: Path) -> bool:
+    """Whether a file begins as those that mgqe writes do: they may have any name."""
+    with suppress(OSError), open(file, "rb") as content:
+        return content.read(8 + len(_BEGINNING))[8:] == _BEGINNING
+    return False
+
+
+def _shards_beside(path: Path) -> list[Path]:
+    """The shards of an index that is given by its name."""
+    if path.name != INDEX:
+        return []
+    try:
+        return [file for file in files_of(path.parent) if file != path]
+    except ArtifactError:  # said when the file itself is read
+        return []
+
+
+def _sizes(files: Sequence[Path], asked: Path) -> dict[Path, int]:
+    """Bytes of each file, without those that somebody who saved over them has removed meanwhile."""
+    sizes = {}
+    for file in files:
+        try:
+            sizes[file] = file.stat().st_size
+        except FileNotFoundError:
+            if file == asked:
+                raise
+    return sizes
+
+
+def _contradictions(file: Path, stored: StoredFile) -> Iterator[str]:
+    """What is wrong with a file, and with those that belong to it, whatever the checksums say."""
+    kind, config = decode_metadata(stored.metadata)
+    try:
+        if kind == WEIGHTS:
+            yield from strangers(file, config)
+        if kind == ID_MAP:
+            found = IdMap.load(file, verify=False)
+            if not stored.has_checksums:
+                found.validate()
+        elif kind == INDEX_KIND or kind not in _PARTS:
+            load(file, verify=False)
+    except ArtifactError as error:
+        yield str(error)

@@ -1,8 +1,0 @@
-"""A frozen model for other runtimes: portable modules of standard operators alone, and ONNX files of them."""
-
-from mgqe.export.onnx_file import export_onnx
-from mgqe.export.portable import portable
-from mgqe.export.portable_bag import PortableEmbeddingBag
-from mgqe.export.portable_embedding import PortableEmbedding
-
-__all__ = ["PortableEmbedding", "PortableEmbeddingBag", "export_onnx", "portable"]

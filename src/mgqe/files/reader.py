@@ -1,0 +1,121 @@
+"""What a file says, taken apart: each tensor and each number checked, and nothing left over."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Config = dict[str, Any]
+
+MAX_ROWS = 2**48
+MAX_DIM = 2**31 - 1
+
+
+class Reader:
+    """Takes a table's parts out of tensors and configuration, refusing whatever is not as expected.
+
+    Every method raises ValueError with the name, what was expected and what came. :meth:`finish` refuses what
+    nobody asked for: a reader must not ignore a part that changes what the rest means.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], config: Config) -> None:
+        if not isinstance(config, dict):
+            raise ValueError(f"config must be an object, got {type(config).__name__}")
+        self._tensors: dict[str, Tensor] = dict(tensors)
+        self._config: Config = dict(config)
+        self._device: torch.device | None = None
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a tensor of this name: for those that need not be there."""
+        return name in self._tensors
+
+    def value(self, name: str) -> Any:
+        """A configuration entry, whatever it is."""
+        if name not in self._config:
+            raise ValueError(f"config has no entry {name!r}")
+        return self._config.pop(name)
+
+    def integer(self, name: str, low: int, high: int) -> int:
+        """A whole number in [low, high]."""
+        return _integer(self.value(name), f"config entry {name!r}", low, high)
+
+    def optional_integer(self, name: str, low: int, high: int) -> int | None:
+        """A whole number in [low, high], or null."""
+        value = self.value(name)
+        return None if value is None else _integer(value, f"config entry {name!r}", low, high)
+
+    def integers(self, name: str, low: int, high: int, length: int | None = None) -> tuple[int, ...]:
+        """A list of whole numbers in [low, high]."""
+        values = self.value(name)
+        if not isinstance(values, list):
+            raise ValueError(f"config entry {name!r} must be a list, got {_short(values)}")
+        if length is not None and len(values) != length:
+            raise ValueError(f"config entry {name!r} must have {length} entries, got {len(values)}")
+        return tuple(_integer(v, f"config entry {name!r}[{i}]", low, high) for i, v in enumerate(values))
+
+    def choice(self, name: str, choices: Collection[str]) -> str:
+        """One of a few words."""
+        value = self.value(name)
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(f"config entry {name!r} must be one of {sorted(choices)}, got {_short(value)}")
+        return value
+
+    def tensor(self, name: str, dtype: torch.dtype | tuple[torch.dtype, ...], shape: tuple[int | None, ...]) -> Tensor:
+        """A tensor of this type (or one of these) and shape; None stands for any size from 1 up."""
+        if name not in self._tensors:
+            raise ValueError(f"tensor {name!r} is missing")
+        tensor: object = self._tensors.pop(name)
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            came = tensor.layout if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"tensor {name!r} must be a dense torch.Tensor, got {came}")
+        self._check_device(name, tensor.device)
+        dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
+        if tensor.dtype not in dtypes:
+            wanted = " or ".join(map(str, dtypes))
+            raise ValueError(f"tensor {name!r} must be {wanted}, got {tensor.dtype}")
+        found = tuple(tensor.shape)
+        fits = len(found) == len(shape) and all(
+            got >= 1 if want is None else got == want for got, want in zip(found, shape, strict=True)
+        )
+        if not fits:
+            wanted = str(shape).replace("None", "any")
+            raise ValueError(f"tensor {name!r} must have shape {wanted}, got {found}")
+        return tensor
+
+    def _check_device(self, name: str, device: torch.device) -> None:
+        """The kernels read all tensors where the first one is."""
+        self._device = self._device or device
+        if device != self._device:
+            raise ValueError(
+                f"tensor {name!r} is on {device}, the table's other tensors on {self._device}: move all to one device"
+            )
+
+    def finish(self) -> None:
+        """Nothing may be left over."""
+        if self._tensors:
+            raise ValueError(f"unexpected tensors {sorted(self._tensors)[:5]}")
+        if self._config:
+            raise ValueError(f"unexpected config entries {sorted(map(str, self._config))[:5]}")
+
+
+def require_finite(name: str, values: Tensor) -> None:
+    """Raise ValueError if a float tensor holds NaN or infinity."""
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(f"tensor {name!r} holds NaN or infinity")
+
+
+def _integer(value: object, what: str, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"{what} must be a whole number in {low} .. {high}, got {_short(value)}")
+    return value
+
+
+def _short(value: object) -> str:
+    """A value for an error message; a hostile file may hold a very long one."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,87 @@
+"""A model's own weights in a file: the container of docs/format.md, kind ``weights``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from mgqe.files.checksums import CHECKSUMS
+from mgqe.files.container import FORMAT, ArtifactError, config_of_kind, encode, open_stored, put, stored_checksum
+from mgqe.files.reader import Config
+
+KIND = "weights"
+
+
+def save_weights(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], about: Config | None = None) -> int:
+    """Write tensors to a file, whole or not at all, and return its bytes.
+
+    Args:
+        about: what else the file is to say, as its ``config``.
+
+    Raises:
+        TypeError: a type that no file holds, such as complex. ValueError: the name of the checksums.
+        OSError: the file cannot be written.
+    """
+    nbytes, content = encode({name: [tensor] for name, tensor in tensors.items()}, KIND, about or {})
+    put(path, nbytes, content)
+    return nbytes
+
+
+def load_weights(path: str | os.PathLike[str], verify: bool | None = True) -> dict[str, Tensor]:
+    """Read what :func:`save_weights` wrote, or any other safetensors file, which has no checksums.
+
+    Args:
+        verify: as for :func:`mgqe.load`.
+
+    Returns:
+        tensors of their own, which nothing that happens to the file can change.
+
+    Raises:
+        ArtifactError: it is another kind of file, damaged or cut short; the message names it.
+        OSError: it cannot be read.
+    """
+    return read_weights(path, verify)[0]
+
+
+def read_weights(path: str | os.PathLike[str], verify: bool | None = True) -> tuple[dict[str, Tensor], Config]:
+    """:func:`load_weights`, and what else the file says; nothing in a file without checksums."""
+    about: Config = {}
+    try:
+        stored = open_stored(path, any_dtype=True)
+        stored.check(verify)
+        if stored.metadata.get("format") == FORMAT or CHECKSUMS in stored.tensors:  # a damaged one among them
+            about = config_of_kind(stored.metadata, KIND)
+    except ValueError as error:
+        raise ArtifactError(f"{os.fspath(path)}: {error}") from error
+    return {name: tensor.clone() for name, tensor in stored.tensors.items()}, about
+
+
+def companions(path: str | os.PathLike[str], about: Config) -> dict[Path, str]:
+    """The files beside a file of weights that belong to it, and their last checksums, as it says.
+
+    Args:
+        about: as :func:`read_weights` gives it: its ``files`` maps names to checksums.
+
+    Raises ArtifactError for what is no such entry, or leads out of the folder.
+    """
+    files = about.get("files", {}) if isinstance(about, dict) else None
+    if not isinstance(files, dict) or not all(
+        isinstance(checksum, str) and Path(name).name == name for name, checksum in files.items()
+    ):
+        raise ArtifactError(f"{os.fspath(path)}: config entry 'files' must map names of files to checksums")
+    return {Path(path).with_name(name): checksum for name, checksum in files.items()}
+
+
+def strangers(path: str | os.PathLike[str], about: Config) -> Iterator[str]:
+    """What is wrong with the files that belong to a file of weights: those that are missing, and those of others."""
+    for file, checksum in companions(path, about).items():
+        if not file.is_file():
+            yield f"{file} is missing: {Path(path).name} names it. Copy the folder again, every file of it"
+        elif stored_checksum(file) != checksum:
+            yield (
+                f"{file}: not the file that {Path(path).name} was saved with, or damaged: its last checksum is another "
+                "one. Copy the folder again, every file of it"
+            )

@@ -1,5 +1,0 @@
-"""Ids of any type <-> rows in the order of frequency, counted from logs that do not fit memory."""
-
-from mgqe.idmap.map import IdMap
-
-__all__ = ["IdMap"]

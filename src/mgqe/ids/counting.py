@@ -1,0 +1,221 @@
+"""How often each id occurs in training, counted from what people have: arrays, batches, files larger than memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mgqe.checks.ids import INTEGER_DTYPES, check_dense, no_values
+from mgqe.checks.scalars import as_int, as_ints, is_sequence
+from mgqe.ids.logs.bad_rows import explain
+from mgqe.ids.logs.files import Log, is_path, names_of, open_log
+from mgqe.ids.logs.frames import collect, is_frame, polars
+from mgqe.ids.logs.ids import FLOAT, INTEGERS, ids_of, kind_of_column
+from mgqe.ids.logs.layout import Layout
+
+Key = str | int | Callable[[Any], Any]
+
+
+def count_ids(
+    source: Any,
+    num_embeddings: int,
+    *,
+    key: Key | None = None,
+    column: str | int | Sequence[str | int] | None = None,
+    ignore: int | Sequence[int] = (),
+    separator: str = ",",
+    quote: str | None = '"',
+    header: bool | None = None,
+) -> Tensor:
+    """Count ids: int64 (num_embeddings,), for ``counts=`` of ``compress_`` and MGQEmbedding.
+
+    Args:
+        source: integers of any shape as a tensor or a NumPy array, or a list of them; an iterable of such (batches: a
+            generator, a DataLoader), with ``key`` where a batch is more than ids; or Parquet or text files, as a path,
+            a folder, a pattern (``"clicks-*.parquet"``) or a list of these, or a polars frame, with ``column``. Files
+            are streamed, so that they may be larger than memory.
+        num_embeddings: N, ids are 0 to N - 1.
+        key: where the ids are in a batch: ``batch[key]``, or a function of the batch.
+        column: of files: the column that holds ids, or several of one table, which are counted together. Lists in a
+            cell are counted id by id. Of text without a header, its number, from 1.
+        ignore: ids that are not counted, such as padding; these may lie outside the table. Missing cells of a file
+            (null) are an error.
+        separator, quote, header: of text files, as :meth:`mgqe.IdMap.from_log` has them.
+
+    Raises:
+        ValueError: an id outside the table, NaN or a missing cell, no ids at all; arguments that do not go together.
+            TypeError: something other than integers. KeyError: no such key or column. The message says which batch,
+            column or id.
+        ImportError: files, and polars is not installed: ``pip install 'mgqe[recsys]'``.
+        FileNotFoundError: no such file.
+    """
+    num_embeddings = as_int("num_embeddings", num_embeddings, 1)
+    left_out = set(as_ints("ignore", ignore) if is_sequence(ignore) else (as_int("ignore", ignore),))
+    if is_frame(source) or is_path(source):
+        if key is not None or column is None:
+            raise ValueError("a file or frame needs column= (the column that holds the ids), and no key=")
+        return _count_log(source, num_embeddings, column, left_out, Layout.of(separator, quote, header))
+    if column is not None:
+        raise ValueError(f"column= is for files and frames, got {type(source).__name__}: use key= for batches")
+    counts = np.zeros(num_embeddings, dtype=np.int64)
+    seen = 0
+    for where, ids in _batches(source, key):
+        seen += _add(counts, _as_integers(ids, where), left_out, where)
+    if not seen:
+        raise ValueError("there are no ids to count: is the source an iterator that was used up?")
+    return torch.from_numpy(counts)
+
+
+def merge_counts(*counts: Tensor) -> Tensor:
+    """The sum of counts (N,) of several shards, tables or days; or of one iterable of them.
+
+    Raises:
+        ValueError: none, or counts of different lengths. TypeError: counts that are no integers.
+    """
+    single = len(counts) == 1 and not isinstance(counts[0], (Tensor, np.ndarray))
+    parts = [torch.from_numpy(p) if isinstance(p, np.ndarray) else p for p in (counts[0] if single else counts)]
+    if not parts:
+        raise ValueError("there are no counts to merge")
+    for number, part in enumerate(parts):
+        if not isinstance(part, Tensor) or part.dtype not in INTEGER_DTYPES:
+            kind = part.dtype if isinstance(part, Tensor) else type(part).__name__
+            raise TypeError(f"counts must be integer tensors, as count_ids gives, but number {number} is {kind}")
+        check_dense(part, f"counts number {number}")
+        if part.is_meta:
+            raise no_values(f"counts number {number}")
+        if part.shape != parts[0].shape or part.ndim != 1:
+            raise ValueError(
+                f"counts must have one shape (num_embeddings,), but number {number} has {tuple(part.shape)} "
+                f"and number 0 {tuple(parts[0].shape)}"
+            )
+    return torch.stack([part.to("cpu", torch.int64) for part in parts]).sum(0)
+
+
+# ---- batches -----------------------------------------------------------------------------------------------
+
+
+def _batches(source: Any, key: Key | None) -> Iterator[tuple[str, Any]]:
+    """(where, ids) of each batch; a source that is ids itself is one batch."""
+    if isinstance(source, (Tensor, np.ndarray)) or _is_numbers(source):
+        if key is not None:
+            raise ValueError(f"key= is for batches, got one {type(source).__name__}")
+        yield "the ids", source
+        return
+    if isinstance(source, Mapping) or not isinstance(source, Iterable):
+        raise TypeError(
+            f"cannot count ids in a {type(source).__name__}: give a tensor, an array, an iterable of batches, or a file"
+        )
+    for number, batch in enumerate(source):
+        where = f"batch {number}"
+        yield where, _pick(batch, key, where)
+
+
+def _pick(batch: Any, key: Key | None, where: str) -> Any:
+    if key is None:
+        if isinstance(batch, Mapping):
+            raise TypeError(f"{where} is a mapping of {sorted(map(str, batch))}: say which with key=")
+        if isinstance(batch, (tuple, list)) and batch and not _is_numbers(batch):
+            raise TypeError(f"{where} is a {type(batch).__name__} of {len(batch)}: say which with key=0, 1, ...")
+        return batch
+    if callable(key):
+        return key(batch)
+    try:
+        return batch[key]
+    except (KeyError, IndexError, TypeError) as error:
+        held = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        raise KeyError(f"{where} has no {key!r}: it is {held}") from error
+
+
+def _as_integers(ids: Any, where: str) -> np.ndarray:
+    """Ids as a flat int64 array."""
+    if isinstance(ids, Tensor):
+        check_dense(ids, where)
+        if ids.is_meta:
+            raise no_values(where)
+    try:
+        array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{where}: expected integers, got {type(ids).__name__}") from error
+    array = array.reshape(-1)
+    if array.size == 0:
+        return np.empty(0, dtype=np.int64)
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise ValueError(f"{where}: NaN at place {int(np.isnan(array).argmax())}: drop or fill missing ids first")
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{where}: expected integers, got {array.dtype}: number the ids first, or cast them")
+    if array.dtype == np.uint64 and (array > np.iinfo(np.int64).max).any():
+        raise ValueError(f"{where}: id {int(array.max())} is out of range")
+    return array.astype(np.int64)
+
+
+def _add(counts: np.ndarray, ids: np.ndarray, ignore: set[int], where: str) -> int:
+    """Add one batch; how many ids it had, those left out included."""
+    total = ids.size
+    if ignore:
+        ids = ids[~np.isin(ids, list(ignore))]
+    if ids.size:
+        _check_range(int(ids.min()), int(ids.max()), len(counts), where)
+        counts += np.bincount(ids, minlength=len(counts))
+    return total
+
+
+def _check_range(low: int, high: int, num_embeddings: int, where: str) -> None:
+    if low < 0 or high >= num_embeddings:
+        bad = low if low < 0 else high
+        raise ValueError(
+            f"{where}: id {bad} is out of range, valid ids are 0 to {num_embeddings - 1}; "
+            "padding and the like can be left out with ignore="
+        )
+
+
+def _is_numbers(value: Any) -> bool:
+    """A list or tuple of plain numbers, which are ids and no batches."""
+    first = value[0] if isinstance(value, (list, tuple)) and value else None
+    return isinstance(first, (int, float, np.number)) and not isinstance(first, bool)
+
+
+# ---- files -------------------------------------------------------------------------------------------------
+
+
+def _count_log(
+    source: Any, num_embeddings: int, column: str | int | Sequence[str | int], ignore: set[int], layout: Layout
+) -> Tensor:
+    pl = polars()
+    names = names_of(column)
+    counts = np.zeros(num_embeddings, dtype=np.int64)
+    seen = 0
+    with open_log(pl, source, names, layout) as log:
+        for name in names:
+            where = f"column {name!r}"
+            try:
+                kind = _integer_kind(pl, log, name)
+                found = collect(ids_of(pl, log, [name], kind).group_by("id").agg(pl.len().alias("count")))
+            except pl.exceptions.PolarsError:
+                raise explain(pl, log, [name], "int64") from None
+            if found["id"].null_count():
+                raise explain(pl, log, [name], kind)
+            ids_found, times = _as_integers(found["id"].to_numpy(), where), found["count"].to_numpy().astype(np.int64)
+            keep = ~np.isin(ids_found, list(ignore)) if ignore else np.ones(len(ids_found), dtype=bool)
+            ids_found, times = ids_found[keep], times[keep]
+            if ids_found.size:
+                _check_range(int(ids_found.min()), int(ids_found.max()), num_embeddings, where)
+                np.add.at(counts, ids_found, times)
+            seen += found.height
+    if not seen:
+        raise ValueError(f"{source}: there are no ids to count in {', '.join(names)}")
+    return torch.from_numpy(counts)
+
+
+def _integer_kind(pl: Any, log: Log, name: str) -> str:
+    """int64 or uint64. TypeError: the column holds something else. ValueError: it holds NaN."""
+    kind = kind_of_column(pl, log, name)
+    if kind == FLOAT and any(collect(part.frame.select(pl.col(name).is_nan().any())).item() for part in log.parts):
+        raise ValueError(f"column {name!r}: NaN among the ids: drop or fill missing ids first, and cast them")
+    if kind not in INTEGERS:
+        what = {FLOAT: "float64", "string": "String", "binary": "Binary"}[kind]
+        raise TypeError(f"column {name!r}: expected integers, got {what}: number the ids first, or cast them")
+    return kind

@@ -1,0 +1,164 @@
+"""An id map's file: the container of docs/format.md, kind ``id-map``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mgqe.files.container import ArtifactError, decode_metadata, encode, put, read
+from mgqe.ids.columns import Hashes, Ids, Integers, Texts
+from mgqe.ids.index import MAX_IDS, MAX_SEEDS, Index, bucket_bits
+from mgqe.ids.keys import INTEGERS, KINDS
+from mgqe.ids.runs import Runs
+from mgqe.ids.strings import WORD
+
+KIND = "id-map"
+INDEX_TENSORS = ("index.directory", "index.fingerprints", "index.rows")
+DTYPES = (torch.int64, torch.int32, torch.uint8)
+COUNT_TENSORS = ("counts.values", "counts.ends")
+
+
+@dataclass(frozen=True)
+class About:
+    """What the file's config says besides N."""
+
+    kind: str
+    interactions: int
+    distinct: int
+    seed: int
+
+
+Parts = tuple[Ids, Index, Runs, About]
+Expected = dict[str, tuple[tuple[int, ...] | None, tuple[str, ...]]]  # name -> shape (None: any), types
+
+
+def arrays_of(ids: Ids, index: Index, runs: Runs) -> dict[str, np.ndarray]:
+    """Every array of a map, by its name in the file."""
+    return {
+        **ids.arrays(),
+        **dict(zip(INDEX_TENSORS, (index.directory, index.fingerprints, index.rows))),
+        **dict(zip(COUNT_TENSORS, (runs.values, runs.ends))),
+    }
+
+
+def write_map(path: str | os.PathLike[str], ids: Ids, index: Index, runs: Runs, about: About) -> int:
+    """The file, whole or not at all; returns its bytes."""
+    config: dict[str, Any] = {
+        "num_ids": len(ids),
+        "ids": about.kind,
+        "interactions": about.interactions,
+        "distinct": about.distinct,
+        "seed": about.seed,
+    }
+    tensors = {name: [torch.from_numpy(array)] for name, array in arrays_of(ids, index, runs).items()}
+    nbytes, content = encode(tensors, KIND, config)
+    put(path, nbytes, content)
+    return nbytes
+
+
+def read_map(path: str | os.PathLike[str], mmap: bool, verify: bool | None = None) -> Parts:
+    """The parts of a map, mapped into memory, verified as for :func:`mgqe.load`; looks at shapes and totals besides,
+    and at no more pages than it must."""
+    name = os.fspath(path)
+    try:
+        metadata, tensors = read(name, True if verify is None and not mmap else verify)
+        kind, config = decode_metadata(metadata)
+        if kind != KIND:
+            raise ArtifactError(f"holds {kind!r}, no id map: read it with mgqe.load")
+        for key, tensor in tensors.items():
+            if tensor.dtype not in DTYPES:
+                raise ArtifactError(f"tensor {key!r} has type {tensor.dtype}, which no id map holds")
+        arrays = {key: (tensor if mmap else tensor.clone()).numpy() for key, tensor in tensors.items()}
+        return _parts(arrays, config)
+    except ValueError as error:
+        raise ArtifactError(f"{name}: {error}") from error
+
+
+def _parts(arrays: dict[str, np.ndarray], config: Any) -> Parts:
+    entries = ("num_ids", "ids", "interactions", "distinct", "seed")
+    if not isinstance(config, dict) or set(config) != set(entries):
+        raise ArtifactError(f"config must have the entries {', '.join(entries)}")
+    n, kind = config["num_ids"], config["ids"]
+    for entry, limit in (("num_ids", MAX_IDS), ("interactions", 2**63), ("distinct", 2**63), ("seed", MAX_SEEDS - 1)):
+        value = config[entry]
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
+            raise ArtifactError(f"config {entry!r} must be a whole number of 0 to {limit}, got {value!r}")
+    if kind not in KINDS:
+        raise ArtifactError(f"config 'ids' must be one of {', '.join(KINDS)}, got {kind!r}")
+    if n < 1:
+        raise ArtifactError("a map has one id at least")
+    own: Expected
+    if kind in INTEGERS:
+        own = {"ids": ((n,), ("int32", "int64"))}
+    elif "ids.hashes" in arrays:
+        own = {"ids.hashes": ((n,), ("int64",))}
+    else:
+        own = {"ids.bytes": (None, ("uint8",)), "ids.offsets": ((n + 1,), ("int32", "int64"))}
+    runs = arrays["counts.values"].shape if "counts.values" in arrays else (1,)
+    expected: Expected = {
+        **own,
+        "index.directory": (((1 << bucket_bits(n)) + 1,), ("int32",)),
+        "index.fingerprints": ((n,), ("uint8",)),
+        "index.rows": ((n,), ("int32",)),
+        "counts.values": (runs, ("int64",)),
+        "counts.ends": (runs, ("int64",)),
+    }
+    if set(arrays) != set(expected):
+        raise ArtifactError(f"expected the tensors {sorted(expected)}, got {sorted(arrays)}")
+    for name, (shape, types) in expected.items():
+        array = arrays[name]
+        if array.ndim != 1 or array.dtype.name not in types or (shape is not None and array.shape != shape):
+            raise ArtifactError(
+                f"tensor {name!r} must be {' or '.join(types)} {shape}, got {array.dtype} {array.shape}"
+            )
+    about, counted = _about(config), _runs(arrays, n)
+    _check_totals(counted, n, about)
+    return _ids(arrays, kind, config["seed"]), _index(arrays, n), counted, about
+
+
+def _ids(arrays: dict[str, np.ndarray], kind: str, seed: int) -> Ids:
+    if kind in INTEGERS:
+        return Integers(arrays["ids"], kind)
+    if "ids.hashes" in arrays:
+        return Hashes(arrays["ids.hashes"], kind, seed)
+    buffer, offsets = arrays["ids.bytes"], arrays["ids.offsets"]
+    if len(buffer) < WORD or offsets[0] != 0 or offsets[-1] != len(buffer) - WORD or buffer[-WORD:].any():
+        raise ArtifactError("'ids.offsets' must run from 0 to the end of 'ids.bytes', where eight zeros follow")
+    return Texts(buffer, offsets, kind)
+
+
+def _index(arrays: dict[str, np.ndarray], n: int) -> Index:
+    directory, fingerprints, rows = (arrays[name] for name in INDEX_TENSORS)
+    if directory[0] != 0 or directory[-1] != n:
+        raise ArtifactError(f"'index.directory' must run from 0 to {n}")
+    return Index(directory, fingerprints, rows)
+
+
+def _runs(arrays: dict[str, np.ndarray], n: int) -> Runs:
+    values, ends = (arrays[name] for name in COUNT_TENSORS)
+    if not len(ends) or ends[0] < 1 or ends[-1] != n or (ends[1:] <= ends[:-1]).any():
+        raise ArtifactError(f"'counts.ends' must rise to {n}")
+    if values[-1] < 1 or (values[1:] >= values[:-1]).any():
+        raise ArtifactError("'counts.values' must fall and be 1 at least")
+    return Runs(values, ends)
+
+
+def _check_totals(runs: Runs, n: int, about: About) -> None:
+    """What was cut off is the ids that are not in the map, and each of them occurs at least once and no more often than
+    the rarest id in it."""
+    lengths = np.diff(runs.ends, prepend=0)
+    total = sum(count * length for count, length in zip(runs.values.tolist(), lengths.tolist(), strict=True))
+    ids, rest = about.distinct - n, about.interactions - total
+    if ids < 0 or not ids <= rest <= ids * int(runs.values[-1]):
+        raise ArtifactError(
+            f"config 'interactions' and 'distinct' are {about.interactions} and {about.distinct}, which do not fit "
+            f"'counts': {n} ids with {total} interactions"
+        )
+
+
+def _about(config: dict[str, Any]) -> About:
+    return About(config["ids"], config["interactions"], config["distinct"], config["seed"])

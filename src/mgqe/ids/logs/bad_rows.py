@@ -1,0 +1,117 @@
+"""Why a log could not be counted: the file, the row and what is wrong with it, looked for after the fact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mgqe.ids.logs.files import ROW, Log, Part
+from mgqe.ids.logs.frames import collect, scan_parquet
+from mgqe.ids.logs.ids import INTEGERS, MISSING, clean, kind_of, mixes, raw_ids
+from mgqe.ids.logs.text import COUNT, LINE, QUOTES, TEXT, TextFile, scan_lines, shown, split_line
+
+
+def explain(pl: Any, log: Log, names: Sequence[str], kind: str) -> ValueError:
+    """What to raise for ids that are missing or none of the kind, or for a file that polars could not read."""
+    for part in log.parts:
+        try:
+            wrong = next((text for name in names if (text := _wrong_in(pl, log, part, name, kind))), None)
+        except pl.exceptions.PolarsError:
+            return _unreadable(pl, part)
+        if wrong:
+            return ValueError(f"{part.where}: {wrong}")
+    columns = ", ".join(map(repr, names))
+    return ValueError(
+        f"{log.source}: column {columns} could not be counted, and no row that is wrong is there now: count again when "
+        "nobody writes to it"
+    )
+
+
+def _unreadable(pl: Any, part: Part) -> ValueError:
+    if part.path is None:
+        return ValueError("the frame cannot be computed: collect it first, which says why")
+    if part.text is not None:
+        return ValueError(f"{part.path}: cannot be read as text: damaged, or it holds zero bytes")
+    try:
+        scan_parquet(pl, part.path).collect_schema()
+    except pl.exceptions.PolarsError:
+        return ValueError(f"{part.path}: cannot be read as parquet: damaged, or cut short")
+    return ValueError(f"{part.path}: cannot be read as parquet: pages of its columns are damaged")
+
+
+def _wrong_in(pl: Any, log: Log, part: Part, name: str, kind: str) -> str | None:
+    """What is wrong with the first bad row of a column in a part; None if there is no such."""
+    whole = mixes(kind_of(name, raw_ids(pl, other, name)[1]) for other in log.parts)
+    ids, dtype = raw_ids(pl, part, name, rows=True)
+    bad = clean(pl, part, dtype, kind, whole).is_null()
+    if part.text is not None:
+        bad = bad | (pl.col(COUNT) != part.text.width)
+    found = collect(ids.filter(bad).head(1))
+    if not found.height:
+        return None
+    row = found.row(0, named=True)
+    if part.text is not None:
+        return wrong_line(pl, part.text, row[ROW], row[COUNT]) or (
+            f"line {row[ROW]:,}, column {name!r}: {_wrong_text(pl, part.text, name, row, kind)}"
+        )
+    where, value = f"column {name!r}, row {row[ROW]:,} from 0:", row["id"]
+    if value is None or value != value:
+        missing = collect(ids.filter(bad).select(pl.len())).item()
+        return f"{where} {missing:,} missing ids (null): drop or fill them first"
+    return (
+        f"{where} holds {shown(str(value))}, cannot be read as {kind}: correct or drop what is wrong, or say what the "
+        "ids are with kind="
+    )
+
+
+def wrong_line(pl: Any, file: TextFile, line: int, count: int) -> str | None:
+    """What an error says of a line that has too many or too few fields; None if it has as many as it should."""
+    if count == file.width:
+        return None
+    text = line_of(pl, file, line)
+    quotes = f"; if its quotes are no more than signs, {QUOTES.split(', or ')[1]}" if quoted(file, text) else ""
+    return (
+        f"line {line:,} has {count} fields, expected {_expected(file)}: correct or drop that line, or say what "
+        f"separates the fields with separator= (--separator){quotes}: {shown(text)}"
+    )
+
+
+def _expected(file: TextFile) -> str:
+    return f"the header's {file.width}" if file.header else f"{file.width} as in line 1"
+
+
+def _wrong_text(pl: Any, file: TextFile, name: str, row: dict[str, Any], kind: str) -> str:
+    field = row["id"]
+    if field is None:  # of what the line does hold
+        return wrong_field(pl, file, name, row[ROW]) or f"missing id, expected {kind}: fill it, or drop that line"
+    if not field.strip() or (kind in INTEGERS and field.strip().lower() in MISSING):
+        return f"missing id, expected {kind}: fill it, or drop that line"
+    return (
+        f"expected an integer ({kind}), got {shown(field)}: correct or drop that line, or count the ids as text with "
+        "kind='string'"
+    )
+
+
+def wrong_field(pl: Any, file: TextFile, name: str, line: int) -> str | None:
+    """Why a field that a line does have could not be read as text; None if the field is empty."""
+    text = line_of(pl, file, line)
+    fields = split_line(text, file.layout)
+    if name not in file.places:
+        return "missing id in the name of the folder: drop that folder, or read its files by themselves"
+    field = fields[file.places[name]] if len(fields) == file.width else text
+    if "\ufffd" in field:
+        return f"{shown(field)} is not UTF-8: write the file as UTF-8"
+    if quoted(file, field) or (quoted(file, text) and field.strip()):
+        return f"quotes around a part of {shown(field)}: {QUOTES}"
+    return None
+
+
+def quoted(file: TextFile, text: str) -> bool:
+    """Whether a text has the sign that quotes the file's fields."""
+    return bool(file.layout.quote) and file.layout.quote in text
+
+
+def line_of(pl: Any, file: TextFile, line: int) -> str:
+    """A line by its number from 1; empty if there is nothing in it, or no such line."""
+    found = collect(scan_lines(pl, file.path, numbered=True).filter(pl.col(LINE) == line).select(TEXT))[TEXT].to_list()
+    return (found[0] if found else None) or ""

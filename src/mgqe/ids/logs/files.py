@@ -1,0 +1,154 @@
+"""Logs as people have them, Parquet and text files or polars frames: opened lazily, collected batch by batch."""
+
+from __future__ import annotations
+
+import operator
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mgqe.ids.logs.frames import is_frame, scan_parquet
+from mgqe.ids.logs.layout import Layout
+from mgqe.ids.logs.paths import LogFile, log_files
+from mgqe.ids.logs.scan import scan_text
+from mgqe.ids.logs.text import LINE, TextFile, settle, unreadable
+
+ROW = "\0row"
+
+
+def is_path(source: Any) -> bool:
+    """A path, or a list of nothing but paths."""
+    if isinstance(source, (list, tuple)) and source:
+        return all(isinstance(part, (str, os.PathLike)) for part in source)
+    return isinstance(source, (str, os.PathLike))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a log, or a frame, opened for some of its columns.
+
+    path: None for a frame. frame: lazy, the columns by their names, of text also COUNT.
+    numbered: the same with ROW: of text the line from 1, else the row from 0.
+    types: the polars type of each column; None is text that may say anything (text files, names of folders).
+    text: how a text file is laid out; None for Parquet and frames.
+    """
+
+    path: str | None
+    frame: Any
+    numbered: Any
+    types: dict[str, Any]
+    text: TextFile | None = None
+
+    @property
+    def where(self) -> str:
+        """What an error calls it."""
+        return self.path or "the frame"
+
+
+class Log:
+    """The parts of a log; temporary files go at the end of a ``with`` block."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+        self.parts: list[Part] = []
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def folder(self) -> Path:
+        """A folder for temporary files."""
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="mgqe-log-")
+        return Path(self._folder.name)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+def open_log(pl: Any, source: Any, names: Sequence[str], layout: Layout) -> Log:
+    """Open a frame, or the files of a path, a folder, a pattern or a list, for the columns ``names`` alone.
+
+    Raises:
+        ValueError: files of both kinds, files that cannot be read, a column that only some files have. KeyError: no
+            such column. FileNotFoundError.
+    """
+    log = Log(source)
+    try:
+        if is_frame(source):
+            log.parts = [_open_frame(pl, source, names)]
+        else:
+            files = log_files(source)
+            for file in files:
+                log.parts.append(_open_file(pl, file, names, layout, log, first=file is files[0]))
+    except BaseException:
+        log.__exit__(None, None, None)
+        raise
+    return log
+
+
+def _open_frame(pl: Any, source: Any, names: Sequence[str]) -> Part:
+    frame = source.lazy()
+    schema = frame.collect_schema()
+    for name in names:
+        if name not in schema:
+            raise KeyError(f"no column {name!r}: the file has {', '.join(schema)}")
+    frame = frame.select(list(dict.fromkeys(names)))
+    return Part(None, frame, frame.with_row_index(ROW), {name: schema[name] for name in names})
+
+
+def _open_file(pl: Any, file: LogFile, names: Sequence[str], layout: Layout, log: Log, first: bool) -> Part:
+    try:
+        return _open_parquet(pl, file, names) if file.parquet else _open_text(pl, file, names, layout, log)
+    except KeyError as error:
+        if first:
+            raise
+        raise ValueError(f"{file.path}: its columns are not those of the other files: {error.args[0]}") from None
+
+
+def _open_parquet(pl: Any, file: LogFile, names: Sequence[str]) -> Part:
+    schema = parquet_schema(pl, file.path)
+    for name in names:
+        if name not in schema and name not in file.partitions:
+            raise KeyError(f"no column {name!r}: the file has {', '.join(schema)} ({file.path})")
+    outside = [_partition(pl, file, name) for name in names if name not in schema]
+    frame = scan_parquet(pl, file.path).with_columns(outside).select(list(dict.fromkeys(names)))
+    return Part(file.path, frame, frame.with_row_index(ROW), {name: schema.get(name) for name in names})
+
+
+def _open_text(pl: Any, file: LogFile, names: Sequence[str], layout: Layout, log: Log) -> Part:
+    outside = [name for name in names if name in file.partitions]
+    text = settle(pl, file.path, [name for name in names if name not in outside], layout)
+    try:
+        frames = scan_text(pl, text, log.folder)
+    except (pl.exceptions.PolarsError, OSError):  # the file is read to its end there
+        raise unreadable(file.path) from None
+    frame, numbered = (frame.with_columns(_partition(pl, file, name) for name in outside) for frame in frames)
+    return Part(file.path, frame, numbered.rename({LINE: ROW}), dict.fromkeys(names), text)
+
+
+def _partition(pl: Any, file: LogFile, name: str) -> Any:
+    return pl.lit(file.partitions[name], dtype=pl.String).alias(name)
+
+
+def parquet_schema(pl: Any, path: str) -> dict[str, Any]:
+    """Names and types of a Parquet file's columns. ValueError: it is damaged."""
+    try:
+        return dict(scan_parquet(pl, path).collect_schema())
+    except pl.exceptions.PolarsError:
+        raise ValueError(f"{path}: cannot be read as parquet: damaged, or cut short") from None
+
+
+def names_of(column: str | int | Sequence[str | int]) -> list[str]:
+    """One name or several, as a list; numbers, of columns without a header, as text."""
+    columns = list(column) if isinstance(column, Sequence) and not isinstance(column, str) else [column]
+    try:
+        return [name if isinstance(name, str) else str(operator.index(name)) for name in columns]
+    except TypeError:
+        raise TypeError(f"expected a column's name or number, or a list of these, got {column!r}") from None

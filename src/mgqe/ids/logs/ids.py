@@ -1,0 +1,157 @@
+"""The ids of a log, of one kind whatever the files hold; null where an id is missing or is none of that kind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from mgqe.ids.logs.files import ROW, Log, Part
+from mgqe.ids.logs.text import COUNT
+
+INTEGERS = ("int64", "uint64")
+TEXTS = ("string", "binary")
+KINDS = (*INTEGERS, *TEXTS)
+FLOAT = "float"  # what columns may hold besides; no kind of id
+MISSING = ("null", "nan", "none", "na", "n/a", "\\n", "<na>")  # what programs write for no value
+SAMPLE = 100  # ids of a file of text by which their kind is told
+_INTEGER = re.compile(r"\s*[+-]?\d{1,20}\s*")
+_FRACTION = re.compile(r"\s*[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?\s*")
+
+
+def type_of(pl: Any, kind: str) -> Any:
+    """The polars type of a kind of ids."""
+    return {"int64": pl.Int64, "uint64": pl.UInt64, "string": pl.String, "binary": pl.Binary}[kind]
+
+
+def exact_below(dtype: Any) -> float:
+    """Where a type of floats stops telling one integer from the next."""
+    return 2.0**24 if str(dtype) == "Float32" else 2.0**53
+
+
+def raw_ids(pl: Any, part: Part, name: str, rows: bool = False) -> tuple[Any, Any]:
+    """(lazy frame of ``id``, as the part has it, type of an id); lists in cells become a row per id.
+
+    rows: and of ROW, see Part; of lists, the place among all ids. Text has COUNT besides.
+    """
+    column = pl.col(name).alias("id")
+    if part.text is not None:
+        if not rows:
+            column = pl.when(pl.col(COUNT) == part.text.width).then(pl.col(name)).alias("id")
+            return part.frame.select(column), None
+        return part.numbered.select(ROW, COUNT, column), None
+    ids, kind = part.frame.select(column), part.types[name]
+    while isinstance(kind, (pl.List, pl.Array)):
+        if isinstance(kind, pl.List):  # an empty list would become null, and is none
+            ids = ids.filter(pl.col("id").is_null() | (pl.col("id").list.len() > 0))
+        ids, kind = ids.explode("id"), kind.inner
+    return (ids.with_row_index(ROW) if rows else ids), kind
+
+
+def clean(pl: Any, part: Part, dtype: Any, kind: str, whole: bool) -> Any:
+    """Expression: ``id`` as the kind, null where it is missing or none.
+
+    whole: of the log's other files some hold integers, so that floats here are integers too.
+    """
+    ids, wanted = pl.col("id"), type_of(pl, kind)
+    if dtype is not None and dtype.is_float():
+        integers = (
+            pl.when((ids == ids.floor()) & (ids.abs() < exact_below(dtype))).then(ids).cast(pl.Int64, strict=False)
+        )
+        if kind in INTEGERS or whole:
+            return integers.cast(wanted if kind in INTEGERS else pl.String, strict=False).cast(wanted, strict=False)
+        return ids.fill_nan(None).cast(pl.String).cast(wanted)
+    if dtype is None or _is_text(dtype):
+        text = ids.cast(pl.String)
+        if kind in INTEGERS:
+            return text.str.strip_chars().cast(wanted, strict=False)
+        if dtype is None:  # Parquet and frames tell an empty text from none
+            text = pl.when(text.str.contains(r"\S")).then(text)
+        return text.cast(wanted)
+    if kind == "binary" and dtype != pl.Binary:
+        return ids.cast(pl.String).cast(pl.Binary)
+    return ids.cast(wanted, strict=False)
+
+
+def _is_text(dtype: Any) -> bool:
+    return str(dtype).startswith(("String", "Categorical", "Enum"))
+
+
+def ids_of(pl: Any, log: Log, names: Sequence[str], kind: str) -> Any:
+    """Lazy frame of the one column ``id``, of the kind: of all columns and parts."""
+    frames = []
+    for name in names:
+        opened = [(part, *raw_ids(pl, part, name)) for part in log.parts]
+        whole = mixes(kind_of(name, dtype) for _, _, dtype in opened)
+        frames += [ids.select(id=clean(pl, part, dtype, kind, whole)) for part, ids, dtype in opened]
+    return pl.concat(frames)
+
+
+def mixes(kinds: Any) -> bool:
+    """Whether some of the kinds are integers and some floats."""
+    kinds = set(kinds)
+    return FLOAT in kinds and bool(kinds & set(INTEGERS))
+
+
+def kind_of(name: str, dtype: Any) -> str:
+    """The kind of a type: one of KINDS, FLOAT, or empty for text that may say anything. TypeError: no type of ids."""
+    text = str(dtype)
+    if dtype is None:
+        return ""
+    if dtype.is_integer() and "128" not in text:
+        return "uint64" if text == "UInt64" else "int64"
+    if text == "Binary":
+        return "binary"
+    if _is_text(dtype):
+        return "string"
+    if dtype.is_float():
+        return FLOAT
+    if text == "Null":  # a column without any value
+        return ""
+    raise TypeError(
+        f"column {name!r}: expected integers, strings or binaries, got {text}: cast the ids to one of these"
+    )
+
+
+def kind_of_column(pl: Any, log: Log, name: str) -> str:
+    """The kind of a column's ids in all parts; FLOAT if they are floats everywhere.
+
+    Raises:
+        ValueError: parts hold different kinds. TypeError: no ids.
+    """
+    kinds: dict[str, Part] = {}
+    guessed = _guess(pl, log, name) if any(part.types[name] is None for part in log.parts) else ""
+    for part in log.parts:
+        kind = kind_of(name, raw_ids(pl, part, name)[1]) or (guessed if part.types[name] is None else "")
+        kinds.setdefault(kind, part)
+    if len(kinds) > 1:
+        kinds.pop("", None)
+    elif "" in kinds:
+        return "int64"
+    if kinds.keys() <= {*INTEGERS, FLOAT}:
+        return FLOAT if len(kinds) == 1 and FLOAT in kinds else "uint64" if "uint64" in kinds else "int64"
+    if len(kinds) > 1:
+        (kind, part), (other, another) = list(kinds.items())[:2]
+        raise ValueError(
+            f"{another.where}: column {name!r} holds ids of kind {other}, but of kind {kind} in {part.where}: say what "
+            "to make of both with kind= (--kind)"
+        )
+    return next(iter(kinds))
+
+
+def _guess(pl: Any, log: Log, name: str) -> str:
+    """The kind of ids that text says, by its first lines; int64 if there are none."""
+    found: list[str] = []
+    for part in log.parts:
+        if part.types[name] is None:
+            ids, _ = raw_ids(pl, part, name)
+            found += [text for text in ids.head(SAMPLE).collect()["id"].to_list() if text and text.strip()]
+        if len(found) >= SAMPLE:
+            break
+    found = [text for text in found if text.strip().lower() not in MISSING] or found
+    if all(map(_INTEGER.fullmatch, found)):
+        numbers = [int(text) for text in found]
+        if not numbers or (min(numbers) >= -(2**63) and max(numbers) < 2**63):
+            return "int64"
+        return "uint64" if min(numbers) >= 0 else "string"
+    return FLOAT if all(_INTEGER.fullmatch(text) or _FRACTION.fullmatch(text) for text in found) else "string"

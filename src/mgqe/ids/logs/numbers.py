@@ -1,0 +1,61 @@
+"""A column of numbers, one a row, from the files of a log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mgqe.ids.logs.bad_rows import wrong_line
+from mgqe.ids.logs.files import ROW, Part, open_log
+from mgqe.ids.logs.frames import polars
+from mgqe.ids.logs.layout import Layout
+from mgqe.ids.logs.text import COUNT, shown
+
+
+def read_numbers(source: Any, column: str, layout: Layout) -> Tensor:
+    """The column in the order of files and rows: (n,), int64 or float64.
+
+    Raises:
+        ValueError: a value is missing or is no number; files that cannot be read. KeyError: no such column.
+            FileNotFoundError.
+    """
+    pl = polars("reading files")
+    with open_log(pl, source, [column], layout) as log:
+        parts = [_numbers(pl, part, column) for part in log.parts]
+    return torch.from_numpy(pl.concat(parts, how="vertical_relaxed")[column].to_numpy(writable=True))
+
+
+def _numbers(pl: Any, part: Part, column: str) -> Any:
+    """Frame of the one column of a part."""
+    try:
+        frame = part.numbered.collect()
+    except pl.exceptions.PolarsError:
+        raise ValueError(f"{part.where}: cannot be read: damaged, or cut short") from None
+    if part.text is not None:
+        odd = frame.filter(pl.col(COUNT) != part.text.width)
+        if odd.height:
+            raise ValueError(f"{part.where}: {wrong_line(pl, part.text, odd[ROW][0], odd[COUNT][0])}")
+    values = frame[column]
+    numbers = _as_numbers(pl, values)
+    bad = numbers.is_null() | (numbers.is_nan() if numbers.dtype.is_float() else False)
+    if bad.any():
+        row = int(bad.arg_true()[0])
+        unit = "row" if part.text is None else "line"
+        raise ValueError(
+            f"{part.where}, {unit} {frame[ROW][row]}: column {column!r} must hold a number an id, none missing, got "
+            f"{'nothing' if values[row] is None else shown(str(values[row]))}"
+        )
+    return pl.DataFrame({column: numbers})
+
+
+def _as_numbers(pl: Any, values: Any) -> Any:
+    """The values as int64 if all of them are whole numbers, else as float64; null where one is no number."""
+    if values.dtype.is_integer():
+        return values.cast(pl.Int64, strict=False)
+    if values.dtype.is_float():
+        return values.cast(pl.Float64)
+    text = values.cast(pl.String, strict=False).str.strip_chars()
+    whole = text.cast(pl.Int64, strict=False)
+    return whole if not whole.null_count() else text.cast(pl.Float64, strict=False)

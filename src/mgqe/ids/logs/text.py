@@ -1,0 +1,214 @@
+"""Text files of a log: their lines, their header, and the places of the columns that are asked for."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from mgqe.ids.logs.layout import NO_HEADER, NO_QUOTE, Layout
+from mgqe.ids.logs.paths import GZIP, ZSTD
+
+# Columns beside those that are read; no name in a file has a zero byte.
+LINE, COUNT, TEXT = "\0line", "\0count", "\0text"
+SAMPLE = 1000  # lines from which a header is told from data
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
+_TYPED = re.compile(r"[^:]+:(token|float)(_seq)?")
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """One text file, its columns settled.
+
+    names: of all columns: the header's, or numbers from 1 without a header.
+    places: name -> place of the columns that will be read.
+    header: 1 where the first line is a header, else 0.
+    empty: nothing comes after the header.
+    """
+
+    path: str
+    layout: Layout
+    names: list[str]
+    places: dict[str, int]
+    header: int
+    empty: bool = False
+
+    @property
+    def width(self) -> int:
+        """Fields of every line."""
+        return len(self.names)
+
+
+def scan_lines(pl: Any, path: str, skip: int = 0, numbered: bool = False) -> Any:
+    """Lazy frame of TEXT, null for an empty line; bytes that are no UTF-8 become U+FFFD.
+
+    skip: so many lines at the beginning are left out. numbered: with LINE, from 1, which takes memory by the line.
+    """
+    index = {"row_index_name": LINE, "row_index_offset": 1 + skip} if numbered else {}
+    frame = pl.scan_csv(
+        path, has_header=False, separator="\0", quote_char=None, schema={TEXT: pl.String}, encoding="utf8-lossy",
+        skip_rows=skip, glob=False, **index,
+    )  # fmt: skip
+    return frame.with_columns(pl.col(TEXT).str.strip_suffix("\r"))
+
+
+def head_of(pl: Any, path: str, lines: int = SAMPLE) -> list[str]:
+    """The first lines, without a byte order mark. ValueError: the file cannot be read, or is empty."""
+    try:
+        found = scan_lines(pl, path).head(lines).collect()[TEXT].to_list()
+    except pl.exceptions.NoDataError:
+        found = []
+    except (pl.exceptions.PolarsError, OSError):
+        raise unreadable(path) from None
+    head = [line or "" for line in found]
+    if head:
+        head[0] = head[0].removeprefix("\ufeff")
+    if not any(line.strip() for line in head):
+        raise ValueError(f"{path}: cannot be read: it is empty")
+    if len(head) == 1 and "\r" in head[0]:
+        raise ValueError(f"{path}: cannot be read as text: its lines end in carriage returns alone: write line feeds")
+    return head
+
+
+def unreadable(path: str) -> ValueError:
+    """What to raise for a text file whose lines cannot be read."""
+    with open(path, "rb") as file:
+        head = file.read(4)
+    why = "it holds zero bytes, which no text does"
+    if head.startswith((GZIP, ZSTD)):
+        why = "it is compressed, and damaged, cut short or packed in an unusual way: decompress it first"
+    return ValueError(f"{path}: cannot be read as text: {why}")
+
+
+def split_line(line: str, layout: Layout) -> list[str]:
+    """The fields of one line that has no quoted line break."""
+    if layout.quote and layout.quote in line:
+        try:
+            return next(csv.reader([line], delimiter=layout.separator, quotechar=layout.quote), [""])
+        except csv.Error:  # a carriage return in it, or a field of more than 131,072 characters
+            pass
+    return line.split(layout.separator)
+
+
+def recbole(path: str, first: str) -> bool:
+    """Whether a file is RecBole's: its ending says so, or all names of its header have types."""
+    return Path(path).suffix.lower() == ".inter" or all(map(_TYPED.fullmatch, first.split("\t")))
+
+
+def settle(pl: Any, path: str, wanted: Sequence[str], layout: Layout) -> TextFile:
+    """Find the wanted columns in the header, or by their numbers.
+
+    Raises:
+        KeyError: no such column. ValueError: the file cannot be read, or a header that is none, or the other way round.
+    """
+    head = head_of(pl, path)
+    file = columns_of(path, head, layout)
+    places = {name: _place(file, name) for name in wanted}
+    check_header(file, places, head)
+    return TextFile(path, file.layout, file.names, places, file.header, len(head) == file.header)
+
+
+def columns_of(path: str, head: list[str], layout: Layout) -> TextFile:
+    """The names of all columns, from a file's first lines. ValueError: the first line is empty."""
+    if recbole(path, head[0]):  # tab-separated, never quoted; a type after each name
+        layout = Layout("\t", "", layout.header)
+    if not head[0].strip():
+        raise ValueError(f"{path}, line 1: expected a header line with the columns' names, got an empty line")
+    first = split_line(head[0], layout)
+    if layout.header is False:
+        return TextFile(path, layout, [str(number + 1) for number in range(len(first))], {}, 0)
+    names = [name.split(":")[0].strip() if _TYPED.fullmatch(name) else name.strip() for name in first]
+    return TextFile(path, layout, names, {}, 1)
+
+
+def _place(file: TextFile, name: str) -> int:
+    names = file.names
+    if name not in names and _TYPED.fullmatch(name):
+        name = name.split(":")[0]
+    if name not in names:
+        if not file.header:
+            raise KeyError(
+                f"no column {name!r}: without a header, columns are numbers from 1 to {len(names)} ({file.path})"
+                f"{_hint(file)}"
+            )
+        raise KeyError(f"no column {name!r}: the file has {', '.join(names)} ({file.path}){_hint(file)}")
+    if names.count(name) > 1:
+        raise ValueError(
+            f"{file.path}, line 1: expected distinct column names, got {', '.join(names)}: which {name!r} is meant "
+            "cannot be known; name each column once"
+        )
+    return names.index(name)
+
+
+def _hint(file: TextFile) -> str:
+    if len(file.names) == 1:
+        return ": say what separates the fields with separator= (--separator)"
+    if file.header and any(map(looks_like_data, file.names)):
+        return f": if its first line is data, {NO_HEADER}"
+    return ""
+
+
+def looks_like_data(name: str) -> bool:
+    """Whether a column's name is a number, as data has and headers seldom."""
+    return _NUMBER.fullmatch(name) is not None
+
+
+def check_header(file: TextFile, places: dict[str, int], head: list[str]) -> None:
+    """ValueError if the first line would be lost as a header, or a header be taken for data."""
+    rows = [fields for fields in (split_line(line, file.layout) for line in head[1:]) if len(fields) == file.width]
+    if file.header and file.layout.header is None:
+        for name, place in places.items():
+            if looks_like_data(name) or (name and any(row[place] == name for row in rows)):
+                raise ValueError(
+                    f"{file.path}: expected a header, but line 1 looks like data: {shown(head[0])}: if the file has no "
+                    f"header, {NO_HEADER}; if it has, say header=True (--header)"
+                )
+    other = next((text for text in ("\t", "::") if all(text in line for line in head)), None)
+    if file.width == 1 and other and len(head) > 1:
+        raise ValueError(
+            f"{file.path}: has one column, but {other!r} in every line: say what separates the fields with separator= "
+            "(--separator)"
+        )
+    if not file.header and len(rows) > 1:
+        first = split_line(head[0], file.layout)
+        for place in places.values():
+            if not looks_like_data(first[place]) and all(looks_like_data(row[place]) for row in rows):
+                raise ValueError(
+                    f"{file.path}: expected no header, but line 1 looks like one: {shown(head[0])}: leave out "
+                    "header=False (--no-header)"
+                )
+
+
+def open_text(path: str) -> IO[bytes]:
+    """The bytes of a file, decompressed where Python can; ValueError where it cannot."""
+    with open(path, "rb") as file:
+        head = file.read(4)
+    if head.startswith(ZSTD):
+        raise ValueError(f"{path}: cannot be read as text: it is compressed: decompress it first")
+    return gzip.open(path, "rb") if head.startswith(GZIP) else open(path, "rb")  # type: ignore[return-value]
+
+
+def is_utf8(path: str) -> bool:
+    """Whether all of a file is UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with open_text(path) as file:
+            while block := file.read(1 << 20):
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+    except ValueError:
+        return False
+    return True
+
+
+def shown(text: str, longest: int = 60) -> str:
+    """A text as an error shows it."""
+    return repr(text if len(text) <= longest else text[:longest] + "...")
+
+
+QUOTES = f"correct it, or {NO_QUOTE}"

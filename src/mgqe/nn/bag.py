@@ -1,0 +1,123 @@
+"""MGQEmbeddingBag and DPQEmbeddingBag: drop-in for nn.EmbeddingBag."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mgqe.checks.ids import as_int64, check_device
+from mgqe.nn.embedding import MGQEmbedding
+
+MODES = ("sum", "mean", "max")
+
+
+class MGQEmbeddingBag(MGQEmbedding):
+    """Sums, means or maxima of bags of quantised vectors; each distinct id of a batch is quantised once.
+
+    Arguments up to ``dtype`` are nn.EmbeddingBag's, in its order; the keywords after them are
+    :class:`MGQEmbedding`'s.
+
+    Shape:
+        ids (B, L), or ids (n,) with offsets (B,) -> (B, d); an empty bag gives zeros. Ids equal to
+        ``padding_idx`` are left out of their bag.
+
+    Raises:
+        ValueError, TypeError: arguments that do not fit. IndexError: ids out of range, in the forward pass.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        mode: str = "mean",
+        sparse: bool = False,
+        _weight: Tensor | None = None,
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **quantization: Any,
+    ) -> None:
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
+        super().__init__(
+            num_embeddings,
+            embedding_dim,
+            padding_idx,
+            max_norm,
+            norm_type,
+            scale_grad_by_freq,
+            sparse,
+            _weight,
+            False,
+            device,
+            dtype,
+            **quantization,
+        )
+        self.mode = mode
+        self.include_last_offset = include_last_offset
+
+    def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
+        """Bags of ids -> (B, d).
+
+        Args:
+            input: integers (B, L), or (n,) together with ``offsets``.
+            offsets: (B,) where each bag starts, or (B + 1,) with ``include_last_offset``.
+            per_sample_weights: like input; only for mode="sum".
+        """
+        self._begin_pass()
+        ids = self._int64(input)
+        if offsets is not None:
+            offsets = as_int64(offsets, "offsets")
+            check_device(offsets, ids.device, "offsets", "the ids")
+        if ids.dim() == 2 and offsets is not None:
+            raise ValueError("ids of shape (B, L) are bags already: offsets must be None")
+        if ids.dim() not in (1, 2):
+            raise ValueError(f"ids must have 1 or 2 dimensions, got shape {tuple(ids.shape)}")
+        padding: int | None = self.padding_idx
+        if self.quantizing or self.store is not None or self.raw_weight.dtype != self.vector_dtype:
+            vectors, places = self._vectors(ids.reshape(-1), repeat=False)
+            if places is None:
+                places = torch.arange(vectors.shape[0], device=ids.device)
+            if padding is not None:
+                # The zero vector of padding_idx moves to one place past the others, whatever its place was.
+                padding, is_padding = vectors.shape[0], ids.reshape(-1) == padding
+                places = places.masked_fill(is_padding, padding)
+                vectors = torch.cat([vectors, vectors.new_zeros(1, vectors.shape[1])])
+            table, index, norm, sparse = vectors, places.view(ids.shape), None, False
+        else:
+            table, index, norm, sparse = self.raw_weight, self._rows(ids), self.max_norm, self.sparse
+        pooled = F.embedding_bag(
+            index,
+            table,
+            offsets,
+            norm,
+            self.norm_type,
+            self.scale_grad_by_freq,
+            self.mode,
+            sparse,
+            per_sample_weights,
+            self.include_last_offset,
+            padding,
+        )
+        return self._joined(pooled)
+
+
+class DPQEmbeddingBag(MGQEmbeddingBag):
+    """:class:`MGQEmbeddingBag` with one tier: the same capacity for every id."""
+
+    _one_tier = True
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, *args: Any, **arguments: Any) -> None:
+        unwanted: Sequence[str] = [name for name in ("counts", "tiers", "fractions") if name in arguments]
+        if unwanted:
+            raise TypeError(f"DPQEmbeddingBag has one tier and takes no {', '.join(unwanted)}: use MGQEmbeddingBag")
+        tiers = [num_embeddings] if arguments.get("budget") is None else None
+        super().__init__(num_embeddings, embedding_dim, *args, tiers=tiers, **arguments)

@@ -1,0 +1,1 @@
+"""What surrounds a training pass: torch.compile, autocast, DistributedDataParallel."""

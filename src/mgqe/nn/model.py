@@ -1,0 +1,90 @@
+"""Functions over a whole model: the loss to add, the end of the warm-up."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mgqe.nn.context.graphs import outside_graphs
+from mgqe.nn.pending import CountsLosses
+from mgqe.nn.quantized import QuantizedEmbedding
+
+
+class AuxiliaryLayer(CountsLosses, nn.Module):
+    """What :func:`quantization_loss` and :func:`start_quantizing` look for in a model, besides the embeddings here."""
+
+    @property
+    def quantizing(self) -> bool:
+        """Whether the warm-up is over."""
+        raise NotImplementedError
+
+    def start_quantizing(self) -> None:
+        """End the warm-up now."""
+        raise NotImplementedError
+
+
+def quantized_layers(model: nn.Module) -> list[QuantizedEmbedding]:
+    """The quantised embedding layers of a model, each once."""
+    return [layer for layer in _layers(model) if isinstance(layer, QuantizedEmbedding)]
+
+
+def _layers(model: nn.Module) -> list[QuantizedEmbedding | AuxiliaryLayer]:
+    found: dict[nn.Module, None] = {}
+    waiting = [model]
+    while waiting:  # model.modules() builds a name for every module, which a training step would feel
+        module = waiting.pop()
+        if module not in found:
+            found[module] = None
+            waiting.extend(reversed([child for child in module._modules.values() if child is not None]))
+    return [module for module in found if isinstance(module, (QuantizedEmbedding, AuxiliaryLayer))]
+
+
+@outside_graphs
+def quantization_loss(model: nn.Module) -> Tensor:
+    """The sum of the layers' auxiliary losses of this step's forward passes: add it to the task's loss.
+
+    For VQ each layer's loss is mean ||c - sg(q)||^2 + beta * mean ||q - sg(c)||^2 (DPQ, arXiv 1908.09756). Zero in
+    the warm-up, for SX, and for models without such layers.
+
+    Each training pass of each layer counts once, in the step in which it was made: a layer that was called several
+    times adds every call, one that the step did not look up adds nothing. Called again before the next training
+    pass, this returns the same sum; after the backward pass through it, or after the optimiser's step, it is zero.
+    So read it before ``backward()``, also to log it; under ``torch.no_grad()`` it is read without being used up, also
+    between passes of one step.
+
+    Returns:
+        scalar tensor, float32, on the layers' device.
+
+    Example:
+        >>> loss = task_loss + mgqe.quantization_loss(model)
+        >>> loss.backward()
+    """
+    layers = _layers(model)
+    latest = max((layer.latest_pass for layer in layers), default=0)
+    ended = max((layer.ended_pass for layer in layers), default=0)
+    losses = [loss for layer in layers if (loss := layer.auxiliary_loss(latest, ended)) is not None]
+    if len(losses) == 1:
+        return losses[0].float()
+    if losses:
+        return torch.stack([loss.float().to(losses[0].device) for loss in losses]).sum()
+    parameter = next(model.parameters(), None)
+    return torch.zeros((), dtype=torch.float32, device=None if parameter is None else parameter.device)
+
+
+def start_quantizing(model: nn.Module) -> int:
+    """End the warm-up of every layer now: codebooks start by k-means from the rows as they are.
+
+    Returns:
+        how many layers this started; those that had started before are left as they are.
+
+    Raises:
+        ValueError: a row is NaN or infinite. The message names the layer's path and the row.
+    """
+    waiting = [layer for layer in _layers(model) if not layer.quantizing]
+    for layer in waiting:
+        try:
+            layer.start_quantizing()
+        except ValueError as error:
+            path = next((name for name, module in model.named_modules() if module is layer), "")
+            raise ValueError(f"{path}: {error}" if path else str(error)) from error
+    return len(waiting)

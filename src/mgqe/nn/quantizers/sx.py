@@ -1,0 +1,235 @@
+"""DPQ-SX as a module: keys choose by softmax, values are served (arXiv 1908.09756, section 2.2).
+
+Every response is held for the backward pass, u * D * K floats: far slower than VQ, and as the papers have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mgqe import ops
+from mgqe.codec.capacity import Capacity
+from mgqe.codec.equations import (
+    Groups,
+    fold_normalization,
+    mix_values,
+    normalize_responses,
+    responses,
+    round_centroids,
+    soft_to_hard,
+    tier_codebook,
+)
+from mgqe.codec.kmeans import KMEANS, Frame, KMeans, revive, split_pieces, start_codebooks
+from mgqe.nn.context.ddp import average, recomputing
+from mgqe.nn.quantizers.autograd import SparseGradient
+
+TEMPERATURE = 1.0
+MOMENTUM = 0.1  # of the running batch-norm statistics, as in nn.BatchNorm1d
+
+
+class Lift(Protocol):
+    """What makes vectors of rows that are narrower, :class:`mgqe.nn.rows.narrow.NarrowStore`."""
+
+    def values_of(self, keys: Tensor) -> Tensor:
+        """Keys (Dc, K, key_dim) -> values (Dc, K, s)."""
+        ...
+
+
+class SXQuantizer(nn.Module):
+    """Rows in, values of the winning keys out; soft backward. The loss is the task's alone.
+
+    Attributes:
+        keys, values_: one (Dc, Kc, sc) parameter a codebook; only the values are served.
+        mean_g, variance_g: running statistics (D_g, K_g) of tier g's responses, folded into the keys when codes
+            are computed outside training.
+    """
+
+    largest_value = 1e8  # of a row's numbers; variances of products with keys are their fourth powers
+    lift: tuple[Lift, ...] = ()  # in a tuple, where nn.Module does not see it
+
+    def __init__(
+        self,
+        capacity: Capacity,
+        like: Tensor,
+        centroid_dtype: str,
+        sparse: bool = False,
+        key_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.key_dim = key_dim
+        self.sparse = sparse
+        self.capacity = capacity
+        self.centroid_dtype = centroid_dtype
+        shapes = capacity.codebook_shapes
+        keys = [(*shape[:2], key_dim or shape[2]) for shape in shapes]
+        self.keys = nn.ParameterList(nn.Parameter(like.new_zeros(shape)) for shape in keys)
+        self.values_ = nn.ParameterList(nn.Parameter(like.new_zeros(shape)) for shape in shapes)
+        for g, size in enumerate(zip(capacity.num_subspaces, capacity.num_centroids, strict=True)):
+            self.register_buffer(f"mean_{g}", torch.zeros(size, dtype=torch.float32, device=like.device))
+            self.register_buffer(f"variance_{g}", torch.ones(size, dtype=torch.float32, device=like.device))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """As constructed: zeros, which ``start`` replaces."""
+        for book in (*self.keys, *self.values_):
+            book.zero_()
+        for g in range(self.capacity.num_tiers):
+            mean, variance = self._statistics(g)
+            mean.zero_()
+            variance.fill_(1.0)
+
+    @torch.no_grad()
+    def start(self, rows: Sequence[Tensor], generator: torch.Generator, effort: KMeans = KMEANS) -> None:
+        """Keys by nested k-means; statistics of their responses; values as the mean of the rows a key wins."""
+        capacity = self.capacity
+        if self.key_dim is not None:
+            capacity = replace(capacity, embedding_dim=max(capacity.num_subspaces) * self.key_dim)
+        books = start_codebooks(rows, capacity, generator, effort)
+        for key, book in zip(self.keys, books, strict=True):
+            key.copy_(book)
+        for g, tier_rows in enumerate(rows):
+            scores = self._responses(tier_rows, g)
+            self._measure(g, *batch_statistics(scores, tier_rows.new_ones(len(tier_rows))), momentum=1.0)
+        if self.lift:
+            for value, book in zip(self.values_, books, strict=True):
+                value.copy_(self.lift[0].values_of(book))
+            return
+        for number, value in enumerate(self.values_):
+            value.copy_(self._won_means(rows, number, books[number]))
+
+    def _won_means(self, rows: Sequence[Tensor], number: int, book: Tensor) -> Tensor:
+        """The mean of the rows that each key wins (Dc, K, sc); the key itself, from ``book``, where it wins none."""
+        tiers = [g for g, used in enumerate(self.capacity.codebook_of) if used == number]
+        frame = Frame.of(torch.cat([split_pieces(rows[g], book.shape[2]) for g in tiers]), book.shape[0])
+        sums = torch.zeros_like(book)
+        counts = torch.zeros(book.shape[:2], dtype=torch.float32, device=book.device)
+        for g in tiers:
+            values = rows[g] if frame is None else frame.rows(rows[g])
+            part, part_counts = ops.scatter(values, self.codes(rows[g], g), None, *book.shape)
+            sums += part
+            counts += part_counts
+        means = sums / counts.clamp(min=1).unsqueeze(-1)
+        means = means if frame is None else frame.leave(means)
+        return torch.where((counts > 0).unsqueeze(-1), means, book)
+
+    @torch.no_grad()
+    def revive(self, rows: Sequence[Tensor], generator: torch.Generator) -> int:
+        """Move key and value of centroids that no row chooses onto rows of tiers that reach them."""
+        moved = 0
+        for number, (key, value) in enumerate(zip(self.keys, self.values_, strict=True)):
+            tiers = [g for g, used in enumerate(self.capacity.codebook_of) if used == number and len(rows[g])]
+            uses = torch.zeros(key.shape[:2], dtype=torch.float32, device=key.device)
+            for g in tiers:
+                uses += ops.scatter(rows[g], self.codes(rows[g], g), None, *key.shape)[1]
+            start = 0
+            for reach in sorted({self.capacity.num_centroids[g] for g in tiers}):
+                near = torch.cat([rows[g] for g in tiers if self.capacity.num_centroids[g] >= reach])
+                dead = (uses[:, start:reach] == 0).unsqueeze(-1)
+                part = key.detach()[:, start:reach].float()
+                moved += (count := revive(part, uses[:, start:reach], near, generator))
+                if count:
+                    key[:, start:reach] = part.to(key.dtype)
+                    moved_to = self.lift[0].values_of(part) if self.lift else part
+                    value[:, start:reach] = torch.where(dead, moved_to.to(value.dtype), value[:, start:reach])
+                start = reach
+        return moved
+
+    def version(self) -> int:
+        """A number that changes when a codebook does."""
+        return sum(book._version for book in self.parameters())
+
+    def values(self, number: int) -> Tensor:
+        """Codebook ``number`` in float32 as it will be served, (Dc, Kc, sc), differentiable."""
+        return round_centroids(self._leaf(self.values_[number]).float(), self.centroid_dtype)
+
+    def _leaf(self, parameter: Tensor) -> Tensor:
+        if self.sparse and torch.is_grad_enabled():
+            return SparseGradient.apply(parameter)  # type: ignore[no-any-return, no-untyped-call]
+        return parameter
+
+    def _tier_view(self, book: Tensor, tier: int) -> Tensor:
+        return tier_codebook(book, self.capacity.num_subspaces[tier], self.capacity.num_centroids[tier])
+
+    def _responses(self, rows: Tensor, tier: int) -> Tensor:
+        keys = self._leaf(self.keys[self.capacity.codebook_of[tier]]).float()
+        return responses(rows.float(), self._tier_view(keys, tier))
+
+    def _statistics(self, tier: int) -> tuple[Tensor, Tensor]:
+        return self.get_buffer(f"mean_{tier}"), self.get_buffer(f"variance_{tier}")
+
+    @torch.no_grad()
+    def _measure(self, tier: int, mean: Tensor, variance: Tensor, size: Tensor, momentum: float) -> None:
+        """Take a batch's statistics into the running ones; a batch of one row has no variance and is left out."""
+        unbiased = variance * (size / (size - 1).clamp(min=1))
+        for running, batch in zip(self._statistics(tier), (mean, unbiased), strict=True):
+            running.copy_(torch.where(size > 1, running.float().lerp(batch, momentum), running.float()))
+        if not torch.compiler.is_compiling():
+            average(*self._statistics(tier))  # of other samples on every process, which must choose the same codes
+
+    def codes(self, rows: Tensor, tier: int) -> Tensor:
+        """Rows (n, d) of one tier -> (n, D_g) int32, with the batch norm folded into the keys."""
+        keys = self._tier_view(self.keys[self.capacity.codebook_of[tier]].detach().float(), tier)
+        mean, variance = self._statistics(tier)
+        folded, bias = fold_normalization(keys, mean.float(), variance.float())
+        return ops.assign(rows.detach().float(), folded.contiguous(), bias.contiguous())
+
+    def forward(self, rows: Tensor, groups: Groups, counts: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Quantise rows (u, d); the auxiliary loss of SX is None.
+
+        Args:
+            rows: (u, d).
+            groups: how many of the rows each tier has, tiers in order; under torch.compile each row's tier (u,).
+            counts: (u,); rows with a count of 0 (padding) have no part in the batch statistics, all others alike.
+        """
+        present = (counts > 0).float()
+        if isinstance(groups, Tensor):
+            # How many rows a tier has is no static shape: every tier quantises every row.
+            quantized = self._quantize(rows, present * (groups == 0), 0)
+            for g in range(1, self.capacity.num_tiers):
+                mine = groups == g
+                quantized = torch.where(mine.unsqueeze(-1), self._quantize(rows, present * mine, g), quantized)
+            return quantized.to(rows.dtype), None
+        parts = zip(torch.split(rows, list(groups)), torch.split(present, list(groups)), strict=True)
+        return torch.cat([self._quantize(*part, g) for g, part in enumerate(parts)]).to(rows.dtype), None
+
+    def _quantize(self, rows: Tensor, present: Tensor, tier: int) -> Tensor:
+        number = self.capacity.codebook_of[tier]
+        if not torch.is_grad_enabled():
+            return ops.gather(self.codes(rows, tier), self.values(number))
+        scores = self._responses(rows, tier)
+        mean, variance = (statistic.float() for statistic in self._statistics(tier))
+        if self.training:
+            batch_mean, batch_variance, size = batch_statistics(scores, present)
+            mean = torch.where(size > 1, batch_mean, mean)
+            variance = torch.where(size > 1, batch_variance, variance)
+            if not recomputing():  # gradient checkpointing would count the batch twice
+                self._measure(tier, batch_mean.detach(), batch_variance.detach(), size, MOMENTUM)
+            normalized = normalize_responses(scores, mean, variance)
+            codes = normalized.detach().argmax(-1)
+        else:
+            normalized = normalize_responses(scores, mean, variance)
+            codes = self.codes(rows, tier)
+        weights = soft_to_hard(normalized, codes, TEMPERATURE)
+        return mix_values(weights, self._tier_view(self.values(number), tier))
+
+    def served(self) -> list[Tensor]:
+        """The codebooks that a frozen table holds, before rounding to ``centroid_dtype``: the values."""
+        return [value.detach().float() for value in self.values_]
+
+
+def batch_statistics(scores: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and (biased) variance (D, K) of the responses (n, D, K) of the rows that are present, and their number.
+
+    Args:
+        scores: (n, D, K).
+        present: (n,) ones, and zeros for rows that do not count.
+    """
+    size = present.sum()
+    shares = present / size.clamp(min=1)
+    mean = torch.einsum("n,njk->jk", shares, scores)
+    return mean, torch.einsum("n,njk->jk", shares, (scores - mean).square()), size

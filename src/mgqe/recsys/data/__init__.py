@@ -1,0 +1,1 @@
+"""Files of interactions -> rows of integers, split into a training, a validation and a test part."""

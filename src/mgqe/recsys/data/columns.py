@@ -1,0 +1,116 @@
+"""Which columns of a file hold the user, the item, the time and the context, and how the file is laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mgqe.ids.logs.layout import NO_HEADER, Layout
+from mgqe.ids.logs.text import looks_like_data
+from mgqe.recsys.data.settings import DataSettings
+
+SEPARATORS = (",", "\t", ";", "|", "::")
+USUAL = {
+    "user": ("user", "user_id", "userid", "uid", "reviewerid", "reviewer_id", "customer_id", "visitorid", "session_id"),
+    "item": (
+        "item", "item_id", "itemid", "iid", "movie", "movie_id", "movieid", "product", "product_id", "productid",
+        "asin", "book_id", "track_id", "business_id", "article_id", "app_id",
+    ),
+    "time": ("timestamp", "time", "ts", "datetime", "date", "unixreviewtime", "event_time", "created_at"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns that hold the user, the item and the time; None: look for a usual name.
+
+    context: names of further columns to read, each a category (weekday, country, ...).
+    separator, quote, header: how csv files are laid out, see mgqe.ids.logs.layout.Layout; without a header, columns are
+        named by their numbers from 1. separator None: the one that the first line has most of.
+    """
+
+    user: str | None = None
+    item: str | None = None
+    time: str | None = None
+    context: tuple[str, ...] = ()
+    separator: str | None = None
+    quote: str | None = '"'
+    header: bool | None = None
+
+    @classmethod
+    def of(cls, config: DataSettings, context: tuple[str, ...] = ()) -> Columns:
+        """What a run's configuration says of its file."""
+        return cls(
+            config.user_column, config.item_column, config.time_column, context, config.separator, config.quote,
+            config.header,
+        )  # fmt: skip
+
+    @property
+    def named(self) -> list[tuple[str, str]]:
+        """(role, name) of the columns that are named."""
+        roles = (("user", self.user), ("item", self.item), ("time", self.time))
+        return [(role, name) for role, name in roles if name is not None]
+
+    @property
+    def lays_out(self) -> bool:
+        """Whether it says of a file of text that it has columns."""
+        return self.separator is not None or self.header is not None
+
+    def layout(self, first: str) -> Layout:
+        """The layout of a csv file that begins with this line."""
+        separator = self.separator or max(SEPARATORS, key=lambda text: (first.count(text), len(text)))
+        return Layout.of(separator, self.quote, self.header)
+
+
+def pick_columns(path: str, names: Sequence[str], columns: Columns) -> dict[str, str]:
+    """Role -> name of the column that has it."""
+    taken: dict[str, str] = {}
+    lowered = {name.lower(): name for name in reversed(names)}
+    listed = ", ".join(names)
+    for role, given in (("user", columns.user), ("item", columns.item), ("time", columns.time)):
+        if given is not None and given not in names and given.split(":")[0] not in names:
+            raise ValueError(f"{path}: no column {given!r} for the {role}; it has {listed}{_no_header(names, columns)}")
+        name = given or next((lowered[usual] for usual in USUAL[role] if usual in lowered), None)
+        if name is None and role != "time":
+            how = f"name it with --{role}-column"
+            if columns.header is False:
+                how = f"the file has no header: say which number it has, --{role}-column {1 if role == 'user' else 2}"
+            raise ValueError(
+                f"{path}: no column that looks like the {role} (such as {', '.join(USUAL[role][:3])}); it has "
+                f"{listed}; {how}{_no_header(names, columns)}"
+            )
+        if name is not None:
+            taken[role] = name
+    _check_distinct(path, taken)
+    for name in columns.context:
+        if name not in names:
+            raise ValueError(f"{path}: no context column {name!r}; it has {listed}")
+        if name in USUAL or name in taken.values():
+            raise ValueError(
+                f"{path}: column {name!r} is the user, the item or the time, or has such a name: no context"
+            )
+    twice = next((name for name in taken.values() if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{path}, line 1: expected distinct column names, got {listed}")
+    taken.update((name, name) for name in columns.context)
+    return taken
+
+
+def _check_distinct(path: str, taken: dict[str, str]) -> None:
+    """ValueError if two roles have one column."""
+    roles: dict[str, str] = {}
+    for role, name in taken.items():
+        if name in roles:
+            raise ValueError(
+                f"{path}: column {name!r} cannot be both the {roles[name]} and the {role}: name another one with "
+                f"--{role}-column or --{roles[name]}-column"
+            )
+        roles[name] = role
+
+
+def _no_header(names: Sequence[str], columns: Columns) -> str:
+    if len(names) == 1:
+        return "; if it has several, say what separates them with --separator"
+    if columns.header is None and any(map(looks_like_data, names)):
+        return f"; if its first line is data, {NO_HEADER}, such as --user-column 1 --item-column 2 --time-column 4"
+    return ""

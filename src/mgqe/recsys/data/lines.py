@@ -1,0 +1,74 @@
+"""Files without columns: a line per interaction, or per user."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import polars as pl
+
+from mgqe.ids.logs.files import ROW
+from mgqe.ids.logs.paths import LogFile
+from mgqe.ids.logs.text import LINE, TEXT, head_of, is_utf8, scan_lines
+from mgqe.recsys.data.columns import USUAL
+from mgqe.recsys.data.places import FILE, Place, shown_fields
+
+
+def _text_lines(files: Sequence[LogFile]) -> tuple[pl.DataFrame, Place]:
+    """Columns FILE, ROW (the line), `field` (list of the line's words); blank lines left out."""
+    frames = []
+    for number, file in enumerate(files):
+        head_of(pl, file.path, 1)  # says if it cannot be read
+        frames.append(scan_lines(pl, file.path, numbered=True).collect().with_columns(pl.lit(number).alias(FILE)))
+    frame = pl.concat(frames).rename({LINE: ROW}).filter(pl.col(TEXT).str.contains(r"\S"))
+    place = Place([file.path for file in files], "line")
+    odd = frame.filter(pl.col(TEXT).str.contains("\ufffd", literal=True))
+    for number in odd[FILE].unique(maintain_order=True).to_list():
+        if not is_utf8(files[number].path):
+            there = odd.filter(pl.col(FILE) == number)
+            raise ValueError(
+                f"{place.of(there, 0)}: {shown_fields([there[TEXT][0]])} is not UTF-8: write the file as UTF-8"
+            )
+    words = pl.col(TEXT).str.replace_all(r"\s+", " ").str.strip_chars().str.split(" ").alias("field")
+    return frame.select(FILE, ROW, words), place
+
+
+def read_pairs(files: Sequence[LogFile]) -> pl.DataFrame:
+    """Columns user and item of lines `user item`."""
+    frame, place = _text_lines(files)
+    wrong = frame.filter(pl.col("field").list.len() != 2)
+    if wrong.height:
+        field = wrong["field"][0].to_list()
+        raise ValueError(
+            f"{place.of(wrong, 0)}: expected 2 fields, `user item`, got {len(field)}: {shown_fields(field)} "
+            "(if each line is one user and all their items, say --format lines; if the file has columns with a header, "
+            "--format csv; without a header, --no-header too, and name the columns by their numbers from 1; if spaces "
+            "separate them, --separator space)"
+        )
+    frame = frame.select(pl.col("field").list.get(0).alias("user"), pl.col("field").list.get(1).alias("item"))
+    if frame.height and tuple(word.lower() for word in frame.row(0)) in itertools.product(USUAL["user"], USUAL["item"]):
+        raise ValueError(
+            f"{files[0].path}, line 1: expected `user item`, got what looks like a header, "
+            f"{shown_fields(list(frame.row(0)))}: delete that line, or separate the columns by commas or tabs and say "
+            "--format csv"
+        )
+    return frame
+
+
+def read_lines(files: Sequence[LogFile]) -> pl.DataFrame:
+    """Columns user and item of lines `user item item ...`."""
+    frame, place = _text_lines(files)
+    frame = frame.with_columns(pl.col("field").list.get(0).alias("user"))
+    wrong = frame.filter(pl.col("field").list.len() < 2)
+    if wrong.height:
+        text = shown_fields(wrong["field"][0].to_list())
+        raise ValueError(f"{place.of(wrong, 0)}: expected `user item item ...`, got {text} and no item")
+    twice = frame.filter(~pl.col("user").is_first_distinct())
+    if twice.height:
+        user = twice["user"][0]
+        first = frame.filter(pl.col("user") == user)[ROW][0]
+        raise ValueError(
+            f"{place.of(twice, 0)}: user {user} already has line {first}: expected one line a user "
+            "(if each line is one interaction, `user item`, say --format pairs: every line must then have 2 fields)"
+        )
+    return frame.select("user", pl.col("field").list.slice(1).alias("item")).explode("item")

@@ -1,0 +1,128 @@
+"""Negative items: for training, never one that the user has in training; for evaluation, never one at all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mgqe.recsys.data.interactions import IdMap
+
+BITSET_LIMIT = 512 * 2**20  # bytes; beyond it, seen pairs are found by binary search
+LEAVE_OUT = "leave the user out of the data"
+
+
+class SeenItems:
+    """Answers "has this user this item?" for many pairs at once.
+
+    users, items: int64 (n,), any order, repeats allowed. A packed bit a (user, item) pair where that fits in
+    `bitset_limit` bytes, else a search among the sorted keys user * num_items + item. user_ids: what errors call the
+    users; without it, their rows.
+    """
+
+    def __init__(
+        self,
+        users: Tensor,
+        items: Tensor,
+        num_users: int,
+        num_items: int,
+        bitset_limit: int = BITSET_LIMIT,
+        user_ids: IdMap | None = None,
+    ) -> None:
+        self.num_users, self.num_items = num_users, num_items
+        self.user_ids = user_ids
+        keys = torch.unique(users * num_items + items)  # sorted
+        self.counts = torch.bincount(keys // num_items, minlength=num_users)
+        self.stride = (num_items + 7) // 8
+        self._bits: Tensor | None = None
+        self._keys = keys
+        if num_users * self.stride <= bitset_limit:
+            owner = torch.div(keys, num_items, rounding_mode="floor")
+            item = keys - owner * num_items
+            # Distinct keys set distinct bits, so that adding is the same as or-ing.
+            bits = torch.zeros(num_users * self.stride, dtype=torch.uint8)
+            bits.index_add_(0, owner * self.stride + (item >> 3), _bit(item))
+            self._bits = bits
+
+    def has(self, users: Tensor, items: Tensor) -> Tensor:
+        """bool like `users` and `items` broadcast together."""
+        if self._bits is not None:
+            byte = self._bits[users * self.stride + (items >> 3)]
+            return (byte & _bit(items)) != 0
+        keys = users * self.num_items + items
+        at = torch.searchsorted(self._keys, keys).clamp_(max=max(self._keys.numel() - 1, 0))
+        return self._keys[at] == keys if self._keys.numel() else torch.zeros_like(keys, dtype=torch.bool)
+
+    def unseen(self, user: int) -> Tensor:
+        """int64 (num_items - counts[user],): the items the user does not have, ascending."""
+        items = torch.arange(self.num_items)
+        return items[~self.has(torch.full_like(items, user), items)]
+
+    def check_unseen(self, users: Tensor, num: int, remedy: str) -> None:
+        """ValueError that names a user of `users` who lacks fewer than `num` items; {lacks} in `remedy` is how many."""
+        if users.numel() == 0:
+            return
+        lacking = self.num_items - self.counts[users]
+        least = int(lacking.argmin())
+        lacks, row = int(lacking[least]), int(users[least])
+        if lacks >= num:
+            return
+        name = f"row {row}" if self.user_ids is None else f"{self.user_ids.id(row)!r}"
+        raise ValueError(
+            f"user {name} lacks only {lacks} of {self.num_items} items: expected at least {num} to draw negatives "
+            f"from; {remedy.format(lacks=lacks) if lacks else LEAVE_OUT}"
+        )
+
+
+def _bit(items: Tensor) -> Tensor:
+    return torch.ones((), dtype=torch.uint8) << (items & 7).to(torch.uint8)
+
+
+def sample_negatives(users: Tensor, seen: SeenItems, num: int, generator: torch.Generator) -> Tensor:
+    """`num` items for each of `users` (n,), uniform among those the user does not have: int64 (n, num).
+
+    Draws may repeat one another. ValueError when a user has every item.
+    """
+    seen.check_unseen(users, 1, LEAVE_OUT)
+    owner = users.repeat_interleave(num)
+    drawn = torch.randint(seen.num_items, (owner.numel(),), generator=generator)
+    wrong = seen.has(owner, drawn).nonzero().squeeze(1)
+    for _ in range(32):
+        if wrong.numel() == 0:
+            break
+        again = torch.randint(seen.num_items, (wrong.numel(),), generator=generator)
+        drawn[wrong] = again
+        wrong = wrong[seen.has(owner[wrong], again)]
+    # What is left belongs to users who have nearly everything: choose from the list of what they lack.
+    for user in sorted(set(owner[wrong].tolist())):
+        places = wrong[owner[wrong] == user]
+        unseen = seen.unseen(user)
+        drawn[places] = unseen[torch.randint(unseen.numel(), (places.numel(),), generator=generator)]
+    return drawn.view(users.numel(), num)
+
+
+def evaluation_negatives(users: Tensor, seen: SeenItems, num: int, seed: int, option: str = "eval_negatives") -> Tensor:
+    """`num` different items for each of `users` (n,) that the user has nowhere: int64 (n, num), ascending.
+
+    Always the same ones for the same seed. ValueError when a user lacks fewer than `num` items; `option` is the
+    setting that it names.
+    """
+    seen.check_unseen(users, num, f"ask for fewer negatives (--set {option}={{lacks}}) or leave the user out")
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(seen.num_items, (users.numel(), num), generator=generator)
+    owner = users[:, None]
+    pending = torch.arange(users.numel())
+    for _ in range(64):
+        rows = drawn[pending].sort(dim=1).values
+        wrong = seen.has(owner[pending], rows)
+        wrong[:, 1:] |= rows[:, 1:] == rows[:, :-1]
+        again = torch.randint(seen.num_items, (int(wrong.sum()),), generator=generator)
+        rows[wrong] = again
+        drawn[pending] = rows
+        pending = pending[wrong.any(dim=1)]
+        if pending.numel() == 0:
+            return drawn
+    for row in pending.tolist():
+        unseen = seen.unseen(int(users[row]))
+        chosen = torch.randperm(unseen.numel(), generator=generator)[:num]
+        drawn[row] = unseen[chosen].sort().values
+    return drawn

@@ -1,0 +1,216 @@
+"""Files with columns, csv, inter and Parquet: the user, item, time and context of all parts, checked."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from mgqe.ids.logs.bad_rows import line_of, quoted, wrong_field
+from mgqe.ids.logs.files import ROW, Log, open_log, parquet_schema
+from mgqe.ids.logs.ids import MISSING, exact_below
+from mgqe.ids.logs.layout import NO_QUOTE, Layout
+from mgqe.ids.logs.paths import LogFile
+from mgqe.ids.logs.text import COUNT, columns_of, head_of, shown
+from mgqe.recsys.data.columns import USUAL, Columns, pick_columns
+from mgqe.recsys.data.places import FILE, Place, shown_fields
+
+
+def read_table(source: Path | str, files: Sequence[LogFile], format: str, columns: Columns) -> pl.DataFrame:
+    """The user, item, time and context columns of csv, inter or Parquet files, checked for missing values."""
+    path, head, layout = files[0].path, [""], Layout("\t", "", columns.header)
+    if format == "parquet":
+        names = list(parquet_schema(pl, path))
+    else:
+        head = head_of(pl, path)
+        layout = columns.layout(head[0]) if format == "csv" else layout
+        names = columns_of(path, head, layout).names
+    taken = pick_columns(path, [*names, *(key for key in files[0].partitions if key not in names)], columns)
+    if format != "parquet" and columns.header is False:
+        _check_no_header(path, head, layout, taken)
+    try:
+        with open_log(pl, source, list(taken.values()), layout) as log:
+            frames, place = _collected(log, taken)
+            _check_fields(log, frames, place)
+            frame = _joined(frames, place, taken)
+            if "time" in taken:
+                frame = frame.with_columns(_as_time(place, frame, taken["time"]))
+            _check_missing(log, frame, place, taken)
+    except KeyError as error:
+        raise ValueError(f"{path}: {error.args[0]}") from None
+    contexts = [_as_context(place, frame, name) for name in columns.context]
+    return frame.with_columns(contexts).select(list(taken))
+
+
+def _check_no_header(path: str, head: list[str], layout: Layout, taken: dict[str, str]) -> None:
+    """ValueError if the first line, which is to be data, calls the user and the item by their usual names."""
+    first = [name.lower() for name in columns_of(path, head, replace(layout, header=True)).names]
+    places = {role: int(taken[role]) - 1 for role in ("user", "item") if taken[role].isdigit()}
+    if len(places) == 2 and all(first[place] in USUAL[role] for role, place in places.items()):
+        raise ValueError(
+            f"{path}: expected no header, but line 1 looks like one: {shown(head[0])}: leave out header=False "
+            "(--no-header)"
+        )
+
+
+def _collected(log: Log, taken: dict[str, str]) -> tuple[list[pl.DataFrame], Place]:
+    """The rows of each part, by role, with FILE and ROW, and of text COUNT."""
+    frames = []
+    for number, part in enumerate(log.parts):
+        roles = [pl.col(name).alias(role) for role, name in taken.items()]
+        counts = [] if part.text is None else [COUNT]
+        try:
+            frame = part.numbered.select(pl.lit(number).alias(FILE), ROW, *counts, *roles).collect()
+        except pl.exceptions.PolarsError:
+            what = "parquet" if part.text is None else "text"
+            raise ValueError(f"{part.where}: cannot be read as {what}: damaged, or cut short") from None
+        frames.append(frame)
+    place = Place([part.where for part in log.parts], "row", 1)
+    return frames, Place(place.paths, "line") if log.parts[0].text is not None else place
+
+
+def _check_fields(log: Log, frames: Sequence[pl.DataFrame], place: Place) -> None:
+    """ValueError if a line has other than its file's number of fields."""
+    for part, frame in zip(log.parts, frames, strict=True):
+        if part.text is None:
+            continue
+        wrong = frame.filter(pl.col(COUNT) != part.text.width)
+        if wrong.height:
+            as_in = "the header" if part.text.header else "line 1"
+            line = line_of(pl, part.text, wrong[ROW][0])
+            quotes = f"; if its quotes are no more than signs, {NO_QUOTE}" if quoted(part.text, line) else ""
+            raise ValueError(
+                f"{place.of(wrong, 0)}: expected {part.text.width} fields as in {as_in}, got {wrong[COUNT][0]}: "
+                f"{shown_fields([line])}: correct or drop that line, or say what separates the fields with "
+                f"--separator{quotes}"
+            )
+
+
+def _joined(frames: Sequence[pl.DataFrame], place: Place, taken: dict[str, str]) -> pl.DataFrame:
+    """One frame of all parts, whose columns may have grown wider from part to part."""
+    series = {role: _one_type([frame[role] for frame in frames], role, place) for role in taken}
+    positions = pl.concat([frame.select(FILE, ROW) for frame in frames])
+    return positions.with_columns(**series)
+
+
+def _one_type(parts: list[pl.Series], role: str, place: Place) -> pl.Series:
+    """The parts of a column as one: integers are widened; floats among integers are integers, but for times."""
+    types = {part.dtype: number for number, part in enumerate(parts) if part.dtype != pl.Null}
+    if len(types) <= 1:
+        return _concat([part.cast(next(iter(types), pl.String)) for part in parts])
+    return _widened(parts, types, role, place)
+
+
+def _widened(parts: list[pl.Series], types: dict[Any, int], role: str, place: Place) -> pl.Series:
+    kinds = types.keys()
+    if all(kind.is_numeric() for kind in kinds):
+        if any(kind.is_float() for kind in kinds) and role == "time":
+            return _concat([part.cast(pl.Float64) for part in parts])
+        return _concat([_as_integers(part, place.paths[number], role) for number, part in enumerate(parts)])
+    if all(kind == pl.String or isinstance(kind, (pl.Categorical, pl.Enum)) for kind in kinds):
+        return _concat([part.cast(pl.String) for part in parts])
+    if all(kind.is_temporal() for kind in kinds):
+        return _concat([part.cast(pl.Datetime("us")) for part in parts])
+    (kind, number), (other, another) = list(types.items())[:2]
+    raise ValueError(
+        f"{place.paths[another]}: column of the {role} holds {other}, but {kind} in {place.paths[number]}: write both "
+        "as one type"
+    )
+
+
+def _concat(parts: list[Any]) -> pl.Series:
+    joined: pl.Series = pl.concat(parts)
+    return joined
+
+
+def _as_integers(part: pl.Series, path: str, role: str) -> pl.Series:
+    part = part.fill_nan(None) if part.dtype.is_float() else part
+    whole: pl.Series = part.cast(pl.Int64, strict=False)
+    bad = part.is_not_null() & whole.is_null()
+    if part.dtype.is_float():
+        bad = bad | (part != part.floor()) | (part.abs() >= exact_below(part.dtype))
+    if bad.any():
+        row = int(bad.arg_true()[0])
+        raise ValueError(
+            f"{path}, row {row + 1}: expected a whole number below 2^63 as the {role}, as in the other files, got "
+            f"{part[row]}: write the column as one type in all files"
+        )
+    return whole
+
+
+def _check_missing(log: Log, frame: pl.DataFrame, place: Place, taken: dict[str, str]) -> None:
+    """ValueError if a value is null, NaN or blank; a category of Parquet that is blank is not checked here."""
+    for role, name in taken.items():
+        column = frame[role]
+        bad = column.is_null() | (column.is_nan() if column.dtype.is_float() else False)
+        if column.dtype == pl.String and (role in USUAL or place.unit == "line"):
+            bad = bad | ~column.str.contains(r"\S").fill_null(True)
+        if column.dtype == pl.String and role in ("user", "item"):
+            bad = bad | _words_for_none(column)
+        if bad.any():
+            row = int(bad.arg_true()[0])
+            text = log.parts[frame[FILE][row]].text
+            why = wrong_field(pl, text, name, frame[ROW][row]) if text is not None and column[row] is None else None
+            article = "an" if role == "item" else "a"
+            value = repr(column[row]) if column.dtype == pl.String and (column[row] or "").strip() else "nothing"
+            raise ValueError(
+                f"{place.of(frame, row)}: expected {article} {role} in column {name!r}, got "
+                f"{why or f'{value}: fill it, or drop that {place.unit}'}"
+            )
+
+
+def _words_for_none(column: pl.Series) -> pl.Series:
+    """Where a column of text says NULL or the like among nothing but integers: bool (n,)."""
+    words: pl.Series = column.str.strip_chars().str.to_lowercase().is_in(MISSING).fill_null(False)
+    others = column.filter(~words) if words.any() else column.head(0)
+    integers = len(others) > 0 and others.str.contains(r"^\s*[+-]?\d+\s*$").fill_null(True).all()
+    return words if integers else words & False
+
+
+def _as_context(place: Place, frame: pl.DataFrame, name: str) -> pl.Series:
+    """A column of categories; text that says `nan` is a value that some program did not have."""
+    column = frame[name]
+    text = column.cast(pl.String) if column.dtype == pl.Boolean else column
+    if text.dtype == pl.String:
+        missing = text.str.strip_chars().str.to_lowercase().is_in(["", "nan"])
+        if missing.any():
+            at = int(missing.arg_true()[0])
+            raise ValueError(
+                f"{place.of(frame, at)}: expected a category in column {name!r}, got {text[at]!r}; give missing values "
+                "a name such as unknown"
+            )
+    return text
+
+
+def _as_time(place: Place, frame: pl.DataFrame, name: str) -> pl.Series:
+    """Numbers stay numbers; text becomes numbers or, failing that, dates."""
+    column = frame["time"]
+    if column.dtype.is_numeric() or column.dtype.is_temporal():
+        return column
+    text: pl.Series = column.cast(pl.String).str.strip_chars()
+    text = text.set(text == "", None)
+    for kind in (pl.Int64, pl.Float64):
+        numbers: pl.Series = text.cast(kind, strict=False)
+        if numbers.null_count() == text.null_count():
+            return numbers
+    try:
+        dates: pl.Series = text.str.to_datetime(strict=True)
+        return dates
+    except pl.exceptions.PolarsError:
+        odd = _first_odd(text, numbers)
+        raise ValueError(
+            f"{place.of(frame, odd)}: expected a number or a date in column {name!r}, got {text[odd]!r}"
+        ) from None
+
+
+def _first_odd(text: pl.Series, numbers: pl.Series) -> int:
+    """The place of the first text that is none of what most of them are, dates or numbers; numbers: null for none."""
+    readable = numbers.is_not_null()
+    with contextlib.suppress(pl.exceptions.PolarsError):  # no text looks like a date
+        dates = text.str.to_datetime(strict=False).is_not_null()
+        readable = dates if dates.sum() > readable.sum() else readable
+    return int((~readable & text.is_not_null()).arg_true()[0])

@@ -1,0 +1,352 @@
+"""One factory for every embedding: `full`, `mgqe:D=32,K=64/16`, `lowrank:r=8` -> modules for users and items.
+
+A description is a name and, after a colon, options: `NAME:key=value,key=value`. Several values are joined by a
+slash (`K=256/64`). A field's name before a key sets it for the tables of that field (`item.K=64/16`). Every
+keyword of the class may be given by its own name; the usual ones have short names as well.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mgqe import baselines
+from mgqe.codec.capacity import DEFAULT_HEAD_CENTROIDS, DEFAULT_TAIL_CENTROIDS, default_num_subspaces
+from mgqe.codec.planning.layer import CHOSEN
+from mgqe.codec.tiers import Tiers
+from mgqe.nn.config import CompressConfig, cut_centroids
+from mgqe.nn.embedding import DPQEmbedding, MGQEmbedding
+
+Value = int | float | bool | str | tuple[int | float, ...]
+NEVER = 2**62  # warm-up steps of a layer whose warm-up the training loop ends
+
+
+@dataclass(frozen=True)
+class Method:
+    """A kind of embedding.
+
+    layer: the class of the embedding. short: short names of its keywords. summary: one line for --help.
+    kind: `trained`: one training, as it is. `post`: trained as a full table, compressed once at the end.
+    `quantised`: trained as a full table for a warm-up, then on, through its codes.
+    """
+
+    layer: type[nn.Module]
+    kind: Literal["trained", "post", "quantised"]
+    summary: str
+    short: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+
+_CODES = {"D": "num_subspaces", "K": "num_centroids", "centroids": "centroid_dtype"}
+_NO_WARM_UP_OF_ITS_OWN = {"warmup_steps": NEVER}
+METHODS: dict[str, Method] = {
+    "full": Method(baselines.FullEmbedding, "trained", "a full table; full:d=16 is one with 16 dimensions"),
+    "mgqe": Method(
+        MGQEmbedding,
+        "quantised",
+        "codes, more centroids for frequent ids: mgqe:D=32,K=64/16,centroids=int8 or mgqe:budget=5%",
+        _CODES,
+        _NO_WARM_UP_OF_ITS_OWN,
+    ),
+    "dpq": Method(DPQEmbedding, "quantised", "codes, all ids alike: dpq:D=32,K=64", _CODES, _NO_WARM_UP_OF_ITS_OWN),
+    "pq": Method(baselines.PQEmbedding, "post", "codes of a trained full table: pq:D=32,K=64", _CODES),
+    "scalar": Method(baselines.ScalarQuantizedEmbedding, "post", "a trained full table, b bits a value: scalar:bits=4"),
+    "lowrank": Method(baselines.LowRankEmbedding, "trained", "N x r times r x d: lowrank:r=8", {"r": "rank"}),
+    "hash": Method(
+        baselines.HashEmbedding,
+        "trained",
+        "ids share rows: hash:buckets=500,hashes=2",
+        {"buckets": "num_buckets", "hashes": "num_hashes"},
+    ),
+    "qr": Method(
+        baselines.QREmbedding,
+        "trained",
+        "quotient and remainder: qr:remainders=64,operation=mult",
+        {"remainders": "num_remainders"},
+    ),
+    "recjpq": Method(
+        baselines.RecJPQEmbedding,
+        "trained",
+        "fixed codes from an SVD of who took what: recjpq:D=16,K=256,centroids=int8",
+        _CODES,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A parsed description. options: (key as written, value), sorted, `d` apart."""
+
+    name: str
+    options: tuple[tuple[str, Value], ...] = ()
+    dim: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Spec:
+        """ValueError says what is wrong with `text` and what could be meant."""
+        name, _, rest = text.strip().partition(":")
+        if name not in METHODS:
+            raise ValueError(f"no embedding {name!r}{_perhaps(name, METHODS)}: expected one of {', '.join(METHODS)}")
+        options: dict[str, Value] = {}
+        for part in filter(None, (part.strip() for part in rest.split(","))):
+            key, equals, value = (piece.strip() for piece in part.partition("="))
+            if not equals or not key or not value:
+                raise ValueError(f"embedding {text!r}: expected key=value, got {part!r}")
+            if key in options:
+                raise ValueError(f"embedding {text!r}: {key} is given twice")
+            options[key] = _value(value)
+        dim = options.pop("d", None)
+        if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or dim < 1):
+            raise ValueError(f"embedding {text!r}: d must be a whole number of 1 or more")
+        spec = cls(name, tuple(sorted(options.items())), dim)
+        for owner in spec.owners or {""}:
+            spec.keywords(owner)
+        return spec
+
+    @property
+    def owners(self) -> set[str]:
+        """Fields that have options of their own."""
+        return {key.rpartition(".")[0] for key, _ in self.options if "." in key}
+
+    def check_fields(self, fields: Collection[str]) -> None:
+        """ValueError when an option is for a field that the model does not have."""
+        for owner in sorted(self.owners - set(fields)):
+            known = ", ".join(f"{name}." for name in sorted(set(fields)))
+            raise ValueError(f"embedding {self}: expected {known} before a key, got {owner!r}{_perhaps(owner, fields)}")
+
+    @property
+    def method(self) -> Method:
+        return METHODS[self.name]
+
+    def __str__(self) -> str:
+        pairs = [("d", self.dim)] if self.dim is not None else []
+        written = ",".join(f"{key}={_text(value)}" for key, value in [*pairs, *self.options])
+        return f"{self.name}:{written}" if written else self.name
+
+    def keywords(self, table: str) -> dict[str, Value]:
+        """Keyword arguments of the class for tables of the field `table`.
+
+        ValueError for a key that the class does not have, and for a value of another type than it takes.
+        """
+        allowed = _keywords_of(self.method)
+        found: dict[str, Value] = {}
+        for key, value in sorted(self.options, key=lambda option: "." in option[0]):
+            owner, dot, bare = key.rpartition(".")
+            keyword = self.method.short.get(bare, bare)
+            if keyword not in allowed:
+                short = {name: f"{key} or {name}" for key, name in self.method.short.items()}
+                known = ", ".join(["d", *(short.get(name, name) for name in sorted(allowed))])
+                hint = _perhaps(bare, [*allowed, *self.method.short])
+                raise ValueError(f"embedding {self}: no option {bare!r}{hint}: expected {known}")
+            if not _fits(value, allowed[keyword]):
+                raise ValueError(f"embedding {self}: {bare} must be {_described(allowed[keyword])}, got {_text(value)}")
+            if not dot or owner == table:
+                found[keyword] = _as(value, allowed[keyword])
+        return found
+
+    def with_option(self, table: str, keyword: str, value: Value) -> Spec:
+        """This description with `keyword` set for the tables of the field `table` alone."""
+
+        def is_it(key: str) -> bool:
+            owner, _, bare = key.rpartition(".")
+            return owner == table and self.method.short.get(bare, bare) == keyword
+
+        short = {name: key for key, name in self.method.short.items()}
+        rest = [option for option in self.options if not is_it(option[0])]
+        return replace(self, options=tuple(sorted([*rest, (f"{table}.{short.get(keyword, keyword)}", value)])))
+
+    def warm_up(self) -> Spec:
+        """What is trained first: a full table for those that compress one, else the same."""
+        return self if self.method.kind == "trained" else Spec("full", (), self.dim)
+
+
+def fit(spec: Spec, table: str, num_embeddings: int, embedding_dim: int, counts: Tensor) -> tuple[Spec, str]:
+    """`spec` with no more centroids than the table's tiers can use, as compress_ does; and what was cut, in words.
+
+    The words are empty where nothing is cut. A description that cannot be right for any table comes back as it is,
+    for `build` to refuse.
+    """
+    given = spec.keywords(table)
+    if "num_centroids" not in _keywords_of(spec.method) or "budget" in given:
+        return spec, ""
+    try:
+        tiers = Tiers.from_sizes((num_embeddings,))
+        if "fractions" in _keywords_of(spec.method):
+            fractions: Any = given.get("fractions", CHOSEN["fractions"])
+            tiers = Tiers.from_counts(counts, fractions=fractions, num_embeddings=num_embeddings)
+        given.setdefault("num_subspaces", default_num_subspaces(embedding_dim))
+        wanted = given.setdefault("num_centroids", _default_centroids(tiers, str(given.get("capacity", "centroids"))))
+        settings: dict[str, Any] = {name: given[name] for name in CHOSEN if name in given}
+        cut = cut_centroids(CompressConfig(**settings), tiers, settings["num_subspaces"])
+    except (TypeError, ValueError):
+        return spec, ""
+    each: Any = wanted if isinstance(wanted, tuple) else (wanted,) * tiers.num_tiers
+    if cut is None or cut == each or len(each) != tiers.num_tiers:
+        return spec, ""
+    ids = "/".join(f"{size:,}" for size in tiers.sizes)
+    note = f"{table} table: K={_text(each)} is cut to {_text(cut)}, since its tiers have {ids} ids"
+    if "num_centroids" not in spec.keywords(table):  # the class cuts its default itself
+        return spec, note
+    return spec.with_option(table, "num_centroids", cut if len(cut) > 1 else cut[0]), note
+
+
+def _default_centroids(tiers: Tiers, capacity: str) -> tuple[int, ...]:
+    """K of each tier by default, where there are ids enough."""
+    others = DEFAULT_HEAD_CENTROIDS if capacity == "subspaces" else DEFAULT_TAIL_CENTROIDS
+    return (DEFAULT_HEAD_CENTROIDS, *(others for _ in tiers.sizes[1:]))
+
+
+def build(
+    spec: Spec,
+    table: str,
+    num_embeddings: int,
+    embedding_dim: int,
+    counts: Tensor,
+    std: float,
+    seed: int,
+    pairs: tuple[Tensor, Tensor] | None = None,
+) -> nn.Module:
+    """The embedding module of one table of the field `table`, its vectors drawn with standard deviation `std`.
+
+    counts: int64 (num_embeddings,), training interactions an id, seed, and pairs (TableInfo): for the classes that
+    ask for them.
+    """
+    cls = spec.method.layer
+    keywords: dict[str, Any] = {**spec.method.fixed, **spec.keywords(table)}
+    offered = {"counts": counts, "seed": seed % 2**31, "pairs": pairs}
+    for name in inspect.signature(cls).parameters:
+        if name in offered:
+            keywords.setdefault(name, offered[name])
+    try:
+        module = cls(num_embeddings, embedding_dim, **keywords)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"embedding {spec}, {table} table of {num_embeddings} ids: {error}") from error
+    with torch.no_grad():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.shape == (num_embeddings, embedding_dim):
+            weight.normal_(std=std)  # the same draw for all that start from full rows
+        else:
+            _scale(module, std, torch.arange(min(num_embeddings, 1000)))
+    return module
+
+
+def _scale(module: nn.Module, std: float, ids: Tensor) -> None:
+    """Multiply all parameters alike, so that the vectors of `ids` have standard deviation `std`.
+
+    Vectors are homogeneous in the parameters, of a degree that is tried out: 1 for sums of rows, 2 for products.
+    """
+
+    def spread(factor: float) -> float:
+        for parameter in module.parameters():
+            parameter.mul_(factor)
+        return float(module(ids).std())
+
+    once, twice = spread(1.0), spread(2.0)
+    degree = math.log2(twice / once)
+    spread(0.5 * (std / once) ** (1.0 / degree))
+
+
+class FrozenEmbedding(nn.Module):
+    """A frozen table where a model expects a module: forward(ids (...)) -> (..., d)."""
+
+    def __init__(self, table: Any) -> None:
+        super().__init__()
+        self.table = table
+        self.num_embeddings: int = table.num_embeddings
+        self.embedding_dim: int = table.embedding_dim
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows: Tensor = self.table.lookup(input)
+        return rows
+
+
+def _keywords_of(method: Method) -> dict[str, tuple[Any, ...]]:
+    """What a description may set, with the types that it may have.
+
+    That is the class's own keywords, not nn.Embedding's nor those that the loop decides.
+    """
+    cls = method.layer
+    parameters = inspect.signature(cls).parameters.values()
+    hints = typing.get_type_hints(cls.__init__)
+    return {
+        parameter.name: _alternatives(hints[parameter.name])
+        for parameter in parameters
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        and parameter.name not in {"counts", "tiers", "pairs", "rows", *method.fixed}
+    }
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+
+
+def _fits(value: Value, kinds: tuple[Any, ...]) -> bool:
+    """Whether a value is of one of the types; a lone number also stands for a sequence of one."""
+    if isinstance(value, tuple):
+        return any(
+            all(_fits(part, typing.get_args(kind)) for part in value)
+            for kind in kinds
+            if typing.get_origin(kind) is Sequence
+        )
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    wanted = {bool} if isinstance(value, bool) else {int, float} if isinstance(value, int) else {type(value)}
+    return any(
+        kind in wanted or (typing.get_origin(kind) is Sequence and _fits(value, typing.get_args(kind)))
+        for kind in kinds
+    )
+
+
+def _as(value: Value, kinds: tuple[Any, ...]) -> Value:
+    """A lone number as a sequence of one where only a sequence will do."""
+    if isinstance(value, (int, float)) and {bool, int, float}.isdisjoint(kinds):
+        return (value,)
+    return value
+
+
+def _described(kinds: tuple[Any, ...]) -> str:
+    """Types as a user may write their values."""
+    plain = [_TYPES[kind] for kind in kinds if kind in _TYPES]
+    several = [kind for kind in kinds if typing.get_origin(kind) is Sequence]
+    for kind in several:
+        (part,) = typing.get_args(kind)
+        plain.append(f"{_TYPES[part].removeprefix('a ')}s joined by slashes")
+    return " or ".join(plain)
+
+
+def _perhaps(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _value(text: str) -> Value:
+    if "/" in text:
+        parts = tuple(_value(part) for part in text.split("/"))
+        if all(isinstance(part, (int, float)) for part in parts):
+            return parts  # type: ignore[return-value]
+        return text
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _text(value: Value) -> str:
+    if isinstance(value, tuple):
+        return "/".join(map(_text, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

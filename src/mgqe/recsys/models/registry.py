@@ -1,0 +1,59 @@
+"""Recommender models in plain PyTorch over any embedding: their tables come from outside.
+
+A model keeps its tables as submodules under the paths that its task names (`user`, `fields.city`); all else is its own.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from mgqe.recsys.models import deepfm, gmf, neumf, sasrec, wide_deep
+from mgqe.recsys.models.settings import ModelSettings
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model.
+
+    task: what it is for. tables: path of a submodule -> the field whose table it is; None: it depends on the data.
+    build: the model from a run's settings and its tables. summary: a line for --help.
+    """
+
+    task: str
+    build: Callable[[ModelSettings, Mapping[str, nn.Module]], nn.Module]
+    summary: str
+    tables: Mapping[str, str] | None = None
+
+
+MODELS = {
+    "gmf": ModelInfo("ranking", gmf.build, "generalised matrix factorisation (He et al. 2017)", gmf.TABLES),
+    "neumf": ModelInfo("ranking", neumf.build, "neural matrix factorisation (He et al. 2017)", neumf.TABLES),
+    "sasrec": ModelInfo("sequential", sasrec.build, "causal self-attention (Kang and McAuley 2018)"),
+    "wide_deep": ModelInfo("ctr", wide_deep.build, "a linear part and a network (Cheng et al. 2016)"),
+    "deepfm": ModelInfo("ctr", deepfm.build, "factorisation machine and network (Guo et al. 2017)"),
+}
+
+
+def build_model(config: ModelSettings, tables: Mapping[str, nn.Module]) -> Any:
+    """The model that `config` names over `tables` (path -> embedding); needs no data."""
+    return MODELS[config.model].build(config, tables)
+
+
+def choose_model(task: str | None, model: str | None) -> tuple[str, str]:
+    """(task, model), where None stands for what the other one implies; ValueError for unknown or unfitting names."""
+    tasks = list(dict.fromkeys(info.task for info in MODELS.values()))
+    for what, name, known in (("task", task, tasks), ("model", model, list(MODELS))):
+        if name is not None and name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(f"no {what} {name!r}{hint}: expected --{what} {', '.join(known)}")
+    model = model or next(name for name, info in MODELS.items() if info.task == (task or "ranking"))
+    if task not in (None, MODELS[model].task):
+        fitting = ", ".join(name for name, info in MODELS.items() if info.task == task)
+        raise ValueError(f"--model {model} is for --task {MODELS[model].task}, not {task}, which has {fitting}")
+    return MODELS[model].task, model

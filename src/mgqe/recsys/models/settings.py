@@ -1,0 +1,38 @@
+"""What a run's configuration says of its model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mgqe.recsys.models.embeddings import Spec
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """A model, what it is for, and its embeddings.
+
+    embedding: a description as in mgqe.recsys.models.embeddings. dim: d, where the description does not say.
+    max_length, num_blocks, num_heads, loss, windows: of sequential models, see SequentialTask and SASRec.
+    mlp_layers: of NeuMF's network; its dim is that of each of its two branches, half of what a user or item has.
+    """
+
+    task: str = "ranking"
+    model: str = "gmf"
+    embedding: str = "mgqe"
+    dim: int = 64
+    dropout: float = 0.0
+    max_length: int = 50
+    num_blocks: int = 2
+    num_heads: int = 1
+    loss: str = "bce"
+    windows: str = "last"
+    mlp_layers: int = 3
+
+    @property
+    def spec(self) -> Spec:
+        return Spec.parse(self.embedding)
+
+    @property
+    def embedding_dim(self) -> int:
+        """d of this run: the description's, else the configuration's."""
+        return self.spec.dim or self.dim

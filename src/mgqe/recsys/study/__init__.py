@@ -1,0 +1,1 @@
+"""Many runs and what is learned from them: compare, study and report."""

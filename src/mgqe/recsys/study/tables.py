@@ -1,0 +1,243 @@
+"""A study's tables: every pair in full, methods against each other, ablations, codebooks, cost."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+from mgqe.recsys.study.analysis import NAMES, SECOND, Cell, Group, Study
+from mgqe.recsys.study.records import Record
+from mgqe.recsys.study.summary import Interval
+from mgqe.recsys.study.text_table import TextTable
+
+OURS = "MGQE"
+
+
+def all_tables(study: Study) -> dict[str, TextTable]:
+    """Name -> table: `against-full`, `against-others`, `pair-NAME`, `ablation-NAME-PAIR`, `codebooks`, `cost`."""
+    tables = {"against-full": against_full(study), "against-others": against_others(study)}
+    tables.update({f"pair-{pair}": pair_table(study, pair) for pair in study.pairs()})
+    for ablation in study.grid.ablations:
+        for pair in ablation.pairs:
+            if pair in study.pairs():
+                tables[f"ablation-{ablation.name}-{pair}"] = ablation_table(study, ablation.name, pair)
+    tables["codebooks"] = codebook_table(study)
+    tables["cost"] = cost_table(study)
+    if study.failed:
+        tables["failed"] = failed_table(study)
+    return {name: table for name, table in tables.items() if table.rows}
+
+
+def points(interval: Interval | None) -> str:
+    """Such as `-0.12 ± 0.30`, or without the interval where there is one seed."""
+    if interval is None or math.isnan(interval.mean):
+        return ""
+    if math.isnan(interval.half_width):
+        return f"{interval.mean:+.2f}"
+    return f"{interval.mean:+.2f} ± {interval.half_width:.2f}"
+
+
+def against_full(study: Study, method: str = OURS) -> TextTable:
+    """The method less the full tables, in points, a row a pair and a column a budget."""
+    pairs = study.pairs()
+    budgets = sorted({budget for pair in pairs for budget in study.budgets(pair)}, reverse=True)
+    table = TextTable(
+        f"{method} less the full tables on test, in points, paired by seed",
+        ["task and data", "figure", "full tables", *(f"≤ {budget:g}%" for budget in budgets)],
+        left=2,
+    )
+    for pair in pairs:
+        full = study.full(pair)
+        assert full is not None
+        row = [study.grid.pairs[pair].title, NAMES.get(full.metric, full.metric)]
+        row.append(f"{full.figure(full.metric).mean:.4f}")
+        for budget in budgets:
+            cell = study.cell(pair, method, budget)
+            row.append(points(cell.group.over(full, full.metric)) if cell else "")
+        table.rows.append(row)
+    return table
+
+
+def against_others(study: Study, method: str = OURS, near: str = "DPQ") -> TextTable:
+    """The method less DPQ, and less the best of the others on validation, at each budget."""
+    table = TextTable(
+        f"{method} less {near}, and less the best of the other methods, at each budget, in points, paired by seed",
+        ["task and data", "budget", f"{method}, bytes", f"{near}, bytes", f"less {near}", "best other", "less it"],
+    )
+    for pair in study.pairs():
+        for budget in study.budgets(pair):
+            ours, theirs = study.cell(pair, method, budget), study.cell(pair, near, budget)
+            if ours is None:
+                continue
+            metric = ours.group.metric
+            rival = study.rival(pair, method, budget, but=(near,))
+            table.rows.append(
+                [
+                    study.grid.pairs[pair].title,
+                    f"{budget:g}%",
+                    f"{100 * ours.group.share:.1f}%",
+                    f"{100 * theirs.group.share:.1f}%" if theirs else "",
+                    points(ours.group.over(theirs.group, metric)) if theirs else "",
+                    rival.method if rival else "",
+                    points(ours.group.over(rival.group, metric)) if rival else "",
+                ]
+            )
+    return table
+
+
+def pair_table(study: Study, pair: str) -> TextTable:
+    """Every method at every budget."""
+    full = study.full(pair)
+    assert full is not None
+    metric, second = full.metric, SECOND.get(full.metric, full.metric)
+    names = [NAMES.get(metric, metric), NAMES.get(second, second)]
+    table = TextTable(
+        study.grid.pairs[pair].title,
+        [
+            "budget", "method", "embedding", "bytes", "valid, at the start", f"valid {names[0]}", names[0], names[1],
+            "points to full", "head", "tail", "seeds",
+        ],
+        left=3,
+    )  # fmt: skip
+    table.rows.append(_row(study, "", "full", full, None))
+    for cell in study.cells(pair):
+        table.rows.append(_row(study, f"{cell.budget:g}%", cell.method, cell.group, cell))
+    return table
+
+
+def _row(study: Study, budget: str, method: str, group: Group, cell: Cell | None) -> list[str]:
+    metric = group.metric
+    full = study.full(group.pair)
+
+    def gap(name: str) -> str:
+        return "" if full is None or cell is None else points(group.over(full, name))
+
+    test = group.figure(metric)
+    return [
+        budget,
+        method,
+        f"`{group.embedding}`",
+        f"{100 * group.share:.2f}%",
+        at_start(group),
+        f"{group.figure(f'valid_{metric}').mean:.4f}",
+        f"{test.mean:.4f}" + ("" if math.isnan(test.half_width) else f" ± {test.half_width:.4f}"),
+        f"{group.figure(SECOND.get(metric, metric)).mean:.4f}",
+        gap(metric),
+        gap(f"head_{metric}"),
+        gap(f"tail_{metric}"),
+        str(len(group.by_seed)),
+    ]
+
+
+def at_start(group: Group) -> str:
+    """The validation figure right after the codebooks' start, before training goes on; empty without codebooks."""
+    curves = [record["history"].get("quantised") for record in group.by_seed.values()]
+    return "" if None in curves else f"{statistics.fmean(curve[group.metric][0] for curve in curves):.4f}"
+
+
+def ablation_table(study: Study, name: str, pair: str) -> TextTable:
+    """One thing at a time on a pair."""
+    ablation = next(entry for entry in study.grid.ablations if entry.name == name)
+    full = study.full(pair)
+    assert full is not None
+    metric = full.metric
+    label = NAMES.get(metric, metric)
+    table = TextTable(
+        f"{name}: {study.grid.pairs[pair].title}",
+        [ablation.axis, "embedding", "bytes", f"valid {label}", label, "points to full", "seeds"],
+        left=2,
+    )
+    for key, embedding in ablation.embeddings.items():
+        group = study.group(pair, embedding)
+        if group is not None:
+            table.rows.append(
+                [
+                    key,
+                    f"`{group.embedding}`",
+                    f"{100 * group.share:.2f}%",
+                    f"{group.figure(f'valid_{metric}').mean:.4f}",
+                    f"{group.figure(metric).mean:.4f}",
+                    points(group.over(full, metric)),
+                    str(len(group.by_seed)),
+                ]
+            )
+    return table
+
+
+def codebook_table(study: Study, method: str = OURS) -> TextTable:
+    """How much of its codebooks each tier uses, in the tables that the method ships."""
+    table = TextTable(
+        f"Codebooks of {method}: centroids of a tier in use, and their perplexity, mean over tables and seeds",
+        ["task and data", "embedding", "tier", "centroids", "in use", "perplexity"],
+        left=2,
+    )
+    for pair in study.pairs():
+        for budget in study.budgets(pair):
+            cell = study.cell(pair, method, budget)
+            if cell is None:
+                continue
+            for tier, stats in tier_stats(list(cell.group.by_seed.values())).items():
+                used = statistics.fmean(entry["used"] for entry in stats)
+                most = statistics.fmean(entry["num_centroids"] for entry in stats)
+                table.rows.append(
+                    [
+                        study.grid.pairs[pair].title,
+                        f"`{cell.group.embedding}`",
+                        str(tier),
+                        f"{most:.0f}",
+                        f"{used:.1f} = {100 * used / most:.0f}%",
+                        f"{statistics.fmean(entry['perplexity'] for entry in stats):.1f}",
+                    ]
+                )
+    return table
+
+
+def tier_stats(records: list[Record]) -> dict[int, list[Record]]:
+    """Tier -> its codebook statistics in every table of every record."""
+    found: dict[int, list[Record]] = {}
+    for record in records:
+        for stats in record["codebooks"].values():
+            for entry in stats:
+                found.setdefault(entry["tier"], []).append(entry)
+    return found
+
+
+def cost_table(study: Study) -> TextTable:
+    """Training time and memory by pair: an epoch of the full tables, an epoch through the codes."""
+    table = TextTable(
+        "Cost: seconds of an epoch and most memory of a run's process, medians",
+        ["task and data", "full table", "through the codes", "ratio", "epochs, full", "memory"],
+    )
+    for pair in study.pairs():
+        full = study.full(pair)
+        assert full is not None
+        cells = [study.cell(pair, OURS, budget) for budget in study.budgets(pair)]
+        ours = [record for cell in cells if cell for record in cell.group.by_seed.values()]
+        first = _median([record["seconds_per_epoch"].get("full") for record in full.by_seed.values()])
+        coded = _median([record["seconds_per_epoch"].get("quantised") for record in ours])
+        epochs = _median([record["epochs"]["full"] + record["epochs"]["annealed"] for record in full.by_seed.values()])
+        memory = _median([record["peak_memory_bytes"] for record in (*full.by_seed.values(), *ours)])
+        table.rows.append(
+            [
+                study.grid.pairs[pair].title,
+                f"{first:.1f}",
+                f"{coded:.1f}",
+                f"{coded / first:.2f}" if first else "",
+                f"{epochs:.0f}",
+                f"{memory / 2**20:,.0f} MiB",
+            ]
+        )
+    return table
+
+
+def failed_table(study: Study) -> TextTable:
+    """Runs that failed, and why."""
+    table = TextTable("Runs that failed", ["task and data", "embedding", "seed", "reason"], left=4)
+    for record in study.failed:
+        table.rows.append([record["pair"], f"`{record['embedding']}`", str(record["seed"]), record["reason"]])
+    return table
+
+
+def _median(values: list[float | None]) -> float:
+    there = [value for value in values if value is not None]
+    return statistics.median(there) if there else math.nan

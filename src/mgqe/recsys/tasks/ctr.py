@@ -1,0 +1,235 @@
+"""App-install prediction: would this user install this item, in this context? Positives and sampled negatives."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mgqe.recsys.data.contextual import AT_RANDOM, ContextRows, Divided, divide, divide_files, load_rows
+from mgqe.recsys.data.files import Columns
+from mgqe.recsys.data.interactions import IdMap
+from mgqe.recsys.data.sampling import LEAVE_OUT, SeenItems, evaluation_negatives, sample_negatives
+from mgqe.recsys.data.seeds import derive_seed
+from mgqe.recsys.data.splits import LEAVE_ONE_OUT
+from mgqe.recsys.models.wide_deep import PREFIX, WideDeep
+from mgqe.recsys.tasks.base import RunSettings, TableInfo
+from mgqe.recsys.tasks.metrics import auc, calibration_error, calibration_ratio, head_items, log_loss
+from mgqe.recsys.tasks.ranking import step_size
+
+Batch = tuple[Tensor, Tensor]
+SMALL_FIELD, SMALL_DIM = 100, 16
+MAX_JUDGED = 30_000
+EVAL_BATCH = 4096  # positives scored at once
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A part to judge on: context int64 (n, f - 1); items int64 (n, 1 + c), the positive first."""
+
+    context: Tensor
+    items: Tensor
+
+
+@dataclass(frozen=True)
+class CtrTask:
+    """One data set, split and ready to train and judge on.
+
+    A positive is a row of the data; a negative has its user and context and another item. In training that is any
+    item that the user does not have in the training part, drawn anew each epoch: the held-out items are drawn as
+    often as others. In the parts that are judged it is fixed by the seed, and an item that the user has nowhere.
+    All parts have `num_negatives` a positive, hence the same share of positives.
+
+    fields: names of the context's columns, the user's first. context: int64 (n, f - 1), items: int64 (n,), the
+    training part. seen: what users have in it.
+    dims: (of this run, of the plain full one), which small fields do not exceed; see `table_info`.
+    """
+
+    fields: tuple[str, ...]
+    context: Tensor
+    items: Tensor
+    seen: SeenItems
+    valid: Judged
+    test: Judged
+    ids: Mapping[str, IdMap]
+    num_negatives: int
+    seed: int
+    dims: tuple[int, int] = (64, 64)
+    summary: dict[str, Any] = field(default_factory=dict)
+    metric: str = "auc"
+    split_summary: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def prepare(
+        cls,
+        rows: ContextRows,
+        seed: int,
+        num_negatives: int = 2,
+        dims: tuple[int, int] = (64, 64),
+        divided: Divided | None = None,
+    ) -> CtrTask:
+        """Choose at most MAX_JUDGED positives of a part to judge on, and draw their negatives, by `seed`.
+
+        divided: of which rows to take instead, in their parts; by default `rows` as split_rows divides them.
+        """
+        divided = divide(rows, None, derive_seed(seed, "split")) if divided is None else divided
+        rows, parts = divided.rows, divided.parts
+        users, items, shape = rows.context[:, 0], rows.items, (len(rows.ids["user"]), len(rows.ids["item"]))
+        anywhere = SeenItems(users, items, *shape, user_ids=rows.ids["user"])
+        judged = {}
+        for name, part in (("valid", parts.valid), ("test", parts.test)):
+            if part.numel() > MAX_JUDGED:
+                generator = torch.Generator().manual_seed(derive_seed(seed, "rows", name))
+                chosen = torch.randperm(part.numel(), generator=generator)[:MAX_JUDGED].sort().values
+                part = part[chosen]
+            negatives = evaluation_negatives(
+                users[part], anywhere, num_negatives, derive_seed(seed, name), option="negatives"
+            )
+            judged[name] = Judged(rows.context[part], torch.cat([items[part, None], negatives], dim=1))
+        seen = SeenItems(users[parts.train], items[parts.train], *shape, user_ids=rows.ids["user"])
+        seen.check_unseen(users[parts.train], 1, LEAVE_OUT)
+        return cls(
+            fields=rows.fields,
+            context=rows.context[parts.train],
+            items=items[parts.train],
+            seen=seen,
+            valid=judged["valid"],
+            test=judged["test"],
+            ids=rows.ids,
+            num_negatives=num_negatives,
+            seed=seed,
+            dims=dims,
+            summary={
+                "users": shape[0],
+                "items": shape[1],
+                "interactions": len(rows),
+                "repeats_left_out": rows.num_repeats,
+                "fields": {name: len(known) for name, known in rows.ids.items()},
+                "split": {LEAVE_ONE_OUT: "by time", AT_RANDOM: "at random"}.get(divided.summary["rule"], "as asked"),
+                "trained_positives": parts.train.numel(),
+                "judged_positives": judged["test"].items.shape[0],
+            },
+            split_summary=divided.summary,
+        )
+
+    @cached_property
+    def tables(self) -> dict[str, TableInfo]:
+        """A table a field, at `fields.NAME`."""
+        users, found = self.context[:, 0], {}
+        for name, column in (*zip(self.fields, self.context.unbind(1), strict=True), ("item", self.items)):
+            other = users if name == "item" else self.items
+            found[f"{PREFIX}{name}"] = table_info(name, len(self.ids[name]), column, other, self.dims)
+        return found
+
+    def num_batches(self, batch_size: int) -> int:
+        """Batches an epoch."""
+        num = self.items.numel()
+        return -(-num // step_size(num, batch_size))
+
+    def batches(self, batch_size: int, phase: str, epoch: int) -> Iterator[Batch]:
+        """An epoch's (context (b, f - 1), items (b, 1 + c)), the positive first: fixed by seed, phase, epoch."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, phase, epoch))
+        negatives = sample_negatives(self.context[:, 0], self.seen, self.num_negatives, generator)
+        items = torch.cat([self.items[:, None], negatives], dim=1)
+        order = torch.randperm(self.items.numel(), generator=generator)
+        for chosen in torch.split(order, step_size(self.items.numel(), batch_size)):
+            yield self.context[chosen], items[chosen]
+
+    def loss(self, model: WideDeep, batch: Batch) -> Tensor:
+        """Mean binary cross-entropy: the positive against 1, the negatives against 0."""
+        logits = model(*batch)
+        return F.binary_cross_entropy_with_logits(logits, _labels(logits))
+
+    def validate(self, model: WideDeep) -> dict[str, float]:
+        """auc and logloss of the validation part."""
+        logits = _logits(model, self.valid)
+        labels = _labels(logits).reshape(-1)
+        return {"auc": auc(labels, logits.reshape(-1)), "logloss": log_loss(labels, logits.reshape(-1))}
+
+    def judge(self, model: WideDeep) -> dict[str, float]:
+        """All final figures: auc, logloss, ece (calibration_error) and calibration (calibration_ratio).
+
+        Under plain names those of the test part, `valid_` those of the validation part. head_auc and tail_auc: of
+        the test part's positives among the 10% most frequent items in training, and of the others, each group
+        against its own negatives.
+        """
+        test = _logits(model, self.test)
+        in_head = head_items(self.tables[f"{PREFIX}item"].counts)[self.test.items[:, 0]]
+        return {
+            **_figures(test),
+            "head_auc": _figures(test[in_head])["auc"] if in_head.any() else float("nan"),
+            "tail_auc": _figures(test[~in_head])["auc"] if not in_head.all() else float("nan"),
+            **{f"valid_{name}": value for name, value in _figures(_logits(model, self.valid)).items()},
+        }
+
+
+def table_info(name: str, num_ids: int, column: Tensor, other: Tensor, dims: tuple[int, int]) -> TableInfo:
+    """The table of the field `name`, from the training part's ids of the field, int64 (n,), and of the other side.
+
+    The rule: a field with at most SMALL_FIELD = 100 ids stays full, with SMALL_DIM = 16 dimensions (fewer in a run of
+    fewer), whatever the run's embedding is, since codebooks would cost more than they save; the others are as the run
+    says. dims: d of the run, and of the run of plain full tables.
+    """
+    counts = torch.bincount(column, minlength=num_ids)
+    if num_ids > SMALL_FIELD:
+        return TableInfo(name, num_ids, counts, pairs=(column, other))
+    dim, full_dim = (min(SMALL_DIM, each) for each in dims)
+    return TableInfo(name, num_ids, counts, dim, fixed="full", pairs=(column, other), full_dim=full_dim)
+
+
+def _labels(logits: Tensor) -> Tensor:
+    labels = torch.zeros_like(logits)
+    labels[:, 0] = 1.0
+    return labels
+
+
+@torch.no_grad()
+def _logits(model: WideDeep, part: Judged) -> Tensor:
+    """(n, 1 + c)."""
+    batches = zip(torch.split(part.context, EVAL_BATCH), torch.split(part.items, EVAL_BATCH), strict=True)
+    return torch.cat([model(context, items) for context, items in batches])
+
+
+def _figures(logits: Tensor) -> dict[str, float]:
+    labels, logits = _labels(logits).reshape(-1), logits.reshape(-1)
+    probabilities = logits.double().sigmoid()
+    return {
+        "auc": auc(labels, logits),
+        "logloss": log_loss(labels, logits),
+        "ece": calibration_error(labels, probabilities),
+        "calibration": calibration_ratio(labels, probabilities),
+    }
+
+
+def prepare(config: RunSettings) -> tuple[CtrTask, str]:
+    """The data that `config` names, split and ready, and a digest of them."""
+    context = tuple(name.strip() for name in config.context_columns.split(",") if name.strip())
+    for name in context:
+        if "." in name or "/" in name or hasattr(nn.ModuleDict(), name):
+            raise ValueError(f"context column {name!r} cannot be the name of a table: rename it in the file")
+    if len(set(context)) < len(context):
+        raise ValueError(f"context_columns: expected different names, got {config.context_columns}")
+    columns = Columns.of(config, context)
+
+    def load(path: str) -> ContextRows:
+        return load_rows(path, config.data_dir, config.format, columns)
+
+    rows, seed = load(config.data), derive_seed(config.seed, "split")
+    if config.test is None:
+        divided = divide(rows, config.split, seed)
+    else:
+        divided = divide_files(rows, None if config.valid is None else load(config.valid), load(config.test), seed)
+    dims = (config.embedding_dim, config.dim)
+    task = CtrTask.prepare(rows, config.seed, config.negatives, dims, divided)
+    if config.split is None and config.test is None:
+        return task, rows.fingerprint
+    digest = hashlib.sha256(divided.rows.fingerprint.encode())
+    for part in (divided.parts.train, divided.parts.valid):
+        digest.update(part.numpy().tobytes())
+    return task, digest.hexdigest()

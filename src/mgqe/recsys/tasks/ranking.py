@@ -1,0 +1,317 @@
+"""Item ranking: what an epoch trains on, and how a model is judged on held-out items, with sampled negatives."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mgqe.recsys.data.datasets import check_layout, load_data
+from mgqe.recsys.data.held_out import HeldOut, Split
+from mgqe.recsys.data.interactions import Columns, IdMap, Interactions
+from mgqe.recsys.data.ncf import PUBLISHED, PublishedSplit, load_published
+from mgqe.recsys.data.sampling import LEAVE_OUT, SeenItems, evaluation_negatives, sample_negatives
+from mgqe.recsys.data.seeds import derive_seed
+from mgqe.recsys.data.splits import LEAVE_ONE_OUT, leave_one_out, split, split_parts
+from mgqe.recsys.models.gmf import GMF, TABLES
+from mgqe.recsys.models.neumf import NeuMF
+from mgqe.recsys.models.registry import MODELS
+from mgqe.recsys.tasks.base import RunSettings, TableInfo
+from mgqe.recsys.tasks.metrics import CatalogueScorer, catalogue_ranks, sampled_ranks, summary, tier_summary
+
+Batch = tuple[Tensor, Tensor]
+Model = GMF | NeuMF
+MIN_STEPS = 64
+
+
+@dataclass(frozen=True)
+class Judged(HeldOut):
+    """Held-out items with the negatives that they are ranked among.
+
+    negatives: int64 (u, c), items that the user has nowhere; one that is the positive itself does not count.
+    """
+
+    negatives: Tensor
+
+    @classmethod
+    def of(cls, part: HeldOut, negatives: Tensor) -> Judged:
+        return cls(part.users, part.items, part.offsets, negatives)
+
+
+@dataclass(frozen=True)
+class RankingTask:
+    """One data set, split and ready to train and judge on.
+
+    split: the training part and what is held out of it.
+    seen: what users have in training, which negatives avoid.
+    valid, test: the users that are judged, with their held-out items and their negatives.
+    table_fields: path of each of the model's tables -> "user" or "item"; by default GMF's.
+    """
+
+    split: Split
+    seen: SeenItems
+    valid: Judged
+    test: Judged
+    num_negatives: int
+    seed: int
+    table_fields: Mapping[str, str] = field(default_factory=lambda: TABLES)
+    ids: Mapping[str, IdMap] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    metric: str = "hr@10"
+
+    @classmethod
+    def prepare(
+        cls,
+        interactions: Interactions,
+        seed: int,
+        num_negatives: int = 4,
+        eval_negatives: int = 99,
+        eval_users: int = 10_000,
+        split: Split | None = None,
+    ) -> RankingTask:
+        """Choose at most `eval_users` users per part to judge on, and draw their negatives, all by `seed`.
+
+        split: of these interactions; by default leave-one-out.
+        """
+        split = leave_one_out(interactions) if split is None else split
+        anywhere = SeenItems(
+            interactions.users, interactions.items, split.num_users, split.num_items, user_ids=interactions.user_ids
+        )
+        judged = {}
+        for name, part in (("valid", split.valid), ("test", split.test)):
+            if part.users.numel() > eval_users:
+                generator = torch.Generator().manual_seed(derive_seed(seed, "users"))
+                places = torch.randperm(part.users.numel(), generator=generator)[:eval_users].sort().values
+                part = part.of_users(places)
+            negatives = evaluation_negatives(part.users, anywhere, eval_negatives, derive_seed(seed, name))
+            judged[name] = Judged.of(part, negatives)
+        return cls._of(interactions, split, judged["valid"], judged["test"], num_negatives, seed)
+
+    @classmethod
+    def published(
+        cls, data: PublishedSplit, seed: int, num_negatives: int = 4, eval_negatives: int = 99
+    ) -> RankingTask:
+        """On published test items and negatives, all users judged; validation as PublishedSplit.split says.
+
+        eval_negatives: of the validation items, drawn by `seed`.
+        """
+        interactions, split = data.interactions, data.split(derive_seed(seed, "valid"))
+        anywhere = SeenItems(
+            interactions.users, interactions.items, split.num_users, split.num_items, user_ids=interactions.user_ids
+        )
+        negatives = evaluation_negatives(split.valid.users, anywhere, eval_negatives, derive_seed(seed, "valid"))
+        valid, test = Judged.of(split.valid, negatives), Judged.of(split.test, data.test_negatives)
+        return cls._of(interactions, split, valid, test, num_negatives, seed)
+
+    @classmethod
+    def _of(
+        cls, interactions: Interactions, split: Split, valid: Judged, test: Judged, num_negatives: int, seed: int
+    ) -> RankingTask:
+        shape = (split.num_users, split.num_items)
+        return cls(
+            split=split,
+            seen=SeenItems(split.train_users, split.train_items, *shape, user_ids=interactions.user_ids),
+            valid=valid,
+            test=test,
+            num_negatives=num_negatives,
+            seed=seed,
+            ids={"user": interactions.user_ids, "item": interactions.item_ids},
+            summary=sizes(interactions, test.users.numel()),
+        )
+
+    @property
+    def users(self) -> Tensor:
+        """The users that are judged on the test part: int64 (u,)."""
+        return self.test.users
+
+    @property
+    def valid_items(self) -> Tensor:
+        """Validation items of the judged users, by user: int64 (n,)."""
+        return self.valid.items
+
+    @property
+    def test_items(self) -> Tensor:
+        """Test items of the judged users, by user: int64 (n,)."""
+        return self.test.items
+
+    @property
+    def valid_negatives(self) -> Tensor:
+        """int64 (u, c) for the users of `valid`."""
+        return self.valid.negatives
+
+    @property
+    def test_negatives(self) -> Tensor:
+        """int64 (u, c) for the users of `test`."""
+        return self.test.negatives
+
+    @property
+    def split_summary(self) -> dict[str, Any]:
+        """How the data were divided, and what each part holds."""
+        return self.split.summary
+
+    def owners(self, part: HeldOut) -> Tensor | None:
+        """The user of each item of a part, as `summary` takes them: None where each user has one item by the rule."""
+        return part.owners if self.split.several else None
+
+    def catalogue_ranks(self, scores: CatalogueScorer, part: HeldOut, test: bool) -> Tensor:
+        """Ranks of a part's items among the catalogue, less what their users had before: int64 (n,)."""
+        items, offsets = self.split.histories(test)
+        return catalogue_ranks(
+            scores, part.users, part.items, items, offsets, self.split.num_items, offsets=part.offsets
+        )
+
+    @cached_property
+    def tables(self) -> dict[str, TableInfo]:
+        """Users and items."""
+        split = self.split
+        users, items = split.train_users, split.train_items
+        infos = {
+            "user": TableInfo("user", split.num_users, split.user_counts, pairs=(users, items)),
+            "item": TableInfo("item", split.num_items, split.item_counts, pairs=(items, users)),
+        }
+        return {path: infos[name] for path, name in self.table_fields.items()}
+
+    def num_batches(self, batch_size: int) -> int:
+        """Batches an epoch."""
+        num = self.split.train_users.numel()
+        return -(-num // step_size(num, batch_size))
+
+    def batches(self, batch_size: int, phase: str, epoch: int) -> Iterator[Batch]:
+        """An epoch's (users (b,), items (b, 1 + num_negatives)), the positive first: fixed by seed, phase, epoch."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, phase, epoch))
+        users = self.split.train_users
+        size = step_size(users.numel(), batch_size)
+        negatives = sample_negatives(users, self.seen, self.num_negatives, generator)
+        items = torch.cat([self.split.train_items[:, None], negatives], dim=1)
+        for chosen in torch.split(torch.randperm(users.numel(), generator=generator), size):
+            yield users[chosen], items[chosen]
+
+    def loss(self, model: Model, batch: Batch) -> Tensor:
+        """Mean binary cross-entropy of all pairs: the positive against 1, the negatives against 0."""
+        users, items = batch
+        scores = model(users, items)
+        target = torch.zeros_like(scores)
+        target[:, 0] = 1.0
+        return F.binary_cross_entropy_with_logits(scores, target)
+
+    def check_negatives(self) -> None:
+        """ValueError when a user who is trained on has every item, so that training has no negatives to draw."""
+        self.seen.check_unseen(self.split.train_users, 1, LEAVE_OUT)
+
+    def validate(self, model: Model) -> dict[str, float]:
+        """hr@10 and ndcg@10 of the validation items against their sampled negatives."""
+        ranks = self._sampled(model, self._distinct(model)[1], self.valid)
+        return summary(ranks, owners=self.owners(self.valid))
+
+    @torch.no_grad()
+    def _distinct(self, model: Model) -> tuple[Tensor, Tensor]:
+        """The catalogue's distinct rows (v, ...), and each item's place among them: int64 (num_items,)."""
+        distinct, places = torch.unique(model.catalogue(self.split.num_items), dim=0, return_inverse=True)
+        return distinct, places
+
+    def _sampled(self, model: Model, places: Tensor, part: Judged) -> Tensor:
+        """Ranks of a part's items among sampled negatives.
+
+        A matrix product may give equal rows unequal last bits; items that share all their codes must draw.
+        """
+
+        def scores(users: Tensor, items: Tensor) -> Tensor:
+            found = model(users, items)
+            at = places[items]
+            return torch.where(at == at[:, :1], found[:, :1], found)
+
+        return sampled_ranks(scores, part.users, part.items, part.negatives, owners=part.owners)
+
+    @torch.no_grad()
+    def judge(self, model: Model) -> dict[str, float]:
+        """All final figures.
+
+        hr@10 and ndcg@10 of the test items against sampled negatives; `full_` the same against the whole
+        catalogue less the user's training and validation items; `valid_` and `valid_full_` for the validation
+        items (against the catalogue less the user's training items); `head_` and `tail_` for the test items among
+        the 10% most frequent items in training, and for the others. Where a user may have several items in a part,
+        recall@10 as well, and no item of the part is a rival of the user's others.
+        """
+        distinct, places = self._distinct(model)
+
+        def scores(users: Tensor) -> Tensor:
+            return model.score_catalogue(users, distinct)[:, places]
+
+        found = {}
+        for test, part, prefix in ((True, self.test, ""), (False, self.valid, "valid_")):
+            owners = self.owners(part)
+            ranks = self._sampled(model, places, part)
+            found.update(summary(ranks, prefix=prefix, owners=owners))
+            if test:
+                found.update(tier_summary(ranks, part.items, self.split.item_counts, owners=owners))
+            ranks = self.catalogue_ranks(scores, part, test)
+            found.update(summary(ranks, prefix=f"{prefix}full_", owners=owners))
+        return found
+
+
+def prepare(config: RunSettings) -> tuple[RankingTask, str]:
+    """The data that `config` names, split and ready, and a digest of them."""
+    if config.data in PUBLISHED:
+        check_layout(config.data, config.format, Columns.of(config))
+        data = load_published(config.data, config.data_dir)
+        task = RankingTask.published(data, config.seed, config.negatives, config.eval_negatives)
+        digest = fingerprint(data.interactions, data.test_items, data.test_negatives)
+    else:
+        interactions, parts = split_of(config)
+        task = RankingTask.prepare(
+            interactions, config.seed, config.negatives, config.eval_negatives, config.eval_users, parts
+        )
+        digest = fingerprint(interactions, *parts_digest(config, parts))
+    task.check_negatives()
+    fields = MODELS[config.model].tables or {}
+    return replace(task, table_fields=fields), digest
+
+
+def split_of(config: RunSettings) -> tuple[Interactions, Split]:
+    """The interactions that `config` names, divided as it says."""
+    columns = Columns.of(config)
+
+    def load(path: str) -> Interactions:
+        return load_data(path, config.data_dir, config.format, columns)
+
+    if config.test is None:
+        return split(load(config.data), config.split or LEAVE_ONE_OUT)
+    return split_parts(load(config.data), None if config.valid is None else load(config.valid), load(config.test))
+
+
+def parts_digest(config: RunSettings, parts: Split) -> list[Tensor]:
+    """What a digest of the data has to hold besides all interactions, unless leave-one-out divides them."""
+    if config.test is None and config.split in (None, LEAVE_ONE_OUT):
+        return []
+    return [parts.train_users, parts.train_items, parts.valid.users, parts.valid.items, parts.valid.offsets]
+
+
+def step_size(positives: int, limit: int) -> int:
+    """Positives a step: at most `limit`; in small data sets a power of two that leaves 64 steps, but 256 at least."""
+    most = positives // MIN_STEPS
+    return min(limit, max(256, 1 << max(0, most.bit_length() - 1)))
+
+
+def sizes(interactions: Interactions, judged_users: int) -> dict[str, Any]:
+    """What a task's summary says of its data."""
+    return {
+        "users": interactions.num_users,
+        "items": interactions.num_items,
+        "interactions": len(interactions),
+        "repeats_left_out": interactions.num_repeats,
+        "judged_users": judged_users,
+    }
+
+
+def fingerprint(interactions: Interactions, *more: Tensor) -> str:
+    """A digest of who took what, in order, and of what else decides the split."""
+    digest = hashlib.sha256()
+    for rows in (interactions.users, interactions.items, *more):
+        digest.update(rows.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,252 @@
+"""Sequential recommendation: the items after a user's history, ranked among sampled negatives and the catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mgqe.recsys.data.held_out import Split
+from mgqe.recsys.data.interactions import IdMap
+from mgqe.recsys.data.sampling import sample_negatives
+from mgqe.recsys.data.seeds import derive_seed
+from mgqe.recsys.models.sasrec import SASRec
+from mgqe.recsys.tasks.base import RunSettings, TableInfo
+from mgqe.recsys.tasks.metrics import sampled_ranks, summary, tier_summary
+from mgqe.recsys.tasks.ranking import RankingTask, fingerprint, parts_digest, split_of
+
+EVAL_BATCH = 512  # histories encoded at once
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of training histories, packed.
+
+    items: int64 (m,), each window's items in time order; sizes: int64 (b,), 2 or more each, summing to m. A window
+    of s items has s - 1 positions: each item but the last is an input, each but the first a target.
+    negatives: int64 (m - b, c) one row a position ("bce"), (c,) shared by all ("softmax"), or none ("ce").
+    """
+
+    items: Tensor
+    sizes: Tensor
+    negatives: Tensor | None
+
+
+@dataclass(frozen=True)
+class SequentialTask:
+    """One data set, split and ready to train and judge on.
+
+    base: the split, the judged users, their held-out items and negatives. max_length: most inputs of a window. What a
+    part holds of a user is ranked by one query, after all the user had before that part.
+    loss: "bce": sampled negatives of each position's own; "softmax": cross-entropy against negatives that a batch
+    shares; "ce": cross-entropy over the catalogue.
+    windows: of a longer history, an epoch trains on its "last" max_length + 1 items, on as many from a "random"
+    place, or on "all", cut at random places.
+    """
+
+    base: RankingTask
+    max_length: int = 50
+    loss_name: str = "bce"
+    windows: str = "last"
+    metric: str = "hr@10"
+
+    @property
+    def split(self) -> Split:
+        return self.base.split
+
+    @property
+    def seed(self) -> int:
+        return self.base.seed
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return self.base.summary
+
+    @property
+    def split_summary(self) -> dict[str, Any]:
+        return self.base.split_summary
+
+    @property
+    def ids(self) -> Mapping[str, IdMap]:
+        return {"item": self.base.ids["item"]}
+
+    @cached_property
+    def tables(self) -> dict[str, TableInfo]:
+        """Items."""
+        return {"item": self.base.tables["item"]}
+
+    @cached_property
+    def trained_users(self) -> Tensor:
+        """Users with 2 training items or more: int64."""
+        return (self.split.train_offsets.diff() >= 2).nonzero().squeeze(1)
+
+    @cached_property
+    def _positions(self) -> int:
+        """Positions an epoch."""
+        positions = self.split.train_offsets.diff()[self.trained_users] - 1
+        return int((positions if self.windows == "all" else positions.clamp(max=self.max_length)).sum())
+
+    def num_batches(self, batch_size: int) -> int:
+        """Batches an epoch, of `batch_size` positions on average."""
+        return max(1, -(-self._positions // batch_size))
+
+    def batches(self, batch_size: int, phase: str, epoch: int) -> Iterator[Batch]:
+        """An epoch's windows in random order: fixed by seed, phase, epoch."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, phase, epoch))
+        users, starts, sizes = self._windows(generator)
+        order = torch.randperm(users.numel(), generator=generator)
+        # As near to equal numbers of positions as whole windows allow.
+        done = (sizes[order] - 1).cumsum(0)
+        batches = self.num_batches(batch_size)
+        cuts = torch.searchsorted(done, torch.arange(1, batches) * int(done[-1]) // batches)
+        for chosen in torch.tensor_split(order, cuts):
+            kept = sizes[chosen]
+            first = kept.cumsum(0) - kept
+            at = (starts[chosen] - first).repeat_interleave(kept) + torch.arange(int(kept.sum()))
+            yield Batch(self.split.train_items[at], kept, self._negatives(users[chosen], kept, generator))
+
+    def _windows(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """(users, starts in the training part, sizes), each int64 (w,)."""
+        users = self.trained_users
+        offsets, most = self.split.train_offsets, self.max_length + 1
+        first, lengths = offsets[users], offsets[users + 1] - offsets[users]
+        sizes = lengths.clamp(max=most)
+        if self.windows == "last":
+            return users, first + lengths - sizes, sizes
+        chance = torch.rand(users.numel(), generator=generator)
+        if self.windows == "random":
+            return users, first + (chance * (lengths - sizes + 1)).long().clamp(max=lengths - sizes), sizes
+        # A window's last item is the next one's first input, so that every item but the first is a target once.
+        shift = torch.where(lengths > most, (chance * self.max_length).long(), self.max_length)  # first cut
+        num = 1 + (lengths - 1 - shift + self.max_length - 1).clamp(min=0) // self.max_length
+        owner = torch.arange(users.numel()).repeat_interleave(num)
+        number = torch.arange(owner.numel()) - (num.cumsum(0) - num)[owner]
+        begin = (shift[owner] + (number - 1) * self.max_length).clamp(min=0)
+        end = torch.minimum(shift[owner] + number * self.max_length, lengths[owner] - 1)
+        kept = (end > begin).nonzero().squeeze(1)
+        owner, begin, end = owner[kept], begin[kept], end[kept]
+        return users[owner], first[owner] + begin, end - begin + 1
+
+    def _negatives(self, users: Tensor, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
+        num = self.base.num_negatives
+        if self.loss_name == "ce":
+            return None
+        if self.loss_name == "softmax":
+            return torch.randint(self.split.num_items, (num,), generator=generator)
+        return sample_negatives(users.repeat_interleave(sizes - 1), self.base.seen, num, generator)
+
+    def loss(self, model: SASRec, batch: Batch) -> Tensor:
+        """Mean over the batch's positions; one look-up of the item table."""
+        ends = batch.sizes.cumsum(0)
+        is_input, is_target = torch.ones(2, batch.items.numel(), dtype=torch.bool)
+        is_input[ends - 1] = False
+        is_target[ends - batch.sizes] = False
+        inputs, targets = is_input.nonzero().squeeze(1), is_target.nonzero().squeeze(1)
+        if batch.negatives is None:
+            vectors = model.item(torch.arange(self.split.num_items))
+            hidden = model.encode(F.embedding(batch.items[inputs], vectors), batch.sizes - 1)
+            return F.cross_entropy(hidden @ vectors.T, batch.items[targets])
+        vectors = model.item(torch.cat([batch.items, batch.negatives.reshape(-1)]))
+        taken, negatives = vectors.tensor_split([batch.items.numel()])
+        hidden = model.encode(F.embedding(inputs, taken), batch.sizes - 1)
+        positive = (hidden * F.embedding(targets, taken)).sum(dim=1)
+        if batch.negatives.dim() == 1:
+            return shared_softmax_loss(hidden, positive, negatives, batch.items[targets], batch.negatives)
+        negative = (negatives.view(*batch.negatives.shape, -1) * hidden[:, None]).sum(dim=2)
+        return (F.softplus(-positive) + F.softplus(negative).sum(dim=1)).mean()
+
+    def validate(self, model: SASRec) -> dict[str, float]:
+        """hr@10 and ndcg@10 of the validation items against their sampled negatives."""
+        ranks = self._ranks(self._catalogue(model), self.queries(model, test=False), test=False)
+        return summary(ranks, owners=self.base.owners(self.base.valid))
+
+    @torch.no_grad()
+    def judge(self, model: SASRec) -> dict[str, float]:
+        """All final figures: those of RankingTask.judge. At test time validation items end the history."""
+        base = self.base
+        vectors = self._catalogue(model)
+        # A matrix product may give equal rows unequal last bits; items that share all their codes must draw.
+        distinct, places = torch.unique(vectors, dim=0, return_inverse=True)
+        found = {}
+        for test, part, prefix in ((True, base.test, ""), (False, base.valid, "valid_")):
+            queries, owners = self.queries(model, test), base.owners(part)
+            row = torch.empty(self.split.num_users, dtype=torch.int64)
+            row[part.users] = torch.arange(part.users.numel())
+            ranks = self._ranks(vectors, queries, test)
+            found.update(summary(ranks, prefix=prefix, owners=owners))
+            if test:
+                found.update(tier_summary(ranks, part.items, self.split.item_counts, owners=owners))
+            ranks = base.catalogue_ranks(
+                lambda users: (queries[row[users]] @ distinct.T)[:, places],  # noqa: B023
+                part,
+                test,
+            )
+            found.update(summary(ranks, prefix=f"{prefix}full_", owners=owners))
+        return found
+
+    @torch.no_grad()
+    def queries(self, model: SASRec, test: bool) -> Tensor:
+        """h after the histories of the judged users of a part, at test time with validation items: (u, d)."""
+        items, offsets = self.split.histories(test)
+        judged = (self.base.test if test else self.base.valid).users
+        found = []
+        # Users of like lengths together.
+        order = self.split.train_offsets.diff()[judged].argsort(stable=True)
+        for rows in torch.split(order, EVAL_BATCH):
+            users = judged[rows]
+            ends = offsets[users + 1]
+            sizes = torch.minimum(ends - offsets[users], torch.tensor(self.max_length))
+            at = (ends - sizes.cumsum(0)).repeat_interleave(sizes) + torch.arange(int(sizes.sum()))
+            found.append(model(items[at], sizes))
+        queries = torch.empty(judged.numel(), found[0].shape[1])
+        queries[order] = torch.cat(found)
+        return queries
+
+    @torch.no_grad()
+    def _catalogue(self, model: SASRec) -> Tensor:
+        vectors: Tensor = model.item(torch.arange(self.split.num_items))
+        return vectors
+
+    def _ranks(self, vectors: Tensor, queries: Tensor, test: bool) -> Tensor:
+        """Ranks of a part's items among their sampled negatives; queries (u, d) of its users."""
+        part = self.base.test if test else self.base.valid
+        # Multiply and add treats equal items equally, which a matrix product need not.
+        return sampled_ranks(
+            lambda rows, items: (F.embedding(items, vectors) * queries[rows, None]).sum(dim=2),
+            torch.arange(part.users.numel()),
+            part.items,
+            part.negatives,
+            owners=part.owners,
+        )
+
+
+def shared_softmax_loss(
+    hidden: Tensor, positive: Tensor, vectors: Tensor, targets: Tensor, negatives: Tensor
+) -> Tensor:
+    """Mean of -log(e^positive / (e^positive + sum over the negatives of e^score)).
+
+    hidden (n, d); positive (n,) scores of the targets (n,); vectors (c, d) of the negatives (c,), which all positions
+    share. A negative that is a position's target does not count there.
+    """
+    scores = hidden @ vectors.T
+    scores = scores.masked_fill(targets[:, None] == negatives, -torch.inf)
+    return (torch.logaddexp(positive, scores.logsumexp(dim=1)) - positive).mean()
+
+
+def prepare(config: RunSettings) -> tuple[SequentialTask, str]:
+    """The data that `config` names, split and ready, and a digest of them."""
+    interactions, parts = split_of(config)
+    base = RankingTask.prepare(
+        interactions, config.seed, config.negatives, config.eval_negatives, config.eval_users, parts
+    )
+    if config.loss == "bce":
+        base.check_negatives()
+    task = SequentialTask(base, config.max_length, config.loss, config.windows)
+    if task.trained_users.numel() == 0:
+        raise ValueError("no user has 2 training interactions: a sequential model learns from one item to the next")
+    return task, fingerprint(interactions, *parts_digest(config, parts))

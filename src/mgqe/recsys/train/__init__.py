@@ -1,0 +1,1 @@
+"""One run from a data set to files: its configuration, its loop, its checkpoints."""

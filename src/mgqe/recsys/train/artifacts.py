@@ -1,0 +1,172 @@
+"""A run's files: frozen tables and the model's own parameters, written, loaded again, measured."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from xxhash import xxh3_64_hexdigest
+
+from mgqe.files.atomic import being_written, open_regular
+from mgqe.files.container import ArtifactError, identity, stored_checksum
+from mgqe.files.weights import companions, read_weights, save_weights, strangers
+from mgqe.recsys.models.embeddings import FrozenEmbedding
+from mgqe.recsys.models.registry import build_model
+from mgqe.recsys.tasks.base import own_parameters
+from mgqe.recsys.train.checkpoint import read_json
+from mgqe.recsys.train.config import TrainConfig
+
+CONFIG, MODEL, TABLE, IDS = "config.json", "model.safetensors", ".mgqe.safetensors", "_ids.parquet"
+# For files that do not belong together, once nobody is seen to write one: the last may be about to get its name.
+# Attempts and no seconds: those would be used up where the machine stands still for a while.
+ATTEMPTS = 500
+
+
+class _Mixed(ArtifactError):
+    """Files of several runs, or not all of one; perhaps only for the moment."""
+
+
+def ship(model: nn.Module, tables: Mapping[str, Any], out: Path) -> dict[str, int]:
+    """Freeze and save the tables at the paths `tables` and the model's other state; bytes on disk of each table.
+
+    The state is written last and records checksums of the tables, the configuration and the ids, so that a reader knows
+    which files belong together.
+    """
+    import mgqe
+
+    model.eval()
+    checksums = {}
+    for path in tables:
+        table: Any = model.get_submodule(path)
+        mgqe.save(table.freeze(), out / f"{path}{TABLE}")
+        checksums[f"{path}{TABLE}"] = stored_checksum(out / f"{path}{TABLE}")
+    save_weights(own_parameters(model, tables), out / MODEL, {"files": checksums, "digests": _digests(out)})
+    return {path: (out / f"{path}{TABLE}").stat().st_size for path in tables}
+
+
+def load_model(out: Path | str) -> Any:
+    """The model that a run saved in `out`, on its frozen tables, ready to score.
+
+    A run that is saved again meanwhile is read again: this is the one model or the other.
+
+    Raises:
+        FileNotFoundError: no finished run is there. ArtifactError: (a ValueError) a file is damaged, missing or of
+            another run; the message names it.
+    """
+    out = Path(out)
+    left = ATTEMPTS
+    while True:
+        before = _state(out)
+        try:
+            model = _load(out)
+            if _state(out) == before:
+                return model
+        except (OSError, ValueError, RuntimeError) as error:
+            if _state(out) != before or being_written(out):
+                left = ATTEMPTS
+            elif not isinstance(error, _Mixed) or left <= 0:
+                raise
+        left -= 1
+        time.sleep(0.01)
+
+
+def _load(out: Path) -> Any:
+    if not (out / MODEL).is_file():
+        raise FileNotFoundError(errno.ENOENT, "no finished run is here, or one that is being trained again", str(out))
+    weights, about = read_weights(out / MODEL)
+    _check_files(out, about.get("digests", {}))
+    config = _config(out)
+    tables = {path: FrozenEmbedding(table) for path, table in _tables(out, about).items()}
+    if config.embedding_dim not in {
+        table.embedding_dim for table in tables.values()
+    }:  # a wrong one may take all memory
+        raise _Mixed(
+            f"{out / CONFIG} says embeddings of {config.embedding_dim} dimensions, and no table beside it has as many"
+        )
+    try:
+        model = build_model(config, tables)
+        model.load_state_dict(weights)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise _Mixed(f"{out}: {CONFIG}, {MODEL} and the tables do not fit together: {error}") from error
+    return model.eval()
+
+
+def _config(out: Path) -> TrainConfig:
+    path = out / CONFIG
+    content = read_json(path)
+    try:
+        return TrainConfig(**content)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path}: not the configuration of a run: {error}") from error
+
+
+def _digests(out: Path) -> dict[str, str]:
+    """Checksums of the files that have none of their own."""
+    digests = {}
+    for path in (out / CONFIG, *sorted(out.glob(f"*{IDS}"))):
+        with open_regular(path) as file:
+            digests[path.name] = xxh3_64_hexdigest(file.read())
+    return digests
+
+
+def _check_files(out: Path, expected: Mapping[str, str]) -> None:
+    found = _digests(out)
+    for name, digest in expected.items():
+        if name not in found:
+            raise _Mixed(f"{out / name} is missing: {MODEL} names it. Copy the run's folder again, every file of it")
+        if found[name] != digest:
+            raise _Mixed(f"{out / name}: not the file that {MODEL} was saved with. Copy the run's folder again")
+
+
+def _tables(out: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """The tables of a run, known to belong to its other state; of runs without checksums whatever there is."""
+    import mgqe
+
+    files = sorted(companions(out / MODEL, about) or out.glob(f"*{TABLE}"))
+    for fault in strangers(out / MODEL, about):
+        raise _Mixed(fault)
+    found = {file.name.removesuffix(TABLE): mgqe.load(file) for file in files}
+    for fault in strangers(out / MODEL, about):  # a table may have been replaced before it was read
+        raise _Mixed(fault)
+    return found
+
+
+def _state(out: Path) -> dict[str, tuple[int, ...]]:
+    """What changes when a run is saved again: identities of its files, nothing where there is no finished one."""
+    state: dict[str, tuple[int, ...]] = {}
+    for file in (out / CONFIG, out / MODEL, *out.glob(f"*{TABLE}")):
+        with suppress(OSError):
+            state[file.name] = identity(file)
+    if MODEL not in state:
+        return {}
+    return state
+
+
+def bytes_by_part(out: Path, tables: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Of each table's file: codes, centroids, tier map, ...; `header` is the rest of it, header and checksums."""
+    import mgqe
+
+    found = {}
+    for path in tables:
+        file = out / f"{path}{TABLE}"
+        held = mgqe.load(file).nbytes_by_part()
+        found[path] = {**held, "header": file.stat().st_size - sum(held.values())}
+    return found
+
+
+def codebook_stats(out: Path, tables: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+    """Of each table that has codebooks, a record a tier: how many centroids are in use, and how evenly."""
+    import mgqe
+
+    loaded = {path: mgqe.load(out / f"{path}{TABLE}") for path in tables}
+    return {
+        path: [{**asdict(stats), "usage": stats.usage} for stats in table.codebook_stats()]
+        for path, table in loaded.items()
+        if isinstance(table, mgqe.CompactTable)
+    }

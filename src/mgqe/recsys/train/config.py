@@ -1,0 +1,244 @@
+"""Everything that decides a run, in one frozen place."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+import typing
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from mgqe.checks.scalars import as_float, as_int
+from mgqe.recsys.data.datasets import DATASETS, PUBLISHED
+from mgqe.recsys.data.splits import SplitRule
+from mgqe.recsys.models.embeddings import Spec
+from mgqe.recsys.models.registry import choose_model
+from mgqe.recsys.tasks.base import RunSettings
+from mgqe.recsys.train.loop import PhaseConfig
+
+# Raised when the phases or a default change, so that no result of an older schedule is taken for a newer one.
+SCHEDULE = 4
+LOSSES = ("bce", "softmax", "ce")  # of sequential models
+WINDOWS = ("last", "random", "all")
+OF_PHASE_2 = ("anneal_epochs", "anneal_learning_rate")
+OF_PHASE_3 = ("quantised_epochs", "quantised_learning_rate", "centroid_learning_rate")
+
+
+# What the data that a run is prepared on do not depend on.
+OF_TRAINING = (
+    "embedding", "label", "batch_size", "learning_rate", "weight_decay", "dropout", "init_std", "max_epochs",
+    "patience", "warm_up_epochs", "threads", "num_blocks", "num_heads", "mlp_layers", *OF_PHASE_2, *OF_PHASE_3,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunSettings):
+    """Everything that decides a run's result. The defaults are tuned on the validation items of ml-1m.
+
+    label: a name for the run in tables; it decides nothing.
+    batch_size: positives a step; fewer where the data set would otherwise have under 64 steps an epoch.
+    warm_up_epochs: exactly so many epochs of the first phase; None: until validation stops improving.
+    anneal_epochs: of the second phase, in which the learning rate falls from anneal_learning_rate to zero.
+    quantised_epochs: of the third phase, through the codes, from quantised_learning_rate to zero, for the
+        embeddings that have one. centroid_learning_rate: None stands for quantised_learning_rate.
+    threads: how many torch may use; the last bits of a result depend on it.
+    """
+
+    label: str = ""
+    batch_size: int = 8192
+    learning_rate: float = 2e-3
+    weight_decay: float = 5e-6
+    init_std: float = 0.1
+    max_epochs: int = 100
+    patience: int = 5
+    warm_up_epochs: int | None = None
+    anneal_epochs: int = 10
+    anneal_learning_rate: float = 1e-3
+    quantised_epochs: int = 10
+    quantised_learning_rate: float = 3e-4
+    centroid_learning_rate: float | None = None
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name, kind in _kinds().items():
+            object.__setattr__(self, name, _plain(name, getattr(self, name), kind))
+        choose_model(self.task, self.model)
+        for name in (
+            "dim", "batch_size", "negatives", "patience", "eval_negatives", "eval_users", "threads", "max_length",
+            "num_blocks", "num_heads", "mlp_layers",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("learning_rate", "anneal_learning_rate", "quantised_learning_rate", "init_std"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.centroid_learning_rate is not None and not 0 <= self.centroid_learning_rate < math.inf:
+            raise ValueError(f"centroid_learning_rate must be 0 or more, got {self.centroid_learning_rate}")
+        for name in ("max_epochs", "warm_up_epochs", "anneal_epochs", "quantised_epochs"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be 0 or more and below 1, got {self.dropout}")
+        if self.context_columns.strip() and self.task != "ctr":
+            raise ValueError(
+                f"context_columns={self.context_columns} is for --task ctr, not {self.task}: leave it out, or say "
+                "--task ctr"
+            )
+        for name, known in (("loss", LOSSES), ("windows", WINDOWS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        Spec.parse(self.embedding)
+        _check_split(self)
+
+    def warm_up(self) -> TrainConfig:
+        """The configuration of phase 1 alone: what it does not depend on is set to the default.
+
+        Runs that differ only in how they compress have equal ones, and may share what phase 1 leaves.
+        """
+        warm_up = self.spec.warm_up()
+        defaults = {name: getattr(TrainConfig, name) for name in (*OF_PHASE_2, *OF_PHASE_3)}
+        return replace(
+            self,
+            **defaults,
+            dim=self.embedding_dim,
+            embedding=str(replace(warm_up, dim=None)),
+            label="",
+        )
+
+    def of_data(self) -> TrainConfig:
+        """The same for all configurations whose data are prepared alike; a little more may enter than must."""
+        return replace(self.warm_up(), embedding="full", threads=1)
+
+    def of_checks(self) -> TrainConfig:
+        """The same for all configurations whose data are alike as far as one seed can tell before training."""
+        values = {name: getattr(TrainConfig, name) for name in (*OF_TRAINING, "seed")}
+        if self.task == "ctr":  # small fields' tables depend on it
+            values["embedding"] = f"full:d={self.embedding_dim}"
+        return replace(self, **values)
+
+    def phase(self, name: str, metric: str = "hr@10") -> PhaseConfig:
+        """The loop's settings for phase "full", the first, "annealed", the second, or "quantised", the third.
+
+        metric: the validation figure that chooses the best epoch.
+        """
+        rate, fixed = {
+            "full": (self.learning_rate, self.warm_up_epochs),
+            "annealed": (self.anneal_learning_rate, self.anneal_epochs),
+            "quantised": (self.quantised_learning_rate, self.quantised_epochs),
+        }[name]
+        centroids = self.centroid_learning_rate
+        return PhaseConfig(
+            name=name,
+            batch_size=self.batch_size,
+            learning_rate=rate,
+            weight_decay=self.weight_decay,
+            max_epochs=self.max_epochs if fixed is None else fixed,
+            patience=self.patience if fixed is None else fixed + 1,
+            centroid_learning_rate=rate if name != "quantised" or centroids is None else centroids,
+            anneal=name != "full",
+            select_by=metric,
+        )
+
+    def with_settings(self, settings: Sequence[str]) -> TrainConfig:
+        """This configuration with each `NAME=VALUE` set, read as the field's type; ValueError for an unknown one."""
+        kinds = _kinds()
+        changes: dict[str, Any] = {}
+        for setting in settings:
+            name, equals, text = (part.strip() or part for part in setting.partition("="))  # a separator may be blank
+            if not equals or name not in kinds:
+                known = ", ".join(field.name for field in fields(self))
+                raise ValueError(f"expected NAME=VALUE with NAME one of {known}, got {setting!r}")
+            changes[name] = _read(name, text, kinds[name])
+        return replace(self, **changes)
+
+    def with_embedding(self, text: str) -> TrainConfig:
+        """For `EMBEDDING` or `EMBEDDING@NAME=VALUE,NAME=VALUE`: that embedding, trained with those settings."""
+        embedding, _, settings = text.partition("@")
+        spec = str(Spec.parse(embedding))
+        listed = [part for part in settings.split(",") if part.strip()]
+        for name in ("seed", "embedding", "label"):
+            if any(part.partition("=")[0].strip() == name for part in listed):
+                raise ValueError(f"{text}: {name} is no setting of one embedding: --seeds and --embedding say it")
+        label = f"{spec}@{','.join(listed)}" if listed else ""
+        return replace(self, embedding=spec, label=label).with_settings(listed)
+
+
+@functools.cache
+def _kinds() -> dict[str, Any]:
+    """Setting -> its type."""
+    return typing.get_type_hints(TrainConfig)
+
+
+def _plain(name: str, value: Any, kind: Any) -> Any:
+    """A setting as JSON takes it: NumPy's and torch's numbers as Python's, a path as text. TypeError for no number."""
+    options = typing.get_args(kind) or (kind,)
+    if value is None and type(None) in options:
+        return None
+    if int in options:
+        return as_int(name, value)
+    if float in options:
+        return value if type(value) in (int, float) else as_float(name, value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _check_split(config: TrainConfig) -> None:
+    """ValueError unless the settings go together: a rule, or a file for the test and perhaps one for validation."""
+    data, rule, valid, test = config.data, config.split, config.valid, config.test
+    if rule is not None:
+        SplitRule.parse(rule)
+    if valid is not None and test is None:
+        raise ValueError(f"--valid {valid} needs a file for the test as well: --test FILE")
+    if test is not None and rule is not None:
+        raise ValueError(f"--split {rule} divides one file: leave it out, or leave out --test {test}")
+    if test is not None and data in ("planted", *DATASETS, *PUBLISHED):
+        raise ValueError(f"--test {test} goes with a file of your own to train on: --train FILE, not with {data}")
+    if rule is not None and data in PUBLISHED:
+        raise ValueError(f"{data} has a published split: leave --split {rule} out")
+
+
+def _read(name: str, text: str, kind: Any) -> Any:
+    options = typing.get_args(kind) or (kind,)
+    if text.lower() == "none" and type(None) in options:
+        return None
+    wanted = next(option for option in options if option is not type(None))
+    if wanted is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        if wanted is bool:
+            raise ValueError
+        return wanted(text)
+    except ValueError:
+        raise ValueError(f"setting {name}: expected {wanted.__name__}, got {text!r}") from None
+
+
+def warm_up_key(config: TrainConfig, fingerprint: str, annealed: bool = False) -> str:
+    """A name for the result of phase 1, or of phases 1 and 2.
+
+    It differs where anything does that the result depends on; where the data lies does not. Settings at their
+    defaults do not enter, so that a setting that a later version adds does not make what is trained worthless.
+    """
+    values = asdict(config.warm_up())
+    if annealed:
+        values.update({name: getattr(config, name) for name in OF_PHASE_2})
+    idle = (
+        "data", "data_dir", "format", "user_column", "item_column", "time_column", "separator", "quote",
+        "header", "label",
+    )  # fmt: skip
+    defaults = {field.name: field.default for field in fields(TrainConfig)}
+    changed = {
+        name: value
+        for name, value in values.items()
+        if name not in (*idle, "valid", "test") and value != defaults[name]
+    }
+    text = json.dumps(
+        {**changed, "schedule": SCHEDULE, "fingerprint": fingerprint, "torch": torch.__version__}, sort_keys=True
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,310 @@
+"""One run from a data set to files: three phases of training, frozen tables, figures of what ships.
+
+Phase 1 trains full tables (or whatever the embedding is, if it is not one that compresses a full table) until
+validation stops improving; phase 2 goes on while the learning rate falls to zero. Every method has these two. Phase 3,
+for the embeddings that are trained through their codes, starts the codebooks on the rows and trains on, the learning
+rate falling to zero again. Each phase goes back to its best epoch on validation. The tables are then frozen, saved,
+loaded again, and it is the loaded ones that are judged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mgqe.files.atomic import fill_file
+from mgqe.recsys.data.seeds import derive_seed
+from mgqe.recsys.models.embeddings import Spec, build, fit
+from mgqe.recsys.models.registry import build_model
+from mgqe.recsys.tasks.base import TableInfo
+from mgqe.recsys.tasks.registry import RunData
+from mgqe.recsys.train.artifacts import CONFIG, MODEL, TABLE, bytes_by_part, codebook_stats, load_model, ship
+from mgqe.recsys.train.checkpoint import LAST, LOCK, check_folder, load_state, locked, read_json, write_json
+from mgqe.recsys.train.config import TrainConfig, warm_up_key
+from mgqe.recsys.train.loop import (
+    OnEpoch,
+    PhaseResult,
+    carry_optimizer,
+    make_optimizer,
+    optimizer_names,
+    run_phase,
+)
+from mgqe.recsys.train.provenance import commit, machine, versions
+
+__all__ = ["CONFIG", "METRICS", "RunData", "build_tables", "load_model", "train_run"]
+
+DATA, METRICS = "data.json", "metrics.json"
+
+
+def train_run(
+    config: TrainConfig,
+    out: Path | str,
+    overwrite: bool = False,
+    warm_ups: Path | str | None = None,
+    on_epoch: OnEpoch = lambda report: None,
+    data: Callable[[], RunData] | None = None,
+    on_note: Callable[[str], None] = warnings.warn,
+) -> dict[str, Any]:
+    """Run `config` in the folder `out` and return what OUT/metrics.json then holds.
+
+    A finished `out` is returned as it is; an unfinished one goes on where it stopped. ValueError when `out` holds
+    another configuration, unless `overwrite`, which starts afresh. warm_ups: a folder where runs share phases 1 and 2.
+    data: gives the data of `config`, for runs that share them; by default they are loaded.
+    on_note: hears, before training, what of the embedding is cut to fit a small table.
+
+    What can be known to be wrong is refused before training and before anything is written or, with `overwrite`,
+    removed: the same folder then takes the corrected configuration.
+    """
+    out = Path(out)
+    if check_place(config, out, overwrite) and (out / METRICS).is_file():
+        metrics: dict[str, Any] = read_json(out / METRICS)
+        return metrics
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        ready = RunData.load(config) if data is None else data()
+        for note in check_run(config, ready):
+            on_note(note)
+        if overwrite:
+            _clear(out)
+        with _refused_leaves_nothing(out):
+            write_json(out / CONFIG, asdict(config))
+            with locked(out):
+                return _run(config, out, Path(warm_ups) if warm_ups else out, on_epoch, ready)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def check_run(config: TrainConfig, data: RunData) -> list[str]:
+    """Build every table that the run will have, in both of its kinds; what is cut to fit a small table, in words.
+
+    ValueError names a table that the description does not fit, or a setting of the model that cannot be.
+    """
+    for first in (True, False):
+        build_tables(config.warm_up() if first else config, data, warm_up=first)
+    return list(cuts(config, data).values())
+
+
+def cuts(config: TrainConfig, data: RunData) -> dict[str, str]:
+    """Path of each table of which something is cut to fit -> what."""
+    found = {path: fitted(config, info)[1] for path, info in data.task.tables.items()}
+    return {path: note for path, note in found.items() if note}
+
+
+def check_place(config: TrainConfig, out: Path, overwrite: bool = False) -> bool:
+    """Whether `out` holds this run, to go on with; ValueError when it holds something else that is to be kept."""
+    check_folder(out)
+    if (out / CONFIG).is_file():
+        if not overwrite:
+            _check_same(read_json(out / CONFIG), config, out)
+        return not overwrite
+    if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
+        raise ValueError(f"{out} is not empty and holds no run: choose another --out")
+    return False
+
+
+@contextlib.contextmanager
+def _refused_leaves_nothing(out: Path) -> Iterator[None]:
+    """Remove what a new run has written in `out`, and folders made for it, if it fails before its first epoch."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    is_new = not (out / CONFIG).is_file()
+    try:
+        yield
+    except Exception:
+        if is_new and not _has_trained(out):
+            _clear(out)
+            (out / LOCK).unlink(missing_ok=True)
+            for folder in made:
+                with contextlib.suppress(OSError):  # something else is there by now
+                    folder.rmdir()
+        raise
+
+
+def _has_trained(out: Path) -> bool:
+    """Whether a phase in `out` has an epoch behind it."""
+    with contextlib.suppress(ValueError):  # damaged: there was something
+        states = (load_state(path) for path in out.glob(f"phase-*/{LAST}"))
+        return any(state is not None and state["epoch"] > 0 for state in states)
+    return True
+
+
+def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch, data: RunData) -> dict[str, Any]:
+    started = time.perf_counter()
+    task = data.task
+    _check_same_data(out / DATA, data)
+    model, first = warm_up(config, data, warm_ups, on_epoch)
+    phases = {"full": first, "annealed": anneal(config, data, model, first, warm_ups, on_epoch)}
+    if config.spec.method.kind == "quantised":
+        model, phases["quantised"] = _quantise(config, data, model, phases["annealed"], out, on_epoch)
+    elif any(spec_of(config, info).method.kind != "trained" for info in task.tables.values()):
+        model = _on_rows_of(config, data, model)
+    for field, ids in task.ids.items():
+        fill_file(out / f"{field}_ids.parquet", ids.save)
+    sizes = ship(model, task.tables, out)
+    quality = task.judge(load_model(out))
+    metrics = {
+        "task": config.task,
+        "model": config.model,
+        "data": config.data,
+        "embedding": config.label or str(config.spec),
+        "cut": cuts(config, data),
+        "seed": config.seed,
+        "metric": task.metric,
+        "quality": quality,
+        "embedding_bytes": sum(sizes.values()),
+        "full_embedding_bytes": sum(
+            4 * info.num_embeddings * (info.full_dim or info.dim or config.dim) for info in task.tables.values()
+        ),
+        "embedding_bytes_by_table": sizes,
+        "embedding_bytes_by_part": bytes_by_part(out, task.tables),
+        "codebooks": codebook_stats(out, task.tables),
+        "peak_memory_bytes": _peak_memory(),
+        "seconds_per_epoch": {name: phase.seconds_per_epoch for name, phase in phases.items()},
+        "epochs": {name: len(phase.history) - 1 for name, phase in phases.items()},
+        "best_epoch": {name: phase.best_epoch for name, phase in phases.items()},
+        "seconds": time.perf_counter() - started,
+        "split": task.split_summary,
+        "data_summary": {**task.summary, "sha256": data.fingerprint},
+        "history": {name: phase.history for name, phase in phases.items()},
+        "commit": commit(),
+        "versions": versions(),
+        "machine": machine(),
+        "config": asdict(config),
+    }
+    write_json(out / METRICS, metrics)
+    (out / DATA).unlink()
+    for phase_folder in out.glob("phase-*"):
+        shutil.rmtree(phase_folder, ignore_errors=True)
+    return metrics
+
+
+def spec_of(config: TrainConfig, info: TableInfo) -> Spec:
+    """The description of one table: the run's, or the table's fixed one unless the run has plain full tables."""
+    plain = config.spec.name == "full" and config.embedding_dim == config.dim
+    return config.spec if info.fixed is None or plain else Spec.parse(info.fixed)
+
+
+def fitted(config: TrainConfig, info: TableInfo) -> tuple[Spec, str]:
+    """The description of one table with no more centroids than it can use, and what was cut, in words."""
+    spec = spec_of(config, info)
+    return fit(spec, info.field, info.num_embeddings, info.dim or config.embedding_dim, info.counts)
+
+
+def build_tables(config: TrainConfig, data: RunData, warm_up: bool = False) -> Any:
+    """The model with the embeddings that `config` describes, started by its seed.
+
+    warm_up: with what they are trained as first (Spec.warm_up).
+    """
+    config.spec.check_fields({info.field for info in data.task.tables.values()})
+    tables = {}
+    for path, info in data.task.tables.items():
+        spec, _ = fitted(config, info)
+        torch.manual_seed(derive_seed(config.seed, "start", path))
+        tables[path] = build(
+            spec.warm_up() if warm_up else spec,
+            info.field,
+            info.num_embeddings,
+            info.dim or config.embedding_dim,
+            info.counts,
+            config.init_std if info.std is None else info.std,
+            config.seed,
+            info.pairs,
+        )
+    torch.manual_seed(derive_seed(config.seed, "start", "model"))
+    return build_model(config, tables)
+
+
+def warm_up(config: TrainConfig, data: RunData, warm_ups: Path, on_epoch: OnEpoch) -> tuple[Any, PhaseResult]:
+    """Phase 1, or what an earlier run left of it in the folder `warm_ups`."""
+    model = build_tables(config.warm_up(), data, warm_up=True)
+    directory = warm_ups / f"phase-full-{warm_up_key(config, data.fingerprint)}"
+    with locked(directory):
+        return model, run_phase(model, data.task, config.warm_up().phase("full", data.task.metric), directory, on_epoch)
+
+
+def anneal(
+    config: TrainConfig, data: RunData, model: nn.Module, first: PhaseResult, warm_ups: Path, on_epoch: OnEpoch
+) -> PhaseResult:
+    """Phase 2; like phase 1's, its result is shared in `warm_ups`."""
+    phase = config.phase("annealed", data.task.metric)
+    optimizer = make_optimizer(model, phase)
+    carry_optimizer(first.optimizer, optimizer_names(model), model, optimizer)
+    directory = warm_ups / f"phase-annealed-{warm_up_key(config, data.fingerprint, annealed=True)}"
+    with locked(directory):
+        return run_phase(model, data.task, phase, directory, on_epoch, optimizer)
+
+
+def _quantise(
+    config: TrainConfig, data: RunData, full: nn.Module, before: PhaseResult, out: Path, on_epoch: OnEpoch
+) -> tuple[Any, PhaseResult]:
+    """Phase 3, through the codes, from the full model's rows."""
+    from mgqe import quantization_loss, start_quantizing
+
+    model = _on_rows_of(config, data, full)
+    phase = config.phase("quantised", data.task.metric)
+    optimizer = make_optimizer(model, phase)
+    carry_optimizer(before.optimizer, optimizer_names(full), model, optimizer)
+    directory = out / "phase-quantised"
+    if not (directory / LAST).is_file():
+        start_quantizing(model)
+    return model, run_phase(model, data.task, phase, directory, on_epoch, optimizer, quantization_loss)
+
+
+def _on_rows_of(config: TrainConfig, data: RunData, full: nn.Module) -> Any:
+    """The full model with the embeddings that `config` describes in place of its tables, on the same rows."""
+    model = build_tables(config, data)
+    missing = model.load_state_dict(full.state_dict(), strict=False)
+    if missing.unexpected_keys:
+        raise RuntimeError(f"{config.embedding} does not keep full rows: {missing.unexpected_keys} have no place")
+    torch.manual_seed(derive_seed(config.seed, "codebooks"))
+    return model
+
+
+def _peak_memory() -> int | None:
+    """The most memory that this process has held so far, in bytes; None where that cannot be asked."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _check_same(found: dict[str, Any], config: TrainConfig, out: Path) -> None:
+    wanted = json.loads(json.dumps(asdict(config)))
+    found = {**asdict(TrainConfig()), **found}  # an older version's run lacks settings that came later
+    idle = {"data_dir"}  # where the data lies decides nothing
+    differing = sorted(name for name in {*found, *wanted} - idle if found.get(name) != wanted.get(name))
+    if differing:
+        listed = ", ".join(f"{name} {found.get(name)!r}, now {wanted.get(name)!r}" for name in differing)
+        raise ValueError(f"{out} holds another run ({listed}): choose another --out, or start afresh with --overwrite")
+
+
+def _check_same_data(path: Path, data: RunData) -> None:
+    """Refuse to go on with an interrupted run on a file that has changed since."""
+    if path.is_file() and read_json(path)["sha256"] != data.fingerprint:
+        raise ValueError(f"the data have changed since the run in {path.parent} began: start afresh with --overwrite")
+    write_json(path, {"sha256": data.fingerprint})
+
+
+def _clear(out: Path) -> None:
+    """Remove what a run leaves in `out`, and nothing else; the configuration, which says that it is a run's, last."""
+    if not (out / CONFIG).is_file():
+        return
+    for path in (*(out / name for name in (METRICS, DATA, MODEL)), *out.glob(f"*{TABLE}"), *out.glob("*_ids.parquet")):
+        path.unlink(missing_ok=True)
+    for folder in out.glob("phase-*"):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(folder)
+    (out / CONFIG).unlink()

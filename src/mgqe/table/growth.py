@@ -1,0 +1,176 @@
+"""Rows added to a table after it was made: vectors checked and encoded, codes kept in buffers with room to grow.
+
+Appended rows never move the rows before them, which may be a mapped file: they become extents, ranges of ids that
+the kernels read as further tiers.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from types import TracebackType
+from typing import ClassVar
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+
+from mgqe.checks.ids import FLOAT_DTYPES, as_int64, check_dense, check_device
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The file that a table was last read from or written to.
+
+    Attributes:
+        target: the file, links resolved.
+        fingerprint: of what it held, see :mod:`mgqe.table.appended`.
+        num_embeddings: ids that it held, appended files included.
+    """
+
+    target: str
+    fingerprint: str
+    num_embeddings: int
+
+
+class WriterLock:
+    """A lock that is free again in a forked process, whose copy no thread is left to release."""
+
+    _all: ClassVar[WeakSet[WriterLock]] = WeakSet()
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        WriterLock._all.add(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    @classmethod
+    def renew_all(cls) -> None:
+        """What a forked process begins with."""
+        for lock in cls._all:
+            lock._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=WriterLock.renew_all)
+
+
+class GrowthBuffer:
+    """Packed rows with spare room, so that appending row by row copies each row O(1) times.
+
+    Only the holder of the table's writer lock calls methods. Readers hold views of a prefix, which is never written
+    again: rows go in behind :attr:`used` alone.
+    """
+
+    @torch.inference_mode(False)  # a tensor made in inference mode could not be written outside of it
+    def __init__(self, rows: Tensor, capacity: int) -> None:
+        self.storage = torch.empty((capacity, rows.shape[1]), dtype=torch.uint8, device=rows.device)
+        self.storage[: rows.shape[0]] = rows
+        self.used = rows.shape[0]
+
+    def write(self, rows: Tensor) -> Tensor:
+        """Rows (n, row_bytes) behind those in use -> a view of all of them."""
+        end = self.used + rows.shape[0]
+        self.storage[self.used : end] = rows
+        self.used = end
+        return self.storage[:end]
+
+
+@dataclass(frozen=True, eq=False)
+class Extent:
+    """A range of appended ids, all of one tier.
+
+    Attributes:
+        tier: whose subspaces, centroids and codebook the rows have.
+        rows: uint8 (n, row_bytes), n >= 1.
+        buffer: what ``rows`` is a prefix of; None where there is no room behind it.
+    """
+
+    tier: int
+    rows: Tensor
+    buffer: GrowthBuffer | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, spare room included."""
+        return self.rows.nbytes if self.buffer is None else self.buffer.storage.nbytes
+
+    def extended(self, rows: Tensor) -> Extent:
+        """This extent and more rows behind; the extent itself stays valid."""
+        held, needed = self.rows.shape[0], self.rows.shape[0] + rows.shape[0]
+        buffer = self.buffer
+        # Another table, or a change that was never published, may have written behind these rows already.
+        if buffer is None or buffer.used != held or needed > buffer.storage.shape[0]:
+            buffer = GrowthBuffer(self.rows, max(2 * held, needed))
+        return Extent(self.tier, buffer.write(rows), buffer)
+
+
+def check_fallback(vector: Tensor, embedding_dim: int, device: torch.device) -> Tensor:
+    """A row (d,) for unknown ids as contiguous float32, a copy; errors as those of :func:`check_vectors`."""
+    if isinstance(vector, Tensor) and tuple(vector.shape) != (embedding_dim,):
+        raise ValueError(
+            f"the fallback must have shape ({embedding_dim},), got {tuple(vector.shape)}: the table has "
+            f"embedding_dim={embedding_dim}"
+        )
+    given = vector[None] if isinstance(vector, Tensor) else vector
+    return check_vectors(given, embedding_dim, device, "the fallback")[0].clone()
+
+
+def check_vectors(vectors: Tensor, embedding_dim: int, device: torch.device, name: str = "vectors") -> Tensor:
+    """Vectors (n, d) as contiguous float32; ``name`` is the argument's, for the message.
+
+    Raises:
+        TypeError: no tensor of float32, float16 or bfloat16. ValueError: another shape or device, NaN or infinity.
+    """
+    if not isinstance(vectors, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor of floats, got {type(vectors).__name__}: use torch.as_tensor")
+    if vectors.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name} must be float32, float16 or bfloat16, got {vectors.dtype}: convert with .float()")
+    check_dense(vectors, name)
+    if vectors.ndim != 2 or vectors.shape[1] != embedding_dim:
+        raise ValueError(
+            f"{name} must have shape (n, embedding_dim={embedding_dim}), got {tuple(vectors.shape)}: "
+            "for a single vector pass vector[None]"
+        )
+    if vectors.device != device:
+        verb = "are" if name == "vectors" else "is"
+        raise ValueError(f"{name} {verb} on {vectors.device}, the table on {device}: move one with .to()")
+    finite = vectors.detach().isfinite().all(dim=1)
+    if not bool(finite.all()):
+        first = int((~finite).nonzero()[0])
+        if name != "vectors":
+            raise ValueError(f"{name} holds NaN or infinity")
+        raise ValueError(f"vectors[{first}] holds NaN or infinity: leave such rows out, or repair what made them")
+    return vectors.detach().to(torch.float32).contiguous()
+
+
+def check_update_ids(ids: Tensor, num_embeddings: int, padding_idx: int | None, device: torch.device) -> Tensor:
+    """Ids (n,) as int64: each in range, none twice, none the padding.
+
+    Raises:
+        TypeError: not integers. IndexError: out of range. ValueError: another shape or device, a repeated id, or the
+        padding.
+    """
+    rows = as_int64(ids)
+    if rows.ndim != 1:
+        raise ValueError(f"ids must have shape (n,), got {tuple(rows.shape)}")
+    check_device(rows, device)
+    outside = rows[(rows < 0) | (rows >= num_embeddings)]
+    if outside.numel():
+        raise IndexError(
+            f"id {int(outside[0])} is out of range: the table has num_embeddings={num_embeddings}; append() adds ids"
+        )
+    distinct, counts = torch.unique(rows, return_counts=True)
+    if distinct.numel() != rows.numel():
+        twice = int(distinct[counts > 1][0])
+        raise ValueError(f"ids holds {twice} more than once, and only one vector can win: keep the one you want")
+    if padding_idx is not None and bool((rows == padding_idx).any()):
+        raise ValueError(f"ids holds padding_idx={padding_idx}, which always looks up as zeros: leave it out")
+    return rows

@@ -1,0 +1,227 @@
+"""A table in a folder: the codes in several files, written by as many processes; docs/format.md specifies it.
+
+Each file of codes ("shard") has the packed rows of some ids. The index, ``table.safetensors``, has all the rest and
+names the shards; it is written last and renamed into place, so that a folder holds a whole table or none.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import chain
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mgqe.codec.packing import bits_for, row_bytes
+from mgqe.files.container import (
+    ArtifactError,
+    config_of_kind,
+    decode_metadata,
+    encode,
+    encode_elements,
+    read,
+    tensor_bytes,
+    written,
+)
+from mgqe.files.reader import MAX_ROWS, Config, Reader
+from mgqe.table.compact import CompactTable
+
+INDEX = "table.safetensors"
+INDEX_KIND = "compact-sharded"
+SHARD_KIND = "compact-shard"
+MAX_SHARDS = 10_000  # all are mapped at once
+_NAME = re.compile(r"shard-[0-9a-f]{16}-\d{5}\.safetensors")
+
+
+def new_set() -> str:
+    """A name for the shards of one freeze: 16 random hexadecimal digits."""
+    return secrets.token_hex(8)
+
+
+def shard_path(folder: Path, set_name: str, number: int) -> Path:
+    """Where the shard of that number is."""
+    return folder / f"shard-{set_name}-{number:05d}.safetensors"
+
+
+def is_shard(file: Path) -> bool:
+    """Whether a file has the name of a shard."""
+    return _NAME.fullmatch(file.name) is not None
+
+
+def tier_order(num_tiers: int) -> list[int]:
+    """The tiers as a shard has their rows, one after another."""
+    return sorted(range(num_tiers), key=str)  # tensors are ordered by name
+
+
+def write_shard(
+    folder: Path, set_name: str, number: int, shapes: Sequence[tuple[int, int]], chunks: Iterable[Tensor]
+) -> int:
+    """Write a shard, chunk by chunk as they come, and return the file's bytes. It appears whole or not at all.
+
+    Args:
+        folder: must exist.
+        set_name, number: its name.
+        shapes: (rows, bytes a row) of each tier's rows in it.
+        chunks: the packed rows, uint8 (any, bytes a row), of the tiers in :func:`tier_order`.
+
+    Raises:
+        OSError: it cannot be written; the message has the bytes needed and the remedy.
+        ValueError: chunks of another size than ``shapes`` says.
+    """
+    target = shard_path(folder, set_name, number)
+    named = {f"codes.{g}": (torch.uint8, shape) for g, shape in enumerate(shapes)}
+    elements = chain.from_iterable(map(tensor_bytes, chunks))
+    nbytes, content = encode_elements(named, SHARD_KIND, {"set": set_name, "number": number}, elements)
+    with readable_error(target, nbytes), written(target, content) as temporary:
+        os.replace(temporary, target)
+    return nbytes
+
+
+@contextmanager
+def prepared_index(
+    folder: Path, set_name: str, frame: dict[str, Tensor], config: Config, shards: Sequence[Sequence[int]]
+) -> Iterator[tuple[Path, int]]:
+    """An index under a temporary name, on the disk, and its bytes; the block ends with :func:`publish_index`, or not.
+
+    Args:
+        frame, config: as :func:`mgqe.codec.layout.lay_out_frame` gives.
+        shards: of each shard, how many rows of each tier it has.
+
+    Raises OSError as :func:`write_shard`.
+    """
+    whole = {**config, "set": set_name, "shards": [list(sizes) for sizes in shards]}
+    nbytes, content = encode({name: [tensor] for name, tensor in frame.items()}, INDEX_KIND, whole)
+    target = folder / INDEX
+    with readable_error(target, nbytes), written(target, content) as temporary:
+        yield temporary, nbytes
+
+
+def publish_index(folder: Path, temporary: Path) -> None:
+    """Let the folder hold the new table; until now it held the old one, or none."""
+    os.replace(temporary, folder / INDEX)
+
+
+def remove_other_shards(folder: Path, set_name: str) -> None:
+    """Shards of freezes before, which no index names any more, and what interrupted ones left behind."""
+    keep = f"shard-{set_name}-"
+    for path in folder.iterdir():
+        stale = _NAME.fullmatch(path.name) and not path.name.startswith(keep)
+        unfinished = path.name.startswith(".") and path.name.endswith(".tmp") and keep not in path.name
+        if stale or unfinished:
+            with suppress(OSError):  # left behind it means nothing to anybody
+                path.unlink()
+
+
+def withdraw(folder: Path, set_name: str) -> None:
+    """Remove the shards of a freeze that failed, unless the folder's index names them already."""
+    with suppress(OSError, ValueError):
+        if published_set(folder) == set_name:
+            return
+    for path in folder.glob(f"*shard-{set_name}-*"):
+        path.unlink(missing_ok=True)
+
+
+def published_set(folder: Path) -> str | None:
+    """The name of the shards that the folder's index names; None where the file is no such index.
+
+    Raises OSError where there is none, ArtifactError where it is no whole file.
+    """
+    kind, config = decode_metadata(read(folder / INDEX)[0])
+    found = config.get("set") if kind == INDEX_KIND and isinstance(config, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The index of a folder that holds a table, and its shards."""
+    found = sorted(folder.glob(f"shard-{published_set(folder)}-*.safetensors"))
+    return [folder / INDEX, *found]
+
+
+@contextmanager
+def readable_error(path: Path, nbytes: int) -> Iterator[None]:
+    """OSErrors of writing a file, with the bytes needed and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"could not write {nbytes:,} bytes ({error.strerror or error}); the table that was there is untouched. "
+            "Check that the folder exists on this machine, may be written to and has the space",
+            str(path),
+        ) from error
+
+
+def read_sharded(
+    index: Path, tensors: dict[str, Tensor], config: Config, mmap: bool, verify: bool | None = None
+) -> CompactTable:
+    """The table of an index that has been read, its shards beside it.
+
+    A tier's rows are joined in memory, unless one shard has them all: these stay mapped with ``mmap``.
+
+    Raises:
+        ArtifactError: a shard is missing, damaged, or not as the index says; the message names it.
+    """
+    config = dict(config)
+    reader = Reader(tensors, {name: config.pop(name) for name in ("set", "shards") if name in config})
+    set_name = reader.value("set")
+    if not isinstance(set_name, str) or not re.fullmatch(r"[0-9a-f]{16}", set_name):
+        raise ValueError("config entry 'set' must be 16 hexadecimal digits")
+    widths, sizes = _row_widths(config)
+    shards = _shard_sizes(reader.value("shards"), sizes)
+    parts: list[list[Tensor]] = [[] for _ in sizes]
+    for number, rows in enumerate(shards):
+        path = shard_path(index.parent, set_name, number)
+        for g, part in enumerate(_read_shard(path, set_name, number, list(zip(rows, widths, strict=True)), verify)):
+            parts[g].append(part)
+    found = {f"codes.{g}": _joined(parts[g], width, mmap) for g, width in enumerate(widths)}
+    return CompactTable.from_tensors({**tensors, **found}, config)
+
+
+def _joined(parts: Sequence[Tensor], width: int, mmap: bool) -> Tensor:
+    held = [part for part in parts if part.shape[0]]
+    if not held:
+        return torch.empty((0, width), dtype=torch.uint8, device="cpu")
+    return held[0] if mmap and len(held) == 1 else torch.cat(held)
+
+
+def _row_widths(config: Config) -> tuple[list[int], list[int]]:
+    """Bytes of a tier's rows, and how many it has. :meth:`CompactTable.from_tensors` reads the rest and all again."""
+    reader = Reader({}, config)
+    sizes = reader.integers("sizes", 0, MAX_ROWS)
+    subspaces = reader.integers("num_subspaces", 1, 1 << 31, length=len(sizes))
+    centroids = reader.integers("num_centroids", 1, 1 << 16, length=len(sizes))
+    return [row_bytes(d, bits_for(k)) for d, k in zip(subspaces, centroids)], list(sizes)
+
+
+def _shard_sizes(given: object, sizes: Sequence[int]) -> list[tuple[int, ...]]:
+    if not isinstance(given, list) or len(given) > MAX_SHARDS:
+        raise ValueError(f"config entry 'shards' must be a list of at most {MAX_SHARDS} shards")
+    shards = [Reader({}, {"shards": rows}).integers("shards", 0, MAX_ROWS, length=len(sizes)) for rows in given]
+    found = [sum(rows[g] for rows in shards) for g in range(len(sizes))]
+    if found != list(sizes):
+        raise ValueError(f"config entry 'shards' has {found} rows of the tiers, 'sizes' says {list(sizes)}")
+    return shards
+
+
+def _read_shard(
+    path: Path, set_name: str, number: int, shapes: Sequence[tuple[int, int]], verify: bool | None
+) -> list[Tensor]:
+    try:
+        metadata, tensors = read(path, verify)
+        reader = Reader(tensors, config_of_kind(metadata, SHARD_KIND))
+        reader.choice("set", {set_name})
+        reader.integer("number", number, number)
+        parts = [reader.tensor(f"codes.{g}", torch.uint8, shape) for g, shape in enumerate(shapes)]
+        reader.finish()
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"shard {number} is missing: there is no {path.name} in {path.parent}. Copy every file of the folder"
+        ) from error
+    except ValueError as error:
+        raise ArtifactError(f"shard {path.name}: {error}") from error
+    return parts

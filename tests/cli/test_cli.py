@@ -1,0 +1,224 @@
+"""The command line, through typer's runner and as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from recsys_data import TINY, write_tiny
+from typer.testing import CliRunner
+
+import mgqe
+from mgqe import cli
+from mgqe.cli.train import app
+from mgqe.recsys.study.compare import Event, Study, run_study
+from mgqe.recsys.train.run import train_run
+
+SETTINGS = [
+    f"--set={field.name}={getattr(TINY, field.name)}"
+    for field in fields(TINY)
+    if getattr(TINY, field.name) != field.default and field.name not in ("embedding", "seed")
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> CliRunner:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.delenv("MGQE_DATA_DIR", raising=False)
+    return CliRunner()
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_help_teaches(runner: CliRunner) -> None:
+    text = flat(runner.invoke(app, ["--help"]).output)
+    assert all(name in text for name in ("train", "compare", "inspect", "mgqe train --out run"))
+    text = flat(runner.invoke(app, ["train", "--help"]).output)
+    for part in ("Examples", "--data clicks.csv", "planted", "scalar:bits=4", "MGQE_DATA_DIR", "learning_rate="):
+        assert part in text
+    text = flat(runner.invoke(app, ["compare", "--help"]).output)
+    assert "--seeds 1,2,3 --jobs 2" in text
+
+
+def test_train_and_inspect(runner: CliRunner, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["train", "--data", str(tiny), "--embedding", "mgqe:D=4,K=4/2", "--out", str(out), *SETTINGS]
+    result = runner.invoke(app, [*command, "--task", "ranking", "--model", "gmf", "--seed", "3"])
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert f"{metrics['quality']['hr@10']:.4f}" in result.output
+    again = runner.invoke(app, [*command, "--seed", "3"])
+    assert again.exit_code == 0
+    assert "holds this run already" in flat(again.output)
+    other = runner.invoke(app, [*command, "--seed", "4"])
+    assert other.exit_code == 2
+    assert "seed 3, now 4" in flat(other.output)
+    file = out / "item.mgqe.safetensors"
+    result = runner.invoke(app, ["inspect", str(file)])
+    assert result.exit_code == 0, result.output
+    for part in ("CompactTable", "codes", "centroids", "tier_map", "header", f"{file.stat().st_size:,}", "perplexity"):
+        assert part in result.output
+    mgqe.append(file, torch.zeros(1, mgqe.load(file).embedding_dim))
+    result = runner.invoke(app, ["inspect", str(file)])
+    appended, record = sorted(out.glob("item.mgqe.safetensors.append-*"))
+    assert "with ids appended in 1 file beside it" in flat(result.output)
+    assert f"{sum(path.stat().st_size for path in (file, appended, record)):,}" in result.output
+
+
+def test_inspect_other_tables(runner: CliRunner, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["train", "--data", str(tiny), "--embedding", "scalar:bits=4", "--out", str(out), *SETTINGS]
+    assert runner.invoke(app, command).exit_code == 0
+    result = runner.invoke(app, ["inspect", str(out / "user.mgqe.safetensors")])
+    assert result.exit_code == 0
+    assert "ScalarTable" in result.output
+
+
+def test_compare(runner: CliRunner, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    command = ["compare", "--data", str(tiny), "--out", str(out), "--seeds", "1,2", *SETTINGS]
+    embeddings = ["--embedding", "full", "--embedding", "mgqe:D=4,K=4/2@quantised_epochs=1"]
+    result = runner.invoke(app, [*command, *embeddings])
+    assert result.exit_code == 0, result.output
+    results = json.loads((out / "results.json").read_text())
+    assert [(run["embedding"], run["seed"]) for run in results["runs"]] == [
+        ("full", 1),
+        ("full", 2),
+        ("mgqe:D=4,K=4/2@quantised_epochs=1", 1),
+        ("mgqe:D=4,K=4/2@quantised_epochs=1", 2),
+    ]
+    assert len(results["summary"]) == 2
+    assert (out / "size_quality.png").is_file()
+    assert "HR@10-full" in result.output
+    # More of the same: what is there is kept.
+    before = (out / "runs/full-seed1/metrics.json").stat().st_mtime_ns
+    result = runner.invoke(app, [*command, *embeddings, "--embedding", "pq:D=4,K=4"])
+    assert result.exit_code == 0, result.output
+    assert "4 of 6 runs were finished before" in flat(result.output)
+    assert (out / "runs/full-seed1/metrics.json").stat().st_mtime_ns == before
+    assert len(json.loads((out / "results.json").read_text())["runs"]) == 6
+
+
+def test_parallel_runs_give_the_same(tiny: Path, tmp_path: Path) -> None:
+    figures = []
+    for jobs in (1, 2):
+        study = Study(replace(TINY, data=str(tiny), max_epochs=1), ("full", "full:d=4"), (1,), tmp_path / str(jobs))
+        events: list[Event] = []
+        figures.append([run["quality"] for run in run_study(study, jobs, on_event=events.append)])
+        assert any(event.report is not None for event in events)
+    assert figures[0] == figures[1]
+
+
+def test_a_failed_run_does_not_stop_the_others(tiny: Path, tmp_path: Path) -> None:
+    study = Study(replace(TINY, data=str(tiny), max_epochs=1), ("full", "full:d=4"), (1,), tmp_path)
+    (tmp_path / "runs/full-seed1").mkdir(parents=True)
+    (tmp_path / "runs/full-seed1/letter.txt").write_text("dear")
+    events: list[Event] = []
+    assert len(run_study(study, on_event=events.append)) == 1
+    assert [event.run.name for event in events if event.error] == ["full, seed 1"]
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_the_layout_of_a_file_reaches_training(
+    runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    seen = []
+    monkeypatch.setattr("mgqe.recsys.train.run.train_run", lambda config, *_, **__: seen.append(config))
+    monkeypatch.setattr("mgqe.recsys.study.compare.check_study", lambda study: seen.append(study.base))
+    layout = ["--data", "x.dat", "--separator", "::", "--no-quote", "--no-header", "--user-column", "1"]
+    runner.invoke(app, [command, *layout, "--item-column", "2", "--out", str(tmp_path / "out")])
+    found = seen[0]
+    assert (found.separator, found.quote, found.header, found.user_column) == ("::", "", False, "1")
+
+
+def test_settings_of_a_layout_are_read_as_a_study_writes_them() -> None:
+    written = ["separator=\t", "quote=", "header=False"]
+    found = TINY.with_settings(written)
+    assert (found.separator, found.quote, found.header) == ("\t", "", False)
+    assert TINY.with_settings(["header=true"]).header is True
+    with pytest.raises(ValueError, match="setting header: expected bool, got 'maybe'"):
+        TINY.with_settings(["header=maybe"])
+
+
+BAD = {
+    "no such data": (["train", "--data", "movielens"], "no data set 'movielens'"),
+    "no such file": (["train", "--data", "none.csv"], "none.csv does not exist"),
+    "no data directory": (["train", "--data", "ml-1m"], "needs a data directory"),
+    "no such embedding": (["train", "--embedding", "mgq"], "no embedding 'mgq' (did you mean 'mgqe'?)"),
+    "no such model": (["train", "--model", "svd"], "no model 'svd'"),
+    "no such setting": (["train", "--set", "rate=1"], "expected NAME=VALUE with NAME one of data"),
+    "setting of the wrong type": (["train", "--set", "dim=many"], "setting dim: expected int, got 'many'"),
+    "seeds": (["compare", "--seeds", "one"], "--seeds: expected whole numbers"),
+    "seed twice": (["compare", "--seeds", "1,1"], "expected each seed once"),
+    "embedding twice": (["compare", "--embedding", "full", "--embedding", "full"], "expected each embedding once"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_mistakes_are_one_line(runner: CliRunner, tmp_path: Path, case: str) -> None:
+    arguments, message = BAD[case]
+    result = runner.invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert len(result.output.strip().splitlines()) == 1
+    assert "Traceback" not in result.output
+
+
+def test_mistakes_in_a_comparison_come_before_training(runner: CliRunner, tiny: Path, tmp_path: Path) -> None:
+    command = ["compare", "--data", str(tiny), "--out", str(tmp_path / "out"), *SETTINGS]
+    result = runner.invoke(app, [*command, "--embedding", "full", "--embedding", "mgqe:D=3"])
+    assert result.exit_code == 2
+    assert "mgqe:D=3, user table" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_inspect_of_something_else(runner: CliRunner, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a table")
+    for path in (tmp_path / "file", tmp_path / "none"):
+        result = runner.invoke(app, ["inspect", str(path)])
+        assert result.exit_code == 2
+        assert str(path) in result.output
+
+
+def test_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("mgqe.recsys.REQUIRED", ("no_such_package",))
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.strip().endswith("needs no_such_package; run: pip install mgqe[recsys]")
+
+
+def test_kill_and_go_on(tiny: Path, tmp_path: Path) -> None:
+    """A process killed by the system mid-training leaves what an uninterrupted run can be continued from."""
+    config = replace(TINY, data=str(tiny), embedding="mgqe:D=4,K=4/2", max_epochs=40, patience=40)
+    settings = ["--seed=3", *SETTINGS, "--set=max_epochs=40", "--set=patience=40"]
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "mgqe.cli", "train", "--data", str(tiny), "--embedding", config.embedding]
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    process = subprocess.Popen([*command, *settings, "--out", str(out)], env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("phase-full-*/last.pt")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert (out / "config.json").exists()
+    assert not (out / "metrics.json").exists()
+    train_run(config, out)
+    train_run(config, tmp_path / "whole")
+    for name in ("user.mgqe.safetensors", "item.mgqe.safetensors", "model.safetensors"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

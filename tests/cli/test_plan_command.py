@@ -1,0 +1,158 @@
+"""mgqe plan, through typer's runner; budgets in descriptions of embeddings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+import mgqe
+from mgqe.cli import plan as plan_commands
+from mgqe.cli.train import app
+from mgqe.recsys.models.embeddings import Spec, build
+
+assert plan_commands  # registers the command
+COUNTS = np.arange(1000)[::-1].copy()
+ROWS = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.delenv("MGQE_DATA_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    np.save("counts.npy", COUNTS)
+    np.save("rows.npy", ROWS.numpy())
+    save_file({"item.weight": ROWS, "user.weight": ROWS[:5].clone()}, "model.safetensors")
+    return CliRunner()
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_help_teaches(runner: CliRunner) -> None:
+    text = flat(runner.invoke(app, ["plan", "--help"]).output)
+    for part in ("Examples", "--counts counts.npy --dim 64 --budget 5%", "known data set", "--counted", "--json"):
+        assert part in text
+    assert "plan" in runner.invoke(app, ["--help"]).output
+
+
+def test_plan_from_counts(runner: CliRunner) -> None:
+    command = ["plan", "--counts", "counts.npy", "--dim", "16", "--budget", "8%"]
+    expected = mgqe.plan(1000, 16, "8%", counts=COUNTS)
+    shown = runner.invoke(app, command)
+    assert shown.exit_code == 0, shown.output
+    for part in (expected.python(), f"{expected.nbytes:,}", "the default, int8", "predicted, as of Gaussian rows"):
+        assert part in shown.output
+    found = json.loads(runner.invoke(app, [*command, "--json"]).output)
+    assert found["nbytes"] == expected.nbytes
+    assert found["loss"] == expected.loss
+    assert found["tier_sizes"] == list(expected.tiers.sizes)
+    assert found["python"] == expected.python()
+    default = mgqe.MGQEmbedding(1000, 16, counts=COUNTS).freeze()
+    assert 0 < found["default"]["nbytes"] - default.nbytes < 1500
+    assert found["default"]["int8"]["nbytes"] < found["default"]["nbytes"]
+
+
+def test_plan_from_a_trained_table(runner: CliRunner) -> None:
+    expected = mgqe.plan(1000, 16, "8%", counts=COUNTS, weight=ROWS)
+    for weight in (["--weight", "rows.npy"], ["--weight", "model.safetensors", "--tensor", "item.weight"]):
+        result = runner.invoke(app, ["plan", *weight, "--counts", "counts.npy", "--budget", "8%"])
+        assert result.exit_code == 0, result.output
+        assert "measured on the rows" in result.output
+        assert expected.python() in result.output
+
+
+def test_plan_from_files_and_known_data(runner: CliRunner) -> None:
+    import polars
+
+    ids = np.repeat(np.arange(100), np.arange(100) + 1)
+    polars.DataFrame({"item": ids}).write_parquet("clicks.parquet")
+    polars.DataFrame({"n": np.arange(100) + 1}).write_csv("counts.csv")
+    Path("log").mkdir()
+    polars.DataFrame({"item": ids[:2000]}).write_parquet("log/part-0")
+    polars.DataFrame({"item": ids[2000:]}).write_parquet("log/part-1")
+    Path("log/_SUCCESS").touch()
+    Path("log.dat").write_text("".join(f"x::{item}::1\n" for item in ids))
+    Path("counts.tsv").write_text("".join(f'{n + 1}\t7" single\n' for n in range(100)))
+    outputs = [
+        runner.invoke(app, ["plan", *arguments, "--dim", "8", "--budget", "60%", "--json"]).output
+        for arguments in (
+            ["--counts", "clicks.parquet", "--column", "item", "--rows", "100"],
+            ["--counts", "counts.csv", "--column", "n", "--counted"],
+            ["--counts", "log", "--column", "item", "--rows", "100"],
+            ["--counts", "log.dat", "--separator", "::", "--no-header", "--column", "2", "--rows", "100"],
+            ["--counts", "counts.tsv", "--separator", r"\t", "--no-header", "--column", "1", "--counted"],
+            ["--counts", "counts.tsv", "--separator", r"\t", "--no-header", "--column", "1", "--counted", "--no-quote"],
+        )
+    ]
+    assert len(set(outputs)) == 1
+    assert json.loads(outputs[0])["num_embeddings"] == 100
+    planted = runner.invoke(app, ["plan", "--counts", "planted", "--field", "user", "--dim", "8", "--budget", "20%"])
+    assert planted.exit_code == 0, planted.output
+    assert "4,000 ids x 8" in planted.output
+    assert runner.invoke(app, ["plan", "--rows", "1000", "--dim", "8", "--budget", "20%"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--counts counts.npy --budget 5%", "--dim (d) is needed without --weight"),
+        ("--dim 8 --budget 5%", "how many rows? Give --counts, --weight, or --rows"),
+        ("--counts counts.npy --dim 16 --budget 20", "too small for 1,000 ids x 16: the least is"),
+        ("--counts counts.npy --dim 16 --budget 64000", "uncompressed it takes 64,000"),
+        ("--counts counts.npy --dim 16 --budget five", 'a budget is "5%"'),
+        ("--counts counts.npy --dim 16 --budget 0", "--budget 0: a budget is"),
+        ("--counts counts.npy --dim 16 --budget 200%", "--budget 200%: a budget is"),
+        ("--counts nothing.npy --dim 16 --budget 5%", "no file nothing.npy"),
+        ("--counts ml-2m --dim 16 --budget 5%", "expected a file (.npy, .parquet, .pq, .csv) or a known data set"),
+        ("--counts ml-1m --dim 16 --budget 5%", "needs a data directory"),
+        ("--counts planted --field genre --dim 16 --budget 5%", "--field must be item or user"),
+        ("--counts rows.npy --dim 16 --budget 5%", "counts must have shape"),
+        ("--counts model.safetensors --dim 16 --budget 5%", "expected a file"),
+        ("--weight rows.npy --dim 8 --budget 5%", "--dim is 8, but rows.npy has rows of 16"),
+        ("--weight counts.npy --budget 5%", "expected rows of floats (N, d), got torch.int64 of shape (1000,)"),
+        ("--weight nothing.npy --budget 5%", "no file nothing.npy"),
+        ("--weight rows.csv --budget 5%", "no file rows.csv"),
+        ("--weight model.safetensors --budget 5%", "say which with --tensor"),
+        ("--weight model.safetensors --tensor items --budget 5%", "no tensor 'items': it holds item.weight"),
+        ("--weight bad.npy --budget 5%", "cannot be read as .npy"),
+        ("--weight bad.safetensors --budget 5%", "cannot be read"),
+        ("--counts one.csv --dim 8 --budget 5%", "say which column"),
+        ("--counts one.csv --column n --dim 8 --budget 5%", "--rows (N) is needed"),
+        ("--counts counts.npy --rows 900 --dim 16 --budget 5%", "--rows is 900, but there are 1000 counts"),
+        ("--weight rows.npy --rows 900 --budget 5%", "--rows is 900, but rows.npy has 1000 rows"),
+        ("--counts empty.csv --column n --counted --dim 8 --budget 5%", "cannot be read"),
+        ("--counts words.npy --dim 8 --budget 5%", "expected a number an id, got <U1"),
+        ("--counts one.csv --column m --rows 9 --dim 8 --budget 5%", "no column 'm': the file has n"),
+        ("--counts one.csv --column m --counted --dim 8 --budget 5%", "no column 'm': the file has n"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(runner: CliRunner, arguments: str, words: str) -> None:
+    Path("bad.npy").write_bytes(b"nothing")
+    Path("bad.safetensors").write_bytes(b"nothing")
+    Path("one.csv").write_text("n\n1\n2\n")
+    Path("empty.csv").write_text("")
+    np.save("words.npy", np.array(["a", "b"]))
+    result = runner.invoke(app, ["plan", *arguments.split()])
+    assert result.exit_code == 2, result.output
+    assert words in flat(result.stderr)
+    assert "Traceback" not in result.output
+
+
+def test_descriptions_take_a_budget() -> None:
+    counts = torch.from_numpy(COUNTS)
+    for text, most in (("mgqe:budget=8%", 5_120), ("dpq:budget=5120", 5_120), ("mgqe:item.budget=0.08", 5_120)):
+        spec = Spec.parse(text)
+        assert str(Spec.parse(str(spec))) == str(spec)
+        layer = build(spec, "item", 1000, 16, counts, 0.1, 0)
+        assert layer.freeze().nbytes <= most
+    with pytest.raises(ValueError, match="budget= chooses num_centroids"):
+        build(Spec.parse("mgqe:budget=8%,K=16"), "item", 1000, 16, counts, 0.1, 0)

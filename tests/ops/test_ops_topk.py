@@ -1,0 +1,388 @@
+"""mgqe.ops.topk: every kernel gives the bits of the torch twin; adversarial orders; buffer ends; forced paths."""
+
+import mmap
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mgqe import ops
+from mgqe.codec.packing import bits_for, pack, row_bytes
+from mgqe.codec.tiers import Tiers, build_tier_map
+from mgqe.ops import reference_topk
+
+ISAS = ["scalar", "avx2", "avx512", "neon"]
+
+
+@pytest.fixture(autouse=True)
+def best_isa():
+    yield
+    if ops.native_available():
+        ops.set_native_isa("auto")
+
+
+def available(isa):
+    try:
+        ops.set_native_isa(isa)
+    except (ValueError, RuntimeError):
+        return False
+    return True
+
+
+def make_parts(sizes, counts, subspaces, pieces, width, dtype=torch.float32, shuffled=False, padding_idx=-1, seed=0):
+    """Parts of a table; all tiers share a codebook of ``pieces`` pieces (1: one for all subspaces)."""
+    made = torch.Generator().manual_seed(seed)
+    m = len(sizes)
+    codes = [torch.randint(k, (n, d), generator=made) for n, k, d in zip(sizes, counts, subspaces, strict=True)]
+    shape = (pieces, max(counts), width)
+    scale = torch.empty(0)
+    if dtype == torch.int8:
+        book = torch.randint(-127, 128, shape, generator=made, dtype=torch.int8)
+        scale = torch.rand(pieces, generator=made) + 0.1
+    else:
+        book = torch.randn(shape, generator=made).to(dtype)
+    bits, ranks, order = [], [], []
+    if shuffled and m > 1:
+        tier_of = torch.repeat_interleave(torch.arange(m), torch.tensor(sizes))
+        tiers = Tiers.from_assignment(tier_of[torch.randperm(sum(sizes), generator=made)], num_tiers=m)
+        if tiers.tier_of is not None:
+            tier_map = build_tier_map(tiers)
+            bits, ranks, order = list(tier_map.bits), list(tier_map.ranks), list(tier_map.order)
+    widths = [bits_for(k) for k in counts]
+    return ops.TableParts(
+        codes=[pack(c, b) for c, b in zip(codes, widths, strict=True)],
+        centroids=[book],
+        scales=[scale],
+        map_bits=bits,
+        map_ranks=ranks,
+        order=order,
+        sizes=list(sizes),
+        bits=widths,
+        num_subspaces=list(subspaces),
+        codebook_of=[0] * m,
+        embedding_dim=width * (subspaces[0] if pieces == 1 else pieces),
+        padding_idx=padding_idx,
+    )
+
+
+def same(found, expected):
+    return torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+def check_all_paths(parts, job, isas=ISAS, methods=("auto", "scan", "filter", "blocks"), threads=(1, 2)):
+    expected = reference_topk.topk(parts, job)
+    prepared = ops.PreparedLookup(parts)
+    tried = 0
+    before = torch.get_num_threads()
+    try:
+        for isa in isas:
+            if not available(isa):
+                continue
+            for method in methods:
+                for team in threads:
+                    torch.set_num_threads(team)
+                    found = ops.topk(prepared, job, method)
+                    assert same(found, expected), (isa, method, team)
+                    tried += 1
+    finally:
+        torch.set_num_threads(before)
+    assert tried or not ops.native_available()
+    return expected
+
+
+LAYOUTS = {
+    "bytes": {"sizes": (5000,), "counts": (256,), "subspaces": (8,), "pieces": 8, "width": 3},
+    "two tiers, shuffled": {
+        "sizes": (700, 4300),
+        "counts": (256, 64),
+        "subspaces": (8, 8),
+        "pieces": 8,
+        "width": 2,
+        "shuffled": True,
+    },
+    "frequency order": {"sizes": (700, 4300), "counts": (256, 64), "subspaces": (16, 16), "pieces": 16, "width": 2},
+    "fewer subspaces": {
+        "sizes": (1500, 3000, 900),
+        "counts": (100, 100, 40),
+        "subspaces": (8, 4, 2),
+        "pieces": 8,
+        "width": 2,
+    },
+    "32 codes": {
+        "sizes": (300, 2900),
+        "counts": (256, 64),
+        "subspaces": (32, 32),
+        "pieces": 32,
+        "width": 1,
+        "shuffled": True,
+    },
+    "40 codes": {"sizes": (2100,), "counts": (200,), "subspaces": (40,), "pieces": 40, "width": 1},
+    "72 codes of 7 bits": {"sizes": (2100,), "counts": (128,), "subspaces": (72,), "pieces": 72, "width": 1},
+    "16 centroids": {"sizes": (5003,), "counts": (16,), "subspaces": (8,), "pieces": 8, "width": 2},
+    "odd numbers": {
+        "sizes": (4001, 13),
+        "counts": (37, 5),
+        "subspaces": (3, 3),
+        "pieces": 3,
+        "width": 5,
+        "shuffled": True,
+    },
+    "one codebook": {
+        "sizes": (1200, 2000),
+        "counts": (256, 30),
+        "subspaces": (6, 6),
+        "pieces": 1,
+        "width": 2,
+        "shuffled": True,
+    },
+    "wide codes": {"sizes": (2000, 1500), "counts": (1000, 65_536), "subspaces": (3, 3), "pieces": 3, "width": 1},
+    "float16": {"sizes": (3000,), "counts": (256,), "subspaces": (8,), "pieces": 8, "width": 2, "dtype": torch.float16},
+    "int8": {
+        "sizes": (500, 3000),
+        "counts": (256, 16),
+        "subspaces": (8, 4),
+        "pieces": 8,
+        "width": 2,
+        "dtype": torch.int8,
+    },
+    "an empty tier": {"sizes": (3, 0, 2000), "counts": (4, 4, 4), "subspaces": (2, 2, 2), "pieces": 2, "width": 3},
+    "padding": {
+        "sizes": (900, 2000),
+        "counts": (64, 16),
+        "subspaces": (4, 4),
+        "pieces": 4,
+        "width": 2,
+        "shuffled": True,
+        "padding_idx": 5,
+    },
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("cosine", [False, True], ids=["dot", "cosine"])
+def test_every_layout_and_path_gives_the_bits_of_the_twin(layout, cosine):
+    parts = make_parts(**LAYOUTS[layout])
+    queries = torch.randn(3, parts.embedding_dim, generator=torch.Generator().manual_seed(1))
+    check_all_paths(parts, ops.TopKJob(queries, 20, cosine))
+
+
+@pytest.mark.parametrize("layout", ["bytes", "two tiers, shuffled", "padding", "32 codes"])
+def test_exclusions_candidates_and_biases_on_every_path(layout):
+    parts = make_parts(**LAYOUTS[layout])
+    made = torch.Generator().manual_seed(2)
+    n, queries = parts.num_embeddings, torch.randn(4, parts.embedding_dim, generator=made)
+    prepared = ops.PreparedLookup(parts)
+    best = ops.topk(prepared, ops.TopKJob(queries, 100))[1]
+    seen = ops.IdLists(best.reshape(-1).contiguous(), torch.tensor([[i * 100, i * 100 + 50] for i in range(4)]))
+    few = ops.IdLists(torch.randint(n, (400,), generator=made), torch.tensor([[0, 100], [0, 0], [90, 400], [5, 6]]))
+    mask = torch.rand(n, generator=made) < 0.7
+    masks = torch.rand(4, n, generator=made) < 0.99
+    bias = ops.bias_levels(prepared, torch.randn(n, generator=made))
+    check_all_paths(parts, ops.TopKJob(queries, 30, excluded=seen))
+    check_all_paths(parts, ops.TopKJob(queries, 30, hidden=mask))
+    check_all_paths(parts, ops.TopKJob(queries, 30, hidden=masks, excluded=seen))
+    check_all_paths(parts, ops.TopKJob(queries, 30, candidates=few))
+    check_all_paths(parts, ops.TopKJob(queries, 30, candidates=few, excluded=seen, cosine=True))
+    check_all_paths(parts, ops.TopKJob(queries, 30, bias=bias))
+    check_all_paths(parts, ops.TopKJob(queries, 30, bias=bias, candidates=few))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_table_any_question(data):
+    m = data.draw(st.integers(1, 3))
+    subspaces = data.draw(st.sampled_from([1, 2, 3, 5, 8, 9, 12, 16, 17, 24, 33]))
+    repeat = data.draw(st.sampled_from([1, 1, 2]))
+    pieces = data.draw(st.sampled_from([subspaces * repeat, subspaces * repeat, 1]))
+    width = data.draw(st.sampled_from([1, 2, 3]))
+    parts = make_parts(
+        sizes=data.draw(st.lists(st.integers(0, 2500), min_size=m, max_size=m).filter(sum)),
+        counts=data.draw(st.lists(st.sampled_from([2, 5, 16, 33, 64, 100, 128, 256, 300]), min_size=m, max_size=m)),
+        subspaces=[subspaces] * m,
+        pieces=pieces,
+        width=width,
+        dtype=data.draw(st.sampled_from([torch.float32, torch.float16, torch.int8])),
+        shuffled=data.draw(st.booleans()),
+        padding_idx=data.draw(st.sampled_from([-1, 0])),
+        seed=data.draw(st.integers(0, 1000)),
+    )
+    made = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    # Whole numbers make ties.
+    queries = torch.randint(-2, 3, (2, parts.embedding_dim), generator=made).float()
+    if data.draw(st.booleans()):
+        queries += torch.randn(queries.shape, generator=made)
+    n = parts.num_embeddings
+    k = data.draw(st.sampled_from([1, 2, 10, 100, n])) % n + 1
+    cosine = data.draw(st.booleans())
+    bias = None
+    if not cosine and data.draw(st.booleans()):
+        values = torch.randn(n, generator=made) * data.draw(st.sampled_from([0.0, 0.1, 10.0]))
+        bias = ops.bias_levels(ops.PreparedLookup(parts), values)
+    hidden = torch.rand(n, generator=made) < 0.5 if data.draw(st.booleans()) else None
+    job = ops.TopKJob(queries, k, cosine, bias, hidden=hidden)
+    check_all_paths(parts, job, methods=(data.draw(st.sampled_from(["auto", "scan", "filter", "blocks"])),))
+
+
+def ordered(parts, query, descending):
+    """The same rows, sorted by their score with a query."""
+    n = parts.num_embeddings
+    _, ids, _ = reference_topk.topk(parts, ops.TopKJob(query[None], n))
+    order = ids[0] if descending else ids[0].flip(0)
+    return ops.TableParts(**{**vars(parts), "codes": [parts.codes[0][order].contiguous()]})
+
+
+@pytest.mark.parametrize("descending", [True, False])
+def test_rows_in_the_best_and_the_worst_order(descending):
+    parts = make_parts(sizes=(20_000,), counts=(256,), subspaces=(8,), pieces=8, width=2)
+    query = torch.randn(16, generator=torch.Generator().manual_seed(3))
+    parts = ordered(parts, query, descending)
+    check_all_paths(parts, ops.TopKJob(query[None], 50))
+    if not available("avx512"):
+        return
+    _, _, scored = ops.topk(ops.PreparedLookup(parts), ops.TopKJob(query[None], 50), "filter")
+    assert scored < 15_000
+
+
+def test_rows_that_all_tie_come_back_by_id():
+    parts = make_parts(sizes=(3000, 3000), counts=(1, 1), subspaces=(4, 4), pieces=4, width=2, shuffled=True)
+    job = ops.TopKJob(torch.ones(1, 8), 40)
+    _, ids, _ = check_all_paths(parts, job)
+    assert ids[0].tolist() == list(range(40))
+
+
+def refused(parts, job, says):
+    """Every path and the twin refuse the job with this error."""
+    names = [name for name in ISAS if available(name)]
+    prepared = ops.PreparedLookup(parts)
+    for isa in names:
+        ops.set_native_isa(isa)
+        for method in ("auto", "scan", "filter", "blocks"):
+            with pytest.raises(ValueError, match=says):
+                ops.topk(prepared, job, method)
+    with pytest.raises(ValueError, match=says):
+        reference_topk.check_range(parts, job)
+
+
+def test_a_query_whose_scores_may_overflow_is_named():
+    parts = make_parts(sizes=(3000,), counts=(16,), subspaces=(4,), pieces=4, width=2)
+    queries = torch.ones(3, 8)
+    queries[1] = 3e38
+    queries[2, ::2] = -3e38
+    refused(parts, ops.TopKJob(queries, 10), "scores of query 1 may leave float32")
+    few = ops.IdLists(torch.tensor([5, 6]), torch.tensor([[0, 2]] * 3))
+    refused(parts, ops.TopKJob(queries, 10, candidates=few), "query 1")
+    refused(parts, ops.TopKJob(queries, 10, excluded=few), "query 1")
+    bias = ops.bias_levels(ops.PreparedLookup(parts), torch.full((3000,), 3.4e38))
+    refused(parts, ops.TopKJob(queries[:1] * 1e36, 10, bias=bias), "query 0")
+    check_all_paths(parts, ops.TopKJob(queries[:1] * 1e36, 10))
+    check_all_paths(parts, ops.TopKJob(queries / 1e39, 10, cosine=True))
+
+
+def test_a_query_beyond_the_first_lot_is_named():
+    parts = make_parts(sizes=(50, 30), counts=(16, 4), subspaces=(4, 4), pieces=4, width=2, shuffled=True)
+    queries = torch.ones(150, 8)
+    queries[140] = 3e38
+    refused(parts, ops.TopKJob(queries, 10), "query 140 ")
+
+
+def test_tiny_and_zero_queries():
+    parts = make_parts(sizes=(3000,), counts=(256,), subspaces=(4,), pieces=4, width=2)
+    queries = torch.stack([torch.zeros(8), torch.full((8,), 1e-42), torch.full((8,), 1e-20)])
+    _, ids, _ = check_all_paths(parts, ops.TopKJob(queries, 10))
+    assert ids[0].tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("scale", [1e-24, 3e-23, 1e-20, 1e-16, 1e17, 1e18])
+@pytest.mark.parametrize("k", [10, 3000])
+def test_rows_so_short_or_long_that_squares_lose_digits(scale, k):
+    parts = make_parts(sizes=(3000,), counts=(256,), subspaces=(4,), pieces=4, width=2)
+    parts.centroids[0].mul_(scale)
+    queries = torch.randn(3, 8, generator=torch.Generator().manual_seed(5))
+    check_all_paths(parts, ops.TopKJob(queries, k), threads=(1,))
+    check_all_paths(parts, ops.TopKJob(queries / queries.norm(dim=1, keepdim=True), k, cosine=True), threads=(1,))
+
+
+def test_a_row_whose_squares_overflow_has_no_cosine():
+    parts = make_parts((3000, 3000), (16, 16), (4, 4), 4, 1, shuffled=True, padding_idx=2)
+    parts.centroids[0].fill_(1.0)
+    parts.centroids[0][:, 5] = 1.5e19
+    for codes in parts.codes:
+        codes.copy_(pack(torch.zeros(len(codes), 4, dtype=torch.int32), 4))
+    queries = torch.nn.functional.normalize(torch.randn(3, 4, generator=torch.Generator().manual_seed(6)))
+    # No row has that centroid twice: all squares are in float32, though those of other codes would not be.
+    check_all_paths(parts, ops.TopKJob(queries, 100, cosine=True), threads=(1,))
+    tiers = reference_topk.locate(torch.tensor([2, 77]), parts)
+    for tier, rank in zip(*tiers, strict=True):
+        parts.codes[tier][rank] = pack(torch.full((1, 4), 5), 4)
+    refused(parts, ops.TopKJob(queries, 100, cosine=True), "squared length of row 77 leaves float32")
+
+
+def test_a_codebook_without_differences():
+    parts = make_parts(sizes=(3000,), counts=(16,), subspaces=(4,), pieces=4, width=2)
+    for value in (0.0, 1.5):
+        parts.centroids[0].fill_(value)
+        for cosine in (False, True):
+            check_all_paths(parts, ops.TopKJob(torch.randn(2, 8), 10, cosine))
+
+
+def test_codes_beyond_the_codebook_read_as_its_last_centroid():
+    parts = make_parts(sizes=(3000,), counts=(100,), subspaces=(8,), pieces=8, width=2)
+    parts.codes[0][17] = 255
+    check_all_paths(parts, ops.TopKJob(torch.randn(2, 16), 10))
+
+
+@pytest.mark.parametrize(("k", "d"), [(64, 8), (64, 3), (256, 8), (16, 5), (256, 16), (64, 33), (4, 3), (300, 4)])
+def test_nothing_is_read_beyond_a_mapped_file(k, d):
+    """Codes that end where a page ends: a read beyond would be a bus error."""
+    bits, n = bits_for(k), 1500
+    size = n * row_bytes(d, bits)
+    room = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    pages = mmap.mmap(-1, room + mmap.PAGESIZE)
+    whole = torch.frombuffer(pages, dtype=torch.uint8)
+    libc = __import__("ctypes").CDLL(None)
+    assert libc.mprotect(__import__("ctypes").c_void_p(whole.data_ptr() + room), mmap.PAGESIZE, 0) == 0
+    parts = make_parts(sizes=(n,), counts=(k,), subspaces=(d,), pieces=d, width=2)
+    codes = whole[room - size : room].view(n, -1)
+    codes.copy_(parts.codes[0])
+    parts = ops.TableParts(**{**vars(parts), "codes": [codes]})
+    check_all_paths(parts, ops.TopKJob(torch.randn(2, 2 * d), 10))
+
+
+def test_unknown_ids_are_named():
+    prepared = ops.PreparedLookup(make_parts(sizes=(50,), counts=(4,), subspaces=(2,), pieces=2, width=2))
+    bad = ops.IdLists(torch.tensor([3, 50]), torch.tensor([[0, 2]]))
+    for job in (ops.TopKJob(torch.ones(1, 4), 3, excluded=bad), ops.TopKJob(torch.ones(1, 4), 3, candidates=bad)):
+        with pytest.raises(IndexError, match="id 50"):
+            ops.topk(prepared, job)
+
+
+def test_spans_outside_their_list_are_refused():
+    prepared = ops.PreparedLookup(make_parts(sizes=(50,), counts=(4,), subspaces=(2,), pieces=2, width=2))
+    for span in ([0, 3], [-1, 1], [2, 1], [-(2**62), 2**62]):
+        lists = ops.IdLists(torch.tensor([3, 4]), torch.tensor([span]))
+        for job in (
+            ops.TopKJob(torch.ones(1, 4), 3, excluded=lists),
+            ops.TopKJob(torch.ones(1, 4), 3, candidates=lists),
+        ):
+            with pytest.raises(ValueError, match="spans of an id list must lie within its 2 ids"):
+                ops.topk(prepared, job)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"queries": torch.ones(1, 3)}, "queries"),
+        ({"hidden": torch.zeros(49, dtype=torch.bool)}, "hidden"),
+        ({"hidden": torch.zeros(2, 50, dtype=torch.bool)}, "hidden"),
+        ({"bias": ops.BiasLevels(torch.ones(49), torch.zeros(50, dtype=torch.uint8), torch.ones(256))}, "bias"),
+        ({"bias": ops.BiasLevels(torch.ones(50), torch.zeros(49, dtype=torch.uint8), torch.ones(256))}, "bias levels"),
+        ({"excluded": ops.IdLists(torch.tensor([1]), torch.tensor([[0, 1], [0, 1]]))}, "spans"),
+    ],
+)
+def test_tensors_that_are_too_small_are_refused(wrong, says):
+    if says == "bias levels" and not ops.native_available():
+        pytest.skip("the torch twin has no levels")
+    prepared = ops.PreparedLookup(make_parts(sizes=(50,), counts=(4,), subspaces=(2,), pieces=2, width=2))
+    with pytest.raises(ValueError, match=f"the search's .*{says} do not fit 1 queries of a table of 50 x 4"):
+        ops.topk(prepared, ops.TopKJob(**{"queries": torch.ones(1, 4), "k": 3, **wrong}))

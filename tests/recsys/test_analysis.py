@@ -1,0 +1,146 @@
+"""From records to cells: budgets by counted bytes, candidates by validation, differences paired by seed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mgqe.recsys.study.analysis import Study
+from mgqe.recsys.study.declaration import Grid, read_grid
+from mgqe.recsys.study.records import run_key
+from mgqe.recsys.study.summary import Interval
+from mgqe.recsys.study.tables import against_full, against_others, all_tables, points
+from mgqe.recsys.study.text_table import TextTable, fill
+
+DECLARATION = """
+seeds = [1, 2, 3]
+[pairs.a]
+title = "A"
+model = "gmf"
+data = "planted"
+[[methods]]
+name = "MGQE"
+budgets = { 20 = ["mgqe:D=8,K=8/4", "mgqe:D=8,K=16/4", "mgqe:D=8,K=32/4"], 5 = ["mgqe:D=4,K=4/2"] }
+[[methods]]
+name = "DPQ"
+budgets = { 20 = ["dpq:D=8,K=4"] }
+[[methods]]
+name = "scalar"
+budgets = { 20 = ["scalar:bits=4"] }
+"""
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Grid:
+    path = tmp_path / "study.toml"
+    path.write_text(DECLARATION)
+    return read_grid(path)
+
+
+def record(grid: Grid, embedding: str, seed: int, size: int, valid: float, test: float) -> dict[str, Any]:
+    config = replace(grid.pairs["a"].config.with_embedding(embedding), seed=seed)
+    quality = {"hr@10": test, "valid_hr@10": valid, "ndcg@10": test / 2, "head_hr@10": test, "tail_hr@10": None}
+    return {
+        "key": run_key("a", config),
+        "pair": "a",
+        "embedding": embedding,
+        "seed": seed,
+        "status": "done",
+        "metric": "hr@10",
+        "quality": quality,
+        "embedding_bytes": size,
+        "full_embedding_bytes": 1000,
+        "seconds_per_epoch": {"full": 2.0, "quantised": 3.0},
+        "epochs": {"full": 3, "annealed": 2},
+        "peak_memory_bytes": 2**20,
+        "codebooks": {"item": [{"tier": 0, "used": 3.0, "num_centroids": 4, "perplexity": 2.0}]},
+        "history": {"quantised": {"hr@10": [0.65, valid]}} if embedding.startswith("mgqe") else {},
+    }
+
+
+@pytest.fixture
+def study(grid: Grid) -> Study:
+    runs = [
+        *((embedding, seed, size, valid, test) for embedding, size, valid, test in (
+            ("full", 1000, 0.70, 0.600),
+            ("mgqe:D=8,K=8/4", 150, 0.68, 0.605),
+            ("mgqe:D=8,K=16/4", 190, 0.69, 0.595),  # better on validation, though worse on test: this one counts
+            ("dpq:D=8,K=4", 140, 0.66, 0.590),
+            ("scalar:bits=4", 180, 0.50, 0.450),
+        ) for seed in (1, 2, 3)),
+        *(("mgqe:D=8,K=32/4", seed, 201, 0.70, 0.61) for seed in (1, 2, 3)),  # over the budget, by counted bytes
+    ]  # fmt: skip
+    shift = {1: 0.00, 2: 0.01, 3: 0.02}
+    records = [record(grid, e, s, size, valid + shift[s], test + shift[s]) for e, s, size, valid, test in runs]
+    records[4]["quality"]["hr@10"] += 0.002  # one seed's difference is not like the others'
+    failed = {"key": "a {}", "status": "failed", "pair": "a", "embedding": "x", "seed": 1, "reason": "why"}
+    return Study(grid, [*records, failed])
+
+
+def test_the_candidate_within_the_budget_that_validation_prefers(study: Study) -> None:
+    cell = study.cell("a", "MGQE", 20)
+    assert cell is not None
+    assert cell.group.embedding == "mgqe:D=8,K=16/4"
+    assert cell.rejected == ("mgqe:D=8,K=8/4",)
+    assert cell.too_large == ("mgqe:D=8,K=32/4",)
+    assert study.cell("a", "MGQE", 5) is None  # declared, not run
+    assert [c.method for c in study.cells("a")] == ["MGQE", "DPQ", "scalar"]
+    assert study.budgets("a") == [20.0, 5.0]
+
+
+def test_differences_are_paired_by_seed(study: Study) -> None:
+    cell, full = study.cell("a", "MGQE", 20), study.full("a")
+    assert cell is not None
+    assert full is not None
+    gap = cell.group.over(full, "hr@10")
+    assert gap is not None
+    # -.5 points with each seed, however much seeds differ among themselves.
+    assert gap.mean == pytest.approx(-0.5)
+    assert gap.half_width == pytest.approx(0.0, abs=1e-9)
+    other = study.group("a", "mgqe:K=8/4,D=8")  # written the other way round
+    assert other is not None
+    again = other.over(full, "hr@10")
+    assert again is not None
+    # +.5, +.7 and +.5 points: mean 17/30, Student's t with two degrees of freedom.
+    assert again.mean == pytest.approx(17 / 30)
+    assert again.half_width == pytest.approx(
+        4.303 * math.sqrt(((0.2 / 3) ** 2 * 2 + (0.4 / 3) ** 2) / 2) / math.sqrt(3)
+    )
+    assert cell.group.over(full, "tail_hr@10") is None
+    assert math.isnan(cell.group.figure("tail_hr@10").mean)
+
+
+def test_tables(study: Study) -> None:
+    assert against_full(study).rows == [["A", "HR@10", "0.6100", "-0.50 ± 0.00", ""]]
+    assert against_others(study).rows == [
+        ["A", "20%", "19.0%", "14.0%", "+0.50 ± 0.00", "scalar", "+14.50 ± 0.00"],
+    ]
+    tables = all_tables(study)
+    assert {"against-full", "against-others", "pair-a", "codebooks", "cost", "failed"} == set(tables)
+    assert tables["pair-a"].rows[0][1:6] == ["full", "`full`", "100.00%", "", "0.7100"]
+    assert [row[4] for row in tables["pair-a"].rows[1:]] == ["0.6500", "", ""]  # of curves that start there
+    assert tables["cost"].rows == [["A", "2.0", "3.0", "1.50", "5", "1 MiB"]]
+    assert tables["codebooks"].rows[0][2:] == ["0", "4", "3.0 = 75%", "2.0"]
+    assert points(Interval(0.1234, math.nan)) == "+0.12"
+    assert points(None) == ""
+
+
+def test_fill(tmp_path: Path) -> None:
+    table = TextTable("T", ["a", "b"], [["1", "2"]])
+    assert table.markdown() == "**T**\n\n| a | b |\n| --- | ---: |\n| 1 | 2 |"
+    path = tmp_path / "page.md"
+    path.write_text("x\n<!-- one -->\nold\n<!-- /one -->\ny\n<!-- two -->\n")
+    assert fill(path, {"one": table.markdown(), "three": ""}) == ["three"]
+    assert path.read_text().startswith("x\n<!-- one -->\n\n**T**")
+    once = path.read_text()
+    fill(path, {"one": table.markdown()})
+    assert path.read_text() == once
+    with pytest.raises(ValueError, match="two --> has no"):
+        fill(path, {"one": "", "two": "z"})
+    assert path.read_text() == once
+    with pytest.raises(ValueError, match="cannot be read"):
+        fill(tmp_path / "none.md", {})

@@ -1,0 +1,116 @@
+"""A study's declaration: what it says is run, and what is wrong in it is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+
+from mgqe.recsys.study.declaration import read_grid
+
+GOOD = """
+title = "two pairs"
+seeds = [1, 2]
+[settings]
+dim = 16
+[pairs.gmf]
+model = "gmf"
+data = "planted"
+[pairs.seq]
+title = "SASRec, planted"
+model = "sasrec"
+data = "planted"
+seeds = [1, 2, 3]
+settings = { max_length = 20 }
+[[methods]]
+name = "MGQE"
+budgets = { 10 = ["mgqe:D=8,K=16/8", "mgqe:D=4,K=16/8@quantised_epochs=2"], "5.5" = ["mgqe:D=4,K=16/8"] }
+[[methods]]
+name = "MGQE"
+pairs = ["seq"]
+seeds = 1
+budgets = { 10 = ["mgqe:D=16,K=4/2"] }
+[[methods]]
+name = "small d"
+pairs = ["gmf"]
+budgets = { 20 = ["full:d=3"] }
+[[ablations]]
+name = "centroids"
+pairs = ["gmf"]
+seeds = 1
+embeddings = { 8 = "mgqe:K=16/8,D=8", 4 = "mgqe:D=8,K=16/4" }
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "study.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_declaration_becomes_runs(tmp_path: Path) -> None:
+    grid = read_grid(write(tmp_path, GOOD), data_dir="somewhere")
+    assert grid.method_names == ["MGQE", "small d"]
+    config = grid.pairs["seq"].config
+    assert (config.task, config.max_length, config.dim, config.eval_negatives) == ("sequential", 20, 16, 100)
+    assert config.data_dir == "somewhere"
+    assert grid.candidates("seq", "MGQE")[10.0] == (
+        "mgqe:D=8,K=16/8",
+        "mgqe:D=4,K=16/8@quantised_epochs=2",
+        "mgqe:D=16,K=4/2",
+    )
+    assert set(grid.candidates("gmf", "MGQE")) == {10.0, 5.5}
+    runs = [(pair.name, run.config.seed, run.config.label or run.config.embedding) for pair, run in grid.runs()]
+    assert len(set(runs)) == len(runs)
+    assert runs[:2] == [("gmf", 1, "full"), ("seq", 1, "full")]  # what makes the warm-ups first
+    # The ablation's K=16/8 is the method's, written the other way round: one run.
+    assert sorted(name for pair, seed, name in runs if (pair, seed) == ("gmf", 1)) == sorted(
+        ["full", "mgqe:D=8,K=16/8", "mgqe:D=4,K=16/8@quantised_epochs=2", "mgqe:D=4,K=16/8", "full:d=3",
+         "mgqe:D=8,K=16/4"]
+    )  # fmt: skip
+    # seeds = 1: with the first seed alone; seeds in order, so that an early end leaves whole ones.
+    assert [seed for pair, seed, name in runs if name == "mgqe:D=16,K=4/2"] == [1]
+    assert [seed for _, seed, _ in runs] == sorted(seed for _, seed, _ in runs)
+    assert {seed for pair, seed, _ in runs if pair == "seq"} == {1, 2, 3}
+    assert all(run.folder.startswith(f"runs/{pair.name}/") for pair, run in grid.runs())
+    assert len({run.folder for _, run in grid.runs()}) == len(runs)
+    chosen = grid.runs(pairs=["seq"], seeds=[3])
+    assert {(pair.name, run.config.seed) for pair, run in chosen} == {("seq", 3)}
+
+
+BAD = {
+    "unknown entry": (GOOD.replace("axis", "x").replace("title =", "titel =", 1), "no entry 'titel' (did you mean"),
+    "unknown model": (GOOD.replace('"gmf"', '"gmff"', 1), "no model 'gmff' (did you mean 'gmf'?)"),
+    "unknown setting": (GOOD.replace("max_length", "max_lenght"), "pairs.seq: expected NAME=VALUE with NAME one of"),
+    "unknown embedding": (GOOD.replace("mgqe:D=16", "mgq:D=16"), "no embedding 'mgq' (did you mean 'mgqe'?)"),
+    "unknown option": (GOOD.replace("D=8,K=16/4", "D=8,Kk=16/4"), "no option 'Kk'"),
+    "unknown pair": (GOOD.replace('pairs = ["seq"]', 'pairs = ["sec"]'), "no pair 'sec' (did you mean 'seq'?)"),
+    "a budget in words": (GOOD.replace('"5.5" =', "small ="), "a budget is a per cent such as 10, got 'small'"),
+    "no candidates": (GOOD.replace('["full:d=3"]', "[]"), "must have a list of embeddings"),
+    "the same seed twice": (GOOD.replace("[1, 2, 3]", "[1, 1]"), "expected each seed once"),
+    "seeds in words": (GOOD.replace("[1, 2, 3]", '["one"]'), "seeds must be a list of whole numbers"),
+    "no model": (GOOD.replace('model = "sasrec"', ""), "pairs.seq: model is missing"),
+    "not TOML": ("title = ", "not a TOML file"),
+    "no pairs": ("title = 'x'", "pairs is missing"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_mistakes_are_named(tmp_path: Path, case: str) -> None:
+    text, message = BAD[case]
+    with pytest.raises(ValueError) as caught:
+        read_grid(write(tmp_path, text))
+    assert message in str(caught.value)
+    assert "study.toml" in str(caught.value)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none.toml: cannot be read"):
+        read_grid(tmp_path / "none.toml")
+
+
+def test_the_committed_study_is_sound() -> None:
+    grid = read_grid(ROOT / "studies/paper/study.toml")
+    assert len(grid.pairs) >= 6
+    assert {20.0, 10.0, 5.0, 2.0} <= set(grid.candidates("sasrec-games", "MGQE"))

@@ -1,0 +1,138 @@
+"""Ranking metrics against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from mgqe.recsys.tasks import metrics
+from mgqe.recsys.tasks.metrics import (
+    auc,
+    calibration_error,
+    calibration_ratio,
+    catalogue_ranks,
+    hit_rate,
+    log_loss,
+    ndcg,
+    rank_among,
+    sampled_ranks,
+    summary,
+)
+
+NAN = math.nan
+
+
+def test_rank_by_hand() -> None:
+    positive = torch.tensor([3.0, 3.0, 3.0, NAN, 3.0, -math.inf])
+    others = torch.tensor(
+        [[1.0, 2.0, 2.9], [4.0, 2.0, 3.0], [3.0, 3.0, 3.0], [1.0, NAN, 2.0], [NAN, NAN, 1.0], [NAN, -math.inf, 0.0]]
+    )
+    # Nobody above; one above and one draw; all draws; NaN loses to all; NaN never wins; -inf still beats NaN.
+    assert rank_among(positive, others).tolist() == [0, 2, 3, 3, 0, 2]
+
+
+def test_metrics_by_hand() -> None:
+    ranks = torch.tensor([0, 1, 9, 10])
+    assert hit_rate(ranks, 10) == 0.75
+    assert ndcg(ranks, 10) == pytest.approx((1 + 1 / math.log2(3) + 1 / math.log2(11)) / 4)
+    assert summary(ranks, 1, "x_") == {"x_hr@1": 0.25, "x_ndcg@1": 0.25}
+    assert math.isnan(hit_rate(ranks[:0], 10))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.5, NAN])
+def test_a_constant_scorer_has_no_hits(value: float) -> None:
+    users, positives = torch.arange(7), torch.zeros(7, dtype=torch.int64)
+    negatives = torch.arange(1, 100).expand(7, -1)
+    ranks = sampled_ranks(lambda u, i: torch.full(i.shape, value), users, positives, negatives)
+    assert ranks.tolist() == [99] * 7
+    nobody = torch.zeros(8, dtype=torch.int64)
+    ranks = catalogue_ranks(lambda u: torch.full((len(u), 100), value), users, positives, nobody[:0], nobody, 100)
+    assert ranks.tolist() == [99] * 7
+
+
+def test_sampled_ranks_do_not_depend_on_the_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(50, 30, generator=generator).round(decimals=1)
+    users = torch.arange(50)
+    positives = torch.randint(30, (50,), generator=generator)
+    negatives = torch.randint(30, (50, 9), generator=generator)
+
+    def score(users: Tensor, items: Tensor) -> Tensor:
+        return scores[users].gather(1, items)
+
+    whole = sampled_ranks(score, users, positives, negatives)
+    assert torch.equal(whole, sampled_ranks(score, users, positives, negatives, batch_size=7))
+    by_hand = [
+        sum(bool(scores[u, n] >= scores[u, positives[u]]) for n in negatives[u].tolist() if n != positives[u])
+        for u in range(50)
+    ]
+    assert whole.tolist() == by_hand
+
+
+@pytest.mark.parametrize("cells", [1, 100, 10**6])
+def test_catalogue_ranks_against_a_loop(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "FULL_CATALOGUE_CELLS", cells)
+    generator = torch.Generator().manual_seed(1)
+    num_users, num_items = 12, 25
+    scores = torch.randn(num_users, num_items, generator=generator).round(decimals=1)
+    scores[3, 4] = NAN
+    seen = [torch.randperm(num_items, generator=generator)[: user % 6].tolist() for user in range(num_users)]
+    seen_items = torch.tensor([item for items in seen for item in items])
+    seen_offsets = torch.tensor([0, *(sum(map(len, seen[: user + 1])) for user in range(num_users))])
+    users = torch.tensor([3, 0, 11, 5])
+    left = [[item for item in range(num_items) if item not in seen[user]] for user in users.tolist()]
+    positives = torch.tensor([items[0] for items in left])
+    also = torch.tensor([items[-1] for items in left])
+    for extra in (None, also):
+        expected = []
+        for row, user in enumerate(users.tolist()):
+            others = [i for i in left[row] if i != positives[row] and (extra is None or i != extra[row])]
+            best = scores[user, positives[row]]
+            expected.append(
+                len(others) if math.isnan(best) else sum(bool(scores[user, item] >= best) for item in others)
+            )
+        found = catalogue_ranks(
+            lambda u: scores[u].clone(), users, positives, seen_items, seen_offsets, num_items, extra
+        )
+        assert found.tolist() == expected
+
+
+def test_auc_by_hand() -> None:
+    labels = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0])
+    # Positives 3 and 1 against 2, 1 and 0: the first wins all three, the second one and a half.
+    assert auc(labels, torch.tensor([3.0, 2.0, 1.0, 1.0, 0.0])) == pytest.approx(4.5 / 6)
+    assert auc(labels, torch.zeros(5)) == 0.5
+    assert auc(labels, labels) == 1.0
+    assert auc(labels, -labels) == 0.0
+    assert math.isnan(auc(torch.ones(3), torch.arange(3.0)))
+    assert math.isnan(auc(torch.zeros(3), torch.arange(3.0)))
+    assert math.isnan(auc(labels, torch.tensor([NAN, 2.0, 1.0, 1.0, 0.0])))
+
+
+def test_auc_is_the_share_of_pairs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.rand(200, generator=generator) < 0.3).float()
+    scores = torch.randint(20, (200,), generator=generator).float()
+    gaps = scores[labels == 1][:, None] - scores[labels == 0]
+    wins = (gaps > 0).double() + 0.5 * (gaps == 0).double()
+    assert auc(labels, scores) == pytest.approx(float(wins.mean()), abs=1e-12)
+
+
+def test_log_loss_by_hand() -> None:
+    found = log_loss(torch.tensor([1.0, 0.0]), torch.tensor([math.log(3.0), math.log(3.0)]))  # probabilities 3/4
+    assert found == pytest.approx(-(math.log(0.75) + math.log(0.25)) / 2)
+    assert log_loss(torch.tensor([0.0]), torch.tensor([1000.0])) == pytest.approx(1000.0)  # no infinity
+
+
+def test_calibration_by_hand() -> None:
+    labels = torch.tensor([0.0, 1.0, 1.0, 1.0])
+    probabilities = torch.tensor([0.1, 0.3, 0.7, 1.0])
+    # Two bins: mean label .5 against .2, and 1 against .85, each with half of the rows.
+    assert calibration_error(labels, probabilities, bins=2) == pytest.approx((0.3 + 0.15) / 2, abs=1e-7)
+    assert calibration_error(labels, labels) == 0.0
+    # One probability for all is calibrated in whatever order the rows come.
+    assert calibration_error(torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.full((4,), 0.25)) == 0.0
+    assert calibration_ratio(labels, probabilities) == pytest.approx(2.1 / 3, abs=1e-7)

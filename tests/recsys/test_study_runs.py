@@ -1,0 +1,199 @@
+"""A declared study, run: resumed where it stopped, failures recorded, tables and pictures at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from recsys_data import write_tiny
+from typer.testing import CliRunner
+
+from mgqe.cli import study as study_commands
+from mgqe.cli.train import app
+from mgqe.recsys.study.compare import Event
+from mgqe.recsys.study.declaration import read_grid
+from mgqe.recsys.study.records import read_results
+from mgqe.recsys.study.runs import RESULTS, Pace, default_jobs, plan_runs, run_grid
+
+assert study_commands  # registers the commands
+
+SETTINGS = """
+[settings]
+dim = 8
+batch_size = 256
+max_epochs = 1
+anneal_epochs = 1
+quantised_epochs = 1
+eval_negatives = 20
+"""
+
+
+def declare(folder: Path, methods: str, seeds: str = "[1, 2]") -> Path:
+    data = write_tiny(folder)
+    path = folder / "study.toml"
+    pair = f'[pairs.gmf]\ntitle = "GMF, tiny"\nmodel = "gmf"\ndata = "{data}"\n'
+    path.write_text(f"seeds = {seeds}\n{SETTINGS}\n{pair}\n{methods}")
+    return path
+
+
+METHODS = """
+[[methods]]
+name = "MGQE"
+budgets = { 60 = ["mgqe:D=4,K=4/2"] }
+[[methods]]
+name = "DPQ"
+budgets = { 60 = ["dpq:D=4,K=4"] }
+[[methods]]
+name = "scalar"
+budgets = { 60 = ["scalar:bits=4"] }
+[[ablations]]
+name = "centroids"
+seeds = 1
+embeddings = { 2 = "mgqe:D=4,K=2/2", 4 = "mgqe:D=4,K=4/4" }
+"""
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> CliRunner:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+    return CliRunner()
+
+
+def test_a_study_from_declaration_to_report(runner: CliRunner, tmp_path: Path) -> None:
+    declaration, out = declare(tmp_path, METHODS), tmp_path / "out"
+    result = runner.invoke(app, ["study", str(declaration), "--out", str(out), "--jobs", "1"])
+    assert result.exit_code == 0, result.output
+    assert "0 runs are there, 10 to do" in result.output
+    records = read_results(out / RESULTS).records
+    assert len(records) == 10
+    first = records[0]
+    assert {record["status"] for record in records} == {"done"}
+    assert {"commit", "versions", "machine", "embedding_bytes_by_part", "peak_memory_bytes", "seed"} <= set(first)
+    assert {"hr@10", "valid_hr@10", "head_hr@10", "tail_hr@10"} <= set(first["quality"])
+    # A second time there is nothing to do; with another seed only that one is run.
+    result = runner.invoke(app, ["study", str(declaration), "--out", str(out)])
+    assert "10 runs are there, 0 to do" in result.output
+    declaration.write_text(declaration.read_text().replace("seeds = [1, 2]", "seeds = [1, 2, 3]"))
+    result = runner.invoke(app, ["study", str(declaration), "--out", str(out), "--dry"])
+    assert "10 runs are there, 4 to do" in result.output
+    # The folder alone is enough for the report.
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- pair-gmf -->\nold\n<!-- /pair-gmf -->\nafter\n")
+    result = runner.invoke(app, ["report", str(out), "--into", str(page)])
+    assert result.exit_code == 0, result.output
+    for text in ("MGQE less the full tables", "less DPQ", "GMF, tiny", "centroids: GMF, tiny", "perplexity"):
+        assert text in result.output
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "| 60% | MGQE | `mgqe:D=4,K=4/2` |" in text
+    pictures = sorted(path.name for path in (out / "pictures").iterdir())
+    assert pictures == [
+        "study-ablations.png",
+        "study-codebooks.png",
+        "study-size-quality.png",
+        "study-training.png",
+    ]
+
+
+def test_what_is_lost_from_the_file_is_taken_from_the_run(runner: CliRunner, tmp_path: Path) -> None:
+    declaration, out = declare(tmp_path, "", seeds="[1]"), tmp_path / "out"
+    assert runner.invoke(app, ["study", str(declaration), "--out", str(out), "--jobs", "1"]).exit_code == 0
+    whole = (out / RESULTS).read_bytes()
+    (out / RESULTS).write_bytes(whole[: len(whole) // 2])
+    (metrics,) = (out / "runs/gmf").glob("full-seed1-*/metrics.json")
+    before = metrics.stat().st_mtime_ns
+    result = runner.invoke(app, ["study", str(declaration), "--out", str(out), "--jobs", "1"])
+    assert "line 1 is not whole" in result.output
+    assert (out / RESULTS).read_bytes() == whole
+    assert metrics.stat().st_mtime_ns == before
+
+
+def test_a_failed_run_is_recorded_and_the_others_go_on(runner: CliRunner, tmp_path: Path) -> None:
+    diverging = 'budgets = { 60 = ["full:d=4@learning_rate=1e30", "full:d=2"] }'
+    declaration, out = declare(tmp_path, f'[[methods]]\nname = "small d"\n{diverging}\n', "[1]"), tmp_path / "out"
+    result = runner.invoke(app, ["study", str(declaration), "--out", str(out), "--jobs", "1"])
+    assert result.exit_code == 0, result.output
+    assert "2 runs done, 1 failed" in result.output
+    records = {record["embedding"]: record for record in read_results(out / RESULTS).records}
+    failed = records["full:d=4@learning_rate=1e30"]
+    assert failed["status"] == "failed"
+    assert "diverged" in failed["reason"]
+    assert records["full:d=2"]["status"] == "done"
+    # Not tried again unless asked to be.
+    result = runner.invoke(app, ["study", str(declaration), "--out", str(out), "--dry"])
+    assert "3 runs are there, 0 to do (1 failed before)" in result.output
+    result = runner.invoke(app, ["study", str(declaration), "--out", str(out), "--dry", "--retry"])
+    assert "2 runs are there, 1 to do" in result.output
+    result = runner.invoke(app, ["report", str(out)])
+    assert "Runs that failed" in result.output
+    assert "diverged" in result.output
+
+
+def test_a_missing_file_is_said_before_anything_is_trained(runner: CliRunner, tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text('[pairs.a]\nmodel = "gmf"\ndata = "planted"\n[pairs.b]\nmodel = "wide_deep"\ndata = "frappe"\n')
+    result = runner.invoke(app, ["study", str(path), "--out", str(tmp_path / "out"), "--data-dir", str(tmp_path)])
+    assert result.exit_code == 2
+    flat = " ".join(result.output.split())
+    for part in ("frappe/frappe.csv", "http", "sha256"):
+        assert part in flat
+    assert not (tmp_path / "out").exists()
+    assert runner.invoke(app, ["study", str(path), "--pair", "c"]).exit_code == 2
+    assert runner.invoke(app, ["study", str(path), "--seeds", "one"]).exit_code == 2
+
+
+def test_a_killed_study_goes_on(tmp_path: Path) -> None:
+    declaration, out = declare(tmp_path, METHODS, "[1]"), tmp_path / "out"
+    command = [sys.executable, "-m", "mgqe.cli", "study", str(declaration), "--out", str(out), "--jobs", "1"]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    while not (out / RESULTS).exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    grid = read_grid(declaration)
+    done = read_results(out / RESULTS).records
+    assert 1 <= len(done) < 6
+    plan = plan_runs(grid, out)
+    assert len(plan.todo) + len(plan.kept) == 6
+    assert len(plan.kept) == len(done)
+    ended: list[Event] = []
+    pace = Pace(plan.todo, jobs=2)
+    assert pace.left() is None
+    pace.learn(done, grid.pairs)
+    assert pace.left() == pytest.approx(done[0]["seconds"] * len(plan.todo) / 2, rel=0.2) or len(done) > 1
+    records = run_grid(plan, out, 1, lambda event: ended.append(event) if event.metrics else None)
+    for event in ended:
+        pace.end(event, grid.pairs["gmf"])
+    assert pace.left() == 0.0
+    assert len(records) == len(ended) == len(plan.todo)
+    assert len({json.dumps(record["key"]) for record in read_results(out / RESULTS).records}) == 6
+    with pytest.raises(ValueError, match="--jobs must be 1 or more"):
+        run_grid(plan, out, 0)
+    assert default_jobs() >= 1
+    assert default_jobs(threads=10**6) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks /proc who is whose child")
+def test_a_killed_studys_workers_end_too(tmp_path: Path) -> None:
+    declaration, out = declare(tmp_path, METHODS, "[1, 2]"), tmp_path / "out"
+    command = [sys.executable, "-m", "mgqe.cli", "study", str(declaration), "--out", str(out), "--jobs", "2"]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    while not (out / RESULTS).exists() and process.poll() is None:
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) >= 2
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    end = time.monotonic() + 30
+    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]
