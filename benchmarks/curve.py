@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from mgqe.recsys.study.compare import Event, Run, Study, run_study
+from mgqe.recsys.study.compare import Comparison, Event, Run, run_study
 from mgqe.recsys.study.summary import Interval
 from mgqe.recsys.train.checkpoint import write_json
 from mgqe.recsys.train.config import TrainConfig
@@ -216,7 +216,7 @@ def main() -> None:
         chosen = {method: {b: s for b, s in budgets.items() if b in wanted} for method, budgets in chosen.items()}
     base = TrainConfig(data=given.data, data_dir=given.data_dir).with_settings(tuned_settings("gmf", given.data))
     seeds = tuple(int(seed) for seed in given.seeds.split(","))
-    study = Study(base, tuple(candidates(chosen, methods)), seeds, Path(given.work) / f"curve-{given.data}")
+    study = Comparison(base, tuple(candidates(chosen, methods)), seeds, Path(given.work) / f"curve-{given.data}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
         total = progress.add_task("runs", total=len(study.runs()))

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import mgqe
-from mgqe.recsys.data.interactions import IdMap
+from mgqe.recsys.data.interactions import FileIds
 from mgqe.recsys.train.run import load_model
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     print(f"table.lookup(torch.tensor([0, 1, 2]))[:, :4] =\n{table.lookup(ids)[:, :4]}")
 
     model = load_model(folder)  # both tables, frozen, and the model's own weights
-    items = IdMap.load(folder / "item_ids.parquet")
+    items = FileIds.load(folder / "item_ids.parquet")
     with torch.no_grad():
         scores = model.score_catalogue(torch.tensor([0]), table.to_dense())[0]
     best = scores.topk(5).indices

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import mgqe
 from mgqe.ids import IdMap
 from mgqe.recsys.train import artifacts
-from mgqe.recsys.train.artifacts import load_model as load_run
+from mgqe.recsys.train.artifacts import load_run as load_run
 from mgqe.table.base import FrozenTable
 from reliability.fuzz.models import Shop, Words
 

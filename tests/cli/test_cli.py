@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import mgqe
 from mgqe import cli
 from mgqe.cli.train import app
-from mgqe.recsys.study.compare import Event, Study, run_study
+from mgqe.recsys.study.compare import Comparison, Event, run_study
 from mgqe.recsys.train.run import train_run
 
 SETTINGS = [
@@ -117,7 +117,9 @@ def test_compare(runner: CliRunner, tiny: Path, tmp_path: Path) -> None:
 def test_parallel_runs_give_the_same(tiny: Path, tmp_path: Path) -> None:
     figures = []
     for jobs in (1, 2):
-        study = Study(replace(TINY, data=str(tiny), max_epochs=1), ("full", "full:d=4"), (1,), tmp_path / str(jobs))
+        study = Comparison(
+            replace(TINY, data=str(tiny), max_epochs=1), ("full", "full:d=4"), (1,), tmp_path / str(jobs)
+        )
         events: list[Event] = []
         figures.append([run["quality"] for run in run_study(study, jobs, on_event=events.append)])
         assert any(event.report is not None for event in events)
@@ -125,7 +127,7 @@ def test_parallel_runs_give_the_same(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_failed_run_does_not_stop_the_others(tiny: Path, tmp_path: Path) -> None:
-    study = Study(replace(TINY, data=str(tiny), max_epochs=1), ("full", "full:d=4"), (1,), tmp_path)
+    study = Comparison(replace(TINY, data=str(tiny), max_epochs=1), ("full", "full:d=4"), (1,), tmp_path)
     (tmp_path / "runs/full-seed1").mkdir(parents=True)
     (tmp_path / "runs/full-seed1/letter.txt").write_text("dear")
     events: list[Event] = []

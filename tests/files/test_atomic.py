@@ -21,7 +21,7 @@ from table_cases import CASES, build
 import mgqe
 from mgqe.files import atomic as whole_files
 from mgqe.files import locks
-from mgqe.files.atomic import fill_file, open_regular, prepared, put, sweep, temporary_folder
+from mgqe.files.atomic import fill_file, open_regular, prepared, sweep, temporary_folder, write_whole
 from mgqe.files.weights import save_weights
 from mgqe.recsys.train.checkpoint import read_json, save_epoch, write_json
 
@@ -42,7 +42,7 @@ WRITERS = {
     "table": lambda path: mgqe.save(TABLE, path),
     "weights": lambda path: save_weights({"a": torch.ones(2)}, path),
     "json": lambda path: write_json(path, {}),
-    "bytes": lambda path: put(path, 1, [b"x"]),
+    "bytes": lambda path: write_whole(path, 1, [b"x"]),
     "figure": save_figure,
     "freeze_to": lambda path: mgqe.freeze_to(mgqe.DPQEmbedding(20, 4, num_subspaces=2, num_centroids=4), path),
     "id map": save_map,
@@ -204,7 +204,7 @@ def test_an_unfinished_file_stays_as_long_as_a_fork_of_its_writer_may_write_to_i
 
 def test_a_writer_in_another_thread_is_alive(tmp_path):
     with prepared(tmp_path / "a", lambda file: file.write(b"x")) as temporary:
-        other = threading.Thread(target=put, args=(tmp_path / "a", 1, [b"y"]))
+        other = threading.Thread(target=write_whole, args=(tmp_path / "a", 1, [b"y"]))
         other.start()
         other.join()
         assert temporary.exists()
@@ -248,7 +248,7 @@ def test_other_files_are_not_taken_for_unfinished_ones(tmp_path):
 
 def test_a_name_as_long_as_the_system_has_them_can_be_written(tmp_path):
     name = "é" * 127
-    put(tmp_path / name, 1, [b"x"])
+    write_whole(tmp_path / name, 1, [b"x"])
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 

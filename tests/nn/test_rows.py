@@ -208,7 +208,7 @@ def test_an_id_that_comes_back_starts_from_its_codes() -> None:
     layer = layer_of(CachedRows(head_rows=0, cache_rows=120), warmup_steps=0)
     train(layer, 10)
     store = cache_of(layer)
-    store.empty(layer.raw_weight)
+    store.flush(layer.raw_weight)
     layer.eval()
     before = layer(torch.tensor([7]))
     layer.train()
@@ -252,7 +252,7 @@ def test_accumulators_of_renewed_places_are_the_mean_of_what_was_there() -> None
     train(layer, 3, 1, optimizer)
     sums = optimizer.state[layer.raw_weight]["sum"]
     heads, used = sums[:20].clone(), sums[20:][sums[20:] > 0].mean()
-    cache_of(layer).empty(layer.raw_weight)
+    cache_of(layer).flush(layer.raw_weight)
     layer.raw_weight.grad = torch.sparse_coo_tensor(torch.tensor([[0]]), torch.zeros(1, D), layer.raw_weight.shape)
     optimizer.step()
     assert torch.equal(sums[:20], heads)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mgqe.recsys.study.analysis import Study
-from mgqe.recsys.study.declaration import Grid, read_grid
+from mgqe.recsys.study.analysis import StudyResults
+from mgqe.recsys.study.declaration import StudyDeclaration, read_grid
 from mgqe.recsys.study.records import run_key
 from mgqe.recsys.study.summary import Interval
 from mgqe.recsys.study.tables import against_full, against_others, all_tables, points
@@ -35,13 +35,13 @@ budgets = { 20 = ["scalar:bits=4"] }
 
 
 @pytest.fixture
-def grid(tmp_path: Path) -> Grid:
+def grid(tmp_path: Path) -> StudyDeclaration:
     path = tmp_path / "study.toml"
     path.write_text(DECLARATION)
     return read_grid(path)
 
 
-def record(grid: Grid, embedding: str, seed: int, size: int, valid: float, test: float) -> dict[str, Any]:
+def record(grid: StudyDeclaration, embedding: str, seed: int, size: int, valid: float, test: float) -> dict[str, Any]:
     config = replace(grid.pairs["a"].config.with_embedding(embedding), seed=seed)
     quality = {"hr@10": test, "valid_hr@10": valid, "ndcg@10": test / 2, "head_hr@10": test, "tail_hr@10": None}
     return {
@@ -63,7 +63,7 @@ def record(grid: Grid, embedding: str, seed: int, size: int, valid: float, test:
 
 
 @pytest.fixture
-def study(grid: Grid) -> Study:
+def study(grid: StudyDeclaration) -> StudyResults:
     runs = [
         *((embedding, seed, size, valid, test) for embedding, size, valid, test in (
             ("full", 1000, 0.70, 0.600),
@@ -78,10 +78,10 @@ def study(grid: Grid) -> Study:
     records = [record(grid, e, s, size, valid + shift[s], test + shift[s]) for e, s, size, valid, test in runs]
     records[4]["quality"]["hr@10"] += 0.002  # one seed's difference is not like the others'
     failed = {"key": "a {}", "status": "failed", "pair": "a", "embedding": "x", "seed": 1, "reason": "why"}
-    return Study(grid, [*records, failed])
+    return StudyResults(grid, [*records, failed])
 
 
-def test_the_candidate_within_the_budget_that_validation_prefers(study: Study) -> None:
+def test_the_candidate_within_the_budget_that_validation_prefers(study: StudyResults) -> None:
     cell = study.cell("a", "MGQE", 20)
     assert cell is not None
     assert cell.group.embedding == "mgqe:D=8,K=16/4"
@@ -92,7 +92,7 @@ def test_the_candidate_within_the_budget_that_validation_prefers(study: Study) -
     assert study.budgets("a") == [20.0, 5.0]
 
 
-def test_differences_are_paired_by_seed(study: Study) -> None:
+def test_differences_are_paired_by_seed(study: StudyResults) -> None:
     cell, full = study.cell("a", "MGQE", 20), study.full("a")
     assert cell is not None
     assert full is not None
@@ -114,7 +114,7 @@ def test_differences_are_paired_by_seed(study: Study) -> None:
     assert math.isnan(cell.group.figure("tail_hr@10").mean)
 
 
-def test_tables(study: Study) -> None:
+def test_tables(study: StudyResults) -> None:
     assert against_full(study).rows == [["A", "HR@10", "0.6100", "-0.50 ± 0.00", ""]]
     assert against_others(study).rows == [
         ["A", "20%", "19.0%", "14.0%", "+0.50 ± 0.00", "scalar", "+14.50 ± 0.00"],

@@ -14,7 +14,7 @@ import mgqe
 from mgqe import ArtifactError
 from mgqe.files.weights import read_weights, save_weights
 from mgqe.recsys.train import artifacts as shipping
-from mgqe.recsys.train.artifacts import MODEL, TABLE, load_model, ship
+from mgqe.recsys.train.artifacts import MODEL, TABLE, load_run, ship
 from mgqe.recsys.train.run import train_run
 
 
@@ -27,7 +27,7 @@ def run(tmp_path_factory):
 
 def write(out, value: float) -> None:
     """The run's model again, every weight of the one value."""
-    model = load_model(out)
+    model = load_run(out)
     paths = [file.name.removesuffix(TABLE) for file in out.glob(f"*{TABLE}")]
     for path in paths:
         old = model.get_submodule(path)
@@ -60,7 +60,7 @@ def test_every_load_is_one_whole_run(copy):
     def loads() -> None:
         while not stop.is_set():
             try:
-                found = values(load_model(copy))
+                found = values(load_run(copy))
                 if len(found) != 1:
                     wrong.append(found)
             except Exception as error:
@@ -91,7 +91,7 @@ def test_a_run_between_its_files_is_waited_for(copy, monkeypatch):
             os.replace(copy / "aside", copy / MODEL)
 
     monkeypatch.setattr(shipping.time, "sleep", pause)
-    assert values(load_model(copy)) == {2.0}
+    assert values(load_run(copy)) == {2.0}
     assert len(pauses) == 3
 
 
@@ -109,7 +109,7 @@ def test_files_that_do_not_belong_together_are_named(copy, run, monkeypatch, fau
         (copy / "aside").rename(user)
     message = r"item\.mgqe\.safetensors( is missing|: not the file that model)"
     with pytest.raises(ArtifactError, match=message):
-        load_model(copy)
+        load_run(copy)
     with pytest.raises(ArtifactError, match=message):
         mgqe.verify(copy)
 
@@ -119,13 +119,13 @@ def test_names_that_lead_out_of_the_folder_are_refused(copy):
     for files in ({f"../{name}": checksum for name, checksum in about["files"].items()}, [], {"a": 3}):
         save_weights(weights, copy / MODEL, {"files": files})
         with pytest.raises(ArtifactError, match="'files' must map names of files to checksums"):
-            load_model(copy)
+            load_run(copy)
 
 
 def test_a_run_that_is_not_finished_says_so(copy):
     (copy / MODEL).unlink()
     with pytest.raises(FileNotFoundError, match="no finished run is here"):
-        load_model(copy)
+        load_run(copy)
 
 
 def test_runs_without_checksums_are_read(copy):
@@ -133,4 +133,4 @@ def test_runs_without_checksums_are_read(copy):
 
     weights = {name: value for name, value in load_file(copy / MODEL).items() if name != "checksums"}
     save_file(weights, copy / MODEL)
-    assert values(load_model(copy)) == {1.0}
+    assert values(load_run(copy)) == {1.0}

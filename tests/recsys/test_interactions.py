@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mgqe.recsys.data.files import recognise
-from mgqe.recsys.data.interactions import Columns, IdMap, load_interactions
+from mgqe.recsys.data.interactions import Columns, FileIds, load_interactions
 
 # Users b, a; items x, y, z; in time order b: z, x and a: y, z, x.
 EXPECTED = {"a": ["y", "z", "x"], "b": ["z", "x"]}
@@ -162,9 +162,9 @@ def test_more_bad_files(tmp_path: Path) -> None:
 
 def test_id_map_round_trip(tmp_path: Path) -> None:
     for ids in (["a", "b", "ß"], [-3, 0, 7]):
-        known = IdMap(pl.Series("id", ids))
+        known = FileIds(pl.Series("id", ids))
         known.save(tmp_path / "ids.parquet")
-        loaded = IdMap.load(tmp_path / "ids.parquet")
+        loaded = FileIds.load(tmp_path / "ids.parquet")
         assert [loaded.id(row) for row in range(len(loaded))] == ids
         assert [loaded.row(id) for id in ids] == [0, 1, 2]
         with pytest.raises(KeyError):
@@ -175,7 +175,7 @@ def test_id_map_round_trip(tmp_path: Path) -> None:
         loaded.row("seven")
     (tmp_path / "ids.parquet").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="expected a Parquet file"):
-        IdMap.load(tmp_path / "ids.parquet")
+        FileIds.load(tmp_path / "ids.parquet")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_ids_beyond_64_bits_are_said(tmp_path):
 
 @pytest.mark.parametrize("number", [np.int64, np.uint8, np.array, torch.tensor], ids=lambda make: make.__name__)
 def test_the_map_of_ids_takes_numbers_of_numpy_and_torch(number):
-    integers, text = IdMap(pl.Series("id", [5, 7])), IdMap(pl.Series("id", ["5", "7"]))
+    integers, text = FileIds(pl.Series("id", [5, 7])), FileIds(pl.Series("id", ["5", "7"]))
     assert (integers.row(number(7)), integers.id(number(0))) == (1, 5)
     assert (text.row(number(7)), text.id(number(0))) == (1, "5")
     with pytest.raises(KeyError, match="id 6 is not in the training file"):

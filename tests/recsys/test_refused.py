@@ -17,7 +17,7 @@ from mgqe.cli import ids as ids_commands
 from mgqe.cli import plan as plan_commands
 from mgqe.cli import study as study_commands
 from mgqe.cli.train import app
-from mgqe.recsys.data.interactions import IdMap, load_interactions
+from mgqe.recsys.data.interactions import FileIds, load_interactions
 from mgqe.recsys.data.sampling import SeenItems, evaluation_negatives
 from mgqe.recsys.models.embeddings import Spec, build, fit
 from mgqe.recsys.tasks.registry import RunData
@@ -286,7 +286,7 @@ def test_too_few_items_name_the_user_and_the_option(tmp_path: Path) -> None:
         few = replace(TINY, data=str(path), task=task, model=model, negatives=2, eval_negatives=2)
         with pytest.raises(ValueError, match="user 'bert' lacks only 0 of 40"):
             RunData.load(few)
-    assert isinstance(data.user_ids, IdMap)
+    assert isinstance(data.user_ids, FileIds)
 
 
 def test_a_seed_of_pq_is_checked_at_once() -> None:

@@ -18,7 +18,7 @@ import mgqe
 from mgqe.files.atomic import fill_file
 from mgqe.files.weights import read_weights, save_weights
 from mgqe.recsys.data.datasets import DATA_DIR_VARIABLE
-from mgqe.recsys.data.interactions import IdMap
+from mgqe.recsys.data.interactions import FileIds
 from mgqe.recsys.train import loop
 from mgqe.recsys.train.checkpoint import best_path, load_state, save_epoch
 from mgqe.recsys.train.config import TrainConfig, warm_up_key
@@ -61,7 +61,7 @@ def test_a_run(tiny: Path, tmp_path: Path, embedding: str) -> None:
     sizes = {name: (out / f"{name}.mgqe.safetensors").stat().st_size for name in tables}
     assert metrics["embedding_bytes_by_table"] == sizes
     assert metrics["embedding_bytes"] == sum(sizes.values())
-    users, items = (len(IdMap.load(out / f"{name}_ids.parquet")) for name in ("user", "item"))
+    users, items = (len(FileIds.load(out / f"{name}_ids.parquet")) for name in ("user", "item"))
     assert (tables["user"].num_embeddings, tables["item"].num_embeddings) == (users, items)
     assert metrics["full_embedding_bytes"] == (users + items) * 8 * 4
     quality = metrics["quality"]

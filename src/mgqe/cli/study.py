@@ -103,7 +103,7 @@ def report(
         typer.Option(help="Put the tables between <!-- NAME --> and <!-- /NAME --> of this text file; repeatable."),
     ] = None,
 ) -> None:
-    from mgqe.recsys.study.analysis import Study
+    from mgqe.recsys.study.analysis import StudyResults
     from mgqe.recsys.study.pictures import all_pictures
     from mgqe.recsys.study.tables import all_tables
     from mgqe.recsys.study.text_table import fill
@@ -116,7 +116,7 @@ def report(
     found = read_results(out / RESULTS)
     if not found.records:
         raise ValueError(f"{out / RESULTS} has no results: run mgqe study {out / GRID} --out {out}")
-    asked = Study(grid, found.records)
+    asked = StudyResults(grid, found.records)
     tables = all_tables(asked)
     wide = Console(width=max(output.width, 170), soft_wrap=True)  # a table that is cut helps nobody
     for name, table in tables.items():

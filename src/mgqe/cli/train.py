@@ -262,7 +262,7 @@ def compare(
     setting: Set = None,
     overwrite: Overwrite = False,
 ) -> None:
-    from mgqe.recsys.study.compare import RESULTS, Event, Study, check_places, check_study, is_finished, run_study
+    from mgqe.recsys.study.compare import RESULTS, Comparison, Event, check_places, check_study, is_finished, run_study
     from mgqe.recsys.study.summary import picture, summarise, terminal_table
 
     task, model = choose_model(task, model)
@@ -284,7 +284,7 @@ def compare(
         test=test,
         threads=threads,
     ).with_settings([*tuned_settings(model, data), *(setting or ())])
-    study = Study(base, tuple(embedding or ("full", "full:d=16", "mgqe")), seeds_of(seeds), out)
+    study = Comparison(base, tuple(embedding or ("full", "full:d=16", "mgqe")), seeds_of(seeds), out)
     check_jobs(jobs)
     check_folder(out)
     check_places(study, overwrite)

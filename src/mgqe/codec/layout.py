@@ -243,7 +243,7 @@ def map_tensors(tier_map: TierMap | None) -> dict[str, Tensor]:
     return tensors
 
 
-def read_map(reader: Reader, sizes: Sequence[int], order: tuple[int, ...]) -> TierMap:
+def read_tier_map(reader: Reader, sizes: Sequence[int], order: tuple[int, ...]) -> TierMap:
     """The inverse of :func:`map_tensors`; shapes follow from the tier sizes."""
     bits, ranks = [], []
     for level, n in enumerate(level_lengths(sizes, order)):

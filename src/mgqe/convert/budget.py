@@ -9,7 +9,7 @@ from mgqe.codec.planning import Plan, Problem, budget_bytes
 from mgqe.codec.planning.split import split_budget
 from mgqe.codec.tiers import Tiers
 from mgqe.convert.decide import obstacle, zero_padding
-from mgqe.convert.find import Table
+from mgqe.convert.find import FoundTable
 from mgqe.nn.config import CompressConfig
 from mgqe.nn.embedding import Counts
 
@@ -17,11 +17,11 @@ NO_GAIN = "left: codes and centroids would take no fewer bytes"
 ROOM = "left: the budget has room for it as it is"
 
 
-def spend(
-    tables: Sequence[Table],
+def allocate(
+    tables: Sequence[FoundTable],
     config: CompressConfig,
     counts: Mapping[str, Counts | Tiers],
-    naming: Callable[[Table], AbstractContextManager[None]],
+    naming: Callable[[FoundTable], AbstractContextManager[None]],
 ) -> dict[str, Plan | str]:
     """What a budget makes of the tables that have one, by path: a plan, or why it leaves them.
 
@@ -29,7 +29,7 @@ def spend(
         ValueError: a budget that is too small, or no smaller than the tables; Tiers in place of counts; NaN in rows.
     """
     found: dict[str, Plan | str] = {}
-    common: list[tuple[Table, Problem | None]] = []
+    common: list[tuple[FoundTable, Problem | None]] = []
     for table in tables:
         own = config.for_table(table.paths)
         if own is None or own.budget is None or obstacle(table) is not None:
@@ -48,9 +48,9 @@ def spend(
 
 
 def _share(
-    common: Sequence[tuple[Table, Problem | None]],
+    common: Sequence[tuple[FoundTable, Problem | None]],
     config: CompressConfig,
-    naming: Callable[[Table], AbstractContextManager[None]],
+    naming: Callable[[FoundTable], AbstractContextManager[None]],
 ) -> dict[str, Plan | str]:
     """One budget for several tables: how much each gets, and what it becomes."""
     found: dict[str, Plan | str] = {}
@@ -76,7 +76,7 @@ def _share(
     return found
 
 
-def _problem(table: Table, own: CompressConfig, counts: Counts | Tiers | None) -> Problem | None:
+def _problem(table: FoundTable, own: CompressConfig, counts: Counts | Tiers | None) -> Problem | None:
     """None for a table of too few rows."""
     if isinstance(counts, Tiers):
         raise ValueError("a budget chooses the tiers: give counts (mgqe.count_ids), not Tiers")
@@ -91,7 +91,7 @@ def _problem(table: Table, own: CompressConfig, counts: Counts | Tiers | None) -
     return Problem.of(rows, dim, counts, trained, padding, full_nbytes=weight.nbytes)  # type: ignore[arg-type]
 
 
-def _nbytes(table: Table) -> int:
+def _nbytes(table: FoundTable) -> int:
     weight = table.module._parameters["weight"]
     assert weight is not None
     return weight.nbytes

@@ -14,9 +14,9 @@ from torch import nn
 from mgqe.checks.inference import outside_inference
 from mgqe.codec.kmeans import THOROUGH
 from mgqe.codec.tiers import Tiers
-from mgqe.convert.budget import spend
-from mgqe.convert.decide import Plan, build, plan
-from mgqe.convert.find import Table, find_tables
+from mgqe.convert.budget import allocate
+from mgqe.convert.decide import Decision, decide, make_layer
+from mgqe.convert.find import FoundTable, find_tables
 from mgqe.convert.report import CompressReport, TableReport
 from mgqe.convert.tied import tie
 from mgqe.nn.bag import MGQEmbeddingBag
@@ -76,34 +76,34 @@ def compress_(
         raise ValueError(f"filter_fn matches none of the model's tables: {_listed(tables)}")
     _check_rules(config, tables)
 
-    budgeted = spend(chosen, config, given, _naming)
-    plans: list[tuple[Table, Plan]] = []
+    budgeted = allocate(chosen, config, given, _naming)
+    decisions: list[tuple[FoundTable, Decision]] = []
     for table in tables:
         if table not in chosen:
-            plans.append((table, Plan(why="left: filter_fn")))
+            decisions.append((table, Decision(why="left: filter_fn")))
             continue
         with _naming(table):
-            plans.append((table, plan(table, config, given.get(table.path), budgeted.get(table.path))))
+            decisions.append((table, decide(table, config, given.get(table.path), budgeted.get(table.path))))
     # All are made before the first is swapped, so that an error leaves the model alone.
-    made = [(table, _make(table, p)) for table, p in plans if p.compress]
+    made = [(table, _make(table, decision)) for table, decision in decisions if decision.compress]
     for table, layer in made:
         _swap(table, layer)
-    report = CompressReport(tuple(_row(table, p) for table, p in plans))
+    report = CompressReport(tuple(_row(table, decision) for table, decision in decisions))
     if not made:
         reasons = "; ".join(f"{row.path}: {row.why}" for row in report.rows)
         warnings.warn(f"compress_ left every table as it is: {reasons}", stacklevel=3)  # beyond the decorator
     return report
 
 
-def _make(table: Table, plan: Plan) -> MGQEmbedding | MGQEmbeddingBag:
+def _make(table: FoundTable, decide: Decision) -> MGQEmbedding | MGQEmbeddingBag:
     with _naming(table):
-        layer = build(table, plan)
-        if plan.config is not None and plan.config.init == "from_weight":
+        layer = make_layer(table, decide)
+        if decide.config is not None and decide.config.init == "from_weight":
             layer.start_quantizing(THOROUGH)
     return layer
 
 
-def _swap(table: Table, layer: MGQEmbedding | MGQEmbeddingBag) -> None:
+def _swap(table: FoundTable, layer: MGQEmbedding | MGQEmbeddingBag) -> None:
     for parent, name in table.places:
         parent._modules[name] = layer
     for module, name, _ in table.ties:
@@ -112,7 +112,7 @@ def _swap(table: Table, layer: MGQEmbedding | MGQEmbeddingBag) -> None:
 
 
 @contextmanager
-def _naming(table: Table) -> Iterator[None]:
+def _naming(table: FoundTable) -> Iterator[None]:
     """Puts a table's path before what is wrong with it."""
     try:
         yield
@@ -120,7 +120,7 @@ def _naming(table: Table) -> Iterator[None]:
         raise type(error)(f"{table.path}: {error}") from error
 
 
-def _counts_of(tables: list[Table], counts: Mapping[str, Counts | Tiers]) -> dict[str, Counts | Tiers]:
+def _counts_of(tables: list[FoundTable], counts: Mapping[str, Counts | Tiers]) -> dict[str, Counts | Tiers]:
     """Counts by the first path of each table."""
     first = {path: table.path for table in tables for path in table.paths}
     found: dict[str, Counts | Tiers] = {}
@@ -139,13 +139,13 @@ def _counts_of(tables: list[Table], counts: Mapping[str, Counts | Tiers]) -> dic
     return found
 
 
-def _check_rules(config: CompressConfig, tables: list[Table]) -> None:
+def _check_rules(config: CompressConfig, tables: list[FoundTable]) -> None:
     used = {pattern for table in tables for pattern in config.rules if config.matches(pattern, table.paths)}
     if unused := [pattern for pattern in config.rules if pattern not in used]:
         raise ValueError(f"rule {unused[0]!r} matches none of the model's tables: {_listed(tables)}")
 
 
-def _row(table: Table, plan: Plan) -> TableReport:
+def _row(table: FoundTable, decide: Decision) -> TableReport:
     weight = table.module._parameters.get("weight")
     return TableReport(
         table.path,
@@ -153,13 +153,13 @@ def _row(table: Table, plan: Plan) -> TableReport:
         int(table.module.num_embeddings),  # type: ignore[arg-type]
         int(table.module.embedding_dim),  # type: ignore[arg-type]
         weight.nbytes if isinstance(weight, torch.Tensor) else 0,
-        plan.bytes_after,
-        plan.compress,
-        plan.why,
+        decide.bytes_after,
+        decide.compress,
+        decide.why,
     )
 
 
-def _listed(tables: list[Table]) -> str:
+def _listed(tables: list[FoundTable]) -> str:
     return ", ".join(path for table in tables for path in table.paths)
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from mgqe.codec.capacity import resolve_capacity
 from mgqe.codec.layout import CENTROID_DTYPES
-from mgqe.codec.planning import Plan as Budgeted
+from mgqe.codec.planning import Plan
 from mgqe.codec.size import frozen_nbytes
 from mgqe.codec.tiers import Tiers
-from mgqe.convert.find import Table
+from mgqe.convert.find import FoundTable
 from mgqe.nn.bag import MGQEmbeddingBag
 from mgqe.nn.config import CompressConfig, cut_centroids, one_tier
 from mgqe.nn.embedding import Counts, MGQEmbedding
@@ -32,7 +32,7 @@ _HOOKS = (
 
 
 @dataclass(frozen=True)
-class Plan:
+class Decision:
     """What becomes of a table.
 
     Attributes:
@@ -49,9 +49,9 @@ class Plan:
     num_centroids: tuple[int, ...] | None = None
 
 
-def plan(
-    table: Table, config: CompressConfig, counts: Counts | Tiers | None, chosen: Budgeted | str | None = None
-) -> Plan:
+def decide(
+    table: FoundTable, config: CompressConfig, counts: Counts | Tiers | None, chosen: Plan | str | None = None
+) -> Decision:
     """Decide about a table.
 
     Args:
@@ -63,14 +63,14 @@ def plan(
     module = table.module
     own = config.for_table(table.paths)
     if isinstance(chosen, str):
-        return Plan(chosen)
+        return Decision(chosen)
     if chosen is not None and own is not None:
         own, counts = replace(own, budget=None, **chosen.settings()), None if counts is None else chosen.tiers
     tiers = _tiers(module, own or config, counts)  # counts are checked also where they are not needed
     if own is None:
-        return Plan(f"left: rule {config.rule_for(table.paths)!r}")
+        return Decision(f"left: rule {config.rule_for(table.paths)!r}")
     if (reason := obstacle(table)) is not None:
-        return Plan(f"left: {reason}")
+        return Decision(f"left: {reason}")
     weight = module._parameters["weight"]
     assert weight is not None  # an obstacle otherwise
     if own.centroid_dtype not in CENTROID_DTYPES:
@@ -91,20 +91,20 @@ def plan(
     zero = module.padding_idx if zero_padding(module) else None
     after = frozen_nbytes(tiers, capacity, zero, own.centroid_dtype)  # type: ignore[arg-type]
     if after >= weight.nbytes:
-        return Plan("left: codes and centroids would take no fewer bytes", bytes_after=after)
+        return Decision("left: codes and centroids would take no fewer bytes", bytes_after=after)
     made = "; ".join(
         f"{n:,} ids x {d} of {k}"
         for n, d, k in zip(tiers.sizes, capacity.num_subspaces, capacity.num_centroids, strict=True)
     )
     if counts is None:
         made += " (one tier: no counts)"
-    return Plan(made, True, after, own, tiers, centroids)
+    return Decision(made, True, after, own, tiers, centroids)
 
 
-def build(table: Table, plan: Plan) -> MGQEmbedding | MGQEmbeddingBag:
+def make_layer(table: FoundTable, decide: Decision) -> MGQEmbedding | MGQEmbeddingBag:
     """The layer in a table's place. It trains the table's own parameter, which optimisers may hold already."""
-    module, config = table.module, plan.config
-    assert config is not None  # for mypy: a plan to compress has one
+    module, config = table.module, decide.config
+    assert config is not None  # for mypy: a decision to compress has one
     weight = module._parameters["weight"]
     assert weight is not None
     arguments: dict[str, Any] = {name: getattr(module, name) for name in _SHARED}
@@ -115,9 +115,9 @@ def build(table: Table, plan: Plan) -> MGQEmbedding | MGQEmbeddingBag:
         int(module.num_embeddings),  # type: ignore[arg-type]
         int(module.embedding_dim),  # type: ignore[arg-type]
         _weight=weight,
-        tiers=plan.tiers,
+        tiers=decide.tiers,
         num_subspaces=config.num_subspaces,
-        num_centroids=plan.num_centroids,
+        num_centroids=decide.num_centroids,
         quantizer=config.quantizer,
         capacity=config.capacity,
         share_codebook=config.share_codebook,
@@ -145,7 +145,7 @@ def zero_padding(module: nn.Module) -> bool:
     return not bool(weight.detach()[padding].any())  # type: ignore[index]
 
 
-def obstacle(table: Table) -> str | None:
+def obstacle(table: FoundTable) -> str | None:
     """Why a table cannot be swapped whatever the settings."""
     module = table.module
     weight = module._parameters.get("weight")

@@ -13,7 +13,7 @@ Place = tuple[nn.Module, str]
 
 
 @dataclass(frozen=True)
-class Table:
+class FoundTable:
     """One parameter that embedding modules look rows up from.
 
     Attributes:
@@ -64,7 +64,7 @@ def is_embedding(module: nn.Module) -> bool:
     return isinstance(module, (nn.Embedding, nn.EmbeddingBag))
 
 
-def find_tables(model: nn.Module) -> list[Table]:
+def find_tables(model: nn.Module) -> list[FoundTable]:
     """The tables of all nn.Embedding and nn.EmbeddingBag modules, in the order of the model.
 
     Raises:
@@ -87,7 +87,7 @@ def find_tables(model: nn.Module) -> list[Table]:
         first, *others = modules
         where = [at for entries in modules.values() for at in entries]
         tables.append(
-            Table(
+            FoundTable(
                 first,
                 tuple(path for path, _ in where),
                 tuple(place for _, place in where),

@@ -33,7 +33,7 @@ from mgqe.convert.read import manifest_bytes
 from mgqe.convert.saves import dense_name, patiently, remove_others, remove_save, saved_files
 from mgqe.convert.tied import ties_of
 from mgqe.convert.wrappers import class_of, layers_of, plain_paths
-from mgqe.files.container import ArtifactError, guarded, put, stored_checksum
+from mgqe.files.container import ArtifactError, file_lock, stored_checksum, write_whole
 from mgqe.files.weights import save_weights
 from mgqe.nn.compact import CompactEmbedding, CompactEmbeddingBag
 from mgqe.nn.quantized import QuantizedEmbedding
@@ -70,14 +70,14 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str]) -> int:
     ties = tuple(_ties(model, places, plain))
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    with guarded(target, exclusive=True):
+    with file_lock(target, exclusive=True):
         _refuse_others(target)
         token, replaced = secrets.token_hex(4), _current_token(target)
         try:
             beside = _write_dense(target, token, dense, aliases)  # first: locks are taken on it
             manifest = Manifest(class_name(model), _write_tables(target, token, places), ties, beside)
             text = encode_manifest(manifest)
-            patiently(lambda: put(target / MANIFEST, len(text), [text]))
+            patiently(lambda: write_whole(target / MANIFEST, len(text), [text]))
         except BaseException:
             if _current_token(target) != token:  # else the model is there, and what failed came after it
                 remove_save(target, token)

@@ -86,14 +86,14 @@ def temporary_folder(target: Path) -> Iterator[Path]:
             os.close(descriptor)
 
 
-def written(
+def write_aside(
     target: Path, chunks: Iterable[bytes | memoryview], like: Path | None = None
 ) -> AbstractContextManager[Path]:
     """:func:`prepared` of a file that holds ``chunks``."""
     return prepared(target, lambda file: file.writelines(chunks), like)
 
 
-def put(path: str | os.PathLike[str], nbytes: int, content: Iterable[bytes | memoryview]) -> None:
+def write_whole(path: str | os.PathLike[str], nbytes: int, content: Iterable[bytes | memoryview]) -> None:
     """A file at the path, whole or not at all; what is a link is followed, since a rename would replace the link.
 
     Raises:
@@ -104,7 +104,7 @@ def put(path: str | os.PathLike[str], nbytes: int, content: Iterable[bytes | mem
 
 
 def fill_file(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object]) -> None:
-    """:func:`put` of a file that ``fill`` fills, in a folder that is made if there is none."""
+    """:func:`write_whole` of a file that ``fill`` fills, in a folder that is made if there is none."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     _put(path, fill, "the file")
 

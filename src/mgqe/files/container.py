@@ -20,8 +20,8 @@ from safetensors import SafetensorError, deserialize, safe_open
 from torch import Tensor
 
 from mgqe.files.atomic import open_regular
-from mgqe.files.atomic import put as put
-from mgqe.files.atomic import written as written
+from mgqe.files.atomic import write_aside as write_aside
+from mgqe.files.atomic import write_whole as write_whole
 from mgqe.files.checksums import (
     BLOCK_BYTES,
     CHECKSUMS,
@@ -32,8 +32,8 @@ from mgqe.files.checksums import (
     num_blocks,
     with_checksums,
 )
-from mgqe.files.locks import guarded as guarded  # these four were here before
-from mgqe.files.locks import identity as identity
+from mgqe.files.locks import file_identity as file_identity
+from mgqe.files.locks import file_lock as file_lock  # these four were here before
 from mgqe.files.reader import Config
 
 FORMAT = "mgqe"
@@ -292,16 +292,16 @@ def open_stored(name: str | os.PathLike[str], any_dtype: bool = False) -> Stored
     """
     while True:
         with open_regular(name) as file:
-            before = identity(file.fileno())
+            before = file_identity(file.fileno())
             head = file.read(8)
             head += file.read(min(int.from_bytes(head, "little"), MAX_HEADER_BYTES))
             try:
                 metadata, tensors = _map(name, any_dtype)
             except ArtifactError:
-                if identity(name) == before:  # FileNotFoundError where it was removed meanwhile
+                if file_identity(name) == before:  # FileNotFoundError where it was removed meanwhile
                     raise
                 continue
-            if identity(name) == before:  # else another file took the name meanwhile
+            if file_identity(name) == before:  # else another file took the name meanwhile
                 return StoredFile(head, metadata, tensors)
 
 

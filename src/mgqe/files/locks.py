@@ -12,7 +12,7 @@ from typing import Any
 fcntl: Any = import_module("fcntl") if os.name == "posix" else None
 
 
-def identity(path: str | os.PathLike[str] | int) -> tuple[int, int, int, int]:
+def file_identity(path: str | os.PathLike[str] | int) -> tuple[int, int, int, int]:
     """What changes when another file takes the name."""
     found = os.stat(path)
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
@@ -39,7 +39,7 @@ def unlock(descriptor: int) -> None:
 
 
 @contextmanager
-def guarded(path: Path, exclusive: bool) -> Iterator[None]:
+def file_lock(path: Path, exclusive: bool) -> Iterator[None]:
     """Keeps those who append to a file (not exclusive) and those who save over it (exclusive) apart; not readers.
 
     An advisory lock on the file, which a process that dies lets go of. Where there is no file yet, or the system has
@@ -63,7 +63,7 @@ def _lock(path: Path, exclusive: bool) -> int | None:
         while True:
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-            if identity(path) == identity(descriptor):
+            if file_identity(path) == file_identity(descriptor):
                 return descriptor
             os.close(descriptor)  # replaced while we waited
             descriptor = None

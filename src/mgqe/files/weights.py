@@ -9,7 +9,15 @@ from pathlib import Path
 from torch import Tensor
 
 from mgqe.files.checksums import CHECKSUMS
-from mgqe.files.container import FORMAT, ArtifactError, config_of_kind, encode, open_stored, put, stored_checksum
+from mgqe.files.container import (
+    FORMAT,
+    ArtifactError,
+    config_of_kind,
+    encode,
+    open_stored,
+    stored_checksum,
+    write_whole,
+)
 from mgqe.files.reader import Config
 
 KIND = "weights"
@@ -26,7 +34,7 @@ def save_weights(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], ab
         OSError: the file cannot be written.
     """
     nbytes, content = encode({name: [tensor] for name, tensor in tensors.items()}, KIND, about or {})
-    put(path, nbytes, content)
+    write_whole(path, nbytes, content)
     return nbytes
 
 

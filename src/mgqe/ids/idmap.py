@@ -14,7 +14,7 @@ from mgqe.checks.ids import check_ids
 from mgqe.checks.scalars import as_int, optional_int
 from mgqe.files.container import RESTORE, ArtifactError
 from mgqe.ids.columns import Damaged, Hashes, Ids, Integers, Texts
-from mgqe.ids.idmap_file import About, arrays_of, read_map, write_map
+from mgqe.ids.idmap_file import About, arrays_of, read_id_map, write_map
 from mgqe.ids.index import CHUNK, MAX_IDS, MAX_SEEDS, Index, build_index
 from mgqe.ids.keys import given
 from mgqe.ids.log_counts import DEFAULT_MEMORY, count_log
@@ -224,7 +224,7 @@ class IdMap:
                 :meth:`validate`, as the same error.
             OSError: the file cannot be opened.
         """
-        return cls(*read_map(path, mmap, verify), os.fspath(path))
+        return cls(*read_id_map(path, mmap, verify), os.fspath(path))
 
     def validate(self) -> None:
         """Look every id up. Takes seconds for millions of ids; :func:`mgqe.verify` compares checksums, which is faster.

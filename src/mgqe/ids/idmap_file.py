@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mgqe.files.container import ArtifactError, decode_metadata, encode, put, read
+from mgqe.files.container import ArtifactError, decode_metadata, encode, read, write_whole
 from mgqe.ids.columns import Hashes, Ids, Integers, Texts
 from mgqe.ids.index import MAX_IDS, MAX_SEEDS, Index, bucket_bits
 from mgqe.ids.keys import INTEGERS, KINDS
@@ -32,7 +32,7 @@ class About:
     seed: int
 
 
-Parts = tuple[Ids, Index, Runs, About]
+IdMapParts = tuple[Ids, Index, Runs, About]
 Expected = dict[str, tuple[tuple[int, ...] | None, tuple[str, ...]]]  # name -> shape (None: any), types
 
 
@@ -56,11 +56,11 @@ def write_map(path: str | os.PathLike[str], ids: Ids, index: Index, runs: Runs, 
     }
     tensors = {name: [torch.from_numpy(array)] for name, array in arrays_of(ids, index, runs).items()}
     nbytes, content = encode(tensors, KIND, config)
-    put(path, nbytes, content)
+    write_whole(path, nbytes, content)
     return nbytes
 
 
-def read_map(path: str | os.PathLike[str], mmap: bool, verify: bool | None = None) -> Parts:
+def read_id_map(path: str | os.PathLike[str], mmap: bool, verify: bool | None = None) -> IdMapParts:
     """The parts of a map, mapped into memory, verified as for :func:`mgqe.load`; looks at shapes and totals besides,
     and at no more pages than it must."""
     name = os.fspath(path)
@@ -78,7 +78,7 @@ def read_map(path: str | os.PathLike[str], mmap: bool, verify: bool | None = Non
         raise ArtifactError(f"{name}: {error}") from error
 
 
-def _parts(arrays: dict[str, np.ndarray], config: Any) -> Parts:
+def _parts(arrays: dict[str, np.ndarray], config: Any) -> IdMapParts:
     entries = ("num_ids", "ids", "interactions", "distinct", "seed")
     if not isinstance(config, dict) or set(config) != set(entries):
         raise ArtifactError(f"config must have the entries {', '.join(entries)}")

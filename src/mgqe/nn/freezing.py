@@ -55,7 +55,7 @@ def frozen_pieces(layer: FreezableLayer) -> tuple[dict[str, Tensor], Config, Pie
     tiers, capacity = layer.tiers, layer.capacity
     small, config = lay_out_frame(
         tiers,
-        layer.quantizer.served(),
+        layer.quantizer.frozen_codebooks(),
         capacity.codebook_of,
         capacity.num_subspaces,
         capacity.num_centroids,

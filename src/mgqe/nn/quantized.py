@@ -21,12 +21,12 @@ from mgqe.codec.equations import Groups
 from mgqe.codec.kmeans import KMEANS, KMeans, draw_places, revive_interval, revive_size, sample_size
 from mgqe.codec.stats import CodebookStats
 from mgqe.codec.tiers import Tiers
-from mgqe.nn.context.ddp import Touch, agree, common_generator, data_parallel
+from mgqe.nn.context.ddp import KeepInGraph, broadcast_from_first, common_generator, data_parallel
 from mgqe.nn.context.graphs import outside_graphs
 from mgqe.nn.context.precision import in_full_precision
 from mgqe.nn.freezing import frozen_table
 from mgqe.nn.pending import PendingLosses
-from mgqe.nn.quantizers.autograd import Batch
+from mgqe.nn.quantizers.autograd import TrainingBatch
 from mgqe.nn.quantizers.build import make_quantizer, other_tiers
 from mgqe.nn.quantizers.vq import VQQuantizer
 from mgqe.nn.rows import Rows, resolve_rows
@@ -191,7 +191,7 @@ class QuantizedEmbedding(TrainingPasses):
             self._check_rows(self.quantizer.largest_value)
             if isinstance(self.store, CacheStore) and self.store.ready:  # other ids have codes of these codebooks
                 for _ in range(FOLLOWING_STEPS):
-                    self.store.follow(self.raw_weight, common_generator(self.raw_weight, self._passes()))
+                    self.store.lloyd_step(self.raw_weight, common_generator(self.raw_weight, self._passes()))
             else:
                 self._start_codebooks(kmeans)
             self._set_progress(self._passes(), True)
@@ -200,7 +200,7 @@ class QuantizedEmbedding(TrainingPasses):
         limits = [sample_size(k, self.embedding_dim) for k in self.capacity.num_centroids]
         generator = common_generator(self.raw_weight, self._passes())
         self.quantizer.start(self._tier_rows(limits, generator), generator, kmeans)
-        agree(self.quantizer)
+        broadcast_from_first(self.quantizer)
         if isinstance(self.store, CacheStore):
             self.store.start()
 
@@ -226,8 +226,8 @@ class QuantizedEmbedding(TrainingPasses):
             if not store.ready:
                 self._start_codebooks()
             elif not self.quantizing:
-                store.follow(self.raw_weight, common_generator(self.raw_weight, self._passes()))
-            store.empty(self.raw_weight)
+                store.lloyd_step(self.raw_weight, common_generator(self.raw_weight, self._passes()))
+            store.flush(self.raw_weight)
 
     @in_full_precision
     @torch.no_grad()
@@ -235,7 +235,7 @@ class QuantizedEmbedding(TrainingPasses):
         generator = common_generator(self.raw_weight, self._passes())
         limits = [revive_size(k) for k in self.capacity.num_centroids]
         self.quantizer.revive(self._tier_rows(limits, generator), generator)
-        agree(self.quantizer)
+        broadcast_from_first(self.quantizer)
 
     def _tier_rows(self, limits: list[int], generator: torch.Generator) -> list[Tensor]:
         """Each tier's rows (n_g, d) float32, all but padding, or so many of them at random where a tier is larger."""
@@ -267,7 +267,7 @@ class QuantizedEmbedding(TrainingPasses):
             return vectors
         if not (self.training and torch.is_grad_enabled()):
             return vectors
-        return Touch.apply(vectors, *self.quantizer.parameters())  # type: ignore[no-any-return, no-untyped-call]
+        return KeepInGraph.apply(vectors, *self.quantizer.parameters())  # type: ignore[no-any-return, no-untyped-call]
 
     @property
     def _revivable(self) -> bool:
@@ -312,7 +312,7 @@ class QuantizedEmbedding(TrainingPasses):
                 padding = self._is_padding(ids)
                 index = ids if self.store is None else self.store.places(self.raw_weight, ids)
                 if index is not None:
-                    batch = Batch(
+                    batch = TrainingBatch(
                         index, counts, places, padding, repeat, scale, self.sparse, self.zero_padding, self.vector_dtype
                     )
                     rows = self._read_rows(ids) if self.store is None else self.raw_weight.detach()[index]
@@ -340,7 +340,7 @@ class QuantizedEmbedding(TrainingPasses):
         weights = counts if padding is None else counts.masked_fill(padding, 0)
         vectors: Tensor
         vectors, loss = self.quantizer(rows, groups, weights)
-        if self.store is not None and not self._tracks and (standing := self.store.standing(ids)) is not None:
+        if self.store is not None and not self._tracks and (standing := self.store.final_codes_mask(ids)) is not None:
             vectors = torch.where(standing.unsqueeze(-1), rows, vectors)  # as frozen: no code is chosen again
         if loss is not None:
             if torch.compiler.is_compiling():

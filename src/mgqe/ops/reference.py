@@ -165,7 +165,7 @@ def codes_of(packed: Tensor, num_subspaces: int, bits: int) -> Tensor:
     return (word >> (at & 7)) & ((1 << bits) - 1)
 
 
-def locate(ids: Tensor, parts: TableParts) -> tuple[Tensor, Tensor]:
+def tiers_and_ranks(ids: Tensor, parts: TableParts) -> tuple[Tensor, Tensor]:
     """Tier and rank within the tier of flat ids, both int64."""
     starts = torch.tensor([0, *accumulate(parts.sizes)][:-1], device=ids.device)
     range_tier = torch.bucketize(ids, starts, right=True) - 1
@@ -217,7 +217,7 @@ def lookup(ids: Tensor, parts: TableParts) -> Tensor:
 
 
 def _lookup_flat(ids: Tensor, parts: TableParts, out: Tensor) -> None:
-    tier, rank = locate(ids, parts)
+    tier, rank = tiers_and_ranks(ids, parts)
     for g in range(len(parts.sizes)):
         mine = (tier == g).nonzero().squeeze(1)
         if mine.numel() == 0:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mgqe.ops._descriptor import TableParts
 from mgqe.ops._topk_job import IdLists, TopKJob
-from mgqe.ops.reference import codes_of, locate, lookup
+from mgqe.ops.reference import codes_of, lookup, tiers_and_ranks
 
 _ROWS_AT_ONCE = 1 << 16
 _QUERIES_AT_ONCE = 64
@@ -117,7 +117,7 @@ def _tables(parts: TableParts, queries: Tensor, cosine: bool) -> tuple[list[Tens
 
 def _scores(parts: TableParts, rows: Tensor, tables: list[Tensor], norms: list[Tensor]) -> Tensor:
     """Scores ``(B, n)`` of ids ``(n,)``, without bias."""
-    tier, rank = locate(rows, parts)
+    tier, rank = tiers_and_ranks(rows, parts)
     scores = tables[0].new_zeros((tables[0].shape[0], rows.shape[0]))
     for g, table in enumerate(tables):
         mine = (tier == g).nonzero().squeeze(1)

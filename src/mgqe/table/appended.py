@@ -25,12 +25,12 @@ from mgqe.files.container import (
     config_of_kind,
     decode_metadata,
     encode,
-    guarded,
-    identity,
+    file_identity,
+    file_lock,
     open_stored,
     read,
     tensor_bytes,
-    written,
+    write_aside,
 )
 from mgqe.files.reader import MAX_ROWS, Config, Reader
 from mgqe.table.compact import CompactTable
@@ -63,7 +63,7 @@ class Segment:
         return self.first_id + self.rows.shape[0]
 
 
-def fingerprint(metadata: Mapping[str, str], table: CompactTable) -> str:
+def table_fingerprint(metadata: Mapping[str, str], table: CompactTable) -> str:
     """What a segment records of its base: sha256 over all that gives its codes and ids a meaning.
 
     Codes of the base are left out: appended rows do not depend on them, and reading them would read the whole file.
@@ -105,7 +105,7 @@ def read_extents(
 
     Args:
         base: the file, links resolved.
-        own, table: its fingerprint, and what it holds.
+        own, table: its table_fingerprint, and what it holds.
         mmap: rows of a file that stands alone stay mapped; all others are read into memory.
 
     Raises:
@@ -165,8 +165,8 @@ def append(path: str | os.PathLike[str], vectors: Tensor, tier: int | None = Non
     """
     target = Path(os.path.realpath(path))
     for _ in range(MAX_ATTEMPTS):
-        before = identity(path)
-        with guarded(target, exclusive=False):
+        before = file_identity(path)
+        with file_lock(target, exclusive=False):
             ids = _try_to_append(path, target, before, vectors, tier)
         if ids is not None:
             return ids
@@ -214,7 +214,7 @@ def _open_base(name: str) -> tuple[str, CompactTable]:
         table._state.validate_codebooks()
     except ValueError as error:
         raise ArtifactError(f"{name}: {error}") from error
-    return fingerprint(metadata, table), table
+    return table_fingerprint(metadata, table), table
 
 
 def _next_place(target: Path, table: CompactTable, own: str) -> tuple[int, int]:
@@ -232,7 +232,7 @@ def _next_place(target: Path, table: CompactTable, own: str) -> tuple[int, int]:
 def refuse_to_lose(table: CompactTable, target: Path, path: str | os.PathLike[str]) -> None:
     """Raise ValueError if a table would be saved over ids that were appended to its file since it was read.
 
-    Call it while the file is guarded.
+    Call it while the file is locked.
     """
     origin = table._origin
     if origin is None or origin.target != os.fspath(target):
@@ -255,7 +255,7 @@ def _publish(path: Path, base: Path, config: Config, rows: Tensor) -> bool:
     """Write an appended file, with the mode bits of its base; False if its number is taken."""
     nbytes, content = encode({"codes": [rows]}, KIND, config)
     try:
-        with written(path, content, like=base) as temporary:
+        with write_aside(path, content, like=base) as temporary:
             os.link(temporary, path)
     except FileExistsError:
         return False
@@ -276,7 +276,7 @@ def _publish(path: Path, base: Path, config: Config, rows: Tensor) -> bool:
 
 def _belongs(segment: Path, path: str | os.PathLike[str], before: tuple[int, ...], own: str) -> bool:
     """Whether a new file was appended to the table that is at ``path`` now; if not, it is taken away again."""
-    if identity(path) == before or _open_base(os.fspath(path))[0] == own:
+    if file_identity(path) == before or _open_base(os.fspath(path))[0] == own:
         return True
     segment.unlink(missing_ok=True)
     return False

@@ -17,7 +17,7 @@ from mgqe import ops
 from mgqe.checks.ids import as_int64, check_ids
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_int
-from mgqe.codec.layout import CENTROID_DTYPES, CompactConfig, check_codebook, check_map, lay_out, read_map
+from mgqe.codec.layout import CENTROID_DTYPES, CompactConfig, check_codebook, check_map, lay_out, read_tier_map
 from mgqe.codec.packing import bits_for, row_bytes, unpack
 from mgqe.codec.stats import CodebookStats
 from mgqe.codec.tiers import Tiers
@@ -143,7 +143,7 @@ class CompactTable(FrozenTable):
         for g, (n, subspaces, k) in enumerate(zip(cfg.sizes, cfg.num_subspaces, cfg.num_centroids, strict=True)):
             check_codebook(g, cfg.embedding_dim, subspaces, k, tuple(centroids[cfg.codebook_of[g]].shape))
             codes.append(reader.tensor(f"codes.{g}", torch.uint8, (n, row_bytes(subspaces, bits_for(k)))))
-        tier_map = None if cfg.order is None else read_map(reader, cfg.sizes, cfg.order)
+        tier_map = None if cfg.order is None else read_tier_map(reader, cfg.sizes, cfg.order)
         fallback = reader.tensor("fallback", torch.float32, (cfg.embedding_dim,)) if reader.holds("fallback") else None
         reader.finish()
         if tier_map is not None:

@@ -21,7 +21,7 @@ PAIRS, PAIRS_BITS = 2, 3
 
 
 @dataclass(frozen=True)
-class Shard:
+class IndexGroup:
     """Tiers that one IndexPQ holds: they read the same codebook in as many subspaces.
 
     Attributes:
@@ -74,7 +74,7 @@ def _import_faiss() -> Any:
         raise ImportError("table.to_faiss() needs faiss: run pip install 'mgqe[faiss]'") from error
 
 
-def _shards(state: Snapshot) -> list[Shard]:
+def _shards(state: Snapshot) -> list[IndexGroup]:
     """Tiers with ids by what one IndexPQ can hold; one shard without ids for a table without."""
     cfg = state.config
     groups: dict[tuple[int, int], list[int]] = {}
@@ -85,7 +85,7 @@ def _shards(state: Snapshot) -> list[Shard]:
     return [_shard(cfg, tiers, tuple(group)) for group in groups.values() or [[0]]]
 
 
-def _shard(cfg: CompactConfig, tiers: Tiers, group: tuple[int, ...]) -> Shard:
+def _shard(cfg: CompactConfig, tiers: Tiers, group: tuple[int, ...]) -> IndexGroup:
     members = tuple(tiers.members(g) for g in group)
     ids = members[0] if len(group) == 1 else torch.cat(members).sort().values
     k, padding = max(cfg.num_centroids[g] for g in group), None
@@ -101,14 +101,14 @@ def _shard(cfg: CompactConfig, tiers: Tiers, group: tuple[int, ...]) -> Shard:
     subspaces, bits = cfg.num_subspaces[group[0]], bits_for(k if padding is None else k + 1)
     if cfg.embedding_dim == PAIRS * subspaces:
         bits = max(bits, PAIRS_BITS)
-    return Shard(group, members, ids, subspaces, k, padding, bits)
+    return IndexGroup(group, members, ids, subspaces, k, padding, bits)
 
 
-def _empty(faiss: Any, cfg: CompactConfig, shard: Shard) -> Any:
+def _empty(faiss: Any, cfg: CompactConfig, shard: IndexGroup) -> Any:
     return faiss.IndexPQ(cfg.embedding_dim, shard.num_subspaces, shard.bits, faiss.METRIC_INNER_PRODUCT)
 
 
-def _fill(faiss: Any, index: Any, state: Snapshot, shard: Shard) -> None:
+def _fill(faiss: Any, index: Any, state: Snapshot, shard: IndexGroup) -> None:
     faiss.copy_array_to_vector(_centroids(state, shard).reshape(-1), index.pq.centroids)
     index.is_trained = True
     if len(shard.ids):
@@ -116,7 +116,7 @@ def _fill(faiss: Any, index: Any, state: Snapshot, shard: Shard) -> None:
         index.ntotal = len(shard.ids)
 
 
-def _centroids(state: Snapshot, shard: Shard) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _centroids(state: Snapshot, shard: IndexGroup) -> np.ndarray[Any, np.dtype[np.float32]]:
     """float32 (D, 2**bits, s). Codes that no row uses name the last centroid again: vectors added to the index later
     then get codes of the table."""
     codebook = state.config.codebook_of[shard.tiers[0]]
@@ -128,7 +128,7 @@ def _centroids(state: Snapshot, shard: Shard) -> np.ndarray[Any, np.dtype[np.flo
     return book.numpy()
 
 
-def _rows(state: Snapshot, shard: Shard) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _rows(state: Snapshot, shard: IndexGroup) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Packed rows in order of ids: uint8 (n, row_bytes). faiss packs codes as :mod:`mgqe.codec.packing` does."""
     cfg, subspaces, bits = state.config, shard.num_subspaces, shard.bits
     rows = torch.empty((len(shard.ids), row_bytes(subspaces, bits)), dtype=torch.uint8, device="cpu")

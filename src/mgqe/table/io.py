@@ -25,15 +25,15 @@ from mgqe.files.container import (
     config_text,
     decode_metadata,
     encode,
-    guarded,
-    identity,
+    file_identity,
+    file_lock,
     parse_stored,
-    put,
     read,
+    write_whole,
 )
 from mgqe.files.open_files import File, name_of, read_from, write_to
 from mgqe.files.reader import Config
-from mgqe.table.appended import fingerprint, read_extents, refuse_to_lose
+from mgqe.table.appended import read_extents, refuse_to_lose, table_fingerprint
 from mgqe.table.base import FrozenTable
 from mgqe.table.compact import CompactTable
 from mgqe.table.growth import Origin
@@ -90,7 +90,7 @@ def save(table: FrozenTable, path: File) -> int:
     compact = table if isinstance(table, CompactTable) else None
     nbytes, metadata = _write(path, tensors, table.kind, config, None, compact)
     if compact is not None:
-        own = fingerprint({"config": config_text(config), **metadata}, compact)
+        own = table_fingerprint({"config": config_text(config), **metadata}, compact)
         compact._origin = Origin(os.path.realpath(path), own, config["num_embeddings"])
     return nbytes
 
@@ -143,14 +143,14 @@ def _write(
 ) -> tuple[int, dict[str, str]]:
     """Put a file at the path, whole or not at all; its bytes and what was added to its metadata."""
     target = Path(os.path.realpath(path))  # rename would replace a link, not what it points to
-    with guarded(target, exclusive=True):
+    with file_lock(target, exclusive=True):
         if table is not None:
             refuse_to_lose(table, target, path)
         stale = [*all_segment_files(target), *all_records(target)]
         # A name of its own, where there are appended files: they cannot be taken for the new file's at any moment.
         metadata = {"generation": secrets.token_hex(8)} if stale else {}
         nbytes, content = encode(tensors, kind, config, made, **metadata)
-        put(path, nbytes, content)
+        write_whole(path, nbytes, content)
     for segment in stale:
         with suppress(OSError):  # left behind it means nothing to anybody
             segment.unlink()
@@ -183,16 +183,16 @@ def load(path: File, *, mmap: bool = True, verify: bool | None = None) -> Frozen
         path = _index_of(path)
     target = Path(os.path.realpath(path))
     for attempt in range(MAX_ATTEMPTS):
-        before = identity(path)
+        before = file_identity(path)
         try:
             table = _load(os.fspath(path), target, mmap, verify)
         except (ArtifactError, FileNotFoundError) as error:
             # Saving over a file removes those appended to it: what was wrong may have been the moment.
             vanished = isinstance(error, FileNotFoundError) and attempt + 1 < MAX_ATTEMPTS
-            if not vanished and identity(path) == before:
+            if not vanished and file_identity(path) == before:
                 raise
             continue
-        if identity(path) == before:
+        if file_identity(path) == before:
             return table
     raise ArtifactError(f"{os.fspath(path)}: replaced by another file again and again while it was read")
 
@@ -229,7 +229,7 @@ def _load(name: str, target: Path, mmap: bool, verify: bool | None) -> FrozenTab
     if asked:
         _warn_without_checksums(name, metadata)
     if isinstance(table, CompactTable) and kind != INDEX_KIND:
-        own = fingerprint(metadata, table)
+        own = table_fingerprint(metadata, table)
         for tier, rows in read_extents(target, own, table, mmap, verify):
             table._append_packed(rows, tier)
         table._origin = Origin(os.fspath(target), own, table.num_embeddings)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from xxhash import xxh3_64_hexdigest
 
-from mgqe.files.container import ArtifactError, config_of_kind, encode, guarded, read, stored_checksum, written
+from mgqe.files.container import ArtifactError, config_of_kind, encode, file_lock, read, stored_checksum, write_aside
 from mgqe.files.reader import MAX_ROWS, Reader
 from mgqe.table.segment_files import record_path, segment_path
 
@@ -106,14 +106,14 @@ def extend_record(base: Path, own: str, number: int, end: int) -> None:
 
 def _try_to_extend(path: Path, base: Path, own: str, number: int, end: int) -> bool:
     """False if another one came first."""
-    with guarded(path, exclusive=True):
+    with file_lock(path, exclusive=True):
         old = read_record(base, own)
         if old.segments >= number:
             return True
         paths = [segment_path(base, own, n) for n in range(old.segments + 1, number + 1)]
         new = old.with_segments(paths, end)
         config = {"base": own, "segments": new.segments, "end": new.end, "digest": new.digest}
-        with written(path, encode({}, KIND, config)[1], like=base) as temporary:
+        with write_aside(path, encode({}, KIND, config)[1], like=base) as temporary:
             if old.segments:
                 os.replace(temporary, path)
                 return True

@@ -26,7 +26,7 @@ from mgqe.files.container import (
     encode_elements,
     read,
     tensor_bytes,
-    written,
+    write_aside,
 )
 from mgqe.files.reader import MAX_ROWS, Config, Reader
 from mgqe.table.compact import CompactTable
@@ -77,7 +77,7 @@ def write_shard(
     named = {f"codes.{g}": (torch.uint8, shape) for g, shape in enumerate(shapes)}
     elements = chain.from_iterable(map(tensor_bytes, chunks))
     nbytes, content = encode_elements(named, SHARD_KIND, {"set": set_name, "number": number}, elements)
-    with readable_error(target, nbytes), written(target, content) as temporary:
+    with readable_error(target, nbytes), write_aside(target, content) as temporary:
         os.replace(temporary, target)
     return nbytes
 
@@ -97,7 +97,7 @@ def prepared_index(
     whole = {**config, "set": set_name, "shards": [list(sizes) for sizes in shards]}
     nbytes, content = encode({name: [tensor] for name, tensor in frame.items()}, INDEX_KIND, whole)
     target = folder / INDEX
-    with readable_error(target, nbytes), written(target, content) as temporary:
+    with readable_error(target, nbytes), write_aside(target, content) as temporary:
         yield temporary, nbytes
 
 

@@ -18,7 +18,7 @@ from mgqe.codec.layout import lay_out_frame
 from mgqe.codec.packing import bits_for, pack, row_bytes
 from mgqe.codec.tiers import Tiers
 from mgqe.files.checksums import json_checksum
-from mgqe.files.container import written
+from mgqe.files.container import write_aside
 from mgqe.nn.rows.raw import SWEEP_ROWS
 from mgqe.table.sharded import (
     new_set,
@@ -166,7 +166,7 @@ def _publish(
             capacity = table.capacity
             frame, config = lay_out_frame(
                 table.tiers,
-                [book.cpu() for book in table.quantizer.served()],
+                [book.cpu() for book in table.quantizer.frozen_codebooks()],
                 capacity.codebook_of,
                 capacity.num_subspaces,
                 capacity.num_centroids,
@@ -179,7 +179,7 @@ def _publish(
             ready.append((target / name, temporary))
         about = _manifest(collection, set_name)
         manifest = json.dumps({**about, "checksum": json_checksum(about)}, indent=1).encode()
-        named = stack.enter_context(written(target / MANIFEST, [manifest]))
+        named = stack.enter_context(write_aside(target / MANIFEST, [manifest]))
         for folder, temporary in ready:
             publish_index(folder, temporary)
         os.replace(named, target / MANIFEST)

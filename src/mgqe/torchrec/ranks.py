@@ -75,7 +75,7 @@ class Ranks:
             dist.all_reduce(tensor, group=self._group)
         return tensor
 
-    def follow(self, tensors: Sequence[Tensor]) -> None:
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Take rank 0's tensors."""
         if self.active:
             source = dist.get_global_rank(self._group, 0) if self._group is not None else 0

@@ -12,18 +12,18 @@ from torch import Tensor
 
 from mgqe.codec.kmeans import KMEANS, THOROUGH, KMeans, draw_places, revive_interval, revive_size, sample_size
 from mgqe.codec.tiers import Tiers
-from mgqe.nn.context.ddp import Touch, data_parallel
+from mgqe.nn.context.ddp import KeepInGraph, data_parallel
 from mgqe.nn.context.precision import in_full_precision
 from mgqe.nn.model import AuxiliaryLayer
 from mgqe.nn.pending import PendingLosses
-from mgqe.nn.quantizers.autograd import Batch
+from mgqe.nn.quantizers.autograd import TrainingBatch
 from mgqe.nn.quantizers.build import make_quantizer, other_tiers
 from mgqe.nn.quantizers.vq import VQQuantizer
 from mgqe.torchrec.rows import RowSource
 from mgqe.torchrec.settings import TableSettings
 
 
-class FetchedBatch(Batch):
+class FetchedBatch(TrainingBatch):
     """A batch whose rows were fetched: their gradient is for them, not for a whole table."""
 
     def rows_of(self, weight: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class QuantizedTable(AuxiliaryLayer):
         if self.source.ranks.rank == 0:
             effort = KMEANS if self.config.init == "warmup" else THOROUGH
             self.quantizer.start(rows, generator, kmeans or effort)
-        self.source.ranks.follow([book.data for book in self.quantizer.codebooks])
+        self.source.ranks.broadcast([book.data for book in self.quantizer.codebooks])
         self._set_progress(self.passes, True)
 
     @in_full_precision
@@ -167,7 +167,7 @@ class QuantizedTable(AuxiliaryLayer):
         rows = self._tier_rows([revive_size(k) for k in self.capacity.num_centroids], generator)
         if self.source.ranks.rank == 0:
             self.quantizer.revive(rows, generator)
-        self.source.ranks.follow([book.data for book in self.quantizer.codebooks])
+        self.source.ranks.broadcast([book.data for book in self.quantizer.codebooks])
 
     def _generator(self) -> torch.Generator:
         text = f"{self.seed} {self.name} {self.passes}"
@@ -226,7 +226,7 @@ class QuantizedTable(AuxiliaryLayer):
         """Vectors as they leave the module: in a DistributedDataParallel pass, tied to every codebook."""
         if data_parallel() is None or not (self.training and torch.is_grad_enabled()):
             return vectors
-        return Touch.apply(vectors, *self.quantizer.parameters())  # type: ignore[no-any-return, no-untyped-call]
+        return KeepInGraph.apply(vectors, *self.quantizer.parameters())  # type: ignore[no-any-return, no-untyped-call]
 
     @property
     def _losses_are_past(self) -> bool:

@@ -91,7 +91,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Block:
+class CandidateBlock:
     """Candidates of one split, type and way to share: numbers in arrays, themselves made when they are wanted."""
 
     payload: np.ndarray
@@ -157,7 +157,7 @@ class Space:
             self._headers[structure] = self.nbytes(candidate) - int(_with_checksums(candidate.payload))
         return int(_with_checksums(candidate.payload)) + self._headers[structure]
 
-    def _thinned(self, blocks: list[Block]) -> list[Candidate]:
+    def _thinned(self, blocks: list[CandidateBlock]) -> list[Candidate]:
         """Those that no better one is smaller than, as far as can be told without their exact bytes."""
         headers = [self.about(first) - _with_checksums(first.payload) for first in (block.make(0) for block in blocks)]
         about = np.concatenate(
@@ -171,7 +171,7 @@ class Space:
         kept = order[about[order] < smallest + HEADER_SPREAD]
         return [blocks[owner[i]].make(int(place[i])) for i in kept]
 
-    def _blocks(self, sizes: tuple[int, ...]) -> Iterator[Block]:
+    def _blocks(self, sizes: tuple[int, ...]) -> Iterator[CandidateBlock]:
         extra = _map_bytes(level_lengths(sizes, peel_order(sizes))) if self._mapped(sizes) else 0
         for dtype in ITEM_BYTES:
             yield self._separate(sizes, dtype, extra)
@@ -199,7 +199,7 @@ class Space:
                 least = option[3]
         return kept
 
-    def _separate(self, sizes: tuple[int, ...], dtype: str, extra: int) -> Block:
+    def _separate(self, sizes: tuple[int, ...], dtype: str, extra: int) -> CandidateBlock:
         options = [self._options(n, dtype) for n in sizes]
         nbytes, loss = np.full(1, extra, dtype=np.int64), np.zeros(1)
         for tier, weight in zip(options, self.tier_weights(sizes), strict=True):
@@ -215,7 +215,7 @@ class Space:
                 sizes, d, k, len(sizes) == 1, dtype, int(nbytes[front[at]]), errors, float(loss[front[at]])
             )
 
-        return Block(nbytes[front], loss[front], make)
+        return CandidateBlock(nbytes[front], loss[front], make)
 
     # ---- one codebook for all ----------------------------------------------------------------------------
 
@@ -238,7 +238,7 @@ class Space:
             )
         return self._errors[n], self._codes[n]
 
-    def _shared(self, sizes: tuple[int, ...], extra: int) -> Iterator[Block]:
+    def _shared(self, sizes: tuple[int, ...], extra: int) -> Iterator[CandidateBlock]:
         falls = np.array([c[::-1] for c in combinations(range(len(self.centroids)), len(sizes))])
         known = np.array(self.centroids)
         if len(falls):
@@ -256,7 +256,7 @@ class Space:
             added = np.array([rounding(dtype, k) for k in largest])
             nbytes, loss = (codes + books + extra).reshape(-1), (plain + added).reshape(-1)
             front = _front(nbytes, loss)
-            yield Block(
+            yield CandidateBlock(
                 nbytes[front], loss[front], self._maker(sizes, dtype, falls, errors, added, nbytes, loss, front)
             )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mgqe.ids.logs.files import ROW, Log, Part
+from mgqe.ids.logs.files import ROW, Log, LogPart
 from mgqe.ids.logs.frames import collect, scan_parquet
 from mgqe.ids.logs.ids import INTEGERS, MISSING, clean, kind_of, mixes, raw_ids
 from mgqe.ids.logs.text import COUNT, LINE, QUOTES, TEXT, TextFile, scan_lines, shown, split_line
@@ -27,7 +27,7 @@ def explain(pl: Any, log: Log, names: Sequence[str], kind: str) -> ValueError:
     )
 
 
-def _unreadable(pl: Any, part: Part) -> ValueError:
+def _unreadable(pl: Any, part: LogPart) -> ValueError:
     if part.path is None:
         return ValueError("the frame cannot be computed: collect it first, which says why")
     if part.text is not None:
@@ -39,7 +39,7 @@ def _unreadable(pl: Any, part: Part) -> ValueError:
     return ValueError(f"{part.path}: cannot be read as parquet: pages of its columns are damaged")
 
 
-def _wrong_in(pl: Any, log: Log, part: Part, name: str, kind: str) -> str | None:
+def _wrong_in(pl: Any, log: Log, part: LogPart, name: str, kind: str) -> str | None:
     """What is wrong with the first bad row of a column in a part; None if there is no such."""
     whole = mixes(kind_of(name, raw_ids(pl, other, name)[1]) for other in log.parts)
     ids, dtype = raw_ids(pl, part, name, rows=True)

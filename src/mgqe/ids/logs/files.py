@@ -28,7 +28,7 @@ def is_path(source: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Part:
+class LogPart:
     """One file of a log, or a frame, opened for some of its columns.
 
     path: None for a frame. frame: lazy, the columns by their names, of text also COUNT.
@@ -54,7 +54,7 @@ class Log:
 
     def __init__(self, source: Any) -> None:
         self.source = source
-        self.parts: list[Part] = []
+        self.parts: list[LogPart] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def folder(self) -> Path:
@@ -93,17 +93,17 @@ def open_log(pl: Any, source: Any, names: Sequence[str], layout: Layout) -> Log:
     return log
 
 
-def _open_frame(pl: Any, source: Any, names: Sequence[str]) -> Part:
+def _open_frame(pl: Any, source: Any, names: Sequence[str]) -> LogPart:
     frame = source.lazy()
     schema = frame.collect_schema()
     for name in names:
         if name not in schema:
             raise KeyError(f"no column {name!r}: the file has {', '.join(schema)}")
     frame = frame.select(list(dict.fromkeys(names)))
-    return Part(None, frame, frame.with_row_index(ROW), {name: schema[name] for name in names})
+    return LogPart(None, frame, frame.with_row_index(ROW), {name: schema[name] for name in names})
 
 
-def _open_file(pl: Any, file: LogFile, names: Sequence[str], layout: Layout, log: Log, first: bool) -> Part:
+def _open_file(pl: Any, file: LogFile, names: Sequence[str], layout: Layout, log: Log, first: bool) -> LogPart:
     try:
         return _open_parquet(pl, file, names) if file.parquet else _open_text(pl, file, names, layout, log)
     except KeyError as error:
@@ -112,17 +112,17 @@ def _open_file(pl: Any, file: LogFile, names: Sequence[str], layout: Layout, log
         raise ValueError(f"{file.path}: its columns are not those of the other files: {error.args[0]}") from None
 
 
-def _open_parquet(pl: Any, file: LogFile, names: Sequence[str]) -> Part:
+def _open_parquet(pl: Any, file: LogFile, names: Sequence[str]) -> LogPart:
     schema = parquet_schema(pl, file.path)
     for name in names:
         if name not in schema and name not in file.partitions:
             raise KeyError(f"no column {name!r}: the file has {', '.join(schema)} ({file.path})")
     outside = [_partition(pl, file, name) for name in names if name not in schema]
     frame = scan_parquet(pl, file.path).with_columns(outside).select(list(dict.fromkeys(names)))
-    return Part(file.path, frame, frame.with_row_index(ROW), {name: schema.get(name) for name in names})
+    return LogPart(file.path, frame, frame.with_row_index(ROW), {name: schema.get(name) for name in names})
 
 
-def _open_text(pl: Any, file: LogFile, names: Sequence[str], layout: Layout, log: Log) -> Part:
+def _open_text(pl: Any, file: LogFile, names: Sequence[str], layout: Layout, log: Log) -> LogPart:
     outside = [name for name in names if name in file.partitions]
     text = settle(pl, file.path, [name for name in names if name not in outside], layout)
     try:
@@ -130,7 +130,7 @@ def _open_text(pl: Any, file: LogFile, names: Sequence[str], layout: Layout, log
     except (pl.exceptions.PolarsError, OSError):  # the file is read to its end there
         raise unreadable(file.path) from None
     frame, numbered = (frame.with_columns(_partition(pl, file, name) for name in outside) for frame in frames)
-    return Part(file.path, frame, numbered.rename({LINE: ROW}), dict.fromkeys(names), text)
+    return LogPart(file.path, frame, numbered.rename({LINE: ROW}), dict.fromkeys(names), text)
 
 
 def _partition(pl: Any, file: LogFile, name: str) -> Any:

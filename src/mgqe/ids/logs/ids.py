@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from mgqe.ids.logs.files import ROW, Log, Part
+from mgqe.ids.logs.files import ROW, Log, LogPart
 from mgqe.ids.logs.text import COUNT
 
 INTEGERS = ("int64", "uint64")
@@ -29,10 +29,10 @@ def exact_below(dtype: Any) -> float:
     return 2.0**24 if str(dtype) == "Float32" else 2.0**53
 
 
-def raw_ids(pl: Any, part: Part, name: str, rows: bool = False) -> tuple[Any, Any]:
+def raw_ids(pl: Any, part: LogPart, name: str, rows: bool = False) -> tuple[Any, Any]:
     """(lazy frame of ``id``, as the part has it, type of an id); lists in cells become a row per id.
 
-    rows: and of ROW, see Part; of lists, the place among all ids. Text has COUNT besides.
+    rows: and of ROW, see LogPart; of lists, the place among all ids. Text has COUNT besides.
     """
     column = pl.col(name).alias("id")
     if part.text is not None:
@@ -48,7 +48,7 @@ def raw_ids(pl: Any, part: Part, name: str, rows: bool = False) -> tuple[Any, An
     return (ids.with_row_index(ROW) if rows else ids), kind
 
 
-def clean(pl: Any, part: Part, dtype: Any, kind: str, whole: bool) -> Any:
+def clean(pl: Any, part: LogPart, dtype: Any, kind: str, whole: bool) -> Any:
     """Expression: ``id`` as the kind, null where it is missing or none.
 
     whole: of the log's other files some hold integers, so that floats here are integers too.
@@ -119,7 +119,7 @@ def kind_of_column(pl: Any, log: Log, name: str) -> str:
     Raises:
         ValueError: parts hold different kinds. TypeError: no ids.
     """
-    kinds: dict[str, Part] = {}
+    kinds: dict[str, LogPart] = {}
     guessed = _guess(pl, log, name) if any(part.types[name] is None for part in log.parts) else ""
     for part in log.parts:
         kind = kind_of(name, raw_ids(pl, part, name)[1]) or (guessed if part.types[name] is None else "")

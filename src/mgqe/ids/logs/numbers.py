@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mgqe.ids.logs.bad_rows import wrong_line
-from mgqe.ids.logs.files import ROW, Part, open_log
+from mgqe.ids.logs.files import ROW, LogPart, open_log
 from mgqe.ids.logs.frames import polars
 from mgqe.ids.logs.layout import Layout
 from mgqe.ids.logs.text import COUNT, shown
@@ -27,7 +27,7 @@ def read_numbers(source: Any, column: str, layout: Layout) -> Tensor:
     return torch.from_numpy(pl.concat(parts, how="vertical_relaxed")[column].to_numpy(writable=True))
 
 
-def _numbers(pl: Any, part: Part, column: str) -> Any:
+def _numbers(pl: Any, part: LogPart, column: str) -> Any:
     """Frame of the one column of a part."""
     try:
         frame = part.numbered.collect()

@@ -42,7 +42,7 @@ def common_generator(rows: Tensor, step: int) -> torch.Generator:
 
 
 @torch.no_grad()
-def agree(module: nn.Module) -> None:
+def broadcast_from_first(module: nn.Module) -> None:
     """Within a DistributedDataParallel pass: take the first process's parameters and buffers of ``module``.
 
     The same draws from the same rows give the same bits on CPUs; where sums run in no fixed order they may not.
@@ -67,7 +67,7 @@ def average(*tensors: Tensor) -> None:
         tensor.div_(dist.get_world_size(parallel.process_group))
 
 
-class Touch(torch.autograd.Function):
+class KeepInGraph(torch.autograd.Function):
     """Identity on vectors whose backward pass also gives parameters a gradient of zeros.
 
     DistributedDataParallel waits for a gradient of every parameter; codebooks have none in the warm-up, and later

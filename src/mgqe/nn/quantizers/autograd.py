@@ -18,7 +18,7 @@ from mgqe.ops import reference
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """The distinct ids of a batch and what a training pass needs to know of them.
 
     Attributes:
@@ -98,7 +98,7 @@ class QuantizeRows(torch.autograd.Function):
         ctx: Any,
         weight: Tensor,
         rows: Tensor,
-        batch: Batch,
+        batch: TrainingBatch,
         blocks: Sequence[tuple[Tensor, int]],
         books: Sequence[Tensor],
         commitment: float,
@@ -109,7 +109,7 @@ class QuantizeRows(torch.autograd.Function):
         Args:
             weight: (N, d), which gets the rows' gradient.
             rows: (u, d) those of the batch's distinct ids.
-            batch: see :class:`Batch`.
+            batch: see :class:`TrainingBatch`.
             blocks: (codes (n, D_g) int32, number of their codebook), in the order of rows, n summing to u.
             books: (Dc, Kc, sc) float32 each, as they are served.
             commitment: beta.
@@ -141,7 +141,7 @@ class QuantizeRows(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True, as a gradient penalty asks for
             return _composed_gradients(ctx, grad, grad_loss)
         errors: Tensor = ctx.errors
-        batch: Batch = ctx.batch
+        batch: TrainingBatch = ctx.batch
         grad_weight = None
         if ctx.needs_input_grad[0]:
             total = torch.zeros_like(errors) if grad is None else batch.sum_gradient(grad)
@@ -171,7 +171,7 @@ def _composed_gradients(ctx: Any, grad: Tensor | None, grad_loss: Tensor | None)
     Raises:
         RuntimeError: the layer has sparse gradients, which torch differentiates once.
     """
-    batch: Batch = ctx.batch
+    batch: TrainingBatch = ctx.batch
     if batch.sparse:
         raise RuntimeError(
             "create_graph=True (a gradient penalty, a second derivative) does not go with sparse=True, whose gradients "

@@ -217,7 +217,7 @@ class SXQuantizer(nn.Module):
         weights = soft_to_hard(normalized, codes, TEMPERATURE)
         return mix_values(weights, self._tier_view(self.values(number), tier))
 
-    def served(self) -> list[Tensor]:
+    def frozen_codebooks(self) -> list[Tensor]:
         """The codebooks that a frozen table holds, before rounding to ``centroid_dtype``: the values."""
         return [value.detach().float() for value in self.values_]
 

@@ -20,7 +20,7 @@ from mgqe.codec.equations import (
     straight_through,
 )
 from mgqe.codec.kmeans import KMEANS, KMeans, revive, start_codebooks
-from mgqe.nn.quantizers.autograd import Batch, QuantizeRows, SparseGradient
+from mgqe.nn.quantizers.autograd import QuantizeRows, SparseGradient, TrainingBatch
 
 
 class VQQuantizer(nn.Module):
@@ -125,7 +125,7 @@ class VQQuantizer(nn.Module):
         loss = codebook_loss(exact, decoded, counts) + self.commitment * commitment_loss(exact, decoded, counts)
         return vectors, loss
 
-    def read(self, weight: Tensor, rows: Tensor, sizes: Sequence[int], batch: Batch) -> tuple[Tensor, Tensor]:
+    def read(self, weight: Tensor, rows: Tensor, sizes: Sequence[int], batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         """What ``forward`` does in training, with the reading of the rows before it and the repeats after it: faster.
 
         Args:
@@ -171,6 +171,6 @@ class VQQuantizer(nn.Module):
         parts = [ops.gather(codes, books[number]) for codes, number in self._blocks(rows, groups)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def served(self) -> list[Tensor]:
+    def frozen_codebooks(self) -> list[Tensor]:
         """The codebooks that a frozen table holds, before rounding to ``centroid_dtype``."""
         return [book.detach().float() for book in self.codebooks]

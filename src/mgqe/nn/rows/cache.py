@@ -159,7 +159,7 @@ class CacheStore(RowStore):
         places = self.places(weight, ids)
         return self.read(weight, ids) if places is None else F.embedding(places, weight, sparse=sparse)
 
-    def standing(self, ids: Tensor) -> Tensor | None:
+    def final_codes_mask(self, ids: Tensor) -> Tensor | None:
         return self.place_of[ids] < 0 if self.ready else None
 
     def residents(self, tier: int, limit: int, generator: torch.Generator) -> Tensor:
@@ -188,7 +188,7 @@ class CacheStore(RowStore):
         weight.mgqe_renewed = (self.emptied, self.head_rows)  # type: ignore[attr-defined]
 
     @torch.no_grad()
-    def empty(self, weight: Tensor) -> None:
+    def flush(self, weight: Tensor) -> None:
         """Encode the rows in the cache and give their places up. The codebooks must have started."""
         taken = int(self.state[0])
         ids = self.owner[:taken]
@@ -219,7 +219,7 @@ class CacheStore(RowStore):
         self.state[2] = 1
 
     @torch.no_grad()
-    def follow(self, weight: Tensor, generator: torch.Generator) -> None:
+    def lloyd_step(self, weight: Tensor, generator: torch.Generator) -> None:
         """One step of Lloyd's algorithm on the rows that are held: codebooks keep up with rows that train unquantised.
 
         Centroids that none of these rows chooses stay where they are: other ids may have them.

@@ -37,7 +37,7 @@ class RowStore(nn.Module):
     def after_step(self, weight: Tensor, passes: int) -> None:
         """Called before the first training pass after an optimiser's step, when no graph waits for its backward."""
 
-    def standing(self, ids: Tensor) -> Tensor | None:
+    def final_codes_mask(self, ids: Tensor) -> Tensor | None:
         """Which ids (n,) are served by codes that stand, so that their rows are their vectors; None: none of them."""
         return None
 

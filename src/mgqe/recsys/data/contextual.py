@@ -15,7 +15,7 @@ from mgqe.ids.logs.paths import exists
 from mgqe.recsys.data.datasets import DATASETS, check_layout, load_data
 from mgqe.recsys.data.files import Columns, read_any, read_frame
 from mgqe.recsys.data.held_out import TEST, TRAIN, VALID, cold, count_cold, part_sizes, renumber, require_parts
-from mgqe.recsys.data.interactions import IdMap, offsets_of, times_of
+from mgqe.recsys.data.interactions import FileIds, offsets_of, times_of
 from mgqe.recsys.data.splits import JUDGED, LEAVE_ONE_OUT, LEFT_OUT, SplitRule, hold_last, label, starts_summary
 from mgqe.recsys.models.wide_deep import field_order
 
@@ -37,7 +37,7 @@ class ContextRows:
     fields: tuple[str, ...]
     context: Tensor
     items: Tensor
-    ids: Mapping[str, IdMap]
+    ids: Mapping[str, FileIds]
     ordered: bool
     num_repeats: int = 0
     times: Tensor | None = None
@@ -57,7 +57,7 @@ class ContextRows:
     def from_frame(cls, frame: pl.DataFrame) -> ContextRows:
         """From a frame with `user`, `item`, perhaps `time`, and further columns, which are the context."""
         ordered = "time" in frame.columns
-        ids = {name: IdMap(frame[name].unique().sort().alias("id")) for name in frame.columns if name != "time"}
+        ids = {name: FileIds(frame[name].unique().sort().alias("id")) for name in frame.columns if name != "time"}
         rows = frame.with_columns(
             frame[name].replace_strict(old=known.ids, new=list(range(len(known))), return_dtype=pl.Int64).alias(name)
             for name, known in ids.items()
@@ -109,7 +109,7 @@ def load_rows(data: str, data_dir: str | None, format: str | None, columns: Colu
 
 
 @dataclass(frozen=True)
-class Parts:
+class RowParts:
     """Rows of the training, the validation and the test part: int64 each, ascending, none in two."""
 
     train: Tensor
@@ -117,7 +117,7 @@ class Parts:
     test: Tensor
 
 
-def split_rows(rows: ContextRows, seed: int) -> Parts:
+def split_rows(rows: ContextRows, seed: int) -> RowParts:
     """By time where there is time, else at random.
 
     By time: a user's last row is for the test, the one before it for validation; users with fewer than 3 rows are in
@@ -133,13 +133,13 @@ def split_rows(rows: ContextRows, seed: int) -> Parts:
         train = torch.ones(num, dtype=torch.bool)
         train[ends - 1] = False
         train[ends - 2] = False
-        return Parts(train.nonzero().squeeze(1), ends - 2, ends - 1)
+        return RowParts(train.nonzero().squeeze(1), ends - 2, ends - 1)
     tenth = num // 10
     if tenth == 0:
         raise ValueError(f"{num} different rows: expected 10 or more, to split 80/10/10")
     order = torch.randperm(num, generator=torch.Generator().manual_seed(seed))
     test, valid, train = (part.sort().values for part in torch.tensor_split(order, [tenth, 2 * tenth]))
-    return Parts(train, valid, test)
+    return RowParts(train, valid, test)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Divided:
     """Rows in three parts. summary: how they were divided and what each part holds, for the results."""
 
     rows: ContextRows
-    parts: Parts
+    parts: RowParts
     summary: dict[str, Any]
 
 
@@ -209,5 +209,5 @@ def _divided(rows: ContextRows, labels: Tensor, summary: dict[str, Any], drop_co
         stays = ~torch.stack(cold(columns, labels)).any(0)
         rows, labels = rows.select(stays), labels[stays]
         require_parts(labels, str(summary["rule"]), "all others have an id that no training row has")
-    parts = Parts(*((labels == number).nonzero().squeeze(1) for number in (TRAIN, VALID, TEST)))
+    parts = RowParts(*((labels == number).nonzero().squeeze(1) for number in (TRAIN, VALID, TEST)))
     return Divided(rows, parts, {**summary, "interactions": part_sizes(labels)})

@@ -21,16 +21,16 @@ __all__ = [
     "PublishedFile",
     "PublishedSet",
     "Split",
+    "find_file",
     "leave_one_out",
     "load_data",
-    "locate",
     "planted",
 ]
 
 DATA_DIR_VARIABLE = "MGQE_DATA_DIR"
 
 
-def locate(name: str, file: str, data_dir: Path | str | None, obtain: str, home: str) -> Path:
+def find_file(name: str, file: str, data_dir: Path | str | None, obtain: str, home: str) -> Path:
     """The data set's `file` below `data_dir` (or the directory that MGQE_DATA_DIR names); ValueError if not there."""
     data_dir = data_dir or os.environ.get(DATA_DIR_VARIABLE)
     where = f"{data_dir or 'DIR'}/{file}"
@@ -65,7 +65,7 @@ class KnownDataset:
 
     def path(self, data_dir: Path | str | None) -> Path:
         """The set's file below `data_dir` (or the directory that MGQE_DATA_DIR names); ValueError if not there."""
-        return locate(self.name, self.file, data_dir, f"{self.obtain}; sha256 {self.sha256}", self.home)
+        return find_file(self.name, self.file, data_dir, f"{self.obtain}; sha256 {self.sha256}", self.home)
 
     def checked_path(self, data_dir: Path | str | None) -> Path:
         """`path`, once the file there is the expected one; ValueError when it is missing or another edition."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgqe.recsys.data.interactions import IdMap, Interactions, offsets_of
+from mgqe.recsys.data.interactions import FileIds, Interactions, offsets_of
 
 TRAIN, VALID, TEST = range(3)  # labels of interactions
 
@@ -176,7 +176,7 @@ def without_cold(interactions: Interactions, labels: Tensor) -> tuple[Interactio
     return Interactions(users, items, offsets, user_ids, item_ids, interactions.num_repeats, times), labels[stays]
 
 
-def renumber(rows: Tensor, ids: IdMap) -> tuple[Tensor, IdMap]:
+def renumber(rows: Tensor, ids: FileIds) -> tuple[Tensor, FileIds]:
     """Rows (n,) of `ids` -> rows of the ids that occur, and those ids, in the same order."""
     present, places = torch.unique(rows, return_inverse=True)
-    return places, IdMap(ids.ids.gather(present.numpy()))
+    return places, FileIds(ids.ids.gather(present.numpy()))

@@ -29,11 +29,11 @@ from torch import Tensor
 from mgqe.checks.scalars import as_int
 from mgqe.recsys.data.files import FORMATS, Columns, read_any
 
-__all__ = ["FORMATS", "Columns", "IdMap", "Interactions", "load_interactions"]
+__all__ = ["FORMATS", "Columns", "FileIds", "Interactions", "load_interactions"]
 
 
 @dataclass(frozen=True)
-class IdMap:
+class FileIds:
     """Ids of a file, one a row: `ids[row]` is the id (an int or a str) that row stands for. Sorted, distinct."""
 
     ids: pl.Series
@@ -67,7 +67,7 @@ class IdMap:
         pl.DataFrame({"row": rows, "id": self.ids}).write_parquet(path)
 
     @classmethod
-    def load(cls, path: Path | str) -> IdMap:
+    def load(cls, path: Path | str) -> FileIds:
         """Read what `save` wrote; ValueError for anything else."""
         try:
             frame = pl.read_parquet(path)
@@ -94,8 +94,8 @@ class Interactions:
     users: Tensor
     items: Tensor
     offsets: Tensor
-    user_ids: IdMap
-    item_ids: IdMap
+    user_ids: FileIds
+    item_ids: FileIds
     num_repeats: int = 0
     times: Tensor | None = None
 
@@ -117,7 +117,7 @@ class Interactions:
             raise ValueError("no interactions: expected at least one (user, item) pair")
         frame = frame.with_row_index("position")
         order = ["position"] if "time" not in frame.columns else ["time", "position"]
-        user_ids, item_ids = (IdMap(frame[name].unique().sort().alias("id")) for name in ("user", "item"))
+        user_ids, item_ids = (FileIds(frame[name].unique().sort().alias("id")) for name in ("user", "item"))
         frame = _with_rows(_with_rows(frame, "user", user_ids), "item", item_ids)
         frame = frame.sort(["user_row", *order])
         kept = frame.unique(subset=["user_row", "item_row"], keep="first", maintain_order=True)
@@ -141,7 +141,7 @@ def offsets_of(sorted_rows: Tensor, num_rows: int) -> Tensor:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
-def _with_rows(frame: pl.DataFrame, name: str, ids: IdMap) -> pl.DataFrame:
+def _with_rows(frame: pl.DataFrame, name: str, ids: FileIds) -> pl.DataFrame:
     rows = pl.Series(f"{name}_row", range(len(ids)), dtype=pl.Int64)
     return frame.join(pl.DataFrame({name: ids.ids, f"{name}_row": rows}), on=name, how="left")
 

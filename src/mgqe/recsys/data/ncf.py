@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mgqe.recsys.data.datasets import PUBLISHED, locate
+from mgqe.recsys.data.datasets import PUBLISHED, find_file
 from mgqe.recsys.data.files import Columns
 from mgqe.recsys.data.held_out import HeldOut, Split
 from mgqe.recsys.data.interactions import Interactions, load_interactions, offsets_of
@@ -68,7 +68,7 @@ class PublishedSplit:
 def load_published(name: str, data_dir: Path | str | None = None) -> PublishedSplit:
     """The set `name` of PUBLISHED below `data_dir`; ValueError when a file is missing or is another edition."""
     known = PUBLISHED[name]
-    paths = [locate(name, file.file, data_dir, file.obtain, known.home) for file in known.files]
+    paths = [find_file(name, file.file, data_dir, file.obtain, known.home) for file in known.files]
     data = read_published(*paths)
     in_order = torch.stack([data.interactions.users, data.interactions.items])
     digests = [hashlib.sha256(in_order.numpy().tobytes()).hexdigest()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mgqe.recsys.data.interactions import IdMap
+from mgqe.recsys.data.interactions import FileIds
 
 BITSET_LIMIT = 512 * 2**20  # bytes; beyond it, seen pairs are found by binary search
 LEAVE_OUT = "leave the user out of the data"
@@ -26,7 +26,7 @@ class SeenItems:
         num_users: int,
         num_items: int,
         bitset_limit: int = BITSET_LIMIT,
-        user_ids: IdMap | None = None,
+        user_ids: FileIds | None = None,
     ) -> None:
         self.num_users, self.num_items = num_users, num_items
         self.user_ids = user_ids

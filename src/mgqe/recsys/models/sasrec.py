@@ -49,7 +49,7 @@ class SASRec(nn.Module):
         self.scale = math.sqrt(embedding_dim)
         self.position = nn.Parameter(torch.empty(max_length, embedding_dim).normal_(std=0.1))
         self.dropout = Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(embedding_dim, num_heads, dropout) for _ in range(num_blocks))
+        self.blocks = nn.ModuleList(AttentionBlock(embedding_dim, num_heads, dropout) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(embedding_dim)
 
     def encode(self, vectors: Tensor, lengths: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class SASRec(nn.Module):
         return self.encode(self.item(items), lengths)[lengths.cumsum(0) - 1]
 
 
-class Block(nn.Module):
+class AttentionBlock(nn.Module):
     """Attention, then two feed-forward layers."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float) -> None:

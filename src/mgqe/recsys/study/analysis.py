@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mgqe.recsys.study.declaration import FULL, Grid
+from mgqe.recsys.study.declaration import FULL, StudyDeclaration
 from mgqe.recsys.study.records import Record, run_key
 from mgqe.recsys.study.summary import NAMES, SECOND, Interval
 
-__all__ = ["NAMES", "SECOND", "Cell", "Group", "Study"]
+__all__ = ["NAMES", "SECOND", "Cell", "Group", "StudyResults"]
 
 POINTS = 100.0  # differences are given in points: hundredths of HR@10 or AUC
 
@@ -61,10 +61,10 @@ class Cell:
     too_large: tuple[str, ...] = ()
 
 
-class Study:
+class StudyResults:
     """The records of a grid, ready to ask."""
 
-    def __init__(self, grid: Grid, records: Sequence[Record]) -> None:
+    def __init__(self, grid: StudyDeclaration, records: Sequence[Record]) -> None:
         self.grid = grid
         last = {record["key"]: record for record in records}  # a run that was tried again counts once
         self.failed = [record for record in last.values() if record["status"] == "failed"]

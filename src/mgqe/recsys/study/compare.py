@@ -46,7 +46,7 @@ def folder_name(config: TrainConfig) -> str:
 
 
 @dataclass(frozen=True)
-class Study:
+class Comparison:
     """Every one of `embeddings` with every one of `seeds`, all else as in `base`.
 
     An embedding may bring its own training settings: `lowrank:r=8@learning_rate=0.01`.
@@ -92,7 +92,7 @@ class Event:
 OnEvent = Callable[[Event], None]
 
 
-def check_study(study: Study) -> list[str]:
+def check_study(study: Comparison) -> list[str]:
     """Load the data and build every embedding once, so that what cannot work is said before hours are spent.
 
     Returns what is cut to fit small tables, in words, each once.
@@ -100,7 +100,7 @@ def check_study(study: Study) -> list[str]:
     return check_configs([replace(study.base.with_embedding(text), seed=study.seeds[0]) for text in study.embeddings])
 
 
-def check_places(study: Study, overwrite: bool) -> None:
+def check_places(study: Comparison, overwrite: bool) -> None:
     """ValueError when a run's folder holds another run, or something else, before any run is trained."""
     for run in study.runs():
         check_place(run.config, study.out / run.folder, overwrite)
@@ -126,7 +126,7 @@ def check_configs(configs: Sequence[TrainConfig]) -> list[str]:
 
 
 def run_study(
-    study: Study,
+    study: Comparison,
     jobs: int = 1,
     overwrite: bool = False,
     on_event: OnEvent = lambda event: None,
@@ -234,7 +234,7 @@ def _listen(reports: Any, runs: Sequence[Run], on_event: OnEvent) -> None:
             on_event(Event(runs[at], report))
 
 
-def _write_results(study: Study, metrics: list[dict[str, Any]]) -> None:
+def _write_results(study: Comparison, metrics: list[dict[str, Any]]) -> None:
     from mgqe.recsys.study.summary import summarise
 
     write_json(
@@ -249,6 +249,6 @@ def _write_results(study: Study, metrics: list[dict[str, Any]]) -> None:
     )
 
 
-def is_finished(study: Study, run: Run) -> bool:
+def is_finished(study: Comparison, run: Run) -> bool:
     """Whether the run's figures are there."""
     return (study.out / run.folder / METRICS).is_file()

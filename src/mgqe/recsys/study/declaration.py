@@ -62,7 +62,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Method:
+class StudyMethod:
     """budgets: per cent of the full tables' bytes -> candidates, of which validation chooses. pairs: where."""
 
     name: str
@@ -83,12 +83,12 @@ class Ablation:
 
 
 @dataclass(frozen=True)
-class Grid:
+class StudyDeclaration:
     """A whole study."""
 
     title: str
     pairs: dict[str, Pair]
-    methods: tuple[Method, ...]
+    methods: tuple[StudyMethod, ...]
     ablations: tuple[Ablation, ...] = ()
     source: str = field(default="", compare=False)
 
@@ -137,7 +137,7 @@ class Grid:
     def _embeddings(self, pair: Pair, place: int) -> Iterator[str]:
         """What is trained on `pair` with its seed number `place`."""
         yield FULL
-        blocks: tuple[Method | Ablation, ...] = (*self.methods, *self.ablations)
+        blocks: tuple[StudyMethod | Ablation, ...] = (*self.methods, *self.ablations)
         for block in blocks:
             if pair.name not in block.pairs or (block.seeds is not None and place >= block.seeds):
                 continue
@@ -148,7 +148,7 @@ class Grid:
                     yield from listed
 
 
-def read_grid(path: Path, data_dir: str | None = None) -> Grid:
+def read_grid(path: Path, data_dir: str | None = None) -> StudyDeclaration:
     """The study that a file declares; ValueError says what is wrong in it and where."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -188,7 +188,7 @@ class _Table:
             raise ValueError(f"{self.where}: no entry {name!r}{hint}: expected {', '.join(sorted(self.known))}")
 
 
-def _grid(table: _Table, data_dir: str | None, source: str) -> Grid:
+def _grid(table: _Table, data_dir: str | None, source: str) -> StudyDeclaration:
     title = table.take("title", str, "A study")
     seeds = _seeds(table.take("seeds", list, [1, 2, 3]), table.where)
     settings = table.take("settings", dict, {})
@@ -205,7 +205,7 @@ def _grid(table: _Table, data_dir: str | None, source: str) -> Grid:
         for at, content in enumerate(table.take("ablations", list, []))
     ]
     table.finish()
-    grid = Grid(title, pairs, tuple(methods), tuple(ablations), source)
+    grid = StudyDeclaration(title, pairs, tuple(methods), tuple(ablations), source)
     for pair in pairs.values():
         for embedding in dict.fromkeys(grid._embeddings(pair, 0)):
             pair.config.with_embedding(embedding)  # reads the description
@@ -229,7 +229,7 @@ def _pair(name: str, table: _Table, common: dict[str, Any], seeds: tuple[int, ..
     return pair
 
 
-def _method(table: _Table, pairs: dict[str, Pair]) -> Method:
+def _method(table: _Table, pairs: dict[str, Pair]) -> StudyMethod:
     budgets = {}
     for text, listed in table.take("budgets", dict).items():
         try:
@@ -239,7 +239,7 @@ def _method(table: _Table, pairs: dict[str, Pair]) -> Method:
         if not isinstance(listed, list) or not all(isinstance(entry, str) for entry in listed) or not listed:
             raise ValueError(f"{table.where}: budget {text} must have a list of embeddings, got {listed!r}")
         budgets[budget] = tuple(listed)
-    method = Method(table.take("name", str), budgets, *_where(table, pairs))
+    method = StudyMethod(table.take("name", str), budgets, *_where(table, pairs))
     table.finish()
     return method
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mgqe.files.atomic import fill_file
-from mgqe.recsys.study.analysis import NAMES, Group, Study
-from mgqe.recsys.study.tables import OURS, tier_stats
+from mgqe.recsys.study.analysis import NAMES, Group, StudyResults
+from mgqe.recsys.study.tables import OURS, records_by_tier
 
 # Method -> colour and marker. Methods that the list lacks take the rest in turn.
 LOOKS = {
@@ -32,13 +32,13 @@ DEPTH = 6.0  # points below the full tables that a picture of size against quali
 _TIER_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
 
 
-def all_pictures(study: Study, folder: Path) -> list[Path]:
+def all_pictures(study: StudyResults, folder: Path) -> list[Path]:
     """Draw what there are records for; the files written."""
     import matplotlib
 
     matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
-    pictures: dict[str, Callable[[Study], Any]] = {
+    pictures: dict[str, Callable[[StudyResults], Any]] = {
         "study-size-quality": size_quality,
         "study-ablations": ablations,
         "study-codebooks": codebooks,
@@ -77,7 +77,7 @@ def _panels(number: int, columns: int = 3, height: float = 3.4) -> tuple[Any, li
     return figure, flat[:number]
 
 
-def size_quality(study: Study) -> Any:
+def size_quality(study: StudyResults) -> Any:
     """A panel a pair: bytes in per cent of the full tables' against points to the full tables, with intervals."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -131,7 +131,7 @@ def size_quality(study: Study) -> Any:
     return figure
 
 
-def ablations(study: Study) -> Any:
+def ablations(study: StudyResults) -> Any:
     """A panel an ablation: points to the full tables, validation, with each embedding's bytes written beside."""
     shown = [
         (entry, [pair for pair in entry.pairs if pair in study.pairs()])
@@ -191,7 +191,7 @@ def _gap(group: Group, full: Group) -> tuple[float, float]:
     return (math.nan, math.nan) if interval is None else (interval.mean, interval.half_width)
 
 
-def codebooks(study: Study) -> Any:
+def codebooks(study: StudyResults) -> Any:
     """A panel a pair: perplexity of each tier's codes, as a share of its centroids, by budget."""
     pairs = [
         pair
@@ -205,7 +205,7 @@ def codebooks(study: Study) -> Any:
     for pair, axes in zip(pairs, panels, strict=True):
         cells = [cell for budget in study.budgets(pair) if (cell := study.cell(pair, OURS, budget)) is not None]
         for place, cell in enumerate(cells):
-            tiers = tier_stats(list(cell.group.by_seed.values()))
+            tiers = records_by_tier(list(cell.group.by_seed.values()))
             width = 0.8 / max(1, len(tiers))
             for tier, stats in tiers.items():
                 share = statistics.fmean(entry["perplexity"] / entry["num_centroids"] for entry in stats)
@@ -223,7 +223,7 @@ def codebooks(study: Study) -> Any:
     return figure
 
 
-def training(study: Study) -> Any:
+def training(study: StudyResults) -> Any:
     """A panel a pair: validation by epoch, full tables first, then through the codes at each budget; one seed."""
     pairs = [pair for pair in study.pairs() if _curves(study, pair)]
     if not pairs:
@@ -259,7 +259,7 @@ def training(study: Study) -> Any:
     return figure
 
 
-def _curves(study: Study, pair: str) -> dict[str, tuple[int, list[float]]]:
+def _curves(study: StudyResults, pair: str) -> dict[str, tuple[int, list[float]]]:
     """Label -> (first epoch, validation figures): the full tables' two phases, then each budget's third phase.
 
     A phase starts at the best epoch of the one before; where it is drawn, the epochs after that one are left out.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mgqe.recsys.study.compare import Event, Run, check_configs, execute
-from mgqe.recsys.study.declaration import Grid, Pair
+from mgqe.recsys.study.declaration import Pair, StudyDeclaration
 from mgqe.recsys.study.records import (
     Record,
     Results,
@@ -26,7 +26,7 @@ RESULTS = "results.jsonl"
 
 
 @dataclass(frozen=True)
-class Plan:
+class PendingRuns:
     """What there is to do. kept: runs that the results file has, failures among them unless they are tried again."""
 
     todo: list[tuple[Pair, Run]]
@@ -41,7 +41,9 @@ class Plan:
         return [record for record in found if record["status"] == "failed"]
 
 
-def plan_runs(grid: Grid, out: Path, pairs: Sequence[str] = (), seeds: Sequence[int] = (), retry: bool = False) -> Plan:
+def plan_runs(
+    grid: StudyDeclaration, out: Path, pairs: Sequence[str] = (), seeds: Sequence[int] = (), retry: bool = False
+) -> PendingRuns:
     """Compare the declaration with OUT/results.jsonl; ValueError for pairs that are not declared."""
     for name in pairs:
         if name not in grid.pairs:
@@ -59,10 +61,10 @@ def plan_runs(grid: Grid, out: Path, pairs: Sequence[str] = (), seeds: Sequence[
         record = done.get(run_key(pair.name, run.config))
         finished = record is not None and (record["status"] == "done" or not retry)
         (kept if finished else todo).append((pair, run))
-    return Plan(todo, kept, results)
+    return PendingRuns(todo, kept, results)
 
 
-def check_plan(plan: Plan) -> list[str]:
+def check_plan(plan: PendingRuns) -> list[str]:
     """Load each data set and build each embedding once, so that what cannot work is said before hours are spent.
 
     Returns what is cut to fit small tables, in words. ValueError names a file, or an embedding that does not fit.
@@ -73,7 +75,9 @@ def check_plan(plan: Plan) -> list[str]:
     return check_configs(list(once.values()))
 
 
-def run_grid(plan: Plan, out: Path, jobs: int, on_event: Callable[[Event], None] = lambda event: None) -> list[Record]:
+def run_grid(
+    plan: PendingRuns, out: Path, jobs: int, on_event: Callable[[Event], None] = lambda event: None
+) -> list[Record]:
     """Train what is to do, `jobs` runs at a time; the new records, failures among them.
 
     OUT/results.jsonl gets a line as each run ends. A run that fails is recorded with its reason, and the others go on.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 
-from mgqe.recsys.study.analysis import NAMES, SECOND, Cell, Group, Study
+from mgqe.recsys.study.analysis import NAMES, SECOND, Cell, Group, StudyResults
 from mgqe.recsys.study.records import Record
 from mgqe.recsys.study.summary import Interval
 from mgqe.recsys.study.text_table import TextTable
@@ -13,7 +13,7 @@ from mgqe.recsys.study.text_table import TextTable
 OURS = "MGQE"
 
 
-def all_tables(study: Study) -> dict[str, TextTable]:
+def all_tables(study: StudyResults) -> dict[str, TextTable]:
     """Name -> table: `against-full`, `against-others`, `pair-NAME`, `ablation-NAME-PAIR`, `codebooks`, `cost`."""
     tables = {"against-full": against_full(study), "against-others": against_others(study)}
     tables.update({f"pair-{pair}": pair_table(study, pair) for pair in study.pairs()})
@@ -37,7 +37,7 @@ def points(interval: Interval | None) -> str:
     return f"{interval.mean:+.2f} ± {interval.half_width:.2f}"
 
 
-def against_full(study: Study, method: str = OURS) -> TextTable:
+def against_full(study: StudyResults, method: str = OURS) -> TextTable:
     """The method less the full tables, in points, a row a pair and a column a budget."""
     pairs = study.pairs()
     budgets = sorted({budget for pair in pairs for budget in study.budgets(pair)}, reverse=True)
@@ -58,7 +58,7 @@ def against_full(study: Study, method: str = OURS) -> TextTable:
     return table
 
 
-def against_others(study: Study, method: str = OURS, near: str = "DPQ") -> TextTable:
+def against_others(study: StudyResults, method: str = OURS, near: str = "DPQ") -> TextTable:
     """The method less DPQ, and less the best of the others on validation, at each budget."""
     table = TextTable(
         f"{method} less {near}, and less the best of the other methods, at each budget, in points, paired by seed",
@@ -85,7 +85,7 @@ def against_others(study: Study, method: str = OURS, near: str = "DPQ") -> TextT
     return table
 
 
-def pair_table(study: Study, pair: str) -> TextTable:
+def pair_table(study: StudyResults, pair: str) -> TextTable:
     """Every method at every budget."""
     full = study.full(pair)
     assert full is not None
@@ -105,7 +105,7 @@ def pair_table(study: Study, pair: str) -> TextTable:
     return table
 
 
-def _row(study: Study, budget: str, method: str, group: Group, cell: Cell | None) -> list[str]:
+def _row(study: StudyResults, budget: str, method: str, group: Group, cell: Cell | None) -> list[str]:
     metric = group.metric
     full = study.full(group.pair)
 
@@ -135,7 +135,7 @@ def at_start(group: Group) -> str:
     return "" if None in curves else f"{statistics.fmean(curve[group.metric][0] for curve in curves):.4f}"
 
 
-def ablation_table(study: Study, name: str, pair: str) -> TextTable:
+def ablation_table(study: StudyResults, name: str, pair: str) -> TextTable:
     """One thing at a time on a pair."""
     ablation = next(entry for entry in study.grid.ablations if entry.name == name)
     full = study.full(pair)
@@ -164,7 +164,7 @@ def ablation_table(study: Study, name: str, pair: str) -> TextTable:
     return table
 
 
-def codebook_table(study: Study, method: str = OURS) -> TextTable:
+def codebook_table(study: StudyResults, method: str = OURS) -> TextTable:
     """How much of its codebooks each tier uses, in the tables that the method ships."""
     table = TextTable(
         f"Codebooks of {method}: centroids of a tier in use, and their perplexity, mean over tables and seeds",
@@ -176,7 +176,7 @@ def codebook_table(study: Study, method: str = OURS) -> TextTable:
             cell = study.cell(pair, method, budget)
             if cell is None:
                 continue
-            for tier, stats in tier_stats(list(cell.group.by_seed.values())).items():
+            for tier, stats in records_by_tier(list(cell.group.by_seed.values())).items():
                 used = statistics.fmean(entry["used"] for entry in stats)
                 most = statistics.fmean(entry["num_centroids"] for entry in stats)
                 table.rows.append(
@@ -192,7 +192,7 @@ def codebook_table(study: Study, method: str = OURS) -> TextTable:
     return table
 
 
-def tier_stats(records: list[Record]) -> dict[int, list[Record]]:
+def records_by_tier(records: list[Record]) -> dict[int, list[Record]]:
     """Tier -> its codebook statistics in every table of every record."""
     found: dict[int, list[Record]] = {}
     for record in records:
@@ -202,7 +202,7 @@ def tier_stats(records: list[Record]) -> dict[int, list[Record]]:
     return found
 
 
-def cost_table(study: Study) -> TextTable:
+def cost_table(study: StudyResults) -> TextTable:
     """Training time and memory by pair: an epoch of the full tables, an epoch through the codes."""
     table = TextTable(
         "Cost: seconds of an epoch and most memory of a run's process, medians",
@@ -230,7 +230,7 @@ def cost_table(study: Study) -> TextTable:
     return table
 
 
-def failed_table(study: Study) -> TextTable:
+def failed_table(study: StudyResults) -> TextTable:
     """Runs that failed, and why."""
     table = TextTable("Runs that failed", ["task and data", "embedding", "seed", "reason"], left=4)
     for record in study.failed:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from mgqe.recsys.data.interactions import IdMap
+from mgqe.recsys.data.interactions import FileIds
 from mgqe.recsys.data.settings import DataSettings
 from mgqe.recsys.models.settings import ModelSettings
 
@@ -72,7 +72,7 @@ class Task(TrainingTask, Protocol):
         """Path of a submodule of the model -> the embedding table that it is."""
 
     @property
-    def ids(self) -> Mapping[str, IdMap]:
+    def ids(self) -> Mapping[str, FileIds]:
         """The file's ids of rows, by field; saved beside the tables."""
 
     @property

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mgqe.recsys.data.contextual import AT_RANDOM, ContextRows, Divided, divide, divide_files, load_rows
 from mgqe.recsys.data.files import Columns
-from mgqe.recsys.data.interactions import IdMap
+from mgqe.recsys.data.interactions import FileIds
 from mgqe.recsys.data.sampling import LEAVE_OUT, SeenItems, evaluation_negatives, sample_negatives
 from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.data.splits import LEAVE_ONE_OUT
@@ -57,7 +57,7 @@ class CtrTask:
     seen: SeenItems
     valid: Judged
     test: Judged
-    ids: Mapping[str, IdMap]
+    ids: Mapping[str, FileIds]
     num_negatives: int
     seed: int
     dims: tuple[int, int] = (64, 64)

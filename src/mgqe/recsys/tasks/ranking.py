@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mgqe.recsys.data.datasets import check_layout, load_data
 from mgqe.recsys.data.held_out import HeldOut, Split
-from mgqe.recsys.data.interactions import Columns, IdMap, Interactions
+from mgqe.recsys.data.interactions import Columns, FileIds, Interactions
 from mgqe.recsys.data.ncf import PUBLISHED, PublishedSplit, load_published
 from mgqe.recsys.data.sampling import LEAVE_OUT, SeenItems, evaluation_negatives, sample_negatives
 from mgqe.recsys.data.seeds import derive_seed
@@ -61,7 +61,7 @@ class RankingTask:
     num_negatives: int
     seed: int
     table_fields: Mapping[str, str] = field(default_factory=lambda: TABLES)
-    ids: Mapping[str, IdMap] = field(default_factory=dict)
+    ids: Mapping[str, FileIds] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     metric: str = "hr@10"
 
@@ -261,13 +261,13 @@ def prepare(config: RunSettings) -> tuple[RankingTask, str]:
         check_layout(config.data, config.format, Columns.of(config))
         data = load_published(config.data, config.data_dir)
         task = RankingTask.published(data, config.seed, config.negatives, config.eval_negatives)
-        digest = fingerprint(data.interactions, data.test_items, data.test_negatives)
+        digest = data_fingerprint(data.interactions, data.test_items, data.test_negatives)
     else:
         interactions, parts = split_of(config)
         task = RankingTask.prepare(
             interactions, config.seed, config.negatives, config.eval_negatives, config.eval_users, parts
         )
-        digest = fingerprint(interactions, *parts_digest(config, parts))
+        digest = data_fingerprint(interactions, *parts_digest(config, parts))
     task.check_negatives()
     fields = MODELS[config.model].tables or {}
     return replace(task, table_fields=fields), digest
@@ -309,7 +309,7 @@ def sizes(interactions: Interactions, judged_users: int) -> dict[str, Any]:
     }
 
 
-def fingerprint(interactions: Interactions, *more: Tensor) -> str:
+def data_fingerprint(interactions: Interactions, *more: Tensor) -> str:
     """A digest of who took what, in order, and of what else decides the split."""
     digest = hashlib.sha256()
     for rows in (interactions.users, interactions.items, *more):

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mgqe.recsys.data.held_out import Split
-from mgqe.recsys.data.interactions import IdMap
+from mgqe.recsys.data.interactions import FileIds
 from mgqe.recsys.data.sampling import sample_negatives
 from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.models.sasrec import SASRec
 from mgqe.recsys.tasks.base import RunSettings, TableInfo
 from mgqe.recsys.tasks.metrics import sampled_ranks, summary, tier_summary
-from mgqe.recsys.tasks.ranking import RankingTask, fingerprint, parts_digest, split_of
+from mgqe.recsys.tasks.ranking import RankingTask, data_fingerprint, parts_digest, split_of
 
 EVAL_BATCH = 512  # histories encoded at once
 
@@ -72,7 +72,7 @@ class SequentialTask:
         return self.base.split_summary
 
     @property
-    def ids(self) -> Mapping[str, IdMap]:
+    def ids(self) -> Mapping[str, FileIds]:
         return {"item": self.base.ids["item"]}
 
     @cached_property
@@ -249,4 +249,4 @@ def prepare(config: RunSettings) -> tuple[SequentialTask, str]:
     task = SequentialTask(base, config.max_length, config.loss, config.windows)
     if task.trained_users.numel() == 0:
         raise ValueError("no user has 2 training interactions: a sequential model learns from one item to the next")
-    return task, fingerprint(interactions, *parts_digest(config, parts))
+    return task, data_fingerprint(interactions, *parts_digest(config, parts))

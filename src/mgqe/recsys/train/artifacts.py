@@ -14,7 +14,7 @@ from torch import nn
 from xxhash import xxh3_64_hexdigest
 
 from mgqe.files.atomic import being_written, open_regular
-from mgqe.files.container import ArtifactError, identity, stored_checksum
+from mgqe.files.container import ArtifactError, file_identity, stored_checksum
 from mgqe.files.weights import companions, read_weights, save_weights, strangers
 from mgqe.recsys.models.embeddings import FrozenEmbedding
 from mgqe.recsys.models.registry import build_model
@@ -50,7 +50,7 @@ def ship(model: nn.Module, tables: Mapping[str, Any], out: Path) -> dict[str, in
     return {path: (out / f"{path}{TABLE}").stat().st_size for path in tables}
 
 
-def load_model(out: Path | str) -> Any:
+def load_run(out: Path | str) -> Any:
     """The model that a run saved in `out`, on its frozen tables, ready to score.
 
     A run that is saved again meanwhile is read again: this is the one model or the other.
@@ -142,7 +142,7 @@ def _state(out: Path) -> dict[str, tuple[int, ...]]:
     state: dict[str, tuple[int, ...]] = {}
     for file in (out / CONFIG, out / MODEL, *out.glob(f"*{TABLE}")):
         with suppress(OSError):
-            state[file.name] = identity(file)
+            state[file.name] = file_identity(file)
     if MODEL not in state:
         return {}
     return state

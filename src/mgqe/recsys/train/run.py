@@ -29,7 +29,7 @@ from mgqe.recsys.models.embeddings import Spec, build, fit
 from mgqe.recsys.models.registry import build_model
 from mgqe.recsys.tasks.base import TableInfo
 from mgqe.recsys.tasks.registry import RunData
-from mgqe.recsys.train.artifacts import CONFIG, MODEL, TABLE, bytes_by_part, codebook_stats, load_model, ship
+from mgqe.recsys.train.artifacts import CONFIG, MODEL, TABLE, bytes_by_part, codebook_stats, load_run, ship
 from mgqe.recsys.train.checkpoint import LAST, LOCK, check_folder, load_state, locked, read_json, write_json
 from mgqe.recsys.train.config import TrainConfig, warm_up_key
 from mgqe.recsys.train.loop import (
@@ -42,7 +42,7 @@ from mgqe.recsys.train.loop import (
 )
 from mgqe.recsys.train.provenance import commit, machine, versions
 
-__all__ = ["CONFIG", "METRICS", "RunData", "build_tables", "load_model", "train_run"]
+__all__ = ["CONFIG", "METRICS", "RunData", "build_tables", "load_run", "train_run"]
 
 DATA, METRICS = "data.json", "metrics.json"
 
@@ -152,7 +152,7 @@ def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch, data
     for field, ids in task.ids.items():
         fill_file(out / f"{field}_ids.parquet", ids.save)
     sizes = ship(model, task.tables, out)
-    quality = task.judge(load_model(out))
+    quality = task.judge(load_run(out))
     metrics = {
         "task": config.task,
         "model": config.model,
