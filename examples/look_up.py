@@ -13,7 +13,7 @@ import torch
 
 import mgqe
 from mgqe.recsys.data.interactions import FileIds
-from mgqe.recsys.train.run import load_model
+from mgqe.recsys.train.artifacts import load_run
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     ids = torch.tensor([0, 1, 2])
     print(f"table.lookup(torch.tensor([0, 1, 2]))[:, :4] =\n{table.lookup(ids)[:, :4]}")
 
-    model = load_model(folder)  # both tables, frozen, and the model's own weights
+    model = load_run(folder)  # both tables, frozen, and the model's own weights
     items = FileIds.load(folder / "item_ids.parquet")
     with torch.no_grad():
         scores = model.score_catalogue(torch.tensor([0]), table.to_dense())[0]

@@ -1,6 +1,6 @@
 """mgqe: embedding tables 5 to 50 times smaller, by multi-granular quantised embeddings (arXiv 2002.08530)."""
 
-from mgqe import baselines
+from mgqe import baselines as baselines
 from mgqe.codec.planning import Plan, plan
 from mgqe.codec.stats import CodebookStats
 from mgqe.codec.tiers import Tiers
@@ -47,7 +47,6 @@ __all__ = [
     "RowwiseAdagrad",
     "Tiers",
     "append",
-    "baselines",
     "compress_",
     "count_ids",
     "export_onnx",

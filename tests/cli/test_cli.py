@@ -163,7 +163,7 @@ BAD = {
     "no data directory": (["train", "--data", "ml-1m"], "needs a data directory"),
     "no such embedding": (["train", "--embedding", "mgq"], "no embedding 'mgq' (did you mean 'mgqe'?)"),
     "no such model": (["train", "--model", "svd"], "no model 'svd'"),
-    "no such setting": (["train", "--set", "rate=1"], "expected NAME=VALUE with NAME one of data"),
+    "no such setting": (["train", "--set", "rate=1"], "expected NAME=VALUE with NAME one of task"),
     "setting of the wrong type": (["train", "--set", "dim=many"], "setting dim: expected int, got 'many'"),
     "seeds": (["compare", "--seeds", "one"], "--seeds: expected whole numbers"),
     "seed twice": (["compare", "--seeds", "1,1"], "expected each seed once"),

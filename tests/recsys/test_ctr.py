@@ -24,8 +24,9 @@ from mgqe.recsys.models.deepfm import DeepFM
 from mgqe.recsys.models.wide_deep import WideDeep
 from mgqe.recsys.tasks.ctr import CtrTask, table_info
 from mgqe.recsys.tasks.registry import RunData
+from mgqe.recsys.train.artifacts import load_run
 from mgqe.recsys.train.config import TrainConfig
-from mgqe.recsys.train.run import build_tables, load_model, train_run
+from mgqe.recsys.train.run import build_tables, train_run
 from mgqe.recsys.train.tuned import tuned_settings
 
 CONTEXT = Columns(context=("weekday", "city"))
@@ -267,7 +268,7 @@ def test_a_run(log: Path, tmp_path: Path, model: str, embedding: str) -> None:
     }
     small = mgqe.load(out / "fields.weekday.mgqe.safetensors")
     assert (small.num_embeddings, small.embedding_dim) == (7, 4 if embedding == "full:d=4" else 16)
-    assert RunData.load(config).task.judge(load_model(out)) == metrics["quality"]
+    assert RunData.load(config).task.judge(load_run(out)) == metrics["quality"]
     assert (out / "city_ids.parquet").is_file()
 
 

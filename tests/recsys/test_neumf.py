@@ -13,7 +13,8 @@ from torch import nn
 import mgqe
 from mgqe.recsys.models.neumf import NeuMF
 from mgqe.recsys.tasks.registry import RunData
-from mgqe.recsys.train.run import load_model, train_run
+from mgqe.recsys.train.artifacts import load_run
+from mgqe.recsys.train.run import train_run
 
 PATHS = {"gmf_user", "gmf_item", "mlp_user", "mlp_item"}
 
@@ -120,7 +121,7 @@ def test_a_run(tmp_path: Path, embedding: str) -> None:
     assert {path: info.field for path, info in task.tables.items()} == {
         "gmf_user": "user", "gmf_item": "item", "mlp_user": "user", "mlp_item": "item"
     }  # fmt: skip
-    assert task.judge(load_model(out)) == metrics["quality"]
+    assert task.judge(load_run(out)) == metrics["quality"]
 
 
 def test_items_with_equal_rows_draw(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from mgqe.recsys.data.interactions import Interactions
 from mgqe.recsys.tasks.ranking import RankingTask
 from mgqe.recsys.tasks.sequential import Batch, SequentialTask, shared_softmax_loss
+from mgqe.recsys.train.artifacts import load_run
 from mgqe.recsys.train.config import TrainConfig
-from mgqe.recsys.train.run import RunData, load_model, train_run
+from mgqe.recsys.train.run import RunData, train_run
 from mgqe.recsys.train.tuned import tuned_settings
 
 SEQUENTIAL = {"task": "sequential", "model": "sasrec", "max_length": 5}
@@ -216,7 +217,7 @@ def test_a_run(tiny: Path, tmp_path: Path, embedding: str, loss: str) -> None:
     parts = ("", "full_", "valid_", "valid_full_", "head_", "tail_")
     assert set(metrics["quality"]) == {f"{part}{name}@10" for part in parts for name in ("hr", "ndcg")}
     assert set(metrics["embedding_bytes_by_table"]) == {"item"}
-    assert RunData.load(config).task.judge(load_model(out)) == metrics["quality"]
+    assert RunData.load(config).task.judge(load_run(out)) == metrics["quality"]
 
 
 @pytest.mark.parametrize("data", ["ml-1m", "amazon-games", "mine.csv"])

@@ -19,11 +19,12 @@ from mgqe.files.atomic import fill_file
 from mgqe.files.weights import read_weights, save_weights
 from mgqe.recsys.data.datasets import DATA_DIR_VARIABLE
 from mgqe.recsys.data.interactions import FileIds
-from mgqe.recsys.train import loop
+from mgqe.recsys.train import artifacts, loop
+from mgqe.recsys.train.artifacts import load_run
 from mgqe.recsys.train.checkpoint import best_path, load_state, save_epoch
 from mgqe.recsys.train.config import TrainConfig, warm_up_key
 from mgqe.recsys.train.loop import EpochReport
-from mgqe.recsys.train.run import RunData, build_tables, load_model, train_run
+from mgqe.recsys.train.run import RunData, build_tables, train_run
 
 QUANTISED = "mgqe:D=4,K=4/2"
 FILES = {
@@ -78,7 +79,7 @@ def test_the_figures_are_of_the_files(tiny: Path, tmp_path: Path) -> None:
     config = tiny_config(tiny, embedding=QUANTISED)
     metrics = train_run(config, tmp_path / "out")
     task = RunData.load(config).task
-    assert task.judge(load_model(tmp_path / "out")) == metrics["quality"]
+    assert task.judge(load_run(tmp_path / "out")) == metrics["quality"]
     # Centroids are float32, so the files judge as the trained layers did at the best epoch.
     best = metrics["history"]["quantised"][metrics["best_epoch"]["quantised"]]
     assert best["hr@10"] == metrics["quality"]["valid_hr@10"]
@@ -334,24 +335,30 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_run_is_refused_and_the_file_is_named(finished: Path, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_run_is_refused_and_the_file_is_named(
+    finished: Path, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts, "ATTEMPTS", 0)
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     name, do = DAMAGE[damage]
     do(out / name)
     with pytest.raises((ValueError, OSError), match=name):
-        load_model(out)
+        load_run(out)
 
 
-def test_runs_whose_model_file_says_nothing_of_the_others_are_still_loaded(finished: Path, tmp_path: Path) -> None:
+def test_runs_whose_model_file_says_nothing_of_the_others_are_still_loaded(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts, "ATTEMPTS", 0)
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     own, _ = read_weights(out / "model.safetensors")
     save_weights(own, out / "model.safetensors")
-    assert load_model(out).state_dict().keys() == load_model(finished).state_dict().keys()
+    assert load_run(out).state_dict().keys() == load_run(finished).state_dict().keys()
     rewritten(out / "config.json", lambda c: {**c, "embedding": ["full"]})
     with pytest.raises(ValueError, match=r"config\.json: not the configuration of a run: "):
-        load_model(out)
+        load_run(out)
     rewritten(out / "config.json", lambda c: {**c, "embedding": "full", "dim": 4})
     with pytest.raises(ValueError, match=r"config\.json says embeddings of 4 dimensions, and no table"):
-        load_model(out)
+        load_run(out)
