@@ -1,5 +1,12 @@
-"""One thread unless a test sets more: tests are tiny, and a pool of threads only makes them wait for each other."""
+"""What holds for all tests: one thread, and no time limits of Hypothesis.
+
+Tests are tiny, so that a pool of threads only makes them wait for each other. A limit on one example's time would fail
+on a machine that is busy for a moment.
+"""
 
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("mgqe", deadline=None)
+settings.load_profile("mgqe")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mgqe import ops
 from mgqe.codec.packing import bits_for, pack, row_bytes
 from mgqe.codec.tiers import Tiers, build_tier_map
-from mgqe.ops import reference_topk
+from mgqe.ops import reference, reference_topk
 
 ISAS = ["scalar", "avx2", "avx512", "neon"]
 
@@ -312,7 +312,7 @@ def test_a_row_whose_squares_overflow_has_no_cosine():
     queries = torch.nn.functional.normalize(torch.randn(3, 4, generator=torch.Generator().manual_seed(6)))
     # No row has that centroid twice: all squares are in float32, though those of other codes would not be.
     check_all_paths(parts, ops.TopKJob(queries, 100, cosine=True), threads=(1,))
-    tiers = reference_topk.locate(torch.tensor([2, 77]), parts)
+    tiers = reference.tiers_and_ranks(torch.tensor([2, 77]), parts)
     for tier, rank in zip(*tiers, strict=True):
         parts.codes[tier][rank] = pack(torch.full((1, 4), 5), 4)
     refused(parts, ops.TopKJob(queries, 100, cosine=True), "squared length of row 77 leaves float32")

@@ -300,7 +300,7 @@ def test_a_table_saved_while_another_appends(tmp_path, monkeypatch):
         return plain(*arguments)
 
     monkeypatch.setattr(segments, "_publish", late)
-    monkeypatch.setattr(artifact, "guarded", lambda *_, **__: nullcontext())  # a system without file locks
+    monkeypatch.setattr(artifact, "file_lock", lambda *_, **__: nullcontext())  # a system without file locks
     vectors = quarters(4, 8, 1)
     assert append(path, vectors, 1).tolist() == fresh.append(vectors, 1)
     assert len(calls) == 2
