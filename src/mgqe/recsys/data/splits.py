@@ -20,7 +20,6 @@ counted.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from fractions import Fraction
@@ -29,6 +28,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from mgqe.checks.names import did_you_mean
 from mgqe.recsys.data.held_out import TEST, TRAIN, VALID, HeldOut, Split, count_cold, cut, part_sizes, require_parts
 from mgqe.recsys.data.held_out import without_cold as _without_cold
 from mgqe.recsys.data.interactions import Interactions
@@ -62,8 +62,7 @@ class SplitRule:
         """ValueError says what is wrong with `text` and what could be meant."""
         kind, colon, rest = text.strip().partition(":")
         if kind not in KINDS or (kind == LEAVE_ONE_OUT) == bool(colon):
-            close = difflib.get_close_matches(kind, KINDS, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close and close[0] != kind else ""
+            hint = "" if kind in KINDS else did_you_mean(kind, KINDS)
             raise ValueError(f"--split {text}: no such rule{hint}: {EXPECTED}")
         if kind == LEAVE_ONE_OUT:
             return cls(kind, kind)

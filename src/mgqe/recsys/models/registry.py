@@ -5,13 +5,13 @@ A model keeps its tables as submodules under the paths that its task names (`use
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from mgqe.checks.names import did_you_mean
 from mgqe.recsys.models import deepfm, gmf, neumf, sasrec, wide_deep
 from mgqe.recsys.models.settings import ModelSettings
 
@@ -49,9 +49,7 @@ def choose_model(task: str | None, model: str | None) -> tuple[str, str]:
     tasks = list(dict.fromkeys(info.task for info in MODELS.values()))
     for what, name, known in (("task", task, tasks), ("model", model, list(MODELS))):
         if name is not None and name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"no {what} {name!r}{hint}: expected --{what} {', '.join(known)}")
+            raise ValueError(f"no {what} {name!r}{did_you_mean(name, known)}: expected --{what} {', '.join(known)}")
     model = model or next(name for name, info in MODELS.items() if info.task == (task or "ranking"))
     if task not in (None, MODELS[model].task):
         fitting = ", ".join(name for name, info in MODELS.items() if info.task == task)

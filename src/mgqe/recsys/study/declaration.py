@@ -29,7 +29,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -37,6 +36,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mgqe.checks.names import did_you_mean
 from mgqe.recsys.models.registry import choose_model
 from mgqe.recsys.study.compare import Run, folder_name
 from mgqe.recsys.study.records import run_key
@@ -183,8 +183,7 @@ class _Table:
 
     def finish(self) -> None:
         for name in self.content:
-            close = difflib.get_close_matches(name, self.known, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            hint = did_you_mean(name, self.known)
             raise ValueError(f"{self.where}: no entry {name!r}{hint}: expected {', '.join(sorted(self.known))}")
 
 
@@ -259,8 +258,7 @@ def _where(table: _Table, pairs: dict[str, Pair]) -> tuple[tuple[str, ...], int 
     chosen = table.take("pairs", list, list(pairs))
     for name in chosen:
         if name not in pairs:
-            close = difflib.get_close_matches(str(name), pairs, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            hint = did_you_mean(str(name), pairs)
             raise ValueError(f"{table.where}: no pair {name!r}{hint}: expected {', '.join(pairs)}")
     number = table.take("seeds", int, 0)
     return tuple(chosen), number or None
