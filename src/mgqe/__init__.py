@@ -24,6 +24,7 @@ from mgqe.nn.embedding import DPQEmbedding, MGQEmbedding
 from mgqe.nn.freezing_to_file import freeze_to
 from mgqe.nn.model import quantization_loss, start_quantizing
 from mgqe.nn.optim import RowwiseAdagrad
+from mgqe.nn.quantization import Quantization
 from mgqe.table.appended import append
 from mgqe.table.compact import CompactTable
 from mgqe.table.io import ArtifactError, load, save
@@ -44,6 +45,7 @@ __all__ = [
     "MGQEmbedding",
     "MGQEmbeddingBag",
     "Plan",
+    "Quantization",
     "RowwiseAdagrad",
     "Tiers",
     "append",

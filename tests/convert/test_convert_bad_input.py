@@ -67,7 +67,7 @@ def test_a_rule_that_matches_nothing():
         ({"user": torch.zeros(N)}, "user: counts are all zero"),
         ({"user": -COUNTS}, "user: counts must not be negative"),
         ({"user": COUNTS.float() * torch.nan}, "user: counts must be finite"),
-        ({"user": mgqe.Tiers.from_fractions(5)}, "user: tiers hold 5 ids, but the table has 2000 rows"),
+        ({"user": mgqe.Tiers.from_fractions(5)}, "user: tiers hold 5 ids, but num_embeddings is 2000"),
         ({"user": "often"}, "user: counts must be one number an id"),
     ],
 )
@@ -96,10 +96,6 @@ def test_tables_too_small_to_gain():
     [
         ({"num_subspaces": 5}, r"user: embedding_dim=16 is not divisible into num_subspaces=5"),
         ({"num_centroids": 1}, "user: num_centroids must be from 2"),
-        ({"quantizer": "vx"}, 'user: quantizer must be "vq" or "sx"'),
-        ({"capacity": "rows"}, "user: capacity must be"),
-        ({"centroid_dtype": "int4"}, "user: centroid_dtype must be one of"),
-        ({"warmup_steps": -1}, "user: warmup_steps must be a whole number"),
         ({"num_centroids": (4, 4, 4)}, "user: num_centroids has 3 entries, but there are 2 tiers"),
     ],
 )
@@ -111,6 +107,12 @@ def test_settings_that_do_not_fit(config, match):
     ("config", "match"),
     [
         ({"init": "trained"}, "init must be one of"),
+        ({"quantizer": "vx"}, r"quantizer must be one of \('vq', 'sx'\), got 'vx'"),
+        ({"capacity": "rows"}, "capacity must be one of"),
+        ({"centroid_dtype": "int4"}, "centroid_dtype must be one of"),
+        ({"warmup_steps": -1}, "warmup_steps must be a whole number"),
+        ({"commitment": -1.0}, "commitment must be a finite number of 0 or more"),
+        ({"rows": "cached"}, "rows must be \"float32\" for whole models, got 'cached'"),
         ({"rules": {"a*": {"centroids": 4}}}, r"rule 'a\*' sets \['centroids'\]"),
         ({"rules": {"a*": 4}}, r"rule 'a\*' must be a mapping"),
         ({"rules": {"a*": {"rules": {}}}}, r"rule 'a\*' sets \['rules'\]"),

@@ -11,7 +11,7 @@ from mgqe.codec.tiers import Tiers
 from mgqe.convert.decide import obstacle, zero_padding
 from mgqe.convert.find import FoundTable
 from mgqe.nn.config import CompressConfig
-from mgqe.nn.embedding import Counts
+from mgqe.nn.quantization import Counts
 
 NO_GAIN = "left: codes and centroids would take no fewer bytes"
 ROOM = "left: the budget has room for it as it is"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from mgqe.checks.inference import outside_inference
+from mgqe.checks.names import did_you_mean
 from mgqe.codec.kmeans import THOROUGH
 from mgqe.codec.tiers import Tiers
 from mgqe.convert.budget import allocate
@@ -21,8 +21,9 @@ from mgqe.convert.report import CompressReport, TableReport
 from mgqe.convert.tied import tie
 from mgqe.nn.bag import MGQEmbeddingBag
 from mgqe.nn.config import CompressConfig
-from mgqe.nn.embedding import Counts, MGQEmbedding
+from mgqe.nn.embedding import MGQEmbedding
 from mgqe.nn.model import quantized_layers
+from mgqe.nn.quantization import Counts
 
 FilterFn = Callable[[nn.Module, str], bool]
 
@@ -127,9 +128,9 @@ def _counts_of(tables: list[FoundTable], counts: Mapping[str, Counts | Tiers]) -
     named: dict[str, str] = {}
     for path, values in counts.items():
         if path not in first:
-            close = difflib.get_close_matches(path, list(first), n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"counts for {path!r}{hint}, where the model has no table: {_listed(tables)}")
+            raise ValueError(
+                f"counts for {path!r}{did_you_mean(path, first)}, where the model has no table: {_listed(tables)}"
+            )
         if first[path] in found:
             raise ValueError(
                 f"counts for {named[first[path]]!r} and for {path!r}, which are one table: "

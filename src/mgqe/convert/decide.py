@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mgqe.codec.capacity import resolve_capacity
-from mgqe.codec.layout import CENTROID_DTYPES
 from mgqe.codec.planning import Plan
 from mgqe.codec.size import frozen_nbytes
 from mgqe.codec.tiers import Tiers
 from mgqe.convert.find import FoundTable
 from mgqe.nn.bag import MGQEmbeddingBag
-from mgqe.nn.config import CompressConfig, cut_centroids, one_tier
-from mgqe.nn.embedding import Counts, MGQEmbedding
+from mgqe.nn.config import CompressConfig
+from mgqe.nn.embedding import MGQEmbedding
+from mgqe.nn.quantization import Counts, resolve_tiers
 
 _SHARED = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 _HOOKS = (
@@ -37,7 +34,7 @@ class Decision:
 
     Attributes:
         why: for the report.
-        compress: whether it is swapped; then ``config``, ``tiers`` and ``num_centroids`` say for what.
+        compress: whether it is swapped; then ``config`` and ``tiers`` say for what.
         bytes_after: of its frozen file; None where that is not known.
     """
 
@@ -46,7 +43,6 @@ class Decision:
     bytes_after: int | None = None
     config: CompressConfig | None = None
     tiers: Tiers | None = None
-    num_centroids: tuple[int, ...] | None = None
 
 
 def decide(
@@ -65,29 +61,17 @@ def decide(
     if isinstance(chosen, str):
         return Decision(chosen)
     if chosen is not None and own is not None:
-        own, counts = replace(own, budget=None, **chosen.settings()), None if counts is None else chosen.tiers
-    tiers = _tiers(module, own or config, counts)  # counts are checked also where they are not needed
+        own, counts = own.with_plan(chosen), None if counts is None else chosen.tiers
+    # Counts are checked also where they are not needed.
+    tiers = resolve_tiers(int(module.num_embeddings), counts, (own or config).fractions)  # type: ignore[arg-type]
     if own is None:
         return Decision(f"left: rule {config.rule_for(table.paths)!r}")
     if (reason := obstacle(table)) is not None:
         return Decision(f"left: {reason}")
     weight = module._parameters["weight"]
     assert weight is not None  # an obstacle otherwise
-    if own.centroid_dtype not in CENTROID_DTYPES:
-        raise ValueError(f"centroid_dtype must be one of {sorted(CENTROID_DTYPES)}, got {own.centroid_dtype!r}")
-    if counts is None:
-        own = one_tier(own)
-    subspaces = own.num_subspaces
-    centroids = cut_centroids(own, tiers, subspaces)
-    capacity = resolve_capacity(
-        int(module.embedding_dim),  # type: ignore[arg-type]
-        tiers.sizes,
-        num_subspaces=subspaces,
-        num_centroids=centroids,
-        capacity=own.capacity,
-        share_codebook=own.share_codebook,
-        share_subspaces=own.share_subspaces,
-    )
+    own = (own if counts is not None else own.for_one_tier()).cut_to(tiers)
+    capacity = own.capacity_of(int(module.embedding_dim), tiers)  # type: ignore[arg-type]
     zero = module.padding_idx if zero_padding(module) else None
     after = frozen_nbytes(tiers, capacity, zero, own.centroid_dtype)  # type: ignore[arg-type]
     if after >= weight.nbytes:
@@ -98,7 +82,7 @@ def decide(
     )
     if counts is None:
         made += " (one tier: no counts)"
-    return Decision(made, True, after, own, tiers, centroids)
+    return Decision(made, True, after, own, tiers)
 
 
 def make_layer(table: FoundTable, decide: Decision) -> MGQEmbedding | MGQEmbeddingBag:
@@ -116,15 +100,7 @@ def make_layer(table: FoundTable, decide: Decision) -> MGQEmbedding | MGQEmbeddi
         int(module.embedding_dim),  # type: ignore[arg-type]
         _weight=weight,
         tiers=decide.tiers,
-        num_subspaces=config.num_subspaces,
-        num_centroids=decide.num_centroids,
-        quantizer=config.quantizer,
-        capacity=config.capacity,
-        share_codebook=config.share_codebook,
-        share_subspaces=config.share_subspaces,
-        centroid_dtype=config.centroid_dtype,
-        warmup_steps=config.warmup_steps if config.init == "warmup" else 0,
-        commitment=config.commitment,
+        config=config if config.init == "warmup" else replace(config, warmup_steps=0),
         **arguments,
     )
     if weight.is_inference():  # no optimiser could train it: a copy takes its place
@@ -169,16 +145,3 @@ def _plain(module: nn.Module) -> bool:
 
 def _settings(module: nn.Module) -> tuple[object, ...]:
     return tuple(getattr(module, name, None) for name in (*_SHARED, "mode", "include_last_offset"))
-
-
-def _tiers(module: nn.Module, config: CompressConfig, counts: Counts | Tiers | None) -> Tiers:
-    rows = int(module.num_embeddings)  # type: ignore[arg-type]
-    with torch.device("cpu"):
-        if isinstance(counts, Tiers):
-            if counts.num_embeddings != rows:
-                raise ValueError(f"tiers hold {counts.num_embeddings} ids, but the table has {rows} rows")
-            return counts
-        if counts is not None:
-            values: Tensor | Sequence[float] = counts
-            return Tiers.from_counts(values, fractions=config.fractions, num_embeddings=rows)
-    return Tiers.from_sizes((rows,))

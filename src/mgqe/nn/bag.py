@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mgqe.checks.ids import as_int64, check_device
+from mgqe.codec.tiers import Tiers
 from mgqe.nn.embedding import MGQEmbedding
+from mgqe.nn.quantization import Counts, Quantization, QuantizationOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 MODES = ("sum", "mean", "max")
 
@@ -18,8 +23,8 @@ MODES = ("sum", "mean", "max")
 class MGQEmbeddingBag(MGQEmbedding):
     """Sums, means or maxima of bags of quantised vectors; each distinct id of a batch is quantised once.
 
-    Arguments up to ``dtype`` are nn.EmbeddingBag's, in its order; the keywords after them are
-    :class:`MGQEmbedding`'s.
+    Arguments up to ``dtype`` are nn.EmbeddingBag's, in its order; the keywords after them are those of
+    :class:`MGQEmbedding`.
 
     Shape:
         ids (B, L), or ids (n,) with offsets (B,) -> (B, d); an empty bag gives zeros. Ids equal to
@@ -27,6 +32,13 @@ class MGQEmbeddingBag(MGQEmbedding):
 
     Raises:
         ValueError, TypeError: arguments that do not fit. IndexError: ids out of range, in the forward pass.
+
+    Example:
+        >>> import torch, mgqe
+        >>> counts = torch.arange(10_000, 0, -1)  # how often each id occurs in training
+        >>> layer = mgqe.MGQEmbeddingBag(10_000, 64, mode="sum", counts=counts)
+        >>> layer(torch.tensor([3, 17, 9_999]), offsets=torch.tensor([0, 2])).shape
+        torch.Size([2, 64])
     """
 
     def __init__(
@@ -43,7 +55,11 @@ class MGQEmbeddingBag(MGQEmbedding):
         padding_idx: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **quantization: Any,
+        *,
+        counts: Counts | None = None,
+        tiers: Tiers | Sequence[int] | None = None,
+        config: Quantization | None = None,
+        **options: Unpack[QuantizationOptions],
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
@@ -59,7 +75,10 @@ class MGQEmbeddingBag(MGQEmbedding):
             False,
             device,
             dtype,
-            **quantization,
+            counts=counts,
+            tiers=tiers,
+            config=config,
+            **options,
         )
         self.mode = mode
         self.include_last_offset = include_last_offset
@@ -113,11 +132,4 @@ class MGQEmbeddingBag(MGQEmbedding):
 class DPQEmbeddingBag(MGQEmbeddingBag):
     """:class:`MGQEmbeddingBag` with one tier: the same capacity for every id."""
 
-    _one_tier = True
-
-    def __init__(self, num_embeddings: int, embedding_dim: int, *args: Any, **arguments: Any) -> None:
-        unwanted: Sequence[str] = [name for name in ("counts", "tiers", "fractions") if name in arguments]
-        if unwanted:
-            raise TypeError(f"DPQEmbeddingBag has one tier and takes no {', '.join(unwanted)}: use MGQEmbeddingBag")
-        tiers = [num_embeddings] if arguments.get("budget") is None else None
-        super().__init__(num_embeddings, embedding_dim, *args, tiers=tiers, **arguments)
+    one_tier = True

@@ -56,7 +56,9 @@ def quantization_loss(model: nn.Module) -> Tensor:
         scalar tensor, float32, on the layers' device.
 
     Example:
-        >>> loss = task_loss + mgqe.quantization_loss(model)
+        >>> import torch, mgqe
+        >>> model = mgqe.DPQEmbedding(100, 8)
+        >>> loss = model(torch.arange(10)).square().mean() + mgqe.quantization_loss(model)
         >>> loss.backward()
     """
     layers = _layers(model)

@@ -6,8 +6,8 @@ happens to rows and codebooks is here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from mgqe import ops
 from mgqe.checks.ids import check_sizes
-from mgqe.checks.scalars import as_float, as_int, optional_float
-from mgqe.codec.capacity import Capacity
+from mgqe.checks.inference import outside_inference
+from mgqe.checks.scalars import as_float, optional_float
 from mgqe.codec.equations import Groups
 from mgqe.codec.kmeans import KMEANS, KMeans, draw_places, revive_interval, revive_size, sample_size
 from mgqe.codec.stats import CodebookStats
@@ -26,15 +26,27 @@ from mgqe.nn.context.graphs import outside_graphs
 from mgqe.nn.context.precision import in_full_precision
 from mgqe.nn.freezing import frozen_table
 from mgqe.nn.pending import PendingLosses
+from mgqe.nn.quantization import (
+    Counts,
+    Quantization,
+    QuantizationOptions,
+    merge_options,
+    plan_layer,
+    resolve_tiers,
+    tiers_or_counts,
+)
 from mgqe.nn.quantizers.autograd import TrainingBatch
 from mgqe.nn.quantizers.build import make_quantizer, other_tiers
 from mgqe.nn.quantizers.vq import VQQuantizer
-from mgqe.nn.rows import Rows, resolve_rows
+from mgqe.nn.rows import resolve_rows
 from mgqe.nn.rows.build import key_dim_of, make_rows, make_store
 from mgqe.nn.rows.cache import CacheStore
 from mgqe.nn.rows.fixed import FixedStore
 from mgqe.nn.schedule import TrainingPasses
 from mgqe.table.compact import CompactTable
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 FOLLOWING_STEPS = 3  # of Lloyd's algorithm, when the warm-up of a layer ends whose codebooks are in use already
 
@@ -42,9 +54,11 @@ FOLLOWING_STEPS = 3  # of Lloyd's algorithm, when the warm-up of a layer ends wh
 class QuantizedEmbedding(TrainingPasses):
     """What MGQEmbedding, DPQEmbedding and their Bag forms have in common."""
 
+    one_tier: ClassVar[bool] = False  # whether all ids have the same capacity, as in DPQ
     tier_of: Tensor | None
     tier_sizes: Tensor
 
+    @outside_inference
     def __init__(
         self,
         num_embeddings: int,
@@ -59,32 +73,38 @@ class QuantizedEmbedding(TrainingPasses):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        tiers: Tiers,
-        capacity: Capacity,
-        quantizer: str,
-        warmup_steps: int,
-        centroid_dtype: str,
-        commitment: float,
-        rows: Rows,
+        counts: Counts | None = None,
+        tiers: Tiers | Sequence[int] | None = None,
+        config: Quantization | None = None,
+        **options: Unpack[QuantizationOptions],
     ) -> None:
         super().__init__()
         sizes = check_sizes(num_embeddings, embedding_dim, padding_idx)
         self.num_embeddings, self.embedding_dim, self.padding_idx = sizes
+        config = merge_options(type(self), self.one_tier, config, options)
+        source = tiers_or_counts(type(self), self.one_tier, config, counts, tiers)
+        if config.budget is not None:
+            plan = plan_layer(config, counts, *sizes, _weight, dtype)
+            config, source = config.with_plan(plan), plan.tiers
+        tiers = resolve_tiers(self.num_embeddings, source, config.fractions)
+        capacity = config.capacity_of(self.embedding_dim, tiers)
         self.max_norm = max_norm = optional_float("max_norm", max_norm)
         self.norm_type = as_float("norm_type", norm_type)
         self.scale_grad_by_freq = scale_grad_by_freq
         self.sparse = sparse
-        self.warmup_steps = as_int("warmup_steps", warmup_steps, 0)
-        self.centroid_dtype = centroid_dtype
+        self.warmup_steps = config.warmup_steps
+        self.centroid_dtype = config.centroid_dtype
         self.capacity = capacity
         self._tiers = tiers
-        rows = resolve_rows(rows)
+        rows = resolve_rows(config.rows)
         self.row_storage = rows if isinstance(rows, str) else type(rows).__name__
         weight, vector_dtype = make_rows(rows, tiers, capacity, self.padding_idx, _weight, device, dtype)
         self.register_parameter("weight", nn.Parameter(weight, requires_grad=not _freeze))
         like = weight.new_empty(0, dtype=vector_dtype)
         key_dim = key_dim_of(rows, capacity)
-        self.quantizer = make_quantizer(quantizer, capacity, like, centroid_dtype, commitment, sparse, key_dim)
+        self.quantizer = make_quantizer(
+            config.quantizer, capacity, like, config.centroid_dtype, config.commitment, sparse, key_dim
+        )
         self.store = make_store(rows, tiers, capacity, self.quantizer, weight)
         if self.store is not None and max_norm is not None:
             raise ValueError(f'max_norm goes with rows="float32" or "bfloat16" alone, got {max_norm}')

@@ -17,7 +17,7 @@ from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_int
 from mgqe.codec.tiers import Tiers
 from mgqe.nn.config import CompressConfig
-from mgqe.nn.embedding import Counts
+from mgqe.nn.quantization import Counts
 from mgqe.torchrec.ranks import Ranks
 from mgqe.torchrec.rows import SHARDINGS, RowSource
 from mgqe.torchrec.settings import TableSettings, plain_config, resolve_tables

@@ -9,11 +9,10 @@ from typing import Any
 from torchrec import EmbeddingBagConfig, EmbeddingConfig
 
 from mgqe.checks.scalars import as_int
-from mgqe.codec.capacity import Capacity, resolve_capacity
-from mgqe.codec.layout import CENTROID_DTYPES
+from mgqe.codec.capacity import Capacity
 from mgqe.codec.tiers import Tiers
-from mgqe.nn.config import CompressConfig, cut_centroids, one_tier
-from mgqe.nn.embedding import Counts
+from mgqe.nn.config import CompressConfig
+from mgqe.nn.quantization import Counts, resolve_tiers
 
 
 @dataclass(frozen=True)
@@ -72,27 +71,9 @@ def _resolve(table: Any, config: CompressConfig | None, counts: Counts | Tiers |
         raise ValueError("a rule leaves it alone: give it to a torchrec collection instead")
     if config.quantizer != "vq":
         raise ValueError(f"quantizer={config.quantizer!r} does not work on torchrec's rows yet: use 'vq'")
-    if config.centroid_dtype not in CENTROID_DTYPES:
-        raise ValueError(f"centroid_dtype must be one of {sorted(CENTROID_DTYPES)}, got {config.centroid_dtype!r}")
-    n = as_int("num_embeddings", table.num_embeddings)
-    if isinstance(counts, Tiers):
-        tiers = counts
-    elif counts is not None:
-        tiers = Tiers.from_counts(counts, fractions=config.fractions, num_embeddings=n)
-    else:
-        tiers = Tiers.from_sizes([n])
-        config = one_tier(config)
-    if tiers.num_embeddings != n:
-        raise ValueError(f"tiers hold {tiers.num_embeddings} ids, but num_embeddings is {n}")
-    capacity = resolve_capacity(
-        table.embedding_dim,
-        tiers.sizes,
-        num_subspaces=config.num_subspaces,
-        num_centroids=cut_centroids(config, tiers, config.num_subspaces),
-        capacity=config.capacity,
-        share_codebook=config.share_codebook,
-        share_subspaces=config.share_subspaces,
-    )
+    tiers = resolve_tiers(as_int("num_embeddings", table.num_embeddings), counts, config.fractions)
+    config = (config if counts is not None else config.for_one_tier()).cut_to(tiers)
+    capacity = config.capacity_of(table.embedding_dim, tiers)
     return TableSettings(table, config, tiers, capacity)
 
 

@@ -1,7 +1,6 @@
 """From a budget of bytes to a configuration: what `mgqe.plan`, `budget=` and the command `mgqe plan` share."""
 
 from mgqe.codec.planning.budget import budget_bytes
-from mgqe.codec.planning.layer import CHOSEN, check_left_to_budget
 from mgqe.codec.planning.planner import COUNTS_POWER, Plan, Problem, plan
 
-__all__ = ["CHOSEN", "COUNTS_POWER", "Plan", "Problem", "budget_bytes", "check_left_to_budget", "plan"]
+__all__ = ["COUNTS_POWER", "Plan", "Problem", "budget_bytes", "plan"]

@@ -7,7 +7,6 @@ keyword of the class may be given by its own name; the usual ones have short nam
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import types
@@ -20,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from mgqe import baselines
+from mgqe.checks.names import did_you_mean
 from mgqe.codec.capacity import DEFAULT_HEAD_CENTROIDS, DEFAULT_TAIL_CENTROIDS, default_num_subspaces
-from mgqe.codec.planning.layer import CHOSEN
 from mgqe.codec.tiers import Tiers
-from mgqe.nn.config import CompressConfig, cut_centroids
 from mgqe.nn.embedding import DPQEmbedding, MGQEmbedding
+from mgqe.nn.quantization import BETWEEN_TIERS, CHOSEN_BY_BUDGET, Quantization, QuantizationOptions
 
 Value = int | float | bool | str | tuple[int | float, ...]
 NEVER = 2**62  # warm-up steps of a layer whose warm-up the training loop ends
@@ -95,7 +94,9 @@ class Spec:
         """ValueError says what is wrong with `text` and what could be meant."""
         name, _, rest = text.strip().partition(":")
         if name not in METHODS:
-            raise ValueError(f"no embedding {name!r}{_perhaps(name, METHODS)}: expected one of {', '.join(METHODS)}")
+            raise ValueError(
+                f"no embedding {name!r}{did_you_mean(name, METHODS)}: expected one of {', '.join(METHODS)}"
+            )
         options: dict[str, Value] = {}
         for part in filter(None, (part.strip() for part in rest.split(","))):
             key, equals, value = (piece.strip() for piece in part.partition("="))
@@ -121,7 +122,9 @@ class Spec:
         """ValueError when an option is for a field that the model does not have."""
         for owner in sorted(self.owners - set(fields)):
             known = ", ".join(f"{name}." for name in sorted(set(fields)))
-            raise ValueError(f"embedding {self}: expected {known} before a key, got {owner!r}{_perhaps(owner, fields)}")
+            raise ValueError(
+                f"embedding {self}: expected {known} before a key, got {owner!r}{did_you_mean(owner, fields)}"
+            )
 
     @property
     def method(self) -> Method:
@@ -145,7 +148,7 @@ class Spec:
             if keyword not in allowed:
                 short = {name: f"{key} or {name}" for key, name in self.method.short.items()}
                 known = ", ".join(["d", *(short.get(name, name) for name in sorted(allowed))])
-                hint = _perhaps(bare, [*allowed, *self.method.short])
+                hint = did_you_mean(bare, [*allowed, *self.method.short])
                 raise ValueError(f"embedding {self}: no option {bare!r}{hint}: expected {known}")
             if not _fits(value, allowed[keyword]):
                 raise ValueError(f"embedding {self}: {bare} must be {_described(allowed[keyword])}, got {_text(value)}")
@@ -181,12 +184,12 @@ def fit(spec: Spec, table: str, num_embeddings: int, embedding_dim: int, counts:
     try:
         tiers = Tiers.from_sizes((num_embeddings,))
         if "fractions" in _keywords_of(spec.method):
-            fractions: Any = given.get("fractions", CHOSEN["fractions"])
+            fractions: Any = given.get("fractions", Quantization.fractions)
             tiers = Tiers.from_counts(counts, fractions=fractions, num_embeddings=num_embeddings)
         given.setdefault("num_subspaces", default_num_subspaces(embedding_dim))
         wanted = given.setdefault("num_centroids", _default_centroids(tiers, str(given.get("capacity", "centroids"))))
-        settings: dict[str, Any] = {name: given[name] for name in CHOSEN if name in given}
-        cut = cut_centroids(CompressConfig(**settings), tiers, settings["num_subspaces"])
+        settings: dict[str, Any] = {name: given[name] for name in CHOSEN_BY_BUDGET if name in given}
+        cut: Any = Quantization(**settings).cut_to(tiers).num_centroids
     except (TypeError, ValueError):
         return spec, ""
     each: Any = wanted if isinstance(wanted, tuple) else (wanted,) * tiers.num_tiers
@@ -223,6 +226,8 @@ def build(
     cls = spec.method.layer
     keywords: dict[str, Any] = {**spec.method.fixed, **spec.keywords(table)}
     offered = {"counts": counts, "seed": seed % 2**31, "pairs": pairs}
+    if issubclass(cls, MGQEmbedding) and cls.one_tier:
+        del offered["counts"]
     for name in inspect.signature(cls).parameters:
         if name in offered:
             keywords.setdefault(name, offered[name])
@@ -275,14 +280,18 @@ def _keywords_of(method: Method) -> dict[str, tuple[Any, ...]]:
     That is the class's own keywords, not nn.Embedding's nor those that the loop decides.
     """
     cls = method.layer
-    parameters = inspect.signature(cls).parameters.values()
-    hints = typing.get_type_hints(cls.__init__)
-    return {
-        parameter.name: _alternatives(hints[parameter.name])
-        for parameter in parameters
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        and parameter.name not in {"counts", "tiers", "pairs", "rows", *method.fixed}
-    }
+    fixed = {"pairs", "rows", *method.fixed}
+    if issubclass(cls, MGQEmbedding):
+        hints = typing.get_type_hints(QuantizationOptions)
+        names = [name for name in hints if not (cls.one_tier and name in BETWEEN_TIERS)]
+    else:
+        hints = typing.get_type_hints(cls.__init__)
+        parameters = inspect.signature(cls).parameters.values()
+        names = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    known = {name: _alternatives(hints[name]) for name in names if name not in fixed}
+    if issubclass(cls, MGQEmbedding) and cls.one_tier:  # one number, where others take one per tier
+        known = {name: tuple(t for t in types if typing.get_origin(t) is not Sequence) for name, types in known.items()}
+    return known
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -325,11 +334,6 @@ def _described(kinds: tuple[Any, ...]) -> str:
         (part,) = typing.get_args(kind)
         plain.append(f"{_TYPES[part].removeprefix('a ')}s joined by slashes")
     return " or ".join(plain)
-
-
-def _perhaps(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _value(text: str) -> Value:
