@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -22,12 +24,13 @@ class ComposedEmbedding(nn.Module):
         self,
         num_embeddings: int,
         embedding_dim: int,
-        padding_idx: int | None,
-        max_norm: float | None,
-        norm_type: float,
-        scale_grad_by_freq: bool,
-        sparse: bool,
-        dtype: torch.dtype | None,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if max_norm is not None:  # composed rows are no single parameter that it could shorten
@@ -41,6 +44,11 @@ class ComposedEmbedding(nn.Module):
         self.norm_type = as_float("norm_type", norm_type)
         self.scale_grad_by_freq = scale_grad_by_freq
         self.sparse = sparse
+        self._factory_keywords: dict[str, Any] = {"device": device, "dtype": dtype}
+
+    def _parameter(self, *shape: int) -> nn.Parameter:
+        """A parameter on the layer's device and in its dtype, not filled."""
+        return nn.Parameter(torch.empty(shape, **self._factory_keywords))
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:

@@ -3,11 +3,11 @@ embeddings, Serra and Karatzoglou, RecSys 2017)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mgqe.baselines._shared import ComposedEmbedding, kept
 from mgqe.checks.ids import FLOAT_DTYPES, check_ids
@@ -105,26 +105,18 @@ class HashEmbedding(ComposedEmbedding):
         self,
         num_embeddings: int,
         embedding_dim: int,
-        padding_idx: int | None = None,
-        max_norm: float | None = None,
-        norm_type: float = 2.0,
-        scale_grad_by_freq: bool = False,
-        sparse: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
+        *torch_arguments: Any,
         num_buckets: int | None = None,
         num_hashes: int = 1,
         seed: int = 0,
+        **torch_keywords: Any,
     ) -> None:
-        super().__init__(
-            num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, dtype
-        )
+        super().__init__(num_embeddings, embedding_dim, *torch_arguments, **torch_keywords)
         default = max(1, self.num_embeddings // 8)
         self.num_buckets = default if num_buckets is None else as_int("num_buckets", num_buckets, 1)
         self.num_hashes = as_int("num_hashes", num_hashes, 1, MAX_HASHES)
         self.seed = as_int("seed", seed, 0, MAX_SEED)
-        self.weight = nn.Parameter(torch.empty(self.num_buckets, self.embedding_dim, device=device, dtype=dtype))
+        self.weight = self._parameter(self.num_buckets, self.embedding_dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

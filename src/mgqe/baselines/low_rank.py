@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mgqe.baselines._shared import ComposedEmbedding, kept
 from mgqe.checks.ids import FLOAT_DTYPES, check_ids
@@ -90,25 +90,17 @@ class LowRankEmbedding(ComposedEmbedding):
         self,
         num_embeddings: int,
         embedding_dim: int,
-        padding_idx: int | None = None,
-        max_norm: float | None = None,
-        norm_type: float = 2.0,
-        scale_grad_by_freq: bool = False,
-        sparse: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
+        *torch_arguments: Any,
         rank: int | None = None,
+        **torch_keywords: Any,
     ) -> None:
-        super().__init__(
-            num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, dtype
-        )
+        super().__init__(num_embeddings, embedding_dim, *torch_arguments, **torch_keywords)
         dim = self.embedding_dim
         self.rank = max(1, dim // 8) if rank is None else as_int("rank", rank)
         if not 1 <= self.rank <= dim:
             raise ValueError(f"rank must be from 1 to embedding_dim={dim}, got {self.rank}")
-        self.factors = nn.Parameter(torch.empty(self.num_embeddings, self.rank, device=device, dtype=dtype))
-        self.projection = nn.Parameter(torch.empty(self.rank, dim, device=device, dtype=dtype))
+        self.factors = self._parameter(self.num_embeddings, self.rank)
+        self.projection = self._parameter(self.rank, dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

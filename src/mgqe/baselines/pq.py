@@ -9,11 +9,10 @@ import torch
 from mgqe.baselines._shared import kept
 from mgqe.baselines.full import FullEmbedding
 from mgqe.checks.scalars import as_int
-from mgqe.codec.capacity import resolve_capacity
 from mgqe.codec.equations import nearest_codes, round_centroids
 from mgqe.codec.kmeans import kmeans
-from mgqe.codec.layout import CENTROID_DTYPES
 from mgqe.codec.tiers import Tiers
+from mgqe.nn.quantization import Quantization
 from mgqe.table.base import FrozenTable
 from mgqe.table.compact import CompactTable
 
@@ -48,17 +47,13 @@ class PQEmbedding(FullEmbedding):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if centroid_dtype not in CENTROID_DTYPES:
-            raise ValueError(f"centroid_dtype must be one of {sorted(CENTROID_DTYPES)}, got {centroid_dtype!r}")
-        self.capacity = resolve_capacity(
-            self.embedding_dim,
-            (self.num_embeddings,),
+        config = Quantization(
             num_subspaces=num_subspaces,
             num_centroids=num_centroids,
-            capacity="centroids",
-            share_codebook=True,
             share_subspaces=share_subspaces,
+            centroid_dtype=centroid_dtype,
         )
+        self.capacity = config.capacity_of(self.embedding_dim, Tiers.from_sizes((self.num_embeddings,)))
         self.centroid_dtype = centroid_dtype
         self.seed = as_int("seed", seed, 0, 2**63 - 1)
 

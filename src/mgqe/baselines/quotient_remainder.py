@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mgqe.baselines._shared import ComposedEmbedding, kept
 from mgqe.checks.ids import FLOAT_DTYPES, check_ids
@@ -108,20 +108,12 @@ class QREmbedding(ComposedEmbedding):
         self,
         num_embeddings: int,
         embedding_dim: int,
-        padding_idx: int | None = None,
-        max_norm: float | None = None,
-        norm_type: float = 2.0,
-        scale_grad_by_freq: bool = False,
-        sparse: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
+        *torch_arguments: Any,
         num_remainders: int | None = None,
         operation: str = "mult",
+        **torch_keywords: Any,
     ) -> None:
-        super().__init__(
-            num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, dtype
-        )
+        super().__init__(num_embeddings, embedding_dim, *torch_arguments, **torch_keywords)
         if operation not in OPERATIONS:
             raise ValueError(f"operation must be one of {list(OPERATIONS)}, got {operation!r}")
         self.operation = operation
@@ -130,8 +122,8 @@ class QREmbedding(ComposedEmbedding):
         self.num_remainders = num_remainders
         widths = part_widths(self.embedding_dim, operation)
         quotients = -(-self.num_embeddings // num_remainders)
-        self.quotients = nn.Parameter(torch.empty(quotients, widths[0], device=device, dtype=dtype))
-        self.remainders = nn.Parameter(torch.empty(num_remainders, widths[1], device=device, dtype=dtype))
+        self.quotients = self._parameter(quotients, widths[0])
+        self.remainders = self._parameter(num_remainders, widths[1])
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

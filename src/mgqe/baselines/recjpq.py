@@ -3,20 +3,21 @@ arXiv 2312.06165)."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mgqe import ops
 from mgqe.baselines._shared import ComposedEmbedding, kept
 from mgqe.checks.ids import INTEGER_DTYPES, check_dense, check_ids, no_values
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_int
-from mgqe.codec.capacity import resolve_capacity
 from mgqe.codec.equations import round_centroids
-from mgqe.codec.layout import CENTROID_DTYPES
 from mgqe.codec.packing import code_dtype
 from mgqe.codec.tiers import Tiers
+from mgqe.nn.quantization import Quantization
 from mgqe.nn.quantizers.autograd import ScaleGradient, SparseGradient
 from mgqe.table.base import FrozenTable
 from mgqe.table.compact import CompactTable
@@ -67,39 +68,22 @@ class RecJPQEmbedding(ComposedEmbedding):
         self,
         num_embeddings: int,
         embedding_dim: int,
-        padding_idx: int | None = None,
-        max_norm: float | None = None,
-        norm_type: float = 2.0,
-        scale_grad_by_freq: bool = False,
-        sparse: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
+        *torch_arguments: Any,
         pairs: Pairs | None = None,
         num_subspaces: int | None = None,
         num_centroids: int | None = None,
         centroid_dtype: str = "float32",
         seed: int = 0,
+        **torch_keywords: Any,
     ) -> None:
-        super().__init__(
-            num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, dtype
-        )
-        if centroid_dtype not in CENTROID_DTYPES:
-            raise ValueError(f"centroid_dtype must be one of {sorted(CENTROID_DTYPES)}, got {centroid_dtype!r}")
-        capacity = resolve_capacity(
-            self.embedding_dim,
-            (self.num_embeddings,),
-            num_subspaces=num_subspaces,
-            num_centroids=num_centroids,
-            capacity="centroids",
-            share_codebook=True,
-            share_subspaces=False,
-        )
+        super().__init__(num_embeddings, embedding_dim, *torch_arguments, **torch_keywords)
+        config = Quantization(num_subspaces=num_subspaces, num_centroids=num_centroids, centroid_dtype=centroid_dtype)
+        capacity = config.capacity_of(self.embedding_dim, Tiers.from_sizes((self.num_embeddings,)))
         (self.num_subspaces,), (self.num_centroids,) = capacity.num_subspaces, capacity.num_centroids
         self.centroid_dtype = centroid_dtype
         self.seed = as_int("seed", seed, 0, MAX_SEED)
         # Named as others' rows are, not as codebooks that follow rows: it is what the model trains.
-        self.weight = nn.Parameter(torch.empty(capacity.codebook_shapes[0], device=device, dtype=dtype))
+        self.weight = self._parameter(*capacity.codebook_shapes[0])
         codes = interaction_codes(self.num_embeddings, pairs, self.num_subspaces, self.num_centroids, self.seed)
         self.register_buffer("codes", codes.to(self.weight.device))
         self.reset_parameters()
