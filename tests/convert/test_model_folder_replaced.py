@@ -151,11 +151,11 @@ def test_windows_refuses_for_a_moment(folder, monkeypatch):
         return 7
 
     monkeypatch.setattr(saves, "WINDOWS", True)
-    assert saves.patiently(work) == 7
+    assert saves.retry_where_busy(work) == 7
     refusals = iter([PermissionError()])
     monkeypatch.setattr(saves, "WINDOWS", False)
     with pytest.raises(PermissionError):
-        saves.patiently(work)
+        saves.retry_where_busy(work)
 
 
 @pytest.mark.slow

@@ -313,7 +313,7 @@ def test_an_own_type_on_the_meta_device_stays(tmp_path):
     assert torch.equal(loaded["head"].weight, model["head"].weight.bfloat16())
 
 
-def test_what_nobody_saved_is_asked_for_before_anything_is_changed(tmp_path):
+def test_buffers_that_were_not_saved_are_asked_for_before_anything_is_changed(tmp_path):
     class Masked(Ranker):
         def __init__(self) -> None:
             super().__init__()

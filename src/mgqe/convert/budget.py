@@ -1,4 +1,4 @@
-"""A budget of bytes for a model: what each table gets of it, and becomes with it."""
+"""A budget of bytes for a model: how many bytes each table gets, and what the table becomes with them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mgqe.codec.planning import Plan, Problem, budget_bytes
 from mgqe.codec.planning.split import split_budget
 from mgqe.codec.tiers import Tiers
 from mgqe.convert.decide import obstacle, zero_padding
-from mgqe.convert.find import FoundTable
+from mgqe.convert.find import ModelTable
 from mgqe.nn.config import CompressConfig
 from mgqe.nn.quantization import Counts
 
@@ -18,66 +18,69 @@ ROOM = "left: the budget has room for it as it is"
 
 
 def allocate(
-    tables: Sequence[FoundTable],
+    tables: Sequence[ModelTable],
     config: CompressConfig,
     counts: Mapping[str, Counts | Tiers],
-    naming: Callable[[FoundTable], AbstractContextManager[None]],
+    in_table: Callable[[ModelTable], AbstractContextManager[None]],
 ) -> dict[str, Plan | str]:
-    """What a budget makes of the tables that have one, by path: a plan, or why it leaves them.
+    """What a budget makes of the tables that have one, by path: a plan, or why the budget leaves the table.
+
+    Args:
+        in_table: a context that puts a table's path before the messages of errors.
 
     Raises:
-        ValueError: a budget that is too small, or no smaller than the tables; Tiers in place of counts; NaN in rows.
+        ValueError: a budget that is too small, or not smaller than the tables; Tiers in place of counts; NaN in rows.
     """
-    found: dict[str, Plan | str] = {}
-    common: list[tuple[FoundTable, Problem | None]] = []
+    plans: dict[str, Plan | str] = {}
+    sharing: list[tuple[ModelTable, Problem | None]] = []
     for table in tables:
-        own = config.for_table(table.paths)
-        if own is None or own.budget is None or obstacle(table) is not None:
+        config_of_table = config.for_table(table.paths)
+        if config_of_table is None or config_of_table.budget is None or obstacle(table) is not None:
             continue
-        with naming(table):
-            problem = _problem(table, own, counts.get(table.path))
+        with in_table(table):
+            problem = _problem(table, config_of_table, counts.get(table.path))
             if config.shares_budget(table.paths):
-                common.append((table, problem))
+                sharing.append((table, problem))
             elif problem is None or problem.least() >= problem.full_nbytes:
-                found[table.path] = NO_GAIN
+                plans[table.path] = NO_GAIN
             else:
-                found[table.path] = problem.plan(budget_bytes(own.budget, problem.full_nbytes))
-    if common:
-        found.update(_share(common, config, naming))
-    return found
+                plans[table.path] = problem.plan(budget_bytes(config_of_table.budget, problem.full_nbytes))
+    if sharing:
+        plans.update(_divide(sharing, config, in_table))
+    return plans
 
 
-def _share(
-    common: Sequence[tuple[FoundTable, Problem | None]],
+def _divide(
+    tables: Sequence[tuple[ModelTable, Problem | None]],
     config: CompressConfig,
-    naming: Callable[[FoundTable], AbstractContextManager[None]],
+    in_table: Callable[[ModelTable], AbstractContextManager[None]],
 ) -> dict[str, Plan | str]:
-    """One budget for several tables: how much each gets, and what it becomes."""
-    found: dict[str, Plan | str] = {}
-    sizes = [_nbytes(table) for table, _ in common]
+    """One budget for several tables: what each table becomes with its share."""
+    plans: dict[str, Plan | str] = {}
+    sizes = [_nbytes(table) for table, _ in tables]
     budget = budget_bytes(config.budget, sum(sizes))
     ladders = []
-    for (_, problem), size in zip(common, sizes, strict=True):
+    for (_, problem), size in zip(tables, sizes, strict=True):
         steps = [] if problem is None else [step for step in problem.ladder() if step[0] < size]
         ladders.append([*steps, (size, 0.0)])
     shares = split_budget(ladders, budget)
     if shares is None:
         least = sum(ladder[0][0] for ladder in ladders)
         raise ValueError(
-            f"budget={config.budget!r} is {budget:,} bytes, too few for {len(common)} tables of {sum(sizes):,}: the "
+            f"budget={config.budget!r} is {budget:,} bytes, too few for {len(tables)} tables of {sum(sizes):,}: the "
             f"least is {least:,} bytes ({100 * least / sum(sizes):.2f}%)"
         )
-    for (table, problem), size, share, ladder in zip(common, sizes, shares, ladders, strict=True):
+    for (table, problem), size, share, ladder in zip(tables, sizes, shares, ladders, strict=True):
         if problem is None or share == size:
-            found[table.path] = NO_GAIN if len(ladder) == 1 else ROOM
+            plans[table.path] = NO_GAIN if len(ladder) == 1 else ROOM
             continue
-        with naming(table):
-            found[table.path] = problem.plan(share)
-    return found
+        with in_table(table):
+            plans[table.path] = problem.plan(share)
+    return plans
 
 
-def _problem(table: FoundTable, own: CompressConfig, counts: Counts | Tiers | None) -> Problem | None:
-    """None for a table of too few rows."""
+def _problem(table: ModelTable, config: CompressConfig, counts: Counts | Tiers | None) -> Problem | None:
+    """What to plan for; None for a table of fewer than two rows."""
     if isinstance(counts, Tiers):
         raise ValueError("a budget chooses the tiers: give counts (mgqe.count_ids), not Tiers")
     module = table.module
@@ -87,11 +90,11 @@ def _problem(table: FoundTable, own: CompressConfig, counts: Counts | Tiers | No
     if rows < 2:
         return None
     padding = module.padding_idx if zero_padding(module) else None
-    trained = weight if own.init == "from_weight" and bool(weight.any()) else None
+    trained = weight if config.init == "from_weight" and bool(weight.any()) else None
     return Problem.of(rows, dim, counts, trained, padding, full_nbytes=weight.nbytes)  # type: ignore[arg-type]
 
 
-def _nbytes(table: FoundTable) -> int:
+def _nbytes(table: ModelTable) -> int:
     weight = table.module._parameters["weight"]
     assert weight is not None
     return weight.nbytes

@@ -16,7 +16,7 @@ from mgqe.codec.kmeans import THOROUGH
 from mgqe.codec.tiers import Tiers
 from mgqe.convert.budget import allocate
 from mgqe.convert.decide import Decision, decide, make_layer
-from mgqe.convert.find import FoundTable, find_tables
+from mgqe.convert.find import ModelTable, find_tables
 from mgqe.convert.report import CompressReport, TableReport
 from mgqe.convert.tied import tie
 from mgqe.nn.bag import MGQEmbeddingBag
@@ -41,25 +41,35 @@ def compress_(
     """Swap the model's ``nn.Embedding`` and ``nn.EmbeddingBag`` modules for quantised ones, in place.
 
     A table is swapped only if its frozen file takes fewer bytes than its rows. A module at several paths stays one
-    module, and modules that share a weight become one; what else holds the weight (an output layer) reads the layer's
-    ``weight`` from now on, the decoded table. The new layer trains the very parameter of the old one: optimisers that
-    hold it go on, and :func:`mgqe.extend_optimizer` adds the codebooks. If anything is refused, the model is as it was.
+    module, and modules that share a weight become one. Other modules that hold the weight (an output layer) read the
+    layer's ``weight``, the decoded table, from now on. The new layer trains the parameter of the old one, so that
+    optimisers that hold it go on; :func:`mgqe.extend_optimizer` adds the codebooks. When an error is raised, the model
+    is as it was.
 
     Args:
-        model: any module with embeddings in it; modules are known by their paths, as in ``model.named_modules()``.
+        model: any module with embeddings in it. Modules are named by their paths, as in ``model.named_modules()``.
         config: what tables become, with rules by name. Default: :class:`CompressConfig`.
         counts: module path -> how often each id occurs in training (``mgqe.count_ids``), or Tiers. A table without
-            them gets one tier.
-        filter_fn: called with a module and its path; False leaves it. Default: all.
+            counts gets one tier.
+        filter_fn: called with a module and its path; a table for which it returns False is left as it is.
         init: instead of ``config.init``: "warmup" or "from_weight".
         budget: instead of ``config.budget``: "5%" or 0.05 of the tables' bytes, or bytes, for all tables together.
 
     Returns:
-        what was compressed and what was not, and why: ``print`` it.
+        a report of what was compressed and what was not, and why; ``print`` it.
 
     Raises:
         ValueError: there is no table, or the filter or a rule matches none; counts for a module that is no table, or
             of another length; settings that do not fit a table; rows that are NaN. The message names the module path.
+
+    Example:
+        >>> import torch, mgqe
+        >>> model = torch.nn.ModuleDict({"item": torch.nn.Embedding(10_000, 64), "day": torch.nn.Embedding(7, 4)})
+        >>> print(mgqe.compress_(model, counts={"item": torch.arange(10_000, 0, -1)}))
+        table               rows x dim      bytes   frozen
+        item               10,000 x 64  2,560,000  314,208   12.3%  1,000 ids x 32 of 256; 9,000 ids x 32 of 64
+        day                      7 x 4        112      607  542.0%  left: codes and centroids would take no fewer bytes
+        1 of 2 compressed               2,560,112  314,320   12.3%
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a model, got {type(model).__name__}: pass an instance of nn.Module")
@@ -71,82 +81,82 @@ def compress_(
     tables = find_tables(model)
     if not tables:
         raise ValueError(_no_tables(model))
-    given = _counts_of(tables, counts or {})
+    counts_of_table = _counts_of(tables, counts or {})
     chosen = [t for t in tables if filter_fn is None or any(filter_fn(t.module, path) for path in t.paths)]
     if not chosen:
         raise ValueError(f"filter_fn matches none of the model's tables: {_listed(tables)}")
     _check_rules(config, tables)
 
-    budgeted = allocate(chosen, config, given, _naming)
-    decisions: list[tuple[FoundTable, Decision]] = []
+    plans = allocate(chosen, config, counts_of_table, _in_table)
+    decisions: list[tuple[ModelTable, Decision]] = []
     for table in tables:
         if table not in chosen:
             decisions.append((table, Decision(why="left: filter_fn")))
             continue
-        with _naming(table):
-            decisions.append((table, decide(table, config, given.get(table.path), budgeted.get(table.path))))
-    # All are made before the first is swapped, so that an error leaves the model alone.
-    made = [(table, _make(table, decision)) for table, decision in decisions if decision.compress]
-    for table, layer in made:
+        with _in_table(table):
+            decisions.append((table, decide(table, config, counts_of_table.get(table.path), plans.get(table.path))))
+    # All layers are made before the first is swapped, so that an error leaves the model as it was.
+    layers = [(table, _make(table, decision)) for table, decision in decisions if decision.compress]
+    for table, layer in layers:
         _swap(table, layer)
     report = CompressReport(tuple(_row(table, decision) for table, decision in decisions))
-    if not made:
+    if not layers:
         reasons = "; ".join(f"{row.path}: {row.why}" for row in report.rows)
         warnings.warn(f"compress_ left every table as it is: {reasons}", stacklevel=3)  # beyond the decorator
     return report
 
 
-def _make(table: FoundTable, decide: Decision) -> MGQEmbedding | MGQEmbeddingBag:
-    with _naming(table):
-        layer = make_layer(table, decide)
-        if decide.config is not None and decide.config.init == "from_weight":
+def _make(table: ModelTable, decision: Decision) -> MGQEmbedding | MGQEmbeddingBag:
+    with _in_table(table):
+        layer = make_layer(table, decision)
+        if decision.config is not None and decision.config.init == "from_weight":
             layer.start_quantizing(THOROUGH)
     return layer
 
 
-def _swap(table: FoundTable, layer: MGQEmbedding | MGQEmbeddingBag) -> None:
-    for parent, name in table.places:
+def _swap(table: ModelTable, layer: MGQEmbedding | MGQEmbeddingBag) -> None:
+    for parent, name in table.slots:
         parent._modules[name] = layer
     for module, name, _ in table.ties:
-        module._parameters[name] = layer.raw_weight  # another one where the old one could not be trained
+        module._parameters[name] = layer.raw_weight  # not the old parameter where that one could not be trained
         tie(module, name, layer)
 
 
 @contextmanager
-def _naming(table: FoundTable) -> Iterator[None]:
-    """Puts a table's path before what is wrong with it."""
+def _in_table(table: ModelTable) -> Iterator[None]:
+    """Puts the table's path before the messages of errors."""
     try:
         yield
     except (ValueError, TypeError) as error:
         raise type(error)(f"{table.path}: {error}") from error
 
 
-def _counts_of(tables: list[FoundTable], counts: Mapping[str, Counts | Tiers]) -> dict[str, Counts | Tiers]:
-    """Counts by the first path of each table."""
+def _counts_of(tables: list[ModelTable], counts: Mapping[str, Counts | Tiers]) -> dict[str, Counts | Tiers]:
+    """The counts by the first path of each table."""
     first = {path: table.path for table in tables for path in table.paths}
-    found: dict[str, Counts | Tiers] = {}
-    named: dict[str, str] = {}
+    by_table: dict[str, Counts | Tiers] = {}
+    path_of: dict[str, str] = {}
     for path, values in counts.items():
         if path not in first:
             raise ValueError(
                 f"counts for {path!r}{did_you_mean(path, first)}, where the model has no table: {_listed(tables)}"
             )
-        if first[path] in found:
+        if first[path] in by_table:
             raise ValueError(
-                f"counts for {named[first[path]]!r} and for {path!r}, which are one table: "
+                f"counts for {path_of[first[path]]!r} and for {path!r}, which are one table: "
                 "give their sum once, mgqe.merge_counts(...)"
             )
-        found[first[path]], named[first[path]] = values, path
-    return found
+        by_table[first[path]], path_of[first[path]] = values, path
+    return by_table
 
 
-def _check_rules(config: CompressConfig, tables: list[FoundTable]) -> None:
-    used = {pattern for table in tables for pattern in config.rules if config.matches(pattern, table.paths)}
-    if unused := [pattern for pattern in config.rules if pattern not in used]:
+def _check_rules(config: CompressConfig, tables: list[ModelTable]) -> None:
+    matching = {pattern for table in tables for pattern in config.rules if config.matches(pattern, table.paths)}
+    if unused := [pattern for pattern in config.rules if pattern not in matching]:
         raise ValueError(f"rule {unused[0]!r} matches none of the model's tables: {_listed(tables)}")
 
 
-def _row(table: FoundTable, decide: Decision) -> TableReport:
+def _row(table: ModelTable, decision: Decision) -> TableReport:
     weight = table.module._parameters.get("weight")
     return TableReport(
         table.path,
@@ -154,13 +164,13 @@ def _row(table: FoundTable, decide: Decision) -> TableReport:
         int(table.module.num_embeddings),  # type: ignore[arg-type]
         int(table.module.embedding_dim),  # type: ignore[arg-type]
         weight.nbytes if isinstance(weight, torch.Tensor) else 0,
-        decide.bytes_after,
-        decide.compress,
-        decide.why,
+        decision.bytes_after,
+        decision.compress,
+        decision.why,
     )
 
 
-def _listed(tables: list[FoundTable]) -> str:
+def _listed(tables: list[ModelTable]) -> str:
     return ", ".join(path for table in tables for path in table.paths)
 
 

@@ -1,4 +1,4 @@
-"""One table: whether it is compressed, to what, and the layer that takes its place."""
+"""Whether and how one table is compressed, and the layer that replaces it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import nn
 from mgqe.codec.planning import Plan
 from mgqe.codec.size import frozen_nbytes
 from mgqe.codec.tiers import Tiers
-from mgqe.convert.find import FoundTable
+from mgqe.convert.find import ModelTable
 from mgqe.nn.bag import MGQEmbeddingBag
 from mgqe.nn.config import CompressConfig
 from mgqe.nn.embedding import MGQEmbedding
 from mgqe.nn.quantization import Counts, resolve_tiers
 
-_SHARED = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+_TORCH_ARGUMENTS = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -33,9 +33,9 @@ class Decision:
     """What becomes of a table.
 
     Attributes:
-        why: for the report.
-        compress: whether it is swapped; then ``config`` and ``tiers`` say for what.
-        bytes_after: of its frozen file; None where that is not known.
+        why: what the table becomes or why it is left, for the report.
+        compress: whether the table is swapped, for a layer with ``config`` and ``tiers``.
+        bytes_after: bytes of the frozen file; None where they are not known.
     """
 
     why: str
@@ -46,69 +46,69 @@ class Decision:
 
 
 def decide(
-    table: FoundTable, config: CompressConfig, counts: Counts | Tiers | None, chosen: Plan | str | None = None
+    table: ModelTable, config: CompressConfig, counts: Counts | Tiers | None, plan: Plan | str | None = None
 ) -> Decision:
     """Decide about a table.
 
     Args:
-        chosen: what a budget made of it, or why it left it, where there is one.
+        plan: what a budget made of the table, or why it left the table; None without a budget.
 
     Raises:
-        ValueError, TypeError: counts or settings that do not fit it.
+        ValueError, TypeError: counts or settings that do not fit the table.
     """
     module = table.module
-    own = config.for_table(table.paths)
-    if isinstance(chosen, str):
-        return Decision(chosen)
-    if chosen is not None and own is not None:
-        own, counts = own.with_plan(chosen), None if counts is None else chosen.tiers
-    # Counts are checked also where they are not needed.
-    tiers = resolve_tiers(int(module.num_embeddings), counts, (own or config).fractions)  # type: ignore[arg-type]
-    if own is None:
+    config_of_table = config.for_table(table.paths)
+    if isinstance(plan, str):
+        return Decision(plan)
+    if plan is not None and config_of_table is not None:
+        config_of_table, counts = config_of_table.with_plan(plan), None if counts is None else plan.tiers
+    # Wrong counts are an error also for a table that is left as it is.
+    tiers = resolve_tiers(int(module.num_embeddings), counts, (config_of_table or config).fractions)  # type: ignore[arg-type]
+    if config_of_table is None:
         return Decision(f"left: rule {config.rule_for(table.paths)!r}")
     if (reason := obstacle(table)) is not None:
         return Decision(f"left: {reason}")
     weight = module._parameters["weight"]
     assert weight is not None  # an obstacle otherwise
-    own = (own if counts is not None else own.for_one_tier()).cut_to(tiers)
-    capacity = own.capacity_of(int(module.embedding_dim), tiers)  # type: ignore[arg-type]
+    config = (config_of_table if counts is not None else config_of_table.for_one_tier()).cut_to(tiers)
+    capacity = config.capacity_of(int(module.embedding_dim), tiers)  # type: ignore[arg-type]
     zero = module.padding_idx if zero_padding(module) else None
-    after = frozen_nbytes(tiers, capacity, zero, own.centroid_dtype)  # type: ignore[arg-type]
+    after = frozen_nbytes(tiers, capacity, zero, config.centroid_dtype)  # type: ignore[arg-type]
     if after >= weight.nbytes:
         return Decision("left: codes and centroids would take no fewer bytes", bytes_after=after)
-    made = "; ".join(
+    why = "; ".join(
         f"{n:,} ids x {d} of {k}"
         for n, d, k in zip(tiers.sizes, capacity.num_subspaces, capacity.num_centroids, strict=True)
     )
     if counts is None:
-        made += " (one tier: no counts)"
-    return Decision(made, True, after, own, tiers)
+        why += " (one tier: no counts)"
+    return Decision(why, True, after, config, tiers)
 
 
-def make_layer(table: FoundTable, decide: Decision) -> MGQEmbedding | MGQEmbeddingBag:
-    """The layer in a table's place. It trains the table's own parameter, which optimisers may hold already."""
-    module, config = table.module, decide.config
+def make_layer(table: ModelTable, decision: Decision) -> MGQEmbedding | MGQEmbeddingBag:
+    """The layer that replaces a table. It trains the table's own parameter, which optimisers may hold already."""
+    module, config = table.module, decision.config
     assert config is not None  # for mypy: a decision to compress has one
     weight = module._parameters["weight"]
     assert weight is not None
-    arguments: dict[str, Any] = {name: getattr(module, name) for name in _SHARED}
+    arguments: dict[str, Any] = {name: getattr(module, name) for name in _TORCH_ARGUMENTS}
     if isinstance(module, nn.EmbeddingBag):
         arguments.update(mode=module.mode, include_last_offset=module.include_last_offset)
-    kind = MGQEmbeddingBag if isinstance(module, nn.EmbeddingBag) else MGQEmbedding
-    layer = kind(
+    layer_class = MGQEmbeddingBag if isinstance(module, nn.EmbeddingBag) else MGQEmbedding
+    layer = layer_class(
         int(module.num_embeddings),  # type: ignore[arg-type]
         int(module.embedding_dim),  # type: ignore[arg-type]
         _weight=weight,
-        tiers=decide.tiers,
+        tiers=decision.tiers,
         config=config if config.init == "warmup" else replace(config, warmup_steps=0),
         **arguments,
     )
-    if weight.is_inference():  # no optimiser could train it: a copy takes its place
+    if weight.is_inference():  # no optimiser could train it, so that the layer has a copy
         layer.raw_weight.requires_grad_(weight.requires_grad)
     else:
         layer.register_parameter("weight", weight)
     layer.zero_padding = zero_padding(module)
-    for hooks in _HOOKS:  # the dictionaries themselves, so that handles still remove theirs
+    for hooks in _HOOKS:  # the dictionaries themselves, so that handles can still remove their hooks
         setattr(layer, hooks, getattr(module, hooks))
     return layer.train(module.training)
 
@@ -121,8 +121,8 @@ def zero_padding(module: nn.Module) -> bool:
     return not bool(weight.detach()[padding].any())  # type: ignore[index]
 
 
-def obstacle(table: FoundTable) -> str | None:
-    """Why a table cannot be swapped whatever the settings."""
+def obstacle(table: ModelTable) -> str | None:
+    """Why a table cannot be swapped, whatever the settings are; None if it can."""
     module = table.module
     weight = module._parameters.get("weight")
     if weight is None:
@@ -138,10 +138,10 @@ def obstacle(table: FoundTable) -> str | None:
 
 
 def _plain(module: nn.Module) -> bool:
-    """Whether the forward pass is torch's, or does the same."""
-    own = type(module).forward
-    return own in (nn.Embedding.forward, nn.EmbeddingBag.forward) or getattr(type(module), "plain_forward", False)
+    """Whether the forward pass is torch's, or declares that it does what torch's does."""
+    forward = type(module).forward
+    return forward in (nn.Embedding.forward, nn.EmbeddingBag.forward) or getattr(type(module), "plain_forward", False)
 
 
 def _settings(module: nn.Module) -> tuple[object, ...]:
-    return tuple(getattr(module, name, None) for name in (*_SHARED, "mode", "include_last_offset"))
+    return tuple(getattr(module, name, None) for name in (*_TORCH_ARGUMENTS, "mode", "include_last_offset"))

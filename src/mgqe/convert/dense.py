@@ -1,4 +1,4 @@
-"""A model's parameters and buffers beside its tables, each tensor once, for :mod:`mgqe.files.weights`."""
+"""A model's parameters and buffers apart from its tables, each tensor once, for :mod:`mgqe.files.weights`."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from mgqe.files.container import WEIGHT_DTYPE_NAMES
 def dense_state(
     model: nn.Module, tables: Collection[str], plain: Mapping[str, str]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The state_dict without tables, under plain names, each tensor once; and the other names of those with several.
+    """The state_dict without tables, under plain names, each tensor once, and further names of shared tensors.
 
     Args:
         tables: plain paths of the tables.
-        plain: of :func:`plain_paths`.
+        plain: what :func:`plain_paths` returns.
 
     Raises ValueError for state that is no plain tensor with elements; the message names it.
     """
-    kept: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
-    seen: dict[tuple[Any, ...], str] = {}
-    inside = tuple(f"{path}." for path in tables)
+    key_of: dict[tuple[Any, ...], str] = {}
+    table_prefixes = tuple(f"{path}." for path in tables)
     for raw, value in model.state_dict().items():
         key = plain_key(raw, plain)
-        if key.startswith(inside):
+        if key.startswith(table_prefixes):
             continue
         _check(key, value)
         identity = (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
-        if value.numel() and identity in seen:
-            aliases[key] = seen[identity]
+        if value.numel() and identity in key_of:
+            aliases[key] = key_of[identity]
         else:
-            seen[identity] = key
-            kept[key] = value.detach().cpu().contiguous().clone()
-    return kept, aliases
+            key_of[identity] = key
+            tensors[key] = value.detach().cpu().contiguous().clone()
+    return tensors, aliases
 
 
 def _check(key: str, value: object) -> None:

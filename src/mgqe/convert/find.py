@@ -1,4 +1,4 @@
-"""The embedding tables of a model: where they are, what shares them, what is tied to their weight."""
+"""The embedding tables of a model: where they are, which modules share them, what is tied to their weight."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from mgqe.convert.wrappers import wrapped
+from mgqe.convert.wrappers import wrapped_name
 
-Place = tuple[nn.Module, str]
+Slot = tuple[nn.Module, str]  # a parent module, and the name of a child in it
 
 
 @dataclass(frozen=True)
-class FoundTable:
-    """One parameter that embedding modules look rows up from.
+class ModelTable:
+    """One parameter in which embedding modules look rows up.
 
     Attributes:
-        module: the embedding; the first of them where several modules share the parameter.
-        paths: where it is in the model, the first one first.
-        places: (parent, name) of each path.
-        others: further embedding modules that share its parameter.
-        ties: (module, parameter's name, path) of other modules that hold the same parameter.
+        module: the embedding module; the first one where several share the parameter.
+        paths: all paths of the modules, in the order of the model.
+        slots: (parent, name) of each path.
+        others: further embedding modules that share the parameter.
+        ties: (module, parameter's name, path) of modules that are no embeddings and hold the parameter.
     """
 
     module: nn.Module
     paths: tuple[str, ...]
-    places: tuple[Place, ...]
+    slots: tuple[Slot, ...]
     others: tuple[nn.Module, ...] = ()
     ties: tuple[tuple[nn.Module, str, str], ...] = ()
 
@@ -36,44 +36,44 @@ class FoundTable:
         return self.paths[0]
 
 
-def places(model: nn.Module) -> Iterator[tuple[str, nn.Module, Place | None]]:
-    """Every path of the model, shared modules at each of theirs: (path, module, (parent, name)).
+def walk_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, Slot | None]]:
+    """Every path of the model, also each path of a shared module: (path, module, (parent, name)); None for the model.
 
-    The place of a module in a wrapper (torch.compile, DataParallel and their kind) is that of the wrapper: the forward
-    pass of a compiled module goes on calling the module that was compiled, whatever takes its place inside.
+    The slot of a module in a wrapper (torch.compile, DataParallel and their kind) is the slot of the wrapper: a
+    compiled module goes on calling the module that was compiled, whatever replaces it inside the wrapper.
     """
 
     def walk(
-        module: nn.Module, path: str, place: Place | None, above: set[int]
-    ) -> Iterator[tuple[str, nn.Module, Place | None]]:
-        yield path, module, place
+        module: nn.Module, path: str, slot: Slot | None, above: set[int]
+    ) -> Iterator[tuple[str, nn.Module, Slot | None]]:
+        yield path, module, slot
         if id(module) in above:
             return
         for name, child in module._modules.items():
             if child is not None:
                 below = f"{path}.{name}" if path else name
                 yield from walk(
-                    child, below, place if name == wrapped(module) else (module, name), above | {id(module)}
+                    child, below, slot if name == wrapped_name(module) else (module, name), above | {id(module)}
                 )
 
     return walk(model, "", None, set())
 
 
 def is_embedding(module: nn.Module) -> bool:
-    """Whether torch would call it an embedding."""
+    """Whether a module is one of torch's embeddings."""
     return isinstance(module, (nn.Embedding, nn.EmbeddingBag))
 
 
-def find_tables(model: nn.Module) -> list[FoundTable]:
+def find_tables(model: nn.Module) -> list[ModelTable]:
     """The tables of all nn.Embedding and nn.EmbeddingBag modules, in the order of the model.
 
     Raises:
         ValueError: the model itself is the embedding, which cannot be replaced in place.
     """
-    found: dict[int, dict[nn.Module, list[tuple[str, Place]]]] = {}
-    for path, module, place in places(model):
+    by_weight: dict[int, dict[nn.Module, list[tuple[str, Slot]]]] = {}
+    for path, module, slot in walk_modules(model):
         if is_embedding(module):
-            if place is None:
+            if slot is None:
                 kind = "EmbeddingBag" if isinstance(module, nn.EmbeddingBag) else "Embedding"
                 raise ValueError(
                     f"the model itself is an {type(module).__name__} and cannot be swapped in place: use "
@@ -81,16 +81,16 @@ def find_tables(model: nn.Module) -> list[FoundTable]:
                 )
             weight = module._parameters.get("weight")
             key = id(module) if weight is None else id(weight)
-            found.setdefault(key, {}).setdefault(module, []).append((path, place))
+            by_weight.setdefault(key, {}).setdefault(module, []).append((path, slot))
     tables = []
-    for modules in found.values():
+    for modules in by_weight.values():
         first, *others = modules
-        where = [at for entries in modules.values() for at in entries]
+        locations = [location for entries in modules.values() for location in entries]
         tables.append(
-            FoundTable(
+            ModelTable(
                 first,
-                tuple(path for path, _ in where),
-                tuple(place for _, place in where),
+                tuple(path for path, _ in locations),
+                tuple(slot for _, slot in locations),
                 tuple(others),
                 tuple(_ties(model, first, modules)),
             )

@@ -1,4 +1,4 @@
-"""Whether a saved model fits an instance of its class: everything is compared before anything is changed."""
+"""Compare a saved model with an instance of its class, before anything is changed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from mgqe.nn.quantized import QuantizedEmbedding
 
 @dataclass(frozen=True)
 class Fit:
-    """A model and a saved one, by the model's own paths.
+    """Where everything saved belongs in a model, by the model's own paths.
 
     Attributes:
-        tables: path -> the table that belongs there, in the place of a wrapper too.
-        ties: (module, parameter's name, the table that it is).
-        dense: key of ``state_dict`` -> what was saved.
-        problems: what does not fit, a line each.
+        tables: path -> the table that belongs there; the table replaces a wrapper as well.
+        ties: (module, parameter's name, the table that it is tied to).
+        dense: key of ``state_dict`` -> the saved tensor.
+        problems: what does not fit, one line each.
     """
 
     tables: dict[str, CompactEmbedding]
@@ -38,37 +38,41 @@ class Fit:
 
 def compare(model: nn.Module, saved: SavedModel) -> Fit:
     """Where everything saved belongs in the model, and what does not fit. Changes nothing."""
-    plain, parts = plain_paths(model), dict(model.named_modules(remove_duplicate=False))
-    raw_of = {path: raw for raw, path in plain.items()}  # of a wrapper and what it wraps, the innermost is the last
-    place_of = {path: raw for raw, path in reversed(plain.items())}  # and the outermost the last of these
+    plain, modules = plain_paths(model), dict(model.named_modules(remove_duplicate=False))
+    # A wrapper and the modules in it have one plain path. A table is compared with the innermost, the last in order,
+    # and replaces the outermost, the last in reversed order.
+    innermost = {path: raw for raw, path in plain.items()}
+    outermost = {path: raw for raw, path in reversed(plain.items())}
     entries = saved.manifest.tables
     translate = translation([path for entry in entries for path in entry.paths], plain)
     problems: list[str] = []
     tables: dict[str, CompactEmbedding] = {}
     for entry, table in zip(entries, saved.tables, strict=True):
         for path in map(translate, entry.paths):
-            module = parts[raw_of[path]] if path in raw_of else None
-            problems += [f"{path}: {what}" for what in _misfits(module, entry, table)]
+            module = modules[innermost[path]] if path in innermost else None
+            problems += [f"{path}: {problem}" for problem in _misfits(module, entry, table)]
             tables[path] = table
     by_path = {entry.paths[0]: table for entry, table in zip(entries, saved.tables, strict=True)}
     ties = []
     for tie in saved.manifest.ties:
         path = translate(tie.path)
-        owner = parts[raw_of[path]] if path in raw_of else None
+        owner = modules[innermost[path]] if path in innermost else None
         problems += _tie_misfits(owner, path, tie, by_path[tie.table])
         if owner is not None:
             ties.append((owner, tie.name, by_path[tie.table]))
-    dropped = {f"{translate(tie.path)}.{tie.name}".lstrip(".") for tie in saved.manifest.ties}
+    tied_keys = {f"{translate(tie.path)}.{tie.name}".lstrip(".") for tie in saved.manifest.ties}
     dense = {translate(key): value for key, value in saved.dense.items()}
-    own = _own_state(model, plain, tuple(f"{path}." for path in tables), dropped)
-    problems += _compare_dense({key: value for key, (_, value) in own.items()}, dense)
-    problems += _lost_buffers(parts, plain, tuple(f"{path}." for path in tables))
-    fitting = {raw: dense[key] for key, (raw, _) in own.items() if key in dense}
-    return Fit({place_of[path]: table for path, table in tables.items() if path in raw_of}, ties, fitting, problems)
+    table_prefixes = tuple(f"{path}." for path in tables)
+    state = _dense_state(model, plain, table_prefixes, tied_keys)
+    problems += _compare_dense({key: value for key, (_, value) in state.items()}, dense)
+    problems += _lost_buffers(modules, plain, table_prefixes)
+    dense_by_raw_key = {raw: dense[key] for key, (raw, _) in state.items() if key in dense}
+    tables_by_raw_path = {outermost[path]: table for path, table in tables.items() if path in outermost}
+    return Fit(tables_by_raw_path, ties, dense_by_raw_key, problems)
 
 
 def _misfits(module: nn.Module | None, entry: TableEntry, table: CompactEmbedding) -> Iterator[str]:
-    """What is wrong with the module at a table's path."""
+    """How the module at a table's path differs from the table."""
     if module is None:
         yield "the model has no such module"
         return
@@ -106,19 +110,19 @@ def _tie_misfits(owner: nn.Module | None, path: str, tie: Tie, table: CompactEmb
         )
 
 
-def _own_state(
-    model: nn.Module, plain: Mapping[str, str], inside: tuple[str, ...], dropped: set[str]
+def _dense_state(
+    model: nn.Module, plain: Mapping[str, str], table_prefixes: tuple[str, ...], tied_keys: set[str]
 ) -> dict[str, tuple[str, object]]:
-    """Plain key -> (key, value) of the state that is in no table and tied to none."""
+    """Plain key -> (key, value) of the state that is in no table and not tied to one."""
     state = {plain_key(raw, plain): (raw, value) for raw, value in model.state_dict().items()}
-    return {key: at for key, at in state.items() if not key.startswith(inside) and key not in dropped}
+    return {key: entry for key, entry in state.items() if not key.startswith(table_prefixes) and key not in tied_keys}
 
 
-def _compare_dense(own: Mapping[str, object], dense: Mapping[str, Tensor]) -> Iterator[str]:
-    """Weights that the model lacks, has too many of, or in other shapes or kinds of numbers."""
-    yield from (f"{key}: saved, but not in the model" for key in dense if key not in own)
-    yield from (f"{key}: in the model, but not saved" for key in own if key not in dense)
-    for key, value in own.items():
+def _compare_dense(state: Mapping[str, object], dense: Mapping[str, Tensor]) -> Iterator[str]:
+    """Weights that are only saved or only in the model, or differ in shape or kind of numbers."""
+    yield from (f"{key}: saved, but not in the model" for key in dense if key not in state)
+    yield from (f"{key}: in the model, but not saved" for key in state if key not in dense)
+    for key, value in state.items():
         if key not in dense or not isinstance(value, Tensor):
             continue
         saved = dense[key]
@@ -127,23 +131,25 @@ def _compare_dense(own: Mapping[str, object], dense: Mapping[str, Tensor]) -> It
         elif hasattr(value, "full_tensor"):
             yield f"{key}: distributed in the model: load before the model is sharded"
         elif value.is_inference() and not torch.is_inference_mode_enabled():
-            yield f"{key}: made in torch.inference_mode, where alone it can be changed: load there, or make it outside"
+            yield f"{key}: made in torch.inference_mode, which alone can change it: load in it, or make it outside"
         elif value.shape != saved.shape:
             yield f"{key}: shape {tuple(value.shape)} in the model, {tuple(saved.shape)} saved"
         elif value.dtype != saved.dtype and not (value.is_floating_point() and saved.is_floating_point()):
             yield f"{key}: {value.dtype} in the model, {saved.dtype} saved"
 
 
-def _lost_buffers(parts: Mapping[str, nn.Module], plain: Mapping[str, str], inside: tuple[str, ...]) -> Iterator[str]:
-    """Buffers on the meta device that state_dict leaves out: nobody knows their elements."""
-    for path, module in parts.items():
+def _lost_buffers(
+    modules: Mapping[str, nn.Module], plain: Mapping[str, str], table_prefixes: tuple[str, ...]
+) -> Iterator[str]:
+    """Buffers on the meta device that are not part of state_dict, so that their elements are not known."""
+    for path, module in modules.items():
         for name, buffer in module._buffers.items():
             where = f"{plain[path]}.{name}".lstrip(".")
             if (
                 buffer is not None
                 and buffer.is_meta
                 and name in module._non_persistent_buffers_set
-                and not where.startswith(inside)
+                and not where.startswith(table_prefixes)
             ):
                 yield (
                     f"{where}: on the meta device, and no part of state_dict (persistent=False), so that it was not "

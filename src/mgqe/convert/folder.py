@@ -1,8 +1,8 @@
-"""A frozen model in one folder: its tables, its other weights, and a manifest that says what is what.
+"""save_model: a frozen model in one folder, with its tables, its other weights and a manifest.
 
-``manifest.json`` names the files; everything else carries a token in its name and is never written to again. A save
-over an older one writes its files beside the older ones and then replaces the manifest, so a reader sees the one model
-or the other. docs/convert.md describes the folder.
+``manifest.json`` names the files. All other files carry the token of their save in their names and never change. A save
+over an older one writes its files beside the older ones and then replaces the manifest, so that a reader sees either
+the older model or the newer one. docs/convert.md describes the folder.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from mgqe.convert.manifest import (
     encode_manifest,
 )
 from mgqe.convert.read import manifest_bytes
-from mgqe.convert.saves import dense_name, patiently, remove_others, remove_save, saved_files
+from mgqe.convert.saves import dense_name, remove_other_saves, remove_save, retry_where_busy, saved_files
 from mgqe.convert.tied import ties_of
-from mgqe.convert.wrappers import class_of, layers_of, plain_paths
+from mgqe.convert.wrappers import class_name_of, plain_paths, wrapper_chain
 from mgqe.files.container import ArtifactError, file_lock, stored_checksum, write_whole
 from mgqe.files.weights import save_weights
 from mgqe.nn.compact import CompactEmbedding, CompactEmbeddingBag
@@ -41,48 +41,57 @@ from mgqe.table.io import save
 
 MAX_STEM = 100  # characters of a path in a file's name: file systems take names of 255 bytes
 
-Places = dict[CompactEmbedding, list[str]]
+TablePaths = dict[CompactEmbedding, list[str]]  # the plain paths of each frozen table
 
 
 def save_model(model: nn.Module, folder: str | os.PathLike[str]) -> int:
     """Write a frozen model to a folder and return the bytes of its files: tables, other weights and manifest.
 
-    Nothing is pickled: the model's class is the reader's to bring (:func:`mgqe.load_model`). Saving over an older
-    save replaces it whole or not at all, and whoever loads meanwhile gets the one model or the other. Several saves
-    into one folder wait for each other, on systems with file locks. What wraps the model (torch.compile,
-    DataParallel and their kind) is not saved.
+    Nothing is pickled, so that :func:`mgqe.load_model` needs an instance of the model's class. Saving over an older
+    save replaces it as a whole or not at all, and a process that loads meanwhile gets either the older model or the
+    newer one. On systems with file locks, several saves into one folder wait for each other. Wrappers of the model
+    (torch.compile, DataParallel and their kind) are not saved.
 
     Args:
-        model: after :func:`mgqe.freeze_`.
-        folder: made if it is not there; otherwise empty, or one that this function wrote.
+        model: a model after :func:`mgqe.freeze_`.
+        folder: created if it does not exist; otherwise it must be empty, or one that this function wrote.
 
     Raises:
-        ValueError: layers that are not frozen, or none that are; state that is no tensor, or has no elements. The
+        ValueError: layers that are not frozen, or no frozen layer; state that is no tensor, or has no elements. The
             message names them.
-        FileExistsError: the folder holds something else.
-        OSError: it cannot be written; the message names the file, the bytes needed and the remedy. What the folder held
-            is as it was.
+        FileExistsError: the folder holds other files.
+        OSError: a file cannot be written. The message names the file, the bytes needed and the remedy. The folder's
+            older save is as it was.
+
+    Example:
+        >>> import torch, mgqe
+        >>> model = torch.nn.Sequential(mgqe.DPQEmbedding(1000, 16), torch.nn.Linear(16, 1))
+        >>> tables = mgqe.freeze_(model)
+        >>> nbytes = mgqe.save_model(model, "model")
+        >>> import os
+        >>> nbytes == sum(entry.stat().st_size for entry in os.scandir("model"))
+        True
     """
     plain = plain_paths(model)
-    places = _places(model, plain)
-    tables = [path for paths in places.values() for path in paths]
-    dense, aliases = dense_state(model, tables, plain)
-    ties = tuple(_ties(model, places, plain))
+    tables = _frozen_tables(model, plain)
+    table_paths = [path for paths in tables.values() for path in paths]
+    dense, aliases = dense_state(model, table_paths, plain)
+    ties = tuple(_ties(model, tables, plain))
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     with file_lock(target, exclusive=True):
-        _refuse_others(target)
+        _refuse_other_files(target)
         token, replaced = secrets.token_hex(4), _current_token(target)
         try:
-            beside = _write_dense(target, token, dense, aliases)  # first: locks are taken on it
-            manifest = Manifest(class_name(model), _write_tables(target, token, places), ties, beside)
+            dense_entry = _write_dense(target, token, dense, aliases)  # first, since locks are taken on this file
+            manifest = Manifest(model_class_name(model), _write_tables(target, token, tables), ties, dense_entry)
             text = encode_manifest(manifest)
-            patiently(lambda: write_whole(target / MANIFEST, len(text), [text]))
+            retry_where_busy(lambda: write_whole(target / MANIFEST, len(text), [text]))
         except BaseException:
-            if _current_token(target) != token:  # else the model is there, and what failed came after it
+            if _current_token(target) != token:  # else the model is complete, and a later step failed
                 remove_save(target, token)
             raise
-        remove_others(target, token, replaced)
+        remove_other_saves(target, token, replaced)
     return len(text) + sum(entry.nbytes for entry in manifest.files)
 
 
@@ -93,9 +102,9 @@ def _write_dense(folder: Path, token: str, dense: Mapping[str, Tensor], aliases:
     return DenseEntry(file.name, nbytes, aliases, stored_checksum(file))
 
 
-def _write_tables(folder: Path, token: str, places: Places) -> tuple[TableEntry, ...]:
+def _write_tables(folder: Path, token: str, tables: TablePaths) -> tuple[TableEntry, ...]:
     entries = []
-    for (module, paths), name in zip(places.items(), file_names(each[0] for each in places.values()), strict=True):
+    for (module, paths), name in zip(tables.items(), file_names(paths[0] for paths in tables.values()), strict=True):
         file = folder / f"{name}.{token}.safetensors"
         entries.append(_entry(module, paths, file, save(module.table, file)))
         _keep_mode(file)
@@ -103,19 +112,19 @@ def _write_tables(folder: Path, token: str, places: Places) -> tuple[TableEntry,
 
 
 def _keep_mode(file: Path) -> None:
-    """Give a new file the mode bits of the manifest that is there."""
-    with suppress(OSError):  # there is none yet, or the file is on a system without them
+    """Give a new file the mode bits of the present manifest."""
+    with suppress(OSError):  # there is no manifest yet, or the file system has no mode bits
         os.chmod(file, stat.S_IMODE(os.stat(file.with_name(MANIFEST)).st_mode))
 
 
-def class_name(model: nn.Module) -> str:
-    """The name of the model's class, or of what wrappers hold."""
-    *_, innermost = layers_of(model)
-    return class_of(innermost)
+def model_class_name(model: nn.Module) -> str:
+    """The name of the model's class, without its wrappers."""
+    *_, innermost = wrapper_chain(model)
+    return class_name_of(innermost)
 
 
 def file_names(paths: Iterable[str]) -> list[str]:
-    """A file name for each table, without its ending: no two alike, also where upper and lower case are one."""
+    """A file name for each table, without its ending; they differ also where upper and lower case are the same."""
     names: list[str] = []
     taken = {"dense"}
     for path in paths:
@@ -129,28 +138,28 @@ def file_names(paths: Iterable[str]) -> list[str]:
     return names
 
 
-def _places(model: nn.Module, plain: dict[str, str]) -> Places:
+def _frozen_tables(model: nn.Module, plain: dict[str, str]) -> TablePaths:
     """The frozen tables of a model, each with its plain paths."""
     modules = list(model.named_modules(remove_duplicate=False))
     unfrozen = dict.fromkeys(plain[path] for path, module in modules if isinstance(module, QuantizedEmbedding))
     if unfrozen:
         raise ValueError(f"{', '.join(unfrozen)}: not frozen yet, call mgqe.freeze_(model) first")
-    places: Places = {}
+    tables: TablePaths = {}
     for path, module in modules:
         if isinstance(module, CompactEmbedding):
             if str(module.dtype).removeprefix("torch.") not in DTYPES:
                 raise ValueError(f"{plain[path]}: its vectors are {module.dtype}, expected one of {', '.join(DTYPES)}")
-            places.setdefault(module, []).append(plain[path])
-    if not places or "" in next(iter(places.values())):
+            tables.setdefault(module, []).append(plain[path])
+    if not tables or "" in next(iter(tables.values())):
         raise ValueError(
-            f"{class_name(model)} has no frozen table in it: call mgqe.compress_ and mgqe.freeze_, or use mgqe.save "
-            "for a table alone, and safetensors for a model without one"
+            f"{model_class_name(model)} has no frozen table in it: call mgqe.compress_ and mgqe.freeze_, or use "
+            "mgqe.save for a table alone, and safetensors for a model without one"
         )
-    return {module: list(dict.fromkeys(paths)) for module, paths in places.items()}
+    return {module: list(dict.fromkeys(paths)) for module, paths in tables.items()}
 
 
 def _entry(module: CompactEmbedding, paths: list[str], file: Path, nbytes: int) -> TableEntry:
-    bag, padding = isinstance(module, CompactEmbeddingBag), module.padding_idx
+    is_bag, padding = isinstance(module, CompactEmbeddingBag), module.padding_idx
     return TableEntry(
         tuple(paths),
         file.name,
@@ -158,30 +167,31 @@ def _entry(module: CompactEmbedding, paths: list[str], file: Path, nbytes: int) 
         None if padding is None else operator.index(padding),
         str(module.dtype).removeprefix("torch."),
         module.mode if isinstance(module, CompactEmbeddingBag) else None,
-        bag and bool(module.include_last_offset),
+        is_bag and bool(module.include_last_offset),
         stored_checksum(file),
     )
 
 
-def _ties(model: nn.Module, places: Places, plain: dict[str, str]) -> Iterable[Tie]:
+def _ties(model: nn.Module, tables: TablePaths, plain: dict[str, str]) -> Iterable[Tie]:
     for path, module in model.named_modules():
         for name, layer in ties_of(module).items():
             if isinstance(layer, CompactEmbedding):
-                if layer not in places:
-                    raise ValueError(f"{plain[path]}.{name} is tied to a table that is no part of the model any more")
-                yield Tie(plain[path], name, places[layer][0])
+                if layer not in tables:
+                    raise ValueError(f"{plain[path]}.{name} is tied to a table that is no longer part of the model")
+                yield Tie(plain[path], name, tables[layer][0])
 
 
 def _current_token(folder: Path) -> str | None:
-    """Of the save that the folder's manifest names."""
+    """The token of the save that the folder's manifest names; None without a manifest that can be read."""
     with suppress(OSError, ArtifactError):
         dense = decode_manifest(manifest_bytes(folder), folder / MANIFEST).dense.file
         return next((token for token in saved_files(folder) if dense == dense_name(token)), None)
     return None
 
 
-def _refuse_others(folder: Path) -> None:
-    own = {MANIFEST, *(name for names in saved_files(folder).values() for name in names)}
-    strange = sorted(name for name in os.listdir(folder) if name not in own and not name.endswith(".tmp"))
-    if strange and MANIFEST not in os.listdir(folder):
-        raise FileExistsError(f"{folder} holds other files ({', '.join(strange[:3])}): choose an empty folder")
+def _refuse_other_files(folder: Path) -> None:
+    names = os.listdir(folder)
+    of_saves = {name for files in saved_files(folder).values() for name in files}
+    others = sorted(name for name in names if name not in of_saves and not name.endswith(".tmp"))
+    if others and MANIFEST not in names:
+        raise FileExistsError(f"{folder} holds other files ({', '.join(others[:3])}): choose an empty folder")

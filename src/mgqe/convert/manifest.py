@@ -1,4 +1,4 @@
-"""The manifest of a model's folder: what is in it, written last, and trusted in nothing when it is read.
+"""The manifest of a model's folder: it lists the files, is written last, and is checked entry by entry when read.
 
 docs/convert.md describes it.
 """
@@ -35,11 +35,11 @@ class TableEntry:
     """A frozen table of the model, as the manifest has it.
 
     Attributes:
-        paths: where its module is.
-        file: its file in the folder.
-        nbytes: of the file.
-        padding_idx, dtype, mode, include_last_offset: of the module; ``mode`` is None for one that is no bag.
-        checksum: the last one of the file, which is of all others; None in version 1.
+        paths: all paths of the module.
+        file: name of the file in the folder.
+        nbytes: bytes of the file.
+        padding_idx, dtype, mode, include_last_offset: of the module; ``mode`` is None for a module that is no bag.
+        checksum: the last checksum of the file, that of all its others; None in version 1.
     """
 
     paths: tuple[str, ...]
@@ -73,7 +73,7 @@ class DenseEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of it, with the name of the model's class and the version of the format."""
+    """A whole manifest, with the name of the model's class and the version of the format."""
 
     class_name: str
     tables: tuple[TableEntry, ...]
@@ -83,7 +83,7 @@ class Manifest:
 
     @property
     def files(self) -> list[TableEntry | DenseEntry]:
-        """The entries that name files, that of the dense one last."""
+        """The entries that name files, the dense one last."""
         return [*self.tables, self.dense]
 
 
@@ -101,7 +101,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def decode_manifest(text: bytes, path: Path) -> Manifest:
-    """What a manifest says: every entry of the right type, in range, and in no contradiction to the others.
+    """A manifest from the bytes of its file; every entry has the right type and range and contradicts no other.
 
     Raises ArtifactError, which names the file and the entry.
     """
@@ -112,46 +112,46 @@ def decode_manifest(text: bytes, path: Path) -> Manifest:
         _check_files(manifest)
         _check_ties(manifest)
         if manifest.version not in OLD_VERSIONS:
-            _check_seal(content)
+            _check_checksum(content)
         return manifest
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Whatever is wrong with a file's content becomes an ArtifactError that names it."""
+    """Errors about a file's content become an ArtifactError that names the file."""
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-        what = f"no entry {error}" if isinstance(error, KeyError) else str(error)
-        raise ArtifactError(f"{path}: {what}") from error
+        fault = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+        raise ArtifactError(f"{path}: {fault}") from error
 
 
 def _decoded(content: Any) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        came = repr(content.get("format")) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"'format' must be {FORMAT!r}, got {came}")
+        value = repr(content.get("format")) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"'format' must be {FORMAT!r}, got {value}")
     version = content.get("version")
     if type(version) is not int or version not in (*OLD_VERSIONS, VERSION):
         known = " or ".join(map(str, (*OLD_VERSIONS, VERSION)))
         raise ValueError(f"'version' must be {known}, got {version!r}: read it with a newer mgqe")
-    sealed = version not in OLD_VERSIONS
+    has_checksums = version not in OLD_VERSIONS
     reader = _reader(content, "the manifest")
     reader.value("format"), reader.value("version")
-    if sealed:
+    if has_checksums:
         reader.value("checksum")
     manifest = Manifest(
         _text(reader, "class"),
-        tuple(_table_entry(_reader(each, "an entry of 'tables'"), sealed) for each in _list(reader, "tables")),
+        tuple(_table_entry(_reader(each, "an entry of 'tables'"), has_checksums) for each in _list(reader, "tables")),
         tuple(_tie(_reader(each, "an entry of 'ties'")) for each in _list(reader, "ties")),
-        _dense_entry(_reader(reader.value("dense"), "'dense'"), sealed),
+        _dense_entry(_reader(reader.value("dense"), "'dense'"), has_checksums),
         version,
     )
     reader.finish()
     return manifest
 
 
-def _table_entry(reader: Reader, sealed: bool) -> TableEntry:
-    file, nbytes, checksum = _file(reader, sealed)
+def _table_entry(reader: Reader, has_checksums: bool) -> TableEntry:
+    file, nbytes, checksum = _file(reader, has_checksums)
     paths = _list(reader, "paths")
     if not paths or not all(isinstance(path, str) and path and all(path.split(".")) for path in paths):
         raise ValueError(f"{file}: 'paths' must be a list of module paths, got {_short(paths)}")
@@ -175,8 +175,8 @@ def _tie(reader: Reader) -> Tie:
     return tie
 
 
-def _dense_entry(reader: Reader, sealed: bool) -> DenseEntry:
-    file, nbytes, checksum = _file(reader, sealed)
+def _dense_entry(reader: Reader, has_checksums: bool) -> DenseEntry:
+    file, nbytes, checksum = _file(reader, has_checksums)
     aliases = reader.value("aliases")
     if not isinstance(aliases, dict) or not all(isinstance(name, str) for name in aliases.values()):
         raise ValueError(f"'aliases' must map names to names, got {_short(aliases)}")
@@ -185,13 +185,13 @@ def _dense_entry(reader: Reader, sealed: bool) -> DenseEntry:
     return entry
 
 
-def _file(reader: Reader, sealed: bool) -> tuple[str, int, str | None]:
-    """Name, bytes and checksum; the name cannot lead out of the folder."""
+def _file(reader: Reader, has_checksums: bool) -> tuple[str, int, str | None]:
+    """Name, bytes and checksum of a file; the name cannot lead out of the folder."""
     name = reader.value("file")
     if not isinstance(name, str) or not _FILE.fullmatch(name):
         raise ValueError(f"{_short(name)} is no file name that save_model gives")
-    checksum = reader.value("checksum") if sealed else None
-    if sealed and not (isinstance(checksum, str) and _CHECKSUM.fullmatch(checksum)):
+    checksum = reader.value("checksum") if has_checksums else None
+    if has_checksums and not (isinstance(checksum, str) and _CHECKSUM.fullmatch(checksum)):
         raise ValueError(f"{name}: 'checksum' must be 16 hexadecimal digits, got {_short(checksum)}")
     return name, reader.integer("nbytes", 0, MAX_BYTES), checksum
 
@@ -203,9 +203,9 @@ def _check_paths(manifest: Manifest) -> None:
     _refuse_repeats(paths, "table path")
     known = set(paths)
     for path in paths:
-        above = next((p for p in _parents(path) if p in known), None)
-        if above is not None:
-            raise ValueError(f"table path {path!r} is inside {above!r}, which is a table")
+        parent = next((p for p in _parents(path) if p in known), None)
+        if parent is not None:
+            raise ValueError(f"table path {path!r} is inside {parent!r}, which is a table")
 
 
 def _check_files(manifest: Manifest) -> None:
@@ -228,10 +228,10 @@ def _check_ties(manifest: Manifest) -> None:
             raise ValueError(f"'ties': {tie.name!r} is no name of a parameter")
 
 
-def _check_seal(content: Config) -> None:
+def _check_checksum(content: Config) -> None:
     if content["checksum"] != json_checksum(content):
         raise ValueError(
-            "the manifest is damaged, or was edited: its checksum is another one. Restore it from a copy, or save the "
+            "the manifest is damaged or was edited: its checksum does not match. Restore it from a copy, or save the "
             "model again"
         )
 
@@ -245,7 +245,7 @@ def _refuse_repeats(names: Iterable[str], what: str) -> None:
 
 
 def _parents(path: str) -> Iterator[str]:
-    """Of "a.b.c": "a.b", "a"."""
+    """The paths above one: "a.b" and "a" for "a.b.c"."""
     while "." in path:
         path = path.rpartition(".")[0]
         yield path

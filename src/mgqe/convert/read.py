@@ -1,4 +1,4 @@
-"""What is in a model's folder, read as one: also while the folder is saved over."""
+"""Read a model's folder, all files of one save, also while another process saves over it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from mgqe.convert.manifest import (
     TableEntry,
     decode_manifest,
 )
-from mgqe.convert.saves import in_use, patiently
+from mgqe.convert.saves import in_use, retry_where_busy
 from mgqe.files.container import ArtifactError, stored_checksum
 from mgqe.files.weights import load_weights
 from mgqe.nn.compact import CompactEmbedding, CompactEmbeddingBag
 from mgqe.table.io import load
 
-MAX_ATTEMPTS = 1000  # at reading a folder that is saved over, where the system has no file locks
+MAX_ATTEMPTS = 1000  # to read a folder while it is saved over, on a system without file locks
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class SavedModel:
     """A folder's content.
 
     Attributes:
-        manifest: checked.
-        tables: in its order.
-        dense: the weights beside the tables, under every name that they have.
+        manifest: the manifest, checked.
+        tables: the frozen tables in the manifest's order.
+        dense: the other weights, under all of their names.
     """
 
     manifest: Manifest
@@ -43,14 +43,14 @@ class SavedModel:
 
 
 def read_model(folder: Path, verify: bool | None) -> SavedModel:
-    """The model in a folder, all its files of one save.
+    """The model in a folder, all files of one save.
 
-    Files of a save never change, and go only when nobody reads them (:mod:`mgqe.convert.saves`). Where that cannot be
-    seen to, what went wrong is tried again with the files that the manifest names by then.
+    The files of a save never change, and are not removed while they are read (:mod:`mgqe.convert.saves`). On a system
+    without file locks they may be: an error is then followed by another attempt if the manifest has changed.
 
     Raises:
-        FileNotFoundError: there is no manifest. ArtifactError: a file is damaged, foreign or missing; the message names
-        it.
+        FileNotFoundError: there is no manifest. ArtifactError: a file is damaged, foreign or missing. The message names
+            the file.
     """
     text = manifest_bytes(folder)
     for attempt in range(MAX_ATTEMPTS):
@@ -59,8 +59,8 @@ def read_model(folder: Path, verify: bool | None) -> SavedModel:
             with in_use(folder / manifest.dense.file):
                 return read_files(manifest, folder, verify)
         except (OSError, ValueError, RuntimeError):
-            before, text = text, manifest_bytes(folder)
-            if text == before or attempt == MAX_ATTEMPTS - 1:
+            previous, text = text, manifest_bytes(folder)
+            if text == previous or attempt == MAX_ATTEMPTS - 1:
                 raise
     raise AssertionError("the last attempt returns or raises")
 
@@ -70,7 +70,7 @@ def manifest_bytes(folder: Path) -> bytes:
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: no {MANIFEST} here, so this is no folder that mgqe.save_model wrote")
-    with patiently(lambda: open(path, "rb")) as file:
+    with retry_where_busy(lambda: open(path, "rb")) as file:
         text = file.read(MAX_MANIFEST + 1)
     if len(text) > MAX_MANIFEST:
         raise ArtifactError(f"{path}: larger than {MAX_MANIFEST:,} bytes")
@@ -78,20 +78,20 @@ def manifest_bytes(folder: Path) -> bytes:
 
 
 def file_faults(manifest: Manifest, folder: Path) -> Iterator[str]:
-    """What keeps the files of a folder from being those that its manifest names, by sizes and last checksums."""
+    """How the files of a folder differ from those that its manifest names, by sizes and last checksums."""
     for entry in manifest.files:
         file = folder / entry.file
         size = os.stat(file).st_size if file.is_file() else None
         if size != entry.nbytes:
-            came = "is missing" if size is None else f"has {size:,} bytes"
+            fault = "is missing" if size is None else f"has {size:,} bytes"
             yield (
-                f"{folder / MANIFEST}: {entry.file} {came}, expected {entry.nbytes:,} bytes: the folder was copied in "
+                f"{folder / MANIFEST}: {entry.file} {fault}, expected {entry.nbytes:,} bytes: the folder was copied in "
                 "part, or cut short"
             )
         elif entry.checksum is not None and stored_checksum(file) != entry.checksum:
             yield (
-                f"{file}: not the file that was saved here, or damaged: its last checksum is another one than in "
-                f"{MANIFEST}. Copy the folder again, all files of one save"
+                f"{file}: not the file that was saved here, or damaged: its last checksum differs from "
+                f"that in {MANIFEST}. Copy the folder again, all files of one save"
             )
 
 
@@ -104,24 +104,24 @@ def read_files(manifest: Manifest, folder: Path, verify: bool | None) -> SavedMo
 
 
 def _dense(entry: DenseEntry, file: Path, verify: bool | None) -> dict[str, Tensor]:
-    tensors = load_weights(file, verify is not False)  # they are read in any case
-    for name, kept in entry.aliases.items():
-        if name in tensors or kept not in tensors:
+    tensors = load_weights(file, verify is not False)  # this file is read as a whole in any case
+    for name, original in entry.aliases.items():
+        if name in tensors or original not in tensors:
             raise ArtifactError(
-                f"{file.with_name(MANIFEST)}: {name!r} cannot be another name of {kept!r}: {file.name} has "
+                f"{file.with_name(MANIFEST)}: {name!r} cannot be another name of {original!r}: {file.name} has "
                 f"{sorted(tensors)[:5]}"
             )
-    return {**tensors, **{name: tensors[kept] for name, kept in entry.aliases.items()}}
+    return {**tensors, **{name: tensors[original] for name, original in entry.aliases.items()}}
 
 
 def _table(entry: TableEntry, folder: Path, verify: bool | None) -> CompactEmbedding:
-    frozen = load(folder / entry.file, verify=verify)
+    table = load(folder / entry.file, verify=verify)
     path, dtype = entry.paths[0], getattr(torch, entry.dtype)
-    if entry.padding_idx is not None and entry.padding_idx >= frozen.num_embeddings:
+    if entry.padding_idx is not None and entry.padding_idx >= table.num_embeddings:
         raise ArtifactError(
-            f"{folder / MANIFEST}: {path}: 'padding_idx' must be less than {frozen.num_embeddings}, the rows of the "
+            f"{folder / MANIFEST}: {path}: 'padding_idx' must be less than {table.num_embeddings}, the rows of the "
             f"table, got {entry.padding_idx}"
         )
     if entry.mode is None:
-        return CompactEmbedding(frozen, entry.padding_idx, dtype, path)
-    return CompactEmbeddingBag(frozen, entry.padding_idx, dtype, path, entry.mode, entry.include_last_offset)
+        return CompactEmbedding(table, entry.padding_idx, dtype, path)
+    return CompactEmbeddingBag(table, entry.padding_idx, dtype, path, entry.mode, entry.include_last_offset)

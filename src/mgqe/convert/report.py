@@ -10,11 +10,11 @@ class TableReport:
     """One table of the model.
 
     Attributes:
-        path: of the module.
+        path: the first path of the module.
         also: its other paths.
-        num_embeddings, embedding_dim: its size.
+        num_embeddings, embedding_dim: N and d.
         bytes_before: of its rows.
-        bytes_after: of the file of its frozen table, as worked out before; None where nobody worked it out.
+        bytes_after: of the file of its frozen table, computed in advance; None where it was not computed.
         compressed: whether it was swapped.
         why: what it became, or why it was left.
     """

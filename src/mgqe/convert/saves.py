@@ -1,4 +1,4 @@
-"""The files of one save, which carry its token in their names: kept while somebody reads them, removed afterwards."""
+"""The files of one save, which carry its token in their names: they stay while they are read and are removed then."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TypeVar
 from mgqe.files.locks import fcntl, unlock
 
 WINDOWS = os.name == "nt"
-PATIENCE_SECONDS = 1.0
+RETRY_SECONDS = 1.0
 ABANDONED_SECONDS = 3600.0
 Result = TypeVar("Result")
 
@@ -21,12 +21,12 @@ _NAME = re.compile(r"[\w.-]+\.([0-9a-f]{8})\.safetensors(\.append-[0-9a-f]{8}-(\
 
 
 def dense_name(token: str) -> str:
-    """The file of the weights beside the tables, which every save has. Locks are taken on it."""
+    """The name of the file of the dense weights, which every save has. Locks are taken on it."""
     return f"dense.{token}.safetensors"
 
 
 def saved_files(folder: Path) -> dict[str, list[str]]:
-    """Token -> names of the files of this save and of older ones, also of those that died."""
+    """Token -> names of files, for all saves in the folder: complete ones and interrupted ones."""
     saves: dict[str, list[str]] = {}
     for name in sorted(os.listdir(folder)):
         if match := _NAME.fullmatch(name):
@@ -36,13 +36,13 @@ def saved_files(folder: Path) -> dict[str, list[str]]:
 
 @contextmanager
 def in_use(file: Path) -> Iterator[None]:
-    """While the block runs, :func:`remove_others` leaves the save that ``file`` belongs to.
+    """While the block runs, :func:`remove_other_saves` does not remove the save that ``file`` belongs to.
+
+    This is an advisory lock, which ends with its process. On a system without locks nothing keeps the files: a reader
+    that finds one missing has to look whether the manifest names others by then.
 
     Args:
-        file: of the name that :func:`dense_name` gives.
-
-    An advisory lock, which a process that dies lets go of. Where the system has none, nothing is kept: whoever reads
-    then finds a file gone, and looks whether the manifest names others.
+        file: the save's file of the name that :func:`dense_name` gives.
     """
     descriptor = _lock(file, exclusive=False)
     try:
@@ -54,55 +54,54 @@ def in_use(file: Path) -> Iterator[None]:
 def remove_save(folder: Path, token: str) -> None:
     """Remove the files of a save that failed."""
     for name in saved_files(folder).get(token, []):
-        with suppress(OSError):  # left behind it means nothing to anybody
+        with suppress(OSError):  # a file that stays is harmless
             (folder / name).unlink(missing_ok=True)
 
 
-def remove_others(folder: Path, token: str, replaced: str | None) -> None:
-    """Remove the files of all saves but one, and leave those that are in use to the next save.
+def remove_other_saves(folder: Path, token: str, replaced: str | None) -> None:
+    """Remove the files of all saves but one; those that are in use stay until the next save removes them.
 
-    Where the system has no locks, another save that is not finished looks like one that died. Then only those go that
-    are an hour old, and the one that was replaced.
+    On a system without locks, a save that is still being written looks like an interrupted one. There, only saves that
+    are an hour old are removed, and the save that was replaced.
 
     Args:
         token: of the save to keep.
-        replaced: of the save that the manifest named before.
+        replaced: token of the save that the manifest named before.
     """
-    ours = _lock(folder / dense_name(token), exclusive=False)
+    own_lock = _lock(folder / dense_name(token), exclusive=False)
     try:
-        has_locks = ours is not None and not WINDOWS
+        has_locks = own_lock is not None and not WINDOWS
         for other, names in saved_files(folder).items():
             if other != token:
                 _remove(folder, folder / dense_name(other), names, has_locks or other == replaced)
     finally:
-        _unlock(ours)
+        _unlock(own_lock)
 
 
-def _remove(folder: Path, dense: Path, names: list[str], is_over: bool) -> None:
+def _remove(folder: Path, dense: Path, names: list[str], is_complete: bool) -> None:
     descriptor = None
     try:
-        descriptor = _lock(dense, exclusive=True)  # None also where a save died without this file
-        if descriptor is None and not (is_over or _is_old(folder, names)):
+        descriptor = _lock(dense, exclusive=True)  # None also for a save that was interrupted before it wrote this file
+        if descriptor is None and not (is_complete or _is_old(folder, names)):
             return
-        dense.unlink(missing_ok=True)  # first: Windows refuses it while it is open
+        dense.unlink(missing_ok=True)  # first, since Windows refuses this while the file is open
         for name in names:
-            with suppress(OSError):  # left behind it means nothing to anybody
+            with suppress(OSError):  # a file that stays is harmless
                 (folder / name).unlink(missing_ok=True)
-    except OSError:  # in use, or not ours to remove
+    except OSError:  # in use, or without permission to remove
         return
     finally:
         _unlock(descriptor)
 
 
 def _is_old(folder: Path, names: list[str]) -> bool:
-    """Whether nothing was written to a save for an hour. Raises OSError if somebody else removed it."""
+    """Whether nothing was written to a save for an hour. Raises OSError if another process removed it."""
     return time.time() - max((folder / name).stat().st_mtime for name in names) > ABANDONED_SECONDS
 
 
-def patiently(work: Callable[[], Result]) -> Result:
-    """What ``work`` gives. Windows refuses, for a moment, to replace a file that is open and to open one that is being
-    replaced: there it is tried again for a second."""
-    end = time.monotonic() + PATIENCE_SECONDS
+def retry_where_busy(work: Callable[[], Result]) -> Result:
+    """What ``work`` returns; on Windows, where a file is busy while it is replaced, tried again for a second."""
+    end = time.monotonic() + RETRY_SECONDS
     while True:
         try:
             return work()
@@ -113,9 +112,9 @@ def patiently(work: Callable[[], Result]) -> Result:
 
 
 def _lock(file: Path, exclusive: bool) -> int | None:
-    """A descriptor of the file, locked; None if there is no such file, or the system cannot.
+    """A descriptor of the locked file; None if there is no such file, or the system has no locks.
 
-    Raises BlockingIOError if it is to be ``exclusive`` and others have it.
+    Raises BlockingIOError if the lock is ``exclusive`` and another process has one.
     """
     try:
         descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
@@ -126,7 +125,7 @@ def _lock(file: Path, exclusive: bool) -> int | None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
             return descriptor
         if not exclusive:
-            return descriptor  # Windows does not remove a file that is open
+            return descriptor  # which is a lock on Windows: an open file cannot be removed there
     except BlockingIOError:
         os.close(descriptor)
         raise
@@ -138,5 +137,5 @@ def _lock(file: Path, exclusive: bool) -> int | None:
 
 def _unlock(descriptor: int | None) -> None:
     if descriptor is not None:
-        unlock(descriptor)  # closing is not enough where a fork has a copy
+        unlock(descriptor)  # closing does not unlock the file while a forked process has a copy
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Whether files are as they were written: every checksum compared, and then whether the parts fit together."""
+"""verify: whether files are as they were written, by their checksums, and whether they fit together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgqe.convert.manifest import MANIFEST
-from mgqe.convert.verify import ModelFolder, open_models
+from mgqe.convert.model_folders import ModelFolder, open_models
 from mgqe.files.checksums import CHECKSUMS
 from mgqe.files.container import FORMAT, ArtifactError, StoredFile, decode_metadata, open_stored
 from mgqe.files.weights import KIND as WEIGHTS
@@ -28,18 +28,23 @@ Progress = Callable[[int, int], object]
 
 _STORED = re.compile(r".+\.safetensors(\.append-[0-9a-f]{8}-(\d{6,}|record))?")
 _BEGINNING = b'{"__metadata__":{"format":"mgqe",'  # of the header
-_PARTS = (SEGMENT, RECORD, SHARD_KIND, WEIGHTS)  # files that are read as part of another, or simply
+_NOT_LOADED = (
+    SEGMENT,
+    RECORD,
+    SHARD_KIND,
+    WEIGHTS,
+)  # files that are read with another one, or have nothing to contradict
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared.
+    """What was compared, and what is damaged.
 
     Attributes:
-        files: all that were read.
-        nbytes: of these.
-        without_checksums: those that have none, of version 1 or foreign: of these only the parts are seen to fit.
-        damage: what is wrong, a line each; empty if nothing is.
+        files: all files that were read.
+        nbytes: bytes of these files.
+        without_checksums: files of version 1 and foreign ones; it was only checked that they fit together.
+        damage: what is wrong, one line each; empty if nothing is.
     """
 
     files: tuple[Path, ...]
@@ -49,38 +54,38 @@ class Verification:
 
 
 def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> Verification:
-    """Read all files of an artefact, compare every block with its checksum, and see whether the parts fit together.
+    """Read all files of an artefact, compare every block with its checksum, and check that the files fit together.
 
     Args:
-        path: a table, with what was appended to it; a folder of shards; an id map; or any folder, such as a run's or a
-            model's, for all files of these kinds in it and in the folders in it. A manifest stands for its folder.
+        path: a table, with the ids appended to it; a folder of shards; an id map; or any folder, such as a run's or a
+            model's, for all such files in it and in the folders below. A manifest stands for its folder.
         progress: called with the bytes read so far and those to read in all.
 
     Returns:
-        what was compared; ``without_checksums`` has the files of which little can be known.
+        what was compared; ``without_checksums`` lists the files that have no checksums to compare.
 
     Raises:
         ArtifactError: (a ValueError) something is damaged or missing; the message names every file, tensor and block.
-        OSError: a file cannot be read, or there is nothing of these kinds.
+        OSError: a file cannot be read, or there is no such file.
     """
-    found = verification(path, progress)
-    if found.damage:
-        raise ArtifactError("\n".join(found.damage))
-    return found
+    result = verification(path, progress)
+    if result.damage:
+        raise ArtifactError("\n".join(result.damage))
+    return result
 
 
 def verification(path: str | os.PathLike[str], progress: Progress | None = None) -> Verification:
-    """:func:`verify` that returns what is damaged instead of raising."""
-    asked = Path(path)
-    if asked.name in (MANIFEST, COLLECTION) and asked.is_file():
-        asked = asked.parent  # what it is the manifest of
+    """Like :func:`verify`, but returns the damage instead of raising it."""
+    target = Path(path)
+    if target.name in (MANIFEST, COLLECTION) and target.is_file():
+        target = target.parent
     with ExitStack() as stack:
-        return _verified(asked, open_models(asked, stack), progress)
+        return _verify(target, open_models(target, stack), progress)
 
 
-def _verified(path: Path, models: Sequence[ModelFolder], progress: Progress | None) -> Verification:
-    others = {file for model in models for file in model.others()}
-    files = _sizes([file for file in _files_beside(path, models) if file not in others], path)
+def _verify(path: Path, models: Sequence[ModelFolder], progress: Progress | None) -> Verification:
+    other_saves = {file for model in models for file in model.files_of_other_saves()}
+    files = _sizes([file for file in _files_or_models(path, models) if file not in other_saves], path)
     done, total = 0, sum(files.values())
     read = [model.path for model in models if model.manifest is not None]
     without = [model.path for model in models if model.manifest is not None and not model.has_checksum]
@@ -108,13 +113,13 @@ def _verified(path: Path, models: Sequence[ModelFolder], progress: Progress | No
             damage.append(f"{file}: {error}")
         except FileNotFoundError:
             if file == path:
-                raise  # else removed while it was saved over: whatever needs it says so
+                raise  # else another save removed it; a file that is needed is missed where it is named
         advance(before + size - done)
     damage += [*(without_base(files) if path.is_dir() else ()), *damaged_collections(path)]
     return Verification(tuple(read), total, tuple(without), tuple(dict.fromkeys(damage)))
 
 
-def _files_beside(path: Path, models: Sequence[ModelFolder]) -> list[Path]:
+def _files_or_models(path: Path, models: Sequence[ModelFolder]) -> list[Path]:
     """:func:`stored_files`; none where there is nothing but a model whose files are lost."""
     try:
         return stored_files(path)
@@ -125,7 +130,7 @@ def _files_beside(path: Path, models: Sequence[ModelFolder]) -> list[Path]:
 
 
 def stored_files(path: Path) -> list[Path]:
-    """The files that an artefact consists of, of those that have checksums.
+    """The files with checksums that an artefact consists of.
 
     Raises OSError if there are none.
     """
@@ -144,45 +149,45 @@ def stored_files(path: Path) -> list[Path]:
 
 
 def _begins_as_ours(file: Path) -> bool:
-    """Whether a file begins as those that mgqe writes do: they may have any name."""
+    """Whether a file, of any name, begins like those that mgqe writes."""
     with suppress(OSError), open(file, "rb") as content:
         return content.read(8 + len(_BEGINNING))[8:] == _BEGINNING
     return False
 
 
 def _shards_beside(path: Path) -> list[Path]:
-    """The shards of an index that is given by its name."""
+    """The shards of an index, if the path is one."""
     if path.name != INDEX:
         return []
     try:
         return [file for file in files_of(path.parent) if file != path]
-    except ArtifactError:  # said when the file itself is read
+    except ArtifactError:  # reported when the file itself is read
         return []
 
 
-def _sizes(files: Sequence[Path], asked: Path) -> dict[Path, int]:
-    """Bytes of each file, without those that somebody who saved over them has removed meanwhile."""
+def _sizes(files: Sequence[Path], target: Path) -> dict[Path, int]:
+    """Bytes of each file, without those that another save has removed meanwhile."""
     sizes = {}
     for file in files:
         try:
             sizes[file] = file.stat().st_size
         except FileNotFoundError:
-            if file == asked:
+            if file == target:
                 raise
     return sizes
 
 
 def _contradictions(file: Path, stored: StoredFile) -> Iterator[str]:
-    """What is wrong with a file, and with those that belong to it, whatever the checksums say."""
+    """What is wrong with a file and those that belong to it, apart from checksums."""
     kind, config = decode_metadata(stored.metadata)
     try:
         if kind == WEIGHTS:
             yield from strangers(file, config)
         if kind == ID_MAP:
-            found = IdMap.load(file, verify=False)
+            id_map = IdMap.load(file, verify=False)
             if not stored.has_checksums:
-                found.validate()
-        elif kind == INDEX_KIND or kind not in _PARTS:
+                id_map.validate()
+        elif kind == INDEX_KIND or kind not in _NOT_LOADED:
             load(file, verify=False)
     except ArtifactError as error:
         yield str(error)

@@ -1,4 +1,4 @@
-"""The models among what is verified: their manifests, and whether the files are those that these name."""
+"""Model folders to verify: their manifests, and whether the files are those that the manifests name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ModelFolder:
     """A model's folder as its manifest describes it.
 
     Attributes:
-        manifest: None if it cannot be read, which ``fault`` then says.
+        manifest: None if it cannot be read; ``fault`` then says why.
     """
 
     folder: Path
@@ -27,21 +27,21 @@ class ModelFolder:
 
     @property
     def path(self) -> Path:
-        """Of the manifest."""
+        """The manifest's path."""
         return self.folder / MANIFEST
 
     @property
     def has_checksum(self) -> bool:
-        """Whether the manifest has one."""
+        """Whether the manifest has a checksum."""
         return self.manifest is not None and self.manifest.version not in OLD_VERSIONS
 
-    def others(self) -> set[Path]:
-        """Files of other saves, which are there while somebody reads them or writes them."""
+    def files_of_other_saves(self) -> set[Path]:
+        """Files of other saves, which exist while they are read or written."""
         if self.manifest is None:
             return set()
-        ours = tuple(entry.file for entry in self.manifest.files)
+        own_files = tuple(entry.file for entry in self.manifest.files)
         names = (name for names in saved_files(self.folder).values() for name in names)
-        return {self.folder / name for name in names if not name.startswith(ours)}
+        return {self.folder / name for name in names if not name.startswith(own_files)}
 
     def damage(self) -> Iterator[str]:
         """What is wrong beyond the checksums inside the files."""
@@ -58,7 +58,7 @@ class ModelFolder:
 
 
 def open_models(path: Path, stack: ExitStack) -> list[ModelFolder]:
-    """The models at a path and below. Their files stay until the stack is closed, whoever saves over them."""
+    """The models at a path and below. Other saves do not remove their files before the stack is closed."""
     if not path.is_dir():
         return []
     folders = [path, *(each for each in sorted(path.rglob("*")) if each.is_dir())]
@@ -79,10 +79,10 @@ def _open(folder: Path, stack: ExitStack) -> ModelFolder:
             text = manifest_bytes(folder)
             manifest = decode_manifest(text, folder / MANIFEST)
         except FileNotFoundError:
-            told = "is missing, which save_model writes last: saving was interrupted, or the folder was copied in part"
-            return ModelFolder(folder, None, f"{folder / MANIFEST}: {told}")
+            fault = "is missing, which save_model writes last: saving was interrupted, or the folder was copied in part"
+            return ModelFolder(folder, None, f"{folder / MANIFEST}: {fault}")
         except ArtifactError as error:
             return ModelFolder(folder, None, str(error))
         stack.enter_context(in_use(folder / manifest.dense.file))
-        if manifest_bytes(folder) == text:  # else the files may have been gone before they were locked
+        if manifest_bytes(folder) == text:  # else the files may have been removed before they were locked
             return ModelFolder(folder, manifest)
