@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 import mgqe
 from mgqe.cli.train import app
-from mgqe.recsys.data.interactions import Columns, load_interactions
+from mgqe.recsys.data.columns import Columns
+from mgqe.recsys.data.interactions import load_interactions
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.config import TrainConfig
 

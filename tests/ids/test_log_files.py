@@ -19,7 +19,8 @@ from mgqe.ids.logs.paths import log_files
 
 pl = pytest.importorskip("polars")
 
-from mgqe.recsys.data.interactions import Columns, load_interactions  # noqa: E402
+from mgqe.recsys.data.columns import Columns  # noqa: E402
+from mgqe.recsys.data.interactions import load_interactions  # noqa: E402
 
 
 def counts_of(source, column="item", **options):

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mgqe.recsys.data.datasets import DATA_DIR_VARIABLE, DATASETS, leave_one_out, load_data, planted
+from mgqe.recsys.data.datasets import DATA_DIR_VARIABLE, DATASETS, load_data, planted
 from mgqe.recsys.data.interactions import load_interactions
+from mgqe.recsys.data.splits import leave_one_out
 
 
 def test_leave_one_out_by_hand(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 import torch
 
+from mgqe.recsys.data.columns import Columns
 from mgqe.recsys.data.files import recognise
-from mgqe.recsys.data.interactions import Columns, FileIds, load_interactions
+from mgqe.recsys.data.interactions import FileIds, load_interactions
 
 # Users b, a; items x, y, z; in time order b: z, x and a: y, z, x.
 EXPECTED = {"a": ["y", "z", "x"], "b": ["z", "x"]}

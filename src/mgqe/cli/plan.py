@@ -262,7 +262,8 @@ def _is_no_log(source: str) -> bool:
 
 
 def _of_data_set(name: str, field: str, data_dir: str | None) -> Tensor:
-    from mgqe.recsys.data.datasets import DATASETS, leave_one_out, load_data
+    from mgqe.recsys.data.datasets import DATASETS, load_data
+    from mgqe.recsys.data.splits import leave_one_out
 
     if name != "planted" and name not in DATASETS:
         raise ValueError(

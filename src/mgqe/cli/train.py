@@ -11,7 +11,7 @@ from rich.table import Table
 
 from mgqe.cli.log_options import Header, NoQuote, Quote, Separator
 from mgqe.cli.terminal import RunBar, RunBars, clean_errors, errors, make_progress, output
-from mgqe.recsys.data.interactions import FORMATS
+from mgqe.recsys.data.files import FORMATS
 from mgqe.recsys.models.embeddings import METHODS
 from mgqe.recsys.models.registry import MODELS, choose_model
 from mgqe.recsys.train.checkpoint import check_folder

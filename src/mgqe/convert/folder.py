@@ -33,7 +33,9 @@ from mgqe.convert.read import manifest_bytes
 from mgqe.convert.saves import dense_name, remove_other_saves, remove_save, retry_where_busy, saved_files
 from mgqe.convert.tied import ties_of
 from mgqe.convert.wrappers import class_name_of, plain_paths, wrapper_chain
-from mgqe.files.container import ArtifactError, file_lock, stored_checksum, write_whole
+from mgqe.files.atomic import write_whole
+from mgqe.files.container import ArtifactError, stored_checksum
+from mgqe.files.locks import file_lock
 from mgqe.files.weights import save_weights
 from mgqe.nn.compact import CompactEmbedding, CompactEmbeddingBag
 from mgqe.nn.quantized import QuantizedEmbedding

@@ -20,8 +20,6 @@ from safetensors import SafetensorError, deserialize, safe_open
 from torch import Tensor
 
 from mgqe.files.atomic import open_regular
-from mgqe.files.atomic import write_aside as write_aside
-from mgqe.files.atomic import write_whole as write_whole
 from mgqe.files.checksums import (
     BLOCK_BYTES,
     CHECKSUMS,
@@ -32,8 +30,7 @@ from mgqe.files.checksums import (
     num_blocks,
     with_checksums,
 )
-from mgqe.files.locks import file_identity as file_identity
-from mgqe.files.locks import file_lock as file_lock  # these four were here before
+from mgqe.files.locks import file_identity
 from mgqe.files.reader import Config
 
 FORMAT = "mgqe"

@@ -8,16 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from mgqe.files.atomic import write_whole
 from mgqe.files.checksums import CHECKSUMS
-from mgqe.files.container import (
-    FORMAT,
-    ArtifactError,
-    config_of_kind,
-    encode,
-    open_stored,
-    stored_checksum,
-    write_whole,
-)
+from mgqe.files.container import FORMAT, ArtifactError, config_of_kind, encode, open_stored, stored_checksum
 from mgqe.files.reader import Config
 
 KIND = "weights"

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from mgqe.files.container import ArtifactError, decode_metadata, encode, read, write_whole
+from mgqe.files.atomic import write_whole
+from mgqe.files.container import ArtifactError, decode_metadata, encode, read
 from mgqe.ids.columns import Hashes, Ids, Integers, Texts
 from mgqe.ids.index import MAX_IDS, MAX_SEEDS, Index, bucket_bits
-from mgqe.ids.keys import INTEGERS, KINDS
+from mgqe.ids.logs.ids import INTEGERS, KINDS
 from mgqe.ids.runs import Runs
 from mgqe.ids.strings import WORD
 

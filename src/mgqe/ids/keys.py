@@ -10,8 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from mgqe.checks.ids import check_dense, no_values
-from mgqe.ids.logs.ids import INTEGERS as INTEGERS
-from mgqe.ids.logs.ids import KINDS as KINDS
+from mgqe.ids.logs.ids import INTEGERS
 from mgqe.ids.strings import WORD, Strings
 
 

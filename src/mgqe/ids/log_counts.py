@@ -10,11 +10,11 @@ import numpy as np
 from torch import Tensor
 
 from mgqe.checks.scalars import as_int, optional_int
-from mgqe.ids.keys import INTEGERS, KINDS, strings_of
+from mgqe.ids.keys import strings_of
 from mgqe.ids.logs.bad_rows import explain
 from mgqe.ids.logs.files import Log, is_path, names_of, open_log
 from mgqe.ids.logs.frames import collect, is_frame, polars
-from mgqe.ids.logs.ids import FLOAT, ids_of, kind_of, kind_of_column, raw_ids, type_of
+from mgqe.ids.logs.ids import FLOAT, INTEGERS, KINDS, ids_of, kind_of, kind_of_column, raw_ids, type_of
 from mgqe.ids.logs.layout import Layout
 from mgqe.ids.runs import Runs
 from mgqe.ids.strings import WORD, Strings

@@ -20,18 +20,9 @@ from torch import Tensor
 
 from mgqe.codec.layout import check_codes
 from mgqe.codec.packing import row_bytes
-from mgqe.files.container import (
-    ArtifactError,
-    config_of_kind,
-    decode_metadata,
-    encode,
-    file_identity,
-    file_lock,
-    open_stored,
-    read,
-    tensor_bytes,
-    write_aside,
-)
+from mgqe.files.atomic import write_aside
+from mgqe.files.container import ArtifactError, config_of_kind, decode_metadata, encode, open_stored, read, tensor_bytes
+from mgqe.files.locks import file_identity, file_lock
 from mgqe.files.reader import MAX_ROWS, Config, Reader
 from mgqe.table.compact import CompactTable
 from mgqe.table.growth import check_vectors

@@ -18,6 +18,7 @@ from typing import BinaryIO
 from torch import Tensor
 
 from mgqe.checks.inference import outside_inference
+from mgqe.files.atomic import write_whole
 from mgqe.files.container import (
     NO_CHECKSUMS,
     OLD_VERSIONS,
@@ -25,12 +26,10 @@ from mgqe.files.container import (
     config_text,
     decode_metadata,
     encode,
-    file_identity,
-    file_lock,
     parse_stored,
     read,
-    write_whole,
 )
+from mgqe.files.locks import file_identity, file_lock
 from mgqe.files.open_files import File, name_of, read_from, write_to
 from mgqe.files.reader import Config
 from mgqe.table.appended import read_extents, refuse_to_lose, table_fingerprint

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from xxhash import xxh3_64_hexdigest
 
-from mgqe.files.container import ArtifactError, config_of_kind, encode, file_lock, read, stored_checksum, write_aside
+from mgqe.files.atomic import write_aside
+from mgqe.files.container import ArtifactError, config_of_kind, encode, read, stored_checksum
+from mgqe.files.locks import file_lock
 from mgqe.files.reader import MAX_ROWS, Reader
 from mgqe.table.segment_files import record_path, segment_path
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mgqe.codec.packing import bits_for, row_bytes
+from mgqe.files.atomic import write_aside
 from mgqe.files.container import (
     ArtifactError,
     config_of_kind,
@@ -26,7 +27,6 @@ from mgqe.files.container import (
     encode_elements,
     read,
     tensor_bytes,
-    write_aside,
 )
 from mgqe.files.reader import MAX_ROWS, Config, Reader
 from mgqe.table.compact import CompactTable

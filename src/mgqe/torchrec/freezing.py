@@ -17,8 +17,8 @@ from mgqe.checks.inference import outside_inference
 from mgqe.codec.layout import lay_out_frame
 from mgqe.codec.packing import bits_for, pack, row_bytes
 from mgqe.codec.tiers import Tiers
+from mgqe.files.atomic import write_aside
 from mgqe.files.checksums import json_checksum
-from mgqe.files.container import write_aside
 from mgqe.nn.rows.raw import SWEEP_ROWS
 from mgqe.table.sharded import (
     new_set,

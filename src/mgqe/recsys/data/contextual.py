@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from mgqe.ids.logs.paths import exists
+from mgqe.recsys.data.columns import Columns
 from mgqe.recsys.data.datasets import DATASETS, check_layout, load_data
-from mgqe.recsys.data.files import Columns, read_any, read_frame
+from mgqe.recsys.data.files import read_any, read_frame
 from mgqe.recsys.data.held_out import TEST, TRAIN, VALID, cold, count_cold, part_sizes, renumber, require_parts
 from mgqe.recsys.data.interactions import FileIds, offsets_of, times_of
 from mgqe.recsys.data.splits import JUDGED, LEAVE_ONE_OUT, LEFT_OUT, SplitRule, hold_last, label, starts_summary

@@ -10,22 +10,8 @@ from pathlib import Path
 import polars as pl
 import torch
 
-from mgqe.recsys.data.interactions import Columns, Interactions, load_interactions
-from mgqe.recsys.data.splits import Split, leave_one_out
-
-__all__ = [
-    "DATASETS",
-    "DATA_DIR_VARIABLE",
-    "PUBLISHED",
-    "KnownDataset",
-    "PublishedFile",
-    "PublishedSet",
-    "Split",
-    "find_file",
-    "leave_one_out",
-    "load_data",
-    "planted",
-]
+from mgqe.recsys.data.columns import Columns
+from mgqe.recsys.data.interactions import Interactions, load_interactions
 
 DATA_DIR_VARIABLE = "MGQE_DATA_DIR"
 

@@ -13,8 +13,6 @@ from mgqe.recsys.data.columns import SEPARATORS, Columns
 from mgqe.recsys.data.lines import read_lines, read_pairs
 from mgqe.recsys.data.table_files import read_table
 
-__all__ = ["FORMATS", "Columns", "read_any", "read_frame", "recognise"]
-
 FORMATS = ("csv", "parquet", "inter", "pairs", "lines")
 
 

@@ -27,9 +27,8 @@ import torch
 from torch import Tensor
 
 from mgqe.checks.scalars import as_int
-from mgqe.recsys.data.files import FORMATS, Columns, read_any
-
-__all__ = ["FORMATS", "Columns", "FileIds", "Interactions", "load_interactions"]
+from mgqe.recsys.data.columns import Columns
+from mgqe.recsys.data.files import FORMATS, read_any
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mgqe.recsys.data.columns import Columns
 from mgqe.recsys.data.datasets import PUBLISHED, find_file
-from mgqe.recsys.data.files import Columns
 from mgqe.recsys.data.held_out import HeldOut, Split
 from mgqe.recsys.data.interactions import Interactions, load_interactions, offsets_of
-
-__all__ = ["PUBLISHED", "PublishedSplit", "load_published", "read_published"]
 
 NUM_NEGATIVES = 99
 

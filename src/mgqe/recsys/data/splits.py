@@ -29,11 +29,18 @@ import torch
 from torch import Tensor
 
 from mgqe.checks.names import did_you_mean
-from mgqe.recsys.data.held_out import TEST, TRAIN, VALID, HeldOut, Split, count_cold, cut, part_sizes, require_parts
-from mgqe.recsys.data.held_out import without_cold as _without_cold
+from mgqe.recsys.data.held_out import (
+    TEST,
+    TRAIN,
+    VALID,
+    Split,
+    count_cold,
+    cut,
+    part_sizes,
+    require_parts,
+    without_cold,
+)
 from mgqe.recsys.data.interactions import Interactions
-
-__all__ = ["HeldOut", "Split", "SplitRule", "leave_one_out", "merge_parts", "split", "split_parts"]
 
 LEAVE_ONE_OUT = "leave-one-out"
 KINDS = (LEAVE_ONE_OUT, "ratio", "time", "latest")
@@ -315,7 +322,7 @@ def _divided(
     summary = {**summary, "cold": count_cold(("user", "item"), columns, labels)}
     summary["cold_rule"] = LEFT_OUT if drop_cold else JUDGED
     if drop_cold:
-        interactions, labels = _without_cold(interactions, labels)
+        interactions, labels = without_cold(interactions, labels)
         require_parts(labels, str(summary["rule"]), "all others are of users or items without a training interaction")
     parts = cut(interactions, labels, several=drop_cold)
     sizes = part_sizes(labels)

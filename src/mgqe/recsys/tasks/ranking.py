@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mgqe.recsys.data.datasets import check_layout, load_data
+from mgqe.recsys.data.columns import Columns
+from mgqe.recsys.data.datasets import PUBLISHED, check_layout, load_data
 from mgqe.recsys.data.held_out import HeldOut, Split
-from mgqe.recsys.data.interactions import Columns, FileIds, Interactions
-from mgqe.recsys.data.ncf import PUBLISHED, PublishedSplit, load_published
+from mgqe.recsys.data.interactions import FileIds, Interactions
+from mgqe.recsys.data.ncf import PublishedSplit, load_published
 from mgqe.recsys.data.sampling import LEAVE_OUT, SeenItems, evaluation_negatives, sample_negatives
 from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.data.splits import LEAVE_ONE_OUT, leave_one_out, split, split_parts

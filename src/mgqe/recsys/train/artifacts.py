@@ -14,7 +14,8 @@ from torch import nn
 from xxhash import xxh3_64_hexdigest
 
 from mgqe.files.atomic import being_written, open_regular
-from mgqe.files.container import ArtifactError, file_identity, stored_checksum
+from mgqe.files.container import ArtifactError, stored_checksum
+from mgqe.files.locks import file_identity
 from mgqe.files.weights import companions, read_weights, save_weights, strangers
 from mgqe.recsys.models.embeddings import FrozenEmbedding
 from mgqe.recsys.models.registry import build_model
