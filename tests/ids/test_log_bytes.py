@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mgqe.ids.logs import bytes as log_bytes
-from mgqe.ids.logs.bytes import all_lines_alike
+from mgqe.ids.logs import line_check as log_bytes
+from mgqe.ids.logs.line_check import all_lines_alike
 
 
 def by_lines(content: bytes, width: int) -> bool | None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import mgqe
 from mgqe import IdMap
-from mgqe.ids.logs.layout import Layout
 from mgqe.ids.logs.paths import log_files
+from mgqe.ids.logs.text_layout import Layout
 
 pl = pytest.importorskip("polars")
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import mgqe
 from mgqe.cli.train import app
 from mgqe.recsys.data.columns import Columns
-from mgqe.recsys.data.contextual import ContextRows, load_rows, split_rows
+from mgqe.recsys.data.context_rows import ContextRows, load_rows, split_rows
 from mgqe.recsys.data.datasets import DATA_DIR_VARIABLE, DATASETS
 from mgqe.recsys.models.deepfm import DeepFM
 from mgqe.recsys.models.wide_deep import WideDeep

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from mgqe.cli import study as study_commands
 from mgqe.cli.train import app
-from mgqe.recsys.data.contextual import ContextRows, divide
+from mgqe.recsys.data.context_rows import ContextRows, divide
 from mgqe.recsys.data.held_out import HeldOut, Split
 from mgqe.recsys.data.interactions import Interactions, load_interactions
 from mgqe.recsys.data.splits import SplitRule, split, split_parts

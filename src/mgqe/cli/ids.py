@@ -12,7 +12,7 @@ from mgqe.cli.log_options import Header, NoQuote, Quote, Separator
 from mgqe.cli.terminal import clean_errors, make_progress, output
 from mgqe.cli.train import app
 from mgqe.ids import IdMap
-from mgqe.ids.logs.ids import KINDS
+from mgqe.ids.logs.id_columns import KINDS
 from mgqe.recsys.train.checkpoint import check_file
 
 MIB = 1 << 20

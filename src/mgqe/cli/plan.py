@@ -22,9 +22,9 @@ from mgqe.codec.planning.planner import check_limits
 from mgqe.codec.planning.predict import predicted
 from mgqe.codec.size import frozen_nbytes
 from mgqe.codec.tiers import Tiers
-from mgqe.ids.logs.layout import Layout
 from mgqe.ids.logs.numbers import read_numbers
 from mgqe.ids.logs.paths import exists
+from mgqe.ids.logs.text_layout import Layout
 from mgqe.recsys.study.text_table import TextTable
 
 FILES = (".npy", ".parquet", ".pq", ".csv")  # and whatever is there under another name

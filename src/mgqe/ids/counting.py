@@ -12,10 +12,10 @@ from torch import Tensor
 from mgqe.checks.ids import INTEGER_DTYPES, check_dense, no_values
 from mgqe.checks.scalars import as_int, as_ints, is_sequence
 from mgqe.ids.logs.bad_rows import explain
-from mgqe.ids.logs.files import Log, is_path, names_of, open_log
 from mgqe.ids.logs.frames import collect, is_frame, polars
-from mgqe.ids.logs.ids import FLOAT, INTEGERS, ids_of, kind_of_column
-from mgqe.ids.logs.layout import Layout
+from mgqe.ids.logs.id_columns import FLOAT, INTEGERS, ids_of, kind_of_column
+from mgqe.ids.logs.log import Log, is_path, names_of, open_log
+from mgqe.ids.logs.text_layout import Layout
 
 Key = str | int | Callable[[Any], Any]
 

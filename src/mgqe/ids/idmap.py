@@ -13,13 +13,13 @@ from torch import Tensor
 from mgqe.checks.ids import check_ids
 from mgqe.checks.scalars import as_int, optional_int
 from mgqe.files.container import RESTORE, ArtifactError
-from mgqe.ids.columns import Damaged, Hashes, Ids, Integers, Texts
+from mgqe.ids.count_runs import Runs
 from mgqe.ids.idmap_file import About, arrays_of, read_id_map, write_map
 from mgqe.ids.index import CHUNK, MAX_IDS, MAX_SEEDS, Index, build_index
 from mgqe.ids.keys import given
 from mgqe.ids.log_counts import DEFAULT_MEMORY, count_log
-from mgqe.ids.logs.layout import Layout
-from mgqe.ids.runs import Runs
+from mgqe.ids.logs.text_layout import Layout
+from mgqe.ids.stored_ids import Damaged, Hashes, Ids, Integers, Texts
 from mgqe.ids.strings import Strings, hash_keys
 
 MOST_SHOWN = 5  # unknown ids in an error

@@ -11,10 +11,10 @@ import torch
 
 from mgqe.files.atomic import write_whole
 from mgqe.files.container import ArtifactError, decode_metadata, encode, read
-from mgqe.ids.columns import Hashes, Ids, Integers, Texts
+from mgqe.ids.count_runs import Runs
 from mgqe.ids.index import MAX_IDS, MAX_SEEDS, Index, bucket_bits
-from mgqe.ids.logs.ids import INTEGERS, KINDS
-from mgqe.ids.runs import Runs
+from mgqe.ids.logs.id_columns import INTEGERS, KINDS
+from mgqe.ids.stored_ids import Hashes, Ids, Integers, Texts
 from mgqe.ids.strings import WORD
 
 KIND = "id-map"

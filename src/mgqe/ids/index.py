@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mgqe.ids.columns import Damaged
+from mgqe.ids.stored_ids import Damaged
 
 MAX_IDS = 2**31 - 1  # rows are int32
 MAX_BUCKET = 64  # longer ones come from ids made to collide, or from a hostile file

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from mgqe.checks.ids import check_dense, no_values
-from mgqe.ids.logs.ids import INTEGERS
+from mgqe.ids.logs.id_columns import INTEGERS
 from mgqe.ids.strings import WORD, Strings
 
 

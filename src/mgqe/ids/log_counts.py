@@ -10,13 +10,13 @@ import numpy as np
 from torch import Tensor
 
 from mgqe.checks.scalars import as_int, optional_int
+from mgqe.ids.count_runs import Runs
 from mgqe.ids.keys import strings_of
 from mgqe.ids.logs.bad_rows import explain
-from mgqe.ids.logs.files import Log, is_path, names_of, open_log
 from mgqe.ids.logs.frames import collect, is_frame, polars
-from mgqe.ids.logs.ids import FLOAT, INTEGERS, KINDS, ids_of, kind_of, kind_of_column, raw_ids, type_of
-from mgqe.ids.logs.layout import Layout
-from mgqe.ids.runs import Runs
+from mgqe.ids.logs.id_columns import FLOAT, INTEGERS, KINDS, ids_of, kind_of, kind_of_column, raw_ids, type_of
+from mgqe.ids.logs.log import Log, is_path, names_of, open_log
+from mgqe.ids.logs.text_layout import Layout
 from mgqe.ids.strings import WORD, Strings
 
 DEFAULT_MEMORY = 4 << 30  # bytes

@@ -29,8 +29,8 @@ from mgqe.files.container import (
     parse_stored,
     read,
 )
+from mgqe.files.file_objects import File, name_of, read_from, write_to
 from mgqe.files.locks import file_identity, file_lock
-from mgqe.files.open_files import File, name_of, read_from, write_to
 from mgqe.files.reader import Config
 from mgqe.table.appended import read_extents, refuse_to_lose, table_fingerprint
 from mgqe.table.base import FrozenTable

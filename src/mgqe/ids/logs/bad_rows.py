@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mgqe.ids.logs.files import ROW, Log, LogPart
 from mgqe.ids.logs.frames import collect, scan_parquet
-from mgqe.ids.logs.ids import INTEGERS, MISSING, clean, kind_of, mixes, raw_ids
+from mgqe.ids.logs.id_columns import INTEGERS, MISSING, clean, kind_of, mixes, raw_ids
+from mgqe.ids.logs.log import ROW, Log, LogPart
 from mgqe.ids.logs.text import COUNT, LINE, QUOTES, TEXT, TextFile, scan_lines, shown, split_line
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from mgqe.ids.logs.bad_rows import wrong_line
-from mgqe.ids.logs.files import ROW, LogPart, open_log
 from mgqe.ids.logs.frames import polars
-from mgqe.ids.logs.layout import Layout
+from mgqe.ids.logs.log import ROW, LogPart, open_log
 from mgqe.ids.logs.text import COUNT, shown
+from mgqe.ids.logs.text_layout import Layout
 
 
 def read_numbers(source: Any, column: str, layout: Layout) -> Tensor:

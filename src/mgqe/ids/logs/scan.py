@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgqe.ids.logs.bytes import all_lines_alike
-from mgqe.ids.logs.layout import Layout
+from mgqe.ids.logs.line_check import all_lines_alike
 from mgqe.ids.logs.text import COUNT, LINE, TEXT, TextFile, is_utf8, scan_lines
+from mgqe.ids.logs.text_layout import Layout
 
 
 def scan_text(pl: Any, file: TextFile, folder: Callable[[], Path]) -> tuple[Any, Any]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from mgqe.ids.logs.layout import NO_HEADER, NO_QUOTE, Layout
 from mgqe.ids.logs.paths import GZIP, ZSTD
+from mgqe.ids.logs.text_layout import NO_HEADER, NO_QUOTE, Layout
 
 # Columns beside those that are read; no name in a file has a zero byte.
 LINE, COUNT, TEXT = "\0line", "\0count", "\0text"

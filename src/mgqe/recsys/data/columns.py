@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mgqe.ids.logs.layout import NO_HEADER, Layout
 from mgqe.ids.logs.text import looks_like_data
+from mgqe.ids.logs.text_layout import NO_HEADER, Layout
 from mgqe.recsys.data.settings import DataSettings
 
 SEPARATORS = (",", "\t", ";", "|", "::")
@@ -25,8 +25,8 @@ class Columns:
     """Names of the columns that hold the user, the item and the time; None: look for a usual name.
 
     context: names of further columns to read, each a category (weekday, country, ...).
-    separator, quote, header: how csv files are laid out, see mgqe.ids.logs.layout.Layout; without a header, columns are
-        named by their numbers from 1. separator None: the one that the first line has most of.
+    separator, quote, header: how csv files are laid out, see mgqe.ids.logs.text_layout. separator None: the one that
+        occurs most often in the first line. Without a header, columns are named by their numbers from 1.
     """
 
     user: str | None = None

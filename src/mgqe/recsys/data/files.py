@@ -6,12 +6,12 @@ from pathlib import Path
 
 import polars as pl
 
-from mgqe.ids.logs.layout import NO_HEADER
 from mgqe.ids.logs.paths import log_files
 from mgqe.ids.logs.text import head_of, recbole
+from mgqe.ids.logs.text_layout import NO_HEADER
+from mgqe.recsys.data.column_files import read_table
 from mgqe.recsys.data.columns import SEPARATORS, Columns
-from mgqe.recsys.data.lines import read_lines, read_pairs
-from mgqe.recsys.data.table_files import read_table
+from mgqe.recsys.data.line_files import read_lines, read_pairs
 
 FORMATS = ("csv", "parquet", "inter", "pairs", "lines")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mgqe.recsys.data.columns import Columns
-from mgqe.recsys.data.contextual import AT_RANDOM, ContextRows, Divided, divide, divide_files, load_rows
+from mgqe.recsys.data.context_rows import AT_RANDOM, ContextRows, Divided, divide, divide_files, load_rows
 from mgqe.recsys.data.interactions import FileIds
 from mgqe.recsys.data.sampling import LEAVE_OUT, SeenItems, evaluation_negatives, sample_negatives
 from mgqe.recsys.data.seeds import derive_seed

@@ -11,13 +11,13 @@ from typing import Any
 import polars as pl
 
 from mgqe.ids.logs.bad_rows import line_of, quoted, wrong_field
-from mgqe.ids.logs.files import ROW, Log, open_log, parquet_schema
-from mgqe.ids.logs.ids import MISSING, exact_below
-from mgqe.ids.logs.layout import NO_QUOTE, Layout
+from mgqe.ids.logs.id_columns import MISSING, exact_below
+from mgqe.ids.logs.log import ROW, Log, open_log, parquet_schema
 from mgqe.ids.logs.paths import LogFile
 from mgqe.ids.logs.text import COUNT, columns_of, head_of, shown
+from mgqe.ids.logs.text_layout import NO_QUOTE, Layout
 from mgqe.recsys.data.columns import USUAL, Columns, pick_columns
-from mgqe.recsys.data.places import FILE, Place, shown_fields
+from mgqe.recsys.data.row_locator import FILE, Place, shown_fields
 
 
 def read_table(source: Path | str, files: Sequence[LogFile], format: str, columns: Columns) -> pl.DataFrame:

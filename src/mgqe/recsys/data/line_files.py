@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from mgqe.ids.logs.files import ROW
+from mgqe.ids.logs.log import ROW
 from mgqe.ids.logs.paths import LogFile
 from mgqe.ids.logs.text import LINE, TEXT, head_of, is_utf8, scan_lines
 from mgqe.recsys.data.columns import USUAL
-from mgqe.recsys.data.places import FILE, Place, shown_fields
+from mgqe.recsys.data.row_locator import FILE, Place, shown_fields
 
 
 def _text_lines(files: Sequence[LogFile]) -> tuple[pl.DataFrame, Place]:

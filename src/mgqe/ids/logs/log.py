@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import Any
 
 from mgqe.ids.logs.frames import is_frame, scan_parquet
-from mgqe.ids.logs.layout import Layout
 from mgqe.ids.logs.paths import LogFile, log_files
 from mgqe.ids.logs.scan import scan_text
 from mgqe.ids.logs.text import LINE, TextFile, settle, unreadable
+from mgqe.ids.logs.text_layout import Layout
 
 ROW = "\0row"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from mgqe.ids.logs.files import ROW
+from mgqe.ids.logs.log import ROW
 
 FILE = "\0file"
 

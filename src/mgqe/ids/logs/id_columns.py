@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from mgqe.ids.logs.files import ROW, Log, LogPart
+from mgqe.ids.logs.log import ROW, Log, LogPart
 from mgqe.ids.logs.text import COUNT
 
 INTEGERS = ("int64", "uint64")
