@@ -59,7 +59,7 @@ def judge(data: RunData, model: nn.Module, tables: dict[str, Tensor]) -> dict[st
     swapped = copy.deepcopy(model).eval()
     for name, vectors in tables.items():
         setattr(swapped, name, nn.Embedding.from_pretrained(vectors))
-    return dict(data.task.judge(swapped))
+    return dict(data.task.evaluate(swapped))
 
 
 def faiss_pq(rows: Tensor, subspaces: int, bits: int, start: int) -> tuple[int, Tensor]:
@@ -135,7 +135,7 @@ def run(config: TrainConfig, data: RunData, work: Path, starts: int) -> list[dic
             decoded.append({path: table.to_dense() for path, table in tables.items()})
             fine_tune(config, data, compressed, optimizer)
             mgqe.freeze_(compressed)
-            after.append(dict(data.task.judge(compressed)))
+            after.append(dict(data.task.evaluate(compressed)))
         found.append(record(name, nbytes, decoded))
         found[-1]["after_one_epoch"] = mean(after)
         print(f"{'':7}after one epoch {found[-1]['after_one_epoch']['hr@10']:.4f}", flush=True)

@@ -92,7 +92,7 @@ class Judge:
             setattr(swapped.get_submodule(parent), name, nn.Embedding.from_pretrained(vectors))
         task = self.data.task
         if not isinstance(task, RankingTask):
-            judged = task.judge(swapped)
+            judged = task.evaluate(swapped)
             return {name: judged[name] for name in FIGURES}
         # What judge says of these, without its ranks among the whole catalogue, which take the most time.
         test = replace(task, valid=task.test).validate(swapped)

@@ -113,7 +113,7 @@ def run(variant: Variant, config: TrainConfig, data: RunData, folder: Path) -> d
         "embedding": variant.embedding,
         "seed": config.seed,
         "schedule": SCHEDULE,
-        "quality": data.task.judge(model),
+        "quality": data.task.evaluate(model),
         "start": result.history[0],
         "best_epoch": result.best_epoch,
         "bytes": size + variant.extra_bytes,

@@ -21,7 +21,7 @@ from table_cases import CASES, build
 import mgqe
 from mgqe.files import atomic as whole_files
 from mgqe.files import locks
-from mgqe.files.atomic import fill_file, open_regular, prepared, sweep, temporary_folder, write_whole
+from mgqe.files.atomic import aside_file, aside_folder, fill_file, open_regular, remove_abandoned, write_whole
 from mgqe.files.weights import save_weights
 from mgqe.recsys.train.checkpoint import read_json, save_epoch, write_json
 
@@ -126,7 +126,7 @@ def test_no_moment_has_a_file_that_is_open_to_more_than_the_old_one(tmp_path):
 KILLED = """
     import os, signal, sys
     from pathlib import Path
-    from mgqe.files.atomic import prepared
+    from mgqe.files.atomic import aside_file
     def fill(file):
         file.write(b"half"); file.flush()
         if sys.argv[2] == "fork" and os.fork() == 0:
@@ -136,7 +136,7 @@ KILLED = """
             os.kill(os.getpid(), signal.SIGKILL)
         print("alive", flush=True)
         signal.pause()
-    with prepared(Path(sys.argv[1]), fill):
+    with aside_file(Path(sys.argv[1]), fill):
         pass
 """
 
@@ -156,21 +156,21 @@ def test_the_next_save_removes_what_a_killed_one_left(tmp_path):
 
 
 def test_an_unfinished_folder_goes_when_its_writer_has_died_and_not_before(tmp_path):
-    with temporary_folder(tmp_path / "a") as mine:
+    with aside_folder(tmp_path / "a") as mine:
         (mine / "part").write_bytes(b"part")
-        sweep(tmp_path)
+        remove_abandoned(tmp_path)
         assert (mine / "part").exists()
         code = """
             import os, sys
             from pathlib import Path
-            from mgqe.files.atomic import temporary_folder
-            with temporary_folder(Path(sys.argv[1])) as folder:
+            from mgqe.files.atomic import aside_folder
+            with aside_folder(Path(sys.argv[1])) as folder:
                 (folder / "part").write_bytes(b"part")
                 os.kill(os.getpid(), 9)
         """
         subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "a")], check=False)
         assert len(list(tmp_path.iterdir())) == 2
-        sweep(tmp_path)
+        remove_abandoned(tmp_path)
         assert list(tmp_path.iterdir()) == [mine]
     assert not list(tmp_path.iterdir())
 
@@ -181,7 +181,7 @@ def test_an_unfinished_file_stays_as_long_as_its_writer_lives(tmp_path):
         mgqe.save(TABLE, tmp_path / "a")
         assert len(list(tmp_path.iterdir())) == 2
         writer.kill()
-    sweep(tmp_path)
+    remove_abandoned(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
@@ -190,12 +190,12 @@ def test_an_unfinished_file_stays_as_long_as_a_fork_of_its_writer_may_write_to_i
         child = int(writer.stdout.readline().split()[1])
         try:
             assert writer.wait() == -signal.SIGKILL
-            sweep(tmp_path)
+            remove_abandoned(tmp_path)
             assert len(list(tmp_path.iterdir())) == 1
         finally:
             os.kill(child, signal.SIGKILL)
     for _ in range(500):  # until the system has buried the orphan
-        sweep(tmp_path)
+        remove_abandoned(tmp_path)
         if not list(tmp_path.iterdir()):
             break
         time.sleep(0.01)
@@ -203,7 +203,7 @@ def test_an_unfinished_file_stays_as_long_as_a_fork_of_its_writer_may_write_to_i
 
 
 def test_a_writer_in_another_thread_is_alive(tmp_path):
-    with prepared(tmp_path / "a", lambda file: file.write(b"x")) as temporary:
+    with aside_file(tmp_path / "a", lambda file: file.write(b"x")) as temporary:
         other = threading.Thread(target=write_whole, args=(tmp_path / "a", 1, [b"y"]))
         other.start()
         other.join()
@@ -230,7 +230,7 @@ def test_whose_unfinished_files_are_removed(host, pid, days, goes, has_locks, tm
     path.write_bytes(b"half")
     old = time.time() - days * 24 * 60 * 60
     os.utime(path, (old, old))
-    sweep(tmp_path)
+    remove_abandoned(tmp_path)
     expected = has_locks if goes is None else goes and (has_locks or host == "here")
     assert path.exists() != expected
 
@@ -242,7 +242,7 @@ def test_other_files_are_not_taken_for_unfinished_ones(tmp_path):
         os.utime(tmp_path / name, (0, 0))
     (tmp_path / ".f.01234567.tmp").mkdir()
     os.mkfifo(tmp_path / ".g.01234567.tmp")
-    sweep(tmp_path)
+    remove_abandoned(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {*names, ".f.01234567.tmp", ".g.01234567.tmp"}
 
 
@@ -283,8 +283,8 @@ def test_an_appended_file_is_as_private_as_its_base(tmp_path):
 
 
 def test_a_folder_is_being_written_to_while_a_file_is_unfinished(tmp_path):
-    assert not whole_files.being_written(tmp_path)
-    with prepared(tmp_path / "table", lambda file: file.write(b"x")):
-        assert whole_files.being_written(tmp_path)
-    assert not whole_files.being_written(tmp_path)
-    assert not whole_files.being_written(tmp_path / "nowhere")
+    assert not whole_files.has_writer(tmp_path)
+    with aside_file(tmp_path / "table", lambda file: file.write(b"x")):
+        assert whole_files.has_writer(tmp_path)
+    assert not whole_files.has_writer(tmp_path)
+    assert not whole_files.has_writer(tmp_path / "nowhere")

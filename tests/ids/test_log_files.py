@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import mgqe
 from mgqe import IdMap
 from mgqe.ids.logs.paths import log_files
-from mgqe.ids.logs.text_layout import Layout
+from mgqe.ids.logs.text_layout import TextLayout
 
 pl = pytest.importorskip("polars")
 
@@ -462,9 +462,9 @@ def test_compressed_text_is_read_as_it_is(write):
 
 
 def test_layouts():
-    assert Layout.of(r"\t") == Layout("\t", '"', None)
-    assert Layout.of("::") == Layout("::", "", None)
-    assert Layout.of("space", None) == Layout(" ", "", None)
+    assert TextLayout.of(r"\t") == TextLayout("\t", '"', None)
+    assert TextLayout.of("::") == TextLayout("::", "", None)
+    assert TextLayout.of("space", None) == TextLayout(" ", "", None)
 
 
 def test_temporary_files_go(write, tmp_path, monkeypatch):

@@ -268,7 +268,7 @@ def test_a_run(log: Path, tmp_path: Path, model: str, embedding: str) -> None:
     }
     small = mgqe.load(out / "fields.weekday.mgqe.safetensors")
     assert (small.num_embeddings, small.embedding_dim) == (7, 4 if embedding == "full:d=4" else 16)
-    assert RunData.load(config).task.judge(load_run(out)) == metrics["quality"]
+    assert RunData.load(config).task.evaluate(load_run(out)) == metrics["quality"]
     assert (out / "city_ids.parquet").is_file()
 
 

@@ -18,8 +18,8 @@ from mgqe.recsys.tasks.metrics import (
     log_loss,
     ndcg,
     rank_among,
+    rank_figures,
     sampled_ranks,
-    summary,
 )
 
 NAN = math.nan
@@ -38,7 +38,7 @@ def test_metrics_by_hand() -> None:
     ranks = torch.tensor([0, 1, 9, 10])
     assert hit_rate(ranks, 10) == 0.75
     assert ndcg(ranks, 10) == pytest.approx((1 + 1 / math.log2(3) + 1 / math.log2(11)) / 4)
-    assert summary(ranks, 1, "x_") == {"x_hr@1": 0.25, "x_ndcg@1": 0.25}
+    assert rank_figures(ranks, 1, "x_") == {"x_hr@1": 0.25, "x_ndcg@1": 0.25}
     assert math.isnan(hit_rate(ranks[:0], 10))
 
 

@@ -121,7 +121,7 @@ def test_a_run(tmp_path: Path, embedding: str) -> None:
     assert {path: info.field for path, info in task.tables.items()} == {
         "gmf_user": "user", "gmf_item": "item", "mlp_user": "user", "mlp_item": "item"
     }  # fmt: skip
-    assert task.judge(load_run(out)) == metrics["quality"]
+    assert task.evaluate(load_run(out)) == metrics["quality"]
 
 
 def test_items_with_equal_rows_draw(tmp_path: Path) -> None:
@@ -133,5 +133,5 @@ def test_items_with_equal_rows_draw(tmp_path: Path) -> None:
     with torch.no_grad():
         for table in tables[1::2]:
             table.weight.copy_(table.weight[:1].expand_as(table.weight))
-    found = task.judge(NeuMF(*tables, embedding_dim=8).eval())
+    found = task.evaluate(NeuMF(*tables, embedding_dim=8).eval())
     assert all(value == 0.0 for name, value in found.items())

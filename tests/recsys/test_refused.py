@@ -19,7 +19,7 @@ from mgqe.cli import study as study_commands
 from mgqe.cli.train import app
 from mgqe.recsys.data.interactions import FileIds, load_interactions
 from mgqe.recsys.data.sampling import SeenItems, evaluation_negatives
-from mgqe.recsys.models.embeddings import Spec, build, fit
+from mgqe.recsys.models.embeddings import Spec, build, cut_to_tiers
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train import loop
 from mgqe.recsys.train.checkpoint import check_file, check_folder
@@ -223,7 +223,7 @@ def test_a_comparison_meets_no_other_run_half_way(
 )
 def test_what_a_small_table_cannot_use_is_cut(text: str, ids: int, expected: tuple[int, ...], note: str) -> None:
     counts = torch.arange(ids, 0, -1)
-    spec, said = fit(Spec.parse(text), "item", ids, 16, counts)
+    spec, said = cut_to_tiers(Spec.parse(text), "item", ids, 16, counts)
     assert note in said
     assert bool(note) == bool(said)
     module = build(spec, "item", ids, 16, counts, 0.1, 7)
@@ -234,7 +234,7 @@ def test_what_a_small_table_cannot_use_is_cut(text: str, ids: int, expected: tup
 @pytest.mark.parametrize("text", ["mgqe:D=3,K=64/32", "mgqe:K=1/64", "mgqe:K=64/32/16", "mgqe:K=70000"])
 def test_what_fits_no_table_is_refused_all_the_same(text: str) -> None:
     counts = torch.ones(90_000 if "70000" in text else 400)
-    spec, _ = fit(Spec.parse(text), "item", len(counts), 16, counts)
+    spec, _ = cut_to_tiers(Spec.parse(text), "item", len(counts), 16, counts)
     with pytest.raises(ValueError, match="item table of"):
         build(spec, "item", len(counts), 16, counts, 0.1, 7)
 

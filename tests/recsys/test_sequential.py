@@ -182,7 +182,7 @@ def test_histories_are_cut_at_the_front(test: bool) -> None:
 def test_a_model_that_cannot_tell_items_apart_has_no_hits() -> None:
     task = make([9, 4, 12])
     task = replace(task, base=replace(task.base, split=replace(task.split, num_items=60)))
-    found = task.judge(LastItem(torch.ones(60, 1)))  # type: ignore[arg-type]
+    found = task.evaluate(LastItem(torch.ones(60, 1)))  # type: ignore[arg-type]
     assert found["full_hr@10"] == found["valid_full_hr@10"] == 0.0
     assert task.validate(LastItem(torch.ones(60, 1)))["ndcg@10"] == 1 / math.log2(5)  # type: ignore[arg-type]
 
@@ -196,7 +196,7 @@ def test_judging_by_hand() -> None:
         def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
             return self.item(items[lengths.cumsum(0) - 1] + 1)  # type: ignore[no-any-return]
 
-    found = task.judge(Next(torch.eye(num_items)))  # type: ignore[arg-type]
+    found = task.evaluate(Next(torch.eye(num_items)))  # type: ignore[arg-type]
     parts = ("", "full_", "valid_", "valid_full_", "tail_")
     assert all(found[f"{part}{name}@10"] == 1.0 for part in parts for name in ("hr", "ndcg"))
 
@@ -217,7 +217,7 @@ def test_a_run(tiny: Path, tmp_path: Path, embedding: str, loss: str) -> None:
     parts = ("", "full_", "valid_", "valid_full_", "head_", "tail_")
     assert set(metrics["quality"]) == {f"{part}{name}@10" for part in parts for name in ("hr", "ndcg")}
     assert set(metrics["embedding_bytes_by_table"]) == {"item"}
-    assert RunData.load(config).task.judge(load_run(out)) == metrics["quality"]
+    assert RunData.load(config).task.evaluate(load_run(out)) == metrics["quality"]
 
 
 @pytest.mark.parametrize("data", ["ml-1m", "amazon-games", "mine.csv"])

@@ -21,11 +21,11 @@ from typer.testing import CliRunner
 
 from mgqe.cli import study as study_commands
 from mgqe.cli.train import app
-from mgqe.recsys.data.context_rows import ContextRows, divide
+from mgqe.recsys.data.context_rows import ContextRows, split_rows_by_rule
 from mgqe.recsys.data.held_out import HeldOut, Split
 from mgqe.recsys.data.interactions import Interactions, load_interactions
 from mgqe.recsys.data.splits import SplitRule, split, split_parts
-from mgqe.recsys.tasks.metrics import catalogue_ranks, sampled_ranks, summary, tier_summary
+from mgqe.recsys.tasks.metrics import catalogue_ranks, head_and_tail_figures, rank_figures, sampled_ranks
 from mgqe.recsys.tasks.ranking import RankingTask
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.config import TrainConfig
@@ -297,32 +297,32 @@ def test_histories_hold_the_training_and_then_the_validation_items() -> None:
 def test_figures_of_several_items_by_hand() -> None:
     # User 0 has items ranked 0 and 3 among rivals, so at places 0 and 4 of its list; user 1 one at place 2.
     ranks, owners = torch.tensor([3, 0, 2]), torch.tensor([0, 0, 1])
-    found = summary(ranks, k=4, owners=owners)
+    found = rank_figures(ranks, k=4, owners=owners)
     best = 1 + 1 / math.log2(3)
     assert found["hr@4"] == 1.0
     assert found["recall@4"] == pytest.approx((0.5 + 1.0) / 2)
     assert found["ndcg@4"] == pytest.approx((1 / best + 1 / math.log2(4)) / 2)
-    found = summary(ranks, k=5, owners=owners)
+    found = rank_figures(ranks, k=5, owners=owners)
     assert found["recall@5"] == 1.0
     assert found["ndcg@5"] == pytest.approx(((1 + 1 / math.log2(6)) / best + 0.5) / 2)
     # A perfect list of more items than k has NDCG 1 and recalls k of them.
-    perfect = summary(torch.zeros(20, dtype=torch.int64), k=10, owners=torch.zeros(20, dtype=torch.int64))
+    perfect = rank_figures(torch.zeros(20, dtype=torch.int64), k=10, owners=torch.zeros(20, dtype=torch.int64))
     assert perfect == {"hr@10": 1.0, "ndcg@10": 1.0, "recall@10": 0.5}
 
 
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=30))
 def test_one_item_per_user_has_the_figures_of_leave_one_out(ranks: list[int]) -> None:
     held = torch.tensor(ranks)
-    several = summary(held, owners=torch.arange(len(ranks)).flip(0))
-    alone = summary(held)
-    assert several["hr@10"] == several["recall@10"] == alone["hr@10"]
-    assert several["ndcg@10"] == pytest.approx(alone["ndcg@10"], abs=1e-12)
+    several_items = rank_figures(held, owners=torch.arange(len(ranks)).flip(0))
+    alone = rank_figures(held)
+    assert several_items["hr@10"] == several_items["recall@10"] == alone["hr@10"]
+    assert several_items["ndcg@10"] == pytest.approx(alone["ndcg@10"], abs=1e-12)
 
 
 def test_tiers_are_judged_apart() -> None:
     counts = torch.tensor([9, 1, 1, 1, 1, 1, 1, 1, 1, 1])  # item 0 is the head
     ranks, items, owners = torch.tensor([0, 9]), torch.tensor([0, 4]), torch.tensor([0, 0])
-    found = tier_summary(ranks, items, counts, owners=owners)
+    found = head_and_tail_figures(ranks, items, counts, owners=owners)
     assert (found["head_hr@10"], found["tail_hr@10"]) == (1.0, 1.0)  # at place 9 of a list without the head item
 
 
@@ -503,7 +503,7 @@ def test_judging_several_items_against_a_list_by_hand() -> None:
     data, divided = split(covered(**users), "ratio:40/30/30")
     table = torch.randint(0, 12, (data.num_users, data.num_items), generator=generator).float()
     task = RankingTask.prepare(data, seed=1, eval_negatives=6, split=divided)
-    judged = task.judge(Scores(table))
+    judged = task.evaluate(Scores(table))
     own = {int(user): set(data.items[data.users == user].tolist()) for user in range(data.num_users)}
     train = [
         set(divided.train_items[divided.train_offsets[u] : divided.train_offsets[u + 1]].tolist())
@@ -558,7 +558,7 @@ def test_rows_with_context_by_hand() -> None:
         schema=["user", "item", "city", "time"],
         orient="row",
     )  # fmt: skip
-    divided = divide(ContextRows.from_frame(frame), "time:5/7", seed=0)
+    divided = split_rows_by_rule(ContextRows.from_frame(frame), "time:5/7", seed=0)
     rows = divided.rows
     named = [
         "".join(str(rows.ids[name].id(int(column[at]))) for name, column in rows.columns.items())
@@ -575,7 +575,7 @@ def test_rows_without_time_by_ratio() -> None:
     users = ["u"] * 10 + [f"v{at}" for at in range(10)]
     frame = pl.DataFrame({"user": users, "item": [*"abcdefghij"] * 2, "city": ["x"] * 20})
     rows = ContextRows.from_frame(frame)
-    first, again = (divide(rows, "ratio:60/20/20", seed=1) for _ in range(2))
+    first, again = (split_rows_by_rule(rows, "ratio:60/20/20", seed=1) for _ in range(2))
     assert torch.equal(first.parts.train, again.parts.train)
     assert first.summary["order"].startswith("each user's rows in random order")
     assert first.summary["interactions"] == {"train": 16, "valid": 2, "test": 2}
@@ -584,4 +584,4 @@ def test_rows_without_time_by_ratio() -> None:
     assert torch.cat(items).tolist() != [6, 7, 8, 9]
     for rule, message in (("leave-one-out", "needs an order of time"), ("time:20%", "--time-column")):
         with pytest.raises(ValueError, match=message):
-            divide(rows, rule, 0)
+            split_rows_by_rule(rows, rule, 0)

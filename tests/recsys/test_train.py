@@ -79,7 +79,7 @@ def test_the_figures_are_of_the_files(tiny: Path, tmp_path: Path) -> None:
     config = tiny_config(tiny, embedding=QUANTISED)
     metrics = train_run(config, tmp_path / "out")
     task = RunData.load(config).task
-    assert task.judge(load_run(tmp_path / "out")) == metrics["quality"]
+    assert task.evaluate(load_run(tmp_path / "out")) == metrics["quality"]
     # Centroids are float32, so the files judge as the trained layers did at the best epoch.
     best = metrics["history"]["quantised"][metrics["best_epoch"]["quantised"]]
     assert best["hr@10"] == metrics["quality"]["valid_hr@10"]
@@ -305,7 +305,7 @@ def test_items_that_look_alike_draw(tiny: Path) -> None:
     model = build_tables(config, data).eval()
     with torch.no_grad():
         model.item.weight.copy_(torch.randn(8).expand_as(model.item.weight))
-    assert set(data.task.judge(model).values()) == {0.0}
+    assert set(data.task.evaluate(model).values()) == {0.0}
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,8 @@ from mgqe.codec.planning.predict import predicted
 from mgqe.codec.size import frozen_nbytes
 from mgqe.codec.tiers import Tiers
 from mgqe.ids.logs.numbers import read_numbers
-from mgqe.ids.logs.paths import exists
-from mgqe.ids.logs.text_layout import Layout
+from mgqe.ids.logs.paths import path_exists
+from mgqe.ids.logs.text_layout import TextLayout
 from mgqe.recsys.study.text_table import TextTable
 
 FILES = (".npy", ".parquet", ".pq", ".csv")  # and whatever is there under another name
@@ -89,7 +89,7 @@ def plan(
     if table is not None and rows not in (None, len(table)):
         raise ValueError(f"--rows is {rows}, but {weight} has {len(table)} rows: leave --rows out")
     rows = rows if table is None else len(table)
-    layout = Layout.of("," if separator is None else separator, "" if no_quote else quote, header)
+    layout = TextLayout.of("," if separator is None else separator, "" if no_quote else quote, header)
     known = None if counts is None else _read_counts(counts, column, counted, field, rows, data_dir, layout)
     if known is not None and rows not in (None, len(known)):
         raise ValueError(f"--rows is {rows}, but there are {len(known)} counts, one an id: leave --rows out")
@@ -225,13 +225,19 @@ def _load_npy(path: Path) -> np.ndarray:
 
 
 def _read_counts(
-    source: str, column: str | None, counted: bool, field: str, rows: int | None, data_dir: str | None, layout: Layout
+    source: str,
+    column: str | None,
+    counted: bool,
+    field: str,
+    rows: int | None,
+    data_dir: str | None,
+    layout: TextLayout,
 ) -> Tensor:
     """Counts, one an id, from what --counts names."""
     path = Path(source)
-    if path.suffix.lower() not in FILES and (not exists(source) or _is_no_log(source)):
+    if path.suffix.lower() not in FILES and (not path_exists(source) or _is_no_log(source)):
         return _of_data_set(source, field, data_dir)
-    if not exists(source):
+    if not path_exists(source):
         raise ValueError(f"--counts: no file {path}")
     if path.suffix.lower() == ".npy":
         found = _load_npy(path)

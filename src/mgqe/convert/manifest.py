@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from mgqe.files.checksums import json_checksum
-from mgqe.files.container import ArtifactError, no_repeats
+from mgqe.files.container import ArtifactError, reject_repeated_keys
 from mgqe.files.reader import MAX_ROWS, Config, Reader
 from mgqe.nn.bag import MODES
 
@@ -106,7 +106,7 @@ def decode_manifest(text: bytes, path: Path) -> Manifest:
     Raises ArtifactError, which names the file and the entry.
     """
     with reading(path):
-        content = json.loads(text.decode("utf-8"), object_pairs_hook=no_repeats)
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=reject_repeated_keys)
         manifest = _decoded(content)
         _check_paths(manifest)
         _check_files(manifest)

@@ -14,7 +14,7 @@ from mgqe.convert.model_folders import ModelFolder, open_models
 from mgqe.files.checksums import CHECKSUMS
 from mgqe.files.container import FORMAT, ArtifactError, StoredFile, decode_metadata, open_stored
 from mgqe.files.weights import KIND as WEIGHTS
-from mgqe.files.weights import strangers
+from mgqe.files.weights import companion_problems
 from mgqe.ids.idmap import IdMap
 from mgqe.ids.idmap_file import KIND as ID_MAP
 from mgqe.table.appended import KIND as SEGMENT
@@ -182,7 +182,7 @@ def _contradictions(file: Path, stored: StoredFile) -> Iterator[str]:
     kind, config = decode_metadata(stored.metadata)
     try:
         if kind == WEIGHTS:
-            yield from strangers(file, config)
+            yield from companion_problems(file, config)
         if kind == ID_MAP:
             id_map = IdMap.load(file, verify=False)
             if not stored.has_checksums:

@@ -351,7 +351,7 @@ def _offsets(head: bytes) -> dict[str, list[int]]:
 
 def _header(head: bytes) -> dict[str, Any]:
     try:
-        header: dict[str, Any] = json.loads(head[8:], object_pairs_hook=no_repeats)
+        header: dict[str, Any] = json.loads(head[8:], object_pairs_hook=reject_repeated_keys)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"the header is not JSON ({error})") from error
     return header
@@ -392,7 +392,7 @@ def decode_metadata(metadata: dict[str, str]) -> tuple[str, Config]:
     if len(text) > MAX_CONFIG_CHARS:
         raise ArtifactError(f"metadata 'config' has {len(text)} characters, more than {MAX_CONFIG_CHARS}")
     try:
-        config = json.loads(text, object_pairs_hook=no_repeats)
+        config = json.loads(text, object_pairs_hook=reject_repeated_keys)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"metadata 'config' is not JSON ({error})") from error
     if not isinstance(config, dict):
@@ -408,7 +408,7 @@ def config_of_kind(metadata: dict[str, str], expected: str) -> Config:
     return config
 
 
-def no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Two readers could take different ones of two equal keys."""
     found = dict(pairs)
     if len(found) != len(pairs):

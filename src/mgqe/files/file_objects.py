@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 from typing import Any, BinaryIO
 
-File = str | os.PathLike[str] | BinaryIO
+PathOrFile = str | os.PathLike[str] | BinaryIO
 
 
 def write_to(file: BinaryIO, chunks: Iterable[bytes | memoryview]) -> None:
@@ -21,7 +21,7 @@ def write_to(file: BinaryIO, chunks: Iterable[bytes | memoryview]) -> None:
                 count: Any = file.write(rest)
             except TypeError as error:
                 raise TypeError(
-                    f"{name_of(file)}: expected a file that is open for bytes, mode 'wb' ({error})"
+                    f"{file_name(file)}: expected a file that is open for bytes, mode 'wb' ({error})"
                 ) from error
             rest = rest[_taken(file, count, len(rest)) :]  # an unbuffered file may take less than all
 
@@ -31,7 +31,7 @@ def _taken(file: BinaryIO, count: int | None, size: int) -> int:
     if count is None and not isinstance(file, io.RawIOBase):  # somebody's own class, which says nothing
         return size
     if not count:
-        raise BlockingIOError(errno.EAGAIN, "the file takes no more bytes: open it so that it waits", name_of(file))
+        raise BlockingIOError(errno.EAGAIN, "the file takes no more bytes: open it so that it waits", file_name(file))
     return count
 
 
@@ -41,10 +41,10 @@ def read_from(file: BinaryIO) -> bytes:
     try:
         content: Any = file.read()
     except UnicodeDecodeError as error:
-        raise TypeError(f"{name_of(file)}: expected a file that is open for bytes, mode 'rb' ({error})") from error
+        raise TypeError(f"{file_name(file)}: expected a file that is open for bytes, mode 'rb' ({error})") from error
     if not isinstance(content, (bytes, bytearray, memoryview)):
         raise TypeError(
-            f"{name_of(file)}: expected a file that is open for bytes, mode 'rb', but read {type(content).__name__}"
+            f"{file_name(file)}: expected a file that is open for bytes, mode 'rb', but read {type(content).__name__}"
         )
     return bytes(content)
 
@@ -54,7 +54,7 @@ def _need(file: object, method: str) -> None:
         raise TypeError(f"expected a path or an open file, got {type(file).__name__}")
 
 
-def name_of(file: object) -> str:
+def file_name(file: object) -> str:
     """What errors call an open file."""
     name = getattr(file, "name", None)
     return name if isinstance(name, str) else f"<{type(file).__name__}>"

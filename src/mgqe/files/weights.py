@@ -76,7 +76,7 @@ def companions(path: str | os.PathLike[str], about: Config) -> dict[Path, str]:
     return {Path(path).with_name(name): checksum for name, checksum in files.items()}
 
 
-def strangers(path: str | os.PathLike[str], about: Config) -> Iterator[str]:
+def companion_problems(path: str | os.PathLike[str], about: Config) -> Iterator[str]:
     """What is wrong with the files that belong to a file of weights: those that are missing, and those of others."""
     for file, checksum in companions(path, about).items():
         if not file.is_file():

@@ -8,7 +8,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Runs:
+class CountRuns:
     """Rows ends[i - 1] to ends[i] - 1 have count values[i].
 
     Attributes:
@@ -20,7 +20,7 @@ class Runs:
     ends: np.ndarray
 
     @classmethod
-    def of(cls, counts: np.ndarray) -> Runs:
+    def of(cls, counts: np.ndarray) -> CountRuns:
         """From counts in frequency order: int64 (N,)."""
         last = np.flatnonzero(np.append(counts[1:] != counts[:-1], True)) if len(counts) else np.empty(0, np.int64)
         return cls(counts[last].astype(np.int64), (last + 1).astype(np.int64))

@@ -12,10 +12,10 @@ from torch import Tensor
 from mgqe.checks.ids import INTEGER_DTYPES, check_dense, no_values
 from mgqe.checks.scalars import as_int, as_ints, is_sequence
 from mgqe.ids.logs.bad_rows import explain
-from mgqe.ids.logs.frames import collect, is_frame, polars
-from mgqe.ids.logs.id_columns import FLOAT, INTEGERS, ids_of, kind_of_column
-from mgqe.ids.logs.log import Log, is_path, names_of, open_log
-from mgqe.ids.logs.text_layout import Layout
+from mgqe.ids.logs.frames import collect, import_polars, is_frame
+from mgqe.ids.logs.id_columns import FLOAT, INTEGERS, id_frame, kind_of_column
+from mgqe.ids.logs.log import Log, column_names, is_path, open_log
+from mgqe.ids.logs.text_layout import TextLayout
 
 Key = str | int | Callable[[Any], Any]
 
@@ -58,7 +58,7 @@ def count_ids(
     if is_frame(source) or is_path(source):
         if key is not None or column is None:
             raise ValueError("a file or frame needs column= (the column that holds the ids), and no key=")
-        return _count_log(source, num_embeddings, column, left_out, Layout.of(separator, quote, header))
+        return _count_log(source, num_embeddings, column, left_out, TextLayout.of(separator, quote, header))
     if column is not None:
         raise ValueError(f"column= is for files and frames, got {type(source).__name__}: use key= for batches")
     counts = np.zeros(num_embeddings, dtype=np.int64)
@@ -182,10 +182,10 @@ def _is_numbers(value: Any) -> bool:
 
 
 def _count_log(
-    source: Any, num_embeddings: int, column: str | int | Sequence[str | int], ignore: set[int], layout: Layout
+    source: Any, num_embeddings: int, column: str | int | Sequence[str | int], ignore: set[int], layout: TextLayout
 ) -> Tensor:
-    pl = polars()
-    names = names_of(column)
+    pl = import_polars()
+    names = column_names(column)
     counts = np.zeros(num_embeddings, dtype=np.int64)
     seen = 0
     with open_log(pl, source, names, layout) as log:
@@ -193,7 +193,7 @@ def _count_log(
             where = f"column {name!r}"
             try:
                 kind = _integer_kind(pl, log, name)
-                found = collect(ids_of(pl, log, [name], kind).group_by("id").agg(pl.len().alias("count")))
+                found = collect(id_frame(pl, log, [name], kind).group_by("id").agg(pl.len().alias("count")))
             except pl.exceptions.PolarsError:
                 raise explain(pl, log, [name], "int64") from None
             if found["id"].null_count():

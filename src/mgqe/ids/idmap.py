@@ -13,13 +13,13 @@ from torch import Tensor
 from mgqe.checks.ids import check_ids
 from mgqe.checks.scalars import as_int, optional_int
 from mgqe.files.container import RESTORE, ArtifactError
-from mgqe.ids.count_runs import Runs
-from mgqe.ids.idmap_file import About, arrays_of, read_id_map, write_map
+from mgqe.ids.count_runs import CountRuns
+from mgqe.ids.idmap_file import IdMapConfig, arrays_of, read_id_map, write_map
 from mgqe.ids.index import CHUNK, MAX_IDS, MAX_SEEDS, Index, build_index
 from mgqe.ids.keys import given
 from mgqe.ids.log_counts import DEFAULT_MEMORY, count_log
-from mgqe.ids.logs.text_layout import Layout
-from mgqe.ids.stored_ids import Damaged, Hashes, Ids, Integers, Texts
+from mgqe.ids.logs.text_layout import TextLayout
+from mgqe.ids.stored_ids import DamagedMap, HashedIds, IntegerIds, StoredIds, TextIds
 from mgqe.ids.strings import Strings, hash_keys
 
 MOST_SHOWN = 5  # unknown ids in an error
@@ -41,7 +41,9 @@ class IdMap:
         distinct: different ids among these, likewise.
     """
 
-    def __init__(self, ids: Ids, index: Index, runs: Runs, about: About, file: str | None = None) -> None:
+    def __init__(
+        self, ids: StoredIds, index: Index, runs: CountRuns, about: IdMapConfig, file: str | None = None
+    ) -> None:
         self._ids, self._index, self._runs, self._about, self._file = ids, index, runs, about, file
         self.kind, self.interactions, self.distinct = about.kind, about.interactions, about.distinct
 
@@ -94,29 +96,29 @@ class IdMap:
         """
         counted = count_log(
             source, column, min_count=min_count, max_ids=max_ids, memory_limit=memory_limit, kind=kind, ignore=ignore,
-            keep_ids=keep_ids, layout=Layout.of(separator, quote, header), on_pass=on_pass,
+            keep_ids=keep_ids, layout=TextLayout.of(separator, quote, header), on_pass=on_pass,
         )  # fmt: skip
-        about = About(counted.kind, counted.interactions, counted.distinct, 0)
+        about = IdMapConfig(counted.kind, counted.interactions, counted.distinct, 0)
         return cls._build(counted.take_ids(), counted.runs, about, keep_ids)
 
     @classmethod
-    def _build(cls, keys: np.ndarray | Strings, runs: Runs, about: About, keep_ids: bool) -> IdMap:
+    def _build(cls, keys: np.ndarray | Strings, runs: CountRuns, about: IdMapConfig, keep_ids: bool) -> IdMap:
         if len(keys) > MAX_IDS:
             raise ValueError(f"a map holds at most {MAX_IDS:,} ids, got {len(keys):,}: cut with min_count= or max_ids=")
-        ids: Ids = Texts.of(keys, about.kind) if isinstance(keys, Strings) else Integers.of(keys, about.kind)
+        ids: StoredIds = TextIds.of(keys, about.kind) if isinstance(keys, Strings) else IntegerIds.of(keys, about.kind)
         for seed in range(MAX_SEEDS):
             hashes = np.empty(len(ids), np.uint64)
             for start in range(0, len(ids), CHUNK):
                 end = min(start + CHUNK, len(ids))
                 hashes[start:end] = ids.hashes(seed, start, end)
-            kept: Ids = ids
+            kept: StoredIds = ids
             if not keep_ids:
                 if len(np.unique(hashes)) < len(hashes):
                     continue
-                kept = Hashes(hashes.view(np.int64).copy(), about.kind, seed)
+                kept = HashedIds(hashes.view(np.int64).copy(), about.kind, seed)
             index = build_index(hashes)
             if index is not None:
-                return cls(kept, index, runs, About(about.kind, about.interactions, about.distinct, seed))
+                return cls(kept, index, runs, IdMapConfig(about.kind, about.interactions, about.distinct, seed))
         raise ValueError("the ids share their hashes under every seed, which does not happen by chance")
 
     def rows(self, ids: Any, unknown: int | None = None) -> Tensor:
@@ -155,7 +157,7 @@ class IdMap:
         try:
             which, rows = self._index.candidates(hash_keys(keys, self._about.seed))
             same = self._ids.equal(rows, keys, which)
-        except Damaged as error:
+        except DamagedMap as error:
             raise self._refusal(str(error)) from error
         found[which[same]] = rows[same]
         return found
@@ -170,7 +172,7 @@ class IdMap:
         wanted = check_ids(torch.as_tensor(rows), len(self), "row").cpu().numpy()
         try:
             return self._ids.take(wanted)
-        except Damaged as error:
+        except DamagedMap as error:
             raise self._refusal(str(error)) from error
 
     def _refusal(self, what: str) -> ArtifactError:
@@ -238,7 +240,7 @@ class IdMap:
             try:
                 hashes = self._ids.hashes(self._about.seed, int(rows[0]), int(rows[-1]) + 1)
                 which, found = self._index.candidates(hashes)
-            except Damaged as error:
+            except DamagedMap as error:
                 raise self._refusal(str(error)) from error
             hits = np.bincount(which[found == rows[which]], minlength=len(rows))
             if (hits != 1).any():

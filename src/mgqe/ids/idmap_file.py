@@ -11,10 +11,10 @@ import torch
 
 from mgqe.files.atomic import write_whole
 from mgqe.files.container import ArtifactError, decode_metadata, encode, read
-from mgqe.ids.count_runs import Runs
+from mgqe.ids.count_runs import CountRuns
 from mgqe.ids.index import MAX_IDS, MAX_SEEDS, Index, bucket_bits
 from mgqe.ids.logs.id_columns import INTEGERS, KINDS
-from mgqe.ids.stored_ids import Hashes, Ids, Integers, Texts
+from mgqe.ids.stored_ids import HashedIds, IntegerIds, StoredIds, TextIds
 from mgqe.ids.strings import WORD
 
 KIND = "id-map"
@@ -24,7 +24,7 @@ COUNT_TENSORS = ("counts.values", "counts.ends")
 
 
 @dataclass(frozen=True)
-class About:
+class IdMapConfig:
     """What the file's config says besides N."""
 
     kind: str
@@ -33,11 +33,11 @@ class About:
     seed: int
 
 
-IdMapParts = tuple[Ids, Index, Runs, About]
+IdMapParts = tuple[StoredIds, Index, CountRuns, IdMapConfig]
 Expected = dict[str, tuple[tuple[int, ...] | None, tuple[str, ...]]]  # name -> shape (None: any), types
 
 
-def arrays_of(ids: Ids, index: Index, runs: Runs) -> dict[str, np.ndarray]:
+def arrays_of(ids: StoredIds, index: Index, runs: CountRuns) -> dict[str, np.ndarray]:
     """Every array of a map, by its name in the file."""
     return {
         **ids.arrays(),
@@ -46,7 +46,7 @@ def arrays_of(ids: Ids, index: Index, runs: Runs) -> dict[str, np.ndarray]:
     }
 
 
-def write_map(path: str | os.PathLike[str], ids: Ids, index: Index, runs: Runs, about: About) -> int:
+def write_map(path: str | os.PathLike[str], ids: StoredIds, index: Index, runs: CountRuns, about: IdMapConfig) -> int:
     """The file, whole or not at all; returns its bytes."""
     config: dict[str, Any] = {
         "num_ids": len(ids),
@@ -121,15 +121,15 @@ def _parts(arrays: dict[str, np.ndarray], config: Any) -> IdMapParts:
     return _ids(arrays, kind, config["seed"]), _index(arrays, n), counted, about
 
 
-def _ids(arrays: dict[str, np.ndarray], kind: str, seed: int) -> Ids:
+def _ids(arrays: dict[str, np.ndarray], kind: str, seed: int) -> StoredIds:
     if kind in INTEGERS:
-        return Integers(arrays["ids"], kind)
+        return IntegerIds(arrays["ids"], kind)
     if "ids.hashes" in arrays:
-        return Hashes(arrays["ids.hashes"], kind, seed)
+        return HashedIds(arrays["ids.hashes"], kind, seed)
     buffer, offsets = arrays["ids.bytes"], arrays["ids.offsets"]
     if len(buffer) < WORD or offsets[0] != 0 or offsets[-1] != len(buffer) - WORD or buffer[-WORD:].any():
         raise ArtifactError("'ids.offsets' must run from 0 to the end of 'ids.bytes', where eight zeros follow")
-    return Texts(buffer, offsets, kind)
+    return TextIds(buffer, offsets, kind)
 
 
 def _index(arrays: dict[str, np.ndarray], n: int) -> Index:
@@ -139,16 +139,16 @@ def _index(arrays: dict[str, np.ndarray], n: int) -> Index:
     return Index(directory, fingerprints, rows)
 
 
-def _runs(arrays: dict[str, np.ndarray], n: int) -> Runs:
+def _runs(arrays: dict[str, np.ndarray], n: int) -> CountRuns:
     values, ends = (arrays[name] for name in COUNT_TENSORS)
     if not len(ends) or ends[0] < 1 or ends[-1] != n or (ends[1:] <= ends[:-1]).any():
         raise ArtifactError(f"'counts.ends' must rise to {n}")
     if values[-1] < 1 or (values[1:] >= values[:-1]).any():
         raise ArtifactError("'counts.values' must fall and be 1 at least")
-    return Runs(values, ends)
+    return CountRuns(values, ends)
 
 
-def _check_totals(runs: Runs, n: int, about: About) -> None:
+def _check_totals(runs: CountRuns, n: int, about: IdMapConfig) -> None:
     """What was cut off is the ids that are not in the map, and each of them occurs at least once and no more often than
     the rarest id in it."""
     lengths = np.diff(runs.ends, prepend=0)
@@ -161,5 +161,5 @@ def _check_totals(runs: Runs, n: int, about: About) -> None:
         )
 
 
-def _about(config: dict[str, Any]) -> About:
-    return About(config["ids"], config["interactions"], config["distinct"], config["seed"])
+def _about(config: dict[str, Any]) -> IdMapConfig:
+    return IdMapConfig(config["ids"], config["interactions"], config["distinct"], config["seed"])

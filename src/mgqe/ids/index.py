@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mgqe.ids.stored_ids import Damaged
+from mgqe.ids.stored_ids import DamagedMap
 
 MAX_IDS = 2**31 - 1  # rows are int32
 MAX_BUCKET = 64  # longer ones come from ids made to collide, or from a hostile file
@@ -46,14 +46,14 @@ class Index:
         start, end = self.directory[bucket].astype(np.int64), self.directory[bucket + 1].astype(np.int64)
         length = end - start
         if len(hashes) and (start.min() < 0 or end.max() > n or length.min() < 0 or length.max() > MAX_BUCKET):
-            raise Damaged("the directory of buckets is damaged")
+            raise DamagedMap("the directory of buckets is damaged")
         ends = np.cumsum(length)
         which = np.repeat(np.arange(len(hashes)), length)
         place = np.arange(len(which)) + np.repeat(start - ends + length, length)
         equal = np.flatnonzero(self.fingerprints[place] == fingerprint[which])
         which, row = which[equal], self.rows[place[equal]].astype(np.int64)
         if row.size and (row.min() < 0 or row.max() >= n):
-            raise Damaged(f"a row lies outside 0 to {n - 1}")
+            raise DamagedMap(f"a row lies outside 0 to {n - 1}")
         return which, row
 
 

@@ -10,13 +10,22 @@ import numpy as np
 from torch import Tensor
 
 from mgqe.checks.scalars import as_int, optional_int
-from mgqe.ids.count_runs import Runs
+from mgqe.ids.count_runs import CountRuns
 from mgqe.ids.keys import strings_of
 from mgqe.ids.logs.bad_rows import explain
-from mgqe.ids.logs.frames import collect, is_frame, polars
-from mgqe.ids.logs.id_columns import FLOAT, INTEGERS, KINDS, ids_of, kind_of, kind_of_column, raw_ids, type_of
-from mgqe.ids.logs.log import Log, is_path, names_of, open_log
-from mgqe.ids.logs.text_layout import Layout
+from mgqe.ids.logs.frames import collect, import_polars, is_frame
+from mgqe.ids.logs.id_columns import (
+    FLOAT,
+    INTEGERS,
+    KINDS,
+    id_frame,
+    kind_of_column,
+    kind_of_type,
+    polars_type,
+    raw_id_frame,
+)
+from mgqe.ids.logs.log import Log, column_names, is_path, open_log
+from mgqe.ids.logs.text_layout import TextLayout
 from mgqe.ids.strings import WORD, Strings
 
 DEFAULT_MEMORY = 4 << 30  # bytes
@@ -29,7 +38,7 @@ SLICE = 1 << 20  # ids turned into bytes at a time
 
 
 @dataclass
-class Counted:
+class CountedIds:
     """Ids by falling count, equal counts by id.
 
     Attributes:
@@ -38,7 +47,7 @@ class Counted:
     """
 
     series: Any
-    runs: Runs
+    runs: CountRuns
     kind: str
     interactions: int
     distinct: int
@@ -69,9 +78,9 @@ def count_log(
     kind: str | None,
     ignore: Any,
     keep_ids: bool,
-    layout: Layout,
+    layout: TextLayout,
     on_pass: Callable[[int, int], object] | None,
-) -> Counted:
+) -> CountedIds:
     """See :meth:`mgqe.IdMap.from_log`."""
     min_count, max_ids = as_int("min_count", min_count, 1), optional_int("max_ids", max_ids, 1)
     memory_limit = as_int("memory_limit", memory_limit, 1)
@@ -79,8 +88,8 @@ def count_log(
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     if not is_frame(source) and not is_path(source):
         raise TypeError(f"expected a path, a pattern, a list of paths or a polars frame, got {type(source).__name__}")
-    pl = polars()
-    names = names_of(column)
+    pl = import_polars()
+    names = column_names(column)
     if not names:
         raise ValueError("column names no column")
     with open_log(pl, source, names, layout) as log:
@@ -88,10 +97,10 @@ def count_log(
         if not keep_ids and kind in INTEGERS:
             raise ValueError(f"keep_ids=False is for strings and binaries, got {kind}: these are kept as they are")
         left_out = _listed(ignore)
-        ids = ids_of(pl, log, names, kind)
+        ids = id_frame(pl, log, names, kind)
         try:
             if left_out:
-                wanted = pl.Series(_checked(left_out, kind), dtype=type_of(pl, kind))
+                wanted = pl.Series(_checked(left_out, kind), dtype=polars_type(pl, kind))
                 ids = ids.filter(
                     pl.all_horizontal(pl.col("id").is_null() | (pl.col("id") != value) for value in wanted)
                 )
@@ -115,7 +124,7 @@ def _settled_kind(pl: Any, log: Log, names: list[str], kind: str | None) -> str:
     if kind is not None:
         for name in names:
             for part in log.parts:
-                kind_of(name, raw_ids(pl, part, name)[1])  # raises for what can be no id
+                kind_of_type(name, raw_id_frame(pl, part, name)[1])  # raises for what can be no id
         return kind
     kinds = [kind_of_column(pl, log, name) for name in names]
     for name, of_column in zip(names, kinds):
@@ -169,7 +178,7 @@ def _count(
     max_ids: int | None,
     parts: int,
     on_pass: Callable[[int, int], object],
-) -> Counted:
+) -> CountedIds:
     interactions, distinct = 0, 0
     kept: list[Any] = []  # frames
     for part in range(parts):
@@ -196,10 +205,10 @@ def _count(
         raise ValueError("there are no ids to count")
     if not any(frame.height for frame in kept):
         raise ValueError(f"none of the {distinct:,} different ids occurs {min_count:,} times: lower min_count")
-    return Counted(*_ordered(pl, kept), kind, interactions, distinct)
+    return CountedIds(*_ordered(pl, kept), kind, interactions, distinct)
 
 
-def _ordered(pl: Any, frames: list[Any]) -> tuple[Any, Runs]:
+def _ordered(pl: Any, frames: list[Any]) -> tuple[Any, CountRuns]:
     """(ids, counts) by falling count, then by id, of frames that are used up.
 
     Sorting by both columns at once takes several times as long, and several times the memory.
@@ -207,7 +216,7 @@ def _ordered(pl: Any, frames: list[Any]) -> tuple[Any, Runs]:
     found = pl.concat(frames)
     frames.clear()
     found = found.sort("count", descending=True)
-    runs = Runs.of(found["count"].to_numpy())
+    runs = CountRuns.of(found["count"].to_numpy())
     lengths = np.diff(runs.ends, prepend=0)
     ids = [found["id"].slice(end - length, length).sort() for end, length in zip(runs.ends.tolist(), lengths.tolist())]
     return pl.concat(ids), runs

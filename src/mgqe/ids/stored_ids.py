@@ -9,11 +9,11 @@ import numpy as np
 from mgqe.ids.strings import WORD, Strings, hash_integers, hash_strings
 
 
-class Damaged(ValueError):
+class DamagedMap(ValueError):
     """A map contradicts itself."""
 
 
-class Ids(Protocol):
+class StoredIds(Protocol):
     """Ids of the rows 0 to N - 1."""
 
     def __len__(self) -> int: ...
@@ -31,14 +31,14 @@ class Ids(Protocol):
         """What a file holds, by name."""
 
 
-class Integers:
+class IntegerIds:
     """Integer ids: int64 (N,), or int32 where all fit; of uint64 ids int64 holds the same bits."""
 
     def __init__(self, values: np.ndarray, kind: str) -> None:
         self.values, self.kind = values, kind
 
     @classmethod
-    def of(cls, values: np.ndarray, kind: str) -> Integers:
+    def of(cls, values: np.ndarray, kind: str) -> IntegerIds:
         """From int64 or uint64 (N,)."""
         small = np.iinfo(np.int32)
         if len(values) == 0 or (values.min() >= small.min and values.max() <= small.max):
@@ -63,14 +63,14 @@ class Integers:
         return {"ids": self.values}
 
 
-class Texts:
+class TextIds:
     """String or binary ids: all bytes in one array, eight zeros after the last, and where each begins (N + 1,)."""
 
     def __init__(self, buffer: np.ndarray, offsets: np.ndarray, kind: str) -> None:
         self.buffer, self.offsets, self.kind = buffer, offsets, kind
 
     @classmethod
-    def of(cls, strings: Strings, kind: str) -> Texts:
+    def of(cls, strings: Strings, kind: str) -> TextIds:
         """From strings that lie one after another from the buffer's beginning, eight zeros after the last."""
         total = len(strings.buffer) - WORD
         offsets = np.append(strings.starts, total)
@@ -83,7 +83,7 @@ class Texts:
         """Of some rows; Damaged if the file says that they lie outside it."""
         starts, ends = self.offsets[rows].astype(np.int64), self.offsets[rows + 1].astype(np.int64)
         if len(rows) and (starts.min() < 0 or (ends < starts).any() or ends.max() > len(self.buffer) - WORD):
-            raise Damaged("an id lies outside the bytes of the ids")
+            raise DamagedMap("an id lies outside the bytes of the ids")
         return Strings(self.buffer, starts, ends - starts)
 
     def hashes(self, seed: int, start: int, end: int) -> np.ndarray:
@@ -103,13 +103,13 @@ class Texts:
         try:
             return [part.decode() for part in parts]
         except UnicodeDecodeError as error:
-            raise Damaged(f"an id is no text in UTF-8 ({error})") from error
+            raise DamagedMap(f"an id is no text in UTF-8 ({error})") from error
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"ids.bytes": self.buffer, "ids.offsets": self.offsets}
 
 
-class Hashes:
+class HashedIds:
     """Only the hashes of string or binary ids: int64 (N,) with the same bits."""
 
     def __init__(self, values: np.ndarray, kind: str, seed: int) -> None:

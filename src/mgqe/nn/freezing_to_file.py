@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mgqe.files.atomic import replaceable
+from mgqe.files.atomic import require_replaceable
 from mgqe.nn.freezing import frozen_pieces
 from mgqe.nn.quantized import QuantizedEmbedding
 from mgqe.table.compact import CompactTable
@@ -39,7 +39,7 @@ def freeze_to(layer: QuantizedEmbedding, path: str | os.PathLike[str]) -> int:
         raise FileNotFoundError(
             errno.ENOENT, f"no folder {folder}: make it first; nothing was changed", os.fspath(path)
         )
-    replaceable(Path(path))
+    require_replaceable(Path(path))
     with torch.no_grad():
         layer.prepare_to_freeze()
         shapes, config, pieces = frozen_pieces(layer)

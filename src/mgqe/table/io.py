@@ -29,7 +29,7 @@ from mgqe.files.container import (
     parse_stored,
     read,
 )
-from mgqe.files.file_objects import File, name_of, read_from, write_to
+from mgqe.files.file_objects import PathOrFile, file_name, read_from, write_to
 from mgqe.files.locks import file_identity, file_lock
 from mgqe.files.reader import Config
 from mgqe.table.appended import read_extents, refuse_to_lose, table_fingerprint
@@ -59,7 +59,7 @@ def register_kind(table: type[FrozenTable]) -> type[FrozenTable]:
     return table
 
 
-def save(table: FrozenTable, path: File) -> int:
+def save(table: FrozenTable, path: PathOrFile) -> int:
     """Write a frozen table to ``path`` and return the file's bytes.
 
     The file appears whole or not at all: it is written under a temporary name in the same folder, flushed to
@@ -157,7 +157,7 @@ def _write(
 
 
 @outside_inference
-def load(path: File, *, mmap: bool = True, verify: bool | None = None) -> FrozenTable:
+def load(path: PathOrFile, *, mmap: bool = True, verify: bool | None = None) -> FrozenTable:
     """Read a table that :func:`save` wrote, and the ids that :func:`mgqe.append` added to it.
 
     Args:
@@ -236,7 +236,7 @@ def _load(name: str, target: Path, mmap: bool, verify: bool | None) -> FrozenTab
 
 
 def _load_open(file: BinaryIO, verify: bool | None) -> FrozenTable:
-    name = name_of(file)
+    name = file_name(file)
     content = read_from(file)
     try:
         stored = parse_stored(content)

@@ -16,9 +16,9 @@ from torch import nn
 from torchrec import JaggedTensor, KeyedTensor
 
 from mgqe.checks.ids import as_int64
-from mgqe.files.atomic import being_written, open_regular
+from mgqe.files.atomic import has_writer, open_regular
 from mgqe.files.checksums import json_checksum
-from mgqe.files.container import RESTORE, ArtifactError, no_repeats
+from mgqe.files.container import RESTORE, ArtifactError, reject_repeated_keys
 from mgqe.table.compact import CompactTable
 from mgqe.table.io import load as load_table
 from mgqe.table.sharded import INDEX, published_set
@@ -122,7 +122,7 @@ def load(
         try:
             return _load(Path(folder), mmap, verify)
         except _Mixed:
-            if being_written(Path(folder)):
+            if has_writer(Path(folder)):
                 left = ATTEMPTS
             elif left <= 0:
                 raise
@@ -172,7 +172,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         )
     try:
         with open_regular(path) as file:
-            about = json.loads(file.read().decode("utf-8"), object_pairs_hook=no_repeats)
+            about = json.loads(file.read().decode("utf-8"), object_pairs_hook=reject_repeated_keys)
         _check_manifest(about)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not a frozen collection ({error})") from error

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mgqe.checks.scalars import as_int
 from mgqe.convert.export.portable import portable
-from mgqe.files.atomic import fill_file, replaceable, temporary_folder
+from mgqe.files.atomic import aside_folder, fill_file, require_replaceable
 
 OPSET = 18  # the first with BitwiseAnd and with maxima in ScatterElements
 ONE_FILE = 2_000_000_000  # bytes; protobuf ends at 2 GiB
@@ -61,7 +61,7 @@ def export_onnx(
     opset_version = as_int("opset_version", opset_version)
     if opset_version < OPSET:
         raise ValueError(f"opset_version must be at least {OPSET} (BitwiseAnd), got {opset_version}")
-    replaceable(Path(path))
+    require_replaceable(Path(path))
     ready = portable(model)
     given = args if isinstance(args, tuple) else (args,)
     if dynamic_shapes is None:
@@ -150,7 +150,7 @@ def _save(made: Any, path: Path) -> int:
     if not beside:
         fill_file(path, lambda file: file.write(made.model_proto.SerializeToString()))
         return path.stat().st_size
-    with temporary_folder(path) as folder:
+    with aside_folder(path) as folder:
         made.save(str(folder / path.name), external_data=True)
         return sum(_moved(file, path.parent / file.name) for file in sorted(folder.iterdir(), reverse=True))
 

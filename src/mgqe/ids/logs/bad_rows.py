@@ -6,9 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from mgqe.ids.logs.frames import collect, scan_parquet
-from mgqe.ids.logs.id_columns import INTEGERS, MISSING, clean, kind_of, mixes, raw_ids
+from mgqe.ids.logs.id_columns import (
+    INTEGERS,
+    WORDS_FOR_MISSING,
+    as_kind,
+    kind_of_type,
+    mixes_floats_and_integers,
+    raw_id_frame,
+)
 from mgqe.ids.logs.log import ROW, Log, LogPart
-from mgqe.ids.logs.text import COUNT, LINE, QUOTES, TEXT, TextFile, scan_lines, shown, split_line
+from mgqe.ids.logs.text import COUNT, LINE, QUOTES, TEXT, TextFile, excerpt, scan_lines, split_line
 
 
 def explain(pl: Any, log: Log, names: Sequence[str], kind: str) -> ValueError:
@@ -41,9 +48,9 @@ def _unreadable(pl: Any, part: LogPart) -> ValueError:
 
 def _wrong_in(pl: Any, log: Log, part: LogPart, name: str, kind: str) -> str | None:
     """What is wrong with the first bad row of a column in a part; None if there is no such."""
-    whole = mixes(kind_of(name, raw_ids(pl, other, name)[1]) for other in log.parts)
-    ids, dtype = raw_ids(pl, part, name, rows=True)
-    bad = clean(pl, part, dtype, kind, whole).is_null()
+    whole = mixes_floats_and_integers(kind_of_type(name, raw_id_frame(pl, other, name)[1]) for other in log.parts)
+    ids, dtype = raw_id_frame(pl, part, name, rows=True)
+    bad = as_kind(pl, part, dtype, kind, whole).is_null()
     if part.text is not None:
         bad = bad | (pl.col(COUNT) != part.text.width)
     found = collect(ids.filter(bad).head(1))
@@ -51,7 +58,7 @@ def _wrong_in(pl: Any, log: Log, part: LogPart, name: str, kind: str) -> str | N
         return None
     row = found.row(0, named=True)
     if part.text is not None:
-        return wrong_line(pl, part.text, row[ROW], row[COUNT]) or (
+        return describe_wrong_line(pl, part.text, row[ROW], row[COUNT]) or (
             f"line {row[ROW]:,}, column {name!r}: {_wrong_text(pl, part.text, name, row, kind)}"
         )
     where, value = f"column {name!r}, row {row[ROW]:,} from 0:", row["id"]
@@ -59,20 +66,20 @@ def _wrong_in(pl: Any, log: Log, part: LogPart, name: str, kind: str) -> str | N
         missing = collect(ids.filter(bad).select(pl.len())).item()
         return f"{where} {missing:,} missing ids (null): drop or fill them first"
     return (
-        f"{where} holds {shown(str(value))}, cannot be read as {kind}: correct or drop what is wrong, or say what the "
-        "ids are with kind="
+        f"{where} holds {excerpt(str(value))}, cannot be read as {kind}: correct or drop what is wrong, or say what "
+        "the ids are with kind="
     )
 
 
-def wrong_line(pl: Any, file: TextFile, line: int, count: int) -> str | None:
+def describe_wrong_line(pl: Any, file: TextFile, line: int, count: int) -> str | None:
     """What an error says of a line that has too many or too few fields; None if it has as many as it should."""
     if count == file.width:
         return None
-    text = line_of(pl, file, line)
-    quotes = f"; if its quotes are no more than signs, {QUOTES.split(', or ')[1]}" if quoted(file, text) else ""
+    text = read_line(pl, file, line)
+    quotes = f"; if its quotes are no more than signs, {QUOTES.split(', or ')[1]}" if has_quote(file, text) else ""
     return (
         f"line {line:,} has {count} fields, expected {_expected(file)}: correct or drop that line, or say what "
-        f"separates the fields with separator= (--separator){quotes}: {shown(text)}"
+        f"separates the fields with separator= (--separator){quotes}: {excerpt(text)}"
     )
 
 
@@ -83,35 +90,37 @@ def _expected(file: TextFile) -> str:
 def _wrong_text(pl: Any, file: TextFile, name: str, row: dict[str, Any], kind: str) -> str:
     field = row["id"]
     if field is None:  # of what the line does hold
-        return wrong_field(pl, file, name, row[ROW]) or f"missing id, expected {kind}: fill it, or drop that line"
-    if not field.strip() or (kind in INTEGERS and field.strip().lower() in MISSING):
+        return (
+            describe_wrong_field(pl, file, name, row[ROW]) or f"missing id, expected {kind}: fill it, or drop that line"
+        )
+    if not field.strip() or (kind in INTEGERS and field.strip().lower() in WORDS_FOR_MISSING):
         return f"missing id, expected {kind}: fill it, or drop that line"
     return (
-        f"expected an integer ({kind}), got {shown(field)}: correct or drop that line, or count the ids as text with "
+        f"expected an integer ({kind}), got {excerpt(field)}: correct or drop that line, or count the ids as text with "
         "kind='string'"
     )
 
 
-def wrong_field(pl: Any, file: TextFile, name: str, line: int) -> str | None:
+def describe_wrong_field(pl: Any, file: TextFile, name: str, line: int) -> str | None:
     """Why a field that a line does have could not be read as text; None if the field is empty."""
-    text = line_of(pl, file, line)
+    text = read_line(pl, file, line)
     fields = split_line(text, file.layout)
     if name not in file.places:
         return "missing id in the name of the folder: drop that folder, or read its files by themselves"
     field = fields[file.places[name]] if len(fields) == file.width else text
     if "\ufffd" in field:
-        return f"{shown(field)} is not UTF-8: write the file as UTF-8"
-    if quoted(file, field) or (quoted(file, text) and field.strip()):
-        return f"quotes around a part of {shown(field)}: {QUOTES}"
+        return f"{excerpt(field)} is not UTF-8: write the file as UTF-8"
+    if has_quote(file, field) or (has_quote(file, text) and field.strip()):
+        return f"quotes around a part of {excerpt(field)}: {QUOTES}"
     return None
 
 
-def quoted(file: TextFile, text: str) -> bool:
+def has_quote(file: TextFile, text: str) -> bool:
     """Whether a text has the sign that quotes the file's fields."""
     return bool(file.layout.quote) and file.layout.quote in text
 
 
-def line_of(pl: Any, file: TextFile, line: int) -> str:
+def read_line(pl: Any, file: TextFile, line: int) -> str:
     """A line by its number from 1; empty if there is nothing in it, or no such line."""
     found = collect(scan_lines(pl, file.path, numbered=True).filter(pl.col(LINE) == line).select(TEXT))[TEXT].to_list()
     return (found[0] if found else None) or ""

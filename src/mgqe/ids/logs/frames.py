@@ -11,7 +11,7 @@ def is_frame(source: Any) -> bool:
     return type(source).__module__.split(".")[0] == "polars" and hasattr(source, "lazy")
 
 
-def polars(what: str = "counting in files") -> Any:
+def import_polars(what: str = "counting in files") -> Any:
     """The module polars, or ImportError that says how to install it."""
     try:
         return importlib.import_module("polars")

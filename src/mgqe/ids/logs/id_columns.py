@@ -13,23 +13,23 @@ INTEGERS = ("int64", "uint64")
 TEXTS = ("string", "binary")
 KINDS = (*INTEGERS, *TEXTS)
 FLOAT = "float"  # what columns may hold besides; no kind of id
-MISSING = ("null", "nan", "none", "na", "n/a", "\\n", "<na>")  # what programs write for no value
+WORDS_FOR_MISSING = ("null", "nan", "none", "na", "n/a", "\\n", "<na>")  # what programs write for no value
 SAMPLE = 100  # ids of a file of text by which their kind is told
 _INTEGER = re.compile(r"\s*[+-]?\d{1,20}\s*")
 _FRACTION = re.compile(r"\s*[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?\s*")
 
 
-def type_of(pl: Any, kind: str) -> Any:
+def polars_type(pl: Any, kind: str) -> Any:
     """The polars type of a kind of ids."""
     return {"int64": pl.Int64, "uint64": pl.UInt64, "string": pl.String, "binary": pl.Binary}[kind]
 
 
-def exact_below(dtype: Any) -> float:
+def exact_integers_below(dtype: Any) -> float:
     """Where a type of floats stops telling one integer from the next."""
     return 2.0**24 if str(dtype) == "Float32" else 2.0**53
 
 
-def raw_ids(pl: Any, part: LogPart, name: str, rows: bool = False) -> tuple[Any, Any]:
+def raw_id_frame(pl: Any, part: LogPart, name: str, rows: bool = False) -> tuple[Any, Any]:
     """(lazy frame of ``id``, as the part has it, type of an id); lists in cells become a row per id.
 
     rows: and of ROW, see LogPart; of lists, the place among all ids. Text has COUNT besides.
@@ -48,15 +48,17 @@ def raw_ids(pl: Any, part: LogPart, name: str, rows: bool = False) -> tuple[Any,
     return (ids.with_row_index(ROW) if rows else ids), kind
 
 
-def clean(pl: Any, part: LogPart, dtype: Any, kind: str, whole: bool) -> Any:
+def as_kind(pl: Any, part: LogPart, dtype: Any, kind: str, whole: bool) -> Any:
     """Expression: ``id`` as the kind, null where it is missing or none.
 
     whole: of the log's other files some hold integers, so that floats here are integers too.
     """
-    ids, wanted = pl.col("id"), type_of(pl, kind)
+    ids, wanted = pl.col("id"), polars_type(pl, kind)
     if dtype is not None and dtype.is_float():
         integers = (
-            pl.when((ids == ids.floor()) & (ids.abs() < exact_below(dtype))).then(ids).cast(pl.Int64, strict=False)
+            pl.when((ids == ids.floor()) & (ids.abs() < exact_integers_below(dtype)))
+            .then(ids)
+            .cast(pl.Int64, strict=False)
         )
         if kind in INTEGERS or whole:
             return integers.cast(wanted if kind in INTEGERS else pl.String, strict=False).cast(wanted, strict=False)
@@ -77,23 +79,23 @@ def _is_text(dtype: Any) -> bool:
     return str(dtype).startswith(("String", "Categorical", "Enum"))
 
 
-def ids_of(pl: Any, log: Log, names: Sequence[str], kind: str) -> Any:
+def id_frame(pl: Any, log: Log, names: Sequence[str], kind: str) -> Any:
     """Lazy frame of the one column ``id``, of the kind: of all columns and parts."""
     frames = []
     for name in names:
-        opened = [(part, *raw_ids(pl, part, name)) for part in log.parts]
-        whole = mixes(kind_of(name, dtype) for _, _, dtype in opened)
-        frames += [ids.select(id=clean(pl, part, dtype, kind, whole)) for part, ids, dtype in opened]
+        opened = [(part, *raw_id_frame(pl, part, name)) for part in log.parts]
+        whole = mixes_floats_and_integers(kind_of_type(name, dtype) for _, _, dtype in opened)
+        frames += [ids.select(id=as_kind(pl, part, dtype, kind, whole)) for part, ids, dtype in opened]
     return pl.concat(frames)
 
 
-def mixes(kinds: Any) -> bool:
+def mixes_floats_and_integers(kinds: Any) -> bool:
     """Whether some of the kinds are integers and some floats."""
     kinds = set(kinds)
     return FLOAT in kinds and bool(kinds & set(INTEGERS))
 
 
-def kind_of(name: str, dtype: Any) -> str:
+def kind_of_type(name: str, dtype: Any) -> str:
     """The kind of a type: one of KINDS, FLOAT, or empty for text that may say anything. TypeError: no type of ids."""
     text = str(dtype)
     if dtype is None:
@@ -122,7 +124,7 @@ def kind_of_column(pl: Any, log: Log, name: str) -> str:
     kinds: dict[str, LogPart] = {}
     guessed = _guess(pl, log, name) if any(part.types[name] is None for part in log.parts) else ""
     for part in log.parts:
-        kind = kind_of(name, raw_ids(pl, part, name)[1]) or (guessed if part.types[name] is None else "")
+        kind = kind_of_type(name, raw_id_frame(pl, part, name)[1]) or (guessed if part.types[name] is None else "")
         kinds.setdefault(kind, part)
     if len(kinds) > 1:
         kinds.pop("", None)
@@ -144,11 +146,11 @@ def _guess(pl: Any, log: Log, name: str) -> str:
     found: list[str] = []
     for part in log.parts:
         if part.types[name] is None:
-            ids, _ = raw_ids(pl, part, name)
+            ids, _ = raw_id_frame(pl, part, name)
             found += [text for text in ids.head(SAMPLE).collect()["id"].to_list() if text and text.strip()]
         if len(found) >= SAMPLE:
             break
-    found = [text for text in found if text.strip().lower() not in MISSING] or found
+    found = [text for text in found if text.strip().lower() not in WORDS_FOR_MISSING] or found
     if all(map(_INTEGER.fullmatch, found)):
         numbers = [int(text) for text in found]
         if not numbers or (min(numbers) >= -(2**63) and max(numbers) < 2**63):

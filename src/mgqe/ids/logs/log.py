@@ -14,8 +14,8 @@ from typing import Any
 from mgqe.ids.logs.frames import is_frame, scan_parquet
 from mgqe.ids.logs.paths import LogFile, log_files
 from mgqe.ids.logs.scan import scan_text
-from mgqe.ids.logs.text import LINE, TextFile, settle, unreadable
-from mgqe.ids.logs.text_layout import Layout
+from mgqe.ids.logs.text import LINE, TextFile, parse_text_file, unreadable
+from mgqe.ids.logs.text_layout import TextLayout
 
 ROW = "\0row"
 
@@ -72,7 +72,7 @@ class Log:
             self._folder.cleanup()
 
 
-def open_log(pl: Any, source: Any, names: Sequence[str], layout: Layout) -> Log:
+def open_log(pl: Any, source: Any, names: Sequence[str], layout: TextLayout) -> Log:
     """Open a frame, or the files of a path, a folder, a pattern or a list, for the columns ``names`` alone.
 
     Raises:
@@ -103,7 +103,7 @@ def _open_frame(pl: Any, source: Any, names: Sequence[str]) -> LogPart:
     return LogPart(None, frame, frame.with_row_index(ROW), {name: schema[name] for name in names})
 
 
-def _open_file(pl: Any, file: LogFile, names: Sequence[str], layout: Layout, log: Log, first: bool) -> LogPart:
+def _open_file(pl: Any, file: LogFile, names: Sequence[str], layout: TextLayout, log: Log, first: bool) -> LogPart:
     try:
         return _open_parquet(pl, file, names) if file.parquet else _open_text(pl, file, names, layout, log)
     except KeyError as error:
@@ -122,9 +122,9 @@ def _open_parquet(pl: Any, file: LogFile, names: Sequence[str]) -> LogPart:
     return LogPart(file.path, frame, frame.with_row_index(ROW), {name: schema.get(name) for name in names})
 
 
-def _open_text(pl: Any, file: LogFile, names: Sequence[str], layout: Layout, log: Log) -> LogPart:
+def _open_text(pl: Any, file: LogFile, names: Sequence[str], layout: TextLayout, log: Log) -> LogPart:
     outside = [name for name in names if name in file.partitions]
-    text = settle(pl, file.path, [name for name in names if name not in outside], layout)
+    text = parse_text_file(pl, file.path, [name for name in names if name not in outside], layout)
     try:
         frames = scan_text(pl, text, log.folder)
     except (pl.exceptions.PolarsError, OSError):  # the file is read to its end there
@@ -145,7 +145,7 @@ def parquet_schema(pl: Any, path: str) -> dict[str, Any]:
         raise ValueError(f"{path}: cannot be read as parquet: damaged, or cut short") from None
 
 
-def names_of(column: str | int | Sequence[str | int]) -> list[str]:
+def column_names(column: str | int | Sequence[str | int]) -> list[str]:
     """One name or several, as a list; numbers, of columns without a header, as text."""
     columns = list(column) if isinstance(column, Sequence) and not isinstance(column, str) else [column]
     try:

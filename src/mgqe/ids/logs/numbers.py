@@ -7,21 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgqe.ids.logs.bad_rows import wrong_line
-from mgqe.ids.logs.frames import polars
+from mgqe.ids.logs.bad_rows import describe_wrong_line
+from mgqe.ids.logs.frames import import_polars
 from mgqe.ids.logs.log import ROW, LogPart, open_log
-from mgqe.ids.logs.text import COUNT, shown
-from mgqe.ids.logs.text_layout import Layout
+from mgqe.ids.logs.text import COUNT, excerpt
+from mgqe.ids.logs.text_layout import TextLayout
 
 
-def read_numbers(source: Any, column: str, layout: Layout) -> Tensor:
+def read_numbers(source: Any, column: str, layout: TextLayout) -> Tensor:
     """The column in the order of files and rows: (n,), int64 or float64.
 
     Raises:
         ValueError: a value is missing or is no number; files that cannot be read. KeyError: no such column.
             FileNotFoundError.
     """
-    pl = polars("reading files")
+    pl = import_polars("reading files")
     with open_log(pl, source, [column], layout) as log:
         parts = [_numbers(pl, part, column) for part in log.parts]
     return torch.from_numpy(pl.concat(parts, how="vertical_relaxed")[column].to_numpy(writable=True))
@@ -36,7 +36,7 @@ def _numbers(pl: Any, part: LogPart, column: str) -> Any:
     if part.text is not None:
         odd = frame.filter(pl.col(COUNT) != part.text.width)
         if odd.height:
-            raise ValueError(f"{part.where}: {wrong_line(pl, part.text, odd[ROW][0], odd[COUNT][0])}")
+            raise ValueError(f"{part.where}: {describe_wrong_line(pl, part.text, odd[ROW][0], odd[COUNT][0])}")
     values = frame[column]
     numbers = _as_numbers(pl, values)
     bad = numbers.is_null() | (numbers.is_nan() if numbers.dtype.is_float() else False)
@@ -45,7 +45,7 @@ def _numbers(pl: Any, part: LogPart, column: str) -> Any:
         unit = "row" if part.text is None else "line"
         raise ValueError(
             f"{part.where}, {unit} {frame[ROW][row]}: column {column!r} must hold a number an id, none missing, got "
-            f"{'nothing' if values[row] is None else shown(str(values[row]))}"
+            f"{'nothing' if values[row] is None else excerpt(str(values[row]))}"
         )
     return pl.DataFrame({column: numbers})
 

@@ -61,7 +61,7 @@ def log_files(source: Any) -> list[LogFile]:
     return files
 
 
-def exists(source: str) -> bool:
+def path_exists(source: str) -> bool:
     """Whether a path, or a pattern, names anything."""
     return os.path.exists(source) or bool(glob.glob(source, recursive=True))
 

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mgqe.ids.logs.text import COUNT, LINE, QUOTES, TextFile, looks_like_data, open_text, split_line
+from mgqe.ids.logs.text import COUNT, LINE, QUOTES, TextFile, looks_like_data, open_decompressed, split_line
 
 BATCH = 100_000  # records
 # Python's reader refuses a carriage return inside a field without quotes, which for other programs is a sign like any.
@@ -68,7 +68,9 @@ class _Lines:
         self.read: list[str] = []
 
     def __iter__(self) -> Iterator[str]:
-        with io.TextIOWrapper(open_text(self.path), encoding="utf-8-sig", errors="replace", newline="\n") as file:
+        with io.TextIOWrapper(
+            open_decompressed(self.path), encoding="utf-8-sig", errors="replace", newline="\n"
+        ) as file:
             for line in file:
                 self.read.append(line)
                 yield _LONE_RETURN.sub(_RETURN, line)

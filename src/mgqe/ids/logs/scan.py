@@ -16,7 +16,7 @@ from typing import Any
 
 from mgqe.ids.logs.line_check import all_lines_alike
 from mgqe.ids.logs.text import COUNT, LINE, TEXT, TextFile, is_utf8, scan_lines
-from mgqe.ids.logs.text_layout import Layout
+from mgqe.ids.logs.text_layout import TextLayout
 
 
 def scan_text(pl: Any, file: TextFile, folder: Callable[[], Path]) -> tuple[Any, Any]:
@@ -107,13 +107,13 @@ def _split(pl: Any, lines: Any, file: TextFile, quoted: bool) -> Any:
     return lines.with_columns(pl.col(TEXT).list.len().alias(COUNT), **columns).select(pl.exclude(TEXT))
 
 
-def _field_pattern(layout: Layout) -> str:
+def _field_pattern(layout: TextLayout) -> str:
     """A separator and the field after it, which is quoted, or does not begin with a quote."""
     s, q = re.escape(layout.separator), re.escape(layout.quote)
     return f"{s}(?:{q}(?:[^{q}]|{q}{q})*{q}(?:[^{s}{q}][^{s}]*)?|[^{s}{q}][^{s}]*)?"
 
 
-def _fields(pl: Any, layout: Layout, quoted: bool) -> tuple[Any, Any]:
+def _fields(pl: Any, layout: TextLayout, quoted: bool) -> tuple[Any, Any]:
     """(expression of the list of fields, function of a place that gives one as text)."""
     text = pl.col(TEXT).fill_null("")
 

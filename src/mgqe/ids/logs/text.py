@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mgqe.ids.logs.paths import GZIP, ZSTD
-from mgqe.ids.logs.text_layout import NO_HEADER, NO_QUOTE, Layout
+from mgqe.ids.logs.text_layout import NO_HEADER, NO_QUOTE, TextLayout
 
 # Columns beside those that are read; no name in a file has a zero byte.
 LINE, COUNT, TEXT = "\0line", "\0count", "\0text"
@@ -32,7 +32,7 @@ class TextFile:
     """
 
     path: str
-    layout: Layout
+    layout: TextLayout
     names: list[str]
     places: dict[str, int]
     header: int
@@ -57,7 +57,7 @@ def scan_lines(pl: Any, path: str, skip: int = 0, numbered: bool = False) -> Any
     return frame.with_columns(pl.col(TEXT).str.strip_suffix("\r"))
 
 
-def head_of(pl: Any, path: str, lines: int = SAMPLE) -> list[str]:
+def first_lines(pl: Any, path: str, lines: int = SAMPLE) -> list[str]:
     """The first lines, without a byte order mark. ValueError: the file cannot be read, or is empty."""
     try:
         found = scan_lines(pl, path).head(lines).collect()[TEXT].to_list()
@@ -85,7 +85,7 @@ def unreadable(path: str) -> ValueError:
     return ValueError(f"{path}: cannot be read as text: {why}")
 
 
-def split_line(line: str, layout: Layout) -> list[str]:
+def split_line(line: str, layout: TextLayout) -> list[str]:
     """The fields of one line that has no quoted line break."""
     if layout.quote and layout.quote in line:
         try:
@@ -95,28 +95,28 @@ def split_line(line: str, layout: Layout) -> list[str]:
     return line.split(layout.separator)
 
 
-def recbole(path: str, first: str) -> bool:
+def is_recbole(path: str, first: str) -> bool:
     """Whether a file is RecBole's: its ending says so, or all names of its header have types."""
     return Path(path).suffix.lower() == ".inter" or all(map(_TYPED.fullmatch, first.split("\t")))
 
 
-def settle(pl: Any, path: str, wanted: Sequence[str], layout: Layout) -> TextFile:
+def parse_text_file(pl: Any, path: str, wanted: Sequence[str], layout: TextLayout) -> TextFile:
     """Find the wanted columns in the header, or by their numbers.
 
     Raises:
         KeyError: no such column. ValueError: the file cannot be read, or a header that is none, or the other way round.
     """
-    head = head_of(pl, path)
-    file = columns_of(path, head, layout)
+    head = first_lines(pl, path)
+    file = parse_header(path, head, layout)
     places = {name: _place(file, name) for name in wanted}
     check_header(file, places, head)
     return TextFile(path, file.layout, file.names, places, file.header, len(head) == file.header)
 
 
-def columns_of(path: str, head: list[str], layout: Layout) -> TextFile:
+def parse_header(path: str, head: list[str], layout: TextLayout) -> TextFile:
     """The names of all columns, from a file's first lines. ValueError: the first line is empty."""
-    if recbole(path, head[0]):  # tab-separated, never quoted; a type after each name
-        layout = Layout("\t", "", layout.header)
+    if is_recbole(path, head[0]):  # tab-separated, never quoted; a type after each name
+        layout = TextLayout("\t", "", layout.header)
     if not head[0].strip():
         raise ValueError(f"{path}, line 1: expected a header line with the columns' names, got an empty line")
     first = split_line(head[0], layout)
@@ -165,8 +165,8 @@ def check_header(file: TextFile, places: dict[str, int], head: list[str]) -> Non
         for name, place in places.items():
             if looks_like_data(name) or (name and any(row[place] == name for row in rows)):
                 raise ValueError(
-                    f"{file.path}: expected a header, but line 1 looks like data: {shown(head[0])}: if the file has no "
-                    f"header, {NO_HEADER}; if it has, say header=True (--header)"
+                    f"{file.path}: expected a header, but line 1 looks like data: {excerpt(head[0])}: if the file has "
+                    f"no header, {NO_HEADER}; if it has, say header=True (--header)"
                 )
     other = next((text for text in ("\t", "::") if all(text in line for line in head)), None)
     if file.width == 1 and other and len(head) > 1:
@@ -179,12 +179,12 @@ def check_header(file: TextFile, places: dict[str, int], head: list[str]) -> Non
         for place in places.values():
             if not looks_like_data(first[place]) and all(looks_like_data(row[place]) for row in rows):
                 raise ValueError(
-                    f"{file.path}: expected no header, but line 1 looks like one: {shown(head[0])}: leave out "
+                    f"{file.path}: expected no header, but line 1 looks like one: {excerpt(head[0])}: leave out "
                     "header=False (--no-header)"
                 )
 
 
-def open_text(path: str) -> IO[bytes]:
+def open_decompressed(path: str) -> IO[bytes]:
     """The bytes of a file, decompressed where Python can; ValueError where it cannot."""
     with open(path, "rb") as file:
         head = file.read(4)
@@ -197,7 +197,7 @@ def is_utf8(path: str) -> bool:
     """Whether all of a file is UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        with open_text(path) as file:
+        with open_decompressed(path) as file:
             while block := file.read(1 << 20):
                 decoder.decode(block)
             decoder.decode(b"", final=True)
@@ -206,7 +206,7 @@ def is_utf8(path: str) -> bool:
     return True
 
 
-def shown(text: str, longest: int = 60) -> str:
+def excerpt(text: str, longest: int = 60) -> str:
     """A text as an error shows it."""
     return repr(text if len(text) <= longest else text[:longest] + "...")
 

@@ -10,7 +10,7 @@ NO_HEADER = "say header=False (--no-header), and name columns by their numbers f
 
 
 @dataclass(frozen=True)
-class Layout:
+class TextLayout:
     """The layout of text files; Parquet has none.
 
     separator: one character or several. A tab may be written as a backslash and a t.
@@ -24,7 +24,7 @@ class Layout:
     header: bool | None = None
 
     @classmethod
-    def of(cls, separator: str = ",", quote: str | None = '"', header: bool | None = None) -> Layout:
+    def of(cls, separator: str = ",", quote: str | None = '"', header: bool | None = None) -> TextLayout:
         """The layout that options name; ValueError or TypeError for what cannot be one."""
         for name, value in (("separator", separator), ("quote", quote or "")):
             if not isinstance(value, str):

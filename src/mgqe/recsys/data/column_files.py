@@ -10,54 +10,54 @@ from typing import Any
 
 import polars as pl
 
-from mgqe.ids.logs.bad_rows import line_of, quoted, wrong_field
-from mgqe.ids.logs.id_columns import MISSING, exact_below
+from mgqe.ids.logs.bad_rows import describe_wrong_field, has_quote, read_line
+from mgqe.ids.logs.id_columns import WORDS_FOR_MISSING, exact_integers_below
 from mgqe.ids.logs.log import ROW, Log, open_log, parquet_schema
 from mgqe.ids.logs.paths import LogFile
-from mgqe.ids.logs.text import COUNT, columns_of, head_of, shown
-from mgqe.ids.logs.text_layout import NO_QUOTE, Layout
+from mgqe.ids.logs.text import COUNT, excerpt, first_lines, parse_header
+from mgqe.ids.logs.text_layout import NO_QUOTE, TextLayout
 from mgqe.recsys.data.columns import USUAL, Columns, pick_columns
-from mgqe.recsys.data.row_locator import FILE, Place, shown_fields
+from mgqe.recsys.data.row_locator import FILE, RowLocator, fields_excerpt
 
 
 def read_table(source: Path | str, files: Sequence[LogFile], format: str, columns: Columns) -> pl.DataFrame:
     """The user, item, time and context columns of csv, inter or Parquet files, checked for missing values."""
-    path, head, layout = files[0].path, [""], Layout("\t", "", columns.header)
+    path, head, layout = files[0].path, [""], TextLayout("\t", "", columns.header)
     if format == "parquet":
         names = list(parquet_schema(pl, path))
     else:
-        head = head_of(pl, path)
+        head = first_lines(pl, path)
         layout = columns.layout(head[0]) if format == "csv" else layout
-        names = columns_of(path, head, layout).names
+        names = parse_header(path, head, layout).names
     taken = pick_columns(path, [*names, *(key for key in files[0].partitions if key not in names)], columns)
     if format != "parquet" and columns.header is False:
         _check_no_header(path, head, layout, taken)
     try:
         with open_log(pl, source, list(taken.values()), layout) as log:
-            frames, place = _collected(log, taken)
-            _check_fields(log, frames, place)
-            frame = _joined(frames, place, taken)
+            frames, locator = _collected(log, taken)
+            _check_fields(log, frames, locator)
+            frame = _joined(frames, locator, taken)
             if "time" in taken:
-                frame = frame.with_columns(_as_time(place, frame, taken["time"]))
-            _check_missing(log, frame, place, taken)
+                frame = frame.with_columns(_as_time(locator, frame, taken["time"]))
+            _check_missing(log, frame, locator, taken)
     except KeyError as error:
         raise ValueError(f"{path}: {error.args[0]}") from None
-    contexts = [_as_context(place, frame, name) for name in columns.context]
+    contexts = [_as_context(locator, frame, name) for name in columns.context]
     return frame.with_columns(contexts).select(list(taken))
 
 
-def _check_no_header(path: str, head: list[str], layout: Layout, taken: dict[str, str]) -> None:
+def _check_no_header(path: str, head: list[str], layout: TextLayout, taken: dict[str, str]) -> None:
     """ValueError if the first line, which is to be data, calls the user and the item by their usual names."""
-    first = [name.lower() for name in columns_of(path, head, replace(layout, header=True)).names]
+    first = [name.lower() for name in parse_header(path, head, replace(layout, header=True)).names]
     places = {role: int(taken[role]) - 1 for role in ("user", "item") if taken[role].isdigit()}
     if len(places) == 2 and all(first[place] in USUAL[role] for role, place in places.items()):
         raise ValueError(
-            f"{path}: expected no header, but line 1 looks like one: {shown(head[0])}: leave out header=False "
+            f"{path}: expected no header, but line 1 looks like one: {excerpt(head[0])}: leave out header=False "
             "(--no-header)"
         )
 
 
-def _collected(log: Log, taken: dict[str, str]) -> tuple[list[pl.DataFrame], Place]:
+def _collected(log: Log, taken: dict[str, str]) -> tuple[list[pl.DataFrame], RowLocator]:
     """The rows of each part, by role, with FILE and ROW, and of text COUNT."""
     frames = []
     for number, part in enumerate(log.parts):
@@ -69,11 +69,11 @@ def _collected(log: Log, taken: dict[str, str]) -> tuple[list[pl.DataFrame], Pla
             what = "parquet" if part.text is None else "text"
             raise ValueError(f"{part.where}: cannot be read as {what}: damaged, or cut short") from None
         frames.append(frame)
-    place = Place([part.where for part in log.parts], "row", 1)
-    return frames, Place(place.paths, "line") if log.parts[0].text is not None else place
+    locator = RowLocator([part.where for part in log.parts], "row", 1)
+    return frames, RowLocator(locator.paths, "line") if log.parts[0].text is not None else locator
 
 
-def _check_fields(log: Log, frames: Sequence[pl.DataFrame], place: Place) -> None:
+def _check_fields(log: Log, frames: Sequence[pl.DataFrame], locator: RowLocator) -> None:
     """ValueError if a line has other than its file's number of fields."""
     for part, frame in zip(log.parts, frames, strict=True):
         if part.text is None:
@@ -81,44 +81,44 @@ def _check_fields(log: Log, frames: Sequence[pl.DataFrame], place: Place) -> Non
         wrong = frame.filter(pl.col(COUNT) != part.text.width)
         if wrong.height:
             as_in = "the header" if part.text.header else "line 1"
-            line = line_of(pl, part.text, wrong[ROW][0])
-            quotes = f"; if its quotes are no more than signs, {NO_QUOTE}" if quoted(part.text, line) else ""
+            line = read_line(pl, part.text, wrong[ROW][0])
+            quotes = f"; if its quotes are no more than signs, {NO_QUOTE}" if has_quote(part.text, line) else ""
             raise ValueError(
-                f"{place.of(wrong, 0)}: expected {part.text.width} fields as in {as_in}, got {wrong[COUNT][0]}: "
-                f"{shown_fields([line])}: correct or drop that line, or say what separates the fields with "
-                f"--separator{quotes}"
+                f"{locator.describe(wrong, 0)}: expected {part.text.width} fields as in {as_in}, got "
+                f"{wrong[COUNT][0]}: {fields_excerpt([line])}: correct or drop that line, or say what separates the "
+                f"fields with --separator{quotes}"
             )
 
 
-def _joined(frames: Sequence[pl.DataFrame], place: Place, taken: dict[str, str]) -> pl.DataFrame:
+def _joined(frames: Sequence[pl.DataFrame], locator: RowLocator, taken: dict[str, str]) -> pl.DataFrame:
     """One frame of all parts, whose columns may have grown wider from part to part."""
-    series = {role: _one_type([frame[role] for frame in frames], role, place) for role in taken}
+    series = {role: _one_type([frame[role] for frame in frames], role, locator) for role in taken}
     positions = pl.concat([frame.select(FILE, ROW) for frame in frames])
     return positions.with_columns(**series)
 
 
-def _one_type(parts: list[pl.Series], role: str, place: Place) -> pl.Series:
+def _one_type(parts: list[pl.Series], role: str, locator: RowLocator) -> pl.Series:
     """The parts of a column as one: integers are widened; floats among integers are integers, but for times."""
     types = {part.dtype: number for number, part in enumerate(parts) if part.dtype != pl.Null}
     if len(types) <= 1:
         return _concat([part.cast(next(iter(types), pl.String)) for part in parts])
-    return _widened(parts, types, role, place)
+    return _widened(parts, types, role, locator)
 
 
-def _widened(parts: list[pl.Series], types: dict[Any, int], role: str, place: Place) -> pl.Series:
+def _widened(parts: list[pl.Series], types: dict[Any, int], role: str, locator: RowLocator) -> pl.Series:
     kinds = types.keys()
     if all(kind.is_numeric() for kind in kinds):
         if any(kind.is_float() for kind in kinds) and role == "time":
             return _concat([part.cast(pl.Float64) for part in parts])
-        return _concat([_as_integers(part, place.paths[number], role) for number, part in enumerate(parts)])
+        return _concat([_as_integers(part, locator.paths[number], role) for number, part in enumerate(parts)])
     if all(kind == pl.String or isinstance(kind, (pl.Categorical, pl.Enum)) for kind in kinds):
         return _concat([part.cast(pl.String) for part in parts])
     if all(kind.is_temporal() for kind in kinds):
         return _concat([part.cast(pl.Datetime("us")) for part in parts])
     (kind, number), (other, another) = list(types.items())[:2]
     raise ValueError(
-        f"{place.paths[another]}: column of the {role} holds {other}, but {kind} in {place.paths[number]}: write both "
-        "as one type"
+        f"{locator.paths[another]}: column of the {role} holds {other}, but {kind} in {locator.paths[number]}: write "
+        "both as one type"
     )
 
 
@@ -132,7 +132,7 @@ def _as_integers(part: pl.Series, path: str, role: str) -> pl.Series:
     whole: pl.Series = part.cast(pl.Int64, strict=False)
     bad = part.is_not_null() & whole.is_null()
     if part.dtype.is_float():
-        bad = bad | (part != part.floor()) | (part.abs() >= exact_below(part.dtype))
+        bad = bad | (part != part.floor()) | (part.abs() >= exact_integers_below(part.dtype))
     if bad.any():
         row = int(bad.arg_true()[0])
         raise ValueError(
@@ -142,36 +142,40 @@ def _as_integers(part: pl.Series, path: str, role: str) -> pl.Series:
     return whole
 
 
-def _check_missing(log: Log, frame: pl.DataFrame, place: Place, taken: dict[str, str]) -> None:
+def _check_missing(log: Log, frame: pl.DataFrame, locator: RowLocator, taken: dict[str, str]) -> None:
     """ValueError if a value is null, NaN or blank; a category of Parquet that is blank is not checked here."""
     for role, name in taken.items():
         column = frame[role]
         bad = column.is_null() | (column.is_nan() if column.dtype.is_float() else False)
-        if column.dtype == pl.String and (role in USUAL or place.unit == "line"):
+        if column.dtype == pl.String and (role in USUAL or locator.unit == "line"):
             bad = bad | ~column.str.contains(r"\S").fill_null(True)
         if column.dtype == pl.String and role in ("user", "item"):
             bad = bad | _words_for_none(column)
         if bad.any():
             row = int(bad.arg_true()[0])
             text = log.parts[frame[FILE][row]].text
-            why = wrong_field(pl, text, name, frame[ROW][row]) if text is not None and column[row] is None else None
+            why = (
+                describe_wrong_field(pl, text, name, frame[ROW][row])
+                if text is not None and column[row] is None
+                else None
+            )
             article = "an" if role == "item" else "a"
             value = repr(column[row]) if column.dtype == pl.String and (column[row] or "").strip() else "nothing"
             raise ValueError(
-                f"{place.of(frame, row)}: expected {article} {role} in column {name!r}, got "
-                f"{why or f'{value}: fill it, or drop that {place.unit}'}"
+                f"{locator.describe(frame, row)}: expected {article} {role} in column {name!r}, got "
+                f"{why or f'{value}: fill it, or drop that {locator.unit}'}"
             )
 
 
 def _words_for_none(column: pl.Series) -> pl.Series:
     """Where a column of text says NULL or the like among nothing but integers: bool (n,)."""
-    words: pl.Series = column.str.strip_chars().str.to_lowercase().is_in(MISSING).fill_null(False)
+    words: pl.Series = column.str.strip_chars().str.to_lowercase().is_in(WORDS_FOR_MISSING).fill_null(False)
     others = column.filter(~words) if words.any() else column.head(0)
     integers = len(others) > 0 and others.str.contains(r"^\s*[+-]?\d+\s*$").fill_null(True).all()
     return words if integers else words & False
 
 
-def _as_context(place: Place, frame: pl.DataFrame, name: str) -> pl.Series:
+def _as_context(locator: RowLocator, frame: pl.DataFrame, name: str) -> pl.Series:
     """A column of categories; text that says `nan` is a value that some program did not have."""
     column = frame[name]
     text = column.cast(pl.String) if column.dtype == pl.Boolean else column
@@ -180,13 +184,13 @@ def _as_context(place: Place, frame: pl.DataFrame, name: str) -> pl.Series:
         if missing.any():
             at = int(missing.arg_true()[0])
             raise ValueError(
-                f"{place.of(frame, at)}: expected a category in column {name!r}, got {text[at]!r}; give missing values "
-                "a name such as unknown"
+                f"{locator.describe(frame, at)}: expected a category in column {name!r}, got {text[at]!r}; give "
+                "missing values a name such as unknown"
             )
     return text
 
 
-def _as_time(place: Place, frame: pl.DataFrame, name: str) -> pl.Series:
+def _as_time(locator: RowLocator, frame: pl.DataFrame, name: str) -> pl.Series:
     """Numbers stay numbers; text becomes numbers or, failing that, dates."""
     column = frame["time"]
     if column.dtype.is_numeric() or column.dtype.is_temporal():
@@ -203,7 +207,7 @@ def _as_time(place: Place, frame: pl.DataFrame, name: str) -> pl.Series:
     except pl.exceptions.PolarsError:
         odd = _first_odd(text, numbers)
         raise ValueError(
-            f"{place.of(frame, odd)}: expected a number or a date in column {name!r}, got {text[odd]!r}"
+            f"{locator.describe(frame, odd)}: expected a number or a date in column {name!r}, got {text[odd]!r}"
         ) from None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mgqe.ids.logs.text import looks_like_data
-from mgqe.ids.logs.text_layout import NO_HEADER, Layout
+from mgqe.ids.logs.text_layout import NO_HEADER, TextLayout
 from mgqe.recsys.data.settings import DataSettings
 
 SEPARATORS = (",", "\t", ";", "|", "::")
@@ -56,10 +56,10 @@ class Columns:
         """Whether it says of a file of text that it has columns."""
         return self.separator is not None or self.header is not None
 
-    def layout(self, first: str) -> Layout:
+    def layout(self, first: str) -> TextLayout:
         """The layout of a csv file that begins with this line."""
         separator = self.separator or max(SEPARATORS, key=lambda text: (first.count(text), len(text)))
-        return Layout.of(separator, self.quote, self.header)
+        return TextLayout.of(separator, self.quote, self.header)
 
 
 def pick_columns(path: str, names: Sequence[str], columns: Columns) -> dict[str, str]:

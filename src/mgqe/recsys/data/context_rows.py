@@ -11,13 +11,13 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mgqe.ids.logs.paths import exists
+from mgqe.ids.logs.paths import path_exists
 from mgqe.recsys.data.columns import Columns
 from mgqe.recsys.data.datasets import DATASETS, check_layout, load_data
 from mgqe.recsys.data.files import read_any, read_frame
-from mgqe.recsys.data.held_out import TEST, TRAIN, VALID, cold, count_cold, part_sizes, renumber, require_parts
+from mgqe.recsys.data.held_out import TEST, TRAIN, VALID, cold_masks, count_cold, part_sizes, renumber, require_parts
 from mgqe.recsys.data.interactions import FileIds, offsets_of, times_of
-from mgqe.recsys.data.splits import JUDGED, LEAVE_ONE_OUT, LEFT_OUT, SplitRule, hold_last, label, starts_summary
+from mgqe.recsys.data.splits import JUDGED, LEAVE_ONE_OUT, LEFT_OUT, SplitRule, hold_out_last, label, starts_summary
 from mgqe.recsys.models.wide_deep import field_order
 
 AT_RANDOM = "at random, 80/10/10"
@@ -96,7 +96,7 @@ class ContextRows:
 def load_rows(data: str, data_dir: str | None, format: str | None, columns: Columns) -> ContextRows:
     """A known set, `planted` or a file; a file's context is what `columns` names. ValueError says what is wrong."""
     known = DATASETS.get(data)
-    if columns.context and not exists(data):
+    if columns.context and not path_exists(data):
         raise ValueError(f"context_columns are those of a file of your own, got data {data!r}, which is no file")
     check_layout(data, format, columns)
     if known is not None and known.context:
@@ -144,7 +144,7 @@ def split_rows(rows: ContextRows, seed: int) -> RowParts:
 
 
 @dataclass(frozen=True)
-class Divided:
+class RowSplit:
     """Rows in three parts. summary: how they were divided and what each part holds, for the results."""
 
     rows: ContextRows
@@ -152,7 +152,7 @@ class Divided:
     summary: dict[str, Any]
 
 
-def divide(rows: ContextRows, rule: str | None, seed: int) -> Divided:
+def split_rows_by_rule(rows: ContextRows, rule: str | None, seed: int) -> RowSplit:
     """By a rule of mgqe.recsys.data.splits, or None for what `split_rows` does; ValueError says why it does not fit.
 
     By all rules but leave-one-out and None, rows with an id that no training row has are left out.
@@ -176,7 +176,7 @@ def divide(rows: ContextRows, rule: str | None, seed: int) -> Divided:
     return _divided(rows, labelled.labels, summary, True)
 
 
-def divide_files(train: ContextRows, valid: ContextRows | None, test: ContextRows, seed: int) -> Divided:
+def split_row_parts(train: ContextRows, valid: ContextRows | None, test: ContextRows, seed: int) -> RowSplit:
     """As given; a row that an earlier part has too is left out of the later one, as is one with an unknown id.
 
     Without `valid`, the last training row of each user with two or more is for validation; without times, a tenth of
@@ -193,7 +193,7 @@ def divide_files(train: ContextRows, valid: ContextRows | None, test: ContextRow
     summary: dict[str, Any] = {"rule": "files", "repeats_left_out": sum(len(part) for _, part in given) - len(rows)}
     if valid is None and train.ordered:
         summary["valid"] = "the last training row of each user with two or more"
-        labels = hold_last(rows.context[:, 0], labels)
+        labels = hold_out_last(rows.context[:, 0], labels)
     elif valid is None:
         summary["valid"] = "a tenth of the training rows, by the seed"
         places = (labels == TRAIN).nonzero().squeeze(1)
@@ -203,12 +203,12 @@ def divide_files(train: ContextRows, valid: ContextRows | None, test: ContextRow
     return _divided(replace(rows, times=None), labels, summary, True)
 
 
-def _divided(rows: ContextRows, labels: Tensor, summary: dict[str, Any], drop_cold: bool) -> Divided:
+def _divided(rows: ContextRows, labels: Tensor, summary: dict[str, Any], drop_cold: bool) -> RowSplit:
     names, columns = list(rows.columns), list(rows.columns.values())
     summary = {**summary, "cold": count_cold(names, columns, labels), "cold_rule": LEFT_OUT if drop_cold else JUDGED}
     if drop_cold:
-        stays = ~torch.stack(cold(columns, labels)).any(0)
+        stays = ~torch.stack(cold_masks(columns, labels)).any(0)
         rows, labels = rows.select(stays), labels[stays]
         require_parts(labels, str(summary["rule"]), "all others have an id that no training row has")
     parts = RowParts(*((labels == number).nonzero().squeeze(1) for number in (TRAIN, VALID, TEST)))
-    return Divided(rows, parts, {**summary, "interactions": part_sizes(labels)})
+    return RowSplit(rows, parts, {**summary, "interactions": part_sizes(labels)})

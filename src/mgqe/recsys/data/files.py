@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from mgqe.ids.logs.paths import log_files
-from mgqe.ids.logs.text import head_of, recbole
+from mgqe.ids.logs.text import first_lines, is_recbole
 from mgqe.ids.logs.text_layout import NO_HEADER
 from mgqe.recsys.data.column_files import read_table
 from mgqe.recsys.data.columns import SEPARATORS, Columns
@@ -21,12 +21,12 @@ def recognise(source: Path | str) -> str:
     file = log_files(source)[0]
     if file.parquet:
         return "parquet"
-    path, head = file.path, head_of(pl, file.path)
+    path, head = file.path, first_lines(pl, file.path)
     text = "".join(head)
     if text.count("\ufffd") > len(text) // 4:
         raise ValueError(f"{path}: expected UTF-8 text or Parquet, got bytes that are neither")
     lines = [line.strip() for line in head if line.strip()]
-    if recbole(path, lines[0]):
+    if is_recbole(path, lines[0]):
         return "inter"
     if Path(path).suffix.lower() in (".csv", ".tsv") or any(s in lines[0] for s in SEPARATORS if s != "\t"):
         return "csv"

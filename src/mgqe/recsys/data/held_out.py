@@ -68,7 +68,7 @@ class Split:
     valid: HeldOut
     test: HeldOut
     summary: dict[str, Any] = field(default_factory=dict)
-    several: bool = False
+    several_items: bool = False
 
     @property
     def users(self) -> Tensor:
@@ -107,7 +107,7 @@ class Split:
         return torch.cat([self.train_items, self.valid.items])[order], offsets_of(users[order], self.num_users)
 
 
-def cut(interactions: Interactions, labels: Tensor, several: bool = True) -> Split:
+def split_by_labels(interactions: Interactions, labels: Tensor, several_items: bool = True) -> Split:
     """Divide by label (TRAIN, VALID or TEST), int64 (n,); nothing is left out and the rows stay."""
     users, items = interactions.users, interactions.items
     train, valid, test = (labels == label for label in (TRAIN, VALID, TEST))
@@ -119,11 +119,11 @@ def cut(interactions: Interactions, labels: Tensor, several: bool = True) -> Spl
         train_offsets=offsets_of(users[train], interactions.num_users),
         valid=HeldOut.of_pairs(users[valid], items[valid]),
         test=HeldOut.of_pairs(users[test], items[test]),
-        several=several,
+        several_items=several_items,
     )
 
 
-def cold(columns: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
+def cold_masks(columns: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
     """For each of `columns` (n,) of rows: bool (n,), whether the row is one that no training interaction has."""
     train, found = labels == TRAIN, []
     for rows in columns:
@@ -134,7 +134,7 @@ def cold(columns: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
 
 def count_cold(fields: Sequence[str], columns: Sequence[Tensor], labels: Tensor) -> dict[str, dict[str, int]]:
     """Part -> how many of its ids no training interaction has, by field, and how many interactions have such an id."""
-    masks = cold(columns, labels)
+    masks = cold_masks(columns, labels)
     any_cold = torch.stack(masks).any(0)
     found = {}
     for part, label in (("valid", VALID), ("test", TEST)):
@@ -167,7 +167,7 @@ def require_parts(labels: Tensor, rule: str, why: str) -> None:
 
 def without_cold(interactions: Interactions, labels: Tensor) -> tuple[Interactions, Tensor]:
     """The interactions whose user and item are in the training part, numbered anew, and their labels."""
-    masks = cold((interactions.users, interactions.items), labels)
+    masks = cold_masks((interactions.users, interactions.items), labels)
     stays = ~torch.stack(masks).any(0)
     users, user_ids = renumber(interactions.users[stays], interactions.user_ids)
     items, item_ids = renumber(interactions.items[stays], interactions.item_ids)

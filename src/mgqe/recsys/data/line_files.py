@@ -9,38 +9,39 @@ import polars as pl
 
 from mgqe.ids.logs.log import ROW
 from mgqe.ids.logs.paths import LogFile
-from mgqe.ids.logs.text import LINE, TEXT, head_of, is_utf8, scan_lines
+from mgqe.ids.logs.text import LINE, TEXT, first_lines, is_utf8, scan_lines
 from mgqe.recsys.data.columns import USUAL
-from mgqe.recsys.data.row_locator import FILE, Place, shown_fields
+from mgqe.recsys.data.row_locator import FILE, RowLocator, fields_excerpt
 
 
-def _text_lines(files: Sequence[LogFile]) -> tuple[pl.DataFrame, Place]:
+def _text_lines(files: Sequence[LogFile]) -> tuple[pl.DataFrame, RowLocator]:
     """Columns FILE, ROW (the line), `field` (list of the line's words); blank lines left out."""
     frames = []
     for number, file in enumerate(files):
-        head_of(pl, file.path, 1)  # says if it cannot be read
+        first_lines(pl, file.path, 1)  # says if it cannot be read
         frames.append(scan_lines(pl, file.path, numbered=True).collect().with_columns(pl.lit(number).alias(FILE)))
     frame = pl.concat(frames).rename({LINE: ROW}).filter(pl.col(TEXT).str.contains(r"\S"))
-    place = Place([file.path for file in files], "line")
+    locator = RowLocator([file.path for file in files], "line")
     odd = frame.filter(pl.col(TEXT).str.contains("\ufffd", literal=True))
     for number in odd[FILE].unique(maintain_order=True).to_list():
         if not is_utf8(files[number].path):
             there = odd.filter(pl.col(FILE) == number)
             raise ValueError(
-                f"{place.of(there, 0)}: {shown_fields([there[TEXT][0]])} is not UTF-8: write the file as UTF-8"
+                f"{locator.describe(there, 0)}: {fields_excerpt([there[TEXT][0]])} is not UTF-8: "
+                "write the file as UTF-8"
             )
     words = pl.col(TEXT).str.replace_all(r"\s+", " ").str.strip_chars().str.split(" ").alias("field")
-    return frame.select(FILE, ROW, words), place
+    return frame.select(FILE, ROW, words), locator
 
 
 def read_pairs(files: Sequence[LogFile]) -> pl.DataFrame:
     """Columns user and item of lines `user item`."""
-    frame, place = _text_lines(files)
+    frame, locator = _text_lines(files)
     wrong = frame.filter(pl.col("field").list.len() != 2)
     if wrong.height:
         field = wrong["field"][0].to_list()
         raise ValueError(
-            f"{place.of(wrong, 0)}: expected 2 fields, `user item`, got {len(field)}: {shown_fields(field)} "
+            f"{locator.describe(wrong, 0)}: expected 2 fields, `user item`, got {len(field)}: {fields_excerpt(field)} "
             "(if each line is one user and all their items, say --format lines; if the file has columns with a header, "
             "--format csv; without a header, --no-header too, and name the columns by their numbers from 1; if spaces "
             "separate them, --separator space)"
@@ -49,26 +50,26 @@ def read_pairs(files: Sequence[LogFile]) -> pl.DataFrame:
     if frame.height and tuple(word.lower() for word in frame.row(0)) in itertools.product(USUAL["user"], USUAL["item"]):
         raise ValueError(
             f"{files[0].path}, line 1: expected `user item`, got what looks like a header, "
-            f"{shown_fields(list(frame.row(0)))}: delete that line, or separate the columns by commas or tabs and say "
-            "--format csv"
+            f"{fields_excerpt(list(frame.row(0)))}: delete that line, or separate the columns by commas or tabs and "
+            "say --format csv"
         )
     return frame
 
 
 def read_lines(files: Sequence[LogFile]) -> pl.DataFrame:
     """Columns user and item of lines `user item item ...`."""
-    frame, place = _text_lines(files)
+    frame, locator = _text_lines(files)
     frame = frame.with_columns(pl.col("field").list.get(0).alias("user"))
     wrong = frame.filter(pl.col("field").list.len() < 2)
     if wrong.height:
-        text = shown_fields(wrong["field"][0].to_list())
-        raise ValueError(f"{place.of(wrong, 0)}: expected `user item item ...`, got {text} and no item")
+        text = fields_excerpt(wrong["field"][0].to_list())
+        raise ValueError(f"{locator.describe(wrong, 0)}: expected `user item item ...`, got {text} and no item")
     twice = frame.filter(~pl.col("user").is_first_distinct())
     if twice.height:
         user = twice["user"][0]
         first = frame.filter(pl.col("user") == user)[ROW][0]
         raise ValueError(
-            f"{place.of(twice, 0)}: user {user} already has line {first}: expected one line a user "
+            f"{locator.describe(twice, 0)}: user {user} already has line {first}: expected one line a user "
             "(if each line is one interaction, `user item`, say --format pairs: every line must then have 2 fields)"
         )
     return frame.select("user", pl.col("field").list.slice(1).alias("item")).explode("item")

@@ -35,9 +35,9 @@ from mgqe.recsys.data.held_out import (
     VALID,
     Split,
     count_cold,
-    cut,
     part_sizes,
     require_parts,
+    split_by_labels,
     without_cold,
 )
 from mgqe.recsys.data.interactions import Interactions
@@ -282,12 +282,12 @@ def split_parts(train: Interactions, valid: Interactions | None, test: Interacti
     }
     if valid is None:
         summary["valid"] = "the last training item of each user with two or more"
-        labels = hold_last(parts.users, labels)
+        labels = hold_out_last(parts.users, labels)
     require_parts(labels, "files", "each of the files must have interactions that no earlier one has")
     return _divided(replace(parts, times=None), labels, summary, True)
 
 
-def hold_last(users: Tensor, labels: Tensor) -> Tensor:
+def hold_out_last(users: Tensor, labels: Tensor) -> Tensor:
     """Labels (n,) with each user's last TRAIN interaction as VALID, of users with two or more; users (n,) ascending."""
     places = (labels == TRAIN).nonzero().squeeze(1)
     _, counts = torch.unique_consecutive(users[places], return_counts=True)
@@ -324,7 +324,7 @@ def _divided(
     if drop_cold:
         interactions, labels = without_cold(interactions, labels)
         require_parts(labels, str(summary["rule"]), "all others are of users or items without a training interaction")
-    parts = cut(interactions, labels, several=drop_cold)
+    parts = split_by_labels(interactions, labels, several_items=drop_cold)
     sizes = part_sizes(labels)
     users = {"valid": parts.valid.users.numel(), "test": parts.test.users.numel()}
     return interactions, replace(parts, summary={**summary, "interactions": sizes, "users_with_items": users})

@@ -172,7 +172,7 @@ class Spec:
         return self if self.method.kind == "trained" else Spec("full", (), self.dim)
 
 
-def fit(spec: Spec, table: str, num_embeddings: int, embedding_dim: int, counts: Tensor) -> tuple[Spec, str]:
+def cut_to_tiers(spec: Spec, table: str, num_embeddings: int, embedding_dim: int, counts: Tensor) -> tuple[Spec, str]:
     """`spec` with no more centroids than the table's tiers can use, as compress_ does; and what was cut, in words.
 
     The words are empty where nothing is cut. A description that cannot be right for any table comes back as it is,

@@ -57,7 +57,7 @@ class SASRec(nn.Module):
 
         Lengths are 1 to max_length.
         """
-        layout = Layout(lengths)
+        layout = PackedHistories(lengths)
         places = self.max_length - layout.remaining
         x: Tensor = self.dropout(vectors * self.scale + F.embedding(places, self.position))
         for block in self.blocks:
@@ -84,7 +84,7 @@ class AttentionBlock(nn.Module):
         self.second = nn.Linear(dim, dim)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+    def forward(self, x: Tensor, layout: PackedHistories) -> Tensor:
         """Packed (n, d) -> (n, d)."""
         y = self.attention_norm(x)
         mixed = torch.cat([self.query(y), self.key_value(x)], dim=1)
@@ -113,7 +113,7 @@ class Dropout(nn.Module):
         return x * kept.to(x.dtype).mul_(256 / (256 - self.threshold))
 
 
-class Layout:
+class PackedHistories:
     """Where packed histories lie, and causal attention within each.
 
     Histories are attended to in groups of similar length, each padded at its end: what is causal never looks there,

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mgqe.files.atomic import replaceable, write_text
+from mgqe.files.atomic import require_replaceable, write_text
 from mgqe.recsys.train.config import TrainConfig
 
 Record = dict[str, Any]
@@ -109,7 +109,7 @@ def append_result(path: Path, record: Record) -> None:
     """Add a line and sync it; after a line that was cut short, on a line of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = _line(record).encode()
-    replaceable(path)
+    require_replaceable(path)
     with path.open("ab+") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)

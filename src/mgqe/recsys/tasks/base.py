@@ -83,11 +83,11 @@ class Task(TrainingTask, Protocol):
     def split_summary(self) -> dict[str, Any]:
         """How the data were divided, and what each part holds, for the results."""
 
-    def judge(self, model: Any) -> dict[str, float]:
+    def evaluate(self, model: Any) -> dict[str, float]:
         """All final figures: the test part's under plain names, the validation part's with `valid_` before them."""
 
 
-def own_parameters(model: nn.Module, tables: Mapping[str, Any]) -> dict[str, Tensor]:
+def state_without_tables(model: nn.Module, tables: Mapping[str, Any]) -> dict[str, Tensor]:
     """The model's state less its tables'."""
     prefixes = tuple(f"{path}." for path in tables)
     return {name: value for name, value in model.state_dict().items() if not name.startswith(prefixes)}

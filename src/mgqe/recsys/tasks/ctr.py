@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mgqe.recsys.data.columns import Columns
-from mgqe.recsys.data.context_rows import AT_RANDOM, ContextRows, Divided, divide, divide_files, load_rows
+from mgqe.recsys.data.context_rows import (
+    AT_RANDOM,
+    ContextRows,
+    RowSplit,
+    load_rows,
+    split_row_parts,
+    split_rows_by_rule,
+)
 from mgqe.recsys.data.interactions import FileIds
 from mgqe.recsys.data.sampling import LEAVE_OUT, SeenItems, evaluation_negatives, sample_negatives
 from mgqe.recsys.data.seeds import derive_seed
@@ -21,7 +28,7 @@ from mgqe.recsys.data.splits import LEAVE_ONE_OUT
 from mgqe.recsys.models.wide_deep import PREFIX, WideDeep
 from mgqe.recsys.tasks.base import RunSettings, TableInfo
 from mgqe.recsys.tasks.metrics import auc, calibration_error, calibration_ratio, head_items, log_loss
-from mgqe.recsys.tasks.ranking import step_size
+from mgqe.recsys.tasks.ranking import positives_per_step
 
 Batch = tuple[Tensor, Tensor]
 SMALL_FIELD, SMALL_DIM = 100, 16
@@ -30,7 +37,7 @@ EVAL_BATCH = 4096  # positives scored at once
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluationRows:
     """A part to judge on: context int64 (n, f - 1); items int64 (n, 1 + c), the positive first."""
 
     context: Tensor
@@ -55,8 +62,8 @@ class CtrTask:
     context: Tensor
     items: Tensor
     seen: SeenItems
-    valid: Judged
-    test: Judged
+    valid: EvaluationRows
+    test: EvaluationRows
     ids: Mapping[str, FileIds]
     num_negatives: int
     seed: int
@@ -72,17 +79,17 @@ class CtrTask:
         seed: int,
         num_negatives: int = 2,
         dims: tuple[int, int] = (64, 64),
-        divided: Divided | None = None,
+        divided: RowSplit | None = None,
     ) -> CtrTask:
         """Choose at most MAX_JUDGED positives of a part to judge on, and draw their negatives, by `seed`.
 
         divided: of which rows to take instead, in their parts; by default `rows` as split_rows divides them.
         """
-        divided = divide(rows, None, derive_seed(seed, "split")) if divided is None else divided
+        divided = split_rows_by_rule(rows, None, derive_seed(seed, "split")) if divided is None else divided
         rows, parts = divided.rows, divided.parts
         users, items, shape = rows.context[:, 0], rows.items, (len(rows.ids["user"]), len(rows.ids["item"]))
         anywhere = SeenItems(users, items, *shape, user_ids=rows.ids["user"])
-        judged = {}
+        evaluated = {}
         for name, part in (("valid", parts.valid), ("test", parts.test)):
             if part.numel() > MAX_JUDGED:
                 generator = torch.Generator().manual_seed(derive_seed(seed, "rows", name))
@@ -91,7 +98,7 @@ class CtrTask:
             negatives = evaluation_negatives(
                 users[part], anywhere, num_negatives, derive_seed(seed, name), option="negatives"
             )
-            judged[name] = Judged(rows.context[part], torch.cat([items[part, None], negatives], dim=1))
+            evaluated[name] = EvaluationRows(rows.context[part], torch.cat([items[part, None], negatives], dim=1))
         seen = SeenItems(users[parts.train], items[parts.train], *shape, user_ids=rows.ids["user"])
         seen.check_unseen(users[parts.train], 1, LEAVE_OUT)
         return cls(
@@ -99,8 +106,8 @@ class CtrTask:
             context=rows.context[parts.train],
             items=items[parts.train],
             seen=seen,
-            valid=judged["valid"],
-            test=judged["test"],
+            valid=evaluated["valid"],
+            test=evaluated["test"],
             ids=rows.ids,
             num_negatives=num_negatives,
             seed=seed,
@@ -113,7 +120,7 @@ class CtrTask:
                 "fields": {name: len(known) for name, known in rows.ids.items()},
                 "split": {LEAVE_ONE_OUT: "by time", AT_RANDOM: "at random"}.get(divided.summary["rule"], "as asked"),
                 "trained_positives": parts.train.numel(),
-                "judged_positives": judged["test"].items.shape[0],
+                "judged_positives": evaluated["test"].items.shape[0],
             },
             split_summary=divided.summary,
         )
@@ -130,7 +137,7 @@ class CtrTask:
     def num_batches(self, batch_size: int) -> int:
         """Batches an epoch."""
         num = self.items.numel()
-        return -(-num // step_size(num, batch_size))
+        return -(-num // positives_per_step(num, batch_size))
 
     def batches(self, batch_size: int, phase: str, epoch: int) -> Iterator[Batch]:
         """An epoch's (context (b, f - 1), items (b, 1 + c)), the positive first: fixed by seed, phase, epoch."""
@@ -138,7 +145,7 @@ class CtrTask:
         negatives = sample_negatives(self.context[:, 0], self.seen, self.num_negatives, generator)
         items = torch.cat([self.items[:, None], negatives], dim=1)
         order = torch.randperm(self.items.numel(), generator=generator)
-        for chosen in torch.split(order, step_size(self.items.numel(), batch_size)):
+        for chosen in torch.split(order, positives_per_step(self.items.numel(), batch_size)):
             yield self.context[chosen], items[chosen]
 
     def loss(self, model: WideDeep, batch: Batch) -> Tensor:
@@ -152,7 +159,7 @@ class CtrTask:
         labels = _labels(logits).reshape(-1)
         return {"auc": auc(labels, logits.reshape(-1)), "logloss": log_loss(labels, logits.reshape(-1))}
 
-    def judge(self, model: WideDeep) -> dict[str, float]:
+    def evaluate(self, model: WideDeep) -> dict[str, float]:
         """All final figures: auc, logloss, ece (calibration_error) and calibration (calibration_ratio).
 
         Under plain names those of the test part, `valid_` those of the validation part. head_auc and tail_auc: of
@@ -190,7 +197,7 @@ def _labels(logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _logits(model: WideDeep, part: Judged) -> Tensor:
+def _logits(model: WideDeep, part: EvaluationRows) -> Tensor:
     """(n, 1 + c)."""
     batches = zip(torch.split(part.context, EVAL_BATCH), torch.split(part.items, EVAL_BATCH), strict=True)
     return torch.cat([model(context, items) for context, items in batches])
@@ -222,9 +229,9 @@ def prepare(config: RunSettings) -> tuple[CtrTask, str]:
 
     rows, seed = load(config.data), derive_seed(config.seed, "split")
     if config.test is None:
-        divided = divide(rows, config.split, seed)
+        divided = split_rows_by_rule(rows, config.split, seed)
     else:
-        divided = divide_files(rows, None if config.valid is None else load(config.valid), load(config.test), seed)
+        divided = split_row_parts(rows, None if config.valid is None else load(config.valid), load(config.test), seed)
     dims = (config.embedding_dim, config.dim)
     task = CtrTask.prepare(rows, config.seed, config.negatives, dims, divided)
     if config.split is None and config.test is None:

@@ -43,7 +43,7 @@ def _gains(places: Tensor, k: int) -> Tensor:
     return torch.where(places < k, gains, torch.zeros_like(gains))
 
 
-def list_places(ranks: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
+def list_positions(ranks: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
     """Places, from 0, of relevant items in their users' lists, which hold rivals and relevant items.
 
     ranks: int64 (n,) among the rivals; owners: int64 (n,) the user of each. Returns the places and their users, both
@@ -56,14 +56,14 @@ def list_places(ranks: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
     return ranks[order] + within, torch.arange(users.numel()).repeat_interleave(counts)
 
 
-def summary(ranks: Tensor, k: int = 10, prefix: str = "", owners: Tensor | None = None) -> dict[str, float]:
+def rank_figures(ranks: Tensor, k: int = 10, prefix: str = "", owners: Tensor | None = None) -> dict[str, float]:
     """{prefix}hr@k and {prefix}ndcg@k, and with `owners` (n,), the user of each rank, {prefix}recall@k.
 
     Without `owners` each rank is of another user.
     """
     if owners is None:
         return {f"{prefix}hr@{k}": hit_rate(ranks, k), f"{prefix}ndcg@{k}": ndcg(ranks, k)}
-    places, users = list_places(ranks, owners)
+    places, users = list_positions(ranks, owners)
     num = torch.bincount(users)
     hits, gains = (torch.zeros(num.numel(), dtype=torch.float64) for _ in range(2))
     hits.index_add_(0, users, (places < k).double())
@@ -83,7 +83,7 @@ def head_items(counts: Tensor, share: float = 0.1) -> Tensor:
     return head
 
 
-def tier_summary(
+def head_and_tail_figures(
     ranks: Tensor, items: Tensor, counts: Tensor, k: int = 10, owners: Tensor | None = None
 ) -> dict[str, float]:
     """`summary` of the ranks (n,) of head items, prefix `head_`, and of tail items, prefix `tail_`.
@@ -95,7 +95,7 @@ def tier_summary(
     return {
         name: value
         for prefix, tier in (("head_", in_head), ("tail_", ~in_head))
-        for name, value in summary(ranks[tier], k, prefix, None if owners is None else owners[tier]).items()
+        for name, value in rank_figures(ranks[tier], k, prefix, None if owners is None else owners[tier]).items()
     }
 
 

@@ -24,7 +24,13 @@ from mgqe.recsys.models.gmf import GMF, TABLES
 from mgqe.recsys.models.neumf import NeuMF
 from mgqe.recsys.models.registry import MODELS
 from mgqe.recsys.tasks.base import RunSettings, TableInfo
-from mgqe.recsys.tasks.metrics import CatalogueScorer, catalogue_ranks, sampled_ranks, summary, tier_summary
+from mgqe.recsys.tasks.metrics import (
+    CatalogueScorer,
+    catalogue_ranks,
+    head_and_tail_figures,
+    rank_figures,
+    sampled_ranks,
+)
 
 Batch = tuple[Tensor, Tensor]
 Model = GMF | NeuMF
@@ -32,7 +38,7 @@ MIN_STEPS = 64
 
 
 @dataclass(frozen=True)
-class Judged(HeldOut):
+class EvaluationPart(HeldOut):
     """Held-out items with the negatives that they are ranked among.
 
     negatives: int64 (u, c), items that the user has nowhere; one that is the positive itself does not count.
@@ -41,7 +47,7 @@ class Judged(HeldOut):
     negatives: Tensor
 
     @classmethod
-    def of(cls, part: HeldOut, negatives: Tensor) -> Judged:
+    def of(cls, part: HeldOut, negatives: Tensor) -> EvaluationPart:
         return cls(part.users, part.items, part.offsets, negatives)
 
 
@@ -57,8 +63,8 @@ class RankingTask:
 
     split: Split
     seen: SeenItems
-    valid: Judged
-    test: Judged
+    valid: EvaluationPart
+    test: EvaluationPart
     num_negatives: int
     seed: int
     table_fields: Mapping[str, str] = field(default_factory=lambda: TABLES)
@@ -84,15 +90,15 @@ class RankingTask:
         anywhere = SeenItems(
             interactions.users, interactions.items, split.num_users, split.num_items, user_ids=interactions.user_ids
         )
-        judged = {}
+        evaluated = {}
         for name, part in (("valid", split.valid), ("test", split.test)):
             if part.users.numel() > eval_users:
                 generator = torch.Generator().manual_seed(derive_seed(seed, "users"))
                 places = torch.randperm(part.users.numel(), generator=generator)[:eval_users].sort().values
                 part = part.of_users(places)
             negatives = evaluation_negatives(part.users, anywhere, eval_negatives, derive_seed(seed, name))
-            judged[name] = Judged.of(part, negatives)
-        return cls._of(interactions, split, judged["valid"], judged["test"], num_negatives, seed)
+            evaluated[name] = EvaluationPart.of(part, negatives)
+        return cls._of(interactions, split, evaluated["valid"], evaluated["test"], num_negatives, seed)
 
     @classmethod
     def published(
@@ -107,12 +113,18 @@ class RankingTask:
             interactions.users, interactions.items, split.num_users, split.num_items, user_ids=interactions.user_ids
         )
         negatives = evaluation_negatives(split.valid.users, anywhere, eval_negatives, derive_seed(seed, "valid"))
-        valid, test = Judged.of(split.valid, negatives), Judged.of(split.test, data.test_negatives)
+        valid, test = EvaluationPart.of(split.valid, negatives), EvaluationPart.of(split.test, data.test_negatives)
         return cls._of(interactions, split, valid, test, num_negatives, seed)
 
     @classmethod
     def _of(
-        cls, interactions: Interactions, split: Split, valid: Judged, test: Judged, num_negatives: int, seed: int
+        cls,
+        interactions: Interactions,
+        split: Split,
+        valid: EvaluationPart,
+        test: EvaluationPart,
+        num_negatives: int,
+        seed: int,
     ) -> RankingTask:
         shape = (split.num_users, split.num_items)
         return cls(
@@ -123,7 +135,7 @@ class RankingTask:
             num_negatives=num_negatives,
             seed=seed,
             ids={"user": interactions.user_ids, "item": interactions.item_ids},
-            summary=sizes(interactions, test.users.numel()),
+            summary=data_summary(interactions, test.users.numel()),
         )
 
     @property
@@ -158,7 +170,7 @@ class RankingTask:
 
     def owners(self, part: HeldOut) -> Tensor | None:
         """The user of each item of a part, as `summary` takes them: None where each user has one item by the rule."""
-        return part.owners if self.split.several else None
+        return part.owners if self.split.several_items else None
 
     def catalogue_ranks(self, scores: CatalogueScorer, part: HeldOut, test: bool) -> Tensor:
         """Ranks of a part's items among the catalogue, less what their users had before: int64 (n,)."""
@@ -181,13 +193,13 @@ class RankingTask:
     def num_batches(self, batch_size: int) -> int:
         """Batches an epoch."""
         num = self.split.train_users.numel()
-        return -(-num // step_size(num, batch_size))
+        return -(-num // positives_per_step(num, batch_size))
 
     def batches(self, batch_size: int, phase: str, epoch: int) -> Iterator[Batch]:
         """An epoch's (users (b,), items (b, 1 + num_negatives)), the positive first: fixed by seed, phase, epoch."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, phase, epoch))
         users = self.split.train_users
-        size = step_size(users.numel(), batch_size)
+        size = positives_per_step(users.numel(), batch_size)
         negatives = sample_negatives(users, self.seen, self.num_negatives, generator)
         items = torch.cat([self.split.train_items[:, None], negatives], dim=1)
         for chosen in torch.split(torch.randperm(users.numel(), generator=generator), size):
@@ -208,7 +220,7 @@ class RankingTask:
     def validate(self, model: Model) -> dict[str, float]:
         """hr@10 and ndcg@10 of the validation items against their sampled negatives."""
         ranks = self._sampled(model, self._distinct(model)[1], self.valid)
-        return summary(ranks, owners=self.owners(self.valid))
+        return rank_figures(ranks, owners=self.owners(self.valid))
 
     @torch.no_grad()
     def _distinct(self, model: Model) -> tuple[Tensor, Tensor]:
@@ -216,7 +228,7 @@ class RankingTask:
         distinct, places = torch.unique(model.catalogue(self.split.num_items), dim=0, return_inverse=True)
         return distinct, places
 
-    def _sampled(self, model: Model, places: Tensor, part: Judged) -> Tensor:
+    def _sampled(self, model: Model, places: Tensor, part: EvaluationPart) -> Tensor:
         """Ranks of a part's items among sampled negatives.
 
         A matrix product may give equal rows unequal last bits; items that share all their codes must draw.
@@ -230,7 +242,7 @@ class RankingTask:
         return sampled_ranks(scores, part.users, part.items, part.negatives, owners=part.owners)
 
     @torch.no_grad()
-    def judge(self, model: Model) -> dict[str, float]:
+    def evaluate(self, model: Model) -> dict[str, float]:
         """All final figures.
 
         hr@10 and ndcg@10 of the test items against sampled negatives; `full_` the same against the whole
@@ -248,11 +260,11 @@ class RankingTask:
         for test, part, prefix in ((True, self.test, ""), (False, self.valid, "valid_")):
             owners = self.owners(part)
             ranks = self._sampled(model, places, part)
-            found.update(summary(ranks, prefix=prefix, owners=owners))
+            found.update(rank_figures(ranks, prefix=prefix, owners=owners))
             if test:
-                found.update(tier_summary(ranks, part.items, self.split.item_counts, owners=owners))
+                found.update(head_and_tail_figures(ranks, part.items, self.split.item_counts, owners=owners))
             ranks = self.catalogue_ranks(scores, part, test)
-            found.update(summary(ranks, prefix=f"{prefix}full_", owners=owners))
+            found.update(rank_figures(ranks, prefix=f"{prefix}full_", owners=owners))
         return found
 
 
@@ -264,17 +276,17 @@ def prepare(config: RunSettings) -> tuple[RankingTask, str]:
         task = RankingTask.published(data, config.seed, config.negatives, config.eval_negatives)
         digest = data_fingerprint(data.interactions, data.test_items, data.test_negatives)
     else:
-        interactions, parts = split_of(config)
+        interactions, parts = load_split(config)
         task = RankingTask.prepare(
             interactions, config.seed, config.negatives, config.eval_negatives, config.eval_users, parts
         )
-        digest = data_fingerprint(interactions, *parts_digest(config, parts))
+        digest = data_fingerprint(interactions, *split_tensors(config, parts))
     task.check_negatives()
     fields = MODELS[config.model].tables or {}
     return replace(task, table_fields=fields), digest
 
 
-def split_of(config: RunSettings) -> tuple[Interactions, Split]:
+def load_split(config: RunSettings) -> tuple[Interactions, Split]:
     """The interactions that `config` names, divided as it says."""
     columns = Columns.of(config)
 
@@ -286,20 +298,20 @@ def split_of(config: RunSettings) -> tuple[Interactions, Split]:
     return split_parts(load(config.data), None if config.valid is None else load(config.valid), load(config.test))
 
 
-def parts_digest(config: RunSettings, parts: Split) -> list[Tensor]:
+def split_tensors(config: RunSettings, parts: Split) -> list[Tensor]:
     """What a digest of the data has to hold besides all interactions, unless leave-one-out divides them."""
     if config.test is None and config.split in (None, LEAVE_ONE_OUT):
         return []
     return [parts.train_users, parts.train_items, parts.valid.users, parts.valid.items, parts.valid.offsets]
 
 
-def step_size(positives: int, limit: int) -> int:
+def positives_per_step(positives: int, limit: int) -> int:
     """Positives a step: at most `limit`; in small data sets a power of two that leaves 64 steps, but 256 at least."""
     most = positives // MIN_STEPS
     return min(limit, max(256, 1 << max(0, most.bit_length() - 1)))
 
 
-def sizes(interactions: Interactions, judged_users: int) -> dict[str, Any]:
+def data_summary(interactions: Interactions, judged_users: int) -> dict[str, Any]:
     """What a task's summary says of its data."""
     return {
         "users": interactions.num_users,

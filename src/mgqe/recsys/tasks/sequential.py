@@ -17,8 +17,8 @@ from mgqe.recsys.data.sampling import sample_negatives
 from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.models.sasrec import SASRec
 from mgqe.recsys.tasks.base import RunSettings, TableInfo
-from mgqe.recsys.tasks.metrics import sampled_ranks, summary, tier_summary
-from mgqe.recsys.tasks.ranking import RankingTask, data_fingerprint, parts_digest, split_of
+from mgqe.recsys.tasks.metrics import head_and_tail_figures, rank_figures, sampled_ranks
+from mgqe.recsys.tasks.ranking import RankingTask, data_fingerprint, load_split, split_tensors
 
 EVAL_BATCH = 512  # histories encoded at once
 
@@ -163,10 +163,10 @@ class SequentialTask:
     def validate(self, model: SASRec) -> dict[str, float]:
         """hr@10 and ndcg@10 of the validation items against their sampled negatives."""
         ranks = self._ranks(self._catalogue(model), self.queries(model, test=False), test=False)
-        return summary(ranks, owners=self.base.owners(self.base.valid))
+        return rank_figures(ranks, owners=self.base.owners(self.base.valid))
 
     @torch.no_grad()
-    def judge(self, model: SASRec) -> dict[str, float]:
+    def evaluate(self, model: SASRec) -> dict[str, float]:
         """All final figures: those of RankingTask.judge. At test time validation items end the history."""
         base = self.base
         vectors = self._catalogue(model)
@@ -178,32 +178,32 @@ class SequentialTask:
             row = torch.empty(self.split.num_users, dtype=torch.int64)
             row[part.users] = torch.arange(part.users.numel())
             ranks = self._ranks(vectors, queries, test)
-            found.update(summary(ranks, prefix=prefix, owners=owners))
+            found.update(rank_figures(ranks, prefix=prefix, owners=owners))
             if test:
-                found.update(tier_summary(ranks, part.items, self.split.item_counts, owners=owners))
+                found.update(head_and_tail_figures(ranks, part.items, self.split.item_counts, owners=owners))
             ranks = base.catalogue_ranks(
                 lambda users: (queries[row[users]] @ distinct.T)[:, places],  # noqa: B023
                 part,
                 test,
             )
-            found.update(summary(ranks, prefix=f"{prefix}full_", owners=owners))
+            found.update(rank_figures(ranks, prefix=f"{prefix}full_", owners=owners))
         return found
 
     @torch.no_grad()
     def queries(self, model: SASRec, test: bool) -> Tensor:
         """h after the histories of the judged users of a part, at test time with validation items: (u, d)."""
         items, offsets = self.split.histories(test)
-        judged = (self.base.test if test else self.base.valid).users
+        evaluated = (self.base.test if test else self.base.valid).users
         found = []
         # Users of like lengths together.
-        order = self.split.train_offsets.diff()[judged].argsort(stable=True)
+        order = self.split.train_offsets.diff()[evaluated].argsort(stable=True)
         for rows in torch.split(order, EVAL_BATCH):
-            users = judged[rows]
+            users = evaluated[rows]
             ends = offsets[users + 1]
             sizes = torch.minimum(ends - offsets[users], torch.tensor(self.max_length))
             at = (ends - sizes.cumsum(0)).repeat_interleave(sizes) + torch.arange(int(sizes.sum()))
             found.append(model(items[at], sizes))
-        queries = torch.empty(judged.numel(), found[0].shape[1])
+        queries = torch.empty(evaluated.numel(), found[0].shape[1])
         queries[order] = torch.cat(found)
         return queries
 
@@ -240,7 +240,7 @@ def shared_softmax_loss(
 
 def prepare(config: RunSettings) -> tuple[SequentialTask, str]:
     """The data that `config` names, split and ready, and a digest of them."""
-    interactions, parts = split_of(config)
+    interactions, parts = load_split(config)
     base = RankingTask.prepare(
         interactions, config.seed, config.negatives, config.eval_negatives, config.eval_users, parts
     )
@@ -249,4 +249,4 @@ def prepare(config: RunSettings) -> tuple[SequentialTask, str]:
     task = SequentialTask(base, config.max_length, config.loss, config.windows)
     if task.trained_users.numel() == 0:
         raise ValueError("no user has 2 training interactions: a sequential model learns from one item to the next")
-    return task, data_fingerprint(interactions, *parts_digest(config, parts))
+    return task, data_fingerprint(interactions, *split_tensors(config, parts))

@@ -13,13 +13,13 @@ from typing import Any
 from torch import nn
 from xxhash import xxh3_64_hexdigest
 
-from mgqe.files.atomic import being_written, open_regular
+from mgqe.files.atomic import has_writer, open_regular
 from mgqe.files.container import ArtifactError, stored_checksum
 from mgqe.files.locks import file_identity
-from mgqe.files.weights import companions, read_weights, save_weights, strangers
+from mgqe.files.weights import companion_problems, companions, read_weights, save_weights
 from mgqe.recsys.models.embeddings import FrozenEmbedding
 from mgqe.recsys.models.registry import build_model
-from mgqe.recsys.tasks.base import own_parameters
+from mgqe.recsys.tasks.base import state_without_tables
 from mgqe.recsys.train.checkpoint import read_json
 from mgqe.recsys.train.config import TrainConfig
 
@@ -47,7 +47,7 @@ def ship(model: nn.Module, tables: Mapping[str, Any], out: Path) -> dict[str, in
         table: Any = model.get_submodule(path)
         mgqe.save(table.freeze(), out / f"{path}{TABLE}")
         checksums[f"{path}{TABLE}"] = stored_checksum(out / f"{path}{TABLE}")
-    save_weights(own_parameters(model, tables), out / MODEL, {"files": checksums, "digests": _digests(out)})
+    save_weights(state_without_tables(model, tables), out / MODEL, {"files": checksums, "digests": _digests(out)})
     return {path: (out / f"{path}{TABLE}").stat().st_size for path in tables}
 
 
@@ -69,7 +69,7 @@ def load_run(out: Path | str) -> Any:
             if _state(out) == before:
                 return model
         except (OSError, ValueError, RuntimeError) as error:
-            if _state(out) != before or being_written(out):
+            if _state(out) != before or has_writer(out):
                 left = ATTEMPTS
             elif not isinstance(error, _Mixed) or left <= 0:
                 raise
@@ -130,10 +130,10 @@ def _tables(out: Path, about: dict[str, Any]) -> dict[str, Any]:
     import mgqe
 
     files = sorted(companions(out / MODEL, about) or out.glob(f"*{TABLE}"))
-    for fault in strangers(out / MODEL, about):
+    for fault in companion_problems(out / MODEL, about):
         raise _Mixed(fault)
     found = {file.name.removesuffix(TABLE): mgqe.load(file) for file in files}
-    for fault in strangers(out / MODEL, about):  # a table may have been replaced before it was read
+    for fault in companion_problems(out / MODEL, about):  # a table may have been replaced before it was read
         raise _Mixed(fault)
     return found
 

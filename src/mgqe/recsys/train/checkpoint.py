@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mgqe.files.atomic import open_regular, prepared, replaceable, write_text
+from mgqe.files.atomic import aside_file, open_regular, require_replaceable, write_text
 
 LAST, LOCK = "last.pt", ".lock"
 
@@ -39,9 +39,9 @@ def save_epoch(directory: Path, state: dict[str, Any], is_best: bool) -> None:
     """
     directory.mkdir(parents=True, exist_ok=True)
     best = best_path(directory, state["best_epoch"])
-    with prepared(directory / LAST, lambda file: torch.save(state, file)) as temporary:
+    with aside_file(directory / LAST, lambda file: torch.save(state, file)) as temporary:
         if is_best:
-            replaceable(best)
+            require_replaceable(best)
             best.unlink(missing_ok=True)
             try:
                 os.link(temporary, best)  # the same bytes under a second name

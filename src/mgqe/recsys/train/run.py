@@ -25,7 +25,7 @@ from torch import nn
 
 from mgqe.files.atomic import fill_file
 from mgqe.recsys.data.seeds import derive_seed
-from mgqe.recsys.models.embeddings import Spec, build, fit
+from mgqe.recsys.models.embeddings import Spec, build, cut_to_tiers
 from mgqe.recsys.models.registry import build_model
 from mgqe.recsys.tasks.base import TableInfo
 from mgqe.recsys.tasks.registry import RunData
@@ -152,7 +152,7 @@ def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch, data
     for field, ids in task.ids.items():
         fill_file(out / f"{field}_ids.parquet", ids.save)
     sizes = ship(model, task.tables, out)
-    quality = task.judge(load_run(out))
+    quality = task.evaluate(load_run(out))
     metrics = {
         "task": config.task,
         "model": config.model,
@@ -198,7 +198,7 @@ def spec_of(config: TrainConfig, info: TableInfo) -> Spec:
 def fitted(config: TrainConfig, info: TableInfo) -> tuple[Spec, str]:
     """The description of one table with no more centroids than it can use, and what was cut, in words."""
     spec = spec_of(config, info)
-    return fit(spec, info.field, info.num_embeddings, info.dim or config.embedding_dim, info.counts)
+    return cut_to_tiers(spec, info.field, info.num_embeddings, info.dim or config.embedding_dim, info.counts)
 
 
 def build_tables(config: TrainConfig, data: RunData, warm_up: bool = False) -> Any:
