@@ -1,1 +1,1 @@
-"""What users pass in, checked and made plain: numbers, ids, and tensors that outlive inference mode."""
+"""Checks and conversions of what users pass: numbers, ids, and tensors made in inference mode."""

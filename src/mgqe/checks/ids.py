@@ -1,4 +1,4 @@
-"""Ids as users pass them -> int64 row numbers that are safe to index with; sizes of a table."""
+"""Checks of ids, which become int64 tensors that are safe to index with, and of a table's sizes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ INTEGER_DTYPES = frozenset(
 
 
 def as_int64(ids: Tensor, name: str = "ids") -> Tensor:
-    """Ids of any integer dtype as int64, same shape; the values are not looked at.
+    """Ids of any integer dtype as int64, in the same shape. The values are not checked.
 
     Args:
         ids: the tensor.
-        name: the argument's, for the message.
+        name: the argument's name, for the message.
 
     Raises:
         TypeError: ``ids`` is no tensor, is sparse or nested, or holds something other than integers.
@@ -58,7 +58,7 @@ def check_dense(ids: Tensor, name: str = "ids") -> None:
 
 
 def check_device(ids: Tensor, device: torch.device, name: str = "ids", owner: str = "the table") -> None:
-    """Raise unless ids are where their owner is: TypeError where they are on the meta device, ValueError elsewhere."""
+    """Raise unless ids are on the device of their owner: TypeError on the meta device, ValueError on another one."""
     if ids.device == device:
         return
     if ids.is_meta:
@@ -67,7 +67,7 @@ def check_device(ids: Tensor, device: torch.device, name: str = "ids", owner: st
 
 
 def no_values(name: str = "ids") -> TypeError:
-    """The error for ids on the meta device where their values are needed."""
+    """The error for ids on the meta device, if their values are needed."""
     return TypeError(f"{name} are on the meta device, which holds no values: make them on the table's device")
 
 
@@ -77,12 +77,12 @@ def check_ids(ids: Tensor, num_embeddings: int, what: str = "id") -> Tensor:
     Args:
         ids: the tensor.
         num_embeddings: valid ids are 0 to ``num_embeddings - 1``.
-        what: one of them is called, for the message.
+        what: the word for one of them, for the message.
 
     Raises:
         TypeError: as :func:`as_int64`, or a tensor on the meta device.
         IndexError: an id is negative or not below ``num_embeddings``; the message names the first such id.
-            Not while torch.compile traces: what indexes with the ids then has to check them.
+            Not raised while torch.compile traces: the operator that indexes with the ids has to check them then.
     """
     rows = as_int64(ids, f"{what}s")
     if torch.compiler.is_compiling():
@@ -101,10 +101,10 @@ def check_ids(ids: Tensor, num_embeddings: int, what: str = "id") -> Tensor:
 
 
 def check_sizes(num_embeddings: int, embedding_dim: int, padding_idx: int | None) -> tuple[int, int, int | None]:
-    """A table's sizes, checked, as plain ints; padding_idx as a row number (negative ones count from the end).
+    """A table's sizes as plain ints. A negative padding_idx counts from the end and becomes the id that it stands for.
 
     Raises:
-        ValueError: negative rows, no dimension, or padding_idx outside the table. TypeError: no whole numbers.
+        ValueError: negative rows, no dimension, or padding_idx outside the table. TypeError: not a whole number.
     """
     rows, dim = as_int("num_embeddings", num_embeddings), as_int("embedding_dim", embedding_dim)
     if rows < 0:

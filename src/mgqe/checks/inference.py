@@ -1,4 +1,4 @@
-"""What outlives torch.inference_mode is made of normal tensors, which can be trained, changed in place and compiled."""
+"""Normal tensors in torch.inference_mode, whose own tensors cannot be trained, changed in place or compiled later."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def outside_inference(function: Function) -> Function:
-    """Decorator: within torch.inference_mode the call runs as under torch.no_grad, so that what it makes is normal."""
+    """Decorator: within torch.inference_mode the call runs as under torch.no_grad, so that it makes normal tensors."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:

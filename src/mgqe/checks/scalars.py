@@ -1,4 +1,4 @@
-"""Numbers as users pass them, Python's, NumPy's or torch's -> plain ones, which files, copies and compilers take."""
+"""Numbers of Python, NumPy or torch as plain Python numbers, which files, copies and compilers take."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def as_int(name: str, value: Any, least: int | None = None, most: int | None = N
     """A whole number as a plain int: an int, a NumPy integer, or an array or tensor of integers without an axis.
 
     Args:
-        name: the argument's, for the message.
+        name: the argument's name, for the message.
         least, most: the range, both included.
 
     Raises:
         TypeError: something else, bools and floats included. ValueError: out of range.
     """
-    # A SymInt is a size that torch.compile leaves open: to read it would fix it.
+    # A SymInt is a size that torch.compile keeps variable: reading its value would make it a constant.
     number: Any = value if type(value) is int or isinstance(value, SymInt) else _index(name, value)
     if (least is not None and number < least) or (most is not None and number > most):
         raise ValueError(f"{name} must be a whole number{_range(least, most)}, got {number}")
@@ -36,7 +36,7 @@ def optional_int(name: str, value: Any, least: int | None = None, most: int | No
 def as_ints(name: str, values: Any, least: int | None = None, most: int | None = None) -> tuple[int, ...]:
     """A list, a tuple, or an array or tensor of one axis, as plain ints; errors as those of :func:`as_int`."""
     if not is_sequence(values):
-        raise TypeError(f"{name} must be a sequence of whole numbers, got {_shown(values)}")
+        raise TypeError(f"{name} must be a sequence of whole numbers, got {_excerpt(values)}")
     return tuple(as_int(f"{name}[{i}]", value, least, most) for i, value in enumerate(values))
 
 
@@ -48,7 +48,7 @@ def as_float(name: str, value: Any) -> float:
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
         value = value.item()
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {_shown(value)}")
+        raise TypeError(f"{name} must be a number, got {_excerpt(value)}")
     return float(value)
 
 
@@ -60,12 +60,12 @@ def optional_float(name: str, value: Any) -> float | None:
 def as_floats(name: str, values: Any) -> tuple[float, ...]:
     """A list, a tuple, or an array or tensor of one axis, as plain floats; errors as those of :func:`as_float`."""
     if not is_sequence(values):
-        raise TypeError(f"{name} must be a sequence of numbers, got {_shown(values)}")
+        raise TypeError(f"{name} must be a sequence of numbers, got {_excerpt(values)}")
     return tuple(as_float(f"{name}[{i}]", value) for i, value in enumerate(values))
 
 
 def is_sequence(value: Any) -> bool:
-    """Whether this is several numbers: a list, a tuple, or an array or tensor of one axis; not a string."""
+    """Whether this is a list, a tuple, or an array or tensor of one axis, and not a string."""
     if isinstance(value, (Tensor, np.ndarray)):
         return value.ndim == 1
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
@@ -78,7 +78,7 @@ def _index(name: str, value: Any) -> int:
             return operator.index(value)
         except (TypeError, RuntimeError):  # RuntimeError: a tensor on the meta device, which has no value
             pass
-    raise TypeError(f"{name} must be a whole number, got {_shown(value)}: give an int")
+    raise TypeError(f"{name} must be a whole number, got {_excerpt(value)}: give an int")
 
 
 def _range(least: int | None, most: int | None) -> str:
@@ -87,6 +87,6 @@ def _range(least: int | None, most: int | None) -> str:
     return f" of at most {most:,}" if least is None else f" from {least} to {most:,}"
 
 
-def _shown(value: Any) -> str:
+def _excerpt(value: Any) -> str:
     text = " ".join(repr(value).split())
     return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"

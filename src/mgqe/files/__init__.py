@@ -1,1 +1,1 @@
-"""Files that are there whole or not at all: atomic writing, locks, checksums, the container of every artefact."""
+"""Files: whole writing, locks, checksums, and the container of every file that this package writes."""

@@ -1,7 +1,8 @@
-"""Files that are written whole before anybody sees them: under another name, which is theirs once they are on the disk.
+"""Whole files: readers see the old content or the new one, and never a part of either.
 
-The other name, ``.NAME.HOST-PID-RANDOM.tmp``, says who writes it, and its writer holds a lock on it. So whoever writes
-to the same folder later can tell which of these files were left behind by processes that died, and removes them.
+A file is written under another name in the same folder, ``.NAME.HOST-PID-RANDOM.tmp``, and renamed once its content
+is on the disk. Such an *aside file* names its writer, which holds a lock on it. The next writer to the folder can
+therefore tell which aside files were left behind by processes that died, and removes them.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from mgqe.files.locks import try_lock, unlock
 
 ASIDE_NAME = re.compile(r"\..+\.(?:([0-9a-f]{8})-(\d+)-)?[0-9a-f]{8}\.tmp", re.DOTALL)
 ABANDONED_SECONDS = 24 * 60 * 60  # after which a file counts as left behind, where its writer's machine cannot be asked
-MAX_NAME_CHARS = 48  # of the real name in the other one, which is longer than it and may be no longer than 255 bytes
+MAX_NAME_CHARS = 48  # of the target's name in an aside file's name, which may have at most 255 bytes in all
 
 
 @contextmanager
 def aside_file(target: Path, fill: Callable[[BinaryIO], object], like: Path | None = None) -> Iterator[Path]:
-    """A new file beside ``target`` that ``fill`` has filled and that is on the disk; gone when the block ends.
+    """An aside file of ``target`` that ``fill`` has written and that is on the disk; removed when the block ends.
 
-    The block gives the file its real name: by ``os.replace``, or by ``os.link``, which refuses a name that is taken. It
-    gets the mode bits of the file that it will replace; if there is none, those of the file ``like``, to which it
-    belongs, or else those that the umask leaves.
+    The block renames it, by ``os.replace``, or by ``os.link``, which fails if the name is taken. The file gets the mode
+    bits of the file that it will replace. If there is none, it gets those of the file ``like``, to which it belongs, or
+    else those that the umask leaves.
 
-    Raises OSError, before ``fill`` is called, where ``target`` is neither a regular file nor missing.
+    Raises OSError, before ``fill`` is called, if ``target`` exists and is no regular file.
     """
     old_status = require_replaceable(target)
     remove_abandoned(target.parent)
@@ -50,7 +51,7 @@ def aside_file(target: Path, fill: Callable[[BinaryIO], object], like: Path | No
             yield aside
     finally:
         aside.unlink(missing_ok=True)
-    if os.name == "posix":  # makes the new name itself last; Windows cannot open a folder
+    if os.name == "posix":  # puts the new name on the disk; Windows cannot open a folder
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -65,12 +66,12 @@ def _locked_file(descriptor: int) -> Iterator[BinaryIO]:
             yield file
         finally:
             if not file.closed:
-                unlock(descriptor)  # closing is not enough where a fork has a copy
+                unlock(descriptor)  # closing is not enough if a forked process has a copy of the descriptor
 
 
 @contextmanager
 def aside_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside ``target``, for files of which it will be made; gone when the block ends, or swept later."""
+    """A new folder beside ``target``, for files that are needed to make it; removed when the block ends."""
     remove_abandoned(target.parent)
     folder = _aside_name(target)
     folder.mkdir(0o700)
@@ -94,23 +95,23 @@ def write_aside(
 
 
 def write_whole(path: str | os.PathLike[str], nbytes: int, content: Iterable[bytes | memoryview]) -> None:
-    """A file at the path, whole or not at all; what is a link is followed, since a rename would replace the link.
+    """Write a whole file to the path. A link is followed, since a rename would replace the link itself.
 
     Raises:
-        OSError: it cannot be written, or what is there is no regular file; the message names the path, the bytes needed
-            and the remedy.
+        OSError: the file cannot be written, or the path holds something other than a regular file; the message names
+            the path, the bytes needed and the remedy.
     """
     _replace(path, lambda file: file.writelines(content), f"{nbytes:,} bytes")
 
 
 def fill_file(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object]) -> None:
-    """:func:`write_whole` of a file that ``fill`` fills, in a folder that is made if there is none."""
+    """Write a whole file with the content that ``fill`` writes to it; its folder is made if there is none."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     _replace(path, fill, "the file")
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """:func:`fill_file` with text, in UTF-8."""
+    """Write a whole file of text in UTF-8; its folder is made if there is none."""
     fill_file(path, lambda file: file.write(text.encode("utf-8")))
 
 
@@ -130,21 +131,23 @@ def _replace(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object], w
 
 
 def require_replaceable(target: Path) -> os.stat_result | None:
-    """What is known of the regular file that is to be replaced; None if there is none. OSError for anything else."""
+    """The status of the regular file that is to be replaced; None if there is none. OSError for anything else."""
     try:
         old_status = os.stat(target)
     except FileNotFoundError:
         return None
     if not stat.S_ISREG(old_status.st_mode):
         number = errno.EISDIR if stat.S_ISDIR(old_status.st_mode) else errno.EINVAL
-        told = f"only a regular file can be replaced, and this is {file_type(old_status.st_mode)}: choose another path"
-        raise OSError(number, told, os.fspath(target))
+        message = (
+            f"only a regular file can be replaced, and this is {file_type(old_status.st_mode)}: choose another path"
+        )
+        raise OSError(number, message, os.fspath(target))
     return old_status
 
 
 def _create_aside(target: Path, old_status: os.stat_result | None) -> tuple[Path, int]:
-    """A new file beside the target, locked: its path and a descriptor."""
-    # Made by hand and not by tempfile, which would leave the file readable by its owner alone.
+    """(path, descriptor) of a new aside file, locked."""
+    # tempfile would leave the file readable by its owner alone.
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
     while True:
         aside = _aside_name(target)
@@ -153,7 +156,7 @@ def _create_aside(target: Path, old_status: os.stat_result | None) -> tuple[Path
         )
         try:
             if old_status is not None and os.name == "posix":
-                with suppress(OSError):  # the group counts, since mode bits say what it may do
+                with suppress(OSError):  # the mode bits of the group need the same group
                     os.fchown(descriptor, -1, old_status.st_gid)
                 os.fchmod(descriptor, stat.S_IMODE(old_status.st_mode))
             if not try_lock(descriptor, wait=True) or aside.exists():
@@ -162,7 +165,7 @@ def _create_aside(target: Path, old_status: os.stat_result | None) -> tuple[Path
             os.close(descriptor)
             aside.unlink(missing_ok=True)
             raise
-        os.close(descriptor)  # taken for one that was left behind, between the two steps
+        os.close(descriptor)  # another writer removed the file before it was locked
 
 
 def _aside_name(target: Path) -> Path:
@@ -171,11 +174,11 @@ def _aside_name(target: Path) -> Path:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove from a folder the unfinished files, and folders of such, of processes that have died."""
+    """Remove the aside files and aside folders of processes that have died."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            named = ASIDE_NAME.fullmatch(entry.name)
-            if named and _is_abandoned(entry.path, named[1], named[2]):
+            match = ASIDE_NAME.fullmatch(entry.name)
+            if match and _is_abandoned(entry.path, match[1], match[2]):
                 with suppress(OSError):
                     shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
 
@@ -184,20 +187,20 @@ def has_writer(folder: Path) -> bool:
     """Whether a process is writing a file in the folder."""
     try:
         with os.scandir(folder) as entries:
-            unfinished = [(entry.path, named) for entry in entries if (named := ASIDE_NAME.fullmatch(entry.name))]
+            aside = [(entry.path, match) for entry in entries if (match := ASIDE_NAME.fullmatch(entry.name))]
     except OSError:
         return False
-    return any(not _is_abandoned(path, named[1], named[2]) for path, named in unfinished)
+    return any(not _is_abandoned(path, match[1], match[2]) for path, match in aside)
 
 
 def _is_abandoned(path: str, host: str | None, pid: str | None) -> bool:
-    """Whether nobody writes to an unfinished file any more; False where that cannot be told."""
+    """Whether the writer of an aside file has died; False if that cannot be told."""
     try:
         status = os.lstat(path)
         if not stat.S_ISREG(status.st_mode) and not (stat.S_ISDIR(status.st_mode) and host is not None):
             return False
         if host != _host() and time.time() - status.st_mtime < ABANDONED_SECONDS:
-            return False  # of another machine, whose locks may not show here, or of an older version, without a lock
+            return False  # another machine's, whose locks may not show here, or an older version's, which took no lock
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return False
@@ -212,12 +215,12 @@ def _is_abandoned(path: str, host: str | None, pid: str | None) -> bool:
 
 def _is_alive(pid: int) -> bool:
     if os.name != "posix":
-        return True  # there an open file cannot be removed, but this would end the process
+        return True  # on Windows os.kill would end the process; a file that it has open cannot be removed anyway
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # another user's
+    except (OSError, OverflowError):  # another user's process
         return True
     return True
 
@@ -227,15 +230,15 @@ def _host() -> str:
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """A regular file, opened to be read. Raises OSError for a FIFO, a device or a socket instead of waiting for it."""
+    """Open a regular file for reading. Raises OSError for a FIFO, a device or a socket instead of waiting for it."""
     mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a folder is refused by open
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # open itself refuses a folder
         raise OSError(errno.EINVAL, f"expected a regular file, this is {file_type(mode)}", os.fspath(path))
     return open(path, "rb")
 
 
 def file_type(mode: int) -> str:
-    """What a file is that is not regular."""
+    """The type of a file that is not regular, as an error names it."""
     kinds = {
         stat.S_IFDIR: "a folder",
         stat.S_IFIFO: "a FIFO",

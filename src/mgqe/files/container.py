@@ -1,7 +1,4 @@
-"""The container of every file: a safetensors file with our metadata, written whole before anybody sees it.
-
-docs/format.md specifies it byte by byte.
-"""
+"""The container of every file: a safetensors file with metadata and checksums. docs/format.md specifies its bytes."""
 
 from __future__ import annotations
 
@@ -43,7 +40,7 @@ MAX_MESSAGE = 2000  # characters
 WRITE_CHUNK = 1 << 24  # bytes
 
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-VERIFIED_BYTES = 1 << 26  # of a file are compared with their checksums without being asked for: about 10 ms
+VERIFIED_BYTES = 1 << 26  # bytes of a file that are compared with their checksums by default: about 10 ms
 RESTORE = "Restore the file from a copy, or write it again"
 
 DTYPE_NAMES = {
@@ -65,14 +62,14 @@ WEIGHT_DTYPE_NAMES = DTYPE_NAMES | {
     torch.uint32: "U32",
     torch.uint64: "U64",
 }
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # types that numpy has as well, by their bytes
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes; numpy has all of these
 
 
 Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 class ArtifactError(ValueError):
-    """A file is not a table that this version can read; the message says what is wrong with it.
+    """A file cannot be read by this version, or is damaged; the message says what is wrong with it.
 
     A file may hold text of any length, so the middle of a long message is left out.
     """
@@ -83,7 +80,7 @@ class ArtifactError(ValueError):
 
 
 def config_text(config: Config) -> str:
-    """A configuration as the metadata hold it."""
+    """A configuration as JSON, as the metadata hold it."""
     return json.dumps(config, separators=(",", ":"), allow_nan=False)
 
 
@@ -91,44 +88,44 @@ def encode(
     tensors: Mapping[str, Sequence[Tensor]],
     kind: str,
     config: Config,
-    made: Callable[[str], Iterable[Tensor]] | None = None,
+    load_chunks: Callable[[str], Iterable[Tensor]] | None = None,
     **metadata: str,
 ) -> tuple[int, Iterator[bytes | memoryview]]:
-    """A file's bytes: how many, and the bytes themselves in chunks.
+    """The number of bytes of a file, and the bytes in chunks.
 
     Args:
-        tensors: each as the pieces that make it when joined along the first axis.
-        kind, config: what the file says about itself; ``metadata`` is added to that.
-        made: where ``tensors`` are shapes alone (on the meta device): a tensor's pieces by its name, asked for once and
-            in the order in which the file has them.
+        tensors: each as a list of tensors that are joined along the first axis.
+        kind, config: the file's kind and configuration; ``metadata`` is added to these.
+        load_chunks: returns the list for a tensor's name, if ``tensors`` are on the meta device and have shapes alone.
+            It is called once per tensor, in the order of the file.
 
-    Written here and not by the safetensors package, so that equal tables are equal bytes under every version.
+    The safetensors package does not write the file, so that equal tables give equal bytes under each of its versions.
     """
-    shapes = {name: (pieces[0].dtype, _joined_shape(pieces)) for name, pieces in tensors.items()}
-    pieces_of = made or tensors.__getitem__
-    elements = (tensor_bytes(piece) for name in element_order(shapes) for piece in pieces_of(name))
+    shapes = {name: (chunks[0].dtype, _joined_shape(chunks)) for name, chunks in tensors.items()}
+    chunks_of = load_chunks or tensors.__getitem__
+    elements = (tensor_bytes(chunk) for name in element_order(shapes) for chunk in chunks_of(name))
     return encode_elements(shapes, kind, config, chain.from_iterable(elements), **metadata)
 
 
 def encode_elements(
     shapes: Shapes, kind: str, config: Config, elements: Iterable[bytes | memoryview], **metadata: str
 ) -> tuple[int, Iterator[bytes | memoryview]]:
-    """:func:`encode` of tensors whose bytes come one after another.
+    """Like :func:`encode`, for tensors that are given by their bytes.
 
     Args:
         shapes: each tensor's type and shape.
-        elements: their bytes in :func:`element_order`, in any pieces. More or fewer than ``shapes`` says are a
-            ValueError when the last has been written.
+        elements: their bytes in :func:`element_order`, in chunks of any length. After the last one, ValueError is
+            raised if there were more or fewer bytes than ``shapes`` says.
     """
     head, nbytes = encode_header(shapes, kind, config, **metadata)
     sizes = [_nbytes(shapes[name]) for name in element_order(shapes)]
     return nbytes, with_checksums(head, sizes, elements)
 
 
-def _joined_shape(pieces: Sequence[Tensor]) -> tuple[int, ...]:
-    if len(pieces) == 1:
-        return tuple(pieces[0].shape)
-    return (sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:])
+def _joined_shape(chunks: Sequence[Tensor]) -> tuple[int, ...]:
+    if len(chunks) == 1:
+        return tuple(chunks[0].shape)
+    return (sum(chunk.shape[0] for chunk in chunks), *chunks[0].shape[1:])
 
 
 def _nbytes(shape: tuple[torch.dtype, tuple[int, ...]]) -> int:
@@ -136,16 +133,18 @@ def _nbytes(shape: tuple[torch.dtype, tuple[int, ...]]) -> int:
 
 
 def element_order(shapes: Shapes) -> list[str]:
-    """The tensors as a file has them, before the checksums. Wide elements first: every tensor then starts at a multiple
-    of its element's size."""
+    """The names of the tensors in the order of the file, without the checksums.
+
+    Tensors of wide elements come first, so that each starts at a multiple of its element size.
+    """
     return sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name))
 
 
 def encode_header(shapes: Shapes, kind: str, config: Config, **metadata: str) -> tuple[bytes, int]:
-    """What a file has before its elements, and how many bytes the whole file has, checksums included.
+    """The bytes of a file before its elements, and the number of bytes of the whole file, checksums included.
 
     Args:
-        shapes: each tensor's type and shape; its elements need not exist yet. They follow in :func:`element_order`.
+        shapes: each tensor's type and shape. The elements follow in :func:`element_order`.
 
     Raises ValueError for a tensor with the name of the checksums.
     """
@@ -177,7 +176,7 @@ def encode_header(shapes: Shapes, kind: str, config: Config, **metadata: str) ->
 def tensor_bytes(tensor: Tensor) -> Iterator[memoryview]:
     """A tensor's elements, little-endian and in C order, in chunks."""
     flat = tensor.detach().contiguous().reshape(-1)
-    flat = flat.view(_BITS[flat.dtype.itemsize])
+    flat = flat.view(_INTEGERS[flat.dtype.itemsize])
     step = WRITE_CHUNK // tensor.element_size()
     for start in range(0, flat.numel(), step):
         array = flat[start : start + step].cpu().numpy()
@@ -187,10 +186,10 @@ def tensor_bytes(tensor: Tensor) -> Iterator[memoryview]:
 
 
 class StoredFile:
-    """A safetensors file that is open: what it says about itself, its tensors, and the checksums of both.
+    """An open safetensors file: its metadata, its tensors, and the checksums of both.
 
     Attributes:
-        metadata: its strings.
+        metadata: name -> text.
         tensors: by name, in no order, without the checksums.
         has_checksums: False for files of version 1.
     """
@@ -202,13 +201,13 @@ class StoredFile:
         self._block_bytes, self._digests = BLOCK_BYTES, b""
         self._first_block: dict[str, int] = {}
         if self.has_checksums:
-            self._take_checksums()
+            self._read_checksums()
 
-    def _take_checksums(self) -> None:
-        stated = self.metadata.get("block_bytes", "")
-        if not re.fullmatch(r"[1-9][0-9]{0,11}", stated):
-            raise ArtifactError(f"metadata 'block_bytes' must be a number of bytes, got {stated[:40]!r}")
-        self._block_bytes = int(stated)
+    def _read_checksums(self) -> None:
+        block_bytes = self.metadata.get("block_bytes", "")
+        if not re.fullmatch(r"[1-9][0-9]{0,11}", block_bytes):
+            raise ArtifactError(f"metadata 'block_bytes' must be a number of bytes, got {block_bytes[:40]!r}")
+        self._block_bytes = int(block_bytes)
         order = sorted(self.tensors, key=_offsets(self._head).__getitem__)
         checksums = self.tensors.pop(CHECKSUMS, None)
         if checksums is None or order[-1] != CHECKSUMS:
@@ -228,8 +227,8 @@ class StoredFile:
         """Compare checksums, and raise ArtifactError at the first that is wrong.
 
         Args:
-            verify: True: all of them. False: none. None: that of the header, and those of the tensors, smallest first,
-                that have no more than ``VERIFIED_BYTES`` together.
+            verify: True compares all checksums, False none. None compares that of the header and those of the smallest
+                tensors, as many as have ``VERIFIED_BYTES`` together.
         """
         if verify is not None and not isinstance(verify, bool):
             raise TypeError(f"verify must be True, False or None, got {verify!r}")
@@ -239,9 +238,9 @@ class StoredFile:
 
     def _smallest(self) -> list[str]:
         """The smallest tensors, as many as have ``VERIFIED_BYTES`` together."""
-        rising = sorted(self.tensors, key=lambda name: self.tensors[name].nbytes)
-        ends = accumulate(self.tensors[name].nbytes for name in rising)
-        return [name for name, end in zip(rising, ends, strict=True) if end <= VERIFIED_BYTES]
+        names = sorted(self.tensors, key=lambda name: self.tensors[name].nbytes)
+        ends = accumulate(self.tensors[name].nbytes for name in names)
+        return [name for name, end in zip(names, ends, strict=True) if end <= VERIFIED_BYTES]
 
     def check_tensors(self, names: Iterable[str]) -> None:
         """Raise ArtifactError at the first wrong checksum of the header or of these tensors."""
@@ -251,11 +250,11 @@ class StoredFile:
     def damage(
         self, names: Iterable[str] | None = None, advance: Callable[[int], object] | None = None
     ) -> Iterator[str]:
-        """What is damaged, a line for the header and for each block; nothing in a file without checksums.
+        """A line of text for a damaged header and for each damaged block; none for a file without checksums.
 
         Args:
             names: the tensors to read; by default all.
-            advance: called with the bytes of each block that has been read.
+            advance: called with the number of bytes of each block after it has been read.
         """
         if not self.has_checksums:
             return
@@ -280,10 +279,10 @@ class StoredFile:
 
 
 def open_stored(name: str | os.PathLike[str], any_dtype: bool = False) -> StoredFile:
-    """A safetensors file, its tensors mapped into memory, its checksums not looked at yet.
+    """Open a safetensors file and map its tensors into memory. The checksums are not compared yet.
 
     Args:
-        any_dtype: take tensors of any type, not of those alone that tables hold.
+        any_dtype: accept tensors of any type, not only of those that tables hold.
 
     Raises OSError if it cannot be opened or is no regular file, ArtifactError if it is no whole file of the kind.
     """
@@ -295,10 +294,10 @@ def open_stored(name: str | os.PathLike[str], any_dtype: bool = False) -> Stored
             try:
                 metadata, tensors = _map(name, any_dtype)
             except ArtifactError:
-                if file_identity(name) == before:  # FileNotFoundError where it was removed meanwhile
+                if file_identity(name) == before:  # raises FileNotFoundError if the file has been removed since
                     raise
                 continue
-            if file_identity(name) == before:  # else another file took the name meanwhile
+            if file_identity(name) == before:  # else another file has taken the name since: start again
                 return StoredFile(head, metadata, tensors)
 
 
@@ -323,15 +322,14 @@ def _map(name: str | os.PathLike[str], any_dtype: bool) -> tuple[dict[str, str],
 
 
 def parse_stored(content: bytes) -> StoredFile:
-    """The same of a file's bytes, its tensors copied. Raises ArtifactError if they are no whole file of the kind."""
+    """Read a file from its bytes, copying the tensors. Raises ArtifactError if they are no whole file of the kind."""
     try:
-        parts = deserialize(content)  # type: ignore[no-untyped-call]
         types = {name: dtype for dtype, name in DTYPE_NAMES.items()}
         tensors = {}
-        for name, part in parts:
-            if part["dtype"] not in types:
-                raise ArtifactError(f"tensor {name!r} has type {part['dtype']}, which no table holds")
-            tensors[name] = _tensor(bytearray(part["data"]), types[part["dtype"]], part["shape"])
+        for name, entry in deserialize(content):  # type: ignore[no-untyped-call]
+            if entry["dtype"] not in types:
+                raise ArtifactError(f"tensor {name!r} has type {entry['dtype']}, which no table holds")
+            tensors[name] = _tensor(bytearray(entry["data"]), types[entry["dtype"]], entry["shape"])
     except (SafetensorError, RuntimeError, OverflowError, TypeError) as error:  # the last three: absurd shapes
         raise ArtifactError(f"not a whole safetensors file ({error})") from error
     head = content[: 8 + int.from_bytes(content[:8], "little")]
@@ -339,13 +337,13 @@ def parse_stored(content: bytes) -> StoredFile:
 
 
 def _tensor(data: bytearray, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-    if not data:  # frombuffer wants some
+    if not data:  # which frombuffer refuses
         return torch.empty(shape, dtype=dtype, device="cpu")
     return torch.frombuffer(data, dtype=dtype).reshape(shape)
 
 
 def _offsets(head: bytes) -> dict[str, list[int]]:
-    """Where each tensor of a header that safetensors accepts begins and ends."""
+    """The first and the last byte of each tensor, of a header that safetensors accepts."""
     return {name: entry["data_offsets"] for name, entry in _header(head).items() if name != "__metadata__"}
 
 
@@ -358,10 +356,10 @@ def _header(head: bytes) -> dict[str, Any]:
 
 
 def read(name: str | os.PathLike[str], verify: bool | None = None) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and mapped tensors of a safetensors file, checked as :meth:`StoredFile.check` says.
+    """Metadata and mapped tensors of a safetensors file, verified as :meth:`StoredFile.check` says.
 
-    Raises OSError if it cannot be opened or is no regular file, ArtifactError if it is no whole file of the kind or
-    damaged.
+    Raises OSError if it cannot be opened or is no regular file, ArtifactError if it is damaged or no whole file of the
+    kind.
     """
     stored = open_stored(name)
     stored.check(verify)
@@ -369,14 +367,17 @@ def read(name: str | os.PathLike[str], verify: bool | None = None) -> tuple[dict
 
 
 def stored_checksum(name: str | os.PathLike[str]) -> str:
-    """A file's last checksum, which is of its header and all others, as hexadecimal digits; of no meaning in a file of
-    version 1. Raises OSError if it cannot be read or is no regular file."""
+    """A file's last checksum, that of its header and of all other checksums, as hexadecimal digits.
+
+    It means nothing in a file of version 1. Raises OSError if the file cannot be read or is no regular file.
+    """
     with open_regular(name) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - DIGEST_BYTES))
         return file.read(DIGEST_BYTES).hex()
 
 
 def decode_metadata(metadata: dict[str, str]) -> tuple[str, Config]:
+    """(kind, configuration) of a file; ArtifactError if its metadata are those of another format or malformed."""
     if metadata.get("format") != FORMAT:
         raise ArtifactError(f"metadata 'format' must be {FORMAT!r}, got {metadata.get('format')!r}: not such a table")
     version = metadata.get("version")
@@ -401,7 +402,7 @@ def decode_metadata(metadata: dict[str, str]) -> tuple[str, Config]:
 
 
 def config_of_kind(metadata: dict[str, str], expected: str) -> Config:
-    """The configuration of a file that must be of one kind; ArtifactError where it is of another."""
+    """The configuration of a file that must be of one kind; ArtifactError if it is of another."""
     kind, config = decode_metadata(metadata)
     if kind != expected:
         raise ArtifactError(f"metadata 'kind' must be {expected!r}, got {kind!r}")
@@ -409,8 +410,8 @@ def config_of_kind(metadata: dict[str, str], expected: str) -> Config:
 
 
 def reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Two readers could take different ones of two equal keys."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    """A JSON object; ValueError for two equal keys, of which two readers might use different ones."""
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
         raise ValueError("a key occurs twice")
-    return found
+    return entries

@@ -1,4 +1,4 @@
-"""Tables in files that somebody has opened: anything with ``write`` or ``read`` of bytes."""
+"""File objects, which users have opened: anything with ``write`` or ``read`` of bytes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ PathOrFile = str | os.PathLike[str] | BinaryIO
 
 
 def write_to(file: BinaryIO, chunks: Iterable[bytes | memoryview]) -> None:
-    """Write all chunks where the file is. Raises TypeError for a file of text, and for what is no file."""
-    _need(file, "write")
+    """Write all chunks at the file's position. Raises TypeError for a text file and for what is no file."""
+    _require_method(file, "write")
     for chunk in chunks:
         rest = memoryview(chunk)
         while len(rest):
@@ -23,12 +23,15 @@ def write_to(file: BinaryIO, chunks: Iterable[bytes | memoryview]) -> None:
                 raise TypeError(
                     f"{file_name(file)}: expected a file that is open for bytes, mode 'wb' ({error})"
                 ) from error
-            rest = rest[_taken(file, count, len(rest)) :]  # an unbuffered file may take less than all
+            rest = rest[_num_written(file, count, len(rest)) :]  # an unbuffered file may take less than all
 
 
-def _taken(file: BinaryIO, count: int | None, size: int) -> int:
-    """How many bytes a file took of so many. Raises OSError where it takes none, as a pipe that does not wait may."""
-    if count is None and not isinstance(file, io.RawIOBase):  # somebody's own class, which says nothing
+def _num_written(file: BinaryIO, count: int | None, size: int) -> int:
+    """How many of ``size`` bytes a file took, from what its ``write`` returned.
+
+    Raises BlockingIOError if it took none, as a non-blocking pipe may.
+    """
+    if count is None and not isinstance(file, io.RawIOBase):  # a user's class whose write returns nothing
         return size
     if not count:
         raise BlockingIOError(errno.EAGAIN, "the file takes no more bytes: open it so that it waits", file_name(file))
@@ -36,8 +39,8 @@ def _taken(file: BinaryIO, count: int | None, size: int) -> int:
 
 
 def read_from(file: BinaryIO) -> bytes:
-    """All bytes from where the file is to its end. Raises TypeError for a file of text, and for what is no file."""
-    _need(file, "read")
+    """All bytes from the file's position to its end. Raises TypeError for a text file and for what is no file."""
+    _require_method(file, "read")
     try:
         content: Any = file.read()
     except UnicodeDecodeError as error:
@@ -49,12 +52,12 @@ def read_from(file: BinaryIO) -> bytes:
     return bytes(content)
 
 
-def _need(file: object, method: str) -> None:
+def _require_method(file: object, method: str) -> None:
     if not hasattr(file, method):
         raise TypeError(f"expected a path or an open file, got {type(file).__name__}")
 
 
 def file_name(file: object) -> str:
-    """What errors call an open file."""
+    """The name of an open file in errors."""
     name = getattr(file, "name", None)
     return name if isinstance(name, str) else f"<{type(file).__name__}>"

@@ -1,4 +1,4 @@
-"""Advisory locks on files (``flock``), of which a process that dies lets go; none on systems without them."""
+"""Advisory locks on files (``flock``). The system releases those of a process that dies; some systems have none."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ fcntl: Any = import_module("fcntl") if os.name == "posix" else None
 
 
 def file_identity(path: str | os.PathLike[str] | int) -> tuple[int, int, int, int]:
-    """What changes when another file takes the name."""
-    found = os.stat(path)
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    """Device, inode, size and time of change: these differ if another file has taken the name."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def try_lock(descriptor: int, wait: bool) -> bool | None:
-    """Lock an open file for this process alone: True; False if another holds it; None where there are no such locks."""
+    """Lock an open file for this process alone: True, False if another process has it, None if there are no locks."""
     if fcntl is None:
         return None
     try:
@@ -32,7 +32,7 @@ def try_lock(descriptor: int, wait: bool) -> bool | None:
 
 
 def unlock(descriptor: int) -> None:
-    """Let go of a lock, also for the copies of the descriptor that forked processes have."""
+    """Release a lock, also for the copies of the descriptor that forked processes have."""
     if fcntl is not None:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_UN)
@@ -40,22 +40,22 @@ def unlock(descriptor: int) -> None:
 
 @contextmanager
 def file_lock(path: Path, exclusive: bool) -> Iterator[None]:
-    """Keeps those who append to a file (not exclusive) and those who save over it (exclusive) apart; not readers.
+    """Lock a file: shared to append to it (not exclusive), alone to replace it (exclusive). Readers take no lock.
 
-    An advisory lock on the file, which a process that dies lets go of. Where there is no file yet, or the system has
-    no such locks, nothing is kept apart: whoever appends then looks afterwards whether the file is still there.
+    If there is no file yet, or the system has no such locks, nothing is locked. Appending therefore checks afterwards
+    whether the file is still the one that it appended to.
     """
     descriptor = _lock(path, exclusive)
     try:
         yield
     finally:
         if descriptor is not None:
-            unlock(descriptor)  # closing is not enough where a fork has a copy
+            unlock(descriptor)  # closing is not enough if a forked process has a copy of the descriptor
             os.close(descriptor)
 
 
 def _lock(path: Path, exclusive: bool) -> int | None:
-    """A descriptor of the file, locked; None if that cannot be done."""
+    """A descriptor of the locked file; None if it cannot be locked."""
     if fcntl is None:
         return None
     descriptor = None
@@ -65,7 +65,7 @@ def _lock(path: Path, exclusive: bool) -> int | None:
             fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
             if file_identity(path) == file_identity(descriptor):
                 return descriptor
-            os.close(descriptor)  # replaced while we waited
+            os.close(descriptor)  # the file was replaced while this process waited
             descriptor = None
     except OSError:
         return None

@@ -1,4 +1,4 @@
-"""What a file says, taken apart: each tensor and each number checked, and nothing left over."""
+"""Reads the tensors and the configuration of a file: each is checked, and none may be left over."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MAX_DIM = 2**31 - 1
 
 
 class Reader:
-    """Takes a table's parts out of tensors and configuration, refusing whatever is not as expected.
+    """Hands out a file's tensors and configuration entries one by one, each checked.
 
-    Every method raises ValueError with the name, what was expected and what came. :meth:`finish` refuses what
-    nobody asked for: a reader must not ignore a part that changes what the rest means.
+    Every method raises ValueError with the name, what was expected and what the file has. :meth:`finish` raises it for
+    tensors and entries that were not read, since an unknown one may change what the others mean.
     """
 
     def __init__(self, tensors: dict[str, Tensor], config: Config) -> None:
@@ -29,11 +29,11 @@ class Reader:
         self._device: torch.device | None = None
 
     def holds(self, name: str) -> bool:
-        """Whether there is a tensor of this name: for those that need not be there."""
+        """Whether there is a tensor of this name, for optional ones."""
         return name in self._tensors
 
     def value(self, name: str) -> Any:
-        """A configuration entry, whatever it is."""
+        """A configuration entry of any type."""
         if name not in self._config:
             raise ValueError(f"config has no entry {name!r}")
         return self._config.pop(name)
@@ -64,29 +64,29 @@ class Reader:
         return value
 
     def tensor(self, name: str, dtype: torch.dtype | tuple[torch.dtype, ...], shape: tuple[int | None, ...]) -> Tensor:
-        """A tensor of this type (or one of these) and shape; None stands for any size from 1 up."""
+        """A tensor of this type, or of one of these types, and of this shape; None is any size of 1 or more."""
         if name not in self._tensors:
             raise ValueError(f"tensor {name!r} is missing")
         tensor: object = self._tensors.pop(name)
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-            came = tensor.layout if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ValueError(f"tensor {name!r} must be a dense torch.Tensor, got {came}")
+            actual = tensor.layout if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"tensor {name!r} must be a dense torch.Tensor, got {actual}")
         self._check_device(name, tensor.device)
         dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
         if tensor.dtype not in dtypes:
-            wanted = " or ".join(map(str, dtypes))
-            raise ValueError(f"tensor {name!r} must be {wanted}, got {tensor.dtype}")
-        found = tuple(tensor.shape)
-        fits = len(found) == len(shape) and all(
-            got >= 1 if want is None else got == want for got, want in zip(found, shape, strict=True)
+            raise ValueError(f"tensor {name!r} must be {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
+        actual_shape = tuple(tensor.shape)
+        fits = len(actual_shape) == len(shape) and all(
+            size >= 1 if expected is None else size == expected
+            for size, expected in zip(actual_shape, shape, strict=True)
         )
         if not fits:
-            wanted = str(shape).replace("None", "any")
-            raise ValueError(f"tensor {name!r} must have shape {wanted}, got {found}")
+            expected_shape = str(shape).replace("None", "any")
+            raise ValueError(f"tensor {name!r} must have shape {expected_shape}, got {actual_shape}")
         return tensor
 
     def _check_device(self, name: str, device: torch.device) -> None:
-        """The kernels read all tensors where the first one is."""
+        """ValueError unless the tensor is on the device of the first one, where the kernels read all of them."""
         self._device = self._device or device
         if device != self._device:
             raise ValueError(
@@ -94,7 +94,7 @@ class Reader:
             )
 
     def finish(self) -> None:
-        """Nothing may be left over."""
+        """Raise ValueError for tensors and configuration entries that were not read."""
         if self._tensors:
             raise ValueError(f"unexpected tensors {sorted(self._tensors)[:5]}")
         if self._config:
@@ -114,7 +114,7 @@ def _integer(value: object, what: str, low: int, high: int) -> int:
 
 
 def _short(value: object) -> str:
-    """A value for an error message; a hostile file may hold a very long one."""
+    """A value as an error shows it, shortened, since a hostile file may hold a very long one."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"a number of {value.bit_length()} bits"
     text = repr(value)

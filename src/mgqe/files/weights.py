@@ -17,13 +17,13 @@ KIND = "weights"
 
 
 def save_weights(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], about: Config | None = None) -> int:
-    """Write tensors to a file, whole or not at all, and return its bytes.
+    """Write tensors to a whole file and return its bytes.
 
     Args:
-        about: what else the file is to say, as its ``config``.
+        about: the file's ``config``, in which :func:`companion_files` finds the files that belong to it.
 
     Raises:
-        TypeError: a type that no file holds, such as complex. ValueError: the name of the checksums.
+        TypeError: a type that no file holds, such as complex. ValueError: a tensor has the name of the checksums.
         OSError: the file cannot be written.
     """
     nbytes, content = encode({name: [tensor] for name, tensor in tensors.items()}, KIND, about or {})
@@ -38,35 +38,36 @@ def load_weights(path: str | os.PathLike[str], verify: bool | None = True) -> di
         verify: as for :func:`mgqe.load`.
 
     Returns:
-        tensors of their own, which nothing that happens to the file can change.
+        copies of the tensors, which later changes of the file do not reach.
 
     Raises:
-        ArtifactError: it is another kind of file, damaged or cut short; the message names it.
+        ArtifactError: the file is of another kind, damaged or cut short; the message names it.
         OSError: it cannot be read.
     """
     return read_weights(path, verify)[0]
 
 
 def read_weights(path: str | os.PathLike[str], verify: bool | None = True) -> tuple[dict[str, Tensor], Config]:
-    """:func:`load_weights`, and what else the file says; nothing in a file without checksums."""
+    """Like :func:`load_weights`, with the file's ``config``, which is empty in a file without checksums."""
     about: Config = {}
     try:
         stored = open_stored(path, any_dtype=True)
         stored.check(verify)
-        if stored.metadata.get("format") == FORMAT or CHECKSUMS in stored.tensors:  # a damaged one among them
+        # The second condition finds a file of ours whose damaged metadata name another format.
+        if stored.metadata.get("format") == FORMAT or CHECKSUMS in stored.tensors:
             about = config_of_kind(stored.metadata, KIND)
     except ValueError as error:
         raise ArtifactError(f"{os.fspath(path)}: {error}") from error
     return {name: tensor.clone() for name, tensor in stored.tensors.items()}, about
 
 
-def companions(path: str | os.PathLike[str], about: Config) -> dict[Path, str]:
-    """The files beside a file of weights that belong to it, and their last checksums, as it says.
+def companion_files(path: str | os.PathLike[str], about: Config) -> dict[Path, str]:
+    """The files in the same folder that belong to a file of weights, and the last checksum of each.
 
     Args:
-        about: as :func:`read_weights` gives it: its ``files`` maps names to checksums.
+        about: the file's ``config``, as :func:`read_weights` returns it: its entry ``files`` maps names to checksums.
 
-    Raises ArtifactError for what is no such entry, or leads out of the folder.
+    Raises ArtifactError if the entry is malformed or names a file outside the folder.
     """
     files = about.get("files", {}) if isinstance(about, dict) else None
     if not isinstance(files, dict) or not all(
@@ -77,8 +78,8 @@ def companions(path: str | os.PathLike[str], about: Config) -> dict[Path, str]:
 
 
 def companion_problems(path: str | os.PathLike[str], about: Config) -> Iterator[str]:
-    """What is wrong with the files that belong to a file of weights: those that are missing, and those of others."""
-    for file, checksum in companions(path, about).items():
+    """A line for each file that belongs to a file of weights and is missing or was saved with another one."""
+    for file, checksum in companion_files(path, about).items():
         if not file.is_file():
             yield f"{file} is missing: {Path(path).name} names it. Copy the folder again, every file of it"
         elif stored_checksum(file) != checksum:

@@ -16,7 +16,7 @@ from xxhash import xxh3_64_hexdigest
 from mgqe.files.atomic import has_writer, open_regular
 from mgqe.files.container import ArtifactError, stored_checksum
 from mgqe.files.locks import file_identity
-from mgqe.files.weights import companion_problems, companions, read_weights, save_weights
+from mgqe.files.weights import companion_files, companion_problems, read_weights, save_weights
 from mgqe.recsys.models.embeddings import FrozenEmbedding
 from mgqe.recsys.models.registry import build_model
 from mgqe.recsys.tasks.base import state_without_tables
@@ -129,7 +129,7 @@ def _tables(out: Path, about: dict[str, Any]) -> dict[str, Any]:
     """The tables of a run, known to belong to its other state; of runs without checksums whatever there is."""
     import mgqe
 
-    files = sorted(companions(out / MODEL, about) or out.glob(f"*{TABLE}"))
+    files = sorted(companion_files(out / MODEL, about) or out.glob(f"*{TABLE}"))
     for fault in companion_problems(out / MODEL, about):
         raise _Mixed(fault)
     found = {file.name.removesuffix(TABLE): mgqe.load(file) for file in files}
