@@ -71,7 +71,7 @@ def test_shards_add_up():
         (torch.tensor([1, 5]), {}, ValueError, "the ids: id 5 is out of range, valid ids are 0 to 4"),
         ([IDS, torch.tensor([-1])], {}, ValueError, "batch 1: id -1 is out of range"),
         (np.array([2**63 + 1], dtype=np.uint64), {}, ValueError, "out of range"),
-        ([IDS, np.array([1.0, np.nan])], {}, ValueError, "batch 1: NaN at place 1"),
+        ([IDS, np.array([1.0, np.nan])], {}, ValueError, "batch 1: NaN at position 1"),
         (torch.tensor([1.0]), {}, TypeError, "the ids: expected integers, got float32"),
         ([["a"]], {}, TypeError, "batch 0 is a list of 1: say which"),
         ([np.array(["a"])], {}, TypeError, "batch 0: expected integers, got <U1"),

@@ -148,7 +148,7 @@ def test_unknown_ids_and_wrong_kinds():
         words.rows(["b", "c"])
     with pytest.raises(TypeError, match=r"the map's ids are integers \(int64\), got float64"):
         ids.rows(np.array([7.0]))
-    with pytest.raises(TypeError, match=r"of kind int64, but at place 0 is 7\.5, float"):
+    with pytest.raises(TypeError, match=r"of kind int64, but at position 0 is 7\.5, float"):
         ids.rows([7.5])
     with pytest.raises(TypeError, match="integers"):
         ids.rows(["7"])
@@ -156,11 +156,11 @@ def test_unknown_ids_and_wrong_kinds():
         ids.rows(torch.tensor([True]))
     with pytest.raises(ValueError, match="1 missing ids"):
         ids.rows(pl.Series([7, None]))
-    with pytest.raises(ValueError, match="place 1 is missing"):
+    with pytest.raises(ValueError, match="position 1 is missing"):
         words.rows(["b", None])
-    with pytest.raises(TypeError, match="of kind string, but at place 1 is 3, int"):
+    with pytest.raises(TypeError, match="of kind string, but at position 1 is 3, int"):
         words.rows(["b", 3])
-    with pytest.raises(TypeError, match="of kind string, but at place 0 is b'b', bytes"):
+    with pytest.raises(TypeError, match="of kind string, but at position 0 is b'b', bytes"):
         words.rows([b"b"])
     with pytest.raises(TypeError, match="kind string, got int"):
         words.rows(3)

@@ -1,4 +1,4 @@
-"""Ids of any type <-> rows in the order of frequency, counted from logs that do not fit memory."""
+"""Logs larger than memory: their ids are counted, and numbered by frequency in an id map."""
 
 from mgqe.ids.idmap import IdMap
 

@@ -144,7 +144,7 @@ def _as_integers(ids: Any, where: str) -> np.ndarray:
     if array.size == 0:
         return np.empty(0, dtype=np.int64)
     if array.dtype.kind == "f" and np.isnan(array).any():
-        raise ValueError(f"{where}: NaN at place {int(np.isnan(array).argmax())}: drop or fill missing ids first")
+        raise ValueError(f"{where}: NaN at position {int(np.isnan(array).argmax())}: drop or fill missing ids first")
     if array.dtype.kind not in "iu":
         raise TypeError(f"{where}: expected integers, got {array.dtype}: number the ids first, or cast them")
     if array.dtype == np.uint64 and (array > np.iinfo(np.int64).max).any():

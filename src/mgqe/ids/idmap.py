@@ -1,4 +1,4 @@
-"""IdMap: ids of any type <-> rows 0 to N - 1, the most frequent id first."""
+"""The id map: external ids of any type, numbered 0 to N - 1 by frequency."""
 
 from __future__ import annotations
 
@@ -16,36 +16,43 @@ from mgqe.files.container import RESTORE, ArtifactError
 from mgqe.ids.count_runs import CountRuns
 from mgqe.ids.idmap_file import IdMapConfig, arrays_of, read_id_map, write_map
 from mgqe.ids.index import CHUNK, MAX_IDS, MAX_SEEDS, Index, build_index
-from mgqe.ids.keys import given
+from mgqe.ids.keys import lookup_keys
 from mgqe.ids.log_counts import DEFAULT_MEMORY, count_log
 from mgqe.ids.logs.text_layout import TextLayout
 from mgqe.ids.stored_ids import DamagedMap, HashedIds, IntegerIds, StoredIds, TextIds
 from mgqe.ids.strings import Strings, hash_keys
 
-MOST_SHOWN = 5  # unknown ids in an error
+MAX_UNKNOWN = 5  # unknown ids that an error names
 
 
 class IdMap:
-    """Ids of any type <-> the rows of an embedding table, in the order of frequency.
+    """Maps external ids of any type to the rows of an embedding table, and back. Rows are in order of frequency.
 
-    Row 0 is the most frequent id; ids that occur equally often are in their own order, integers by value, strings by
-    their bytes. So tiers are ranges of rows: ``Tiers.from_fractions(len(map))``, or ``counts=map.counts``, and the
-    frozen table has no tier map.
+    Row 0 is the most frequent id. Ids that occur equally often are in their own order, integers by value, strings by
+    their bytes. Tiers are therefore ranges of rows, ``Tiers.from_fractions(len(map))`` or ``counts=map.counts``, and
+    the frozen table has no tier map.
 
-    Made by :meth:`from_log`; :meth:`save` writes one file, which :meth:`load` maps into memory. Never changes, so that
-    any number of threads may use it. docs/large_logs.md has the way from a log to a table, docs/format.md the bytes.
+    :meth:`from_log` makes a map, :meth:`save` writes it to one file, and :meth:`load` maps that file into memory. A map
+    never changes, so that any number of threads may use it. docs/large_logs.md leads from a log to a table,
+    docs/format.md specifies the file.
+
+    Example::
+
+        ids = mgqe.IdMap.from_log("clicks-*.parquet", "item")
+        rows = ids.rows(["shoe-17", "hat-3"])  # int64 tensor, for an embedding of len(ids) rows
+        ids.ids(rows)  # ["shoe-17", "hat-3"]
 
     Attributes:
-        kind: ``"int64"``, ``"uint64"``, ``"string"`` or ``"binary"``, what the ids are.
-        interactions: ids counted, those that were cut off by min_count or max_ids included.
-        distinct: different ids among these, likewise.
+        kind: the type of the ids, ``"int64"``, ``"uint64"``, ``"string"`` or ``"binary"``.
+        interactions: the number of ids in the log, those that min_count or max_ids cut off included.
+        distinct: the number of different ids among these.
     """
 
     def __init__(
-        self, ids: StoredIds, index: Index, runs: CountRuns, about: IdMapConfig, file: str | None = None
+        self, ids: StoredIds, index: Index, runs: CountRuns, config: IdMapConfig, file: str | None = None
     ) -> None:
-        self._ids, self._index, self._runs, self._about, self._file = ids, index, runs, about, file
-        self.kind, self.interactions, self.distinct = about.kind, about.interactions, about.distinct
+        self._ids, self._index, self._runs, self._config, self._file = ids, index, runs, config, file
+        self.kind, self.interactions, self.distinct = config.kind, config.interactions, config.distinct
 
     @classmethod
     def from_log(
@@ -64,61 +71,65 @@ class IdMap:
         header: bool | None = None,
         on_pass: Callable[[int, int], object] | None = None,
     ) -> IdMap:
-        """Count the ids of Parquet or text files of any length, exactly, and number them by frequency.
+        """Count the ids of a log exactly, and number them by frequency. The log may be larger than memory.
 
         Args:
             source: a path, a folder of files as Spark writes it, a pattern (``"clicks-*.parquet"``), a list of these,
                 or a polars frame.
-            column: the column that holds ids, or several that share one numbering. Lists in a cell are counted id by
-                id. Of text without a header, its number, from 1.
+            column: the column that holds the ids, or several columns that share one numbering. Lists in a cell are
+                counted id by id. Columns of text files without a header are named by their numbers, from 1.
             min_count: leave out ids that occur less often.
-            max_ids: keep at most so many, the most frequent.
-            memory_limit: bytes that counting may take, about. If the different ids are too many for it, they are
-                counted in parts, by their hash, and the log is read once a part. Not bounded by it: the ids that are
-                kept, some 50 bytes each for integers while the map is made; min_count and max_ids bound these.
-            kind: ``"int64"``, ``"uint64"``, ``"string"`` or ``"binary"``. By default what the column holds; of text
-                files this is guessed from the first rows, so say ``"string"`` if ids only begin as numbers.
+            max_ids: keep at most this many ids, the most frequent ones.
+            memory_limit: approximate bytes that counting may take. If it is too small for all different ids, these are
+                counted in several passes over the log, each for a share of their hashes. The ids that are kept come on
+                top, some 50 bytes per integer id while the map is made; min_count and max_ids bound them.
+            kind: ``"int64"``, ``"uint64"``, ``"string"`` or ``"binary"``. By default it is the column's type. For text
+                files it is guessed from the first rows, so pass ``"string"`` if later ids are no numbers.
             ignore: an id, or several, that are not counted, such as padding.
-            keep_ids: False: of strings, keep 64-bit hashes instead of bytes. The map is smaller, has no :meth:`ids`,
-                and takes an unknown string for a known one with probability N / 2^64.
+            keep_ids: False keeps 64-bit hashes of strings instead of their bytes. The map is smaller, has no
+                :meth:`ids`, and takes an unknown string for a known one with probability N / 2^64.
             separator: of text files, one character or several, such as ``"::"``.
-            quote: of text files, the character around fields that hold separators; ``""``: there is none, and quotes
-                are text. There is none either with separators of several characters, and in RecBole's files.
-            header: of text files, whether the first line has the columns' names. By default it has; a first line
+            quote: of text files, the character around fields that hold separators. ``""`` treats quotes as text, as
+                is always done with separators of several characters and in RecBole's files.
+            header: of text files, whether the first line has the columns' names. By default it has, and a first line
                 that looks like data is an error.
             on_pass: called with (passes done, passes) before, between and after the passes over the log.
 
         Raises:
-            ValueError: a row that cannot be read, a missing id (null, or in text an empty or a blank one), no ids at
-                all, none that min_count leaves; the message names the file, the row where it can, and the remedy.
-            TypeError: a column that holds something else. KeyError: no such column. FileNotFoundError. ImportError:
-                polars is not installed.
+            ValueError: a row that cannot be read, a missing id (null, or in text an empty or a blank one), no ids, or
+                none that occurs min_count times; the message names the file, the row if it is known, and the remedy.
+            TypeError: a column of another type. KeyError: no such column. FileNotFoundError: no such file.
+                ImportError: polars is not installed.
         """
         counted = count_log(
             source, column, min_count=min_count, max_ids=max_ids, memory_limit=memory_limit, kind=kind, ignore=ignore,
             keep_ids=keep_ids, layout=TextLayout.of(separator, quote, header), on_pass=on_pass,
         )  # fmt: skip
-        about = IdMapConfig(counted.kind, counted.interactions, counted.distinct, 0)
-        return cls._build(counted.take_ids(), counted.runs, about, keep_ids)
+        config = IdMapConfig(counted.kind, counted.interactions, counted.distinct, 0)
+        return cls._build(counted.take_ids(), counted.runs, config, keep_ids)
 
     @classmethod
-    def _build(cls, keys: np.ndarray | Strings, runs: CountRuns, about: IdMapConfig, keep_ids: bool) -> IdMap:
+    def _build(cls, keys: np.ndarray | Strings, runs: CountRuns, config: IdMapConfig, keep_ids: bool) -> IdMap:
         if len(keys) > MAX_IDS:
-            raise ValueError(f"a map holds at most {MAX_IDS:,} ids, got {len(keys):,}: cut with min_count= or max_ids=")
-        ids: StoredIds = TextIds.of(keys, about.kind) if isinstance(keys, Strings) else IntegerIds.of(keys, about.kind)
+            raise ValueError(
+                f"a map holds at most {MAX_IDS:,} ids, got {len(keys):,}: leave out some with min_count= or max_ids="
+            )
+        ids: StoredIds = (
+            TextIds.of(keys, config.kind) if isinstance(keys, Strings) else IntegerIds.of(keys, config.kind)
+        )
         for seed in range(MAX_SEEDS):
             hashes = np.empty(len(ids), np.uint64)
             for start in range(0, len(ids), CHUNK):
                 end = min(start + CHUNK, len(ids))
                 hashes[start:end] = ids.hashes(seed, start, end)
-            kept: StoredIds = ids
+            stored: StoredIds = ids
             if not keep_ids:
                 if len(np.unique(hashes)) < len(hashes):
                     continue
-                kept = HashedIds(hashes.view(np.int64).copy(), about.kind, seed)
+                stored = HashedIds(hashes.view(np.int64).copy(), config.kind, seed)
             index = build_index(hashes)
             if index is not None:
-                return cls(kept, index, runs, IdMapConfig(about.kind, about.interactions, about.distinct, seed))
+                return cls(stored, index, runs, IdMapConfig(config.kind, config.interactions, config.distinct, seed))
         raise ValueError("the ids share their hashes under every seed, which does not happen by chance")
 
     def rows(self, ids: Any, unknown: int | None = None) -> Tensor:
@@ -126,66 +137,66 @@ class IdMap:
 
         Args:
             ids: a tensor, a NumPy array, a polars Series, a list, or one id, of the map's kind.
-            unknown: the row of ids that the map does not know, such as -1 for a table with a fallback. By default
-                they are an error.
+            unknown: the row for unknown ids, such as -1 for a table with a fallback. By default they are an error.
 
         Raises:
             KeyError: unknown ids; the message shows some. TypeError: ids of another kind. ValueError: missing ids.
             ArtifactError: (a ValueError) the file is damaged where these ids are; the message names it.
         """
         unknown = optional_int("unknown", unknown)
-        asked = given(ids, self.kind)
-        found = np.empty(len(asked.keys), np.int64)
-        for start in range(0, len(found), CHUNK):
-            found[start : start + CHUNK] = self._find(asked.keys[start : start + CHUNK])
-        if asked.outside is not None:
-            found[asked.outside] = -1
-        missing = np.flatnonzero(found < 0)
+        lookup = lookup_keys(ids, self.kind)
+        rows = np.empty(len(lookup.keys), np.int64)
+        for start in range(0, len(rows), CHUNK):
+            rows[start : start + CHUNK] = self._rows_of_keys(lookup.keys[start : start + CHUNK])
+        if lookup.outside is not None:
+            rows[lookup.outside] = -1
+        missing = np.flatnonzero(rows < 0)
         if missing.size:
             if unknown is None:
-                shown = ", ".join(map(repr, asked.some(missing[:MOST_SHOWN])))
+                examples = ", ".join(map(repr, lookup.ids_at(missing[:MAX_UNKNOWN])))
                 raise KeyError(
-                    f"the map does not know {missing.size:,} of the ids: {shown}. Leave them out, or say which row is "
-                    "theirs with unknown= (-1 where the table has a fallback)"
+                    f"the map does not know {missing.size:,} of the ids: {examples}. Leave them out, or say which row "
+                    "is theirs with unknown= (-1 where the table has a fallback)"
                 )
-            found[missing] = unknown
-        return torch.from_numpy(found).reshape(asked.shape)
+            rows[missing] = unknown
+        return torch.from_numpy(rows).reshape(lookup.shape)
 
-    def _find(self, keys: np.ndarray | Strings) -> np.ndarray:
-        """The row of each key, -1 where there is none: int64."""
-        found = np.full(len(keys), -1, np.int64)
+    def _rows_of_keys(self, keys: np.ndarray | Strings) -> np.ndarray:
+        """The row of each key, -1 for unknown ones: int64."""
+        rows = np.full(len(keys), -1, np.int64)
         try:
-            which, rows = self._index.candidates(hash_keys(keys, self._about.seed))
-            same = self._ids.equal(rows, keys, which)
+            which, candidates = self._index.candidates(hash_keys(keys, self._config.seed))
+            same = self._ids.equal(candidates, keys, which)
         except DamagedMap as error:
-            raise self._refusal(str(error)) from error
-        found[which[same]] = rows[same]
-        return found
+            raise self._damage_error(str(error)) from error
+        rows[which[same]] = candidates[same]
+        return rows
 
     def ids(self, rows: Any) -> Any:
         """The ids of rows: an int64 or uint64 array of the rows' shape; or a flat list of str or bytes.
 
         Raises:
-            IndexError: a row outside 0 to N - 1. TypeError: no integers. ValueError: the map was made with
-                ``keep_ids=False``; or, as an ArtifactError that names the file, it is damaged where these ids are.
+            IndexError: a row outside 0 to N - 1. TypeError: rows that are no integers. ValueError: the map was made
+                with ``keep_ids=False``. ArtifactError: (a ValueError) the file is damaged where these ids are; the
+                message names it.
         """
-        wanted = check_ids(torch.as_tensor(rows), len(self), "row").cpu().numpy()
+        checked_rows = check_ids(torch.as_tensor(rows), len(self), "row").cpu().numpy()
         try:
-            return self._ids.take(wanted)
+            return self._ids.take(checked_rows)
         except DamagedMap as error:
-            raise self._refusal(str(error)) from error
+            raise self._damage_error(str(error)) from error
 
-    def _refusal(self, what: str) -> ArtifactError:
+    def _damage_error(self, what: str) -> ArtifactError:
         return ArtifactError(f"{'' if self._file is None else f'{self._file}: '}the map is damaged: {what}. {RESTORE}")
 
     @property
     def counts(self) -> Tensor:
-        """How often each row's id occurred: int64 (N,), never rising. For ``counts=`` of MGQEmbedding and the like."""
+        """How often the id of each row occurred: int64 (N,), in falling order, for ``counts=`` of MGQEmbedding."""
         return torch.from_numpy(self._runs.expand())
 
     def share(self, rows: int) -> float:
         """The share of all interactions that the ``rows`` most frequent ids have, 0 to 1."""
-        return self._runs.head(as_int("rows", rows, 0)) / self.interactions
+        return self._runs.sum_of_first(as_int("rows", rows, 0)) / self.interactions
 
     def __len__(self) -> int:
         """N, the number of rows."""
@@ -200,20 +211,20 @@ class IdMap:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays; the file has its header besides."""
+        """Bytes of all arrays, without the file's header."""
         return sum(self.nbytes_by_part().values())
 
     def save(self, path: str | os.PathLike[str]) -> int:
-        """Write the map to one file and return its bytes. The file appears whole or not at all.
+        """Write the map to one whole file and return its bytes.
 
         Raises:
             OSError: it cannot be written; the message names the path, the bytes needed and the remedy.
         """
-        return write_map(path, self._ids, self._index, self._runs, self._about)
+        return write_map(path, self._ids, self._index, self._runs, self._config)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, mmap: bool = True, verify: bool | None = None) -> IdMap:
-        """Read a map that :meth:`save` wrote; mapped into memory, so that look-ups read the pages they need.
+        """Read a map that :meth:`save` wrote. It is mapped into memory, so that look-ups read the pages they need.
 
         Args:
             path: the file.
@@ -221,15 +232,15 @@ class IdMap:
             verify: compare the file with its checksums, as for :func:`mgqe.load`.
 
         Raises:
-            ArtifactError: (a ValueError) not such a file, of another version, damaged, cut short, or its parts
-                contradict each other. Damage inside arrays that were not verified shows when a look-up meets it, or
-                :meth:`validate`, as the same error.
+            ArtifactError: (a ValueError) the file is of another kind or version, damaged or cut short, or its arrays
+                contradict each other. A look-up, or :meth:`validate`, raises the same error when it meets damage in
+                arrays that were not verified.
             OSError: the file cannot be opened.
         """
         return cls(*read_id_map(path, mmap, verify), os.fspath(path))
 
     def validate(self) -> None:
-        """Look every id up. Takes seconds for millions of ids; :func:`mgqe.verify` compares checksums, which is faster.
+        """Look up every id, which takes seconds for millions of ids; :func:`mgqe.verify` is faster.
 
         Raises:
             ArtifactError: an id is not found in its row. (Of a map with ``keep_ids=False`` a hash may be damaged in
@@ -238,10 +249,10 @@ class IdMap:
         for start in range(0, len(self), CHUNK):
             rows = np.arange(start, min(start + CHUNK, len(self)))
             try:
-                hashes = self._ids.hashes(self._about.seed, int(rows[0]), int(rows[-1]) + 1)
-                which, found = self._index.candidates(hashes)
+                hashes = self._ids.hashes(self._config.seed, int(rows[0]), int(rows[-1]) + 1)
+                which, candidates = self._index.candidates(hashes)
             except DamagedMap as error:
-                raise self._refusal(str(error)) from error
-            hits = np.bincount(which[found == rows[which]], minlength=len(rows))
+                raise self._damage_error(str(error)) from error
+            hits = np.bincount(which[candidates == rows[which]], minlength=len(rows))
             if (hits != 1).any():
-                raise self._refusal(f"row {int(rows[hits != 1][0])} is not found by its id")
+                raise self._damage_error(f"row {int(rows[hits != 1][0])} is not found by its id")

@@ -1,4 +1,4 @@
-"""An id map's file: the container of docs/format.md, kind ``id-map``."""
+"""The file of an id map: the container of docs/format.md, kind ``id-map``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COUNT_TENSORS = ("counts.values", "counts.ends")
 
 @dataclass(frozen=True)
 class IdMapConfig:
-    """What the file's config says besides N."""
+    """The file's configuration without N."""
 
     kind: str
     interactions: int
@@ -33,8 +33,7 @@ class IdMapConfig:
     seed: int
 
 
-IdMapParts = tuple[StoredIds, Index, CountRuns, IdMapConfig]
-Expected = dict[str, tuple[tuple[int, ...] | None, tuple[str, ...]]]  # name -> shape (None: any), types
+ArraySpecs = dict[str, tuple[tuple[int, ...] | None, tuple[str, ...]]]  # name -> shape (None: any), types
 
 
 def arrays_of(ids: StoredIds, index: Index, runs: CountRuns) -> dict[str, np.ndarray]:
@@ -46,24 +45,28 @@ def arrays_of(ids: StoredIds, index: Index, runs: CountRuns) -> dict[str, np.nda
     }
 
 
-def write_map(path: str | os.PathLike[str], ids: StoredIds, index: Index, runs: CountRuns, about: IdMapConfig) -> int:
-    """The file, whole or not at all; returns its bytes."""
-    config: dict[str, Any] = {
+def write_map(path: str | os.PathLike[str], ids: StoredIds, index: Index, runs: CountRuns, config: IdMapConfig) -> int:
+    """Write a whole file and return its bytes."""
+    entries: dict[str, Any] = {
         "num_ids": len(ids),
-        "ids": about.kind,
-        "interactions": about.interactions,
-        "distinct": about.distinct,
-        "seed": about.seed,
+        "ids": config.kind,
+        "interactions": config.interactions,
+        "distinct": config.distinct,
+        "seed": config.seed,
     }
     tensors = {name: [torch.from_numpy(array)] for name, array in arrays_of(ids, index, runs).items()}
-    nbytes, content = encode(tensors, KIND, config)
+    nbytes, content = encode(tensors, KIND, entries)
     write_whole(path, nbytes, content)
     return nbytes
 
 
-def read_id_map(path: str | os.PathLike[str], mmap: bool, verify: bool | None = None) -> IdMapParts:
-    """The parts of a map, mapped into memory, verified as for :func:`mgqe.load`; looks at shapes and totals besides,
-    and at no more pages than it must."""
+def read_id_map(
+    path: str | os.PathLike[str], mmap: bool, verify: bool | None = None
+) -> tuple[StoredIds, Index, CountRuns, IdMapConfig]:
+    """The ids, the index, the counts and the configuration of a map, verified as for :func:`mgqe.load`.
+
+    Shapes and totals are checked as well. Arrays that are mapped into memory are read no further than that needs.
+    """
     name = os.fspath(path)
     try:
         metadata, tensors = read(name, True if verify is None and not mmap else verify)
@@ -74,12 +77,12 @@ def read_id_map(path: str | os.PathLike[str], mmap: bool, verify: bool | None = 
             if tensor.dtype not in DTYPES:
                 raise ArtifactError(f"tensor {key!r} has type {tensor.dtype}, which no id map holds")
         arrays = {key: (tensor if mmap else tensor.clone()).numpy() for key, tensor in tensors.items()}
-        return _parts(arrays, config)
+        return _parse(arrays, config)
     except ValueError as error:
         raise ArtifactError(f"{name}: {error}") from error
 
 
-def _parts(arrays: dict[str, np.ndarray], config: Any) -> IdMapParts:
+def _parse(arrays: dict[str, np.ndarray], config: Any) -> tuple[StoredIds, Index, CountRuns, IdMapConfig]:
     entries = ("num_ids", "ids", "interactions", "distinct", "seed")
     if not isinstance(config, dict) or set(config) != set(entries):
         raise ArtifactError(f"config must have the entries {', '.join(entries)}")
@@ -92,16 +95,24 @@ def _parts(arrays: dict[str, np.ndarray], config: Any) -> IdMapParts:
         raise ArtifactError(f"config 'ids' must be one of {', '.join(KINDS)}, got {kind!r}")
     if n < 1:
         raise ArtifactError("a map has one id at least")
-    own: Expected
+    _check_arrays(arrays, kind, n)
+    map_config = IdMapConfig(kind, config["interactions"], config["distinct"], config["seed"])
+    runs = _runs(arrays, n)
+    _check_totals(runs, n, map_config)
+    return _ids(arrays, kind, config["seed"]), _index(arrays, n), runs, map_config
+
+
+def _check_arrays(arrays: dict[str, np.ndarray], kind: str, n: int) -> None:
+    """ArtifactError unless these are the arrays of a map of ``n`` ids, of the right types and shapes."""
+    expected: ArraySpecs
     if kind in INTEGERS:
-        own = {"ids": ((n,), ("int32", "int64"))}
+        expected = {"ids": ((n,), ("int32", "int64"))}
     elif "ids.hashes" in arrays:
-        own = {"ids.hashes": ((n,), ("int64",))}
+        expected = {"ids.hashes": ((n,), ("int64",))}
     else:
-        own = {"ids.bytes": (None, ("uint8",)), "ids.offsets": ((n + 1,), ("int32", "int64"))}
+        expected = {"ids.bytes": (None, ("uint8",)), "ids.offsets": ((n + 1,), ("int32", "int64"))}
     runs = arrays["counts.values"].shape if "counts.values" in arrays else (1,)
-    expected: Expected = {
-        **own,
+    expected |= {
         "index.directory": (((1 << bucket_bits(n)) + 1,), ("int32",)),
         "index.fingerprints": ((n,), ("uint8",)),
         "index.rows": ((n,), ("int32",)),
@@ -116,9 +127,6 @@ def _parts(arrays: dict[str, np.ndarray], config: Any) -> IdMapParts:
             raise ArtifactError(
                 f"tensor {name!r} must be {' or '.join(types)} {shape}, got {array.dtype} {array.shape}"
             )
-    about, counted = _about(config), _runs(arrays, n)
-    _check_totals(counted, n, about)
-    return _ids(arrays, kind, config["seed"]), _index(arrays, n), counted, about
 
 
 def _ids(arrays: dict[str, np.ndarray], kind: str, seed: int) -> StoredIds:
@@ -148,18 +156,16 @@ def _runs(arrays: dict[str, np.ndarray], n: int) -> CountRuns:
     return CountRuns(values, ends)
 
 
-def _check_totals(runs: CountRuns, n: int, about: IdMapConfig) -> None:
-    """What was cut off is the ids that are not in the map, and each of them occurs at least once and no more often than
-    the rarest id in it."""
+def _check_totals(runs: CountRuns, n: int, config: IdMapConfig) -> None:
+    """ArtifactError unless the ids that were cut off can have the interactions that the map's own ids leave.
+
+    Each of them occurs at least once, and no more often than the rarest id of the map.
+    """
     lengths = np.diff(runs.ends, prepend=0)
     total = sum(count * length for count, length in zip(runs.values.tolist(), lengths.tolist(), strict=True))
-    ids, rest = about.distinct - n, about.interactions - total
+    ids, rest = config.distinct - n, config.interactions - total
     if ids < 0 or not ids <= rest <= ids * int(runs.values[-1]):
         raise ArtifactError(
-            f"config 'interactions' and 'distinct' are {about.interactions} and {about.distinct}, which do not fit "
+            f"config 'interactions' and 'distinct' are {config.interactions} and {config.distinct}, which do not fit "
             f"'counts': {n} ids with {total} interactions"
         )
-
-
-def _about(config: dict[str, Any]) -> IdMapConfig:
-    return IdMapConfig(config["ids"], config["interactions"], config["distinct"], config["seed"])

@@ -1,4 +1,4 @@
-"""Ids as users pass them -> int64 or uint64 numbers, or byte strings, ready to be hashed."""
+"""Lookup keys: external ids, as users pass them, turned into 64-bit numbers or byte strings that can be hashed."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from mgqe.ids.strings import WORD, Strings
 
 
 @dataclass(frozen=True)
-class Given:
-    """What was asked for, flat.
+class LookupKeys:
+    """The keys of a look-up, flat.
 
     Attributes:
         keys: uint64 (n,), the 64 bits of each integer; or the strings.
-        shape: of what was asked for.
-        values: as they were given, flat: what an error shows.
-        outside: bool (n,), integers that the map's type cannot hold, so that no row can be theirs; None: no such.
+        shape: the shape of the ids.
+        ids: the ids as the user passed them, flat, for errors.
+        outside: bool (n,), the integers that the map's type cannot hold, which are therefore unknown; None: none.
     """
 
     keys: np.ndarray | Strings
     shape: tuple[int, ...]
-    values: Any
+    ids: Any
     outside: np.ndarray | None = None
 
-    def some(self, places: np.ndarray) -> list[Any]:
-        """The ids at a few places, as they were given."""
-        found = (self.values[place] for place in places.tolist())
-        return [value.item() if isinstance(value, np.generic) else value for value in found]
+    def ids_at(self, positions: np.ndarray) -> list[Any]:
+        """Some of the ids, as the user passed them."""
+        ids = (self.ids[position] for position in positions.tolist())
+        return [value.item() if isinstance(value, np.generic) else value for value in ids]
 
 
-def given(ids: Any, kind: str) -> Given:
-    """Ids of a tensor, an array, a polars Series, a list, or one id.
+def lookup_keys(ids: Any, kind: str) -> LookupKeys:
+    """The keys of a tensor, an array, a polars Series, a list, or one id.
 
     Raises:
-        TypeError: they are not of the map's kind. ValueError: missing ones (null, None).
+        TypeError: ids of another kind than the map's. ValueError: missing ids (null, None).
     """
     if type(ids).__module__.split(".")[0] == "polars":
         if ids.null_count():
@@ -54,7 +54,7 @@ def given(ids: Any, kind: str) -> Given:
     return _integers(ids, kind) if kind in INTEGERS else _texts(ids, kind)
 
 
-def _integers(ids: Any, kind: str) -> Given:
+def _integers(ids: Any, kind: str) -> LookupKeys:
     array = ids if isinstance(ids, np.ndarray) else _array_of(ids)
     if array.dtype.kind not in "iuO" and array.size:
         raise TypeError(f"the map's ids are integers ({kind}), got {array.dtype}")
@@ -62,15 +62,15 @@ def _integers(ids: Any, kind: str) -> Given:
     if array.dtype.kind == "O":
         _check_each(flat.tolist(), (int, np.integer), kind)
     low, high = (0, 2**64) if kind == "uint64" else (-(2**63), 2**63)
-    asked, outside = flat, None
+    originals, outside = flat, None
     if array.dtype.kind == "O" or array.dtype.kind == ("i" if kind == "uint64" else "u"):
         outside = np.asarray((flat < low) | (flat >= high), dtype=bool) if flat.size else np.zeros(0, dtype=bool)
         flat = np.where(outside, 0, flat) if outside.any() else flat
-    return Given(flat.astype(kind, copy=False).view(np.uint64), array.shape, asked, outside)
+    return LookupKeys(flat.astype(kind, copy=False).view(np.uint64), array.shape, originals, outside)
 
 
 def _array_of(ids: Any) -> np.ndarray:
-    """Integers of any size as an array; those beyond int64 would become floats if NumPy were to choose."""
+    """Integers of any size as an array. By default NumPy would turn those beyond int64 into floats."""
     try:
         array = np.asarray(ids)
     except (TypeError, ValueError) as error:
@@ -80,7 +80,7 @@ def _array_of(ids: Any) -> np.ndarray:
     return array
 
 
-def _texts(ids: Any, kind: str) -> Given:
+def _texts(ids: Any, kind: str) -> LookupKeys:
     if isinstance(ids, np.ndarray):
         shape, values = ids.shape, ids.reshape(-1).tolist()
     elif isinstance(ids, (str, bytes, bytearray, memoryview)):
@@ -89,11 +89,11 @@ def _texts(ids: Any, kind: str) -> Given:
         shape, values = (len(ids),), list(ids)
     else:
         raise TypeError(f"the map's ids are of kind {kind}, got {type(ids).__name__}: give a list, an array or one id")
-    return Given(strings_of(values, kind), shape, values)
+    return LookupKeys(strings_of(values, kind), shape, values)
 
 
 def strings_of(values: list[Any], kind: str) -> Strings:
-    """A list of str, or of bytes, in one buffer. TypeError: others among them; ValueError: text that is no UTF-8."""
+    """A list of str, or of bytes, in one buffer. TypeError: other types; ValueError: text that UTF-8 cannot hold."""
     try:
         if kind == "string":
             text = "".join(values)
@@ -115,10 +115,10 @@ def strings_of(values: list[Any], kind: str) -> Strings:
 
 
 def _check_each(values: list[Any], wanted: Any, kind: str) -> None:
-    for place, value in enumerate(values):
+    for position, value in enumerate(values):
         if value is None:
-            raise ValueError(f"the id at place {place} is missing (None): drop or fill it first")
+            raise ValueError(f"the id at position {position} is missing (None): drop or fill it first")
         if not isinstance(value, wanted) or isinstance(value, bool):
             raise TypeError(
-                f"the map's ids are of kind {kind}, but at place {place} is {value!r}, {type(value).__name__}"
+                f"the map's ids are of kind {kind}, but at position {position} is {value!r}, {type(value).__name__}"
             )

@@ -1,4 +1,4 @@
-"""The ids themselves, row by row: what a look-up is checked against, and what the other direction reads."""
+"""The ids of an id map in row order: a look-up compares with them, and they are the result of the other direction."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from mgqe.ids.strings import WORD, Strings, hash_integers, hash_strings
 
 
 class DamagedMap(ValueError):
-    """A map contradicts itself."""
+    """The arrays of an id map contradict each other."""
 
 
 class StoredIds(Protocol):
-    """Ids of the rows 0 to N - 1."""
+    """The ids of the rows 0 to N - 1."""
 
     def __len__(self) -> int: ...
 
     def hashes(self, seed: int, start: int, end: int) -> np.ndarray:
-        """Of the ids of some rows: uint64."""
+        """The hashes of the ids of rows ``start`` to ``end - 1``: uint64."""
 
     def equal(self, rows: np.ndarray, keys: Any, which: np.ndarray) -> np.ndarray:
         """Whether the id of ``rows[i]`` is ``keys[which[i]]``: bool."""
@@ -28,11 +28,11 @@ class StoredIds(Protocol):
         """The ids of some rows, as users know them."""
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What a file holds, by name."""
+        """The arrays that a file holds, by name."""
 
 
 class IntegerIds:
-    """Integer ids: int64 (N,), or int32 where all fit; of uint64 ids int64 holds the same bits."""
+    """Integer ids: int64 (N,), or int32 if all fit. For uint64 ids, int64 holds the same bits."""
 
     def __init__(self, values: np.ndarray, kind: str) -> None:
         self.values, self.kind = values, kind
@@ -52,26 +52,26 @@ class IntegerIds:
         return hash_integers(self.values[start:end].astype(np.int64).view(np.uint64), seed)
 
     def equal(self, rows: np.ndarray, keys: np.ndarray, which: np.ndarray) -> np.ndarray:
-        found: np.ndarray = self.values[rows].astype(np.int64).view(np.uint64) == keys[which]
-        return found
+        equal: np.ndarray = self.values[rows].astype(np.int64).view(np.uint64) == keys[which]
+        return equal
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        found: np.ndarray = self.values[rows].astype(np.int64).view(self.kind)
-        return found
+        ids: np.ndarray = self.values[rows].astype(np.int64).view(self.kind)
+        return ids
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"ids": self.values}
 
 
 class TextIds:
-    """String or binary ids: all bytes in one array, eight zeros after the last, and where each begins (N + 1,)."""
+    """String or binary ids: all bytes in one array, with eight zeros after the last, and their offsets (N + 1,)."""
 
     def __init__(self, buffer: np.ndarray, offsets: np.ndarray, kind: str) -> None:
         self.buffer, self.offsets, self.kind = buffer, offsets, kind
 
     @classmethod
     def of(cls, strings: Strings, kind: str) -> TextIds:
-        """From strings that lie one after another from the buffer's beginning, eight zeros after the last."""
+        """From strings that fill their buffer in order, with eight zeros after the last."""
         total = len(strings.buffer) - WORD
         offsets = np.append(strings.starts, total)
         return cls(strings.buffer, offsets.astype(np.int32) if total < 2**31 else offsets, kind)
@@ -80,7 +80,7 @@ class TextIds:
         return len(self.offsets) - 1
 
     def strings(self, rows: np.ndarray) -> Strings:
-        """Of some rows; Damaged if the file says that they lie outside it."""
+        """The strings of some rows; raises DamagedMap if their offsets lie outside the bytes."""
         starts, ends = self.offsets[rows].astype(np.int64), self.offsets[rows + 1].astype(np.int64)
         if len(rows) and (starts.min() < 0 or (ends < starts).any() or ends.max() > len(self.buffer) - WORD):
             raise DamagedMap("an id lies outside the bytes of the ids")
@@ -94,14 +94,14 @@ class TextIds:
 
     def take(self, rows: np.ndarray) -> list[Any]:
         flat = self.strings(rows.reshape(-1))
-        parts = [
+        ids = [
             self.buffer[start : start + length].tobytes()
             for start, length in zip(flat.starts.tolist(), flat.lengths.tolist())
         ]
         if self.kind != "string":
-            return parts
+            return ids
         try:
-            return [part.decode() for part in parts]
+            return [content.decode() for content in ids]
         except UnicodeDecodeError as error:
             raise DamagedMap(f"an id is no text in UTF-8 ({error})") from error
 
@@ -110,7 +110,7 @@ class TextIds:
 
 
 class HashedIds:
-    """Only the hashes of string or binary ids: int64 (N,) with the same bits."""
+    """The hashes of string or binary ids without the ids: int64 (N,), which holds the bits of uint64."""
 
     def __init__(self, values: np.ndarray, kind: str, seed: int) -> None:
         self.values, self.kind, self.seed = values, kind, seed
@@ -119,12 +119,12 @@ class HashedIds:
         return len(self.values)
 
     def hashes(self, seed: int, start: int, end: int) -> np.ndarray:
-        found: np.ndarray = self.values[start:end].view(np.uint64).copy()
-        return found
+        hashes: np.ndarray = self.values[start:end].view(np.uint64).copy()
+        return hashes
 
     def equal(self, rows: np.ndarray, keys: Strings, which: np.ndarray) -> np.ndarray:
-        found: np.ndarray = self.values[rows].view(np.uint64) == hash_strings(keys[which], self.seed)
-        return found
+        equal: np.ndarray = self.values[rows].view(np.uint64) == hash_strings(keys[which], self.seed)
+        return equal
 
     def take(self, rows: np.ndarray) -> Any:
         raise ValueError("this map holds hashes and no ids (keep_ids=False): it goes from ids to rows only")
