@@ -1,4 +1,4 @@
-"""How often each id occurs in training, counted from what people have: arrays, batches, files larger than memory."""
+"""Counts how often each id occurs in training, in arrays, batches or files larger than memory."""
 
 from __future__ import annotations
 
@@ -31,75 +31,82 @@ def count_ids(
     quote: str | None = '"',
     header: bool | None = None,
 ) -> Tensor:
-    """Count ids: int64 (num_embeddings,), for ``counts=`` of ``compress_`` and MGQEmbedding.
+    """Count how often each id occurs: int64 (num_embeddings,), for ``counts=`` of ``compress_`` and MGQEmbedding.
+
+    Example::
+
+        counts = mgqe.count_ids(loader, 100_000, key="item")  # loader yields batches such as {"item": ids, ...}
+        counts = mgqe.count_ids("clicks-*.parquet", 100_000, column="item")
 
     Args:
-        source: integers of any shape as a tensor or a NumPy array, or a list of them; an iterable of such (batches: a
-            generator, a DataLoader), with ``key`` where a batch is more than ids; or Parquet or text files, as a path,
-            a folder, a pattern (``"clicks-*.parquet"``) or a list of these, or a polars frame, with ``column``. Files
-            are streamed, so that they may be larger than memory.
-        num_embeddings: N, ids are 0 to N - 1.
-        key: where the ids are in a batch: ``batch[key]``, or a function of the batch.
-        column: of files: the column that holds ids, or several of one table, which are counted together. Lists in a
-            cell are counted id by id. Of text without a header, its number, from 1.
-        ignore: ids that are not counted, such as padding; these may lie outside the table. Missing cells of a file
+        source: one of three. Ids: a tensor or NumPy array of integers of any shape, or a list of integers. Batches: an
+            iterable of ids, such as a generator or a DataLoader; use ``key`` if a batch holds more than ids. Files: a
+            path, a folder, a pattern or a list of these, of Parquet or text files, or a polars frame, with ``column``.
+            Files are streamed, so that they may be larger than memory.
+        num_embeddings: N; ids are 0 to N - 1.
+        key: selects the ids of a batch: ``batch[key]``, or a function of the batch.
+        column: the column of the files that holds ids, or several columns that are counted together. Lists in a cell
+            are counted id by id. Columns of text files without a header are named by their numbers, from 1.
+        ignore: ids that are not counted, such as padding; they may lie outside the table. Missing cells of a file
             (null) are an error.
-        separator, quote, header: of text files, as :meth:`mgqe.IdMap.from_log` has them.
+        separator, quote, header: of text files, as in :meth:`mgqe.IdMap.from_log`.
 
     Raises:
-        ValueError: an id outside the table, NaN or a missing cell, no ids at all; arguments that do not go together.
-            TypeError: something other than integers. KeyError: no such key or column. The message says which batch,
-            column or id.
+        ValueError: an id outside the table, NaN or a missing cell, no ids, or arguments that exclude each other.
+            TypeError: something other than integers. KeyError: no such key or column. The message names the batch, the
+            column or the id.
         ImportError: files, and polars is not installed: ``pip install 'mgqe[recsys]'``.
         FileNotFoundError: no such file.
     """
     num_embeddings = as_int("num_embeddings", num_embeddings, 1)
-    left_out = set(as_ints("ignore", ignore) if is_sequence(ignore) else (as_int("ignore", ignore),))
+    ignored = list(as_ints("ignore", ignore) if is_sequence(ignore) else (as_int("ignore", ignore),))
     if is_frame(source) or is_path(source):
         if key is not None or column is None:
             raise ValueError("a file or frame needs column= (the column that holds the ids), and no key=")
-        return _count_log(source, num_embeddings, column, left_out, TextLayout.of(separator, quote, header))
+        return _count_log(source, num_embeddings, column, ignored, TextLayout.of(separator, quote, header))
     if column is not None:
         raise ValueError(f"column= is for files and frames, got {type(source).__name__}: use key= for batches")
     counts = np.zeros(num_embeddings, dtype=np.int64)
-    seen = 0
-    for where, ids in _batches(source, key):
-        seen += _add(counts, _as_integers(ids, where), left_out, where)
-    if not seen:
+    total = 0
+    for where, batch in _batches(source, key):
+        ids = _as_integers(batch, where)
+        total += ids.size
+        _add(counts, ids, None, ignored, where)
+    if not total:
         raise ValueError("there are no ids to count: is the source an iterator that was used up?")
     return torch.from_numpy(counts)
 
 
 def merge_counts(*counts: Tensor) -> Tensor:
-    """The sum of counts (N,) of several shards, tables or days; or of one iterable of them.
+    """The sum of several counts (N,), such as those of several files, tables or days, or of one iterable of counts.
 
     Raises:
-        ValueError: none, or counts of different lengths. TypeError: counts that are no integers.
+        ValueError: no counts, or counts of different lengths. TypeError: counts that are no integers.
     """
     single = len(counts) == 1 and not isinstance(counts[0], (Tensor, np.ndarray))
-    parts = [torch.from_numpy(p) if isinstance(p, np.ndarray) else p for p in (counts[0] if single else counts)]
-    if not parts:
+    terms = [torch.from_numpy(c) if isinstance(c, np.ndarray) else c for c in (counts[0] if single else counts)]
+    if not terms:
         raise ValueError("there are no counts to merge")
-    for number, part in enumerate(parts):
-        if not isinstance(part, Tensor) or part.dtype not in INTEGER_DTYPES:
-            kind = part.dtype if isinstance(part, Tensor) else type(part).__name__
+    for number, term in enumerate(terms):
+        if not isinstance(term, Tensor) or term.dtype not in INTEGER_DTYPES:
+            kind = term.dtype if isinstance(term, Tensor) else type(term).__name__
             raise TypeError(f"counts must be integer tensors, as count_ids gives, but number {number} is {kind}")
-        check_dense(part, f"counts number {number}")
-        if part.is_meta:
+        check_dense(term, f"counts number {number}")
+        if term.is_meta:
             raise no_values(f"counts number {number}")
-        if part.shape != parts[0].shape or part.ndim != 1:
+        if term.shape != terms[0].shape or term.ndim != 1:
             raise ValueError(
-                f"counts must have one shape (num_embeddings,), but number {number} has {tuple(part.shape)} "
-                f"and number 0 {tuple(parts[0].shape)}"
+                f"counts must have one shape (num_embeddings,), but number {number} has {tuple(term.shape)} "
+                f"and number 0 {tuple(terms[0].shape)}"
             )
-    return torch.stack([part.to("cpu", torch.int64) for part in parts]).sum(0)
+    return torch.stack([term.to("cpu", torch.int64) for term in terms]).sum(0)
 
 
 # ---- batches -----------------------------------------------------------------------------------------------
 
 
 def _batches(source: Any, key: Key | None) -> Iterator[tuple[str, Any]]:
-    """(where, ids) of each batch; a source that is ids itself is one batch."""
+    """(name in errors, ids) of each batch; a source that is ids itself is one batch."""
     if isinstance(source, (Tensor, np.ndarray)) or _is_numbers(source):
         if key is not None:
             raise ValueError(f"key= is for batches, got one {type(source).__name__}")
@@ -126,8 +133,8 @@ def _pick(batch: Any, key: Key | None, where: str) -> Any:
     try:
         return batch[key]
     except (KeyError, IndexError, TypeError) as error:
-        held = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
-        raise KeyError(f"{where} has no {key!r}: it is {held}") from error
+        what = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        raise KeyError(f"{where} has no {key!r}: it is {what}") from error
 
 
 def _as_integers(ids: Any, where: str) -> np.ndarray:
@@ -152,28 +159,25 @@ def _as_integers(ids: Any, where: str) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def _add(counts: np.ndarray, ids: np.ndarray, ignore: set[int], where: str) -> int:
-    """Add one batch; how many ids it had, those left out included."""
-    total = ids.size
-    if ignore:
-        ids = ids[~np.isin(ids, list(ignore))]
-    if ids.size:
-        _check_range(int(ids.min()), int(ids.max()), len(counts), where)
-        counts += np.bincount(ids, minlength=len(counts))
-    return total
-
-
-def _check_range(low: int, high: int, num_embeddings: int, where: str) -> None:
-    if low < 0 or high >= num_embeddings:
-        bad = low if low < 0 else high
+def _add(counts: np.ndarray, ids: np.ndarray, times: np.ndarray | None, ignored: list[int], where: str) -> None:
+    """Add ids (n,), each of which occurs ``times`` (n,) times, or once; ValueError if one lies outside the table."""
+    if ignored:
+        keep = ~np.isin(ids, ignored)
+        ids, times = ids[keep], None if times is None else times[keep]
+    if ids.size and (ids.min() < 0 or ids.max() >= len(counts)):
+        outside = ids[(ids < 0) | (ids >= len(counts))]
         raise ValueError(
-            f"{where}: id {bad} is out of range, valid ids are 0 to {num_embeddings - 1}; "
+            f"{where}: id {outside[0]} is out of range, valid ids are 0 to {len(counts) - 1}; "
             "padding and the like can be left out with ignore="
         )
+    if times is None:
+        counts += np.bincount(ids, minlength=len(counts))
+    else:
+        np.add.at(counts, ids, times)
 
 
 def _is_numbers(value: Any) -> bool:
-    """A list or tuple of plain numbers, which are ids and no batches."""
+    """Whether this is a list or tuple of plain numbers, which are ids and not batches."""
     first = value[0] if isinstance(value, (list, tuple)) and value else None
     return isinstance(first, (int, float, np.number)) and not isinstance(first, bool)
 
@@ -182,36 +186,32 @@ def _is_numbers(value: Any) -> bool:
 
 
 def _count_log(
-    source: Any, num_embeddings: int, column: str | int | Sequence[str | int], ignore: set[int], layout: TextLayout
+    source: Any, num_embeddings: int, column: str | int | Sequence[str | int], ignored: list[int], layout: TextLayout
 ) -> Tensor:
     pl = import_polars()
     names = column_names(column)
     counts = np.zeros(num_embeddings, dtype=np.int64)
-    seen = 0
+    total = 0
     with open_log(pl, source, names, layout) as log:
         for name in names:
             where = f"column {name!r}"
             try:
                 kind = _integer_kind(pl, log, name)
-                found = collect(id_frame(pl, log, [name], kind).group_by("id").agg(pl.len().alias("count")))
+                frame = collect(id_frame(pl, log, [name], kind).group_by("id").agg(pl.len().alias("count")))
             except pl.exceptions.PolarsError:
                 raise explain(pl, log, [name], "int64") from None
-            if found["id"].null_count():
+            if frame["id"].null_count():
                 raise explain(pl, log, [name], kind)
-            ids_found, times = _as_integers(found["id"].to_numpy(), where), found["count"].to_numpy().astype(np.int64)
-            keep = ~np.isin(ids_found, list(ignore)) if ignore else np.ones(len(ids_found), dtype=bool)
-            ids_found, times = ids_found[keep], times[keep]
-            if ids_found.size:
-                _check_range(int(ids_found.min()), int(ids_found.max()), num_embeddings, where)
-                np.add.at(counts, ids_found, times)
-            seen += found.height
-    if not seen:
+            ids, times = _as_integers(frame["id"].to_numpy(), where), frame["count"].to_numpy().astype(np.int64)
+            _add(counts, ids, times, ignored, where)
+            total += frame.height
+    if not total:
         raise ValueError(f"{source}: there are no ids to count in {', '.join(names)}")
     return torch.from_numpy(counts)
 
 
 def _integer_kind(pl: Any, log: Log, name: str) -> str:
-    """int64 or uint64. TypeError: the column holds something else. ValueError: it holds NaN."""
+    """int64 or uint64. Raises TypeError if the column holds something else, ValueError if it holds NaN."""
     kind = kind_of_column(pl, log, name)
     if kind == FLOAT and any(collect(part.frame.select(pl.col(name).is_nan().any())).item() for part in log.parts):
         raise ValueError(f"column {name!r}: NaN among the ids: drop or fill missing ids first, and cast them")
