@@ -1,1 +1,1 @@
-"""Logs as people have them, text and Parquet: their columns read lazily, every fault with its file and line."""
+"""Logs in text and Parquet files: columns are read lazily, and every error names the file and the line."""

@@ -1,4 +1,4 @@
-"""Why a log could not be counted: the file, the row and what is wrong with it, looked for after the fact."""
+"""Errors for a log that could not be counted: the file and the row that are to blame are searched afterwards."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from mgqe.ids.logs.text import COUNT, LINE, QUOTES, TEXT, TextFile, excerpt, sca
 
 
 def explain(pl: Any, log: Log, names: Sequence[str], kind: str) -> ValueError:
-    """What to raise for ids that are missing or none of the kind, or for a file that polars could not read."""
+    """The error for ids that are missing or of another kind, or for a file that polars could not read."""
     for part in log.parts:
         try:
             wrong = next((text for name in names if (text := _wrong_in(pl, log, part, name, kind))), None)
         except pl.exceptions.PolarsError:
-            return _unreadable(pl, part)
+            return _part_error(pl, part)
         if wrong:
             return ValueError(f"{part.where}: {wrong}")
     columns = ", ".join(map(repr, names))
     return ValueError(
-        f"{log.source}: column {columns} could not be counted, and no row that is wrong is there now: count again when "
-        "nobody writes to it"
+        f"{log.source}: column {columns} could not be counted, but no row of it is wrong any more: count again when "
+        "no program writes to it"
     )
 
 
-def _unreadable(pl: Any, part: LogPart) -> ValueError:
+def _part_error(pl: Any, part: LogPart) -> ValueError:
+    """The error for a log part that polars cannot read."""
     if part.path is None:
         return ValueError("the frame cannot be computed: collect it first, which says why")
     if part.text is not None:
@@ -47,16 +48,16 @@ def _unreadable(pl: Any, part: LogPart) -> ValueError:
 
 
 def _wrong_in(pl: Any, log: Log, part: LogPart, name: str, kind: str) -> str | None:
-    """What is wrong with the first bad row of a column in a part; None if there is no such."""
+    """What is wrong with the first bad row of a column in a log part; None if there is none."""
     whole = mixes_floats_and_integers(kind_of_type(name, raw_id_frame(pl, other, name)[1]) for other in log.parts)
     ids, dtype = raw_id_frame(pl, part, name, rows=True)
     bad = as_kind(pl, part, dtype, kind, whole).is_null()
     if part.text is not None:
         bad = bad | (pl.col(COUNT) != part.text.width)
-    found = collect(ids.filter(bad).head(1))
-    if not found.height:
+    first_bad = collect(ids.filter(bad).head(1))
+    if not first_bad.height:
         return None
-    row = found.row(0, named=True)
+    row = first_bad.row(0, named=True)
     if part.text is not None:
         return describe_wrong_line(pl, part.text, row[ROW], row[COUNT]) or (
             f"line {row[ROW]:,}, column {name!r}: {_wrong_text(pl, part.text, name, row, kind)}"
@@ -72,7 +73,7 @@ def _wrong_in(pl: Any, log: Log, part: LogPart, name: str, kind: str) -> str | N
 
 
 def describe_wrong_line(pl: Any, file: TextFile, line: int, count: int) -> str | None:
-    """What an error says of a line that has too many or too few fields; None if it has as many as it should."""
+    """What an error says about a line with too many or too few fields; None if the number is right."""
     if count == file.width:
         return None
     text = read_line(pl, file, line)
@@ -89,7 +90,7 @@ def _expected(file: TextFile) -> str:
 
 def _wrong_text(pl: Any, file: TextFile, name: str, row: dict[str, Any], kind: str) -> str:
     field = row["id"]
-    if field is None:  # of what the line does hold
+    if field is None:
         return (
             describe_wrong_field(pl, file, name, row[ROW]) or f"missing id, expected {kind}: fill it, or drop that line"
         )
@@ -102,12 +103,12 @@ def _wrong_text(pl: Any, file: TextFile, name: str, row: dict[str, Any], kind: s
 
 
 def describe_wrong_field(pl: Any, file: TextFile, name: str, line: int) -> str | None:
-    """Why a field that a line does have could not be read as text; None if the field is empty."""
+    """Why a field of a line could not be read as text; None if the field is empty."""
     text = read_line(pl, file, line)
     fields = split_line(text, file.layout)
-    if name not in file.places:
-        return "missing id in the name of the folder: drop that folder, or read its files by themselves"
-    field = fields[file.places[name]] if len(fields) == file.width else text
+    if name not in file.positions:
+        return "missing id in the name of the folder: drop that folder, or read its files separately"
+    field = fields[file.positions[name]] if len(fields) == file.width else text
     if "\ufffd" in field:
         return f"{excerpt(field)} is not UTF-8: write the file as UTF-8"
     if has_quote(file, field) or (has_quote(file, text) and field.strip()):
@@ -116,11 +117,11 @@ def describe_wrong_field(pl: Any, file: TextFile, name: str, line: int) -> str |
 
 
 def has_quote(file: TextFile, text: str) -> bool:
-    """Whether a text has the sign that quotes the file's fields."""
+    """Whether a text has the quote character of the file."""
     return bool(file.layout.quote) and file.layout.quote in text
 
 
 def read_line(pl: Any, file: TextFile, line: int) -> str:
-    """A line by its number from 1; empty if there is nothing in it, or no such line."""
-    found = collect(scan_lines(pl, file.path, numbered=True).filter(pl.col(LINE) == line).select(TEXT))[TEXT].to_list()
-    return (found[0] if found else None) or ""
+    """A line by its number from 1; empty if there is no such line."""
+    lines = collect(scan_lines(pl, file.path, numbered=True).filter(pl.col(LINE) == line).select(TEXT))[TEXT].to_list()
+    return (lines[0] if lines else None) or ""

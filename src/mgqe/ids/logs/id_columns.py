@@ -1,4 +1,4 @@
-"""The ids of a log, of one kind whatever the files hold; null where an id is missing or is none of that kind."""
+"""The columns of ids in a log, read as ids of one kind; null stands for a missing id or one of another kind."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mgqe.ids.logs.text import COUNT
 INTEGERS = ("int64", "uint64")
 TEXTS = ("string", "binary")
 KINDS = (*INTEGERS, *TEXTS)
-FLOAT = "float"  # what columns may hold besides; no kind of id
-WORDS_FOR_MISSING = ("null", "nan", "none", "na", "n/a", "\\n", "<na>")  # what programs write for no value
-SAMPLE = 100  # ids of a file of text by which their kind is told
+FLOAT = "float"  # columns may hold floats, which are no kind of ids
+WORDS_FOR_MISSING = ("null", "nan", "none", "na", "n/a", "\\n", "<na>")  # as programs write a missing value
+SAMPLE = 100  # ids of a text file from which their kind is guessed
 _INTEGER = re.compile(r"\s*[+-]?\d{1,20}\s*")
 _FRACTION = re.compile(r"\s*[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?\s*")
 
@@ -25,14 +25,14 @@ def polars_type(pl: Any, kind: str) -> Any:
 
 
 def exact_integers_below(dtype: Any) -> float:
-    """Where a type of floats stops telling one integer from the next."""
+    """The limit below which a type of floats represents every integer."""
     return 2.0**24 if str(dtype) == "Float32" else 2.0**53
 
 
 def raw_id_frame(pl: Any, part: LogPart, name: str, rows: bool = False) -> tuple[Any, Any]:
-    """(lazy frame of ``id``, as the part has it, type of an id); lists in cells become a row per id.
+    """(lazy frame of the column ``id`` as the log part has it, polars type of an id); lists become one row per id.
 
-    rows: and of ROW, see LogPart; of lists, the place among all ids. Text has COUNT besides.
+    rows: adds the column ROW, see LogPart; with lists it is the position among all ids. Text also has COUNT then.
     """
     column = pl.col(name).alias("id")
     if part.text is not None:
@@ -42,16 +42,16 @@ def raw_id_frame(pl: Any, part: LogPart, name: str, rows: bool = False) -> tuple
         return part.numbered.select(ROW, COUNT, column), None
     ids, kind = part.frame.select(column), part.types[name]
     while isinstance(kind, (pl.List, pl.Array)):
-        if isinstance(kind, pl.List):  # an empty list would become null, and is none
+        if isinstance(kind, pl.List):  # an empty list has no ids, but would become a null
             ids = ids.filter(pl.col("id").is_null() | (pl.col("id").list.len() > 0))
         ids, kind = ids.explode("id"), kind.inner
     return (ids.with_row_index(ROW) if rows else ids), kind
 
 
 def as_kind(pl: Any, part: LogPart, dtype: Any, kind: str, whole: bool) -> Any:
-    """Expression: ``id`` as the kind, null where it is missing or none.
+    """Expression: ``id`` converted to the kind; null if it is missing or of another kind.
 
-    whole: of the log's other files some hold integers, so that floats here are integers too.
+    whole: whether floats stand for integers, because other files of the log hold integers.
     """
     ids, wanted = pl.col("id"), polars_type(pl, kind)
     if dtype is not None and dtype.is_float():
@@ -67,7 +67,7 @@ def as_kind(pl: Any, part: LogPart, dtype: Any, kind: str, whole: bool) -> Any:
         text = ids.cast(pl.String)
         if kind in INTEGERS:
             return text.str.strip_chars().cast(wanted, strict=False)
-        if dtype is None:  # Parquet and frames tell an empty text from none
+        if dtype is None:  # Parquet and frames distinguish empty text from null, text files do not
             text = pl.when(text.str.contains(r"\S")).then(text)
         return text.cast(wanted)
     if kind == "binary" and dtype != pl.Binary:
@@ -80,12 +80,12 @@ def _is_text(dtype: Any) -> bool:
 
 
 def id_frame(pl: Any, log: Log, names: Sequence[str], kind: str) -> Any:
-    """Lazy frame of the one column ``id``, of the kind: of all columns and parts."""
+    """Lazy frame of one column ``id``: the ids of all ``names`` and log parts, as ids of the kind."""
     frames = []
     for name in names:
-        opened = [(part, *raw_id_frame(pl, part, name)) for part in log.parts]
-        whole = mixes_floats_and_integers(kind_of_type(name, dtype) for _, _, dtype in opened)
-        frames += [ids.select(id=as_kind(pl, part, dtype, kind, whole)) for part, ids, dtype in opened]
+        raw = [(part, *raw_id_frame(pl, part, name)) for part in log.parts]
+        whole = mixes_floats_and_integers(kind_of_type(name, dtype) for _, _, dtype in raw)
+        frames += [ids.select(id=as_kind(pl, part, dtype, kind, whole)) for part, ids, dtype in raw]
     return pl.concat(frames)
 
 
@@ -96,7 +96,7 @@ def mixes_floats_and_integers(kinds: Any) -> bool:
 
 
 def kind_of_type(name: str, dtype: Any) -> str:
-    """The kind of a type: one of KINDS, FLOAT, or empty for text that may say anything. TypeError: no type of ids."""
+    """The kind of a polars type: one of KINDS, FLOAT, or "" if it is open. TypeError: no type that ids may have."""
     text = str(dtype)
     if dtype is None:
         return ""
@@ -116,10 +116,10 @@ def kind_of_type(name: str, dtype: Any) -> str:
 
 
 def kind_of_column(pl: Any, log: Log, name: str) -> str:
-    """The kind of a column's ids in all parts; FLOAT if they are floats everywhere.
+    """The kind of a column's ids in all log parts; FLOAT if all of them hold floats.
 
     Raises:
-        ValueError: parts hold different kinds. TypeError: no ids.
+        ValueError: log parts hold different kinds. TypeError: a type that ids cannot have.
     """
     kinds: dict[str, LogPart] = {}
     guessed = _guess(pl, log, name) if any(part.types[name] is None for part in log.parts) else ""
@@ -142,18 +142,18 @@ def kind_of_column(pl: Any, log: Log, name: str) -> str:
 
 
 def _guess(pl: Any, log: Log, name: str) -> str:
-    """The kind of ids that text says, by its first lines; int64 if there are none."""
-    found: list[str] = []
+    """The kind of the ids in text files, by their first ids; int64 if there are none."""
+    ids: list[str] = []
     for part in log.parts:
         if part.types[name] is None:
-            ids, _ = raw_id_frame(pl, part, name)
-            found += [text for text in ids.head(SAMPLE).collect()["id"].to_list() if text and text.strip()]
-        if len(found) >= SAMPLE:
+            first = raw_id_frame(pl, part, name)[0].head(SAMPLE).collect()["id"].to_list()
+            ids += [text for text in first if text and text.strip()]
+        if len(ids) >= SAMPLE:
             break
-    found = [text for text in found if text.strip().lower() not in WORDS_FOR_MISSING] or found
-    if all(map(_INTEGER.fullmatch, found)):
-        numbers = [int(text) for text in found]
+    ids = [text for text in ids if text.strip().lower() not in WORDS_FOR_MISSING] or ids
+    if all(map(_INTEGER.fullmatch, ids)):
+        numbers = [int(text) for text in ids]
         if not numbers or (min(numbers) >= -(2**63) and max(numbers) < 2**63):
             return "int64"
         return "uint64" if min(numbers) >= 0 else "string"
-    return FLOAT if all(_INTEGER.fullmatch(text) or _FRACTION.fullmatch(text) for text in found) else "string"
+    return FLOAT if all(_INTEGER.fullmatch(text) or _FRACTION.fullmatch(text) for text in ids) else "string"

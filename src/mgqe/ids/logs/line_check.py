@@ -1,4 +1,4 @@
-"""A first look at a text file's bytes, at the speed of reading: most files have nothing in them that needs another."""
+"""Checks a text file by its bytes, at the speed of reading, which is enough for most files."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ BLOCK = 1 << 20  # bytes
 
 
 def all_lines_alike(path: str, separator: str, quote: str, width: int) -> bool | None:
-    """Whether no line of a file has a quote, a zero byte, or other than ``width`` fields.
+    """Whether every line of a file has ``width`` fields, and none a quote or a zero byte.
 
     separator: one ASCII character. quote: one, or empty.
 
     Returns:
-        None if there is such a line or the file is compressed; else whether the file is UTF-8.
+        None if there is another line or the file is compressed; otherwise whether the file is UTF-8.
     """
     line = separator.encode() * (width - 1) + b"\n"
     others = bytes(set(range(256)) - set(b"\n\0" + (separator + quote).encode()))
@@ -38,7 +38,7 @@ def all_lines_alike(path: str, separator: str, quote: str, width: int) -> bool |
 
 @dataclass
 class _Utf8:
-    """Whether the blocks that are read are UTF-8, one after the other; ASCII alone costs next to nothing."""
+    """Whether consecutive blocks are UTF-8; blocks of ASCII take almost no time."""
 
     decoder: codecs.IncrementalDecoder = field(default_factory=codecs.getincrementaldecoder("utf-8"))
     good: bool = True

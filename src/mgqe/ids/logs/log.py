@@ -1,4 +1,4 @@
-"""Logs as people have them, Parquet and text files or polars frames: opened lazily, collected batch by batch."""
+"""Opens a log, which is Parquet files, text files or a polars frame, for some of its columns."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from typing import Any
 from mgqe.ids.logs.frames import is_frame, scan_parquet
 from mgqe.ids.logs.paths import LogFile, log_files
 from mgqe.ids.logs.scan import scan_text
-from mgqe.ids.logs.text import LINE, TextFile, parse_text_file, unreadable
+from mgqe.ids.logs.text import LINE, TextFile, parse_text_file, unreadable_error
 from mgqe.ids.logs.text_layout import TextLayout
 
 ROW = "\0row"
 
 
 def is_path(source: Any) -> bool:
-    """A path, or a list of nothing but paths."""
+    """Whether this is a path, or a list of paths alone."""
     if isinstance(source, (list, tuple)) and source:
-        return all(isinstance(part, (str, os.PathLike)) for part in source)
+        return all(isinstance(path, (str, os.PathLike)) for path in source)
     return isinstance(source, (str, os.PathLike))
 
 
 @dataclass(frozen=True)
 class LogPart:
-    """One file of a log, or a frame, opened for some of its columns.
+    """A log part: one file of a log, or a frame, opened for some of its columns.
 
-    path: None for a frame. frame: lazy, the columns by their names, of text also COUNT.
-    numbered: the same with ROW: of text the line from 1, else the row from 0.
-    types: the polars type of each column; None is text that may say anything (text files, names of folders).
-    text: how a text file is laid out; None for Parquet and frames.
+    path: None for a frame.
+    frame: lazy frame of the columns by their names, for text with COUNT.
+    numbered: ``frame`` with the column ROW: for text the line from 1, else the row from 0.
+    types: the polars type of each column; None if it is open, as in text files and names of folders.
+    text: the text file; None for Parquet and frames.
     """
 
     path: str | None
@@ -45,12 +46,12 @@ class LogPart:
 
     @property
     def where(self) -> str:
-        """What an error calls it."""
+        """Its name in errors."""
         return self.path or "the frame"
 
 
 class Log:
-    """The parts of a log; temporary files go at the end of a ``with`` block."""
+    """The log parts of a source; the end of a ``with`` block removes temporary files."""
 
     def __init__(self, source: Any) -> None:
         self.source = source
@@ -73,11 +74,11 @@ class Log:
 
 
 def open_log(pl: Any, source: Any, names: Sequence[str], layout: TextLayout) -> Log:
-    """Open a frame, or the files of a path, a folder, a pattern or a list, for the columns ``names`` alone.
+    """Open a frame, or the files of a path, a folder, a pattern or a list, for the columns ``names``.
 
     Raises:
-        ValueError: files of both kinds, files that cannot be read, a column that only some files have. KeyError: no
-            such column. FileNotFoundError.
+        ValueError: both Parquet and text, files that cannot be read, or a column that only some files have.
+            KeyError: no such column. FileNotFoundError: no such file.
     """
     log = Log(source)
     try:
@@ -127,8 +128,8 @@ def _open_text(pl: Any, file: LogFile, names: Sequence[str], layout: TextLayout,
     text = parse_text_file(pl, file.path, [name for name in names if name not in outside], layout)
     try:
         frames = scan_text(pl, text, log.folder)
-    except (pl.exceptions.PolarsError, OSError):  # the file is read to its end there
-        raise unreadable(file.path) from None
+    except (pl.exceptions.PolarsError, OSError):  # scan_text reads the file to its end
+        raise unreadable_error(file.path) from None
     frame, numbered = (frame.with_columns(_partition(pl, file, name) for name in outside) for frame in frames)
     return LogPart(file.path, frame, numbered.rename({LINE: ROW}), dict.fromkeys(names), text)
 
@@ -146,7 +147,7 @@ def parquet_schema(pl: Any, path: str) -> dict[str, Any]:
 
 
 def column_names(column: str | int | Sequence[str | int]) -> list[str]:
-    """One name or several, as a list; numbers, of columns without a header, as text."""
+    """One name or several as a list; the numbers of columns without a header become text."""
     columns = list(column) if isinstance(column, Sequence) and not isinstance(column, str) else [column]
     try:
         return [name if isinstance(name, str) else str(operator.index(name)) for name in columns]

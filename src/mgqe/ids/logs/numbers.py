@@ -1,4 +1,4 @@
-"""A column of numbers, one a row, from the files of a log."""
+"""Reads a column of numbers, one per row, from the files of a log."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def read_numbers(source: Any, column: str, layout: TextLayout) -> Tensor:
     """
     pl = import_polars("reading files")
     with open_log(pl, source, [column], layout) as log:
-        parts = [_numbers(pl, part, column) for part in log.parts]
-    return torch.from_numpy(pl.concat(parts, how="vertical_relaxed")[column].to_numpy(writable=True))
+        frames = [_numbers(pl, part, column) for part in log.parts]
+    return torch.from_numpy(pl.concat(frames, how="vertical_relaxed")[column].to_numpy(writable=True))
 
 
 def _numbers(pl: Any, part: LogPart, column: str) -> Any:
-    """Frame of the one column of a part."""
+    """Frame of the column in one log part."""
     try:
         frame = part.numbered.collect()
     except pl.exceptions.PolarsError:
         raise ValueError(f"{part.where}: cannot be read: damaged, or cut short") from None
     if part.text is not None:
-        odd = frame.filter(pl.col(COUNT) != part.text.width)
-        if odd.height:
-            raise ValueError(f"{part.where}: {describe_wrong_line(pl, part.text, odd[ROW][0], odd[COUNT][0])}")
+        wrong = frame.filter(pl.col(COUNT) != part.text.width)
+        if wrong.height:
+            raise ValueError(f"{part.where}: {describe_wrong_line(pl, part.text, wrong[ROW][0], wrong[COUNT][0])}")
     values = frame[column]
     numbers = _as_numbers(pl, values)
     bad = numbers.is_null() | (numbers.is_nan() if numbers.dtype.is_float() else False)
@@ -44,14 +44,14 @@ def _numbers(pl: Any, part: LogPart, column: str) -> Any:
         row = int(bad.arg_true()[0])
         unit = "row" if part.text is None else "line"
         raise ValueError(
-            f"{part.where}, {unit} {frame[ROW][row]}: column {column!r} must hold a number an id, none missing, got "
+            f"{part.where}, {unit} {frame[ROW][row]}: column {column!r} must hold one number per id, none missing, got "
             f"{'nothing' if values[row] is None else excerpt(str(values[row]))}"
         )
     return pl.DataFrame({column: numbers})
 
 
 def _as_numbers(pl: Any, values: Any) -> Any:
-    """The values as int64 if all of them are whole numbers, else as float64; null where one is no number."""
+    """The values as int64 if all of them are whole numbers, else as float64; null for a value that is no number."""
     if values.dtype.is_integer():
         return values.cast(pl.Int64, strict=False)
     if values.dtype.is_float():

@@ -1,4 +1,4 @@
-"""The files of a log: paths, patterns and folders resolved, Parquet told from text by the first bytes."""
+"""Finds the files of a log by paths, patterns and folders, and tells Parquet from text by the first bytes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from urllib.parse import unquote
 
 PARQUET = (".parquet", ".pq")
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # what Hive and Spark call the folder of rows without a value
-_OTHERS = {
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # the folder of rows without a value, as Hive and Spark name it
+_OTHER_FORMATS = {
     b"PARE": "encrypted Parquet",
     b"PK\x03\x04": "a zip archive",
     b"ARROW1": "an Arrow file",
@@ -30,8 +30,8 @@ _OTHERS = {
 class LogFile:
     """One file of a log.
 
-    parquet: its first bytes say that it is Parquet; else it is text.
-    partitions: what the folders named ``key=value`` on its path say, None for a value that is missing.
+    parquet: whether its first bytes are those of Parquet; otherwise it is text.
+    partitions: key -> value of the folders named ``key=value`` on its path; None is a missing value.
     """
 
     path: str
@@ -40,18 +40,18 @@ class LogFile:
 
 
 def log_files(source: Any) -> list[LogFile]:
-    """All files of a path, a pattern, a folder, or a list of these, in the order of their names.
+    """The files of a path, a pattern, a folder, or a list of these, in the order of their names.
 
-    In folders, names that begin with ``_`` or ``.`` (``_SUCCESS``, checksums, unfinished work) are no part of the log.
+    In folders, files whose names begin with ``_`` or ``.`` (``_SUCCESS``, checksums, unfinished files) are left out.
 
     Raises:
         FileNotFoundError: no such file. ValueError: a folder without data; a file that is neither Parquet nor text;
             files of both kinds.
     """
-    parts = source if isinstance(source, (list, tuple)) else [source]
-    found = [_file(path, inside) for part in parts for path, inside in _paths(os.fspath(part))]
-    # A text file of no bytes is what an empty partition leaves; alone it is a mistake, which is said when it is read.
-    files = [file for file, empty in found if not empty] or [file for file, _ in found]
+    sources = source if isinstance(source, (list, tuple)) else [source]
+    candidates = [_file(path, in_folder) for each in sources for path, in_folder in _paths(os.fspath(each))]
+    # An empty partition leaves a text file of no bytes. If there is no other file, reading it raises an error.
+    files = [file for file, is_empty in candidates if not is_empty] or [file for file, _ in candidates]
     by_kind = {file.parquet: file.path for file in reversed(files)}
     if len(by_kind) > 1:
         raise ValueError(
@@ -62,12 +62,12 @@ def log_files(source: Any) -> list[LogFile]:
 
 
 def path_exists(source: str) -> bool:
-    """Whether a path, or a pattern, names anything."""
+    """Whether there is a file or folder of this path or pattern."""
     return os.path.exists(source) or bool(glob.glob(source, recursive=True))
 
 
 def _paths(source: str) -> list[tuple[str, bool]]:
-    """(file, whether it was met in a folder) of one path, pattern or folder."""
+    """(file, whether it comes from a folder or pattern) of one path, pattern or folder."""
     if os.path.isdir(source):
         return [(path, True) for path in _walk(source)]
     if os.path.exists(source):
@@ -82,7 +82,7 @@ def _paths(source: str) -> list[tuple[str, bool]]:
     ]
     if not matches:
         raise FileNotFoundError(f"{source}: no file has a name of this pattern")
-    if "**" in source:  # the pattern goes into folders by itself
+    if "**" in source:  # the pattern itself enters folders
         return [(path, True) for path in matches if os.path.isfile(path)]
     return [inner for path in matches for inner in (_paths(path) if os.path.isdir(path) else [(path, True)])]
 
@@ -97,19 +97,18 @@ def _walk(folder: str) -> list[str]:
     return sorted(paths)
 
 
-def _file(path: str, inside: bool) -> tuple[LogFile, bool]:
+def _file(path: str, in_folder: bool) -> tuple[LogFile, bool]:
     """(the file, whether it is an empty text file of a folder or pattern)."""
     with open(path, "rb") as file:
         head = file.read(8)
-    named = Path(path).suffix.lower() in PARQUET
     parquet = head.startswith(b"PAR1")
-    if named and not parquet:
+    if Path(path).suffix.lower() in PARQUET and not parquet:
         what = "is empty" if not head else "does not begin with PAR1"
         raise ValueError(f"{path}: cannot be read: expected Parquet by its name, but it {what}")
-    for magic, what in _OTHERS.items():
+    for magic, what in _OTHER_FORMATS.items():
         if head.startswith(magic):
             raise ValueError(f"{path}: cannot be read: expected Parquet or UTF-8 text, got {what}: convert it first")
-    return LogFile(path, parquet, _partitions(path)), inside and not head
+    return LogFile(path, parquet, _partitions(path)), in_folder and not head
 
 
 def _partitions(path: str) -> dict[str, str | None]:

@@ -1,8 +1,8 @@
-"""Text files with quoted fields of several lines: read record by record, and what is wanted put by in Parquet.
+"""Text files with quoted fields of several lines: read record by record, and copied to temporary Parquet files.
 
-Whether a line break is inside quotes depends on all that comes before it, so that such a file is read from its
-beginning to its end by Python's own reader, once, in batches. A quote that is never closed, or closed where another
-was to open, would swallow the rows between them; such places are errors.
+Whether a line break is inside quotes depends on everything before it. Such a file is therefore read once from its
+beginning to its end, in batches, by Python's own reader. A quote that is never closed, or that another quote closes by
+mistake, would swallow the rows in between; this is an error.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from typing import Any
 from mgqe.ids.logs.text import COUNT, LINE, QUOTES, TextFile, looks_like_data, open_decompressed, split_line
 
 BATCH = 100_000  # records
-# Python's reader refuses a carriage return inside a field without quotes, which for other programs is a sign like any.
+# Python's reader refuses a carriage return inside an unquoted field; other programs treat it as any other character.
 _LONE_RETURN, _RETURN = re.compile(r"\r(?!\n)"), "\uf8fe"
 
 
 def scan_records(pl: Any, file: TextFile, folder: Path) -> Any:
-    """As scan_text, of temporary files that are written to ``folder``.
+    """Lazy frame like that of scan_text with LINE, of temporary files that are written to ``folder``.
 
     Raises:
-        ValueError: quotes that cannot be meant; the file is compressed in a way that Python cannot read.
+        ValueError: misplaced quotes, or a compression that Python cannot read.
     """
-    schema = {LINE: pl.UInt32, COUNT: pl.UInt32, **dict.fromkeys(file.places, pl.String)}
+    schema = {LINE: pl.UInt32, COUNT: pl.UInt32, **dict.fromkeys(file.positions, pl.String)}
     records = _records(file)
-    parts = []
+    paths = []
     while rows := list(islice(records, BATCH)):
-        parts.append(folder / f"{len(list(folder.iterdir())):08}.parquet")
-        pl.DataFrame(rows, schema=schema, orient="row").write_parquet(parts[-1])
-    return pl.scan_parquet(parts) if parts else pl.LazyFrame(schema=schema)
+        paths.append(folder / f"{len(list(folder.iterdir())):08}.parquet")
+        pl.DataFrame(rows, schema=schema, orient="row").write_parquet(paths[-1])
+    return pl.scan_parquet(paths) if paths else pl.LazyFrame(schema=schema)
 
 
 def _records(file: TextFile) -> Iterator[tuple[Any, ...]]:
-    """(line, fields, wanted values) of each record."""
-    layout, places = file.layout, list(file.places.values())
+    """(line, number of fields, values of the columns to read) of each record."""
+    layout, positions = file.layout, list(file.positions.values())
     lines = _Lines(file.path)
     reader = csv.reader(iter(lines), delimiter=layout.separator, quotechar=layout.quote, strict=True)
     line = 1
@@ -51,7 +51,9 @@ def _records(file: TextFile) -> Iterator[tuple[Any, ...]]:
                 continue
             if len(read) > 1 and len(fields) == file.width:
                 _check_swallowed(file, first, read, fields)
-            values = (fields[place].replace(_RETURN, "\r") if place < len(fields) else None for place in places)
+            values = (
+                fields[position].replace(_RETURN, "\r") if position < len(fields) else None for position in positions
+            )
             yield first, len(fields), *values
     except csv.Error:
         raise ValueError(
@@ -61,7 +63,7 @@ def _records(file: TextFile) -> Iterator[tuple[Any, ...]]:
 
 
 class _Lines:
-    """A file's lines, of which those since the last record are remembered."""
+    """A file's lines; keeps those that have been read since the last record."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -76,26 +78,26 @@ class _Lines:
                 yield _LONE_RETURN.sub(_RETURN, line)
 
     def take(self) -> list[str]:
-        """The lines of the record that was read last."""
+        """The lines of the last record, which are then forgotten."""
         read, self.read = self.read, []
         return read
 
 
 def _check_swallowed(file: TextFile, line: int, read: list[str], fields: list[str]) -> None:
-    """ValueError if each line of a record looks like a row of the file: then a quote is out of place.
+    """ValueError if each line of a record looks like a row of the file, because of a misplaced quote.
 
-    Text of several lines seldom has just as many separators in each line. In the last column it may, since there the
-    record's first line is whole; then the ids must look alike, too.
+    Text of several lines seldom has that many separators in each line, except in the last column, where the record's
+    first line is complete. There the ids have to look alike as well.
     """
-    own = [fields[place] for place in file.places.values()]
-    if any("\n" in field for field in own):  # an id was quoted for its line breaks
+    ids = [fields[position] for position in file.positions.values()]
+    if any("\n" in field for field in ids):  # an id was quoted for its line breaks
         return
     rows = [_row(file, text) for text in read]
     if any(len(row) != file.width for row in rows):
         return
-    inner = [[row[place] for place in file.places.values()] for row in rows[1:]]
+    inner = [[row[position] for position in file.positions.values()] for row in rows[1:]]
     last = "\n" in fields[-1]
-    if last and not all(_alike(text, other) for row in inner for text, other in zip(row, own)):
+    if last and not all(_alike(text, other) for row in inner for text, other in zip(row, ids)):
         return
     raise ValueError(
         f"{file.path}: line {line:,}: a quoted field goes on to line {line + len(inner):,} and holds what looks like "
@@ -104,13 +106,13 @@ def _check_swallowed(file: TextFile, line: int, read: list[str], fields: list[st
 
 
 def _row(file: TextFile, text: str) -> list[str]:
-    """The fields of a line, its quotes being text; or by its quotes, if that makes a whole row."""
+    """The fields of a line: split at every separator if that gives a whole row, otherwise split by its quotes."""
     row = text.rstrip("\r\n").split(file.layout.separator)
     return row if len(row) == file.width else split_line(text, file.layout)
 
 
 def _alike(text: str, other: str) -> bool:
-    """Whether a text may be an id like another: a number if that is one, and no words if that is one word."""
+    """Whether a text may be an id like ``other``: a number if that is one, and else of no more words."""
     if looks_like_data(other):
         return looks_like_data(text)
     return len(text.split()) <= max(1, len(other.split()))

@@ -1,4 +1,4 @@
-"""Text files of a log: their lines, their header, and the places of the columns that are asked for."""
+"""Text files of a log: their lines, their header, and the positions of the columns to read."""
 
 from __future__ import annotations
 
@@ -14,40 +14,41 @@ from typing import IO, Any
 from mgqe.ids.logs.paths import GZIP, ZSTD
 from mgqe.ids.logs.text_layout import NO_HEADER, NO_QUOTE, TextLayout
 
-# Columns beside those that are read; no name in a file has a zero byte.
+# Columns that are added to those of a file; the zero byte keeps the names apart from any in a file.
 LINE, COUNT, TEXT = "\0line", "\0count", "\0text"
-SAMPLE = 1000  # lines from which a header is told from data
+SAMPLE = 1000  # lines by which a header is recognised
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 _TYPED = re.compile(r"[^:]+:(token|float)(_seq)?")
 
 
 @dataclass(frozen=True)
 class TextFile:
-    """One text file, its columns settled.
+    """One text file and its columns.
 
-    names: of all columns: the header's, or numbers from 1 without a header.
-    places: name -> place of the columns that will be read.
-    header: 1 where the first line is a header, else 0.
-    empty: nothing comes after the header.
+    names: of all columns: those of the header, or numbers from 1 without a header.
+    positions: name -> position, from 0, of the columns to read.
+    header: 1 if the first line is a header, else 0.
+    empty: whether no line follows the header.
     """
 
     path: str
     layout: TextLayout
     names: list[str]
-    places: dict[str, int]
+    positions: dict[str, int]
     header: int
     empty: bool = False
 
     @property
     def width(self) -> int:
-        """Fields of every line."""
+        """The number of fields of every line."""
         return len(self.names)
 
 
 def scan_lines(pl: Any, path: str, skip: int = 0, numbered: bool = False) -> Any:
-    """Lazy frame of TEXT, null for an empty line; bytes that are no UTF-8 become U+FFFD.
+    """Lazy frame of the column TEXT, null for an empty line; bytes that are no UTF-8 become U+FFFD.
 
-    skip: so many lines at the beginning are left out. numbered: with LINE, from 1, which takes memory by the line.
+    skip: the number of lines to leave out at the beginning. numbered: adds the column LINE, from 1, which takes memory
+    for each line.
     """
     index = {"row_index_name": LINE, "row_index_offset": 1 + skip} if numbered else {}
     frame = pl.scan_csv(
@@ -60,12 +61,11 @@ def scan_lines(pl: Any, path: str, skip: int = 0, numbered: bool = False) -> Any
 def first_lines(pl: Any, path: str, lines: int = SAMPLE) -> list[str]:
     """The first lines, without a byte order mark. ValueError: the file cannot be read, or is empty."""
     try:
-        found = scan_lines(pl, path).head(lines).collect()[TEXT].to_list()
+        head = [line or "" for line in scan_lines(pl, path).head(lines).collect()[TEXT].to_list()]
     except pl.exceptions.NoDataError:
-        found = []
+        head = []
     except (pl.exceptions.PolarsError, OSError):
-        raise unreadable(path) from None
-    head = [line or "" for line in found]
+        raise unreadable_error(path) from None
     if head:
         head[0] = head[0].removeprefix("\ufeff")
     if not any(line.strip() for line in head):
@@ -75,8 +75,8 @@ def first_lines(pl: Any, path: str, lines: int = SAMPLE) -> list[str]:
     return head
 
 
-def unreadable(path: str) -> ValueError:
-    """What to raise for a text file whose lines cannot be read."""
+def unreadable_error(path: str) -> ValueError:
+    """The error for a text file whose lines cannot be read."""
     with open(path, "rb") as file:
         head = file.read(4)
     why = "it holds zero bytes, which no text does"
@@ -86,7 +86,7 @@ def unreadable(path: str) -> ValueError:
 
 
 def split_line(line: str, layout: TextLayout) -> list[str]:
-    """The fields of one line that has no quoted line break."""
+    """The fields of one line without a quoted line break."""
     if layout.quote and layout.quote in line:
         try:
             return next(csv.reader([line], delimiter=layout.separator, quotechar=layout.quote), [""])
@@ -96,21 +96,21 @@ def split_line(line: str, layout: TextLayout) -> list[str]:
 
 
 def is_recbole(path: str, first: str) -> bool:
-    """Whether a file is RecBole's: its ending says so, or all names of its header have types."""
+    """Whether a file is in RecBole's format, by its extension or by the types of all names in its header."""
     return Path(path).suffix.lower() == ".inter" or all(map(_TYPED.fullmatch, first.split("\t")))
 
 
-def parse_text_file(pl: Any, path: str, wanted: Sequence[str], layout: TextLayout) -> TextFile:
-    """Find the wanted columns in the header, or by their numbers.
+def parse_text_file(pl: Any, path: str, names: Sequence[str], layout: TextLayout) -> TextFile:
+    """Find the columns ``names`` in the header, or by their numbers.
 
     Raises:
-        KeyError: no such column. ValueError: the file cannot be read, or a header that is none, or the other way round.
+        KeyError: no such column. ValueError: the file cannot be read, a header looks like data, or data like a header.
     """
     head = first_lines(pl, path)
     file = parse_header(path, head, layout)
-    places = {name: _place(file, name) for name in wanted}
-    check_header(file, places, head)
-    return TextFile(path, file.layout, file.names, places, file.header, len(head) == file.header)
+    positions = {name: _position(file, name) for name in names}
+    check_header(file, positions, head)
+    return TextFile(path, file.layout, file.names, positions, file.header, len(head) == file.header)
 
 
 def parse_header(path: str, head: list[str], layout: TextLayout) -> TextFile:
@@ -126,7 +126,7 @@ def parse_header(path: str, head: list[str], layout: TextLayout) -> TextFile:
     return TextFile(path, layout, names, {}, 1)
 
 
-def _place(file: TextFile, name: str) -> int:
+def _position(file: TextFile, name: str) -> int:
     names = file.names
     if name not in names and _TYPED.fullmatch(name):
         name = name.split(":")[0]
@@ -154,16 +154,16 @@ def _hint(file: TextFile) -> str:
 
 
 def looks_like_data(name: str) -> bool:
-    """Whether a column's name is a number, as data has and headers seldom."""
+    """Whether a column's name is a number, as in data and seldom in a header."""
     return _NUMBER.fullmatch(name) is not None
 
 
-def check_header(file: TextFile, places: dict[str, int], head: list[str]) -> None:
-    """ValueError if the first line would be lost as a header, or a header be taken for data."""
+def check_header(file: TextFile, positions: dict[str, int], head: list[str]) -> None:
+    """ValueError if data would be read as a header, or a header as data."""
     rows = [fields for fields in (split_line(line, file.layout) for line in head[1:]) if len(fields) == file.width]
     if file.header and file.layout.header is None:
-        for name, place in places.items():
-            if looks_like_data(name) or (name and any(row[place] == name for row in rows)):
+        for name, position in positions.items():
+            if looks_like_data(name) or (name and any(row[position] == name for row in rows)):
                 raise ValueError(
                     f"{file.path}: expected a header, but line 1 looks like data: {excerpt(head[0])}: if the file has "
                     f"no header, {NO_HEADER}; if it has, say header=True (--header)"
@@ -176,8 +176,8 @@ def check_header(file: TextFile, places: dict[str, int], head: list[str]) -> Non
         )
     if not file.header and len(rows) > 1:
         first = split_line(head[0], file.layout)
-        for place in places.values():
-            if not looks_like_data(first[place]) and all(looks_like_data(row[place]) for row in rows):
+        for position in positions.values():
+            if not looks_like_data(first[position]) and all(looks_like_data(row[position]) for row in rows):
                 raise ValueError(
                     f"{file.path}: expected no header, but line 1 looks like one: {excerpt(head[0])}: leave out "
                     "header=False (--no-header)"
@@ -185,7 +185,7 @@ def check_header(file: TextFile, places: dict[str, int], head: list[str]) -> Non
 
 
 def open_decompressed(path: str) -> IO[bytes]:
-    """The bytes of a file, decompressed where Python can; ValueError where it cannot."""
+    """The bytes of a file, decompressed; ValueError for a compression that Python cannot read."""
     with open(path, "rb") as file:
         head = file.read(4)
     if head.startswith(ZSTD):
@@ -207,7 +207,7 @@ def is_utf8(path: str) -> bool:
 
 
 def excerpt(text: str, longest: int = 60) -> str:
-    """A text as an error shows it."""
+    """A text as an error shows it: quoted, and cut after ``longest`` characters."""
     return repr(text if len(text) <= longest else text[:longest] + "...")
 
 

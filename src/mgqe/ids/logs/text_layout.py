@@ -1,4 +1,4 @@
-"""How the lines of a text file are laid out: what separates fields, what quotes them, whether names come first."""
+"""The layout of text files: the separator of fields, the quote character, and whether there is a header."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class TextLayout:
     """The layout of text files; Parquet has none.
 
     separator: one character or several. A tab may be written as a backslash and a t.
-    quote: the character around fields that hold separators; empty where no field is quoted. Separators of several
-        characters go without quotes, and so do RecBole's files.
-    header: whether the first line has the columns' names. None: it has, unless it looks like data, which is an error.
+    quote: the character around fields that hold separators; empty if quotes are text, as they always are with
+        separators of several characters and in RecBole's files.
+    header: whether the first line has the columns' names. None: it has, and a first line like data is an error.
     """
 
     separator: str = ","
@@ -25,7 +25,7 @@ class TextLayout:
 
     @classmethod
     def of(cls, separator: str = ",", quote: str | None = '"', header: bool | None = None) -> TextLayout:
-        """The layout that options name; ValueError or TypeError for what cannot be one."""
+        """The layout of these options; ValueError or TypeError for invalid ones."""
         for name, value in (("separator", separator), ("quote", quote or "")):
             if not isinstance(value, str):
                 raise TypeError(f"{name} must be text, got {value!r} ({type(value).__name__})")
