@@ -69,7 +69,7 @@ def test_a_negative_that_is_the_positive_is_no_rival() -> None:
 @pytest.mark.parametrize(
     ("which", "text", "message"),
     [
-        (1, "0\t1\t5\t99\n", "expected 2 lines, one a user, got 1"),
+        (1, "0\t1\t5\t99\n", "expected 2 lines, one per user, got 1"),
         (1, "0\t1\t5\t99\n1\t3\n", "line 2: expected 4 whole numbers, got 2"),
         (1, "1\t1\t5\t99\n0\t3\t4\t98\n", "line 1: expected users 0, 1, 2, ... in turn"),
         (1, "0\t3\t5\t99\n1\t3\t4\t98\n", "line 1: expected the test item of test.rating"),

@@ -1,4 +1,4 @@
-"""Files with columns, csv, inter and Parquet: the user, item, time and context of all parts, checked."""
+"""Reads files with columns, csv, inter and Parquet: the user, item, time and context of all log parts, checked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mgqe.recsys.data.row_locator import FILE, RowLocator, fields_excerpt
 
 
 def read_table(source: Path | str, files: Sequence[LogFile], format: str, columns: Columns) -> pl.DataFrame:
-    """The user, item, time and context columns of csv, inter or Parquet files, checked for missing values."""
+    """The user, item, time and context columns of csv, inter or Parquet files; ValueError for missing values."""
     path, head, layout = files[0].path, [""], TextLayout("\t", "", columns.header)
     if format == "parquet":
         names = list(parquet_schema(pl, path))
@@ -29,39 +29,39 @@ def read_table(source: Path | str, files: Sequence[LogFile], format: str, column
         head = first_lines(pl, path)
         layout = columns.layout(head[0]) if format == "csv" else layout
         names = parse_header(path, head, layout).names
-    taken = pick_columns(path, [*names, *(key for key in files[0].partitions if key not in names)], columns)
+    column_of_role = pick_columns(path, [*names, *(key for key in files[0].partitions if key not in names)], columns)
     if format != "parquet" and columns.header is False:
-        _check_no_header(path, head, layout, taken)
+        _check_no_header(path, head, layout, column_of_role)
     try:
-        with open_log(pl, source, list(taken.values()), layout) as log:
-            frames, locator = _collected(log, taken)
+        with open_log(pl, source, list(column_of_role.values()), layout) as log:
+            frames, locator = _collect(log, column_of_role)
             _check_fields(log, frames, locator)
-            frame = _joined(frames, locator, taken)
-            if "time" in taken:
-                frame = frame.with_columns(_as_time(locator, frame, taken["time"]))
-            _check_missing(log, frame, locator, taken)
+            frame = _join(frames, locator, column_of_role)
+            if "time" in column_of_role:
+                frame = frame.with_columns(_as_time(locator, frame, column_of_role["time"]))
+            _check_missing(log, frame, locator, column_of_role)
     except KeyError as error:
         raise ValueError(f"{path}: {error.args[0]}") from None
     contexts = [_as_context(locator, frame, name) for name in columns.context]
-    return frame.with_columns(contexts).select(list(taken))
+    return frame.with_columns(contexts).select(list(column_of_role))
 
 
-def _check_no_header(path: str, head: list[str], layout: TextLayout, taken: dict[str, str]) -> None:
-    """ValueError if the first line, which is to be data, calls the user and the item by their usual names."""
+def _check_no_header(path: str, head: list[str], layout: TextLayout, column_of_role: dict[str, str]) -> None:
+    """ValueError if the first line, which the user says is data, has the usual names of a user and an item column."""
     first = [name.lower() for name in parse_header(path, head, replace(layout, header=True)).names]
-    places = {role: int(taken[role]) - 1 for role in ("user", "item") if taken[role].isdigit()}
-    if len(places) == 2 and all(first[place] in USUAL[role] for role, place in places.items()):
+    positions = {role: int(column_of_role[role]) - 1 for role in ("user", "item") if column_of_role[role].isdigit()}
+    if len(positions) == 2 and all(first[position] in USUAL[role] for role, position in positions.items()):
         raise ValueError(
             f"{path}: expected no header, but line 1 looks like one: {excerpt(head[0])}: leave out header=False "
             "(--no-header)"
         )
 
 
-def _collected(log: Log, taken: dict[str, str]) -> tuple[list[pl.DataFrame], RowLocator]:
-    """The rows of each part, by role, with FILE and ROW, and of text COUNT."""
+def _collect(log: Log, column_of_role: dict[str, str]) -> tuple[list[pl.DataFrame], RowLocator]:
+    """(frame per log part, their locator): the columns by role, FILE, ROW, and for text COUNT."""
     frames = []
     for number, part in enumerate(log.parts):
-        roles = [pl.col(name).alias(role) for role, name in taken.items()]
+        roles = [pl.col(name).alias(role) for role, name in column_of_role.items()]
         counts = [] if part.text is None else [COUNT]
         try:
             frame = part.numbered.select(pl.lit(number).alias(FILE), ROW, *counts, *roles).collect()
@@ -90,22 +90,22 @@ def _check_fields(log: Log, frames: Sequence[pl.DataFrame], locator: RowLocator)
             )
 
 
-def _joined(frames: Sequence[pl.DataFrame], locator: RowLocator, taken: dict[str, str]) -> pl.DataFrame:
-    """One frame of all parts, whose columns may have grown wider from part to part."""
-    series = {role: _one_type([frame[role] for frame in frames], role, locator) for role in taken}
+def _join(frames: Sequence[pl.DataFrame], locator: RowLocator, column_of_role: dict[str, str]) -> pl.DataFrame:
+    """One frame of all log parts, in which the types of a column may differ."""
+    series = {role: _one_type([frame[role] for frame in frames], role, locator) for role in column_of_role}
     positions = pl.concat([frame.select(FILE, ROW) for frame in frames])
     return positions.with_columns(**series)
 
 
 def _one_type(parts: list[pl.Series], role: str, locator: RowLocator) -> pl.Series:
-    """The parts of a column as one: integers are widened; floats among integers are integers, but for times."""
+    """The column of all log parts as one type. Integers are widened; floats beside them must be integers, or times."""
     types = {part.dtype: number for number, part in enumerate(parts) if part.dtype != pl.Null}
     if len(types) <= 1:
         return _concat([part.cast(next(iter(types), pl.String)) for part in parts])
-    return _widened(parts, types, role, locator)
+    return _widen(parts, types, role, locator)
 
 
-def _widened(parts: list[pl.Series], types: dict[Any, int], role: str, locator: RowLocator) -> pl.Series:
+def _widen(parts: list[pl.Series], types: dict[Any, int], role: str, locator: RowLocator) -> pl.Series:
     kinds = types.keys()
     if all(kind.is_numeric() for kind in kinds):
         if any(kind.is_float() for kind in kinds) and role == "time":
@@ -142,9 +142,9 @@ def _as_integers(part: pl.Series, path: str, role: str) -> pl.Series:
     return whole
 
 
-def _check_missing(log: Log, frame: pl.DataFrame, locator: RowLocator, taken: dict[str, str]) -> None:
-    """ValueError if a value is null, NaN or blank; a category of Parquet that is blank is not checked here."""
-    for role, name in taken.items():
+def _check_missing(log: Log, frame: pl.DataFrame, locator: RowLocator, column_of_role: dict[str, str]) -> None:
+    """ValueError if a value is null, NaN or blank; blank categories of Parquet are checked in _as_context."""
+    for role, name in column_of_role.items():
         column = frame[role]
         bad = column.is_null() | (column.is_nan() if column.dtype.is_float() else False)
         if column.dtype == pl.String and (role in USUAL or locator.unit == "line"):
@@ -168,7 +168,7 @@ def _check_missing(log: Log, frame: pl.DataFrame, locator: RowLocator, taken: di
 
 
 def _words_for_none(column: pl.Series) -> pl.Series:
-    """Where a column of text says NULL or the like among nothing but integers: bool (n,)."""
+    """bool (n,): values of a text column that are NULL or the like, if all others are integers."""
     words: pl.Series = column.str.strip_chars().str.to_lowercase().is_in(WORDS_FOR_MISSING).fill_null(False)
     others = column.filter(~words) if words.any() else column.head(0)
     integers = len(others) > 0 and others.str.contains(r"^\s*[+-]?\d+\s*$").fill_null(True).all()
@@ -176,7 +176,7 @@ def _words_for_none(column: pl.Series) -> pl.Series:
 
 
 def _as_context(locator: RowLocator, frame: pl.DataFrame, name: str) -> pl.Series:
-    """A column of categories; text that says `nan` is a value that some program did not have."""
+    """A column of categories; ValueError for `nan` in text, which is a missing value that a program wrote."""
     column = frame[name]
     text = column.cast(pl.String) if column.dtype == pl.Boolean else column
     if text.dtype == pl.String:
@@ -191,7 +191,7 @@ def _as_context(locator: RowLocator, frame: pl.DataFrame, name: str) -> pl.Serie
 
 
 def _as_time(locator: RowLocator, frame: pl.DataFrame, name: str) -> pl.Series:
-    """Numbers stay numbers; text becomes numbers or, failing that, dates."""
+    """Numbers stay numbers; text becomes numbers or else dates."""
     column = frame["time"]
     if column.dtype.is_numeric() or column.dtype.is_temporal():
         return column
@@ -205,14 +205,14 @@ def _as_time(locator: RowLocator, frame: pl.DataFrame, name: str) -> pl.Series:
         dates: pl.Series = text.str.to_datetime(strict=True)
         return dates
     except pl.exceptions.PolarsError:
-        odd = _first_odd(text, numbers)
+        wrong = _first_wrong(text, numbers)
         raise ValueError(
-            f"{locator.describe(frame, odd)}: expected a number or a date in column {name!r}, got {text[odd]!r}"
+            f"{locator.describe(frame, wrong)}: expected a number or a date in column {name!r}, got {text[wrong]!r}"
         ) from None
 
 
-def _first_odd(text: pl.Series, numbers: pl.Series) -> int:
-    """The place of the first text that is none of what most of them are, dates or numbers; numbers: null for none."""
+def _first_wrong(text: pl.Series, numbers: pl.Series) -> int:
+    """The first text that is no date, or no number, whichever most of them are; numbers: null where there is none."""
     readable = numbers.is_not_null()
     with contextlib.suppress(pl.exceptions.PolarsError):  # no text looks like a date
         dates = text.str.to_datetime(strict=False).is_not_null()

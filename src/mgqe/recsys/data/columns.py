@@ -1,4 +1,4 @@
-"""Which columns of a file hold the user, the item, the time and the context, and how the file is laid out."""
+"""The columns of a file that hold the user, the item, the time and the context, and the file's layout."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Columns:
 
     @classmethod
     def of(cls, config: DataSettings, context: tuple[str, ...] = ()) -> Columns:
-        """What a run's configuration says of its file."""
+        """From a run's configuration."""
         return cls(
             config.user_column, config.item_column, config.time_column, context, config.separator, config.quote,
             config.header,
@@ -53,7 +53,7 @@ class Columns:
 
     @property
     def lays_out(self) -> bool:
-        """Whether it says of a file of text that it has columns."""
+        """Whether a separator or a header is set, so that a text file must have columns."""
         return self.separator is not None or self.header is not None
 
     def layout(self, first: str) -> TextLayout:
@@ -63,14 +63,14 @@ class Columns:
 
 
 def pick_columns(path: str, names: Sequence[str], columns: Columns) -> dict[str, str]:
-    """Role -> name of the column that has it."""
-    taken: dict[str, str] = {}
+    """Role -> name of its column; ValueError if a column is missing or ambiguous."""
+    column_of_role: dict[str, str] = {}
     lowered = {name.lower(): name for name in reversed(names)}
     listed = ", ".join(names)
-    for role, given in (("user", columns.user), ("item", columns.item), ("time", columns.time)):
-        if given is not None and given not in names and given.split(":")[0] not in names:
-            raise ValueError(f"{path}: no column {given!r} for the {role}; it has {listed}{_no_header(names, columns)}")
-        name = given or next((lowered[usual] for usual in USUAL[role] if usual in lowered), None)
+    for role, name in (("user", columns.user), ("item", columns.item), ("time", columns.time)):
+        if name is not None and name not in names and name.split(":")[0] not in names:
+            raise ValueError(f"{path}: no column {name!r} for the {role}; it has {listed}{_no_header(names, columns)}")
+        name = name or next((lowered[usual] for usual in USUAL[role] if usual in lowered), None)
         if name is None and role != "time":
             how = f"name it with --{role}-column"
             if columns.header is False:
@@ -80,26 +80,26 @@ def pick_columns(path: str, names: Sequence[str], columns: Columns) -> dict[str,
                 f"{listed}; {how}{_no_header(names, columns)}"
             )
         if name is not None:
-            taken[role] = name
-    _check_distinct(path, taken)
+            column_of_role[role] = name
+    _check_distinct(path, column_of_role)
     for name in columns.context:
         if name not in names:
             raise ValueError(f"{path}: no context column {name!r}; it has {listed}")
-        if name in USUAL or name in taken.values():
+        if name in USUAL or name in column_of_role.values():
             raise ValueError(
                 f"{path}: column {name!r} is the user, the item or the time, or has such a name: no context"
             )
-    twice = next((name for name in taken.values() if names.count(name) > 1), None)
+    twice = next((name for name in column_of_role.values() if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"{path}, line 1: expected distinct column names, got {listed}")
-    taken.update((name, name) for name in columns.context)
-    return taken
+    column_of_role.update((name, name) for name in columns.context)
+    return column_of_role
 
 
-def _check_distinct(path: str, taken: dict[str, str]) -> None:
+def _check_distinct(path: str, column_of_role: dict[str, str]) -> None:
     """ValueError if two roles have one column."""
     roles: dict[str, str] = {}
-    for role, name in taken.items():
+    for role, name in column_of_role.items():
         if name in roles:
             raise ValueError(
                 f"{path}: column {name!r} cannot be both the {roles[name]} and the {role}: name another one with "

@@ -1,4 +1,4 @@
-"""Rows of a user, an item and the context in which the user took it, as integers; their split into three parts."""
+"""Interactions with their context (weekday, country, ...) as rows of integers, and their split into three parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,16 @@ from mgqe.recsys.data.datasets import DATASETS, check_layout, load_data
 from mgqe.recsys.data.files import read_any, read_frame
 from mgqe.recsys.data.held_out import TEST, TRAIN, VALID, cold_masks, count_cold, part_sizes, renumber, require_parts
 from mgqe.recsys.data.interactions import FileIds, offsets_of, times_of
-from mgqe.recsys.data.splits import JUDGED, LEAVE_ONE_OUT, LEFT_OUT, SplitRule, hold_out_last, label, starts_summary
+from mgqe.recsys.data.splits import (
+    JUDGED,
+    LEAVE_ONE_OUT,
+    LEFT_OUT,
+    SplitRule,
+    concat_parts,
+    hold_out_last,
+    label,
+    starts_summary,
+)
 from mgqe.recsys.models.wide_deep import field_order
 
 AT_RANDOM = "at random, 80/10/10"
@@ -25,14 +34,14 @@ AT_RANDOM = "at random, 80/10/10"
 
 @dataclass(frozen=True)
 class ContextRows:
-    """Who took what in which context.
+    """Interactions with their context.
 
     fields: names of the columns of `context`, "user" first, the others by name.
-    context: int64 (n, len(fields)) rows of these fields; items: int64 (n,). No row is there twice.
+    context: int64 (n, len(fields)) rows of these fields; items: int64 (n,). No row occurs twice.
     ids: field ("item" too) -> the file's ids of the rows.
-    ordered: rows are grouped by user, ascending, each user's in time order; else their order says nothing.
-    num_repeats: rows of the file that repeat one in all fields and are left out.
-    times: float64 (n,) as in Interactions, where the file has some.
+    ordered: whether rows are grouped by user, ascending, and each user's are in time order.
+    num_repeats: rows of the file that were left out because they repeat another one in all fields.
+    times: float64 (n,) as in Interactions, if the file has times.
     """
 
     fields: tuple[str, ...]
@@ -56,45 +65,45 @@ class ContextRows:
 
     @classmethod
     def from_frame(cls, frame: pl.DataFrame) -> ContextRows:
-        """From a frame with `user`, `item`, perhaps `time`, and further columns, which are the context."""
+        """From a frame with `user`, `item`, optionally `time`, and further columns, which are the context."""
         ordered = "time" in frame.columns
         ids = {name: FileIds(frame[name].unique().sort().alias("id")) for name in frame.columns if name != "time"}
         rows = frame.with_columns(
             frame[name].replace_strict(old=known.ids, new=list(range(len(known))), return_dtype=pl.Int64).alias(name)
             for name, known in ids.items()
         )
-        # Without a time the order of a file decides nothing, so that the seed alone does.
+        # Without times the rows are sorted, so that a random split depends on the seed and not on the file's order.
         rows = rows.sort(["user", "time"], maintain_order=True) if ordered else rows.sort(sorted(ids))
-        kept = rows.unique(subset=list(ids), keep="first", maintain_order=True)
+        distinct = rows.unique(subset=list(ids), keep="first", maintain_order=True)
         fields = field_order(ids)
-        context = torch.from_numpy(kept.select(fields).to_numpy().copy(order="C"))
-        items = torch.from_numpy(kept["item"].to_numpy().copy())
-        times = times_of(kept["time"]) if ordered else None
-        return cls(fields, context, items, ids, ordered, frame.height - kept.height, times)
+        context = torch.from_numpy(distinct.select(fields).to_numpy().copy(order="C"))
+        items = torch.from_numpy(distinct["item"].to_numpy().copy())
+        times = times_of(distinct["time"]) if ordered else None
+        return cls(fields, context, items, ids, ordered, frame.height - distinct.height, times)
 
     @property
     def columns(self) -> dict[str, Tensor]:
-        """Field, the item's last -> its rows, int64 (n,)."""
+        """Field -> its rows, int64 (n,); "item" is the last field."""
         return {**dict(zip(self.fields, self.context.unbind(1), strict=True)), "item": self.items}
 
-    def of_ids(self, number: int) -> pl.DataFrame:
-        """The file's ids again, a column per field, with the column `time` that is `number` everywhere."""
+    def with_ids(self, label: int) -> pl.DataFrame:
+        """The file's ids, one column per field, and the column `time`, which is `label` in all rows."""
         frame = pl.DataFrame(
             [self.ids[name].ids.gather(rows.numpy()).alias(name) for name, rows in self.columns.items()]
         )
-        return frame.with_columns(pl.lit(number, pl.Int64).alias("time"))
+        return frame.with_columns(pl.lit(label, pl.Int64).alias("time"))
 
-    def select(self, stays: Tensor) -> ContextRows:
-        """The rows where `stays`, bool (n,), of the ids that are left."""
-        columns = {name: renumber(rows[stays], self.ids[name]) for name, rows in self.columns.items()}
+    def select(self, known: Tensor) -> ContextRows:
+        """The rows where `known`, bool (n,), is true, renumbered by the ids that are left."""
+        columns = {name: renumber(rows[known], self.ids[name]) for name, rows in self.columns.items()}
         context = torch.stack([columns[name][0] for name in self.fields], dim=1)
-        ids = {name: known for name, (_, known) in columns.items()}
-        times = None if self.times is None else self.times[stays]
+        ids = {name: file_ids for name, (_, file_ids) in columns.items()}
+        times = None if self.times is None else self.times[known]
         return replace(self, context=context, items=columns["item"][0], ids=ids, times=times)
 
 
 def load_rows(data: str, data_dir: str | None, format: str | None, columns: Columns) -> ContextRows:
-    """A known set, `planted` or a file; a file's context is what `columns` names. ValueError says what is wrong."""
+    """A known set, `planted` or a file, whose context `columns` names. ValueError says what is wrong."""
     known = DATASETS.get(data)
     if columns.context and not path_exists(data):
         raise ValueError(f"context_columns are those of a file of your own, got data {data!r}, which is no file")
@@ -104,14 +113,22 @@ def load_rows(data: str, data_dir: str | None, format: str | None, columns: Colu
         return ContextRows.from_frame(read_frame(path, known.format, Columns(context=known.context)))
     if columns.context:
         return ContextRows.from_frame(read_any(data, format, columns))
-    found = load_data(data, data_dir, format, columns)
-    ids = {"user": found.user_ids, "item": found.item_ids}
-    return ContextRows(("user",), found.users[:, None], found.items, ids, True, found.num_repeats, found.times)
+    interactions = load_data(data, data_dir, format, columns)
+    ids = {"user": interactions.user_ids, "item": interactions.item_ids}
+    return ContextRows(
+        ("user",),
+        interactions.users[:, None],
+        interactions.items,
+        ids,
+        True,
+        interactions.num_repeats,
+        interactions.times,
+    )
 
 
 @dataclass(frozen=True)
 class RowParts:
-    """Rows of the training, the validation and the test part: int64 each, ascending, none in two."""
+    """The row numbers of the training, the validation and the test part: int64 each, ascending, disjoint."""
 
     train: Tensor
     valid: Tensor
@@ -119,11 +136,11 @@ class RowParts:
 
 
 def split_rows(rows: ContextRows, seed: int) -> RowParts:
-    """By time where there is time, else at random.
+    """Split by time if the rows are ordered by time, else at random.
 
-    By time: a user's last row is for the test, the one before it for validation; users with fewer than 3 rows are in
-    the training part only. At random, by `seed`: 80% to train, 10% to validate, 10% to test. ValueError when there
-    are too few rows.
+    By time: the last row of each user is for the test, the one before it for validation; users with fewer than 3 rows
+    are only in the training part. At random, by `seed`: 80% for training, 10% for validation, 10% for the test.
+    ValueError if there are too few rows.
     """
     num = len(rows)
     if rows.ordered:
@@ -145,7 +162,7 @@ def split_rows(rows: ContextRows, seed: int) -> RowParts:
 
 @dataclass(frozen=True)
 class RowSplit:
-    """Rows in three parts. summary: how they were divided and what each part holds, for the results."""
+    """Rows in three parts. summary: how they were split and the size of each part, for the results."""
 
     rows: ContextRows
     parts: RowParts
@@ -153,62 +170,58 @@ class RowSplit:
 
 
 def split_rows_by_rule(rows: ContextRows, rule: str | None, seed: int) -> RowSplit:
-    """By a rule of mgqe.recsys.data.splits, or None for what `split_rows` does; ValueError says why it does not fit.
+    """Split by a rule of mgqe.recsys.data.splits; None: as `split_rows` does. ValueError says why a rule does not fit.
 
-    By all rules but leave-one-out and None, rows with an id that no training row has are left out.
+    With all rules but leave-one-out and None, rows with an id that no training row has are left out.
     """
     parsed = None if rule is None else SplitRule.parse(rule)
     if parsed is None or (parsed.kind == LEAVE_ONE_OUT and rows.ordered):
         parts = split_rows(rows, seed)
         labels = torch.full((len(rows),), TRAIN)
         labels[parts.valid], labels[parts.test] = VALID, TEST
-        return _divided(rows, labels, {"rule": LEAVE_ONE_OUT if rows.ordered else AT_RANDOM}, False)
+        return _build_split(rows, labels, {"rule": LEAVE_ONE_OUT if rows.ordered else AT_RANDOM}, False)
     if parsed.kind == LEAVE_ONE_OUT:
         raise ValueError(
             f"--split {parsed.text} needs an order of time, which this data set does not have: name the column with "
             "--time-column, or leave --split out, which divides the rows at random"
         )
     generator = None if rows.ordered else torch.Generator().manual_seed(seed)
-    labelled = label(parsed, rows.context[:, 0], rows.times, generator)
-    summary = {"rule": parsed.text, **starts_summary(rows.times, labelled.starts)}
+    parts_by_rule = label(parsed, rows.context[:, 0], rows.times, generator)
+    summary = {"rule": parsed.text, **starts_summary(rows.times, parts_by_rule.starts)}
     if not rows.ordered:
         summary["order"] = "each user's rows in random order, by the seed"
-    return _divided(rows, labelled.labels, summary, True)
+    return _build_split(rows, parts_by_rule.labels, summary, True)
 
 
 def split_row_parts(train: ContextRows, valid: ContextRows | None, test: ContextRows, seed: int) -> RowSplit:
-    """As given; a row that an earlier part has too is left out of the later one, as is one with an unknown id.
+    """Split into the parts that are passed; a row in several parts stays only in the first of them.
 
-    Without `valid`, the last training row of each user with two or more is for validation; without times, a tenth of
-    the training rows, by `seed`.
+    Validation and test rows with an id that no training row has are left out. Without `valid`, the last training row of
+    each user with two or more is for validation; without times, it is a tenth of the training rows, chosen by `seed`.
     """
-    given = [(number, part) for number, part in ((TRAIN, train), (VALID, valid), (TEST, test)) if part is not None]
-    frames = [part.of_ids(number) for number, part in given]
-    for name in train.columns:
-        if len({frame[name].dtype for frame in frames}) > 1:  # the ids of one file alone are all integers
-            frames = [frame.with_columns(pl.col(name).cast(pl.String)) for frame in frames]
-    rows = ContextRows.from_frame(pl.concat(frames))
-    assert rows.times is not None  # the labels
+    parts = [(label, part) for label, part in ((TRAIN, train), (VALID, valid), (TEST, test)) if part is not None]
+    rows = ContextRows.from_frame(concat_parts([part.with_ids(label) for label, part in parts]))
+    assert rows.times is not None  # these are the labels
     labels = rows.times.long()
-    summary: dict[str, Any] = {"rule": "files", "repeats_left_out": sum(len(part) for _, part in given) - len(rows)}
+    summary: dict[str, Any] = {"rule": "files", "repeats_left_out": sum(len(part) for _, part in parts) - len(rows)}
     if valid is None and train.ordered:
         summary["valid"] = "the last training row of each user with two or more"
         labels = hold_out_last(rows.context[:, 0], labels)
     elif valid is None:
         summary["valid"] = "a tenth of the training rows, by the seed"
-        places = (labels == TRAIN).nonzero().squeeze(1)
-        order = torch.randperm(places.numel(), generator=torch.Generator().manual_seed(seed))
-        labels[places[order[: places.numel() // 10]]] = VALID
+        positions = (labels == TRAIN).nonzero().squeeze(1)
+        order = torch.randperm(positions.numel(), generator=torch.Generator().manual_seed(seed))
+        labels[positions[order[: positions.numel() // 10]]] = VALID
     require_parts(labels, "files", "each of the files must have rows that no earlier one has")
-    return _divided(replace(rows, times=None), labels, summary, True)
+    return _build_split(replace(rows, times=None), labels, summary, True)
 
 
-def _divided(rows: ContextRows, labels: Tensor, summary: dict[str, Any], drop_cold: bool) -> RowSplit:
+def _build_split(rows: ContextRows, labels: Tensor, summary: dict[str, Any], drop_cold: bool) -> RowSplit:
     names, columns = list(rows.columns), list(rows.columns.values())
     summary = {**summary, "cold": count_cold(names, columns, labels), "cold_rule": LEFT_OUT if drop_cold else JUDGED}
     if drop_cold:
-        stays = ~torch.stack(cold_masks(columns, labels)).any(0)
-        rows, labels = rows.select(stays), labels[stays]
+        known = ~torch.stack(cold_masks(columns, labels)).any(0)
+        rows, labels = rows.select(known), labels[known]
         require_parts(labels, str(summary["rule"]), "all others have an id that no training row has")
     parts = RowParts(*((labels == number).nonzero().squeeze(1) for number in (TRAIN, VALID, TEST)))
     return RowSplit(rows, parts, {**summary, "interactions": part_sizes(labels)})

@@ -17,7 +17,7 @@ DATA_DIR_VARIABLE = "MGQE_DATA_DIR"
 
 
 def find_file(name: str, file: str, data_dir: Path | str | None, obtain: str, home: str) -> Path:
-    """The data set's `file` below `data_dir` (or the directory that MGQE_DATA_DIR names); ValueError if not there."""
+    """The data set's `file` below `data_dir` or the folder that MGQE_DATA_DIR names; ValueError if it is missing."""
     data_dir = data_dir or os.environ.get(DATA_DIR_VARIABLE)
     where = f"{data_dir or 'DIR'}/{file}"
     if data_dir is None:
@@ -33,10 +33,10 @@ def find_file(name: str, file: str, data_dir: Path | str | None, obtain: str, ho
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """A public data set: what its file is called, how it is recognised, where it comes from.
+    """A public data set: the name and the digest of its file, and where to obtain it.
 
-    context: its columns of categories. ordered: its rows have an order of time, which leave-one-out needs.
-    The package carries none of them, since their terms do not allow it.
+    context: its columns of categories. ordered: whether its rows are in time order, which leave-one-out needs.
+    The package contains none of these files, because their terms do not allow it.
     """
 
     name: str
@@ -50,11 +50,11 @@ class KnownDataset:
     ordered: bool = True
 
     def path(self, data_dir: Path | str | None) -> Path:
-        """The set's file below `data_dir` (or the directory that MGQE_DATA_DIR names); ValueError if not there."""
+        """The file below `data_dir` or the folder that MGQE_DATA_DIR names; ValueError if it is missing."""
         return find_file(self.name, self.file, data_dir, f"{self.obtain}; sha256 {self.sha256}", self.home)
 
     def checked_path(self, data_dir: Path | str | None) -> Path:
-        """`path`, once the file there is the expected one; ValueError when it is missing or another edition."""
+        """Like `path`; ValueError also if the file is another edition."""
         path = self.path(data_dir)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if digest != self.sha256:
@@ -65,7 +65,7 @@ class KnownDataset:
         return path
 
     def load(self, data_dir: Path | str | None = None) -> Interactions:
-        """Read who took what; ValueError when the file is missing or another edition."""
+        """Read its interactions; ValueError if the file is missing or another edition."""
         return load_interactions(self.checked_path(data_dir), self.format)
 
 
@@ -98,8 +98,8 @@ DATASETS = {
             format="lines",
             sha256="ef5f185fd2427feacb2c4850fc8af3dfb3344031e8d7e24d5e0778799d57fc26",
             home="https://jmcauley.ucsd.edu/data/amazon/",
-            obtain="download the 5-core reviews of Apps for Android and write a line a user, `user item item ...`, "
-            "in time order, users and items numbered from 1 as they come",
+            obtain="download the 5-core reviews of Apps for Android and write one line per user, `user item item ...`, "
+            "in time order, users and items numbered from 1 in the order of their first review",
         ),
         KnownDataset(
             name="amazon-games",
@@ -119,7 +119,7 @@ DATASETS = {
             home="https://www.baltrunas.info/context-aware",
             obtain="download the Frappe data set and write the table of use as a comma-separated file with the columns "
             "user,item,cnt,daytime,weekday,isweekend,homework,weather,country,city",
-            # Not cnt: how often the app was used, which only a row that was used has.
+            # Without cnt, how often the app was used, which a negative cannot have.
             context=("daytime", "weekday", "isweekend", "homework", "weather", "country", "city"),
             ordered=False,
         ),
@@ -129,7 +129,7 @@ DATASETS = {
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """One of the files of a published split; sha256 is of `digest_of`."""
+    """A file of a published split. sha256: the digest of what `digest_of` names."""
 
     file: str
     sha256: str
@@ -139,7 +139,7 @@ class PublishedFile:
 
 @dataclass(frozen=True)
 class PublishedSet:
-    """A data set with a split of its own; mgqe.recsys.data.ncf reads it."""
+    """A data set with a published split, which mgqe.recsys.data.ncf reads."""
 
     title: str
     home: str
@@ -157,7 +157,7 @@ PUBLISHED = {
                 "3b07b6e6aa14e7a2d65a0cabde5b9ce07a746bc8465e823ee9343db49334b5a4",
                 "write the users and films of ratings.dat, in its order, as a Parquet file with the columns userID "
                 "and movieID",
-                # Not of the file, since no two programs write the same Parquet.
+                # The digest is not of the file, since programs write different bytes for the same Parquet table.
                 "rows of users and of items, int64, in order",
             ),
             PublishedFile(
@@ -176,13 +176,13 @@ PUBLISHED = {
 
 
 def check_layout(data: str, format: str | None, columns: Columns | None) -> None:
-    """ValueError where the layout of a user's own file is said of a known set."""
+    """ValueError if options that describe a user's own file are combined with a known data set."""
     if data not in ("planted", *DATASETS, *PUBLISHED):
         return
     columns = columns or Columns()
-    given: dict[str, str | bool | None] = {f"{role}-column": name for role, name in columns.named}
-    given |= {"format": format, "separator": columns.separator, "header": columns.header}
-    option = next((name for name, value in given.items() if value is not None), None)
+    options: dict[str, str | bool | None] = {f"{role}-column": name for role, name in columns.named}
+    options |= {"format": format, "separator": columns.separator, "header": columns.header}
+    option = next((name for name, value in options.items() if value is not None), None)
     if option is not None:
         raise ValueError(
             f"--{option} is for a file of your own, not for the data set {data}: leave it out, or pass the path of a "
@@ -196,7 +196,7 @@ def load_data(
     format: str | None = None,
     columns: Columns | None = None,
 ) -> Interactions:
-    """A known set by name, `planted`, or a file by path. ValueError says which names there are."""
+    """A known data set by name, `planted`, or a file by path. ValueError lists the known names."""
     check_layout(data, format, columns)
     if data == "planted":
         return planted()
@@ -219,11 +219,11 @@ def planted(
     per_user: int = 50,
     seed: int = 0,
 ) -> Interactions:
-    """A data set made by seed: item popularity follows a power law, taste has `rank` planted dimensions.
+    """An artificial data set: item popularity follows a power law, and users' taste has `rank` planted dimensions.
 
-    A user takes items without repeats with probability proportional to popularity * exp(<taste, item>), drawn
-    all at once by Gumbel top-k, in random order. About `per_user` items a user, 5 at least, themselves with a
-    long tail.
+    A user takes items without repeats, with probability proportional to popularity * exp(<taste, item>), drawn by
+    Gumbel top-k, in random order. The number of items per user has a long tail, a mean of about `per_user`, and is at
+    least 5.
     """
     generator = torch.Generator().manual_seed(seed)
     popularity = -0.9 * torch.log(torch.arange(num_items) + 10.0)

@@ -1,4 +1,4 @@
-"""Files of interactions -> a data frame with columns `user`, `item` and, where there is one, `time`."""
+"""Reads files of interactions into a data frame with the columns `user`, `item` and, if there is one, `time`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMATS = ("csv", "parquet", "inter", "pairs", "lines")
 
 
 def recognise(source: Path | str) -> str:
-    """The layout of a file, or of the first of several, by its ending and its first lines; ValueError: none fits."""
+    """The format of a file, or of the first of several, by its extension and first lines; ValueError if none fits."""
     file = log_files(source)[0]
     if file.parquet:
         return "parquet"
@@ -32,26 +32,26 @@ def recognise(source: Path | str) -> str:
         return "csv"
     if "\t" in lines[0] and not lines[0].split("\t")[0].strip().isdigit():
         return "csv"
-    # `user item` rows repeat their users; a line per user does not.
+    # In lines of `user item`, users occur repeatedly; with one line per user they do not.
     rows = [line.split() for line in lines]
     if all(len(row) == 2 for row in rows):
         return "pairs"
     alike = len(rows) > 1 and len({len(row) for row in rows}) == 1
     repeated = len({row[0] for row in rows}) < len(rows)
     if alike and repeated and all(len(line.split("\t")) == len(rows[0]) for line in lines):
-        return "csv"  # of which whoever reads it says that it lacks a header
+        return "csv"  # whose reader raises the error that the header is missing
     if repeated:
         return "pairs"
     if alike:
         raise ValueError(
-            f"{path}: every line has {len(rows[0])} words, which may be columns or a user and all its items: "
+            f"{path}: every line has {len(rows[0])} words, which may be columns or a user and all their items: "
             f"say --format lines, or, if they are columns without a header, --format csv --separator space; {NO_HEADER}"
         )
     return "lines"
 
 
 def read_frame(source: Path | str, format: str, columns: Columns) -> pl.DataFrame:
-    """Read files laid out as `format`; ids come out as Int64 where all of them are integers, else as String.
+    """Read files in a format; ids become Int64 if all of them are integers, else String.
 
     source: a file, a folder of files as Spark writes it, or a pattern.
     """
@@ -91,7 +91,7 @@ def read_frame(source: Path | str, format: str, columns: Columns) -> pl.DataFram
 
 
 def read_any(source: Path | str, format: str | None, columns: Columns) -> pl.DataFrame:
-    """As read_frame; format None: columns with a separator or without a header are csv, all else is recognised."""
+    """Like read_frame; format None means csv if `columns` has a separator or a header, else it is recognised."""
     try:
         if format is None and columns.lays_out and not log_files(source)[0].parquet:
             format = "csv"
@@ -101,7 +101,7 @@ def read_any(source: Path | str, format: str | None, columns: Columns) -> pl.Dat
 
 
 def _as_ids(path: Path | str, column: pl.Series) -> pl.Series:
-    """Int64 when every id is a plain integer (`7`, not `007` or `7.0`), else String."""
+    """Int64 if every id is a plain integer (`7`, not `007` or `7.0`), else String."""
     integers: pl.Series
     if column.dtype.is_integer():
         integers = column.cast(pl.Int64, strict=False)

@@ -1,4 +1,4 @@
-"""A data set in three parts: what a model trains on, what validates it, what it is tested on."""
+"""The split of a data set: its training, validation and test part."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRAIN, VALID, TEST = range(3)  # labels of interactions
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Interactions that are not trained on, by user.
+    """Held-out interactions, which no model trains on, by user.
 
     users: int64 (u,), ascending, each with one item or more. items: int64 (n,), grouped by user, in order.
     offsets: int64 (u + 1,); the items of users[i] are items[offsets[i] : offsets[i + 1]].
@@ -39,25 +39,25 @@ class HeldOut:
 
     @property
     def owners(self) -> Tensor:
-        """int64 (n,): for each item, the place of its user in `users`."""
+        """For each item, the position of its user in `users`: int64 (n,)."""
         return torch.arange(self.users.numel()).repeat_interleave(self.offsets.diff())
 
-    def of_users(self, places: Tensor) -> HeldOut:
-        """Those of users[places], places int64 (v,) ascending."""
+    def of_users(self, positions: Tensor) -> HeldOut:
+        """The interactions of users[positions], positions int64 (v,) ascending."""
         chosen = torch.zeros(self.users.numel(), dtype=torch.bool)
-        chosen[places] = True
+        chosen[positions] = True
         owners = self.owners
         return HeldOut.of_pairs(self.users[owners][chosen[owners]], self.items[chosen[owners]])
 
 
 @dataclass(frozen=True)
 class Split:
-    """The training part, and what is held out of it to validate and to test.
+    """The training part, and the interactions that are held out for validation and for the test.
 
     train_users, train_items: int64 (n,), users ascending, each user's items in time order.
-    train_offsets: int64 (num_users + 1,), where each user's run starts.
-    summary: how the data were split and what each part holds, for the results.
-    several: whether a user may have several items in a part, so that figures of recall are reported too.
+    train_offsets: int64 (num_users + 1,); the items of user u are [offsets[u], offsets[u + 1]).
+    summary: how the data were split and the size of each part, for the results.
+    several_items: whether a user may have several items in a held-out part, so that recall is reported too.
     """
 
     num_users: int
@@ -96,19 +96,19 @@ class Split:
         return torch.bincount(self.train_items, minlength=self.num_items)
 
     def histories(self, test: bool) -> tuple[Tensor, Tensor]:
-        """What each user had before the part that is judged: (items (n,), offsets (num_users + 1,)), int64.
+        """The items of each user before a held-out part: (items (n,), offsets (num_users + 1,)), int64.
 
-        Before validation that is the training part; before the test, the validation items follow it.
+        Before validation these are the training items; before the test, the validation items follow them.
         """
         if not test:
             return self.train_items, self.train_offsets
         users = torch.cat([self.train_users, self.valid.users[self.valid.owners]])
-        order = users.argsort(stable=True)  # a user's validation items stay behind the training items
+        order = users.argsort(stable=True)  # keeps a user's validation items behind the training items
         return torch.cat([self.train_items, self.valid.items])[order], offsets_of(users[order], self.num_users)
 
 
 def split_by_labels(interactions: Interactions, labels: Tensor, several_items: bool = True) -> Split:
-    """Divide by label (TRAIN, VALID or TEST), int64 (n,); nothing is left out and the rows stay."""
+    """Split by labels (TRAIN, VALID or TEST), int64 (n,). No interaction is left out, and rows keep their numbers."""
     users, items = interactions.users, interactions.items
     train, valid, test = (labels == label for label in (TRAIN, VALID, TEST))
     return Split(
@@ -124,39 +124,39 @@ def split_by_labels(interactions: Interactions, labels: Tensor, several_items: b
 
 
 def cold_masks(columns: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
-    """For each of `columns` (n,) of rows: bool (n,), whether the row is one that no training interaction has."""
-    train, found = labels == TRAIN, []
+    """For each of `columns` (n,): bool (n,), whether an id is cold, that is, no training interaction has it."""
+    train, masks = labels == TRAIN, []
     for rows in columns:
         size = int(rows.max()) + 1 if rows.numel() else 0
-        found.append(torch.bincount(rows[train], minlength=size)[rows] == 0)
-    return found
+        masks.append(torch.bincount(rows[train], minlength=size)[rows] == 0)
+    return masks
 
 
 def count_cold(fields: Sequence[str], columns: Sequence[Tensor], labels: Tensor) -> dict[str, dict[str, int]]:
-    """Part -> how many of its ids no training interaction has, by field, and how many interactions have such an id."""
+    """Part -> the number of its cold ids, by field, and the number of interactions with a cold id."""
     masks = cold_masks(columns, labels)
     any_cold = torch.stack(masks).any(0)
-    found = {}
+    counts = {}
     for part, label in (("valid", VALID), ("test", TEST)):
         inside = labels == label
         ids = {
             (f"{name}s" if name in ("user", "item") else name): int(torch.unique(rows[mask & inside]).numel())
             for name, rows, mask in zip(fields, columns, masks, strict=True)
         }
-        found[part] = {**ids, "interactions": int((any_cold & inside).sum())}
-    return found
+        counts[part] = {**ids, "interactions": int((any_cold & inside).sum())}
+    return counts
 
 
 def part_sizes(labels: Tensor) -> dict[str, int]:
-    """Interactions in each part."""
+    """Part -> number of its interactions."""
     train, valid, test = torch.bincount(labels, minlength=3).tolist()
     return {"train": train, "valid": valid, "test": test}
 
 
 def require_parts(labels: Tensor, rule: str, why: str) -> None:
-    """ValueError unless each of the three parts has an interaction; `why` says what the interactions are like.
+    """ValueError unless each of the three parts has an interaction.
 
-    rule: that divided the data, or "files".
+    rule: the rule that split the data, or "files". why: the reason, for the message.
     """
     what = "the files leave" if rule == "files" else f"--split {rule} leaves"
     for part, size in part_sizes(labels).items():
@@ -166,17 +166,17 @@ def require_parts(labels: Tensor, rule: str, why: str) -> None:
 
 
 def without_cold(interactions: Interactions, labels: Tensor) -> tuple[Interactions, Tensor]:
-    """The interactions whose user and item are in the training part, numbered anew, and their labels."""
+    """The interactions whose user and item are in the training part, with new row numbers, and their labels."""
     masks = cold_masks((interactions.users, interactions.items), labels)
-    stays = ~torch.stack(masks).any(0)
-    users, user_ids = renumber(interactions.users[stays], interactions.user_ids)
-    items, item_ids = renumber(interactions.items[stays], interactions.item_ids)
-    times = None if interactions.times is None else interactions.times[stays]
+    known = ~torch.stack(masks).any(0)
+    users, user_ids = renumber(interactions.users[known], interactions.user_ids)
+    items, item_ids = renumber(interactions.items[known], interactions.item_ids)
+    times = None if interactions.times is None else interactions.times[known]
     offsets = offsets_of(users, len(user_ids))
-    return Interactions(users, items, offsets, user_ids, item_ids, interactions.num_repeats, times), labels[stays]
+    return Interactions(users, items, offsets, user_ids, item_ids, interactions.num_repeats, times), labels[known]
 
 
 def renumber(rows: Tensor, ids: FileIds) -> tuple[Tensor, FileIds]:
-    """Rows (n,) of `ids` -> rows of the ids that occur, and those ids, in the same order."""
-    present, places = torch.unique(rows, return_inverse=True)
-    return places, FileIds(ids.ids.gather(present.numpy()))
+    """Numbers rows (n,) of `ids` by the ids that occur: the new rows, and these ids in their former order."""
+    present, positions = torch.unique(rows, return_inverse=True)
+    return positions, FileIds(ids.ids.gather(present.numpy()))

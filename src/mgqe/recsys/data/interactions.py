@@ -1,18 +1,18 @@
-"""A user's own file of interactions -> rows of integers, with the map back to the file's ids kept.
+"""Reads a file of interactions into rows of integers, and keeps the map back to the file's ids.
 
-Five layouts are read, recognised by themselves or named by `format`:
+Five formats are recognised, or named by `format`:
 
 ==========  ====================================================================================
-`csv`       comma, tab, semicolon, bar or any other text between fields; columns found by the header's
-            names, or by numbers from 1 without a header
-`parquet`   columns found by name
+`csv`       comma, tab, semicolon, bar or any other text between fields; columns are found by the names
+            in the header, or by numbers from 1 without a header
+`parquet`   columns are found by name
 `inter`     RecBole: tab-separated, header `user_id:token item_id:token timestamp:float`
-`pairs`     SASRec: a line an interaction, `user item`, no header, in time order within a user
-`lines`     a line a user, `user item item ...`, in time order
+`pairs`     SASRec: one line per interaction, `user item`, no header, in time order for each user
+`lines`     one line per user, `user item item ...`, in time order
 ==========  ====================================================================================
 
-Ids may be integers or strings of any kind. Rows are numbered by sorted id, so that shuffling a file's lines
-does not change which row an id has.
+Ids are integers or strings. Rows are numbered by sorted id, so that the order of a file's lines does not change the
+row of an id.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mgqe.recsys.data.files import FORMATS, read_any
 
 @dataclass(frozen=True)
 class FileIds:
-    """Ids of a file, one a row: `ids[row]` is the id (an int or a str) that row stands for. Sorted, distinct."""
+    """The ids of a file, sorted and distinct: `ids[row]` is the id, an int or a str, that a row stands for."""
 
     ids: pl.Series
 
@@ -48,17 +48,17 @@ class FileIds:
         return self.ids[row]
 
     def row(self, id: object) -> int:
-        """The row of the file's id `id`, a number of NumPy's or torch's too; KeyError when the file had no such id."""
+        """The row of the file's id `id`, which may be a number of NumPy or torch; KeyError for an unknown id."""
         if isinstance(id, (np.generic, np.ndarray, Tensor)) and id.ndim == 0:
             id = id.item()
         if self.ids.dtype == pl.String and not isinstance(id, str):
             id = str(id)
         if self.ids.dtype == pl.Int64 and (not isinstance(id, int) or isinstance(id, bool)):
             raise KeyError(f"{id!r} cannot be an id here: the file's ids are integers")
-        at = int(self.ids.search_sorted(id))  # type: ignore[call-overload]
-        if at == len(self) or self.ids[at] != id:
+        row = int(self.ids.search_sorted(id))  # type: ignore[call-overload]
+        if row == len(self) or self.ids[row] != id:
             raise KeyError(f"id {id!r} is not in the training file ({len(self)} ids of type {self.ids.dtype})")
-        return at
+        return row
 
     def save(self, path: Path | str | BinaryIO) -> None:
         """Write a Parquet file, to a path or an open file, with the columns `row` (int64) and `id`."""
@@ -67,7 +67,7 @@ class FileIds:
 
     @classmethod
     def load(cls, path: Path | str) -> FileIds:
-        """Read what `save` wrote; ValueError for anything else."""
+        """Read a file that `save` wrote; ValueError for any other file."""
         try:
             frame = pl.read_parquet(path)
         except (OSError, pl.exceptions.PolarsError) as error:
@@ -81,13 +81,13 @@ class FileIds:
 
 @dataclass(frozen=True)
 class Interactions:
-    """Who took what, in order.
+    """Interactions, which are pairs of a user and an item that the user took, in order.
 
     users, items: int64 (n,) rows, grouped by user (ascending), each user's items in time order and distinct.
     offsets: int64 (num_users + 1,); user u's interactions are [offsets[u], offsets[u + 1]).
     user_ids, item_ids: the file's ids of the rows.
     num_repeats: interactions left out because the user already had that item (the first one is kept).
-    times: float64 (n,), the file's times where it has some; dates and times of day as seconds since 1970, UTC.
+    times: float64 (n,), the file's times, if it has any; dates and times of day as seconds since 1970, UTC.
     """
 
     users: Tensor
@@ -111,7 +111,7 @@ class Interactions:
 
     @classmethod
     def from_frame(cls, frame: pl.DataFrame) -> Interactions:
-        """From a frame with columns `user`, `item` and, if known, `time`; without it, a user's rows are in order."""
+        """From a frame with columns `user`, `item` and optionally `time`; without it, each user's rows are in order."""
         if frame.height == 0:
             raise ValueError("no interactions: expected at least one (user, item) pair")
         frame = frame.with_row_index("position")
@@ -119,11 +119,11 @@ class Interactions:
         user_ids, item_ids = (FileIds(frame[name].unique().sort().alias("id")) for name in ("user", "item"))
         frame = _with_rows(_with_rows(frame, "user", user_ids), "item", item_ids)
         frame = frame.sort(["user_row", *order])
-        kept = frame.unique(subset=["user_row", "item_row"], keep="first", maintain_order=True)
-        users = torch.from_numpy(kept["user_row"].to_numpy().copy())
-        items = torch.from_numpy(kept["item_row"].to_numpy().copy())
-        times = times_of(kept["time"]) if "time" in kept.columns else None
-        repeats = frame.height - kept.height
+        distinct = frame.unique(subset=["user_row", "item_row"], keep="first", maintain_order=True)
+        users = torch.from_numpy(distinct["user_row"].to_numpy().copy())
+        items = torch.from_numpy(distinct["item_row"].to_numpy().copy())
+        times = times_of(distinct["time"]) if "time" in distinct.columns else None
+        repeats = frame.height - distinct.height
         return cls(users, items, offsets_of(users, len(user_ids)), user_ids, item_ids, repeats, times)
 
 
@@ -135,7 +135,7 @@ def times_of(column: pl.Series) -> Tensor:
 
 
 def offsets_of(sorted_rows: Tensor, num_rows: int) -> Tensor:
-    """Where each row's run starts in an ascending int64 (n,): int64 (num_rows + 1,)."""
+    """Row r occupies [offsets[r], offsets[r + 1]) of `sorted_rows`, int64 (n,) ascending: int64 (num_rows + 1,)."""
     counts = torch.bincount(sorted_rows, minlength=num_rows)
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
@@ -146,11 +146,11 @@ def _with_rows(frame: pl.DataFrame, name: str, ids: FileIds) -> pl.DataFrame:
 
 
 def load_interactions(path: Path | str, format: str | None = None, columns: Columns | None = None) -> Interactions:
-    """Read a file of interactions, a folder of files as Spark writes it, or a pattern.
+    """Read interactions from a file, a folder of files as Spark writes it, or a pattern.
 
-    format: one of FORMATS, or None to recognise it. columns: names of the user, item and time columns of a
-    csv, parquet or inter file where they are not usual ones, and how a csv file is laid out.
-    Raises ValueError that names the file, the line, what was expected and what to do about it.
+    format: one of FORMATS, or None to recognise it. columns: the names of the user, item and time columns of a csv,
+    parquet or inter file if they are unusual, and the layout of a csv file.
+    ValueError names the file, the line, what was expected and the remedy.
     """
     if format is not None and format not in FORMATS:
         raise ValueError(f"unknown format {format!r}: expected one of {', '.join(FORMATS)}")

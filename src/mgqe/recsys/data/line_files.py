@@ -1,4 +1,4 @@
-"""Files without columns: a line per interaction, or per user."""
+"""Reads text files without columns: one line per interaction, or one line per user."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from mgqe.recsys.data.row_locator import FILE, RowLocator, fields_excerpt
 
 
 def _text_lines(files: Sequence[LogFile]) -> tuple[pl.DataFrame, RowLocator]:
-    """Columns FILE, ROW (the line), `field` (list of the line's words); blank lines left out."""
+    """(frame of FILE, ROW (the line) and `field` (the list of its words), its locator); blank lines are left out."""
     frames = []
     for number, file in enumerate(files):
-        first_lines(pl, file.path, 1)  # says if it cannot be read
+        first_lines(pl, file.path, 1)  # raises ValueError if the file cannot be read
         frames.append(scan_lines(pl, file.path, numbered=True).collect().with_columns(pl.lit(number).alias(FILE)))
     frame = pl.concat(frames).rename({LINE: ROW}).filter(pl.col(TEXT).str.contains(r"\S"))
     locator = RowLocator([file.path for file in files], "line")
-    odd = frame.filter(pl.col(TEXT).str.contains("\ufffd", literal=True))
-    for number in odd[FILE].unique(maintain_order=True).to_list():
+    suspects = frame.filter(pl.col(TEXT).str.contains("\ufffd", literal=True))
+    for number in suspects[FILE].unique(maintain_order=True).to_list():
         if not is_utf8(files[number].path):
-            there = odd.filter(pl.col(FILE) == number)
+            lines = suspects.filter(pl.col(FILE) == number)
             raise ValueError(
-                f"{locator.describe(there, 0)}: {fields_excerpt([there[TEXT][0]])} is not UTF-8: "
+                f"{locator.describe(lines, 0)}: {fields_excerpt([lines[TEXT][0]])} is not UTF-8: "
                 "write the file as UTF-8"
             )
     words = pl.col(TEXT).str.replace_all(r"\s+", " ").str.strip_chars().str.split(" ").alias("field")
@@ -69,7 +69,7 @@ def read_lines(files: Sequence[LogFile]) -> pl.DataFrame:
         user = twice["user"][0]
         first = frame.filter(pl.col("user") == user)[ROW][0]
         raise ValueError(
-            f"{locator.describe(twice, 0)}: user {user} already has line {first}: expected one line a user "
+            f"{locator.describe(twice, 0)}: user {user} already has line {first}: expected one line per user "
             "(if each line is one interaction, `user item`, say --format pairs: every line must then have 2 fields)"
         )
     return frame.select("user", pl.col("field").list.slice(1).alias("item")).explode("item")

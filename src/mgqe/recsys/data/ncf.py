@@ -20,12 +20,12 @@ NUM_NEGATIVES = 99
 
 @dataclass(frozen=True)
 class PublishedSplit:
-    """Interactions with a test item and test negatives a user, as published.
+    """Interactions with one test item and 99 test negatives per user, as published.
 
-    interactions: all of them, the test pairs among them; a user's are in no order of time.
-    test_items: int64 (num_users,), the user's own; test_negatives: int64 (num_users, 99), different items, of which
-    156 in the published files are the user's own test item. The authors' evaluation keeps scores by item, so that
-    there such a negative is no rival; sampled_ranks leaves it out as well.
+    interactions: all interactions, those of the test included; each user's are in no time order.
+    test_items: int64 (num_users,). test_negatives: int64 (num_users, 99), different items per user. In the published
+    files 156 of them are the user's own test item. The authors' evaluation keeps one score per item, so that such a
+    negative is no rival; sampled_ranks leaves it out as well.
     """
 
     interactions: Interactions
@@ -33,10 +33,10 @@ class PublishedSplit:
     test_negatives: Tensor
 
     def split(self, seed: int) -> Split:
-        """Test items as published; each user's validation item is one of its others, chosen by `seed`.
+        """Test items as published; the validation item of each user is one of the others, chosen by `seed`.
 
-        The authors published no validation part. The item held out for it is not trained on, which leaves one
-        training pair a user less than they had: 988,129 of 994,169.
+        The authors published no validation part. Holding one out leaves one training pair per user fewer than they had:
+        988,129 of 994,169.
         """
         data = self.interactions
         train = data.items != self.test_items[data.users]
@@ -48,23 +48,23 @@ class PublishedSplit:
             raise ValueError(f"user {user!r} has {int(lengths.min()) + 1} items: expected 3 or more of each user")
         chance = torch.rand(data.num_users, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         valid = offsets[:-1] + (chance * lengths).long().clamp(max=lengths - 1)
-        kept = torch.ones(users.numel(), dtype=torch.bool)
-        kept[valid] = False
-        everybody = torch.arange(data.num_users)
+        trained = torch.ones(users.numel(), dtype=torch.bool)
+        trained[valid] = False
+        all_users = torch.arange(data.num_users)
         return Split(
             num_users=data.num_users,
             num_items=data.num_items,
-            train_users=users[kept],
-            train_items=items[kept],
-            train_offsets=offsets_of(users[kept], data.num_users),
-            valid=HeldOut.one_each(everybody, items[valid]),
-            test=HeldOut.one_each(everybody, self.test_items),
+            train_users=users[trained],
+            train_items=items[trained],
+            train_offsets=offsets_of(users[trained], data.num_users),
+            valid=HeldOut.one_each(all_users, items[valid]),
+            test=HeldOut.one_each(all_users, self.test_items),
             summary={"rule": "as published", "valid": "one of each user's other items, chosen by the seed"},
         )
 
 
 def load_published(name: str, data_dir: Path | str | None = None) -> PublishedSplit:
-    """The set `name` of PUBLISHED below `data_dir`; ValueError when a file is missing or is another edition."""
+    """The data set `name` of PUBLISHED below `data_dir`; ValueError if a file is missing or is another edition."""
     known = PUBLISHED[name]
     paths = [find_file(name, file.file, data_dir, file.obtain, known.home) for file in known.files]
     data = read_published(*paths)
@@ -83,40 +83,42 @@ def load_published(name: str, data_dir: Path | str | None = None) -> PublishedSp
 def read_published(pairs: Path, rating: Path, negative: Path) -> PublishedSplit:
     """Read the three files.
 
-    pairs: Parquet with the columns `userID`, `movieID`, in the order of MovieLens' ratings.dat. rating: a line a
-    user, `user item rating time`; negative: `(user,item)` and 99 items; both count users from 0 in the order of
-    their ids, and items from 0 as they first come in `pairs`.
+    pairs: Parquet with the columns `userID`, `movieID`, in the order of MovieLens' ratings.dat. rating: one line per
+    user, `user item rating time`. negative: one line per user, `(user,item)` and 99 items. Both number users from 0 in
+    the order of their ids, and items from 0 in the order of their first occurrence in `pairs`.
     """
     data = load_interactions(pairs, "parquet", Columns("userID", "movieID"))
     items = _rows_by_appearance(data)
     tests = _numbers(rating, data.num_users, 4)[:, :2]
-    listed = _numbers(negative, data.num_users, 2 + NUM_NEGATIVES)
+    negatives = _numbers(negative, data.num_users, 2 + NUM_NEGATIVES)
     users = torch.arange(data.num_users)
-    for path, found in ((rating, tests), (negative, listed)):
-        _check(path, found[:, 0] == users, "users 0, 1, 2, ... in turn")
-        _check(path, ((found[:, 1:] >= 0) & (found[:, 1:] < data.num_items)).all(1), f"items below {data.num_items}")
-    _check(negative, listed[:, 1] == tests[:, 1], f"the test item of {rating.name}")
+    for path, numbers in ((rating, tests), (negative, negatives)):
+        _check(path, numbers[:, 0] == users, "users 0, 1, 2, ... in turn")
+        _check(
+            path, ((numbers[:, 1:] >= 0) & (numbers[:, 1:] < data.num_items)).all(1), f"items below {data.num_items}"
+        )
+    _check(negative, negatives[:, 1] == tests[:, 1], f"the test item of {rating.name}")
     test_items = items[tests[:, 1]]
-    has_it = torch.zeros(data.num_users, dtype=torch.bool)
-    has_it[data.users[data.items == test_items[data.users]]] = True
-    _check(rating, has_it, f"a test item among the user's own in {pairs.name}")
-    ordered = listed[:, 2:].sort(dim=1).values
+    has_test_item = torch.zeros(data.num_users, dtype=torch.bool)
+    has_test_item[data.users[data.items == test_items[data.users]]] = True
+    _check(rating, has_test_item, f"a test item among the user's own in {pairs.name}")
+    ordered = negatives[:, 2:].sort(dim=1).values
     _check(negative, (ordered[:, 1:] != ordered[:, :-1]).all(1), f"{NUM_NEGATIVES} different negatives")
-    return PublishedSplit(data, test_items, items[listed[:, 2:]])
+    return PublishedSplit(data, test_items, items[negatives[:, 2:]])
 
 
 def _rows_by_appearance(data: Interactions) -> Tensor:
-    """Item rows in the order in which the file has them first: int64 (num_items,)."""
-    # The file has one user after the other, by id, so that its order is that of the interactions.
+    """Item rows in the order of their first occurrence in the file: int64 (num_items,)."""
+    # The file is sorted by user, so that its order is that of the interactions.
     first = torch.full((data.num_items,), len(data))
     return first.scatter_reduce(0, data.items, torch.arange(len(data)), "amin").argsort()
 
 
 def _numbers(path: Path, lines: int, fields: int) -> Tensor:
-    """The whole numbers of each line: int64 (lines, fields); ValueError names the line that has others."""
+    """The whole numbers of each line: int64 (lines, fields); ValueError names the line with another number of them."""
     rows = [re.findall(r"-?\d+", line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if len(rows) != lines:
-        raise ValueError(f"{path}: expected {lines} lines, one a user, got {len(rows)}")
+        raise ValueError(f"{path}: expected {lines} lines, one per user, got {len(rows)}")
     for number, row in enumerate(rows, start=1):
         if len(row) != fields:
             raise ValueError(f"{path}, line {number}: expected {fields} whole numbers, got {len(row)}")

@@ -1,4 +1,4 @@
-"""Where the rows of a frame come from: what an error names."""
+"""Names the file and the line of a frame's row, for errors."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ FILE = "\0file"
 
 @dataclass(frozen=True)
 class RowLocator:
-    """Where the rows of a frame come from, by its columns FILE and ROW."""
+    """Finds the origin of a frame's rows by its columns FILE and ROW.
+
+    unit: "line" or "row". first: the number of the first one.
+    """
 
     paths: list[str]
     unit: str
-    first: int = 0  # what the first row is called
+    first: int = 0
 
     def describe(self, frame: pl.DataFrame, row: int) -> str:
-        """A row of the frame, as an error names it."""
+        """The file and the line or row of a row of the frame."""
         return f"{self.paths[frame[FILE][row]]}, {self.unit} {frame[ROW][row] + self.first}"
 
 
 def fields_excerpt(fields: list[str]) -> str:
-    """Fields as an error shows them."""
+    """Fields as an error shows them: joined by spaces, quoted and shortened."""
     text = " ".join(fields)
     return repr(text if len(text) <= 60 else text[:57] + "...")

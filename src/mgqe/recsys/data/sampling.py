@@ -1,4 +1,4 @@
-"""Negative items: for training, never one that the user has in training; for evaluation, never one at all."""
+"""Samples negative items: in training, items that the user does not have there; in evaluation, has nowhere."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ LEAVE_OUT = "leave the user out of the data"
 
 
 class SeenItems:
-    """Answers "has this user this item?" for many pairs at once.
+    """The items that each user has; tells for many (user, item) pairs at once whether they are among them.
 
-    users, items: int64 (n,), any order, repeats allowed. A packed bit a (user, item) pair where that fits in
-    `bitset_limit` bytes, else a search among the sorted keys user * num_items + item. user_ids: what errors call the
-    users; without it, their rows.
+    users, items: int64 (n,), in any order, repeats allowed. Each possible pair takes one packed bit, if all fit in
+    `bitset_limit` bytes; otherwise pairs are searched among the sorted keys user * num_items + item. user_ids: the
+    names of users in errors; without it, errors name their rows.
     """
 
     def __init__(
@@ -38,27 +38,27 @@ class SeenItems:
         if num_users * self.stride <= bitset_limit:
             owner = torch.div(keys, num_items, rounding_mode="floor")
             item = keys - owner * num_items
-            # Distinct keys set distinct bits, so that adding is the same as or-ing.
+            # Distinct keys set distinct bits, so that adding them equals a bitwise or.
             bits = torch.zeros(num_users * self.stride, dtype=torch.uint8)
             bits.index_add_(0, owner * self.stride + (item >> 3), _bit(item))
             self._bits = bits
 
     def has(self, users: Tensor, items: Tensor) -> Tensor:
-        """bool like `users` and `items` broadcast together."""
+        """Whether the users have the items: bool, in the shape to which `users` and `items` broadcast."""
         if self._bits is not None:
             byte = self._bits[users * self.stride + (items >> 3)]
             return (byte & _bit(items)) != 0
         keys = users * self.num_items + items
-        at = torch.searchsorted(self._keys, keys).clamp_(max=max(self._keys.numel() - 1, 0))
-        return self._keys[at] == keys if self._keys.numel() else torch.zeros_like(keys, dtype=torch.bool)
+        position = torch.searchsorted(self._keys, keys).clamp_(max=max(self._keys.numel() - 1, 0))
+        return self._keys[position] == keys if self._keys.numel() else torch.zeros_like(keys, dtype=torch.bool)
 
     def unseen(self, user: int) -> Tensor:
-        """int64 (num_items - counts[user],): the items the user does not have, ascending."""
+        """The items that the user does not have, ascending: int64 (num_items - counts[user],)."""
         items = torch.arange(self.num_items)
         return items[~self.has(torch.full_like(items, user), items)]
 
     def check_unseen(self, users: Tensor, num: int, remedy: str) -> None:
-        """ValueError that names a user of `users` who lacks fewer than `num` items; {lacks} in `remedy` is how many."""
+        """ValueError if one of `users` lacks fewer than `num` items; {lacks} in `remedy` stands for their number."""
         if users.numel() == 0:
             return
         lacking = self.num_items - self.counts[users]
@@ -78,9 +78,9 @@ def _bit(items: Tensor) -> Tensor:
 
 
 def sample_negatives(users: Tensor, seen: SeenItems, num: int, generator: torch.Generator) -> Tensor:
-    """`num` items for each of `users` (n,), uniform among those the user does not have: int64 (n, num).
+    """`num` items for each of `users` (n,), uniform among those that the user does not have: int64 (n, num).
 
-    Draws may repeat one another. ValueError when a user has every item.
+    An item may be drawn several times. ValueError if a user has every item.
     """
     seen.check_unseen(users, 1, LEAVE_OUT)
     owner = users.repeat_interleave(num)
@@ -92,19 +92,18 @@ def sample_negatives(users: Tensor, seen: SeenItems, num: int, generator: torch.
         again = torch.randint(seen.num_items, (wrong.numel(),), generator=generator)
         drawn[wrong] = again
         wrong = wrong[seen.has(owner[wrong], again)]
-    # What is left belongs to users who have nearly everything: choose from the list of what they lack.
+    # The users of the remaining draws have nearly all items: choose from the list of those that they lack.
     for user in sorted(set(owner[wrong].tolist())):
-        places = wrong[owner[wrong] == user]
+        positions = wrong[owner[wrong] == user]
         unseen = seen.unseen(user)
-        drawn[places] = unseen[torch.randint(unseen.numel(), (places.numel(),), generator=generator)]
+        drawn[positions] = unseen[torch.randint(unseen.numel(), (positions.numel(),), generator=generator)]
     return drawn.view(users.numel(), num)
 
 
 def evaluation_negatives(users: Tensor, seen: SeenItems, num: int, seed: int, option: str = "eval_negatives") -> Tensor:
     """`num` different items for each of `users` (n,) that the user has nowhere: int64 (n, num), ascending.
 
-    Always the same ones for the same seed. ValueError when a user lacks fewer than `num` items; `option` is the
-    setting that it names.
+    The seed determines them. ValueError if a user lacks fewer than `num` items; it names the setting `option`.
     """
     seen.check_unseen(users, num, f"ask for fewer negatives (--set {option}={{lacks}}) or leave the user out")
     generator = torch.Generator().manual_seed(seed)

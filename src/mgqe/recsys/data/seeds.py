@@ -1,4 +1,4 @@
-"""One seed for a run -> a seed for each of its uses, so that no two of them share random numbers."""
+"""Derives a seed for each use of random numbers in a run, so that no two uses share them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import hashlib
 
 
 def derive_seed(seed: int, *use: str | int) -> int:
-    """A 63-bit seed fixed by `seed` and the name of its use, such as ("train", 3)."""
+    """A 63-bit seed that `seed` and the name of the use, such as ("train", 3), determine."""
     text = "/".join(map(str, (seed, *use)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

@@ -1,4 +1,4 @@
-"""What a run's configuration says of its data."""
+"""The settings of a run's data."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Where a run's data lie, how their files are laid out, how they are divided and what is sampled from them.
+    """A run's data, the layout of their files, their split, and the negatives that are sampled.
 
-    data: `planted`, a known set's name, or a file; data_dir, format and the column names go with it.
-    separator, quote, header: how a file of text is laid out, see mgqe.recsys.data.columns.Columns.
-    context_columns: of a file of one's own, for task "ctr": names of its columns of categories, joined by commas.
-    split: a rule of mgqe.recsys.data.splits; None: leave-one-out, or for task "ctr" without a time, at random.
-    valid, test: files to validate and test on, where data is a file to train on; they are instead of a rule.
-    negatives: for each positive that is trained on. eval_negatives, eval_users: of sampled metrics.
+    data: `planted`, the name of a known data set, or a file; data_dir, format and the column names describe it.
+    separator, quote, header: the layout of a text file, see mgqe.recsys.data.columns.Columns.
+    context_columns: for a user's own file and task "ctr": names of its columns of categories, joined by commas.
+    split: a rule of mgqe.recsys.data.splits; None: leave-one-out, or for task "ctr" without times, at random.
+    valid, test: files for validation and test, if `data` is a file for training; they replace a rule.
+    negatives: per positive in training. eval_negatives, eval_users: of sampled metrics.
     """
 
     data: str = "planted"

@@ -1,20 +1,20 @@
 """How a data set is divided into a training, a validation and a test part.
 
 =====================  ==================================================================================
-`leave-one-out`        a user's last item is for the test, the one before it for validation
-`ratio:80/10/10`       of each user's items in order, the first 80% to train on, the last 10% for the test
+`leave-one-out`        the last item of each user is for the test, the one before it for validation
+`ratio:80/10/10`       of each user's items in order, the first 80% are for training, the last 10% for the test
 `time:20%`             the last 20% of the time between the first interaction and the last are for the test
-`time:2015-06-01`      what happened from that moment on is for the test; a number where times are numbers
+`time:2015-06-01`      interactions from this moment on are for the test; a number if times are numbers
 `latest:20%`           the latest 20% of all interactions are for the test
 =====================  ==================================================================================
 
-`time` and `latest` take two values as well, the start of validation before that of the test: `time:10%/20%` validates
+`time` and `latest` also take two values, the start of validation and the start of the test: `time:10%/20%` validates
 on the 10% before the last 20%, `time:2015-05-01/2015-06-01` on May. With one value, validation gets the latest 10%
-of the interactions before the test. Interactions of one moment are never divided, and every validation interaction is
-before every test interaction, every training interaction before every validation interaction.
+of the interactions before the test. Interactions of the same moment stay in one part. All training interactions come
+before all validation interactions, and these before all test interactions.
 
-A user with fewer than 3 interactions is only trained on by `leave-one-out` and `ratio`. By all rules but
-`leave-one-out`, validation and test interactions of users or items without a training interaction are left out, and
+With `leave-one-out` and `ratio`, all interactions of a user who has fewer than 3 are for training. With all rules but
+`leave-one-out`, validation and test interactions of users or items without a training interaction are left out and
 counted.
 """
 
@@ -55,9 +55,10 @@ _UNITS = ((1e11, 1), (1e14, 10**3), (1e17, 10**6))  # times below the first numb
 
 @dataclass(frozen=True)
 class SplitRule:
-    """A parsed rule. values: of `ratio` three shares; else where the test starts, and before it where validation does.
+    """A parsed rule.
 
-    A Fraction is a share, a float a moment as the times have it, and a datetime one to be put into their unit.
+    values: three shares for `ratio`; otherwise the start of the test, which the start of validation may precede. A
+    Fraction is a share, a float a moment in the unit of the times, a datetime a moment to be converted to that unit.
     """
 
     text: str
@@ -134,7 +135,7 @@ def _moment(part: str) -> float | datetime:
 
 @dataclass(frozen=True)
 class Labels:
-    """labels: int64 (n,), TRAIN, VALID or TEST. starts: part -> its first moment, by the rules of time."""
+    """labels: int64 (n,), TRAIN, VALID or TEST. starts: part -> its first moment, for the rules `time` and `latest`."""
 
     labels: Tensor
     starts: dict[str, float]
@@ -143,8 +144,8 @@ class Labels:
 def label(rule: SplitRule, users: Tensor, times: Tensor | None, generator: torch.Generator | None = None) -> Labels:
     """The part of each interaction; users int64 (n,), each user's in order; times float64 (n,) or None.
 
-    generator: draws the order in which a user's interactions are divided, where they have none.
-    ValueError when a part would be empty, or the rule needs times that there are not.
+    generator: draws an order of each user's interactions, if the data have none.
+    ValueError if a part would be empty, or if the rule needs times and there are none.
     """
     if rule.kind in ("time", "latest"):
         return _by_time(rule, times)
@@ -156,7 +157,7 @@ def label(rule: SplitRule, users: Tensor, times: Tensor | None, generator: torch
 
 
 def _by_user(rule: SplitRule, users: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Users with 3 interactions or more have one at least in each part; those with fewer are only trained on."""
+    """Users with 3 interactions or more get at least one in each part; those of other users are for training."""
     num = users.numel()
     order = torch.arange(num) if generator is None else torch.randperm(num, generator=generator)
     order = order[users[order].argsort(stable=True)]
@@ -166,7 +167,7 @@ def _by_user(rule: SplitRule, users: Tensor, generator: torch.Generator | None) 
     tests, valids = torch.ones_like(counts), torch.ones_like(counts)
     if rule.kind == "ratio":
         _, valid, test = (value for value in rule.values if isinstance(value, Fraction))
-        # Rounded down, but each part gets one at least, the training part too.
+        # Rounded down, but every part gets at least one.
         valids = torch.minimum((counts * valid.numerator // valid.denominator).clamp(min=1), counts - 2)
         tests = torch.minimum((counts * test.numerator // test.denominator).clamp(min=1), counts - 1 - valids)
     few = counts < 3
@@ -202,7 +203,7 @@ def _by_time(rule: SplitRule, times: Tensor | None) -> Labels:
 def _start(
     rule: SplitRule, value: Fraction | float | datetime, times: Tensor, end: float, total: int | None = None
 ) -> float:
-    """The moment from which on interactions belong to the part that ends at `end`; times (n,) end there or later."""
+    """The first moment of the part that ends at `end`; times (n,) end there or later."""
     if isinstance(value, datetime):
         return value.timestamp() * _per_second(times)
     if isinstance(value, float):
@@ -214,12 +215,12 @@ def _start(
 
 
 def _latest(times: Tensor, number: Fraction) -> float:
-    """The moment from which on there are `number` of `times`, rounded down, one at least; more where moments agree."""
+    """The moment from which on there are `number` of `times`, rounded down, at least one; more if times are equal."""
     return float(times.sort().values[-min(len(times), max(1, int(number)))])
 
 
 def _per_second(times: Tensor) -> int:
-    """How many units of `times` are a second, by their size: seconds, milliseconds, microseconds or nanoseconds."""
+    """The units per second of `times`, guessed by their size: seconds, milli-, micro- or nanoseconds."""
     largest = float(times.abs().max())
     return next((units for below, units in _UNITS if largest < below), 10**9)
 
@@ -229,13 +230,13 @@ def _range(times: Tensor) -> str:
 
 
 def _shown(times: Tensor, value: float) -> str:
-    """A moment as the file has it, and as a date where it is one."""
+    """A moment as the file has it, and as a date if it is one."""
     date = utc(times, value)
     return f"{value:.17g}" if date is None else f"{value:.17g} ({date})"
 
 
 def utc(times: Tensor, value: float) -> str | None:
-    """A moment in the unit of `times` as a date; None where the numbers are too small to be dates since 1970."""
+    """A moment in the unit of `times` as a date; None if the numbers are too small to be times since 1970."""
     seconds = value / _per_second(times)
     if not 1e8 <= seconds < 2e10:
         return None
@@ -243,20 +244,20 @@ def utc(times: Tensor, value: float) -> str | None:
 
 
 def leave_one_out(interactions: Interactions) -> Split:
-    """Split by each user's own order; ValueError when no user has 3 interactions."""
+    """Split by the order of each user's interactions; ValueError if no user has 3 interactions."""
     return split(interactions, LEAVE_ONE_OUT)[1]
 
 
 def split(interactions: Interactions, rule: str | SplitRule = LEAVE_ONE_OUT) -> tuple[Interactions, Split]:
-    """Divide by a rule of this module's; the interactions that are left, and their parts.
+    """Split by a rule of this module; returns the interactions that are left, and their parts.
 
-    By all rules but leave-one-out, users and items without a training interaction are left out and rows are numbered
-    anew. ValueError says why a rule does not fit the data.
+    With all rules but leave-one-out, users and items without a training interaction are left out and rows get new
+    numbers. ValueError says why a rule does not fit the data.
     """
     rule = SplitRule.parse(rule) if isinstance(rule, str) else rule
-    labelled = label(rule, interactions.users, interactions.times)
-    summary = {"rule": rule.text, **starts_summary(interactions.times, labelled.starts)}
-    return _divided(interactions, labelled.labels, summary, rule.kind != LEAVE_ONE_OUT)
+    parts = label(rule, interactions.users, interactions.times)
+    summary = {"rule": rule.text, **starts_summary(interactions.times, parts.starts)}
+    return _build_split(interactions, parts.labels, summary, rule.kind != LEAVE_ONE_OUT)
 
 
 def starts_summary(times: Tensor | None, starts: dict[str, float]) -> dict[str, object]:
@@ -268,13 +269,13 @@ def starts_summary(times: Tensor | None, starts: dict[str, float]) -> dict[str, 
 
 
 def split_parts(train: Interactions, valid: Interactions | None, test: Interactions) -> tuple[Interactions, Split]:
-    """Divide as given: interactions of a part that an earlier part has too are left out of the later one.
+    """Split into the parts that are passed; an interaction in several parts stays only in the first of them.
 
     Without `valid`, the last training item of each user with two or more is for validation. Users and items without a
-    training interaction are left out and rows are numbered anew.
+    training interaction are left out and rows get new numbers.
     """
     parts = merge_parts(train, valid, test)
-    assert parts.times is not None  # the labels, which keep each user's parts in order
+    assert parts.times is not None  # these are the labels, by which each user's interactions are sorted
     labels = parts.times.long()
     summary = {
         "rule": "files",
@@ -284,40 +285,44 @@ def split_parts(train: Interactions, valid: Interactions | None, test: Interacti
         summary["valid"] = "the last training item of each user with two or more"
         labels = hold_out_last(parts.users, labels)
     require_parts(labels, "files", "each of the files must have interactions that no earlier one has")
-    return _divided(replace(parts, times=None), labels, summary, True)
+    return _build_split(replace(parts, times=None), labels, summary, True)
 
 
 def hold_out_last(users: Tensor, labels: Tensor) -> Tensor:
-    """Labels (n,) with each user's last TRAIN interaction as VALID, of users with two or more; users (n,) ascending."""
-    places = (labels == TRAIN).nonzero().squeeze(1)
-    _, counts = torch.unique_consecutive(users[places], return_counts=True)
+    """Labels (n,) in which the last TRAIN interaction of each user with two or more is VALID; users (n,) ascending."""
+    positions = (labels == TRAIN).nonzero().squeeze(1)
+    _, counts = torch.unique_consecutive(users[positions], return_counts=True)
     labels = labels.clone()
-    labels[places[counts.cumsum(0) - 1][counts >= 2]] = VALID
+    labels[positions[counts.cumsum(0) - 1][counts >= 2]] = VALID
     return labels
 
 
 def merge_parts(train: Interactions, valid: Interactions | None, test: Interactions) -> Interactions:
     """All interactions of the parts, each once, in the first part that has it; `times` holds the part's label."""
-    given = ((TRAIN, train), (VALID, valid), (TEST, test))
-    frames = [_frame(part, number) for number, part in given if part is not None]
-    for name in ("user", "item"):
-        if len({frame[name].dtype for frame in frames}) > 1:  # the ids of one file alone are all integers
+    parts = ((TRAIN, train), (VALID, valid), (TEST, test))
+    return Interactions.from_frame(concat_parts([_frame(part, label) for label, part in parts if part is not None]))
+
+
+def concat_parts(frames: list[pl.DataFrame]) -> pl.DataFrame:
+    """The frames below one another; ids are text if they are integers in some frames alone."""
+    for name in frames[0].columns:
+        if len({frame[name].dtype for frame in frames}) > 1:
             frames = [frame.with_columns(pl.col(name).cast(pl.String)) for frame in frames]
-    return Interactions.from_frame(pl.concat(frames))
+    return pl.concat(frames)
 
 
-def _frame(part: Interactions, number: int) -> pl.DataFrame:
+def _frame(part: Interactions, label: int) -> pl.DataFrame:
     users, items = (
         ids.ids.gather(rows.numpy()).alias(name)
         for name, ids, rows in (("user", part.user_ids, part.users), ("item", part.item_ids, part.items))
     )
-    return pl.DataFrame([users, items]).with_columns(pl.lit(number, pl.Int64).alias("time"))
+    return pl.DataFrame([users, items]).with_columns(pl.lit(label, pl.Int64).alias("time"))
 
 
-def _divided(
+def _build_split(
     interactions: Interactions, labels: Tensor, summary: dict[str, object], drop_cold: bool
 ) -> tuple[Interactions, Split]:
-    """The split, with the sizes of its parts and what is cold in its summary."""
+    """The split; its summary has the sizes of the parts and the numbers of cold ids."""
     columns = (interactions.users, interactions.items)
     summary = {**summary, "cold": count_cold(("user", "item"), columns, labels)}
     summary["cold_rule"] = LEFT_OUT if drop_cold else JUDGED
