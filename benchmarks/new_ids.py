@@ -46,7 +46,7 @@ def judge(data: RunData, model: GMF, table: str, vectors: Tensor, users: Tensor)
     swapped.load_state_dict(model.state_dict())
     setattr(swapped, table, nn.Embedding.from_pretrained(vectors))
     task = data.task
-    return sampled_ranks(swapped, task.users[users], task.test_items[users], task.test_negatives[users])
+    return sampled_ranks(swapped, task.test.users[users], task.test.items[users], task.test.negatives[users])
 
 
 def run(config: TrainConfig, data: RunData, folder: Path, table: str) -> dict[str, object]:
@@ -58,7 +58,7 @@ def run(config: TrainConfig, data: RunData, folder: Path, table: str) -> dict[st
     counts = getattr(data.task.split, f"{table}_counts")
     whole = fit(config, table, rows, counts)
     own_tier = whole.tiers.of(torch.arange(len(rows)))
-    judged = data.task.test_items if table == "item" else data.task.users
+    judged = data.task.test.items if table == "item" else data.task.test.users
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed))
     ranks: dict[str, list[Tensor]] = {"full": [], "fitted": [], "own tier": [], "last tier": []}
     errors: dict[str, Tensor] = {name: torch.zeros(len(rows)) for name in ranks}

@@ -22,9 +22,9 @@ def test_leave_one_out_by_hand(tmp_path: Path) -> None:
     assert split.train_users.tolist() == [0, 0, 1, 1, 2]
     assert split.train_items.tolist() == [0, 1, 0, 1, 4]
     assert split.train_offsets.tolist() == [0, 2, 4, 5]
-    assert split.users.tolist() == [0, 2]
-    assert split.valid_items.tolist() == [2, 0]
-    assert split.test_items.tolist() == [3, 1]
+    assert split.test.users.tolist() == [0, 2]
+    assert split.valid.items.tolist() == [2, 0]
+    assert split.test.items.tolist() == [3, 1]
     assert split.user_counts.tolist() == [2, 2, 1]
     assert split.item_counts.tolist() == [2, 2, 0, 0, 1]
 
@@ -93,4 +93,4 @@ def test_real_data(name: str) -> None:
     assert (data.num_users, data.num_items, len(data)) == SIZES[name]
     assert data.num_repeats == 0
     split = leave_one_out(data)
-    assert len(data) - len(split.train_users) == 2 * len(split.users)
+    assert len(data) - len(split.train_users) == 2 * len(split.test.users)

@@ -47,16 +47,16 @@ def test_the_split_by_hand(files: tuple[Path, Path, Path]) -> None:
     chosen = set()
     for seed in range(20):
         split = data.split(seed)
-        assert torch.equal(split.test_items, data.test_items)
-        assert split.users.tolist() == [0, 1]
+        assert torch.equal(split.test.items, data.test_items)
+        assert split.test.users.tolist() == [0, 1]
         assert split.train_offsets.tolist() == [0, 1, 3]
-        valid = [films.id(row) for row in split.valid_items.tolist()]
+        valid = [films.id(row) for row in split.valid.items.tolist()]
         first, *second = (films.id(row) for row in split.train_items.tolist())
         assert {first, valid[0]} == {50, 9}
         assert {*second, valid[1]} == {7, 50, 9}
         chosen.add(tuple(valid))
     assert len(chosen) == 6  # each of 2 x 3
-    assert torch.equal(data.split(5).valid_items, data.split(5).valid_items)
+    assert torch.equal(data.split(5).valid.items, data.split(5).valid.items)
 
 
 def test_a_negative_that_is_the_positive_is_no_rival() -> None:
@@ -122,6 +122,6 @@ def test_the_published_files() -> None:
     assert isinstance(task, RankingTask)
     assert task.split.train_users.numel() == 1_000_209 - 2 * 6040
     assert (task.split.num_users, task.split.num_items) == (6040, 3706)
-    assert int((task.test_negatives == task.test_items[:, None]).sum()) == 156
-    assert not bool((task.valid_items == task.test_items).any())
-    assert task.ids["item"].id(int(task.test_items[0])) == 48  # NCF's item 25
+    assert int((task.test.negatives == task.test.items[:, None]).sum()) == 156
+    assert not bool((task.valid.items == task.test.items).any())
+    assert task.ids["item"].id(int(task.test.items[0])) == 48  # NCF's item 25

@@ -71,21 +71,6 @@ class Split:
     several_items: bool = False
 
     @property
-    def users(self) -> Tensor:
-        """Users with test items: int64 (u,)."""
-        return self.test.users
-
-    @property
-    def valid_items(self) -> Tensor:
-        """Validation items, by user: int64 (n,)."""
-        return self.valid.items
-
-    @property
-    def test_items(self) -> Tensor:
-        """Test items, by user: int64 (n,)."""
-        return self.test.items
-
-    @property
     def user_counts(self) -> Tensor:
         """Training interactions per user: int64 (num_users,)."""
         return torch.bincount(self.train_users, minlength=self.num_users)

@@ -17,9 +17,9 @@ class DeepFM(WideDeep):
 
         logit = <w, x> + b + sum over k < l of <P_k e_k, P_l e_l> + <v, z_L>
 
-    The other terms are WideDeep's; an id's first-order weight is <w_k, e_k> here too. P_k: the identity for fields of
-    d dimensions, the most that a field has, a learned d x d_k matrix for those of fewer (mixed dimensions, Ginart et
-    al. 2019).
+    The other terms are those of WideDeep; the first-order weight of an id is <w_k, e_k> here as well. With d the
+    largest dimension of a field, P_k is the identity for fields of d dimensions, and a learned d x d_k matrix for those
+    of fewer (mixed dimensions, Ginart et al. 2019).
     """
 
     def __init__(self, tables: Mapping[str, nn.Module], hidden: Sequence[int] = HIDDEN, dropout: float = 0.0) -> None:
@@ -31,18 +31,18 @@ class DeepFM(WideDeep):
 
     def forward(self, context: Tensor, items: Tensor) -> Tensor:
         """Logits (b, c) of `items` (b, c) for `context` (b, f - 1), ids of the fields in `field_order`, int64."""
-        found = self.look_up(context, items)
-        return self.wide_and_deep(*found) + self.second_order(*found)
+        fields = self.look_up(context, items)
+        return self.wide_and_deep(*fields) + self.second_order(*fields)
 
-    def second_order(self, vectors: list[Tensor], item: Tensor, places: Tensor) -> Tensor:
-        """The sum over pairs of fields from what `look_up` gives: (b, c).
+    def second_order(self, vectors: list[Tensor], item: Tensor, inverse: Tensor) -> Tensor:
+        """The sum over pairs of fields, of the results of `look_up`: (b, c).
 
-        Pairs within the context are (|s|^2 - sum of |e_k|^2) / 2 with s the sum of its vectors, once a positive; the
-        item's pairs are <s, e_item>.
+        With s the sum of the context's vectors, pairs within the context are (|s|^2 - sum of |e_k|^2) / 2, computed
+        once per positive; the item's pairs are <s, e_item>.
         """
         projected = [self._project(name, rows) for name, rows in zip(self.context, vectors, strict=True)]
         total = projected[0] if len(projected) == 1 else torch.stack(projected).sum(dim=0)
-        rivals = F.embedding(places, self._project("item", item))
+        rivals = F.embedding(inverse, self._project("item", item))
         pairs = (rivals * total[:, None]).sum(dim=2)
         if len(projected) > 1:
             squares = torch.stack([rows.square().sum(dim=1) for rows in projected]).sum(dim=0)

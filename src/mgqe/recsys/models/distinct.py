@@ -1,4 +1,4 @@
-"""Distinct items of a batch, for models that compute something once an item and not once a place."""
+"""The distinct items of a batch, for models that compute something once per item."""
 
 from __future__ import annotations
 
@@ -9,19 +9,13 @@ from mgqe.ops import unique
 
 
 def distinct_items(items: Tensor, num_items: int) -> tuple[Tensor, Tensor]:
-    """Ids int64 (...) -> the ids to look up, (v,), and the place of each item among them, (...).
+    """(distinct, inverse) of ids int64 (...): the ids to look up, (v,), and the position of each item in them, (...).
 
-    In an exported program every item has a place of its own: how many are distinct is not known while it is traced, and
-    the operator that finds them is mgqe's, which is not there where the program runs.
+    An exported program looks up every item, because the number of distinct ones is unknown while it is traced, and the
+    operator that finds them belongs to mgqe, which need not be installed where the program runs.
     """
     flat = items.reshape(-1)
-    if _exporting():
+    if torch.compiler.is_exporting():
         return flat, torch.arange(flat.shape[0], device=flat.device).view_as(items)
-    found, places, _ = unique(flat, num_items)
-    return found, places.view_as(items)
-
-
-def _exporting() -> bool:
-    # Before torch 2.7 one question stands for both.
-    asked = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-    return bool(asked())
+    distinct, inverse, _ = unique(flat, num_items)
+    return distinct, inverse.view_as(items)

@@ -1,8 +1,8 @@
-"""One factory for every embedding: `full`, `mgqe:D=32,K=64/16`, `lowrank:r=8` -> modules for users and items.
+"""Makes embedding modules from descriptions such as `full`, `mgqe:D=32,K=64/16`, `lowrank:r=8`.
 
-A description is a name and, after a colon, options: `NAME:key=value,key=value`. Several values are joined by a
-slash (`K=256/64`). A field's name before a key sets it for the tables of that field (`item.K=64/16`). Every
-keyword of the class may be given by its own name; the usual ones have short names as well.
+A description is a name and, after a colon, options: `NAME:key=value,key=value`. Several values are joined by slashes
+(`K=256/64`). The name of a field before a key sets it for the tables of that field (`item.K=64/16`). The keys are the
+keywords of the class; the usual ones also have short names.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ NEVER = 2**62  # warm-up steps of a layer whose warm-up the training loop ends
 
 @dataclass(frozen=True)
 class Method:
-    """A kind of embedding.
+    """A method of embedding.
 
-    layer: the class of the embedding. short: short names of its keywords. summary: one line for --help.
-    kind: `trained`: one training, as it is. `post`: trained as a full table, compressed once at the end.
-    `quantised`: trained as a full table for a warm-up, then on, through its codes.
+    layer: the class of the embedding. short: short names of its keywords. summary: one line for --help. fixed: keywords
+    that a description cannot set.
+    kind: `trained`: trained once, as it is. `post`: trained as a full table and compressed at the end. `quantised`:
+    trained as a full table for a warm-up, and then through its codes.
     """
 
     layer: type[nn.Module]
@@ -115,11 +116,11 @@ class Spec:
 
     @property
     def owners(self) -> set[str]:
-        """Fields that have options of their own."""
+        """The fields that have separate options."""
         return {key.rpartition(".")[0] for key, _ in self.options if "." in key}
 
     def check_fields(self, fields: Collection[str]) -> None:
-        """ValueError when an option is for a field that the model does not have."""
+        """ValueError if an option is for a field that the model does not have."""
         for owner in sorted(self.owners - set(fields)):
             known = ", ".join(f"{name}." for name in sorted(set(fields)))
             raise ValueError(
@@ -138,10 +139,10 @@ class Spec:
     def keywords(self, table: str) -> dict[str, Value]:
         """Keyword arguments of the class for tables of the field `table`.
 
-        ValueError for a key that the class does not have, and for a value of another type than it takes.
+        ValueError for a key that the class does not have, and for a value of the wrong type.
         """
         allowed = _keywords_of(self.method)
-        found: dict[str, Value] = {}
+        keywords: dict[str, Value] = {}
         for key, value in sorted(self.options, key=lambda option: "." in option[0]):
             owner, dot, bare = key.rpartition(".")
             keyword = self.method.short.get(bare, bare)
@@ -153,57 +154,58 @@ class Spec:
             if not _fits(value, allowed[keyword]):
                 raise ValueError(f"embedding {self}: {bare} must be {_described(allowed[keyword])}, got {_text(value)}")
             if not dot or owner == table:
-                found[keyword] = _as(value, allowed[keyword])
-        return found
+                keywords[keyword] = _as(value, allowed[keyword])
+        return keywords
 
     def with_option(self, table: str, keyword: str, value: Value) -> Spec:
-        """This description with `keyword` set for the tables of the field `table` alone."""
+        """This description with `keyword` set for the tables of the field `table` only."""
 
-        def is_it(key: str) -> bool:
+        def sets_keyword(key: str) -> bool:
             owner, _, bare = key.rpartition(".")
             return owner == table and self.method.short.get(bare, bare) == keyword
 
         short = {name: key for key, name in self.method.short.items()}
-        rest = [option for option in self.options if not is_it(option[0])]
+        rest = [option for option in self.options if not sets_keyword(option[0])]
         return replace(self, options=tuple(sorted([*rest, (f"{table}.{short.get(keyword, keyword)}", value)])))
 
     def warm_up(self) -> Spec:
-        """What is trained first: a full table for those that compress one, else the same."""
+        """The description to train first: a full table for methods that compress one, else this one."""
         return self if self.method.kind == "trained" else Spec("full", (), self.dim)
 
 
 def cut_to_tiers(spec: Spec, table: str, num_embeddings: int, embedding_dim: int, counts: Tensor) -> tuple[Spec, str]:
-    """`spec` with no more centroids than the table's tiers can use, as compress_ does; and what was cut, in words.
+    """(`spec` with no more centroids than the table's tiers have ids, as in compress_; a note of what was cut).
 
-    The words are empty where nothing is cut. A description that cannot be right for any table comes back as it is,
-    for `build` to refuse.
+    The note is empty if nothing is cut. A description that is invalid for every table is returned unchanged; `build`
+    raises the error.
     """
-    given = spec.keywords(table)
-    if "num_centroids" not in _keywords_of(spec.method) or "budget" in given:
+    keywords = spec.keywords(table)
+    if "num_centroids" not in _keywords_of(spec.method) or "budget" in keywords:
         return spec, ""
     try:
         tiers = Tiers.from_sizes((num_embeddings,))
         if "fractions" in _keywords_of(spec.method):
-            fractions: Any = given.get("fractions", Quantization.fractions)
+            fractions: Any = keywords.get("fractions", Quantization.fractions)
             tiers = Tiers.from_counts(counts, fractions=fractions, num_embeddings=num_embeddings)
-        given.setdefault("num_subspaces", default_num_subspaces(embedding_dim))
-        wanted = given.setdefault("num_centroids", _default_centroids(tiers, str(given.get("capacity", "centroids"))))
-        settings: dict[str, Any] = {name: given[name] for name in CHOSEN_BY_BUDGET if name in given}
+        keywords.setdefault("num_subspaces", default_num_subspaces(embedding_dim))
+        capacity = str(keywords.get("capacity", "centroids"))
+        num_centroids = keywords.setdefault("num_centroids", _default_centroids(tiers, capacity))
+        settings: dict[str, Any] = {name: keywords[name] for name in CHOSEN_BY_BUDGET if name in keywords}
         cut: Any = Quantization(**settings).cut_to(tiers).num_centroids
     except (TypeError, ValueError):
         return spec, ""
-    each: Any = wanted if isinstance(wanted, tuple) else (wanted,) * tiers.num_tiers
-    if cut is None or cut == each or len(each) != tiers.num_tiers:
+    per_tier: Any = num_centroids if isinstance(num_centroids, tuple) else (num_centroids,) * tiers.num_tiers
+    if cut is None or cut == per_tier or len(per_tier) != tiers.num_tiers:
         return spec, ""
     ids = "/".join(f"{size:,}" for size in tiers.sizes)
-    note = f"{table} table: K={_text(each)} is cut to {_text(cut)}, since its tiers have {ids} ids"
+    note = f"{table} table: K={_text(per_tier)} is cut to {_text(cut)}, since its tiers have {ids} ids"
     if "num_centroids" not in spec.keywords(table):  # the class cuts its default itself
         return spec, note
     return spec.with_option(table, "num_centroids", cut if len(cut) > 1 else cut[0]), note
 
 
 def _default_centroids(tiers: Tiers, capacity: str) -> tuple[int, ...]:
-    """K of each tier by default, where there are ids enough."""
+    """The default K of each tier, for tiers with enough ids."""
     others = DEFAULT_HEAD_CENTROIDS if capacity == "subspaces" else DEFAULT_TAIL_CENTROIDS
     return (DEFAULT_HEAD_CENTROIDS, *(others for _ in tiers.sizes[1:]))
 
@@ -218,10 +220,10 @@ def build(
     seed: int,
     pairs: tuple[Tensor, Tensor] | None = None,
 ) -> nn.Module:
-    """The embedding module of one table of the field `table`, its vectors drawn with standard deviation `std`.
+    """The embedding module of one table of the field `table`, its vectors initialised with standard deviation `std`.
 
-    counts: int64 (num_embeddings,), training interactions an id, seed, and pairs (TableInfo): for the classes that
-    ask for them.
+    counts: int64 (num_embeddings,), training interactions per id. counts, seed and pairs (see TableInfo) are passed to
+    the classes that take them.
     """
     cls = spec.method.layer
     keywords: dict[str, Any] = {**spec.method.fixed, **spec.keywords(table)}
@@ -238,16 +240,16 @@ def build(
     with torch.no_grad():
         weight = getattr(module, "weight", None)
         if isinstance(weight, nn.Parameter) and weight.shape == (num_embeddings, embedding_dim):
-            weight.normal_(std=std)  # the same draw for all that start from full rows
+            weight.normal_(std=std)  # equal for all embeddings that start from full rows
         else:
             _scale(module, std, torch.arange(min(num_embeddings, 1000)))
     return module
 
 
 def _scale(module: nn.Module, std: float, ids: Tensor) -> None:
-    """Multiply all parameters alike, so that the vectors of `ids` have standard deviation `std`.
+    """Multiply all parameters by one factor, after which the vectors of `ids` have standard deviation `std`.
 
-    Vectors are homogeneous in the parameters, of a degree that is tried out: 1 for sums of rows, 2 for products.
+    Vectors are homogeneous in the parameters, of degree 1 for sums of rows and 2 for products; the degree is measured.
     """
 
     def spread(factor: float) -> float:
@@ -261,7 +263,7 @@ def _scale(module: nn.Module, std: float, ids: Tensor) -> None:
 
 
 class FrozenEmbedding(nn.Module):
-    """A frozen table where a model expects a module: forward(ids (...)) -> (..., d)."""
+    """A frozen table as a module: forward(ids (...)) -> (..., d)."""
 
     def __init__(self, table: Any) -> None:
         super().__init__()
@@ -275,9 +277,9 @@ class FrozenEmbedding(nn.Module):
 
 
 def _keywords_of(method: Method) -> dict[str, tuple[Any, ...]]:
-    """What a description may set, with the types that it may have.
+    """The keywords that a description may set, with their types.
 
-    That is the class's own keywords, not nn.Embedding's nor those that the loop decides.
+    These are the class's own keywords, without those of nn.Embedding and those that the training loop sets.
     """
     cls = method.layer
     fixed = {"pairs", "rows", *method.fixed}
@@ -295,7 +297,7 @@ def _keywords_of(method: Method) -> dict[str, tuple[Any, ...]]:
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
-    """The types of a union, or the one type."""
+    """The types of a union, or a single type."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
@@ -303,7 +305,7 @@ _TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def _fits(value: Value, kinds: tuple[Any, ...]) -> bool:
-    """Whether a value is of one of the types; a lone number also stands for a sequence of one."""
+    """Whether a value is of one of the types; a single number is also a sequence of one."""
     if isinstance(value, tuple):
         return any(
             all(_fits(part, typing.get_args(kind)) for part in value)
@@ -312,28 +314,28 @@ def _fits(value: Value, kinds: tuple[Any, ...]) -> bool:
         )
     if isinstance(value, float) and not math.isfinite(value):
         return False
-    wanted = {bool} if isinstance(value, bool) else {int, float} if isinstance(value, int) else {type(value)}
+    types_of_value = {bool} if isinstance(value, bool) else {int, float} if isinstance(value, int) else {type(value)}
     return any(
-        kind in wanted or (typing.get_origin(kind) is Sequence and _fits(value, typing.get_args(kind)))
+        kind in types_of_value or (typing.get_origin(kind) is Sequence and _fits(value, typing.get_args(kind)))
         for kind in kinds
     )
 
 
 def _as(value: Value, kinds: tuple[Any, ...]) -> Value:
-    """A lone number as a sequence of one where only a sequence will do."""
+    """A single number as a sequence of one, if the keyword takes only sequences."""
     if isinstance(value, (int, float)) and {bool, int, float}.isdisjoint(kinds):
         return (value,)
     return value
 
 
 def _described(kinds: tuple[Any, ...]) -> str:
-    """Types as a user may write their values."""
-    plain = [_TYPES[kind] for kind in kinds if kind in _TYPES]
-    several = [kind for kind in kinds if typing.get_origin(kind) is Sequence]
-    for kind in several:
-        (part,) = typing.get_args(kind)
-        plain.append(f"{_TYPES[part].removeprefix('a ')}s joined by slashes")
-    return " or ".join(plain)
+    """The types in the words of an error."""
+    words = [_TYPES[kind] for kind in kinds if kind in _TYPES]
+    for kind in kinds:
+        if typing.get_origin(kind) is Sequence:
+            (element,) = typing.get_args(kind)
+            words.append(f"{_TYPES[element].removeprefix('a ')}s joined by slashes")
+    return " or ".join(words)
 
 
 def _value(text: str) -> Value:

@@ -18,7 +18,7 @@ class GMF(nn.Module):
         score(u, i) = <w, p_u * q_i> + b
 
     user, item: modules that map int64 ids (...) to (..., d); w starts as ones, b as zero.
-    dropout: share of the dimensions of p_u * w set to zero while training.
+    dropout: share of the dimensions of p_u * w that are set to zero in training.
     """
 
     def __init__(self, user: nn.Module, item: nn.Module, embedding_dim: int, dropout: float = 0.0) -> None:
@@ -34,19 +34,19 @@ class GMF(nn.Module):
         return query
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
-        """Scores of `items` (n, c) for `users` (n,): (n, c). A user is looked up once for all of its items."""
-        # Multiply and add: torch's batched matrix product is 1.6 times slower for one row a batch entry, and need
-        # not treat equal items equally, which would break draws at random.
+        """Scores of `items` (n, c) for `users` (n,): (n, c). A user is looked up once for all items of a row."""
+        # torch's batched matrix product is 1.6 times slower for one row per batch entry. It may also give equal items
+        # unequal scores, which would break ties at random.
         scores: Tensor = (self.item(items) * self.query(users).unsqueeze(1)).sum(dim=-1) + self.bias
         return scores
 
     def catalogue(self, num_items: int) -> Tensor:
-        """What `score_catalogue` needs of the items: their vectors, (num_items, d). Equal rows have equal scores."""
+        """The item vectors for `score_catalogue`, (num_items, d). Equal rows have equal scores."""
         vectors: Tensor = self.item(torch.arange(num_items))
         return vectors
 
     def score_catalogue(self, users: Tensor, items: Tensor) -> Tensor:
-        """Scores of every item for `users` (n,): (n, num_items); `items` (num_items, d) are `catalogue`'s rows."""
+        """Scores of every item for `users` (n,): (n, num_items); `items` (num_items, d) come from `catalogue`."""
         return self.query(users) @ items.T + self.bias
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mgqe.recsys.models.distinct import distinct_items
 from mgqe.recsys.models.settings import ModelSettings
 
-CATALOGUE_CELLS = 2**22  # values of the first layer held at once when scoring a catalogue: 16 MiB of float32
+CATALOGUE_CELLS = 2**22  # values of the first layer in memory when a catalogue is scored: 16 MiB of float32
 TABLES = {"gmf_user": "user", "gmf_item": "item", "mlp_user": "user", "mlp_item": "item"}
 
 
@@ -23,17 +23,16 @@ class NeuMF(nn.Module):
         z_1 = relu(W_1 [p_u; q_i] + b_1),  z_k = relu(W_k z_(k-1) + b_k)
         score(u, i) = <w, g_u * g_i> + <v, z_L> + b
 
-    g: the vectors of the product, p and q those of the network; each branch has tables of its own, all of d
-    dimensions. Layer k has d / 2^(k-1) units, so that three layers go 2d -> d -> d/2 -> d/4, the authors' shape;
-    "factors" in their figures is the last width. Two differences: their product has as many dimensions as the last
-    layer, here it has d; their user and item share one start of the network by pre-training, here both branches are
-    trained together from the start.
+    g: the vectors of the product; p, q: those of the network. Each branch has its own tables, all of d dimensions.
+    Layer k has d / 2^(k-1) units, so that three layers go 2d -> d -> d/2 -> d/4, the authors' shape; the "factors" in
+    their figures are the last width. There are two differences. Their product has as many dimensions as the last layer,
+    here it has d. They pre-train the two branches, here both are trained together from the start.
 
-    The first layer is computed in two parts, W_1 [p; q] = W_p p + W_q q: the first once for all items of a user, the
-    second once for each distinct item.
+    The first layer is computed as W_1 [p; q] = W_p p + W_q q: W_p p once for all items of a user, W_q q once for each
+    distinct item.
 
     gmf_user, gmf_item, mlp_user, mlp_item: modules that map int64 ids (...) to (..., d). num_layers: L, 1 or more.
-    dropout: share of the dimensions of w * g_u and of z_1 set to zero while training.
+    dropout: share of the dimensions of w * g_u and of z_1 that are set to zero in training.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class NeuMF(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(wide, narrow) for wide, narrow in itertools.pairwise(widths))
         self.last = nn.Linear(widths[-1], 1)
         self.dropout = nn.Dropout(dropout)
-        # The two halves of one layer of 2d inputs, which decide the scale of its start.
+        # The two halves of one layer are initialised for its 2d inputs.
         for layer in (self.user_layer, self.item_layer):
             nn.init.uniform_(layer.weight, -((2 * embedding_dim) ** -0.5), (2 * embedding_dim) ** -0.5)
 
@@ -73,26 +72,26 @@ class NeuMF(nn.Module):
         """Scores of `items` (n, c) for `users` (n,): (n, c)."""
         product, hidden = self.query(users)
         num_items: Any = self.gmf_item.num_embeddings
-        distinct, places = distinct_items(items, num_items)
-        linear = (F.embedding(places, self.gmf_item(distinct)) * product[:, None]).sum(dim=2)
-        first = F.embedding(places, self.item_layer(self.mlp_item(distinct))).add_(hidden[:, None])
+        distinct, inverse = distinct_items(items, num_items)
+        linear = (F.embedding(inverse, self.gmf_item(distinct)) * product[:, None]).sum(dim=2)
+        first = F.embedding(inverse, self.item_layer(self.mlp_item(distinct))).add_(hidden[:, None])
         return linear + self._network(first)
 
     def catalogue(self, num_items: int) -> Tensor:
-        """What `score_catalogue` needs of the items: [g_i; q_i], (num_items, 2d). Equal rows have equal scores."""
+        """The item vectors [g_i; q_i] for `score_catalogue`, (num_items, 2d). Equal rows have equal scores."""
         items = torch.arange(num_items)
         return torch.cat([self.gmf_item(items), self.mlp_item(items)], dim=1)
 
     def score_catalogue(self, users: Tensor, items: Tensor) -> Tensor:
-        """Scores of every item for `users` (n,): (n, num_items); `items` (num_items, 2d) are `catalogue`'s rows."""
+        """Scores of every item for `users` (n,): (n, num_items); `items` (num_items, 2d) come from `catalogue`."""
         product, hidden = self.query(users)
         gmf, mlp = items.tensor_split([product.shape[1]], dim=1)
         mlp = self.item_layer(mlp)
         scores: Tensor = product @ gmf.T
         block = max(1, CATALOGUE_CELLS // max(1, mlp.numel()))
-        for at in range(0, users.numel(), block):
-            part = slice(at, at + block)
-            scores[part] += self._network(mlp + hidden[part, None])
+        for start in range(0, users.numel(), block):
+            users_of_block = slice(start, start + block)
+            scores[users_of_block] += self._network(mlp + hidden[users_of_block, None])
         return scores
 
     def _network(self, first: Tensor) -> Tensor:

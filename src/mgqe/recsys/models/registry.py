@@ -1,6 +1,6 @@
-"""Recommender models in plain PyTorch over any embedding: their tables come from outside.
+"""The models by name. They are built from their embedding tables, so that any embedding can be used.
 
-A model keeps its tables as submodules under the paths that its task names (`user`, `fields.city`); all else is its own.
+A model keeps its tables as submodules under the paths that its task names (`user`, `fields.city`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from mgqe.recsys.models.settings import ModelSettings
 class ModelInfo:
     """A model.
 
-    task: what it is for. tables: path of a submodule -> the field whose table it is; None: it depends on the data.
-    build: the model from a run's settings and its tables. summary: a line for --help.
+    task: the task that it is for. tables: path of a submodule -> the field of that table; None: it depends on the data.
+    build: makes the model from a run's settings and its tables. summary: one line for --help.
     """
 
     task: str
@@ -45,7 +45,7 @@ def build_model(config: ModelSettings, tables: Mapping[str, nn.Module]) -> Any:
 
 
 def choose_model(task: str | None, model: str | None) -> tuple[str, str]:
-    """(task, model), where None stands for what the other one implies; ValueError for unknown or unfitting names."""
+    """(task, model); None is replaced by what the other one implies. ValueError for unknown or incompatible names."""
     tasks = list(dict.fromkeys(info.task for info in MODELS.values()))
     for what, name, known in (("task", task, tasks), ("model", model, list(MODELS))):
         if name is not None and name not in known:

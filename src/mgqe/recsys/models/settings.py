@@ -1,4 +1,4 @@
-"""What a run's configuration says of its model."""
+"""The settings of a run's model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from mgqe.recsys.models.embeddings import Spec
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """A model, what it is for, and its embeddings.
+    """A model, its task and its embeddings.
 
-    embedding: a description as in mgqe.recsys.models.embeddings. dim: d, where the description does not say.
+    embedding: a description as in mgqe.recsys.models.embeddings. dim: d, unless the description has one.
     max_length, num_blocks, num_heads, loss, windows: of sequential models, see SequentialTask and SASRec.
-    mlp_layers: of NeuMF's network; its dim is that of each of its two branches, half of what a user or item has.
+    mlp_layers: the layers of NeuMF's network. NeuMF has two tables of d dimensions per user or item.
     """
 
     task: str = "ranking"
@@ -34,5 +34,5 @@ class ModelSettings:
 
     @property
     def embedding_dim(self) -> int:
-        """d of this run: the description's, else the configuration's."""
+        """d of this run: that of the description, else that of the configuration."""
         return self.spec.dim or self.dim

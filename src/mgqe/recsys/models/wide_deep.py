@@ -14,11 +14,11 @@ from mgqe.recsys.models.distinct import distinct_items
 from mgqe.recsys.models.settings import ModelSettings
 
 HIDDEN = (128, 64)  # units of the network's layers
-PREFIX = "fields."  # of a table's path
+PREFIX = "fields."  # of the path of each table
 
 
 def field_order(names: Iterable[str]) -> tuple[str, ...]:
-    """The fields but the item in the order of the columns that models take: the user, then the others by name."""
+    """The fields without the item, in the order of the models' columns: the user, then the others by name."""
     return ("user", *sorted(set(names) - {"user", "item"}))
 
 
@@ -28,14 +28,15 @@ class WideDeep(nn.Module):
         x = [e_1; ...; e_f],  z_1 = relu(W_1 x + b_1),  z_k = relu(W_k z_(k-1) + b_k)
         logit = <w, x> + b + <v, z_L>
 
-    e_k: the vector of field k's id; fields may have different numbers of dimensions. The wide part has no weight of
-    its own for an id, which would be a table that no codes compress (1/d of the full tables' bytes): an id's weight
-    is <w_k, e_k>, a linear function of its vector. Crosses of fields, which the paper picks by hand, are left out.
+    e_k: the vector of field k's id; fields may have different dimensions. The wide part has no separate weight per id,
+    because that would be a table that codes do not compress (1/d of the full tables' bytes). The weight of an id is
+    <w_k, e_k>, a linear function of its vector. Crosses of fields, which the paper picks by hand, are left out.
 
-    W_1 x is computed in two parts, for all fields but the item once a positive, for the item once a distinct one.
+    W_1 x is the sum of two terms: that of the context is computed once per positive, that of the item once per
+    distinct item.
 
     tables: field -> module that maps int64 ids (...) to (..., d_field), "user" and "item" among them. hidden: units
-    of the layers. dropout: share of each layer's units set to zero while training.
+    of the layers. dropout: share of the units of each layer that are set to zero in training.
     """
 
     def __init__(self, tables: Mapping[str, nn.Module], hidden: Sequence[int] = HIDDEN, dropout: float = 0.0) -> None:
@@ -50,7 +51,7 @@ class WideDeep(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(wide, narrow) for wide, narrow in itertools.pairwise(hidden))
         self.last = nn.Linear(hidden[-1], 1, bias=False)
         self.dropout = nn.Dropout(dropout)
-        # The two halves of one layer, whose inputs decide the scale of its start together.
+        # The two halves of one layer are initialised for the inputs of both.
         bound = (others + item) ** -0.5
         for layer in (self.wide_context, self.wide_item, self.context_layer, self.item_layer):
             nn.init.uniform_(layer.weight, -bound, bound)
@@ -60,21 +61,21 @@ class WideDeep(nn.Module):
         return self.wide_and_deep(*self.look_up(context, items))
 
     def look_up(self, context: Tensor, items: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Vectors (b, d_field) of each field of the context; (v, d_item) of the v distinct items; int64 (b, c), the
-        places of `items` among these."""
+        """The vectors (b, d_field) of each field of the context, those (v, d_item) of the v distinct items, and the
+        positions of `items` among these, int64 (b, c)."""
         vectors = [self.fields[name](column) for name, column in zip(self.context, context.unbind(1), strict=True)]
         table: Any = self.fields["item"]
-        distinct, places = distinct_items(items, table.num_embeddings)
-        return vectors, table(distinct), places
+        distinct, inverse = distinct_items(items, table.num_embeddings)
+        return vectors, table(distinct), inverse
 
-    def wide_and_deep(self, vectors: list[Tensor], item: Tensor, places: Tensor) -> Tensor:
-        """<w, x> + b + <v, z_L> from what `look_up` gives: (b, c)."""
+    def wide_and_deep(self, vectors: list[Tensor], item: Tensor, inverse: Tensor) -> Tensor:
+        """<w, x> + b + <v, z_L> of the results of `look_up`: (b, c)."""
         joined = torch.cat(vectors, dim=1)
-        z = F.embedding(places, self.item_layer(item)).add_(self.context_layer(joined)[:, None])
+        z = F.embedding(inverse, self.item_layer(item)).add_(self.context_layer(joined)[:, None])
         z = self.dropout(z.relu_())
         for layer in self.layers:
             z = self.dropout(layer(z).relu_())
-        wide = self.wide_context(joined) + F.embedding(places, self.wide_item(item)).squeeze(2)
+        wide = self.wide_context(joined) + F.embedding(inverse, self.wide_item(item)).squeeze(2)
         logits: Tensor = wide + self.last(z).squeeze(2)
         return logits
 

@@ -1,1 +1,1 @@
-"""What a model is trained for and judged by: item ranking, sequential recommendation, app-install prediction."""
+"""The tasks: item ranking, sequential recommendation and app-install prediction."""

@@ -1,4 +1,4 @@
-"""What a task brings: data split and ready, the tables that its models need, a loss, and a judge."""
+"""The protocol of a task: prepared data, the tables that its models need, a loss, and an evaluation."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from mgqe.recsys.models.settings import ModelSettings
 
 @dataclass(frozen=True)
 class RunSettings(DataSettings, ModelSettings):
-    """What a task reads of a run's configuration."""
+    """The settings of a run that a task reads."""
 
 
 @dataclass(frozen=True)
 class TableInfo:
     """One embedding table of a model.
 
-    field: what its ids are ("user", "item", "city"); in a description `item.K=64` is for the tables of that field.
-    counts: int64 (num_embeddings,), how often an id occurs in the training part.
-    dim: None: the run's. fixed: a description that holds whatever the run's embedding is, as for small fields that
-    stay full; not in a run of the plain full tables. full_dim: of the table in that run, where `dim` depends on the
-    run; it counts the bytes that others are compared with. std: of the start, None: the run's.
-    pairs: two int64 (n,), the training part's interactions as rows of this table and rows of the other side.
+    field: the meaning of its ids ("user", "item", "city"), by which a description such as `item.K=64` selects tables.
+    counts: int64 (num_embeddings,), how often each id occurs in the training part.
+    dim: None means that of the run. std: the standard deviation of the initial vectors; None means that of the run.
+    fixed: a description that replaces the run's, as for small fields that stay full; not used in runs of full tables.
+    full_dim: the table's dimension in a run of full tables, if `dim` depends on the run; bytes are compared with it.
+    pairs: two int64 (n,), the training interactions as rows of this table and as rows of the other side.
     """
 
     field: str
@@ -41,39 +41,39 @@ class TableInfo:
 
 
 class TrainingTask(Protocol):
-    """What the loop needs to know of a task; `model` is whatever the task's own methods understand."""
+    """The methods of a task that the training loop calls, with the models that the task is for."""
 
     @property
     def seed(self) -> int:
         """The run's seed."""
 
     def num_batches(self, batch_size: int) -> int:
-        """Batches an epoch."""
+        """The number of batches per epoch."""
 
     def batches(self, batch_size: int, phase: str, epoch: int) -> Iterator[Any]:
-        """An epoch's batches, fixed by seed, phase and epoch: an epoch that is run again is the same."""
+        """The batches of an epoch, which seed, phase and epoch determine, so that an epoch can be repeated."""
 
     def loss(self, model: Any, batch: Any) -> Tensor:
-        """A batch's loss."""
+        """The loss of a batch."""
 
     def validate(self, model: Any) -> dict[str, float]:
-        """The validation figures; of the one that selects, higher is better."""
+        """The validation figures."""
 
 
 class Task(TrainingTask, Protocol):
-    """A data set split and ready for one kind of model."""
+    """A data set, split and prepared for one kind of model."""
 
     @property
     def metric(self) -> str:
-        """The leading figure, such as hr@10 or auc; higher is better. Validation selects by it."""
+        """The figure by which validation selects, such as hr@10 or auc; higher is better."""
 
     @property
     def tables(self) -> Mapping[str, TableInfo]:
-        """Path of a submodule of the model -> the embedding table that it is."""
+        """Path of a submodule of the model -> its embedding table."""
 
     @property
     def ids(self) -> Mapping[str, FileIds]:
-        """The file's ids of rows, by field; saved beside the tables."""
+        """Field -> the file's ids of its rows, which are saved beside the tables."""
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -81,13 +81,13 @@ class Task(TrainingTask, Protocol):
 
     @property
     def split_summary(self) -> dict[str, Any]:
-        """How the data were divided, and what each part holds, for the results."""
+        """How the data were split and the size of each part, for the results."""
 
     def evaluate(self, model: Any) -> dict[str, float]:
-        """All final figures: the test part's under plain names, the validation part's with `valid_` before them."""
+        """All final figures: those of the test part under plain names, those of the validation part as `valid_NAME`."""
 
 
 def state_without_tables(model: nn.Module, tables: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The model's state less its tables'."""
+    """The model's state without that of its tables."""
     prefixes = tuple(f"{path}." for path in tables)
     return {name: value for name, value in model.state_dict().items() if not name.startswith(prefixes)}

@@ -1,4 +1,4 @@
-"""App-install prediction: would this user install this item, in this context? Positives and sampled negatives."""
+"""App-install prediction: the probability that a user installs an item in a context."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from mgqe.recsys.tasks.ranking import positives_per_step
 Batch = tuple[Tensor, Tensor]
 SMALL_FIELD, SMALL_DIM = 100, 16
 MAX_JUDGED = 30_000
-EVAL_BATCH = 4096  # positives scored at once
+EVAL_BATCH = 4096  # positives per batch of the evaluation
 
 
 @dataclass(frozen=True)
 class EvaluationRows:
-    """A part to judge on: context int64 (n, f - 1); items int64 (n, 1 + c), the positive first."""
+    """A part to evaluate on: context int64 (n, f - 1); items int64 (n, 1 + c), the positive first."""
 
     context: Tensor
     items: Tensor
@@ -46,16 +46,16 @@ class EvaluationRows:
 
 @dataclass(frozen=True)
 class CtrTask:
-    """One data set, split and ready to train and judge on.
+    """A data set, split and prepared for training and evaluation.
 
-    A positive is a row of the data; a negative has its user and context and another item. In training that is any
-    item that the user does not have in the training part, drawn anew each epoch: the held-out items are drawn as
-    often as others. In the parts that are judged it is fixed by the seed, and an item that the user has nowhere.
-    All parts have `num_negatives` a positive, hence the same share of positives.
+    A positive is a row of the data; a negative has its user and context and another item. In training, that is any
+    item that the user does not have in the training part, drawn anew in each epoch, so that held-out items are drawn
+    as often as others. In the validation and test part, it is an item that the user has nowhere, fixed by the seed.
+    All parts have `num_negatives` negatives per positive, and therefore the same share of positives.
 
-    fields: names of the context's columns, the user's first. context: int64 (n, f - 1), items: int64 (n,), the
-    training part. seen: what users have in it.
-    dims: (of this run, of the plain full one), which small fields do not exceed; see `table_info`.
+    fields: names of the context's columns, "user" first. context: int64 (n, f - 1), items: int64 (n,): the training
+    part. seen: the users' items in it.
+    dims: (of this run, of a run of full tables), which the dimensions of small fields do not exceed; see `table_info`.
     """
 
     fields: tuple[str, ...]
@@ -79,14 +79,14 @@ class CtrTask:
         seed: int,
         num_negatives: int = 2,
         dims: tuple[int, int] = (64, 64),
-        divided: RowSplit | None = None,
+        row_split: RowSplit | None = None,
     ) -> CtrTask:
-        """Choose at most MAX_JUDGED positives of a part to judge on, and draw their negatives, by `seed`.
+        """Choose at most MAX_JUDGED positives per part to evaluate on, and draw their negatives, by `seed`.
 
-        divided: of which rows to take instead, in their parts; by default `rows` as split_rows divides them.
+        row_split: the rows and parts to use; by default `rows`, split by split_rows.
         """
-        divided = split_rows_by_rule(rows, None, derive_seed(seed, "split")) if divided is None else divided
-        rows, parts = divided.rows, divided.parts
+        row_split = split_rows_by_rule(rows, None, derive_seed(seed, "split")) if row_split is None else row_split
+        rows, parts = row_split.rows, row_split.parts
         users, items, shape = rows.context[:, 0], rows.items, (len(rows.ids["user"]), len(rows.ids["item"]))
         anywhere = SeenItems(users, items, *shape, user_ids=rows.ids["user"])
         evaluated = {}
@@ -118,29 +118,29 @@ class CtrTask:
                 "interactions": len(rows),
                 "repeats_left_out": rows.num_repeats,
                 "fields": {name: len(known) for name, known in rows.ids.items()},
-                "split": {LEAVE_ONE_OUT: "by time", AT_RANDOM: "at random"}.get(divided.summary["rule"], "as asked"),
+                "split": {LEAVE_ONE_OUT: "by time", AT_RANDOM: "at random"}.get(row_split.summary["rule"], "as asked"),
                 "trained_positives": parts.train.numel(),
                 "judged_positives": evaluated["test"].items.shape[0],
             },
-            split_summary=divided.summary,
+            split_summary=row_split.summary,
         )
 
     @cached_property
     def tables(self) -> dict[str, TableInfo]:
-        """A table a field, at `fields.NAME`."""
-        users, found = self.context[:, 0], {}
+        """The table of each field, at `fields.NAME`."""
+        users, tables = self.context[:, 0], {}
         for name, column in (*zip(self.fields, self.context.unbind(1), strict=True), ("item", self.items)):
             other = users if name == "item" else self.items
-            found[f"{PREFIX}{name}"] = table_info(name, len(self.ids[name]), column, other, self.dims)
-        return found
+            tables[f"{PREFIX}{name}"] = table_info(name, len(self.ids[name]), column, other, self.dims)
+        return tables
 
     def num_batches(self, batch_size: int) -> int:
-        """Batches an epoch."""
+        """The number of batches per epoch."""
         num = self.items.numel()
         return -(-num // positives_per_step(num, batch_size))
 
     def batches(self, batch_size: int, phase: str, epoch: int) -> Iterator[Batch]:
-        """An epoch's (context (b, f - 1), items (b, 1 + c)), the positive first: fixed by seed, phase, epoch."""
+        """Batches (context (b, f - 1), items (b, 1 + c)), the positive first; seed, phase and epoch determine them."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, phase, epoch))
         negatives = sample_negatives(self.context[:, 0], self.seen, self.num_negatives, generator)
         items = torch.cat([self.items[:, None], negatives], dim=1)
@@ -149,7 +149,7 @@ class CtrTask:
             yield self.context[chosen], items[chosen]
 
     def loss(self, model: WideDeep, batch: Batch) -> Tensor:
-        """Mean binary cross-entropy: the positive against 1, the negatives against 0."""
+        """Mean binary cross-entropy, with label 1 for positives and 0 for negatives."""
         logits = model(*batch)
         return F.binary_cross_entropy_with_logits(logits, _labels(logits))
 
@@ -162,9 +162,8 @@ class CtrTask:
     def evaluate(self, model: WideDeep) -> dict[str, float]:
         """All final figures: auc, logloss, ece (calibration_error) and calibration (calibration_ratio).
 
-        Under plain names those of the test part, `valid_` those of the validation part. head_auc and tail_auc: of
-        the test part's positives among the 10% most frequent items in training, and of the others, each group
-        against its own negatives.
+        Plain names are of the test part, `valid_NAME` of the validation part. head_auc and tail_auc are of the test
+        positives among the 10% most frequent items in training, and of the others, each against their own negatives.
         """
         test = _logits(model, self.test)
         in_head = head_items(self.tables[f"{PREFIX}item"].counts)[self.test.items[:, 0]]
@@ -177,11 +176,13 @@ class CtrTask:
 
 
 def table_info(name: str, num_ids: int, column: Tensor, other: Tensor, dims: tuple[int, int]) -> TableInfo:
-    """The table of the field `name`, from the training part's ids of the field, int64 (n,), and of the other side.
+    """The table of the field `name`.
 
-    The rule: a field with at most SMALL_FIELD = 100 ids stays full, with SMALL_DIM = 16 dimensions (fewer in a run of
-    fewer), whatever the run's embedding is, since codebooks would cost more than they save; the others are as the run
-    says. dims: d of the run, and of the run of plain full tables.
+    A field with at most SMALL_FIELD = 100 ids keeps a full table whatever the run's embedding is, since codebooks would
+    cost more than they save. It has SMALL_DIM = 16 dimensions, or those of the run if they are fewer.
+
+    column: the field's ids in the training part, int64 (n,); other: the ids of the other side, int64 (n,). dims: d of
+    the run, and of a run of full tables.
     """
     counts = torch.bincount(column, minlength=num_ids)
     if num_ids > SMALL_FIELD:
@@ -215,7 +216,7 @@ def _figures(logits: Tensor) -> dict[str, float]:
 
 
 def prepare(config: RunSettings) -> tuple[CtrTask, str]:
-    """The data that `config` names, split and ready, and a digest of them."""
+    """The data of a configuration, split and prepared, and a digest of them."""
     context = tuple(name.strip() for name in config.context_columns.split(",") if name.strip())
     for name in context:
         if "." in name or "/" in name or hasattr(nn.ModuleDict(), name):
@@ -229,14 +230,14 @@ def prepare(config: RunSettings) -> tuple[CtrTask, str]:
 
     rows, seed = load(config.data), derive_seed(config.seed, "split")
     if config.test is None:
-        divided = split_rows_by_rule(rows, config.split, seed)
+        row_split = split_rows_by_rule(rows, config.split, seed)
     else:
-        divided = split_row_parts(rows, None if config.valid is None else load(config.valid), load(config.test), seed)
+        row_split = split_row_parts(rows, None if config.valid is None else load(config.valid), load(config.test), seed)
     dims = (config.embedding_dim, config.dim)
-    task = CtrTask.prepare(rows, config.seed, config.negatives, dims, divided)
+    task = CtrTask.prepare(rows, config.seed, config.negatives, dims, row_split)
     if config.split is None and config.test is None:
         return task, rows.fingerprint
-    digest = hashlib.sha256(divided.rows.fingerprint.encode())
-    for part in (divided.parts.train, divided.parts.valid):
+    digest = hashlib.sha256(row_split.rows.fingerprint.encode())
+    for part in (row_split.parts.train, row_split.parts.valid):
         digest.update(part.numpy().tobytes())
     return task, digest.hexdigest()

@@ -1,9 +1,9 @@
-"""HR@k, NDCG@k and recall@k from the ranks of held-out items, where draws count against the model; AUC and calibration.
+"""HR@k, NDCG@k and recall@k from the ranks of held-out items, in which ties count against the model; AUC; calibration.
 
-A rank, from 0, is the number of rivals that score at least as much; an item that the same user has in the same part is
-no rival. With one relevant item per user, HR@k = [rank < k] and NDCG@k = [rank < k] / log2(rank + 2). With several, the
-user's list holds them all: HR@k = [one or more are among the first k], NDCG@k is the list's DCG over that of the best
-possible list, recall@k the share of them among the first k. Each is a mean over users.
+A rank, from 0, is the number of rivals with at least the same score; other items of the user in the same part are no
+rivals. With one relevant item per user, HR@k = [rank < k] and NDCG@k = [rank < k] / log2(rank + 2). With several, they
+are all in the user's list: HR@k = [at least one is among the first k], NDCG@k is the DCG of the list over that of the
+best possible list, and recall@k is the share of them among the first k. Each figure is a mean over users.
 """
 
 from __future__ import annotations
@@ -14,40 +14,40 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FULL_CATALOGUE_CELLS = 2**24  # scores held at once when ranking the whole catalogue: 64 MiB of float32
+FULL_CATALOGUE_CELLS = 2**24  # scores in memory when the whole catalogue is ranked: 64 MiB of float32
 
 
 def rank_among(positive: Tensor, others: Tensor) -> Tensor:
-    """Rank of each positive among its own other candidates, 0 = best.
+    """Rank of each positive among its other candidates, 0 is best: int64 (n,).
 
-    positive: (n,) scores; others: (n, c) scores. Returns int64 (n,): the number of others that score at least as
-    much. A NaN is the worst score: as the positive it loses to all others, as one of the others it never wins.
+    positive: (n,) scores; others: (n, c) scores. The rank is the number of others with at least the same score. NaN is
+    the worst score: as the positive it loses to all others, as one of the others it never wins.
     """
     ranks = (others >= positive[:, None]).sum(dim=1)
     return torch.where(positive.isnan(), torch.full_like(ranks, others.shape[1]), ranks)
 
 
 def hit_rate(ranks: Tensor, k: int) -> float:
-    """HR@k of one relevant item per user: share of `ranks` (n,) below k. NaN when there are none."""
+    """HR@k with one relevant item per user: the share of `ranks` (n,) below k. NaN if there are none."""
     return float((ranks < k).double().mean())
 
 
 def ndcg(ranks: Tensor, k: int) -> float:
-    """NDCG@k of one relevant item per user: mean of [rank < k] / log2(rank + 2). NaN when there are none."""
+    """NDCG@k with one relevant item per user: the mean of [rank < k] / log2(rank + 2). NaN if there are none."""
     return float(_gains(ranks, k).mean())
 
 
-def _gains(places: Tensor, k: int) -> Tensor:
-    """What items at places (n,), from 0, add to DCG@k: float64 (n,)."""
-    gains = 1.0 / torch.log2(places.double() + 2.0)
-    return torch.where(places < k, gains, torch.zeros_like(gains))
+def _gains(positions: Tensor, k: int) -> Tensor:
+    """The gains in DCG@k of items at positions (n,), from 0: float64 (n,)."""
+    gains = 1.0 / torch.log2(positions.double() + 2.0)
+    return torch.where(positions < k, gains, torch.zeros_like(gains))
 
 
 def list_positions(ranks: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
-    """Places, from 0, of relevant items in their users' lists, which hold rivals and relevant items.
+    """Positions, from 0, of relevant items in their users' lists, which hold rivals and relevant items.
 
-    ranks: int64 (n,) among the rivals; owners: int64 (n,) the user of each. Returns the places and their users, both
-    (n,), sorted by user, then by place: of two relevant items the one with fewer rivals before it comes first.
+    ranks: int64 (n,) among the rivals; owners: int64 (n,), the user of each. Returns the positions and their users,
+    both (n,), sorted by user, then by position: of two relevant items, the one with fewer rivals before it is first.
     """
     order = ranks.argsort(stable=True)
     order = order[owners[order].argsort(stable=True)]
@@ -59,15 +59,15 @@ def list_positions(ranks: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
 def rank_figures(ranks: Tensor, k: int = 10, prefix: str = "", owners: Tensor | None = None) -> dict[str, float]:
     """{prefix}hr@k and {prefix}ndcg@k, and with `owners` (n,), the user of each rank, {prefix}recall@k.
 
-    Without `owners` each rank is of another user.
+    Without `owners`, each rank is that of a different user.
     """
     if owners is None:
         return {f"{prefix}hr@{k}": hit_rate(ranks, k), f"{prefix}ndcg@{k}": ndcg(ranks, k)}
-    places, users = list_positions(ranks, owners)
+    positions, users = list_positions(ranks, owners)
     num = torch.bincount(users)
     hits, gains = (torch.zeros(num.numel(), dtype=torch.float64) for _ in range(2))
-    hits.index_add_(0, users, (places < k).double())
-    gains.index_add_(0, users, _gains(places, k))
+    hits.index_add_(0, users, (positions < k).double())
+    gains.index_add_(0, users, _gains(positions, k))
     best = _gains(torch.arange(k), k).cumsum(0)[num.clamp(max=k) - 1]
     return {
         f"{prefix}hr@{k}": float((hits > 0).double().mean()),
@@ -77,7 +77,7 @@ def rank_figures(ranks: Tensor, k: int = 10, prefix: str = "", owners: Tensor | 
 
 
 def head_items(counts: Tensor, share: float = 0.1) -> Tensor:
-    """bool (num_items,): the `share` of items with the largest counts, at least one; draws go to the lower row."""
+    """The `share` of items with the largest counts, at least one: bool (num_items,). Of equal ones, lower rows win."""
     head = torch.zeros(counts.numel(), dtype=torch.bool)
     head[torch.argsort(counts, descending=True, stable=True)[: max(1, round(share * counts.numel()))]] = True
     return head
@@ -86,16 +86,16 @@ def head_items(counts: Tensor, share: float = 0.1) -> Tensor:
 def head_and_tail_figures(
     ranks: Tensor, items: Tensor, counts: Tensor, k: int = 10, owners: Tensor | None = None
 ) -> dict[str, float]:
-    """`summary` of the ranks (n,) of head items, prefix `head_`, and of tail items, prefix `tail_`.
+    """`rank_figures` of the ranks (n,) of head items, prefix `head_`, and of tail items, prefix `tail_`.
 
-    items: (n,) the ranked items; counts: (num_items,) as for `head_items`; owners as for `summary`: each tier is
-    judged as if its items were the only relevant ones. NaN where a tier has no items.
+    items: (n,), the ranked items; counts: (num_items,) as for `head_items`; owners as for `rank_figures`. The items of
+    the other group do not count as relevant. NaN for a group without items.
     """
     in_head = head_items(counts)[items]
     return {
         name: value
-        for prefix, tier in (("head_", in_head), ("tail_", ~in_head))
-        for name, value in rank_figures(ranks[tier], k, prefix, None if owners is None else owners[tier]).items()
+        for prefix, group in (("head_", in_head), ("tail_", ~in_head))
+        for name, value in rank_figures(ranks[group], k, prefix, None if owners is None else owners[group]).items()
     }
 
 
@@ -114,8 +114,8 @@ def sampled_ranks(
 ) -> Tensor:
     """Ranks of `positives` (n,) among `negatives` (u, c) of `users` (u,): int64 (n,), `batch_size` at a time.
 
-    owners: int64 (n,), the place of each positive's user; without it, each user has one positive. A negative that is
-    the positive itself is left out: no item is its own rival.
+    owners: int64 (n,), the position in `users` of each positive's user; without it, each user has one positive. A
+    negative that is the positive itself is left out, since no item is its own rival.
     """
     ranks = []
     owners = torch.arange(users.numel()) if owners is None else owners
@@ -139,31 +139,31 @@ def catalogue_ranks(
     also_seen: Tensor | None = None,
     offsets: Tensor | None = None,
 ) -> Tensor:
-    """Ranks of `positives` (n,) among all items but those `users` (u,) already have: int64 (n,).
+    """Ranks of `positives` (n,) among all items without those that `users` (u,) have seen: int64 (n,).
 
-    seen_items, seen_offsets: what user u had before is seen_items[seen_offsets[u] : seen_offsets[u + 1]];
-    also_seen: (u,) one more item per user that they already have.
-    offsets: (u + 1,), the positives of users[i] are positives[offsets[i] : offsets[i + 1]], one or more, none of which
-    is another's rival; without it, each user has one. Memory is bounded by FULL_CATALOGUE_CELLS scores.
+    seen_items, seen_offsets: user u has seen seen_items[seen_offsets[u] : seen_offsets[u + 1]];
+    also_seen: (u,), one more item that each user has seen.
+    offsets: (u + 1,), the positives of users[i] are positives[offsets[i] : offsets[i + 1]], one or more, which are no
+    rivals of each other; without it, each user has one. At most FULL_CATALOGUE_CELLS scores are in memory.
     """
     ranks = []
     offsets = torch.arange(users.numel() + 1) if offsets is None else offsets
     batch_size = max(1, FULL_CATALOGUE_CELLS // max(1, num_items))
-    for at in range(0, users.numel(), batch_size):
-        owners = users[at : at + batch_size]
-        bounds = offsets[at : at + len(owners) + 1]
+    for start in range(0, users.numel(), batch_size):
+        owners = users[start : start + batch_size]
+        bounds = offsets[start : start + len(owners) + 1]
         positive, num = positives[bounds[0] : bounds[-1]], bounds.diff()
         whose = torch.arange(owners.numel()).repeat_interleave(num)
         scores = score(owners)
         best = scores[whose, positive]
         lengths = seen_offsets[owners + 1] - seen_offsets[owners]
-        # Positions of every seen item of every user of the batch: start of the run + place within it.
+        # Row and position in the user's list of every seen item of the batch.
         row = torch.arange(owners.numel()).repeat_interleave(lengths)
         within = torch.arange(row.numel()) - (lengths.cumsum(0) - lengths)[row]
-        # A NaN never wins, so that what is left out cannot count.
+        # NaN never wins, so that an item with this score is left out.
         scores[row, seen_items[seen_offsets[owners][row] + within]] = torch.nan
         if also_seen is not None:
-            scores[torch.arange(len(owners)), also_seen[at : at + batch_size]] = torch.nan
+            scores[torch.arange(len(owners)), also_seen[start : start + batch_size]] = torch.nan
         scores[whose, positive] = torch.nan
         rank = torch.cat(
             [
@@ -177,29 +177,29 @@ def catalogue_ranks(
 
 
 def _rows(scores: Tensor, rows: Tensor) -> Tensor:
-    """scores[rows], without a copy where these are all the rows in order."""
-    everything = rows.numel() == len(scores) and bool((rows == torch.arange(len(scores))).all())
-    return scores if everything else scores[rows]
+    """scores[rows], without a copy if these are all rows in order."""
+    is_all = rows.numel() == len(scores) and bool((rows == torch.arange(len(scores))).all())
+    return scores if is_all else scores[rows]
 
 
 def auc(labels: Tensor, scores: Tensor) -> float:
-    """Area under the ROC curve: the chance that a positive scores above a negative, draws counting half.
+    """Area under the ROC curve: the probability that a positive scores above a negative, where ties count half.
 
-    labels: (n,) 1 or 0; scores: (n,). NaN without positives, without negatives, or where a score is NaN.
+    labels: (n,), 1 or 0; scores: (n,). NaN without positives, without negatives, or if a score is NaN.
     """
     if scores.isnan().any():
         return float("nan")
     positive = labels > 0.5
-    _, place, counts = torch.unique(scores, return_inverse=True, return_counts=True)
-    # Mean rank, from 1, of those that draw.
+    _, position, counts = torch.unique(scores, return_inverse=True, return_counts=True)
+    # The mean rank, from 1, of equal scores.
     ranks = counts.cumsum(0).double() - (counts.double() - 1.0) / 2.0
-    wins = ranks[place[positive]].sum()
+    wins = ranks[position[positive]].sum()
     num = positive.sum().double()
     return float((wins - num * (num + 1.0) / 2.0) / (num * (positive.numel() - num)))
 
 
 def log_loss(labels: Tensor, logits: Tensor) -> float:
-    """Mean binary cross-entropy in nats of `labels` (n,) in [0, 1] under sigmoid(`logits`), logits (n,)."""
+    """Mean binary cross-entropy, in nats, of `labels` (n,) in [0, 1] under sigmoid(`logits`), logits (n,)."""
     return float(F.binary_cross_entropy_with_logits(logits.double(), labels.double()))
 
 
@@ -209,11 +209,11 @@ def calibration_error(labels: Tensor, probabilities: Tensor, bins: int = 15) -> 
     The sum over `bins` intervals of [0, 1], equally wide, of (share of the rows in it) * |mean label - mean
     probability|. labels, probabilities: (n,).
     """
-    place = (probabilities.double() * bins).long().clamp(0, bins - 1)
-    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, labels.double() - probabilities.double())
+    position = (probabilities.double() * bins).long().clamp(0, bins - 1)
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, position, labels.double() - probabilities.double())
     return float(gaps.abs().sum() / labels.numel())
 
 
 def calibration_ratio(labels: Tensor, probabilities: Tensor) -> float:
-    """Mean probability over mean label: above 1 when the model promises too much. labels, probabilities: (n,)."""
+    """Mean probability over mean label; above 1 if the model predicts too much. labels, probabilities: (n,)."""
     return float(probabilities.double().mean() / labels.double().mean())

@@ -1,4 +1,4 @@
-"""Item ranking: what an epoch trains on, and how a model is judged on held-out items, with sampled negatives."""
+"""Item ranking: a user's held-out items are ranked among sampled negatives and among the catalogue."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MIN_STEPS = 64
 
 @dataclass(frozen=True)
 class EvaluationPart(HeldOut):
-    """Held-out items with the negatives that they are ranked among.
+    """A held-out part with negatives for its items.
 
     negatives: int64 (u, c), items that the user has nowhere; one that is the positive itself does not count.
     """
@@ -53,12 +53,11 @@ class EvaluationPart(HeldOut):
 
 @dataclass(frozen=True)
 class RankingTask:
-    """One data set, split and ready to train and judge on.
+    """A data set, split and prepared for training and evaluation.
 
-    split: the training part and what is held out of it.
-    seen: what users have in training, which negatives avoid.
-    valid, test: the users that are judged, with their held-out items and their negatives.
-    table_fields: path of each of the model's tables -> "user" or "item"; by default GMF's.
+    seen: the users' items in training, which are no negatives.
+    valid, test: the users to evaluate, with their held-out items and negatives.
+    table_fields: path of each of the model's tables -> "user" or "item"; by default those of GMF.
     """
 
     split: Split
@@ -82,9 +81,9 @@ class RankingTask:
         eval_users: int = 10_000,
         split: Split | None = None,
     ) -> RankingTask:
-        """Choose at most `eval_users` users per part to judge on, and draw their negatives, all by `seed`.
+        """Choose at most `eval_users` users per part to evaluate, and draw their negatives, by `seed`.
 
-        split: of these interactions; by default leave-one-out.
+        split: the split of these interactions; by default leave-one-out.
         """
         split = leave_one_out(interactions) if split is None else split
         anywhere = SeenItems(
@@ -94,8 +93,8 @@ class RankingTask:
         for name, part in (("valid", split.valid), ("test", split.test)):
             if part.users.numel() > eval_users:
                 generator = torch.Generator().manual_seed(derive_seed(seed, "users"))
-                places = torch.randperm(part.users.numel(), generator=generator)[:eval_users].sort().values
-                part = part.of_users(places)
+                positions = torch.randperm(part.users.numel(), generator=generator)[:eval_users].sort().values
+                part = part.of_users(positions)
             negatives = evaluation_negatives(part.users, anywhere, eval_negatives, derive_seed(seed, name))
             evaluated[name] = EvaluationPart.of(part, negatives)
         return cls._of(interactions, split, evaluated["valid"], evaluated["test"], num_negatives, seed)
@@ -104,9 +103,9 @@ class RankingTask:
     def published(
         cls, data: PublishedSplit, seed: int, num_negatives: int = 4, eval_negatives: int = 99
     ) -> RankingTask:
-        """On published test items and negatives, all users judged; validation as PublishedSplit.split says.
+        """With published test items and negatives, for all users; validation items as in PublishedSplit.split.
 
-        eval_negatives: of the validation items, drawn by `seed`.
+        eval_negatives: the number of negatives of the validation items, drawn by `seed`.
         """
         interactions, split = data.interactions, data.split(derive_seed(seed, "valid"))
         anywhere = SeenItems(
@@ -139,41 +138,16 @@ class RankingTask:
         )
 
     @property
-    def users(self) -> Tensor:
-        """The users that are judged on the test part: int64 (u,)."""
-        return self.test.users
-
-    @property
-    def valid_items(self) -> Tensor:
-        """Validation items of the judged users, by user: int64 (n,)."""
-        return self.valid.items
-
-    @property
-    def test_items(self) -> Tensor:
-        """Test items of the judged users, by user: int64 (n,)."""
-        return self.test.items
-
-    @property
-    def valid_negatives(self) -> Tensor:
-        """int64 (u, c) for the users of `valid`."""
-        return self.valid.negatives
-
-    @property
-    def test_negatives(self) -> Tensor:
-        """int64 (u, c) for the users of `test`."""
-        return self.test.negatives
-
-    @property
     def split_summary(self) -> dict[str, Any]:
-        """How the data were divided, and what each part holds."""
+        """How the data were split and the size of each part."""
         return self.split.summary
 
     def owners(self, part: HeldOut) -> Tensor | None:
-        """The user of each item of a part, as `summary` takes them: None where each user has one item by the rule."""
+        """The user of each item of a part, for `rank_figures`; None if the rule gives each user one item."""
         return part.owners if self.split.several_items else None
 
     def catalogue_ranks(self, scores: CatalogueScorer, part: HeldOut, test: bool) -> Tensor:
-        """Ranks of a part's items among the catalogue, less what their users had before: int64 (n,)."""
+        """Ranks of a part's items in the catalogue without the users' earlier items: int64 (n,)."""
         items, offsets = self.split.histories(test)
         return catalogue_ranks(
             scores, part.users, part.items, items, offsets, self.split.num_items, offsets=part.offsets
@@ -191,12 +165,12 @@ class RankingTask:
         return {path: infos[name] for path, name in self.table_fields.items()}
 
     def num_batches(self, batch_size: int) -> int:
-        """Batches an epoch."""
+        """The number of batches per epoch."""
         num = self.split.train_users.numel()
         return -(-num // positives_per_step(num, batch_size))
 
     def batches(self, batch_size: int, phase: str, epoch: int) -> Iterator[Batch]:
-        """An epoch's (users (b,), items (b, 1 + num_negatives)), the positive first: fixed by seed, phase, epoch."""
+        """Batches (users (b,), items (b, 1 + num_negatives)), the positive first, set by seed, phase and epoch."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, phase, epoch))
         users = self.split.train_users
         size = positives_per_step(users.numel(), batch_size)
@@ -206,7 +180,7 @@ class RankingTask:
             yield users[chosen], items[chosen]
 
     def loss(self, model: Model, batch: Batch) -> Tensor:
-        """Mean binary cross-entropy of all pairs: the positive against 1, the negatives against 0."""
+        """Mean binary cross-entropy of all pairs, with label 1 for positives and 0 for negatives."""
         users, items = batch
         scores = model(users, items)
         target = torch.zeros_like(scores)
@@ -214,7 +188,7 @@ class RankingTask:
         return F.binary_cross_entropy_with_logits(scores, target)
 
     def check_negatives(self) -> None:
-        """ValueError when a user who is trained on has every item, so that training has no negatives to draw."""
+        """ValueError if a user of the training part has every item, so that there are no negatives."""
         self.seen.check_unseen(self.split.train_users, 1, LEAVE_OUT)
 
     def validate(self, model: Model) -> dict[str, float]:
@@ -224,20 +198,19 @@ class RankingTask:
 
     @torch.no_grad()
     def _distinct(self, model: Model) -> tuple[Tensor, Tensor]:
-        """The catalogue's distinct rows (v, ...), and each item's place among them: int64 (num_items,)."""
-        distinct, places = torch.unique(model.catalogue(self.split.num_items), dim=0, return_inverse=True)
-        return distinct, places
+        """The distinct rows (v, ...) of the catalogue, and the row of each item: int64 (num_items,)."""
+        distinct, row_of_item = torch.unique(model.catalogue(self.split.num_items), dim=0, return_inverse=True)
+        return distinct, row_of_item
 
-    def _sampled(self, model: Model, places: Tensor, part: EvaluationPart) -> Tensor:
+    def _sampled(self, model: Model, row_of_item: Tensor, part: EvaluationPart) -> Tensor:
         """Ranks of a part's items among sampled negatives.
 
-        A matrix product may give equal rows unequal last bits; items that share all their codes must draw.
+        A matrix product may give equal rows unequal last bits, but items that share all their codes must tie.
         """
 
         def scores(users: Tensor, items: Tensor) -> Tensor:
-            found = model(users, items)
-            at = places[items]
-            return torch.where(at == at[:, :1], found[:, :1], found)
+            result, rows = model(users, items), row_of_item[items]
+            return torch.where(rows == rows[:, :1], result[:, :1], result)
 
         return sampled_ranks(scores, part.users, part.items, part.negatives, owners=part.owners)
 
@@ -245,31 +218,31 @@ class RankingTask:
     def evaluate(self, model: Model) -> dict[str, float]:
         """All final figures.
 
-        hr@10 and ndcg@10 of the test items against sampled negatives; `full_` the same against the whole
-        catalogue less the user's training and validation items; `valid_` and `valid_full_` for the validation
-        items (against the catalogue less the user's training items); `head_` and `tail_` for the test items among
-        the 10% most frequent items in training, and for the others. Where a user may have several items in a part,
-        recall@10 as well, and no item of the part is a rival of the user's others.
+        hr@10 and ndcg@10 of the test items among sampled negatives, and as `full_` in the whole catalogue without the
+        user's training and validation items. `valid_` and `valid_full_` are those of the validation items, in the
+        catalogue without the user's training items. `head_` and `tail_` are those of the test items among the 10% most
+        frequent items in training, and of the others. If users may have several items in a part, recall@10 is added,
+        and the items of a user in a part are no rivals of each other.
         """
-        distinct, places = self._distinct(model)
+        distinct, row_of_item = self._distinct(model)
 
         def scores(users: Tensor) -> Tensor:
-            return model.score_catalogue(users, distinct)[:, places]
+            return model.score_catalogue(users, distinct)[:, row_of_item]
 
-        found = {}
+        figures = {}
         for test, part, prefix in ((True, self.test, ""), (False, self.valid, "valid_")):
             owners = self.owners(part)
-            ranks = self._sampled(model, places, part)
-            found.update(rank_figures(ranks, prefix=prefix, owners=owners))
+            ranks = self._sampled(model, row_of_item, part)
+            figures.update(rank_figures(ranks, prefix=prefix, owners=owners))
             if test:
-                found.update(head_and_tail_figures(ranks, part.items, self.split.item_counts, owners=owners))
+                figures.update(head_and_tail_figures(ranks, part.items, self.split.item_counts, owners=owners))
             ranks = self.catalogue_ranks(scores, part, test)
-            found.update(rank_figures(ranks, prefix=f"{prefix}full_", owners=owners))
-        return found
+            figures.update(rank_figures(ranks, prefix=f"{prefix}full_", owners=owners))
+        return figures
 
 
 def prepare(config: RunSettings) -> tuple[RankingTask, str]:
-    """The data that `config` names, split and ready, and a digest of them."""
+    """The data of a configuration, split and prepared, and a digest of them."""
     if config.data in PUBLISHED:
         check_layout(config.data, config.format, Columns.of(config))
         data = load_published(config.data, config.data_dir)
@@ -287,7 +260,7 @@ def prepare(config: RunSettings) -> tuple[RankingTask, str]:
 
 
 def load_split(config: RunSettings) -> tuple[Interactions, Split]:
-    """The interactions that `config` names, divided as it says."""
+    """The interactions of a configuration, and their split."""
     columns = Columns.of(config)
 
     def load(path: str) -> Interactions:
@@ -299,20 +272,20 @@ def load_split(config: RunSettings) -> tuple[Interactions, Split]:
 
 
 def split_tensors(config: RunSettings, parts: Split) -> list[Tensor]:
-    """What a digest of the data has to hold besides all interactions, unless leave-one-out divides them."""
+    """The tensors that a digest of the data needs besides the interactions, for other splits than leave-one-out."""
     if config.test is None and config.split in (None, LEAVE_ONE_OUT):
         return []
     return [parts.train_users, parts.train_items, parts.valid.users, parts.valid.items, parts.valid.offsets]
 
 
 def positives_per_step(positives: int, limit: int) -> int:
-    """Positives a step: at most `limit`; in small data sets a power of two that leaves 64 steps, but 256 at least."""
+    """Positives per step: at most `limit`; for small data sets a power of two, at least 256, that leaves 64 steps."""
     most = positives // MIN_STEPS
     return min(limit, max(256, 1 << max(0, most.bit_length() - 1)))
 
 
 def data_summary(interactions: Interactions, judged_users: int) -> dict[str, Any]:
-    """What a task's summary says of its data."""
+    """The entries of a task's summary that describe its data."""
     return {
         "users": interactions.num_users,
         "items": interactions.num_items,
@@ -323,7 +296,7 @@ def data_summary(interactions: Interactions, judged_users: int) -> dict[str, Any
 
 
 def data_fingerprint(interactions: Interactions, *more: Tensor) -> str:
-    """A digest of who took what, in order, and of what else decides the split."""
+    """A digest of the interactions, in order, and of further tensors that determine the split."""
     digest = hashlib.sha256()
     for rows in (interactions.users, interactions.items, *more):
         digest.update(rows.numpy().tobytes())

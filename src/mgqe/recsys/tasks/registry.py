@@ -1,4 +1,4 @@
-"""The tasks by name, and a run's data prepared for its task."""
+"""The tasks by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from mgqe.recsys.tasks import ctr, ranking, sequential
 from mgqe.recsys.tasks.base import RunSettings
 
-# Name -> the data that settings name, split and ready, and a digest of their rows.
+# Name -> function from a run's settings to its data, split and prepared, and a digest of their rows.
 TASKS: dict[str, Callable[[RunSettings], tuple[Any, str]]] = {
     "ranking": ranking.prepare,
     "sequential": sequential.prepare,
@@ -21,11 +21,11 @@ TASKS: dict[str, Callable[[RunSettings], tuple[Any, str]]] = {
 class RunData:
     """The data of a run; `fingerprint` is a digest of the rows themselves."""
 
-    task: Any  # a Task; benchmarks reach for what a particular one has besides
+    task: Any  # a Task; not annotated as one, since callers use attributes of the concrete classes
     fingerprint: str
 
     @classmethod
     def load(cls, config: RunSettings) -> RunData:
-        """Read, split and prepare the data that `config` names; ValueError says what is wrong with them."""
+        """Read, split and prepare the data of a configuration; ValueError says what is wrong with them."""
         task, fingerprint = TASKS[config.task](config)
         return cls(task, fingerprint)

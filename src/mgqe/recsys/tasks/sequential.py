@@ -1,4 +1,4 @@
-"""Sequential recommendation: the items after a user's history, ranked among sampled negatives and the catalogue."""
+"""Sequential recommendation: ranks the items that follow a user's history among negatives and the catalogue."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from mgqe.recsys.tasks.base import RunSettings, TableInfo
 from mgqe.recsys.tasks.metrics import head_and_tail_figures, rank_figures, sampled_ranks
 from mgqe.recsys.tasks.ranking import RankingTask, data_fingerprint, load_split, split_tensors
 
-EVAL_BATCH = 512  # histories encoded at once
+EVAL_BATCH = 512  # histories per batch of the evaluation
 
 
 @dataclass(frozen=True)
 class Batch:
     """Windows of training histories, packed.
 
-    items: int64 (m,), each window's items in time order; sizes: int64 (b,), 2 or more each, summing to m. A window
+    items: int64 (m,), the items of each window in time order; sizes: int64 (b,), each 2 or more, summing to m. A window
     of s items has s - 1 positions: each item but the last is an input, each but the first a target.
-    negatives: int64 (m - b, c) one row a position ("bce"), (c,) shared by all ("softmax"), or none ("ce").
+    negatives: int64, (m - b, c) with one row per position ("bce"), (c,) shared by all ("softmax"), or None ("ce").
     """
 
     items: Tensor
@@ -39,14 +39,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class SequentialTask:
-    """One data set, split and ready to train and judge on.
+    """A data set, split and prepared for training and evaluation.
 
-    base: the split, the judged users, their held-out items and negatives. max_length: most inputs of a window. What a
-    part holds of a user is ranked by one query, after all the user had before that part.
-    loss: "bce": sampled negatives of each position's own; "softmax": cross-entropy against negatives that a batch
+    base: the split, the users to evaluate, their held-out items and negatives. All items of a user in a part are
+    ranked by one query, which encodes the items before that part. max_length: the most inputs of a window.
+    loss: "bce": separate sampled negatives for each position; "softmax": cross-entropy against negatives that a batch
     shares; "ce": cross-entropy over the catalogue.
-    windows: of a longer history, an epoch trains on its "last" max_length + 1 items, on as many from a "random"
-    place, or on "all", cut at random places.
+    windows: the items of a longer history that an epoch trains on: the "last" max_length + 1, as many from a "random"
+    position, or "all", cut at random positions.
     """
 
     base: RankingTask
@@ -82,33 +82,31 @@ class SequentialTask:
 
     @cached_property
     def trained_users(self) -> Tensor:
-        """Users with 2 training items or more: int64."""
+        """Users with at least 2 training items: int64."""
         return (self.split.train_offsets.diff() >= 2).nonzero().squeeze(1)
 
     @cached_property
     def _positions(self) -> int:
-        """Positions an epoch."""
+        """The number of positions per epoch."""
         positions = self.split.train_offsets.diff()[self.trained_users] - 1
         return int((positions if self.windows == "all" else positions.clamp(max=self.max_length)).sum())
 
     def num_batches(self, batch_size: int) -> int:
-        """Batches an epoch, of `batch_size` positions on average."""
+        """The number of batches per epoch, of `batch_size` positions on average."""
         return max(1, -(-self._positions // batch_size))
 
     def batches(self, batch_size: int, phase: str, epoch: int) -> Iterator[Batch]:
-        """An epoch's windows in random order: fixed by seed, phase, epoch."""
+        """The windows of an epoch in random order, which seed, phase and epoch determine."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, phase, epoch))
         users, starts, sizes = self._windows(generator)
         order = torch.randperm(users.numel(), generator=generator)
-        # As near to equal numbers of positions as whole windows allow.
+        # Batches have numbers of positions as equal as whole windows allow.
         done = (sizes[order] - 1).cumsum(0)
         batches = self.num_batches(batch_size)
         cuts = torch.searchsorted(done, torch.arange(1, batches) * int(done[-1]) // batches)
         for chosen in torch.tensor_split(order, cuts):
-            kept = sizes[chosen]
-            first = kept.cumsum(0) - kept
-            at = (starts[chosen] - first).repeat_interleave(kept) + torch.arange(int(kept.sum()))
-            yield Batch(self.split.train_items[at], kept, self._negatives(users[chosen], kept, generator))
+            items = self.split.train_items[_ranges(starts[chosen], sizes[chosen])]
+            yield Batch(items, sizes[chosen], self._negatives(users[chosen], sizes[chosen], generator))
 
     def _windows(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """(users, starts in the training part, sizes), each int64 (w,)."""
@@ -121,15 +119,15 @@ class SequentialTask:
         chance = torch.rand(users.numel(), generator=generator)
         if self.windows == "random":
             return users, first + (chance * (lengths - sizes + 1)).long().clamp(max=lengths - sizes), sizes
-        # A window's last item is the next one's first input, so that every item but the first is a target once.
+        # The last item of a window is the first input of the next, so that every item but the first is a target once.
         shift = torch.where(lengths > most, (chance * self.max_length).long(), self.max_length)  # first cut
         num = 1 + (lengths - 1 - shift + self.max_length - 1).clamp(min=0) // self.max_length
         owner = torch.arange(users.numel()).repeat_interleave(num)
         number = torch.arange(owner.numel()) - (num.cumsum(0) - num)[owner]
         begin = (shift[owner] + (number - 1) * self.max_length).clamp(min=0)
         end = torch.minimum(shift[owner] + number * self.max_length, lengths[owner] - 1)
-        kept = (end > begin).nonzero().squeeze(1)
-        owner, begin, end = owner[kept], begin[kept], end[kept]
+        nonempty = (end > begin).nonzero().squeeze(1)
+        owner, begin, end = owner[nonempty], begin[nonempty], end[nonempty]
         return users[owner], first[owner] + begin, end - begin + 1
 
     def _negatives(self, users: Tensor, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
@@ -141,7 +139,7 @@ class SequentialTask:
         return sample_negatives(users.repeat_interleave(sizes - 1), self.base.seen, num, generator)
 
     def loss(self, model: SASRec, batch: Batch) -> Tensor:
-        """Mean over the batch's positions; one look-up of the item table."""
+        """Mean over the batch's positions, with one look-up in the item table."""
         ends = batch.sizes.cumsum(0)
         is_input, is_target = torch.ones(2, batch.items.numel(), dtype=torch.bool)
         is_input[ends - 1] = False
@@ -167,44 +165,43 @@ class SequentialTask:
 
     @torch.no_grad()
     def evaluate(self, model: SASRec) -> dict[str, float]:
-        """All final figures: those of RankingTask.judge. At test time validation items end the history."""
+        """All final figures, as in RankingTask.evaluate. For the test, histories include the validation items."""
         base = self.base
         vectors = self._catalogue(model)
-        # A matrix product may give equal rows unequal last bits; items that share all their codes must draw.
-        distinct, places = torch.unique(vectors, dim=0, return_inverse=True)
-        found = {}
+        # A matrix product may give equal rows unequal last bits, but items that share all their codes must tie.
+        distinct, row_of_item = torch.unique(vectors, dim=0, return_inverse=True)
+        figures = {}
         for test, part, prefix in ((True, base.test, ""), (False, base.valid, "valid_")):
             queries, owners = self.queries(model, test), base.owners(part)
             row = torch.empty(self.split.num_users, dtype=torch.int64)
             row[part.users] = torch.arange(part.users.numel())
             ranks = self._ranks(vectors, queries, test)
-            found.update(rank_figures(ranks, prefix=prefix, owners=owners))
+            figures.update(rank_figures(ranks, prefix=prefix, owners=owners))
             if test:
-                found.update(head_and_tail_figures(ranks, part.items, self.split.item_counts, owners=owners))
+                figures.update(head_and_tail_figures(ranks, part.items, self.split.item_counts, owners=owners))
             ranks = base.catalogue_ranks(
-                lambda users: (queries[row[users]] @ distinct.T)[:, places],  # noqa: B023
+                lambda users: (queries[row[users]] @ distinct.T)[:, row_of_item],  # noqa: B023
                 part,
                 test,
             )
-            found.update(rank_figures(ranks, prefix=f"{prefix}full_", owners=owners))
-        return found
+            figures.update(rank_figures(ranks, prefix=f"{prefix}full_", owners=owners))
+        return figures
 
     @torch.no_grad()
     def queries(self, model: SASRec, test: bool) -> Tensor:
-        """h after the histories of the judged users of a part, at test time with validation items: (u, d)."""
+        """h after the histories of a part's users, which include the validation items for the test: (u, d)."""
         items, offsets = self.split.histories(test)
         evaluated = (self.base.test if test else self.base.valid).users
-        found = []
-        # Users of like lengths together.
+        hidden = []
+        # Histories of similar lengths need less padding.
         order = self.split.train_offsets.diff()[evaluated].argsort(stable=True)
         for rows in torch.split(order, EVAL_BATCH):
             users = evaluated[rows]
             ends = offsets[users + 1]
             sizes = torch.minimum(ends - offsets[users], torch.tensor(self.max_length))
-            at = (ends - sizes.cumsum(0)).repeat_interleave(sizes) + torch.arange(int(sizes.sum()))
-            found.append(model(items[at], sizes))
-        queries = torch.empty(evaluated.numel(), found[0].shape[1])
-        queries[order] = torch.cat(found)
+            hidden.append(model(items[_ranges(ends - sizes, sizes)], sizes))
+        queries = torch.empty(evaluated.numel(), hidden[0].shape[1])
+        queries[order] = torch.cat(hidden)
         return queries
 
     @torch.no_grad()
@@ -215,7 +212,7 @@ class SequentialTask:
     def _ranks(self, vectors: Tensor, queries: Tensor, test: bool) -> Tensor:
         """Ranks of a part's items among their sampled negatives; queries (u, d) of its users."""
         part = self.base.test if test else self.base.valid
-        # Multiply and add treats equal items equally, which a matrix product need not.
+        # Multiplication and sum give equal items equal scores; a matrix product may not.
         return sampled_ranks(
             lambda rows, items: (F.embedding(items, vectors) * queries[rows, None]).sum(dim=2),
             torch.arange(part.users.numel()),
@@ -225,13 +222,19 @@ class SequentialTask:
         )
 
 
+def _ranges(starts: Tensor, sizes: Tensor) -> Tensor:
+    """The numbers starts[i] to starts[i] + sizes[i] - 1 for all i, one after the other: int64 (sum of sizes,)."""
+    first = sizes.cumsum(0) - sizes
+    return (starts - first).repeat_interleave(sizes) + torch.arange(int(sizes.sum()))
+
+
 def shared_softmax_loss(
     hidden: Tensor, positive: Tensor, vectors: Tensor, targets: Tensor, negatives: Tensor
 ) -> Tensor:
     """Mean of -log(e^positive / (e^positive + sum over the negatives of e^score)).
 
-    hidden (n, d); positive (n,) scores of the targets (n,); vectors (c, d) of the negatives (c,), which all positions
-    share. A negative that is a position's target does not count there.
+    hidden (n, d); positive (n,), the scores of the targets (n,); vectors (c, d) of the negatives (c,), which all
+    positions share. At a position whose target is a negative, that negative does not count.
     """
     scores = hidden @ vectors.T
     scores = scores.masked_fill(targets[:, None] == negatives, -torch.inf)
@@ -239,7 +242,7 @@ def shared_softmax_loss(
 
 
 def prepare(config: RunSettings) -> tuple[SequentialTask, str]:
-    """The data that `config` names, split and ready, and a digest of them."""
+    """The data of a configuration, split and prepared, and a digest of them."""
     interactions, parts = load_split(config)
     base = RankingTask.prepare(
         interactions, config.seed, config.negatives, config.eval_negatives, config.eval_users, parts
