@@ -1,1 +1,1 @@
-"""Damaged files and killed processes: what docs/reliability.md reports, as commands."""
+"""Tests with damaged files and killed processes; docs/reliability.md reports the results."""

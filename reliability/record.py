@@ -1,4 +1,4 @@
-"""Figures on the disk: with what, where and when they were measured."""
+"""Writes figures to the disk, with the commit, the versions, the machine and the time of their measurement."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def about_this_run() -> dict[str, Any]:
 
 
 def write_record(path: Path, content: Any) -> None:
-    """Indented JSON; a list of plain values takes one line."""
+    """Write indented JSON, with each list of plain values on one line."""
     text = json.dumps(content, indent=1)
     text = re.sub(r"\[([^][{}]*)\]", lambda match: "[" + " ".join(match[1].split()) + "]", text)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Figures in reliability/results -> the tables of docs/reliability.md, between <!-- NAME --> and <!-- /NAME -->.
+"""Writes the figures in reliability/results to docs/reliability.md, between <!-- NAME --> and <!-- /NAME -->.
 
 python -m reliability.report
 """
@@ -18,12 +18,12 @@ PAGE = ROOT / "docs" / "reliability.md"
 
 
 def read(pattern: str) -> list[dict[str, Any]]:
-    """Results files by a pattern of names."""
+    """The records in the results files whose names match a pattern."""
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(pattern))]
 
 
 def fuzz_tables() -> dict[str, str]:
-    """Outcomes by kind and by damage, of all fuzzing together, and what was run."""
+    """Outcomes of all fuzzing runs by kind and by mutation, and a line about the runs."""
     records = read("fuzz-*.json")
     tally = Tally.of(row for record in records for row in record["counts"])
     runs = [record["fuzz"] for record in records]
@@ -39,7 +39,7 @@ def fuzz_tables() -> dict[str, str]:
 
 
 def kill_table() -> str:
-    """What was killed, and how often."""
+    """The commands that were killed, and how often."""
     rows = []
     for record in read("kill-*.json"):
         kill = record["kill"]

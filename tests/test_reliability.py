@@ -28,8 +28,8 @@ from reliability.fuzz.build import Artefact, read_files
 from reliability.fuzz.compact import compact_table
 from reliability.fuzz.mutations import MUTATIONS, mutate
 from reliability.fuzz.outcome import Outcome, judge
-from reliability.fuzz.raw import unchecked
 from reliability.fuzz.run import Fuzzer, Result, case_of
+from reliability.fuzz.safetensors_bytes import unchecked
 from reliability.fuzz.tally import Tally, text_table
 from reliability.kill.__main__ import kill_writer
 from reliability.kill.runs import contents

@@ -1,1 +1,1 @@
-"""Damaged files: every kind of artefact is changed at random, loaded, and used."""
+"""Damaged files: artefacts of every kind are damaged at random, loaded and used."""

@@ -22,12 +22,12 @@ from reliability.fuzz.run import Fuzzer, Result, case_of
 from reliability.fuzz.tally import Tally, text_table
 from reliability.record import about_this_run, write_record
 
-SHOWN = 10  # bad cases named at the end
-EVERY = 30.0  # seconds between lines of progress
+MAX_LISTED = 10  # faults listed at the end
+PROGRESS_SECONDS = 30.0  # between two lines of progress
 
 
-def options() -> argparse.Namespace:
-    """From the command line."""
+def parse_options() -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m reliability.fuzz",
         description="Damage small artefacts of every kind at random, load them and use all of them. Exit status 1 if a "
@@ -46,59 +46,59 @@ def options() -> argparse.Namespace:
 
 
 def scratch() -> Path | None:
-    """Memory, where the system has a folder of it."""
+    """A folder in memory; None if the system has none."""
     shared = Path("/dev/shm")
     return shared if shared.is_dir() and os.access(shared, os.W_OK) else None
 
 
 def main() -> int:
     """The exit status."""
-    chosen = options()
+    options = parse_options()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=scratch(), prefix="mgqe-fuzz-") as name:
         folder = Path(name)
         (folder / "built").mkdir()
         artefacts = build(folder / "built")
         tally = Tally()
-        fuzzer = Fuzzer(artefacts, chosen.seed, folder, lambda result: on_result(fuzzer, tally, result, chosen.out))
-        if chosen.number is not None:
-            return try_alone(fuzzer, chosen.number, chosen.out)
-        run(fuzzer, tally, chosen)
+        fuzzer = Fuzzer(artefacts, options.seed, folder, lambda result: on_result(fuzzer, tally, result, options.out))
+        if options.number is not None:
+            return try_alone(fuzzer, options.number, options.out)
+        run(fuzzer, tally, options)
     for by in (0, 1):
         print("\n" + text_table(*tally.rows(by)))
-    print(f"\n{tally.counts.total():,} files; {tally.failures:,} must not be")
-    for result in tally.bad[:SHOWN]:
+    print(f"\n{tally.counts.total():,} files; {tally.failures:,} faults")
+    for result in tally.bad[:MAX_LISTED]:
         print(f"{describe(result)}\n  again: {repeat(fuzzer.seed, result.number)}")
     return 1 if tally.failures else 0
 
 
-def run(fuzzer: Fuzzer, tally: Tally, chosen: argparse.Namespace) -> None:
-    """Try cases for as long as was asked for, and write down what came of them, now and then and at the end."""
-    record = chosen.record or chosen.out / f"fuzz-{chosen.seed}-{chosen.first}.json"
-    start = written = time.monotonic()
+def run(fuzzer: Fuzzer, tally: Tally, options: argparse.Namespace) -> None:
+    """Try cases for as long as the options say, and write the counts now and then and at the end."""
+    record = options.record or options.out / f"fuzz-{options.seed}-{options.first}.json"
+    start = last_write = time.monotonic()
 
     def write() -> None:
         tried, seconds = tally.counts.total(), time.monotonic() - start
-        about = {**about_this_run(), "seed": chosen.seed, "first": chosen.first, "files": tried, "seconds": seconds}
+        about = {**about_this_run(), "seed": options.seed, "first": options.first, "files": tried, "seconds": seconds}
         write_record(record, {"fuzz": about, "counts": tally.record()})
-        print(f"{tried:,} files in {seconds:.0f} s, {tally.failures:,} must not be; {record}", flush=True)
+        print(f"{tried:,} files in {seconds:.0f} s, {tally.failures:,} faults; {record}", flush=True)
 
     def more(number: int) -> bool:
-        nonlocal written
+        nonlocal last_write
         now = time.monotonic()
-        if now - written > EVERY:
-            written = now
+        if now - last_write > PROGRESS_SECONDS:
+            last_write = now
             write()
-        if chosen.files is not None:
-            return bool(number < chosen.first + chosen.files)
-        return bool(now - start < 60 * chosen.minutes)
+        if options.files is not None:
+            return bool(number < options.first + options.files)
+        return bool(now - start < 60 * options.minutes)
 
-    fuzzer.run(chosen.jobs, chosen.first, more)
+    fuzzer.run(options.jobs, options.first, more)
     write()
 
 
 def on_result(fuzzer: Fuzzer, tally: Tally, result: Result, out: Path) -> None:
-    """Count it, and keep the files of a bad one."""
+    """Count a result, and keep the files of a fault."""
     if tally.add(result):
         keep(fuzzer, result, out)
         print(describe(result), flush=True)
@@ -114,18 +114,18 @@ def keep(fuzzer: Fuzzer, result: Result, out: Path) -> Path:
 
 
 def describe(result: Result) -> str:
-    """One bad case in a line."""
+    """A case in one line."""
     outcome = result.outcome
     return f"{result.number}: {outcome.name}: {result.kind} {result.name}, {result.mutation}: {outcome.message[:300]}"
 
 
 def repeat(seed: int, number: int) -> str:
-    """The command that tries a case again."""
+    """The command that repeats a case."""
     return f"python -m reliability.fuzz --seed {seed} --number {number}"
 
 
 def try_alone(fuzzer: Fuzzer, number: int, out: Path) -> int:
-    """One case, in this process, its errors and crashes as they come."""
+    """Try one case in this process, which ends if the case crashes."""
     fuzzer.learn()
     case = case_of(fuzzer.artefacts, fuzzer.seed, number)
     print(f"{case.artefact.kind} {case.artefact.name}: {case.mutation}", flush=True)

@@ -1,4 +1,4 @@
-"""Every artefact that is damaged: built in a process of its own, the same bytes in every run."""
+"""Builds the artefacts to damage, in a separate process; every run builds the same bytes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from reliability.fuzz.raw import unchecked
+from reliability.fuzz.safetensors_bytes import unchecked
 
 Files = dict[str, bytes]  # name in the artefact's folder -> content
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """Attributes:
-    kind: what it is, "compact" and so on.
-    name: which of them.
-    checked: its files record checksums; those of format 1 do not.
-    files: all of it.
+    """An artefact to damage.
+
+    Attributes:
+        kind: "compact", "model" and so on.
+        name: distinguishes artefacts of one kind.
+        checked: whether its files have checksums, which those of format 1 do not.
+        files: all its files.
     """
 
     kind: str
@@ -32,22 +34,24 @@ class Artefact:
 
 
 def write_all(folder: Path) -> None:
-    """Build one folder per kind, with one folder per artefact in it."""
+    """Build one folder per kind, which has one folder per artefact."""
     import torch
 
-    from reliability.fuzz import compact, others
+    from reliability.fuzz import artefacts, compact
 
     writers: dict[str, Callable[[Path], None]] = {
         "compact": compact.write_compact,
         "appended": compact.write_appended,
         "sharded": compact.write_sharded,
-        "baseline": others.write_baselines,
-        "id map": others.write_id_maps,
-        "model": others.write_models,
-        "run": others.write_runs,
+        "baseline": artefacts.write_baselines,
+        "id map": artefacts.write_id_maps,
+        "model": artefacts.write_models,
+        "run": artefacts.write_runs,
     }
     counter = itertools.count(1)
-    secrets.token_hex = lambda nbytes=None: f"{next(counter):0{2 * (nbytes or 8)}x}"  # names that a run can repeat
+    secrets.token_hex = lambda nbytes=None: (
+        f"{next(counter):0{2 * (nbytes or 8)}x}"
+    )  # gives the same names in every run
     torch.set_num_threads(1)
     for kind, write in writers.items():
         (folder / kind).mkdir()
@@ -55,18 +59,14 @@ def write_all(folder: Path) -> None:
 
 
 def build(folder: Path) -> list[Artefact]:
-    """Build everything under ``folder`` and read it: the kinds with checksums, then those of format 1."""
-    # polars and training start threads, which this process must not have: it forks.
+    """Build all artefacts below ``folder`` and read them: first those with checksums, then those of format 1."""
+    # polars and training start threads, which this process must not have because it forks.
     command = [sys.executable, "-m", "reliability.fuzz.build", str(folder)]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"})
-    made = [
-        Artefact(kind.name, place.name, True, read_files(place))
-        for kind in sorted(folder.iterdir())
-        if kind.is_dir()
-        for place in sorted(kind.iterdir())
-    ]
-    old = [Artefact(f"{artefact.kind}, format 1", artefact.name, False, unchecked(artefact.files)) for artefact in made]
-    return made + old
+    folders = [folder for kind in sorted(folder.iterdir()) if kind.is_dir() for folder in sorted(kind.iterdir())]
+    format_2 = [Artefact(folder.parent.name, folder.name, True, read_files(folder)) for folder in folders]
+    format_1 = [Artefact(f"{a.kind}, format 1", a.name, False, unchecked(a.files)) for a in format_2]
+    return format_2 + format_1
 
 
 def read_files(folder: Path) -> Files:

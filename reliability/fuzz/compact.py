@@ -1,4 +1,4 @@
-"""Small compact tables of every layout, and the files that are made of them in several pieces."""
+"""Small compact tables of every layout: in one file, with appended segments, and in shards."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ SIZES = ((9, 31), (40,), (9, 0, 270), (5, 20, 60, 7))  # of tiers
 
 
 def compact_table(bits: int) -> CompactTable:
-    """A table with codes of so many bits in its last tier. What else a layout can have varies with the bits."""
+    """A table with codes of ``bits`` bits in its last tier. The other properties of its layout vary with ``bits``."""
     generator = torch.Generator().manual_seed(bits)
     sizes = (0,) if bits == 2 else SIZES[bits % 4]
     centroids = [max(2, 1 << (bits - 1))] * (len(sizes) - 1) + [(1 << (bits - 1)) + 1]
-    own, shared = bits % 5 == 1, bits % 5 == 3 or bits > 9
+    per_tier, shared = bits % 5 == 1, bits % 5 == 3 or bits > 9  # a codebook per tier, one for all subspaces
     width, subspaces = (1 if bits > 9 else 2), 4
-    pieces = 1 if shared else subspaces
-    books = [torch.randn(pieces, max(centroids), width, generator=generator) for _ in (sizes if own else [0])]
+    shape = (1 if shared else subspaces, max(centroids), width)
+    codebooks = [torch.randn(shape, generator=generator) for _ in (sizes if per_tier else [0])]
     n = sum(sizes)
     tier_of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    mapped = bits % 4 < 2
     tiers = Tiers.from_sizes(sizes)
-    if mapped:
+    if bits % 4 < 2:
         tiers = Tiers.from_assignment(tier_of[torch.randperm(n, generator=generator)], len(sizes))
     codes = [torch.randint(k, (size, subspaces), generator=generator) for size, k in zip(sizes, centroids, strict=True)]
     table = CompactTable.from_codes(
         tiers,
         codes,
-        books,
-        list(range(len(sizes))) if own else [0] * len(sizes),
+        codebooks,
+        list(range(len(sizes))) if per_tier else [0] * len(sizes),
         centroids,
         padding_idx=n // 2 if bits % 3 == 0 and n else None,
         centroid_dtype=CENTROID_DTYPES[bits % 3],
@@ -43,13 +42,13 @@ def compact_table(bits: int) -> CompactTable:
 
 
 def write_compact(folder: Path) -> None:
-    """One table a number of bits, each in a folder of its own."""
+    """One table per number of bits, each in a separate folder."""
     for bits in range(1, 17):
         _write(compact_table(bits), folder / f"bits-{bits}")
 
 
 def write_appended(folder: Path) -> None:
-    """Tables with three appended files, in frequency order and with a tier map."""
+    """Tables with three segments, in frequency order and with a tier map."""
     for bits in (4, 6):
         path = _write(compact_table(bits), folder / f"bits-{bits}")
         table = compact_table(bits)
@@ -58,7 +57,7 @@ def write_appended(folder: Path) -> None:
 
 
 def write_sharded(folder: Path) -> None:
-    """Tables in shards, of which one has no rows."""
+    """Tables in three shards, the second of which has no rows."""
     for bits in (3, 5, 8):
         table = compact_table(bits)
         target = folder / f"bits-{bits}"

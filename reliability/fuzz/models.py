@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Shop(nn.Module):
-    """An embedding with padding, bags of tags, weights of its own."""
+    """An embedding with padding, bags of tags, and other weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Shop(nn.Module):
 
 
 class Words(nn.Module):
-    """An embedding whose rows are the output layer's weights as well."""
+    """An embedding whose rows are also the weights of the output layer."""
 
     def __init__(self) -> None:
         super().__init__()

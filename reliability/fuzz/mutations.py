@@ -1,4 +1,4 @@
-"""Ways in which files are damaged. Each takes the files of an artefact and changes some of them in place."""
+"""Mutations, which damage the files of an artefact in place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from reliability.fuzz.raw import join, split
+from reliability.fuzz.safetensors_bytes import join, split
 
 Files = dict[str, bytes]
 Mutation = Callable[[Random, Files], None]
@@ -16,7 +16,7 @@ FIFO, FOLDER = b"\0fifo", b"\0folder"  # contents that stand for what is no regu
 
 
 class NotApplicable(Exception):
-    """This artefact has nothing that the mutation could change."""
+    """The artefact has nothing that the mutation can change."""
 
 
 def _some_file(rng: Random, files: Files) -> str:
@@ -40,38 +40,38 @@ def _flip(rng: Random, files: Files, number: int) -> None:
     name = _some_file(rng, files)
     content = bytearray(files[name])
     for _ in range(number):
-        content[_place(rng, content)] ^= 1 << rng.randrange(8)
+        content[_position(rng, content)] ^= 1 << rng.randrange(8)
     files[name] = bytes(content)
 
 
-def _place(rng: Random, content: bytes | bytearray) -> int:
-    """A byte: as often one of the header, where there is one, as one of what follows."""
+def _position(rng: Random, content: bytes | bytearray) -> int:
+    """A random position: with even chances in the header, if there is one, or anywhere."""
     end = min(len(content), 8 + int.from_bytes(content[:8], "little"))
     return rng.randrange(end) if rng.random() < 0.5 else rng.randrange(len(content))
 
 
 def zeroed(rng: Random, files: Files) -> None:
-    """A run of bytes becomes zeros, as where a block was never written."""
+    """A range of bytes becomes zeros, as if a block was never written."""
     _overwrite(rng, files, lambda n: bytes(n))
 
 
 def scrambled(rng: Random, files: Files) -> None:
-    """A run of bytes becomes random ones."""
+    """A range of bytes becomes random."""
     _overwrite(rng, files, rng.randbytes)
 
 
 def _overwrite(rng: Random, files: Files, filling: Callable[[int], bytes]) -> None:
     name = _some_file(rng, files)
     content = files[name]
-    start = _place(rng, content)
+    start = _position(rng, content)
     run = min(len(content) - start, rng.choice((1, 2, 4, 8, 64, 512, 4096)))
     files[name] = content[:start] + filling(run) + content[start + run :]
 
 
 def exchanged(rng: Random, files: Files) -> None:
-    """Two runs of bytes of equal length change places, in one file or between two."""
+    """Two ranges of bytes of equal length are exchanged, in one file or between two."""
     one, two = _some_file(rng, files), _some_file(rng, files)
-    a, b = _place(rng, files[one]), _place(rng, files[two])
+    a, b = _position(rng, files[one]), _position(rng, files[two])
     if one == two:
         a, b = sorted((a, b))
         run = min(rng.choice((1, 8, 64)), b - a, len(files[one]) - b)
@@ -85,12 +85,12 @@ def exchanged(rng: Random, files: Files) -> None:
 
 
 def cut_short(rng: Random, files: Files) -> None:
-    """A file ends early: anywhere, or at a bound of a tensor or of the header, or beside one."""
+    """A file ends early: anywhere, or at or beside a bound of a tensor or of the header."""
     name = _some_file(rng, files)
     content = files[name]
-    places = [0, 1, 7, 8, 9, len(content) - 1, rng.randrange(len(content)), *_bounds(content)]
-    at = rng.choice(places) + rng.choice((0, 0, -1, 1))
-    files[name] = content[: min(max(at, 0), len(content) - 1)]
+    positions = [0, 1, 7, 8, 9, len(content) - 1, rng.randrange(len(content)), *_bounds(content)]
+    position = rng.choice(positions) + rng.choice((0, 0, -1, 1))
+    files[name] = content[: min(max(position, 0), len(content) - 1)]
 
 
 def _bounds(content: bytes) -> list[int]:
@@ -106,14 +106,14 @@ def _entries(header: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def lengthened(rng: Random, files: Files) -> None:
-    """A file goes on: with zeros, random bytes, or itself."""
+    """A file is followed by zeros, random bytes, a line feed or itself."""
     name = _some_file(rng, files)
     more = rng.choice((bytes(rng.randint(1, 4096)), rng.randbytes(rng.randint(1, 64)), files[name], b"\n"))
     files[name] += more
 
 
 def length_of_header(rng: Random, files: Files) -> None:
-    """The first eight bytes, which say how long the header is."""
+    """The first eight bytes, the length of the header, change."""
     name = _some_file(rng, files)
     size = int.from_bytes(files[name][:8], "little")
     wrong = rng.choice((0, 1, size - 1, size + 1, size + 64, 2 * size, 2**31, 2**32 + size, 2**63, 2**64 - 1))
@@ -128,7 +128,7 @@ ODD: tuple[Any, ...] = (
 
 
 def _edit(rng: Random, value: Any) -> Any:
-    """One entry of nested lists and objects becomes something else, at any depth."""
+    """One entry of nested lists and objects, at any depth, is replaced, removed or added."""
     if isinstance(value, (dict, list)) and value and rng.random() < 0.9:
         changed = value.copy()
         keys = sorted(changed) if isinstance(changed, dict) else range(len(changed))
@@ -156,7 +156,7 @@ def _nested(depth: int) -> Any:
 
 
 def metadata(rng: Random, files: Files) -> None:
-    """An entry of a header's metadata, or of the configuration in it."""
+    """An entry of a header's metadata, or of the configuration in it, changes."""
     name, header, payload = _some_header(rng, files)
     about = header["__metadata__"]
     if "config" in about and rng.random() < 0.7:
@@ -167,7 +167,7 @@ def metadata(rng: Random, files: Files) -> None:
 
 
 def tensor_description(rng: Random, files: Files) -> None:
-    """A tensor's name, type, shape or offsets in a header."""
+    """A tensor's name, type, shape or offsets in a header change."""
     name, header, payload = _some_header(rng, files)
     tensors = sorted(set(header) - {"__metadata__"})
     if not tensors:
@@ -195,7 +195,7 @@ def _some_header(rng: Random, files: Files) -> tuple[str, dict[str, Any], bytes]
 
 
 def json_file(rng: Random, files: Files) -> None:
-    """An entry of a manifest or a configuration that lies beside the tables."""
+    """An entry of a manifest or of a configuration file changes."""
     names = sorted(name for name in files if name.endswith(".json"))
     if not names:
         raise NotApplicable
@@ -204,18 +204,18 @@ def json_file(rng: Random, files: Files) -> None:
 
 
 def missing(rng: Random, files: Files) -> None:
-    """A file is not there."""
+    """A file is missing."""
     del files[_some_file(rng, files)]
 
 
 def swapped(rng: Random, files: Files) -> None:
-    """Two files have each other's names."""
+    """Two files exchange their names."""
     one, two = _two(rng, files)
     files[one], files[two] = files[two], files[one]
 
 
 def doubled(rng: Random, files: Files) -> None:
-    """A file has another one's content."""
+    """A file has the content of another one."""
     one, two = _two(rng, files)
     files[one] = files[two]
 
@@ -228,26 +228,26 @@ def _two(rng: Random, files: Files) -> tuple[str, str]:
 
 
 def renamed(rng: Random, files: Files) -> None:
-    """A file has another name: one digit or letter of it, or more at its end."""
+    """A file has another name: one character differs, or a suffix is added."""
     name = _some_file(rng, files)
     if rng.random() < 0.2:
         new = name + rng.choice(("0", ".bak", ".tmp", "~"))
     else:
-        at = rng.randrange(len(name))
-        new = name[:at] + rng.choice("0123456789abcdef") + name[at + 1 :]
+        position = rng.randrange(len(name))
+        new = name[:position] + rng.choice("0123456789abcdef") + name[position + 1 :]
     if new in files:
         raise NotApplicable
     files[new] = files.pop(name)
 
 
 def copied(rng: Random, files: Files) -> None:
-    """A file is there a second time, under a name like those of the others."""
+    """There is a copy of a file, whose name differs in one digit."""
     name = _some_file(rng, files)
-    digits = [at for at, letter in enumerate(name) if letter.isdigit()]
+    digits = [position for position, letter in enumerate(name) if letter.isdigit()]
     if not digits:
         raise NotApplicable
-    at = rng.choice(digits)
-    new = name[:at] + str(rng.randrange(10)) + name[at + 1 :]
+    position = rng.choice(digits)
+    new = name[:position] + str(rng.randrange(10)) + name[position + 1 :]
     if new in files:
         raise NotApplicable
     files[new] = files[name]
@@ -268,7 +268,7 @@ MUTATIONS: dict[str, Mutation] = {
 
 
 def mutate(rng: Random, files: Files) -> tuple[str, Files]:
-    """Damaged files, and the name of what was done to them. Never the same files."""
+    """The name of a mutation, and the files after it, which differ from ``files``."""
     while True:
         name = rng.choice(sorted(MUTATIONS))
         changed = dict(files)

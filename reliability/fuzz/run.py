@@ -1,4 +1,7 @@
-"""Cases, each a number: which artefact, how damaged. They are tried in children that may crash, hang or run out."""
+"""Tries cases in child processes, which may crash, hang or run out of memory.
+
+A case is a number that determines the artefact and its damage.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,9 @@ from reliability.fuzz.mutations import mutate
 from reliability.fuzz.outcome import Outcome, judge, write_files
 
 BATCH = 400  # cases per child
-CPU_SECONDS, SECONDS = 5.0, 60.0  # per case: at work, and in all
+CPU_SECONDS, SECONDS = 5.0, 60.0  # limits per case: processor time and elapsed time
 HUNG = (signal.SIGALRM, signal.SIGPROF)
-MEMORY = 1 << 30  # bytes a child may take besides what it starts with
+MEMORY = 1 << 30  # bytes that a child may allocate
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """Of one case."""
+    """The result of one case."""
 
     number: int
     kind: str
@@ -46,7 +49,7 @@ class Result:
 
 
 def case_of(artefacts: Sequence[Artefact], seed: int, number: int) -> Case:
-    """A case by its number: the same artefact and damage whenever it is asked for."""
+    """The case of a number; seed and number determine the artefact and its damage."""
     rng = Random(f"{seed} {number}")
     artefact = rng.choice(artefacts)
     mutation, files = mutate(rng, artefact.files)
@@ -55,13 +58,13 @@ def case_of(artefacts: Sequence[Artefact], seed: int, number: int) -> Case:
 
 @dataclass
 class Fuzzer:
-    """Tries cases in children.
+    """Tries cases in child processes.
 
     Attributes:
-        artefacts: whole ones.
-        expected: what each gives when it is whole.
-        seed: of the cases.
-        folder: where children write.
+        artefacts: the undamaged artefacts.
+        expected: the digest that using each undamaged artefact gives, by kind and name.
+        seed: determines the cases, together with their numbers.
+        folder: the folder to which children write.
         on_result: called with each result, in this process.
     """
 
@@ -72,7 +75,7 @@ class Fuzzer:
     expected: dict[tuple[str, str], bytes] = field(default_factory=dict)
 
     def run(self, jobs: int, first: int, more: Callable[[int], bool]) -> int:
-        """Try cases from ``first`` on while ``more(number)``, in ``jobs`` children at a time; how many were tried."""
+        """Try cases from ``first`` on while ``more(number)``, in ``jobs`` children at a time; returns their number."""
         self.learn()
         batches = self._batches(first, more)
         with selectors.DefaultSelector() as selector:
@@ -91,7 +94,7 @@ class Fuzzer:
         return tried
 
     def learn(self) -> None:
-        """What whole artefacts give; in this process, so that the children start with warm caches."""
+        """Use the undamaged artefacts, in this process, so that children start with warm caches."""
         from reliability.fuzz.use import use
 
         for artefact in self.artefacts:
@@ -119,7 +122,7 @@ class Fuzzer:
 
 
 class Child:
-    """A forked process that tries a batch and writes a line per case."""
+    """A forked process that tries a batch and writes one line per case."""
 
     def __init__(self, fuzzer: Fuzzer, lane: int, batch: range) -> None:
         self.lane, self.batch, self.ended = lane, batch, False
@@ -146,7 +149,7 @@ class Child:
         folder = fuzzer.folder / f"lane-{self.lane}"
         for number in self.batch:
             self._current[:8] = number.to_bytes(8, "little")
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)  # nobody handles these signals: they end the process
+            signal.setitimer(signal.ITIMER_REAL, SECONDS)  # these signals have no handler and end the process
             signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
             result = fuzzer.try_one(number, folder)
             about = [number, result.kind, result.name, result.mutation, result.outcome.name, result.outcome.message]
@@ -155,7 +158,7 @@ class Child:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
     def read(self, on_result: Callable[[Result], None], fuzzer: Fuzzer) -> int:
-        """Take what the child has written; how many cases it was."""
+        """Report the results that the child has written; returns their number."""
         content = os.read(self.pipe, 1 << 16)
         self.ended = not content
         *lines, self._left = (self._left + content).split(b"\n")
@@ -166,7 +169,7 @@ class Child:
         return len(lines)
 
     def finish(self, on_result: Callable[[Result], None], fuzzer: Fuzzer) -> int:
-        """When the child has ended: the case that ended it, if one did, and how many cases that is."""
+        """Report the case that ended the child, if one did; returns 1 or 0."""
         os.close(self.pipe)
         _, status = os.waitpid(self._pid, 0)
         code = os.waitstatus_to_exitcode(status)
@@ -181,15 +184,15 @@ class Child:
         return 1
 
     def rest(self) -> range:
-        """The cases that the child has not tried."""
+        """The cases that the child did not try."""
         return self.batch[self._done :]
 
 
 def limit_memory(more: int) -> None:
-    """Let this process take so many bytes of address space besides what it has."""
+    """Limit this process to ``more`` bytes of address space in addition to what it has."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except OSError:  # no Linux
+    except OSError:  # not on Linux
         return
     limit = pages * resource.getpagesize() + more
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -1,4 +1,4 @@
-"""Loading an artefact and using all of it: what comes out, as one digest."""
+"""Loads an artefact and uses all of it; the results are compared as one digest."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from mgqe.table.base import FrozenTable
 from reliability.fuzz.models import Shop, Words
 
 Verify = bool
-MOST_IDS = 2000  # a table that hashes ids may have any number of them
+MAX_IDS = 2000  # a table that hashes ids may have any number of ids
 VERIFIES = {
     load: "verify" in inspect.signature(load).parameters for load in (mgqe.load, IdMap.load, mgqe.load_model, load_run)
 }
 
 
 class Digest:
-    """Of everything that using an artefact gives."""
+    """A digest of all results of using an artefact."""
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
@@ -45,7 +45,7 @@ class Digest:
                 self._hash.update(repr(value).encode())
 
     def get(self) -> bytes:
-        """Equal for equal results."""
+        """The digest, which is equal for equal results."""
         return self._hash.digest()
 
 
@@ -54,67 +54,67 @@ def _load(load: Callable[..., Any], *arguments: Any, verify: Verify) -> Any:
 
 
 def use_table(folder: Path, verify: Verify) -> bytes:
-    """A frozen table: every row, bags, top-K, the file that it is saved to."""
+    """The digest of a frozen table: rows, bags, top-K, and the file to which it is saved."""
     index = folder if _is_sharded(folder) else folder / "table.safetensors"
     table: FrozenTable = _load(mgqe.load, index, verify=verify)
-    seen = Digest()
-    n = min(table.num_embeddings, MOST_IDS)
+    digest = Digest()
+    n = min(table.num_embeddings, MAX_IDS)
     ids = torch.arange(n)
     rows = table.lookup(ids)
-    seen.add(table.num_embeddings, table.embedding_dim, table.padding_idx, rows)
+    digest.add(table.num_embeddings, table.embedding_dim, table.padding_idx, rows)
     if n:
-        seen.add(table.bag(ids, torch.tensor([0, n // 2]), mode="mean"), table.bag(ids[None], mode="max"))
+        digest.add(table.bag(ids, torch.tensor([0, n // 2]), mode="mean"), table.bag(ids[None], mode="max"))
     if isinstance(table, mgqe.CompactTable):
         if table.fallback is not None:
-            seen.add(table.lookup(torch.tensor([table.num_embeddings, -1])))
+            digest.add(table.lookup(torch.tensor([table.num_embeddings, -1])))
         if n:
             try:
-                _search(table, rows, seen)
+                _search(table, rows, digest)
             except ValueError as error:
-                if "may leave float32" not in str(error):  # centroids of 1e38 can be looked up, not multiplied
+                if "may leave float32" not in str(error):  # centroids of 1e38 can be looked up but not multiplied
                     raise
-                seen.add(error)
+                digest.add(error)
     copy = folder / "saved-again"
     mgqe.save(table, copy)
-    seen.add(copy.read_bytes())
-    return seen.get()
+    digest.add(copy.read_bytes())
+    return digest.get()
 
 
 def _is_sharded(folder: Path) -> bool:
     return any(name.startswith("shard-") for name in os.listdir(folder))
 
 
-def _search(table: mgqe.CompactTable, rows: Tensor, seen: Digest) -> None:
+def _search(table: mgqe.CompactTable, rows: Tensor, digest: Digest) -> None:
     n = table.num_embeddings
     k, queries = min(5, n), rows[[0, n - 1]]
     ids = torch.arange(0, n, 2)
-    seen.add(*table.topk(queries, k))
-    seen.add(*table.topk(queries, k, candidates=ids, exclude=torch.tensor([[0, n - 1], [n // 2, -1]])))
+    digest.add(*table.topk(queries, k))
+    digest.add(*table.topk(queries, k, candidates=ids, exclude=torch.tensor([[0, n - 1], [n // 2, -1]])))
     mask = torch.ones(n, dtype=torch.bool)
     mask[n // 2] = False
-    seen.add(*table.topk(queries[:1], k, candidates=mask, bias=torch.arange(float(n))))
+    digest.add(*table.topk(queries[:1], k, candidates=mask, bias=torch.arange(float(n))))
 
 
 def use_id_map(folder: Path, verify: Verify) -> bytes:
-    """An id map: from rows to ids and back, its counts, the file that it is saved to."""
+    """The digest of an id map: its ids, rows and counts, and the file to which it is saved."""
     ids = _load(IdMap.load, folder / "ids.safetensors", verify=verify)
     if verify:
         ids.validate()
-    seen = Digest()
+    digest = Digest()
     rows = torch.arange(len(ids))
-    seen.add(len(ids), ids.kind, ids.interactions, ids.distinct, ids.counts, ids.share(1))
+    digest.add(len(ids), ids.kind, ids.interactions, ids.distinct, ids.counts, ids.share(1))
     if ids.nbytes_by_part().get("ids.hashes") is None:
-        named = ids.ids(rows)
-        seen.add(named, ids.rows(named, unknown=-1))
+        external = ids.ids(rows)
+        digest.add(external, ids.rows(external, unknown=-1))
     unknown = {"string": ["?"], "binary": [b"?"]}.get(ids.kind) or np.array([1], ids.kind)
-    seen.add(ids.rows(unknown, unknown=-1))
+    digest.add(ids.rows(unknown, unknown=-1))
     ids.save(folder / "saved-again")
-    seen.add((folder / "saved-again").read_bytes())
-    return seen.get()
+    digest.add((folder / "saved-again").read_bytes())
+    return digest.get()
 
 
 def use_model(folder: Path, verify: Verify) -> bytes:
-    """A model: its forward pass. One that is refused must be as it was before."""
+    """The digest of a model: its forward pass. If loading fails, the model must not have changed."""
     model = (Shop if any(name.startswith("tags") for name in os.listdir(folder)) else Words)()
     before = _state(model)
     try:
@@ -123,10 +123,10 @@ def use_model(folder: Path, verify: Verify) -> bytes:
         if _state(model) != before:
             raise RuntimeError("load_model raised an error and had changed the model") from None
         raise
-    seen = Digest()
+    digest = Digest()
     with torch.no_grad():
-        seen.add(model(), sorted(model.state_dict()), model.training)
-    return seen.get()
+        digest.add(model(), sorted(model.state_dict()), model.training)
+    return digest.get()
 
 
 def _state(model: nn.Module) -> list[Any]:
@@ -135,19 +135,19 @@ def _state(model: nn.Module) -> list[Any]:
 
 
 def use_run(folder: Path, verify: Verify) -> bytes:
-    """A finished run: the loaded model's scores."""
-    with patch.object(artifacts, "ATTEMPTS", 0):  # no writer is about to bring the files that are missing here
+    """The digest of a finished run: the scores of the loaded model."""
+    with patch.object(artifacts, "ATTEMPTS", 0):  # missing files are not about to be written, so do not wait for them
         model = _load(load_run, folder, verify=verify)
-    seen = Digest()
+    digest = Digest()
     with torch.no_grad():
         users, items = torch.arange(60), torch.arange(80)[:60]
-        seen.add(model(users, items), sorted(model.state_dict()))
-    return seen.get()
+        digest.add(model(users, items), sorted(model.state_dict()))
+    return digest.get()
 
 
 USES: dict[str, Callable[[Path, Verify], bytes]] = {"id map": use_id_map, "model": use_model, "run": use_run}
 
 
 def use(kind: str, folder: Path, verify: Verify) -> bytes:
-    """Load what is in the folder, use all of it, and return a digest of what came out."""
+    """Load the artefact in the folder, use all of it, and return a digest of the results."""
     return USES.get(kind.split(",")[0], use_table)(folder, verify)

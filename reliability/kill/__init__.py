@@ -1,1 +1,1 @@
-"""Killed processes: every writer is killed at random moments, many times, and what is on the disk is looked at."""
+"""Killed processes: writers are killed at random moments, and the files on the disk are checked."""

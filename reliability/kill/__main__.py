@@ -25,18 +25,20 @@ from reliability.kill.runs import RUNS, contents, prepare, run_command, write_lo
 from reliability.kill.writers import WRITERS
 from reliability.record import about_this_run, write_record
 
-KILLS = {"train": 100, "compare": 100, "study": 100, "torchrec": 300}  # by default; else 1000
+KILLS = {"train": 100, "compare": 100, "study": 100, "torchrec": 300}  # default number of kills; else 1000
 
 
 def kill_writer(name: str, count: int, rng: Random, folder: Path) -> dict[str, Any]:
-    """Kill a writer at random moments. After every kill a whole version is there, and after the next write no more
-    files than before."""
+    """Kill a writer at random moments.
+
+    AssertionError if there is no whole version after a kill, or if files are left over after the next write.
+    """
     writer = WRITERS[name]()
     target = folder / "target"
     writer.prepare(target)
     names = writer.names(target)
-    parent = os.getpid()  # when it is gone, nobody ends the child
-    done = mmap.mmap(-1, 8)  # how many the child has written to their ends
+    parent = os.getpid()  # the child ends when its parent has ended
+    done = mmap.mmap(-1, 8)  # the number of versions that the child has written completely
 
     def write_on() -> None:
         for number in itertools.takewhile(lambda _: os.getppid() == parent, itertools.count(1)):
@@ -63,8 +65,10 @@ def kill_writer(name: str, count: int, rng: Random, folder: Path) -> dict[str, A
 
 
 def kill_run(name: str, count: int, rng: Random, folder: Path) -> dict[str, Any]:
-    """Kill a command at random moments and start it again until it ends; its files are then those of one that was left
-    alone, bit for bit, and no others."""
+    """Kill a command at random moments and start it again until it ends.
+
+    AssertionError unless it then has the same files, bit for bit, as an undisturbed run.
+    """
     prepare()
     run_and_kill(lambda: write_log(folder), None)
     whole = folder / "whole"
@@ -86,36 +90,36 @@ def kill_run(name: str, count: int, rng: Random, folder: Path) -> dict[str, Any]
     raise AssertionError
 
 
-def compare(found: dict[str, Any], expected: dict[str, Any], what: str) -> None:
-    """Raise AssertionError naming files that are not in both, or differ."""
-    more = sorted(found.keys() ^ expected.keys())
+def compare(actual: dict[str, Any], expected: dict[str, Any], what: str) -> None:
+    """AssertionError, with their names, for files that are missing on one side or differ."""
+    more = sorted(actual.keys() ^ expected.keys())
     assert not more, f"{what}: only one has {', '.join(more)}"
-    differing = [name for name in expected if found[name] != expected[name]]
+    differing = [name for name in expected if actual[name] != expected[name]]
     assert not differing, f"{what} differ in {', '.join(differing)}"
 
 
 def main() -> int:
     """The exit status."""
-    known = [*RUNS, *WRITERS]
+    names = [*RUNS, *WRITERS]
     parser = argparse.ArgumentParser(
         prog="python -m reliability.kill",
         description="Kill a writer with SIGKILL at random moments. Exit status 1 if the old or the new thing is not "
         "whole, a resumed run is not bit-identical, or files stay behind after the next save.",
     )
-    parser.add_argument("name", nargs="*", help=f"what to kill: {', '.join(known)} (default: all of them)")
+    parser.add_argument("name", nargs="*", help=f"what to kill: {', '.join(names)} (default: all of them)")
     parser.add_argument("--count", type=int, help="how often (default: 1000 writers, 100 runs)")
     parser.add_argument("--seed", type=int, default=0, help="decides the moments (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/kill"), help="where figures go (default: runs/kill)")
-    chosen = parser.parse_args()
-    if unknown := [name for name in chosen.name if name not in known]:
-        parser.error(f"no {unknown[0]!r}: expected some of {', '.join(known)}")
+    options = parser.parse_args()
+    if unknown := [name for name in options.name if name not in names]:
+        parser.error(f"no {unknown[0]!r}: expected some of {', '.join(names)}")
     torch.set_num_threads(1)
     failed = False
-    for name in chosen.name or known:
+    for name in options.name or names:
         if name == "torchrec" and find_spec("torchrec") is None:
             print("torchrec: skipped, it is not installed here (docs/torchrec.md)")
             continue
-        count, rng = chosen.count or KILLS.get(name, 1000), Random(f"{chosen.seed} {name}")
+        count, rng = options.count or KILLS.get(name, 1000), Random(f"{options.seed} {name}")
         start = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="mgqe-kill-") as folder:
             try:
@@ -124,9 +128,9 @@ def main() -> int:
                 print(f"{name}: FAILED: {error}")
                 failed = True
                 continue
-        figures = {**figures, "seed": chosen.seed, "seconds": time.monotonic() - start}
+        figures = {**figures, "seed": options.seed, "seconds": time.monotonic() - start}
         print(f"{name}: {figures['kills']:,} kills in {figures['seconds']:.0f} s, nothing torn or lost", flush=True)
-        write_record(chosen.out / f"kill-{name}.json", {"kill": {**about_this_run(), **figures}})
+        write_record(options.out / f"kill-{name}.json", {"kill": {**about_this_run(), **figures}})
     return 1 if failed else 0
 
 

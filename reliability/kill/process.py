@@ -1,4 +1,4 @@
-"""A process that is killed."""
+"""Runs an action in a process and kills it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Callable
 
 
 def run_and_kill(action: Callable[[], object], seconds: float | None) -> bool:
-    """Run an action in a fork and end it with SIGKILL after so many seconds; whether it was still at work.
+    """Run an action in a forked process and kill it after ``seconds``; returns whether it had not ended by then.
 
-    seconds: None lets it end. Raises RuntimeError if the action itself failed.
+    seconds: None lets the process end. Raises RuntimeError if the action itself failed.
     """
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
-            nowhere = os.open(os.devnull, os.O_RDWR)
+            null = os.open(os.devnull, os.O_RDWR)
             for stream in (1, 2):
-                os.dup2(nowhere, stream)
+                os.dup2(null, stream)
             action()
             status = 0
         finally:

@@ -1,4 +1,4 @@
-"""Long commands: each is killed and started again until it ends, and then compared with one that was left alone."""
+"""Long commands, which are killed and started again until they end, and then compared with an undisturbed run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 SETTINGS = {
     "dim": 8, "batch_size": 256, "max_epochs": 4, "anneal_epochs": 2, "quantised_epochs": 2, "eval_negatives": 20,
 }  # fmt: skip
-OF_THE_MOMENT = ("seconds", "peak_memory_bytes", "commit", "machine", "versions")  # parts of names in records
+VARYING = ("seconds", "peak_memory_bytes", "commit", "machine", "versions")  # in names of entries that vary by run
 STUDY = """
 seeds = [1, 2]
 [settings]
@@ -30,7 +30,7 @@ budgets = {{ 60 = ["scalar:bits=4"] }}
 
 
 def write_log(folder: Path) -> Path:
-    """A data set of some hundred interactions."""
+    """Write a data set of some hundred interactions."""
     from mgqe.recsys.data.datasets import planted
 
     data = planted(num_users=60, num_items=80, rank=3, per_user=12)
@@ -72,7 +72,7 @@ RUNS: dict[str, Callable[[Path, Path], list[str]]] = {"train": train, "compare":
 
 
 def prepare() -> None:
-    """Import what the commands import, so that every fork has it. Nothing is called that would start threads."""
+    """Import the modules of the commands, so that forked processes have them. This starts no threads."""
     for name in (
         "polars",
         "mgqe.cli.study",
@@ -85,13 +85,15 @@ def prepare() -> None:
 
 
 def run_command(arguments: list[str]) -> None:
-    """What ``mgqe ARGUMENTS`` does, in this process."""
+    """Run ``mgqe ARGUMENTS`` in this process."""
     import_module("mgqe.cli.train").app(arguments, standalone_mode=False)
 
 
 def contents(out: Path) -> dict[str, Any]:
-    """Every file by its name: bytes, or of JSON what does not depend on the moment; pictures and checkpoints, which
-    hold times, by their names alone."""
+    """Name -> content of every file: the bytes, or for JSON the entries that do not vary by run.
+
+    Pictures and checkpoints, which hold times, have the content None.
+    """
     return {str(path.relative_to(out)): _content(path) for path in sorted(out.rglob("*")) if path.is_file()}
 
 
@@ -99,14 +101,14 @@ def _content(path: Path) -> Any:
     if path.suffix in (".png", ".pt"):
         return None
     if path.suffix == ".json":
-        return _lasting(json.loads(path.read_text()))
+        return _without_varying(json.loads(path.read_text()))
     if path.suffix == ".jsonl":
-        return [_lasting(json.loads(line)) for line in path.read_text().splitlines()]
+        return [_without_varying(json.loads(line)) for line in path.read_text().splitlines()]
     return path.read_bytes()
 
 
-def _lasting(value: Any) -> Any:
+def _without_varying(value: Any) -> Any:
     if isinstance(value, dict):
-        kept = {name: part for name, part in value.items() if not any(word in name for word in OF_THE_MOMENT)}
-        return {name: _lasting(part) for name, part in kept.items()}
-    return [_lasting(part) for part in value] if isinstance(value, list) else value
+        names = [name for name in value if not any(word in name for word in VARYING)]
+        return {name: _without_varying(value[name]) for name in names}
+    return [_without_varying(element) for element in value] if isinstance(value, list) else value

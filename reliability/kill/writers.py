@@ -1,4 +1,4 @@
-"""What writes files: each can write version 0, 1 or 2 of a thing, and say which one is on the disk."""
+"""Writers, which write versions 0, 1 and 2 of an artefact, and tell which one is on the disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Writer:
     """Writes versions over each other.
 
     Attributes:
-        calls: what is killed, for the report.
+        calls: the function that is killed, for the report.
     """
 
     calls = "mgqe.save"
@@ -40,30 +40,32 @@ class Writer:
         mgqe.save(self.versions[number % VERSIONS], folder / "table.safetensors")
 
     def rows(self, folder: Path) -> Tensor:
-        """What is on the disk; raises whatever loading raises."""
+        """The rows of the version on the disk."""
         return mgqe.load(folder / "table.safetensors", verify=True).to_dense()
 
     def prepare(self, folder: Path) -> None:
-        """Write every version once, and version 0 at last."""
+        """Write every version once, and then version 0."""
         folder.mkdir(parents=True)
         for number in (*range(VERSIONS), 0):
             self.write(folder, number)
             self.expected.append(self.rows(folder))
 
     def check(self, folder: Path, done: int) -> None:
-        """Raise AssertionError unless the last version whose writing had ended is there, or the next."""
-        found = self.rows(folder)
-        same = [n for n in range(VERSIONS) if torch.equal(found, self.expected[n])]
-        assert same, "neither the old nor the new version"
-        assert same[0] in (done % VERSIONS, (done + 1) % VERSIONS), f"version {same[0]} after {done}: one is lost"
+        """AssertionError unless the version on the disk is the last one that was written completely, or the next."""
+        rows = self.rows(folder)
+        equal_versions = [n for n in range(VERSIONS) if torch.equal(rows, self.expected[n])]
+        assert equal_versions, "neither the old nor the new version"
+        assert equal_versions[0] in (done % VERSIONS, (done + 1) % VERSIONS), (
+            f"version {equal_versions[0]} after {done}: one is lost"
+        )
 
     def names(self, folder: Path) -> list[str]:
-        """All files, random and running numbers left out of their names."""
+        """The names of all files, without random and running numbers."""
         return sorted(re.sub(r"[0-9a-f]{6,}", "*", str(path.relative_to(folder))) for path in folder.rglob("*"))
 
 
 class Append(Writer):
-    """Appends three equal rows at a time."""
+    """Appends three equal rows per call."""
 
     calls = "mgqe.append"
 
@@ -76,14 +78,14 @@ class Append(Writer):
         self.write(folder, 0)
 
     def write(self, folder: Path, number: int) -> None:
-        """Append; make one file of all, where they are many."""
+        """Append, and after every 20 segments save the table as one file."""
         path = folder / "table.safetensors"
         mgqe.append(path, self.versions[0].lookup(torch.tensor([number % 50] * 3)))
         if number % 20 == 19:
             mgqe.save(mgqe.load(path), path)
 
     def check(self, folder: Path, done: int) -> None:
-        """Raise AssertionError unless all that was appended is there, and at most one more."""
+        """AssertionError unless all completed appends are on the disk, and at most one more."""
         rows = self.rows(folder)[self.base :]
         n, rest = divmod(len(rows), 3)
         assert not rest, "a part of what was appended"
@@ -94,7 +96,7 @@ class Append(Writer):
         self.seen = n
 
     def names(self, folder: Path) -> list[str]:
-        """All kinds of files: there are as many as were appended."""
+        """The distinct names of all files, since the number of segments varies."""
         return sorted({*super().names(folder)})
 
 

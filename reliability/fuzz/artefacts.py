@@ -17,9 +17,9 @@ from reliability.fuzz.models import Shop, Words
 
 
 def baseline_tables() -> dict[str, FrozenTable]:
-    """One of every kind and option that changes what is stored."""
+    """One table per kind, and per option that changes the stored tensors."""
     n, d = 24, 6
-    made: dict[str, Any] = {
+    layers: dict[str, Any] = {
         "full-float32": baselines.FullEmbedding(n, d, padding_idx=3),
         "full-float16": baselines.FullEmbedding(n, d, dtype=torch.float16),
         "full-bfloat16": baselines.FullEmbedding(n, d, dtype=torch.bfloat16),
@@ -31,12 +31,12 @@ def baseline_tables() -> dict[str, FrozenTable]:
         "recjpq": baselines.RecJPQEmbedding(n, d, num_subspaces=2, num_centroids=4),
     }
     for operation in ("mult", "add", "concat"):
-        made[f"quotient-remainder-{operation}"] = baselines.QREmbedding(n, d, num_remainders=5, operation=operation)
-    return {name: layer.freeze() for name, layer in made.items()}
+        layers[f"quotient-remainder-{operation}"] = baselines.QREmbedding(n, d, num_remainders=5, operation=operation)
+    return {name: layer.freeze() for name, layer in layers.items()}
 
 
 def write_baselines(folder: Path) -> None:
-    """One table in a folder of its own."""
+    """Each table in a separate folder."""
     torch.manual_seed(0)
     for name, table in baseline_tables().items():
         (folder / name).mkdir(parents=True)
@@ -62,7 +62,7 @@ def write_id_maps(folder: Path) -> None:
 
 
 def write_runs(folder: Path) -> None:
-    """Runs of ``mgqe train``: codes, and hashed rows. Times and machine are set to the same in every run of this."""
+    """Runs of ``mgqe train`` with codes and with hashed rows, without times and machine, which vary."""
     from mgqe.recsys.data.datasets import planted
     from mgqe.recsys.train.config import TrainConfig
     from mgqe.recsys.train.run import METRICS, train_run
@@ -74,16 +74,16 @@ def write_runs(folder: Path) -> None:
     for name, embedding in (("mgqe", "mgqe:D=4,K=4/2"), ("hash", "hash:buckets=20")):
         config = TrainConfig(data=str(log), embedding=embedding, dim=8, eval_negatives=20, **epochs)  # type: ignore[arg-type]
         metrics = train_run(config, folder / name)
-        of_the_moment = ("seconds", "seconds_per_epoch", "peak_memory_bytes", "commit", "machine", "versions")
-        (folder / name / METRICS).write_text(json.dumps({**metrics, **dict.fromkeys(of_the_moment)}, indent=2))
+        varying = ("seconds", "seconds_per_epoch", "peak_memory_bytes", "commit", "machine", "versions")
+        (folder / name / METRICS).write_text(json.dumps({**metrics, **dict.fromkeys(varying)}, indent=2))
         (folder / name / ".lock").unlink(missing_ok=True)
 
 
 def write_models(folder: Path) -> None:
     """A model with a padded table and bags, and one whose output layer is tied to its table."""
-    for make in (Shop, Words):
+    for model_class in (Shop, Words):
         torch.manual_seed(0)
-        model = make()
+        model = model_class()
         mgqe.compress_(model, mgqe.CompressConfig(num_subspaces=4, num_centroids=8))
         mgqe.freeze_(model)
-        mgqe.save_model(model, folder / make.__name__)
+        mgqe.save_model(model, folder / model_class.__name__)

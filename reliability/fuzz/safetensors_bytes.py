@@ -1,4 +1,4 @@
-"""safetensors files taken apart and put together, without the library's own code."""
+"""Splits and joins safetensors files without the code of the library under test."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Header = dict[str, Any]
 
 
 def split(content: bytes) -> tuple[Header, bytes] | None:
-    """A file's header and the bytes of its tensors; None if it is no safetensors file."""
+    """The header of a file and the bytes of its tensors; None if it is no safetensors file."""
     size = int.from_bytes(content[:8], "little")
     if len(content) < 8 or size > len(content) - 8:
         return None
@@ -28,7 +28,7 @@ def join(header: object, payload: bytes) -> bytes:
 
 
 def unchecked(files: dict[str, bytes]) -> dict[str, bytes]:
-    """The same artefact in format 1: no checksums, no record of appended files, nothing that a file says of others."""
+    """The artefact in format 1, which has no checksums, no record of segments, and no entries about other files."""
     old = {name: _unchecked(content) for name, content in files.items() if not name.endswith("-record")}
     if "manifest.json" in old:
         old["manifest.json"] = _old_manifest(json.loads(old["manifest.json"]), old)
