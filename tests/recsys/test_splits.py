@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from mgqe.cli import study as study_commands
 from mgqe.cli.train import app
-from mgqe.recsys.data.context_rows import ContextRows, split_rows_by_rule
+from mgqe.recsys.data.context_rows import ContextRows, split_by_rule
 from mgqe.recsys.data.held_out import HeldOut, Split
 from mgqe.recsys.data.interactions import Interactions, load_interactions
 from mgqe.recsys.data.splits import SplitRule, split, split_parts
@@ -558,7 +558,7 @@ def test_rows_with_context_by_hand() -> None:
         schema=["user", "item", "city", "time"],
         orient="row",
     )  # fmt: skip
-    divided = split_rows_by_rule(ContextRows.from_frame(frame), "time:5/7", seed=0)
+    divided = split_by_rule(ContextRows.from_frame(frame), "time:5/7", seed=0)
     rows = divided.rows
     named = [
         "".join(str(rows.ids[name].id(int(column[at]))) for name, column in rows.columns.items())
@@ -575,7 +575,7 @@ def test_rows_without_time_by_ratio() -> None:
     users = ["u"] * 10 + [f"v{at}" for at in range(10)]
     frame = pl.DataFrame({"user": users, "item": [*"abcdefghij"] * 2, "city": ["x"] * 20})
     rows = ContextRows.from_frame(frame)
-    first, again = (split_rows_by_rule(rows, "ratio:60/20/20", seed=1) for _ in range(2))
+    first, again = (split_by_rule(rows, "ratio:60/20/20", seed=1) for _ in range(2))
     assert torch.equal(first.parts.train, again.parts.train)
     assert first.summary["order"].startswith("each user's rows in random order")
     assert first.summary["interactions"] == {"train": 16, "valid": 2, "test": 2}
@@ -584,4 +584,4 @@ def test_rows_without_time_by_ratio() -> None:
     assert torch.cat(items).tolist() != [6, 7, 8, 9]
     for rule, message in (("leave-one-out", "needs an order of time"), ("time:20%", "--time-column")):
         with pytest.raises(ValueError, match=message):
-            split_rows_by_rule(rows, rule, 0)
+            split_by_rule(rows, rule, 0)

@@ -42,13 +42,17 @@ def aside_file(target: Path, fill: Callable[[BinaryIO], object], like: Path | No
     remove_abandoned(target.parent)
     aside, descriptor = _create_aside(target, old_status if old_status is not None or like is None else os.stat(like))
     try:
-        with _locked_file(descriptor) as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-            if os.name != "posix":
-                file.close()  # an open file cannot be renamed there
-            yield aside
+        with open(descriptor, "wb") as file:
+            try:
+                fill(file)
+                file.flush()
+                os.fsync(descriptor)
+                if os.name != "posix":
+                    file.close()  # an open file cannot be renamed there
+                yield aside
+            finally:
+                if not file.closed:
+                    unlock(descriptor)  # closing is not enough if a forked process has a copy of the descriptor
     finally:
         aside.unlink(missing_ok=True)
     if os.name == "posix":  # puts the new name on the disk; Windows cannot open a folder
@@ -57,16 +61,6 @@ def aside_file(target: Path, fill: Callable[[BinaryIO], object], like: Path | No
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-@contextmanager
-def _locked_file(descriptor: int) -> Iterator[BinaryIO]:
-    with open(descriptor, "wb") as file:
-        try:
-            yield file
-        finally:
-            if not file.closed:
-                unlock(descriptor)  # closing is not enough if a forked process has a copy of the descriptor
 
 
 @contextmanager

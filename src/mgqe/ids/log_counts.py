@@ -22,7 +22,7 @@ from mgqe.ids.logs.id_columns import (
     kind_of_column,
     kind_of_type,
     polars_type,
-    raw_id_frame,
+    raw_ids,
 )
 from mgqe.ids.logs.log import Log, column_names, is_path, open_log
 from mgqe.ids.logs.text_layout import TextLayout
@@ -124,7 +124,7 @@ def _common_kind(pl: Any, log: Log, names: list[str], kind: str | None) -> str:
     if kind is not None:
         for name in names:
             for part in log.parts:
-                kind_of_type(name, raw_id_frame(pl, part, name)[1])  # raises TypeError for types that ids cannot have
+                kind_of_type(name, raw_ids(pl, part, name)[1])  # raises TypeError for types that ids cannot have
         return kind
     kinds = [kind_of_column(pl, log, name) for name in names]
     for name, column_kind in zip(names, kinds):

@@ -6,14 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mgqe.ids.logs.frames import collect, scan_parquet
-from mgqe.ids.logs.id_columns import (
-    INTEGERS,
-    WORDS_FOR_MISSING,
-    as_kind,
-    kind_of_type,
-    mixes_floats_and_integers,
-    raw_id_frame,
-)
+from mgqe.ids.logs.id_columns import INTEGERS, NULL_WORDS, as_kind, kind_of_type, mixes_number_types, raw_ids
 from mgqe.ids.logs.log import ROW, Log, LogPart
 from mgqe.ids.logs.text import COUNT, LINE, QUOTES, TEXT, TextFile, excerpt, scan_lines, split_line
 
@@ -49,8 +42,8 @@ def _part_error(pl: Any, part: LogPart) -> ValueError:
 
 def _wrong_in(pl: Any, log: Log, part: LogPart, name: str, kind: str) -> str | None:
     """What is wrong with the first bad row of a column in a log part; None if there is none."""
-    whole = mixes_floats_and_integers(kind_of_type(name, raw_id_frame(pl, other, name)[1]) for other in log.parts)
-    ids, dtype = raw_id_frame(pl, part, name, rows=True)
+    whole = mixes_number_types(kind_of_type(name, raw_ids(pl, other, name)[1]) for other in log.parts)
+    ids, dtype = raw_ids(pl, part, name, rows=True)
     bad = as_kind(pl, part, dtype, kind, whole).is_null()
     if part.text is not None:
         bad = bad | (pl.col(COUNT) != part.text.width)
@@ -59,7 +52,7 @@ def _wrong_in(pl: Any, log: Log, part: LogPart, name: str, kind: str) -> str | N
         return None
     row = first_bad.row(0, named=True)
     if part.text is not None:
-        return describe_wrong_line(pl, part.text, row[ROW], row[COUNT]) or (
+        return explain_line(pl, part.text, row[ROW], row[COUNT]) or (
             f"line {row[ROW]:,}, column {name!r}: {_wrong_text(pl, part.text, name, row, kind)}"
         )
     where, value = f"column {name!r}, row {row[ROW]:,} from 0:", row["id"]
@@ -72,7 +65,7 @@ def _wrong_in(pl: Any, log: Log, part: LogPart, name: str, kind: str) -> str | N
     )
 
 
-def describe_wrong_line(pl: Any, file: TextFile, line: int, count: int) -> str | None:
+def explain_line(pl: Any, file: TextFile, line: int, count: int) -> str | None:
     """What an error says about a line with too many or too few fields; None if the number is right."""
     if count == file.width:
         return None
@@ -91,10 +84,8 @@ def _expected(file: TextFile) -> str:
 def _wrong_text(pl: Any, file: TextFile, name: str, row: dict[str, Any], kind: str) -> str:
     field = row["id"]
     if field is None:
-        return (
-            describe_wrong_field(pl, file, name, row[ROW]) or f"missing id, expected {kind}: fill it, or drop that line"
-        )
-    if not field.strip() or (kind in INTEGERS and field.strip().lower() in WORDS_FOR_MISSING):
+        return explain_field(pl, file, name, row[ROW]) or f"missing id, expected {kind}: fill it, or drop that line"
+    if not field.strip() or (kind in INTEGERS and field.strip().lower() in NULL_WORDS):
         return f"missing id, expected {kind}: fill it, or drop that line"
     return (
         f"expected an integer ({kind}), got {excerpt(field)}: correct or drop that line, or count the ids as text with "
@@ -102,7 +93,7 @@ def _wrong_text(pl: Any, file: TextFile, name: str, row: dict[str, Any], kind: s
     )
 
 
-def describe_wrong_field(pl: Any, file: TextFile, name: str, line: int) -> str | None:
+def explain_field(pl: Any, file: TextFile, name: str, line: int) -> str | None:
     """Why a field of a line could not be read as text; None if the field is empty."""
     text = read_line(pl, file, line)
     fields = split_line(text, file.layout)

@@ -13,7 +13,7 @@ INTEGERS = ("int64", "uint64")
 TEXTS = ("string", "binary")
 KINDS = (*INTEGERS, *TEXTS)
 FLOAT = "float"  # columns may hold floats, which are no kind of ids
-WORDS_FOR_MISSING = ("null", "nan", "none", "na", "n/a", "\\n", "<na>")  # as programs write a missing value
+NULL_WORDS = ("null", "nan", "none", "na", "n/a", "\\n", "<na>")  # as programs write a missing value
 SAMPLE = 100  # ids of a text file from which their kind is guessed
 _INTEGER = re.compile(r"\s*[+-]?\d{1,20}\s*")
 _FRACTION = re.compile(r"\s*[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?\s*")
@@ -24,12 +24,12 @@ def polars_type(pl: Any, kind: str) -> Any:
     return {"int64": pl.Int64, "uint64": pl.UInt64, "string": pl.String, "binary": pl.Binary}[kind]
 
 
-def exact_integers_below(dtype: Any) -> float:
+def exact_integer_limit(dtype: Any) -> float:
     """The limit below which a type of floats represents every integer."""
     return 2.0**24 if str(dtype) == "Float32" else 2.0**53
 
 
-def raw_id_frame(pl: Any, part: LogPart, name: str, rows: bool = False) -> tuple[Any, Any]:
+def raw_ids(pl: Any, part: LogPart, name: str, rows: bool = False) -> tuple[Any, Any]:
     """(lazy frame of the column ``id`` as the log part has it, polars type of an id); lists become one row per id.
 
     rows: adds the column ROW, see LogPart; with lists it is the position among all ids. Text also has COUNT then.
@@ -56,7 +56,7 @@ def as_kind(pl: Any, part: LogPart, dtype: Any, kind: str, whole: bool) -> Any:
     ids, wanted = pl.col("id"), polars_type(pl, kind)
     if dtype is not None and dtype.is_float():
         integers = (
-            pl.when((ids == ids.floor()) & (ids.abs() < exact_integers_below(dtype)))
+            pl.when((ids == ids.floor()) & (ids.abs() < exact_integer_limit(dtype)))
             .then(ids)
             .cast(pl.Int64, strict=False)
         )
@@ -83,13 +83,13 @@ def id_frame(pl: Any, log: Log, names: Sequence[str], kind: str) -> Any:
     """Lazy frame of one column ``id``: the ids of all ``names`` and log parts, as ids of the kind."""
     frames = []
     for name in names:
-        raw = [(part, *raw_id_frame(pl, part, name)) for part in log.parts]
-        whole = mixes_floats_and_integers(kind_of_type(name, dtype) for _, _, dtype in raw)
+        raw = [(part, *raw_ids(pl, part, name)) for part in log.parts]
+        whole = mixes_number_types(kind_of_type(name, dtype) for _, _, dtype in raw)
         frames += [ids.select(id=as_kind(pl, part, dtype, kind, whole)) for part, ids, dtype in raw]
     return pl.concat(frames)
 
 
-def mixes_floats_and_integers(kinds: Any) -> bool:
+def mixes_number_types(kinds: Any) -> bool:
     """Whether some of the kinds are integers and some floats."""
     kinds = set(kinds)
     return FLOAT in kinds and bool(kinds & set(INTEGERS))
@@ -124,7 +124,7 @@ def kind_of_column(pl: Any, log: Log, name: str) -> str:
     kinds: dict[str, LogPart] = {}
     guessed = _guess(pl, log, name) if any(part.types[name] is None for part in log.parts) else ""
     for part in log.parts:
-        kind = kind_of_type(name, raw_id_frame(pl, part, name)[1]) or (guessed if part.types[name] is None else "")
+        kind = kind_of_type(name, raw_ids(pl, part, name)[1]) or (guessed if part.types[name] is None else "")
         kinds.setdefault(kind, part)
     if len(kinds) > 1:
         kinds.pop("", None)
@@ -146,11 +146,11 @@ def _guess(pl: Any, log: Log, name: str) -> str:
     ids: list[str] = []
     for part in log.parts:
         if part.types[name] is None:
-            first = raw_id_frame(pl, part, name)[0].head(SAMPLE).collect()["id"].to_list()
+            first = raw_ids(pl, part, name)[0].head(SAMPLE).collect()["id"].to_list()
             ids += [text for text in first if text and text.strip()]
         if len(ids) >= SAMPLE:
             break
-    ids = [text for text in ids if text.strip().lower() not in WORDS_FOR_MISSING] or ids
+    ids = [text for text in ids if text.strip().lower() not in NULL_WORDS] or ids
     if all(map(_INTEGER.fullmatch, ids)):
         numbers = [int(text) for text in ids]
         if not numbers or (min(numbers) >= -(2**63) and max(numbers) < 2**63):

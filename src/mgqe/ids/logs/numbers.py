@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgqe.ids.logs.bad_rows import describe_wrong_line
+from mgqe.ids.logs.bad_rows import explain_line
 from mgqe.ids.logs.frames import import_polars
 from mgqe.ids.logs.log import ROW, LogPart, open_log
 from mgqe.ids.logs.text import COUNT, excerpt
@@ -36,7 +36,7 @@ def _numbers(pl: Any, part: LogPart, column: str) -> Any:
     if part.text is not None:
         wrong = frame.filter(pl.col(COUNT) != part.text.width)
         if wrong.height:
-            raise ValueError(f"{part.where}: {describe_wrong_line(pl, part.text, wrong[ROW][0], wrong[COUNT][0])}")
+            raise ValueError(f"{part.where}: {explain_line(pl, part.text, wrong[ROW][0], wrong[COUNT][0])}")
     values = frame[column]
     numbers = _as_numbers(pl, values)
     bad = numbers.is_null() | (numbers.is_nan() if numbers.dtype.is_float() else False)

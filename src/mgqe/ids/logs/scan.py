@@ -40,7 +40,7 @@ def scan_text(pl: Any, file: TextFile, folder: Callable[[], Path]) -> tuple[Any,
         frames = [_split(pl, frame, file, check.quoted) for frame in lines]
     else:
         frames = [scan_records(pl, file, folder())] * 2
-    if check.replaced and not is_utf8(file.path):  # such values become null; describe_wrong_field finds the reason
+    if check.replaced and not is_utf8(file.path):  # such values become null; explain_field finds the reason
         good = {name: ~pl.col(name).str.contains("\ufffd", literal=True) for name in file.positions}
         columns = [pl.when(good[name]).then(pl.col(name)).alias(name) for name in good]
         frames = [frame.with_columns(columns) for frame in frames]

@@ -10,14 +10,14 @@ from typing import Any
 
 import polars as pl
 
-from mgqe.ids.logs.bad_rows import describe_wrong_field, has_quote, read_line
-from mgqe.ids.logs.id_columns import WORDS_FOR_MISSING, exact_integers_below
+from mgqe.ids.logs.bad_rows import explain_field, has_quote, read_line
+from mgqe.ids.logs.id_columns import NULL_WORDS, exact_integer_limit
 from mgqe.ids.logs.log import ROW, Log, open_log, parquet_schema
 from mgqe.ids.logs.paths import LogFile
 from mgqe.ids.logs.text import COUNT, excerpt, first_lines, parse_header
 from mgqe.ids.logs.text_layout import NO_QUOTE, TextLayout
 from mgqe.recsys.data.columns import USUAL, Columns, pick_columns
-from mgqe.recsys.data.row_locator import FILE, RowLocator, fields_excerpt
+from mgqe.recsys.data.row_locator import FILE, RowLocator
 
 
 def read_table(source: Path | str, files: Sequence[LogFile], format: str, columns: Columns) -> pl.DataFrame:
@@ -85,7 +85,7 @@ def _check_fields(log: Log, frames: Sequence[pl.DataFrame], locator: RowLocator)
             quotes = f"; if its quotes are no more than signs, {NO_QUOTE}" if has_quote(part.text, line) else ""
             raise ValueError(
                 f"{locator.describe(wrong, 0)}: expected {part.text.width} fields as in {as_in}, got "
-                f"{wrong[COUNT][0]}: {fields_excerpt([line])}: correct or drop that line, or say what separates the "
+                f"{wrong[COUNT][0]}: {excerpt(line)}: correct or drop that line, or say what separates the "
                 f"fields with --separator{quotes}"
             )
 
@@ -101,20 +101,23 @@ def _one_type(parts: list[pl.Series], role: str, locator: RowLocator) -> pl.Seri
     """The column of all log parts as one type. Integers are widened; floats beside them must be integers, or times."""
     types = {part.dtype: number for number, part in enumerate(parts) if part.dtype != pl.Null}
     if len(types) <= 1:
-        return _concat([part.cast(next(iter(types), pl.String)) for part in parts])
-    return _widen(parts, types, role, locator)
+        casts = [part.cast(next(iter(types), pl.String)) for part in parts]
+    else:
+        casts = _widen(parts, types, role, locator)
+    column: pl.Series = pl.concat(casts)
+    return column
 
 
-def _widen(parts: list[pl.Series], types: dict[Any, int], role: str, locator: RowLocator) -> pl.Series:
+def _widen(parts: list[pl.Series], types: dict[Any, int], role: str, locator: RowLocator) -> list[pl.Series]:
     kinds = types.keys()
     if all(kind.is_numeric() for kind in kinds):
         if any(kind.is_float() for kind in kinds) and role == "time":
-            return _concat([part.cast(pl.Float64) for part in parts])
-        return _concat([_as_integers(part, locator.paths[number], role) for number, part in enumerate(parts)])
+            return [part.cast(pl.Float64) for part in parts]
+        return [_as_integers(part, locator.paths[number], role) for number, part in enumerate(parts)]
     if all(kind == pl.String or isinstance(kind, (pl.Categorical, pl.Enum)) for kind in kinds):
-        return _concat([part.cast(pl.String) for part in parts])
+        return [part.cast(pl.String) for part in parts]
     if all(kind.is_temporal() for kind in kinds):
-        return _concat([part.cast(pl.Datetime("us")) for part in parts])
+        return [part.cast(pl.Datetime("us")) for part in parts]
     (kind, number), (other, another) = list(types.items())[:2]
     raise ValueError(
         f"{locator.paths[another]}: column of the {role} holds {other}, but {kind} in {locator.paths[number]}: write "
@@ -122,17 +125,12 @@ def _widen(parts: list[pl.Series], types: dict[Any, int], role: str, locator: Ro
     )
 
 
-def _concat(parts: list[Any]) -> pl.Series:
-    joined: pl.Series = pl.concat(parts)
-    return joined
-
-
 def _as_integers(part: pl.Series, path: str, role: str) -> pl.Series:
     part = part.fill_nan(None) if part.dtype.is_float() else part
     whole: pl.Series = part.cast(pl.Int64, strict=False)
     bad = part.is_not_null() & whole.is_null()
     if part.dtype.is_float():
-        bad = bad | (part != part.floor()) | (part.abs() >= exact_integers_below(part.dtype))
+        bad = bad | (part != part.floor()) | (part.abs() >= exact_integer_limit(part.dtype))
     if bad.any():
         row = int(bad.arg_true()[0])
         raise ValueError(
@@ -154,11 +152,7 @@ def _check_missing(log: Log, frame: pl.DataFrame, locator: RowLocator, column_of
         if bad.any():
             row = int(bad.arg_true()[0])
             text = log.parts[frame[FILE][row]].text
-            why = (
-                describe_wrong_field(pl, text, name, frame[ROW][row])
-                if text is not None and column[row] is None
-                else None
-            )
+            why = explain_field(pl, text, name, frame[ROW][row]) if text is not None and column[row] is None else None
             article = "an" if role == "item" else "a"
             value = repr(column[row]) if column.dtype == pl.String and (column[row] or "").strip() else "nothing"
             raise ValueError(
@@ -169,7 +163,7 @@ def _check_missing(log: Log, frame: pl.DataFrame, locator: RowLocator, column_of
 
 def _words_for_none(column: pl.Series) -> pl.Series:
     """bool (n,): values of a text column that are NULL or the like, if all others are integers."""
-    words: pl.Series = column.str.strip_chars().str.to_lowercase().is_in(WORDS_FOR_MISSING).fill_null(False)
+    words: pl.Series = column.str.strip_chars().str.to_lowercase().is_in(NULL_WORDS).fill_null(False)
     others = column.filter(~words) if words.any() else column.head(0)
     integers = len(others) > 0 and others.str.contains(r"^\s*[+-]?\d+\s*$").fill_null(True).all()
     return words if integers else words & False

@@ -169,7 +169,7 @@ class RowSplit:
     summary: dict[str, Any]
 
 
-def split_rows_by_rule(rows: ContextRows, rule: str | None, seed: int) -> RowSplit:
+def split_by_rule(rows: ContextRows, rule: str | None, seed: int) -> RowSplit:
     """Split by a rule of mgqe.recsys.data.splits; None: as `split_rows` does. ValueError says why a rule does not fit.
 
     With all rules but leave-one-out and None, rows with an id that no training row has are left out.

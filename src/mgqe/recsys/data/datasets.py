@@ -49,13 +49,9 @@ class KnownDataset:
     context: tuple[str, ...] = ()
     ordered: bool = True
 
-    def path(self, data_dir: Path | str | None) -> Path:
-        """The file below `data_dir` or the folder that MGQE_DATA_DIR names; ValueError if it is missing."""
-        return find_file(self.name, self.file, data_dir, f"{self.obtain}; sha256 {self.sha256}", self.home)
-
     def checked_path(self, data_dir: Path | str | None) -> Path:
-        """Like `path`; ValueError also if the file is another edition."""
-        path = self.path(data_dir)
+        """The file below `data_dir` or the folder that MGQE_DATA_DIR names; ValueError if it is missing or differs."""
+        path = find_file(self.name, self.file, data_dir, f"{self.obtain}; sha256 {self.sha256}", self.home)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if digest != self.sha256:
             raise ValueError(

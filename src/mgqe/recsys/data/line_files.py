@@ -9,9 +9,9 @@ import polars as pl
 
 from mgqe.ids.logs.log import ROW
 from mgqe.ids.logs.paths import LogFile
-from mgqe.ids.logs.text import LINE, TEXT, first_lines, is_utf8, scan_lines
+from mgqe.ids.logs.text import LINE, TEXT, excerpt, first_lines, is_utf8, scan_lines
 from mgqe.recsys.data.columns import USUAL
-from mgqe.recsys.data.row_locator import FILE, RowLocator, fields_excerpt
+from mgqe.recsys.data.row_locator import FILE, RowLocator
 
 
 def _text_lines(files: Sequence[LogFile]) -> tuple[pl.DataFrame, RowLocator]:
@@ -27,8 +27,7 @@ def _text_lines(files: Sequence[LogFile]) -> tuple[pl.DataFrame, RowLocator]:
         if not is_utf8(files[number].path):
             lines = suspects.filter(pl.col(FILE) == number)
             raise ValueError(
-                f"{locator.describe(lines, 0)}: {fields_excerpt([lines[TEXT][0]])} is not UTF-8: "
-                "write the file as UTF-8"
+                f"{locator.describe(lines, 0)}: {excerpt(lines[TEXT][0])} is not UTF-8: write the file as UTF-8"
             )
     words = pl.col(TEXT).str.replace_all(r"\s+", " ").str.strip_chars().str.split(" ").alias("field")
     return frame.select(FILE, ROW, words), locator
@@ -39,9 +38,10 @@ def read_pairs(files: Sequence[LogFile]) -> pl.DataFrame:
     frame, locator = _text_lines(files)
     wrong = frame.filter(pl.col("field").list.len() != 2)
     if wrong.height:
-        field = wrong["field"][0].to_list()
+        fields = wrong["field"][0].to_list()
         raise ValueError(
-            f"{locator.describe(wrong, 0)}: expected 2 fields, `user item`, got {len(field)}: {fields_excerpt(field)} "
+            f"{locator.describe(wrong, 0)}: expected 2 fields, `user item`, got {len(fields)}: "
+            f"{excerpt(' '.join(fields))} "
             "(if each line is one user and all their items, say --format lines; if the file has columns with a header, "
             "--format csv; without a header, --no-header too, and name the columns by their numbers from 1; if spaces "
             "separate them, --separator space)"
@@ -50,7 +50,7 @@ def read_pairs(files: Sequence[LogFile]) -> pl.DataFrame:
     if frame.height and tuple(word.lower() for word in frame.row(0)) in itertools.product(USUAL["user"], USUAL["item"]):
         raise ValueError(
             f"{files[0].path}, line 1: expected `user item`, got what looks like a header, "
-            f"{fields_excerpt(list(frame.row(0)))}: delete that line, or separate the columns by commas or tabs and "
+            f"{excerpt(' '.join(frame.row(0)))}: delete that line, or separate the columns by commas or tabs and "
             "say --format csv"
         )
     return frame
@@ -62,8 +62,10 @@ def read_lines(files: Sequence[LogFile]) -> pl.DataFrame:
     frame = frame.with_columns(pl.col("field").list.get(0).alias("user"))
     wrong = frame.filter(pl.col("field").list.len() < 2)
     if wrong.height:
-        text = fields_excerpt(wrong["field"][0].to_list())
-        raise ValueError(f"{locator.describe(wrong, 0)}: expected `user item item ...`, got {text} and no item")
+        text = " ".join(wrong["field"][0])
+        raise ValueError(
+            f"{locator.describe(wrong, 0)}: expected `user item item ...`, got {excerpt(text)} and no item"
+        )
     twice = frame.filter(~pl.col("user").is_first_distinct())
     if twice.height:
         user = twice["user"][0]

@@ -25,9 +25,3 @@ class RowLocator:
     def describe(self, frame: pl.DataFrame, row: int) -> str:
         """The file and the line or row of a row of the frame."""
         return f"{self.paths[frame[FILE][row]]}, {self.unit} {frame[ROW][row] + self.first}"
-
-
-def fields_excerpt(fields: list[str]) -> str:
-    """Fields as an error shows them: joined by spaces, quoted and shortened."""
-    text = " ".join(fields)
-    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -13,14 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mgqe.recsys.data.columns import Columns
-from mgqe.recsys.data.context_rows import (
-    AT_RANDOM,
-    ContextRows,
-    RowSplit,
-    load_rows,
-    split_row_parts,
-    split_rows_by_rule,
-)
+from mgqe.recsys.data.context_rows import AT_RANDOM, ContextRows, RowSplit, load_rows, split_by_rule, split_row_parts
 from mgqe.recsys.data.interactions import FileIds
 from mgqe.recsys.data.sampling import LEAVE_OUT, SeenItems, evaluation_negatives, sample_negatives
 from mgqe.recsys.data.seeds import derive_seed
@@ -37,7 +30,7 @@ EVAL_BATCH = 4096  # positives per batch of the evaluation
 
 
 @dataclass(frozen=True)
-class EvaluationRows:
+class EvalRows:
     """A part to evaluate on: context int64 (n, f - 1); items int64 (n, 1 + c), the positive first."""
 
     context: Tensor
@@ -62,8 +55,8 @@ class CtrTask:
     context: Tensor
     items: Tensor
     seen: SeenItems
-    valid: EvaluationRows
-    test: EvaluationRows
+    valid: EvalRows
+    test: EvalRows
     ids: Mapping[str, FileIds]
     num_negatives: int
     seed: int
@@ -85,7 +78,7 @@ class CtrTask:
 
         row_split: the rows and parts to use; by default `rows`, split by split_rows.
         """
-        row_split = split_rows_by_rule(rows, None, derive_seed(seed, "split")) if row_split is None else row_split
+        row_split = split_by_rule(rows, None, derive_seed(seed, "split")) if row_split is None else row_split
         rows, parts = row_split.rows, row_split.parts
         users, items, shape = rows.context[:, 0], rows.items, (len(rows.ids["user"]), len(rows.ids["item"]))
         anywhere = SeenItems(users, items, *shape, user_ids=rows.ids["user"])
@@ -98,7 +91,7 @@ class CtrTask:
             negatives = evaluation_negatives(
                 users[part], anywhere, num_negatives, derive_seed(seed, name), option="negatives"
             )
-            evaluated[name] = EvaluationRows(rows.context[part], torch.cat([items[part, None], negatives], dim=1))
+            evaluated[name] = EvalRows(rows.context[part], torch.cat([items[part, None], negatives], dim=1))
         seen = SeenItems(users[parts.train], items[parts.train], *shape, user_ids=rows.ids["user"])
         seen.check_unseen(users[parts.train], 1, LEAVE_OUT)
         return cls(
@@ -198,7 +191,7 @@ def _labels(logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _logits(model: WideDeep, part: EvaluationRows) -> Tensor:
+def _logits(model: WideDeep, part: EvalRows) -> Tensor:
     """(n, 1 + c)."""
     batches = zip(torch.split(part.context, EVAL_BATCH), torch.split(part.items, EVAL_BATCH), strict=True)
     return torch.cat([model(context, items) for context, items in batches])
@@ -230,7 +223,7 @@ def prepare(config: RunSettings) -> tuple[CtrTask, str]:
 
     rows, seed = load(config.data), derive_seed(config.seed, "split")
     if config.test is None:
-        row_split = split_rows_by_rule(rows, config.split, seed)
+        row_split = split_by_rule(rows, config.split, seed)
     else:
         row_split = split_row_parts(rows, None if config.valid is None else load(config.valid), load(config.test), seed)
     dims = (config.embedding_dim, config.dim)

@@ -38,7 +38,7 @@ MIN_STEPS = 64
 
 
 @dataclass(frozen=True)
-class EvaluationPart(HeldOut):
+class EvalPart(HeldOut):
     """A held-out part with negatives for its items.
 
     negatives: int64 (u, c), items that the user has nowhere; one that is the positive itself does not count.
@@ -47,7 +47,7 @@ class EvaluationPart(HeldOut):
     negatives: Tensor
 
     @classmethod
-    def of(cls, part: HeldOut, negatives: Tensor) -> EvaluationPart:
+    def of(cls, part: HeldOut, negatives: Tensor) -> EvalPart:
         return cls(part.users, part.items, part.offsets, negatives)
 
 
@@ -62,8 +62,8 @@ class RankingTask:
 
     split: Split
     seen: SeenItems
-    valid: EvaluationPart
-    test: EvaluationPart
+    valid: EvalPart
+    test: EvalPart
     num_negatives: int
     seed: int
     table_fields: Mapping[str, str] = field(default_factory=lambda: TABLES)
@@ -96,7 +96,7 @@ class RankingTask:
                 positions = torch.randperm(part.users.numel(), generator=generator)[:eval_users].sort().values
                 part = part.of_users(positions)
             negatives = evaluation_negatives(part.users, anywhere, eval_negatives, derive_seed(seed, name))
-            evaluated[name] = EvaluationPart.of(part, negatives)
+            evaluated[name] = EvalPart.of(part, negatives)
         return cls._of(interactions, split, evaluated["valid"], evaluated["test"], num_negatives, seed)
 
     @classmethod
@@ -112,7 +112,7 @@ class RankingTask:
             interactions.users, interactions.items, split.num_users, split.num_items, user_ids=interactions.user_ids
         )
         negatives = evaluation_negatives(split.valid.users, anywhere, eval_negatives, derive_seed(seed, "valid"))
-        valid, test = EvaluationPart.of(split.valid, negatives), EvaluationPart.of(split.test, data.test_negatives)
+        valid, test = EvalPart.of(split.valid, negatives), EvalPart.of(split.test, data.test_negatives)
         return cls._of(interactions, split, valid, test, num_negatives, seed)
 
     @classmethod
@@ -120,8 +120,8 @@ class RankingTask:
         cls,
         interactions: Interactions,
         split: Split,
-        valid: EvaluationPart,
-        test: EvaluationPart,
+        valid: EvalPart,
+        test: EvalPart,
         num_negatives: int,
         seed: int,
     ) -> RankingTask:
@@ -202,7 +202,7 @@ class RankingTask:
         distinct, row_of_item = torch.unique(model.catalogue(self.split.num_items), dim=0, return_inverse=True)
         return distinct, row_of_item
 
-    def _sampled(self, model: Model, row_of_item: Tensor, part: EvaluationPart) -> Tensor:
+    def _sampled(self, model: Model, row_of_item: Tensor, part: EvalPart) -> Tensor:
         """Ranks of a part's items among sampled negatives.
 
         A matrix product may give equal rows unequal last bits, but items that share all their codes must tie.
