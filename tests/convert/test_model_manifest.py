@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from convert_models import LanguageModel, N, Ranker, batch, ranker
-from manifest_tools import rewritten
+from manifest_tools import copy_changed
 from torch import nn
 
 import mgqe
@@ -81,7 +81,7 @@ def test_an_entry_of_any_type(ranker_folder, tmp_path, where, value):
             manifest = manifest[key]
         manifest[last] = value
 
-    folder = rewritten(ranker_folder, tmp_path, lie, sealed=where != ("checksum",))
+    folder = copy_changed(ranker_folder, tmp_path, lie, sealed=where != ("checksum",))
     refused(Ranker(), folder, None, (ValueError, TypeError))
 
 
@@ -96,7 +96,7 @@ def test_entries_too_many_or_missing(ranker_folder, tmp_path, where, change):
         else:
             manifest.pop(next(name for name in ("class", "nbytes") if name in manifest))
 
-    refused(Ranker(), rewritten(ranker_folder, tmp_path, lie), "trust_me|class|nbytes", ArtifactError)
+    refused(Ranker(), copy_changed(ranker_folder, tmp_path, lie), "trust_me|class|nbytes", ArtifactError)
 
 
 def table(number, **change):
@@ -176,7 +176,7 @@ def _swap_files(manifest, number, other):
 @pytest.mark.parametrize("name", LIES)
 def test_lies(ranker_folder, tmp_path, name):
     lie, message = LIES[name]
-    refused(Ranker(), rewritten(ranker_folder, tmp_path, lie), message)
+    refused(Ranker(), copy_changed(ranker_folder, tmp_path, lie), message)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_lies(ranker_folder, tmp_path, name):
     ],
 )
 def test_lies_about_ties(tied_folder, tmp_path, lie, message):
-    refused(LanguageModel(), rewritten(tied_folder, tmp_path, lie), message)
+    refused(LanguageModel(), copy_changed(tied_folder, tmp_path, lie), message)
 
 
 @pytest.mark.parametrize(
@@ -202,13 +202,13 @@ def test_lies_about_ties(tied_folder, tmp_path, lie, message):
     [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"format":"mgqe-model","format":"mgqe-model"}', b"[" * 100_000, b"NaN"],
 )
 def test_what_is_no_manifest(ranker_folder, tmp_path, text):
-    folder = rewritten(ranker_folder, tmp_path, lambda manifest: None)
+    folder = copy_changed(ranker_folder, tmp_path, lambda manifest: None)
     (folder / "manifest.json").write_bytes(text)
     refused(Ranker(), folder, "manifest.json", ArtifactError)
 
 
 def test_every_flipped_bit_of_a_manifest_is_seen(ranker_folder, tmp_path):
-    folder = rewritten(ranker_folder, tmp_path, lambda manifest: None)
+    folder = copy_changed(ranker_folder, tmp_path, lambda manifest: None)
     path = folder / "manifest.json"
     whole, model = path.read_bytes(), Ranker()
     mgqe.load_model(Ranker(), folder)
@@ -219,7 +219,7 @@ def test_every_flipped_bit_of_a_manifest_is_seen(ranker_folder, tmp_path):
 
 
 def test_an_edited_manifest_says_so(ranker_folder, tmp_path):
-    folder = rewritten(ranker_folder, tmp_path, lambda m: m.update({"class": "Other"}), sealed=False)
+    folder = copy_changed(ranker_folder, tmp_path, lambda m: m.update({"class": "Other"}), sealed=False)
     refused(Ranker(), folder, "damaged or was edited: its checksum does not match", ArtifactError)
 
 
@@ -239,7 +239,7 @@ def old_folder(ranker_folder, tmp_path):
         for entry in (*manifest["tables"], manifest["dense"], manifest):
             entry.pop("checksum", None)
 
-    return rewritten(ranker_folder, tmp_path / "old", older, sealed=False)
+    return copy_changed(ranker_folder, tmp_path / "old", older, sealed=False)
 
 
 def test_folders_of_version_1_are_read(old_folder, ranker_folder):

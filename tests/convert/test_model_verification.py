@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from manifest_tools import rewritten, seal
+from manifest_tools import copy_changed, seal
 from model_folder_stress import TABLES, Many
 from typer.testing import CliRunner
 
@@ -108,7 +108,7 @@ def test_a_manifest_without_its_files_and_files_without_their_manifest(folder):
 
 
 def test_a_lying_manifest_is_damage_too(folder, tmp_path):
-    lying = rewritten(folder, tmp_path / "lying", lambda m: m["tables"][0].update(padding_idx=50))
+    lying = copy_changed(folder, tmp_path / "lying", lambda m: m["tables"][0].update(padding_idx=50))
     assert any("'padding_idx' must be less than 50" in line for line in verification(lying).damage)
 
 
@@ -118,7 +118,7 @@ def test_a_folder_of_version_1_says_that_it_has_no_checksums(folder, tmp_path):
         for entry in (*manifest["tables"], manifest["dense"], manifest):
             entry.pop("checksum", None)
 
-    found = verification(rewritten(folder, tmp_path / "old", older, sealed=False))
+    found = verification(copy_changed(folder, tmp_path / "old", older, sealed=False))
     assert found.damage == ()
     assert [file.name for file in found.without_checksums] == ["manifest.json"]
 

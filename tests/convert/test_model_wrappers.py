@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 from convert_models import DIM, LanguageModel, N, Ranker, batch, ranker
-from manifest_tools import rewritten
+from manifest_tools import copy_changed
 from torch import nn
 
 import mgqe
@@ -158,7 +158,7 @@ def test_folders_of_version_1_that_were_saved_through_a_wrapper(tmp_path, cls, o
     (file,) = (tmp_path / "new").glob("dense.*")
     weights = {prefix + name: value for name, value in load_file(file).items() if name != "checksums"}
     dense = save(weights)
-    folder = rewritten(tmp_path / "new", tmp_path, older, sealed=False)
+    folder = copy_changed(tmp_path / "new", tmp_path, older, sealed=False)
     (folder / file.name).write_bytes(dense)
     loaded = mgqe.load_model(WRAPPERS[into](cls()), folder)
     got, want = (

@@ -1,4 +1,4 @@
-"""A second reader of the file format, from docs/format.md alone: the standard library, no torch, no numpy."""
+"""A second reader of the file format, written from docs/format.md with the standard library alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from raw_safetensors import Parts, read_raw
+from raw_safetensors import read_raw
 from xxhash import xxh3_64_digest
 
 SIZES = {"I64": 8, "I32": 4, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1}
@@ -21,7 +21,7 @@ def float32(value: float) -> float:
 
 
 class FormatReader:
-    """One file and those appended to it; ``row(id)`` gives its floats."""
+    """A table's file with its segments or shards; ``row(id)`` returns the floats of an id."""
 
     def __init__(self, path: str | Path) -> None:
         self.metadata, self.parts = read_raw(path)
@@ -36,7 +36,7 @@ class FormatReader:
             self._read_shards(Path(path).parent)
 
     def _read_shards(self, folder: Path) -> None:
-        """Join the codes; the rest is as in one file."""
+        """Join the codes of the shards; everything else is as in one file."""
         name, sizes = self.config["set"], self.config["shards"]
         joined = {f"codes.{g}": b"" for g in range(len(self.config["sizes"]))}
         widths = {}
@@ -144,27 +144,27 @@ class FormatReader:
         bits = max(1, (k - 1).bit_length())
         codes = self.unpacked(tensor, rank, subspaces, bits)
         book = self.config["codebook_of"][tier]
-        pieces, held, width = self.shape(f"centroids.{book}")
+        book_subspaces, num_centroids, width = self.shape(f"centroids.{book}")
         row: list[float] = []
         for j, code in enumerate(codes):
-            assert code < k <= held
-            if pieces * width == self.config["embedding_dim"] and pieces % subspaces == 0:
-                each = pieces // subspaces
-                chosen = [j * each + i for i in range(each)]
+            assert code < k <= num_centroids
+            if book_subspaces * width == self.config["embedding_dim"] and book_subspaces % subspaces == 0:
+                width_ratio = book_subspaces // subspaces
+                chosen = [j * width_ratio + i for i in range(width_ratio)]
             else:
-                assert pieces == 1
+                assert book_subspaces == 1
                 assert subspaces * width == self.config["embedding_dim"]
                 chosen = [0]
-            for piece in chosen:
-                values = self.numbers(f"centroids.{book}", (piece * held + code) * width, width)
+            for subspace in chosen:
+                values = self.numbers(f"centroids.{book}", (subspace * num_centroids + code) * width, width)
                 if self.config["centroid_dtype"] == "int8":
-                    (scale,) = self.numbers(f"scales.{book}", piece, 1)
+                    (scale,) = self.numbers(f"scales.{book}", subspace, 1)
                     values = [float32(v * scale) for v in values]
                 row += values
         return row
 
     def locate(self, row_id: int) -> tuple[int, int, str]:
-        """Tier of an id, and which row of which tensor its codes are."""
+        """The tier of an id, and the row and the tensor of its codes."""
         for first, end, tier, tensor in self.appended:
             if first <= row_id < end:
                 return tier, row_id - first, tensor
@@ -232,6 +232,3 @@ def hash_number(row_id: int, which: int, seed: int, num_buckets: int) -> int:
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB & MASK
     x ^= x >> 31
     return (x >> 1) % num_buckets
-
-
-__all__ = ["FormatReader", "Parts", "float32", "hash_number"]

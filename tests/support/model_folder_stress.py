@@ -1,4 +1,4 @@
-"""load_model while save_model replaces the folder, again and again: every load is one whole model.
+"""Calls load_model while save_model replaces the folder, again and again: every load must give one whole model.
 
     python tests/support/model_folder_stress.py --loads 2000
 
@@ -42,20 +42,20 @@ class Many(nn.Module):
                 parameter.fill_(value)
 
     def frozen(self) -> Many:
-        """The same with frozen tables."""
+        """This model, with frozen tables."""
         for n in range(TABLES):
             full = FullEmbedding(50, 4, _weight=torch.full((50, 4), self.value))
             self.tables[n] = mgqe.CompactEmbedding(full.freeze())
         return self
 
     def values(self) -> set[float]:
-        """All values that the model holds: one, if it is whole."""
+        """The distinct values in the model: a single one, if it is whole."""
         dense = torch.cat([self.head.weight.detach().flatten(), self.head.bias.detach()])
         return {*dense.tolist(), *(x for table in self.tables for x in table(torch.arange(50)).unique().tolist())}
 
 
 def save_until(stop: Callable[[], bool], folder: Path, first: int, saves: Callable[[], None]) -> None:
-    """Save models of the values first, first + 10, ... over the folder."""
+    """Save models of the values first, first + 10, ... to the folder, one over the other."""
     value = first
     while not stop():
         mgqe.save_model(Many(float(value)).frozen(), folder)
@@ -66,7 +66,7 @@ def save_until(stop: Callable[[], bool], folder: Path, first: int, saves: Callab
 def load_until(
     stop: Callable[[], bool], folder: Path, loaded: Callable[[], None], wrong: Callable[[str], None]
 ) -> None:
-    """Load the folder, and note whatever is not one whole model."""
+    """Load the folder, and report every load that is not one whole model."""
     while not stop():
         try:
             values = mgqe.load_model(Many(-1.0), folder).values()
@@ -78,7 +78,7 @@ def load_until(
 
 
 class Tally:
-    """Counts of processes and threads together, and whether to stop."""
+    """Counts of all processes and threads, and whether to stop."""
 
     def __init__(self, context: multiprocessing.context.BaseContext, loads: int, seconds: float) -> None:
         self.loads, self.saves = context.Value("q", 0), context.Value("q", 0)
@@ -86,24 +86,24 @@ class Tally:
         self.enough, self.end = loads, time.monotonic() + seconds
 
     def stop(self) -> bool:
-        """Whether there were loads enough, or the time is over."""
+        """Whether there were enough loads, or the time is over."""
         return self.loads.value >= self.enough or time.monotonic() > self.end
 
     def loaded(self) -> None:
-        """One load more."""
+        """Count a load."""
         with self.loads.get_lock():
             self.loads.value += 1
 
     def saved(self) -> None:
-        """One save more."""
+        """Count a save."""
         with self.saves.get_lock():
             self.saves.value += 1
 
 
 def work(tally: Tally, folder: Path, first: int, has_locks: bool) -> None:
-    """In one process: a thread that saves and one that loads."""
+    """Save in one thread and load in another one, in this process."""
     torch.set_num_threads(1)
-    os.fsync = lambda descriptor: None  # saves are several times as many, and no machine is switched off here
+    os.fsync = lambda descriptor: None  # makes saves several times faster; no machine is switched off here
     if not has_locks:
         saves._lock = locks._lock = lambda *args, **keywords: None
     threads = [threading.Thread(target=save_until, args=(tally.stop, folder, first, tally.saved))]
@@ -117,7 +117,7 @@ def work(tally: Tally, folder: Path, first: int, has_locks: bool) -> None:
 def stress(
     folder: Path, loads: int, seconds: float, processes: int = 2, has_locks: bool = True
 ) -> tuple[int, int, list[str]]:
-    """Loads, saves meanwhile, and what went wrong."""
+    """(loads, saves in the meantime, descriptions of failures)."""
     context = multiprocessing.get_context("spawn")
     tally = Tally(context, loads, seconds)
     mgqe.save_model(Many(0.0).frozen(), folder)

@@ -1,4 +1,4 @@
-"""safetensors files by hand, with the standard library: to write what no writer should, to read plainly."""
+"""Reads and writes safetensors files with the standard library, also such as no writer of the library would write."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from xxhash import xxh3_64_digest
 
-Parts = dict[str, tuple[str, list[int], bytes]]
+RawTensors = dict[str, tuple[str, list[int], bytes]]
 
 
-def read_raw(path: str | Path) -> tuple[dict[str, str], Parts]:
-    """Metadata, and {tensor: (dtype, shape, bytes)} in the order of the bytes; checksums are compared and left out."""
+def read_raw(path: str | Path) -> tuple[dict[str, str], RawTensors]:
+    """(metadata, {tensor: (dtype, shape, bytes)} in the order of the file); checksums are compared and left out."""
     content = Path(path).read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
@@ -28,7 +28,7 @@ def read_raw(path: str | Path) -> tuple[dict[str, str], Parts]:
     return metadata, parts
 
 
-def block_digests(parts: Parts, block_bytes: int) -> list[bytes]:
+def block_digests(parts: RawTensors, block_bytes: int) -> list[bytes]:
     """The checksum of each block of each tensor."""
     return [
         xxh3_64_digest(content[start : start + block_bytes])
@@ -37,8 +37,8 @@ def block_digests(parts: Parts, block_bytes: int) -> list[bytes]:
     ]
 
 
-def write_raw(path: str | Path, metadata: dict[str, Any], parts: Parts) -> None:
-    """Write whatever is given, true or not; where the version has checksums, with those that belong to it."""
+def write_raw(path: str | Path, metadata: dict[str, Any], parts: RawTensors) -> None:
+    """Write tensors and metadata, valid or not, with correct checksums if the version has any."""
     if metadata.get("version") == "2":
         digests = block_digests(parts, int(metadata["block_bytes"]))
         parts = {**parts, "checksums": ("U8", [len(digests) + 1, 8], b"".join(digests) + bytes(8))}

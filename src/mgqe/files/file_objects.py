@@ -1,4 +1,4 @@
-"""File objects, which users have opened: anything with ``write`` or ``read`` of bytes."""
+"""File objects, which users open: anything with ``write`` or ``read`` of bytes."""
 
 from __future__ import annotations
 

@@ -114,11 +114,11 @@ def strings_of(values: list[Any], kind: str) -> Strings:
     return Strings(np.frombuffer(joined, np.uint8), np.cumsum(lengths) - lengths, lengths)
 
 
-def _check_each(values: list[Any], wanted: Any, kind: str) -> None:
+def _check_each(values: list[Any], python_types: Any, kind: str) -> None:
     for position, value in enumerate(values):
         if value is None:
             raise ValueError(f"the id at position {position} is missing (None): drop or fill it first")
-        if not isinstance(value, wanted) or isinstance(value, bool):
+        if not isinstance(value, python_types) or isinstance(value, bool):
             raise TypeError(
                 f"the map's ids are of kind {kind}, but at position {position} is {value!r}, {type(value).__name__}"
             )

@@ -53,7 +53,7 @@ def as_kind(pl: Any, part: LogPart, dtype: Any, kind: str, whole: bool) -> Any:
 
     whole: whether floats stand for integers, because other files of the log hold integers.
     """
-    ids, wanted = pl.col("id"), polars_type(pl, kind)
+    ids, target = pl.col("id"), polars_type(pl, kind)
     if dtype is not None and dtype.is_float():
         integers = (
             pl.when((ids == ids.floor()) & (ids.abs() < exact_integer_limit(dtype)))
@@ -61,18 +61,18 @@ def as_kind(pl: Any, part: LogPart, dtype: Any, kind: str, whole: bool) -> Any:
             .cast(pl.Int64, strict=False)
         )
         if kind in INTEGERS or whole:
-            return integers.cast(wanted if kind in INTEGERS else pl.String, strict=False).cast(wanted, strict=False)
-        return ids.fill_nan(None).cast(pl.String).cast(wanted)
+            return integers.cast(target if kind in INTEGERS else pl.String, strict=False).cast(target, strict=False)
+        return ids.fill_nan(None).cast(pl.String).cast(target)
     if dtype is None or _is_text(dtype):
         text = ids.cast(pl.String)
         if kind in INTEGERS:
-            return text.str.strip_chars().cast(wanted, strict=False)
+            return text.str.strip_chars().cast(target, strict=False)
         if dtype is None:  # Parquet and frames distinguish empty text from null, text files do not
             text = pl.when(text.str.contains(r"\S")).then(text)
-        return text.cast(wanted)
+        return text.cast(target)
     if kind == "binary" and dtype != pl.Binary:
         return ids.cast(pl.String).cast(pl.Binary)
-    return ids.cast(wanted, strict=False)
+    return ids.cast(target, strict=False)
 
 
 def _is_text(dtype: Any) -> bool:

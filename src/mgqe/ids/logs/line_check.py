@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from mgqe.ids.logs.paths import GZIP, ZSTD
 
-BLOCK = 1 << 20  # bytes
+CHUNK = 1 << 20  # bytes read at a time
 
 
 def all_lines_alike(path: str, separator: str, quote: str, width: int) -> bool | None:
@@ -25,28 +25,28 @@ def all_lines_alike(path: str, separator: str, quote: str, width: int) -> bool |
         if file.read(4).startswith((GZIP, ZSTD)):
             return None
         file.seek(0)
-        while block := file.read(BLOCK):
-            signs = rest + block.translate(None, others)
+        while chunk := file.read(CHUNK):
+            signs = rest + chunk.translate(None, others)
             whole = len(signs) // len(line)
-            rest, last = signs[whole * len(line) :], block[-1:]
+            rest, last = signs[whole * len(line) :], chunk[-1:]
             if signs[: len(signs) - len(rest)] != line * whole or not line.startswith(rest):
                 return None
-            text.read(block)
+            text.read(chunk)
     ends = rest == (b"" if last == b"\n" else line[:-1])  # the last line may lack its line feed
     return text.ends() if ends else None
 
 
 @dataclass
 class _Utf8:
-    """Whether consecutive blocks are UTF-8; blocks of ASCII take almost no time."""
+    """Whether consecutive chunks are UTF-8; chunks of ASCII take almost no time."""
 
     decoder: codecs.IncrementalDecoder = field(default_factory=codecs.getincrementaldecoder("utf-8"))
     good: bool = True
 
-    def read(self, block: bytes, final: bool = False) -> None:
-        if self.good and (final or self.decoder.getstate()[0] or not block.isascii()):
+    def read(self, chunk: bytes, final: bool = False) -> None:
+        if self.good and (final or self.decoder.getstate()[0] or not chunk.isascii()):
             try:
-                self.decoder.decode(block, final)
+                self.decoder.decode(chunk, final)
             except UnicodeDecodeError:
                 self.good = False
 

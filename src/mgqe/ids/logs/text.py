@@ -198,8 +198,8 @@ def is_utf8(path: str) -> bool:
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         with open_decompressed(path) as file:
-            while block := file.read(1 << 20):
-                decoder.decode(block)
+            while chunk := file.read(1 << 20):
+                decoder.decode(chunk)
             decoder.decode(b"", final=True)
     except ValueError:
         return False

@@ -66,10 +66,12 @@ def pick_columns(path: str, names: Sequence[str], columns: Columns) -> dict[str,
     """Role -> name of its column; ValueError if a column is missing or ambiguous."""
     column_of_role: dict[str, str] = {}
     lowered = {name.lower(): name for name in reversed(names)}
-    listed = ", ".join(names)
+    all_names = ", ".join(names)
     for role, name in (("user", columns.user), ("item", columns.item), ("time", columns.time)):
         if name is not None and name not in names and name.split(":")[0] not in names:
-            raise ValueError(f"{path}: no column {name!r} for the {role}; it has {listed}{_no_header(names, columns)}")
+            raise ValueError(
+                f"{path}: no column {name!r} for the {role}; it has {all_names}{_no_header(names, columns)}"
+            )
         name = name or next((lowered[usual] for usual in USUAL[role] if usual in lowered), None)
         if name is None and role != "time":
             how = f"name it with --{role}-column"
@@ -77,21 +79,21 @@ def pick_columns(path: str, names: Sequence[str], columns: Columns) -> dict[str,
                 how = f"the file has no header: say which number it has, --{role}-column {1 if role == 'user' else 2}"
             raise ValueError(
                 f"{path}: no column that looks like the {role} (such as {', '.join(USUAL[role][:3])}); it has "
-                f"{listed}; {how}{_no_header(names, columns)}"
+                f"{all_names}; {how}{_no_header(names, columns)}"
             )
         if name is not None:
             column_of_role[role] = name
     _check_distinct(path, column_of_role)
     for name in columns.context:
         if name not in names:
-            raise ValueError(f"{path}: no context column {name!r}; it has {listed}")
+            raise ValueError(f"{path}: no context column {name!r}; it has {all_names}")
         if name in USUAL or name in column_of_role.values():
             raise ValueError(
                 f"{path}: column {name!r} is the user, the item or the time, or has such a name: no context"
             )
-    twice = next((name for name in column_of_role.values() if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"{path}, line 1: expected distinct column names, got {listed}")
+    repeated = next((name for name in column_of_role.values() if names.count(name) > 1), None)
+    if repeated is not None:
+        raise ValueError(f"{path}, line 1: expected distinct column names, got {all_names}")
     column_of_role.update((name, name) for name in columns.context)
     return column_of_role
 

@@ -229,11 +229,11 @@ def planted(
     uniform = torch.rand(num_users, generator=generator).clamp(min=1e-4)
     sizes = (per_user * 0.4 * uniform**-0.6).long().clamp(min=5, max=num_items // 4)
     users, items = [], []
-    for block in torch.split(torch.arange(num_users), 512):
-        noise = torch.rand(len(block), num_items, generator=generator).clamp(min=1e-12)
-        scores = popularity + taste[block] @ kind.T - torch.log(-torch.log(noise))
+    for chunk in torch.split(torch.arange(num_users), 512):
+        noise = torch.rand(len(chunk), num_items, generator=generator).clamp(min=1e-12)
+        scores = popularity + taste[chunk] @ kind.T - torch.log(-torch.log(noise))
         order = scores.argsort(dim=1, descending=True)
-        for row, user in enumerate(block.tolist()):
+        for row, user in enumerate(chunk.tolist()):
             chosen = order[row, : sizes[user]]
             items.append(chosen[torch.randperm(len(chosen), generator=generator)])
             users.append(torch.full_like(chosen, user))

@@ -60,8 +60,8 @@ def read_frame(source: Path | str, format: str, columns: Columns) -> pl.DataFram
             f"{source}: context columns ({', '.join(columns.context)}) need a file whose columns have names, got "
             f"format {format}: give it a header and say --format csv"
         )
-    if format in ("pairs", "lines") and (given := columns.named):
-        role, name = given[0]
+    if format in ("pairs", "lines") and (named_columns := columns.named):
+        role, name = named_columns[0]
         raise ValueError(
             f"{source}: --{role}-column {name} is for files with columns, got format {format}: leave it out, or say "
             f"--format csv, and if the file has no header, {NO_HEADER}"

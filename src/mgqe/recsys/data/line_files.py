@@ -66,12 +66,12 @@ def read_lines(files: Sequence[LogFile]) -> pl.DataFrame:
         raise ValueError(
             f"{locator.describe(wrong, 0)}: expected `user item item ...`, got {excerpt(text)} and no item"
         )
-    twice = frame.filter(~pl.col("user").is_first_distinct())
-    if twice.height:
-        user = twice["user"][0]
+    repeated = frame.filter(~pl.col("user").is_first_distinct())
+    if repeated.height:
+        user = repeated["user"][0]
         first = frame.filter(pl.col("user") == user)[ROW][0]
         raise ValueError(
-            f"{locator.describe(twice, 0)}: user {user} already has line {first}: expected one line per user "
+            f"{locator.describe(repeated, 0)}: user {user} already has line {first}: expected one line per user "
             "(if each line is one interaction, `user item`, say --format pairs: every line must then have 2 fields)"
         )
     return frame.select("user", pl.col("field").list.slice(1).alias("item")).explode("item")

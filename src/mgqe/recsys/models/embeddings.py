@@ -59,7 +59,9 @@ METHODS: dict[str, Method] = {
     ),
     "dpq": Method(DPQEmbedding, "quantised", "codes, all ids alike: dpq:D=32,K=64", _CODES, _NO_WARM_UP_OF_ITS_OWN),
     "pq": Method(baselines.PQEmbedding, "post", "codes of a trained full table: pq:D=32,K=64", _CODES),
-    "scalar": Method(baselines.ScalarQuantizedEmbedding, "post", "a trained full table, b bits a value: scalar:bits=4"),
+    "scalar": Method(
+        baselines.ScalarQuantizedEmbedding, "post", "a trained full table, b bits per value: scalar:bits=4"
+    ),
     "lowrank": Method(baselines.LowRankEmbedding, "trained", "N x r times r x d: lowrank:r=8", {"r": "rank"}),
     "hash": Method(
         baselines.HashEmbedding,

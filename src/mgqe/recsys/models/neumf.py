@@ -88,10 +88,10 @@ class NeuMF(nn.Module):
         gmf, mlp = items.tensor_split([product.shape[1]], dim=1)
         mlp = self.item_layer(mlp)
         scores: Tensor = product @ gmf.T
-        block = max(1, CATALOGUE_CELLS // max(1, mlp.numel()))
-        for start in range(0, users.numel(), block):
-            users_of_block = slice(start, start + block)
-            scores[users_of_block] += self._network(mlp + hidden[users_of_block, None])
+        chunk = max(1, CATALOGUE_CELLS // max(1, mlp.numel()))
+        for start in range(0, users.numel(), chunk):
+            rows = slice(start, start + chunk)
+            scores[rows] += self._network(mlp + hidden[rows, None])
         return scores
 
     def _network(self, first: Tensor) -> Tensor:

@@ -150,12 +150,12 @@ class SequentialTask:
             hidden = model.encode(F.embedding(batch.items[inputs], vectors), batch.sizes - 1)
             return F.cross_entropy(hidden @ vectors.T, batch.items[targets])
         vectors = model.item(torch.cat([batch.items, batch.negatives.reshape(-1)]))
-        taken, negatives = vectors.tensor_split([batch.items.numel()])
-        hidden = model.encode(F.embedding(inputs, taken), batch.sizes - 1)
-        positive = (hidden * F.embedding(targets, taken)).sum(dim=1)
+        item_vectors, negative_vectors = vectors.tensor_split([batch.items.numel()])
+        hidden = model.encode(F.embedding(inputs, item_vectors), batch.sizes - 1)
+        positive = (hidden * F.embedding(targets, item_vectors)).sum(dim=1)
         if batch.negatives.dim() == 1:
-            return shared_softmax_loss(hidden, positive, negatives, batch.items[targets], batch.negatives)
-        negative = (negatives.view(*batch.negatives.shape, -1) * hidden[:, None]).sum(dim=2)
+            return shared_softmax_loss(hidden, positive, negative_vectors, batch.items[targets], batch.negatives)
+        negative = (negative_vectors.view(*batch.negatives.shape, -1) * hidden[:, None]).sum(dim=2)
         return (F.softplus(-positive) + F.softplus(negative).sum(dim=1)).mean()
 
     def validate(self, model: SASRec) -> dict[str, float]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mgqe.ids.logs import line_check as log_bytes
+from mgqe.ids.logs import line_check
 from mgqe.ids.logs.line_check import all_lines_alike
 
 
@@ -33,7 +33,7 @@ SIGNS = st.lists(st.sampled_from([b"1", b",", b"1,2\n", b"\n", b"\r\n", b'"', b"
 def test_it_agrees_with_a_look_at_each_line_whatever_the_blocks(content, data, tmp_path, monkeypatch):
     path = tmp_path / "a.csv"
     path.write_bytes(content)
-    monkeypatch.setattr(log_bytes, "BLOCK", data.draw(st.sampled_from([1, 2, 3, 5, 1 << 20])))
+    monkeypatch.setattr(line_check, "CHUNK", data.draw(st.sampled_from([1, 2, 3, 5, 1 << 20])))
     for width in (1, 2, 3):
         assert all_lines_alike(str(path), ",", '"', width) is by_lines(content, width)
 
