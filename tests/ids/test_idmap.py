@@ -142,7 +142,7 @@ def test_what_can_be_asked():
 def test_unknown_ids_and_wrong_kinds():
     ids = IdMap.from_log(frame_of(LOG), "item")
     words = IdMap.from_log(frame_of(["b", "a", "b"]), "item")
-    with pytest.raises(KeyError, match=r"does not know 2 of the ids: 8, 11\. Leave them out, or say which row"):
+    with pytest.raises(KeyError, match=r"does not know 2 of the ids: 8, 11\. Leave them out, or pass a row"):
         ids.rows([8, 7, 11])
     with pytest.raises(KeyError, match="does not know 1 of the ids: 'c'"):
         words.rows(["b", "c"])
@@ -177,7 +177,7 @@ def test_hashes_alone():
     assert small.rows(["user", "user-700"], unknown=-1).tolist() == [-1, -1]
     assert small.nbytes < full.nbytes
     small.validate()
-    with pytest.raises(ValueError, match="holds hashes and no ids"):
+    with pytest.raises(ValueError, match="holds hashes instead of ids"):
         small.ids([0])
     with pytest.raises(ValueError, match="keep_ids=False is for strings"):
         IdMap.from_log(frame_of(LOG), "item", keep_ids=False)

@@ -222,7 +222,7 @@ def changed(name, tmp_path, config=None, **parts):
     ("name", "config", "parts", "match"),
     [
         ("int32", {"num_ids": 5}, {}, r"tensor 'ids' must be int32 or int64 \(5,\), got int32 \(4,\)"),
-        ("int32", {"num_ids": 0}, {}, "a map has one id at least"),
+        ("int32", {"num_ids": 0}, {}, "a map has at least one id"),
         ("int32", {"num_ids": -1}, {}, "'num_ids' must be a whole number of 0 to"),
         ("int32", {"num_ids": True}, {}, "'num_ids' must be a whole number"),
         ("int32", {"seed": 16}, {}, "'seed' must be a whole number of 0 to 15, got 16"),
@@ -257,7 +257,7 @@ def changed(name, tmp_path, config=None, **parts):
         ("int32", {}, {"counts__ends": ("I64", [3], i64(1, 2, 5))}, "'counts.ends' must rise to 4"),
         ("int32", {}, {"counts__ends": ("I64", [3], i64(1, 1, 4))}, "'counts.ends' must rise to 4"),
         ("int32", {}, {"counts__values": ("I64", [3], i64(1, 2, 3))}, "'counts.values' must fall"),
-        ("int32", {}, {"counts__values": ("I64", [3], i64(2, 1, 0))}, "'counts.values' must fall and be 1 at least"),
+        ("int32", {}, {"counts__values": ("I64", [3], i64(2, 1, 0))}, "'counts.values' must fall and be at least 1"),
         ("int32", {}, {"counts__values": ("I64", [0], b""), "counts__ends": ("I64", [0], b"")}, "must rise to 4"),
         ("string", {}, {"ids__bytes": ("U8", [4], b"1234")}, "'ids.offsets' must run from 0 to the end"),
     ],

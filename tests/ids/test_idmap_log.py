@@ -175,7 +175,7 @@ def test_other_mistakes(tmp_path, monkeypatch):
         count(column="real")
     with pytest.raises(TypeError, match="got Date"):
         count(column="big")
-    with pytest.raises(TypeError, match=r"several kinds \('item' Int64, 'name' String\): say which"):
+    with pytest.raises(TypeError, match=r"several kinds \('item' Int64, 'name' String\): choose one"):
         count(column=["item", "name"])
     with pytest.raises(ValueError, match="names no column"):
         count(column=[])

@@ -34,7 +34,7 @@ LONG = b"user,item\n" + b"".join(b"%d,%d\n" % (i % 97, i * 7919 % 10007) for i i
     [
         ("short.csv.gz", gzip.compress(b"user,item\n1,2\n")[:14], "it is compressed, and damaged, cut short or packed"),
         ("cut.csv.gz", gzip.compress(LONG)[:-2000], "it is compressed, and damaged, cut short or packed"),
-        ("zero.csv", LONG + b"1,2\0\n" + LONG, "it holds zero bytes, which no text does"),
+        ("zero.csv", LONG + b"1,2\0\n" + LONG, "it holds NUL bytes, which text does not"),
     ],
 )
 def test_text_that_cannot_be_read_to_its_end_is_an_error_that_names_the_file(tmp_path, name, content, why):

@@ -295,7 +295,7 @@ def test_tuned_settings(model: str, data: str) -> None:
         ("user,item,wet\n1,2,0\n", "wet,city", "no context column 'city'; it has user, item, wet"),
         ("user,item,wet\n1,2,0\n1,3,\n", "wet", "line 3: expected a wet in column 'wet', got nothing"),
         ("user,item,wet\n1,2,0\n1,3,NaN\n", "wet", "line 3: expected a category in column 'wet', got 'NaN'"),
-        ("user,item,wet\n1,2,0\n", "wet,item", "column 'item' is the user, the item or the time"),
+        ("user,item,wet\n1,2,0\n", "wet,item", "column 'item' cannot be context: it is the user, the item or the time"),
         ("user,item,wet\n1,2,0\n", "wet,wet", "expected different names"),
         ("user,item,type\n1,2,0\n", "type", "'type' cannot be the name of a table: rename it in the file"),
         ("1 2\n1 3\n", "wet", "context columns .wet. need a file whose columns have names"),
@@ -317,7 +317,7 @@ def test_frappe_says_where_it_comes_from(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ValueError, match="another edition of frappe"):
         RunData.load(config)
     assert "cnt" not in DATASETS["frappe"].context
-    with pytest.raises(ValueError, match="context_columns are those of a file of your own, got data 'frappe'"):
+    with pytest.raises(ValueError, match="context_columns are for a file of your own, got data 'frappe'"):
         RunData.load(TrainConfig(data="frappe", task="ctr", model="deepfm", context_columns="city"))
 
 

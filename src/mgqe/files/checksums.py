@@ -71,7 +71,7 @@ class BlockHasher:
     def finish(self) -> None:
         """Raise ValueError unless the tensors' bytes have all arrived."""
         if self._missing:
-            raise ValueError(f"{-self._missing:+,} bytes of rows beside those announced")
+            raise ValueError(f"got {-self._missing:+,} bytes compared with the sizes of the tensors")
 
 
 def with_checksums(

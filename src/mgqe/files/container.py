@@ -149,7 +149,7 @@ def encode_header(shapes: Shapes, kind: str, config: Config, **metadata: str) ->
     Raises ValueError for a tensor with the name of the checksums.
     """
     if CHECKSUMS in shapes:
-        raise ValueError(f"a tensor cannot be named {CHECKSUMS!r}: that one holds the checksums of all others")
+        raise ValueError(f"a tensor cannot be named {CHECKSUMS!r}: that tensor holds the checksums of all others")
     about = {
         "format": FORMAT,
         "version": VERSION,
@@ -379,7 +379,7 @@ def stored_checksum(name: str | os.PathLike[str]) -> str:
 def decode_metadata(metadata: dict[str, str]) -> tuple[str, Config]:
     """(kind, configuration) of a file; ArtifactError if its metadata are those of another format or malformed."""
     if metadata.get("format") != FORMAT:
-        raise ArtifactError(f"metadata 'format' must be {FORMAT!r}, got {metadata.get('format')!r}: not such a table")
+        raise ArtifactError(f"metadata 'format' must be {FORMAT!r}, got {metadata.get('format')!r}: no file of mgqe")
     version = metadata.get("version")
     if version not in (VERSION, *OLD_VERSIONS):
         raise ArtifactError(

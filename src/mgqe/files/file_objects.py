@@ -34,7 +34,7 @@ def _num_written(file: BinaryIO, count: int | None, size: int) -> int:
     if count is None and not isinstance(file, io.RawIOBase):  # a user's class whose write returns nothing
         return size
     if not count:
-        raise BlockingIOError(errno.EAGAIN, "the file takes no more bytes: open it so that it waits", file_name(file))
+        raise BlockingIOError(errno.EAGAIN, "the file takes no more bytes: open it in blocking mode", file_name(file))
     return count
 
 

@@ -130,7 +130,7 @@ class IdMap:
             index = build_index(hashes)
             if index is not None:
                 return cls(stored, index, runs, IdMapConfig(config.kind, config.interactions, config.distinct, seed))
-        raise ValueError("the ids share their hashes under every seed, which does not happen by chance")
+        raise ValueError("the ids collide under every seed of the hash, as only ids chosen for that purpose do")
 
     def rows(self, ids: Any, unknown: int | None = None) -> Tensor:
         """The rows of ids: int64, of the ids' shape.
@@ -155,8 +155,8 @@ class IdMap:
             if unknown is None:
                 examples = ", ".join(map(repr, lookup.ids_at(missing[:MAX_UNKNOWN])))
                 raise KeyError(
-                    f"the map does not know {missing.size:,} of the ids: {examples}. Leave them out, or say which row "
-                    "is theirs with unknown= (-1 where the table has a fallback)"
+                    f"the map does not know {missing.size:,} of the ids: {examples}. Leave them out, or pass a row for "
+                    "them as unknown= (-1 for a table with a fallback)"
                 )
             rows[missing] = unknown
         return torch.from_numpy(rows).reshape(lookup.shape)

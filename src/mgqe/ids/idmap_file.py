@@ -94,7 +94,7 @@ def _parse(arrays: dict[str, np.ndarray], config: Any) -> tuple[StoredIds, Index
     if kind not in KINDS:
         raise ArtifactError(f"config 'ids' must be one of {', '.join(KINDS)}, got {kind!r}")
     if n < 1:
-        raise ArtifactError("a map has one id at least")
+        raise ArtifactError("a map has at least one id")
     _check_arrays(arrays, kind, n)
     map_config = IdMapConfig(kind, config["interactions"], config["distinct"], config["seed"])
     runs = _runs(arrays, n)
@@ -152,7 +152,7 @@ def _runs(arrays: dict[str, np.ndarray], n: int) -> CountRuns:
     if not len(ends) or ends[0] < 1 or ends[-1] != n or (ends[1:] <= ends[:-1]).any():
         raise ArtifactError(f"'counts.ends' must rise to {n}")
     if values[-1] < 1 or (values[1:] >= values[:-1]).any():
-        raise ArtifactError("'counts.values' must fall and be 1 at least")
+        raise ArtifactError("'counts.values' must fall and be at least 1")
     return CountRuns(values, ends)
 
 

@@ -135,9 +135,7 @@ def _common_kind(pl: Any, log: Log, names: list[str], kind: str | None) -> str:
             )
     if len({column_kind in INTEGERS for column_kind in kinds}) > 1 or ("string" in kinds and "binary" in kinds):
         types = ", ".join(f"{name!r} {log.parts[0].types[name] or each}" for name, each in zip(names, kinds))
-        raise TypeError(
-            f"the columns have ids of several kinds ({types}): say which to make of them, with kind= (--kind)"
-        )
+        raise TypeError(f"the columns have ids of several kinds ({types}): choose one with kind= (--kind)")
     return "uint64" if "uint64" in kinds else kinds[0]
 
 

@@ -127,7 +127,7 @@ class HashedIds:
         return equal
 
     def take(self, rows: np.ndarray) -> Any:
-        raise ValueError("this map holds hashes and no ids (keep_ids=False): it goes from ids to rows only")
+        raise ValueError("this map holds hashes instead of ids (keep_ids=False), so that it cannot map rows to ids")
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"ids.hashes": self.values}

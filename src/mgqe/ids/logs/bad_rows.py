@@ -30,9 +30,9 @@ def explain(pl: Any, log: Log, names: Sequence[str], kind: str) -> ValueError:
 def _part_error(pl: Any, part: LogPart) -> ValueError:
     """The error for a log part that polars cannot read."""
     if part.path is None:
-        return ValueError("the frame cannot be computed: collect it first, which says why")
+        return ValueError("the frame cannot be computed: call its method collect to see the reason")
     if part.text is not None:
-        return ValueError(f"{part.path}: cannot be read as text: damaged, or it holds zero bytes")
+        return ValueError(f"{part.path}: cannot be read as text: damaged, or it holds NUL bytes")
     try:
         scan_parquet(pl, part.path).collect_schema()
     except pl.exceptions.PolarsError:
@@ -70,7 +70,7 @@ def explain_line(pl: Any, file: TextFile, line: int, count: int) -> str | None:
     if count == file.width:
         return None
     text = read_line(pl, file, line)
-    quotes = f"; if its quotes are no more than signs, {QUOTES.split(', or ')[1]}" if has_quote(file, text) else ""
+    quotes = f"; if its quotes are plain text, {QUOTES.split(', or ')[1]}" if has_quote(file, text) else ""
     return (
         f"line {line:,} has {count} fields, expected {_expected(file)}: correct or drop that line, or say what "
         f"separates the fields with separator= (--separator){quotes}: {excerpt(text)}"

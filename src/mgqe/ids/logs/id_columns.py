@@ -135,8 +135,8 @@ def kind_of_column(pl: Any, log: Log, name: str) -> str:
     if len(kinds) > 1:
         (kind, part), (other, another) = list(kinds.items())[:2]
         raise ValueError(
-            f"{another.where}: column {name!r} holds ids of kind {other}, but of kind {kind} in {part.where}: say what "
-            "to make of both with kind= (--kind)"
+            f"{another.where}: column {name!r} holds ids of kind {other}, but of kind {kind} in {part.where}: choose "
+            "one for both with kind= (--kind)"
         )
     return next(iter(kinds))
 

@@ -55,8 +55,8 @@ def log_files(source: Any) -> list[LogFile]:
     by_kind = {file.parquet: file.path for file in reversed(files)}
     if len(by_kind) > 1:
         raise ValueError(
-            f"files of one kind at a time, got {by_kind[True]} (Parquet) and {by_kind[False]} (text): read each kind "
-            "by itself; counts of both add up with merge_counts"
+            f"expected files of one kind, got {by_kind[True]} (Parquet) and {by_kind[False]} (text): read each kind "
+            "separately, and add the counts with merge_counts"
         )
     return files
 
@@ -81,7 +81,7 @@ def _paths(source: str) -> list[tuple[str, bool]]:
         if hidden or not os.path.basename(path.rstrip(os.sep)).startswith(("_", "."))
     ]
     if not matches:
-        raise FileNotFoundError(f"{source}: no file has a name of this pattern")
+        raise FileNotFoundError(f"{source}: no file matches this pattern")
     if "**" in source:  # the pattern itself enters folders
         return [(path, True) for path in matches if os.path.isfile(path)]
     return [inner for path in matches for inner in (_paths(path) if os.path.isdir(path) else [(path, True)])]

@@ -79,7 +79,7 @@ def unreadable_error(path: str) -> ValueError:
     """The error for a text file whose lines cannot be read."""
     with open(path, "rb") as file:
         head = file.read(4)
-    why = "it holds zero bytes, which no text does"
+    why = "it holds NUL bytes, which text does not"
     if head.startswith((GZIP, ZSTD)):
         why = "it is compressed, and damaged, cut short or packed in an unusual way: decompress it first"
     return ValueError(f"{path}: cannot be read as text: {why}")
@@ -139,8 +139,8 @@ def _position(file: TextFile, name: str) -> int:
         raise KeyError(f"no column {name!r}: the file has {', '.join(names)} ({file.path}){_hint(file)}")
     if names.count(name) > 1:
         raise ValueError(
-            f"{file.path}, line 1: expected distinct column names, got {', '.join(names)}: which {name!r} is meant "
-            "cannot be known; name each column once"
+            f"{file.path}, line 1: expected distinct column names, got {', '.join(names)}: {name!r} is ambiguous; "
+            "give each column a name of its own"
         )
     return names.index(name)
 

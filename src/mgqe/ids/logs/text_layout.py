@@ -33,7 +33,7 @@ class TextLayout:
             raise TypeError(f"header must be True, False or None, got {header!r} ({type(header).__name__})")
         separator = _NAMED.get(separator, separator)
         if not separator or set(separator) & set("\r\n\0"):
-            raise ValueError(f"separator must be one character or several on a line, got {separator!r}")
+            raise ValueError(f"separator must be one character or several without a line break, got {separator!r}")
         quote = quote or ""
         if len(quote) > 1 or quote in ("\r", "\n", "\0", separator):
             raise ValueError(f"quote must be one character other than the separator, or empty, got {quote!r}")

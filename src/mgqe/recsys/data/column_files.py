@@ -82,7 +82,7 @@ def _check_fields(log: Log, frames: Sequence[pl.DataFrame], locator: RowLocator)
         if wrong.height:
             as_in = "the header" if part.text.header else "line 1"
             line = read_line(pl, part.text, wrong[ROW][0])
-            quotes = f"; if its quotes are no more than signs, {NO_QUOTE}" if has_quote(part.text, line) else ""
+            quotes = f"; if its quotes are plain text, {NO_QUOTE}" if has_quote(part.text, line) else ""
             raise ValueError(
                 f"{locator.describe(wrong, 0)}: expected {part.text.width} fields as in {as_in}, got "
                 f"{wrong[COUNT][0]}: {excerpt(line)}: correct or drop that line, or say what separates the "

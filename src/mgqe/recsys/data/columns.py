@@ -89,7 +89,7 @@ def pick_columns(path: str, names: Sequence[str], columns: Columns) -> dict[str,
             raise ValueError(f"{path}: no context column {name!r}; it has {all_names}")
         if name in USUAL or name in column_of_role.values():
             raise ValueError(
-                f"{path}: column {name!r} is the user, the item or the time, or has such a name: no context"
+                f"{path}: column {name!r} cannot be context: it is the user, the item or the time, or named like them"
             )
     repeated = next((name for name in column_of_role.values() if names.count(name) > 1), None)
     if repeated is not None:

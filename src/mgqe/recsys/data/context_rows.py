@@ -106,7 +106,7 @@ def load_rows(data: str, data_dir: str | None, format: str | None, columns: Colu
     """A known set, `planted` or a file, whose context `columns` names. ValueError says what is wrong."""
     known = DATASETS.get(data)
     if columns.context and not path_exists(data):
-        raise ValueError(f"context_columns are those of a file of your own, got data {data!r}, which is no file")
+        raise ValueError(f"context_columns are for a file of your own, got data {data!r}, which is no file")
     check_layout(data, format, columns)
     if known is not None and known.context:
         path = known.checked_path(data_dir)

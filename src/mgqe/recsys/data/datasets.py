@@ -56,7 +56,7 @@ class KnownDataset:
         if digest != self.sha256:
             raise ValueError(
                 f"{path} is another edition of {self.name}: expected sha256 {self.sha256[:12]}..., got "
-                f"{digest[:12]}...; to use it all the same, pass the file itself: --data {path}"
+                f"{digest[:12]}...; to use it anyway, pass the file itself: --data {path}"
             )
         return path
 

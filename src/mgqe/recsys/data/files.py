@@ -81,7 +81,7 @@ def read_frame(source: Path | str, format: str, columns: Columns) -> pl.DataFram
             frame = read_table(source, files, format, columns)
     except pl.exceptions.PolarsError:
         raise ValueError(
-            f"{source}: cannot be read as {format}: damaged, or it holds zero bytes; name its layout with --format"
+            f"{source}: cannot be read as {format}: damaged, or it holds NUL bytes; name its layout with --format"
         ) from None
     except OSError as error:
         raise ValueError(f"{source}: cannot be read: {error.strerror or error}") from error

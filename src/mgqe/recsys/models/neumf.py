@@ -49,7 +49,7 @@ class NeuMF(nn.Module):
         widths = [embedding_dim >> k for k in range(num_layers)]
         if num_layers < 1 or widths[-1] < 1:
             raise ValueError(
-                f"expected a network of 1 layer or more, each half as wide as the one before and none of 0 units, got "
+                f"expected a network of 1 layer or more, each half as wide as the one before and at least 1 wide, got "
                 f"{num_layers} layers for {embedding_dim} dimensions: set fewer layers (num_layers) or a larger dim"
             )
         self.gmf_user, self.gmf_item = gmf_user, gmf_item
