@@ -58,14 +58,14 @@ def run(config: TrainConfig, data: RunData, folder: Path, table: str) -> dict[st
     counts = getattr(data.task.split, f"{table}_counts")
     whole = fit(config, table, rows, counts)
     own_tier = whole.tiers.of(torch.arange(len(rows)))
-    judged = data.task.test.items if table == "item" else data.task.test.users
+    evaluated = data.task.test.items if table == "item" else data.task.test.users
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed))
     ranks: dict[str, list[Tensor]] = {"full": [], "fitted": [], "own tier": [], "last tier": []}
     errors: dict[str, Tensor] = {name: torch.zeros(len(rows)) for name in ranks}
     for fold in range(FOLDS):
         new = order[fold::FOLDS]
         old = torch.ones(len(rows), dtype=torch.bool).index_fill(0, new, False).nonzero().reshape(-1)
-        users = torch.isin(judged, new).nonzero().reshape(-1)
+        users = torch.isin(evaluated, new).nonzero().reshape(-1)
         decoded = {"full": rows, "fitted": whole.to_dense()}
         for name in ("own tier", "last tier"):
             grown = fit(config, table, rows[old], counts[old])

@@ -92,8 +92,8 @@ class Judge:
             setattr(swapped.get_submodule(parent), name, nn.Embedding.from_pretrained(vectors))
         task = self.data.task
         if not isinstance(task, RankingTask):
-            judged = task.evaluate(swapped)
-            return {name: judged[name] for name in FIGURES}
+            evaluated = task.evaluate(swapped)
+            return {name: evaluated[name] for name in FIGURES}
         # What judge says of these, without its ranks among the whole catalogue, which take the most time.
         test = replace(task, valid=task.test).validate(swapped)
         return {"valid_hr@10": task.validate(swapped)["hr@10"], "hr@10": test["hr@10"], "ndcg@10": test["ndcg@10"]}

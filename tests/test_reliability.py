@@ -1,4 +1,4 @@
-"""reliability/: the fuzzer and the kill tests see what they are to see. docs/reliability.md has their long runs."""
+"""The fuzzer and the kill tests find the faults that are planted here. docs/reliability.md reports their long runs."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_writers_survive_kills(name, tmp_path):
 
 
 class InPlace(Writer):
-    """Writes over the old file."""
+    """A faulty writer, which writes into the old file."""
 
     def write(self, folder, number):
         mgqe.save(self.versions[number % 3], folder / "new")
@@ -174,7 +174,7 @@ class InPlace(Writer):
 
 
 class Untidy(Writer):
-    """Leaves something behind each time."""
+    """A faulty writer, which leaves a file behind."""
 
     def write(self, folder, number):
         super().write(folder, number)

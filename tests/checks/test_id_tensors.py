@@ -1,4 +1,4 @@
-"""Ids that are no dense tensor of integers with values are a TypeError that says so, wherever ids are taken."""
+"""Every function that takes ids raises a TypeError for tensors other than dense ones of integers with values."""
 
 import copy
 import functools
@@ -35,7 +35,7 @@ IDS: dict[str, tuple[Callable[[], torch.Tensor], str]] = {
 }
 
 
-@functools.cache  # every call is refused, so that nothing changes it
+@functools.cache  # no call succeeds, so that none changes it
 def table() -> mgqe.CompactTable:
     torch.manual_seed(0)
     return mgqe.MGQEmbedding(N, DIM, counts=torch.randperm(N) + 1).freeze()
@@ -58,7 +58,7 @@ def starts(offsets: Any, bag: Callable[..., Any]) -> Any:
 
 
 def two(ids: torch.Tensor) -> Any:
-    """Ids of a bag need two axes, where the kind of tensor has axes that can be added."""
+    """The ids with two axes, which bags need, if the kind of tensor can have another axis."""
     return ids.unsqueeze(0) if not ids.is_nested and ids.layout is torch.strided else ids
 
 

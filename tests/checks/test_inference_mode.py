@@ -1,4 +1,4 @@
-"""What is made or changed inside torch.inference_mode trains, grows and loads outside of it."""
+"""Objects that were made or changed in torch.inference_mode train, grow and load outside of it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -42,7 +42,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
 
 
 def check_it_trains(layer: nn.Module) -> None:
-    """Three steps move every part, and a checkpoint of it goes back in."""
+    """Three steps change every parameter, and a checkpoint of the module can be loaded."""
     tensors = [*layer.parameters(), *layer.buffers()]
     assert not [t.shape for t in tensors if t.is_inference()]
     before = [p.detach().clone() for p in layer.parameters()]
@@ -62,7 +62,7 @@ def check_it_trains(layer: nn.Module) -> None:
 def test_a_layer_made_inside_trains_outside(name: str, mode: Any) -> None:
     with mode():
         layer = MAKERS[name]()
-        assert not torch.is_grad_enabled()  # the mode itself is as it was
+        assert not torch.is_grad_enabled()  # the mode itself is unchanged
     check_it_trains(layer)
 
 

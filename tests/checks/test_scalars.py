@@ -1,4 +1,4 @@
-"""Every argument that takes a whole number takes NumPy's and torch's too, keeps a plain int, and refuses all else."""
+"""Every integer argument accepts numbers of NumPy and torch, stores a plain int, and raises for other types."""
 
 import json
 import pickle
@@ -80,7 +80,7 @@ def parts(**given: Any) -> torch.Tensor:
     return ops.lookup(IDS, **{**vars(p), **given})
 
 
-# name -> a call with the number 3 (or 2 where it says so) in some whole number's place.
+# name -> a call with the number 3 (or 2, if the name says so) as an integer argument.
 CALLS: dict[str, Call] = {
     "DPQEmbedding num_embeddings": lambda v: dpq(num_embeddings=v),
     "DPQEmbedding embedding_dim": lambda v: dpq(embedding_dim=v),
@@ -192,7 +192,7 @@ CALLS: dict[str, Call] = {
     "ops.lookup bits": lambda v: parts(bits=[v, 2, 2, 2]),
     "export_onnx opset_version": exported,
 }
-# The same where a file is needed.
+# Calls that need a file.
 FILE_CALLS: dict[str, Callable[[Any, Any], Any]] = {
     "append tier": lambda v, tmp: saved_and_appended(v, tmp / "table.safetensors"),
     "IdMap min_count": lambda v, tmp: id_map(tmp, min_count=v).counts,
@@ -212,7 +212,7 @@ each_bad = pytest.mark.parametrize("value", BAD, ids=lambda v: f"{type(v).__name
 
 
 def content(made: Any) -> Any:
-    """What a result holds, in a form that compares, with every number's type: a NumPy number is not the same."""
+    """The content of a result in comparable form with the type of each number, since NumPy numbers equal plain ones."""
     if isinstance(made, torch.Tensor):
         return made.dtype, made.tolist()
     if isinstance(made, torch.nn.Module):

@@ -1,4 +1,4 @@
-"""Writing whole files: what may be replaced, with which mode, and what a killed writer leaves."""
+"""Whole files: what may be replaced, the mode bits, and the aside files of killed writers."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_an_unfinished_file_stays_as_long_as_a_fork_of_its_writer_may_write_to_i
             assert len(list(tmp_path.iterdir())) == 1
         finally:
             os.kill(child, signal.SIGKILL)
-    for _ in range(500):  # until the system has buried the orphan
+    for _ in range(500):  # until the system has removed the orphaned process
         remove_abandoned(tmp_path)
         if not list(tmp_path.iterdir()):
             break
@@ -215,8 +215,13 @@ def test_a_writer_in_another_thread_is_alive(tmp_path):
     ("host", "pid", "days", "goes"),
     [
         ("here", 2**22 + 1, 0, True),  # no such process
-        ("here", os.getpid(), 2, None),  # this one, or a number used again: the lock tells, if there are locks
-        ("0123abcd", 1, 0, False),  # another machine's, new
+        (
+            "here",
+            os.getpid(),
+            2,
+            None,
+        ),  # this process, or another with its number: the lock decides, if there are locks
+        ("0123abcd", 1, 0, False),  # of another machine, and new
         ("0123abcd", 1, 2, True),
         (None, None, 0, False),  # of an older version
         (None, None, 2, True),
@@ -253,7 +258,7 @@ def test_a_name_as_long_as_the_system_has_them_can_be_written(tmp_path):
 
 
 def test_a_fork_does_not_keep_the_lock_of_a_file_that_has_its_name(tmp_path):
-    """Else whoever saves or appends next would wait for the fork's end."""
+    """Otherwise the next writer would wait for the end of the forked process."""
     children = []
 
     def fill(file):

@@ -1,4 +1,4 @@
-"""Checksums: a flipped bit anywhere in a file is noticed, and what is read to find it."""
+"""Checksums: a flipped bit anywhere in a file is found, without reading more than needed."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_verify_takes_true_false_or_none(tmp_path):
 
 
 def test_predicted_sizes_count_the_checksums_of_every_block(tmp_path):
-    """Codes of 2.4 MB in three blocks, and of 800 kB in one."""
+    """Codes of 2.4 MB have three blocks, and codes of 800 kB one."""
     tiers, capacity = mgqe.Tiers.from_sizes((300_000, 200_000)), Capacity(8, (8, 4), (256, 256))
     predicted = frozen_nbytes(tiers, capacity, None, "int8")
     shapes = planned(tiers, capacity, None, "int8")

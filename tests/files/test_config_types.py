@@ -1,4 +1,4 @@
-"""Whatever JSON a config holds in place of what it should, loading the file is an ArtifactError that names it."""
+"""A config with JSON of any wrong type is an ArtifactError that names the file."""
 
 import copy
 import json
@@ -69,7 +69,7 @@ ARTEFACTS: dict[str, Callable[[Path], tuple[list[Path], Path]]] = {
 
 
 def variants(config: dict[str, Any]) -> Iterator[Any]:
-    """The config as something else, each of its entries as something else, each item of its lists likewise."""
+    """Variants in which the config, one of its entries or one item of a list has another type."""
     for wrong in WRONG:
         yield wrong
         for name, value in config.items():
@@ -92,13 +92,13 @@ def test_a_config_of_other_types_is_refused_by_name(name: str, tmp_path: Path) -
         for changed in variants(config):
             if json.dumps(changed) == json.dumps(config):
                 continue
-            write_raw(file, {**metadata, "config": json.dumps(changed)}, parts)  # its checksums are right
+            write_raw(file, {**metadata, "config": json.dumps(changed)}, parts)  # with correct checksums
             try:
                 read(target)
             except mgqe.ArtifactError as error:
                 assert file.name in str(error), changed  # noqa: PT017
             else:
-                # Entries that only describe: another number there is another table, and not a wrong type.
+                # Another number in a descriptive entry is another table, and no wrong type.
                 assert isinstance(changed, dict), changed
         file.write_bytes(raw)
 

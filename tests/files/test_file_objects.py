@@ -1,4 +1,4 @@
-"""Saving to and loading from files that are open already."""
+"""Saving to and loading from file objects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights beside the tables: every type and shape comes back, damage is refused."""
+"""Files of weights: every type and shape is restored, and damage is an error."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def test_bad_files(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["clicks.parquet", "clicks.csv"])
 def test_files_larger_than_memory(name, tmp_path):
-    """60 million ids, 480 MB as int64, in a process that may grow by 350 MB while it counts."""
+    """60 million ids are 480 MB as int64; the process may grow by 350 MB while it counts them."""
     pl = pytest.importorskip("polars")
     resource = pytest.importorskip("resource")
     rows = 3_000_000

@@ -1,4 +1,4 @@
-"""IdMap: ids of any type to rows in the order of frequency."""
+"""IdMap: ids of any type, numbered by frequency."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mgqe import IdMap
 
 pl = pytest.importorskip("polars")
 
-LOG = [7, -3, 7, 5, -3, 7, 9]  # 7 three times, -3 twice, then 5 and 9, equally often, by value
+LOG = [7, -3, 7, 5, -3, 7, 9]  # 7 occurs three times, -3 twice, 5 and 9 once, so that these are sorted by value
 
 
 def by_frequency(ids):
-    """The rows' ids as plain Python has them: strings by their UTF-8 bytes."""
+    """The ids in row order, computed in plain Python; equal counts are in the order of UTF-8 bytes."""
     counts = Counter(ids)
     return sorted(counts, key=lambda i: (-counts[i], i.encode() if isinstance(i, str) else i))
 
@@ -125,7 +125,7 @@ def test_what_can_be_asked():
         assert ids.rows(asked).tolist() == expected
     assert ids.rows([]).shape == (0,)
     assert ids.rows(torch.empty(0, 3, dtype=torch.int64)).shape == (0, 3)
-    # No 64 bits of another type are taken for an id.
+    # The same 64 bits as another integer type are another id.
     assert ids.rows([2**64 - 3, 7, -(2**70)], unknown=4).tolist() == [4, 0, 4]
     assert ids.rows(np.array([2**64 - 3, 7], np.uint64), unknown=-1).tolist() == [-1, 0]
     assert ids.rows(torch.tensor([2**64 - 3], dtype=torch.uint64), unknown=-1).tolist() == [-1]

@@ -1,4 +1,4 @@
-"""An id map's file: its bytes never change, a reader written from docs/format.md agrees, damage is refused."""
+"""The file of an id map: its bytes never change, a second reader agrees, and damage is an error."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def mix(x):
 
 
 def plain_hash(key, seed):
-    """From docs/format.md alone."""
+    """The hash, written from docs/format.md alone."""
     if isinstance(key, int):
         return mix((key & MASK) ^ (seed * GOLDEN_RATIO & MASK))
     h = (seed + len(key)) * GOLDEN_RATIO & MASK
@@ -52,7 +52,7 @@ def plain_hash(key, seed):
 
 
 class Reader:
-    """A second reader: the standard library, no torch, no numpy."""
+    """A second reader, written from docs/format.md with the standard library alone."""
 
     def __init__(self, path):
         metadata, self.parts = read_raw(path)
@@ -148,7 +148,7 @@ def test_the_documented_example():
 
 
 def test_saved_over_and_moved_on(tmp_path):
-    """A map that is mapped stays as it was when another is saved over its file."""
+    """A map in mapped memory does not change when another one is saved to its file."""
     path = tmp_path / "a"
     ids, _ = golden_id_maps()["int64.safetensors"]
     IdMap.from_log(ids, "item").save(path)
@@ -269,12 +269,12 @@ def test_refuses(name, config, parts, match, tmp_path):
 
 
 def test_totals_of_a_map_that_was_cut_off_fit(tmp_path):
-    """One id that occurred once is not in it."""
+    """The log has one more id, which occurs once."""
     assert IdMap.load(changed("int32.safetensors", tmp_path, {"interactions": 8, "distinct": 5})).distinct == 5
 
 
 def string_part(name, change):
-    """A part of the golden map of strings, changed."""
+    """A changed tensor of the golden map of strings."""
     dtype, shape, content = read_raw(GOLDEN / "string.safetensors")[1][name]
     return dtype, shape, change(content)
 
@@ -296,7 +296,7 @@ def string_part(name, change):
     ],
 )  # fmt: skip
 def test_damage_that_is_met_later_names_the_file_from_every_method(parts, use, what, tmp_path):
-    """In files whose checksums are right, as a faulty writer would leave them."""
+    """The files have correct checksums, as a faulty writer would leave them."""
     damaged = IdMap.load(changed("string.safetensors", tmp_path, **parts))
     with pytest.raises(ArtifactError, match=f"/a: the map is damaged: .*{what}"):
         use(damaged)
@@ -314,7 +314,7 @@ def test_a_flipped_bit_in_any_byte_is_refused(tmp_path):
 
 
 def test_damage_inside_shows_when_it_is_met(tmp_path):
-    """Never a crash, never a row outside the table: an error, or an id that is not found."""
+    """Damage gives an error or an unknown id, and never a crash or a row outside the table."""
     generator = np.random.default_rng(0)
     for name in SHA256:
         metadata, parts = read_raw(GOLDEN / name)
@@ -330,7 +330,7 @@ def test_damage_inside_shows_when_it_is_met(tmp_path):
                     found = IdMap.load(tmp_path / "a")
                 except ArtifactError:
                     continue
-                if part != "ids.hashes":  # where a hash is all there is, nothing tells whose it was
+                if part != "ids.hashes":  # a damaged hash cannot be told from the hash of another id
                     with pytest.raises(ArtifactError, match="damaged"):
                         found.validate()
                 try:

@@ -1,4 +1,4 @@
-"""IdMap.from_log: what logs may look like, and what is wrong with those that cannot be counted."""
+"""IdMap.from_log: the logs that it counts, and the errors for those that cannot be counted."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_csv(tmp_path):
 
 
 def test_parts_and_passes():
-    """A limit that holds a tenth of the ids: as many passes, the same map."""
+    """With memory for a tenth of the ids there are ten passes, and they give the same map."""
     log = np.random.default_rng(0).zipf(1.2, 50_000) % 20_000
     frame, passes = pl.DataFrame({"item": log}), []
     whole = IdMap.from_log(frame, "item")
@@ -85,7 +85,7 @@ def test_a_sampled_log_counts_alike(monkeypatch):
 
 @pytest.fixture
 def logs(tmp_path):
-    """Good files with a bad one between them, by what is wrong with it."""
+    """Writes files, the middle one bad, and returns their pattern."""
 
     def write(name, *contents):
         for number, content in enumerate(contents):
@@ -204,7 +204,7 @@ def test_other_mistakes(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory from /proc")
 def test_memory_is_bounded(tmp_path):
-    """Two million different ids, 180 MB of hash tables, counted by a process that may grow by 130 MB."""
+    """Two million different ids need 180 MB of hash tables; the process may grow by 130 MB."""
     generator = np.random.default_rng(0)
     for shard in range(4):
         ids = generator.integers(-(2**63), 2**63 - 1, 501_000)

@@ -1,4 +1,4 @@
-"""The look at a file's bytes says just what a look at each of its lines says."""
+"""The check of a file's bytes has the result of a check of each line."""
 
 from __future__ import annotations
 

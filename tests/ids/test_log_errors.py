@@ -1,4 +1,4 @@
-"""Errors of logs and data files name the file, the line and a remedy that works, and use no other library's words."""
+"""Errors of logs and data files name the file, the line and a remedy that works, without texts of other libraries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of logs as other programs write them, through every door: IdMap.from_log, count_ids, training's own data."""
+"""Log files as other programs write them, read by IdMap.from_log, count_ids and load_interactions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mgqe.recsys.data.interactions import load_interactions  # noqa: E402
 
 
 def counts_of(source, column="item", **options):
-    """id -> how often, by IdMap; that no row was lost shows in the counts."""
+    """Id -> count, by IdMap, in which a lost row would show."""
     found = IdMap.from_log(source, column, **options)
     assert found.interactions == int(found.counts.sum())
     return dict(zip(list(found.ids(range(len(found)))), found.counts.tolist()))
@@ -58,7 +58,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def spark(write, tmp_path):
-    """What Spark leaves: parts, a mark of success, checksums, unfinished work."""
+    """A folder as Spark writes it: data, a success marker, checksums and unfinished files."""
     for number in range(3):
         frame = pl.DataFrame({"user": [number, 7], "item": [5, number], "time": [1, 2]})
         name = f"part-{number:05}-c0ffee-c000.snappy.parquet"
@@ -278,7 +278,7 @@ def test_recboles_files_are_never_quoted(write):
     st.booleans(),
 )
 def test_what_pythons_writer_writes_is_read(tmp_path_factory, rows, separator, quoting, crlf):
-    """The oracle is the list itself: ids beside notes of any text come back with their counts."""
+    """Ids beside notes of any text are counted as in the list that was written."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, delimiter=separator, quoting=quoting, lineterminator="\r\n" if crlf else "\n")
     writer.writerows([("item", "note"), *rows])
@@ -298,7 +298,7 @@ def test_what_pythons_writer_writes_is_read(tmp_path_factory, rows, separator, q
     st.sampled_from(["\n", "\r\n"]),
 )
 def test_quotes_at_random_are_an_error_or_lose_no_row(tmp_path_factory, rows, separator, end):
-    """Lines as a program writes them that knows nothing of quotes."""
+    """The lines are those of a program that does not treat quotes specially."""
     lines = [separator.join(row) for row in [("item", "note", "x"), *((*row, "z") for row in rows)]]
     path = tmp_path_factory.mktemp("log") / "a.csv"
     path.write_text(end.join(lines), encoding="utf-8", newline="")
@@ -389,7 +389,7 @@ def test_a_file_without_a_header_never_loses_its_first_row(write):
     for name, text in (("u.data", U_DATA), ("ratings.dat", RATINGS), ("a.csv", "1,10,5\n2,11,3\n")):
         with pytest.raises(ValueError, match=rf"{name}: no column that looks like the user.*\(--no-header\).*column 1"):
             load_interactions(write(name, text))
-    # A header of numbers, as pandas writes it, is one if that is said.
+    # A header of numbers, as pandas writes it, needs header=True.
     assert counts_of(write("d.csv", "0,1\n7,8\n"), "1", header=True) == {8: 1}
 
 

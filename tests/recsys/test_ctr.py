@@ -33,7 +33,7 @@ CONTEXT = Columns(context=("weekday", "city"))
 
 
 def write_log(path: Path, time: bool = False, users: int = 130, items: int = 120, per_user: int = 8) -> Path:
-    """A log of use; cities, like users and items, are too many for a small field."""
+    """A log in which the cities, like users and items, are too many for a small field."""
     generator = torch.Generator().manual_seed(1)
     lines = ["user,item,cnt,weekday,city" + ",at" * time]
     for user in range(users):
@@ -91,7 +91,7 @@ def test_split_by_time(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text(text)
     rows = load_rows(str(tmp_path / "d.csv"), None, None, Columns(context=("wet",)))
     assert rows.items.tolist() == [1, 3, 2, 0, 1, 0]
-    parts = split_rows(rows, 0)  # user 2 has too few rows to be judged on
+    parts = split_rows(rows, 0)  # user 2 has too few rows to be evaluated
     assert (parts.train.tolist(), parts.valid.tolist(), parts.test.tolist()) == ([0, 1, 4, 5], [2], [3])
 
 
@@ -133,7 +133,7 @@ def test_negatives(tmp_path: Path, time: bool) -> None:
     assert all(torch.equal(a, b) for x, y in zip(batches, again, strict=True) for a, b in zip(x, y, strict=True))
 
 
-def test_judged_positives_are_capped(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluated_positives_are_capped(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mgqe.recsys.tasks.ctr.MAX_JUDGED", 50)
     rows = load_rows(str(log), None, None, CONTEXT)
     task = CtrTask.prepare(rows, 5)

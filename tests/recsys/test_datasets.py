@@ -1,4 +1,4 @@
-"""Known data sets, the split, and the data set that comes with the package."""
+"""Known data sets, the default split, and the planted data set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mgqe.recsys.data.splits import leave_one_out
 def test_leave_one_out_by_hand(tmp_path: Path) -> None:
     (tmp_path / "data.txt").write_text("1 5\n1 6\n1 7\n1 8\n2 5\n2 6\n3 9\n3 5\n3 6\n")
     data = load_interactions(tmp_path / "data.txt")
-    split = leave_one_out(data)  # items 5, 6, 7, 8, 9 are rows 0 to 4; user 2 has too few to be judged
+    split = leave_one_out(data)  # items 5, 6, 7, 8, 9 are rows 0 to 4; user 2 has too few to be evaluated
     assert split.train_users.tolist() == [0, 0, 1, 1, 2]
     assert split.train_items.tolist() == [0, 1, 0, 1, 4]
     assert split.train_offsets.tolist() == [0, 2, 4, 5]

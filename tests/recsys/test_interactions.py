@@ -1,4 +1,4 @@
-"""Files of interactions: every layout, and every way in which one can be wrong."""
+"""Files of interactions: every format, and the error for every mistake in one."""
 
 from __future__ import annotations
 

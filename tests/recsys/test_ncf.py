@@ -1,4 +1,4 @@
-"""NCF's published split: its files, its negatives, and what is wrong with other files."""
+"""The published split of NCF: its files, its negatives, and errors for other files."""
 
 from __future__ import annotations
 

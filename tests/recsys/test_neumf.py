@@ -24,7 +24,7 @@ def rows(values: list[list[float]]) -> nn.Embedding:
 
 
 def by_hand() -> NeuMF:
-    """Two dimensions, layers 4 -> 2 -> 1, values that a reader can follow."""
+    """Two dimensions, layers 4 -> 2 -> 1, and small values."""
     model = NeuMF(
         rows([[1.0, 2.0], [0.0, 1.0]]),
         rows([[3.0, -1.0], [1.0, 1.0], [2.0, 0.0]]),
@@ -125,7 +125,7 @@ def test_a_run(tmp_path: Path, embedding: str) -> None:
 
 
 def test_items_with_equal_rows_draw(tmp_path: Path) -> None:
-    """A matrix product may tell equal rows apart by their last bits; draws count against the model all the same."""
+    """A matrix product may give equal rows unequal last bits, but ties must count against the model."""
     config = tiny_config(write_tiny(tmp_path), model="neumf")
     task = RunData.load(config).task
     sizes = (task.split.num_users, task.split.num_items) * 2

@@ -1,4 +1,4 @@
-"""What cannot work is refused before training, and stands in nobody's way; what a table cannot use is cut."""
+"""Settings that cannot work raise an error before training; centroids that a table cannot use are cut."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails the test when an epoch is trained."""
+    """Fails the test if an epoch is trained."""
 
     def train(*arguments: object) -> float:
         pytest.fail("trained before it was refused")

@@ -1,4 +1,4 @@
-"""Negative samples: never an item that the user has."""
+"""Negative samples are never items that the user has."""
 
 from __future__ import annotations
 

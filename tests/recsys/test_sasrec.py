@@ -1,4 +1,4 @@
-"""SASRec against values worked out by hand, and what its packing must not change."""
+"""SASRec against values worked out by hand and against histories that are not packed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def small(num_heads: int = 2) -> SASRec:
 
 
 def plain(model: SASRec, items: Tensor) -> Tensor:
-    """h of one history, written out as in the paper, place by place."""
+    """h of one history, computed position by position as in the paper."""
     length, dim = len(items), 8
     x = model.item(items) * math.sqrt(dim) + model.position[-length:]
     for block in model.blocks:

@@ -1,4 +1,4 @@
-"""The sequential task: windows, losses worked out by hand, judging, and a run from file to files."""
+"""The sequential task: windows, losses worked out by hand, evaluation, and a whole run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SEQUENTIAL = {"task": "sequential", "model": "sasrec", "max_length": 5}
 
 
 class LastItem(nn.Module):
-    """h is the vector of the last item itself."""
+    """A model whose h is the vector of the last item."""
 
     def __init__(self, vectors: Tensor) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class LastItem(nn.Module):
 
 
 def make(lengths: list[int], num_negatives: int = 1, eval_negatives: int = 3, **changes: object) -> SequentialTask:
-    """User u takes items 0, 1, 2, ..."""
+    """A task in which each user takes items 0, 1, 2, ..."""
     rows = [(user, item) for user, length in enumerate(lengths) for item in range(length)]
     rows += [(len(lengths), item) for item in range(30, 32)]  # a user of two: training only
     rows += [(len(lengths) + 1, 29)]  # a user of one: nothing to learn from
@@ -50,7 +50,7 @@ def make(lengths: list[int], num_negatives: int = 1, eval_negatives: int = 3, **
 
 
 def windows_of(task: SequentialTask, epoch: int = 1, batch_size: int = 6) -> list[list[int]]:
-    """Items of all windows, as lists."""
+    """The items of each window."""
     return [
         window.tolist()
         for batch in task.batches(batch_size, "full", epoch)
@@ -59,7 +59,7 @@ def windows_of(task: SequentialTask, epoch: int = 1, batch_size: int = 6) -> lis
 
 
 def rows(task: SequentialTask, items: list[int]) -> list[int]:
-    """File's ids -> rows."""
+    """The rows of ids of the file."""
     return [task.ids["item"].row(item) for item in items]
 
 
@@ -122,7 +122,7 @@ def softplus(value: float) -> float:
 
 
 def losses(task: SequentialTask, negatives: Tensor | None) -> float:
-    """The loss of the windows 0, 1, 2 and 3, 1 with vectors 1, 2, 3, 4: h is the input's own."""
+    """The loss of the windows (0, 1, 2) and (3, 1) with vectors 1, 2, 3, 4, if h is the input's vector."""
     model = LastItem(torch.tensor([[1.0], [2.0], [3.0], [4.0]]))
     task = replace(task, base=replace(task.base, split=replace(task.split, num_items=4)))
     return float(task.loss(model, Batch(torch.tensor([0, 1, 2, 3, 1]), torch.tensor([3, 2]), negatives)))  # type: ignore[arg-type]
@@ -159,7 +159,7 @@ def test_sampled_softmax_with_nothing_but_the_target() -> None:
 
 
 @pytest.mark.parametrize(("test", "expected"), [(False, [6, 1]), (True, [7, 2])])
-def test_histories_end_before_the_judged_item(test: bool, expected: list[int]) -> None:
+def test_histories_end_before_the_held_out_item(test: bool, expected: list[int]) -> None:
     task = make([9, 4])
     model = LastItem(torch.arange(32.0)[:, None])
     assert task.queries(model, test).flatten().tolist() == expected  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Splits by time, by ratio and by files: each by hand, what is cold, and the figures of several test items."""
+"""Splits by time, by ratio and by files, worked out by hand; cold ids; and the figures with several test items."""
 
 from __future__ import annotations
 
@@ -36,29 +36,29 @@ DAY = 86_400
 
 
 def interactions(rows: list[tuple[str, str, float]]) -> Interactions:
-    """From (user, item, time)."""
+    """Interactions from (user, item, time)."""
     return Interactions.from_frame(pl.DataFrame(rows, schema=["user", "item", "time"], orient="row"))
 
 
-def untimed(**users: str) -> Interactions:
-    """From each user's items, a letter each, in order."""
+def interactions_in_order(**users: str) -> Interactions:
+    """Interactions from each user's items, one letter per item, in order."""
     rows = [(user, item) for user, items in users.items() for item in items]
     return Interactions.from_frame(pl.DataFrame(rows, schema=["user", "item"], orient="row"))
 
 
-def covered(**users: str) -> Interactions:
-    """The same, and users z1, z2, ... with too few items to be judged, so that every item is trained on."""
+def with_every_item(**users: str) -> Interactions:
+    """The interactions with users z1, z2, ... added, who have too few items to be evaluated; no item is cold then."""
     letters = sorted(set("".join(users.values())))
-    return untimed(**users, **{f"z{letter}": letter for letter in letters})
+    return interactions_in_order(**users, **{f"z{letter}": letter for letter in letters})
 
 
-def judged_users(found: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-    """Parts without the users that `covered` adds."""
+def evaluated_users(found: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Parts without the users that `with_every_item` adds."""
     return {part: {u: items for u, items in has.items() if u[0] != "z"} for part, has in found.items()}
 
 
 def parts(data: Interactions, divided: Split) -> dict[str, dict[str, str]]:
-    """Part -> user -> its items, by the file's ids."""
+    """Part -> user -> items, as ids of the file."""
 
     def named(users: Tensor, items: Tensor) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -134,24 +134,24 @@ def test_the_latest_interactions_never_part_a_moment() -> None:
 
 
 def test_ratio_by_hand() -> None:
-    data = covered(eleven="abcdefghijk", five="abcde", three="abc", two="ab")
-    found = judged_users(parts(*split(data, "ratio:60/20/20")))
+    data = with_every_item(eleven="abcdefghijk", five="abcde", three="abc", two="ab")
+    found = evaluated_users(parts(*split(data, "ratio:60/20/20")))
     # Shares are rounded down, to one at least; with fewer than three, all is trained on.
     assert found["test"] == {"eleven": "jk", "five": "e", "three": "c"}
     assert found["valid"] == {"eleven": "hi", "five": "d", "three": "b"}
     assert found["train"] == {"eleven": "abcdefg", "five": "abc", "three": "a", "two": "ab"}
-    assert judged_users(parts(*split(data, "ratio:0.6/0.2/0.2"))) == found
+    assert evaluated_users(parts(*split(data, "ratio:0.6/0.2/0.2"))) == found
 
 
 def test_each_part_has_one_however_small_its_share() -> None:
-    data = covered(u="abc")
+    data = with_every_item(u="abc")
     for rule in ("ratio:98/1/1", "ratio:1/98/1", "ratio:1/1/98"):
         found = parts(*split(data, rule))
         assert {part: len(found[part]["u"]) for part in found} == {"train": 1, "valid": 1, "test": 1}
 
 
 def test_leave_one_out_judges_what_is_cold_and_counts_it() -> None:
-    data, divided = split(untimed(u="abc", v="abz"))
+    data, divided = split(interactions_in_order(u="abc", v="abz"))
     assert parts(data, divided) == {
         "train": {"u": "a", "v": "a"},
         "valid": {"u": "b", "v": "b"},
@@ -245,20 +245,24 @@ def test_rules_that_leave_a_part_empty_say_what_times_there_are(rule: str, messa
 
 def test_rules_that_need_what_is_not_there() -> None:
     with pytest.raises(ValueError, match=r"time:20% needs to know when each interaction was.*--time-column"):
-        split(untimed(u="abc"), "time:20%")
+        split(interactions_in_order(u="abc"), "time:20%")
     with pytest.raises(ValueError, match="no user has 3 interactions: ratio needs"):
-        split(untimed(u="ab", v="ab"), "ratio:80/10/10")
+        split(interactions_in_order(u="ab", v="ab"), "ratio:80/10/10")
 
 
 def test_files_without_anything_new_are_refused() -> None:
     with pytest.raises(ValueError, match="no interaction for the test part: each of the files must have"):
-        split_parts(untimed(u="ab", v="abc"), untimed(u="c"), untimed(u="ac"))
+        split_parts(interactions_in_order(u="ab", v="abc"), interactions_in_order(u="c"), interactions_in_order(u="ac"))
     with pytest.raises(ValueError, match="no interaction for the test part: all others are of users or items without"):
-        split_parts(untimed(u="ab", v="abc"), untimed(u="c"), untimed(w="a"))
+        split_parts(interactions_in_order(u="ab", v="abc"), interactions_in_order(u="c"), interactions_in_order(w="a"))
 
 
 def test_files_leave_out_repeats_and_what_is_cold() -> None:
-    train, valid, test = untimed(u="ab", v="cd"), untimed(u="c", v="a", new="a"), untimed(u="abcdx", v="b", w="a")
+    train, valid, test = (
+        interactions_in_order(u="ab", v="cd"),
+        interactions_in_order(u="c", v="a", new="a"),
+        interactions_in_order(u="abcdx", v="b", w="a"),
+    )
     data, divided = split_parts(train, valid, test)
     assert parts(data, divided) == {
         "train": {"u": "ab", "v": "cd"},
@@ -271,7 +275,9 @@ def test_files_leave_out_repeats_and_what_is_cold() -> None:
 
 
 def test_without_a_validation_file_the_last_training_items_validate() -> None:
-    data, divided = split_parts(untimed(u="abc", v="cab", w="b"), None, untimed(w="a", u="d", v="b"))
+    data, divided = split_parts(
+        interactions_in_order(u="abc", v="cab", w="b"), None, interactions_in_order(w="a", u="d", v="b")
+    )
     found = parts(data, divided)
     assert found["train"] == {"u": "ab", "v": "ca", "w": "b"}
     assert found["valid"] == {"u": "c", "v": "b"}
@@ -287,7 +293,7 @@ def test_files_of_integers_and_of_text_go_together() -> None:
 
 
 def test_histories_hold_the_training_and_then_the_validation_items() -> None:
-    data, divided = split(covered(u="fedcba", v="abcdefgh"), "ratio:50/25/25")
+    data, divided = split(with_every_item(u="fedcba", v="abcdefgh"), "ratio:50/25/25")
     for test, expected in ((True, ["fedcb", "abcdef"]), (False, ["fedc", "abcd"])):
         items, offsets = divided.histories(test)
         runs = [items[offsets[user] : offsets[user + 1]].tolist() for user in range(2)]
@@ -319,7 +325,7 @@ def test_one_item_per_user_has_the_figures_of_leave_one_out(ranks: list[int]) ->
     assert several_items["ndcg@10"] == pytest.approx(alone["ndcg@10"], abs=1e-12)
 
 
-def test_tiers_are_judged_apart() -> None:
+def test_head_and_tail_are_evaluated_separately() -> None:
     counts = torch.tensor([9, 1, 1, 1, 1, 1, 1, 1, 1, 1])  # item 0 is the head
     ranks, items, owners = torch.tensor([0, 9]), torch.tensor([0, 4]), torch.tensor([0, 0])
     found = head_and_tail_figures(ranks, items, counts, owners=owners)
@@ -347,7 +353,7 @@ def test_ranks_of_several_items_against_a_loop() -> None:
 
 def test_negatives_are_nowhere_among_the_users_own() -> None:
     letters = "abcdefghijklmnopqrst"
-    data, divided = split(covered(u=letters[:10], v=letters[5:17], w=letters[14:]), "ratio:60/20/20")
+    data, divided = split(with_every_item(u=letters[:10], v=letters[5:17], w=letters[14:]), "ratio:60/20/20")
     task = RankingTask.prepare(data, seed=1, eval_negatives=5, split=divided)
     for part in (task.valid, task.test):
         assert part.users.tolist() == [0, 1, 2]
@@ -356,7 +362,7 @@ def test_negatives_are_nowhere_among_the_users_own() -> None:
 
 
 def timed_tiny(folder: Path) -> Path:
-    """The tiny set with times: each user's items a day apart."""
+    """The tiny data set with times: the items of each user are one day apart."""
     rows = [line.split() for line in write_tiny(folder).read_text().splitlines()]
     place: dict[str, int] = {}
     path = folder / "tiny.csv"
@@ -459,7 +465,7 @@ def test_the_page_on_splits_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class Scores(torch.nn.Module):
-    """A model that scores by a table; as GMF it gives pairs and the catalogue their scores."""
+    """A model like GMF whose scores of pairs and of the catalogue come from a table."""
 
     def __init__(self, table: Tensor) -> None:
         super().__init__()
@@ -476,7 +482,7 @@ class Scores(torch.nn.Module):
 
 
 def by_hand(lists: list[tuple[list[float], list[float]]], k: int = 10) -> dict[str, float]:
-    """HR, NDCG and recall of (scores of relevant items, scores of rivals) of each user, draws against the model."""
+    """HR, NDCG and recall from (scores of relevant items, scores of rivals) per user; ties count against the model."""
     hits, gains, recalls = [], [], []
     for relevant, rivals in lists:
         ranked = sorted(
@@ -500,10 +506,10 @@ def test_judging_several_items_against_a_list_by_hand() -> None:
         f"u{at}": "".join(letters[j] for j in torch.randperm(26, generator=generator)[: 4 + 2 * at].tolist())
         for at in range(8)
     }
-    data, divided = split(covered(**users), "ratio:40/30/30")
+    data, divided = split(with_every_item(**users), "ratio:40/30/30")
     table = torch.randint(0, 12, (data.num_users, data.num_items), generator=generator).float()
     task = RankingTask.prepare(data, seed=1, eval_negatives=6, split=divided)
-    judged = task.evaluate(Scores(table))
+    figures = task.evaluate(Scores(table))
     own = {int(user): set(data.items[data.users == user].tolist()) for user in range(data.num_users)}
     train = [
         set(divided.train_items[divided.train_offsets[u] : divided.train_offsets[u + 1]].tolist())
@@ -525,13 +531,13 @@ def test_judging_several_items_against_a_list_by_hand() -> None:
         assert len(sampled) == 8
         for lists, middle in ((sampled, ""), (whole, "full_")):
             for figure, value in by_hand(lists).items():
-                assert judged[f"{prefix}{middle}{figure}"] == pytest.approx(value, abs=1e-12), (name, middle, figure)
+                assert figures[f"{prefix}{middle}{figure}"] == pytest.approx(value, abs=1e-12), (name, middle, figure)
 
 
 def test_sequential_queries_come_after_all_that_was_before() -> None:
     from mgqe.recsys.tasks.sequential import SequentialTask
 
-    data, divided = split(covered(u="abcdefghij", v="jihgf", w="acegi", two="kl"), "ratio:40/30/30")
+    data, divided = split(with_every_item(u="abcdefghij", v="jihgf", w="acegi", two="kl"), "ratio:40/30/30")
     task = SequentialTask(RankingTask.prepare(data, seed=1, eval_negatives=2, split=divided), max_length=4)
     asked: list[list[int]] = []
 
