@@ -9,16 +9,7 @@ from mgqe.checks.scalars import as_int, optional_int
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 INTEGER_DTYPES = frozenset(
-    {
-        torch.int64,
-        torch.int32,
-        torch.int16,
-        torch.int8,
-        torch.uint8,
-        torch.uint16,
-        torch.uint32,
-        torch.uint64,
-    }
+    {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64}
 )
 
 

@@ -133,7 +133,7 @@ def require_replaceable(target: Path) -> os.stat_result | None:
     if not stat.S_ISREG(old_status.st_mode):
         number = errno.EISDIR if stat.S_ISDIR(old_status.st_mode) else errno.EINVAL
         message = (
-            f"only a regular file can be replaced, and this is {file_type(old_status.st_mode)}: choose another path"
+            f"only a regular file can be replaced, and this is {_file_type(old_status.st_mode)}: choose another path"
         )
         raise OSError(number, message, os.fspath(target))
     return old_status
@@ -227,11 +227,11 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular file for reading. Raises OSError for a FIFO, a device or a socket instead of waiting for it."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # open itself refuses a folder
-        raise OSError(errno.EINVAL, f"expected a regular file, this is {file_type(mode)}", os.fspath(path))
+        raise OSError(errno.EINVAL, f"expected a regular file, this is {_file_type(mode)}", os.fspath(path))
     return open(path, "rb")
 
 
-def file_type(mode: int) -> str:
+def _file_type(mode: int) -> str:
     """The type of a file that is not regular, as an error names it."""
     kinds = {
         stat.S_IFDIR: "a folder",

@@ -103,7 +103,7 @@ def encode(
     """
     shapes = {name: (chunks[0].dtype, _joined_shape(chunks)) for name, chunks in tensors.items()}
     chunks_of = load_chunks or tensors.__getitem__
-    elements = (tensor_bytes(chunk) for name in element_order(shapes) for chunk in chunks_of(name))
+    elements = (tensor_bytes(chunk) for name in _element_order(shapes) for chunk in chunks_of(name))
     return encode_elements(shapes, kind, config, chain.from_iterable(elements), **metadata)
 
 
@@ -114,11 +114,11 @@ def encode_elements(
 
     Args:
         shapes: each tensor's type and shape.
-        elements: their bytes in :func:`element_order`, in chunks of any length. After the last one, ValueError is
+        elements: their bytes in :func:`_element_order`, in chunks of any length. After the last one, ValueError is
             raised if there were more or fewer bytes than ``shapes`` says.
     """
-    head, nbytes = encode_header(shapes, kind, config, **metadata)
-    sizes = [_nbytes(shapes[name]) for name in element_order(shapes)]
+    head, nbytes = _encode_header(shapes, kind, config, **metadata)
+    sizes = [_nbytes(shapes[name]) for name in _element_order(shapes)]
     return nbytes, with_checksums(head, sizes, elements)
 
 
@@ -132,7 +132,7 @@ def _nbytes(shape: tuple[torch.dtype, tuple[int, ...]]) -> int:
     return prod(shape[1]) * shape[0].itemsize
 
 
-def element_order(shapes: Shapes) -> list[str]:
+def _element_order(shapes: Shapes) -> list[str]:
     """The names of the tensors in the order of the file, without the checksums.
 
     Tensors of wide elements come first, so that each starts at a multiple of its element size.
@@ -140,11 +140,11 @@ def element_order(shapes: Shapes) -> list[str]:
     return sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name))
 
 
-def encode_header(shapes: Shapes, kind: str, config: Config, **metadata: str) -> tuple[bytes, int]:
+def _encode_header(shapes: Shapes, kind: str, config: Config, **metadata: str) -> tuple[bytes, int]:
     """The bytes of a file before its elements, and the number of bytes of the whole file, checksums included.
 
     Args:
-        shapes: each tensor's type and shape. The elements follow in :func:`element_order`.
+        shapes: each tensor's type and shape. The elements follow in :func:`_element_order`.
 
     Raises ValueError for a tensor with the name of the checksums.
     """
@@ -161,7 +161,7 @@ def encode_header(shapes: Shapes, kind: str, config: Config, **metadata: str) ->
     header: dict[str, Any] = {"__metadata__": about}
     checksums = (torch.uint8, checksum_shape(map(_nbytes, shapes.values())))
     offset = 0
-    for name, (dtype, shape) in [*((name, shapes[name]) for name in element_order(shapes)), (CHECKSUMS, checksums)]:
+    for name, (dtype, shape) in [*((name, shapes[name]) for name in _element_order(shapes)), (CHECKSUMS, checksums)]:
         end = offset + _nbytes((dtype, shape))
         if dtype not in WEIGHT_DTYPE_NAMES:
             raise TypeError(f"tensor {name!r} has type {dtype}, which files cannot hold")
@@ -311,12 +311,7 @@ def _map(name: str | os.PathLike[str], any_dtype: bool) -> tuple[dict[str, str],
                 if dtype not in DTYPE_NAMES.values() and not any_dtype:
                     raise ArtifactError(f"tensor {key!r} has type {dtype}, which no table holds")
                 tensors[key] = file.get_tensor(key)
-    except (
-        SafetensorError,
-        RuntimeError,
-        OverflowError,
-        TypeError,
-    ) as error:  # the last three: absurd shapes
+    except (SafetensorError, RuntimeError, OverflowError, TypeError) as error:  # the last three for impossible shapes
         raise ArtifactError(f"not a whole safetensors file ({error})") from error
     return metadata, tensors
 
@@ -330,7 +325,7 @@ def parse_stored(content: bytes) -> StoredFile:
             if entry["dtype"] not in types:
                 raise ArtifactError(f"tensor {name!r} has type {entry['dtype']}, which no table holds")
             tensors[name] = _tensor(bytearray(entry["data"]), types[entry["dtype"]], entry["shape"])
-    except (SafetensorError, RuntimeError, OverflowError, TypeError) as error:  # the last three: absurd shapes
+    except (SafetensorError, RuntimeError, OverflowError, TypeError) as error:  # the last three for impossible shapes
         raise ArtifactError(f"not a whole safetensors file ({error})") from error
     head = content[: 8 + int.from_bytes(content[:8], "little")]
     return StoredFile(head, _header(head).get("__metadata__", {}), tensors)

@@ -59,10 +59,10 @@ class Index:
 
 def bucket_bits(n: int) -> int:
     """k for n ids: buckets have 4 to 8 ids on average, and more from 2^29 ids on, so that an entry fits 64 bits."""
-    return max(0, min((n // 4).bit_length() - 1, 64 - FINGERPRINT_BITS - row_bits(n)))
+    return max(0, min((n // 4).bit_length() - 1, 64 - FINGERPRINT_BITS - _row_bits(n)))
 
 
-def row_bits(n: int) -> int:
+def _row_bits(n: int) -> int:
     """Bits of the largest row."""
     return max(1, (n - 1).bit_length())
 
@@ -80,7 +80,7 @@ def build_index(hashes: np.ndarray) -> Index | None:
     The hashes are overwritten. Peak memory is about twice that of the hashes.
     """
     n = len(hashes)
-    bits, shift = bucket_bits(n), row_bits(n)
+    bits, shift = bucket_bits(n), _row_bits(n)
     # Bucket, fingerprint and row are packed into one number, so that one array is sorted in place.
     entries = hashes
     entries >>= np.uint64(64 - bits - FINGERPRINT_BITS)

@@ -9,6 +9,7 @@ from mgqe.ids.logs.frames import collect, scan_parquet
 from mgqe.ids.logs.id_columns import INTEGERS, NULL_WORDS, as_kind, kind_of_type, mixes_number_types, raw_ids
 from mgqe.ids.logs.log import ROW, Log, LogPart
 from mgqe.ids.logs.text import COUNT, LINE, QUOTES, TEXT, TextFile, excerpt, scan_lines, split_line
+from mgqe.ids.logs.text_layout import NO_QUOTE
 
 
 def explain(pl: Any, log: Log, names: Sequence[str], kind: str) -> ValueError:
@@ -70,7 +71,7 @@ def explain_line(pl: Any, file: TextFile, line: int, count: int) -> str | None:
     if count == file.width:
         return None
     text = read_line(pl, file, line)
-    quotes = f"; if its quotes are plain text, {QUOTES.split(', or ')[1]}" if has_quote(file, text) else ""
+    quotes = f"; if its quotes are plain text, {NO_QUOTE}" if has_quote(file, text) else ""
     return (
         f"line {line:,} has {count} fields, expected {_expected(file)}: correct or drop that line, or say what "
         f"separates the fields with separator= (--separator){quotes}: {excerpt(text)}"

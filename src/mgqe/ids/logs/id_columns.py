@@ -10,8 +10,7 @@ from mgqe.ids.logs.log import ROW, Log, LogPart
 from mgqe.ids.logs.text import COUNT
 
 INTEGERS = ("int64", "uint64")
-TEXTS = ("string", "binary")
-KINDS = (*INTEGERS, *TEXTS)
+KINDS = (*INTEGERS, "string", "binary")
 FLOAT = "float"  # columns may hold floats, which are no kind of ids
 NULL_WORDS = ("null", "nan", "none", "na", "n/a", "\\n", "<na>")  # as programs write a missing value
 SAMPLE = 100  # ids of a text file from which their kind is guessed

@@ -109,7 +109,7 @@ def parse_text_file(pl: Any, path: str, names: Sequence[str], layout: TextLayout
     head = first_lines(pl, path)
     file = parse_header(path, head, layout)
     positions = {name: _position(file, name) for name in names}
-    check_header(file, positions, head)
+    _check_header(file, positions, head)
     return TextFile(path, file.layout, file.names, positions, file.header, len(head) == file.header)
 
 
@@ -158,7 +158,7 @@ def looks_like_data(name: str) -> bool:
     return _NUMBER.fullmatch(name) is not None
 
 
-def check_header(file: TextFile, positions: dict[str, int], head: list[str]) -> None:
+def _check_header(file: TextFile, positions: dict[str, int], head: list[str]) -> None:
     """ValueError if data would be read as a header, or a header as data."""
     rows = [fields for fields in (split_line(line, file.layout) for line in head[1:]) if len(fields) == file.width]
     if file.header and file.layout.header is None:

@@ -187,10 +187,7 @@ def check_layout(data: str, format: str | None, columns: Columns | None) -> None
 
 
 def load_data(
-    data: str,
-    data_dir: Path | str | None = None,
-    format: str | None = None,
-    columns: Columns | None = None,
+    data: str, data_dir: Path | str | None = None, format: str | None = None, columns: Columns | None = None
 ) -> Interactions:
     """A known data set by name, `planted`, or a file by path. ValueError lists the known names."""
     check_layout(data, format, columns)
@@ -209,11 +206,7 @@ def load_data(
 
 
 def planted(
-    num_users: int = 4000,
-    num_items: int = 3000,
-    rank: int = 24,
-    per_user: int = 50,
-    seed: int = 0,
+    num_users: int = 4000, num_items: int = 3000, rank: int = 24, per_user: int = 50, seed: int = 0
 ) -> Interactions:
     """An artificial data set: item popularity follows a power law, and users' taste has `rank` planted dimensions.
 

@@ -274,7 +274,7 @@ def split_parts(train: Interactions, valid: Interactions | None, test: Interacti
     Without `valid`, the last training item of each user with two or more is for validation. Users and items without a
     training interaction are left out and rows get new numbers.
     """
-    parts = merge_parts(train, valid, test)
+    parts = _merge_parts(train, valid, test)
     assert parts.times is not None  # these are the labels, by which each user's interactions are sorted
     labels = parts.times.long()
     summary = {
@@ -297,7 +297,7 @@ def hold_out_last(users: Tensor, labels: Tensor) -> Tensor:
     return labels
 
 
-def merge_parts(train: Interactions, valid: Interactions | None, test: Interactions) -> Interactions:
+def _merge_parts(train: Interactions, valid: Interactions | None, test: Interactions) -> Interactions:
     """All interactions of the parts, each once, in the first part that has it; `times` holds the part's label."""
     parts = ((TRAIN, train), (VALID, valid), (TEST, test))
     return Interactions.from_frame(concat_parts([_frame(part, label) for label, part in parts if part is not None]))

@@ -43,7 +43,7 @@ def _gains(positions: Tensor, k: int) -> Tensor:
     return torch.where(positions < k, gains, torch.zeros_like(gains))
 
 
-def list_positions(ranks: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
+def _list_positions(ranks: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
     """Positions, from 0, of relevant items in their users' lists, which hold rivals and relevant items.
 
     ranks: int64 (n,) among the rivals; owners: int64 (n,), the user of each. Returns the positions and their users,
@@ -63,7 +63,7 @@ def rank_figures(ranks: Tensor, k: int = 10, prefix: str = "", owners: Tensor | 
     """
     if owners is None:
         return {f"{prefix}hr@{k}": hit_rate(ranks, k), f"{prefix}ndcg@{k}": ndcg(ranks, k)}
-    positions, users = list_positions(ranks, owners)
+    positions, users = _list_positions(ranks, owners)
     num = torch.bincount(users)
     hits, gains = (torch.zeros(num.numel(), dtype=torch.float64) for _ in range(2))
     hits.index_add_(0, users, (positions < k).double())

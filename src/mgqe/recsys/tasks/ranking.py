@@ -117,13 +117,7 @@ class RankingTask:
 
     @classmethod
     def _of(
-        cls,
-        interactions: Interactions,
-        split: Split,
-        valid: EvalPart,
-        test: EvalPart,
-        num_negatives: int,
-        seed: int,
+        cls, interactions: Interactions, split: Split, valid: EvalPart, test: EvalPart, num_negatives: int, seed: int
     ) -> RankingTask:
         shape = (split.num_users, split.num_items)
         return cls(
