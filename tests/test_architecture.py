@@ -142,9 +142,9 @@ def private_reads(tree: ast.Module) -> Iterator[str]:
         if isinstance(node, ast.Attribute) and not is_own(node.value) and is_private(node.attr):
             yield node.attr
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.endswith("attr"):
-            target, *names = node.args
-            if not is_own(target) and isinstance(names[0], ast.Constant) and is_private(names[0].value):
-                yield names[0].value
+            match node.args:  # getattr(target, "_name"), hasattr, setattr, delattr
+                case [target, ast.Constant(str(name)), *_] if not is_own(target) and is_private(name):
+                    yield name
 
 
 def private_imports(module: str, tree: ast.Module) -> Iterator[str]:
