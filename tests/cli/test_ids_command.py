@@ -12,8 +12,8 @@ pl = pytest.importorskip("polars")
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
+    from mgqe.cli.app import app
     from mgqe.cli.ids import ids
-    from mgqe.cli.train import app
 
     assert ids  # registered
     monkeypatch.setenv("COLUMNS", "200")

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import mgqe
 from mgqe import ArtifactError
-from mgqe.cli.verify import app
+from mgqe.cli.app import app
 from mgqe.convert import saves
 from mgqe.convert.verification import verification
 

@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 import mgqe
-from mgqe.cli.train import app
+from mgqe.cli.app import app
 from mgqe.recsys.data.interactions import Columns, load_interactions
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.config import TrainConfig

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import mgqe
-from mgqe.cli.train import app
+from mgqe.cli.app import app
 from mgqe.recsys.data.contextual import ContextRows, load_rows, split_rows
 from mgqe.recsys.data.datasets import DATA_DIR_VARIABLE, DATASETS
 from mgqe.recsys.data.files import Columns

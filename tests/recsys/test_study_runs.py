@@ -14,14 +14,11 @@ import pytest
 from recsys_data import write_tiny
 from typer.testing import CliRunner
 
-from mgqe.cli import study as study_commands
-from mgqe.cli.train import app
-from mgqe.recsys.study.compare import Event
-from mgqe.recsys.study.declaration import read_grid
+from mgqe.cli.app import app
+from mgqe.recsys.study.declaration import read_declaration
+from mgqe.recsys.study.execute import Event
 from mgqe.recsys.study.records import read_results
-from mgqe.recsys.study.runs import RESULTS, Pace, default_jobs, plan_runs, run_grid
-
-assert study_commands  # registers the commands
+from mgqe.recsys.study.runs import RESULTS, Pace, default_jobs, pending_runs, run_study
 
 SETTINGS = """
 [settings]
@@ -159,25 +156,25 @@ def test_a_killed_study_goes_on(tmp_path: Path) -> None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    grid = read_grid(declaration)
+    study = read_declaration(declaration)
     done = read_results(out / RESULTS).records
     assert 1 <= len(done) < 6
-    plan = plan_runs(grid, out)
-    assert len(plan.todo) + len(plan.kept) == 6
-    assert len(plan.kept) == len(done)
+    runs = pending_runs(study, out)
+    assert len(runs.pending) + len(runs.recorded) == 6
+    assert len(runs.recorded) == len(done)
     ended: list[Event] = []
-    pace = Pace(plan.todo, jobs=2)
-    assert pace.left() is None
-    pace.learn(done, grid.pairs)
-    assert pace.left() == pytest.approx(done[0]["seconds"] * len(plan.todo) / 2, rel=0.2) or len(done) > 1
-    records = run_grid(plan, out, 1, lambda event: ended.append(event) if event.metrics else None)
+    pace = Pace(runs.pending, jobs=2)
+    assert pace.seconds_left() is None
+    pace.learn(done)
+    assert pace.seconds_left() == pytest.approx(done[0]["seconds"] * len(runs.pending) / 2, rel=0.2) or len(done) > 1
+    records = run_study(runs, out, 1, lambda event: ended.append(event) if event.metrics else None)
     for event in ended:
-        pace.end(event, grid.pairs["gmf"])
-    assert pace.left() == 0.0
-    assert len(records) == len(ended) == len(plan.todo)
+        pace.end(event, study.pairs["gmf"])
+    assert pace.seconds_left() == 0.0
+    assert len(records) == len(ended) == len(runs.pending)
     assert len({json.dumps(record["key"]) for record in read_results(out / RESULTS).records}) == 6
     with pytest.raises(ValueError, match="--jobs must be 1 or more"):
-        run_grid(plan, out, 0)
+        run_study(runs, out, 0)
     assert default_jobs() >= 1
     assert default_jobs(threads=10**6) == 1
 

@@ -8,17 +8,17 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from mgqe.cli.log_options import Header, NoQuote, Quote, Separator
+from mgqe.cli.options import Header, NoQuote, Quote, Separator
 from mgqe.cli.terminal import clean_errors, make_progress, output
-from mgqe.cli.train import app
+from mgqe.files.destination import check_file
 from mgqe.ids import IdMap
 from mgqe.ids.logs.ids import KINDS
-from mgqe.recsys.train.checkpoint import check_file
 
 MIB = 1 << 20
+commands = typer.Typer()
 
 
-@app.command(
+@commands.command(
     help="Count the ids of a log of any length, and number them by frequency.\n\n"
     "Reads Parquet or text files in bounded memory and writes OUT, a compact file that mgqe.IdMap.load maps: ids of "
     "any type to rows, and back, the most frequent id in row 0.",

@@ -11,9 +11,8 @@ import torch
 import typer
 from torch import Tensor
 
-from mgqe.cli.log_options import Header, NoQuote, Quote, Separator
+from mgqe.cli.options import DataDir, Header, NoQuote, Quote, Separator
 from mgqe.cli.terminal import clean_errors, output
-from mgqe.cli.train import DataDir, app
 from mgqe.codec.capacity import resolve_capacity
 from mgqe.codec.packing import bits_for
 from mgqe.codec.planning import COUNTS_POWER, Plan, Problem, budget_bytes
@@ -29,9 +28,10 @@ from mgqe.recsys.study.text_table import TextTable
 
 FILES = (".npy", ".parquet", ".pq", ".csv")  # and whatever is there under another name
 NO_LIMIT = 2**62
+commands = typer.Typer()
 
 
-@app.command(
+@commands.command(
     help="Find what a table should become within a budget of bytes: tiers, subspaces, centroids and their type.\n\n"
     "The configuration that is expected to lose least is shown with its exact bytes, beside the default (the 10% of "
     "ids that are most frequent with 256 centroids, the others with 64) and with the line of Python that makes it. "

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from mgqe.cli.terminal import clean_errors, errors, make_progress, output
-from mgqe.cli.train import app
 from mgqe.convert.verification import Verification, verification
 from mgqe.files.container import NO_CHECKSUMS
 
 MIB = 1 << 20
+commands = typer.Typer()
 
 
-@app.command(
+@commands.command(
     help="Compare files with their checksums: whether they are as they were written.\n\n"
     "Reads a table with what was appended to it, a folder of shards, an id map, or all of these in a folder, such as a "
     "run's or a model's. Says which file, tensor and block is damaged. Exit status: 0 if nothing is, 1 if "

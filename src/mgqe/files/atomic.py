@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mgqe.files.locks import try_lock, unlock
 
@@ -112,6 +113,20 @@ def fill_file(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object]) 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """:func:`fill_file` with text, in UTF-8."""
     fill_file(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Indented JSON, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """ValueError that names the file when it is not JSON."""
+    try:
+        with open_regular(path) as file:
+            return json.loads(file.read().decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
 
 
 def _put(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object], what: str) -> None:

@@ -13,13 +13,12 @@ from typing import Any
 from torch import nn
 from xxhash import xxh3_64_hexdigest
 
-from mgqe.files.atomic import being_written, open_regular
+from mgqe.files.atomic import being_written, open_regular, read_json
 from mgqe.files.container import ArtifactError, file_identity, stored_checksum
 from mgqe.files.weights import companions, read_weights, save_weights, strangers
 from mgqe.recsys.models.embeddings import FrozenEmbedding
 from mgqe.recsys.models.registry import build_model
 from mgqe.recsys.tasks.base import own_parameters
-from mgqe.recsys.train.checkpoint import read_json
 from mgqe.recsys.train.config import TrainConfig
 
 CONFIG, MODEL, TABLE, IDS = "config.json", "model.safetensors", ".mgqe.safetensors", "_ids.parquet"

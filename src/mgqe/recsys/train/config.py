@@ -98,6 +98,11 @@ class TrainConfig(RunSettings):
         Spec.parse(self.embedding)
         _check_split(self)
 
+    @property
+    def name(self) -> str:
+        """What tables call the run: its label, else its embedding."""
+        return self.label or str(self.spec)
+
     def warm_up(self) -> TrainConfig:
         """The configuration of phase 1 alone: what it does not depend on is set to the default.
 

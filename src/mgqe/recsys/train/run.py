@@ -23,14 +23,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from mgqe.files.atomic import fill_file
+from mgqe.files.atomic import fill_file, read_json, write_json
+from mgqe.files.destination import check_folder
+from mgqe.files.locks import FOLDER_LOCK, folder_lock
 from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.models.embeddings import Spec, build, fit
 from mgqe.recsys.models.registry import build_model
 from mgqe.recsys.tasks.base import TableInfo
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.artifacts import CONFIG, MODEL, TABLE, bytes_by_part, codebook_stats, load_run, ship
-from mgqe.recsys.train.checkpoint import LAST, LOCK, check_folder, load_state, locked, read_json, write_json
+from mgqe.recsys.train.checkpoint import LAST, load_state
 from mgqe.recsys.train.config import TrainConfig, warm_up_key
 from mgqe.recsys.train.loop import (
     OnEpoch,
@@ -80,7 +82,7 @@ def train_run(
             _clear(out)
         with _refused_leaves_nothing(out):
             write_json(out / CONFIG, asdict(config))
-            with locked(out):
+            with folder_lock(out):
                 return _run(config, out, Path(warm_ups) if warm_ups else out, on_epoch, ready)
     finally:
         torch.set_num_threads(threads)
@@ -124,7 +126,7 @@ def _refused_leaves_nothing(out: Path) -> Iterator[None]:
     except Exception:
         if is_new and not _has_trained(out):
             _clear(out)
-            (out / LOCK).unlink(missing_ok=True)
+            (out / FOLDER_LOCK).unlink(missing_ok=True)
             for folder in made:
                 with contextlib.suppress(OSError):  # something else is there by now
                     folder.rmdir()
@@ -157,7 +159,7 @@ def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch, data
         "task": config.task,
         "model": config.model,
         "data": config.data,
-        "embedding": config.label or str(config.spec),
+        "embedding": config.name,
         "cut": cuts(config, data),
         "seed": config.seed,
         "metric": task.metric,
@@ -229,7 +231,7 @@ def warm_up(config: TrainConfig, data: RunData, warm_ups: Path, on_epoch: OnEpoc
     """Phase 1, or what an earlier run left of it in the folder `warm_ups`."""
     model = build_tables(config.warm_up(), data, warm_up=True)
     directory = warm_ups / f"phase-full-{warm_up_key(config, data.fingerprint)}"
-    with locked(directory):
+    with folder_lock(directory):
         return model, run_phase(model, data.task, config.warm_up().phase("full", data.task.metric), directory, on_epoch)
 
 
@@ -241,7 +243,7 @@ def anneal(
     optimizer = make_optimizer(model, phase)
     carry_optimizer(first.optimizer, optimizer_names(model), model, optimizer)
     directory = warm_ups / f"phase-annealed-{warm_up_key(config, data.fingerprint, annealed=True)}"
-    with locked(directory):
+    with folder_lock(directory):
         return run_phase(model, data.task, phase, directory, on_epoch, optimizer)
 
 

@@ -1,4 +1,4 @@
-"""Options of every command that reads files of text: how these are laid out."""
+"""Options that several commands have: how text files are laid out, and where known data sets lie."""
 
 from __future__ import annotations
 
@@ -30,5 +30,14 @@ Header = Annotated[
         "from 1. By default there is one, and a first line that looks like data is an error.",
         rich_help_panel=_PANEL,
         show_default=False,
+    ),
+]
+DataDir = Annotated[
+    str | None,
+    typer.Option(
+        "--data-dir",
+        envvar="MGQE_DATA_DIR",
+        help="Folder that holds a folder for each known data set, such as DIR/ml-1m.",
+        rich_help_panel=_PANEL,
     ),
 ]
