@@ -231,7 +231,7 @@ def test_tuned_settings(data: str) -> None:
     [
         ({"loss": "hinge"}, "loss must be one of bce, softmax, ce, got 'hinge'"),
         ({"windows": "first"}, "windows must be one of last, random, all, got 'first'"),
-        ({"max_length": 0}, "max_length must be 1 or more, got 0"),
+        ({"max_length": 0}, "max_length must be a whole number of 1 or more, got 0"),
     ],
 )
 def test_bad_settings(tiny: Path, changes: dict[str, object], message: str) -> None:

@@ -238,7 +238,7 @@ def test_divergence_is_said(tiny: Path, tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dim": 0}, "dim must be 1 or more"),
+        ({"dim": 0}, "dim must be a whole number of 1 or more"),
         ({"learning_rate": -1.0}, "learning_rate must be above 0"),
         ({"learning_rate": math.nan}, "learning_rate must be above 0"),
         ({"dropout": 1.0}, "dropout"),

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from mgqe.checks.scalars import as_float, as_int
-from mgqe.recsys.data.datasets import DATASETS, PUBLISHED
-from mgqe.recsys.data.splits import SplitRule
+from mgqe.recsys.data.datasets import check_split
 from mgqe.recsys.models.embeddings import Spec
 from mgqe.recsys.models.registry import choose_model
 from mgqe.recsys.tasks.base import RunSettings
@@ -24,8 +23,6 @@ from mgqe.recsys.train.loop import PhaseConfig
 
 # Raised when the phases or a default change, so that no result of an older schedule is taken for a newer one.
 SCHEDULE = 4
-LOSSES = ("bce", "softmax", "ce")  # of sequential models
-WINDOWS = ("last", "random", "all")
 OF_PHASE_2 = ("anneal_epochs", "anneal_learning_rate")
 OF_PHASE_3 = ("quantised_epochs", "quantised_learning_rate", "centroid_learning_rate")
 
@@ -69,12 +66,10 @@ class TrainConfig(RunSettings):
         for name, kind in _kinds().items():
             object.__setattr__(self, name, _plain(name, getattr(self, name), kind))
         choose_model(self.task, self.model)
-        for name in (
-            "dim", "batch_size", "negatives", "patience", "eval_negatives", "eval_users", "threads", "max_length",
-            "num_blocks", "num_heads", "mlp_layers",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        super().__post_init__()
+        check_split(self)
+        for name in ("batch_size", "patience", "threads"):
+            as_int(name, getattr(self, name), 1)
         for name in ("learning_rate", "anneal_learning_rate", "quantised_learning_rate", "init_std"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -85,18 +80,6 @@ class TrainConfig(RunSettings):
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be 0 or more and below 1, got {self.dropout}")
-        if self.context_columns.strip() and self.task != "ctr":
-            raise ValueError(
-                f"context_columns={self.context_columns} is for --task ctr, not {self.task}: leave it out, or say "
-                "--task ctr"
-            )
-        for name, known in (("loss", LOSSES), ("windows", WINDOWS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        Spec.parse(self.embedding)
-        _check_split(self)
 
     @property
     def name(self) -> str:
@@ -192,21 +175,6 @@ def _plain(name: str, value: Any, kind: Any) -> Any:
     if float in options:
         return value if type(value) in (int, float) else as_float(name, value)
     return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _check_split(config: TrainConfig) -> None:
-    """ValueError unless the settings go together: a rule, or a file for the test and perhaps one for validation."""
-    data, rule, valid, test = config.data, config.split, config.valid, config.test
-    if rule is not None:
-        SplitRule.parse(rule)
-    if valid is not None and test is None:
-        raise ValueError(f"--valid {valid} needs a file for the test as well: --test FILE")
-    if test is not None and rule is not None:
-        raise ValueError(f"--split {rule} divides one file: leave it out, or leave out --test {test}")
-    if test is not None and data in ("planted", *DATASETS, *PUBLISHED):
-        raise ValueError(f"--test {test} goes with a file of your own to train on: --train FILE, not with {data}")
-    if rule is not None and data in PUBLISHED:
-        raise ValueError(f"{data} has a published split: leave --split {rule} out")
 
 
 def _read(name: str, text: str, kind: Any) -> Any:
