@@ -7,6 +7,7 @@ READY := .venv/ready
 INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 NATIVE_SOURCES := $(wildcard src/mgqe/ops/native/*.cpp src/mgqe/ops/native/*.h)
 
+BENCHMARKS := append assign bag convert_forward decode epoch export row_storage serve single topk topk_methods train_step
 MINUTES ?= 5
 SEED ?= 0
 FILES ?=
@@ -64,9 +65,9 @@ fuzz: setup  ## damage small artefacts at random for MINUTES (or FILES=N of them
 kill: setup  ## kill every writer at random moments, COUNT times each, from SEED; WHAT="save train" for some
 	$(BIN)/python -m reliability.kill $(WHAT) --seed $(SEED) $(if $(COUNT),--count $(COUNT))
 
-bench: setup  ## every benchmark, to benchmarks/results
+bench: setup  ## the speed benchmarks that need no data set, to benchmarks/speed/results
 	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"
-	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.speed.$$name || exit 1; done
 
 setup: $(READY)
 

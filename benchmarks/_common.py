@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: interleaved timing, a table, and JSON with machine and versions.
+"""What the benchmarks share: interleaved timing, a table, and JSON with machine and versions.
 
 Absolute times drift with the machine's load and clock; ratios within one run drift much less. So contenders take
 turns: in every round each one makes two untimed calls, which refill the caches with its own data and the allocator
@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -24,29 +23,11 @@ from typing import Any
 import torch
 
 from mgqe import ops
+from mgqe.recsys.train.provenance import commit, machine
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
+SPEED, QUALITY = (ROOT / "benchmarks" / kind / "results" for kind in ("speed", "quality"))
 Contender = Callable[[int], object]
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
-        )
-    except OSError:
-        return "unknown"
-    return done.stdout.strip() or "unknown"
 
 
 def _version(package: str) -> str | None:
@@ -59,7 +40,7 @@ def _version(package: str) -> str | None:
 def environment() -> dict[str, Any]:
     """Machine, versions and load: what a reader needs to judge the numbers."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": machine()["processor"],
         "cpus": os.cpu_count(),
         "load_average": [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         # Real-time priority (chrt -f 1) keeps other processes of a busy machine out of the timings.
@@ -71,7 +52,7 @@ def environment() -> dict[str, Any]:
         "faiss": _version("faiss-cpu"),
         "onnxruntime": _version("onnxruntime"),
         "mgqe": _version("mgqe") or "source tree",
-        "commit": _commit(),
+        "commit": commit() or "unknown",
         "native_isa": ops.native_isa(),
     }
 
@@ -178,5 +159,5 @@ def parser(description: str, benchmark: str) -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=int, default=6, help="turns that every contender gets")
     made.add_argument("--calls", type=int, default=5, help="timed calls a turn")
     made.add_argument("--seed", type=int, default=0, help="of the inputs")
-    made.add_argument("--out", type=Path, default=RESULTS / f"{benchmark}.json", help="where the JSON goes")
+    made.add_argument("--out", type=Path, default=SPEED / f"{benchmark}.json", help="where the JSON goes")
     return made

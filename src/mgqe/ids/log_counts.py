@@ -23,7 +23,7 @@ DEFAULT_MEMORY = 4 << 30  # bytes
 MAX_PARTS = 4096
 SAMPLE = 1024  # of so many hashes one is counted to estimate how many different ids there are
 SMALL = 1 << 20  # logs of so few ids are not sampled: there are as many different ones at most
-# Bytes of polars' hash tables a different id, measured (benchmarks/bench_idmap.py); text: and 3 for each of its own.
+# Bytes of polars' hash tables a different id, measured (benchmarks/speed/idmap.py); text: and 3 for each of its own.
 INTEGER_BYTES, TEXT_BYTES = 90, 160
 SLICE = 1 << 20  # ids turned into bytes at a time
 
