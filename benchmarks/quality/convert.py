@@ -26,9 +26,10 @@ from torch import Tensor, nn
 import mgqe
 from benchmarks._common import QUALITY, environment
 from mgqe.recsys.data.seeds import derive_seed
+from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.loop import make_optimizer
-from mgqe.recsys.train.run import RunData, anneal, warm_up
+from mgqe.recsys.train.run import anneal, warm_up
 from mgqe.recsys.train.tuned import tuned_settings
 
 # One tier is faiss's own setting. The others spend the same bytes or fewer on what faiss has not got.

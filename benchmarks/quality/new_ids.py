@@ -24,8 +24,9 @@ from mgqe import CompactTable
 from mgqe.recsys.models.embeddings import build
 from mgqe.recsys.models.gmf import GMF
 from mgqe.recsys.tasks.metrics import hit_rate, sampled_ranks
+from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.config import TrainConfig
-from mgqe.recsys.train.run import RunData, anneal, warm_up
+from mgqe.recsys.train.run import anneal, warm_up
 from mgqe.recsys.train.tuned import tuned_settings
 
 FOLDS = 10

@@ -32,8 +32,9 @@ from mgqe.codec.planning.predict import predicted
 from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.models.registry import MODELS
 from mgqe.recsys.tasks.ranking import RankingTask
+from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.config import TrainConfig
-from mgqe.recsys.train.run import RunData, anneal, warm_up
+from mgqe.recsys.train.run import anneal, warm_up
 from mgqe.recsys.train.tuned import tuned_settings
 
 DEFAULTS: dict[str, dict[str, Any]] = {

@@ -25,11 +25,12 @@ from benchmarks.quality import _recipe_variants as variants
 from mgqe import quantization_loss, start_quantizing
 from mgqe.files.atomic import write_json
 from mgqe.recsys.data.seeds import derive_seed
+from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.checkpoint import LAST
 from mgqe.recsys.train.config import SCHEDULE, TrainConfig
 from mgqe.recsys.train.loop import carry_optimizer, make_optimizer, optimizer_names, run_phase
 from mgqe.recsys.train.provenance import commit, machine, versions
-from mgqe.recsys.train.run import RunData, anneal, build_tables, warm_up
+from mgqe.recsys.train.run import anneal, build_tables, warm_up
 from mgqe.recsys.train.tuned import tuned_settings
 
 BASE = "mgqe:D=32,K=128/64,centroids=int8"

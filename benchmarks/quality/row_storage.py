@@ -24,8 +24,8 @@ from mgqe.baselines import HashEmbedding
 from mgqe.baselines.recjpq import interaction_codes
 from mgqe.nn.rows import CachedRows, CodeRows, NarrowRows, SketchRows
 from mgqe.recsys.models.gmf import GMF
+from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.config import TrainConfig
-from mgqe.recsys.train.run import RunData
 from mgqe.recsys.train.tuned import tuned_settings
 
 NEVER = 2**62

@@ -11,9 +11,10 @@ import torch
 
 from benchmarks._common import Contender, Measurement, measure, parser, print_table, save
 from mgqe import quantization_loss, start_quantizing
+from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.loop import make_optimizer
-from mgqe.recsys.train.run import RunData, build_tables
+from mgqe.recsys.train.run import build_tables
 
 PEER = "full"
 EMBEDDINGS = {PEER: "full", "mgqe D=32 K=256/64": "mgqe:D=32,K=256/64", "dpq D=8 K=256": "dpq:D=8,K=256"}

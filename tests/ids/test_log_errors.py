@@ -147,7 +147,7 @@ def test_a_setting_that_cannot_be_is_named_with_its_value(settings, message):
 
 
 def test_an_embedding_of_a_comparison_has_no_seed_of_its_own():
-    with pytest.raises(ValueError, match="full:d=8@seed=4: seed is no setting of one embedding: --seeds"):
+    with pytest.raises(ValueError, match="full:d=8@seed=4: seed cannot be set for one embedding: use --seeds"):
         TrainConfig().with_embedding("full:d=8@seed=4")
 
 

@@ -278,7 +278,7 @@ def test_the_command(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     more = ["--set=max_epochs=1", "--set=anneal_epochs=1", "--set=dim=8"]
     result = CliRunner().invoke(app, [*command.split(), *more])
     assert result.exit_code == 0, result.output
-    assert "AUC, log loss (2 sampled negatives a positive)" in result.output
+    assert "AUC, log loss (2 sampled negatives per positive)" in result.output
     assert "AUC of frequent items, of the others" in result.output
 
 

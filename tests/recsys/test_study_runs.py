@@ -67,7 +67,7 @@ def test_a_study_from_declaration_to_report(runner: CliRunner, tmp_path: Path) -
     declaration, out = declare(tmp_path, METHODS), tmp_path / "out"
     result = runner.invoke(app, ["study", str(declaration), "--out", str(out), "--jobs", "1"])
     assert result.exit_code == 0, result.output
-    assert "0 runs are there, 10 to do" in result.output
+    assert "0 runs are done, 10 to do" in result.output
     records = read_results(out / RESULTS).records
     assert len(records) == 10
     first = records[0]
@@ -76,10 +76,10 @@ def test_a_study_from_declaration_to_report(runner: CliRunner, tmp_path: Path) -
     assert {"hr@10", "valid_hr@10", "head_hr@10", "tail_hr@10"} <= set(first["quality"])
     # A second time there is nothing to do; with another seed only that one is run.
     result = runner.invoke(app, ["study", str(declaration), "--out", str(out)])
-    assert "10 runs are there, 0 to do" in result.output
+    assert "10 runs are done, 0 to do" in result.output
     declaration.write_text(declaration.read_text().replace("seeds = [1, 2]", "seeds = [1, 2, 3]"))
     result = runner.invoke(app, ["study", str(declaration), "--out", str(out), "--dry"])
-    assert "10 runs are there, 4 to do" in result.output
+    assert "10 runs are done, 4 to do" in result.output
     # The folder alone is enough for the report.
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- pair-gmf -->\nold\n<!-- /pair-gmf -->\nafter\n")
@@ -127,9 +127,9 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(runner: CliRunner, tmp_pa
     assert records["full:d=2"]["status"] == "done"
     # Not tried again unless asked to be.
     result = runner.invoke(app, ["study", str(declaration), "--out", str(out), "--dry"])
-    assert "3 runs are there, 0 to do (1 failed before)" in result.output
+    assert "3 runs are done, 0 to do (1 failed before)" in result.output
     result = runner.invoke(app, ["study", str(declaration), "--out", str(out), "--dry", "--retry"])
-    assert "2 runs are there, 1 to do" in result.output
+    assert "2 runs are done, 1 to do" in result.output
     result = runner.invoke(app, ["report", str(out)])
     assert "Runs that failed" in result.output
     assert "diverged" in result.output

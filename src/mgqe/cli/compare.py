@@ -13,7 +13,7 @@ from mgqe.cli.terminal import clean_errors, output, say
 from mgqe.files.destination import check_folder
 from mgqe.recsys.study.analysis import StudyResults
 from mgqe.recsys.study.comparison import PAIR, Comparison
-from mgqe.recsys.study.execute import check_folders
+from mgqe.recsys.study.execute import Run, check_folders
 from mgqe.recsys.study.pictures import comparison_picture
 from mgqe.recsys.study.records import read_results
 from mgqe.recsys.study.runs import RESULTS, check_pending, pending_runs
@@ -56,8 +56,10 @@ def compare(
     check_jobs(jobs)
     check_folder(out)
     check_folders([run for _, run in study.runs()], out, overwrite)
-    # A run is done when its record and its files are there.
-    repeat = lambda run: overwrite or not (out / run.folder / METRICS).is_file()  # noqa: E731
+
+    def repeat(run: Run) -> bool:  # a run is done when it has its record and its files
+        return overwrite or not (out / run.folder / METRICS).is_file()
+
     runs = pending_runs(study, out, retry=True, repeat=repeat)
     for note in check_pending(runs):
         say(note)

@@ -56,11 +56,11 @@ def ids(
 ) -> None:
     if memory < 1:
         raise ValueError(f"--memory: expected a whole number of MiB, 1 or more, got {memory}")
-    check_file(out)  # said before the work, not after
+    check_file(out)  # before the work, which may take long
     try:
         with make_progress() as progress:
             task = progress.add_task("counting", total=1, detail="")
-            found = IdMap.from_log(
+            id_map = IdMap.from_log(
                 log,
                 column,
                 min_count=min_count,
@@ -76,17 +76,17 @@ def ids(
             )
     except (KeyError, TypeError) as error:  # no such column, ids of another type
         raise ValueError(error.args[0]) from error
-    nbytes = found.save(out)
-    table = Table(title=f"{', '.join(column)}: {found.kind} ids", title_justify="left", show_header=False)
+    nbytes = id_map.save(out)
+    table = Table(title=f"{', '.join(column)}: {id_map.kind} ids", title_justify="left", show_header=False)
     table.add_column("figure")
     table.add_column("value", justify="right")
-    table.add_row("interactions", f"{found.interactions:,}")
-    table.add_row("different ids", f"{found.distinct:,}")
-    table.add_row("rows", f"{len(found):,} with {100 * found.share(len(found)):.1f}% of the interactions")
+    table.add_row("interactions", f"{id_map.interactions:,}")
+    table.add_row("different ids", f"{id_map.distinct:,}")
+    table.add_row("rows", f"{len(id_map):,} with {100 * id_map.share(len(id_map)):.1f}% of the interactions")
     for percent in (1, 10):
-        rows = max(1, len(found) * percent // 100)
-        table.add_row(f"the most frequent {percent}%", f"{100 * found.share(rows):.1f}% of the interactions")
-    table.add_row("bytes of the map", f"{nbytes:,} = {nbytes / len(found):.1f} an id")
+        rows = max(1, len(id_map) * percent // 100)
+        table.add_row(f"the most frequent {percent}%", f"{100 * id_map.share(rows):.1f}% of the interactions")
+    table.add_row("bytes of the map", f"{nbytes:,} = {nbytes / len(id_map):.1f} per id")
     table.add_row("written to", str(out))
     output.print(table)
 

@@ -56,4 +56,4 @@ def report(
         output.print(f"picture {path}", soft_wrap=True, highlight=False)
     for path in into or ():
         missing = fill(path, {name: table.markdown() for name, table in tables.items()})
-        output.print(f"{path}: {len(tables) - len(missing)} tables put in", soft_wrap=True, highlight=False)
+        output.print(f"{path}: {len(tables) - len(missing)} tables written", soft_wrap=True, highlight=False)

@@ -30,7 +30,7 @@ Data = Annotated[
     str | None,
     typer.Option(
         show_default="planted",
-        help="[bold]planted[/bold] (made on the spot), ml-1m, ml-1m-ncf, ml-100k, amazon-apps, amazon-games, frappe "
+        help="[bold]planted[/bold] (generated), ml-1m, ml-1m-ncf, ml-100k, amazon-apps, amazon-games, frappe "
         "(files in --data-dir), or the path of your own file, of a folder of files, or a pattern in quotes.",
         rich_help_panel=_DATA,
     ),
@@ -90,7 +90,7 @@ Set = Annotated[
         rich_help_panel=_TRAINING,
     ),
 ]
-Threads = Annotated[int, typer.Option(help="Threads for torch, a run.", rich_help_panel=_TRAINING)]
+Threads = Annotated[int, typer.Option(help="Threads for torch, per run.", rich_help_panel=_TRAINING)]
 TaskName = Annotated[
     str | None,
     typer.Option(

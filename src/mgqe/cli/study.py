@@ -23,7 +23,7 @@ commands = typer.Typer()
     help="Run a declared study: tasks x data x embeddings x budgets x seeds, several runs at a time.\n\n"
     "CONFIG is a TOML file; studies/paper/study.toml is one to start from. OUT/results.jsonl gets a line as each run "
     "ends: settings, seed, commit, versions, machine, bytes by part, quality on validation and test, time, memory. "
-    "What is there is not run again, so that a study goes on after a kill, or after more was declared. A run that "
+    "Runs that it has are not run again, so that a study goes on after a kill, or when more is declared. A run that "
     "fails is recorded with its reason and the others go on.\n\n"
     "Then: [bold]mgqe report OUT[/bold].",
     epilog="Examples:\n\n"
@@ -39,14 +39,14 @@ def study(
     seeds: Annotated[str, typer.Option(help="Only these seeds, joined by commas.")] = "",
     jobs: Annotated[int, typer.Option(help="Runs at the same time. Default: as many as there are cores.")] = 0,
     retry: Annotated[bool, typer.Option("--retry", help="Run again what failed before.")] = False,
-    dry: Annotated[bool, typer.Option("--dry", help="Say what there is to do, and do nothing.")] = False,
+    dry: Annotated[bool, typer.Option("--dry", help="List the runs to do, and do nothing.")] = False,
 ) -> None:
     declaration = read_declaration(config, data_dir)
     out = out or config.parent
     runs = pending_runs(declaration, out, pair or (), seeds_of(seeds) if seeds else (), retry)
     if damaged := ", ".join(map(str, runs.results.damaged)):
-        say(f"{out / RESULTS}: line {damaged} is not whole; its run is made again")
-    output.print(f"{len(runs.recorded)} runs are there, {len(runs.pending)} to do ({len(runs.failed)} failed before)")
+        say(f"{out / RESULTS}: line {damaged} is not whole; its run is repeated")
+    output.print(f"{len(runs.recorded)} runs are done, {len(runs.pending)} to do ({len(runs.failed)} failed before)")
     if dry or not runs.pending:
         for pair_, run in runs.pending:
             output.print(f"  {_name(pair_, run)}", highlight=False, markup=False)

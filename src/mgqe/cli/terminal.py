@@ -28,7 +28,7 @@ def clean_errors(command: Callable[P, R]) -> Callable[P, R]:
         except (ValueError, TypeError, OSError) as error:
             if os.environ.get("MGQE_TRACEBACK"):
                 raise
-            errors.print(f"mgqe: {' '.join(str(error).split())}", style="red", markup=False, soft_wrap=True)
+            errors.print(f"mgqe: {' '.join(_message(error).split())}", style="red", markup=False, soft_wrap=True)
             raise typer.Exit(2) from None
         except ImportError as error:  # a package that only some uses of a command need
             errors.print(f"mgqe: {error}; run: pip install mgqe[recsys]", style="red", markup=False, soft_wrap=True)
@@ -38,6 +38,13 @@ def clean_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(130) from None
 
     return wrapped
+
+
+def _message(error: Exception) -> str:
+    """Without the number that Python puts before an error of the system."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def make_progress() -> Progress:

@@ -63,9 +63,9 @@ def _figures(metrics: dict[str, Any], out: Path) -> Table:
     sampled = metrics["config"]["negatives" if metrics["metric"] == "auc" else "eval_negatives"]
     recall = "recall@10" in quality  # of splits that give users several test items
     ranked, figures = ("HR@10, NDCG@10" + ", recall@10" * recall, ("hr@10", "ndcg@10", "recall@10")[: 2 + recall])
-    shown: dict[str, dict[str, tuple[str, ...]]] = {
+    figures_of: dict[str, dict[str, tuple[str, ...]]] = {
         "auc": {
-            f"AUC, log loss ({sampled} sampled negatives a positive)": ("auc", "logloss"),
+            f"AUC, log loss ({sampled} sampled negatives per positive)": ("auc", "logloss"),
             "AUC of frequent items, of the others": ("head_auc", "tail_auc"),
             "calibration error, mean predicted / mean observed": ("ece", "calibration"),
         },
@@ -74,14 +74,14 @@ def _figures(metrics: dict[str, Any], out: Path) -> Table:
             f"{ranked} (full catalogue)": tuple(f"full_{name}" for name in figures),
         },
     }
-    for what, names in shown[metrics["metric"]].items():
-        table.add_row(what, "  ".join(f"{quality[name]:.4f}" for name in names))
+    for title, names in figures_of[metrics["metric"]].items():
+        table.add_row(title, "  ".join(f"{quality[name]:.4f}" for name in names))
     for row in _split_rows(metrics.get("split", {})):
         table.add_row(*row)
     table.add_row("bytes of the tables' files", f"{size:,} = {100 * size / full:.1f}% of {full:,}")
     for phase, seconds in metrics["seconds_per_epoch"].items():
         if seconds is not None:
-            table.add_row(f"seconds an epoch ({phase})", f"{seconds:.2f}, {metrics['epochs'][phase]} epochs")
+            table.add_row(f"seconds per epoch ({phase})", f"{seconds:.2f}, {metrics['epochs'][phase]} epochs")
     table.add_row("written to", str(out))
     return table
 

@@ -16,7 +16,7 @@ _T95 = (
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 
-SECOND = {"hr@10": "ndcg@10", "auc": "logloss"}  # a task's leading figure -> the one shown beside it
+SECOND = {"hr@10": "ndcg@10", "auc": "logloss"}  # a task's leading figure -> the second one that tables show
 NAMES = {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "auc": "AUC", "logloss": "log loss"}
 POINTS = 100.0  # differences are given in points: hundredths of HR@10 or AUC
 
@@ -103,7 +103,7 @@ class StudyResults:
 
     def __init__(self, declaration: StudyDeclaration, records: Sequence[Record]) -> None:
         self.declaration = declaration
-        last = {record["key"]: record for record in records}  # a run that was tried again counts once
+        last = {record["key"]: record for record in records}  # a run that was repeated counts once
         self.failed = [record for record in last.values() if record["status"] == "failed"]
         done = {key: record for key, record in last.items() if record["status"] == "done"}
         self._groups: dict[tuple[str, str], Group] = {}

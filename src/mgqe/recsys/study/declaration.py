@@ -18,7 +18,7 @@
     pairs = ["gmf-ml-1m"]          # all pairs if left out; a method may come more than once
     budgets = { 20 = ["mgqe:D=64,K=64/32"], 10 = ["mgqe:D=32,K=256/32", "mgqe:D=32,K=64/16"] }
 
-    [[ablations]]                  # one thing at a time: a label (a number where there is one) -> an embedding
+    [[ablations]]                  # embeddings that differ in one thing: label (best a number) -> embedding
     name = "centroids"
     axis = "centroids of the tail"
     pairs = ["gmf-ml-1m"]
@@ -101,7 +101,7 @@ class Ablation:
 
 @dataclass(frozen=True)
 class StudyDeclaration:
-    """A whole study."""
+    """A study: pairs, methods and ablations."""
 
     title: str
     pairs: dict[str, Pair]
@@ -186,10 +186,10 @@ class _Entries:
     def __init__(self, content: Any, where: str) -> None:
         if not isinstance(content, dict):
             raise ValueError(f"{where}: expected a table, got {content!r}")
-        self.content, self.where, self.known = dict(content), where, set[str]()
+        self.content, self.where, self.names = dict(content), where, set[str]()
 
     def take(self, name: str, kind: type, default: Any = None) -> Any:
-        self.known.add(name)
+        self.names.add(name)
         if name not in self.content:
             if default is None:
                 raise ValueError(f"{self.where}: {name} is missing")
@@ -205,8 +205,8 @@ class _Entries:
 
     def finish(self) -> None:
         for name in self.content:
-            hint = did_you_mean(name, self.known)
-            raise ValueError(f"{self.where}: no entry {name!r}{hint}: expected {', '.join(sorted(self.known))}")
+            hint = did_you_mean(name, self.names)
+            raise ValueError(f"{self.where}: no entry {name!r}{hint}: expected {', '.join(sorted(self.names))}")
 
 
 def _declaration(entries: _Entries, data_dir: str | None) -> StudyDeclaration:

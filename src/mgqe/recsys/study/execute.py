@@ -17,9 +17,10 @@ from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
+from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.loop import EpochReport, OnEpoch
-from mgqe.recsys.train.run import RunData, check_place, check_run, train_run
+from mgqe.recsys.train.run import check_place, check_run, train_run
 
 WARM_UPS = "warm-ups"
 
@@ -81,7 +82,7 @@ def execute(runs: Sequence[Run], out: Path, jobs: int, overwrite: bool, on_event
 
     A run that fails ends with its reason and does not stop the others. ValueError when a process is killed.
     """
-    if jobs == 1:
+    if min(jobs, len(runs)) <= 1:
         for run in runs:
             yield _attempt(run, out, overwrite, _tell(run, on_event))
         return

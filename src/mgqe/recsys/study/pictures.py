@@ -181,19 +181,19 @@ def size_quality(study: StudyResults) -> Any:
 
 
 def ablations(study: StudyResults) -> Any:
-    """One panel per ablation: points to the full tables, validation, with each embedding's bytes written beside."""
-    shown = []
+    """One panel per ablation: points to the full tables, validation, with each embedding's share of bytes."""
+    drawn = []
     for entry in study.declaration.ablations:
         pairs = [pair for pair in entry.pairs if pair in study.pairs()]
         if len(entry.listed) > 1 and any(study.group(pair, text) for pair in pairs for text in entry.listed):
-            shown.append((entry, pairs))
-    if not shown:
+            drawn.append((entry, pairs))
+    if not drawn:
         return None
-    figure, panels = _panels(len(shown), columns=2, height=3.0)
+    figure, panels = _panels(len(drawn), columns=2, height=3.0)
     colours = list(_TIER_COLOURS)
-    names = list(dict.fromkeys(pair for _, pairs in shown for pair in pairs))
+    names = list(dict.fromkeys(pair for _, pairs in drawn for pair in pairs))
     handles: dict[str, Any] = {}
-    for (entry, pairs), axes in zip(shown, panels, strict=True):
+    for (entry, pairs), axes in zip(drawn, panels, strict=True):
         for pair in pairs:
             full = study.full(pair)
             listed = enumerate(study.group(pair, embedding) for embedding in entry.listed)

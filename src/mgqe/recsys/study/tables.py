@@ -151,7 +151,7 @@ def at_start(group: Group) -> str:
 
 
 def ablation_table(study: StudyResults, name: str, pair: str) -> TextTable:
-    """One thing at a time on a pair."""
+    """Embeddings that differ in one thing, on a pair."""
     ablation = next(entry for entry in study.declaration.ablations if entry.name == name)
     full = study.full(pair)
     metric = full.metric

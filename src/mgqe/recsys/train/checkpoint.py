@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any moment: a file is whole and in place, or it is not there."""
+"""Checkpoints that survive a kill at any moment: a file is whole under its name, or it does not exist."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ LAST = "last.pt"
 def save_epoch(directory: Path, state: dict[str, Any], is_best: bool) -> None:
     """Write `state`, with `state["best_epoch"]`, as the last epoch's and, if it is the best so far, as that too.
 
-    The best one gets its own name before the last one points at it, and the one it replaces goes afterwards, so
-    that whatever the moment of a kill, last.pt is whole and its best epoch is there.
+    The best epoch's file gets its name before last.pt refers to it, and the one that it replaces is removed afterwards.
+    So whenever the process is killed, last.pt is whole and the best epoch that it names exists.
     """
     directory.mkdir(parents=True, exist_ok=True)
     best = best_path(directory, state["best_epoch"])
@@ -48,5 +48,7 @@ def load_state(path: Path) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file
-        raise ValueError(f"{path} is damaged ({error}); remove it, or start afresh with --overwrite") from error
+        raise ValueError(
+            f"{path} is damaged ({error}); remove it, or train from the beginning with --overwrite"
+        ) from error
     return state

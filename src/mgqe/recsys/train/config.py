@@ -1,4 +1,4 @@
-"""Everything that decides a run, in one frozen place."""
+"""The configuration of a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OF_PHASE_2 = ("anneal_epochs", "anneal_learning_rate")
 OF_PHASE_3 = ("quantised_epochs", "quantised_learning_rate", "centroid_learning_rate")
 
 
-# What the data that a run is prepared on do not depend on.
+# Settings that the prepared data do not depend on.
 OF_TRAINING = (
     "embedding", "label", "batch_size", "learning_rate", "weight_decay", "dropout", "init_std", "max_epochs",
     "patience", "warm_up_epochs", "threads", "num_blocks", "num_heads", "mlp_layers", *OF_PHASE_2, *OF_PHASE_3,
@@ -39,7 +39,7 @@ class TrainConfig(RunSettings):
     """Everything that decides a run's result. The defaults are tuned on the validation items of ml-1m.
 
     label: a name for the run in tables; it decides nothing.
-    batch_size: positives a step; fewer where the data set would otherwise have under 64 steps an epoch.
+    batch_size: positives per step; fewer where the data set would otherwise have under 64 steps per epoch.
     warm_up_epochs: exactly so many epochs of the first phase; None: until validation stops improving.
     anneal_epochs: of the second phase, in which the learning rate falls from anneal_learning_rate to zero.
     quantised_epochs: of the third phase, through the codes, from quantised_learning_rate to zero, for the
@@ -102,11 +102,11 @@ class TrainConfig(RunSettings):
         )
 
     def of_data(self) -> TrainConfig:
-        """The same for all configurations whose data are prepared alike; a little more may enter than must."""
+        """Equal for configurations whose data are prepared in the same way; it may differ more often than it must."""
         return replace(self.warm_up(), embedding="full", threads=1)
 
     def of_checks(self) -> TrainConfig:
-        """The same for all configurations whose data are alike as far as one seed can tell before training."""
+        """Equal for configurations whose checks before training, with one seed, need the data only once."""
         values = {name: getattr(TrainConfig, name) for name in (*OF_TRAINING, "seed")}
         if self.task == "ctr":  # small fields' tables depend on it
             values["embedding"] = f"full:d={self.embedding_dim}"
@@ -154,7 +154,7 @@ class TrainConfig(RunSettings):
         listed = [part for part in settings.split(",") if part.strip()]
         for name in ("seed", "embedding", "label"):
             if any(part.partition("=")[0].strip() == name for part in listed):
-                raise ValueError(f"{text}: {name} is no setting of one embedding: --seeds and --embedding say it")
+                raise ValueError(f"{text}: {name} cannot be set for one embedding: use --seeds and --embedding")
         label = f"{spec}@{','.join(listed)}" if listed else ""
         return replace(self, embedding=spec, label=label).with_settings(listed)
 
@@ -181,15 +181,15 @@ def _read(name: str, text: str, kind: Any) -> Any:
     options = typing.get_args(kind) or (kind,)
     if text.lower() == "none" and type(None) in options:
         return None
-    wanted = next(option for option in options if option is not type(None))
-    if wanted is bool and text.lower() in ("true", "false"):
+    target = next(option for option in options if option is not type(None))
+    if target is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
-        if wanted is bool:
+        if target is bool:
             raise ValueError
-        return wanted(text)
+        return target(text)
     except ValueError:
-        raise ValueError(f"setting {name}: expected {wanted.__name__}, got {text!r}") from None
+        raise ValueError(f"setting {name}: expected {target.__name__}, got {text!r}") from None
 
 
 def warm_up_key(config: TrainConfig, fingerprint: str, annealed: bool = False) -> str:
