@@ -116,7 +116,7 @@ def measure(
 
 
 def print_table(measurements: list[Measurement], per: int, unit: str) -> None:
-    """One block a setting; ``per`` items a call, so that times read as nanoseconds an item."""
+    """One block per setting; ``per``: items per call, so that times read as nanoseconds per item."""
     shown: dict[str, Any] | None = None
     width = max(len(m.name) for m in measurements)
     for m in measurements:
@@ -152,12 +152,12 @@ def save(path: Path, benchmark: str, options: argparse.Namespace, measurements: 
     print(f"\nwritten to {path}", file=sys.stderr)
 
 
-def parser(description: str, benchmark: str) -> argparse.ArgumentParser:
+def argument_parser(description: str, benchmark: str) -> argparse.ArgumentParser:
     """Options that every benchmark has."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    made.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to measure")
-    made.add_argument("--rounds", type=int, default=6, help="turns that every contender gets")
-    made.add_argument("--calls", type=int, default=5, help="timed calls a turn")
-    made.add_argument("--seed", type=int, default=0, help="of the inputs")
-    made.add_argument("--out", type=Path, default=SPEED / f"{benchmark}.json", help="where the JSON goes")
-    return made
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to measure")
+    parser.add_argument("--rounds", type=int, default=6, help="turns that every contender gets")
+    parser.add_argument("--calls", type=int, default=5, help="timed calls per turn")
+    parser.add_argument("--seed", type=int, default=0, help="of the inputs")
+    parser.add_argument("--out", type=Path, default=SPEED / f"{benchmark}.json", help="where the JSON goes")
+    return parser

@@ -97,9 +97,12 @@ def run(config: TrainConfig, data: RunData, work: Path, starts: int) -> list[dic
     counts = {name: getattr(data.task.split, f"{name}_counts") for name in TABLES}
     full_bytes = sum(r.nbytes for r in rows.values())
 
-    def record(name: str, nbytes: int, made: list[dict[str, Tensor]]) -> dict[str, Any]:
-        errors = {t: mean([relative_error(rows[t], decoded[t], counts[t].float()) for decoded in made]) for t in TABLES}
-        qualities = [judge(data, model, decoded) for decoded in made]
+    def record(name: str, nbytes: int, tables_by_start: list[dict[str, Tensor]]) -> dict[str, Any]:
+        errors = {
+            t: mean([relative_error(rows[t], decoded[t], counts[t].float()) for decoded in tables_by_start])
+            for t in TABLES
+        }
+        qualities = [judge(data, model, decoded) for decoded in tables_by_start]
         quality = mean(qualities)
         print(
             f"seed {config.seed} {name:32} {nbytes:9,} bytes {100 * nbytes / full_bytes:5.1f}%  "
@@ -118,9 +121,9 @@ def run(config: TrainConfig, data: RunData, work: Path, starts: int) -> list[dic
 
     found = [record("full", full_bytes, [rows])]
     for subspaces, bits in FAISS:
-        made = [{t: faiss_pq(rows[t], subspaces, bits, start) for t in TABLES} for start in range(starts)]
-        nbytes = sum(size for size, _ in made[0].values())
-        decoded = [{t: d for t, (_, d) in one.items()} for one in made]
+        tables_by_start = [{t: faiss_pq(rows[t], subspaces, bits, start) for t in TABLES} for start in range(starts)]
+        nbytes = sum(size for size, _ in tables_by_start[0].values())
+        decoded = [{t: d for t, (_, d) in one.items()} for one in tables_by_start]
         found.append(record(f"faiss PQ, M = {subspaces}, {bits} bits", nbytes, decoded))
     for name, setting in SETTINGS.items():
         decoded, after, nbytes = [], [], 0
@@ -190,19 +193,19 @@ def main() -> None:
     parser.add_argument("--data", default="ml-1m")
     parser.add_argument("--data-dir")
     parser.add_argument("--seeds", default="1", help="whole numbers joined by commas")
-    parser.add_argument("--starts", type=int, default=3, help="k-means starts a setting")
+    parser.add_argument("--starts", type=int, default=3, help="k-means starts per setting")
     parser.add_argument("--work", default="runs/convert-quality", help="checkpoints of the full models")
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
     found, compared = [], []
-    for seed in map(int, given.seeds.split(",")):
-        config = TrainConfig(data=given.data, data_dir=given.data_dir, embedding="mgqe", seed=seed)
-        config = replace(config.with_settings([*tuned_settings(config.model, given.data)]), embedding="mgqe")
-        mine = run(config, RunData.load(config), Path(given.work), given.starts)
+    for seed in map(int, options.seeds.split(",")):
+        config = TrainConfig(data=options.data, data_dir=options.data_dir, embedding="mgqe", seed=seed)
+        config = replace(config.with_settings([*tuned_settings(config.model, options.data)]), embedding="mgqe")
+        mine = run(config, RunData.load(config), Path(options.work), options.starts)
         found += mine
         compared += compare(mine)
-    out = QUALITY / f"convert-{given.data}.json"
+    out = QUALITY / f"convert-{options.data}.json"
     content = {"environment": environment(), "compared": compared, "runs": found}
     out.write_text(json.dumps(content, indent=1) + "\n")
     print(out)

@@ -104,20 +104,22 @@ def main() -> None:
     parser.add_argument("--embedding", default="mgqe:D=32,K=256/32,centroids=int8")
     parser.add_argument("--seeds", default="1,2,3", help="whole numbers joined by commas")
     parser.add_argument("--work", default="runs/new-ids", help="checkpoints of the full models")
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    found = []
-    for seed in map(int, given.seeds.split(",")):
-        config = TrainConfig(data=given.data, data_dir=given.data_dir, embedding=given.embedding, seed=seed)
-        config = replace(config.with_settings([*tuned_settings(config.model, given.data)]), embedding=given.embedding)
+    records = []
+    for seed in map(int, options.seeds.split(",")):
+        config = TrainConfig(data=options.data, data_dir=options.data_dir, embedding=options.embedding, seed=seed)
+        config = replace(
+            config.with_settings([*tuned_settings(config.model, options.data)]), embedding=options.embedding
+        )
         data = RunData.load(config)
         for table in ("item", "user"):
-            found.append(run(config, data, Path(given.work) / given.data, table))
-            shown = {name: round(value, 4) for name, value in found[-1]["hr@10"].items()}
-            wrong = {name: round(value, 4) for name, value in found[-1]["error"].items()}
-            print(f"seed {seed} {table:5} HR@10 {shown}  relative error {wrong}", flush=True)
-    out = QUALITY / f"new-ids-{given.data}.json"
-    out.write_text(json.dumps({"environment": environment(), "runs": found}, indent=1) + "\n")
+            records.append(run(config, data, Path(options.work) / options.data, table))
+            hit_rates = {name: round(value, 4) for name, value in records[-1]["hr@10"].items()}
+            errors = {name: round(value, 4) for name, value in records[-1]["error"].items()}
+            print(f"seed {seed} {table:5} HR@10 {hit_rates}  relative error {errors}", flush=True)
+    out = QUALITY / f"new-ids-{options.data}.json"
+    out.write_text(json.dumps({"environment": environment(), "runs": records}, indent=1) + "\n")
     print(out)
 
 

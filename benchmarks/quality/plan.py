@@ -187,30 +187,30 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--model", default="gmf", choices=list(MODELS))
     parser.add_argument("--seeds", default="1", help="whole numbers joined by commas")
-    parser.add_argument("--starts", type=int, default=3, help="k-means starts a setting")
+    parser.add_argument("--starts", type=int, default=3, help="k-means starts per setting")
     parser.add_argument("--powers", default="0.5", help="of the counts, joined by commas")
     parser.add_argument("--sources", default="counts,rows", help="what plans are made from")
     parser.add_argument("--defaults", default=";".join(DEFAULTS), help="which, joined by semicolons")
     parser.add_argument("--quick", action="store_true", help="one k-means of 15 iterations, to choose powers by")
     parser.add_argument("--work", default="runs/plan-quality", help="checkpoints of the full models")
     parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    found: list[dict[str, Any]] = []
-    out = given.out or QUALITY / f"plan-{given.data}.json"
-    chosen, sources = given.defaults.split(";"), given.sources.split(",")
-    effort = KMeans(spread=True) if given.quick else THOROUGH
-    powers = [float(power) for power in given.powers.split(",")]
-    for seed in map(int, given.seeds.split(",")):
+    records: list[dict[str, Any]] = []
+    out = options.out or QUALITY / f"plan-{options.data}.json"
+    chosen, sources = options.defaults.split(";"), options.sources.split(",")
+    effort = KMeans(spread=True) if options.quick else THOROUGH
+    powers = [float(power) for power in options.powers.split(",")]
+    for seed in map(int, options.seeds.split(",")):
         config = TrainConfig(
-            data=given.data, data_dir=given.data_dir, embedding="mgqe", seed=seed, model=given.model,
-            task=MODELS[given.model].task,
+            data=options.data, data_dir=options.data_dir, embedding="mgqe", seed=seed, model=options.model,
+            task=MODELS[options.model].task,
         )  # fmt: skip
-        config = config.with_settings([*tuned_settings(config.model, given.data)])
-        judge = Judge(replace(config, embedding="mgqe"), Path(given.work))
-        for record in run(judge, given.starts, powers, sources, effort, chosen):
-            found.append({"seed": seed, "quick": given.quick, "starts": given.starts, **record})
-            out.write_text(json.dumps({"environment": environment(), "runs": found}, indent=1) + "\n")
+        config = config.with_settings([*tuned_settings(config.model, options.data)])
+        judge = Judge(replace(config, embedding="mgqe"), Path(options.work))
+        for record in run(judge, options.starts, powers, sources, effort, chosen):
+            records.append({"seed": seed, "quick": options.quick, "starts": options.starts, **record})
+            out.write_text(json.dumps({"environment": environment(), "runs": records}, indent=1) + "\n")
     print(out)
 
 

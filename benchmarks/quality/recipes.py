@@ -168,22 +168,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=QUALITY)
     parser.add_argument("--set", action="append", default=[], help="NAME=VALUE, a setting of the trainer")
     parser.add_argument("--show", action="store_true", help="print the table of what is there, train nothing")
-    given = parser.parse_args()
-    out = given.out / f"recipes-{given.data}.json"
+    options = parser.parse_args()
+    out = options.out / f"recipes-{options.data}.json"
     rows = json.loads(out.read_text()) if out.is_file() else []
     rows = [row for row in rows if row.get("schedule") == SCHEDULE]  # of no older recipe
     done = {(row["variant"], row["seed"]) for row in rows}
     torch.set_num_threads(1)
-    for seed in () if given.show else map(int, given.seeds.split(",")):
-        config = TrainConfig(data=given.data, data_dir=given.data_dir, embedding=BASE, seed=seed)
-        config = config.with_settings([*tuned_settings(config.model, given.data), *given.set])
+    for seed in () if options.show else map(int, options.seeds.split(",")):
+        config = TrainConfig(data=options.data, data_dir=options.data_dir, embedding=BASE, seed=seed)
+        config = config.with_settings([*tuned_settings(config.model, options.data), *options.set])
         data = RunData.load(config)
         for variant in VARIANTS:
             if (variant.name, seed) in done or (
-                given.only and not any(part in variant.name for part in given.only.split("|"))
+                options.only and not any(part in variant.name for part in options.only.split("|"))
             ):
                 continue
-            row = run(variant, config, data, Path(given.work) / given.data)
+            row = run(variant, config, data, Path(options.work) / options.data)
             rows.append(row)
             out.parent.mkdir(parents=True, exist_ok=True)
             write_json(out, rows)

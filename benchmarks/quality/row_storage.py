@@ -37,8 +37,8 @@ LEARNING_RATES = (0.05, 0.1)
 def table(n: int, dim: int, counts: Tensor, rows: Any, **more: Any) -> nn.Module:
     """An MGQE table with a row storage."""
     tiers = mgqe.Tiers.from_counts(counts, TIERS)
-    given = {**SHAPE, **more}
-    return mgqe.MGQEmbedding(n, dim, sparse=True, tiers=tiers, rows=rows, warmup_steps=NEVER, **given)
+    options = {**SHAPE, **more}
+    return mgqe.MGQEmbedding(n, dim, sparse=True, tiers=tiers, rows=rows, warmup_steps=NEVER, **options)
 
 
 def storages(n: int, dim: int, counts: Tensor, pairs: tuple[Tensor, Tensor], seed: int) -> dict[str, Callable[[], Any]]:
@@ -123,20 +123,20 @@ def main() -> None:
     parser.add_argument("--lr", type=float, nargs="+", default=LEARNING_RATES)
     parser.add_argument("--weight-decay", type=float, default=1e-5, help="chosen with float32 rows")
     parser.add_argument("--only", nargs="*", help="storages to run; the others' records stay")
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    config = TrainConfig(data=given.data, data_dir=given.data_dir, embedding="full", seed=given.seed)
-    config = config.with_settings([*tuned_settings("gmf", given.data), f"batch_size={given.batch_size}"])
+    config = TrainConfig(data=options.data, data_dir=options.data_dir, embedding="full", seed=options.seed)
+    config = config.with_settings([*tuned_settings("gmf", options.data), f"batch_size={options.batch_size}"])
     data = RunData.load(config)
     split = data.task.split
     pairs = (split.train_users, split.train_items)
-    made = storages(split.num_users, config.dim, split.user_counts, pairs, given.seed)
-    out = QUALITY / f"row-storage-{given.data}.json"
-    records: list[dict[str, Any]] = json.loads(out.read_text())["records"] if given.only and out.exists() else []
-    for name, make in made.items():
-        if given.only and name not in given.only:
+    makers = storages(split.num_users, config.dim, split.user_counts, pairs, options.seed)
+    out = QUALITY / f"row-storage-{options.data}.json"
+    records: list[dict[str, Any]] = json.loads(out.read_text())["records"] if options.only and out.exists() else []
+    for name, make in makers.items():
+        if options.only and name not in options.only:
             continue
-        tried = [run(config, data, make, lr, given.epochs, given.weight_decay) for lr in given.lr]
+        tried = [run(config, data, make, lr, options.epochs, options.weight_decay) for lr in options.lr]
         best = max(tried, key=lambda record: record["valid"]["hr@10"])
         records = [r for r in records if r["storage"] != name] + [{"storage": name, **best, "tried": tried}]
         print(
@@ -144,7 +144,7 @@ def main() -> None:
             f"valid HR@10 {best['valid']['hr@10']:.4f}  test {best['test']['hr@10']:.4f} {best['test']['ndcg@10']:.4f}",
             flush=True,
         )
-        content = {"environment": environment(), "options": vars(given) | {"data_dir": None}, "records": records}
+        content = {"environment": environment(), "options": vars(options) | {"data_dir": None}, "records": records}
         out.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -45,7 +45,7 @@ def quality_table(ids: int) -> str:
             ]
         )
     header = [
-        "rows", "training bytes a row", "AUC", "of ids seen 100 times", "of ids seen 1 to 9 times",
+        "rows", "training bytes per row", "AUC", "of ids seen 100 times", "of ids seen 1 to 9 times",
         "peak resident GiB", "frozen MB", "interactions a second",
     ]  # fmt: skip
     return markdown(header, rows)
@@ -75,7 +75,7 @@ def real_table(data: str) -> str:
         ]
         for r in (found["records"] if found else [])
     ]
-    return markdown(["users' rows", "training bytes a user", "valid HR@10", "HR@10", "NDCG@10"], rows)
+    return markdown(["users' rows", "training bytes per user", "valid HR@10", "HR@10", "NDCG@10"], rows)
 
 
 def speed_table() -> str:
@@ -89,7 +89,7 @@ def speed_table() -> str:
 
 
 def draw_memory(ids: int) -> None:
-    """Resident memory over time, a panel a method, its phases in colours."""
+    """Resident memory over time, one panel per method, its phases in colours."""
     shown = [r for r in records(ids) if r["method"] != "full"]
     if not shown:
         return

@@ -33,13 +33,13 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 def recipes(data: str) -> str:
     """One change at a time."""
-    found = read(f"recipes-{data}")
-    if found is None:
+    results = read(f"recipes-{data}")
+    if results is None:
         return ""
-    base = {row["seed"]: row["quality"] for row in found if row["variant"] == "default"}
+    base = {row["seed"]: row["quality"] for row in results if row["variant"] == "default"}
     rows = []
-    for name in dict.fromkeys(row["variant"] for row in found):
-        mine = [row for row in found if row["variant"] == name]
+    for name in dict.fromkeys(row["variant"] for row in results):
+        mine = [row for row in results if row["variant"] == name]
         shown = [100 * statistics.fmean(row["bytes"] / row["full_bytes"] for row in mine)]
         figures = [statistics.fmean(row["quality"][key] for row in mine) for key in ("valid_hr@10", "hr@10", "ndcg@10")]
         gap = statistics.fmean(100 * (row["quality"]["valid_hr@10"] - base[row["seed"]]["valid_hr@10"]) for row in mine)
@@ -54,8 +54,8 @@ def speed() -> str:
     rows = []
     names = {"decode": "look-up of 65,536 ids, D=8, K=256", "assign": "nearest centroids of 4,096 rows, d=64"}
     for name, title in names.items():
-        found = read(name)
-        for row in found["results"] if found else ():
+        results = read(name)
+        for row in results["results"] if results else ():
             if row["target"] is not None:
                 where = ", ".join(str(row[key]) for key in ("rows", "ids") if key in row)
                 if name == "decode":
@@ -70,8 +70,8 @@ def speed() -> str:
                 )
     rows += bag_targets() + single_targets() + topk_targets()
     for name in ("train-step", "epoch"):
-        found = read(name)
-        for row in found["results"] if found else ():
+        results = read(name)
+        for row in results["results"] if results else ():
             if row.get("target") is not None:
                 rows.append(
                     [f"{name.replace('-', ' ')}: {row['name']}", "nn.Embedding", str(row["threads"]),
@@ -82,33 +82,33 @@ def speed() -> str:
 
 def bag_targets() -> list[list[str]]:
     """The speed table's rows of the pooled look-ups; packed tails against whole bytes, the rest against torch."""
-    found = read("bag")
+    results = read("bag")
     return [
         [f"sum of 20 in 8,192 bags, {row['name']}: {row['rows']} rows, {row['ids']} ids",
          row.get("peer", "nn.EmbeddingBag"), str(row["threads"]), f"{row['ratio']:.3f}", f"{row['target']:.3f}"]
-        for row in (found["results"] if found else ())
+        for row in (results["results"] if results else ())
         if row["target"] is not None
     ]  # fmt: skip
 
 
 def single_targets() -> list[list[str]]:
     """The speed table's rows of look-ups of a few ids."""
-    found = read("single")
+    results = read("single")
     return [
         [f"look-up of {row['ids']} id{'s' if row['ids'] > 1 else ''}, {row['name']}: {row['rows']} rows",
          "nn.Embedding", str(row["threads"]), f"{row['ratio']:.3f}", f"{row['target']:.3f}"]
-        for row in (found["results"] if found else ())
+        for row in (results["results"] if results else ())
         if row["target"] is not None
     ]  # fmt: skip
 
 
 def topk_targets() -> list[list[str]]:
     """The speed table's rows of the top-K benchmark."""
-    found = read("topk")
+    results = read("topk")
     return [
         [f"{topk_setting(row)}: {row['name']}", row["against"], str(row["threads"]), f"{row['ratio']:.3f}",
          f"{row['target']:.3f}"]
-        for row in (found["results"] if found else ())
+        for row in (results["results"] if results else ())
         if row["target"] is not None
     ]  # fmt: skip
 
@@ -122,9 +122,9 @@ def topk_setting(row: dict[str, Any]) -> str:
 
 def topk() -> str:
     """Times of ``table.topk`` and their shares of the two peers' times."""
-    found = read("topk")
+    results = read("topk")
     times: dict[tuple[str, int], dict[str, float]] = {}
-    for row in found["results"] if found else ():
+    for row in results["results"] if results else ():
         times.setdefault((topk_setting(row), row["threads"]), {})[row["name"]] = row["median_s"]
     rows = []
     for (setting, threads), by_name in times.items():
@@ -138,11 +138,11 @@ def topk() -> str:
 
 def serve() -> str:
     """The example server under load."""
-    found = read("serve")
+    results = read("serve")
     rows = [
         [row["request"], str(row["clients"]), f"{row['requests_per_s']:,.0f}", f"{row['p50_ms']:.1f} ms",
          f"{row['p99_ms']:.1f} ms", f"{row['health_p99_ms']:.1f} ms"]
-        for row in (found["results"] if found else ())
+        for row in (results["results"] if results else ())
     ]  # fmt: skip
     return markdown(["request", "clients", "requests/s", "p50", "p99", "/health meanwhile, p99"], rows)
 

@@ -17,11 +17,11 @@ PAGE = ROOT / "docs" / "plan.md"
 
 
 def settings(runs: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """(default, method) -> its runs, one a seed."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    """(default, method) -> its runs, one per seed."""
+    group: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for run in runs:
-        found.setdefault((run.get("default", ""), run["method"]), []).append(run)
-    return found
+        group.setdefault((run.get("default", ""), run["method"]), []).append(run)
+    return group
 
 
 def mean(values: list[float]) -> float:
@@ -29,20 +29,20 @@ def mean(values: list[float]) -> float:
 
 
 def errors(data: dict[str, list[dict[str, Any]]]) -> str:
-    """Predicted and measured losses, a column a table."""
+    """Predicted and measured losses, one column per table."""
     table = TextTable("", ["loss: predicted / measured", "bytes", "users", "items", "seeds"])
     for name, runs in data.items():
-        for (default, method), found in settings(runs).items():
+        for (default, method), group in settings(runs).items():
             if method == "full":
                 continue
             cells = []
-            for path in found[0]["tables"]:
+            for path in group[0]["tables"]:
                 each = (
-                    mean([run["tables"][path][kind]["loss"] for run in found]) for kind in ("predicted", "measured")
+                    mean([run["tables"][path][kind]["loss"] for run in group]) for kind in ("predicted", "measured")
                 )
                 cells.append(" / ".join(f"{100 * loss:.2f}%" for loss in each))
             what = f"{TITLES[name]}, {default}: {NAMES[method]}"
-            table.rows.append([what, f"{100 * found[0]['share']:.1f}%", *cells, str(len(found))])
+            table.rows.append([what, f"{100 * group[0]['share']:.1f}%", *cells, str(len(group))])
     return table.markdown()
 
 
@@ -61,20 +61,20 @@ def quality(data: dict[str, list[dict[str, Any]]]) -> str:
     table = TextTable("", header, left=2)
     for name, runs in data.items():
         groups = settings(runs)
-        for (default, method), found in groups.items():
+        for (default, method), group in groups.items():
             gains = ["", ""]
             if method in ("counts", "rows"):
                 beside = {run["seed"]: run["quality"] for run in groups[default, "default"]}
                 for place, figure in enumerate(("valid_hr@10", "hr@10")):
-                    each = [100 * (run["quality"][figure] - beside[run["seed"]][figure]) for run in found]
+                    each = [100 * (run["quality"][figure] - beside[run["seed"]][figure]) for run in group]
                     gains[place] = f"{mean(each):+.2f}" + (
                         f" ({', '.join(f'{x:+.2f}' for x in each)})" if each[1:] else ""
                     )
-            figures = [f"{mean([run['quality'][figure] for run in found]):.4f}" for figure in ("valid_hr@10", "hr@10")]
+            figures = [f"{mean([run['quality'][figure] for run in group]):.4f}" for figure in ("valid_hr@10", "hr@10")]
             what = "full tables" if method == "full" else NAMES[method]
             title = f"{TITLES[name]}, {default}" if default else TITLES[name]
-            share = f"{100 * found[0]['share']:.1f}%"
-            table.rows.append([title, what, share, *figures, *gains, str(len(found))])
+            share = f"{100 * group[0]['share']:.1f}%"
+            table.rows.append([title, what, share, *figures, *gains, str(len(group))])
     return table.markdown()
 
 

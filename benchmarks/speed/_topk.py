@@ -106,7 +106,7 @@ def faiss_flat(dense: Tensor) -> Any:
 
 
 def faiss_pq(made: Made) -> Any:
-    """faiss's product quantiser holding the very same centroids and codes (8 bits each)."""
+    """faiss's product quantiser with the same centroids and codes (8 bits each)."""
     import faiss
 
     num_subspaces, num_centroids, width = made.centroids.shape
@@ -120,7 +120,7 @@ def faiss_pq(made: Made) -> Any:
 
 
 def faiss_fast_scan(made: Made) -> Any:
-    """faiss's 4-bit scan with rounded tables, in as many bytes a row.
+    """faiss's 4-bit scan with rounded tables, in as many bytes per row.
 
     Of a table with K = 16 it holds the same codes; of others, codes that it trained on the decoded rows.
     """

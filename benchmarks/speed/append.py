@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import mgqe
-from benchmarks._common import Contender, Measurement, measure, parser, print_table, save
+from benchmarks._common import Contender, Measurement, argument_parser, measure, print_table, save
 from mgqe import CompactTable, Tiers
 
 D, DIM, COUNTS = 8, 64, (256, 64)
@@ -43,7 +43,7 @@ def once(call: Callable[[], object], repeats: int) -> list[float]:
 
 
 def costs(rows: int, vectors: dict[int, Tensor]) -> list[Measurement]:
-    """Changes of a table in memory and of its file, against writing the file anew."""
+    """Changes of a table in memory and of its file, against writing the whole file again."""
     seconds: dict[str, list[float]] = {}
     table = make(rows, shuffled=True)
     for n, repeats in ((1, 500), (1000, 50), (100_000, 3)):
@@ -89,9 +89,9 @@ def look_ups(options: argparse.Namespace, vectors: dict[int, Tensor]) -> list[Me
 
 
 def main() -> None:
-    made = parser(__doc__ or "", "append")
-    made.add_argument("--rows", type=int, default=1_000_000, help="ids of the table as made")
-    options = made.parse_args()
+    parser = argument_parser(__doc__ or "", "append")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="ids of the table as made")
+    options = parser.parse_args()
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)
     vectors = {n: torch.randn(n, DIM) for n in (1, 1000, 100_000)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks._common import Contender, Measurement, measure, parser, print_table, save
+from benchmarks._common import Contender, Measurement, argument_parser, measure, print_table, save
 from mgqe import ops
 from mgqe.ops import reference
 
@@ -59,12 +59,12 @@ def faiss_codes(batches: list[Tensor], centroids: Tensor) -> Contender | None:
 
 
 def main() -> None:
-    made = parser(__doc__ or "", "assign")
-    made.add_argument("--rows", type=int, default=4096, help="rows a call")
-    made.add_argument("--dim", type=int, default=64, help="dimensions a row")
-    made.add_argument("--subspaces", type=int, nargs="+", default=[8, 16], help="numbers of subspaces")
-    made.add_argument("--centroids", type=int, default=256, help="centroids a subspace")
-    options = made.parse_args()
+    parser = argument_parser(__doc__ or "", "assign")
+    parser.add_argument("--rows", type=int, default=4096, help="rows per call")
+    parser.add_argument("--dim", type=int, default=64, help="dimensions per row")
+    parser.add_argument("--subspaces", type=int, nargs="+", default=[8, 16], help="numbers of subspaces")
+    parser.add_argument("--centroids", type=int, default=256, help="centroids per subspace")
+    options = parser.parse_args()
     torch.manual_seed(options.seed)
     results: list[Measurement] = []
     for num_subspaces in options.subspaces:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks._common import Contender, Measurement, measure, parser, print_table, save
+from benchmarks._common import Contender, Measurement, argument_parser, measure, print_table, save
 from benchmarks.speed.decode import table, zipf_ids
 from mgqe import ops
 
@@ -33,13 +33,13 @@ def gather_and_sum(parts: ops.TableParts) -> Callable[[Tensor, Tensor, int], Ten
 
 
 def main() -> None:
-    made = parser(__doc__ or "", "bag")
-    made.add_argument("--rows", type=int, default=1_000_000, help="size of the table")
-    made.add_argument("--bags", type=int, default=8192, help="bags a call")
-    made.add_argument("--length", type=int, default=20, help="ids a bag")
-    made.add_argument("--dim", type=int, default=64, help="dimensions a row")
-    made.add_argument("--exponent", type=float, default=1.05, help="of the Zipf ids")
-    options = made.parse_args()
+    parser = argument_parser(__doc__ or "", "bag")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="size of the table")
+    parser.add_argument("--bags", type=int, default=8192, help="bags per call")
+    parser.add_argument("--length", type=int, default=20, help="ids per bag")
+    parser.add_argument("--dim", type=int, default=64, help="dimensions per row")
+    parser.add_argument("--exponent", type=float, default=1.05, help="of the Zipf ids")
+    options = parser.parse_args()
     torch.set_grad_enabled(False)
     rows, dim, bags, n = options.rows, options.dim, options.bags, options.bags * options.length
     head = rows // 10

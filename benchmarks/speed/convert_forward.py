@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import mgqe
-from benchmarks._common import Measurement, measure, parser, print_table, save
+from benchmarks._common import Measurement, argument_parser, measure, print_table, save
 from benchmarks.speed.train_step import zipf
 from mgqe.codec.kmeans import KMeans
 from mgqe.convert import compress as conversion
@@ -72,12 +72,12 @@ def run(options: argparse.Namespace, rows: int) -> list[Measurement]:
 
 
 def main() -> None:
-    made = parser(__doc__ or "", "convert-forward")
-    made.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 4_000_000])
-    made.add_argument("--dim", type=int, default=64)
-    made.add_argument("--history", type=int, default=20)
-    made.add_argument("--batches", type=int, nargs="+", default=[1, 256, 4096])
-    options = made.parse_args()
+    parser = argument_parser(__doc__ or "", "convert-forward")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 4_000_000])
+    parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--history", type=int, default=20)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 256, 4096])
+    options = parser.parse_args()
     found = [m for rows in options.rows for m in run(options, rows)]
     print_table(found, 1, "batch")
     save(options.out, "convert-forward", options, found)

@@ -1,7 +1,7 @@
 """Decoding rows of a frozen table against nn.Embedding.
 
 Ids are in frequency order: Zipf ids fall mostly on the first rows, uniform ids everywhere. "+ sum" also reads the
-result: large outputs are written around the caches, and whoever reads them next must not pay that back.
+result: large outputs are written around the caches, and a reader must not lose the time that this saves.
 10 million rows need 2.5 GB for nn.Embedding.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks._common import Contender, Measurement, measure, parser, print_table, save
+from benchmarks._common import Contender, Measurement, argument_parser, measure, print_table, save
 from mgqe import ops
 from mgqe.ops import reference
 
@@ -74,12 +74,12 @@ def faiss_decode(parts: ops.TableParts, batches: list[Tensor]) -> Contender | No
 
 
 def main() -> None:
-    made = parser(__doc__ or "", "decode")
-    made.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000], help="sizes of the table")
-    made.add_argument("--ids", type=int, default=65_536, help="ids a call")
-    made.add_argument("--dim", type=int, default=64, help="dimensions a row")
-    made.add_argument("--exponent", type=float, default=1.05, help="of the Zipf ids")
-    options = made.parse_args()
+    parser = argument_parser(__doc__ or "", "decode")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000], help="sizes of the table")
+    parser.add_argument("--ids", type=int, default=65_536, help="ids per call")
+    parser.add_argument("--dim", type=int, default=64, help="dimensions per row")
+    parser.add_argument("--exponent", type=float, default=1.05, help="of the Zipf ids")
+    options = parser.parse_args()
     torch.set_grad_enabled(False)
     results: list[Measurement] = []
     for rows in options.rows:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks._common import Contender, Measurement, measure, parser, print_table, save
+from benchmarks._common import Contender, Measurement, argument_parser, measure, print_table, save
 from mgqe import quantization_loss, start_quantizing
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.config import TrainConfig
@@ -40,11 +40,11 @@ def epoch(config: TrainConfig, data: RunData) -> Contender:
 
 
 def main() -> None:
-    made = parser(__doc__ or "", "epoch")
-    made.set_defaults(rounds=2, calls=1, threads=[1])
-    made.add_argument("--data", default="planted", help="a known set or a file")
-    made.add_argument("--data-dir", default=None)
-    options = made.parse_args()
+    parser = argument_parser(__doc__ or "", "epoch")
+    parser.set_defaults(rounds=2, calls=1, threads=[1])
+    parser.add_argument("--data", default="planted", help="a known set or a file")
+    parser.add_argument("--data-dir", default=None)
+    options = parser.parse_args()
     results: list[Measurement] = []
     base = TrainConfig(data=options.data, data_dir=options.data_dir, seed=options.seed)
     data = RunData.load(base)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import mgqe
-from benchmarks._common import Contender, Measurement, measure, parser, print_table, save
+from benchmarks._common import Contender, Measurement, argument_parser, measure, print_table, save
 from mgqe import CompactEmbedding, CompactTable, Tiers
 
 PEER = "nn.Embedding, ONNX Runtime"
@@ -60,12 +60,12 @@ def write(folder: Path, rows: int, dim: int, made: dict[str, CompactTable]) -> d
 
 
 def main() -> None:
-    made = parser(__doc__ or "", "export")
-    made.set_defaults(threads=[1])
-    made.add_argument("--rows", type=int, default=1_000_000, help="size of the table")
-    made.add_argument("--dim", type=int, default=64, help="dimensions a row")
-    made.add_argument("--sizes", type=int, nargs="+", default=[1, 64, 1024], help="ids a call")
-    options = made.parse_args()
+    parser = argument_parser(__doc__ or "", "export")
+    parser.set_defaults(threads=[1])
+    parser.add_argument("--rows", type=int, default=1_000_000, help="size of the table")
+    parser.add_argument("--dim", type=int, default=64, help="dimensions per row")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 64, 1024], help="ids per call")
+    options = parser.parse_args()
     torch.set_grad_enabled(False)
     generator = torch.Generator().manual_seed(options.seed)
     frozen = tables(options.rows, options.dim, options.seed)

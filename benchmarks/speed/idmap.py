@@ -1,4 +1,4 @@
-"""mgqe.IdMap on large logs: seconds and peak memory of counting, bytes an id, opening, look-ups against their peers.
+"""mgqe.IdMap on large logs: seconds and peak memory of counting, bytes per id, opening, look-ups against their peers.
 
 Each setting first writes a Parquet log in files of ten million interactions under --folder (kept for the next run):
 rank floor(D * u^4) of D possible ids, u uniform, so that few ids have most interactions; the id is 64 mixed bits of the
@@ -169,22 +169,22 @@ def child(threads: int, step: str, *arguments: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--folder", type=Path, required=True, help="for the logs and maps; 8 bytes an interaction")
-    made.add_argument("--interactions", type=int, nargs="*", default=[10_000_000, 100_000_000], help="of integer ids")
-    made.add_argument("--text", type=int, nargs="*", default=[10_000_000], help="interactions of string ids")
-    made.add_argument("--memory", type=int, nargs="+", default=[4 << 30], help="memory_limit, bytes")
-    made.add_argument("--threads", type=int, default=1, help="of polars")
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--add", action="store_true", help="keep the results that --out has")
-    made.add_argument("--out", type=Path, default=SPEED / "idmap.json", help="where the JSON goes")
-    made.add_argument("--child", help=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="for the logs and maps; 8 bytes an interaction")
+    parser.add_argument("--interactions", type=int, nargs="*", default=[10_000_000, 100_000_000], help="of integer ids")
+    parser.add_argument("--text", type=int, nargs="*", default=[10_000_000], help="interactions of string ids")
+    parser.add_argument("--memory", type=int, nargs="+", default=[4 << 30], help="memory_limit, bytes")
+    parser.add_argument("--threads", type=int, default=1, help="of polars")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--add", action="store_true", help="keep the results that --out has")
+    parser.add_argument("--out", type=Path, default=SPEED / "idmap.json", help="where the JSON goes")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     if "--child" in sys.argv:
         step, *arguments = json.loads(sys.argv[sys.argv.index("--child") + 1])
         torch.set_num_threads(1)
         print(json.dumps(STEPS[step](*arguments)))
         return
-    options = made.parse_args()
+    options = parser.parse_args()
     results: list[dict[str, Any]] = json.loads(options.out.read_text())["results"] if options.add else []
     settings = [("int64", n) for n in options.interactions] + [("string", n) for n in options.text]
     for kind, interactions in settings:

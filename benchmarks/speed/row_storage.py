@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import mgqe
-from benchmarks._common import Contender, measure, parser, print_table, save
+from benchmarks._common import Contender, argument_parser, measure, print_table, save
 from benchmarks.speed.train_step import zipf
 from mgqe.nn.rows import CachedRows, SketchRows
 
@@ -49,13 +49,13 @@ class Training:
 
 
 def main() -> None:
-    made = parser(__doc__ or "", "row-storage")
-    made.set_defaults(rounds=8)
-    made.add_argument("--ids", type=int, default=4096, help="ids a step")
-    made.add_argument("--rows", type=int, default=10_000_000, help="rows of the table")
-    made.add_argument("--dim", type=int, default=64, help="dimensions a row")
-    made.add_argument("--exponent", type=float, default=1.0, help="of the Zipf law")
-    options = made.parse_args()
+    parser = argument_parser(__doc__ or "", "row-storage")
+    parser.set_defaults(rounds=8)
+    parser.add_argument("--ids", type=int, default=4096, help="ids per step")
+    parser.add_argument("--rows", type=int, default=10_000_000, help="rows of the table")
+    parser.add_argument("--dim", type=int, default=64, help="dimensions per row")
+    parser.add_argument("--exponent", type=float, default=1.0, help="of the Zipf law")
+    options = parser.parse_args()
     generator = torch.Generator().manual_seed(options.seed)
     batches = [zipf(options.ids, options.rows, options.exponent, generator) for _ in range(256)]
     target = torch.randn(options.ids, options.dim, generator=generator)

@@ -136,14 +136,14 @@ def after_abandoned(port: int, number: int, rows: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--rows", type=int, default=1_000_000, help="of the table; 64 dimensions, D=8, K=256")
-    made.add_argument("--clients", type=int, nargs="*", default=[1, 8, 32], help="connections at once")
-    made.add_argument("--seconds", type=float, default=5.0, help="of each kind of request and number of clients")
-    made.add_argument("--abandoned", type=int, default=50, help="requests whose clients have gone")
-    made.add_argument("--server", type=Path, default=SERVER, help="another server than examples/serve_topk.py")
-    made.add_argument("--out", type=Path, default=SPEED / "serve.json", help="where the JSON goes")
-    options = made.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of the table; 64 dimensions, D=8, K=256")
+    parser.add_argument("--clients", type=int, nargs="*", default=[1, 8, 32], help="connections at once")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each kind of request and number of clients")
+    parser.add_argument("--abandoned", type=int, default=50, help="requests whose clients have gone")
+    parser.add_argument("--server", type=Path, default=SERVER, help="another server than examples/serve_topk.py")
+    parser.add_argument("--out", type=Path, default=SPEED / "serve.json", help="where the JSON goes")
+    options = parser.parse_args()
     torch.set_grad_enabled(False)
     table = make_table([options.rows], [256], 8, 64, 0, dense=False).table
     vectors = torch.randn(64, 64, generator=torch.Generator().manual_seed(1))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks._common import Contender, Measurement, measure, parser, print_table, save
+from benchmarks._common import Contender, Measurement, argument_parser, measure, print_table, save
 from mgqe import ops
 from mgqe.codec.tiers import Tiers
 from mgqe.table.compact import CompactTable
@@ -18,12 +18,12 @@ REPEATS = 200  # calls that are timed together: a clock reads no better than ten
 
 
 def main() -> None:
-    made = parser(__doc__ or "", "single")
-    made.set_defaults(threads=[1], rounds=20)
-    made.add_argument("--rows", type=int, default=1_000_000, help="size of the table")
-    made.add_argument("--dim", type=int, default=64, help="dimensions a row")
-    made.add_argument("--sizes", type=int, nargs="+", default=[1, 8, 64], help="ids a call")
-    options = made.parse_args()
+    parser = argument_parser(__doc__ or "", "single")
+    parser.set_defaults(threads=[1], rounds=20)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="size of the table")
+    parser.add_argument("--dim", type=int, default=64, help="dimensions per row")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 8, 64], help="ids per call")
+    options = parser.parse_args()
     torch.set_grad_enabled(False)
     rows, head, generator = options.rows, options.rows // 10, torch.Generator().manual_seed(options.seed)
     book = torch.randn(8, 256, options.dim // 8, generator=generator)

@@ -5,7 +5,7 @@ against brute force in double precision over the decoded rows: recall must be 1 
 rounding count), except for faiss's IndexPQFastScan, which rounds and whose recall is reported. The forced paths must
 give the same bits. "mgqe" times ``table.topk`` with all its checks of arguments.
 
-faiss's IndexPQ holds the very same centroids and codes, 8 bits each. 10 million rows need 3 GB for the float32 peer.
+faiss's IndexPQ holds the same centroids and codes, 8 bits each. 10 million rows need 3 GB for the float32 peer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import mgqe
-from benchmarks._common import Contender, Measurement, interleave, parser, save
+from benchmarks._common import Contender, Measurement, argument_parser, interleave, save
 from benchmarks.speed._topk import (
     Made,
     Search,
@@ -329,13 +329,13 @@ def parts(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[Bench], 
 
 
 def main() -> None:
-    made = parser(__doc__ or "", "topk")
-    made.add_argument("--rows", type=int, default=1_000_000, help="of most tables")
-    made.add_argument("--many-rows", type=int, default=10_000_000, help="of the table far beyond the caches")
-    made.add_argument("--dim", type=int, default=64, help="dimensions a row")
-    made.add_argument("--table", type=Path, nargs="*", default=[], help="trained tables, as mgqe.save wrote them")
-    made.add_argument("--only", nargs="*", choices=["one", "many", "bandwidth", "hostile", "trained"], help="parts")
-    options = made.parse_args()
+    parser = argument_parser(__doc__ or "", "topk")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of most tables")
+    parser.add_argument("--many-rows", type=int, default=10_000_000, help="of the table far beyond the caches")
+    parser.add_argument("--dim", type=int, default=64, help="dimensions per row")
+    parser.add_argument("--table", type=Path, nargs="*", default=[], help="trained tables, as mgqe.save wrote them")
+    parser.add_argument("--only", nargs="*", choices=["one", "many", "bandwidth", "hostile", "trained"], help="parts")
+    options = parser.parse_args()
     if not options.table:
         print("no --table: trained tables are left out")
     torch.set_grad_enabled(False)

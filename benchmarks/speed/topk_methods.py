@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks._common import Measurement, measure, parser, save
+from benchmarks._common import Measurement, argument_parser, measure, save
 from mgqe import CompactTable, Tiers, ops
 
 METHODS = ("scan", "filter", "blocks")
@@ -33,11 +33,11 @@ def search(prepared: ops.PreparedLookup, queries: torch.Tensor, isa: str, method
 
 
 def main() -> None:
-    made = parser(__doc__.splitlines()[0], "topk-methods")
-    made.add_argument("--rows", type=int, default=300_000)
-    made.add_argument("--queries", type=int, nargs="+", default=[1, 4, 16, 32, 128])
-    made.set_defaults(threads=[1], rounds=2, calls=2)
-    options = made.parse_args()
+    parser = argument_parser(__doc__.splitlines()[0], "topk-methods")
+    parser.add_argument("--rows", type=int, default=300_000)
+    parser.add_argument("--queries", type=int, nargs="+", default=[1, 4, 16, 32, 128])
+    parser.set_defaults(threads=[1], rounds=2, calls=2)
+    options = parser.parse_args()
     measurements: list[Measurement] = []
     torch.set_num_threads(options.threads[0])
     for isa in ("avx512", "avx2", "neon", "scalar"):

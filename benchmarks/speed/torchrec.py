@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks._common import Measurement, parser, print_table, save
+from benchmarks._common import Measurement, argument_parser, print_table, save
 
 CONTENDERS = {  # name: ranks, threads each, quantised
     "1 rank, 2 threads": (1, 2, True),
@@ -116,13 +116,13 @@ def step_seconds(name: str, given: argparse.Namespace, out: Path) -> list[float]
 
 
 def main() -> None:
-    options = parser(__doc__ or "", "torchrec")
+    options = argument_parser(__doc__ or "", "torchrec")
     options.set_defaults(rounds=4, calls=12)
     options.add_argument("--rows", type=int, default=250_000, help="of each table")
     options.add_argument("--dim", type=int, default=32)
     options.add_argument("--tables", type=int, default=4)
-    options.add_argument("--batch", type=int, default=4096, help="bags a table, all ranks together")
-    options.add_argument("--bag", type=int, default=20, help="ids a bag")
+    options.add_argument("--batch", type=int, default=4096, help="bags per table, all ranks together")
+    options.add_argument("--bag", type=int, default=20, help="ids per bag")
     options.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
     options.add_argument("--steps", type=int, help=argparse.SUPPRESS)
@@ -135,7 +135,7 @@ def main() -> None:
         for turn in range(given.rounds):
             for name in CONTENDERS:
                 seconds[name] += step_seconds(name, given, Path(folder) / "seconds.json")
-                print(f"round {turn + 1}: {name}: {statistics.median(seconds[name]):.3f} s a step", file=sys.stderr)
+                print(f"round {turn + 1}: {name}: {statistics.median(seconds[name]):.3f} s per step", file=sys.stderr)
     setting = {name: getattr(given, name) for name in ("tables", "rows", "dim", "batch", "bag")}
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     measured = [

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks._common import Contender, Measurement, measure, parser, print_table, save
+from benchmarks._common import Contender, Measurement, argument_parser, measure, print_table, save
 from mgqe import MGQEmbedding, Tiers, quantization_loss
 
 PEER = "nn.Embedding"
@@ -83,13 +83,13 @@ def revival(layer: nn.Module) -> float:
 
 
 def main() -> None:
-    made = parser(__doc__ or "", "train-step")
-    made.set_defaults(rounds=20)
-    made.add_argument("--ids", type=int, default=4096, help="ids a step")
-    made.add_argument("--rows", type=int, default=1_000_000, help="rows of the table")
-    made.add_argument("--dim", type=int, default=64, help="dimensions a row")
-    made.add_argument("--exponent", type=float, default=1.0, help="of the Zipf law")
-    options = made.parse_args()
+    parser = argument_parser(__doc__ or "", "train-step")
+    parser.set_defaults(rounds=20)
+    parser.add_argument("--ids", type=int, default=4096, help="ids per step")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the table")
+    parser.add_argument("--dim", type=int, default=64, help="dimensions per row")
+    parser.add_argument("--exponent", type=float, default=1.0, help="of the Zipf law")
+    options = parser.parse_args()
     generator = torch.Generator().manual_seed(options.seed)
     batches = [zipf(options.ids, options.rows, options.exponent, generator) for _ in range(64)]
     target = torch.randn(options.ids, options.dim, generator=generator)
