@@ -16,25 +16,17 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mgqe import ops
-from mgqe.recsys.train.provenance import commit, machine
+from mgqe.recsys.train.provenance import commit, machine, version_of
 
 ROOT = Path(__file__).parent.parent
 SPEED, QUALITY = (ROOT / "benchmarks" / kind / "results" for kind in ("speed", "quality"))
 Contender = Callable[[int], object]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def environment() -> dict[str, Any]:
@@ -48,10 +40,10 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "numpy": _version("numpy"),
-        "faiss": _version("faiss-cpu"),
-        "onnxruntime": _version("onnxruntime"),
-        "mgqe": _version("mgqe") or "source tree",
+        "numpy": version_of("numpy"),
+        "faiss": version_of("faiss-cpu"),
+        "onnxruntime": version_of("onnxruntime"),
+        "mgqe": version_of("mgqe"),
         "commit": commit() or "unknown",
         "native_isa": ops.native_isa(),
     }
