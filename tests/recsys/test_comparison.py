@@ -14,7 +14,8 @@ from rich.console import Console
 from mgqe.recsys.study.analysis import Interval, StudyResults
 from mgqe.recsys.study.comparison import PAIR, Comparison
 from mgqe.recsys.study.pictures import comparison_picture
-from mgqe.recsys.study.records import run_key
+from mgqe.recsys.study.records import run_key, write_results
+from mgqe.recsys.study.runs import RESULTS, pending_runs
 from mgqe.recsys.study.tables import comparison_table
 
 STUDY = Comparison.of(TINY, ["mgqe:D=4", "full", "full:d=4"], [1, 2, 3])
@@ -91,3 +92,13 @@ def test_runs_that_share_a_warm_up_follow_the_one_that_makes_it() -> None:
     assert others[0][2] == "runs/mgqe_D=4-seed1"
     alone = Comparison.of(TINY, ["mgqe:D=4"], [1]).runs()
     assert [run.config.name for _, run in alone] == ["mgqe:D=4"]  # full is not trained where it is not listed
+
+
+def test_a_recorded_run_is_pending_again_when_it_is_to_be_repeated(tmp_path: Path) -> None:
+    write_results(tmp_path / RESULTS, RECORDS)
+    runs = pending_runs(STUDY, tmp_path)
+    assert [run.name for _, run in runs.pending] == ["full:d=4, seed 2", "full:d=4, seed 3"]
+    assert len(runs.recorded) == 7
+    runs = pending_runs(STUDY, tmp_path, repeat=lambda run: run.config.name == "full")  # such as one without its files
+    assert len(runs.pending) == 5
+    assert len(pending_runs(STUDY, tmp_path, repeat=lambda run: True).recorded) == 0
