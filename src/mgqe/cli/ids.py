@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from mgqe.cli.options import Header, NoQuote, Quote, Separator
 from mgqe.cli.terminal import clean_errors, make_progress, output
 from mgqe.files.destination import check_file
 from mgqe.ids import IdMap
 from mgqe.ids.logs.ids import KINDS
+from mgqe.recsys.study.text_table import TextTable
 
 MIB = 1 << 20
 commands = typer.Typer()
@@ -77,18 +77,16 @@ def ids(
     except (KeyError, TypeError) as error:  # no such column, ids of another type
         raise ValueError(error.args[0]) from error
     nbytes = id_map.save(out)
-    table = Table(title=f"{', '.join(column)}: {id_map.kind} ids", title_justify="left", show_header=False)
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    table.add_row("interactions", f"{id_map.interactions:,}")
-    table.add_row("different ids", f"{id_map.distinct:,}")
-    table.add_row("rows", f"{len(id_map):,} with {100 * id_map.share(len(id_map)):.1f}% of the interactions")
+    table = TextTable(f"{', '.join(column)}: {id_map.kind} ids", ["figure", "value"])
+    table.rows.append(["interactions", f"{id_map.interactions:,}"])
+    table.rows.append(["different ids", f"{id_map.distinct:,}"])
+    table.rows.append(["rows", f"{len(id_map):,} with {100 * id_map.share(len(id_map)):.1f}% of the interactions"])
     for percent in (1, 10):
         rows = max(1, len(id_map) * percent // 100)
-        table.add_row(f"the most frequent {percent}%", f"{100 * id_map.share(rows):.1f}% of the interactions")
-    table.add_row("bytes of the map", f"{nbytes:,} = {nbytes / len(id_map):.1f} per id")
-    table.add_row("written to", str(out))
-    output.print(table)
+        table.rows.append([f"the most frequent {percent}%", f"{100 * id_map.share(rows):.1f}% of the interactions"])
+    table.rows.append(["bytes of the map", f"{nbytes:,} = {nbytes / len(id_map):.1f} per id"])
+    output.print(table.terminal())
+    output.print(f"written to {out}", soft_wrap=True, highlight=False)
 
 
 def as_id(text: str) -> int | str:

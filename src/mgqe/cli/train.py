@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from mgqe.cli.experiments import RunBar
 from mgqe.cli.run_options import EMBEDDINGS, Overwrite, takes_config
 from mgqe.cli.terminal import clean_errors, make_progress, output, say
+from mgqe.recsys.study.text_table import TextTable
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.run import METRICS, train_run
 
@@ -52,14 +52,13 @@ def train(
         metrics = train_run(config, out, overwrite, on_epoch=bar.show, on_note=say)
     if was_finished:
         output.print(f"{out} holds this run already; --overwrite trains it again")
-    output.print(_figures(metrics, out))
+    output.print(_figures(metrics).terminal())
+    output.print(f"written to {out}", soft_wrap=True, highlight=False)
 
 
-def _figures(metrics: dict[str, Any], out: Path) -> Table:
+def _figures(metrics: dict[str, Any]) -> TextTable:
     quality, size, full = metrics["quality"], metrics["embedding_bytes"], metrics["full_embedding_bytes"]
-    table = Table(title=f"{metrics['data']}: {metrics['embedding']}", title_justify="left", show_header=False)
-    table.add_column("figure")
-    table.add_column("value", justify="right")
+    table = TextTable(f"{metrics['data']}: {metrics['embedding']}", ["figure", "value"])
     sampled = metrics["config"]["negatives" if metrics["metric"] == "auc" else "eval_negatives"]
     recall = "recall@10" in quality  # of splits that give users several test items
     ranked, figures = ("HR@10, NDCG@10" + ", recall@10" * recall, ("hr@10", "ndcg@10", "recall@10")[: 2 + recall])
@@ -75,26 +74,24 @@ def _figures(metrics: dict[str, Any], out: Path) -> Table:
         },
     }
     for title, names in figures_of[metrics["metric"]].items():
-        table.add_row(title, "  ".join(f"{quality[name]:.4f}" for name in names))
-    for row in _split_rows(metrics.get("split", {})):
-        table.add_row(*row)
-    table.add_row("bytes of the tables' files", f"{size:,} = {100 * size / full:.1f}% of {full:,}")
+        table.rows.append([title, "  ".join(f"{quality[name]:.4f}" for name in names)])
+    table.rows.extend(_split_rows(metrics.get("split", {})))
+    table.rows.append(["bytes of the tables' files", f"{size:,} = {100 * size / full:.1f}% of {full:,}"])
     for phase, seconds in metrics["seconds_per_epoch"].items():
         if seconds is not None:
-            table.add_row(f"seconds per epoch ({phase})", f"{seconds:.2f}, {metrics['epochs'][phase]} epochs")
-    table.add_row("written to", str(out))
+            table.rows.append([f"seconds per epoch ({phase})", f"{seconds:.2f}, {metrics['epochs'][phase]} epochs"])
     return table
 
 
-def _split_rows(split: dict[str, Any]) -> list[tuple[str, str]]:
+def _split_rows(split: dict[str, Any]) -> list[list[str]]:
     """How the data were divided, for the table of figures."""
     if not split or "interactions" not in split:
         return []
     sizes = "  ".join(f"{size:,}" for size in split["interactions"].values())
     cold = split["cold"]["test"]
     ids = ", ".join(f"{number:,} {name}" for name, number in cold.items() if name != "interactions" and number)
-    rows = [(f"split {split['rule']}: train, validation, test", sizes)]
+    rows = [[f"split {split['rule']}: train, validation, test", sizes]]
     if cold["interactions"]:
         what = "left out of" if split["cold_rule"].startswith("left out") else "in"
-        rows.append((f"interactions {what} the test whose ids were never trained", f"{cold['interactions']:,}: {ids}"))
+        rows.append([f"interactions {what} the test whose ids were never trained", f"{cold['interactions']:,}: {ids}"])
     return rows
