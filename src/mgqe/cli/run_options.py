@@ -137,22 +137,10 @@ def config_of(
     task, model = choose_model(task, model)
     data = _data_of(data, train, test)
     config = TrainConfig(
-        data=data,
-        data_dir=data_dir,
-        format=format,
-        user_column=user_column,
-        item_column=item_column,
-        time_column=time_column,
-        separator=separator,
-        quote="" if no_quote else quote,
-        header=header,
-        split=split,
-        valid=valid,
-        test=test,
-        task=task,
-        model=model,
-        threads=threads,
-    )
+        data=data, data_dir=data_dir, format=format, user_column=user_column, item_column=item_column,
+        time_column=time_column, separator=separator, quote="" if no_quote else quote, header=header, split=split,
+        valid=valid, test=test, task=task, model=model, threads=threads,
+    )  # fmt: skip
     return config.with_settings([*tuned_settings(model, data), *(setting or ())])
 
 
