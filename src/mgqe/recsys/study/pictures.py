@@ -14,6 +14,7 @@ from typing import Any
 
 from mgqe.files.atomic import fill_file
 from mgqe.recsys.study.analysis import NAMES, Group, Interval, StudyResults
+from mgqe.recsys.study.declaration import Ablation
 from mgqe.recsys.study.tables import OURS, records_by_tier
 
 # Name of an embedding method -> colour and marker.
@@ -117,6 +118,20 @@ def _line(axes: Any, points: Sequence[tuple[Group, Interval]]) -> Any:
     )
 
 
+def _note(axes: Any, text: str, point: tuple[float, float], above: bool, colour: str) -> None:
+    axes.annotate(
+        text,
+        point,
+        xytext=(0, 7 if above else -13),
+        textcoords="offset points",
+        ha="center",
+        fontsize=7.5,
+        color=colour,
+        bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+        zorder=5,
+    )
+
+
 def comparison(study: StudyResults, pair: str, title: str) -> Any:
     """One panel: bytes in per cent of the full tables' against the figure on test, with each embedding's options."""
     groups = study.groups(pair)
@@ -129,17 +144,8 @@ def comparison(study: StudyResults, pair: str, title: str) -> Any:
         by_method.setdefault(group.embedding_method, []).append(group)
     lines = [_line(axes, [(group, group.figure(metric)) for group in members]) for members in by_method.values()]
     for number, group in enumerate(groups):
-        axes.annotate(
-            group.embedding.partition(":")[2] or group.embedding,
-            (100 * group.share, group.figure(metric).mean),
-            xytext=(0, 8 if number % 2 == 0 else -15),
-            textcoords="offset points",
-            ha="center",
-            fontsize=7.5,
-            color=_look(group)[0],
-            bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
-            zorder=5,
-        )
+        options = group.embedding.partition(":")[2] or group.embedding
+        _note(axes, options, (100 * group.share, group.figure(metric).mean), number % 2 == 0, _look(group)[0])
     _share_axis(
         axes, [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100], "bytes of the tables' files, of the full tables' (log scale)"
     )
@@ -190,37 +196,13 @@ def ablations(study: StudyResults) -> Any:
     if not drawn:
         return None
     figure, panels = _panels(len(drawn), columns=2, height=3.0)
-    colours = list(_TIER_COLOURS)
     names = list(dict.fromkeys(pair for _, pairs in drawn for pair in pairs))
     handles: dict[str, Any] = {}
     for (entry, pairs), axes in zip(drawn, panels, strict=True):
         for pair in pairs:
-            full = study.full(pair)
-            listed = enumerate(study.group(pair, embedding) for embedding in entry.listed)
-            groups = {x: group for x, group in listed if group is not None}
-            if not groups:
-                continue
-            index = names.index(pair)
-            means = [_mean_gap(group, full) for group in groups.values()]
-            (line,) = axes.plot(
-                list(groups),
-                means,
-                color=colours[index % len(colours)],
-                marker="os^Dv"[index % 5],
-                linewidth=1.6 if all(label.rstrip("%").isdigit() for label in entry.embeddings) else 0.0,
-            )
-            handles.setdefault(study.title(pair), line)
-            for (x, group), mean in zip(groups.items(), means, strict=True):
-                axes.annotate(
-                    f"{100 * group.share:.1f}%",
-                    (x, mean),
-                    xytext=(0, 7 if index % 2 == 0 else -13),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=7.5,
-                    color=colours[index % len(colours)],
-                    bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
-                )
+            line = _ablation_line(study, entry, pair, axes, names.index(pair))
+            if line is not None:
+                handles.setdefault(study.title(pair), line)
         axes.set_xticks(range(len(entry.embeddings)), labels=list(entry.embeddings), fontsize=8)
         axes.margins(x=0.1, y=0.22)
         axes.set_xlabel(entry.axis, fontsize=9)
@@ -228,6 +210,26 @@ def ablations(study: StudyResults) -> Any:
         axes.set_title(entry.name, loc="left", fontsize=10)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=9)
     return figure
+
+
+def _ablation_line(study: StudyResults, entry: Ablation, pair: str, axes: Any, number: int) -> Any:
+    """Draw a pair's embeddings of an ablation; None where it has none of them. number: the pair's, for its look."""
+    listed = enumerate(study.group(pair, embedding) for embedding in entry.listed)
+    groups = {x: group for x, group in listed if group is not None}
+    if not groups:
+        return None
+    means = [_mean_gap(group, study.full(pair)) for group in groups.values()]
+    colour = _TIER_COLOURS[number % len(_TIER_COLOURS)]
+    (line,) = axes.plot(
+        list(groups),
+        means,
+        color=colour,
+        marker="os^Dv"[number % 5],
+        linewidth=1.6 if all(label.rstrip("%").isdigit() for label in entry.embeddings) else 0.0,
+    )
+    for (x, group), mean in zip(groups.items(), means, strict=True):
+        _note(axes, f"{100 * group.share:.1f}%", (x, mean), number % 2 == 0, colour)
+    return line
 
 
 def _mean_gap(group: Group, full: Group) -> float:

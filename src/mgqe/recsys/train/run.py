@@ -153,9 +153,21 @@ def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch, data
         model = _on_rows_of(config, data, model)
     for field, ids in task.ids.items():
         fill_file(out / f"{field}_ids.parquet", ids.save)
-    sizes = ship(model, task.tables, out)
-    quality = task.judge(load_run(out))
-    metrics = {
+    metrics = _metrics(config, data, out, phases, ship(model, task.tables, out))
+    metrics["seconds"] = time.perf_counter() - started
+    write_json(out / METRICS, metrics)
+    (out / DATA).unlink()
+    for phase_folder in out.glob("phase-*"):
+        shutil.rmtree(phase_folder, ignore_errors=True)
+    return metrics
+
+
+def _metrics(
+    config: TrainConfig, data: RunData, out: Path, phases: dict[str, PhaseResult], sizes: dict[str, int]
+) -> dict[str, Any]:
+    """What OUT/metrics.json holds. sizes: bytes of each table's file."""
+    task = data.task
+    return {
         "task": config.task,
         "model": config.model,
         "data": config.data,
@@ -163,7 +175,7 @@ def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch, data
         "cut": cuts(config, data),
         "seed": config.seed,
         "metric": task.metric,
-        "quality": quality,
+        "quality": task.judge(load_run(out)),
         "embedding_bytes": sum(sizes.values()),
         "full_embedding_bytes": sum(
             4 * info.num_embeddings * (info.full_dim or info.dim or config.dim) for info in task.tables.values()
@@ -175,7 +187,6 @@ def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch, data
         "seconds_per_epoch": {name: phase.seconds_per_epoch for name, phase in phases.items()},
         "epochs": {name: len(phase.history) - 1 for name, phase in phases.items()},
         "best_epoch": {name: phase.best_epoch for name, phase in phases.items()},
-        "seconds": time.perf_counter() - started,
         "split": task.split_summary,
         "data_summary": {**task.summary, "sha256": data.fingerprint},
         "history": {name: phase.history for name, phase in phases.items()},
@@ -184,11 +195,6 @@ def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch, data
         "machine": machine(),
         "config": asdict(config),
     }
-    write_json(out / METRICS, metrics)
-    (out / DATA).unlink()
-    for phase_folder in out.glob("phase-*"):
-        shutil.rmtree(phase_folder, ignore_errors=True)
-    return metrics
 
 
 def spec_of(config: TrainConfig, info: TableInfo) -> Spec:
