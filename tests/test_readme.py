@@ -138,7 +138,10 @@ def test_the_page_on_large_logs_runs(tmp_path, monkeypatch, capsys):
 
 def test_make_targets_and_files_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"^make ([a-z-]+)", README, re.MULTILINE)) <= targets
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob(".github/workflows/*.yml")]
+    commands = {name for page in pages for name in re.findall(r"(?:^|`|run: )make ([a-z-]+)", page.read_text(), re.M)}
+    matrix = re.findall(r"target: ([a-z-]+)", (ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    assert {"demo", "test-lowest", "docs", "fuzz"} <= commands | set(matrix) <= targets
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("http") or (ROOT / target).is_file(), target
 
