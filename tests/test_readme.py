@@ -142,8 +142,9 @@ def test_make_targets_and_files_exist():
     commands = {name for page in pages for name in re.findall(r"(?:^|`|run: )make ([a-z-]+)", page.read_text(), re.M)}
     matrix = re.findall(r"target: ([a-z-]+)", (ROOT / ".github" / "workflows" / "tests.yml").read_text())
     assert {"demo", "test-lowest", "docs", "fuzz"} <= commands | set(matrix) <= targets
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("http") or (ROOT / target).is_file(), target
+    for page in ROOT.glob("*.md"):
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            assert target.startswith("http") or (ROOT / target).is_file(), f"{page.name}: {target}"
 
 
 def test_commands_are_understood(monkeypatch):
