@@ -35,6 +35,8 @@ def test_the_start_page_runs(tmp_path, monkeypatch, capsys):
 def test_the_api_page_has_every_public_name():
     page = (ROOT / "docs" / "api.md").read_text()
     assert sorted(re.findall(r"^::: mgqe\.(\w+)$", page, re.MULTILINE)) == sorted(mgqe.__all__)
+    baselines = re.findall(r"^::: mgqe\.baselines\.(\w+)$", page, re.MULTILINE)
+    assert sorted(baselines) == sorted(mgqe.baselines.__all__)
 
 
 def test_the_page_on_new_ids_runs(tmp_path, monkeypatch):
