@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import ast
-import re
-import runpy
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-
-import pytest
-from paths import ROOT
 
 import mgqe
 
 SOURCE = Path(mgqe.__file__).parent
-PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 # From the ground up. A package may import those on floors below, itself, and nothing else of ours.
 FLOORS = (
     ["checks"],
@@ -96,19 +90,3 @@ def test_no_folder_imports_one_that_imports_it():
 
 def test_the_top_of_the_package_holds_packages_alone():
     assert [path.name for path in SOURCE.glob("*.py")] == ["__init__.py"]
-
-
-def test_the_page_and_its_picture_show_these_floors():
-    drawing = runpy.run_path(str(ROOT / "docs" / "site" / "architecture.py"))
-    building = drawing["floors"](PAGE)
-    shown = [sorted("" if name == "mgqe" else name for name, _ in packages) for packages in building]
-    assert shown == [sorted(packages) for packages in FLOORS]
-    remedy = "the picture is another one: python docs/site/architecture.py draws it"
-    assert drawing["PICTURE"].read_text(encoding="utf-8") == drawing["draw"](building), remedy
-
-
-@pytest.mark.parametrize(("file", "name"), re.findall(r"^\d+\. `([\w./]+)`: `([\w.]+)`", PAGE, re.MULTILINE))
-def test_the_page_names_functions_that_exist(file, name):
-    text = (ROOT / "src" / "mgqe" / file).read_text(encoding="utf-8")
-    for part in name.split("."):
-        assert re.search(rf"\b(def|class|int32_t|Tile) {part}\b", text), f"{file} has no {part}"
