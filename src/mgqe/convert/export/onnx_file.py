@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mgqe.checks.scalars import as_int
-from mgqe.convert.export.portable import portable
+from mgqe.convert.export.portable_model import portable
 from mgqe.files.atomic import fill_file, replaceable, temporary_folder
 
 OPSET = 18  # the first with BitwiseAnd and with maxima in ScatterElements
