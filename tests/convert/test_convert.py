@@ -153,14 +153,14 @@ def test_tied_weights_stay_tied(init):
     assert isinstance(model.lm_head, nn.Linear)
     assert model.embed.raw_weight is raw
     assert sum(p is raw for p in model.parameters()) == 1
-    tied, own = model(ids)
-    assert torch.equal(tied, own)
+    tied, untied = model(ids)
+    assert torch.equal(tied, untied)
     assert torch.equal(tied, F.linear(model.embed(ids).tanh(), model.embed.weight))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     losses = []
     for _ in range(15):
-        tied, own = model(ids)
-        loss = F.cross_entropy(tied.flatten(0, 1), (ids + 1).flatten()) + own.square().mean()
+        tied, untied = model(ids)
+        loss = F.cross_entropy(tied.flatten(0, 1), (ids + 1).flatten()) + untied.square().mean()
         optimizer.zero_grad()
         (loss + mgqe.quantization_loss(model)).backward()
         optimizer.step()

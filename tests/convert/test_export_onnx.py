@@ -52,8 +52,8 @@ def check_model(model: nn.Module, path, *batches: tuple[torch.Tensor, ...]) -> N
     """Equal outputs, and a file of at most 1.1 times the frozen tables and the dense weights, with the codes in it."""
     written = mgqe.export_onnx(model, batches[0], path)
     run = open_onnx(path)
-    for given in batches:
-        torch.testing.assert_close(run(*given), model(*given), **MODEL)
+    for arguments in batches:
+        torch.testing.assert_close(run(*arguments), model(*arguments), **MODEL)
     tables = sum(table.nbytes for table in tables_of(model))
     dense = sum(p.nbytes for p in model.parameters())
     assert path.stat().st_size == written
@@ -114,8 +114,8 @@ def check_bags(model: nn.Module, path, last: bool) -> None:
     def inputs(ids, offsets):
         ids = torch.tensor(ids, dtype=torch.int64)
         weights = torch.randn(len(ids), generator=torch.Generator().manual_seed(0))
-        given = ids, torch.tensor([*offsets, len(ids)] if last else offsets), weights
-        return given if isinstance(model, AllBags) else given[:2]
+        arguments = ids, torch.tensor([*offsets, len(ids)] if last else offsets), weights
+        return arguments if isinstance(model, AllBags) else arguments[:2]
 
     mgqe.export_onnx(model, inputs([5, 3, 3, 7, 1], [0, 1, 3]), path)
     run = open_onnx(path)
@@ -126,8 +126,8 @@ def check_bags(model: nn.Module, path, last: bool) -> None:
         ([2], [0]),
         ([], [0, 0]),
     ):
-        given = inputs(ids, offsets)
-        torch.testing.assert_close(run(*given), model(*given), **BAG)
+        arguments = inputs(ids, offsets)
+        torch.testing.assert_close(run(*arguments), model(*arguments), **BAG)
 
 
 @needs_onnx
@@ -153,8 +153,8 @@ def test_bags_of_equal_length(mode, tmp_path):
     ids = torch.tensor([[1, 3, 46], [3, 3, 3], [7, 7, 0]])
     mgqe.export_onnx(bag, ids[:2], tmp_path / "bag.onnx")
     run = open_onnx(tmp_path / "bag.onnx")
-    for given in (ids, ids[1:2], ids[:0]):
-        torch.testing.assert_close(run(given), bag(given), **BAG)
+    for arguments in (ids, ids[1:2], ids[:0]):
+        torch.testing.assert_close(run(arguments), bag(arguments), **BAG)
 
 
 def pairs(n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -210,10 +210,12 @@ def test_what_is_no_manifest(ranker_folder, tmp_path, text):
 def test_every_flipped_bit_of_a_manifest_is_seen(ranker_folder, tmp_path):
     folder = rewritten(ranker_folder, tmp_path, lambda manifest: None)
     path = folder / "manifest.json"
-    whole, model = path.read_bytes(), Ranker()
+    content, model = path.read_bytes(), Ranker()
     mgqe.load_model(Ranker(), folder)
-    for at in range(0, len(whole), 7):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :])
+    for position in range(0, len(content), 7):
+        path.write_bytes(
+            content[:position] + bytes([content[position] ^ (1 << position % 8)]) + content[position + 1 :]
+        )
         with pytest.raises((ArtifactError, TypeError)):
             mgqe.load_model(model, folder)
 

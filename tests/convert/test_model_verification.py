@@ -25,16 +25,16 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-def flip(path, at: int, bit: int = 0) -> None:
+def flip(path, position: int, bit: int = 0) -> None:
     content = bytearray(path.read_bytes())
-    content[at] ^= 1 << bit
+    content[position] ^= 1 << bit
     path.write_bytes(content)
 
 
 def test_a_whole_folder(folder):
-    found = verification(folder)
-    assert found.damage == found.without_checksums == ()
-    assert {file.name for file in found.files} == set(os.listdir(folder))
+    result = verification(folder)
+    assert result.damage == result.without_checksums == ()
+    assert {file.name for file in result.files} == set(os.listdir(folder))
     mgqe.verify(folder.parent)
     assert mgqe.load_model(Many(-1.0), folder, verify=True).values() == {1.0}
 
@@ -42,13 +42,13 @@ def test_a_whole_folder(folder):
 @pytest.mark.parametrize("name", ["manifest", "dense", "tables.5"])
 def test_a_flipped_bit_anywhere_is_seen(folder, name):
     (file,) = folder.glob(f"{name}.*")
-    whole = file.read_bytes()
-    for at in range(0, len(whole), 13):
-        flip(file, at, at % 8)
+    content = file.read_bytes()
+    for position in range(0, len(content), 13):
+        flip(file, position, position % 8)
         with pytest.raises(ArtifactError, match=name.split(".")[0]):
             mgqe.load_model(Many(-1.0), folder)
-        assert any(file.name in line for line in verification(folder).damage), at
-        file.write_bytes(whole)
+        assert any(file.name in line for line in verification(folder).damage), position
+        file.write_bytes(content)
     assert mgqe.load_model(Many(-1.0), folder).values() == {1.0}
 
 
@@ -118,9 +118,9 @@ def test_a_folder_of_version_1_says_that_it_has_no_checksums(folder, tmp_path):
         for entry in (*manifest["tables"], manifest["dense"], manifest):
             entry.pop("checksum", None)
 
-    found = verification(rewritten(folder, tmp_path / "old", older, sealed=False))
-    assert found.damage == ()
-    assert [file.name for file in found.without_checksums] == ["manifest.json"]
+    result = verification(rewritten(folder, tmp_path / "old", older, sealed=False))
+    assert result.damage == ()
+    assert [file.name for file in result.without_checksums] == ["manifest.json"]
 
 
 def test_a_manifest_stands_for_its_folder(folder):

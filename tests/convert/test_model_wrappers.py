@@ -184,15 +184,15 @@ def test_an_embedding_in_a_wrapper_of_its_own_is_converted(wrap, when):
             each.user, each.tags = wrap(each.user), wrap(each.tags)
         loss = each(*batch()).square().sum() + mgqe.quantization_loss(each)
         loss.backward()
-    ours, theirs = (
+    gradients, expected_gradients = (
         {
             n.replace("._orig_mod", "").replace("user.module", "user").replace("tags.module", "tags"): p.grad
             for n, p in each.named_parameters()
         }
         for each in (model, twin)
     )
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(grad, theirs[name]) for name, grad in ours.items() if grad is not None)
+    assert gradients.keys() == expected_gradients.keys()
+    assert all(torch.equal(grad, expected_gradients[name]) for name, grad in gradients.items() if grad is not None)
     for each in (model, twin):
         mgqe.freeze_(each)
     assert isinstance(model.user, mgqe.CompactEmbedding)

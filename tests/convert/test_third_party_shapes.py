@@ -78,8 +78,8 @@ def test_a_loss_that_is_a_method_and_scores_of_the_whole_weight():
     batch = torch.randint(N, (3, 64))
     model.calculate_loss(batch).backward()
     assert all(layer.quantizer.codebooks[0].grad.any() for layer in (model.user_embedding, model.item_embedding))
-    kept = copy.deepcopy(model.state_dict())  # the best epoch, kept in memory
-    model.load_state_dict(kept)
+    best_state = copy.deepcopy(model.state_dict())  # the best epoch, kept in memory
+    model.load_state_dict(best_state)
     model.eval()
     scores = model.full_sort_predict(batch[0])
     torch.testing.assert_close(scores[:, 7], model.user_embedding(batch[0]) @ model.item_embedding(torch.tensor(7)))

@@ -42,10 +42,10 @@ def appended(folder):
 
 def test_a_table_and_what_was_appended_to_it(tmp_path):
     path = appended(tmp_path)
-    found = mgqe.verify(path)
-    assert set(found.files) == set(tmp_path.iterdir())
-    assert found.nbytes == sum(file.stat().st_size for file in tmp_path.iterdir())
-    assert found.without_checksums == found.damage == ()
+    result = mgqe.verify(path)
+    assert set(result.files) == set(tmp_path.iterdir())
+    assert result.nbytes == sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert result.without_checksums == result.damage == ()
     for file in tmp_path.iterdir():
         was = file.read_bytes()
         flip(file)
@@ -91,18 +91,18 @@ def test_every_damaged_block_of_every_file_is_named(tmp_path):
 @pytest.mark.parametrize("by_index", [False, True])
 def test_a_folder_of_shards(by_index, tmp_path):
     _, set_name = write(tmp_path / "t", (0, 500, N))
-    given = tmp_path / "t" / "table.safetensors" if by_index else tmp_path / "t"
-    assert len(mgqe.verify(given).files) == 3
+    target = tmp_path / "t" / "table.safetensors" if by_index else tmp_path / "t"
+    assert len(mgqe.verify(target).files) == 3
     second = shard_path(tmp_path / "t", set_name, 1)
     was = second.read_bytes()
     flip(second, -50)
     with pytest.raises(mgqe.ArtifactError, match=r"00001\.safetensors: tensor 'codes"):
-        mgqe.verify(given)
+        mgqe.verify(target)
     second.write_bytes(was)
-    mgqe.verify(given)
+    mgqe.verify(target)
     second.unlink()
     with pytest.raises(mgqe.ArtifactError, match="shard 1 is missing"):
-        mgqe.verify(given)
+        mgqe.verify(target)
 
 
 def test_an_id_map_and_weights(tmp_path):
@@ -119,16 +119,18 @@ def test_an_id_map_and_weights(tmp_path):
 
 def test_right_checksums_do_not_make_a_table_of_parts_that_contradict_each_other(tmp_path):
     mgqe.save(TABLE, tmp_path / "a")
-    metadata, parts = read_raw(tmp_path / "a")
-    write_raw(tmp_path / "a", {**metadata, "config": metadata["config"].replace('"padding_idx":', '"padding":')}, parts)
+    metadata, tensors = read_raw(tmp_path / "a")
+    write_raw(
+        tmp_path / "a", {**metadata, "config": metadata["config"].replace('"padding_idx":', '"padding":')}, tensors
+    )
     with pytest.raises(mgqe.ArtifactError, match="config has no entry 'padding_idx'"):
         mgqe.verify(tmp_path / "a")
 
 
 def test_files_without_checksums_are_listed(tmp_path):
     old = GOLDEN / "version-1"
-    found = mgqe.verify(old)
-    assert len(found.files) == len(found.without_checksums) == sum(path.is_file() for path in old.rglob("*"))
+    result = mgqe.verify(old)
+    assert len(result.files) == len(result.without_checksums) == sum(path.is_file() for path in old.rglob("*"))
     save_file({"a": torch.ones(2)}, tmp_path / "foreign.safetensors")
     assert mgqe.verify(tmp_path).without_checksums == (tmp_path / "foreign.safetensors",)
 
@@ -257,8 +259,8 @@ def test_the_folder_of_a_run(tmp_path):
     from mgqe.recsys.train.run import train_run
 
     train_run(TrainConfig(data="planted", embedding="full:d=4", max_epochs=1), tmp_path / "run")
-    found = mgqe.verify(tmp_path / "run")
-    assert {file.name for file in found.files} == {
+    result = mgqe.verify(tmp_path / "run")
+    assert {file.name for file in result.files} == {
         "item.mgqe.safetensors", "user.mgqe.safetensors", "model.safetensors"
     }  # fmt: skip
     flip(tmp_path / "run" / "model.safetensors", -12)
