@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ class ComposedEmbedding(nn.Module):
         ValueError: sizes or ``padding_idx`` out of range, or a ``max_norm``.
         TypeError: a dtype that frozen tables do not have.
     """
+
+    printed: ClassVar[tuple[str, ...]] = ()  # attributes to print
 
     def __init__(
         self,
@@ -52,6 +54,18 @@ class ComposedEmbedding(nn.Module):
     def _parameter(self, *shape: int) -> nn.Parameter:
         """A parameter on the layer's device and in its dtype, not filled."""
         return nn.Parameter(torch.empty(shape, **self._factory_keywords))
+
+    def _zero_padding(self, ids: Tensor, vectors: Tensor) -> Tensor:
+        """Vectors with zeros for ``padding_idx``, whose parameters other ids share, so that they cannot be zero."""
+        if self.padding_idx is None:
+            return vectors
+        return vectors.masked_fill((ids == self.padding_idx).unsqueeze(-1), 0.0)
+
+    def extra_repr(self) -> str:
+        """Sizes and options, for print."""
+        names = (*self.printed, *(() if self.padding_idx is None else ("padding_idx",)))
+        options = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        return f"{self.num_embeddings}, {self.embedding_dim}, {options}"
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:

@@ -96,6 +96,8 @@ class HashEmbedding(ComposedEmbedding):
         IndexError, TypeError: in the forward pass, ids out of range or not integers.
     """
 
+    printed = ("num_buckets", "num_hashes")
+
     @outside_inference
     def __init__(
         self,
@@ -131,18 +133,8 @@ class HashEmbedding(ComposedEmbedding):
                 scale_grad_by_freq=self.scale_grad_by_freq,
                 sparse=self.sparse,
             )
-        if self.padding_idx is not None:  # its bucket is shared with other ids, so that it cannot be zero itself
-            vectors = vectors.masked_fill((rows == self.padding_idx).unsqueeze(-1), 0.0)
-        return vectors
+        return self._zero_padding(rows, vectors)
 
     def freeze(self) -> FrozenTable:
         """The buckets in their dtype; float32 look-ups equal the eval-mode forward pass."""
         return HashTable(cpu_values(self, "weight"), self.num_embeddings, self.num_hashes, self.seed, self.padding_idx)
-
-    def extra_repr(self) -> str:
-        """Sizes, for print."""
-        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
-        return (
-            f"{self.num_embeddings}, {self.embedding_dim}, num_buckets={self.num_buckets}, "
-            f"num_hashes={self.num_hashes}{padding}"
-        )

@@ -81,6 +81,8 @@ class LowRankEmbedding(ComposedEmbedding):
         IndexError, TypeError: in the forward pass, ids out of range or not integers.
     """
 
+    printed = ("rank",)
+
     @outside_inference
     def __init__(
         self,
@@ -121,8 +123,3 @@ class LowRankEmbedding(ComposedEmbedding):
     def freeze(self) -> FrozenTable:
         """Both factors in their dtype; float32 look-ups equal the forward pass up to the order of additions."""
         return LowRankTable(cpu_values(self, "factors"), cpu_values(self, "projection"), self.padding_idx)
-
-    def extra_repr(self) -> str:
-        """Sizes, for print."""
-        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
-        return f"{self.num_embeddings}, {self.embedding_dim}, rank={self.rank}{padding}"

@@ -99,6 +99,8 @@ class QREmbedding(ComposedEmbedding):
         IndexError, TypeError: in the forward pass, ids out of range or not integers.
     """
 
+    printed = ("num_remainders", "operation")
+
     @outside_inference
     def __init__(
         self,
@@ -140,9 +142,7 @@ class QREmbedding(ComposedEmbedding):
             )
         )
         vectors = join(quotient, remainder, self.operation)
-        if self.padding_idx is not None:  # its factors are shared with other ids, so that they cannot be zero
-            vectors = vectors.masked_fill((rows == self.padding_idx).unsqueeze(-1), 0.0)
-        return vectors
+        return self._zero_padding(rows, vectors)
 
     def freeze(self) -> FrozenTable:
         """Both factors in their dtype; float32 look-ups equal the eval-mode forward pass."""
@@ -152,14 +152,6 @@ class QREmbedding(ComposedEmbedding):
             self.num_embeddings,
             self.operation,
             self.padding_idx,
-        )
-
-    def extra_repr(self) -> str:
-        """Sizes, for print."""
-        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
-        return (
-            f"{self.num_embeddings}, {self.embedding_dim}, num_remainders={self.num_remainders}, "
-            f"operation={self.operation!r}{padding}"
         )
 
 

@@ -62,6 +62,7 @@ class RecJPQEmbedding(ComposedEmbedding):
         IndexError, TypeError: in the forward pass, ids out of range or not integers.
     """
 
+    printed = ("num_subspaces", "num_centroids")
     codes: Tensor
 
     @outside_inference
@@ -107,9 +108,7 @@ class RecJPQEmbedding(ComposedEmbedding):
             _, inverse, counts = torch.unique(flat, return_inverse=True, return_counts=True)
             vectors = ScaleGradient.apply(vectors, counts[inverse].float().reciprocal())  # type: ignore[no-untyped-call]
         vectors = vectors.to(self.weight.dtype).view(*rows.shape, self.embedding_dim)
-        if self.padding_idx is not None:  # its centroids are shared with other ids
-            vectors = vectors.masked_fill((rows == self.padding_idx).unsqueeze(-1), 0.0)
-        return vectors
+        return self._zero_padding(rows, vectors)
 
     def freeze(self) -> FrozenTable:
         """A CompactTable of one tier; look-ups equal the eval-mode forward pass."""
@@ -123,14 +122,6 @@ class RecJPQEmbedding(ComposedEmbedding):
                 self.padding_idx,
                 self.centroid_dtype,
             )
-
-    def extra_repr(self) -> str:
-        """Sizes, for print."""
-        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
-        return (
-            f"{self.num_embeddings}, {self.embedding_dim}, num_subspaces={self.num_subspaces}, "
-            f"num_centroids={self.num_centroids}{padding}"
-        )
 
 
 @torch.no_grad()
