@@ -12,7 +12,20 @@ import mgqe
 
 PUBLIC = [getattr(mgqe, name) for name in mgqe.__all__ if not inspect.ismodule(getattr(mgqe, name))]
 EXAMPLES = [test for thing in PUBLIC for test in doctest.DocTestFinder().find(thing, thing.__name__) if test.examples]
-WITH_EXAMPLES = ["MGQEmbedding", "MGQEmbeddingBag", "DPQEmbedding", "Quantization", "CompressConfig"]
+WITH_EXAMPLES = [
+    "CompressConfig",
+    "DPQEmbedding",
+    "MGQEmbedding",
+    "MGQEmbeddingBag",
+    "Quantization",
+    "compress_",
+    "export_onnx",
+    "freeze_",
+    "load_model",
+    "portable",
+    "quantization_loss",
+    "save_model",
+]
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
