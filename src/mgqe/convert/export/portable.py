@@ -7,6 +7,7 @@ from itertools import chain
 
 from torch import nn
 
+from mgqe.checks.names import errors_about
 from mgqe.convert.export.portable_bag import PortableEmbeddingBag
 from mgqe.convert.export.portable_embedding import PortableEmbedding
 from mgqe.nn.compact import CompactEmbedding, CompactEmbeddingBag
@@ -62,9 +63,7 @@ def _portable(module: CompactEmbedding, path: str) -> PortableEmbedding:
         raise TypeError(
             f"{where}: holds a {type(table).__name__}, and only a CompactTable can be exported: keep nn.Embedding there"
         )
-    try:
+    with errors_about(where):
         if isinstance(module, CompactEmbeddingBag):
             return PortableEmbeddingBag(table, module.dtype, module.mode, module.include_last_offset)
         return PortableEmbedding(table, module.dtype)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
