@@ -1,4 +1,4 @@
-"""Baselines: values worked out by hand, errors that fall with bytes, files that cannot be right."""
+"""Baselines: values computed by hand, errors that fall with bytes, and files that must be refused."""
 
 import itertools
 import json
@@ -82,7 +82,7 @@ def test_composed_rows_start_with_variance_one(make):
 
 
 def test_one_bit_by_hand():
-    """With two levels the best grid is not the range: it goes to the middle of each cluster."""
+    """With two levels the best grid does not span the range, but goes through the middle of each cluster."""
     layer = with_weight(ScalarQuantizedEmbedding(4, 1, bits=1), torch.tensor([[0.0], [0.0], [1.0], [1.0]]))
     assert layer.freeze().to_dense().flatten().tolist() == [0.0, 0.0, 1.0, 1.0]
 
@@ -146,7 +146,7 @@ def test_scalar_refusals():
 
 
 def test_pq_finds_clusters():
-    """Rows that are 4 points a subspace come back exactly, whatever the order of the centroids."""
+    """Rows with 4 distinct points per subspace are decoded exactly, in whatever order the centroids are."""
     torch.manual_seed(0)
     points = torch.randn(4, 2, 3)
     picks = torch.randint(0, 4, (200, 2))
@@ -179,7 +179,7 @@ def test_pq_is_decided_by_its_seed():
 
 
 @pytest.mark.parametrize("centroid_dtype", ["float32", "float16", "int8"])
-def test_pq_codes_are_the_nearest_of_the_kept_centroids(centroid_dtype):
+def test_pq_codes_are_the_nearest_of_the_stored_centroids(centroid_dtype):
     torch.manual_seed(0)
     layer = PQEmbedding(60, 6, num_subspaces=3, num_centroids=10, centroid_dtype=centroid_dtype)
     table = layer.freeze()
@@ -276,7 +276,7 @@ def some_pairs(rows=60, columns=40, n=500):
 
 
 def test_quantile_codes_by_hand():
-    """Equally many ids a bin, by rank: however far a factor is from the others, it takes one place."""
+    """Each bin has equally many ids, by rank: the distance of a factor from the others does not matter."""
     factors = torch.tensor([[5.0, 0.0], [-1.0, 0.3], [900.0, 0.1], [4.0, 0.2], [6.0, 0.4], [-2.0, 0.5]]).double()
     codes = quantile_codes(factors, 3, generator())
     assert codes[:, 0].tolist() == [1, 0, 2, 1, 2, 0]
@@ -303,7 +303,7 @@ def test_left_factors_are_those_of_the_svd():
 
 
 def test_codes_of_two_blocks_by_hand():
-    """Ids 0 to 3 have one public, 4 to 6 another, 7 none: the first two dimensions tell them apart."""
+    """Ids 0 to 3 share their users, 4 to 6 share others, 7 has none: the first two dimensions tell them apart."""
     ids = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6])
     other_ids = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 2, 2, 2])
     assert left_factors(ids, other_ids, 8, 4, generator()).shape == (8, 2)  # no more than the rank
@@ -447,14 +447,14 @@ def test_bad_files(name, change, match, tmp_path):
         mgqe.load(tmp_path / "a")
 
 
-def test_half_precision_weights_are_kept_so():
+def test_half_precision_weights_keep_their_dtype():
     layer = FullEmbedding(6, 4, dtype=torch.bfloat16)
     table = layer.freeze()
     assert table.nbytes == 6 * 4 * 2
     assert torch.equal(table.lookup(torch.arange(6)), layer.weight.detach().float())
 
 
-def test_a_kind_cannot_be_taken_twice():
+def test_a_kind_cannot_be_registered_twice():
     from mgqe.baselines import FullTable
     from mgqe.table.io import register_kind
 

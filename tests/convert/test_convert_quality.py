@@ -11,7 +11,7 @@ import mgqe
 
 @pytest.fixture(scope="module")
 def rows() -> torch.Tensor:
-    """Clusters of unequal size in a subspace, and noise."""
+    """Rows with clusters of unequal size in each subspace, and noise."""
     generator = torch.Generator().manual_seed(0)
     basis = torch.randn(16, 32, generator=generator)
     centres = torch.randn(100, 16, generator=generator)[(100 * torch.rand(6000, generator=generator) ** 2).long()]

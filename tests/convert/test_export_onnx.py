@@ -33,7 +33,7 @@ from mgqe.recsys.models.sasrec import SASRec
 MODEL = {"rtol": 1e-5, "atol": 1e-5}  # of a whole model's outputs
 BAG = {"rtol": 1e-6, "atol": 1e-6}
 FAST = ("int8", "three ranges, 11 bits")  # between them: a tier map, ranges, codes over several bytes, scales
-GRAPH = 12_000  # bytes at most, a tier of a table
+GRAPH = 12_000  # bytes at most, per tier of a table
 
 
 def check_look_ups(table: CompactTable, path) -> None:
@@ -97,7 +97,7 @@ def test_half_vectors_and_int32_ids(tmp_path):
 
 
 class AllBags(nn.Module):
-    """One table pooled in every way: with padding, empty bags, weights."""
+    """One table pooled in every mode, with padding, empty bags and weights."""
 
     def __init__(self, table: CompactTable, last: bool = False) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ def check_bags(model: nn.Module, path, last: bool) -> None:
 
     mgqe.export_onnx(model, inputs([5, 3, 3, 7, 1], [0, 1, 3]), path)
     run = open_onnx(path)
-    # Bags without ids: amid, at the end, first, all of them; and one of padding alone.
+    # Empty bags in the middle, at the end, at the start, and all of them; and a bag of only padding.
     for ids, offsets in (
         ([3, 3, 5, 7, 20, 0, 1], [0, 2, 2, 5]),
         ([1, 2, 3, 3], [0, 0, 2, 4, 4]),
@@ -195,7 +195,7 @@ def test_models_that_look_up_distinct_items(kind, tmp_path):
 
 
 class Tied(nn.Module):
-    """Two embeddings of one weight, and an output layer of it too."""
+    """Two embeddings and an output layer that share one weight."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
