@@ -8,7 +8,6 @@ from typing import Any
 
 from torchrec import EmbeddingBagConfig, EmbeddingConfig
 
-from mgqe.checks.names import errors_about
 from mgqe.checks.scalars import as_int
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.tiers import Tiers
@@ -58,11 +57,13 @@ def resolve_tables(
         raise ValueError(f"a feature may belong to one table only, got {features}")
     if unknown := sorted({*counts} - {*names}):
         raise ValueError(f"counts for {unknown}, but the tables are {names}")
-    settings = []
+    made = []
     for table in tables:
-        with errors_about(f"table {table.name!r}"):
-            settings.append(_resolve(table, config.for_table((table.name,)), counts.get(table.name)))
-    return settings
+        try:
+            made.append(_resolve(table, config.for_table((table.name,)), counts.get(table.name)))
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"table {table.name!r}: {error}") from error
+    return made
 
 
 def _resolve(table: Any, config: CompressConfig | None, counts: Counts | Tiers | None) -> TableSettings:
