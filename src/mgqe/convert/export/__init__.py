@@ -1,4 +1,4 @@
-"""A frozen model for other runtimes: portable modules of standard operators alone, and ONNX files of them."""
+"""Frozen models for other runtimes: modules of standard operators, and ONNX files made from them."""
 
 from mgqe.convert.export.onnx_file import export_onnx
 from mgqe.convert.export.portable_bag import PortableEmbeddingBag
