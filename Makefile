@@ -7,6 +7,7 @@ READY := .venv/ready
 INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 NATIVE_SOURCES := $(wildcard src/mgqe/ops/native/*.cpp src/mgqe/ops/native/*.h)
 
+BENCHMARKS := append assign bag convert_forward decode epoch export row_storage serve single topk topk_methods train_step
 MINUTES ?= 5
 SEED ?= 0
 FILES ?=
@@ -40,16 +41,17 @@ test-third-party: .venv-third-party/ready  ## the tests with RecBole and DeepCTR
 	.venv-third-party/bin/python -m pytest tests/convert/test_recbole.py tests/convert/test_deepctr.py
 
 lint: setup
-	$(BIN)/ruff check src tests benchmarks reliability examples setup.py
-	$(BIN)/ruff format --check src tests benchmarks reliability examples setup.py
+	$(BIN)/ruff check src tests benchmarks reliability examples docs/site setup.py
+	$(BIN)/ruff format --check src tests benchmarks reliability examples docs/site setup.py
 	$(BIN)/mypy
 
 docs: setup  ## the documentation as a site in build/site; a broken link is an error
 	$(BIN)/pip install -q -c constraints.txt -e ".[docs]"
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q -d build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -d build/site  # with -q a broken link would pass
 
 # The library goes to build/sanitized and is loaded from there (MGQE_LIBRARY): the installed one stays as it is.
-# Python itself is not built with the sanitizer, hence LD_PRELOAD, and never frees all of its memory, hence no leaks.
+# LD_PRELOAD, because Python itself is not built with the sanitizer; no leak check, because Python never frees all of
+# its memory.
 sanitize: setup  ## the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer (gcc, Linux)
 	MGQE_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -g -O1" \
 		$(BIN)/python setup.py build_ext --build-lib build/sanitized
@@ -64,9 +66,9 @@ fuzz: setup  ## damage small artefacts at random for MINUTES (or FILES=N of them
 kill: setup  ## kill every writer at random moments, COUNT times each, from SEED; WHAT="save train" for some
 	$(BIN)/python -m reliability.kill $(WHAT) --seed $(SEED) $(if $(COUNT),--count $(COUNT))
 
-bench: setup  ## every benchmark, to benchmarks/results
+bench: setup  ## the speed benchmarks that need no data set, to benchmarks/speed/results
 	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"
-	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.speed.$$name || exit 1; done
 
 setup: $(READY)
 
@@ -89,7 +91,7 @@ $(READY): pyproject.toml setup.py constraints.txt $(NATIVE_SOURCES)
 	.venv-newest/bin/pip install -q -e ".[dev]"
 	touch $@
 
-# torchrec declares the CUDA build of fbgemm, hence --no-deps; what it needs besides is in the constraints.
+# --no-deps, because torchrec requires the CUDA build of fbgemm; its other requirements are in the requirements file.
 .venv-torchrec/ready: pyproject.toml setup.py constraints.txt requirements-torchrec.txt $(NATIVE_SOURCES)
 	$(PYTHON) -m venv .venv-torchrec
 	.venv-torchrec/bin/pip install -q $(INDEX) -c constraints.txt torch

@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: interleaved timing, a table, and JSON with machine and versions.
+"""What the benchmarks share: interleaved timing, a table, and JSON with machine and versions.
 
 Absolute times drift with the machine's load and clock; ratios within one run drift much less. So contenders take
 turns: in every round each one makes two untimed calls, which refill the caches with its own data and the allocator
@@ -12,54 +12,27 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mgqe import ops
+from mgqe.recsys.train.provenance import commit, machine, version_of
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
+SPEED, QUALITY = (ROOT / "benchmarks" / kind / "results" for kind in ("speed", "quality"))
 Contender = Callable[[int], object]
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
-        )
-    except OSError:
-        return "unknown"
-    return done.stdout.strip() or "unknown"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def environment() -> dict[str, Any]:
     """Machine, versions and load: what a reader needs to judge the numbers."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": machine()["processor"],
         "cpus": os.cpu_count(),
         "load_average": [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         # Real-time priority (chrt -f 1) keeps other processes of a busy machine out of the timings.
@@ -67,11 +40,11 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "numpy": _version("numpy"),
-        "faiss": _version("faiss-cpu"),
-        "onnxruntime": _version("onnxruntime"),
-        "mgqe": _version("mgqe") or "source tree",
-        "commit": _commit(),
+        "numpy": version_of("numpy"),
+        "faiss": version_of("faiss-cpu"),
+        "onnxruntime": version_of("onnxruntime"),
+        "mgqe": version_of("mgqe"),
+        "commit": commit() or "unknown",
         "native_isa": ops.native_isa(),
     }
 
@@ -135,7 +108,7 @@ def measure(
 
 
 def print_table(measurements: list[Measurement], per: int, unit: str) -> None:
-    """One block a setting; ``per`` items a call, so that times read as nanoseconds an item."""
+    """One block per setting; ``per``: items per call, so that times read as nanoseconds per item."""
     shown: dict[str, Any] | None = None
     width = max(len(m.name) for m in measurements)
     for m in measurements:
@@ -171,12 +144,12 @@ def save(path: Path, benchmark: str, options: argparse.Namespace, measurements: 
     print(f"\nwritten to {path}", file=sys.stderr)
 
 
-def parser(description: str, benchmark: str) -> argparse.ArgumentParser:
+def argument_parser(description: str, benchmark: str) -> argparse.ArgumentParser:
     """Options that every benchmark has."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    made.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to measure")
-    made.add_argument("--rounds", type=int, default=6, help="turns that every contender gets")
-    made.add_argument("--calls", type=int, default=5, help="timed calls a turn")
-    made.add_argument("--seed", type=int, default=0, help="of the inputs")
-    made.add_argument("--out", type=Path, default=RESULTS / f"{benchmark}.json", help="where the JSON goes")
-    return made
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to measure")
+    parser.add_argument("--rounds", type=int, default=6, help="turns that every contender gets")
+    parser.add_argument("--calls", type=int, default=5, help="timed calls per turn")
+    parser.add_argument("--seed", type=int, default=0, help="of the inputs")
+    parser.add_argument("--out", type=Path, default=SPEED / f"{benchmark}.json", help="where the JSON goes")
+    return parser

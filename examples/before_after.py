@@ -9,11 +9,11 @@ from typing import Any
 
 from mgqe.recsys.train import provenance
 
-Row = tuple[str, int, dict[str, float]]  # what it is, bytes of its embedding tables, quality
+Row = tuple[str, int, dict[str, float]]  # name, bytes of the embedding tables, quality
 
 
 def show(rows: list[Row]) -> None:
-    """Print them; the first row is the reference."""
+    """Print the rows; the first one is the reference."""
     full = rows[0][1]
     print(f"\n{'':34}{'bytes':>12}{'':8}" + "".join(f"{name:>12}" for name in rows[0][2]))
     for name, nbytes, quality in rows:
@@ -21,7 +21,7 @@ def show(rows: list[Row]) -> None:
 
 
 def keep(out: Path | None, packages: list[str], settings: dict[str, Any], rows: list[Row], report: object) -> None:
-    """Write rows as JSON with what they were measured with; beside earlier ones of other models and seeds."""
+    """Add rows to a JSON file, with the versions and machine, beside the rows of other models and seeds."""
     if out is None:
         return
     run = {

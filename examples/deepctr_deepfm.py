@@ -53,7 +53,7 @@ def read(path: Path, seed: int) -> tuple[dict[str, int], list[Part]]:
 
 
 def set_quantization_loss(model: Any, args: Any, output: torch.Tensor) -> None:
-    """A forward hook: DeepCTR-Torch sums its loss over the batch, so this one is as large for each row."""
+    """A forward hook. DeepCTR-Torch sums its loss over the batch, so this loss is multiplied by the batch's length."""
     model.aux_loss = len(output) * mgqe.quantization_loss(model)
 
 
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
     train(model, training, options.batch_size, options.epochs, options.rate)
     full = sum(m.weight.nbytes for m in model.modules() if isinstance(m, torch.nn.Embedding))
     rows = [("DeepFM, trained", full, judge(model, test))]
-    # As a fair reference: the full tables get the same further epochs.
+    # A fair reference: the full tables train for the same additional epochs.
     state = {key: value.clone() for key, value in model.state_dict().items()}
     train(model, training, options.batch_size, options.fine_tune, options.rate * options.fine_tune_rate)
     rows.append(("the same, as many epochs as below", full, judge(model, test)))

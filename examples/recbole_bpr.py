@@ -47,7 +47,7 @@ OF_A_MODEL = {"SASRec": {"train_neg_sample_args": None, "hidden_size": 64, "max_
 
 
 def add_quantization_loss(model: Any) -> None:
-    """RecBole's trainer minimises what ``model.calculate_loss`` returns; its class stays as it is."""
+    """RecBole's trainer minimises what ``model.calculate_loss`` returns; the model's class is not changed."""
     task_loss = model.calculate_loss
     model.calculate_loss = lambda interaction: task_loss(interaction) + mgqe.quantization_loss(model)
 
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
     full = sum(m.weight.nbytes for m in model.modules() if isinstance(m, torch.nn.Embedding))
     judge(f"{options.model}, trained", trainer, full)
 
-    # The three lines. Ids are RecBole's own, 0 being its padding.
+    # The three calls of mgqe. RecBole numbers the ids, and 0 is its padding.
     seen, sizes = train.dataset.inter_feat, {"user": dataset.user_num, "item": dataset.item_num}
     ids = {"user_embedding": ("user", config["USER_ID_FIELD"]), "item_embedding": ("item", config["ITEM_ID_FIELD"])}
     counts = {
@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
     judge("right after compress_", trainer, report.bytes_after)
     add_quantization_loss(model)
     config["epochs"], config["learning_rate"] = options.fine_tune, config["learning_rate"] * options.fine_tune_rate
-    trainer = fit(config, model, train, valid)  # a new one: its optimiser is to know the codebooks
+    trainer = fit(config, model, train, valid)  # a new trainer, whose optimiser has the codebooks
     tuned = judge("fine-tuned through the codes", trainer, report.bytes_after)
     del model.calculate_loss  # the class's own again
     tables = mgqe.freeze_(model)
@@ -125,7 +125,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _trainable(model: Any) -> Any:
-    """RecBole's trainer makes an optimiser, which wants a parameter; a model of frozen tables alone has none."""
+    """RecBole's trainer makes an optimiser, which needs a parameter; a model that has only frozen tables has none."""
     if next(model.parameters(), None) is None:
         model.register_parameter("unused", torch.nn.Parameter(torch.zeros(())))
     return model
@@ -146,7 +146,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     options.out = options.out and options.out.resolve()
     options.data_dir = options.data_dir.resolve()
-    with tempfile.TemporaryDirectory() as folder:  # RecBole writes logs where it stands
+    with tempfile.TemporaryDirectory() as folder:  # RecBole writes logs into the current folder
         os.chdir(folder)
         try:
             run(options)

@@ -24,7 +24,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 import mgqe
 
-SECONDS = 10.0  # that a client may take to send a request
+SECONDS = 10.0  # the time that a client may take to send a request
 Id = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -34,7 +34,7 @@ def answer(content: dict[str, Any], status: int = 200, headers: Any = None) -> R
 
 
 def refuse(_: Request, error: Exception) -> Response:
-    """What the caller did wrong, in the library's words; of anything else no more than that it happened."""
+    """The library's message for an error of the caller; for any other error only that it happened."""
     if isinstance(error, HTTPException):
         return answer({"error": error.detail}, error.status_code, error.headers)
     if isinstance(error, ValidationError):
@@ -45,7 +45,7 @@ def refuse(_: Request, error: Exception) -> Response:
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's, but a connection is closed whose request has no whole head after some time."""
+    """uvicorn's protocol, which closes a connection if its request has no complete head after some time."""
 
     seconds = SECONDS
 
@@ -68,7 +68,7 @@ class Protocol(HttpToolsProtocol):
 
 
 class Workers:
-    """As many threads as there are cores, one request each, without the GIL, behind a queue of limited length."""
+    """One thread per core, each with one request and without the GIL, behind a queue of limited length."""
 
     def __init__(self, number: int, max_waiting: int) -> None:
         self.pool = ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,))
@@ -80,7 +80,7 @@ class Workers:
         self.places -= 1
         try:
             async with self.free:
-                if await request.is_disconnected():  # nobody would read the answer
+                if await request.is_disconnected():  # the answer would not be read
                     raise ClientDisconnect
                 return await asyncio.get_running_loop().run_in_executor(self.pool, work, body)
         finally:
@@ -105,7 +105,7 @@ def make_app(
     seconds: float = SECONDS,
     number: int | None = None,
 ) -> Starlette:
-    """The application; ``seconds`` for a request's body, ``number`` of workers: by default as many as cores."""
+    """The application, with ``seconds`` for a request's body and ``number`` workers, by default one per core."""
     if not isinstance(table, mgqe.CompactTable):
         raise TypeError(f"expected a table of codes, got {type(table).__name__}")
     workers = Workers(number or os.cpu_count() or 1, max_waiting)
@@ -117,7 +117,7 @@ def make_app(
         vectors: list[list[float]] | None = Field(None, max_length=max_queries)  # queries by vector,
         ids: list[Id] | None = Field(None, max_length=max_queries)  # or by the vectors of these ids
         k: int = Field(10, le=max_k)
-        exclude: list[Id] | list[list[Id]] = []  # ids for all queries, or a list a query
+        exclude: list[Id] | list[list[Id]] = []  # ids for all queries, or one list per query
 
     def lookup(body: bytes) -> Response:
         asked = Lookup.model_validate_json(body)

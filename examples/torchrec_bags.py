@@ -20,7 +20,7 @@ ROWS = {"user": 3000, "item": 5000}
 
 
 def make(dim: int = 32) -> EmbeddingBagCollection:
-    """Sums of user ids, means of item ids; items come under two features."""
+    """Sums over user ids and means over item ids; the item table has two features."""
     tables = [
         EmbeddingBagConfig(
             name=name,
@@ -38,7 +38,7 @@ def make(dim: int = 32) -> EmbeddingBagCollection:
 
 
 def batch(size: int = 64) -> KeyedJaggedTensor:
-    """One user a row, up to nine items seen, up to three bought: some bags are empty."""
+    """One user per row, up to nine items seen and up to three bought, so that some bags are empty."""
     lengths = torch.cat([torch.ones(size), torch.randint(10, (size,)), torch.randint(4, (size,))]).int()
     users, items = torch.randint(ROWS["user"], (size,)), torch.randint(ROWS["item"], (int(lengths[size:].sum()),))
     return KeyedJaggedTensor(keys=["user", "seen", "bought"], values=torch.cat([users, items]), lengths=lengths)

@@ -5,8 +5,8 @@ Install as docs/torchrec.md says, then
     torchrun --standalone --nproc-per-node 2 examples/torchrec_dlrm.py model
     python examples/torchrec_dlrm.py model --serve
 
-The click log is made up, with a structure to find: users and items have hidden tastes, a click is likely where they
-agree; what a user clicked before tells of the taste, the hour of the day adds a little.
+The click log is synthetic: users and items have hidden tastes, and a click is likely where they agree. The items that a
+user clicked before reveal the taste, and the hour of the day adds a little.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ for table in TABLES:
 
 
 class Log:
-    """Rows of (user, item, items clicked before, hour, clicked); the same on every rank."""
+    """Rows of (user, item, items clicked before, hour, clicked), equal on every rank."""
 
     def __init__(self, rows: int = 400_000, seed: int = 0) -> None:
         made = torch.Generator().manual_seed(seed)
         tastes, kinds = torch.randn(USERS, 4, generator=made), torch.randn(ITEMS, 4, generator=made)
         self.user = self._skewed(USERS, rows, made)
         self.item = self._skewed(ITEMS, rows, made)
-        # Of some items that a user came across, those nearest to the taste were clicked.
+        # Of the items that a user saw, those nearest to the taste were clicked.
         met = torch.randint(ITEMS, (USERS, 6 * PAST), generator=made)
         liked = (kinds[met] * tastes.unsqueeze(1)).sum(-1).topk(PAST, dim=1).indices
         self.past = met.gather(1, liked)[self.user]

@@ -75,10 +75,7 @@ def prepare() -> None:
     """Import the modules of the commands, so that forked processes have them. This starts no threads."""
     for name in (
         "polars",
-        "mgqe.cli.study",
-        "mgqe.recsys.study.summary",
-        "mgqe.recsys.study.compare",
-        "mgqe.recsys.train.run",
+        "mgqe.cli.app",
         "mgqe.recsys.data.ncf",
     ):
         import_module(name)
@@ -86,7 +83,7 @@ def prepare() -> None:
 
 def run_command(arguments: list[str]) -> None:
     """Run ``mgqe ARGUMENTS`` in this process."""
-    import_module("mgqe.cli.train").app(arguments, standalone_mode=False)
+    import_module("mgqe.cli.app").app(arguments, standalone_mode=False)
 
 
 def contents(out: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Baselines: values worked out by hand, errors that fall with bytes, files that cannot be right."""
+"""Baselines: values computed by hand, errors that fall with bytes, and files that must be refused."""
 
 import itertools
 import json
@@ -82,7 +82,7 @@ def test_composed_rows_start_with_variance_one(make):
 
 
 def test_one_bit_by_hand():
-    """With two levels the best grid is not the range: it goes to the middle of each cluster."""
+    """With two levels the best grid does not span the range, but goes through the middle of each cluster."""
     layer = with_weight(ScalarQuantizedEmbedding(4, 1, bits=1), torch.tensor([[0.0], [0.0], [1.0], [1.0]]))
     assert layer.freeze().to_dense().flatten().tolist() == [0.0, 0.0, 1.0, 1.0]
 
@@ -146,7 +146,7 @@ def test_scalar_refusals():
 
 
 def test_pq_finds_clusters():
-    """Rows that are 4 points a subspace come back exactly, whatever the order of the centroids."""
+    """Rows with 4 distinct points per subspace are decoded exactly, in whatever order the centroids are."""
     torch.manual_seed(0)
     points = torch.randn(4, 2, 3)
     picks = torch.randint(0, 4, (200, 2))
@@ -179,7 +179,7 @@ def test_pq_is_decided_by_its_seed():
 
 
 @pytest.mark.parametrize("centroid_dtype", ["float32", "float16", "int8"])
-def test_pq_codes_are_the_nearest_of_the_kept_centroids(centroid_dtype):
+def test_pq_codes_are_the_nearest_of_the_stored_centroids(centroid_dtype):
     torch.manual_seed(0)
     layer = PQEmbedding(60, 6, num_subspaces=3, num_centroids=10, centroid_dtype=centroid_dtype)
     table = layer.freeze()
@@ -276,7 +276,7 @@ def some_pairs(rows=60, columns=40, n=500):
 
 
 def test_quantile_codes_by_hand():
-    """Equally many ids a bin, by rank: however far a factor is from the others, it takes one place."""
+    """Each bin has equally many ids, by rank: the distance of a factor from the others does not matter."""
     factors = torch.tensor([[5.0, 0.0], [-1.0, 0.3], [900.0, 0.1], [4.0, 0.2], [6.0, 0.4], [-2.0, 0.5]]).double()
     codes = quantile_codes(factors, 3, generator())
     assert codes[:, 0].tolist() == [1, 0, 2, 1, 2, 0]
@@ -293,21 +293,21 @@ def test_quantile_codes_split_equal_factors_evenly():
 
 
 def test_left_factors_are_those_of_the_svd():
-    own, other = some_pairs()
+    ids, other_ids = some_pairs()
     matrix = torch.zeros(60, 40, dtype=torch.float64)
-    matrix[own, other] = 1.0  # repeats count once
+    matrix[ids, other_ids] = 1.0  # repeats count once
     expected = torch.linalg.svd(matrix).U[:, :5]
-    found = left_factors(own, other * 2**40, 60, 5, generator())  # ids of the other side may be of any size
-    assert found.shape == (60, 5)
-    assert torch.allclose((found * expected).sum(0).abs(), torch.ones(5, dtype=torch.float64), atol=1e-3)
+    vectors = left_factors(ids, other_ids * 2**40, 60, 5, generator())  # ids of the other side may be of any size
+    assert vectors.shape == (60, 5)
+    assert torch.allclose((vectors * expected).sum(0).abs(), torch.ones(5, dtype=torch.float64), atol=1e-3)
 
 
 def test_codes_of_two_blocks_by_hand():
-    """Ids 0 to 3 have one public, 4 to 6 another, 7 none: the first two dimensions tell them apart."""
-    own = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6])
-    other = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 2, 2, 2])
-    assert left_factors(own, other, 8, 4, generator()).shape == (8, 2)  # no more than the rank
-    codes = interaction_codes(8, (own, other), 4, 2, seed=0)
+    """Ids 0 to 3 share their users, 4 to 6 share others, 7 has none: the first two dimensions tell them apart."""
+    ids = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6])
+    other_ids = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 2, 2, 2])
+    assert left_factors(ids, other_ids, 8, 4, generator()).shape == (8, 2)  # no more than the rank
+    codes = interaction_codes(8, (ids, other_ids), 4, 2, seed=0)
     assert len({int(code) for code in codes[:4, 0]}) == 1
     assert not (codes[4:, 0] == codes[0, 0]).any()
     assert len({int(code) for code in codes[4:7, 1]}) == 1
@@ -375,13 +375,13 @@ def test_recjpq_refusals(options, error, match):
 
 
 def config(**entries):
-    return lambda cfg, parts: cfg.update(entries)
+    return lambda config, tensors: config.update(entries)
 
 
-def part(name, **change):
-    def apply(cfg, parts):
-        dtype, shape, content = parts[name]
-        parts[name] = (
+def with_tensor(name, **change):
+    def apply(config, tensors):
+        dtype, shape, content = tensors[name]
+        tensors[name] = (
             change.get("dtype", dtype),
             change.get("shape", shape),
             change.get("content", content),
@@ -391,14 +391,14 @@ def part(name, **change):
 
 
 def drop(name):
-    return lambda cfg, parts: parts.pop(name)
+    return lambda config, tensors: tensors.pop(name)
 
 
 def nan_in(name, letter="f"):
-    def apply(cfg, parts):
-        dtype, shape, content = parts[name]
+    def apply(config, tensors):
+        dtype, shape, content = tensors[name]
         bad = struct.pack("<" + letter, float("nan"))
-        parts[name] = (dtype, shape, bad + content[len(bad) :])
+        tensors[name] = (dtype, shape, bad + content[len(bad) :])
 
     return apply
 
@@ -411,7 +411,7 @@ def nan_in(name, letter="f"):
         ("full-bfloat16", config(padding_idx=5), "'padding_idx'"),
         ("full-bfloat16", config(extra=0), "unexpected config entries"),
         ("full-bfloat16", drop("weight"), "'weight' is missing"),
-        ("full-bfloat16", part("weight", dtype="U8", shape=[10, 3]), "'weight' must be torch.float32 or"),
+        ("full-bfloat16", with_tensor("weight", dtype="U8", shape=[10, 3]), "'weight' must be torch.float32 or"),
         ("low-rank", config(rank=3), "'factors' must have shape"),
         ("low-rank", config(rank=0), "'rank'"),
         ("low-rank", config(embedding_dim=5), "'projection' must have shape"),
@@ -422,7 +422,7 @@ def nan_in(name, letter="f"):
         ("scalar-row", config(granularity="dimension"), "'step' must be torch.float32"),
         ("scalar-row", config(granularity=None), "'granularity' must be one of"),
         ("scalar-row", nan_in("offset", "e"), "'offset' holds NaN"),
-        ("scalar-row", part("codes", content=b"\xff" * 8), "'codes' has spare bits"),
+        ("scalar-row", with_tensor("codes", content=b"\xff" * 8), "'codes' has spare bits"),
         ("scalar-dimension", nan_in("step"), "'step' holds NaN"),
         ("hash", config(num_buckets=0), "'num_buckets'"),
         ("hash", config(num_buckets=6), "'weight' must have shape"),
@@ -438,23 +438,23 @@ def nan_in(name, letter="f"):
 )
 def test_bad_files(name, change, match, tmp_path):
     mgqe.save(golden_tables()[f"{name}.safetensors"], tmp_path / "a")
-    metadata, parts = read_raw(tmp_path / "a")
+    metadata, tensors = read_raw(tmp_path / "a")
     entries = json.loads(metadata["config"])
-    change(entries, parts)
+    change(entries, tensors)
     metadata["config"] = json.dumps(entries)
-    write_raw(tmp_path / "a", metadata, parts)
+    write_raw(tmp_path / "a", metadata, tensors)
     with pytest.raises(mgqe.ArtifactError, match=match):
         mgqe.load(tmp_path / "a")
 
 
-def test_half_precision_weights_are_kept_so():
+def test_half_precision_weights_keep_their_dtype():
     layer = FullEmbedding(6, 4, dtype=torch.bfloat16)
     table = layer.freeze()
     assert table.nbytes == 6 * 4 * 2
     assert torch.equal(table.lookup(torch.arange(6)), layer.weight.detach().float())
 
 
-def test_a_kind_cannot_be_taken_twice():
+def test_a_kind_cannot_be_registered_twice():
     from mgqe.baselines import FullTable
     from mgqe.table.io import register_kind
 

@@ -17,8 +17,11 @@ from typer.testing import CliRunner
 
 import mgqe
 from mgqe import cli
-from mgqe.cli.train import app
-from mgqe.recsys.study.compare import Comparison, Event, run_study
+from mgqe.cli.app import app
+from mgqe.recsys.study.comparison import Comparison
+from mgqe.recsys.study.execute import Event
+from mgqe.recsys.study.records import read_results
+from mgqe.recsys.study.runs import pending_runs, run_study
 from mgqe.recsys.train.run import train_run
 
 SETTINGS = [
@@ -95,43 +98,44 @@ def test_compare(runner: CliRunner, tiny: Path, tmp_path: Path) -> None:
     embeddings = ["--embedding", "full", "--embedding", "mgqe:D=4,K=4/2@quantised_epochs=1"]
     result = runner.invoke(app, [*command, *embeddings])
     assert result.exit_code == 0, result.output
-    results = json.loads((out / "results.json").read_text())
-    assert [(run["embedding"], run["seed"]) for run in results["runs"]] == [
+    records = read_results(out / "results.jsonl").records
+    assert [(record["embedding"], record["seed"]) for record in records] == [
         ("full", 1),
         ("full", 2),
         ("mgqe:D=4,K=4/2@quantised_epochs=1", 1),
         ("mgqe:D=4,K=4/2@quantised_epochs=1", 2),
     ]
-    assert len(results["summary"]) == 2
+    assert sum(line.startswith(("full ", "mgqe:")) for line in result.output.splitlines()) == 2
     assert (out / "size_quality.png").is_file()
-    assert "HR@10-full" in result.output
+    assert "points to full" in result.output
     # More of the same: what is there is kept.
     before = (out / "runs/full-seed1/metrics.json").stat().st_mtime_ns
     result = runner.invoke(app, [*command, *embeddings, "--embedding", "pq:D=4,K=4"])
     assert result.exit_code == 0, result.output
     assert "4 of 6 runs were finished before" in flat(result.output)
     assert (out / "runs/full-seed1/metrics.json").stat().st_mtime_ns == before
-    assert len(json.loads((out / "results.json").read_text())["runs"]) == 6
+    assert len(read_results(out / "results.jsonl").records) == 6
 
 
 def test_parallel_runs_give_the_same(tiny: Path, tmp_path: Path) -> None:
     figures = []
     for jobs in (1, 2):
-        study = Comparison(
-            replace(TINY, data=str(tiny), max_epochs=1), ("full", "full:d=4"), (1,), tmp_path / str(jobs)
-        )
+        study = Comparison.of(replace(TINY, data=str(tiny), max_epochs=1), ("full", "full:d=4"), (1,))
         events: list[Event] = []
-        figures.append([run["quality"] for run in run_study(study, jobs, on_event=events.append)])
+        out = tmp_path / str(jobs)
+        records = run_study(pending_runs(study, out), out, jobs, on_event=events.append)
+        figures.append({record["embedding"]: record["quality"] for record in records})
         assert any(event.report is not None for event in events)
     assert figures[0] == figures[1]
 
 
 def test_a_failed_run_does_not_stop_the_others(tiny: Path, tmp_path: Path) -> None:
-    study = Comparison(replace(TINY, data=str(tiny), max_epochs=1), ("full", "full:d=4"), (1,), tmp_path)
+    study = Comparison.of(replace(TINY, data=str(tiny), max_epochs=1), ("full", "full:d=4"), (1,))
     (tmp_path / "runs/full-seed1").mkdir(parents=True)
     (tmp_path / "runs/full-seed1/letter.txt").write_text("dear")
     events: list[Event] = []
-    assert len(run_study(study, on_event=events.append)) == 1
+    records = run_study(pending_runs(study, tmp_path), tmp_path, 1, on_event=events.append)
+    assert [record["status"] for record in records] == ["failed", "done"]
     assert [event.run.name for event in events if event.error] == ["full, seed 1"]
 
 
@@ -140,8 +144,8 @@ def test_the_layout_of_a_file_reaches_training(
     runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     seen = []
-    monkeypatch.setattr("mgqe.recsys.train.run.train_run", lambda config, *_, **__: seen.append(config))
-    monkeypatch.setattr("mgqe.recsys.study.compare.check_study", lambda study: seen.append(study.base))
+    monkeypatch.setattr("mgqe.cli.train.train_run", lambda config, *_, **__: seen.append(config))
+    monkeypatch.setattr("mgqe.cli.compare.check_pending", lambda runs: seen.append(runs.pending[0][1].config))
     layout = ["--data", "x.dat", "--separator", "::", "--no-quote", "--no-header", "--user-column", "1"]
     runner.invoke(app, [command, *layout, "--item-column", "2", "--out", str(tmp_path / "out")])
     found = seen[0]
@@ -198,11 +202,40 @@ def test_inspect_of_something_else(runner: CliRunner, tmp_path: Path) -> None:
 
 
 def test_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("mgqe.recsys.REQUIRED", ("no_such_package",))
+    monkeypatch.setattr("mgqe.cli.NEEDED", ("no_such_package",))
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 1
-    assert capsys.readouterr().err.strip().endswith("needs no_such_package; run: pip install mgqe[recsys]")
+    assert capsys.readouterr().err.strip().endswith("needs no_such_package; run: pip install mgqe[cli]")
+
+
+def test_a_command_needs_its_own_packages_alone(tiny: Path, tmp_path: Path) -> None:
+    """Neither polars nor matplotlib is there: train says so, inspect, verify and plan work."""
+    out = tmp_path / "out"
+    mgqe.save(mgqe.MGQEmbedding(100, 8, counts=torch.arange(100, 0, -1), num_centroids=4).freeze(), out)
+    hide = "import sys; sys.modules.update(polars=None, matplotlib=None); from mgqe.cli import main; main()"
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2]), "COLUMNS": "200"}
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", hide, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    for arguments in (
+        ["--help"],
+        ["inspect", str(out)],
+        ["verify", str(out)],
+        ["plan", "--rows=100", "--dim=8", "--budget=50%"],
+    ):
+        done = call(*arguments)
+        assert done.returncode == 0, done.stderr
+    for arguments in (["train", "--out", str(out)], ["ids", "log.csv", "--column", "a"], ["compare"], ["study", "x"]):
+        done = call(*arguments)
+        assert done.returncode == 1
+        assert f"mgqe: {arguments[0]} needs polars" in done.stderr
+        assert "pip install mgqe[recsys]" in done.stderr
+    done = call("plan", "--counts", "planted", "--dim=8", "--budget=50%")
+    assert done.returncode == 1
+    assert "polars" in done.stderr
 
 
 def test_kill_and_go_on(tiny: Path, tmp_path: Path) -> None:

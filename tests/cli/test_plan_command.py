@@ -12,11 +12,9 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import mgqe
-from mgqe.cli import plan as plan_commands
-from mgqe.cli.train import app
+from mgqe.cli.app import app
 from mgqe.recsys.models.embeddings import Spec, build
 
-assert plan_commands  # registers the command
 COUNTS = np.arange(1000)[::-1].copy()
 ROWS = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
 
@@ -49,7 +47,7 @@ def test_plan_from_counts(runner: CliRunner) -> None:
     expected = mgqe.plan(1000, 16, "8%", counts=COUNTS)
     shown = runner.invoke(app, command)
     assert shown.exit_code == 0, shown.output
-    for part in (expected.python(), f"{expected.nbytes:,}", "the default, int8", "predicted, as of Gaussian rows"):
+    for part in (expected.python(), f"{expected.nbytes:,}", "the default, int8", "predicted for Gaussian rows"):
         assert part in shown.output
     found = json.loads(runner.invoke(app, [*command, "--json"]).output)
     assert found["nbytes"] == expected.nbytes
@@ -130,7 +128,7 @@ def test_plan_from_files_and_known_data(runner: CliRunner) -> None:
         ("--counts counts.npy --rows 900 --dim 16 --budget 5%", "--rows is 900, but there are 1000 counts"),
         ("--weight rows.npy --rows 900 --budget 5%", "--rows is 900, but rows.npy has 1000 rows"),
         ("--counts empty.csv --column n --counted --dim 8 --budget 5%", "cannot be read"),
-        ("--counts words.npy --dim 8 --budget 5%", "expected a number an id, got <U1"),
+        ("--counts words.npy --dim 8 --budget 5%", "expected one number per id, got <U1"),
         ("--counts one.csv --column m --rows 9 --dim 8 --budget 5%", "no column 'm': the file has n"),
         ("--counts one.csv --column m --counted --dim 8 --budget 5%", "no column 'm': the file has n"),
     ],

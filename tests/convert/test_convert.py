@@ -1,4 +1,4 @@
-"""compress_ and freeze_ over models that were not written for them."""
+"""compress_ and freeze_ on models that were not written for them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_swaps_in_place_and_says_what_and_why():
 
 @pytest.mark.parametrize("centroid_dtype", ["float32", "float16", "int8"])
 @pytest.mark.parametrize("options", [{}, {"num_centroids": (50, 7)}, {"share_codebook": False}])
-def test_bytes_are_known_before_to_the_last_one(tmp_path, centroid_dtype, options):
+def test_bytes_are_predicted_exactly(tmp_path, centroid_dtype, options):
     config = CompressConfig(centroid_dtype=centroid_dtype, **options)
     model = Ranker()
     counts = dict.fromkeys(("user", "encoder.item", "tags"), COUNTS)
@@ -101,7 +101,7 @@ def test_from_weight_starts_at_once():
     assert sum(p.numel() for p in model.parameters()) == 7 * DIM + DIM + 1
 
 
-def test_training_through_and_freezing():
+def test_training_and_freezing():
     model = ranker(init="from_weight")
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     losses = []
@@ -153,14 +153,14 @@ def test_tied_weights_stay_tied(init):
     assert isinstance(model.lm_head, nn.Linear)
     assert model.embed.raw_weight is raw
     assert sum(p is raw for p in model.parameters()) == 1
-    tied, own = model(ids)
-    assert torch.equal(tied, own)
+    tied, untied = model(ids)
+    assert torch.equal(tied, untied)
     assert torch.equal(tied, F.linear(model.embed(ids).tanh(), model.embed.weight))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     losses = []
     for _ in range(15):
-        tied, own = model(ids)
-        loss = F.cross_entropy(tied.flatten(0, 1), (ids + 1).flatten()) + own.square().mean()
+        tied, untied = model(ids)
+        loss = F.cross_entropy(tied.flatten(0, 1), (ids + 1).flatten()) + untied.square().mean()
         optimizer.zero_grad()
         (loss + mgqe.quantization_loss(model)).backward()
         optimizer.step()
@@ -239,7 +239,7 @@ def test_max_norm_sparse_and_dtype_are_kept():
     ids = torch.arange(50)
     mgqe.compress_(model)
     assert not model.training
-    assert torch.equal(model(ids), twin(ids))  # both renormalise what they look up
+    assert torch.equal(model(ids), twin(ids))  # both renormalise the rows that they look up
     assert torch.equal(model[0].raw_weight, twin[0].weight)
     assert (model[0].max_norm, model[0].norm_type, model[0].sparse) == (0.5, 1.0, True)
     model.train()(ids).sum().backward()
@@ -254,7 +254,7 @@ def test_frozen_rows_stay_frozen():
     assert not model[0].raw_weight.requires_grad
 
 
-def test_hooks_go_along():
+def test_hooks_move_to_the_new_layer():
     seen = []
     model = nn.Sequential(nn.Embedding(N, DIM))
     handle = model[0].register_forward_hook(lambda module, args, output: seen.append(type(module)))
@@ -281,7 +281,7 @@ def test_classes_with_a_forward_pass_of_their_own_are_left():
     assert "no plain parameter" in report.rows[2].why
 
 
-def test_existing_optimisers_go_on():
+def test_existing_optimisers_keep_working():
     torch.manual_seed(0)
     model = Ranker()
     tables = [model.user.weight, model.encoder["item"].weight]
@@ -347,7 +347,7 @@ def test_frozen_bags_are_those_of_torch():
     torch.testing.assert_close(model.tags(flat, offsets, weights), dense)
 
 
-def test_nothing_warns_where_nothing_is_wrong():
+def test_correct_use_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = ranker(init="from_weight")

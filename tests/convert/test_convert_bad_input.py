@@ -1,4 +1,4 @@
-"""What users get wrong: every error and warning names the module path."""
+"""Wrong arguments: every error and warning names the module path."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mgqe import CompressConfig
 
 
 def refused(error: type[Exception], match: str, model: nn.Module, *args, **options) -> None:
-    """Refused, and the model as it was."""
+    """The call raises, and the model is as it was."""
     before, modules = copy.deepcopy(model.state_dict()), dict(model.named_modules())
     with pytest.raises(error, match=match):
         mgqe.compress_(model, *args, **options)
@@ -170,7 +170,7 @@ def test_a_frozen_model_put_back_in_training_mode():
     messages = [str(warning.message) for warning in caught]
     assert [message.split(" is frozen")[0] for message in messages] == ["user", "encoder.item", "tags"]
     assert "keep the model from before freeze_" in messages[0]
-    model(*batch()).sum().backward()  # the rest of it trains on
+    model(*batch()).sum().backward()  # the rest of the model can still train
     assert model.head.weight.grad.any()
     assert model.weekday.weight.grad.any()
 

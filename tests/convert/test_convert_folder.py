@@ -65,7 +65,7 @@ def test_the_folder(saved):
         assert b"PK\x03\x04" not in file.read_bytes()[:8]
 
 
-def test_saving_again_replaces_whole_or_not_at_all(saved, monkeypatch):
+def test_saving_again_replaces_the_whole_folder_or_nothing(saved, monkeypatch):
     model, folder = saved
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_saving_again_replaces_whole_or_not_at_all(saved, monkeypatch):
     mgqe.save_model(model, folder)
     assert len(list(folder.iterdir())) == len(before)
     assert torch.equal(mgqe.load_model(Ranker(), folder)(*batch()), model(*batch()))
-    mapped(*batch())  # what was loaded lives on
+    mapped(*batch())  # the loaded model keeps working
     (folder.parent / "other").mkdir()
     (folder.parent / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="thesis"):
@@ -174,7 +174,7 @@ def test_damaged_files(saved, name, damage):
         ({"dense": None}, "manifest.json"),
     ],
 )
-def test_strange_manifests(saved, change, message):
+def test_wrong_manifests(saved, change, message):
     _, folder = saved
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, **change}))
@@ -182,7 +182,7 @@ def test_strange_manifests(saved, change, message):
         mgqe.load_model(Ranker(), folder)
 
 
-def test_what_cannot_be_saved(tmp_path):
+def test_models_that_cannot_be_saved(tmp_path):
     model = ranker()
     with pytest.raises(ValueError, match=r"user, encoder\.item, tags: not frozen yet"):
         mgqe.save_model(model, tmp_path / "a")

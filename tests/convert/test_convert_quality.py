@@ -11,7 +11,7 @@ import mgqe
 
 @pytest.fixture(scope="module")
 def rows() -> torch.Tensor:
-    """Clusters of unequal size in a subspace, and noise."""
+    """Rows with clusters of unequal size in each subspace, and noise."""
     generator = torch.Generator().manual_seed(0)
     basis = torch.randn(16, 32, generator=generator)
     centres = torch.randn(100, 16, generator=generator)[(100 * torch.rand(6000, generator=generator) ** 2).long()]
@@ -21,8 +21,8 @@ def rows() -> torch.Tensor:
 def compressed(rows: torch.Tensor, counts: torch.Tensor | None = None, **settings) -> tuple[int, torch.Tensor]:
     model = nn.Sequential(nn.Embedding.from_pretrained(rows, freeze=False))
     torch.manual_seed(0)
-    given = None if counts is None else {"0": counts}
-    report = mgqe.compress_(model, mgqe.CompressConfig(**settings), counts=given, init="from_weight")
+    counts_of_table = None if counts is None else {"0": counts}
+    report = mgqe.compress_(model, mgqe.CompressConfig(**settings), counts=counts_of_table, init="from_weight")
     return report.bytes_after, mgqe.freeze_(model)["0"].to_dense()
 
 
@@ -41,9 +41,9 @@ def error(rows: torch.Tensor, decoded: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(("subspaces", "bits"), [(16, 6), (8, 8), (4, 6)])
 def test_one_tier_against_faiss(rows, subspaces, bits):
-    theirs, expected = faiss_pq(rows, subspaces, bits)
-    ours, decoded = compressed(rows, num_subspaces=subspaces, num_centroids=2**bits)
-    assert ours - theirs < 1000  # the header
+    faiss_nbytes, expected = faiss_pq(rows, subspaces, bits)
+    nbytes, decoded = compressed(rows, num_subspaces=subspaces, num_centroids=2**bits)
+    assert nbytes - faiss_nbytes < 1000  # the header
     assert error(rows, decoded) <= error(rows, expected)
 
 
@@ -52,7 +52,7 @@ def test_tiers_with_int8_centroids_against_faiss_of_nearly_as_many_bytes(rows):
     and the file's checksums."""
     counts = (10_000 / torch.arange(1, len(rows) + 1)).long() + 1
     scaled = rows * (0.5 + counts.float().log()[:, None] / 9)
-    theirs, expected = faiss_pq(scaled, 16, 6)
-    ours, decoded = compressed(scaled, counts, num_centroids=(256, 64), centroid_dtype="int8")
-    assert ours <= 1.045 * theirs
+    faiss_nbytes, expected = faiss_pq(scaled, 16, 6)
+    nbytes, decoded = compressed(scaled, counts, num_centroids=(256, 64), centroid_dtype="int8")
+    assert nbytes <= 1.045 * faiss_nbytes
     assert error(scaled, decoded) <= 0.75 * error(scaled, expected)

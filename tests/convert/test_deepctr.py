@@ -18,8 +18,8 @@ EXAMPLE = EXAMPLES / "deepctr_deepfm.py"
 
 @pytest.mark.slow
 def test_the_example_runs(tmp_path):
-    made = torch.Generator().manual_seed(0)
-    columns = [torch.randint(n, (3000,), generator=made).tolist() for n in (200, 800, 5, 7, 30)]
+    generator = torch.Generator().manual_seed(0)
+    columns = [torch.randint(n, (3000,), generator=generator).tolist() for n in (200, 800, 5, 7, 30)]
     rows = [f"{user},{item},1.0,{hour},{day},{city}" for user, item, hour, day, city in zip(*columns, strict=True)]
     (tmp_path / "frappe.csv").write_text("\n".join(["user,item,cnt,daytime,weekday,city", *rows]) + "\n")
     command = [sys.executable, str(EXAMPLE), "--data-dir", str(tmp_path), "--model-dir", str(tmp_path / "model")]

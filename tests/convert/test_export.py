@@ -41,8 +41,8 @@ def test_bags(mode, padding):
     made = mgqe.portable(bag)
     assert isinstance(made, PortableEmbeddingBag)
     ids = torch.randint(table.num_embeddings, (12,), generator=torch.Generator().manual_seed(0))
-    ids[3:6] = 3  # a bag of padding alone
-    empty = torch.tensor([0, 0, 3, 6, 6, 12])  # bags without ids: the first, one amid, the last
+    ids[3:6] = 3  # a bag of only padding
+    empty = torch.tensor([0, 0, 3, 6, 6, 12])  # empty bags at the start, in the middle and at the end
     for given in (
         (ids.reshape(4, 3),),
         (ids, empty),
@@ -97,7 +97,7 @@ def test_appended_ids_are_exported():
     made = mgqe.portable(CompactEmbedding(table))
     assert torch.equal(made.weight, table.to_dense())
     table.append(torch.randn(1, 8))
-    with pytest.raises(IndexError, match="id 57 is out of range"):  # ids appended later are not seen
+    with pytest.raises(IndexError, match="id 57 is out of range"):  # ids appended later are unknown
         made(torch.tensor([57]))
 
 

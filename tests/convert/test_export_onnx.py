@@ -33,7 +33,7 @@ from mgqe.recsys.models.sasrec import SASRec
 MODEL = {"rtol": 1e-5, "atol": 1e-5}  # of a whole model's outputs
 BAG = {"rtol": 1e-6, "atol": 1e-6}
 FAST = ("int8", "three ranges, 11 bits")  # between them: a tier map, ranges, codes over several bytes, scales
-GRAPH = 12_000  # bytes at most, a tier of a table
+GRAPH = 12_000  # bytes at most, per tier of a table
 
 
 def check_look_ups(table: CompactTable, path) -> None:
@@ -52,8 +52,8 @@ def check_model(model: nn.Module, path, *batches: tuple[torch.Tensor, ...]) -> N
     """Equal outputs, and a file of at most 1.1 times the frozen tables and the dense weights, with the codes in it."""
     written = mgqe.export_onnx(model, batches[0], path)
     run = open_onnx(path)
-    for given in batches:
-        torch.testing.assert_close(run(*given), model(*given), **MODEL)
+    for arguments in batches:
+        torch.testing.assert_close(run(*arguments), model(*arguments), **MODEL)
     tables = sum(table.nbytes for table in tables_of(model))
     dense = sum(p.nbytes for p in model.parameters())
     assert path.stat().st_size == written
@@ -97,7 +97,7 @@ def test_half_vectors_and_int32_ids(tmp_path):
 
 
 class AllBags(nn.Module):
-    """One table pooled in every way: with padding, empty bags, weights."""
+    """One table pooled in every mode, with padding, empty bags and weights."""
 
     def __init__(self, table: CompactTable, last: bool = False) -> None:
         super().__init__()
@@ -114,20 +114,20 @@ def check_bags(model: nn.Module, path, last: bool) -> None:
     def inputs(ids, offsets):
         ids = torch.tensor(ids, dtype=torch.int64)
         weights = torch.randn(len(ids), generator=torch.Generator().manual_seed(0))
-        given = ids, torch.tensor([*offsets, len(ids)] if last else offsets), weights
-        return given if isinstance(model, AllBags) else given[:2]
+        arguments = ids, torch.tensor([*offsets, len(ids)] if last else offsets), weights
+        return arguments if isinstance(model, AllBags) else arguments[:2]
 
     mgqe.export_onnx(model, inputs([5, 3, 3, 7, 1], [0, 1, 3]), path)
     run = open_onnx(path)
-    # Bags without ids: amid, at the end, first, all of them; and one of padding alone.
+    # Empty bags in the middle, at the end, at the start, and all of them; and a bag of only padding.
     for ids, offsets in (
         ([3, 3, 5, 7, 20, 0, 1], [0, 2, 2, 5]),
         ([1, 2, 3, 3], [0, 0, 2, 4, 4]),
         ([2], [0]),
         ([], [0, 0]),
     ):
-        given = inputs(ids, offsets)
-        torch.testing.assert_close(run(*given), model(*given), **BAG)
+        arguments = inputs(ids, offsets)
+        torch.testing.assert_close(run(*arguments), model(*arguments), **BAG)
 
 
 @needs_onnx
@@ -153,8 +153,8 @@ def test_bags_of_equal_length(mode, tmp_path):
     ids = torch.tensor([[1, 3, 46], [3, 3, 3], [7, 7, 0]])
     mgqe.export_onnx(bag, ids[:2], tmp_path / "bag.onnx")
     run = open_onnx(tmp_path / "bag.onnx")
-    for given in (ids, ids[1:2], ids[:0]):
-        torch.testing.assert_close(run(given), bag(given), **BAG)
+    for arguments in (ids, ids[1:2], ids[:0]):
+        torch.testing.assert_close(run(arguments), bag(arguments), **BAG)
 
 
 def pairs(n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -195,7 +195,7 @@ def test_models_that_look_up_distinct_items(kind, tmp_path):
 
 
 class Tied(nn.Module):
-    """Two embeddings of one weight, and an output layer of it too."""
+    """Two embeddings and an output layer that share one weight."""
 
     def __init__(self, n: int) -> None:
         super().__init__()

@@ -36,11 +36,11 @@ def gmf() -> nn.Module:
 
 
 @both
-def test_exported_programs_give_what_eager_gives(ready):
+def test_exported_programs_equal_eager_mode(ready):
     model = gmf()
     program = torch.export.export(ready(model), pairs(5), dynamic_shapes=(FREE, FREE))
     custom = {str(node.target) for node in program.graph.nodes if "mgqe" in str(node.target)}
-    assert bool(custom) == (ready is not mgqe.portable)  # the portable program runs where mgqe is not
+    assert bool(custom) == (ready is not mgqe.portable)  # the portable program runs without mgqe
     for size in (1, 2, 9):
         torch.testing.assert_close(program.module()(*pairs(size)), model(*pairs(size)), rtol=1e-6, atol=1e-6)
     with pytest.raises(IndexError):
@@ -112,7 +112,7 @@ def test_inductor(ready):
 @needs_compiler
 @both
 @pytest.mark.parametrize("name", ["two tiers", "frequency order"])
-def test_inductor_refuses_ids_outside(ready, name):
+def test_inductor_refuses_ids_outside_the_table(ready, name):
     model = CompactEmbedding(layout(name))
     compiled = torch.compile(ready(model), fullgraph=True)
     assert torch.equal(compiled(torch.tensor([0, 46])), model(torch.tensor([0, 46])))
@@ -132,7 +132,7 @@ def test_ahead_of_time_inductor(tmp_path):
     loaded = aoti_load_package(path)
     for size in (1, 2, 9):
         torch.testing.assert_close(loaded(*batch(size, size)), model(*batch(size, size)), rtol=1e-5, atol=1e-6)
-    # The rest is code, whatever the tables' size; decoded, the rows alone would be 3.8 MB.
+    # The rest is code and does not depend on the tables' size. Decoded rows alone would be 3.8 MB.
     assert (tmp_path / "model.pt2").stat().st_size < sum(table.nbytes for table in tables_of(model)) + 2_500_000
     users, *others = batch(2)
     for unknown in (-1, 20_000, 1 << 61):

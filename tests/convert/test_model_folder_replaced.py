@@ -1,4 +1,4 @@
-"""A folder that is saved over while it is loaded: the one model or the other, never an error, nothing left behind."""
+"""A folder that is saved over while it is loaded: the reader gets either model, no error, and no file is left over."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def locks(request, monkeypatch):
 
 
 def replacing(monkeypatch, folder, times: int, name: str = "load") -> list[float]:
-    """Save other models over the folder before each of so many reads of a table."""
+    """Save another model over the folder before each of the first reads of a table."""
     real, values = getattr(read, name), []
 
     def reading(*args, **keywords):
@@ -56,17 +56,17 @@ def replacing(monkeypatch, folder, times: int, name: str = "load") -> list[float
 
 @pytest.mark.parametrize("times", [1, 3, 12])
 @pytest.mark.parametrize("moment", ["load", "read_files", "_dense", "in_use"])
-def test_replaced_so_many_times_while_it_is_read(folder, monkeypatch, locks, moment, times):
+def test_a_folder_replaced_several_times_while_it_is_read(folder, monkeypatch, locks, moment, times):
     values = replacing(monkeypatch, folder, times, moment)
     loaded = mgqe.load_model(Many(-1.0), folder).values()
     assert values
     assert loaded in [{value} for value in (1.0, *values)]
-    assert locks or loaded == {1.0 + times}  # the last one, after as many failures
+    assert locks or loaded == {1.0 + times}  # the last model, after as many failed attempts
     save(99.0, folder)
-    assert len(os.listdir(folder)) == FILES  # what was kept for the reader is gone
+    assert len(os.listdir(folder)) == FILES  # the files that the reader needed are removed
 
 
-def test_a_reader_keeps_the_save_that_it_reads_and_no_longer(folder):
+def test_a_save_stays_while_it_is_read_and_no_longer(folder):
     before = set(os.listdir(folder)) - {"manifest.json"}
     (dense,) = folder.glob("dense.*")
     with saves.in_use(dense):
@@ -88,7 +88,7 @@ def test_readers_do_not_wait_for_each_other_nor_for_writers(folder):
     assert mgqe.load_model(Many(-1.0), folder).values() == {2.0}
 
 
-def test_two_that_save_at_once_leave_one_whole_model(folder):
+def test_two_simultaneous_saves_leave_one_complete_model(folder):
     threads = [threading.Thread(target=save, args=(float(n), folder)) for n in range(2, 10)]
     for thread in threads:
         thread.start()
@@ -98,7 +98,7 @@ def test_two_that_save_at_once_leave_one_whole_model(folder):
     assert len(os.listdir(folder)) == FILES
 
 
-def test_what_is_really_missing_is_said_at_once(folder, monkeypatch, locks):
+def test_a_file_that_is_really_missing_is_reported_at_once(folder, monkeypatch, locks):
     attempts = replacing(monkeypatch, folder, 0, "read_files")
     next(folder.glob("tables.3.*")).unlink()
     with pytest.raises(ArtifactError, match=r"tables\.3\.\w+\.safetensors is missing"):
@@ -106,7 +106,7 @@ def test_what_is_really_missing_is_said_at_once(folder, monkeypatch, locks):
     assert attempts == []
 
 
-def test_what_dead_saves_and_appending_left_goes_with_the_next_save(folder):
+def test_the_next_save_removes_what_interrupted_saves_and_appending_left(folder):
     for name in ("tables.0.00000000.safetensors", "dense.11111111.safetensors", "x.22222222.safetensors"):
         (folder / name).write_bytes(b"left behind")
     (table,) = folder.glob("tables.1.*")
@@ -115,7 +115,7 @@ def test_what_dead_saves_and_appending_left_goes_with_the_next_save(folder):
     assert len(os.listdir(folder)) == FILES
 
 
-def test_a_mapped_model_lives_on(folder):
+def test_a_mapped_model_survives_the_next_save(folder):
     loaded = mgqe.load_model(Many(-1.0), folder)
     save(2.0, folder)
     assert loaded.values() == {1.0}
@@ -123,7 +123,7 @@ def test_a_mapped_model_lives_on(folder):
     assert mgqe.load_model(Many(-1.0), folder).values() == {1.0}
 
 
-def test_without_locks_no_unfinished_save_is_taken_for_a_dead_one(folder, monkeypatch):
+def test_without_locks_an_unfinished_save_is_not_taken_for_an_interrupted_one(folder, monkeypatch):
     monkeypatch.setattr(saves, "_lock", lambda file, exclusive: None)
     monkeypatch.setattr("mgqe.files.locks._lock", lambda path, exclusive: None)
     unfinished, dead = folder / "tables.0.11111111.safetensors", folder / "tables.0.22222222.safetensors"
@@ -169,7 +169,7 @@ def test_processes_and_threads(tmp_path):
 
 
 class Named(nn.Module):
-    """Names that make one file name of several paths, or that of the dense weights."""
+    """Paths that would give the same file name, or that of the dense weights."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ def test_every_table_has_a_file_of_its_own(tmp_path):
 @pytest.mark.parametrize("call", ["write", "fsync", "replace"])
 @pytest.mark.parametrize("number", range(FILES))
 def test_a_full_disk_names_the_file_and_changes_nothing(folder, monkeypatch, call, number):
-    """Whichever file it is, the dense one first and the manifest last, and whichever call finds the disk full."""
+    """For every file, from the dense weights to the manifest, and every call that finds the disk full."""
     before = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
     full = OSError(errno.ENOSPC, "No space left on device")
     done = []
@@ -233,7 +233,7 @@ def test_a_full_disk_names_the_file_and_changes_nothing(folder, monkeypatch, cal
 
 
 class Full:
-    """A file whose first write finds the disk full, if it is the one of that number."""
+    """A file whose first write finds the disk full, if its number is the chosen one."""
 
     def __init__(self, descriptor, opened: list, number: int, error: OSError) -> None:
         self.file = os.fdopen(descriptor, "wb")
@@ -268,8 +268,8 @@ def _of_files(failing, real):
     return called
 
 
-def test_what_fails_after_the_manifest_is_in_place_takes_nothing_away(folder, monkeypatch):
-    """The last call makes the manifest's name last; when it fails the name is there already."""
+def test_a_failure_after_the_manifest_is_written_removes_nothing(folder, monkeypatch):
+    """The last call makes the manifest's name durable; when it fails, the name exists already."""
 
     def failing(descriptor):
         named = (folder / "manifest.json").read_bytes() != before
@@ -295,7 +295,7 @@ def test_a_save_keeps_the_mode_of_the_one_that_it_replaces(folder):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a process limit on file size")
 def test_a_disk_that_is_really_full(tmp_path):
-    """A limit on the size of files, which the system itself keeps: the weights beside the tables do not fit."""
+    """The system itself limits the size of files: the dense weights do not fit."""
     code = (
         "import resource, signal, sys, torch, mgqe; from model_folder_stress import Many\n"
         "model = Many(2.0).frozen(); model.extra = torch.nn.Parameter(torch.zeros(50_000))\n"

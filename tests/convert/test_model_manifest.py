@@ -1,4 +1,4 @@
-"""Manifests that lie: every entry is checked for type, range and agreement with the model, before it is changed."""
+"""Wrong manifests: type and range of each entry, and its agreement with the model, are checked before any change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def refused(model: nn.Module, folder, match: str | None, error: type[Exception] = ValueError) -> None:
-    """Loading says what is wrong, and the model is as it was, in its modules, weights and mode."""
+    """Loading raises, and the model's modules, weights and mode are as they were."""
     before, modules, training = state(model), list(model.modules()), model.training
     with pytest.raises(error, match=match):
         mgqe.load_model(model, folder)
@@ -87,7 +87,7 @@ def test_an_entry_of_any_type(ranker_folder, tmp_path, where, value):
 
 @pytest.mark.parametrize("where", [(), ("tables", 0), ("dense",)], ids=str)
 @pytest.mark.parametrize("change", ["more", "less"])
-def test_entries_too_many_or_missing(ranker_folder, tmp_path, where, change):
+def test_extra_and_missing_entries(ranker_folder, tmp_path, where, change):
     def lie(manifest):
         for key in where:
             manifest = manifest[key]
@@ -174,7 +174,7 @@ def _swap_files(manifest, number, other):
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_lies(ranker_folder, tmp_path, name):
+def test_wrong_entries(ranker_folder, tmp_path, name):
     lie, message = LIES[name]
     refused(Ranker(), copy_changed(ranker_folder, tmp_path, lie), message)
 
@@ -193,7 +193,7 @@ def test_lies(ranker_folder, tmp_path, name):
         (lambda m: m.update(ties=[3]), "an entry of 'ties' must be an object"),
     ],
 )
-def test_lies_about_ties(tied_folder, tmp_path, lie, message):
+def test_wrong_ties(tied_folder, tmp_path, lie, message):
     refused(LanguageModel(), copy_changed(tied_folder, tmp_path, lie), message)
 
 
@@ -201,7 +201,7 @@ def test_lies_about_ties(tied_folder, tmp_path, lie, message):
     "text",
     [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"format":"mgqe-model","format":"mgqe-model"}', b"[" * 100_000, b"NaN"],
 )
-def test_what_is_no_manifest(ranker_folder, tmp_path, text):
+def test_files_that_are_not_manifests(ranker_folder, tmp_path, text):
     folder = copy_changed(ranker_folder, tmp_path, lambda manifest: None)
     (folder / "manifest.json").write_bytes(text)
     refused(Ranker(), folder, "manifest.json", ArtifactError)
@@ -210,10 +210,12 @@ def test_what_is_no_manifest(ranker_folder, tmp_path, text):
 def test_every_flipped_bit_of_a_manifest_is_seen(ranker_folder, tmp_path):
     folder = copy_changed(ranker_folder, tmp_path, lambda manifest: None)
     path = folder / "manifest.json"
-    whole, model = path.read_bytes(), Ranker()
+    content, model = path.read_bytes(), Ranker()
     mgqe.load_model(Ranker(), folder)
-    for at in range(0, len(whole), 7):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :])
+    for position in range(0, len(content), 7):
+        path.write_bytes(
+            content[:position] + bytes([content[position] ^ (1 << position % 8)]) + content[position + 1 :]
+        )
         with pytest.raises((ArtifactError, TypeError)):
             mgqe.load_model(model, folder)
 
@@ -223,7 +225,7 @@ def test_an_edited_manifest_says_so(ranker_folder, tmp_path):
     refused(Ranker(), folder, "damaged or was edited: its checksum does not match", ArtifactError)
 
 
-def test_a_lie_in_a_manifest_of_version_1_is_refused_too(tmp_path, old_folder):
+def test_a_wrong_entry_in_a_manifest_of_version_1_is_refused(tmp_path, old_folder):
     manifest = json.loads((old_folder / "manifest.json").read_text())
     manifest["tables"][0]["mode"] = "sum"
     (old_folder / "manifest.json").write_text(json.dumps(manifest))
@@ -232,7 +234,7 @@ def test_a_lie_in_a_manifest_of_version_1_is_refused_too(tmp_path, old_folder):
 
 @pytest.fixture
 def old_folder(ranker_folder, tmp_path):
-    """The folder as version 1 had it: no checksums in the manifest."""
+    """The folder as version 1 wrote it: without checksums in the manifest."""
 
     def older(manifest):
         manifest["version"] = 1

@@ -1,4 +1,4 @@
-"""Damage to a model's folder: seen when it is loaded, and named by `mgqe verify`."""
+"""Damage to a model's folder: loading sees it, and `mgqe verify` names it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import mgqe
 from mgqe import ArtifactError
-from mgqe.cli.verify import app
+from mgqe.cli.app import app
 from mgqe.convert import saves
 from mgqe.convert.verification import verification
 
@@ -25,16 +25,16 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-def flip(path, at: int, bit: int = 0) -> None:
+def flip(path, position: int, bit: int = 0) -> None:
     content = bytearray(path.read_bytes())
-    content[at] ^= 1 << bit
+    content[position] ^= 1 << bit
     path.write_bytes(content)
 
 
-def test_a_whole_folder(folder):
-    found = verification(folder)
-    assert found.damage == found.without_checksums == ()
-    assert {file.name for file in found.files} == set(os.listdir(folder))
+def test_an_undamaged_folder(folder):
+    result = verification(folder)
+    assert result.damage == result.without_checksums == ()
+    assert {file.name for file in result.files} == set(os.listdir(folder))
     mgqe.verify(folder.parent)
     assert mgqe.load_model(Many(-1.0), folder, verify=True).values() == {1.0}
 
@@ -42,13 +42,13 @@ def test_a_whole_folder(folder):
 @pytest.mark.parametrize("name", ["manifest", "dense", "tables.5"])
 def test_a_flipped_bit_anywhere_is_seen(folder, name):
     (file,) = folder.glob(f"{name}.*")
-    whole = file.read_bytes()
-    for at in range(0, len(whole), 13):
-        flip(file, at, at % 8)
+    content = file.read_bytes()
+    for position in range(0, len(content), 13):
+        flip(file, position, position % 8)
         with pytest.raises(ArtifactError, match=name.split(".")[0]):
             mgqe.load_model(Many(-1.0), folder)
-        assert any(file.name in line for line in verification(folder).damage), at
-        file.write_bytes(whole)
+        assert any(file.name in line for line in verification(folder).damage), position
+        file.write_bytes(content)
     assert mgqe.load_model(Many(-1.0), folder).values() == {1.0}
 
 
@@ -81,7 +81,7 @@ def test_a_file_that_is_not_the_one_that_was_saved(folder, fault, verify):
     assert any(file.name in line for line in verification(folder).damage)
 
 
-def test_two_tables_that_changed_places_are_seen(folder):
+def test_two_tables_with_swapped_files_are_seen(folder):
     tables = [next(folder.glob(f"tables.{n}.*")) for n in (1, 2)]
     full = mgqe.baselines.FullEmbedding(50, 4, _weight=torch.full((50, 4), 7.0))
     model = Many(1.0).frozen()
@@ -107,7 +107,7 @@ def test_a_manifest_without_its_files_and_files_without_their_manifest(folder):
     assert len(verification(folder).damage) == TABLES + 1
 
 
-def test_a_lying_manifest_is_damage_too(folder, tmp_path):
+def test_a_wrong_manifest_is_damage_as_well(folder, tmp_path):
     lying = copy_changed(folder, tmp_path / "lying", lambda m: m["tables"][0].update(padding_idx=50))
     assert any("'padding_idx' must be less than 50" in line for line in verification(lying).damage)
 
@@ -118,9 +118,9 @@ def test_a_folder_of_version_1_says_that_it_has_no_checksums(folder, tmp_path):
         for entry in (*manifest["tables"], manifest["dense"], manifest):
             entry.pop("checksum", None)
 
-    found = verification(copy_changed(folder, tmp_path / "old", older, sealed=False))
-    assert found.damage == ()
-    assert [file.name for file in found.without_checksums] == ["manifest.json"]
+    result = verification(copy_changed(folder, tmp_path / "old", older, sealed=False))
+    assert result.damage == ()
+    assert [file.name for file in result.without_checksums] == ["manifest.json"]
 
 
 def test_a_manifest_stands_for_its_folder(folder):
@@ -131,7 +131,7 @@ def test_a_manifest_stands_for_its_folder(folder):
         mgqe.verify(folder / "manifest.json")
 
 
-def test_files_of_other_saves_are_no_damage(folder):
+def test_files_of_other_saves_are_not_damage(folder):
     (dense,) = folder.glob("dense.*")
     with saves.in_use(dense):
         mgqe.save_model(Many(2.0).frozen(), folder)

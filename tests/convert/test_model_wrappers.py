@@ -1,4 +1,4 @@
-"""Models wrapped by torch.compile, DataParallel and their kind, and models on the meta device: saved, loaded."""
+"""Models wrapped by torch.compile, DataParallel and their kind, and models on the meta device, saved and loaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mgqe.convert.wrappers import plain_key, plain_paths
 
 
 class Held(nn.Module):
-    """A wrapper of somebody's own, as training frameworks have them."""
+    """A custom wrapper like those of training frameworks."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Held(nn.Module):
 
 
 class Deep(nn.Module):
-    """A module whose author named a child "module" beside others."""
+    """A module with a child named "module" and other children."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def inside(model: nn.Module) -> nn.Module:
 
 
 def fsdp_like(model: nn.Module) -> nn.Module:
-    """The names that FSDP and activation checkpointing give, inside each other."""
+    """The names of FSDP and activation checkpointing, nested."""
     inner, outer = nn.Module(), nn.Module()
     inner._checkpoint_wrapped_module = model
     outer._fsdp_wrapped_module = inner
@@ -93,7 +93,7 @@ def same_file_names(folder) -> list[str]:
 
 
 @each_wrapper
-def test_a_folder_has_plain_paths_whatever_wrapped_the_model(plain_folder, tmp_path, wrap):
+def test_a_folder_has_plain_paths_for_every_wrapper(plain_folder, tmp_path, wrap):
     model, folder = plain_folder
     mgqe.save_model(wrap(mgqe.load_model(Ranker(), folder)), tmp_path)
     old, new = (json.loads((at / "manifest.json").read_text()) for at in (folder, tmp_path))
@@ -171,7 +171,7 @@ def test_folders_of_version_1_that_were_saved_through_a_wrapper(tmp_path, cls, o
 @pytest.mark.parametrize("wrap", [compiled, nn.DataParallel], ids=["compiled", "DataParallel"])
 @pytest.mark.parametrize("when", ["before compress_", "before freeze_"])
 def test_an_embedding_in_a_wrapper_of_its_own_is_converted(wrap, when):
-    """Whatever a compiled module calls, it is not the old embedding."""
+    """A compiled module does not call the old embedding."""
     torch.manual_seed(0)
     model, twin = Ranker(), Ranker()
     twin.load_state_dict(model.state_dict())
@@ -184,22 +184,22 @@ def test_an_embedding_in_a_wrapper_of_its_own_is_converted(wrap, when):
             each.user, each.tags = wrap(each.user), wrap(each.tags)
         loss = each(*batch()).square().sum() + mgqe.quantization_loss(each)
         loss.backward()
-    ours, theirs = (
+    gradients, expected_gradients = (
         {
             n.replace("._orig_mod", "").replace("user.module", "user").replace("tags.module", "tags"): p.grad
             for n, p in each.named_parameters()
         }
         for each in (model, twin)
     )
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(grad, theirs[name]) for name, grad in ours.items() if grad is not None)
+    assert gradients.keys() == expected_gradients.keys()
+    assert all(torch.equal(grad, expected_gradients[name]) for name, grad in gradients.items() if grad is not None)
     for each in (model, twin):
         mgqe.freeze_(each)
     assert isinstance(model.user, mgqe.CompactEmbedding)
     assert torch.equal(model(*batch()), twin(*batch()))
 
 
-def test_the_class_inside_a_wrapper_counts(plain_folder):
+def test_the_class_inside_a_wrapper_is_compared(plain_folder):
     _, folder = plain_folder
     with pytest.raises(TypeError, match="holds a model of class Ranker, not LanguageModel"):
         mgqe.load_model(compiled(LanguageModel()), folder)
@@ -218,7 +218,7 @@ def test_plain_paths():
         "module.b.module": "b",
     }
     assert plain_key("module.b.module.weight", plain) == "b.weight"
-    assert plain_key("b.weight", plain) == "b.weight"  # where a hook of state_dict has taken the wrapper's name out
+    assert plain_key("b.weight", plain) == "b.weight"  # a hook of state_dict may have removed the wrapper's name
     assert plain_key("module.b.deeper.weight", plain) == "b.deeper.weight"
 
 
@@ -264,7 +264,7 @@ def test_loaded_where_the_meta_device_is_the_default(plain_folder):
 
 
 class Shared(nn.Module):
-    """Dense weights under two names, frozen ones, buffers, and types of all sorts."""
+    """Dense weights under two names, weights that do not train, buffers, and several dtypes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -349,7 +349,7 @@ def test_a_weight_that_no_file_holds_is_named(tmp_path):
         mgqe.save_model(model, tmp_path / "model")
 
 
-def test_kinds_of_numbers_are_compared(tmp_path):
+def test_kinds_of_dtypes_are_compared(tmp_path):
     model = frozen(Shared())
     mgqe.save_model(model, tmp_path)
     other = Shared()

@@ -19,11 +19,11 @@ EXAMPLE = EXAMPLES / "recbole_bpr.py"
 
 def interactions(folder: Path) -> None:
     """A data set in RecBole's format: 300 users in two groups, each with a taste of its own among 600 items."""
-    made = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     folder.mkdir()
     lines = ["user_id:token\titem_id:token\trating:float\ttimestamp:float"]
     for user in range(300):
-        items = torch.randperm(300, generator=made)[:20] + 300 * (user % 2)
+        items = torch.randperm(300, generator=generator)[:20] + 300 * (user % 2)
         lines += [f"u{user}\ti{int(item)}\t5\t{when}" for when, item in enumerate(items)]
     (folder / "tiny.inter").write_text("\n".join(lines) + "\n")
 

@@ -19,7 +19,7 @@ CONFIG = mgqe.CompressConfig(num_centroids=32, centroid_dtype="int8")
 
 
 class BagCollection(nn.Module):
-    """torchrec's EmbeddingBagCollection: a bag a table, all arguments by keyword, one offset more than bags."""
+    """torchrec's EmbeddingBagCollection: one bag per table, all arguments by keyword, one more offset than bags."""
 
     def __init__(self, mode: str) -> None:
         super().__init__()
@@ -78,8 +78,8 @@ def test_a_loss_that_is_a_method_and_scores_of_the_whole_weight():
     batch = torch.randint(N, (3, 64))
     model.calculate_loss(batch).backward()
     assert all(layer.quantizer.codebooks[0].grad.any() for layer in (model.user_embedding, model.item_embedding))
-    kept = copy.deepcopy(model.state_dict())  # the best epoch, kept in memory
-    model.load_state_dict(kept)
+    best_state = copy.deepcopy(model.state_dict())  # the best epoch, kept in memory
+    model.load_state_dict(best_state)
     model.eval()
     scores = model.full_sort_predict(batch[0])
     torch.testing.assert_close(scores[:, 7], model.user_embedding(batch[0]) @ model.item_embedding(torch.tensor(7)))
@@ -116,7 +116,7 @@ def test_a_hook_that_sets_the_auxiliary_loss():
     assert "embedding_dict.item" in report.compressed
     assert not {"embedding_dict.day", "linear.day"} & set(report.compressed)
     layer = model.embedding_dict["item"]
-    assert model.regularization_weight[0][0][0] is layer.raw_weight  # the rows that train are those that it decays
+    assert model.regularization_weight[0][0][0] is layer.raw_weight  # the regularised rows are the rows that train
 
     def set_loss(module, args, output):
         module.aux_loss = len(output) * mgqe.quantization_loss(module)

@@ -40,12 +40,12 @@ def appended(folder):
     return path
 
 
-def test_a_table_and_what_was_appended_to_it(tmp_path):
+def test_a_table_with_appended_ids(tmp_path):
     path = appended(tmp_path)
-    found = mgqe.verify(path)
-    assert set(found.files) == set(tmp_path.iterdir())
-    assert found.nbytes == sum(file.stat().st_size for file in tmp_path.iterdir())
-    assert found.without_checksums == found.damage == ()
+    result = mgqe.verify(path)
+    assert set(result.files) == set(tmp_path.iterdir())
+    assert result.nbytes == sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert result.without_checksums == result.damage == ()
     for file in tmp_path.iterdir():
         was = file.read_bytes()
         flip(file)
@@ -91,18 +91,18 @@ def test_every_damaged_block_of_every_file_is_named(tmp_path):
 @pytest.mark.parametrize("by_index", [False, True])
 def test_a_folder_of_shards(by_index, tmp_path):
     _, set_name = write(tmp_path / "t", (0, 500, N))
-    given = tmp_path / "t" / "table.safetensors" if by_index else tmp_path / "t"
-    assert len(mgqe.verify(given).files) == 3
+    target = tmp_path / "t" / "table.safetensors" if by_index else tmp_path / "t"
+    assert len(mgqe.verify(target).files) == 3
     second = shard_path(tmp_path / "t", set_name, 1)
     was = second.read_bytes()
     flip(second, -50)
     with pytest.raises(mgqe.ArtifactError, match=r"00001\.safetensors: tensor 'codes"):
-        mgqe.verify(given)
+        mgqe.verify(target)
     second.write_bytes(was)
-    mgqe.verify(given)
+    mgqe.verify(target)
     second.unlink()
     with pytest.raises(mgqe.ArtifactError, match="shard 1 is missing"):
-        mgqe.verify(given)
+        mgqe.verify(target)
 
 
 def test_an_id_map_and_weights(tmp_path):
@@ -117,29 +117,31 @@ def test_an_id_map_and_weights(tmp_path):
             mgqe.verify(tmp_path / name)
 
 
-def test_right_checksums_do_not_make_a_table_of_parts_that_contradict_each_other(tmp_path):
+def test_contradictions_are_damage_even_where_checksums_are_right(tmp_path):
     mgqe.save(TABLE, tmp_path / "a")
-    metadata, parts = read_raw(tmp_path / "a")
-    write_raw(tmp_path / "a", {**metadata, "config": metadata["config"].replace('"padding_idx":', '"padding":')}, parts)
+    metadata, tensors = read_raw(tmp_path / "a")
+    write_raw(
+        tmp_path / "a", {**metadata, "config": metadata["config"].replace('"padding_idx":', '"padding":')}, tensors
+    )
     with pytest.raises(mgqe.ArtifactError, match="config has no entry 'padding_idx'"):
         mgqe.verify(tmp_path / "a")
 
 
 def test_files_without_checksums_are_listed(tmp_path):
     old = GOLDEN / "version-1"
-    found = mgqe.verify(old)
-    assert len(found.files) == len(found.without_checksums) == sum(path.is_file() for path in old.rglob("*"))
+    result = mgqe.verify(old)
+    assert len(result.files) == len(result.without_checksums) == sum(path.is_file() for path in old.rglob("*"))
     save_file({"a": torch.ones(2)}, tmp_path / "foreign.safetensors")
     assert mgqe.verify(tmp_path).without_checksums == (tmp_path / "foreign.safetensors",)
 
 
-def test_a_lost_table_is_noticed_in_a_folder_that_has_what_was_appended_to_it(tmp_path):
+def test_a_lost_table_is_noticed_where_its_segments_are(tmp_path):
     appended(tmp_path).unlink()
     with pytest.raises(mgqe.ArtifactError, match=r"items\.safetensors is missing: the table that items.*appended to"):
         mgqe.verify(tmp_path)
 
 
-def test_a_lost_index_is_noticed_in_a_folder_that_has_its_shards(tmp_path):
+def test_a_lost_index_is_noticed_where_its_shards_are(tmp_path):
     write(tmp_path / "t", (0, 500, N))
     (tmp_path / "t" / "table.safetensors").unlink()
     with pytest.raises(mgqe.ArtifactError, match=r"table\.safetensors is missing: without it shard-.* is no table"):
@@ -161,13 +163,13 @@ def test_files_of_any_name_are_verified_in_a_folder(tmp_path):
 
 
 def frozen_collection(folder):
-    """As mgqe.torchrec.freeze writes it, of one table."""
+    """A collection of one table as mgqe.torchrec.freeze writes it."""
     _, set_name = write(folder / "t", (0, 500, N))
     about = {"format": "mgqe-collection", "version": "2", "set": set_name, "tables": [{"name": "t"}]}
     (folder / "collection.json").write_text(json.dumps({**about, "checksum": json_checksum(about)}))
 
 
-def test_the_tables_of_a_collection_are_those_of_its_manifest(tmp_path):
+def test_a_collection_has_the_tables_that_its_manifest_names(tmp_path):
     frozen_collection(tmp_path)
     assert len(mgqe.verify(tmp_path).files) == 3
     for file in (tmp_path / "t").iterdir():
@@ -182,7 +184,7 @@ def test_the_tables_of_a_collection_are_those_of_its_manifest(tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["when they are listed", "when they are read"])
-def test_files_that_a_save_removes_meanwhile_are_no_damage(moment, tmp_path, monkeypatch):
+def test_files_that_another_save_removes_are_not_damage(moment, tmp_path, monkeypatch):
     path = appended(tmp_path)
     name = "stored_files" if moment == "when they are listed" else "open_stored"
     work = getattr(verification_module, name)
@@ -209,7 +211,7 @@ def test_a_file_that_is_removed_while_it_is_opened_is_missing_and_not_damaged(tm
         container.open_stored(tmp_path / "a")
 
 
-def test_what_there_is_nothing_to_verify_of(tmp_path):
+def test_paths_with_nothing_to_verify(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file in this folder"):
         mgqe.verify(tmp_path)
     with pytest.raises(FileNotFoundError):
@@ -221,10 +223,8 @@ def test_what_there_is_nothing_to_verify_of(tmp_path):
 
 def run(*arguments):
     testing = pytest.importorskip("typer.testing", reason="needs mgqe[recsys]")
-    from mgqe.cli import verify as verify_commands
-    from mgqe.cli.train import app
+    from mgqe.cli.app import app
 
-    assert verify_commands
     return testing.CliRunner().invoke(app, ["verify", *map(str, arguments)], env={"COLUMNS": "500"})
 
 
@@ -248,7 +248,7 @@ def test_the_command_says_which_files_have_no_checksums():
     assert "0 files compared with their checksums, 1 without any" in done.output
 
 
-def test_a_path_that_is_not_there_is_a_mistake_and_no_damage(tmp_path):
+def test_a_missing_path_is_a_usage_error_and_not_damage(tmp_path):
     assert run(tmp_path / "none").exit_code == 2
 
 
@@ -257,8 +257,8 @@ def test_the_folder_of_a_run(tmp_path):
     from mgqe.recsys.train.run import train_run
 
     train_run(TrainConfig(data="planted", embedding="full:d=4", max_epochs=1), tmp_path / "run")
-    found = mgqe.verify(tmp_path / "run")
-    assert {file.name for file in found.files} == {
+    result = mgqe.verify(tmp_path / "run")
+    assert {file.name for file in result.files} == {
         "item.mgqe.safetensors", "user.mgqe.safetensors", "model.safetensors"
     }  # fmt: skip
     flip(tmp_path / "run" / "model.safetensors", -12)

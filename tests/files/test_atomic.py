@@ -21,9 +21,18 @@ from table_cases import CASES, build
 import mgqe
 from mgqe.files import atomic as whole_files
 from mgqe.files import locks
-from mgqe.files.atomic import aside_file, aside_folder, fill_file, open_regular, remove_abandoned, write_whole
+from mgqe.files.atomic import (
+    aside_file,
+    aside_folder,
+    fill_file,
+    open_regular,
+    read_json,
+    remove_abandoned,
+    write_json,
+    write_whole,
+)
 from mgqe.files.weights import save_weights
-from mgqe.recsys.train.checkpoint import read_json, save_epoch, write_json
+from mgqe.recsys.train.checkpoint import save_epoch
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="FIFOs, modes and flock")
 TABLE = build(CASES[0]).table

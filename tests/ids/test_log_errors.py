@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 import mgqe
-from mgqe.cli.train import app
+from mgqe.cli.app import app
 from mgqe.recsys.data.columns import Columns
 from mgqe.recsys.data.interactions import load_interactions
 from mgqe.recsys.tasks.registry import RunData
@@ -148,7 +148,7 @@ def test_a_setting_that_cannot_be_is_named_with_its_value(settings, message):
 
 
 def test_an_embedding_of_a_comparison_has_no_seed_of_its_own():
-    with pytest.raises(ValueError, match="full:d=8@seed=4: seed is no setting of one embedding: --seeds"):
+    with pytest.raises(ValueError, match="full:d=8@seed=4: seed cannot be set for one embedding: use --seeds"):
         TrainConfig().with_embedding("full:d=8@seed=4")
 
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from mgqe.recsys.study.analysis import StudyResults
-from mgqe.recsys.study.declaration import StudyDeclaration, read_grid
+from mgqe.recsys.study.analysis import Interval, StudyResults
+from mgqe.recsys.study.declaration import StudyDeclaration, read_declaration
 from mgqe.recsys.study.records import run_key
-from mgqe.recsys.study.summary import Interval
 from mgqe.recsys.study.tables import against_full, against_others, all_tables, points
 from mgqe.recsys.study.text_table import TextTable, fill
 
@@ -35,14 +34,16 @@ budgets = { 20 = ["scalar:bits=4"] }
 
 
 @pytest.fixture
-def grid(tmp_path: Path) -> StudyDeclaration:
+def declaration(tmp_path: Path) -> StudyDeclaration:
     path = tmp_path / "study.toml"
     path.write_text(DECLARATION)
-    return read_grid(path)
+    return read_declaration(path)
 
 
-def record(grid: StudyDeclaration, embedding: str, seed: int, size: int, valid: float, test: float) -> dict[str, Any]:
-    config = replace(grid.pairs["a"].config.with_embedding(embedding), seed=seed)
+def record(
+    declaration: StudyDeclaration, embedding: str, seed: int, size: int, valid: float, test: float
+) -> dict[str, Any]:
+    config = replace(declaration.pairs["a"].config.with_embedding(embedding), seed=seed)
     quality = {"hr@10": test, "valid_hr@10": valid, "ndcg@10": test / 2, "head_hr@10": test, "tail_hr@10": None}
     return {
         "key": run_key("a", config),
@@ -63,7 +64,7 @@ def record(grid: StudyDeclaration, embedding: str, seed: int, size: int, valid: 
 
 
 @pytest.fixture
-def study(grid: StudyDeclaration) -> StudyResults:
+def study(declaration: StudyDeclaration) -> StudyResults:
     runs = [
         *((embedding, seed, size, valid, test) for embedding, size, valid, test in (
             ("full", 1000, 0.70, 0.600),
@@ -75,10 +76,10 @@ def study(grid: StudyDeclaration) -> StudyResults:
         *(("mgqe:D=8,K=32/4", seed, 201, 0.70, 0.61) for seed in (1, 2, 3)),  # over the budget, by counted bytes
     ]  # fmt: skip
     shift = {1: 0.00, 2: 0.01, 3: 0.02}
-    records = [record(grid, e, s, size, valid + shift[s], test + shift[s]) for e, s, size, valid, test in runs]
+    records = [record(declaration, e, s, size, valid + shift[s], test + shift[s]) for e, s, size, valid, test in runs]
     records[4]["quality"]["hr@10"] += 0.002  # one seed's difference is not like the others'
     failed = {"key": "a {}", "status": "failed", "pair": "a", "embedding": "x", "seed": 1, "reason": "why"}
-    return StudyResults(grid, [*records, failed])
+    return StudyResults(declaration, [*records, failed])
 
 
 def test_the_candidate_within_the_budget_that_validation_prefers(study: StudyResults) -> None:
@@ -95,7 +96,6 @@ def test_the_candidate_within_the_budget_that_validation_prefers(study: StudyRes
 def test_differences_are_paired_by_seed(study: StudyResults) -> None:
     cell, full = study.cell("a", "MGQE", 20), study.full("a")
     assert cell is not None
-    assert full is not None
     gap = cell.group.over(full, "hr@10")
     assert gap is not None
     # -.5 points with each seed, however much seeds differ among themselves.

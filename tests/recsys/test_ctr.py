@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import mgqe
-from mgqe.cli.train import app
+from mgqe.cli.app import app
 from mgqe.recsys.data.columns import Columns
 from mgqe.recsys.data.context_rows import ContextRows, load_rows, split_rows
 from mgqe.recsys.data.datasets import DATA_DIR_VARIABLE, DATASETS
@@ -278,7 +278,7 @@ def test_the_command(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     more = ["--set=max_epochs=1", "--set=anneal_epochs=1", "--set=dim=8"]
     result = CliRunner().invoke(app, [*command.split(), *more])
     assert result.exit_code == 0, result.output
-    assert "AUC, log loss (2 sampled negatives a positive)" in result.output
+    assert "AUC, log loss (2 sampled negatives per positive)" in result.output
     assert "AUC of frequent items, of the others" in result.output
 
 

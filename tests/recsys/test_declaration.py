@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-from mgqe.recsys.study.declaration import read_grid
+from mgqe.recsys.study.declaration import read_declaration
 
 GOOD = """
 title = "two pairs"
@@ -50,18 +50,18 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_a_declaration_becomes_runs(tmp_path: Path) -> None:
-    grid = read_grid(write(tmp_path, GOOD), data_dir="somewhere")
-    assert grid.method_names == ["MGQE", "small d"]
-    config = grid.pairs["seq"].config
+    declaration = read_declaration(write(tmp_path, GOOD), data_dir="somewhere")
+    assert declaration.method_names == ["MGQE", "small d"]
+    config = declaration.pairs["seq"].config
     assert (config.task, config.max_length, config.dim, config.eval_negatives) == ("sequential", 20, 16, 100)
     assert config.data_dir == "somewhere"
-    assert grid.candidates("seq", "MGQE")[10.0] == (
+    assert declaration.candidates("seq", "MGQE")[10.0] == (
         "mgqe:D=8,K=16/8",
         "mgqe:D=4,K=16/8@quantised_epochs=2",
         "mgqe:D=16,K=4/2",
     )
-    assert set(grid.candidates("gmf", "MGQE")) == {10.0, 5.5}
-    runs = [(pair.name, run.config.seed, run.config.label or run.config.embedding) for pair, run in grid.runs()]
+    assert set(declaration.candidates("gmf", "MGQE")) == {10.0, 5.5}
+    runs = [(pair.name, run.config.seed, run.config.label or run.config.embedding) for pair, run in declaration.runs()]
     assert len(set(runs)) == len(runs)
     assert runs[:2] == [("gmf", 1, "full"), ("seq", 1, "full")]  # what makes the warm-ups first
     # The ablation's K=16/8 is the method's, written the other way round: one run.
@@ -73,9 +73,9 @@ def test_a_declaration_becomes_runs(tmp_path: Path) -> None:
     assert [seed for pair, seed, name in runs if name == "mgqe:D=16,K=4/2"] == [1]
     assert [seed for _, seed, _ in runs] == sorted(seed for _, seed, _ in runs)
     assert {seed for pair, seed, _ in runs if pair == "seq"} == {1, 2, 3}
-    assert all(run.folder.startswith(f"runs/{pair.name}/") for pair, run in grid.runs())
-    assert len({run.folder for _, run in grid.runs()}) == len(runs)
-    chosen = grid.runs(pairs=["seq"], seeds=[3])
+    assert all(run.folder.startswith(f"runs/{pair.name}/") for pair, run in declaration.runs())
+    assert len({run.folder for _, run in declaration.runs()}) == len(runs)
+    chosen = declaration.runs(pairs=["seq"], seeds=[3])
     assert {(pair.name, run.config.seed) for pair, run in chosen} == {("seq", 3)}
 
 
@@ -100,17 +100,17 @@ BAD = {
 def test_mistakes_are_named(tmp_path: Path, case: str) -> None:
     text, message = BAD[case]
     with pytest.raises(ValueError) as caught:
-        read_grid(write(tmp_path, text))
+        read_declaration(write(tmp_path, text))
     assert message in str(caught.value)
     assert "study.toml" in str(caught.value)
 
 
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none.toml: cannot be read"):
-        read_grid(tmp_path / "none.toml")
+        read_declaration(tmp_path / "none.toml")
 
 
 def test_the_committed_study_is_sound() -> None:
-    grid = read_grid(ROOT / "studies/paper/study.toml")
-    assert len(grid.pairs) >= 6
-    assert {20.0, 10.0, 5.0, 2.0} <= set(grid.candidates("sasrec-games", "MGQE"))
+    declaration = read_declaration(ROOT / "studies/paper/study.toml")
+    assert len(declaration.pairs) >= 6
+    assert {20.0, 10.0, 5.0, 2.0} <= set(declaration.candidates("sasrec-games", "MGQE"))

@@ -13,21 +13,14 @@ from recsys_data import TINY, tiny_config, write_tiny
 from typer.testing import CliRunner
 
 from mgqe.baselines import PQEmbedding
-from mgqe.cli import ids as ids_commands
-from mgqe.cli import plan as plan_commands
-from mgqe.cli import study as study_commands
-from mgqe.cli.train import app
+from mgqe.cli.app import app
+from mgqe.files.destination import check_file, check_folder
 from mgqe.recsys.data.interactions import FileIds, load_interactions
 from mgqe.recsys.data.sampling import SeenItems, evaluation_negatives
 from mgqe.recsys.models.embeddings import Spec, build, cut_to_tiers
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train import loop
-from mgqe.recsys.train.checkpoint import check_file, check_folder
 from mgqe.recsys.train.run import check_run, train_run
-
-assert ids_commands
-assert plan_commands
-assert study_commands  # these register their commands
 
 QUICK = ["--set", "max_epochs=1", "--set", "anneal_epochs=0", "--set", "quantised_epochs=1", "--set", "dim=8"]
 QUICK += ["--set", "eval_negatives=20", "--seed", "3"]

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from mgqe.recsys.data.interactions import Interactions
 from mgqe.recsys.tasks.ranking import RankingTask
+from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.tasks.sequential import Batch, SequentialTask, shared_softmax_loss
 from mgqe.recsys.train.artifacts import load_run
 from mgqe.recsys.train.config import TrainConfig
-from mgqe.recsys.train.run import RunData, train_run
+from mgqe.recsys.train.run import train_run
 from mgqe.recsys.train.tuned import tuned_settings
 
 SEQUENTIAL = {"task": "sequential", "model": "sasrec", "max_length": 5}
@@ -231,7 +232,7 @@ def test_tuned_settings(data: str) -> None:
     [
         ({"loss": "hinge"}, "loss must be one of bce, softmax, ce, got 'hinge'"),
         ({"windows": "first"}, "windows must be one of last, random, all, got 'first'"),
-        ({"max_length": 0}, "max_length must be 1 or more, got 0"),
+        ({"max_length": 0}, "max_length must be a whole number of 1 or more, got 0"),
     ],
 )
 def test_bad_settings(tiny: Path, changes: dict[str, object], message: str) -> None:

@@ -19,8 +19,7 @@ from recsys_data import tiny_config, write_tiny
 from torch import Tensor
 from typer.testing import CliRunner
 
-from mgqe.cli import study as study_commands
-from mgqe.cli.train import app
+from mgqe.cli.app import app
 from mgqe.recsys.data.context_rows import ContextRows, split_by_rule
 from mgqe.recsys.data.held_out import HeldOut, Split
 from mgqe.recsys.data.interactions import Interactions, load_interactions
@@ -31,7 +30,6 @@ from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.run import train_run
 
-assert study_commands  # registers its command
 DAY = 86_400
 
 
@@ -428,7 +426,7 @@ def test_a_comparison_and_a_study_take_a_split(timed: Path, tmp_path: Path) -> N
     settings = [text for name, value in quick.items() for text in ("--set", f"{name}={value}")]
     result = runner.invoke(app, [*command, *settings, "--out", str(tmp_path / "compare")])
     assert result.exit_code == 0, result.output
-    (run,) = json.loads((tmp_path / "compare/results.json").read_text())["runs"]
+    (run,) = map(json.loads, (tmp_path / "compare/results.jsonl").read_text().splitlines())
     assert run["split"]["rule"] == "ratio:70/15/15"
     listed = ", ".join(f"{name} = {value}" for name, value in quick.items())
     (tmp_path / "study.toml").write_text(

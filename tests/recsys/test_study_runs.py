@@ -14,14 +14,11 @@ import pytest
 from recsys_data import write_tiny
 from typer.testing import CliRunner
 
-from mgqe.cli import study as study_commands
-from mgqe.cli.train import app
-from mgqe.recsys.study.compare import Event
-from mgqe.recsys.study.declaration import read_grid
+from mgqe.cli.app import app
+from mgqe.recsys.study.declaration import read_declaration
+from mgqe.recsys.study.execute import Event
 from mgqe.recsys.study.records import read_results
-from mgqe.recsys.study.runs import RESULTS, Pace, default_jobs, plan_runs, run_grid
-
-assert study_commands  # registers the commands
+from mgqe.recsys.study.runs import RESULTS, Pace, default_jobs, pending_runs, run_study
 
 SETTINGS = """
 [settings]
@@ -70,7 +67,7 @@ def test_a_study_from_declaration_to_report(runner: CliRunner, tmp_path: Path) -
     declaration, out = declare(tmp_path, METHODS), tmp_path / "out"
     result = runner.invoke(app, ["study", str(declaration), "--out", str(out), "--jobs", "1"])
     assert result.exit_code == 0, result.output
-    assert "0 runs are there, 10 to do" in result.output
+    assert "0 runs are done, 10 to do" in result.output
     records = read_results(out / RESULTS).records
     assert len(records) == 10
     first = records[0]
@@ -79,10 +76,10 @@ def test_a_study_from_declaration_to_report(runner: CliRunner, tmp_path: Path) -
     assert {"hr@10", "valid_hr@10", "head_hr@10", "tail_hr@10"} <= set(first["quality"])
     # A second time there is nothing to do; with another seed only that one is run.
     result = runner.invoke(app, ["study", str(declaration), "--out", str(out)])
-    assert "10 runs are there, 0 to do" in result.output
+    assert "10 runs are done, 0 to do" in result.output
     declaration.write_text(declaration.read_text().replace("seeds = [1, 2]", "seeds = [1, 2, 3]"))
     result = runner.invoke(app, ["study", str(declaration), "--out", str(out), "--dry"])
-    assert "10 runs are there, 4 to do" in result.output
+    assert "10 runs are done, 4 to do" in result.output
     # The folder alone is enough for the report.
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- pair-gmf -->\nold\n<!-- /pair-gmf -->\nafter\n")
@@ -130,9 +127,9 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(runner: CliRunner, tmp_pa
     assert records["full:d=2"]["status"] == "done"
     # Not tried again unless asked to be.
     result = runner.invoke(app, ["study", str(declaration), "--out", str(out), "--dry"])
-    assert "3 runs are there, 0 to do (1 failed before)" in result.output
+    assert "3 runs are done, 0 to do (1 failed before)" in result.output
     result = runner.invoke(app, ["study", str(declaration), "--out", str(out), "--dry", "--retry"])
-    assert "2 runs are there, 1 to do" in result.output
+    assert "2 runs are done, 1 to do" in result.output
     result = runner.invoke(app, ["report", str(out)])
     assert "Runs that failed" in result.output
     assert "diverged" in result.output
@@ -159,25 +156,25 @@ def test_a_killed_study_goes_on(tmp_path: Path) -> None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    grid = read_grid(declaration)
+    study = read_declaration(declaration)
     done = read_results(out / RESULTS).records
     assert 1 <= len(done) < 6
-    plan = plan_runs(grid, out)
-    assert len(plan.todo) + len(plan.kept) == 6
-    assert len(plan.kept) == len(done)
+    runs = pending_runs(study, out)
+    assert len(runs.pending) + len(runs.recorded) == 6
+    assert len(runs.recorded) == len(done)
     ended: list[Event] = []
-    pace = Pace(plan.todo, jobs=2)
-    assert pace.left() is None
-    pace.learn(done, grid.pairs)
-    assert pace.left() == pytest.approx(done[0]["seconds"] * len(plan.todo) / 2, rel=0.2) or len(done) > 1
-    records = run_grid(plan, out, 1, lambda event: ended.append(event) if event.metrics else None)
+    pace = Pace(runs.pending, jobs=2)
+    assert pace.seconds_left() is None
+    pace.learn(done)
+    assert pace.seconds_left() == pytest.approx(done[0]["seconds"] * len(runs.pending) / 2, rel=0.2) or len(done) > 1
+    records = run_study(runs, out, 1, lambda event: ended.append(event) if event.metrics else None)
     for event in ended:
-        pace.end(event, grid.pairs["gmf"])
-    assert pace.left() == 0.0
-    assert len(records) == len(ended) == len(plan.todo)
+        pace.end(event, study.pairs["gmf"])
+    assert pace.seconds_left() == 0.0
+    assert len(records) == len(ended) == len(runs.pending)
     assert len({json.dumps(record["key"]) for record in read_results(out / RESULTS).records}) == 6
     with pytest.raises(ValueError, match="--jobs must be 1 or more"):
-        run_grid(plan, out, 0)
+        run_study(runs, out, 0)
     assert default_jobs() >= 1
     assert default_jobs(threads=10**6) == 1
 

@@ -19,12 +19,13 @@ from mgqe.files.atomic import fill_file
 from mgqe.files.weights import read_weights, save_weights
 from mgqe.recsys.data.datasets import DATA_DIR_VARIABLE
 from mgqe.recsys.data.interactions import FileIds
+from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train import artifacts, loop
 from mgqe.recsys.train.artifacts import load_run
 from mgqe.recsys.train.checkpoint import best_path, load_state, save_epoch
 from mgqe.recsys.train.config import TrainConfig, warm_up_key
 from mgqe.recsys.train.loop import EpochReport
-from mgqe.recsys.train.run import RunData, build_tables, train_run
+from mgqe.recsys.train.run import build_tables, train_run
 
 QUANTISED = "mgqe:D=4,K=4/2"
 FILES = {
@@ -238,7 +239,7 @@ def test_divergence_is_said(tiny: Path, tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dim": 0}, "dim must be 1 or more"),
+        ({"dim": 0}, "dim must be a whole number of 1 or more"),
         ({"learning_rate": -1.0}, "learning_rate must be above 0"),
         ({"learning_rate": math.nan}, "learning_rate must be above 0"),
         ({"dropout": 1.0}, "dropout"),

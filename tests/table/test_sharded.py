@@ -123,7 +123,7 @@ def test_an_index_and_shards_that_claim_more_rows_than_there_are(tmp_path):
 
 def test_inspect_counts_all_files(tmp_path):
     cli = pytest.importorskip("typer.testing", reason="needs mgqe[recsys]")
-    from mgqe.cli.train import app
+    from mgqe.cli.app import app
 
     write(tmp_path / "t", (0, 500, N))
     done = cli.CliRunner().invoke(app, ["inspect", str(tmp_path / "t")])

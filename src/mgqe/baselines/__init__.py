@@ -1,4 +1,4 @@
-"""Baselines with nn.Embedding's signature and the same ``freeze()``, so that every comparison counts the same bytes.
+"""Baselines with nn.Embedding's signature and a ``freeze()``, so that comparisons count bytes in the same way.
 
 A full table with a smaller d is ``FullEmbedding`` with a smaller ``embedding_dim``.
 """

@@ -1,4 +1,4 @@
-"""Full table: nn.Embedding, the reference; with a smaller d it is the baseline that embarrasses most papers."""
+"""Full table: nn.Embedding, the reference; with a smaller d it is a strong baseline."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgqe.baselines._shared import check_dtype, kept
+from mgqe.baselines.base import check_dtype, cpu_values, read_sizes, sizes_of
 from mgqe.checks.ids import FLOAT_DTYPES, check_ids, check_sizes
 from mgqe.checks.inference import as_normal, outside_inference
 from mgqe.checks.scalars import as_float, optional_int
-from mgqe.files.reader import MAX_DIM, MAX_ROWS, Config, Reader
+from mgqe.files.reader import Config, Reader
 from mgqe.table.base import FrozenTable
 from mgqe.table.io import register_kind
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @register_kind
 class FullTable(FrozenTable):
-    """All rows as they are: ``weight`` (N, d), float32, float16 or bfloat16; look-ups give float32.
+    """All rows as they are: ``weight`` (N, d), float32, float16 or bfloat16; look-ups return float32.
 
-    The rows are not searched for NaN when a file is loaded, which would read the whole file.
+    Loading does not search the rows for NaN, since it would have to read the whole file.
     """
 
     kind = "full"
@@ -40,26 +40,20 @@ class FullTable(FrozenTable):
 
     def to_tensors(self) -> tuple[dict[str, Tensor], Config]:
         """``weight`` (N, d)."""
-        return {"weight": self.weight}, {
-            "num_embeddings": self.num_embeddings,
-            "embedding_dim": self.embedding_dim,
-            "padding_idx": self.padding_idx,
-        }
+        return {"weight": self.weight}, sizes_of(self)
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], config: Config) -> Self:
         """The inverse of :meth:`to_tensors`."""
         reader = Reader(tensors, config)
-        n = reader.integer("num_embeddings", 0, MAX_ROWS)
-        d = reader.integer("embedding_dim", 1, MAX_DIM)
-        padding_idx = reader.optional_integer("padding_idx", 0, n - 1)
+        n, d, padding_idx = read_sizes(reader)
         weight = reader.tensor("weight", FLOAT_DTYPES, (n, d))
         reader.finish()
         return cls(weight, padding_idx)
 
 
 class FullEmbedding(nn.Embedding):
-    """nn.Embedding that also takes every integer dtype of ids, checks them, and freezes.
+    """nn.Embedding that takes ids of every integer dtype, checks them, and can be frozen.
 
     Arguments are nn.Embedding's.
 
@@ -68,7 +62,7 @@ class FullEmbedding(nn.Embedding):
         IndexError, TypeError: in the forward pass, ids out of range or not integers.
     """
 
-    plain_forward = True  # compress_ may take its place as it takes nn.Embedding's
+    plain_forward = True  # compress_ may swap it as it swaps nn.Embedding
 
     @outside_inference
     def __init__(
@@ -84,8 +78,8 @@ class FullEmbedding(nn.Embedding):
         names = ("max_norm", "norm_type")
         kwargs.update({name: as_float(name, kwargs[name]) for name in names if kwargs.get(name) is not None})
         args = (*(v if v is None else as_float(n, v) for n, v in zip(names, args)), *args[len(names) :])
-        if (given := kwargs.get("_weight")) is not None:  # as from_pretrained passes it
-            kwargs["_weight"] = as_normal(given)
+        if (weight := kwargs.get("_weight")) is not None:  # from_pretrained passes it by keyword
+            kwargs["_weight"] = as_normal(weight)
         super().__init__(num_embeddings, embedding_dim, padding_idx, *args, **kwargs)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -94,4 +88,4 @@ class FullEmbedding(nn.Embedding):
 
     def freeze(self) -> FrozenTable:  # type: ignore[override]  # nn.Embedding annotates a bool it never sets
         """The table as it is, in the weight's dtype; look-ups equal the eval-mode forward pass."""
-        return FullTable(kept(self, "weight"), self.padding_idx)
+        return FullTable(cpu_values(self, "weight"), self.padding_idx)

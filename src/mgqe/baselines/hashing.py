@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mgqe.baselines._shared import ComposedEmbedding, kept
+from mgqe.baselines.base import ComposedEmbedding, cpu_values, read_sizes, sizes_of
 from mgqe.checks.ids import FLOAT_DTYPES, check_ids
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_int, optional_int
 from mgqe.codec.hashing import bucket_of
-from mgqe.files.reader import MAX_DIM, MAX_ROWS, Config, Reader, require_finite
+from mgqe.files.reader import MAX_ROWS, Config, Reader, require_finite
 from mgqe.table.base import FrozenTable
 from mgqe.table.io import register_kind
 
@@ -27,7 +27,7 @@ MAX_SEED = 2**31 - 1
 
 @register_kind
 class HashTable(FrozenTable):
-    """``weight`` (num_buckets, d); a row is the sum of the buckets that ``num_hashes`` hashes of its id choose."""
+    """``weight`` (num_buckets, d); a row is the sum of the buckets that ``num_hashes`` hashes of its id name."""
 
     kind = "hash"
 
@@ -52,9 +52,7 @@ class HashTable(FrozenTable):
     def to_tensors(self) -> tuple[dict[str, Tensor], Config]:
         """``weight`` (num_buckets, d)."""
         return {"weight": self.weight}, {
-            "num_embeddings": self.num_embeddings,
-            "embedding_dim": self.embedding_dim,
-            "padding_idx": self.padding_idx,
+            **sizes_of(self),
             "num_buckets": self.num_buckets,
             "num_hashes": self.num_hashes,
             "seed": self.seed,
@@ -64,9 +62,7 @@ class HashTable(FrozenTable):
     def from_tensors(cls, tensors: dict[str, Tensor], config: Config) -> Self:
         """The inverse of :meth:`to_tensors`."""
         reader = Reader(tensors, config)
-        n = reader.integer("num_embeddings", 0, MAX_ROWS)
-        d = reader.integer("embedding_dim", 1, MAX_DIM)
-        padding_idx = reader.optional_integer("padding_idx", 0, n - 1)
+        n, d, padding_idx = read_sizes(reader)
         num_buckets = reader.integer("num_buckets", 1, MAX_ROWS)
         num_hashes = reader.integer("num_hashes", 1, MAX_HASHES)
         seed = reader.integer("seed", 0, MAX_SEED)
@@ -88,8 +84,8 @@ class HashEmbedding(ComposedEmbedding):
     Arguments up to ``dtype`` are nn.Embedding's (``max_norm`` must be None).
 
     Args:
-        num_buckets: rows held; default num_embeddings / 8, at least 1.
-        num_hashes: buckets added up for an id, 1 to 16; with 2 or more, few ids collide in all of them.
+        num_buckets: rows of the parameter; default num_embeddings / 8, at least 1.
+        num_hashes: how many buckets are added per id, 1 to 16; with 2 or more, few ids share all of theirs.
         seed: of the hash functions, 0 to 2**31 - 1.
 
     Shape:
@@ -99,6 +95,8 @@ class HashEmbedding(ComposedEmbedding):
         ValueError: sizes, hashes, seed or ``padding_idx`` out of range, or a ``max_norm``.
         IndexError, TypeError: in the forward pass, ids out of range or not integers.
     """
+
+    printed = ("num_buckets", "num_hashes")
 
     @outside_inference
     def __init__(
@@ -120,7 +118,7 @@ class HashEmbedding(ComposedEmbedding):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the buckets so that entries of the rows have variance 1, as nn.Embedding's."""
+        """Draw the buckets so that the values of rows have variance 1, as in nn.Embedding."""
         with torch.no_grad():
             self.weight.normal_(std=self.num_hashes**-0.5)
 
@@ -135,18 +133,8 @@ class HashEmbedding(ComposedEmbedding):
                 scale_grad_by_freq=self.scale_grad_by_freq,
                 sparse=self.sparse,
             )
-        if self.padding_idx is not None:  # its bucket belongs to other ids too, so it cannot just be zero
-            vectors = vectors.masked_fill((rows == self.padding_idx).unsqueeze(-1), 0.0)
-        return vectors
+        return self._zero_padding(rows, vectors)
 
     def freeze(self) -> FrozenTable:
         """The buckets in their dtype; float32 look-ups equal the eval-mode forward pass."""
-        return HashTable(kept(self, "weight"), self.num_embeddings, self.num_hashes, self.seed, self.padding_idx)
-
-    def extra_repr(self) -> str:
-        """Sizes, for print."""
-        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
-        return (
-            f"{self.num_embeddings}, {self.embedding_dim}, num_buckets={self.num_buckets}, "
-            f"num_hashes={self.num_hashes}{padding}"
-        )
+        return HashTable(cpu_values(self, "weight"), self.num_embeddings, self.num_hashes, self.seed, self.padding_idx)

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mgqe.baselines._shared import ComposedEmbedding, kept
+from mgqe.baselines.base import ComposedEmbedding, cpu_values, read_sizes, sizes_of
 from mgqe.checks.ids import FLOAT_DTYPES, check_ids
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_int, optional_int
-from mgqe.files.reader import MAX_DIM, MAX_ROWS, Config, Reader, require_finite
+from mgqe.files.reader import MAX_DIM, Config, Reader, require_finite
 from mgqe.table.base import FrozenTable
 from mgqe.table.io import register_kind
 
@@ -42,9 +42,7 @@ class LowRankTable(FrozenTable):
     def to_tensors(self) -> tuple[dict[str, Tensor], Config]:
         """``factors`` (N, r) and ``projection`` (r, d)."""
         return {"factors": self.factors, "projection": self.projection}, {
-            "num_embeddings": self.num_embeddings,
-            "embedding_dim": self.embedding_dim,
-            "padding_idx": self.padding_idx,
+            **sizes_of(self),
             "rank": self.rank,
         }
 
@@ -52,9 +50,7 @@ class LowRankTable(FrozenTable):
     def from_tensors(cls, tensors: dict[str, Tensor], config: Config) -> Self:
         """The inverse of :meth:`to_tensors`."""
         reader = Reader(tensors, config)
-        n = reader.integer("num_embeddings", 0, MAX_ROWS)
-        d = reader.integer("embedding_dim", 1, MAX_DIM)
-        padding_idx = reader.optional_integer("padding_idx", 0, n - 1)
+        n, d, padding_idx = read_sizes(reader)
         rank = reader.integer("rank", 1, MAX_DIM)
         factors = reader.tensor("factors", FLOAT_DTYPES, (n, rank))
         projection = reader.tensor("projection", FLOAT_DTYPES, (rank, d))
@@ -85,6 +81,8 @@ class LowRankEmbedding(ComposedEmbedding):
         IndexError, TypeError: in the forward pass, ids out of range or not integers.
     """
 
+    printed = ("rank",)
+
     @outside_inference
     def __init__(
         self,
@@ -104,7 +102,7 @@ class LowRankEmbedding(ComposedEmbedding):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw both factors so that entries of the rows have variance 1, as nn.Embedding's."""
+        """Draw both factors so that the values of rows have variance 1, as in nn.Embedding."""
         with torch.no_grad():
             self.factors.normal_()
             self.projection.normal_(std=self.rank**-0.5)
@@ -124,9 +122,4 @@ class LowRankEmbedding(ComposedEmbedding):
 
     def freeze(self) -> FrozenTable:
         """Both factors in their dtype; float32 look-ups equal the forward pass up to the order of additions."""
-        return LowRankTable(kept(self, "factors"), kept(self, "projection"), self.padding_idx)
-
-    def extra_repr(self) -> str:
-        """Sizes, for print."""
-        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
-        return f"{self.num_embeddings}, {self.embedding_dim}, rank={self.rank}{padding}"
+        return LowRankTable(cpu_values(self, "factors"), cpu_values(self, "projection"), self.padding_idx)

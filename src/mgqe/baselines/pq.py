@@ -1,4 +1,4 @@
-"""Product quantisation after training: k-means on a trained full table (Jegou et al., TPAMI 2011)."""
+"""Product quantisation after training: k-means on the rows of a trained full table (Jegou et al., TPAMI 2011)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mgqe.baselines._shared import kept
+from mgqe.baselines.base import cpu_values
 from mgqe.baselines.full import FullEmbedding
 from mgqe.checks.scalars import as_int
 from mgqe.codec.equations import nearest_codes, round_centroids
@@ -20,14 +20,14 @@ CHUNK_ROWS = 1 << 16
 
 
 class PQEmbedding(FullEmbedding):
-    """Trains as a full table; ``freeze()`` fits codebooks to its rows and keeps codes: no training through codes.
+    """Trains as a full table; ``freeze()`` fits codebooks to the rows. There is no training through the codes.
 
     Arguments up to ``dtype`` are nn.Embedding's. The eval-mode forward pass is that of the full table: look-ups
     in the frozen one differ from it by the quantisation.
 
     Args:
         num_subspaces: D, a divisor of d; default as MGQEmbedding's.
-        num_centroids: K a subspace; default 256, or fewer where there are fewer rows.
+        num_centroids: K per subspace; default 256, or fewer where there are fewer rows.
         share_subspaces: one codebook for all subspaces.
         centroid_dtype: "float32", "float16" or "int8".
         seed: of the k-means start, so that the same rows give the same codes.
@@ -60,19 +60,19 @@ class PQEmbedding(FullEmbedding):
     @torch.no_grad()
     def freeze(self) -> FrozenTable:  # type: ignore[override]  # nn.Embedding annotates a bool it never sets
         """k-means on the rows (all but padding), then every row's nearest centroids: a CompactTable of one tier."""
-        rows = kept(self, "weight").float()
+        rows = cpu_values(self, "weight").float()
         (subspaces,), (centroids,) = self.capacity.num_subspaces, self.capacity.num_centroids
-        held, _, width = self.capacity.codebook_shapes[0]
+        books, _, width = self.capacity.codebook_shapes[0]
         fitted = rows
         if self.padding_idx is not None:
             fitted = rows[torch.arange(len(rows)) != self.padding_idx]
         generator = torch.Generator().manual_seed(self.seed)
-        book = kmeans([(fitted, subspaces)], torch.empty(held, 0, width, dtype=torch.float32), centroids, generator)
-        book = round_centroids(book, self.centroid_dtype)  # codes are chosen for centroids as they are kept
+        book = kmeans([(fitted, subspaces)], torch.empty(books, 0, width, dtype=torch.float32), centroids, generator)
+        book = round_centroids(book, self.centroid_dtype)  # before the codes are chosen, which fit the stored centroids
         codes = torch.empty(len(rows), subspaces, dtype=torch.int32)
         for start in range(0, len(rows), CHUNK_ROWS):
-            part = slice(start, start + CHUNK_ROWS)
-            codes[part] = nearest_codes(rows[part], book, subspaces, centroids)
+            chunk = slice(start, start + CHUNK_ROWS)
+            codes[chunk] = nearest_codes(rows[chunk], book, subspaces, centroids)
         return CompactTable.from_codes(
             Tiers.from_sizes((len(rows),)),
             [codes],

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mgqe.baselines._shared import ComposedEmbedding, kept
+from mgqe.baselines.base import ComposedEmbedding, cpu_values, read_sizes, sizes_of
 from mgqe.checks.ids import FLOAT_DTYPES, check_ids
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_int, optional_int
-from mgqe.files.reader import MAX_DIM, MAX_ROWS, Config, Reader, require_finite
+from mgqe.files.reader import MAX_ROWS, Config, Reader, require_finite
 from mgqe.table.base import FrozenTable
 from mgqe.table.io import register_kind
 
@@ -55,9 +55,7 @@ class QRTable(FrozenTable):
     def to_tensors(self) -> tuple[dict[str, Tensor], Config]:
         """``quotients`` and ``remainders``."""
         return {"quotients": self.quotients, "remainders": self.remainders}, {
-            "num_embeddings": self.num_embeddings,
-            "embedding_dim": self.embedding_dim,
-            "padding_idx": self.padding_idx,
+            **sizes_of(self),
             "num_remainders": self.num_remainders,
             "operation": self.operation,
         }
@@ -66,19 +64,17 @@ class QRTable(FrozenTable):
     def from_tensors(cls, tensors: dict[str, Tensor], config: Config) -> Self:
         """The inverse of :meth:`to_tensors`."""
         reader = Reader(tensors, config)
-        n = reader.integer("num_embeddings", 0, MAX_ROWS)
-        d = reader.integer("embedding_dim", 1, MAX_DIM)
-        padding_idx = reader.optional_integer("padding_idx", 0, n - 1)
+        n, d, padding_idx = read_sizes(reader)
         num_remainders = reader.integer("num_remainders", 1, MAX_ROWS)
         operation = reader.choice("operation", OPERATIONS)
-        widths = part_widths(d, operation)
-        quotients = reader.tensor("quotients", FLOAT_DTYPES, (-(-n // num_remainders), widths[0]))
-        remainders = reader.tensor("remainders", FLOAT_DTYPES, (num_remainders, widths[1]))
+        dims = factor_dims(d, operation)
+        quotients = reader.tensor("quotients", FLOAT_DTYPES, (-(-n // num_remainders), dims[0]))
+        remainders = reader.tensor("remainders", FLOAT_DTYPES, (num_remainders, dims[1]))
         reader.finish()
         return cls(quotients, remainders, n, operation, padding_idx)
 
     def validate(self) -> None:
-        """Both parts must be finite."""
+        """Both factors must be finite."""
         require_finite("quotients", self.quotients)
         require_finite("remainders", self.remainders)
 
@@ -87,12 +83,12 @@ class QRTable(FrozenTable):
 
 
 class QREmbedding(ComposedEmbedding):
-    """Rows composed of a quotient's and a remainder's: e_i = Q[i // m] op R[i % m]; no two ids share both.
+    """Rows composed of the quotient's row and the remainder's: e_i = Q[i // m] op R[i % m]; no two ids share both.
 
     Arguments up to ``dtype`` are nn.Embedding's (``max_norm`` must be None).
 
     Args:
-        num_remainders: m; rows held are m + ceil(N / m). Default ceil(sqrt(N)), which makes them fewest.
+        num_remainders: m; the parameters have m + ceil(N / m) rows. The default, ceil(sqrt(N)), makes this smallest.
         operation: "mult" (the paper's best), "add", or "concat" of d - d // 2 and d // 2 dimensions.
 
     Shape:
@@ -102,6 +98,8 @@ class QREmbedding(ComposedEmbedding):
         ValueError: sizes or ``padding_idx`` out of range, an unknown operation, or a ``max_norm``.
         IndexError, TypeError: in the forward pass, ids out of range or not integers.
     """
+
+    printed = ("num_remainders", "operation")
 
     @outside_inference
     def __init__(
@@ -120,14 +118,14 @@ class QREmbedding(ComposedEmbedding):
         default = max(1, math.isqrt(max(0, self.num_embeddings - 1)) + 1)
         num_remainders = default if num_remainders is None else as_int("num_remainders", num_remainders, 1)
         self.num_remainders = num_remainders
-        widths = part_widths(self.embedding_dim, operation)
+        dims = factor_dims(self.embedding_dim, operation)
         quotients = -(-self.num_embeddings // num_remainders)
-        self.quotients = self._parameter(quotients, widths[0])
-        self.remainders = self._parameter(num_remainders, widths[1])
+        self.quotients = self._parameter(quotients, dims[0])
+        self.remainders = self._parameter(num_remainders, dims[1])
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw both parts so that entries of the rows have variance 1, as nn.Embedding's."""
+        """Draw both factors so that the values of rows have variance 1, as in nn.Embedding."""
         std = 0.5**0.5 if self.operation == "add" else 1.0
         with torch.no_grad():
             self.quotients.normal_(std=std)
@@ -137,29 +135,23 @@ class QREmbedding(ComposedEmbedding):
         """Rows of ids: integers (...) -> (..., d)."""
         rows = check_ids(input, self.num_embeddings)
         quotient, remainder = (
-            F.embedding(index, part, scale_grad_by_freq=self.scale_grad_by_freq, sparse=self.sparse)
-            for index, part in (
+            F.embedding(index, weight, scale_grad_by_freq=self.scale_grad_by_freq, sparse=self.sparse)
+            for index, weight in (
                 (rows // self.num_remainders, self.quotients),
                 (rows % self.num_remainders, self.remainders),
             )
         )
         vectors = join(quotient, remainder, self.operation)
-        if self.padding_idx is not None:  # its parts belong to other ids too, so they cannot just be zero
-            vectors = vectors.masked_fill((rows == self.padding_idx).unsqueeze(-1), 0.0)
-        return vectors
+        return self._zero_padding(rows, vectors)
 
     def freeze(self) -> FrozenTable:
-        """Both parts in their dtype; float32 look-ups equal the eval-mode forward pass."""
+        """Both factors in their dtype; float32 look-ups equal the eval-mode forward pass."""
         return QRTable(
-            kept(self, "quotients"), kept(self, "remainders"), self.num_embeddings, self.operation, self.padding_idx
-        )
-
-    def extra_repr(self) -> str:
-        """Sizes, for print."""
-        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
-        return (
-            f"{self.num_embeddings}, {self.embedding_dim}, num_remainders={self.num_remainders}, "
-            f"operation={self.operation!r}{padding}"
+            cpu_values(self, "quotients"),
+            cpu_values(self, "remainders"),
+            self.num_embeddings,
+            self.operation,
+            self.padding_idx,
         )
 
 
@@ -172,10 +164,10 @@ def join(quotient: Tensor, remainder: Tensor, operation: str) -> Tensor:
     return torch.cat([quotient, remainder], dim=-1)
 
 
-def part_widths(embedding_dim: int, operation: str) -> tuple[int, int]:
-    """Dimensions of the quotient's and the remainder's part.
+def factor_dims(embedding_dim: int, operation: str) -> tuple[int, int]:
+    """Dimensions of the quotient's and the remainder's rows.
 
-    Raises ValueError where "concat" would leave one of them none.
+    Raises ValueError where "concat" would leave one of them without any.
     """
     if operation != "concat":
         return embedding_dim, embedding_dim

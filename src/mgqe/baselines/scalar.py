@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mgqe.baselines._shared import kept
+from mgqe.baselines.base import cpu_values, read_sizes, sizes_of
 from mgqe.baselines.full import FullEmbedding
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_int, optional_int
 from mgqe.codec.packing import pack, row_bytes, spare_bits_are_zero, unpack
-from mgqe.files.reader import MAX_DIM, MAX_ROWS, Config, Reader, require_finite
+from mgqe.files.reader import Config, Reader, require_finite
 from mgqe.table.base import FrozenTable
 from mgqe.table.io import register_kind
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# How a grid's step and offset are kept: a row's pair is paid N times, a dimension's only once.
+# The dtype of a grid's step and offset. There are N grids of rows, but only d of dimensions.
 GRID_DTYPES = {"row": torch.float16, "dimension": torch.float32}
 MAX_SCALAR_BITS = 8
-CLIPS = tuple(1 - 0.04 * i for i in range(20))  # shares of the range tried for the least squared error
+CLIPS = tuple(1 - 0.04 * i for i in range(20))  # shares of the range that are tried, for the least squared error
 CHUNK_VALUES = 1 << 22
 
 
@@ -67,9 +67,7 @@ class ScalarTable(FrozenTable):
     def to_tensors(self) -> tuple[dict[str, Tensor], Config]:
         """``codes``, ``step`` and ``offset``."""
         return {"codes": self.codes, "step": self.step, "offset": self.offset}, {
-            "num_embeddings": self.num_embeddings,
-            "embedding_dim": self.embedding_dim,
-            "padding_idx": self.padding_idx,
+            **sizes_of(self),
             "bits": self.bits,
             "granularity": self.granularity,
         }
@@ -78,9 +76,7 @@ class ScalarTable(FrozenTable):
     def from_tensors(cls, tensors: dict[str, Tensor], config: Config) -> Self:
         """The inverse of :meth:`to_tensors`."""
         reader = Reader(tensors, config)
-        n = reader.integer("num_embeddings", 0, MAX_ROWS)
-        d = reader.integer("embedding_dim", 1, MAX_DIM)
-        padding_idx = reader.optional_integer("padding_idx", 0, n - 1)
+        n, d, padding_idx = read_sizes(reader)
         bits = reader.integer("bits", 1, MAX_SCALAR_BITS)
         granularity = reader.choice("granularity", GRID_DTYPES.keys())
         codes = reader.tensor("codes", torch.uint8, (n, row_bytes(d, bits)))
@@ -98,7 +94,7 @@ class ScalarTable(FrozenTable):
             raise ValueError("tensor 'codes' has spare bits that are not zero")
 
     def _describe(self) -> str:
-        return f"{self.bits} bits a value, a grid a {self.granularity}"
+        return f"{self.bits} bits per value, a grid per {self.granularity}"
 
 
 class ScalarQuantizedEmbedding(FullEmbedding):
@@ -108,9 +104,9 @@ class ScalarQuantizedEmbedding(FullEmbedding):
     in the frozen one differ from it by the rounding.
 
     Args:
-        bits: 1 to 8 a value.
-        granularity: "dimension", one grid a column, or "row", one a row, which costs 4 bytes each. On ml-1m
-            (GMF, d = 64) columns were better at equal bytes from 1 to 4 bits, and level above.
+        bits: 1 to 8 per value.
+        granularity: "dimension", one grid per column, or "row", one grid per row, which costs 4 bytes each. On ml-1m
+            (GMF, d = 64) columns were better at equal bytes from 1 to 4 bits, and as good above.
 
     Raises:
         ValueError: bits or granularity out of range, and as FullEmbedding.
@@ -127,19 +123,19 @@ class ScalarQuantizedEmbedding(FullEmbedding):
     def freeze(self) -> FrozenTable:  # type: ignore[override]  # nn.Embedding annotates a bool it never sets
         """Round the rows: a :class:`ScalarTable` on the CPU.
 
-        Each grid spans the share of its values' range that gives the least squared error: at few bits the
-        whole range would spend its levels on outliers.
+        Each grid spans the share of its values' range that has the least squared error: with few bits, a grid over
+        the whole range would use most of its levels for outliers.
         """
-        weight = kept(self, "weight").float()
+        weight = cpu_values(self, "weight").float()
         step, offset = fit_grids(weight, self.bits, self.granularity)
         codes = torch.empty(self.num_embeddings, row_bytes(self.embedding_dim, self.bits), dtype=torch.uint8)
         rows = max(1, CHUNK_VALUES // self.embedding_dim)
         for start in range(0, self.num_embeddings, rows):
-            part = slice(start, start + rows)
+            chunk = slice(start, start + rows)
             grid = (step, offset)
             if self.granularity == "row":
-                grid = (step[part].unsqueeze(-1), offset[part].unsqueeze(-1))
-            codes[part] = pack(_round(weight[part], *grid, self.bits).to(torch.int32), self.bits)
+                grid = (step[chunk].unsqueeze(-1), offset[chunk].unsqueeze(-1))
+            codes[chunk] = pack(_round(weight[chunk], *grid, self.bits).to(torch.int32), self.bits)
         return ScalarTable(codes, step, offset, self.embedding_dim, self.bits, self.granularity, self.padding_idx)
 
     def extra_repr(self) -> str:
@@ -164,28 +160,28 @@ def fit_grids(weight: Tensor, bits: int, granularity: str) -> tuple[Tensor, Tens
         empty = torch.zeros(weight.shape[1 - axis], dtype=dtype)
         return empty, empty.clone()
     low, high = weight.amin(dim=axis), weight.amax(dim=axis)
-    if not bool(torch.isfinite(high - low).all()):  # else a narrower grid would clip values that are no outliers
+    if not bool(torch.isfinite(high - low).all()):  # else a narrower grid would cut off values that are no outliers
         raise ValueError("values whose range is beyond float32 do not fit a grid: scale the weights down")
     middle, half = low / 2 + high / 2, high / 2 - low / 2  # the sum or the difference may overflow
     levels = (1 << bits) - 1
-    best = torch.full_like(low, float("inf"), dtype=torch.float64)  # squares of large values leave float32
+    best = torch.full_like(low, float("inf"), dtype=torch.float64)  # squares of large values overflow float32
     step, offset = torch.zeros_like(low, dtype=dtype), torch.zeros_like(low, dtype=dtype)
     for clip in CLIPS:
-        # Codes are chosen for the grid as it is kept, so its own rounding does no harm.
-        kept_step = (2 * clip * half / levels).to(dtype)
-        kept_offset = (middle - clip * half).to(dtype)
-        grid = (kept_step.unsqueeze(axis), kept_offset.unsqueeze(axis))
+        # Codes are chosen for the grid in its stored dtype, so that its rounding does no harm.
+        stored_step = (2 * clip * half / levels).to(dtype)
+        stored_offset = (middle - clip * half).to(dtype)
+        grid = (stored_step.unsqueeze(axis), stored_offset.unsqueeze(axis))
         error = (_decode(_round(weight, *grid, bits), *grid) - weight).double().square().sum(dim=axis)
         better = error < best
         best = torch.where(better, error, best)
-        step, offset = torch.where(better, kept_step, step), torch.where(better, kept_offset, offset)
+        step, offset = torch.where(better, stored_step, step), torch.where(better, stored_offset, offset)
     if not bool(torch.isfinite(offset).all() and torch.isfinite(step).all() and torch.isfinite(best).all()):
         raise ValueError('values beyond 65504 do not fit a row\'s float16 grid: use granularity="dimension"')
     return step, offset
 
 
 def _round(weight: Tensor, step: Tensor, offset: Tensor, bits: int) -> Tensor:
-    """The nearest code of each value, as float; a grid of step 0 has code 0 only."""
+    """The nearest code of each value, as float; a grid of step 0 has code 0 alone."""
     safe = torch.where(step > 0, step.float(), 1.0)
     return ((weight - offset.float()) / safe).round().clamp(0, (1 << bits) - 1)
 

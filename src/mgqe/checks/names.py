@@ -1,12 +1,22 @@
-"""What a user may have meant by a name that is not known."""
+"""Names in the messages of errors: what a user may have meant, and what an error is about."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The known name nearest to a wrong one, for the middle of a message: " (did you mean 'rank'?)", or ""."""
     nearest = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+
+
+@contextmanager
+def errors_about(name: str) -> Iterator[None]:
+    """Put a name, such as a module's path, before the message of a ValueError or TypeError that is raised within."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{name}: {error}") from error

@@ -1,26 +1,19 @@
-"""The command `mgqe`. Nothing but the core is needed to import this; the rest is checked first."""
+"""The command `mgqe`. Nothing but Python is needed to import this."""
 
 from __future__ import annotations
 
 import sys
 
-from mgqe.recsys import missing_extra
+from mgqe.cli.packages import missing_packages
+
+NEEDED = ("typer", "rich")  # by every command
 
 
 def main() -> None:
     """Entry point: run the command line, or say in one line what has to be installed for it."""
-    missing = missing_extra()
-    if missing is not None:
-        print(missing, file=sys.stderr)
+    if missing := missing_packages(NEEDED):
+        print(f"mgqe: the command line needs {', '.join(missing)}; run: pip install mgqe[cli]", file=sys.stderr)
         raise SystemExit(1)
-    from mgqe.cli import ids as ids_commands
-    from mgqe.cli import plan as plan_commands
-    from mgqe.cli import study as study_commands
-    from mgqe.cli import verify as verify_commands
-    from mgqe.cli.train import app
+    from mgqe.cli.app import app
 
-    assert ids_commands  # these register their commands
-    assert plan_commands
-    assert study_commands
-    assert verify_commands
     app()

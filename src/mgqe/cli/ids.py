@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from mgqe.cli.log_options import Header, NoQuote, Quote, Separator
+from mgqe.cli.options import Header, NoQuote, Quote, Separator
 from mgqe.cli.terminal import clean_errors, make_progress, output
-from mgqe.cli.train import app
+from mgqe.files.destination import check_file
 from mgqe.ids import IdMap
 from mgqe.ids.logs.id_columns import KINDS
-from mgqe.recsys.train.checkpoint import check_file
+from mgqe.recsys.study.text_table import TextTable
 
 MIB = 1 << 20
+commands = typer.Typer()
 
 
-@app.command(
+@commands.command(
     help="Count the ids of a log of any length, and number them by frequency.\n\n"
     "Reads Parquet or text files in bounded memory and writes OUT, a compact file that mgqe.IdMap.load maps: ids of "
     "any type to rows, and back, the most frequent id in row 0.",
@@ -56,11 +56,11 @@ def ids(
 ) -> None:
     if memory < 1:
         raise ValueError(f"--memory: expected a whole number of MiB, 1 or more, got {memory}")
-    check_file(out)  # said before the work, not after
+    check_file(out)  # before the work, which may take long
     try:
         with make_progress() as progress:
             task = progress.add_task("counting", total=1, detail="")
-            found = IdMap.from_log(
+            id_map = IdMap.from_log(
                 log,
                 column,
                 min_count=min_count,
@@ -76,19 +76,17 @@ def ids(
             )
     except (KeyError, TypeError) as error:  # no such column, ids of another type
         raise ValueError(error.args[0]) from error
-    nbytes = found.save(out)
-    table = Table(title=f"{', '.join(column)}: {found.kind} ids", title_justify="left", show_header=False)
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    table.add_row("interactions", f"{found.interactions:,}")
-    table.add_row("different ids", f"{found.distinct:,}")
-    table.add_row("rows", f"{len(found):,} with {100 * found.share(len(found)):.1f}% of the interactions")
+    nbytes = id_map.save(out)
+    table = TextTable(f"{', '.join(column)}: {id_map.kind} ids", ["figure", "value"])
+    table.rows.append(["interactions", f"{id_map.interactions:,}"])
+    table.rows.append(["different ids", f"{id_map.distinct:,}"])
+    table.rows.append(["rows", f"{len(id_map):,} with {100 * id_map.share(len(id_map)):.1f}% of the interactions"])
     for percent in (1, 10):
-        rows = max(1, len(found) * percent // 100)
-        table.add_row(f"the most frequent {percent}%", f"{100 * found.share(rows):.1f}% of the interactions")
-    table.add_row("bytes of the map", f"{nbytes:,} = {nbytes / len(found):.1f} an id")
-    table.add_row("written to", str(out))
-    output.print(table)
+        rows = max(1, len(id_map) * percent // 100)
+        table.rows.append([f"the most frequent {percent}%", f"{100 * id_map.share(rows):.1f}% of the interactions"])
+    table.rows.append(["bytes of the map", f"{nbytes:,} = {nbytes / len(id_map):.1f} per id"])
+    output.print(table.terminal())
+    output.print(f"written to {out}", soft_wrap=True, highlight=False)
 
 
 def as_id(text: str) -> int | str:

@@ -1,4 +1,4 @@
-"""The command plan: a budget in, a configuration out."""
+"""The command plan: which configuration of a table loses least within a budget."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import torch
 import typer
 from torch import Tensor
 
-from mgqe.cli.log_options import Header, NoQuote, Quote, Separator
+from mgqe.cli.options import DataDir, Header, NoQuote, Quote, Separator
 from mgqe.cli.terminal import clean_errors, output
-from mgqe.cli.train import DataDir, app
 from mgqe.codec.capacity import resolve_capacity
 from mgqe.codec.packing import bits_for
 from mgqe.codec.planning import COUNTS_POWER, Plan, Problem, budget_bytes
@@ -27,17 +26,18 @@ from mgqe.ids.logs.paths import path_exists
 from mgqe.ids.logs.text_layout import TextLayout
 from mgqe.recsys.study.text_table import TextTable
 
-FILES = (".npy", ".parquet", ".pq", ".csv")  # and whatever is there under another name
+FILES = (".npy", ".parquet", ".pq", ".csv")  # and any file that exists, whatever its name
 NO_LIMIT = 2**62
+commands = typer.Typer()
 
 
-@app.command(
+@commands.command(
     help="Find what a table should become within a budget of bytes: tiers, subspaces, centroids and their type.\n\n"
     "The configuration that is expected to lose least is shown with its exact bytes, beside the default (the 10% of "
     "ids that are most frequent with 256 centroids, the others with 64) and with the line of Python that makes it. "
     "With --weight the best candidates are tried out on the trained rows.\n\n"
-    "[bold]Counts[/bold] say how often each id occurs in training: an .npy file with one number an id; Parquet or text "
-    "files with a row an interaction (--column holds the ids) or a row an id (--column holds the counts, "
+    "[bold]Counts[/bold] say how often each id occurs in training: an .npy file with one number per id; Parquet or "
+    "text files with one row per interaction (--column holds the ids) or one per id (--column holds the counts, "
     "with --counted); or the name of a known data set, whose training part is counted (--field user or item). Without "
     "counts there is one tier.",
     epilog="Examples:\n\n"
@@ -56,7 +56,7 @@ def plan(
         str | None, typer.Option(help="Of Parquet or text files, the column to read; without a header, its number.")
     ] = None,
     counted: Annotated[
-        bool, typer.Option("--counted", help="--column holds counts, a row an id, not the ids of interactions.")
+        bool, typer.Option("--counted", help="--column holds counts, one row per id, not the ids of interactions.")
     ] = False,
     field: Annotated[str, typer.Option(help="Of a known data set: item or user.")] = "item",
     weight: Annotated[
@@ -68,7 +68,10 @@ def plan(
     max_tiers: Annotated[int, typer.Option(help="1, 2 or 3.")] = 3,
     max_centroids: Annotated[int, typer.Option(help="The largest K.")] = 256,
     counts_power: Annotated[
-        float, typer.Option(help="How much more a frequent id's error counts: 0 alike, 1 by the interaction.")
+        float,
+        typer.Option(
+            help="How much more a frequent id's error counts: 0 as much as others', 1 in proportion to its count."
+        ),
     ] = COUNTS_POWER,
     data_dir: DataDir = None,
     separator: Separator = ",",
@@ -77,7 +80,7 @@ def plan(
     header: Header = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
 ) -> None:
-    _check_budget(budget)  # said before files are read, which may take long
+    _check_budget(budget)  # before files are read, which may take long
     if field not in ("item", "user"):
         raise ValueError(f"--field must be item or user, got {field!r}")
     check_limits(2 if rows is None else rows, max_tiers, max_centroids, counts_power)
@@ -90,22 +93,29 @@ def plan(
         raise ValueError(f"--rows is {rows}, but {weight} has {len(table)} rows: leave --rows out")
     rows = rows if table is None else len(table)
     layout = TextLayout.of("," if separator is None else separator, "" if no_quote else quote, header)
-    known = None if counts is None else _read_counts(counts, column, counted, field, rows, data_dir, layout)
-    if known is not None and rows not in (None, len(known)):
-        raise ValueError(f"--rows is {rows}, but there are {len(known)} counts, one an id: leave --rows out")
-    rows = rows if known is None else len(known)
+    counted_ids = None if counts is None else _read_counts(counts, column, counted, field, rows, data_dir, layout)
+    if counted_ids is not None and rows not in (None, len(counted_ids)):
+        raise ValueError(f"--rows is {rows}, but there are {len(counted_ids)} counts, one per id: leave --rows out")
+    rows = rows if counted_ids is None else len(counted_ids)
     if rows is None:
         raise ValueError("how many rows? Give --counts, --weight, or --rows (N)")
     width = int(dim if table is None else table.shape[1])  # type: ignore[arg-type]
     problem = Problem.of(
-        rows, width, known, table, None, max_tiers=max_tiers, max_centroids=max_centroids, counts_power=counts_power
+        rows,
+        width,
+        counted_ids,
+        table,
+        None,
+        max_tiers=max_tiers,
+        max_centroids=max_centroids,
+        counts_power=counts_power,
     )
-    made = problem.plan(budget_bytes(budget, problem.full_nbytes))
-    beside = _default(problem, known)
+    chosen = problem.plan(budget_bytes(budget, problem.full_nbytes))
+    default = _default(problem, counted_ids)
     if as_json:
-        print(json.dumps({**_as_json(made), "default": beside}, indent=1))
+        print(json.dumps({**_as_json(chosen), "default": default}, indent=1))
         return
-    _show(made, beside)
+    _show(chosen, default)
 
 
 def _check_budget(budget: str) -> None:
@@ -116,49 +126,56 @@ def _check_budget(budget: str) -> None:
         raise ValueError(f"--budget {budget}: {EXPECTED}, more than nothing and less than all") from None
 
 
-def _show(made: Plan, beside: dict[str, Any]) -> None:
-    title = f"{made.num_embeddings:,} ids x {made.embedding_dim}: at most {made.budget:,} bytes of {made.full_nbytes:,}"
-    parts = TextTable(title, ["tier", "ids", "subspaces", "centroids", "bits an id", "squares lost"])
+def _show(chosen: Plan, default: dict[str, Any]) -> None:
+    shape = f"{chosen.num_embeddings:,} ids x {chosen.embedding_dim}"
+    title = f"{shape}: at most {chosen.budget:,} bytes of {chosen.full_nbytes:,}"
+    tiers = TextTable(title, ["tier", "ids", "subspaces", "centroids", "bits per id", "squares lost"])
     for g, (n, d, k, e) in enumerate(
-        zip(made.tiers.sizes, made.num_subspaces, made.num_centroids, made.errors, strict=True)
+        zip(chosen.tiers.sizes, chosen.num_subspaces, chosen.num_centroids, chosen.errors, strict=True)
     ):
-        parts.rows.append([str(g), f"{n:,}", str(d), str(k), str(d * bits_for(k)), _per_cent(e)])
-    output.print(parts.terminal())
-    shared = "one tier" if made.tiers.num_tiers == 1 else "one codebook" if made.share_codebook else "a codebook a tier"
-    how = "measured on the rows" if made.measured else "predicted, as of Gaussian rows"
-    output.print(
-        f"{shared}, {made.centroid_dtype} centroids; squares lost are {how}\n", highlight=False, soft_wrap=True
+        tiers.rows.append([str(g), f"{n:,}", str(d), str(k), str(d * bits_for(k)), _per_cent(e)])
+    output.print(tiers.terminal())
+    codebooks = (
+        "one tier"
+        if chosen.tiers.num_tiers == 1
+        else "one codebook"
+        if chosen.share_codebook
+        else "one codebook per tier"
     )
-    whole = TextTable("", ["", "bytes", "of the table", "lost, weighted"])
+    how = "measured on the rows" if chosen.measured else "predicted for Gaussian rows"
+    output.print(
+        f"{codebooks}, {chosen.centroid_dtype} centroids; squares lost are {how}\n", highlight=False, soft_wrap=True
+    )
+    costs = TextTable("", ["", "bytes", "of the table", "lost, weighted"])
     for name, nbytes, loss in (
-        ("this plan", made.nbytes, made.loss),
-        ("the default", beside["nbytes"], beside["loss"]),
-        ("the default, int8", beside["int8"]["nbytes"], beside["int8"]["loss"]),
+        ("this plan", chosen.nbytes, chosen.loss),
+        ("the default", default["nbytes"], default["loss"]),
+        ("the default, int8", default["int8"]["nbytes"], default["int8"]["loss"]),
     ):
-        whole.rows.append([name, f"{nbytes:,}", f"{100 * nbytes / made.full_nbytes:.2f}%", _per_cent(loss)])
-    output.print(whole.terminal())
-    if made.measured:
+        costs.rows.append([name, f"{nbytes:,}", f"{100 * nbytes / chosen.full_nbytes:.2f}%", _per_cent(loss)])
+    output.print(costs.terminal())
+    if chosen.measured:
         output.print("what the defaults lose is predicted", highlight=False)
-    output.print(f"\n{made.python()}", highlight=False, markup=False, soft_wrap=True)
+    output.print(f"\n{chosen.python()}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _per_cent(share: float) -> str:
     return f"{100 * share:.2f}%"
 
 
-def _as_json(made: Plan) -> dict[str, Any]:
+def _as_json(chosen: Plan) -> dict[str, Any]:
     return {
-        "num_embeddings": made.num_embeddings,
-        "embedding_dim": made.embedding_dim,
-        "budget": made.budget,
-        "nbytes": made.nbytes,
-        "full_nbytes": made.full_nbytes,
-        "tier_sizes": made.tiers.sizes,
-        **made.settings(),
-        "loss": made.loss,
-        "errors": made.errors,
-        "measured": made.measured,
-        "python": made.python(),
+        "num_embeddings": chosen.num_embeddings,
+        "embedding_dim": chosen.embedding_dim,
+        "budget": chosen.budget,
+        "nbytes": chosen.nbytes,
+        "full_nbytes": chosen.full_nbytes,
+        "tier_sizes": chosen.tiers.sizes,
+        **chosen.settings(),
+        "loss": chosen.loss,
+        "errors": chosen.errors,
+        "measured": chosen.measured,
+        "python": chosen.python(),
     }
 
 
@@ -171,7 +188,7 @@ def _default(problem: Problem, counts: Tensor | None) -> dict[str, Any]:
         d, tiers.sizes, num_subspaces=None, num_centroids=None, capacity="centroids", share_codebook=True,
         share_subspaces=False,
     )  # fmt: skip
-    found: dict[str, Any] = {
+    default: dict[str, Any] = {
         "tier_sizes": tiers.sizes,
         "num_subspaces": capacity.num_subspaces,
         "num_centroids": capacity.num_centroids,
@@ -183,7 +200,7 @@ def _default(problem: Problem, counts: Tensor | None) -> dict[str, Any]:
         }
         for dtype in ("float32", "int8")
     ]
-    return {**found, **costs[0], "int8": costs[1]}
+    return {**default, **costs[0], "int8": costs[1]}
 
 
 def _read_weight(path: Path, tensor: str | None) -> Tensor:
@@ -197,17 +214,17 @@ def _read_weight(path: Path, tensor: str | None) -> Tensor:
     from safetensors.torch import load_file
 
     try:
-        held = load_file(path)
+        tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
     if tensor is None:
-        wide = [name for name, values in held.items() if values.ndim == 2]
+        wide = [name for name, values in tensors.items() if values.ndim == 2]
         if len(wide) != 1:
-            raise ValueError(f"{path} holds {', '.join(sorted(held))}: say which with --tensor")
+            raise ValueError(f"{path} holds {', '.join(sorted(tensors))}: say which with --tensor")
         tensor = wide[0]
-    if tensor not in held:
-        raise ValueError(f"{path} has no tensor {tensor!r}: it holds {', '.join(sorted(held))}")
-    return _as_rows(held[tensor], path)
+    if tensor not in tensors:
+        raise ValueError(f"{path} has no tensor {tensor!r}: it holds {', '.join(sorted(tensors))}")
+    return _as_rows(tensors[tensor], path)
 
 
 def _as_rows(values: Tensor, path: Path) -> Tensor:
@@ -233,17 +250,19 @@ def _read_counts(
     data_dir: str | None,
     layout: TextLayout,
 ) -> Tensor:
-    """Counts, one an id, from what --counts names."""
+    """Counts, one per id, from what --counts names."""
     path = Path(source)
-    if path.suffix.lower() not in FILES and (not path_exists(source) or _is_no_log(source)):
+    if path.suffix.lower() not in FILES and (not path_exists(source) or _is_data_set_or_weights(source)):
         return _of_data_set(source, field, data_dir)
     if not path_exists(source):
         raise ValueError(f"--counts: no file {path}")
     if path.suffix.lower() == ".npy":
-        found = _load_npy(path)
-        if getattr(found, "dtype", None) is None or found.dtype.kind not in "iuf":
-            raise ValueError(f"--counts {source}: expected a number an id, got {getattr(found, 'dtype', 'an archive')}")
-        return torch.from_numpy(found)
+        numbers = _load_npy(path)
+        if getattr(numbers, "dtype", None) is None or numbers.dtype.kind not in "iuf":
+            raise ValueError(
+                f"--counts {source}: expected one number per id, got {getattr(numbers, 'dtype', 'an archive')}"
+            )
+        return torch.from_numpy(numbers)
     if column is None:
         raise ValueError(f"--counts {source}: say which column holds the ids (or the counts, with --counted): --column")
     try:
@@ -260,8 +279,8 @@ def _read_counts(
         raise ValueError(f"--counts {source}: {error.args[0]}") from error
 
 
-def _is_no_log(source: str) -> bool:
-    """Whether something that is there is a folder named as a known data set, or a file of weights."""
+def _is_data_set_or_weights(source: str) -> bool:
+    """Whether a path is a folder with the name of a known data set, or a file of weights."""
     from mgqe.recsys.data.datasets import DATASETS
 
     return source in DATASETS or Path(source).suffix.lower() == ".safetensors"

@@ -1,20 +1,15 @@
-"""What the commands show: output and errors, clean ends, progress bars."""
+"""What all commands share: output and errors, one line for a mistake, progress bars."""
 
 from __future__ import annotations
 
 import functools
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-
-from mgqe.recsys.train.loop import EpochReport
-
-if TYPE_CHECKING:
-    from mgqe.recsys.study.compare import Event, Run
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -24,7 +19,7 @@ errors = Console(stderr=True)
 
 
 def clean_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """A user's mistake is one line and exit code 2; an interruption says how to go on."""
+    """Make a user's mistake one line and exit code 2, and let an interruption say how to go on."""
 
     @functools.wraps(command)
     def wrapped(*arguments: P.args, **options: P.kwargs) -> R:
@@ -33,8 +28,11 @@ def clean_errors(command: Callable[P, R]) -> Callable[P, R]:
         except (ValueError, TypeError, OSError) as error:
             if os.environ.get("MGQE_TRACEBACK"):
                 raise
-            errors.print(f"mgqe: {' '.join(str(error).split())}", style="red", markup=False, soft_wrap=True)
+            errors.print(f"mgqe: {' '.join(_message(error).split())}", style="red", markup=False, soft_wrap=True)
             raise typer.Exit(2) from None
+        except ImportError as error:  # a package that only some uses of a command need
+            errors.print(f"mgqe: {error}; run: pip install mgqe[recsys]", style="red", markup=False, soft_wrap=True)
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             errors.print("mgqe: interrupted; the same command goes on from the last epoch", style="yellow")
             raise typer.Exit(130) from None
@@ -42,43 +40,11 @@ def clean_errors(command: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-class RunBar:
-    """A run's progress bar: the epoch's batches, the best validation figure so far."""
-
-    def __init__(self, progress: Progress, name: str) -> None:
-        self.progress, self.name = progress, name
-        self.task: TaskID | None = None
-
-    def show(self, report: EpochReport) -> None:
-        best = "" if report.best is None else f"best {report.metric.upper()} {report.best:.4f} (validation)"
-        stage = {"full": "first phase", "annealed": "annealing", "quantised": "through the codes"}.get(
-            report.phase, report.phase
-        )
-        detail = f"{stage}, epoch {report.epoch}  {best}"
-        if self.task is None:
-            self.task = self.progress.add_task(self.name, total=report.batches, detail=detail)
-        self.progress.update(self.task, completed=report.batch, total=report.batches, detail=detail)
-
-    def remove(self) -> None:
-        if self.task is not None:
-            self.progress.remove_task(self.task)
-
-
-class RunBars:
-    """A bar for each of the runs that go on, under what `name` calls it."""
-
-    def __init__(self, progress: Progress, name: Callable[[Run], str]) -> None:
-        self.progress, self.name = progress, name
-        self.bars: dict[Run, RunBar] = {}
-
-    def show(self, event: Event) -> bool:
-        """Show how far a run is, or take away the bar of one that has ended; whether it has ended."""
-        if event.report is None:
-            if event.run in self.bars:
-                self.bars.pop(event.run).remove()
-            return True
-        self.bars.setdefault(event.run, RunBar(self.progress, self.name(event.run))).show(event.report)
-        return False
+def _message(error: Exception) -> str:
+    """Without the number that Python puts before an error of the system."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def make_progress() -> Progress:
@@ -91,3 +57,8 @@ def make_progress() -> Progress:
         TimeElapsedColumn(),
     )
     return Progress(*columns, console=errors, transient=True)
+
+
+def say(note: str) -> None:
+    """Print a note on standard error."""
+    errors.print(f"mgqe: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 
+from mgqe.checks.names import errors_about
 from mgqe.codec.planning import Plan, Problem, budget_bytes
 from mgqe.codec.planning.split import split_budget
 from mgqe.codec.tiers import Tiers
@@ -21,12 +21,8 @@ def allocate(
     tables: Sequence[ModelTable],
     config: CompressConfig,
     counts: Mapping[str, Counts | Tiers],
-    in_table: Callable[[ModelTable], AbstractContextManager[None]],
 ) -> dict[str, Plan | str]:
     """What a budget makes of the tables that have one, by path: a plan, or why the budget leaves the table.
-
-    Args:
-        in_table: a context that puts a table's path before the messages of errors.
 
     Raises:
         ValueError: a budget that is too small, or not smaller than the tables; Tiers in place of counts; NaN in rows.
@@ -37,7 +33,7 @@ def allocate(
         config_of_table = config.for_table(table.paths)
         if config_of_table is None or config_of_table.budget is None or obstacle(table) is not None:
             continue
-        with in_table(table):
+        with errors_about(table.path):
             problem = _problem(table, config_of_table, counts.get(table.path))
             if config.shares_budget(table.paths):
                 sharing.append((table, problem))
@@ -46,14 +42,13 @@ def allocate(
             else:
                 plans[table.path] = problem.plan(budget_bytes(config_of_table.budget, problem.full_nbytes))
     if sharing:
-        plans.update(_divide(sharing, config, in_table))
+        plans.update(_divide(sharing, config))
     return plans
 
 
 def _divide(
     tables: Sequence[tuple[ModelTable, Problem | None]],
     config: CompressConfig,
-    in_table: Callable[[ModelTable], AbstractContextManager[None]],
 ) -> dict[str, Plan | str]:
     """One budget for several tables: what each table becomes with its share."""
     plans: dict[str, Plan | str] = {}
@@ -74,7 +69,7 @@ def _divide(
         if problem is None or share == size:
             plans[table.path] = NO_GAIN if len(ladder) == 1 else ROOM
             continue
-        with in_table(table):
+        with errors_about(table.path):
             plans[table.path] = problem.plan(share)
     return plans
 

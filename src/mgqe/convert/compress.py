@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
 from torch import nn
 
 from mgqe.checks.inference import outside_inference
-from mgqe.checks.names import did_you_mean
+from mgqe.checks.names import did_you_mean, errors_about
 from mgqe.codec.kmeans import THOROUGH
 from mgqe.codec.tiers import Tiers
 from mgqe.convert.budget import allocate
@@ -87,13 +86,13 @@ def compress_(
         raise ValueError(f"filter_fn matches none of the model's tables: {_listed(tables)}")
     _check_rules(config, tables)
 
-    plans = allocate(chosen, config, counts_of_table, _in_table)
+    plans = allocate(chosen, config, counts_of_table)
     decisions: list[tuple[ModelTable, Decision]] = []
     for table in tables:
         if table not in chosen:
             decisions.append((table, Decision(why="left: filter_fn")))
             continue
-        with _in_table(table):
+        with errors_about(table.path):
             decisions.append((table, decide(table, config, counts_of_table.get(table.path), plans.get(table.path))))
     # All layers are made before the first is swapped, so that an error leaves the model as it was.
     layers = [(table, _make(table, decision)) for table, decision in decisions if decision.compress]
@@ -107,7 +106,7 @@ def compress_(
 
 
 def _make(table: ModelTable, decision: Decision) -> MGQEmbedding | MGQEmbeddingBag:
-    with _in_table(table):
+    with errors_about(table.path):
         layer = make_layer(table, decision)
         if decision.config is not None and decision.config.init == "from_weight":
             layer.start_quantizing(THOROUGH)
@@ -120,15 +119,6 @@ def _swap(table: ModelTable, layer: MGQEmbedding | MGQEmbeddingBag) -> None:
     for module, name, _ in table.ties:
         module._parameters[name] = layer.raw_weight  # not the old parameter where that one could not be trained
         tie(module, name, layer)
-
-
-@contextmanager
-def _in_table(table: ModelTable) -> Iterator[None]:
-    """Puts the table's path before the messages of errors."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"{table.path}: {error}") from error
 
 
 def _counts_of(tables: list[ModelTable], counts: Mapping[str, Counts | Tiers]) -> dict[str, Counts | Tiers]:

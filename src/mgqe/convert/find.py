@@ -44,17 +44,16 @@ def walk_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, Slot | None
     """
 
     def walk(
-        module: nn.Module, path: str, slot: Slot | None, above: set[int]
+        module: nn.Module, path: str, slot: Slot | None, ancestors: set[int]
     ) -> Iterator[tuple[str, nn.Module, Slot | None]]:
         yield path, module, slot
-        if id(module) in above:
+        if id(module) in ancestors:
             return
         for name, child in module._modules.items():
             if child is not None:
-                below = f"{path}.{name}" if path else name
-                yield from walk(
-                    child, below, slot if name == wrapped_name(module) else (module, name), above | {id(module)}
-                )
+                child_path = f"{path}.{name}" if path else name
+                child_slot = slot if name == wrapped_name(module) else (module, name)
+                yield from walk(child, child_path, child_slot, ancestors | {id(module)})
 
     return walk(model, "", None, set())
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from mgqe.checks.inference import outside_inference
+from mgqe.checks.names import errors_about
 from mgqe.convert.find import Slot, walk_modules
 from mgqe.convert.tied import tie, ties_of
 from mgqe.nn.bag import MGQEmbeddingBag
@@ -64,10 +65,8 @@ def freeze_(model: nn.Module) -> dict[str, FrozenTable]:
 
 
 def _frozen(layer: QuantizedEmbedding, path: str) -> CompactEmbedding:
-    try:
+    with errors_about(path):
         table = layer.freeze()
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
     dtype, padding = layer.vector_dtype, layer.padding_idx
     module: CompactEmbedding
     if isinstance(layer, MGQEmbeddingBag):

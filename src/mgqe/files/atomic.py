@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -19,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mgqe.files.locks import try_lock, unlock
 
@@ -107,6 +108,20 @@ def fill_file(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object]) 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a whole file of text in UTF-8; its folder is made if there is none."""
     fill_file(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a whole file of indented JSON; its folder is made if there is none."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a file of JSON; ValueError names the file if it is none."""
+    try:
+        with open_regular(path) as file:
+            return json.loads(file.read().decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
 
 
 def _replace(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object], what: str) -> None:

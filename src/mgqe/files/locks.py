@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+FOLDER_LOCK = ".lock"  # the file whose lock stands for its folder's
 fcntl: Any = import_module("fcntl") if os.name == "posix" else None
 
 
@@ -73,3 +74,15 @@ def _lock(path: Path, exclusive: bool) -> int | None:
         if descriptor is not None:
             os.close(descriptor)
         raise
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold a folder, which is made if it is missing, for this process; others that want it wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / FOLDER_LOCK).open("w") as file:
+        try_lock(file.fileno(), wait=True)
+        try:
+            yield
+        finally:
+            unlock(file.fileno())

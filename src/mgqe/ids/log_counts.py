@@ -32,7 +32,7 @@ DEFAULT_MEMORY = 4 << 30  # bytes
 MAX_PASSES = 4096
 SAMPLE = 1024  # one hash out of this many is counted to estimate the number of different ids
 SMALL = 1 << 20  # a log of no more ids is not sampled, since it has no more different ones
-# Bytes of polars' hash tables per different id, measured by benchmarks/bench_idmap.py; for text, 3 per byte of the id
+# Bytes of polars' hash tables per different id, measured by benchmarks/speed/idmap.py; for text, 3 per byte of the id
 # come on top.
 INTEGER_BYTES, TEXT_BYTES = 90, 160
 SLICE = 1 << 20  # ids turned into bytes at a time

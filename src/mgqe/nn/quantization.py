@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Counts = Tensor | Sequence[float]
 CHOICES = {"quantizer": ("vq", "sx"), "capacity": CAPACITIES, "centroid_dtype": tuple(CENTROID_DTYPES)}
-BETWEEN_TIERS = ("fractions", "capacity", "share_codebook")  # what says how tiers differ
+BETWEEN_TIERS = ("fractions", "capacity", "share_codebook")  # attributes that say how tiers differ
 NO_LIMIT = 2**62
 
 
@@ -47,9 +47,10 @@ class QuantizationOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a table is quantised, checked once; one configuration does for any number of tables.
+    """How a table is quantised. The values are checked once, here, and serve any number of tables.
 
-    The layers take it as ``config=``, and each attribute as a keyword as well, which replaces the configuration's.
+    The layers take a configuration as ``config=``. They take its attributes as keywords, too, which replace those of
+    the configuration.
 
     Attributes:
         num_subspaces: D, or one number per tier with ``capacity="subspaces"`` or "both". Default d / 2.
@@ -125,7 +126,7 @@ class Quantization:
             )
 
     def for_one_tier(self) -> Self:
-        """This configuration for a table of one tier, which gets what the first tier, the largest, would get."""
+        """This configuration for a table of one tier, with the D and K of the first tier, which are the largest."""
         subspaces, centroids = (_first(value) for value in (self.num_subspaces, self.num_centroids))
         return replace(self, num_subspaces=subspaces, num_centroids=centroids)
 
@@ -164,7 +165,7 @@ class Quantization:
         return replace(self, budget=None, **plan.settings())
 
 
-# What a budget chooses, with the defaults, which stand for "not set".
+# The attributes that a budget chooses, with their defaults, which stand for "not set".
 CHOSEN_BY_BUDGET: dict[str, Any] = {
     field.name: field.default
     for field in fields(Quantization)
@@ -178,8 +179,8 @@ def merge_options(
     """A layer's ``config=``, or the default, with the layer's keywords in place of its attributes.
 
     Raises:
-        TypeError: something else as ``config``, a keyword that the layer does not have, or, for a layer of one tier,
-            one that says how tiers differ.
+        TypeError: ``config`` is something else, or a keyword is unknown, or it says how tiers differ though the layer
+            has one tier.
     """
     if config is not None and not isinstance(config, Quantization):
         raise TypeError(f"config must be a Quantization, got {type(config).__name__}: mgqe.Quantization(...)")
@@ -200,10 +201,11 @@ def tiers_or_counts(
     counts: Counts | None,
     tiers: Tiers | Sequence[int] | None,
 ) -> Tiers | Counts | None:
-    """What a layer's tiers come from; None for one tier.
+    """Which of a layer's arguments its tiers come from; None for a layer of one tier.
 
     Raises:
-        ValueError: both, or neither where tiers are needed. TypeError: either, for a layer of one tier.
+        ValueError: both are given, or neither though the layer has several tiers.
+        TypeError: one is given though the layer has one tier.
     """
     if one_tier:
         _refuse(layer, [name for name, value in (("counts", counts), ("tiers", tiers)) if value is not None])
@@ -236,7 +238,7 @@ def plan_layer(
     weight: Tensor | None,
     dtype: torch.dtype | None,
 ) -> Plan:
-    """What a layer's budget buys, measured on its rows where they are trained already."""
+    """The plan for a layer's budget, measured on the layer's rows if they are trained already."""
     itemsize = (weight.dtype if weight is not None else dtype or torch.get_default_dtype()).itemsize
     full_nbytes = num_embeddings * embedding_dim * itemsize
     is_trained = config.warmup_steps == 0 and weight is not None and not weight.is_meta and bool(weight.any())
@@ -245,16 +247,16 @@ def plan_layer(
     return problem.plan(budget_bytes(config.budget, full_nbytes))
 
 
-def resolve_tiers(num_embeddings: int, ids: Counts | Tiers | None, fractions: Sequence[float]) -> Tiers:
-    """A table's tiers: those given, or by counts, or one tier of all ids where there are neither."""
-    with torch.device("cpu"):  # tiers are kept there, whatever the default device
-        if ids is None:
+def resolve_tiers(num_embeddings: int, source: Tiers | Counts | None, fractions: Sequence[float]) -> Tiers:
+    """A table's tiers: the given ones, or tiers from counts, or one tier of all ids without either."""
+    with torch.device("cpu"):  # tiers stay on the CPU, whatever the default device is
+        if source is None:
             return Tiers.from_sizes([num_embeddings])
-        if not isinstance(ids, Tiers):
-            return Tiers.from_counts(ids, fractions=fractions, num_embeddings=num_embeddings)
-    if ids.num_embeddings != num_embeddings:
-        raise ValueError(f"tiers hold {ids.num_embeddings} ids, but num_embeddings is {num_embeddings}")
-    return ids
+        if not isinstance(source, Tiers):
+            return Tiers.from_counts(source, fractions=fractions, num_embeddings=num_embeddings)
+    if source.num_embeddings != num_embeddings:
+        raise ValueError(f"tiers hold {source.num_embeddings} ids, but num_embeddings is {num_embeddings}")
+    return source
 
 
 def _numbers(name: str, value: Any) -> int | tuple[int, ...] | None:

@@ -62,8 +62,8 @@ def topk(prepared: PreparedLookup, job: TopKJob, method: str = "auto") -> tuple[
 
     Raises:
         IndexError: an excluded or candidate id outside the table. ValueError: a query that holds NaN or infinity, or
-        whose scores may leave float32; for cosine a row whose squared length does; a damaged tier map; shapes that do
-        not fit.
+            whose scores may leave float32; for cosine a row whose squared length does; a damaged tier map; shapes that
+            do not fit.
     """
     parts, native, lib = prepared.parts, prepared._native, library()
     _check_shapes(parts, job, native is not None and lib is not None)

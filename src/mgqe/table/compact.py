@@ -206,7 +206,8 @@ class CompactTable(FrozenTable):
 
         Raises:
             TypeError: dtypes. ValueError: shapes, NaN or infinite queries or biases, k outside 1 .. N, a bias with
-            cosine; a query whose scores may leave float32, or, for cosine, a row whose squared length does, both named.
+                cosine; a query whose scores may leave float32, or, for cosine, a row whose squared length does, both
+                named.
             IndexError: an id outside the table.
         """
         return search(self._state.lookup, queries, k, exclude, candidates, score, bias)
@@ -277,8 +278,8 @@ class CompactTable(FrozenTable):
             int32 (n, D_g), nearest by squared distance to the centroids as they decode; the lowest code on ties.
 
         Raises:
-            TypeError: no float tensor, a tier that is no integer. ValueError: another shape or device, NaN or
-            infinity, a tier that does not exist.
+            TypeError: no float tensor, a tier that is no integer. ValueError: another shape or device, NaN or infinity,
+                a tier that does not exist.
         """
         state = self._state
         return state.encode(check_vectors(vectors, state.config.embedding_dim, state.device), self._tier(tier))
@@ -300,8 +301,8 @@ class CompactTable(FrozenTable):
         8 an id for IDMaps; and while it is made, the codes once more and about 16 bytes an id.
 
         Raises:
-            ImportError: faiss is not installed, ``pip install 'mgqe[faiss]'``. ValueError: ``padding_idx`` in a tier
-            of 65,536 centroids, which leave no 16-bit code for zeros.
+            ImportError: faiss is not installed, ``pip install 'mgqe[faiss]'``. ValueError: ``padding_idx`` in a tier of
+                65,536 centroids, which leave no 16-bit code for zeros.
         """
         return to_faiss(self._state)
 
@@ -345,7 +346,7 @@ class CompactTable(FrozenTable):
 
         Raises:
             TypeError: no integers, no float vectors. IndexError: an unknown id. ValueError: an id twice, or
-            ``padding_idx``, which always looks up as zeros; shapes or devices that do not fit, NaN or infinity.
+                ``padding_idx``, which always looks up as zeros; shapes or devices that do not fit, NaN or infinity.
         """
         state = self._state  # an id's tier never changes, nor do centroids
         cfg = state.config

@@ -156,7 +156,7 @@ def check_update_ids(ids: Tensor, num_embeddings: int, padding_idx: int | None, 
 
     Raises:
         TypeError: not integers. IndexError: out of range. ValueError: another shape or device, a repeated id, or the
-        padding.
+            padding.
     """
     rows = as_int64(ids)
     if rows.ndim != 1:

@@ -2,8 +2,8 @@
 
 Rows count as Gaussian, so that a subspace of s dimensions with K centroids loses a share that depends on s and K alone,
 falling as K^(-2 / s) in the end (rate-distortion theory; Zador, 1982). How much exactly was measured once with this
-library's own k-means by ``benchmarks/plan_calibration.py``; the figures are those of
-``benchmarks/results/plan-calibration.json``.
+library's own k-means by ``benchmarks/quality/plan_calibration.py``; the figures are those of
+``benchmarks/quality/results/plan-calibration.json``.
 """
 
 from __future__ import annotations

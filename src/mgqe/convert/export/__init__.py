@@ -1,8 +1,8 @@
-"""A frozen model for other runtimes: portable modules of standard operators alone, and ONNX files of them."""
+"""Frozen models for other runtimes: modules of standard operators, and ONNX files made from them."""
 
 from mgqe.convert.export.onnx_file import export_onnx
-from mgqe.convert.export.portable import portable
 from mgqe.convert.export.portable_bag import PortableEmbeddingBag
 from mgqe.convert.export.portable_embedding import PortableEmbedding
+from mgqe.convert.export.portable_model import portable
 
 __all__ = ["PortableEmbedding", "PortableEmbeddingBag", "export_onnx", "portable"]

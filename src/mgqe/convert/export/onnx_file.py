@@ -1,4 +1,4 @@
-"""export_onnx: a frozen model as an ONNX file that holds the packed codes and decodes them."""
+"""export_onnx: write a frozen model as an ONNX file that holds the packed codes and decodes them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from mgqe.checks.scalars import as_int
-from mgqe.convert.export.portable import portable
+from mgqe.convert.export.portable_model import portable
 from mgqe.files.atomic import aside_folder, fill_file, require_replaceable
 
 OPSET = 18  # the first with BitwiseAnd and with maxima in ScatterElements
-ONE_FILE = 2_000_000_000  # bytes; protobuf ends at 2 GiB
-
-# Elements. Folding is for shapes and masks: a decoded table must not come out of it.
-_FOLD_AT_MOST = 512
+MAX_ONE_FILE = 2_000_000_000  # bytes; a protobuf message has less than 2 GiB
+_MAX_FOLDED = 512  # elements: constant folding is for shapes and masks, and must not decode a table
 
 
 def export_onnx(
@@ -35,44 +33,55 @@ def export_onnx(
     output_names: Sequence[str] | None = None,
     opset_version: int = OPSET,
 ) -> int:
-    """Write a frozen model to an ONNX file that has the tables' packed codes in it, decoded by standard operators.
+    """Write a frozen model to an ONNX file that holds the tables' packed codes and decodes them by standard operators.
 
-    The file is as large as the frozen tables and the dense weights together, plus some kilobytes of graph a table.
-    Look-ups in it give the bits that the frozen model gives; bags, and the model's own layers, agree to rounding.
+    The file is as large as the frozen tables and the dense weights together, plus some kilobytes of graph per table.
+    Look-ups return the bits that the frozen model returns; bags and the model's own layers agree to rounding.
 
     Args:
-        model: one that :func:`mgqe.freeze_` left; it is not changed.
+        model: a model from :func:`mgqe.freeze_`. It is not changed.
         args: example inputs of the forward pass, as for ``torch.export``: a batch of 2 or more.
-        path: of the file, replaced if it is there. Above 2 GB the weights go beside it, to ``<name>.data``.
+        path: of the file, which is replaced if it exists. Above 2 GB the weights are in a second file, ``<name>.data``.
         kwargs: keyword inputs of the forward pass.
-        dynamic_shapes: which sizes may change, in ``torch.export``'s own form; default: the first axis of each tensor.
-        input_names, output_names: in the file.
+        dynamic_shapes: the sizes that may change, in the form of ``torch.export``; default: the first axis of each
+            tensor.
+        input_names, output_names: names in the file.
         opset_version: at least 18.
 
     Returns:
-        Bytes written.
+        the bytes written.
 
     Raises:
-        ImportError: without the extra, ``pip install 'mgqe[onnx]'``.
-        ValueError, TypeError: what :func:`mgqe.portable` raises; an older opset; an example batch of fewer than 2; a
-            model that torch.export cannot trace; an operator that ONNX does not have, which is named.
+        ImportError: the extra is not installed: ``pip install 'mgqe[onnx]'``.
+        ValueError, TypeError: as :func:`mgqe.portable`; an older opset; an example batch of fewer than 2; a model that
+            torch.export cannot trace; an operator that ONNX does not have. The message names the operator.
+
+    Example:
+        >>> import torch, mgqe, onnxruntime
+        >>> model = torch.nn.Sequential(mgqe.DPQEmbedding(1000, 16), torch.nn.Linear(16, 1))
+        >>> tables = mgqe.freeze_(model)
+        >>> ids = torch.tensor([3, 17, 999])
+        >>> nbytes = mgqe.export_onnx(model, ids, "model.onnx", input_names=["ids"])
+        >>> scores, = onnxruntime.InferenceSession("model.onnx").run(None, {"ids": ids.numpy()})
+        >>> scores.shape
+        (3, 1)
     """
-    _need("onnx", "onnxscript")
+    _require("onnx", "onnxscript")
     opset_version = as_int("opset_version", opset_version)
     if opset_version < OPSET:
         raise ValueError(f"opset_version must be at least {OPSET} (BitwiseAnd), got {opset_version}")
     require_replaceable(Path(path))
-    ready = portable(model)
-    given = args if isinstance(args, tuple) else (args,)
+    portable_model = portable(model)
+    inputs = args if isinstance(args, tuple) else (args,)
     if dynamic_shapes is None:
-        dynamic_shapes = _first_axes(given, dict(kwargs or {}))
+        dynamic_shapes = _first_axes(inputs, dict(kwargs or {}))
     with torch.no_grad():
-        program = _traced(ready, given, dict(kwargs or {}), dynamic_shapes)
-        made = _converted(program, input_names=input_names, output_names=output_names, opset_version=opset_version)
-    return _save(made, Path(path))
+        program = _trace(portable_model, inputs, dict(kwargs or {}), dynamic_shapes)
+        converted = _convert(program, input_names=input_names, output_names=output_names, opset_version=opset_version)
+    return _save(converted, Path(path))
 
 
-def _need(*names: str) -> None:
+def _require(*names: str) -> None:
     for name in names:
         try:
             importlib.import_module(name)
@@ -81,7 +90,7 @@ def _need(*names: str) -> None:
 
 
 def _first_axes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The first axis of every tensor, free; the form that torch.export takes where there are kwargs is by name."""
+    """Dynamic shapes with the first axis of every tensor free, for positional and keyword inputs."""
 
     def free(value: Any, where: str) -> Any:
         if isinstance(value, Tensor):
@@ -103,10 +112,10 @@ def _first_axes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return (*positional, *(free(value, f"kwargs[{key!r}]") for key, value in kwargs.items()))
 
 
-def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Any:
+def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Any:
     try:
         return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
-    except Exception as error:  # of many types, none of them public
+    except Exception as error:  # torch.export raises many types, none of them public
         raise ValueError(
             f"torch.export cannot trace {type(model).__name__} with these example inputs: {_first_line(error)}. A "
             "forward pass must not turn values of tensors into Python numbers or branch on them, and what "
@@ -115,17 +124,16 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyn
         ) from error
 
 
-def _converted(program: Any, **options: Any) -> Any:
+def _convert(program: Any, **options: Any) -> Any:
     try:
-        made = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, **options)
+        return torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, **options)
     except Exception as error:
         missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error))
         if missing:
-            told = f"ONNX has nothing for the operator {missing[1]}: write that step with standard torch operators"
+            fault = f"ONNX has nothing for the operator {missing[1]}: write that step with standard torch operators"
         else:
-            told = f"torch.onnx.export failed: {_first_line(error)}: try another opset_version="
-        raise ValueError(f"{told}. torch.export.export(mgqe.portable(model), args) works without ONNX") from error
-    return made
+            fault = f"torch.onnx.export failed: {_first_line(error)}: try another opset_version="
+        raise ValueError(f"{fault}. torch.export.export(mgqe.portable(model), args) works without ONNX") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -133,12 +141,12 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else ''}"
 
 
-def _save(made: Any, path: Path) -> int:
-    """Fold what is small, drop what only debugging needs, write; bytes of the file, and of the one beside it."""
+def _save(program: Any, path: Path) -> int:
+    """Fold small constants, drop debugging information, and write. Returns the bytes of the file or both files."""
     optimizer = importlib.import_module("onnxscript.optimizer")
-    model = made.model
-    optimizer.optimize(model, input_size_limit=_FOLD_AT_MOST, output_size_limit=_FOLD_AT_MOST)
-    # Stack traces and the like: several times the size of the graph.
+    model = program.model
+    optimizer.optimize(model, input_size_limit=_MAX_FOLDED, output_size_limit=_MAX_FOLDED)
+    # Stack traces and the like, which take several times the bytes of the graph.
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
     for node in model.graph.all_nodes():
@@ -146,17 +154,17 @@ def _save(made: Any, path: Path) -> int:
         node.doc_string = None
         for output in node.outputs:
             output.metadata_props.clear()
-    beside = sum(value.const_value.nbytes for value in model.graph.initializers.values()) > ONE_FILE
-    if not beside:
-        fill_file(path, lambda file: file.write(made.model_proto.SerializeToString()))
+    needs_two_files = sum(value.const_value.nbytes for value in model.graph.initializers.values()) > MAX_ONE_FILE
+    if not needs_two_files:
+        fill_file(path, lambda file: file.write(program.model_proto.SerializeToString()))
         return path.stat().st_size
     with aside_folder(path) as folder:
-        made.save(str(folder / path.name), external_data=True)
-        return sum(_moved(file, path.parent / file.name) for file in sorted(folder.iterdir(), reverse=True))
+        program.save(str(folder / path.name), external_data=True)
+        return sum(_move(file, path.parent / file.name) for file in sorted(folder.iterdir(), reverse=True))
 
 
-def _moved(source: Path, target: Path) -> int:
-    """Bytes of a file that is written again under another name, whole or not at all."""
+def _move(source: Path, target: Path) -> int:
+    """Write a file under another name, as a whole or not at all, and return its bytes."""
     with source.open("rb") as content:
         fill_file(target, lambda file: shutil.copyfileobj(content, file, 1 << 24))
     return target.stat().st_size

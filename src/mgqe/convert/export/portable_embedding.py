@@ -1,4 +1,4 @@
-"""PortableEmbedding: a compact table that any exporter can trace."""
+"""PortableEmbedding: a compact table in a form that any exporter can trace."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from torch import Tensor, nn
 
 from mgqe.checks.ids import as_int64, check_ids
 from mgqe.codec.packing import bits_for
-from mgqe.convert.export.decode import BLOCK_BYTES, join_pieces, rank_in_map, unpack_codes
+from mgqe.convert.export.decode import BLOCK_BYTES, decode_rows, rank_in_map, unpack_codes
 from mgqe.table.compact import CompactTable
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-OUTSIDE = 1 << 62  # in place of an id outside the table: no gather anywhere can read it
+OUTSIDE = 1 << 62  # replaces an id outside the table, so that no gather reads a wrong row
 
 
 class PortableEmbedding(nn.Module):
-    """:class:`mgqe.CompactEmbedding` by standard operators alone: the same bits, several times slower in eager mode.
+    """:class:`mgqe.CompactEmbedding` by standard operators: the same bits, several times slower in eager mode.
 
     The buffers are the table's tensors as they are (packed codes, stored centroids, tier map), so that an exported
-    program is as small as the table's file. They share the table's memory, unless ids were appended to it.
+    program is as small as the table's file. They share the table's memory, unless ids were appended to the table.
 
     Args:
-        table: a compact table with one row at least; ids appended later are not seen.
+        table: a compact table with at least one row. Ids that are appended later are not known here.
         dtype: of the vectors.
 
     Raises:
-        TypeError: no CompactTable. ValueError: a table without rows.
+        TypeError: something else than a CompactTable. ValueError: a table without rows.
 
     Shape:
         input of any shape (...) and integer dtype -> (..., d).
 
-    An id outside the table gives the table's fallback, if there is one. If not, it is an IndexError in eager mode, and
-    in exported programs an index out of range, which ONNX Runtime and compiled code refuse on CPUs.
+    An id outside the table looks up as the table's fallback, if there is one. Without a fallback it is an IndexError in
+    eager mode, and an index out of range in exported programs, which ONNX Runtime and compiled code refuse on CPUs.
     """
 
     def __init__(self, table: CompactTable, dtype: torch.dtype = torch.float32) -> None:
@@ -73,7 +73,7 @@ class PortableEmbedding(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """All vectors, (N, d), decoded anew each time it is read: what modules tied to the embedding read."""
+        """All vectors, (N, d), decoded each time it is read: modules tied to the embedding read it."""
         ids = torch.arange(self.num_embeddings, device=self.get_buffer("centroids_0").device)
         return self._rows(ids).to(self.dtype)
 
@@ -86,11 +86,11 @@ class PortableEmbedding(nn.Module):
         return f"{self.num_embeddings}, {self.embedding_dim}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves the table; a cast is for the vectors alone."""
+        """Moves the table to a device. A cast changes only the dtype of the vectors."""
         probe = fn(torch.empty(0, dtype=self.dtype, device=self.get_buffer("centroids_0").device))
         self.dtype = probe.dtype
-        made: Self = super()._apply(lambda tensor: tensor.to(probe.device), recurse)  # type: ignore[no-untyped-call]
-        return made
+        module: Self = super()._apply(lambda tensor: tensor.to(probe.device), recurse)  # type: ignore[no-untyped-call]
+        return module
 
     # ---- decoding ----------------------------------------------------------------------------------------
 
@@ -103,71 +103,71 @@ class PortableEmbedding(nn.Module):
             rows = self._rows(torch.where(known, flat, 0))
             rows = torch.where(known[:, None], rows, self.get_buffer("fallback"))
         else:
-            check_ids(flat, self.num_embeddings)  # not while tracing
+            check_ids(flat, self.num_embeddings)  # does nothing while traced
             rows = self._rows(torch.where(known, flat, OUTSIDE))
         return rows.reshape(*ids.shape, self.embedding_dim)
 
     def _rows(self, ids: Tensor) -> Tensor:
         """Ids (n,), in range or OUTSIDE -> float32 (n, d)."""
-        cfg = self.config
+        config = self.config
         tier, rank = self._locate(ids)
-        # Tiers that read one codebook in as many subspaces differ in their codes alone.
-        alike: dict[tuple[int, int], list[int]] = {}
-        for g, size in enumerate(cfg.sizes):
+        # Tiers with the same codebook and number of subspaces differ only in their codes: they are decoded together.
+        tiers_of: dict[tuple[int, int], list[int]] = {}
+        for g, size in enumerate(config.sizes):
             if size:
-                alike.setdefault((cfg.codebook_of[g], cfg.num_subspaces[g]), []).append(g)
+                tiers_of.setdefault((config.codebook_of[g], config.num_subspaces[g]), []).append(g)
         rows: Tensor | None = None
-        for (book, _), tiers in alike.items():
+        for (book, _), tiers in tiers_of.items():
             codes: Tensor | None = None
-            here: Tensor | None = None
+            in_group: Tensor | None = None
             for g in tiers:
-                mine = None if tier is None else tier == g
-                of_tier = self._codes(g, rank if mine is None else torch.where(mine, rank, 0))
-                codes = of_tier if codes is None or mine is None else torch.where(mine[:, None], of_tier, codes)
-                here = mine if here is None or mine is None else here | mine
+                in_tier = None if tier is None else tier == g
+                of_tier = self._codes(g, rank if in_tier is None else torch.where(in_tier, rank, 0))
+                codes = of_tier if codes is None or in_tier is None else torch.where(in_tier[:, None], of_tier, codes)
+                in_group = in_tier if in_group is None or in_tier is None else in_group | in_tier
             assert codes is not None  # a group has a tier
-            scales = self.get_buffer(f"scales_{book}") if cfg.centroid_dtype == "int8" else None
-            pieces = join_pieces(codes, self.get_buffer(f"centroids_{book}"), scales)
-            rows = pieces if rows is None or here is None else torch.where(here[:, None], pieces, rows)
+            scales = self.get_buffer(f"scales_{book}") if config.centroid_dtype == "int8" else None
+            of_group = decode_rows(codes, self.get_buffer(f"centroids_{book}"), scales)
+            rows = of_group if rows is None or in_group is None else torch.where(in_group[:, None], of_group, rows)
         assert rows is not None  # a table has a row
-        if cfg.padding_idx is not None:
-            rows = torch.where((ids == cfg.padding_idx)[:, None], 0.0, rows)
+        if config.padding_idx is not None:
+            rows = torch.where((ids == config.padding_idx)[:, None], 0.0, rows)
         return rows
 
     def _codes(self, tier: int, rank: Tensor) -> Tensor:
         """Codes of the rows of one tier: int64 (n,) -> int64 (n, D)."""
-        cfg = self.config
+        config = self.config
         packed = torch.index_select(self.get_buffer(f"codes_{tier}"), 0, rank)
-        codes = unpack_codes(packed, cfg.num_subspaces[tier], cfg.num_centroids[tier])
-        size = self.get_buffer(f"centroids_{cfg.codebook_of[tier]}").shape[1]
-        # Only a damaged file holds larger ones; the kernels read its codes so too.
-        return codes.clamp(max=size - 1) if 1 << bits_for(cfg.num_centroids[tier]) > size else codes
+        codes = unpack_codes(packed, config.num_subspaces[tier], config.num_centroids[tier])
+        size = self.get_buffer(f"centroids_{config.codebook_of[tier]}").shape[1]
+        # Only a damaged file has larger codes. The kernels read them in the same way.
+        return codes.clamp(max=size - 1) if 1 << bits_for(config.num_centroids[tier]) > size else codes
 
     def _locate(self, ids: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Tier (None where there is one alone) and rank in it, int64 (n,) each."""
-        cfg = self.config
-        if sum(size > 0 for size in cfg.sizes) == 1 and cfg.order is None:
+        """The tier, or None where there is only one, and the rank in it: int64 (n,) each."""
+        config = self.config
+        if sum(size > 0 for size in config.sizes) == 1 and config.order is None:
             return None, ids
-        if cfg.order is None:
+        if config.order is None:
             tier, rank = torch.zeros_like(ids), ids
-            for g, start in list(enumerate(accumulate(cfg.sizes)))[:-1]:
+            for g, start in list(enumerate(accumulate(config.sizes)))[:-1]:
                 beyond = ids >= start
                 tier, rank = torch.where(beyond, g + 1, tier), torch.where(beyond, ids - start, rank)
             return tier, rank
-        return self._locate_in_map(ids, cfg.order)
+        return self._locate_in_map(ids, config.order)
 
     def _locate_in_map(self, ids: Tensor, order: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        tier, rank, at = torch.full_like(ids, order[-1]), ids, ids
-        left = torch.ones_like(ids, dtype=torch.bool)
+        tier, rank, position = torch.full_like(ids, order[-1]), ids, ids
+        undecided = torch.ones_like(ids, dtype=torch.bool)
         for level, target in enumerate(order[:-1]):
             words = self.get_buffer(f"tier_map_bits_{level}")
-            if words.shape[0] == 0:  # every id has found its tier
+            if words.shape[0] == 0:  # the tier of every id is known
                 break
-            # Ids already placed keep an index of 0, which every level that has ids can answer.
-            at = torch.where(left, at, 0) if level else at
-            bit, ones = rank_in_map(at, words, self.get_buffer(f"tier_map_ranks_{level}"))
-            chosen = left & bit
+            # Position 0 stands in for ids whose tier is known: every level that has ids has it.
+            position = torch.where(undecided, position, 0) if level else position
+            bit, ones = rank_in_map(position, words, self.get_buffer(f"tier_map_ranks_{level}"))
+            chosen = undecided & bit
             tier, rank = torch.where(chosen, target, tier), torch.where(chosen, ones, rank)
-            left = left & ~bit
-            at = at - ones
-        return tier, torch.where(left, at, rank)
+            undecided = undecided & ~bit
+            position = position - ones
+        return tier, torch.where(undecided, position, rank)

@@ -187,7 +187,7 @@ private:
     }
 
     // Roughly what a row costs a query, in nanoseconds. Only the ratios matter, and they only decide how, not what, is
-    // found. Measured with benchmarks/bench_topk_methods.py.
+    // found. Measured with benchmarks/speed/topk_methods.py.
     static double row_cost(const mgqe_tier& tier, bool filter) {
         const double D = tier.num_subspaces;
         if (tier.bits > 8) return 0.8 * D;

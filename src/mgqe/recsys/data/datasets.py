@@ -12,6 +12,8 @@ import torch
 
 from mgqe.recsys.data.columns import Columns
 from mgqe.recsys.data.interactions import Interactions, load_interactions
+from mgqe.recsys.data.settings import DataSettings
+from mgqe.recsys.data.splits import SplitRule
 
 DATA_DIR_VARIABLE = "MGQE_DATA_DIR"
 
@@ -232,3 +234,18 @@ def planted(
             users.append(torch.full_like(chosen, user))
     frame = pl.DataFrame({"user": torch.cat(users).numpy(), "item": torch.cat(items).numpy()})
     return Interactions.from_frame(frame)
+
+
+def check_split(settings: DataSettings) -> None:
+    """ValueError unless the settings go together: a rule, or a file for the test and perhaps one for validation."""
+    data, rule, valid, test = settings.data, settings.split, settings.valid, settings.test
+    if rule is not None:
+        SplitRule.parse(rule)
+    if valid is not None and test is None:
+        raise ValueError(f"--valid {valid} needs a file for the test as well: --test FILE")
+    if test is not None and rule is not None:
+        raise ValueError(f"--split {rule} divides one file: leave it out, or leave out --test {test}")
+    if test is not None and data in ("planted", *DATASETS, *PUBLISHED):
+        raise ValueError(f"--test {test} goes with a file of your own to train on: --train FILE, not with {data}")
+    if rule is not None and data in PUBLISHED:
+        raise ValueError(f"{data} has a published split: leave --split {rule} out")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mgqe.checks.scalars import as_int
+
 
 @dataclass(frozen=True)
 class DataSettings:
@@ -34,3 +36,7 @@ class DataSettings:
     negatives: int = 4
     eval_negatives: int = 99
     eval_users: int = 10_000
+
+    def __post_init__(self) -> None:
+        for name in ("negatives", "eval_negatives", "eval_users"):
+            as_int(name, getattr(self, name), 1)

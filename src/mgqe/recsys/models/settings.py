@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mgqe.checks.scalars import as_int
 from mgqe.recsys.models.embeddings import Spec
+
+LOSSES = ("bce", "softmax", "ce")  # of sequential models
+WINDOWS = ("last", "random", "all")
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,16 @@ class ModelSettings:
     loss: str = "bce"
     windows: str = "last"
     mlp_layers: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "max_length", "num_blocks", "num_heads", "mlp_layers"):
+            as_int(name, getattr(self, name), 1)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be 0 or more and below 1, got {self.dropout}")
+        for name, known in (("loss", LOSSES), ("windows", WINDOWS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        Spec.parse(self.embedding)
 
     @property
     def spec(self) -> Spec:

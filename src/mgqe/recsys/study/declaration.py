@@ -1,4 +1,4 @@
-"""A study's declaration: a TOML file -> which embeddings are trained on which tasks and data, with which seeds.
+"""A study's declaration: which embeddings are trained on which tasks and data, with which seeds, as a TOML file says.
 
     title = "What compact tables cost"
     seeds = [1, 2, 3]
@@ -18,27 +18,28 @@
     pairs = ["gmf-ml-1m"]          # all pairs if left out; a method may come more than once
     budgets = { 20 = ["mgqe:D=64,K=64/32"], 10 = ["mgqe:D=32,K=256/32", "mgqe:D=32,K=64/16"] }
 
-    [[ablations]]                  # one thing at a time: a label (a number where there is one) -> an embedding
+    [[ablations]]                  # embeddings that differ in one thing: label (best a number) -> embedding
     name = "centroids"
     axis = "centroids of the tail"
     pairs = ["gmf-ml-1m"]
     embeddings = { 8 = "mgqe:D=32,K=64/8", 16 = "mgqe:D=32,K=64/16" }
 
-`full` is trained on every pair, named or not, since everything is measured against it.
+`full` is trained on every pair, listed or not, since everything is measured against it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mgqe.checks.names import did_you_mean
 from mgqe.recsys.models.registry import choose_model
-from mgqe.recsys.study.compare import Run, folder_name
+from mgqe.recsys.study.execute import Run
 from mgqe.recsys.study.records import run_key
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.tuned import tuned_settings
@@ -48,12 +49,13 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+FILE = "study.toml"  # a study's folder has its declaration under this name
 FULL = "full"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A model on a data set. config: what its runs have in common."""
+    """A model on a data set. config: what all of its runs share."""
 
     name: str
     title: str
@@ -63,17 +65,28 @@ class Pair:
 
 @dataclass(frozen=True)
 class StudyMethod:
-    """budgets: per cent of the full tables' bytes -> candidates, of which validation chooses. pairs: where."""
+    """A way to make tables small, on some pairs.
+
+    budgets: per cent of the full tables' bytes -> candidates, of which validation chooses one.
+    seeds: how many of the pair's, None: all.
+    """
 
     name: str
     budgets: dict[float, tuple[str, ...]]
     pairs: tuple[str, ...]
     seeds: int | None = None
 
+    @property
+    def listed(self) -> list[str]:
+        return [embedding for candidates in self.budgets.values() for embedding in candidates]
+
 
 @dataclass(frozen=True)
 class Ablation:
-    """embeddings: label -> description. axis: what the labels say. seeds: how many of the pair's, None: all."""
+    """Embeddings that differ in one thing.
+
+    embeddings: label -> description. axis: what the labels say. seeds: how many of the pair's, None: all.
+    """
 
     name: str
     axis: str
@@ -81,25 +94,28 @@ class Ablation:
     pairs: tuple[str, ...]
     seeds: int | None = None
 
+    @property
+    def listed(self) -> list[str]:
+        return list(self.embeddings.values())
+
 
 @dataclass(frozen=True)
 class StudyDeclaration:
-    """A whole study."""
+    """A study: pairs, methods and ablations."""
 
     title: str
     pairs: dict[str, Pair]
     methods: tuple[StudyMethod, ...]
     ablations: tuple[Ablation, ...] = ()
-    source: str = field(default="", compare=False)
 
     def candidates(self, pair: str, method: str) -> dict[float, tuple[str, ...]]:
         """Budget -> candidates of `method` on `pair`, as its blocks declare them together."""
-        found: dict[float, tuple[str, ...]] = {}
+        candidates: dict[float, tuple[str, ...]] = {}
         for block in self.methods:
             if block.name == method and pair in block.pairs:
                 for budget, listed in block.budgets.items():
-                    found[budget] = tuple(dict.fromkeys((*found.get(budget, ()), *listed)))
-        return found
+                    candidates[budget] = tuple(dict.fromkeys((*candidates.get(budget, ()), *listed)))
+        return candidates
 
     @property
     def method_names(self) -> list[str]:
@@ -109,46 +125,48 @@ class StudyDeclaration:
     def runs(self, pairs: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[tuple[Pair, Run]]:
         """All runs, or those of some pairs or seeds: seed by seed, so that an early end leaves whole seeds.
 
-        Of a seed the full tables come first, whose warm-ups the others use, then pair after pair.
+        Of each seed the full tables come first, whose warm-ups the others use, then pair after pair.
         """
         rank = {seed: at for pair in self.pairs.values() for at, seed in reversed(list(enumerate(pair.seeds)))}
-        found: list[tuple[Pair, Run]] = []
+        runs: list[tuple[Pair, Run]] = []
         for seed in sorted(rank, key=lambda seed: (rank[seed], seed)):
-            firsts, others = [], []
-            for pair in self.pairs.values():
-                if (pairs and pair.name not in pairs) or (seeds and seed not in seeds) or seed not in pair.seeds:
-                    continue
-                configs: dict[str, TrainConfig] = {}
-                for embedding in self._embeddings(pair, pair.seeds.index(seed)):
-                    config = replace(pair.config.with_embedding(embedding), seed=seed)
-                    configs.setdefault(run_key(pair.name, config), config)
-                # Runs whose settings were changed in the declaration do not meet what is there of the old ones.
-                first, *rest = (
-                    Run(
-                        config, f"runs/{pair.name}/{folder_name(config)}-{hashlib.sha256(key.encode()).hexdigest()[:6]}"
-                    )
-                    for key, config in configs.items()
-                )
-                firsts.append((pair, first))
-                others += [(pair, run) for run in rest]
-            found += firsts + others
-        return found
+            of_seed = [
+                (pair, run)
+                for pair in self.pairs.values()
+                if (not pairs or pair.name in pairs) and (not seeds or seed in seeds) and seed in pair.seeds
+                for run in self._runs_of(pair, seed)
+            ]
+            runs += sorted(of_seed, key=lambda entry: entry[1].config.name != FULL)
+        return runs
 
-    def _embeddings(self, pair: Pair, place: int) -> Iterator[str]:
-        """What is trained on `pair` with its seed number `place`."""
+    def _runs_of(self, pair: Pair, seed: int) -> list[Run]:
+        """What is trained on a pair with one of its seeds, each embedding once, however it is written."""
+        configs: dict[str, TrainConfig] = {}
+        for embedding in self.embeddings(pair, pair.seeds.index(seed)):
+            config = replace(pair.config.with_embedding(embedding), seed=seed)
+            configs.setdefault(run_key(pair.name, config), config)
+        return [Run(config, self.folder(pair, config)) for config in configs.values()]
+
+    def folder(self, pair: Pair, config: TrainConfig) -> str:
+        """A run's folder; another one after its settings were changed, so that the old run's files do not stop it."""
+        digest = hashlib.sha256(run_key(pair.name, config).encode()).hexdigest()[:6]
+        return f"runs/{pair.name}/{folder_name(config)}-{digest}"
+
+    def embeddings(self, pair: Pair, number: int) -> Iterator[str]:
+        """What is trained on `pair` with its seed number `number`, from 0."""
         yield FULL
         blocks: tuple[StudyMethod | Ablation, ...] = (*self.methods, *self.ablations)
         for block in blocks:
-            if pair.name not in block.pairs or (block.seeds is not None and place >= block.seeds):
-                continue
-            if isinstance(block, Ablation):
-                yield from block.embeddings.values()
-            else:
-                for listed in block.budgets.values():
-                    yield from listed
+            if pair.name in block.pairs and (block.seeds is None or number < block.seeds):
+                yield from block.listed
 
 
-def read_grid(path: Path, data_dir: str | None = None) -> StudyDeclaration:
+def folder_name(config: TrainConfig) -> str:
+    """Such as `mgqe_D=32_K=64_16-seed1`."""
+    return f"{re.sub(r'[^A-Za-z0-9.=@-]+', '_', config.name)}-seed{config.seed}"
+
+
+def read_declaration(path: Path, data_dir: str | None = None) -> StudyDeclaration:
     """The study that a file declares; ValueError says what is wrong in it and where."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -157,21 +175,21 @@ def read_grid(path: Path, data_dir: str | None = None) -> StudyDeclaration:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a TOML file: {error}") from error
     try:
-        return _grid(_Table(content, "the file"), data_dir, str(path))
+        return _declaration(_Entries(content, "the file"), data_dir)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-class _Table:
-    """A table of the file whose keys are taken one by one; what nobody takes is a mistake."""
+class _Entries:
+    """A TOML table whose entries are taken one by one; one that is left over is a mistake in the file."""
 
     def __init__(self, content: Any, where: str) -> None:
         if not isinstance(content, dict):
             raise ValueError(f"{where}: expected a table, got {content!r}")
-        self.content, self.where, self.known = dict(content), where, set[str]()
+        self.content, self.where, self.names = dict(content), where, set[str]()
 
     def take(self, name: str, kind: type, default: Any = None) -> Any:
-        self.known.add(name)
+        self.names.add(name)
         if name not in self.content:
             if default is None:
                 raise ValueError(f"{self.where}: {name} is missing")
@@ -181,86 +199,85 @@ class _Table:
             raise ValueError(f"{self.where}: {name} must be a {kind.__name__}, got {value!r}")
         return value
 
+    def blocks(self, name: str) -> list[_Entries]:
+        """The tables of an array of tables."""
+        return [_Entries(content, f"{name}[{at}]") for at, content in enumerate(self.take(name, list, []))]
+
     def finish(self) -> None:
         for name in self.content:
-            hint = did_you_mean(name, self.known)
-            raise ValueError(f"{self.where}: no entry {name!r}{hint}: expected {', '.join(sorted(self.known))}")
+            hint = did_you_mean(name, self.names)
+            raise ValueError(f"{self.where}: no entry {name!r}{hint}: expected {', '.join(sorted(self.names))}")
 
 
-def _grid(table: _Table, data_dir: str | None, source: str) -> StudyDeclaration:
-    title = table.take("title", str, "A study")
-    seeds = _seeds(table.take("seeds", list, [1, 2, 3]), table.where)
-    settings = table.take("settings", dict, {})
+def _declaration(entries: _Entries, data_dir: str | None) -> StudyDeclaration:
+    title = entries.take("title", str, "A study")
+    seeds = _seeds(entries.take("seeds", list, [1, 2, 3]), entries.where)
+    settings = entries.take("settings", dict, {})
     pairs = {}
-    for name, content in table.take("pairs", dict).items():
-        pairs[name] = _pair(name, _Table(content, f"pairs.{name}"), settings, seeds, data_dir)
+    for name, content in entries.take("pairs", dict).items():
+        pairs[name] = _pair(name, _Entries(content, f"pairs.{name}"), settings, seeds, data_dir)
     if not pairs:
         raise ValueError("pairs: expected at least one, [pairs.NAME] with model and data")
-    methods = [
-        _method(_Table(content, f"methods[{at}]"), pairs) for at, content in enumerate(table.take("methods", list, []))
-    ]
-    ablations = [
-        _ablation(_Table(content, f"ablations[{at}]"), pairs)
-        for at, content in enumerate(table.take("ablations", list, []))
-    ]
-    table.finish()
-    grid = StudyDeclaration(title, pairs, tuple(methods), tuple(ablations), source)
+    methods = [_method(block, pairs) for block in entries.blocks("methods")]
+    ablations = [_ablation(block, pairs) for block in entries.blocks("ablations")]
+    entries.finish()
+    declaration = StudyDeclaration(title, pairs, tuple(methods), tuple(ablations))
     for pair in pairs.values():
-        for embedding in dict.fromkeys(grid._embeddings(pair, 0)):
+        for embedding in dict.fromkeys(declaration.embeddings(pair, 0)):
             pair.config.with_embedding(embedding)  # reads the description
-    return grid
+    return declaration
 
 
-def _pair(name: str, table: _Table, common: dict[str, Any], seeds: tuple[int, ...], data_dir: str | None) -> Pair:
-    task, model = choose_model(None, table.take("model", str))
-    data = table.take("data", str)
+def _pair(name: str, entries: _Entries, common: dict[str, Any], seeds: tuple[int, ...], data_dir: str | None) -> Pair:
+    task, model = choose_model(None, entries.take("model", str))
+    data = entries.take("data", str)
     config = TrainConfig(task=task, model=model, data=data, data_dir=data_dir)
-    own = table.take("settings", dict, {})
-    written = [f"{key}={value}" for key, value in {**common, **own}.items()]
+    settings = {**common, **entries.take("settings", dict, {})}
+    written = [f"{key}={value}" for key, value in settings.items()]
     try:
         config = config.with_settings([*tuned_settings(model, data), *written])
     except ValueError as error:
-        raise ValueError(f"{table.where}: {error}") from error
+        raise ValueError(f"{entries.where}: {error}") from error
     pair = Pair(
-        name, table.take("title", str, name), config, _seeds(table.take("seeds", list, list(seeds)), table.where)
+        name, entries.take("title", str, name), config, _seeds(entries.take("seeds", list, list(seeds)), entries.where)
     )
-    table.finish()
+    entries.finish()
     return pair
 
 
-def _method(table: _Table, pairs: dict[str, Pair]) -> StudyMethod:
+def _method(entries: _Entries, pairs: dict[str, Pair]) -> StudyMethod:
     budgets = {}
-    for text, listed in table.take("budgets", dict).items():
+    for text, listed in entries.take("budgets", dict).items():
         try:
             budget = float(text)
         except ValueError:
-            raise ValueError(f"{table.where}: a budget is a per cent such as 10, got {text!r}") from None
+            raise ValueError(f"{entries.where}: a budget is a per cent such as 10, got {text!r}") from None
         if not isinstance(listed, list) or not all(isinstance(entry, str) for entry in listed) or not listed:
-            raise ValueError(f"{table.where}: budget {text} must have a list of embeddings, got {listed!r}")
+            raise ValueError(f"{entries.where}: budget {text} must have a list of embeddings, got {listed!r}")
         budgets[budget] = tuple(listed)
-    method = StudyMethod(table.take("name", str), budgets, *_where(table, pairs))
-    table.finish()
+    method = StudyMethod(entries.take("name", str), budgets, *_pairs_and_seeds(entries, pairs))
+    entries.finish()
     return method
 
 
-def _ablation(table: _Table, pairs: dict[str, Pair]) -> Ablation:
-    name = table.take("name", str)
-    embeddings = table.take("embeddings", dict)
+def _ablation(entries: _Entries, pairs: dict[str, Pair]) -> Ablation:
+    name = entries.take("name", str)
+    embeddings = entries.take("embeddings", dict)
     if not embeddings or not all(isinstance(entry, str) for entry in embeddings.values()):
-        raise ValueError(f"{table.where}: embeddings must be LABEL = EMBEDDING, got {embeddings!r}")
-    ablation = Ablation(name, table.take("axis", str, name), embeddings, *_where(table, pairs))
-    table.finish()
+        raise ValueError(f"{entries.where}: embeddings must be LABEL = EMBEDDING, got {embeddings!r}")
+    ablation = Ablation(name, entries.take("axis", str, name), embeddings, *_pairs_and_seeds(entries, pairs))
+    entries.finish()
     return ablation
 
 
-def _where(table: _Table, pairs: dict[str, Pair]) -> tuple[tuple[str, ...], int | None]:
+def _pairs_and_seeds(entries: _Entries, pairs: dict[str, Pair]) -> tuple[tuple[str, ...], int | None]:
     """(pairs, number of seeds) of a block."""
-    chosen = table.take("pairs", list, list(pairs))
+    chosen = entries.take("pairs", list, list(pairs))
     for name in chosen:
         if name not in pairs:
             hint = did_you_mean(str(name), pairs)
-            raise ValueError(f"{table.where}: no pair {name!r}{hint}: expected {', '.join(pairs)}")
-    number = table.take("seeds", int, 0)
+            raise ValueError(f"{entries.where}: no pair {name!r}{hint}: expected {', '.join(pairs)}")
+    number = entries.take("seeds", int, 0)
     return tuple(chosen), number or None
 
 
@@ -270,7 +287,3 @@ def _seeds(values: list[Any], where: str) -> tuple[int, ...]:
     if len(set(values)) < len(values):
         raise ValueError(f"{where}: expected each seed once, got {values!r}")
     return tuple(values)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:6]

@@ -1,7 +1,7 @@
-"""A study's results file: JSON lines, one a run, added as runs end; whatever was written stays readable.
+"""A study's results file: one line of JSON per run, added when the run ends.
 
-A line is added in one write and synced. A line that a kill or a full disk cut short is left out when reading, with a
-word about it, and its run is not taken for done.
+A line is added in one write and synced. A line that a kill or a full disk cut short is reported and left out when the
+file is read, and its run counts as not done.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from mgqe.files.atomic import require_replaceable, write_text
 from mgqe.recsys.train.config import TrainConfig
 
 Record = dict[str, Any]
-IDLE = ("data_dir", "threads", "label")  # settings that decide no result
-# What a record takes over from a run's metrics as it is.
-TAKEN = (
+WITHOUT_EFFECT = ("data_dir", "threads", "label")  # settings that decide no result
+# What a record has from a run's metrics unchanged.
+FROM_METRICS = (
     "metric", "quality", "embedding_bytes", "full_embedding_bytes", "embedding_bytes_by_table",
     "embedding_bytes_by_part", "codebooks", "peak_memory_bytes", "seconds", "seconds_per_epoch", "epochs",
     "best_epoch", "data_summary", "commit", "versions", "machine",
@@ -40,10 +40,10 @@ class Results:
 
 
 def settings_of(config: TrainConfig) -> Record:
-    """The settings that decide a run, less those at their defaults."""
+    """The settings that decide a run and are not at their defaults."""
     values = json.loads(json.dumps(asdict(config)))
     defaults = {field.name: field.default for field in fields(TrainConfig)}
-    return {name: value for name, value in values.items() if name not in IDLE and value != defaults[name]}
+    return {name: value for name, value in values.items() if name not in WITHOUT_EFFECT and value != defaults[name]}
 
 
 def run_key(pair: str, config: TrainConfig) -> str:
@@ -55,17 +55,17 @@ def run_key(pair: str, config: TrainConfig) -> str:
 def record_of(pair: str, config: TrainConfig, metrics: Record) -> Record:
     """A finished run's record.
 
-    Learning curves are kept of the run's last phase, and of all phases where the embedding is trained as it is:
-    the phases before are those of the pair's full table with the same seed.
+    It has the learning curves of all phases where the embedding is trained as it is, and otherwise only that of the
+    phase through the codes: the curves before are those of the pair's full table with the same seed.
     """
-    kept = list(metrics["history"])
+    phases = list(metrics["history"])
     if config.spec.method.kind != "trained":
-        kept = [name for name in kept if name == "quantised"]
+        phases = [name for name in phases if name == "quantised"]
     return {
         **_head(pair, config, "done"),
-        **{name: metrics[name] for name in TAKEN},
+        **{name: metrics[name] for name in FROM_METRICS},
         "split": metrics.get("split"),  # an older version's run does not state it
-        "history": {name: _columns(metrics["history"][name]) for name in kept},
+        "history": {name: _columns(metrics["history"][name]) for name in phases},
     }
 
 
@@ -78,7 +78,7 @@ def _head(pair: str, config: TrainConfig, status: str) -> Record:
     return {
         "key": run_key(pair, config),
         "pair": pair,
-        "embedding": config.label or str(config.spec),
+        "embedding": config.name,
         "seed": config.seed,
         "status": status,
         "settings": settings_of(config),
@@ -86,7 +86,7 @@ def _head(pair: str, config: TrainConfig, status: str) -> Record:
 
 
 def read_results(path: Path) -> Results:
-    """All records of a file, none where there is no file. Lines that are not whole are named in `damaged`."""
+    """All records of a file, none where there is no file. The numbers of lines that cannot be read are in `damaged`."""
     if not path.is_file():
         return Results([])
     records, damaged = [], []
@@ -106,7 +106,7 @@ def read_results(path: Path) -> Results:
 
 
 def append_result(path: Path, record: Record) -> None:
-    """Add a line and sync it; after a line that was cut short, on a line of its own."""
+    """Add a line and sync it. It begins on a new line even where the last one was cut short."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = _line(record).encode()
     require_replaceable(path)
@@ -121,10 +121,8 @@ def append_result(path: Path, record: Record) -> None:
 
 
 def write_results(path: Path, records: Iterable[Record]) -> None:
-    """All records as a new file, in place of the old one at once."""
-    text = "".join(map(_line, records))
-
-    write_text(path, text)
+    """Replace the file by one with these records."""
+    write_text(path, "".join(map(_line, records)))
 
 
 def _line(record: Record) -> str:
@@ -132,13 +130,13 @@ def _line(record: Record) -> str:
 
 
 def _columns(history: list[dict[str, float]]) -> dict[str, list[float]]:
-    """Epochs' records -> a list a figure; NaN where an epoch lacks it."""
+    """One record per epoch -> one list per figure; NaN where an epoch lacks it."""
     names = dict.fromkeys(name for record in history for name in record)
     return {name: [record.get(name, math.nan) for record in history] for name in names}
 
 
 def _short(value: Any) -> Any:
-    """Floats to 6 significant digits, NaN and infinity as null, which JSON has no word for."""
+    """Floats with 6 significant digits; NaN and infinity, which JSON does not have, as null."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, dict):

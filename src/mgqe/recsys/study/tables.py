@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import statistics
 
-from mgqe.recsys.study.analysis import NAMES, SECOND, Cell, Group, StudyResults
+from mgqe.recsys.study.analysis import NAMES, SECOND, Cell, Group, Interval, StudyResults
 from mgqe.recsys.study.records import Record
-from mgqe.recsys.study.summary import Interval
 from mgqe.recsys.study.text_table import TextTable
 
 OURS = "MGQE"
 
 
 def all_tables(study: StudyResults) -> dict[str, TextTable]:
-    """Name -> table: `against-full`, `against-others`, `pair-NAME`, `ablation-NAME-PAIR`, `codebooks`, `cost`."""
+    """All tables that have rows, by name.
+
+    Names: `against-full`, `against-others`, `pair-NAME`, `ablation-NAME-PAIR`, `codebooks`, `cost`, `failed`.
+    """
     tables = {"against-full": against_full(study), "against-others": against_others(study)}
     tables.update({f"pair-{pair}": pair_table(study, pair) for pair in study.pairs()})
-    for ablation in study.grid.ablations:
+    for ablation in study.declaration.ablations:
         for pair in ablation.pairs:
             if pair in study.pairs():
                 tables[f"ablation-{ablation.name}-{pair}"] = ablation_table(study, ablation.name, pair)
@@ -30,15 +32,32 @@ def all_tables(study: StudyResults) -> dict[str, TextTable]:
 
 def points(interval: Interval | None) -> str:
     """Such as `-0.12 ± 0.30`, or without the interval where there is one seed."""
-    if interval is None or math.isnan(interval.mean):
-        return ""
-    if math.isnan(interval.half_width):
-        return f"{interval.mean:+.2f}"
-    return f"{interval.mean:+.2f} ± {interval.half_width:.2f}"
+    return "" if interval is None or math.isnan(interval.mean) else interval.text(2, "+")
+
+
+def comparison_table(study: StudyResults, pair: str, title: str) -> TextTable:
+    """Every embedding of a pair on test, the largest first, in 80 columns."""
+    groups = study.groups(pair)
+    metric = groups[0].metric
+    second = SECOND[metric]
+    table = TextTable(title, ["embedding", "bytes", "of full", NAMES[metric], NAMES[second], "points to full"])
+    for group in groups:
+        compared = pair in study.pairs() and group.embedding != study.full(pair).embedding
+        table.rows.append(
+            [
+                group.embedding,
+                f"{group.nbytes:,.0f}",
+                f"{100 * group.share:.1f}%",
+                group.figure(metric).text(),
+                f"{group.figure(second).mean:.4f}",
+                points(group.over(study.full(pair), metric)) if compared else "",
+            ]
+        )
+    return table
 
 
 def against_full(study: StudyResults, method: str = OURS) -> TextTable:
-    """The method less the full tables, in points, a row a pair and a column a budget."""
+    """The method less the full tables, in points, one row per pair and one column per budget."""
     pairs = study.pairs()
     budgets = sorted({budget for pair in pairs for budget in study.budgets(pair)}, reverse=True)
     table = TextTable(
@@ -48,8 +67,7 @@ def against_full(study: StudyResults, method: str = OURS) -> TextTable:
     )
     for pair in pairs:
         full = study.full(pair)
-        assert full is not None
-        row = [study.grid.pairs[pair].title, NAMES.get(full.metric, full.metric)]
+        row = [study.title(pair), NAMES.get(full.metric, full.metric)]
         row.append(f"{full.figure(full.metric).mean:.4f}")
         for budget in budgets:
             cell = study.cell(pair, method, budget)
@@ -70,10 +88,10 @@ def against_others(study: StudyResults, method: str = OURS, near: str = "DPQ") -
             if ours is None:
                 continue
             metric = ours.group.metric
-            rival = study.rival(pair, method, budget, but=(near,))
+            rival = study.rival(pair, method, budget, besides=(near,))
             table.rows.append(
                 [
-                    study.grid.pairs[pair].title,
+                    study.title(pair),
                     f"{budget:g}%",
                     f"{100 * ours.group.share:.1f}%",
                     f"{100 * theirs.group.share:.1f}%" if theirs else "",
@@ -88,11 +106,10 @@ def against_others(study: StudyResults, method: str = OURS, near: str = "DPQ") -
 def pair_table(study: StudyResults, pair: str) -> TextTable:
     """Every method at every budget."""
     full = study.full(pair)
-    assert full is not None
     metric, second = full.metric, SECOND.get(full.metric, full.metric)
     names = [NAMES.get(metric, metric), NAMES.get(second, second)]
     table = TextTable(
-        study.grid.pairs[pair].title,
+        study.title(pair),
         [
             "budget", "method", "embedding", "bytes", "valid, at the start", f"valid {names[0]}", names[0], names[1],
             "points to full", "head", "tail", "seeds",
@@ -107,12 +124,10 @@ def pair_table(study: StudyResults, pair: str) -> TextTable:
 
 def _row(study: StudyResults, budget: str, method: str, group: Group, cell: Cell | None) -> list[str]:
     metric = group.metric
-    full = study.full(group.pair)
 
     def gap(name: str) -> str:
-        return "" if full is None or cell is None else points(group.over(full, name))
+        return "" if cell is None else points(group.over(study.full(group.pair), name))
 
-    test = group.figure(metric)
     return [
         budget,
         method,
@@ -120,7 +135,7 @@ def _row(study: StudyResults, budget: str, method: str, group: Group, cell: Cell
         f"{100 * group.share:.2f}%",
         at_start(group),
         f"{group.figure(f'valid_{metric}').mean:.4f}",
-        f"{test.mean:.4f}" + ("" if math.isnan(test.half_width) else f" ± {test.half_width:.4f}"),
+        group.figure(metric).text(),
         f"{group.figure(SECOND.get(metric, metric)).mean:.4f}",
         gap(metric),
         gap(f"head_{metric}"),
@@ -136,14 +151,13 @@ def at_start(group: Group) -> str:
 
 
 def ablation_table(study: StudyResults, name: str, pair: str) -> TextTable:
-    """One thing at a time on a pair."""
-    ablation = next(entry for entry in study.grid.ablations if entry.name == name)
+    """Embeddings that differ in one thing, on a pair."""
+    ablation = next(entry for entry in study.declaration.ablations if entry.name == name)
     full = study.full(pair)
-    assert full is not None
     metric = full.metric
     label = NAMES.get(metric, metric)
     table = TextTable(
-        f"{name}: {study.grid.pairs[pair].title}",
+        f"{name}: {study.title(pair)}",
         [ablation.axis, "embedding", "bytes", f"valid {label}", label, "points to full", "seeds"],
         left=2,
     )
@@ -172,16 +186,13 @@ def codebook_table(study: StudyResults, method: str = OURS) -> TextTable:
         left=2,
     )
     for pair in study.pairs():
-        for budget in study.budgets(pair):
-            cell = study.cell(pair, method, budget)
-            if cell is None:
-                continue
+        for cell in study.cells_of(pair, method):
             for tier, stats in records_by_tier(list(cell.group.by_seed.values())).items():
                 used = statistics.fmean(entry["used"] for entry in stats)
                 most = statistics.fmean(entry["num_centroids"] for entry in stats)
                 table.rows.append(
                     [
-                        study.grid.pairs[pair].title,
+                        study.title(pair),
                         f"`{cell.group.embedding}`",
                         str(tier),
                         f"{most:.0f}",
@@ -194,12 +205,12 @@ def codebook_table(study: StudyResults, method: str = OURS) -> TextTable:
 
 def records_by_tier(records: list[Record]) -> dict[int, list[Record]]:
     """Tier -> its codebook statistics in every table of every record."""
-    found: dict[int, list[Record]] = {}
+    by_tier: dict[int, list[Record]] = {}
     for record in records:
         for stats in record["codebooks"].values():
             for entry in stats:
-                found.setdefault(entry["tier"], []).append(entry)
-    return found
+                by_tier.setdefault(entry["tier"], []).append(entry)
+    return by_tier
 
 
 def cost_table(study: StudyResults) -> TextTable:
@@ -210,16 +221,14 @@ def cost_table(study: StudyResults) -> TextTable:
     )
     for pair in study.pairs():
         full = study.full(pair)
-        assert full is not None
-        cells = [study.cell(pair, OURS, budget) for budget in study.budgets(pair)]
-        ours = [record for cell in cells if cell for record in cell.group.by_seed.values()]
+        ours = [record for cell in study.cells_of(pair, OURS) for record in cell.group.by_seed.values()]
         first = _median([record["seconds_per_epoch"].get("full") for record in full.by_seed.values()])
         coded = _median([record["seconds_per_epoch"].get("quantised") for record in ours])
         epochs = _median([record["epochs"]["full"] + record["epochs"]["annealed"] for record in full.by_seed.values()])
         memory = _median([record["peak_memory_bytes"] for record in (*full.by_seed.values(), *ours)])
         table.rows.append(
             [
-                study.grid.pairs[pair].title,
+                study.title(pair),
                 f"{first:.1f}",
                 f"{coded:.1f}",
                 f"{coded / first:.2f}" if first else "",
@@ -239,5 +248,5 @@ def failed_table(study: StudyResults) -> TextTable:
 
 
 def _median(values: list[float | None]) -> float:
-    there = [value for value in values if value is not None]
-    return statistics.median(there) if there else math.nan
+    numbers = [value for value in values if value is not None]
+    return statistics.median(numbers) if numbers else math.nan

@@ -42,7 +42,7 @@ class TextTable:
 
 
 def fill(path: Path, blocks: Mapping[str, str]) -> list[str]:
-    """Put each block between `<!-- NAME -->` and `<!-- /NAME -->` of a text file; names that the file lacks.
+    """Put each block between `<!-- NAME -->` and `<!-- /NAME -->` of a text file; returns names that the file lacks.
 
     ValueError when a mark is not closed; the file is then left as it is.
     """
@@ -60,6 +60,5 @@ def fill(path: Path, blocks: Mapping[str, str]) -> list[str]:
             raise ValueError(f"{path}: {start} has no {end} after it")
         inside = f"{start}\n\n{block.strip()}\n\n{end}" if block.strip() else f"{start}\n\n{end}"
         text = re.sub(re.escape(start) + r".*?" + re.escape(end), lambda _: inside, text, count=1, flags=re.DOTALL)  # noqa: B023
-
     write_text(path, text)
     return missing

@@ -17,6 +17,15 @@ from mgqe.recsys.models.settings import ModelSettings
 class RunSettings(DataSettings, ModelSettings):
     """The settings of a run that a task reads."""
 
+    def __post_init__(self) -> None:
+        DataSettings.__post_init__(self)
+        ModelSettings.__post_init__(self)
+        if self.context_columns.strip() and self.task != "ctr":
+            raise ValueError(
+                f"context_columns={self.context_columns} is for --task ctr, not {self.task}: leave it out, or say "
+                "--task ctr"
+            )
+
 
 @dataclass(frozen=True)
 class TableInfo:

@@ -13,24 +13,23 @@ from typing import Any
 from torch import nn
 from xxhash import xxh3_64_hexdigest
 
-from mgqe.files.atomic import has_writer, open_regular
+from mgqe.files.atomic import has_writer, open_regular, read_json
 from mgqe.files.container import ArtifactError, stored_checksum
 from mgqe.files.locks import file_identity
 from mgqe.files.weights import companion_files, companion_problems, read_weights, save_weights
 from mgqe.recsys.models.embeddings import FrozenEmbedding
 from mgqe.recsys.models.registry import build_model
 from mgqe.recsys.tasks.base import state_without_tables
-from mgqe.recsys.train.checkpoint import read_json
 from mgqe.recsys.train.config import TrainConfig
 
 CONFIG, MODEL, TABLE, IDS = "config.json", "model.safetensors", ".mgqe.safetensors", "_ids.parquet"
-# For files that do not belong together, once nobody is seen to write one: the last may be about to get its name.
-# Attempts and no seconds: those would be used up where the machine stands still for a while.
+# How often files that do not belong together are read again although no process is seen to write one, since the last
+# file may be about to get its name. Attempts, not seconds, which would run out while the machine stands still.
 ATTEMPTS = 500
 
 
 class _Mixed(ArtifactError):
-    """Files of several runs, or not all of one; perhaps only for the moment."""
+    """Files of several runs, or not all files of one run; perhaps only for a moment."""
 
 
 def ship(model: nn.Module, tables: Mapping[str, Any], out: Path) -> dict[str, int]:
@@ -54,7 +53,7 @@ def ship(model: nn.Module, tables: Mapping[str, Any], out: Path) -> dict[str, in
 def load_run(out: Path | str) -> Any:
     """The model that a run saved in `out`, on its frozen tables, ready to score.
 
-    A run that is saved again meanwhile is read again: this is the one model or the other.
+    A run that is saved again meanwhile is read again, so that the model is never a mixture of two runs.
 
     Raises:
         FileNotFoundError: no finished run is there. ArtifactError: (a ValueError) a file is damaged, missing or of
@@ -88,7 +87,7 @@ def _load(out: Path) -> Any:
         table.embedding_dim for table in tables.values()
     }:  # a wrong one may take all memory
         raise _Mixed(
-            f"{out / CONFIG} says embeddings of {config.embedding_dim} dimensions, and no table beside it has as many"
+            f"{out / CONFIG} says embeddings of {config.embedding_dim} dimensions, and no table there has as many"
         )
     try:
         model = build_model(config, tables)
@@ -117,29 +116,29 @@ def _digests(out: Path) -> dict[str, str]:
 
 
 def _check_files(out: Path, expected: Mapping[str, str]) -> None:
-    found = _digests(out)
+    digests = _digests(out)
     for name, digest in expected.items():
-        if name not in found:
+        if name not in digests:
             raise _Mixed(f"{out / name} is missing: {MODEL} names it. Copy the run's folder again, every file of it")
-        if found[name] != digest:
+        if digests[name] != digest:
             raise _Mixed(f"{out / name}: not the file that {MODEL} was saved with. Copy the run's folder again")
 
 
 def _tables(out: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """The tables of a run, known to belong to its other state; of runs without checksums whatever there is."""
+    """The tables that belong to a run's other state; in a run without checksums, all tables of the folder."""
     import mgqe
 
     files = sorted(companion_files(out / MODEL, about) or out.glob(f"*{TABLE}"))
     for fault in companion_problems(out / MODEL, about):
         raise _Mixed(fault)
-    found = {file.name.removesuffix(TABLE): mgqe.load(file) for file in files}
+    tables = {file.name.removesuffix(TABLE): mgqe.load(file) for file in files}
     for fault in companion_problems(out / MODEL, about):  # a table may have been replaced before it was read
         raise _Mixed(fault)
-    return found
+    return tables
 
 
 def _state(out: Path) -> dict[str, tuple[int, ...]]:
-    """What changes when a run is saved again: identities of its files, nothing where there is no finished one."""
+    """Identities of a run's files, which change when it is saved again; empty without a finished run."""
     state: dict[str, tuple[int, ...]] = {}
     for file in (out / CONFIG, out / MODEL, *out.glob(f"*{TABLE}")):
         with suppress(OSError):
@@ -150,19 +149,19 @@ def _state(out: Path) -> dict[str, tuple[int, ...]]:
 
 
 def bytes_by_part(out: Path, tables: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Of each table's file: codes, centroids, tier map, ...; `header` is the rest of it, header and checksums."""
+    """Bytes of codes, centroids, tier map, ... in each table's file; `header` is the rest, header and checksums."""
     import mgqe
 
-    found = {}
+    sizes = {}
     for path in tables:
         file = out / f"{path}{TABLE}"
-        held = mgqe.load(file).nbytes_by_part()
-        found[path] = {**held, "header": file.stat().st_size - sum(held.values())}
-    return found
+        by_part = mgqe.load(file).nbytes_by_part()
+        sizes[path] = {**by_part, "header": file.stat().st_size - sum(by_part.values())}
+    return sizes
 
 
 def codebook_stats(out: Path, tables: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
-    """Of each table that has codebooks, a record a tier: how many centroids are in use, and how evenly."""
+    """One record per tier of each table with codebooks: how many centroids are in use, and how evenly."""
     import mgqe
 
     loaded = {path: mgqe.load(out / f"{path}{TABLE}") for path in tables}

@@ -1,4 +1,4 @@
-"""Everything that decides a run, in one frozen place."""
+"""The configuration of a run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from mgqe.checks.scalars import as_float, as_int
-from mgqe.recsys.data.datasets import DATASETS, PUBLISHED
-from mgqe.recsys.data.splits import SplitRule
+from mgqe.recsys.data.datasets import check_split
 from mgqe.recsys.models.embeddings import Spec
 from mgqe.recsys.models.registry import choose_model
 from mgqe.recsys.tasks.base import RunSettings
@@ -24,13 +23,11 @@ from mgqe.recsys.train.loop import PhaseConfig
 
 # Raised when the phases or a default change, so that no result of an older schedule is taken for a newer one.
 SCHEDULE = 4
-LOSSES = ("bce", "softmax", "ce")  # of sequential models
-WINDOWS = ("last", "random", "all")
 OF_PHASE_2 = ("anneal_epochs", "anneal_learning_rate")
 OF_PHASE_3 = ("quantised_epochs", "quantised_learning_rate", "centroid_learning_rate")
 
 
-# What the data that a run is prepared on do not depend on.
+# Settings that the prepared data do not depend on.
 OF_TRAINING = (
     "embedding", "label", "batch_size", "learning_rate", "weight_decay", "dropout", "init_std", "max_epochs",
     "patience", "warm_up_epochs", "threads", "num_blocks", "num_heads", "mlp_layers", *OF_PHASE_2, *OF_PHASE_3,
@@ -42,7 +39,7 @@ class TrainConfig(RunSettings):
     """Everything that decides a run's result. The defaults are tuned on the validation items of ml-1m.
 
     label: a name for the run in tables; it decides nothing.
-    batch_size: positives a step; fewer where the data set would otherwise have under 64 steps an epoch.
+    batch_size: positives per step; fewer where the data set would otherwise have under 64 steps per epoch.
     warm_up_epochs: exactly so many epochs of the first phase; None: until validation stops improving.
     anneal_epochs: of the second phase, in which the learning rate falls from anneal_learning_rate to zero.
     quantised_epochs: of the third phase, through the codes, from quantised_learning_rate to zero, for the
@@ -69,12 +66,10 @@ class TrainConfig(RunSettings):
         for name, kind in _kinds().items():
             object.__setattr__(self, name, _plain(name, getattr(self, name), kind))
         choose_model(self.task, self.model)
-        for name in (
-            "dim", "batch_size", "negatives", "patience", "eval_negatives", "eval_users", "threads", "max_length",
-            "num_blocks", "num_heads", "mlp_layers",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        super().__post_init__()
+        check_split(self)
+        for name in ("batch_size", "patience", "threads"):
+            as_int(name, getattr(self, name), 1)
         for name in ("learning_rate", "anneal_learning_rate", "quantised_learning_rate", "init_std"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -85,18 +80,11 @@ class TrainConfig(RunSettings):
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be 0 or more and below 1, got {self.dropout}")
-        if self.context_columns.strip() and self.task != "ctr":
-            raise ValueError(
-                f"context_columns={self.context_columns} is for --task ctr, not {self.task}: leave it out, or say "
-                "--task ctr"
-            )
-        for name, known in (("loss", LOSSES), ("windows", WINDOWS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        Spec.parse(self.embedding)
-        _check_split(self)
+
+    @property
+    def name(self) -> str:
+        """What tables call the run: its label, else its embedding."""
+        return self.label or str(self.spec)
 
     def warm_up(self) -> TrainConfig:
         """The configuration of phase 1 alone: what it does not depend on is set to the default.
@@ -114,11 +102,11 @@ class TrainConfig(RunSettings):
         )
 
     def of_data(self) -> TrainConfig:
-        """The same for all configurations whose data are prepared alike; a little more may enter than must."""
+        """Equal for configurations whose data are prepared in the same way; it may differ more often than it must."""
         return replace(self.warm_up(), embedding="full", threads=1)
 
     def of_checks(self) -> TrainConfig:
-        """The same for all configurations whose data are alike as far as one seed can tell before training."""
+        """Equal for configurations whose checks before training, with one seed, need the data only once."""
         values = {name: getattr(TrainConfig, name) for name in (*OF_TRAINING, "seed")}
         if self.task == "ctr":  # small fields' tables depend on it
             values["embedding"] = f"full:d={self.embedding_dim}"
@@ -166,7 +154,7 @@ class TrainConfig(RunSettings):
         listed = [part for part in settings.split(",") if part.strip()]
         for name in ("seed", "embedding", "label"):
             if any(part.partition("=")[0].strip() == name for part in listed):
-                raise ValueError(f"{text}: {name} is no setting of one embedding: --seeds and --embedding say it")
+                raise ValueError(f"{text}: {name} cannot be set for one embedding: use --seeds and --embedding")
         label = f"{spec}@{','.join(listed)}" if listed else ""
         return replace(self, embedding=spec, label=label).with_settings(listed)
 
@@ -189,34 +177,19 @@ def _plain(name: str, value: Any, kind: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _check_split(config: TrainConfig) -> None:
-    """ValueError unless the settings go together: a rule, or a file for the test and perhaps one for validation."""
-    data, rule, valid, test = config.data, config.split, config.valid, config.test
-    if rule is not None:
-        SplitRule.parse(rule)
-    if valid is not None and test is None:
-        raise ValueError(f"--valid {valid} needs a file for the test as well: --test FILE")
-    if test is not None and rule is not None:
-        raise ValueError(f"--split {rule} divides one file: leave it out, or leave out --test {test}")
-    if test is not None and data in ("planted", *DATASETS, *PUBLISHED):
-        raise ValueError(f"--test {test} goes with a file of your own to train on: --train FILE, not with {data}")
-    if rule is not None and data in PUBLISHED:
-        raise ValueError(f"{data} has a published split: leave --split {rule} out")
-
-
 def _read(name: str, text: str, kind: Any) -> Any:
     options = typing.get_args(kind) or (kind,)
     if text.lower() == "none" and type(None) in options:
         return None
-    wanted = next(option for option in options if option is not type(None))
-    if wanted is bool and text.lower() in ("true", "false"):
+    target = next(option for option in options if option is not type(None))
+    if target is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
-        if wanted is bool:
+        if target is bool:
             raise ValueError
-        return wanted(text)
+        return target(text)
     except ValueError:
-        raise ValueError(f"setting {name}: expected {wanted.__name__}, got {text!r}") from None
+        raise ValueError(f"setting {name}: expected {target.__name__}, got {text!r}") from None
 
 
 def warm_up_key(config: TrainConfig, fingerprint: str, annealed: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""The training loop: epochs with early stopping, a checkpoint after each, and an exact way back in.
+"""The training loop: epochs with early stopping, a checkpoint after each, and exact resumption.
 
 Interrupted at any moment and run again, a phase ends with the same bits as one that was not.
 """
@@ -61,7 +61,7 @@ OnEpoch = Callable[[EpochReport], None]
 class PhaseResult:
     """How a phase ended; the model has the best epoch's weights.
 
-    history: a record an epoch (validation figures, loss, seconds), epoch 0 being the start.
+    history: one record per epoch (validation figures, loss, seconds), epoch 0 being the start.
     optimizer: the optimiser's state at the best epoch.
     """
 
@@ -71,7 +71,7 @@ class PhaseResult:
 
     @property
     def seconds_per_epoch(self) -> float | None:
-        """Median training time of an epoch, evaluation apart; None without one."""
+        """Median training time of an epoch without its evaluation; None where no epoch was trained."""
         seconds = sorted(record["seconds"] for record in self.history if record["epoch"] > 0)
         return seconds[len(seconds) // 2] if seconds else None
 
@@ -134,8 +134,8 @@ def run_phase(
 ) -> PhaseResult:
     """Train until validation has not improved for `patience` epochs, then go back to the best epoch.
 
-    Epoch 0 is the model as it comes and takes part. `directory` holds the checkpoints; when it holds some of an
-    earlier run of the same phase, that run goes on. auxiliary_loss: added to the task's.
+    Epoch 0 is the model as it is passed, and may be the best one. `directory` holds the checkpoints; if it has some of
+    an earlier run of the same phase, that run goes on. auxiliary_loss: added to the task's.
     """
     optimizer = optimizer or make_optimizer(model, phase)
     state = load_state(directory / LAST)
@@ -175,7 +175,7 @@ def run_phase(
         on_epoch(EpochReport(phase.name, epoch, phase.max_epochs, batches, batches, best, record, phase.select_by))
     ended = load_state(best_path(directory, best_epoch))
     if ended is None:
-        raise ValueError(f"{directory}: the best epoch's file is missing; start afresh with --overwrite")
+        raise ValueError(f"{directory}: the best epoch's file is missing; train from the beginning with --overwrite")
     model.load_state_dict(ended["model"])
     return PhaseResult(best_epoch, history, ended["optimizer"])
 

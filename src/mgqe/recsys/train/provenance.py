@@ -15,9 +15,9 @@ import torch
 
 def commit() -> str | None:
     """The commit of the code that runs, with `+changes` if files differ from it; None when it cannot be known."""
-    found = _commit_of(Path(__file__).resolve().parent, tracked=Path(__file__).name)
-    if found is not None:
-        return found
+    commit = _commit_of(Path(__file__).resolve().parent, tracked=Path(__file__).name)
+    if commit is not None:
+        return commit
     try:  # installed from a folder or a repository: PEP 610 says from which
         text = importlib.metadata.distribution("mgqe").read_text("direct_url.json")
         origin = json.loads(text) if text else {}
@@ -32,13 +32,16 @@ def commit() -> str | None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a figure."""
-    found = {"python": platform.python_version()}
-    for name in ("mgqe", "torch", "numpy", "polars", "safetensors"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    packages = ("mgqe", "torch", "numpy", "polars", "safetensors")
+    return {"python": platform.python_version(), **{name: version_of(name) for name in packages}}
+
+
+def version_of(package: str) -> str:
+    """The version of an installed package, or `not installed`."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def machine() -> dict[str, str | int]:

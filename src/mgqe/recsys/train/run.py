@@ -23,14 +23,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from mgqe.files.atomic import fill_file
+from mgqe.files.atomic import fill_file, read_json, write_json
+from mgqe.files.destination import check_folder
+from mgqe.files.locks import FOLDER_LOCK, folder_lock
 from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.models.embeddings import Spec, build, cut_to_tiers
 from mgqe.recsys.models.registry import build_model
 from mgqe.recsys.tasks.base import TableInfo
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.artifacts import CONFIG, MODEL, TABLE, bytes_by_part, codebook_stats, load_run, ship
-from mgqe.recsys.train.checkpoint import LAST, LOCK, check_folder, load_state, locked, read_json, write_json
+from mgqe.recsys.train.checkpoint import LAST, load_state
 from mgqe.recsys.train.config import TrainConfig, warm_up_key
 from mgqe.recsys.train.loop import (
     OnEpoch,
@@ -41,8 +43,6 @@ from mgqe.recsys.train.loop import (
     run_phase,
 )
 from mgqe.recsys.train.provenance import commit, machine, versions
-
-__all__ = ["CONFIG", "METRICS", "RunData", "build_tables", "load_run", "train_run"]
 
 DATA, METRICS = "data.json", "metrics.json"
 
@@ -58,13 +58,15 @@ def train_run(
 ) -> dict[str, Any]:
     """Run `config` in the folder `out` and return what OUT/metrics.json then holds.
 
-    A finished `out` is returned as it is; an unfinished one goes on where it stopped. ValueError when `out` holds
-    another configuration, unless `overwrite`, which starts afresh. warm_ups: a folder where runs share phases 1 and 2.
-    data: gives the data of `config`, for runs that share them; by default they are loaded.
-    on_note: hears, before training, what of the embedding is cut to fit a small table.
+    A finished run is not trained again; an unfinished one goes on where it stopped. ValueError when `out` holds another
+    configuration, unless `overwrite`, which trains from the beginning.
 
-    What can be known to be wrong is refused before training and before anything is written or, with `overwrite`,
-    removed: the same folder then takes the corrected configuration.
+    warm_ups: a folder where runs share phases 1 and 2.
+    data: returns the data of `config`, for runs that share them; by default they are loaded.
+    on_note: is called, before training, with what is cut to fit a small table.
+
+    Mistakes that can be recognised are refused before training, and before anything is written or, with `overwrite`,
+    removed, so that the same folder takes the corrected configuration.
     """
     out = Path(out)
     if check_place(config, out, overwrite) and (out / METRICS).is_file():
@@ -80,14 +82,14 @@ def train_run(
             _clear(out)
         with _refused_leaves_nothing(out):
             write_json(out / CONFIG, asdict(config))
-            with locked(out):
+            with folder_lock(out):
                 return _run(config, out, Path(warm_ups) if warm_ups else out, on_epoch, ready)
     finally:
         torch.set_num_threads(threads)
 
 
 def check_run(config: TrainConfig, data: RunData) -> list[str]:
-    """Build every table that the run will have, in both of its kinds; what is cut to fit a small table, in words.
+    """Build every table that the run will have, full and compact; returns what is cut to fit small tables, in words.
 
     ValueError names a table that the description does not fit, or a setting of the model that cannot be.
     """
@@ -97,13 +99,13 @@ def check_run(config: TrainConfig, data: RunData) -> list[str]:
 
 
 def cuts(config: TrainConfig, data: RunData) -> dict[str, str]:
-    """Path of each table of which something is cut to fit -> what."""
-    found = {path: fitted(config, info)[1] for path, info in data.task.tables.items()}
-    return {path: note for path, note in found.items() if note}
+    """Path of each table that is cut to fit -> what is cut, in words."""
+    notes = {path: fitted(config, info)[1] for path, info in data.task.tables.items()}
+    return {path: note for path, note in notes.items() if note}
 
 
 def check_place(config: TrainConfig, out: Path, overwrite: bool = False) -> bool:
-    """Whether `out` holds this run, to go on with; ValueError when it holds something else that is to be kept."""
+    """Whether `out` holds this run, which then goes on; ValueError when it holds something else."""
     check_folder(out)
     if (out / CONFIG).is_file():
         if not overwrite:
@@ -117,22 +119,22 @@ def check_place(config: TrainConfig, out: Path, overwrite: bool = False) -> bool
 @contextlib.contextmanager
 def _refused_leaves_nothing(out: Path) -> Iterator[None]:
     """Remove what a new run has written in `out`, and folders made for it, if it fails before its first epoch."""
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    new_folders = [folder for folder in (out, *out.parents) if not folder.exists()]
     is_new = not (out / CONFIG).is_file()
     try:
         yield
     except Exception:
         if is_new and not _has_trained(out):
             _clear(out)
-            (out / LOCK).unlink(missing_ok=True)
-            for folder in made:
-                with contextlib.suppress(OSError):  # something else is there by now
+            (out / FOLDER_LOCK).unlink(missing_ok=True)
+            for folder in new_folders:
+                with contextlib.suppress(OSError):  # it is not empty by now
                     folder.rmdir()
         raise
 
 
 def _has_trained(out: Path) -> bool:
-    """Whether a phase in `out` has an epoch behind it."""
+    """Whether a phase in `out` has trained an epoch."""
     with contextlib.suppress(ValueError):  # damaged: there was something
         states = (load_state(path) for path in out.glob(f"phase-*/{LAST}"))
         return any(state is not None and state["epoch"] > 0 for state in states)
@@ -151,17 +153,29 @@ def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch, data
         model = _on_rows_of(config, data, model)
     for field, ids in task.ids.items():
         fill_file(out / f"{field}_ids.parquet", ids.save)
-    sizes = ship(model, task.tables, out)
-    quality = task.evaluate(load_run(out))
-    metrics = {
+    metrics = _metrics(config, data, out, phases, ship(model, task.tables, out))
+    metrics["seconds"] = time.perf_counter() - started
+    write_json(out / METRICS, metrics)
+    (out / DATA).unlink()
+    for phase_folder in out.glob("phase-*"):
+        shutil.rmtree(phase_folder, ignore_errors=True)
+    return metrics
+
+
+def _metrics(
+    config: TrainConfig, data: RunData, out: Path, phases: dict[str, PhaseResult], sizes: dict[str, int]
+) -> dict[str, Any]:
+    """What OUT/metrics.json holds. sizes: bytes of each table's file."""
+    task = data.task
+    return {
         "task": config.task,
         "model": config.model,
         "data": config.data,
-        "embedding": config.label or str(config.spec),
+        "embedding": config.name,
         "cut": cuts(config, data),
         "seed": config.seed,
         "metric": task.metric,
-        "quality": quality,
+        "quality": task.evaluate(load_run(out)),
         "embedding_bytes": sum(sizes.values()),
         "full_embedding_bytes": sum(
             4 * info.num_embeddings * (info.full_dim or info.dim or config.dim) for info in task.tables.values()
@@ -173,7 +187,6 @@ def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch, data
         "seconds_per_epoch": {name: phase.seconds_per_epoch for name, phase in phases.items()},
         "epochs": {name: len(phase.history) - 1 for name, phase in phases.items()},
         "best_epoch": {name: phase.best_epoch for name, phase in phases.items()},
-        "seconds": time.perf_counter() - started,
         "split": task.split_summary,
         "data_summary": {**task.summary, "sha256": data.fingerprint},
         "history": {name: phase.history for name, phase in phases.items()},
@@ -182,11 +195,6 @@ def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch, data
         "machine": machine(),
         "config": asdict(config),
     }
-    write_json(out / METRICS, metrics)
-    (out / DATA).unlink()
-    for phase_folder in out.glob("phase-*"):
-        shutil.rmtree(phase_folder, ignore_errors=True)
-    return metrics
 
 
 def spec_of(config: TrainConfig, info: TableInfo) -> Spec:
@@ -229,7 +237,7 @@ def warm_up(config: TrainConfig, data: RunData, warm_ups: Path, on_epoch: OnEpoc
     """Phase 1, or what an earlier run left of it in the folder `warm_ups`."""
     model = build_tables(config.warm_up(), data, warm_up=True)
     directory = warm_ups / f"phase-full-{warm_up_key(config, data.fingerprint)}"
-    with locked(directory):
+    with folder_lock(directory):
         return model, run_phase(model, data.task, config.warm_up().phase("full", data.task.metric), directory, on_epoch)
 
 
@@ -241,7 +249,7 @@ def anneal(
     optimizer = make_optimizer(model, phase)
     carry_optimizer(first.optimizer, optimizer_names(model), model, optimizer)
     directory = warm_ups / f"phase-annealed-{warm_up_key(config, data.fingerprint, annealed=True)}"
-    with locked(directory):
+    with folder_lock(directory):
         return run_phase(model, data.task, phase, directory, on_epoch, optimizer)
 
 
@@ -266,13 +274,13 @@ def _on_rows_of(config: TrainConfig, data: RunData, full: nn.Module) -> Any:
     model = build_tables(config, data)
     missing = model.load_state_dict(full.state_dict(), strict=False)
     if missing.unexpected_keys:
-        raise RuntimeError(f"{config.embedding} does not keep full rows: {missing.unexpected_keys} have no place")
+        raise RuntimeError(f"{config.embedding} does not keep full rows: {missing.unexpected_keys} do not exist there")
     torch.manual_seed(derive_seed(config.seed, "codebooks"))
     return model
 
 
 def _peak_memory() -> int | None:
-    """The most memory that this process has held so far, in bytes; None where that cannot be asked."""
+    """The most memory that this process has used so far, in bytes; None where the system does not say."""
     try:
         import resource
     except ImportError:
@@ -281,25 +289,32 @@ def _peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def _check_same(found: dict[str, Any], config: TrainConfig, out: Path) -> None:
+def _check_same(saved: dict[str, Any], config: TrainConfig, out: Path) -> None:
     wanted = json.loads(json.dumps(asdict(config)))
-    found = {**asdict(TrainConfig()), **found}  # an older version's run lacks settings that came later
-    idle = {"data_dir"}  # where the data lies decides nothing
-    differing = sorted(name for name in {*found, *wanted} - idle if found.get(name) != wanted.get(name))
+    saved = {**asdict(TrainConfig()), **saved}  # an older version's run lacks settings that came later
+    without_effect = {"data_dir"}
+    differing = sorted(name for name in {*saved, *wanted} - without_effect if saved.get(name) != wanted.get(name))
     if differing:
-        listed = ", ".join(f"{name} {found.get(name)!r}, now {wanted.get(name)!r}" for name in differing)
-        raise ValueError(f"{out} holds another run ({listed}): choose another --out, or start afresh with --overwrite")
+        listed = ", ".join(f"{name} {saved.get(name)!r}, now {wanted.get(name)!r}" for name in differing)
+        raise ValueError(
+            f"{out} holds another run ({listed}): choose another --out, or train from the beginning with --overwrite"
+        )
 
 
 def _check_same_data(path: Path, data: RunData) -> None:
     """Refuse to go on with an interrupted run on a file that has changed since."""
     if path.is_file() and read_json(path)["sha256"] != data.fingerprint:
-        raise ValueError(f"the data have changed since the run in {path.parent} began: start afresh with --overwrite")
+        raise ValueError(
+            f"the data have changed since the run in {path.parent} began: train from the beginning with --overwrite"
+        )
     write_json(path, {"sha256": data.fingerprint})
 
 
 def _clear(out: Path) -> None:
-    """Remove what a run leaves in `out`, and nothing else; the configuration, which says that it is a run's, last."""
+    """Remove a run's files from `out`, and nothing else.
+
+    The configuration goes last, since it marks the folder as a run's.
+    """
     if not (out / CONFIG).is_file():
         return
     for path in (*(out / name for name in (METRICS, DATA, MODEL)), *out.glob(f"*{TABLE}"), *out.glob("*_ids.parquet")):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-# 100 negatives to be judged against, as in SASRec's paper.
+# Test items are ranked among 100 sampled negatives, as in SASRec's paper.
 _SASREC = ("eval_negatives=100", "weight_decay=0", "batch_size=1024", "dropout=0.2")
-# Two negatives a positive, as in the paper's third task; epochs and patience so that a run ends in minutes.
+# Two negatives per positive, as in the paper's third task; epochs and patience so that a run ends in minutes.
 _CTR = ("negatives=2", "learning_rate=4e-3", "dropout=0.3", "anneal_epochs=4", "patience=2")
 _CTR_FRAPPE = (*_CTR, "weight_decay=2e-5", "max_epochs=20")
-# Users have few apps: as the rate falls, the rows fit these closer and do worse on others, so that nothing is annealed.
+# No annealing: users have few apps, and as the rate falls their rows fit these closer and do worse on others.
 _CTR_APPS = (*_CTR, "weight_decay=1e-5", "init_std=0.02", "batch_size=4096", "max_epochs=9", "anneal_epochs=0")
 
 # (model, data set) -> NAME=VALUE of TrainConfig; (model, None): for all data that have no entry of their own.

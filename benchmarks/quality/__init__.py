@@ -1,0 +1,1 @@
+"""How well models and tables do, on data sets."""

@@ -1,0 +1,167 @@
+"""Results of the benchmarks -> the tables in docs, between <!-- NAME --> and <!-- /NAME -->, and the pictures.
+
+The study's tables are written by `mgqe report`.
+
+python -m benchmarks.reports.pages
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks._common import QUALITY, ROOT, SPEED
+from mgqe.recsys.study.text_table import TextTable, fill
+
+TITLES = {"ml-1m": "MovieLens-1M", "amazon-apps": "Amazon Apps"}
+
+
+def read(name: str) -> Any:
+    """A results file, None if it is not there."""
+    paths = [folder / f"{name}.json" for folder in (SPEED, QUALITY)]
+    return next((json.loads(path.read_text()) for path in paths if path.is_file()), None)
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table; every column but the first is aligned to the right."""
+    return TextTable("", header, rows).markdown()
+
+
+def recipes(data: str) -> str:
+    """One change at a time."""
+    results = read(f"recipes-{data}")
+    if results is None:
+        return ""
+    base = {row["seed"]: row["quality"] for row in results if row["variant"] == "default"}
+    rows = []
+    for name in dict.fromkeys(row["variant"] for row in results):
+        mine = [row for row in results if row["variant"] == name]
+        shown = [100 * statistics.fmean(row["bytes"] / row["full_bytes"] for row in mine)]
+        figures = [statistics.fmean(row["quality"][key] for row in mine) for key in ("valid_hr@10", "hr@10", "ndcg@10")]
+        gap = statistics.fmean(100 * (row["quality"]["valid_hr@10"] - base[row["seed"]]["valid_hr@10"]) for row in mine)
+        start = statistics.fmean(row["start"]["hr@10"] for row in mine)
+        rows.append([name, f"{shown[0]:.1f}%", f"{start:.4f}", *(f"{x:.4f}" for x in figures), f"{gap:+.2f}"])
+    header = ["variant", "bytes", "valid HR@10 at the start", "valid HR@10", "test HR@10", "test NDCG@10"]
+    return f"**{TITLES[data]}**\n\n" + markdown([*header, "points to default (valid)"], rows)
+
+
+def speed() -> str:
+    """Ratios to the peer of each benchmark."""
+    rows = []
+    names = {"decode": "look-up of 65,536 ids, D=8, K=256", "assign": "nearest centroids of 4,096 rows, d=64"}
+    for name, title in names.items():
+        results = read(name)
+        for row in results["results"] if results else ():
+            if row["target"] is not None:
+                where = ", ".join(str(row[key]) for key in ("rows", "ids") if key in row)
+                if name == "decode":
+                    where = f"{row['rows']} rows, {row['ids']} ids"
+                    if "peer" in row:
+                        where += ", tail of 6 bits"
+                else:
+                    where = f"D={row['subspaces']}, K={row['centroids']}"
+                peer = row.get("peer", "nn.Embedding") if name == "decode" else "torch matmul + argmin"
+                rows.append(
+                    [f"{title}: {where}", peer, str(row["threads"]), f"{row['ratio']:.3f}", f"{row['target']:.3f}"]
+                )
+    rows += bag_targets() + single_targets() + topk_targets()
+    for name in ("train-step", "epoch"):
+        results = read(name)
+        for row in results["results"] if results else ():
+            if row.get("target") is not None:
+                rows.append(
+                    [f"{name.replace('-', ' ')}: {row['name']}", "nn.Embedding", str(row["threads"]),
+                     f"{row['ratio']:.3f}", f"{row['target']:.3f}"]
+                )  # fmt: skip
+    return markdown(["what", "against", "threads", "share of its time", "target"], rows)
+
+
+def bag_targets() -> list[list[str]]:
+    """The speed table's rows of the pooled look-ups; packed tails against whole bytes, the rest against torch."""
+    results = read("bag")
+    return [
+        [f"sum of 20 in 8,192 bags, {row['name']}: {row['rows']} rows, {row['ids']} ids",
+         row.get("peer", "nn.EmbeddingBag"), str(row["threads"]), f"{row['ratio']:.3f}", f"{row['target']:.3f}"]
+        for row in (results["results"] if results else ())
+        if row["target"] is not None
+    ]  # fmt: skip
+
+
+def single_targets() -> list[list[str]]:
+    """The speed table's rows of look-ups of a few ids."""
+    results = read("single")
+    return [
+        [f"look-up of {row['ids']} id{'s' if row['ids'] > 1 else ''}, {row['name']}: {row['rows']} rows",
+         "nn.Embedding", str(row["threads"]), f"{row['ratio']:.3f}", f"{row['target']:.3f}"]
+        for row in (results["results"] if results else ())
+        if row["target"] is not None
+    ]  # fmt: skip
+
+
+def topk_targets() -> list[list[str]]:
+    """The speed table's rows of the top-K benchmark."""
+    results = read("topk")
+    return [
+        [f"{topk_setting(row)}: {row['name']}", row["against"], str(row["threads"]), f"{row['ratio']:.3f}",
+         f"{row['target']:.3f}"]
+        for row in (results["results"] if results else ())
+        if row["target"] is not None
+    ]  # fmt: skip
+
+
+def topk_setting(row: dict[str, Any]) -> str:
+    """What was searched for, in words."""
+    queries = "1 query" if row["queries"] == 1 else f"{row['queries']} queries"
+    score = f", {row['score']}" if "score" in row else ""
+    return f"top-{row['k']} of {row['rows']} rows, {row['codes']}, {queries}{score}"
+
+
+def topk() -> str:
+    """Times of ``table.topk`` and their shares of the two peers' times."""
+    results = read("topk")
+    times: dict[tuple[str, int], dict[str, float]] = {}
+    for row in results["results"] if results else ():
+        times.setdefault((topk_setting(row), row["threads"]), {})[row["name"]] = row["median_s"]
+    rows = []
+    for (setting, threads), by_name in times.items():
+        if {"mgqe", "fp32 matmul + topk"} <= set(by_name) and "trained" not in setting:
+            mine = by_name["mgqe"]
+            peers = [by_name["fp32 matmul + topk"], by_name.get("faiss IndexPQ")]
+            shares = [f"{mine / peer:.3f}" if peer else "" for peer in peers]
+            rows.append([setting, str(threads), f"{1e3 * mine:.2f} ms", *shares])
+    return markdown(["what", "threads", "time", "of float32", "of IndexPQ"], rows)
+
+
+def serve() -> str:
+    """The example server under load."""
+    results = read("serve")
+    rows = [
+        [row["request"], str(row["clients"]), f"{row['requests_per_s']:,.0f}", f"{row['p50_ms']:.1f} ms",
+         f"{row['p99_ms']:.1f} ms", f"{row['health_p99_ms']:.1f} ms"]
+        for row in (results["results"] if results else ())
+    ]  # fmt: skip
+    return markdown(["request", "clients", "requests/s", "p50", "p99", "/health meanwhile, p99"], rows)
+
+
+def fill_page(path: Path, parts: dict[str, str]) -> None:
+    """Replace what stands between the marks of each part; a mark that no part has is a mistake."""
+    marked = set(re.findall(r"<!-- ([a-z0-9-]+) -->", path.read_text()))
+    if unknown := marked - set(parts):
+        raise SystemExit(f"{path}: no part is called {', '.join(sorted(unknown))}")
+    fill(path, parts)
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parts = {f"recipes-{data}": recipes(data) for data in TITLES}
+    parts |= {"speed": speed(), "topk": topk(), "serve": serve()}
+    for page in ("method", "speed", "serving"):
+        fill_page(ROOT / "docs" / f"{page}.md", parts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Base class of the baselines whose rows are composed, and what several baselines share."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mgqe.checks.ids import FLOAT_DTYPES, check_sizes
+from mgqe.checks.inference import outside_inference
+from mgqe.checks.scalars import as_float
+from mgqe.files.reader import MAX_DIM, MAX_ROWS, Config, Reader
+from mgqe.nn.context.ddp import is_sharded
+from mgqe.table.base import FrozenTable
+
+
+class ComposedEmbedding(nn.Module):
+    """An embedding whose rows are composed from fewer parameters than N x d; it takes nn.Embedding's arguments.
+
+    Raises:
+        ValueError: sizes or ``padding_idx`` out of range, or a ``max_norm``.
+        TypeError: a dtype that frozen tables do not have.
+    """
+
+    printed: ClassVar[tuple[str, ...]] = ()  # attributes to print
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if max_norm is not None:  # there is no parameter of the rows that could be shortened
+            raise ValueError(
+                f"{type(self).__name__} has no row of its own to renormalise: leave max_norm=None "
+                f"(got {max_norm}), or normalise the output"
+            )
+        check_dtype(dtype)
+        sizes = check_sizes(num_embeddings, embedding_dim, padding_idx)
+        self.num_embeddings, self.embedding_dim, self.padding_idx = sizes
+        self.norm_type = as_float("norm_type", norm_type)
+        self.scale_grad_by_freq = scale_grad_by_freq
+        self.sparse = sparse
+        self._factory_keywords: dict[str, Any] = {"device": device, "dtype": dtype}
+
+    def _parameter(self, *shape: int) -> nn.Parameter:
+        """A parameter on the layer's device and in its dtype, not filled."""
+        return nn.Parameter(torch.empty(shape, **self._factory_keywords))
+
+    def _zero_padding(self, ids: Tensor, vectors: Tensor) -> Tensor:
+        """Vectors with zeros for ``padding_idx``, whose parameters other ids share, so that they cannot be zero."""
+        if self.padding_idx is None:
+            return vectors
+        return vectors.masked_fill((ids == self.padding_idx).unsqueeze(-1), 0.0)
+
+    def extra_repr(self) -> str:
+        """Sizes and options, for print."""
+        names = (*self.printed, *(() if self.padding_idx is None else ("padding_idx",)))
+        options = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        return f"{self.num_embeddings}, {self.embedding_dim}, {options}"
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raise TypeError for a dtype that frozen tables do not have."""
+    if dtype is not None and dtype not in FLOAT_DTYPES:
+        raise TypeError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
+
+
+@outside_inference
+def cpu_values(layer: nn.Module, name: str) -> Tensor:
+    """A parameter's values for a frozen table: a copy on the CPU in the parameter's dtype.
+
+    Raises ValueError if they have NaN or infinity, TypeError for a dtype that frozen tables do not have.
+    """
+    weight = layer.get_parameter(name)
+    check_dtype(weight.dtype)
+    if is_sharded(weight):  # a collective: every process has to call it
+        weight = weight.full_tensor()  # type: ignore[attr-defined]
+    values = weight.detach().cpu().clone(memory_format=torch.contiguous_format)
+    finite = torch.isfinite(values).flatten(1).all(1)
+    if not bool(finite.all()):
+        raise ValueError(
+            f"{name}[{int((~finite).nonzero()[0])}] of the {type(layer).__name__} of {layer.num_embeddings} x "
+            f"{layer.embedding_dim} holds NaN or infinity: the training diverged, go back to a checkpoint"
+        )
+    return values
+
+
+def sizes_of(table: FrozenTable) -> Config:
+    """The entries of a file's metadata that all tables have."""
+    return {
+        "num_embeddings": table.num_embeddings,
+        "embedding_dim": table.embedding_dim,
+        "padding_idx": table.padding_idx,
+    }
+
+
+def read_sizes(reader: Reader) -> tuple[int, int, int | None]:
+    """The entries of :func:`sizes_of`: N, d and ``padding_idx``."""
+    n = reader.integer("num_embeddings", 0, MAX_ROWS)
+    return n, reader.integer("embedding_dim", 1, MAX_DIM), reader.optional_integer("padding_idx", 0, n - 1)

@@ -1,0 +1,57 @@
+"""All commands. One whose packages are not installed says so when it is called, and the others work."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+import typer
+
+from mgqe.cli.packages import missing_packages
+from mgqe.cli.terminal import errors
+
+EXPERIMENTS = ("polars", "matplotlib", *(("tomli",) if sys.version_info < (3, 11) else ()))
+# Module of this package that has the command -> what it needs of the packages that mgqe[recsys] brings.
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "train": ("polars",),
+    "compare": EXPERIMENTS,
+    "study": EXPERIMENTS,
+    "report": EXPERIMENTS,
+    "inspect": (),
+    "verify": (),
+    "ids": ("polars",),
+    "plan": (),
+}
+
+
+def make_app() -> typer.Typer:
+    """The command line with every command."""
+    app = typer.Typer(
+        name="mgqe",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        help="Compact embeddings for recommenders: train, compare and look into small tables.\n\n"
+        "Start with [bold]mgqe train --out run[/bold], which needs no data of yours.",
+    )
+    for name, packages in COMMANDS.items():
+        if missing := missing_packages(packages):
+            takes_anything = {"ignore_unknown_options": True, "allow_extra_args": True}
+            needs = f"needs {', '.join(missing)}; run: pip install mgqe[recsys]"
+            app.command(name, help=f"Not available: {needs}", context_settings=takes_anything)(_refuse(name, needs))
+        else:
+            app.registered_commands += import_module(f"mgqe.cli.{name}").commands.registered_commands
+    return app
+
+
+def _refuse(name: str, needs: str) -> Callable[[], None]:
+    def command() -> None:
+        errors.print(f"mgqe: {name} {needs}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1)
+
+    return command
+
+
+app = make_app()

@@ -1,0 +1,80 @@
+"""The command compare: a small study of one task and data set, declared by its options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mgqe.cli.experiments import check_jobs, seeds_of, train_with_bars
+from mgqe.cli.run_options import EMBEDDINGS, Overwrite, takes_config
+from mgqe.cli.terminal import clean_errors, output, say
+from mgqe.files.destination import check_folder
+from mgqe.recsys.study.analysis import StudyResults
+from mgqe.recsys.study.comparison import PAIR, Comparison
+from mgqe.recsys.study.execute import Run, check_folders
+from mgqe.recsys.study.pictures import comparison_picture
+from mgqe.recsys.study.records import read_results
+from mgqe.recsys.study.runs import RESULTS, check_pending, pending_runs
+from mgqe.recsys.study.tables import comparison_table
+from mgqe.recsys.train.config import TrainConfig
+from mgqe.recsys.train.run import METRICS
+
+PICTURE = "size_quality.png"
+commands = typer.Typer()
+
+
+@commands.command(
+    help="Train several embeddings with several seeds; show quality against counted bytes.\n\n"
+    "Writes OUT/results.jsonl, one line per run as mgqe study does, OUT/size_quality.png, and a folder for each run "
+    "in OUT/runs. Embeddings that compress a full table share its training, once per seed. Finished runs are kept: "
+    "add an embedding or a seed and only that is trained. An embedding may have settings of its own: "
+    "full:d=16@weight_decay=0.\n\n"
+    f"[bold]Embeddings[/bold] (--embedding NAME or NAME:key=value,key=value, repeatable)\n\n{EMBEDDINGS}",
+    epilog="Examples:\n\n"
+    "  mgqe compare --embedding full --embedding full:d=16 --embedding mgqe --out study\n\n"
+    "  mgqe compare --data ml-1m --data-dir DATA --embedding full --embedding mgqe:D=32,K=64/16 "
+    "--embedding dpq:D=32,K=64 --seeds 1,2,3 --jobs 2 --out study",
+)
+@clean_errors
+@takes_config
+def compare(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    config: TrainConfig,
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An embedding, see above; K is cut to what a small table can use. Default: full, full:d=16, mgqe."
+        ),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, joined by commas.")] = "1,2,3",
+    jobs: Annotated[int, typer.Option(help="Runs at the same time, each in its own process.")] = 1,
+    overwrite: Overwrite = False,
+) -> None:
+    study = Comparison.of(config, embedding or ["full", "full:d=16", "mgqe"], seeds_of(seeds))
+    check_jobs(jobs)
+    check_folder(out)
+    check_folders([run for _, run in study.runs()], out, overwrite)
+
+    def repeat(run: Run) -> bool:  # a run is done when it has its record and its files
+        return overwrite or not (out / run.folder / METRICS).is_file()
+
+    runs = pending_runs(study, out, retry=True, repeat=repeat)
+    for note in check_pending(runs):
+        say(note)
+    new = train_with_bars(runs, out, jobs, lambda pair, run: run.name, overwrite)
+    results = StudyResults(study, read_results(out / RESULTS).records)
+    if results.groups(PAIR):
+        number = len(study.pairs[PAIR].seeds)
+        over = "1 seed" if number == 1 else f"{number} seeds, mean and 95% interval"
+        output.print(comparison_table(results, PAIR, f"{config.data}: {config.model} with {over}").terminal())
+        title = f"{config.data}, {config.model}: size against quality"
+        image = comparison_picture(results, PAIR, out / PICTURE, title)
+        output.print(f"results {out / RESULTS}\npicture {image}", soft_wrap=True, highlight=False)
+    number = len(runs.pending) + len(runs.recorded)
+    if runs.recorded:
+        output.print(f"{len(runs.recorded)} of {number} runs were finished before; --overwrite trains them again")
+    if failed := [record for record in new if record["status"] == "failed"]:
+        listed = "; ".join(f"{record['embedding']}, seed {record['seed']}: {record['reason']}" for record in failed)
+        raise ValueError(f"{len(failed)} of {number} runs failed: {listed}")

@@ -1,0 +1,96 @@
+"""What the commands that train share: progress bars of runs, and options that say which runs, how many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.progress import Progress, TaskID
+
+from mgqe.cli.terminal import make_progress
+from mgqe.recsys.study.declaration import Pair
+from mgqe.recsys.study.execute import Event, Run
+from mgqe.recsys.study.records import Record
+from mgqe.recsys.study.runs import Pace, PendingRuns, run_study
+from mgqe.recsys.train.loop import EpochReport
+
+STAGES = {"full": "first phase", "annealed": "annealing", "quantised": "through the codes"}
+
+
+class RunBar:
+    """A run's progress bar: the epoch's batches, the best validation figure so far."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self.progress, self.name = progress, name
+        self.task: TaskID | None = None
+
+    def show(self, report: EpochReport) -> None:
+        best = "" if report.best is None else f"best {report.metric.upper()} {report.best:.4f} (validation)"
+        detail = f"{STAGES.get(report.phase, report.phase)}, epoch {report.epoch}  {best}"
+        if self.task is None:
+            self.task = self.progress.add_task(self.name, total=report.batches, detail=detail)
+        self.progress.update(self.task, completed=report.batch, total=report.batches, detail=detail)
+
+    def remove(self) -> None:
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+
+
+class RunBars:
+    """A bar for each run in progress, called what `name` says."""
+
+    def __init__(self, progress: Progress, name: Callable[[Run], str]) -> None:
+        self.progress, self.name = progress, name
+        self.bars: dict[Run, RunBar] = {}
+
+    def show(self, event: Event) -> bool:
+        """Show how far a run is, or remove its bar when it has ended; returns whether it has ended."""
+        if event.report is None:
+            if event.run in self.bars:
+                self.bars.pop(event.run).remove()
+            return True
+        self.bars.setdefault(event.run, RunBar(self.progress, self.name(event.run))).show(event.report)
+        return False
+
+
+def train_with_bars(
+    runs: PendingRuns, out: Path, jobs: int, name: Callable[[Pair, Run], str], overwrite: bool = False
+) -> list[Record]:
+    """`run_study` under a bar for each run in progress and one for all, with an estimate of the time left."""
+    pair_of = {run.folder: pair for pair, run in runs.pending}
+    pace = Pace(runs.pending, jobs)
+    pace.learn(runs.results.records)
+    with make_progress() as progress:
+        total = progress.add_task("all runs", total=len(runs.pending), detail=_time_left(pace))
+        bars = RunBars(progress, lambda run: name(pair_of[run.folder], run))
+
+        def show(event: Event) -> None:
+            if not bars.show(event):
+                return
+            pace.end(event, pair_of[event.run.folder])
+            if event.error is not None:
+                progress.print(f"{bars.name(event.run)} failed: {event.error}", markup=False)
+            progress.update(total, advance=1, detail=_time_left(pace))
+
+        return run_study(runs, out, jobs, show, overwrite)
+
+
+def _time_left(pace: Pace) -> str:
+    seconds = pace.seconds_left()
+    if seconds is None:
+        return ""
+    return f"about {seconds / 60:.0f} min left" if seconds < 5400 else f"about {seconds / 3600:.1f} h left"
+
+
+def check_jobs(jobs: int) -> None:
+    """ValueError for fewer than one run at a time."""
+    if jobs < 1:
+        raise ValueError(f"--jobs must be 1 or more, got {jobs}")
+
+
+def seeds_of(text: str) -> tuple[int, ...]:
+    """The seeds that --seeds lists; ValueError for anything but whole numbers joined by commas."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--seeds: expected whole numbers joined by commas such as 1,2,3, got {text!r}") from None

@@ -1,0 +1,43 @@
+"""Options that several commands have: how text files are laid out, and where known data sets lie."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+_PANEL = "Data"
+Separator = Annotated[
+    str | None,
+    typer.Option(
+        help="What separates the fields of text files: one character or several, such as :: or \\t (a tab).",
+        rich_help_panel=_PANEL,
+    ),
+]
+Quote = Annotated[
+    str,
+    typer.Option(help="What quotes fields of text files that hold separators.", rich_help_panel=_PANEL),
+]
+NoQuote = Annotated[
+    bool,
+    typer.Option("--no-quote", help="Nothing quotes fields: quotes are text like any other.", rich_help_panel=_PANEL),
+]
+Header = Annotated[
+    bool | None,
+    typer.Option(
+        "--header/--no-header",
+        help="Whether text files begin with the columns' names. Without a header, columns are named by their numbers, "
+        "from 1. By default there is one, and a first line that looks like data is an error.",
+        rich_help_panel=_PANEL,
+        show_default=False,
+    ),
+]
+DataDir = Annotated[
+    str | None,
+    typer.Option(
+        "--data-dir",
+        envvar="MGQE_DATA_DIR",
+        help="Folder that holds a folder for each known data set, such as DIR/ml-1m.",
+        rich_help_panel=_PANEL,
+    ),
+]

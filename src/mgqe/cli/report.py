@@ -1,0 +1,59 @@
+"""The command report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from mgqe.cli.terminal import clean_errors, output
+from mgqe.files.destination import check_folder
+from mgqe.recsys.study.analysis import StudyResults
+from mgqe.recsys.study.declaration import FILE, read_declaration
+from mgqe.recsys.study.pictures import all_pictures
+from mgqe.recsys.study.records import read_results
+from mgqe.recsys.study.runs import RESULTS
+from mgqe.recsys.study.tables import all_tables
+from mgqe.recsys.study.text_table import fill
+
+commands = typer.Typer()
+
+
+@commands.command(
+    help="Tables and pictures of a study, from its declaration (OUT/study.toml) and OUT/results.jsonl.\n\n"
+    "Of a method's candidates within a budget the one that is best on validation is reported, on test. Differences "
+    "are paired by seed, with 95% intervals.",
+    epilog="Examples:\n\n"
+    "  mgqe report mine\n\n"
+    "  mgqe report studies/paper --pictures docs/pictures --into docs/results.md",
+)
+@clean_errors
+def report(
+    out: Annotated[Path, typer.Argument(help="A study's folder.")],
+    pictures: Annotated[Path | None, typer.Option(help="Folder for the pictures. Default: OUT/pictures.")] = None,
+    into: Annotated[
+        list[Path] | None,
+        typer.Option(help="Put the tables between <!-- NAME --> and <!-- /NAME --> of this text file; repeatable."),
+    ] = None,
+) -> None:
+    for path in into or ():
+        if not path.is_file():
+            raise ValueError(f"--into: there is no file {path}")
+    check_folder(pictures or out / "pictures", "--pictures")
+    declaration = read_declaration(out / FILE)
+    records = read_results(out / RESULTS).records
+    if not records:
+        raise ValueError(f"{out / RESULTS} has no results: run mgqe study {out / FILE} --out {out}")
+    results = StudyResults(declaration, records)
+    tables = all_tables(results)
+    wide = Console(width=max(output.width, 170), soft_wrap=True)  # wider than the terminal rather than cut off
+    for name, table in tables.items():
+        wide.print(table.terminal())
+        wide.print(f"({name})\n", style="dim")
+    for path in all_pictures(results, pictures or out / "pictures"):
+        output.print(f"picture {path}", soft_wrap=True, highlight=False)
+    for path in into or ():
+        missing = fill(path, {name: table.markdown() for name, table in tables.items()})
+        output.print(f"{path}: {len(tables) - len(missing)} tables written", soft_wrap=True, highlight=False)

@@ -1,0 +1,176 @@
+"""Options of `mgqe train` and `mgqe compare`: the data, the model and the settings of every run."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Annotated, Any
+
+import typer
+
+from mgqe.cli.options import DataDir, Header, NoQuote, Quote, Separator
+from mgqe.recsys.data.files import FORMATS
+from mgqe.recsys.models.embeddings import METHODS
+from mgqe.recsys.models.registry import MODELS, choose_model
+from mgqe.recsys.train.config import TrainConfig
+from mgqe.recsys.train.tuned import tuned_settings
+
+EMBEDDINGS = "\n\n".join(f"  [bold]{name}[/bold]: {method.summary}" for name, method in METHODS.items())
+_DATA, _TRAINING = "Data", "Training"
+_UNUSUAL = "if it has no usual name; its number without a header."
+# Settings that are options of their own, and so not among those of --set.
+_OPTIONS = (
+    "data", "data_dir", "format", "user_column", "item_column", "time_column", "separator", "quote", "header", "split",
+    "valid", "test", "task", "model", "embedding", "seed", "label", "threads",
+)  # fmt: skip
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        show_default="planted",
+        help="[bold]planted[/bold] (generated), ml-1m, ml-1m-ncf, ml-100k, amazon-apps, amazon-games, frappe "
+        "(files in --data-dir), or the path of your own file, of a folder of files, or a pattern in quotes.",
+        rich_help_panel=_DATA,
+    ),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Layout of your file: {', '.join(FORMATS)}. By default it is recognised. pairs: `user item` rows in "
+        "time order; lines: `user item item ...`.",
+        rich_help_panel=_DATA,
+    ),
+]
+UserColumn = Annotated[
+    str | None,
+    typer.Option(help=f"Column with the user, {_UNUSUAL}", rich_help_panel=_DATA),
+]
+ItemColumn = Annotated[
+    str | None,
+    typer.Option(help=f"Column with the item, {_UNUSUAL}", rich_help_panel=_DATA),
+]
+TimeColumn = Annotated[
+    str | None,
+    typer.Option(help=f"Column with the time, {_UNUSUAL}", rich_help_panel=_DATA),
+]
+SplitBy = Annotated[
+    str | None,
+    typer.Option(
+        "--split",
+        help="How the data are divided: leave-one-out; ratio:80/10/10 of each user's items, in order; time:20% (the "
+        "last of the time), time:2015-06-01 (from then on), or validation and test as in time:10%/20%; latest:20% of "
+        "the interactions. Default: leave-one-out. By the other rules, users and items that "
+        "are not in the training part are left out and counted.",
+        rich_help_panel=_DATA,
+    ),
+]
+TrainFile = Annotated[
+    str | None,
+    typer.Option("--train", help="A file to train on, instead of --data; with --test.", rich_help_panel=_DATA),
+]
+ValidFile = Annotated[
+    str | None,
+    typer.Option(
+        "--valid",
+        help="A file to validate on. Default: the last training item of each user with two or more.",
+        rich_help_panel=_DATA,
+    ),
+]
+TestFile = Annotated[str | None, typer.Option("--test", help="A file to test on; with --train.", rich_help_panel=_DATA)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Any other setting, repeatable: "
+        + ", ".join(f"{field.name}={field.default}" for field in fields(TrainConfig) if field.name not in _OPTIONS)
+        + ".",
+        rich_help_panel=_TRAINING,
+    ),
+]
+Threads = Annotated[int, typer.Option(help="Threads for torch, per run.", rich_help_panel=_TRAINING)]
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        help=f"What to learn: {', '.join(dict.fromkeys(info.task for info in MODELS.values()))}. By default what "
+        "--model is for, or ranking.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help=f"The model: {', '.join(MODELS)}. By default the task's first.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Train again what --out holds already, from the beginning.")
+]
+
+
+def config_of(
+    data: Data = None,
+    data_dir: DataDir = None,
+    format: Format = None,
+    user_column: UserColumn = None,
+    item_column: ItemColumn = None,
+    time_column: TimeColumn = None,
+    separator: Separator = None,
+    quote: Quote = '"',
+    no_quote: NoQuote = False,
+    header: Header = None,
+    split: SplitBy = None,
+    train: TrainFile = None,
+    valid: ValidFile = None,
+    test: TestFile = None,
+    task: TaskName = None,
+    model: ModelName = None,
+    threads: Threads = 1,
+    setting: Set = None,
+) -> TrainConfig:
+    """The configuration that the options describe, with the settings that are tuned for its model and data."""
+    task, model = choose_model(task, model)
+    data = _data_of(data, train, test)
+    config = TrainConfig(
+        data=data, data_dir=data_dir, format=format, user_column=user_column, item_column=item_column,
+        time_column=time_column, separator=separator, quote="" if no_quote else quote, header=header, split=split,
+        valid=valid, test=test, task=task, model=model, threads=threads,
+    )  # fmt: skip
+    return config.with_settings([*tuned_settings(model, data), *(setting or ())])
+
+
+def takes_config(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `config_of` in place of its parameter `config`, which gets what they describe."""
+    shared = inspect.signature(config_of, eval_str=True).parameters
+    own = inspect.signature(command, eval_str=True).parameters
+    parameters = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in own.items()
+        for parameter in (shared.values() if name == "config" else (parameter,))
+    ]
+
+    @functools.wraps(command)
+    def wrapped(**options: Any) -> None:
+        config = config_of(**{name: options.pop(name) for name in shared})
+        command(**options, config=config)
+
+    del wrapped.__wrapped__  # typer would read the command's own signature
+    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapped
+
+
+def _data_of(data: str | None, train: str | None, test: str | None) -> str:
+    """What --data or --train names."""
+    if train is None:
+        return "planted" if data is None else data
+    if data is not None:
+        raise ValueError(f"give --data {data} or --train {train}, not both")
+    if test is None:
+        raise ValueError(f"--train {train} needs --test FILE; to divide one file: --data {train} --split RULE")
+    return train

@@ -1,0 +1,104 @@
+"""Comparisons: their runs, and the table and picture of their results."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recsys_data import TINY
+from rich.console import Console
+
+from mgqe.recsys.study.analysis import Interval, StudyResults
+from mgqe.recsys.study.comparison import PAIR, Comparison
+from mgqe.recsys.study.pictures import comparison_picture
+from mgqe.recsys.study.records import run_key, write_results
+from mgqe.recsys.study.runs import RESULTS, pending_runs
+from mgqe.recsys.study.tables import comparison_table
+
+STUDY = Comparison.of(TINY, ["mgqe:D=4", "full", "full:d=4"], [1, 2, 3])
+
+
+def record(embedding: str, seed: int, size: int, hit_rate: float) -> dict[str, Any]:
+    return {
+        "key": run_key(PAIR, replace(TINY.with_embedding(embedding), seed=seed)),
+        "pair": PAIR,
+        "embedding": embedding,
+        "seed": seed,
+        "status": "done",
+        "metric": "hr@10",
+        "embedding_bytes": size,
+        "full_embedding_bytes": 1000,
+        "quality": {"hr@10": hit_rate, "ndcg@10": hit_rate / 2, "full_hr@10": hit_rate / 4},
+    }
+
+
+RECORDS = [
+    *(record("full", seed, 1000, value) for seed, value in ((1, 0.60), (2, 0.64), (3, 0.62))),
+    *(record("mgqe:D=4", seed, 100, value) for seed, value in ((1, 0.59), (2, 0.64), (3, 0.60))),
+    record("full:d=4", 1, 250, 0.5),
+]
+
+
+def test_interval_by_hand() -> None:
+    # Student's t with two degrees of freedom: 4.303; standard deviation .02.
+    interval = Interval.of([0.60, 0.64, 0.62])
+    assert interval.mean == pytest.approx(0.62)
+    assert interval.half_width == pytest.approx(4.303 * 0.02 / math.sqrt(3))
+    assert interval.text() == "0.6200 ± 0.0497"
+    assert math.isnan(Interval.of([0.5]).half_width)
+    assert Interval.of([0.5]).text(sign="+") == "+0.5000"
+    assert Interval.of([0.0] * 49 + [1.0]).half_width == pytest.approx(1.96 * math.sqrt(0.02 / 50))
+
+
+def test_groups_the_largest_first_and_differences_to_the_full_table() -> None:
+    results = StudyResults(STUDY, RECORDS)
+    assert [group.embedding for group in results.groups(PAIR)] == ["full", "full:d=4", "mgqe:D=4"]
+    full, small, mgqe = results.groups(PAIR)
+    assert (full.share, small.share, mgqe.share) == (1.0, 0.25, pytest.approx(0.1))
+    rows = {row[0]: row for row in comparison_table(results, PAIR, "title").rows}
+    assert rows["full"][-1] == ""
+    gap = small.over(full, "hr@10")
+    assert gap is not None
+    assert gap.mean == pytest.approx(-10)  # points, against the full run of the same seed only
+    gap = mgqe.over(full, "hr@10")
+    assert gap is not None
+    assert gap.mean == pytest.approx(-1)
+    assert gap.half_width == pytest.approx(100 * 4.303 * 0.01 / math.sqrt(3))
+    without = StudyResults(STUDY, RECORDS[3:])
+    assert [row[-1] for row in comparison_table(without, PAIR, "title").rows] == ["", ""]
+
+
+def test_table_and_picture(tmp_path: Path) -> None:
+    results = StudyResults(STUDY, RECORDS)
+    console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))
+    console.print(comparison_table(results, PAIR, "title").terminal())
+    text = console.export_text()
+    for part in ("title", "mgqe:D=4", "10.0%", "0.6200 ± 0.0497", "-1.00 ± 2.48"):
+        assert part in text
+    for some in (results, StudyResults(STUDY, RECORDS[3:])):
+        path = comparison_picture(some, PAIR, tmp_path / "deep" / "picture.png", "title")
+        assert path.read_bytes()[:4] == b"\x89PNG"
+        assert path.stat().st_size > 10_000
+
+
+def test_runs_that_share_a_warm_up_follow_the_one_that_makes_it() -> None:
+    runs = [(run.config.name, run.config.seed, run.folder) for _, run in STUDY.runs()]
+    firsts, others = runs[:6], runs[6:]
+    assert {name for name, _, _ in firsts} == {"full", "full:d=4"}
+    assert [(name, seed) for name, seed, _ in others] == [("mgqe:D=4", 1), ("mgqe:D=4", 2), ("mgqe:D=4", 3)]
+    assert others[0][2] == "runs/mgqe_D=4-seed1"
+    alone = Comparison.of(TINY, ["mgqe:D=4"], [1]).runs()
+    assert [run.config.name for _, run in alone] == ["mgqe:D=4"]  # full is not trained where it is not listed
+
+
+def test_a_recorded_run_is_pending_again_when_it_is_to_be_repeated(tmp_path: Path) -> None:
+    write_results(tmp_path / RESULTS, RECORDS)
+    runs = pending_runs(STUDY, tmp_path)
+    assert [run.name for _, run in runs.pending] == ["full:d=4, seed 2", "full:d=4, seed 3"]
+    assert len(runs.recorded) == 7
+    runs = pending_runs(STUDY, tmp_path, repeat=lambda run: run.config.name == "full")  # such as one without its files
+    assert len(runs.pending) == 5
+    assert len(pending_runs(STUDY, tmp_path, repeat=lambda run: True).recorded) == 0
