@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgqe.codec.tiers import Tiers, build_tier_map, level_lengths, peel_order, popcount, unpack_bits
+from mgqe.codec.tier_map import build_tier_map, peel_order, popcount, unpack_bits
+from mgqe.codec.tiers import Tiers
+from mgqe.ops.packed_format import level_lengths
 
 
 def test_ties_break_by_id():

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from mgqe import ops
 from mgqe.codec.packing import bits_for, pack, row_bytes
-from mgqe.codec.tiers import Tiers, build_tier_map
+from mgqe.codec.tier_map import build_tier_map
+from mgqe.codec.tiers import Tiers
 from mgqe.ops import reference, reference_topk
 
 ISAS = ["scalar", "avx2", "avx512", "neon"]

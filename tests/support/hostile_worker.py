@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from mgqe import CompactTable, ops
-from mgqe.codec.tiers import level_lengths
+from mgqe.ops.packed_format import level_lengths
 
 OUTCOMES: Counter[str] = Counter()
 REFUSALS = (ValueError, IndexError)

@@ -6,7 +6,8 @@ import torch
 
 from mgqe import ops
 from mgqe.codec.packing import bits_for, pack
-from mgqe.codec.tiers import Tiers, build_tier_map
+from mgqe.codec.tier_map import build_tier_map
+from mgqe.codec.tiers import Tiers
 from mgqe.ops import reference
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mgqe.checks.scalars import as_int, as_ints, is_sequence
+from mgqe.ops.packed_format import MAX_CENTROIDS
 
 MIN_CENTROIDS = 2
-MAX_CENTROIDS = 65_536
 DEFAULT_HEAD_CENTROIDS = 256
 DEFAULT_TAIL_CENTROIDS = 64
 CAPACITIES = ("centroids", "subspaces", "both")

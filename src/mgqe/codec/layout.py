@@ -13,22 +13,12 @@ from torch import Tensor
 
 from mgqe.checks.scalars import as_ints, optional_int
 from mgqe.codec.equations import int8_scales
-from mgqe.codec.packing import MAX_BITS, bits_for, pack, spare_bits_are_zero
-from mgqe.codec.tiers import (
-    BLOCK_BITS,
-    MAX_MAPPED_IDS,
-    MAX_TIERS,
-    WORDS_PER_BLOCK,
-    TierMap,
-    Tiers,
-    block_counts,
-    build_tier_map,
-    level_lengths,
-    ranks_of,
-    unpack_bits,
-)
+from mgqe.codec.packing import bits_for, pack, spare_bits_are_zero
+from mgqe.codec.tier_map import MAX_MAPPED_IDS, TierMap, block_counts, build_tier_map, ranks_of, unpack_bits
+from mgqe.codec.tiers import Tiers
 from mgqe.files.reader import MAX_DIM, MAX_ROWS, Config, Reader
 from mgqe.ops import max_code
+from mgqe.ops.packed_format import BLOCK_BITS, MAX_CENTROIDS, MAX_TIERS, WORDS_PER_BLOCK, level_lengths
 
 KIND = "compact"  # the name under which files record such a table
 CENTROID_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
@@ -78,7 +68,7 @@ class CompactConfig:
                 f"got {m} summing to {sum(sizes)}"
             )
         num_subspaces = reader.integers("num_subspaces", 1, d, length=m)
-        num_centroids = reader.integers("num_centroids", 1, 1 << MAX_BITS, length=m)
+        num_centroids = reader.integers("num_centroids", 1, MAX_CENTROIDS, length=m)
         codebook_of = reader.integers("codebook_of", 0, m - 1, length=m)
         if set(codebook_of) != set(range(max(codebook_of) + 1)):
             raise ValueError(f"config entry 'codebook_of' leaves out a codebook: {list(codebook_of)}")

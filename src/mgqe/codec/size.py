@@ -8,8 +8,10 @@ from torch import Tensor
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.layout import CENTROID_DTYPES, KIND, CompactConfig
 from mgqe.codec.packing import bits_for, row_bytes
-from mgqe.codec.tiers import BLOCK_BITS, WORDS_PER_BLOCK, Tiers, level_lengths, peel_order
+from mgqe.codec.tier_map import peel_order
+from mgqe.codec.tiers import Tiers
 from mgqe.files.container import encode
+from mgqe.ops.packed_format import BLOCK_BITS, WORDS_PER_BLOCK, level_lengths
 
 
 def frozen_nbytes(tiers: Tiers, capacity: Capacity, padding_idx: int | None, centroid_dtype: str) -> int:

@@ -2,8 +2,7 @@
 
 Ids are sorted by training count, ties by id, and cut into m groups; tier 0 holds the most frequent ids.
 A frozen table has to find an id's tier and its rank inside the tier. When ids are already in frequency order
-the tiers are ranges and this costs nothing; otherwise :class:`TierMap` stores it in 1.125 bits an id for two
-tiers (one bit, plus a 32-bit count every 256 bits), not in the 32 bits of a row index.
+the tiers are ranges and this costs nothing; otherwise it holds a tier map (:mod:`mgqe.codec.tier_map`).
 """
 
 from __future__ import annotations
@@ -20,12 +19,7 @@ from torch import Tensor
 from mgqe.checks.ids import check_dense, check_ids, no_values
 from mgqe.checks.inference import as_normal
 from mgqe.checks.scalars import as_floats, as_int, as_ints, optional_int
-
-MAX_TIERS = 256  # a tier's number is a uint8
-MAX_MAPPED_IDS = 2**31 - 1  # ranks are int32
-
-BLOCK_BITS = 256
-WORDS_PER_BLOCK = BLOCK_BITS // 64
+from mgqe.ops.packed_format import MAX_TIERS
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,131 +207,6 @@ class Tiers:
     def __repr__(self) -> str:
         order = "ids in frequency order" if self.tier_of is None else "ids in any order"
         return f"Tiers(sizes={self.sizes}, {order})"
-
-
-@dataclass(frozen=True, eq=False)
-class TierMap:
-    """Where each id lives, when ids are in any order: a bit vector with ranks for each tier split off.
-
-    Level l decides, over the n_l ids that are still left, in ascending id order, which belong to tier
-    ``order[l]`` (bit 1); the others go on to level l + 1. After the last level only tier ``order[-1]`` is
-    left. Splitting the largest tier off first makes the later levels short.
-
-    Attributes:
-        order: the tiers as they are split off: largest first, of equal ones the higher number first.
-        bits: a level: int64 (4 * ceil(n_l / 256),), 64-bit words, least significant bit first, zero padded.
-        ranks: a level: int32 (ceil(n_l / 256),), ones before each block of 256 bits.
-    """
-
-    order: tuple[int, ...]
-    bits: tuple[Tensor, ...]
-    ranks: tuple[Tensor, ...]
-
-    def locate(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids int64 (...), already known to be in range -> tier uint8 (...), rank in the tier int64 (...)."""
-        tier = torch.full_like(ids, self.order[-1], dtype=torch.uint8)
-        left = torch.ones_like(ids, dtype=torch.bool)
-        index = ids
-        rank = torch.zeros_like(ids)
-        for target, words, blocks in zip(self.order, self.bits, self.ranks, strict=False):
-            if words.numel() == 0:  # every id has found its tier
-                break
-            bit, ones = _rank1(words, blocks, index)
-            hit = left & bit
-            tier = torch.where(hit, target, tier)
-            rank = torch.where(hit, ones, rank)
-            left = left & ~bit
-            index = torch.where(left, index - ones, 0)
-        return tier, torch.where(left, index, rank)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all bit vectors and ranks."""
-        return sum(t.nbytes for t in (*self.bits, *self.ranks))
-
-    def to(self, device: torch.device | str) -> TierMap:
-        """The same map on another device."""
-        return TierMap(self.order, tuple(t.to(device) for t in self.bits), tuple(t.to(device) for t in self.ranks))
-
-
-def peel_order(sizes: Sequence[int]) -> tuple[int, ...]:
-    """Tiers by falling size, of equal ones the higher number first: the order a map splits them off."""
-    return tuple(sorted(range(len(sizes)), key=lambda g: (-sizes[g], -g)))
-
-
-def level_lengths(sizes: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
-    """n_l, the ids left at each of the m - 1 levels."""
-    left, lengths = sum(sizes), []
-    for tier in order[:-1]:
-        lengths.append(left)
-        left -= sizes[tier]
-    return tuple(lengths)
-
-
-def build_tier_map(tiers: Tiers) -> TierMap:
-    """The map of ``tiers``: m - 1 levels, built even for ids in frequency order (which do not need one)."""
-    n = tiers.num_embeddings
-    if n > MAX_MAPPED_IDS:
-        raise ValueError(f"a tier map holds at most {MAX_MAPPED_IDS} ids, got {n}: sort the ids by frequency")
-    order = peel_order(tiers.sizes)
-    left = tiers.of(torch.arange(n, device="cpu")) if tiers.tier_of is None else tiers.tier_of
-    bits, ranks = [], []
-    for tier in order[:-1]:
-        mine = left == tier
-        words = _pack_bits(mine)
-        bits.append(words)
-        ranks.append(block_ranks(words))
-        left = left[~mine]
-    return TierMap(order, tuple(bits), tuple(ranks))
-
-
-def unpack_bits(words: Tensor, length: int) -> Tensor:
-    """The first ``length`` bits of int64 ``words``, least significant first, as bool (length,)."""
-    as_bytes = words.cpu().numpy().astype("<i8").view(np.uint8)
-    return torch.from_numpy(np.unpackbits(as_bytes, count=length, bitorder="little").astype(np.bool_))
-
-
-def block_counts(words: Tensor) -> Tensor:
-    """Ones in each block of 256 bits: int64 words (4 b,) -> int64 (b,)."""
-    return popcount(words).reshape(-1, WORDS_PER_BLOCK).sum(dim=1)
-
-
-def ranks_of(counts: Tensor) -> Tensor:
-    """Ones before each block: int64 (b,) -> int32 (b,)."""
-    return (torch.cumsum(counts, dim=0) - counts).to(torch.int32)
-
-
-def block_ranks(words: Tensor) -> Tensor:
-    """Ones before each block of 256 bits: int64 words (4 b,) -> int32 (b,)."""
-    return ranks_of(block_counts(words))
-
-
-def popcount(words: Tensor) -> Tensor:
-    """Set bits of each int64 word, as int64. The shifts are arithmetic; the masks clear what they drag in."""
-    x = words - ((words >> 1) & 0x5555555555555555)
-    x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)
-    x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F
-    return (x * 0x0101010101010101) >> 56
-
-
-def _rank1(words: Tensor, blocks: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """The bit at ``index`` (bool) and the number of ones before it (int64)."""
-    word, offset = index >> 6, index & 63
-    own = words[word]
-    ones = blocks[index >> 8].to(torch.int64) + popcount(own & ((1 << offset) - 1))
-    for back in range(1, WORDS_PER_BLOCK):  # whole words of the same block before this one
-        before = (word & (WORDS_PER_BLOCK - 1)) >= back
-        ones = ones + torch.where(before, popcount(words[(word - back).clamp(min=0)]), 0)
-    return ((own >> offset) & 1).to(torch.bool), ones
-
-
-def _pack_bits(flags: Tensor) -> Tensor:
-    """Bool (n,) -> int64 (4 * ceil(n / 256),), least significant bit first, zero padded."""
-    packed = np.packbits(flags.numpy(), bitorder="little")
-    size = -(-flags.numel() // BLOCK_BITS) * BLOCK_BITS // 8
-    padded = np.zeros(size, dtype=np.uint8)
-    padded[: packed.size] = packed
-    return torch.from_numpy(padded.view("<i8").astype(np.int64))
 
 
 def check_counts(counts: Tensor | np.ndarray | Sequence[float], num_embeddings: int | None) -> Tensor:

@@ -8,7 +8,6 @@ from torch import Tensor
 from mgqe.checks.ids import FLOAT_DTYPES, check_dense
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-MAX_CENTROIDS = 1 << 16
 
 
 def float_matrix(name: str, tensor: Tensor, dims: int) -> Tensor:

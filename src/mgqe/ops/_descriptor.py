@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from mgqe.ops._checks import codebook_layout
+from mgqe.ops.packed_format import BLOCK_BITS, MAX_BITS, MAX_TIERS, WORDS_PER_BLOCK, level_lengths
 
-MAX_BITS = 16
-MAX_TIERS = 256
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
 
 
@@ -94,15 +93,6 @@ class TableParts:
         """Ids that the tier map knows; those from here on are in tiers that are ranges."""
         return sum(self.sizes[: self.mapped_tiers])
 
-    def level_lengths(self) -> list[int]:
-        """Ids left at each level of the tier map, largest first."""
-        lengths = []
-        left = self.mapped_ids
-        for tier in self.order[: len(self.map_bits)]:
-            lengths.append(left)
-            left -= self.sizes[tier]
-        return lengths
-
     def check(self) -> None:
         """Raises TypeError or ValueError, naming the part, unless everything fits together."""
         m = len(self.sizes)
@@ -150,13 +140,15 @@ class TableParts:
             return
         if mapped > m or len(self.map_ranks) != levels or sorted(self.order) != list(range(levels + 1)):
             raise ValueError(f"a tier map of {mapped} tiers has {mapped - 1} levels and an order of all tiers")
-        for level, length in enumerate(self.level_lengths()):
-            blocks = -(-length // 256)
+        for level, length in enumerate(level_lengths(self.sizes, self.order)):
+            blocks = -(-length // BLOCK_BITS)
             words, ranks = self.map_bits[level], self.map_ranks[level]
             if words.dtype != torch.int64 or ranks.dtype != torch.int32:
                 raise TypeError(f"tier map level {level} must be int64 bits and int32 ranks")
-            if words.numel() != 4 * blocks or ranks.numel() != blocks:
-                raise ValueError(f"tier map level {level} must have {4 * blocks} words and {blocks} ranks")
+            if words.numel() != WORDS_PER_BLOCK * blocks or ranks.numel() != blocks:
+                raise ValueError(
+                    f"tier map level {level} must have {WORDS_PER_BLOCK * blocks} words and {blocks} ranks"
+                )
 
 
 def _aligned(tensor: Tensor) -> Tensor:
@@ -183,9 +175,10 @@ class Descriptor:
             if book.dtype == torch.int8:
                 tier.scales = scales[parts.codebook_of[g]].data_ptr()
         levels = (CLevel * len(maps))()
-        for level, length, tier_index, (bits, ranks) in zip(levels, parts.level_lengths(), parts.order, maps):
+        lengths = level_lengths(parts.sizes, parts.order)
+        for level, length, tier_number, (bits, ranks) in zip(levels, lengths, parts.order, maps):
             level.bits, level.ranks = bits.data_ptr(), ranks.data_ptr()
-            level.length, level.tier = length, tier_index
+            level.length, level.tier = length, tier_number
         starts = (c_int64 * (len(parts.sizes) + 1))(*accumulate(parts.sizes, initial=0))
         self._kept = (parts, books, scales, maps, tiers, levels, starts)
         self.table = CTable(

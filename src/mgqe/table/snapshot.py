@@ -14,8 +14,10 @@ from mgqe.codec.equations import nearest_codes
 from mgqe.codec.layout import CompactConfig, check_codes, check_map, map_tensors
 from mgqe.codec.packing import pack, unpack
 from mgqe.codec.stats import CodebookStats, code_histogram, tier_stats
-from mgqe.codec.tiers import MAX_TIERS, TierMap, Tiers, build_tier_map, peel_order
+from mgqe.codec.tier_map import TierMap, build_tier_map, peel_order
+from mgqe.codec.tiers import Tiers
 from mgqe.files.reader import MAX_ROWS, require_finite
+from mgqe.ops.packed_format import MAX_TIERS
 from mgqe.table.growth import Extent
 
 CHUNK_ROWS = 1 << 16  # ids worked on at once in a sweep over a table

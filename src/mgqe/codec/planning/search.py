@@ -18,8 +18,10 @@ from mgqe.codec.capacity import Capacity, divisors
 from mgqe.codec.packing import bits_for, row_bytes
 from mgqe.codec.planning.rate import rounding, tier_error
 from mgqe.codec.size import frozen_nbytes
-from mgqe.codec.tiers import Tiers, level_lengths, peel_order
+from mgqe.codec.tier_map import peel_order
+from mgqe.codec.tiers import Tiers
 from mgqe.files.checksums import BLOCK_BYTES, DIGEST_BYTES
+from mgqe.ops.packed_format import level_lengths
 
 ENDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)  # shares of ids where a tier may end
 MIN_TIER = 32  # ids
