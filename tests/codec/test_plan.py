@@ -84,7 +84,7 @@ def test_predicted_is_what_k_means_loses_on_gaussian_rows(subspaces, centroids, 
     layer.start_quantizing(THOROUGH)
     decoded = layer.freeze().to_dense()
     problem = Problem.of(2000, 16, COUNTS)
-    _, errors = predicted(problem.space, tiers.sizes, Capacity(16, subspaces, centroids, share), dtype)
+    _, errors = predicted(problem.space, tiers.sizes, Capacity.of(16, tiers.sizes, subspaces, centroids, share), dtype)
     for g, error in enumerate(errors):
         assert lost(rows, decoded, tiers.members(g)) == pytest.approx(error, rel=0.12)
 
@@ -137,7 +137,7 @@ def test_the_default_is_never_better_by_the_same_measure():
     tiers = mgqe.Tiers.from_counts(COUNTS)
     for subspaces in (16, 8):
         for dtype in ("float32", "int8"):
-            capacity = Capacity(32, (subspaces,) * 2, (128, 64))
+            capacity = Capacity.of(32, tiers.sizes, (subspaces,) * 2, (128, 64))
             loss, _ = predicted(problem.space, tiers.sizes, capacity, dtype)
             assert problem.plan(frozen_nbytes(tiers, capacity, None, dtype)).loss <= loss
 

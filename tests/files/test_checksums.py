@@ -122,7 +122,7 @@ def test_verify_takes_true_false_or_none(tmp_path):
 
 def test_predicted_sizes_count_the_checksums_of_every_block(tmp_path):
     """Codes of 2.4 MB have three blocks, and codes of 800 kB one."""
-    tiers, capacity = mgqe.Tiers.from_sizes((300_000, 200_000)), Capacity(8, (8, 4), (256, 256))
+    tiers, capacity = mgqe.Tiers.from_sizes((300_000, 200_000)), Capacity.of(8, (300_000, 200_000), (8, 4), (256, 256))
     predicted = frozen_nbytes(tiers, capacity, None, "int8")
     shapes = planned(tiers, capacity, None, "int8")
     zeros = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in shapes[0].items()}

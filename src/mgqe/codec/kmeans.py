@@ -115,11 +115,10 @@ def start_codebooks(
     """
     books = []
     for number, shape in enumerate(capacity.codebook_shapes):
-        tiers = [g for g, book in enumerate(capacity.codebook_of) if book == number]
-        device = rows[tiers[0]].device
-        book = torch.empty(shape[0], 0, shape[2], dtype=torch.float32, device=device)
-        for reach in sorted({capacity.num_centroids[g] for g in tiers}):
-            parts = [(rows[g], capacity.num_subspaces[g]) for g in tiers if capacity.num_centroids[g] == reach]
+        readers = [(tier, rows[g]) for g, tier in enumerate(capacity.tiers) if tier.codebook == number]
+        book = torch.empty(shape[0], 0, shape[2], dtype=torch.float32, device=readers[0][1].device)
+        for reach in sorted({tier.num_centroids for tier, _ in readers}):
+            parts = [(rows_g, tier.num_subspaces) for tier, rows_g in readers if tier.num_centroids == reach]
             book = kmeans(parts, book, reach, generator, effort)
         books.append(book.contiguous())
     return books

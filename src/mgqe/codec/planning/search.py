@@ -89,7 +89,7 @@ class Candidate:
 
     def capacity(self, embedding_dim: int) -> Capacity:
         """As a checked capacity."""
-        return Capacity(embedding_dim, self.num_subspaces, self.num_centroids, self.share_codebook)
+        return Capacity.of(embedding_dim, self.sizes, self.num_subspaces, self.num_centroids, self.share_codebook)
 
 
 @dataclass(frozen=True)
