@@ -14,12 +14,12 @@ from torch import nn
 import mgqe
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.kmeans import THOROUGH
+from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.planning import Problem, budget_bytes
 from mgqe.codec.planning.measure import EFFORT
 from mgqe.codec.planning.predict import predicted
 from mgqe.codec.planning.rate import few_rows, limit, nested_factor, rounding, tier_error
 from mgqe.codec.planning.split import split_budget
-from mgqe.codec.size import frozen_nbytes
 
 COUNTS = (20_000 / torch.arange(1, 2001)).long()[torch.randperm(2000, generator=torch.Generator().manual_seed(1))]
 

@@ -142,7 +142,7 @@ def test_ids_cannot_be_appended_to_a_folder(tmp_path):
 
 def test_rows_that_do_not_add_up_are_no_shard(tmp_path):
     with pytest.raises(ValueError, match="bytes compared with the sizes of the tensors"):
-        write_shard(tmp_path, new_set(), 0, [(3, 2)], [torch.zeros(2, 2, dtype=torch.uint8)])
+        write_shard(tmp_path, new_set(), 0, {"codes.0": (torch.uint8, (3, 2))}, [torch.zeros(2, 2, dtype=torch.uint8)])
     assert list(tmp_path.iterdir()) == []
 
 

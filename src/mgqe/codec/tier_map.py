@@ -68,6 +68,11 @@ def peel_order(sizes: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(range(len(sizes)), key=lambda g: (-sizes[g], -g)))
 
 
+def map_order(tiers: Tiers) -> tuple[int, ...] | None:
+    """The order in which a map of ``tiers`` splits them off; None for ids in frequency order, which need no map."""
+    return None if tiers.tier_of is None else peel_order(tiers.sizes)
+
+
 def build_tier_map(tiers: Tiers) -> TierMap:
     """The map of ``tiers``: m - 1 levels, built even for ids in frequency order (which do not need one)."""
     n = tiers.num_embeddings

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.planning import Plan
-from mgqe.codec.size import frozen_nbytes
 from mgqe.codec.tiers import Tiers
 from mgqe.convert.find import ModelTable
 from mgqe.nn.bag import MGQEmbeddingBag

@@ -12,7 +12,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from mgqe.ops._descriptor import TableParts
+from mgqe.ops._descriptor import TableBuffers
 
 # Scores held at once. Torch temporaries much above the caches are slow and erratic.
 _SCORES_AT_ONCE = 1 << 20
@@ -38,12 +38,12 @@ def assign(rows: Tensor, centroids: Tensor, bias: Tensor | None) -> Tensor:
     """
     num_subspaces, num_centroids, width = centroids.shape
     n = rows.shape[0]
-    parts = rows.reshape(n, num_subspaces, width)
+    pieces = rows.reshape(n, num_subspaces, width)
     codes = torch.empty(n, num_subspaces, dtype=torch.int32, device=rows.device)
     step = max(1, _SCORES_AT_ONCE // (num_subspaces * num_centroids))
     for at in range(0, n, step):
-        part = parts[at : at + step]
-        scores = _distances(part, centroids) if bias is None else _responses(part, centroids, bias)
+        chunk = pieces[at : at + step]
+        scores = _distances(chunk, centroids) if bias is None else _responses(chunk, centroids, bias)
         codes[at : at + step] = _argmin_ignoring_nan(scores).to(torch.int32)
     return codes
 
@@ -53,7 +53,7 @@ def wide(values: Tensor) -> Tensor:
     return values if values.device.type == "mps" else values.double()
 
 
-def _distances(parts: Tensor, centroids: Tensor) -> Tensor:
+def _distances(pieces: Tensor, centroids: Tensor) -> Tensor:
     """Squared distances ``(n, D, K)`` of rows ``(n, D, s)``; of far rows less a number that all K share.
 
     Far rows are compared by their products with the centroids, both less the middle m of the centroids:
@@ -62,22 +62,22 @@ def _distances(parts: Tensor, centroids: Tensor) -> Tensor:
     finite = torch.where(centroids.isfinite(), centroids, 0.0)
     middle = 0.5 * finite.amin(dim=1) + 0.5 * finite.amax(dim=1)
     longest = _squared_lengths(wide(finite) - wide(middle)[:, None]).amax(dim=1)
-    values, shift = wide(parts), wide(middle)
+    values, shift = wide(pieces), wide(middle)
     lengths = _squared_lengths(values - shift)
     far = ((lengths > _FAR * longest) & (lengths < torch.inf)).unsqueeze(-1)
     left, right = torch.where(far, shift, values), torch.where(far, 2.0 * values - shift, values)
-    scores = values.new_zeros(parts.shape[0], *centroids.shape[:2])
+    scores = values.new_zeros(pieces.shape[0], *centroids.shape[:2])
     for t in range(centroids.shape[2]):
         centroid = wide(centroids[:, :, t])
         scores = scores + (centroid - left[:, :, t, None]) * (centroid - right[:, :, t, None])
     return scores
 
 
-def _responses(parts: Tensor, centroids: Tensor, bias: Tensor) -> Tensor:
+def _responses(pieces: Tensor, centroids: Tensor, bias: Tensor) -> Tensor:
     """bias[j, k] - <rows[i, j], centroids[j, k]>: ``(n, D, K)``."""
-    scores = wide(bias).expand(parts.shape[0], -1, -1)
+    scores = wide(bias).expand(pieces.shape[0], -1, -1)
     for t in range(centroids.shape[2]):
-        scores = scores - wide(parts[:, :, t, None]) * wide(centroids[:, :, t])
+        scores = scores - wide(pieces[:, :, t, None]) * wide(centroids[:, :, t])
     return scores
 
 
@@ -165,23 +165,23 @@ def codes_of(packed: Tensor, num_subspaces: int, bits: int) -> Tensor:
     return (word >> (at & 7)) & ((1 << bits) - 1)
 
 
-def tiers_and_ranks(ids: Tensor, parts: TableParts) -> tuple[Tensor, Tensor]:
+def tiers_and_ranks(ids: Tensor, table: TableBuffers) -> tuple[Tensor, Tensor]:
     """Tier and rank within the tier of flat ids, both int64."""
-    starts = torch.tensor([0, *accumulate(parts.sizes)][:-1], device=ids.device)
+    starts = torch.tensor([0, *accumulate(table.sizes)][:-1], device=ids.device)
     range_tier = torch.bucketize(ids, starts, right=True) - 1
     range_rank = ids - starts[range_tier]
-    if not parts.map_bits:
+    if not table.map_bits:
         return range_tier, range_rank
-    mapped = ids < parts.mapped_ids
-    tier, rank = _locate_in_map(torch.where(mapped, ids, 0), parts)
+    mapped = ids < table.mapped_ids
+    tier, rank = _locate_in_map(torch.where(mapped, ids, 0), table)
     return torch.where(mapped, tier, range_tier), torch.where(mapped, rank, range_rank)
 
 
-def _locate_in_map(ids: Tensor, parts: TableParts) -> tuple[Tensor, Tensor]:
-    tier = torch.full_like(ids, parts.order[-1])
+def _locate_in_map(ids: Tensor, table: TableBuffers) -> tuple[Tensor, Tensor]:
+    tier = torch.full_like(ids, table.order[-1])
     rank, at = ids.clone(), ids.clone()
     left = torch.ones_like(ids, dtype=torch.bool)
-    for target, words, blocks in zip(parts.order, parts.map_bits, parts.map_ranks):
+    for target, words, blocks in zip(table.order, table.map_bits, table.map_ranks):
         # Ids already placed keep an index of 0, which every level that has ids can answer.
         at = torch.where(left, at, 0)
         if words.numel() == 0:
@@ -207,35 +207,32 @@ def _popcount_low(words: Tensor, count: Tensor) -> Tensor:
     return (bits * (shifts < count[:, None])).sum(dim=1)
 
 
-def lookup(ids: Tensor, parts: TableParts) -> Tensor:
+def lookup(ids: Tensor, table: TableBuffers) -> Tensor:
     """Rows ``(..., d)`` of ids ``(...)`` in range; see :func:`mgqe.ops.lookup`."""
-    rows = torch.empty((*ids.shape, parts.embedding_dim), dtype=torch.float32, device=ids.device)
-    flat, out = ids.reshape(-1), rows.reshape(-1, parts.embedding_dim)
+    rows = torch.empty((*ids.shape, table.embedding_dim), dtype=torch.float32, device=ids.device)
+    flat, out = ids.reshape(-1), rows.reshape(-1, table.embedding_dim)
     for start in range(0, flat.shape[0], _IDS_AT_ONCE):
-        _lookup_flat(flat[start : start + _IDS_AT_ONCE], parts, out[start : start + _IDS_AT_ONCE])
+        _lookup_flat(flat[start : start + _IDS_AT_ONCE], table, out[start : start + _IDS_AT_ONCE])
     return rows
 
 
-def _lookup_flat(ids: Tensor, parts: TableParts, out: Tensor) -> None:
-    tier, rank = tiers_and_ranks(ids, parts)
-    for g in range(len(parts.sizes)):
+def _lookup_flat(ids: Tensor, table: TableBuffers, out: Tensor) -> None:
+    tier, rank = tiers_and_ranks(ids, table)
+    for g in range(len(table.sizes)):
         mine = (tier == g).nonzero().squeeze(1)
         if mine.numel() == 0:
             continue
-        book = parts.centroids[parts.codebook_of[g]]
-        packed = parts.codes[g][rank[mine]]
-        codes = codes_of(packed, parts.num_subspaces[g], parts.bits[g]).clamp_(max=book.shape[1] - 1)
-        values = book.float()
-        if book.dtype == torch.int8:
-            values = values * parts.scales[parts.codebook_of[g]][:, None, None]
-        out[mine] = gather(codes, values)
-    if parts.padding_idx >= 0:
-        out[ids == parts.padding_idx] = 0.0
+        book = table.codebook(g)
+        packed = table.codes[g][rank[mine]]
+        codes = codes_of(packed, table.num_subspaces[g], table.bits[g]).clamp_(max=book.shape[1] - 1)
+        out[mine] = gather(codes, book)
+    if table.padding_idx >= 0:
+        out[ids == table.padding_idx] = 0.0
 
 
 def max_code(packed: Tensor, num_subspaces: int, bits: int) -> int:
     """The largest code in packed rows, -1 if there are none."""
-    most = -1
+    largest = -1
     for start in range(0, packed.shape[0], _IDS_AT_ONCE):
-        most = max(most, int(codes_of(packed[start : start + _IDS_AT_ONCE], num_subspaces, bits).max()))
-    return most
+        largest = max(largest, int(codes_of(packed[start : start + _IDS_AT_ONCE], num_subspaces, bits).max()))
+    return largest

@@ -48,12 +48,12 @@ class ItemBias:
 
 def _places(prepared: ops.PreparedLookup) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What decides where an id's row is: the tiers' sizes, and the tier map by its address."""
-    return tuple(prepared.parts.sizes), tuple(words.data_ptr() for words in prepared.parts.map_bits)
+    return tuple(prepared.table.sizes), tuple(words.data_ptr() for words in prepared.table.map_bits)
 
 
 def item_bias(prepared: ops.PreparedLookup, bias: Tensor) -> ItemBias:
     """Checks biases (N,) and sorts them into levels."""
-    n, device = prepared.parts.num_embeddings, prepared.parts.device
+    n, device = prepared.table.num_embeddings, prepared.table.device
     if not isinstance(bias, Tensor) or bias.dtype not in (*FLOAT_DTYPES, torch.float64):
         raise TypeError(f"bias must be a float tensor, got {_kind(bias)}: use torch.as_tensor, .float()")
     check_dense(bias, "bias")
@@ -78,8 +78,8 @@ def search(
     method: str = "auto",
 ) -> TopK:
     """``table.topk``, on one state of a table."""
-    n, device = prepared.parts.num_embeddings, prepared.parts.device
-    rows = _queries(queries, prepared.parts.embedding_dim, device)
+    n, device = prepared.table.num_embeddings, prepared.table.device
+    rows = _queries(queries, prepared.table.embedding_dim, device)
     k = _checked_k(k, n)
     if score not in SCORES:
         raise ValueError(f"score must be one of {SCORES}, got {score!r}")

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from mgqe.codec.capacity import Capacity, divisors
+from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.packing import bits_for, row_bytes
 from mgqe.codec.planning.rate import rounding, tier_error
-from mgqe.codec.size import frozen_nbytes
 from mgqe.codec.tier_map import peel_order
 from mgqe.codec.tiers import Tiers
 from mgqe.files.checksums import BLOCK_BYTES, DIGEST_BYTES
