@@ -256,7 +256,7 @@ def test_layers_refuse_what_a_budget_chooses():
         ((2000, 16, "5%"), {"counts": COUNTS[:5]}, ValueError, "counts has 5 entries, but num_embeddings is 2000"),
         ((2000, 16, "5%"), {"counts": -COUNTS}, ValueError, "not be negative"),
         ((2000, 16, "5%"), {"counts": COUNTS / 0.0}, ValueError, "must be finite"),
-        ((2000, 16, "5%"), {"counts": ["many"] * 2000}, TypeError, "one number an id"),
+        ((2000, 16, "5%"), {"counts": ["many"] * 2000}, TypeError, "one number per id"),
         ((2000, 16, "5%"), {"weight": torch.zeros(2000, 16)}, ValueError, "all zero"),
         ((2000, 16, "5%"), {"weight": torch.full((2000, 16), torch.nan)}, ValueError, "2000 rows .* first is row 0"),
         ((2000, 16, "5%"), {"weight": torch.ones(5, 16)}, ValueError, r"shape \(2000, 16\), got \(5, 16\)"),

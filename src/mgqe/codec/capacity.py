@@ -144,7 +144,7 @@ class Capacity:
 
     @property
     def codebook_shapes(self) -> tuple[tuple[int, int, int], ...]:
-        """(subspaces or 1, centroids, dimensions) of each codebook that is held."""
+        """(subspaces or 1, centroids, dimensions) of each codebook."""
         if self.share_codebook:
             sizes = [(max(self.num_subspaces), max(self.num_centroids))]
         else:
@@ -179,10 +179,10 @@ def resolve_capacity(
     share_codebook: bool,
     share_subspaces: bool,
 ) -> Capacity:
-    """The user's arguments -> one checked :class:`Capacity`.
+    """One checked :class:`Capacity` from the user's arguments.
 
-    A ``num_centroids`` that is given must not exceed what a tier can use, its number of distinct vectors
-    (its ids, times the subspaces where they share a codebook); one left to the default is cut to that.
+    A tier cannot use more centroids than it has distinct vectors (its ids, times the subspaces where they share a
+    codebook): a larger ``num_centroids`` is an error, and the default is cut to that number.
 
     Raises:
         ValueError: sizes, subspaces, centroids and ``capacity`` do not fit together.

@@ -142,5 +142,5 @@ def _check_packed(packed: Tensor, num_subspaces: int, bits: int) -> None:
     width = row_bytes(num_subspaces, bits)
     if packed.ndim != 2 or packed.shape[1] != width:
         raise ValueError(
-            f"{num_subspaces} codes of {bits} bits take {width} bytes a row, got shape {tuple(packed.shape)}"
+            f"{num_subspaces} codes of {bits} bits take {width} bytes per row, got shape {tuple(packed.shape)}"
         )

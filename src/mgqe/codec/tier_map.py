@@ -28,8 +28,8 @@ class TierMap:
 
     Attributes:
         order: the tiers as they are split off: largest first, of equal ones the higher number first.
-        bits: a level: int64 (4 * ceil(n_l / 256),), 64-bit words, least significant bit first, zero padded.
-        ranks: a level: int32 (ceil(n_l / 256),), ones before each block of 256 bits.
+        bits: of each level: int64 (4 * ceil(n_l / 256),), 64-bit words, least significant bit first, zero padded.
+        ranks: of each level: int32 (ceil(n_l / 256),), ones before each block of 256 bits.
     """
 
     order: tuple[int, ...]
@@ -43,7 +43,7 @@ class TierMap:
         index = ids
         rank = torch.zeros_like(ids)
         for target, words, blocks in zip(self.order, self.bits, self.ranks, strict=False):
-            if words.numel() == 0:  # every id has found its tier
+            if words.numel() == 0:  # the tier of every id is known
                 break
             bit, ones = _rank1(words, blocks, index)
             hit = left & bit
@@ -59,7 +59,7 @@ class TierMap:
         return sum(t.nbytes for t in (*self.bits, *self.ranks))
 
     def to(self, device: torch.device | str) -> TierMap:
-        """The same map on another device."""
+        """This map on another device."""
         return TierMap(self.order, tuple(t.to(device) for t in self.bits), tuple(t.to(device) for t in self.ranks))
 
 
@@ -112,7 +112,7 @@ def block_ranks(words: Tensor) -> Tensor:
 
 
 def popcount(words: Tensor) -> Tensor:
-    """Set bits of each int64 word, as int64. The shifts are arithmetic; the masks clear what they drag in."""
+    """Set bits of each int64 word, as int64. The shifts are arithmetic; the masks clear the copied sign bits."""
     x = words - ((words >> 1) & 0x5555555555555555)
     x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)
     x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F
@@ -122,12 +122,12 @@ def popcount(words: Tensor) -> Tensor:
 def _rank1(words: Tensor, blocks: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """The bit at ``index`` (bool) and the number of ones before it (int64)."""
     word, offset = index >> 6, index & 63
-    own = words[word]
-    ones = blocks[index >> 8].to(torch.int64) + popcount(own & ((1 << offset) - 1))
+    current = words[word]
+    ones = blocks[index >> 8].to(torch.int64) + popcount(current & ((1 << offset) - 1))
     for back in range(1, WORDS_PER_BLOCK):  # whole words of the same block before this one
         before = (word & (WORDS_PER_BLOCK - 1)) >= back
         ones = ones + torch.where(before, popcount(words[(word - back).clamp(min=0)]), 0)
-    return ((own >> offset) & 1).to(torch.bool), ones
+    return ((current >> offset) & 1).to(torch.bool), ones
 
 
 def _pack_bits(flags: Tensor) -> Tensor:

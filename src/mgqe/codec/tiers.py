@@ -53,15 +53,15 @@ class Tiers:
         if tuple(self.tier_of.shape) != (sum(sizes),):
             raise ValueError(f"tier_of has shape {tuple(self.tier_of.shape)}, but the sizes sum to {sum(sizes)}")
         tier_of = as_normal(self.tier_of.detach().cpu().contiguous())
-        found = torch.bincount(tier_of, minlength=len(sizes)).tolist()
-        if tuple(found) != sizes:
-            raise ValueError(f"tier_of puts {tuple(found)} ids into the tiers, but sizes say {sizes}")
+        counted = torch.bincount(tier_of, minlength=len(sizes)).tolist()
+        if tuple(counted) != sizes:
+            raise ValueError(f"tier_of puts {tuple(counted)} ids into the tiers, but sizes say {sizes}")
         contiguous = bool((tier_of[1:] >= tier_of[:-1]).all())
         object.__setattr__(self, "tier_of", None if contiguous else tier_of)
 
     @property
     def num_embeddings(self) -> int:
-        """Ids in all tiers together."""
+        """N, the ids of all tiers."""
         return sum(self.sizes)
 
     @property
@@ -82,14 +82,14 @@ class Tiers:
         boundaries: Sequence[int] | None = None,
         num_embeddings: int | None = None,
     ) -> Tiers:
-        """Tiers from training counts: ids sorted by (-count, id), so ties break alike on every machine.
+        """Tiers from training counts: ids sorted by (-count, id), so ties break the same way on every machine.
 
         Args:
             counts: (num_embeddings,) how often each id occurs in training; integers, or finite floats >= 0.
             fractions: share of the ids in each tier, summing to 1; :meth:`from_fractions` has the rounding.
-            boundaries: used instead of ``fractions`` when given: increasing cumulative tier ends
+            boundaries: used instead of ``fractions``: increasing cumulative tier ends
                 (n_0, n_0 + n_1, ...); the last end, the number of ids, may be left out.
-            num_embeddings: when given, the length that ``counts`` must have.
+            num_embeddings: the length that ``counts`` must have.
 
         Raises:
             ValueError: counts of the wrong shape or length, negative, not finite or all zero; bad fractions
@@ -121,29 +121,29 @@ class Tiers:
 
     @classmethod
     def from_assignment(cls, tier_of: Tensor | np.ndarray | Sequence[int], num_tiers: int | None = None) -> Tiers:
-        """Tiers given id by id.
+        """Tiers from the tier of each id.
 
         Args:
             tier_of: (num_embeddings,) integers in [0, num_tiers).
             num_tiers: default: the largest tier named, plus one.
         """
-        given = torch.as_tensor(tier_of)
-        check_dense(given, "tier_of")
-        if given.is_meta:
+        assigned = torch.as_tensor(tier_of)
+        check_dense(assigned, "tier_of")
+        if assigned.is_meta:
             raise no_values("tier_of")
-        if given.ndim != 1 or (given.numel() and (given.is_floating_point() or given.is_complex())):
+        if assigned.ndim != 1 or (assigned.numel() and (assigned.is_floating_point() or assigned.is_complex())):
             raise ValueError(
-                f"tier_of must be one integer an id, shape (num_embeddings,); got {given.dtype} "
-                f"of shape {tuple(given.shape)}"
+                f"tier_of must be one integer per id, shape (num_embeddings,); got {assigned.dtype} "
+                f"of shape {tuple(assigned.shape)}"
             )
         num_tiers = optional_int("num_tiers", num_tiers)
-        given = given.to(torch.int64)
-        low, high = (int(given.min()), int(given.max())) if given.numel() else (0, 0)
+        assigned = assigned.to(torch.int64)
+        low, high = (int(assigned.min()), int(assigned.max())) if assigned.numel() else (0, 0)
         m = high + 1 if num_tiers is None else num_tiers
         if low < 0 or high >= m or not 1 <= m <= MAX_TIERS:
             raise ValueError(f"tiers must be in 0 .. {min(m, MAX_TIERS) - 1}, but tier_of holds {low} .. {high}")
-        sizes = torch.bincount(given, minlength=m).tolist()
-        return cls(tuple(sizes), given.to(torch.uint8))
+        sizes = torch.bincount(assigned, minlength=m).tolist()
+        return cls(tuple(sizes), assigned.to(torch.uint8))
 
     def of(self, ids: Tensor) -> Tensor:
         """Each id's tier: ids (...) of any integer dtype -> uint8 (...), on the ids' device.
@@ -166,7 +166,7 @@ class Tiers:
         return torch.nonzero(self.tier_of == tier).reshape(-1)
 
     def member_chunks(self, tier: int, size: int) -> Iterator[Tensor]:
-        """:meth:`members` in pieces of at most ``size`` ids, without all of them in memory at once."""
+        """:meth:`members`, at most ``size`` ids at a time, so that not all of them are in memory at once."""
         tier, size = as_int("tier", tier), as_int("size", size, 1)
         if not 0 <= tier < self.num_tiers:
             raise IndexError(f"tier {tier} does not exist: there are {self.num_tiers}")
@@ -217,7 +217,7 @@ def check_counts(counts: Tensor | np.ndarray | Sequence[float], num_embeddings: 
     try:
         values = counts.detach().cpu() if isinstance(counts, Tensor) else torch.from_numpy(np.array(counts))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"counts must be one number an id, got {type(counts).__name__}") from error
+        raise TypeError(f"counts must be one number per id, got {type(counts).__name__}") from error
     if values.dtype == torch.bool or values.is_complex():
         raise TypeError(f"counts must be integers or floats, got {values.dtype}")
     if values.ndim != 1:
@@ -226,7 +226,7 @@ def check_counts(counts: Tensor | np.ndarray | Sequence[float], num_embeddings: 
     if num_embeddings is not None and values.numel() != num_embeddings:
         raise ValueError(
             f"counts has {values.numel()} entries, but num_embeddings is {num_embeddings}: "
-            "give one count an id, zero for ids that never occur"
+            "give one count per id, zero for ids that never occur"
         )
     # uint64 and half floats cannot all be sorted; both fit these without loss that matters for an order.
     values = values.to(torch.float64 if values.is_floating_point() else torch.int64)

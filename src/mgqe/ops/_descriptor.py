@@ -88,7 +88,7 @@ class TableBuffers:
 
     @property
     def num_embeddings(self) -> int:
-        """Rows of the table, all tiers together."""
+        """Rows of the table, in all tiers."""
         return sum(self.sizes)
 
     @property
@@ -201,7 +201,7 @@ class TableBuffers:
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy if a mapped file left it at an address that its type cannot have."""
+    """The tensor, or a copy if it is mapped from a file at an address that is no multiple of its element size."""
     tensor = tensor.contiguous()
     return tensor if tensor.data_ptr() % tensor.element_size() == 0 else tensor.clone()
 

@@ -46,8 +46,8 @@ def topk(prepared: PreparedLookup, job: TopKJob, method: str = "auto") -> tuple[
 
     A row's score is the sum over its subspaces, in their order and in float32, of <query piece, centroid>, which is
     summed over the piece's dimensions in theirs (a subspace of several pieces: piece by piece); then the bias is
-    added, or, for cosine, the sum divided by the square root of the row's squared norm, which is summed alike. Every
-    method, instruction set and the torch twin give the same bits. The row of ``padding_idx`` scores 0.
+    added, or, for cosine, the sum divided by the square root of the row's squared norm, which is summed in the same
+    way. Every method, instruction set and the torch twin give the same bits. The row of ``padding_idx`` scores 0.
 
     Args:
         prepared: the table.
@@ -94,8 +94,8 @@ def topk(prepared: PreparedLookup, job: TopKJob, method: str = "auto") -> tuple[
         c_job.num_excluded = job.excluded.ids.numel()
     if job.candidates is not None:
         # An empty list has no address, but it is not the same as none.
-        given = job.candidates.ids if job.candidates.ids.numel() else job.candidates.spans
-        c_job.candidates, c_job.candidate_spans = given.data_ptr(), job.candidates.spans.data_ptr()
+        address = (job.candidates.ids if job.candidates.ids.numel() else job.candidates.spans).data_ptr()
+        c_job.candidates, c_job.candidate_spans = address, job.candidates.spans.data_ptr()
         c_job.num_candidates = job.candidates.ids.numel()
     if job.hidden is not None:
         c_job.hidden = job.hidden.data_ptr()
@@ -143,11 +143,11 @@ def _check_lists(job: TopKJob, num_embeddings: int) -> None:
         outside = ((lists.ids < 0) | (lists.ids >= num_embeddings)).nonzero()
         if not outside.numel():
             continue
-        place = int(outside[0])
-        owners = ((lists.spans[:, 0] <= place) & (place < lists.spans[:, 1])).nonzero().flatten().tolist()
-        where = f" (of query {owners[0]})" if len(owners) == 1 and lists.spans.shape[0] > 1 else ""
+        position = int(outside[0])
+        queries = ((lists.spans[:, 0] <= position) & (position < lists.spans[:, 1])).nonzero().flatten().tolist()
+        where = f" (of query {queries[0]})" if len(queries) == 1 and lists.spans.shape[0] > 1 else ""
         raise IndexError(
-            f"{name} holds id {int(lists.ids[place])}{where}, but the table has the ids 0 to {num_embeddings - 1}: "
+            f"{name} holds id {int(lists.ids[position])}{where}, but the table has the ids 0 to {num_embeddings - 1}: "
             "leave out ids that it does not have; -1 stands for no id in a tensor of shape (B, n) alone"
         )
 

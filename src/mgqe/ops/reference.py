@@ -135,23 +135,23 @@ def unique(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     position = torch.arange(ids.shape[0], device=ids.device)
     first = torch.full_like(values, ids.shape[0]).scatter_reduce_(0, inverse, position, "amin")
     order = first.argsort()
-    place = torch.empty_like(order)
-    place[order] = torch.arange(order.shape[0], device=ids.device)
-    return values[order], place[inverse], counts[order]
+    new_index = torch.empty_like(order)
+    new_index[order] = torch.arange(order.shape[0], device=ids.device)
+    return values[order], new_index[inverse], counts[order]
 
 
 def sort_by_tier(
     uniq: Tensor, inverse: Tensor, counts: Tensor, sizes: Sequence[int], tier_of: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-    """The answer of :func:`unique`, distinct ids of a tier together; and how many each tier has."""
+    """The result of :func:`unique`, sorted by tier, and how many distinct ids each tier has."""
     if tier_of is None:
         ends = torch.tensor([*accumulate(sizes)][:-1], dtype=torch.int64, device=uniq.device)
         tier = torch.bucketize(uniq, ends, right=True)
     else:
         tier = tier_of[uniq].long()
     order = tier.argsort(stable=True)
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
-    return uniq[order], place[inverse], counts[order], torch.bincount(tier, minlength=len(sizes)).tolist()
+    new_index = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
+    return uniq[order], new_index[inverse], counts[order], torch.bincount(tier, minlength=len(sizes)).tolist()
 
 
 def codes_of(packed: Tensor, num_subspaces: int, bits: int) -> Tensor:

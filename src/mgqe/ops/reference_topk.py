@@ -16,10 +16,10 @@ _QUERIES_AT_ONCE = 64
 def topk(table: TableBuffers, job: TopKJob) -> tuple[Tensor, Tensor, int]:
     """See :func:`mgqe.ops.topk`; every row is scored."""
     queries, n = job.queries, table.num_embeddings
-    found = [_topk_of(table, job, start) for start in range(0, queries.shape[0], _QUERIES_AT_ONCE)]
-    if not found:
+    results = [_topk_of(table, job, start) for start in range(0, queries.shape[0], _QUERIES_AT_ONCE)]
+    if not results:
         return queries.new_empty((0, job.k)), queries.new_empty((0, job.k), dtype=torch.int64), 0
-    return torch.cat([s for s, _ in found]), torch.cat([i for _, i in found]), n * queries.shape[0]
+    return torch.cat([s for s, _ in results]), torch.cat([i for _, i in results]), n * queries.shape[0]
 
 
 def partial_scores(book: Tensor, pieces: Tensor | None, num_subspaces: int) -> Tensor:
@@ -93,10 +93,10 @@ def _topk_of(table: TableBuffers, job: TopKJob, first: int) -> tuple[Tensor, Ten
         scores = _scores(table, rows, tables, norms)
         if job.bias is not None:
             scores = scores + job.bias.bias[rows]
-        kept = ~scores.isnan() & _allowed(job, rows, first, queries.shape[0])
-        found = torch.where(kept, rows, -1)
-        scores = torch.where(kept, scores, -torch.inf)
-        best, ids = _merge(torch.cat([best, scores], dim=1), torch.cat([ids, found], dim=1), job.k)
+        eligible = ~scores.isnan() & _allowed(job, rows, first, queries.shape[0])
+        eligible_ids = torch.where(eligible, rows, -1)
+        scores = torch.where(eligible, scores, -torch.inf)
+        best, ids = _merge(torch.cat([best, scores], dim=1), torch.cat([ids, eligible_ids], dim=1), job.k)
     return best, ids
 
 

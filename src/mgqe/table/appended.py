@@ -59,7 +59,7 @@ def table_fingerprint(metadata: Mapping[str, str], table: CompactTable) -> str:
     """What a segment records of its base: sha256 over all that gives its codes and ids a meaning.
 
     Codes of the base are left out: appended rows do not depend on them, and reading them would read the whole file.
-    A table that replaces one with appended files gets a ``generation`` of its own, so a segment never fits both.
+    A table that replaces one with appended files gets another ``generation``, so that a segment never fits both.
     """
     digest = hashlib.sha256()
     for text in (metadata["config"], metadata.get("generation", "")):

@@ -1,7 +1,7 @@
 """What every frozen table has: look-up, counted bytes, and a way into a file and back.
 
 A table is a set of named tensors and a small configuration of plain numbers. ``to_tensors`` gives both,
-``from_tensors`` takes both and refuses whatever does not fit together, and everything else (bytes, copies,
+``from_tensors`` takes both and refuses what does not fit together, and all the rest (bytes, copies,
 equality, moves to another device, files in :mod:`mgqe.table.io`) is built on the two.
 """
 
@@ -58,7 +58,7 @@ class FrozenTable(ABC):
     @classmethod
     @abstractmethod
     def from_tensors(cls, tensors: dict[str, Tensor], config: Config) -> Self:
-        """The inverse of :meth:`to_tensors`; the tensors are held, not copied.
+        """The inverse of :meth:`to_tensors`; the tensors are not copied.
 
         Raises ValueError naming what is missing, too many, of the wrong type or shape, or contradictory.
         Values are not read, those of a tier map aside: see :meth:`validate`.

@@ -36,7 +36,7 @@ class CompactTable(FrozenTable):
     """A frozen table of packed codes and centroids, made by ``embedding.freeze()`` or :meth:`from_codes`.
 
     ``lookup`` of an id finds its tier and its rank there, reads the rank's packed row of D_g codes, and joins
-    the D_g centroids they name. Tensors are held as given (a loaded file stays mapped): do not change them.
+    the D_g centroids they name. Tensors are not copied (a loaded file stays mapped): do not change them.
 
     One table serves any number of threads, without a lock, also while a thread appends or updates ids: every call
     reads the table as it was when the call began.
@@ -129,14 +129,14 @@ class CompactTable(FrozenTable):
         Of the values only those of the tier map are read, by which all others are reached: see :meth:`validate`.
 
         Raises:
-            ValueError: tensors that do not fit together, a tier map that does not send each id to a row of its own.
+            ValueError: tensors that do not fit together, a tier map that does not give each id another row.
         """
         return cls(Snapshot.from_tensors(tensors, config))
 
     def to_tensors(self) -> tuple[dict[str, Tensor], Config]:
         """``codes.g``, ``centroids.c``, ``scales.c`` (int8), ``tier_map.bits.l`` and ``.ranks.l``, ``fallback``.
 
-        Of a table with appended ids: what it would hold had it been made whole. That copies the codes, and makes
+        For a table with appended ids: what a table made with all ids would have. That copies the codes, and makes
         a tier map (with N bytes in between) unless appended ids keep the tiers ranges in tier order.
         """
         pieces, config = self.tensor_pieces()
@@ -185,7 +185,7 @@ class CompactTable(FrozenTable):
             scores float32 (B, k), falling, and ids int64 (B, k), ascending among equal scores; (k,) for one query.
             The scores are those of the decoded vectors to float32 rounding, and the same bits whatever the batch,
             threads or instruction set. Where fewer than k ids may be returned, the rest is -infinity and -1. The
-            row of ``padding_idx`` is zeros and scores 0 like any other: exclude it if it must not come up.
+            row of ``padding_idx`` is zeros and scores 0 like any other: exclude it if it must not be returned.
 
         Raises:
             TypeError: dtypes. ValueError: shapes, NaN or infinite queries or biases, k outside 1 .. N, a bias with
@@ -196,7 +196,7 @@ class CompactTable(FrozenTable):
         return search(self._snapshot.lookup, queries, k, exclude, candidates, score, bias)
 
     def item_bias(self, bias: Tensor) -> ItemBias:
-        """Biases (N,), sorted once for many calls of :meth:`topk`; 5 bytes an id. Make it again after an append.
+        """Biases (N,), sorted once for many calls of :meth:`topk`; 5 bytes per id. Make it again after an append.
 
         Raises:
             TypeError: no float tensor. ValueError: another shape or device, NaN or infinity.
@@ -233,7 +233,7 @@ class CompactTable(FrozenTable):
 
     @property
     def tiers(self) -> Tiers:
-        """The tiers, worked out from the tier map and the ranges of appended ids (which is all that is held)."""
+        """The tiers, worked out from the tier map and the ranges of appended ids: the table has no list of them."""
         return self._snapshot.tiers()
 
     @property
@@ -243,7 +243,7 @@ class CompactTable(FrozenTable):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors held, spare room for appended ids included."""
+        """Bytes of all tensors, spare room for appended ids included."""
         return sum(self._snapshot.nbytes_by_part().values())
 
     def nbytes_by_part(self) -> dict[str, int]:
@@ -277,12 +277,12 @@ class CompactTable(FrozenTable):
         but has no ``write_index``, no ``reconstruct``, and an ``add`` that knows no tiers (an error in frequency
         order). Unless ids are in frequency order, each is in an ``IndexIDMap``.
 
-        The row of ``padding_idx`` scores 0 here too: its codes name a centroid of zeros, which takes a spare place or,
-        where K is a power of two, one more bit a code; faiss searches 9 bits at about a third of the speed of 8.
+        The row of ``padding_idx`` scores 0 here too: its codes name a centroid of zeros, which takes a spare code or,
+        where K is a power of two, one more bit per code; faiss searches 9 bits at about a third of the speed of 8.
 
         The index is a copy and does not follow changes of the table: n * ceil(D * bits / 8) bytes of codes (bits are at
         least 3 in subspaces of 2 dimensions, which faiss demands), 4 * 2**bits * d of float32 centroids for an IndexPQ,
-        8 an id for IDMaps; and while it is made, the codes once more and about 16 bytes an id.
+        8 per id for IDMaps; and while it is made, the codes once more and about 16 bytes per id.
 
         Raises:
             ImportError: faiss is not installed, ``pip install 'mgqe[faiss]'``. ValueError: ``padding_idx`` in a tier of
@@ -296,7 +296,7 @@ class CompactTable(FrozenTable):
     def append(self, vectors: Tensor, tier: int | None = None) -> Tensor:
         """Add ids for vectors, in place; they can be looked up when this returns.
 
-        Nothing that is there is copied or moved: the new rows lie in memory of their own, which grows by doubling.
+        The rows of the table are not copied or moved: new rows go into further memory, which grows by doubling.
         A change of tier from one call to the next starts another range of ids, which a look-up has to tell apart,
         and the 256th range merges all of them, which copies every code once (into memory, if they were in a mapped
         file). So append tier by tier where there is much to append.
@@ -309,7 +309,7 @@ class CompactTable(FrozenTable):
             int64 (n,): the new ids, N to N + n - 1.
 
         Raises:
-            as :meth:`assign`.
+            TypeError, ValueError: as :meth:`assign`.
         """
         g = check_tier(tier, self.num_tiers)
         rows = self._snapshot.packed(check_vectors(vectors, self.embedding_dim, self.device), g)
@@ -389,7 +389,7 @@ class CompactTable(FrozenTable):
     def codebook_stats(self) -> list[CodebookStats]:
         """For each tier: centroids in use against those it can reach, and perplexity; one sweep over all codes.
 
-        Where all subspaces share one codebook their codes are counted together.
+        Where all subspaces share one codebook, the codes of all of them are counted as one.
         """
         return self._snapshot.codebook_stats()
 

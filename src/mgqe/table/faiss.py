@@ -82,7 +82,7 @@ def _groups(snapshot: Snapshot) -> list[IndexGroup]:
         if tier.ids:
             numbers.setdefault((tier.codebook, tier.num_subspaces), []).append(g)
     tiers = snapshot.tiers()
-    return [_group(snapshot.layout, tiers, tuple(alike)) for alike in numbers.values() or [[0]]]
+    return [_group(snapshot.layout, tiers, tuple(group)) for group in numbers.values() or [[0]]]
 
 
 def _group(layout: TableLayout, tiers: Tiers, numbers: tuple[int, ...]) -> IndexGroup:

@@ -1,4 +1,4 @@
-"""Rows added to a table after it was made: vectors checked and encoded, codes kept in buffers with room to grow.
+"""Rows added to a table after it was made: vectors checked and encoded, codes in buffers with room to grow.
 
 Appended rows never move the rows before them, which may be a mapped file: they become extents, ranges of ids that
 the kernels read as further tiers.
@@ -26,8 +26,8 @@ class Origin:
 
     Attributes:
         target: the file, links resolved.
-        fingerprint: of what it held, see :mod:`mgqe.table.appended`.
-        num_embeddings: ids that it held, appended files included.
+        fingerprint: of its content, see :mod:`mgqe.table.appended`.
+        num_embeddings: ids in it, appended files included.
     """
 
     target: str

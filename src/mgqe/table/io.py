@@ -184,7 +184,7 @@ def load(path: PathOrFile, *, mmap: bool = True, verify: bool | None = None) -> 
 
     Raises:
         ArtifactError: (a ValueError) a file is not of this format or version, is damaged or cut short or, of a folder,
-            missing, or its parts contradict each other; the message names the file and the part.
+            missing, or what it says contradicts itself; the message names the file and the entry.
         OSError: the file cannot be opened, or the folder has no index.
     """
     if not isinstance(path, (str, os.PathLike)):

@@ -1,7 +1,7 @@
-"""How many files were appended to a table, in a small file beside them: so a lost one is noticed, the last one too.
+"""How many files were appended to a table, in a small file beside them, so that a lost one is noticed, even the last.
 
 It is written after the appended file, so there may be more of these than it says, where a process died between the two
-steps; the next to append puts that right. There are never fewer, unless one was lost.
+steps; the next process to append corrects that. There are never fewer, unless one was lost.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ class Record:
 
 
 def read_record(base: Path, fingerprint: str, verify: bool | None = None) -> Record:
-    """What is recorded of a base with this fingerprint; nothing if there is no record. It has to be read before the
-    files are listed: while others append there may then be more of these, and not fewer.
+    """What is recorded of a base with this fingerprint; an empty record if there is no file.
+
+    Read it before listing the appended files: while others append, there may then be more of these, but not fewer.
 
     Raises ArtifactError naming the file, what is wrong and the remedy.
     """
@@ -56,7 +57,7 @@ def read_record(base: Path, fingerprint: str, verify: bool | None = None) -> Rec
         metadata, tensors = read(path, verify)
         reader = Reader(tensors, config_of_kind(metadata, KIND))
         reader.choice("base", {fingerprint})
-        found = Record(
+        record = Record(
             reader.integer("segments", 1, MAX_ROWS), reader.integer("end", 1, MAX_ROWS), str(reader.value("digest"))
         )
         reader.finish()
@@ -67,7 +68,7 @@ def read_record(base: Path, fingerprint: str, verify: bool | None = None) -> Rec
             f"{path}: {error}. The table and what was appended to it may be whole: restore this file, or delete it to "
             "load the table without knowing whether an appended file was lost"
         ) from error
-    return found
+    return record
 
 
 def check_record(record: Record, base: Path, fingerprint: str, paths: Sequence[Path], ends: Sequence[int]) -> None:
@@ -98,7 +99,7 @@ def lost(record: Record, base: Path, fingerprint: str, number: int, first_id: in
 def extend_record(base: Path, fingerprint: str, number: int, end: int) -> None:
     """Record that the appended file of this number is there, and those of lower ones; ``end``: the id after its last.
 
-    Does nothing where it cannot be written: what was appended is there, and the next to append records it as well.
+    Where it cannot be written nothing is lost: the appended file is there, and the next append records it as well.
     """
     path = record_path(base, fingerprint)
     with suppress(OSError, ArtifactError):
@@ -107,7 +108,7 @@ def extend_record(base: Path, fingerprint: str, number: int, end: int) -> None:
 
 
 def _try_to_extend(path: Path, base: Path, fingerprint: str, number: int, end: int) -> bool:
-    """False if another one came first."""
+    """False if another process was first."""
     with file_lock(path, exclusive=True):
         old = read_record(base, fingerprint)
         if old.segments >= number:

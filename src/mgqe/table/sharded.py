@@ -1,7 +1,7 @@
 """A table in a folder: the codes in several files, written by as many processes; docs/format.md specifies it.
 
-Each file of codes ("shard") has the packed rows of some ids. The index, ``table.safetensors``, has all the rest and
-names the shards; it is written last and renamed into place, so that a folder holds a whole table or none.
+Each file of codes ("shard") has the packed rows of some ids. The index, ``table.safetensors``, has all other tensors
+and names the shards; it is written last and renamed into place, so that a folder holds a whole table or none.
 """
 
 from __future__ import annotations
@@ -101,18 +101,18 @@ def prepared_index(
 
 
 def publish_index(folder: Path, temporary: Path) -> None:
-    """Let the folder hold the new table; until now it held the old one, or none."""
+    """Make the new table the folder's table, in place of the old one, if there was one."""
     os.replace(temporary, folder / INDEX)
 
 
 def remove_other_shards(folder: Path, set_name: str) -> None:
-    """Shards of freezes before, which no index names any more, and what interrupted ones left behind."""
+    """Delete the shards of earlier freezes, which no index names any more, and what interrupted ones left behind."""
     keep = f"shard-{set_name}-"
     for path in folder.iterdir():
         stale = _NAME.fullmatch(path.name) and not path.name.startswith(keep)
         unfinished = path.name.startswith(".") and path.name.endswith(".tmp") and keep not in path.name
         if stale or unfinished:
-            with suppress(OSError):  # left behind it means nothing to anybody
+            with suppress(OSError):  # a shard that stays behind is named by no index
                 path.unlink()
 
 
@@ -131,14 +131,13 @@ def published_set(folder: Path) -> str | None:
     Raises OSError where there is none, ArtifactError where it is no whole file.
     """
     kind, config = decode_metadata(read(folder / INDEX)[0])
-    found = config.get("set") if kind == INDEX_KIND and isinstance(config, dict) else None
-    return found if isinstance(found, str) else None
+    set_name = config.get("set") if kind == INDEX_KIND and isinstance(config, dict) else None
+    return set_name if isinstance(set_name, str) else None
 
 
 def files_of(folder: Path) -> list[Path]:
     """The index of a folder that holds a table, and its shards."""
-    found = sorted(folder.glob(f"shard-{published_set(folder)}-*.safetensors"))
-    return [folder / INDEX, *found]
+    return [folder / INDEX, *sorted(folder.glob(f"shard-{published_set(folder)}-*.safetensors"))]
 
 
 @contextmanager

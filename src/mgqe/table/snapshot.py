@@ -237,15 +237,15 @@ class Snapshot:
         for g, tier in enumerate(layout.tiers):
             check_codebook(g, layout.embedding_dim, tier, book_shapes[tier.codebook])
         shapes = layout.tensors(book_shapes)
-        found = {name: reader.tensor(name, *shapes[name]) for name in shapes if name not in centroids}
+        others = {name: reader.tensor(name, *shapes[name]) for name in shapes if name not in centroids}
         fallback = None
         if reader.holds(FALLBACK_NAME):
             fallback = reader.tensor(FALLBACK_NAME, torch.float32, (layout.embedding_dim,))
         reader.finish()
-        codes = tuple(found[name] for name in layout.code_tensors())
+        codes = tuple(others[name] for name in layout.code_tensors())
         no_scales = torch.empty(0, dtype=torch.float32, device=codes[0].device)
-        scales = tuple(found.get(scales_name(c), no_scales) for c in codebooks)
-        tier_map = None if layout.order is None else read_map(found, layout.order)
+        scales = tuple(others.get(scales_name(c), no_scales) for c in codebooks)
+        tier_map = None if layout.order is None else read_map(others, layout.order)
         if tier_map is not None:
             check_map(tier_map, layout.sizes)
         return cls(layout, codes, tuple(centroids.values()), scales, tier_map, fallback=fallback)
