@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class IdLists:
-    """A list of ids per query: ``ids`` int64 ``(n,)``; ``spans`` int64 ``(B, 2)``, where each query's ids begin and end."""
+    """A list of ids per query: ``ids`` int64 ``(n,)``; ``spans`` int64 ``(B, 2)``, where the ids of each query are."""
 
     ids: Tensor
     spans: Tensor
