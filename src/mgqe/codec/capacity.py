@@ -66,8 +66,43 @@ def tier_shapes(
     return tuple(map(TierShape, sizes, num_subspaces, num_centroids, codebook_of))
 
 
+class OfTiers:
+    """Something that has tier shapes, with the numbers of all tiers as tuples."""
+
+    tiers: tuple[TierShape, ...]
+
+    @property
+    def num_tiers(self) -> int:
+        """m."""
+        return len(self.tiers)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The ids of each tier."""
+        return tuple(tier.ids for tier in self.tiers)
+
+    @property
+    def num_subspaces(self) -> tuple[int, ...]:
+        """D_g of each tier."""
+        return tuple(tier.num_subspaces for tier in self.tiers)
+
+    @property
+    def num_centroids(self) -> tuple[int, ...]:
+        """K_g of each tier."""
+        return tuple(tier.num_centroids for tier in self.tiers)
+
+    @property
+    def codebook_of(self) -> tuple[int, ...]:
+        """The codebook of each tier."""
+        return tuple(tier.codebook for tier in self.tiers)
+
+    def describe(self) -> str:
+        """All tiers in a few words, for reports."""
+        return "; ".join(tier.describe() for tier in self.tiers)
+
+
 @dataclass(frozen=True)
-class Capacity:
+class Capacity(OfTiers):
     """What each tier may use.
 
     Attributes:
@@ -123,26 +158,6 @@ class Capacity:
             )
 
     @property
-    def num_tiers(self) -> int:
-        """m."""
-        return len(self.tiers)
-
-    @property
-    def num_subspaces(self) -> tuple[int, ...]:
-        """D_g of each tier."""
-        return tuple(tier.num_subspaces for tier in self.tiers)
-
-    @property
-    def num_centroids(self) -> tuple[int, ...]:
-        """K_g of each tier."""
-        return tuple(tier.num_centroids for tier in self.tiers)
-
-    @property
-    def codebook_of(self) -> tuple[int, ...]:
-        """The codebook that each tier reads."""
-        return tuple(tier.codebook for tier in self.tiers)
-
-    @property
     def codebook_shapes(self) -> tuple[tuple[int, int, int], ...]:
         """(subspaces or 1, centroids, dimensions) of each codebook."""
         if self.share_codebook:
@@ -153,10 +168,6 @@ class Capacity:
             (1 if self.share_subspaces else subspaces, centroids, self.embedding_dim // subspaces)
             for subspaces, centroids in sizes
         )
-
-    def describe(self) -> str:
-        """All tiers in a few words, for reports."""
-        return "; ".join(tier.describe() for tier in self.tiers)
 
 
 def divisors(number: int) -> list[int]:

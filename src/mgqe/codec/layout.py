@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mgqe.codec.capacity import Capacity, TierShape, tier_shapes
+from mgqe.codec.capacity import Capacity, OfTiers, TierShape, tier_shapes
 from mgqe.codec.tier_map import MAX_MAPPED_IDS, map_order
 from mgqe.codec.tiers import Tiers
 from mgqe.files.container import Shapes, encode_header
@@ -20,41 +20,15 @@ from mgqe.ops.packed_format import BLOCK_BITS, MAX_CENTROIDS, MAX_TIERS, WORDS_P
 
 KIND = "compact"  # the name under which files record such a table
 CENTROID_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
-FALLBACK_NAME = "fallback"  # of the tensor with the vector of unknown ids, which few tables have
 
-
-def codes_name(tier: int) -> str:
-    """The tensor of a tier's packed codes, uint8 (n_g, row_bytes)."""
-    return f"codes.{tier}"
-
-
-def centroids_name(codebook: int) -> str:
-    """The tensor of a codebook's centroids as they are stored, (Dc, Kc, sc)."""
-    return f"centroids.{codebook}"
-
-
-def scales_name(codebook: int) -> str:
-    """The tensor of the scales of int8 centroids, float32 (Dc,)."""
-    return f"scales.{codebook}"
-
-
-def is_of_codebook(name: str) -> bool:
-    """Whether a tensor of this name holds centroids or their scales."""
-    return name.startswith(("centroids.", "scales."))
-
-
-def map_bits_name(level: int) -> str:
-    """The tensor of the bits of a tier map's level, int64 (words,)."""
-    return f"tier_map.bits.{level}"
-
-
-def map_ranks_name(level: int) -> str:
-    """The tensor of the ranks of a tier map's level, int32 (blocks,)."""
-    return f"tier_map.ranks.{level}"
+# Names of the tensors, by the number of the tier, codebook or level of the tier map; docs/format.md describes each.
+CODES, CENTROIDS, SCALES = "codes.{}", "centroids.{}", "scales.{}"
+MAP_BITS, MAP_RANKS = "tier_map.bits.{}", "tier_map.ranks.{}"
+FALLBACK = "fallback"  # the vector of unknown ids, which few tables have
 
 
 @dataclass(frozen=True)
-class TableLayout:
+class TableLayout(OfTiers):
     """The plain numbers of a :class:`CompactTable`.
 
     Attributes:
@@ -91,26 +65,6 @@ class TableLayout:
         return 1 + max(self.codebook_of)
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """The ids of each tier."""
-        return tuple(tier.ids for tier in self.tiers)
-
-    @property
-    def num_subspaces(self) -> tuple[int, ...]:
-        """D_g of each tier."""
-        return tuple(tier.num_subspaces for tier in self.tiers)
-
-    @property
-    def num_centroids(self) -> tuple[int, ...]:
-        """K_g of each tier."""
-        return tuple(tier.num_centroids for tier in self.tiers)
-
-    @property
-    def codebook_of(self) -> tuple[int, ...]:
-        """The codebook of each tier."""
-        return tuple(tier.codebook for tier in self.tiers)
-
-    @property
     def bits(self) -> tuple[int, ...]:
         """Bits of a code in each tier."""
         return tuple(tier.bits for tier in self.tiers)
@@ -125,19 +79,19 @@ class TableLayout:
     def code_tensors(self, sizes: Sequence[int] | None = None) -> Shapes:
         """Name -> (type, shape) of the tensors of codes; ``sizes`` are the rows of each tier, by default all."""
         rows = self.sizes if sizes is None else sizes
-        return {codes_name(g): (torch.uint8, (rows[g], tier.row_bytes)) for g, tier in enumerate(self.tiers)}
+        return {CODES.format(g): (torch.uint8, (rows[g], tier.row_bytes)) for g, tier in enumerate(self.tiers)}
 
     def tensors(self, codebook_shapes: Sequence[tuple[int, ...]]) -> Shapes:
         """Name -> (type, shape) of every tensor of such a table, whose codebooks have these shapes (Dc, Kc, sc)."""
         shapes = dict(self.code_tensors())
         for c, shape in enumerate(codebook_shapes):
-            shapes[centroids_name(c)] = (CENTROID_DTYPES[self.centroid_dtype], shape)
+            shapes[CENTROIDS.format(c)] = (CENTROID_DTYPES[self.centroid_dtype], shape)
             if self.centroid_dtype == "int8":
-                shapes[scales_name(c)] = (torch.float32, shape[:1])
+                shapes[SCALES.format(c)] = (torch.float32, shape[:1])
         for level, n in enumerate(level_lengths(self.sizes, self.order or ())):
             blocks = -(-n // BLOCK_BITS)
-            shapes[map_bits_name(level)] = (torch.int64, (blocks * WORDS_PER_BLOCK,))
-            shapes[map_ranks_name(level)] = (torch.int32, (blocks,))
+            shapes[MAP_BITS.format(level)] = (torch.int64, (blocks * WORDS_PER_BLOCK,))
+            shapes[MAP_RANKS.format(level)] = (torch.int32, (blocks,))
         return shapes
 
     # ---- configuration -----------------------------------------------------------------------------------

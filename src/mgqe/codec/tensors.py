@@ -10,7 +10,7 @@ from torch import Tensor
 from mgqe.checks.scalars import as_ints, optional_int
 from mgqe.codec.capacity import TierShape, tier_shapes
 from mgqe.codec.equations import int8_scales
-from mgqe.codec.layout import TableLayout, centroids_name, codes_name, map_bits_name, map_ranks_name, scales_name
+from mgqe.codec.layout import CENTROIDS, CODES, MAP_BITS, MAP_RANKS, SCALES, TableLayout
 from mgqe.codec.packing import pack, spare_bits_are_zero
 from mgqe.codec.tier_map import TierMap, block_counts, build_tier_map, map_order, ranks_of, unpack_bits
 from mgqe.codec.tiers import Tiers
@@ -43,7 +43,7 @@ def lay_out(
     d = int(first.shape[2] * (num_subspaces[0] if first.shape[0] == 1 else first.shape[0]))
     shapes = tier_shapes(tiers.sizes, num_subspaces, num_centroids, codebook_of)
     layout = TableLayout(d, shapes, centroid_dtype, optional_int("padding_idx", padding_idx), map_order(tiers))
-    packed = {codes_name(g): _packed(g, shape, codes[g].detach().cpu()) for g, shape in enumerate(shapes)}
+    packed = {CODES.format(g): _packed(g, shape, codes[g].detach().cpu()) for g, shape in enumerate(shapes)}
     return packed | lay_out_frame(layout, tiers, codebooks), layout
 
 
@@ -70,9 +70,9 @@ def lay_out_frame(layout: TableLayout, tiers: Tiers, codebooks: Sequence[Tensor]
             )
     tensors: dict[str, Tensor] = {}
     for c, book in enumerate(codebooks):
-        tensors[centroids_name(c)], scales = store_centroids(book, layout.centroid_dtype)
+        tensors[CENTROIDS.format(c)], scales = store_centroids(book, layout.centroid_dtype)
         if layout.centroid_dtype == "int8":
-            tensors[scales_name(c)] = scales
+            tensors[SCALES.format(c)] = scales
     return tensors | map_tensors(None if layout.order is None else build_tier_map(tiers))
 
 
@@ -95,14 +95,14 @@ def map_tensors(tier_map: TierMap | None) -> dict[str, Tensor]:
     """The named tensors of a tier map; none without one."""
     if tier_map is None:
         return {}
-    tensors = {map_bits_name(level): bits for level, bits in enumerate(tier_map.bits)}
-    return tensors | {map_ranks_name(level): ranks for level, ranks in enumerate(tier_map.ranks)}
+    tensors = {MAP_BITS.format(level): bits for level, bits in enumerate(tier_map.bits)}
+    return tensors | {MAP_RANKS.format(level): ranks for level, ranks in enumerate(tier_map.ranks)}
 
 
 def read_map(tensors: Mapping[str, Tensor], order: tuple[int, ...]) -> TierMap:
     """The inverse of :func:`map_tensors`."""
     levels = range(len(order) - 1)
-    bits, ranks = map(map_bits_name, levels), map(map_ranks_name, levels)
+    bits, ranks = map(MAP_BITS.format, levels), map(MAP_RANKS.format, levels)
     return TierMap(order, tuple(tensors[name] for name in bits), tuple(tensors[name] for name in ranks))
 
 
@@ -149,9 +149,9 @@ def check_map(tier_map: TierMap, sizes: Sequence[int]) -> None:
         blocks = block_counts(words)
         ones = int(blocks.sum())
         if ones != sizes[tier]:
-            raise ValueError(f"tensor {map_bits_name(level)!r} marks {ones} ids, but tier {tier} has {sizes[tier]}")
+            raise ValueError(f"tensor {MAP_BITS.format(level)!r} marks {ones} ids, but tier {tier} has {sizes[tier]}")
         last = n // 64
         if bool(unpack_bits(words[last:], (words.numel() - last) * 64)[n - 64 * last :].any()):
-            raise ValueError(f"tensor {map_bits_name(level)!r} marks ids beyond the {n} that are left")
+            raise ValueError(f"tensor {MAP_BITS.format(level)!r} marks ids beyond the {n} that are left")
         if not torch.equal(ranks_of(blocks), tier_map.ranks[level].cpu()):
-            raise ValueError(f"tensor {map_ranks_name(level)!r} disagrees with the bits it counts")
+            raise ValueError(f"tensor {MAP_RANKS.format(level)!r} disagrees with the bits it counts")

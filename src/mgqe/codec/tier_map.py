@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mgqe.codec.tiers import Tiers
 from mgqe.ops.packed_format import BLOCK_BITS, WORDS_PER_BLOCK
+from mgqe.ops.reference import locate_in_map, popcount
 
 MAX_MAPPED_IDS = 2**31 - 1  # ranks are int32
 
@@ -38,20 +39,8 @@ class TierMap:
 
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Ids int64 (...), already known to be in range -> tier uint8 (...), rank in the tier int64 (...)."""
-        tier = torch.full_like(ids, self.order[-1], dtype=torch.uint8)
-        left = torch.ones_like(ids, dtype=torch.bool)
-        index = ids
-        rank = torch.zeros_like(ids)
-        for target, words, blocks in zip(self.order, self.bits, self.ranks, strict=False):
-            if words.numel() == 0:  # the tier of every id is known
-                break
-            bit, ones = _rank1(words, blocks, index)
-            hit = left & bit
-            tier = torch.where(hit, target, tier)
-            rank = torch.where(hit, ones, rank)
-            left = left & ~bit
-            index = torch.where(left, index - ones, 0)
-        return tier, torch.where(left, index, rank)
+        tier, rank = locate_in_map(ids, self.order, self.bits, self.ranks)
+        return tier.to(torch.uint8), rank
 
     @property
     def nbytes(self) -> int:
@@ -109,25 +98,6 @@ def ranks_of(counts: Tensor) -> Tensor:
 def block_ranks(words: Tensor) -> Tensor:
     """Ones before each block of 256 bits: int64 words (4 b,) -> int32 (b,)."""
     return ranks_of(block_counts(words))
-
-
-def popcount(words: Tensor) -> Tensor:
-    """Set bits of each int64 word, as int64. The shifts are arithmetic; the masks clear the copied sign bits."""
-    x = words - ((words >> 1) & 0x5555555555555555)
-    x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)
-    x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F
-    return (x * 0x0101010101010101) >> 56
-
-
-def _rank1(words: Tensor, blocks: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """The bit at ``index`` (bool) and the number of ones before it (int64)."""
-    word, offset = index >> 6, index & 63
-    current = words[word]
-    ones = blocks[index >> 8].to(torch.int64) + popcount(current & ((1 << offset) - 1))
-    for back in range(1, WORDS_PER_BLOCK):  # whole words of the same block before this one
-        before = (word & (WORDS_PER_BLOCK - 1)) >= back
-        ones = ones + torch.where(before, popcount(words[(word - back).clamp(min=0)]), 0)
-    return ((current >> offset) & 1).to(torch.bool), ones
 
 
 def _pack_bits(flags: Tensor) -> Tensor:

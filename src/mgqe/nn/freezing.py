@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mgqe.checks.inference import outside_inference
 from mgqe.codec.capacity import Capacity
-from mgqe.codec.layout import TableLayout, codes_name
+from mgqe.codec.layout import CODES, TableLayout
 from mgqe.codec.packing import pack
 from mgqe.codec.tensors import lay_out_frame
 from mgqe.codec.tiers import Tiers
@@ -57,7 +57,7 @@ def frozen_pieces(layer: FreezableLayer) -> tuple[Shapes, Config, Pieces]:
     tiers, books = layer.tiers, layer.quantizer.frozen_codebooks()
     layout = TableLayout.of(tiers, layer.capacity, layer.centroid_dtype, layer.zero_row)
     frame = lay_out_frame(layout, tiers, books)
-    tier_of_name = {codes_name(g): g for g in range(tiers.num_tiers)}
+    tier_of_name = {CODES.format(g): g for g in range(tiers.num_tiers)}
 
     def pieces(name: str) -> Iterator[Tensor]:
         if name in frame:

@@ -108,33 +108,16 @@ class TableBuffers:
 
     def with_plain_numbers(self) -> TableBuffers:
         """The same table, its numbers as plain ints; raises TypeError for anything that is no whole number."""
-        return replace(
-            self,
-            order=as_ints("order", self.order),
-            sizes=as_ints("sizes", self.sizes),
-            bits=as_ints("bits", self.bits),
-            num_subspaces=as_ints("num_subspaces", self.num_subspaces),
-            codebook_of=as_ints("codebook_of", self.codebook_of),
-            embedding_dim=as_int("embedding_dim", self.embedding_dim),
-            padding_idx=as_int("padding_idx", self.padding_idx),
-        )
+        names = ("order", "sizes", "bits", "num_subspaces", "codebook_of")
+        numbers: dict[str, Any] = {name: as_ints(name, getattr(self, name)) for name in names}
+        numbers |= {name: as_int(name, getattr(self, name)) for name in ("embedding_dim", "padding_idx")}
+        return replace(self, **numbers)
 
     def arguments(self) -> list[Any]:
         """The attributes in order, as the operators take them. One by one: compilers do not see through ``vars``."""
-        return [
-            list(self.codes),
-            list(self.centroids),
-            list(self.scales),
-            list(self.map_bits),
-            list(self.map_ranks),
-            list(self.order),
-            list(self.sizes),
-            list(self.bits),
-            list(self.num_subspaces),
-            list(self.codebook_of),
-            self.embedding_dim,
-            self.padding_idx,
-        ]
+        tensors = [list(t) for t in (self.codes, self.centroids, self.scales, self.map_bits, self.map_ranks)]
+        numbers = [list(n) for n in (self.order, self.sizes, self.bits, self.num_subspaces, self.codebook_of)]
+        return [*tensors, *numbers, self.embedding_dim, self.padding_idx]
 
     def codebook(self, tier: int) -> Tensor:
         """The codebook of a tier as it decodes, float32 ``(Dc, Kc, sc)``."""

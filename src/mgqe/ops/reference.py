@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mgqe.ops._descriptor import TableBuffers
+from mgqe.ops.packed_format import WORDS_PER_BLOCK
 
 # Scores held at once. Torch temporaries much above the caches are slow and erratic.
 _SCORES_AT_ONCE = 1 << 20
@@ -173,38 +174,45 @@ def tiers_and_ranks(ids: Tensor, table: TableBuffers) -> tuple[Tensor, Tensor]:
     if not table.map_bits:
         return range_tier, range_rank
     mapped = ids < table.mapped_ids
-    tier, rank = _locate_in_map(torch.where(mapped, ids, 0), table)
+    tier, rank = locate_in_map(torch.where(mapped, ids, 0), table.order, table.map_bits, table.map_ranks)
     return torch.where(mapped, tier, range_tier), torch.where(mapped, rank, range_rank)
 
 
-def _locate_in_map(ids: Tensor, table: TableBuffers) -> tuple[Tensor, Tensor]:
-    tier = torch.full_like(ids, table.order[-1])
-    rank, at = ids.clone(), ids.clone()
-    left = torch.ones_like(ids, dtype=torch.bool)
-    for target, words, blocks in zip(table.order, table.map_bits, table.map_ranks):
-        # Ids already placed keep an index of 0, which every level that has ids can answer.
-        at = torch.where(left, at, 0)
-        if words.numel() == 0:
+def locate_in_map(
+    ids: Tensor, order: Sequence[int], map_bits: Sequence[Tensor], map_ranks: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Tier and rank within the tier, both int64, of ids that a tier map knows; see :class:`TableBuffers`."""
+    tier, rank, index = torch.full_like(ids, order[-1]), ids, ids
+    undecided = torch.ones_like(ids, dtype=torch.bool)
+    for target, words, ranks in zip(order, map_bits, map_ranks):
+        if words.numel() == 0:  # the tier of every id is known
             break
-        bit = (words[at >> 6] >> (at & 63)) & 1
-        ones = blocks[at >> 8].long()
-        for word in range(4):
-            # Bits of this word of the block that lie below the id's own: 0 to 64 of them.
-            below = ((at & 255) - 64 * word).clamp(0, 64)
-            ones = ones + _popcount_low(words[(at >> 8) * 4 + word], below)
-        chosen = left & (bit == 1)
-        tier = torch.where(chosen, target, tier)
-        rank = torch.where(chosen, ones, rank)
-        left = left & (bit == 0)
-        at = at - ones
-    return tier, torch.where(left, at, rank)
+        bit, ones = _bit_and_ones(words, ranks, index)
+        chosen = undecided & bit
+        tier, rank = torch.where(chosen, target, tier), torch.where(chosen, ones, rank)
+        undecided = undecided & ~bit
+        # Ids whose tier is known keep an index of 0, which every level that has ids can answer.
+        index = torch.where(undecided, index - ones, 0)
+    return tier, torch.where(undecided, index, rank)
 
 
-def _popcount_low(words: Tensor, count: Tensor) -> Tensor:
-    """Set bits among the lowest ``count`` (0 to 64) bits of int64 words."""
-    shifts = torch.arange(64, device=words.device)
-    bits = (words[:, None] >> shifts) & 1
-    return (bits * (shifts < count[:, None])).sum(dim=1)
+def _bit_and_ones(words: Tensor, ranks: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """The bit at ``index`` (bool) and the number of ones before it (int64)."""
+    word, offset = index >> 6, index & 63
+    current = words[word]
+    ones = ranks[index >> 8].to(torch.int64) + popcount(current & ((1 << offset) - 1))
+    for back in range(1, WORDS_PER_BLOCK):  # whole words of the same block before this one
+        before = (word & (WORDS_PER_BLOCK - 1)) >= back
+        ones = ones + torch.where(before, popcount(words[(word - back).clamp(min=0)]), 0)
+    return ((current >> offset) & 1).to(torch.bool), ones
+
+
+def popcount(words: Tensor) -> Tensor:
+    """Set bits of each int64 word, as int64. The shifts are arithmetic; the masks clear the copied sign bits."""
+    x = words - ((words >> 1) & 0x5555555555555555)
+    x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return (x * 0x0101010101010101) >> 56
 
 
 def lookup(ids: Tensor, table: TableBuffers) -> Tensor:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mgqe.codec.layout import is_of_codebook
+from mgqe.codec.layout import CENTROIDS, SCALES
 from mgqe.codec.tensors import check_codes
 from mgqe.files.atomic import write_aside
 from mgqe.files.container import ArtifactError, config_of_kind, decode_metadata, encode, open_stored, read, tensor_bytes
@@ -191,7 +191,8 @@ def _open_base(name: str) -> tuple[str, CompactTable]:
     """Fingerprint and base, without what was appended; of its values only the centroids are looked at and verified."""
     try:
         stored = open_stored(name)
-        stored.check_tensors(filter(is_of_codebook, stored.tensors))
+        codebooks = CENTROIDS.format(""), SCALES.format("")
+        stored.check_tensors(name for name in stored.tensors if name.startswith(codebooks))
         metadata, tensors = stored.metadata, stored.tensors
         kind, config = decode_metadata(metadata)
         if kind != CompactTable.kind:

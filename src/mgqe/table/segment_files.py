@@ -10,7 +10,16 @@ from pathlib import Path
 
 def all_segment_files(base: Path) -> list[Path]:
     """All files appended to a file of this name, also those appended to tables that had the name before."""
-    pattern = re.compile(re.escape(base.name) + r"\.append-[0-9a-f]{8}-\d{6,}")
+    return _beside(base, r"\d{6,}")
+
+
+def all_records(base: Path) -> list[Path]:
+    """The records of a file of this name, also those of tables that had the name before."""
+    return _beside(base, "record")
+
+
+def _beside(base: Path, ending: str) -> list[Path]:
+    pattern = re.compile(re.escape(base.name) + r"\.append-[0-9a-f]{8}-" + ending)
     with suppress(FileNotFoundError), os.scandir(base.parent) as entries:
         return sorted(base.with_name(entry.name) for entry in entries if pattern.fullmatch(entry.name))
     return []
@@ -32,14 +41,6 @@ def segment_path(base: Path, base_fingerprint: str, number: int) -> Path:
 def record_path(base: Path, base_fingerprint: str) -> Path:
     """The file that says how many were appended."""
     return base.with_name(f"{base.name}.append-{base_fingerprint[:8]}-record")
-
-
-def all_records(base: Path) -> list[Path]:
-    """The records of a file of this name, also those of tables that had the name before."""
-    pattern = re.compile(re.escape(base.name) + r"\.append-[0-9a-f]{8}-record")
-    with suppress(FileNotFoundError), os.scandir(base.parent) as entries:
-        return sorted(base.with_name(entry.name) for entry in entries if pattern.fullmatch(entry.name))
-    return []
 
 
 def base_of(file: Path) -> Path | None:

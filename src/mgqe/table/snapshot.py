@@ -13,11 +13,11 @@ from mgqe import ops
 from mgqe.codec.equations import nearest_codes
 from mgqe.codec.layout import (
     CENTROID_DTYPES,
-    FALLBACK_NAME,
+    CENTROIDS,
+    CODES,
+    FALLBACK,
+    SCALES,
     TableLayout,
-    centroids_name,
-    codes_name,
-    scales_name,
 )
 from mgqe.codec.packing import pack, unpack
 from mgqe.codec.stats import CodebookStats, code_histogram, tier_stats
@@ -232,19 +232,20 @@ class Snapshot:
         reader = Reader(tensors, config)
         layout = TableLayout.read(reader)
         dtype, codebooks = CENTROID_DTYPES[layout.centroid_dtype], range(layout.num_codebooks)
-        centroids = {centroids_name(c): reader.tensor(centroids_name(c), dtype, (None, None, None)) for c in codebooks}
+        names = map(CENTROIDS.format, codebooks)
+        centroids = {name: reader.tensor(name, dtype, (None, None, None)) for name in names}
         book_shapes = [tuple(book.shape) for book in centroids.values()]
         for g, tier in enumerate(layout.tiers):
             check_codebook(g, layout.embedding_dim, tier, book_shapes[tier.codebook])
         shapes = layout.tensors(book_shapes)
         others = {name: reader.tensor(name, *shapes[name]) for name in shapes if name not in centroids}
         fallback = None
-        if reader.holds(FALLBACK_NAME):
-            fallback = reader.tensor(FALLBACK_NAME, torch.float32, (layout.embedding_dim,))
+        if reader.holds(FALLBACK):
+            fallback = reader.tensor(FALLBACK, torch.float32, (layout.embedding_dim,))
         reader.finish()
         codes = tuple(others[name] for name in layout.code_tensors())
         no_scales = torch.empty(0, dtype=torch.float32, device=codes[0].device)
-        scales = tuple(others.get(scales_name(c), no_scales) for c in codebooks)
+        scales = tuple(others.get(SCALES.format(c), no_scales) for c in codebooks)
         tier_map = None if layout.order is None else read_map(others, layout.order)
         if tier_map is not None:
             check_map(tier_map, layout.sizes)
@@ -252,13 +253,13 @@ class Snapshot:
 
     def tensor_pieces(self) -> dict[str, list[Tensor]]:
         """The tensors of a file of it, each as the pieces that make it when joined along the first axis."""
-        tensors = {codes_name(g): self.arrays_of(g) for g in range(len(self.codes))}
-        tensors.update({centroids_name(c): [book] for c, book in enumerate(self.centroids)})
+        tensors = {CODES.format(g): self.arrays_of(g) for g in range(len(self.codes))}
+        tensors.update({CENTROIDS.format(c): [book] for c, book in enumerate(self.centroids)})
         if self.base.centroid_dtype == "int8":
-            tensors.update({scales_name(c): [scales] for c, scales in enumerate(self.scales)})
+            tensors.update({SCALES.format(c): [scales] for c, scales in enumerate(self.scales)})
         tensors.update({name: [tensor] for name, tensor in map_tensors(self.merged_map()).items()})
         if self.fallback is not None:
-            tensors[FALLBACK_NAME] = [self.fallback]
+            tensors[FALLBACK] = [self.fallback]
         return tensors
 
     def nbytes_by_part(self) -> dict[str, int]:
@@ -269,7 +270,7 @@ class Snapshot:
             "scales": sum(t.nbytes for t in self.scales),
             "tier_map": self.tier_map.nbytes if self.tier_map else 0,
         }
-        return nbytes if self.fallback is None else {**nbytes, FALLBACK_NAME: self.fallback.nbytes}
+        return nbytes if self.fallback is None else {**nbytes, FALLBACK: self.fallback.nbytes}
 
     # ---- sweeps over all codes ---------------------------------------------------------------------------
 
@@ -293,18 +294,18 @@ class Snapshot:
         """Raise ValueError if a value of the base cannot be right; extents have what :meth:`packed` made."""
         self.validate_codebooks()
         for g, (tier, packed) in enumerate(zip(self.base.tiers, self.codes, strict=True)):
-            check_codes(codes_name(g), packed, tier)
+            check_codes(CODES.format(g), packed, tier)
         if self.tier_map is not None:
             check_map(self.tier_map, self.base.sizes)
         if self.fallback is not None:
-            require_finite(FALLBACK_NAME, self.fallback)
+            require_finite(FALLBACK, self.fallback)
 
     def validate_codebooks(self) -> None:
         """Raise ValueError if a centroid or scale cannot be right."""
         for c, (book, scales) in enumerate(zip(self.centroids, self.scales, strict=True)):
             if book.is_floating_point():
-                require_finite(centroids_name(c), book)
+                require_finite(CENTROIDS.format(c), book)
             else:
-                require_finite(scales_name(c), scales)
+                require_finite(SCALES.format(c), scales)
                 if bool((scales <= 0).any()):
-                    raise ValueError(f"tensor {scales_name(c)!r} holds a scale that is not positive")
+                    raise ValueError(f"tensor {SCALES.format(c)!r} holds a scale that is not positive")
