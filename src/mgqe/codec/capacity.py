@@ -133,24 +133,22 @@ class Capacity(OfTiers):
         return cls(embedding_dim, tiers, share_codebook, share_subspaces)
 
     def __post_init__(self) -> None:
-        for subspaces in self.num_subspaces:
-            if subspaces < 1 or self.embedding_dim % subspaces:
+        for tier in self.tiers:
+            if tier.num_subspaces < 1 or self.embedding_dim % tier.num_subspaces:
                 raise ValueError(
-                    f"embedding_dim={self.embedding_dim} is not divisible into num_subspaces={subspaces}: "
+                    f"embedding_dim={self.embedding_dim} is not divisible into num_subspaces={tier.num_subspaces}: "
                     f"choose one of {divisors(self.embedding_dim)}"
                 )
-        for centroids in self.num_centroids:
-            if not MIN_CENTROIDS <= centroids <= MAX_CENTROIDS:
-                raise ValueError(f"num_centroids must be from {MIN_CENTROIDS} to {MAX_CENTROIDS}, got {centroids}")
+            if not MIN_CENTROIDS <= (k := tier.num_centroids) <= MAX_CENTROIDS:
+                raise ValueError(f"num_centroids must be from {MIN_CENTROIDS} to {MAX_CENTROIDS}, got {k}")
         if not self.share_codebook:
             return
         finest = max(self.num_subspaces)
-        for subspaces in self.num_subspaces:
-            if finest % subspaces:
-                raise ValueError(
-                    f"with share_codebook=True every tier's num_subspaces must divide the largest, "
-                    f"got {self.num_subspaces}: use powers of two, or share_codebook=False"
-                )
+        if any(finest % subspaces for subspaces in self.num_subspaces):
+            raise ValueError(
+                f"with share_codebook=True every tier's num_subspaces must divide the largest, "
+                f"got {self.num_subspaces}: use powers of two, or share_codebook=False"
+            )
         if self.share_subspaces and min(self.num_subspaces) != finest:
             raise ValueError(
                 f"share_subspaces=True with share_codebook=True needs the same num_subspaces in every tier, "

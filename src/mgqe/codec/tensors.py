@@ -37,7 +37,10 @@ def lay_out(
             raise ValueError(
                 f"codes of tier {g} must have shape ({tiers.sizes[g]}, num_subspaces), got {tuple(tier_codes.shape)}"
             )
-    _check_codebooks(codebooks, codebook_of)
+    if not codebooks or any(book.ndim != 3 for book in codebooks):
+        raise ValueError("codebooks must be tensors of shape (subspaces or 1, centroids, dimensions)")
+    if not all(0 <= c < len(codebooks) for c in codebook_of):
+        raise ValueError(f"codebook_of must name codebooks 0 .. {len(codebooks) - 1}, got {codebook_of}")
     num_subspaces = [tier_codes.shape[1] for tier_codes in codes]
     first = codebooks[codebook_of[0]]
     d = int(first.shape[2] * (num_subspaces[0] if first.shape[0] == 1 else first.shape[0]))
@@ -51,13 +54,6 @@ def _packed(tier: int, shape: TierShape, codes: Tensor) -> Tensor:
     if codes.numel() and int(codes.max()) >= shape.num_centroids:
         raise ValueError(f"tier {tier} has num_centroids={shape.num_centroids}, but a code {int(codes.max())}")
     return pack(codes, shape.bits)
-
-
-def _check_codebooks(codebooks: Sequence[Tensor], codebook_of: Sequence[int]) -> None:
-    if not codebooks or any(book.ndim != 3 for book in codebooks):
-        raise ValueError("codebooks must be tensors of shape (subspaces or 1, centroids, dimensions)")
-    if not all(0 <= c < len(codebooks) for c in codebook_of):
-        raise ValueError(f"codebook_of must name codebooks 0 .. {len(codebooks) - 1}, got {tuple(codebook_of)}")
 
 
 def lay_out_frame(layout: TableLayout, tiers: Tiers, codebooks: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -158,12 +158,8 @@ class Tiers:
 
     def members(self, tier: int) -> Tensor:
         """The ids of one tier in ascending order, int64 (sizes[tier],)."""
-        tier = as_int("tier", tier)
-        if not 0 <= tier < self.num_tiers:
-            raise IndexError(f"tier {tier} does not exist: there are {self.num_tiers}")
-        if self.tier_of is None:
-            return torch.arange(self.starts[tier], self.starts[tier + 1], device="cpu")
-        return torch.nonzero(self.tier_of == tier).reshape(-1)
+        no_ids = torch.empty(0, dtype=torch.int64, device="cpu")
+        return next(self.member_chunks(tier, max(1, self.num_embeddings)), no_ids)
 
     def member_chunks(self, tier: int, size: int) -> Iterator[Tensor]:
         """:meth:`members`, at most ``size`` ids at a time, so that not all of them are in memory at once."""

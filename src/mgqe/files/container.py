@@ -85,10 +85,7 @@ def config_text(config: Config) -> str:
 
 
 def encode(
-    tensors: Mapping[str, Sequence[Tensor]],
-    kind: str,
-    config: Config,
-    **metadata: str,
+    tensors: Mapping[str, Sequence[Tensor]], kind: str, config: Config, **metadata: str
 ) -> tuple[int, Iterator[bytes | memoryview]]:
     """The number of bytes of a file, and the bytes in chunks.
 

@@ -119,11 +119,10 @@ class TableBuffers:
         numbers = [list(n) for n in (self.order, self.sizes, self.bits, self.num_subspaces, self.codebook_of)]
         return [*tensors, *numbers, self.embedding_dim, self.padding_idx]
 
-    def codebook(self, tier: int) -> Tensor:
-        """The codebook of a tier as it decodes, float32 ``(Dc, Kc, sc)``."""
-        number = self.codebook_of[tier]
-        values = self.centroids[number].float()
-        return values * self.scales[number][:, None, None] if self.centroids[number].dtype == torch.int8 else values
+    def values(self, codebook: int) -> Tensor:
+        """A codebook's centroids as they decode, float32 ``(Dc, Kc, sc)``."""
+        book = self.centroids[codebook]
+        return book.float() * self.scales[codebook][:, None, None] if book.dtype == torch.int8 else book.float()
 
     def check(self) -> None:
         """Raises TypeError or ValueError, naming the argument, unless everything fits together."""

@@ -230,7 +230,7 @@ def _lookup_flat(ids: Tensor, table: TableBuffers, out: Tensor) -> None:
         mine = (tier == g).nonzero().squeeze(1)
         if mine.numel() == 0:
             continue
-        book = table.codebook(g)
+        book = table.values(table.codebook_of[g])
         packed = table.codes[g][rank[mine]]
         codes = codes_of(packed, table.num_subspaces[g], table.bits[g]).clamp_(max=book.shape[1] - 1)
         out[mine] = gather(codes, book)

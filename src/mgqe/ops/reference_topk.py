@@ -104,7 +104,7 @@ def _tables(table: TableBuffers, queries: Tensor, cosine: bool) -> tuple[list[Te
     """Partial scores of each tier, and squared norms for cosine."""
     tables, norms = [], []
     for g in range(len(table.sizes)):
-        values = table.codebook(g)
+        values = table.values(table.codebook_of[g])
         pieces = queries.reshape(queries.shape[0], -1, values.shape[2])
         tables.append(partial_scores(values, pieces, table.num_subspaces[g]))
         if cosine:

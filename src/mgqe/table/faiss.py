@@ -120,7 +120,7 @@ def _centroids(snapshot: Snapshot, group: IndexGroup) -> np.ndarray[Any, np.dtyp
     """float32 (D, 2**bits, s). Codes that no row uses name the last centroid again: vectors added to the index later
     then get codes of the table."""
     codebook = snapshot.layout.codebook_of[group.tiers[0]]
-    book = tier_codebook(snapshot.values(codebook), group.num_subspaces, group.num_centroids)
+    book = tier_codebook(snapshot.lookup.table.values(codebook), group.num_subspaces, group.num_centroids)
     spare = book[:, -1:].expand(-1, (1 << group.bits) - group.num_centroids, -1)
     book = torch.cat([book, spare], dim=1).cpu()
     if group.padding is not None:

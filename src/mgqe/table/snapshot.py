@@ -11,14 +11,7 @@ from torch import Tensor
 
 from mgqe import ops
 from mgqe.codec.equations import nearest_codes
-from mgqe.codec.layout import (
-    CENTROID_DTYPES,
-    CENTROIDS,
-    CODES,
-    FALLBACK,
-    SCALES,
-    TableLayout,
-)
+from mgqe.codec.layout import CENTROID_DTYPES, CENTROIDS, CODES, FALLBACK, SCALES, TableLayout
 from mgqe.codec.packing import pack, unpack
 from mgqe.codec.stats import CodebookStats, code_histogram, tier_stats
 from mgqe.codec.tensors import check_codebook, check_codes, check_map, map_tensors, read_map
@@ -161,17 +154,12 @@ class Snapshot:
 
     # ---- changes: each gives another snapshot ------------------------------------------------------------
 
-    def values(self, codebook: int) -> Tensor:
-        """A codebook's centroids as they decode, float32."""
-        values = self.centroids[codebook].to(torch.float32)
-        if self.base.centroid_dtype == "int8":
-            values = values * self.scales[codebook][:, None, None]
-        return values
-
     def encode(self, vectors: Tensor, tier: int) -> Tensor:
         """Nearest centroids of a tier: float32 (n, d) -> int32 (n, D_g)."""
         shape = self.base.tiers[tier]
-        return nearest_codes(vectors, self.values(shape.codebook), shape.num_subspaces, shape.num_centroids)
+        return nearest_codes(
+            vectors, self.lookup.table.values(shape.codebook), shape.num_subspaces, shape.num_centroids
+        )
 
     def packed(self, vectors: Tensor, tier: int) -> Tensor:
         """:meth:`encode` as packed rows, uint8 (n, row_bytes)."""
