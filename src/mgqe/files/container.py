@@ -110,7 +110,7 @@ def encode_elements(
         elements: their bytes in :func:`element_order`, in chunks of any length. After the last one, ValueError is
             raised if there were more or fewer bytes than ``shapes`` says.
     """
-    head, nbytes = _encode_header(shapes, kind, config, **metadata)
+    head, nbytes = encode_header(shapes, kind, config, **metadata)
     sizes = [_nbytes(shapes[name]) for name in element_order(shapes)]
     return nbytes, with_checksums(head, sizes, elements)
 
@@ -133,7 +133,7 @@ def element_order(shapes: Shapes) -> list[str]:
     return sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name))
 
 
-def _encode_header(shapes: Shapes, kind: str, config: Config, **metadata: str) -> tuple[bytes, int]:
+def encode_header(shapes: Shapes, kind: str, config: Config, **metadata: str) -> tuple[bytes, int]:
     """The bytes of a file before its elements, and the number of bytes of the whole file, checksums included.
 
     Args:
