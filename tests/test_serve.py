@@ -123,7 +123,7 @@ def test_fewer_than_k_are_fewer(example, monkeypatch):
         ("/topk", {"ids": [-1]}, 422, "greater than or equal to 0"),
         ("/topk", {"ids": [2**64]}, 422, "less than"),
         ("/topk", {"ids": [1], "exclude": [2000]}, 404, "exclude holds id 2000"),
-        ("/topk", {"ids": [1, 2], "exclude": [[1]]}, 400, "one such tensor a query, 2, got 1"),
+        ("/topk", {"ids": [1, 2], "exclude": [[1]]}, 400, "one such tensor per query, 2, got 1"),
         ("/topk", {"vectors": [[1.0]]}, 400, "(B, 8), got (1, 1)"),
         ("/topk", {"vectors": [[1.0], [1.0, 2.0]]}, 400, "expected sequence of length 1"),
         ("/topk", {"vectors": [[1e300] * 8]}, 400, "query 0 holds NaN or infinity"),

@@ -21,7 +21,7 @@ ALIGNED = "mgqe D=8, two tiers of 8 bits"
 PACKED = "mgqe D=8, tail of 6 bits"
 
 
-def gather_and_sum(parts: ops.TableParts) -> Callable[[Tensor, Tensor, int], Tensor]:
+def gather_and_sum(parts: ops.TableBuffers) -> Callable[[Tensor, Tensor, int], Tensor]:
     """From unpacked codes with torch's own operations."""
     codes, book = parts.codes[0], parts.centroids[0]
     piece = torch.arange(codes.shape[1])

@@ -23,11 +23,11 @@ ALIGNED = "mgqe D=8, two tiers of 8 bits"
 PACKED = "mgqe D=8 K=(256, 64)"
 
 
-def table(sizes: list[int], counts: list[int], num_subspaces: int, dim: int, seed: int) -> ops.TableParts:
+def table(sizes: list[int], counts: list[int], num_subspaces: int, dim: int, seed: int) -> ops.TableBuffers:
     """A table of random codes that share one codebook."""
     made = torch.Generator().manual_seed(seed)
     bits = [(count - 1).bit_length() for count in counts]
-    return ops.TableParts(
+    return ops.TableBuffers(
         codes=[
             torch.randint(256, (n, -(-num_subspaces * b // 8)), generator=made, dtype=torch.uint8)
             for n, b in zip(sizes, bits, strict=True)
@@ -55,7 +55,7 @@ def zipf_ids(generator: np.random.Generator, rows: int, count: int, exponent: fl
     return torch.from_numpy(kept[:count] - 1)
 
 
-def faiss_decode(parts: ops.TableParts, batches: list[Tensor]) -> Contender | None:
+def faiss_decode(parts: ops.TableBuffers, batches: list[Tensor]) -> Contender | None:
     """faiss's product quantizer over the gathered codes, where faiss is installed."""
     try:
         import faiss

@@ -64,7 +64,7 @@ def forced(table: CompactTable, k: int, isa: str = "auto", method: str = "auto")
     def run(queries: Tensor) -> tuple[Tensor, Tensor]:
         ops.set_native_isa(isa)
         try:
-            return search(table._lookup, queries, k, method=method)
+            return search(table.snapshot.lookup, queries, k, method=method)
         finally:
             ops.set_native_isa("auto")
 

@@ -50,7 +50,7 @@ def main() -> None:
             for count in options.queries:
                 queries = torch.randn(count, table.embedding_dim, generator=torch.Generator().manual_seed(1))
                 setting = {"isa": isa, "layout": layout, "queries": count, "rows": options.rows}
-                contenders = {m: partial(search, table._lookup, queries, isa, m) for m in ("auto", *METHODS)}
+                contenders = {m: partial(search, table.snapshot.lookup, queries, isa, m) for m in ("auto", *METHODS)}
                 found = measure(setting, contenders, "auto", options.rounds, options.calls)
                 each = {m.name: m.median_s / count / options.rows * 1e9 for m in found}
                 print(isa, layout, f"{count} queries:", {name: f"{ns:.2f} ns" for name, ns in each.items()})

@@ -1,5 +1,6 @@
 """Every integer argument accepts numbers of NumPy and torch, stores a plain int, and raises for other types."""
 
+import dataclasses
 import json
 import pickle
 from collections.abc import Callable
@@ -76,8 +77,8 @@ def exported(opset: Any) -> None:
 
 
 def parts(**given: Any) -> torch.Tensor:
-    p = table()._lookup.parts
-    return ops.lookup(IDS, **{**vars(p), **given})
+    p = table().snapshot.lookup.table
+    return ops.lookup(IDS, dataclasses.replace(p, **given))
 
 
 # name -> a call with the number 3 (or 2, if the name says so) as an integer argument.

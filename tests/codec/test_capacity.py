@@ -92,5 +92,5 @@ def test_whole_numbers_only():
 
 
 def test_tiers_and_entries_must_agree():
-    with pytest.raises(ValueError, match="one entry a tier"):
-        Capacity(64, (8, 8), (256,))
+    with pytest.raises(ValueError, match="one entry per tier"):
+        Capacity.of(64, (10, 90), (8, 8), (256,))

@@ -7,7 +7,7 @@ import mgqe
 from mgqe import baselines, ops
 from mgqe.codec.equations import round_centroids
 from mgqe.codec.kmeans import KMEANS, THOROUGH, draw_pieces, kmeans, revive
-from mgqe.codec.layout import store_centroids
+from mgqe.codec.tensors import store_centroids
 from mgqe.codec.tiers import Tiers
 
 MEANS = [0.0, 10.0, 100.0, 1000.0]

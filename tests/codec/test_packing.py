@@ -113,7 +113,7 @@ def test_refusals():
         pack(torch.zeros(1, 2), 6)
     with pytest.raises(ValueError, match="shape"):
         pack(torch.zeros(3, dtype=torch.int64), 6)
-    with pytest.raises(ValueError, match="3 bytes a row"):
+    with pytest.raises(ValueError, match="3 bytes per row"):
         unpack(torch.zeros(2, 4, dtype=torch.uint8), 4, 6)
     with pytest.raises(TypeError, match="uint8"):
         unpack(torch.zeros(2, 3, dtype=torch.int8), 4, 6)

@@ -14,12 +14,12 @@ from torch import nn
 import mgqe
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.kmeans import THOROUGH
+from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.planning import Problem, budget_bytes
 from mgqe.codec.planning.measure import EFFORT
 from mgqe.codec.planning.predict import predicted
 from mgqe.codec.planning.rate import few_rows, limit, nested_factor, rounding, tier_error
 from mgqe.codec.planning.split import split_budget
-from mgqe.codec.size import frozen_nbytes
 
 COUNTS = (20_000 / torch.arange(1, 2001)).long()[torch.randperm(2000, generator=torch.Generator().manual_seed(1))]
 
@@ -84,7 +84,7 @@ def test_predicted_is_what_k_means_loses_on_gaussian_rows(subspaces, centroids, 
     layer.start_quantizing(THOROUGH)
     decoded = layer.freeze().to_dense()
     problem = Problem.of(2000, 16, COUNTS)
-    _, errors = predicted(problem.space, tiers.sizes, Capacity(16, subspaces, centroids, share), dtype)
+    _, errors = predicted(problem.space, tiers.sizes, Capacity.of(16, tiers.sizes, subspaces, centroids, share), dtype)
     for g, error in enumerate(errors):
         assert lost(rows, decoded, tiers.members(g)) == pytest.approx(error, rel=0.12)
 
@@ -137,7 +137,7 @@ def test_the_default_is_never_better_by_the_same_measure():
     tiers = mgqe.Tiers.from_counts(COUNTS)
     for subspaces in (16, 8):
         for dtype in ("float32", "int8"):
-            capacity = Capacity(32, (subspaces,) * 2, (128, 64))
+            capacity = Capacity.of(32, tiers.sizes, (subspaces,) * 2, (128, 64))
             loss, _ = predicted(problem.space, tiers.sizes, capacity, dtype)
             assert problem.plan(frozen_nbytes(tiers, capacity, None, dtype)).loss <= loss
 
@@ -256,7 +256,7 @@ def test_layers_refuse_what_a_budget_chooses():
         ((2000, 16, "5%"), {"counts": COUNTS[:5]}, ValueError, "counts has 5 entries, but num_embeddings is 2000"),
         ((2000, 16, "5%"), {"counts": -COUNTS}, ValueError, "not be negative"),
         ((2000, 16, "5%"), {"counts": COUNTS / 0.0}, ValueError, "must be finite"),
-        ((2000, 16, "5%"), {"counts": ["many"] * 2000}, TypeError, "one number an id"),
+        ((2000, 16, "5%"), {"counts": ["many"] * 2000}, TypeError, "one number per id"),
         ((2000, 16, "5%"), {"weight": torch.zeros(2000, 16)}, ValueError, "all zero"),
         ((2000, 16, "5%"), {"weight": torch.full((2000, 16), torch.nan)}, ValueError, "2000 rows .* first is row 0"),
         ((2000, 16, "5%"), {"weight": torch.ones(5, 16)}, ValueError, r"shape \(2000, 16\), got \(5, 16\)"),

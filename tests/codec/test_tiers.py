@@ -9,7 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgqe.codec.tiers import Tiers, build_tier_map, level_lengths, peel_order, popcount, unpack_bits
+from mgqe.codec.tier_map import build_tier_map, peel_order, unpack_bits
+from mgqe.codec.tiers import Tiers
+from mgqe.ops.packed_format import level_lengths
+from mgqe.ops.reference import popcount
 
 
 def test_ties_break_by_id():

@@ -68,7 +68,7 @@ def test_a_rule_that_matches_nothing():
         ({"user": -COUNTS}, "user: counts must not be negative"),
         ({"user": COUNTS.float() * torch.nan}, "user: counts must be finite"),
         ({"user": mgqe.Tiers.from_fractions(5)}, "user: tiers hold 5 ids, but num_embeddings is 2000"),
-        ({"user": "often"}, "user: counts must be one number an id"),
+        ({"user": "often"}, "user: counts must be one number per id"),
     ],
 )
 def test_counts(counts, match):

@@ -15,7 +15,7 @@ from xxhash import xxh3_64_digest
 import mgqe
 from mgqe.baselines import FullTable
 from mgqe.codec.capacity import Capacity
-from mgqe.codec.size import frozen_nbytes, planned
+from mgqe.codec.layout import TableLayout, frozen_nbytes
 from mgqe.files import checksums, container
 from mgqe.files.checksums import BlockHasher, header_digest, with_checksums
 
@@ -122,13 +122,14 @@ def test_verify_takes_true_false_or_none(tmp_path):
 
 def test_predicted_sizes_count_the_checksums_of_every_block(tmp_path):
     """Codes of 2.4 MB have three blocks, and codes of 800 kB one."""
-    tiers, capacity = mgqe.Tiers.from_sizes((300_000, 200_000)), Capacity(8, (8, 4), (256, 256))
+    tiers, capacity = mgqe.Tiers.from_sizes((300_000, 200_000)), Capacity.of(8, (300_000, 200_000), (8, 4), (256, 256))
     predicted = frozen_nbytes(tiers, capacity, None, "int8")
-    shapes = planned(tiers, capacity, None, "int8")
-    zeros = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in shapes[0].items()}
+    layout = TableLayout.of(tiers, capacity, "int8", None)
+    shapes = layout.tensors(capacity.codebook_shapes)
+    zeros = {name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in shapes.items()}
     zeros["scales.0"] += 1
     assert [zeros[f"codes.{g}"].nbytes for g in range(2)] == [2_400_000, 800_000]
-    table = mgqe.CompactTable.from_tensors(zeros, shapes[1].to_json())
+    table = mgqe.CompactTable.from_tensors(zeros, layout.to_json())
     assert mgqe.save(table, tmp_path / "a") == predicted == (tmp_path / "a").stat().st_size
     parts = mgqe.load(tmp_path / "a").nbytes_by_part()
     header = predicted - sum(parts.values())

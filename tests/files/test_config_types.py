@@ -41,9 +41,9 @@ def appended(folder: Path) -> tuple[list[Path], Path]:
 def sharded(folder: Path) -> tuple[list[Path], Path]:
     tensors, config = compact().to_tensors()
     name, codes = shards.new_set(), [tensors.pop(f"codes.{g}") for g in range(2)]
-    sizes = [tuple(rows.shape) for rows in codes]
-    shards.write_shard(folder, name, 0, sizes, codes)  # type: ignore[arg-type]
-    with shards.prepared_index(folder, name, tensors, config, [[n for n, _ in sizes]]) as (temporary, _):
+    shapes = {f"codes.{g}": (rows.dtype, tuple(rows.shape)) for g, rows in enumerate(codes)}
+    shards.write_shard(folder, name, 0, shapes, codes)
+    with shards.prepared_index(folder, name, tensors, config, [[len(rows) for rows in codes]]) as (temporary, _):
         shards.publish_index(folder, temporary)
     return list(folder.glob("*.safetensors")), folder
 

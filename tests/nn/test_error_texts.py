@@ -177,7 +177,8 @@ def test_a_file_that_is_no_table_says_who_reads_it(table: Any, tmp_path: Path) -
     tensors, config = table.to_tensors()
     name, codes = shards.new_set(), [tensors.pop(f"codes.{g}") for g in range(2)]
     (tmp_path / "sharded").mkdir()
-    shards.write_shard(tmp_path / "sharded", name, 0, [tuple(c.shape) for c in codes], codes)
+    shapes = {f"codes.{g}": (c.dtype, tuple(c.shape)) for g, c in enumerate(codes)}
+    shards.write_shard(tmp_path / "sharded", name, 0, shapes, codes)
     with shards.prepared_index(tmp_path / "sharded", name, tensors, config, [[len(c) for c in codes]]) as (made, _):
         shards.publish_index(tmp_path / "sharded", made)
     with pytest.raises(mgqe.ArtifactError, match="load the folder that it is in"):

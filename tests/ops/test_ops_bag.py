@@ -88,9 +88,9 @@ def test_hand_worked(isa):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_layout(case, isa, two_threads):
     built = build(case)
-    prepared = built.table._state.lookup
-    check_pooling(prepared.parts, built.dense, 3000, 101, prepared=prepared)
-    check_pooling(prepared.parts, built.dense, 70, 4, seed=1, prepared=prepared)
+    prepared = built.table.snapshot.lookup
+    check_pooling(prepared.table, built.dense, 3000, 101, prepared=prepared)
+    check_pooling(prepared.table, built.dense, 70, 4, seed=1, prepared=prepared)
 
 
 @pytest.mark.parametrize("width", [2, 4, 5, 8, 16])
@@ -313,7 +313,7 @@ def test_operator(case):
     torch.library.opcheck(torch.ops.mgqe.bag.default, arguments)
     torch._dynamo.reset()
     ids, offsets, weights, mode, include_last_offset, *parts = arguments
-    prepared = ops.PreparedLookup(ops.TableParts(*parts))
+    prepared = ops.PreparedLookup(ops.TableBuffers(*parts))
 
     def pooled(ids, offsets, weights):
         return ops.bag(prepared, ids, offsets, mode, weights, include_last_offset) * 2

@@ -96,10 +96,10 @@ def test_parts_without_memory_where_the_others_have_it_are_refused(name, value, 
 
 
 def test_parts_on_several_devices_are_refused():
-    parts = mapped_table()._lookup.parts
+    parts = mapped_table().snapshot.lookup.table
     centroids = [book.to("meta") for book in parts.centroids]
     with pytest.raises(ValueError, match="must be on one device, got cpu, meta"):
-        ops.PreparedLookup(ops.TableParts(**{**vars(parts), "centroids": centroids}))
+        ops.PreparedLookup(ops.TableBuffers(**{**vars(parts), "centroids": centroids}))
 
 
 def test_a_map_damaged_later_is_an_error_of_every_search():
@@ -107,7 +107,7 @@ def test_a_map_damaged_later_is_an_error_of_every_search():
         pytest.skip("the native library is not built")
     table = mapped_table()
     item_bias = table.item_bias(torch.ones(600))
-    table._lookup.parts.map_ranks[0].fill_(INT32_MIN)
+    table.snapshot.lookup.table.map_ranks[0].fill_(INT32_MIN)
     query, ids = torch.ones(2), torch.arange(600)
     for call in (
         lambda: table.lookup(ids),
@@ -124,10 +124,10 @@ def test_a_map_damaged_later_is_an_error_of_every_search():
 
 
 def test_padding_outside_the_table_is_refused():
-    parts = mapped_table()._lookup.parts
+    parts = mapped_table().snapshot.lookup.table
     for padding in (600, -2, 2**40):
         with pytest.raises(ValueError, match=f"padding_idx must be -1 or in 0 .. 599, got {padding}"):
-            ops.PreparedLookup(ops.TableParts(**{**vars(parts), "padding_idx": padding}))
+            ops.PreparedLookup(ops.TableBuffers(**{**vars(parts), "padding_idx": padding}))
 
 
 def test_codes_beyond_int32_do_not_wrap_around():

@@ -18,7 +18,7 @@ from mgqe.ops import reference
 def check_everything(parts, unpacked, tiers):
     expected = dense(parts, unpacked, tiers)
     ids = torch.cat([torch.arange(parts.num_embeddings), torch.arange(parts.num_embeddings).flip(0)])
-    assert torch.equal(ops.lookup(ids, *vars(parts).values()), expected[ids])
+    assert torch.equal(ops.lookup(ids, parts), expected[ids])
     assert torch.equal(reference.lookup(ids, parts), expected[ids])
 
 
@@ -26,9 +26,8 @@ def test_hand_worked_bytes():
     # Two subspaces of 4 bits: byte 0x21 is code 1 in the low half, then code 2.
     book = torch.tensor([[[0.0], [1.0], [2.0], [3.0]], [[0.0], [10.0], [20.0], [30.0]]])
     codes = torch.tensor([[0x21], [0x03]], dtype=torch.uint8)
-    rows = ops.lookup(
-        torch.tensor([[1, 0], [0, 0]]), [codes], [book], [torch.empty(0)], [], [], [], [2], [4], [2], [0], 2, -1
-    )
+    two_rows = ops.TableBuffers([codes], [book], [torch.empty(0)], [], [], [], [2], [4], [2], [0], 2, -1)
+    rows = ops.lookup(torch.tensor([[1, 0], [0, 0]]), two_rows)
     assert rows.tolist() == [[[3, 0], [1, 20]], [[1, 20], [1, 20]]]
 
 
@@ -36,7 +35,8 @@ def test_hand_worked_int8():
     book = torch.tensor([[[-127], [64]], [[1], [2]]], dtype=torch.int8)
     codes = torch.tensor([[0b01], [0b10]], dtype=torch.uint8)
     scales = torch.tensor([0.5, 4.0])
-    rows = ops.lookup(torch.tensor([0, 1]), [codes], [book], [scales], [], [], [], [2], [1], [2], [0], 2, -1)
+    two_rows = ops.TableBuffers([codes], [book], [scales], [], [], [], [2], [1], [2], [0], 2, -1)
+    rows = ops.lookup(torch.tensor([0, 1]), two_rows)
     assert rows.tolist() == [[32.0, 4.0], [-63.5, 8.0]]
 
 
@@ -92,11 +92,11 @@ def test_every_float16_converts_exactly():
     values = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(torch.float16)
     values = values[values.isfinite()][: 63488 // 4 * 4].reshape(1, -1, 4)
     codes = pack(torch.arange(values.shape[1])[:, None], 16)
-    arguments = ([codes], [values], [torch.empty(0)], [], [], [], [len(codes)], [16], [1], [0], 4, -1)
+    every = ops.TableBuffers([codes], [values], [torch.empty(0)], [], [], [], [len(codes)], [16], [1], [0], 4, -1)
     before = ops.native_isa()
     for isa in ("scalar", "auto") if ops.native_available() else ():
         ops.set_native_isa(isa)
-        rows = ops.lookup(torch.arange(len(codes)), *arguments)
+        rows = ops.lookup(torch.arange(len(codes)), every)
         assert torch.equal(rows.view(torch.int32), values[0].float().view(torch.int32))
     if ops.native_available():
         ops.set_native_isa(before)
@@ -123,7 +123,7 @@ def test_codes_beyond_the_codebook_stay_inside_it():
     parts.codes[0].fill_(255)
     last = parts.centroids[0][:, -1].reshape(-1)
     ids = torch.arange(20)
-    assert torch.equal(ops.lookup(ids, *vars(parts).values()), last.expand(20, -1))
+    assert torch.equal(ops.lookup(ids, parts), last.expand(20, -1))
     assert torch.equal(reference.lookup(ids, parts), last.expand(20, -1))
 
 
@@ -134,16 +134,16 @@ def test_ids_out_of_range_are_refused(bad, shuffled):
     ids = torch.zeros(100, dtype=torch.int64)
     ids[57] = bad
     with pytest.raises(IndexError, match=rf"id {bad} is out of range \(valid ids: 0 to 329\)"):
-        ops.lookup(ids, *vars(parts).values())
+        ops.lookup(ids, parts)
 
 
 def test_empty_ids_and_empty_tables():
     parts, _, _ = table()
-    assert ops.lookup(torch.empty(3, 0, dtype=torch.int64), *vars(parts).values()).shape == (3, 0, 32)
+    assert ops.lookup(torch.empty(3, 0, dtype=torch.int64), parts).shape == (3, 0, 32)
     empty, _, _ = table(sizes=(0, 0))
-    assert ops.lookup(torch.empty(0, dtype=torch.int64), *vars(empty).values()).shape == (0, 32)
+    assert ops.lookup(torch.empty(0, dtype=torch.int64), empty).shape == (0, 32)
     with pytest.raises(IndexError, match="no rows"):
-        ops.lookup(torch.tensor([0]), *vars(empty).values())
+        ops.lookup(torch.tensor([0]), empty)
 
 
 def test_shapes_types_and_strides_of_ids():
@@ -178,7 +178,7 @@ def test_prepared_look_ups_copy_and_pickle():
     expected, ids = dense(parts, unpacked, tiers), torch.arange(330)
     for again in (copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared))):
         assert torch.equal(again(ids), expected)
-        assert again.parts.codes[0].data_ptr() != parts.codes[0].data_ptr()
+        assert again.table.codes[0].data_ptr() != parts.codes[0].data_ptr()
 
 
 def test_damaged_tier_map_is_an_error_not_a_crash():
@@ -187,7 +187,7 @@ def test_damaged_tier_map_is_an_error_not_a_crash():
     parts, _, _ = table(shuffled=True)
     parts.map_ranks[0].fill_(2**31 - 1)
     with pytest.raises(ValueError, match="tier map is damaged"):
-        ops.lookup(torch.arange(330), *vars(parts).values())
+        ops.lookup(torch.arange(330), parts)
 
 
 def test_parts_that_do_not_fit_are_refused():
@@ -195,9 +195,9 @@ def test_parts_that_do_not_fit_are_refused():
 
     def refused(error, says, **changed):
         with pytest.raises(error, match=says):
-            ops.PreparedLookup(ops.TableParts(**{**vars(parts), **changed}))
+            ops.PreparedLookup(ops.TableBuffers(**{**vars(parts), **changed}))
 
-    refused(ValueError, "one entry a tier", bits=[8])
+    refused(ValueError, "one entry per tier", bits=[8])
     refused(ValueError, "1 to 16", bits=[8, 17])
     refused(TypeError, "packed uint8", codes=[c.int() for c in parts.codes])
     refused(ValueError, "contiguous", codes=[c[:-1] for c in parts.codes])

@@ -103,9 +103,9 @@ def test_without_the_library_everything_still_works(forget_library, monkeypatch)
         ops.unique(torch.tensor([7]), 7)
     packed = torch.tensor([[1], [2]], dtype=torch.uint8)
     table = ([packed], [torch.randn(1, 16, 4)], [torch.empty(0)], [], [], [], [2], [4], [1], [0], 4, -1)
-    assert ops.lookup(torch.tensor([1, 0]), *table).shape == (2, 4)
+    assert ops.lookup(torch.tensor([1, 0]), ops.TableBuffers(*table)).shape == (2, 4)
     with pytest.raises(IndexError, match="id 2 is out of range"):
-        ops.lookup(torch.tensor([2]), *table)
+        ops.lookup(torch.tensor([2]), ops.TableBuffers(*table))
     assert ops.max_code(packed, 1, 4) == 2
     with pytest.raises(RuntimeError, match="not loaded"):
         ops.set_native_isa("scalar")

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from mgqe import ops
 from mgqe.codec.packing import bits_for, pack, row_bytes
-from mgqe.codec.tiers import Tiers, build_tier_map
+from mgqe.codec.tier_map import build_tier_map
+from mgqe.codec.tiers import Tiers
 from mgqe.ops import reference, reference_topk
 
 ISAS = ["scalar", "avx2", "avx512", "neon"]
@@ -50,7 +51,7 @@ def make_parts(sizes, counts, subspaces, pieces, width, dtype=torch.float32, shu
             tier_map = build_tier_map(tiers)
             bits, ranks, order = list(tier_map.bits), list(tier_map.ranks), list(tier_map.order)
     widths = [bits_for(k) for k in counts]
-    return ops.TableParts(
+    return ops.TableBuffers(
         codes=[pack(c, b) for c, b in zip(codes, widths, strict=True)],
         centroids=[book],
         scales=[scale],
@@ -229,7 +230,7 @@ def ordered(parts, query, descending):
     n = parts.num_embeddings
     _, ids, _ = reference_topk.topk(parts, ops.TopKJob(query[None], n))
     order = ids[0] if descending else ids[0].flip(0)
-    return ops.TableParts(**{**vars(parts), "codes": [parts.codes[0][order].contiguous()]})
+    return ops.TableBuffers(**{**vars(parts), "codes": [parts.codes[0][order].contiguous()]})
 
 
 @pytest.mark.parametrize("descending", [True, False])
@@ -345,7 +346,7 @@ def test_nothing_is_read_beyond_a_mapped_file(k, d):
     parts = make_parts(sizes=(n,), counts=(k,), subspaces=(d,), pieces=d, width=2)
     codes = whole[room - size : room].view(n, -1)
     codes.copy_(parts.codes[0])
-    parts = ops.TableParts(**{**vars(parts), "codes": [codes]})
+    parts = ops.TableBuffers(**{**vars(parts), "codes": [codes]})
     check_all_paths(parts, ops.TopKJob(torch.randn(2, 2 * d), 10))
 
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from mgqe import CompactTable, ops
-from mgqe.codec.tiers import level_lengths
+from mgqe.ops.packed_format import level_lengths
 
 OUTCOMES: Counter[str] = Counter()
 REFUSALS = (ValueError, IndexError)
@@ -154,7 +154,7 @@ def use(table, n, dim, made):
 
 def damaged(prepared, made):
     """The same table with its tier map overwritten in place, which no check sees before the kernels do."""
-    for bits, ranks in zip(prepared.parts.map_bits, prepared.parts.map_ranks, strict=True):
+    for bits, ranks in zip(prepared.table.map_bits, prepared.table.map_ranks, strict=True):
         if torch.rand((), generator=made) < 0.7:
             ranks.copy_(anything(ranks.shape, torch.int32, made, True))
         if torch.rand((), generator=made) < 0.5:
@@ -180,11 +180,11 @@ def main(examples, number):
             OUTCOMES["refused whole"] += 1
             return
         k = int(torch.randint(1, n + 1, (1,), generator=made))
-        searches(table._lookup, n, dim, made, k)
+        searches(table.snapshot.lookup, n, dim, made, k)
         use(table, n, dim, made)
-        prepared = table._lookup
+        prepared = table.snapshot.lookup
         damaged(prepared, made)
-        searches(prepared, prepared.parts.num_embeddings, dim, made, k)
+        searches(prepared, prepared.table.num_embeddings, dim, made, k)
         ids = torch.randint(n, (100,), generator=made)
         ask("lookup", lambda: prepared(ids), n)
         ask("bag", lambda: ops.bag(prepared, ids.view(20, 5)), n)

@@ -134,7 +134,8 @@ def write_sharded(folder: Path) -> list[Path]:
     codes = [tensors.pop(f"codes.{g}") for g in range(3)]
     shards = [[c[:n] for c, n in zip(codes, below, strict=True)], [c[n:] for c, n in zip(codes, below, strict=True)]]
     for number, rows in enumerate(shards):
-        write_shard(folder, SHARD_SET, number, [tuple(r.shape) for r in rows], [rows[g] for g in tier_order(3)])
+        shapes = {f"codes.{g}": (r.dtype, tuple(r.shape)) for g, r in enumerate(rows)}
+        write_shard(folder, SHARD_SET, number, shapes, [rows[g] for g in tier_order(3)])
     with prepared_index(folder, SHARD_SET, tensors, config, [[len(r) for r in rows] for rows in shards]) as (path, _):
         publish_index(folder, path)
     return sorted(folder.iterdir())

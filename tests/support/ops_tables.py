@@ -6,7 +6,8 @@ import torch
 
 from mgqe import ops
 from mgqe.codec.packing import bits_for, pack
-from mgqe.codec.tiers import Tiers, build_tier_map
+from mgqe.codec.tier_map import build_tier_map
+from mgqe.codec.tiers import Tiers
 from mgqe.ops import reference
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
@@ -44,7 +45,7 @@ def table(
         bits, ranks, order = list(tier_map.bits), list(tier_map.ranks), list(tier_map.order)
     dim = width * (subspaces[0] if pieces == 1 else pieces)
     widths = [bits_for(k) for k in counts]
-    parts = ops.TableParts(
+    parts = ops.TableBuffers(
         codes=[pack(c, b) for c, b in zip(unpacked, widths, strict=True)],
         centroids=[book for book, _ in books],
         scales=[scale for _, scale in books],
@@ -78,4 +79,4 @@ def hand_worked():
     """Rows 0 to 3 are [0, 0], [1, 10], [2, 20], [3, 30]; row 2 is padding."""
     book = torch.tensor([[[0.0], [1.0], [2.0], [3.0]], [[0.0], [10.0], [20.0], [30.0]]])
     codes = torch.tensor([[0x00], [0x11], [0x22], [0x33]], dtype=torch.uint8)
-    return ops.PreparedLookup(ops.TableParts([codes], [book], [torch.empty(0)], [], [], [], [4], [4], [2], [0], 2, 2))
+    return ops.PreparedLookup(ops.TableBuffers([codes], [book], [torch.empty(0)], [], [], [], [4], [4], [2], [0], 2, 2))

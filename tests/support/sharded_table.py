@@ -7,8 +7,10 @@ import itertools
 import torch
 
 import mgqe
-from mgqe.codec.layout import lay_out_frame
-from mgqe.codec.packing import bits_for, pack, row_bytes
+from mgqe.codec.capacity import Capacity
+from mgqe.codec.layout import TableLayout
+from mgqe.codec.packing import pack
+from mgqe.codec.tensors import lay_out_frame
 from mgqe.table.sharded import new_set, prepared_index, publish_index, remove_other_shards, tier_order, write_shard
 
 N, D, K = 1000, 4, (16, 6)
@@ -28,17 +30,17 @@ def parts(ordered: bool, dtype: str = "int8"):
 def write(folder, bounds, ordered=False, dtype="int8"):
     """As several processes would, each with the ids from one bound to the next."""
     tiers, codes, books, dtype = parts(ordered, dtype)
-    frame, config = lay_out_frame(tiers, books, (0, 0), (D, D), K, None, dtype)
+    layout = TableLayout.of(tiers, Capacity.of(2 * D, tiers.sizes, (D, D), K), dtype, None)
+    frame = lay_out_frame(layout, tiers, books)
     set_name, shards = new_set(), []
     folder.mkdir(exist_ok=True)
     for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
         members = [tiers.members(g) for g in range(2)]
         mine = [c[(m >= start) & (m < stop)] for c, m in zip(codes, members)]
-        shapes = [(len(c), row_bytes(D, bits_for(k))) for c, k in zip(mine, K)]
-        chunks = (pack(chunk, bits_for(K[g])) for g in tier_order(2) for chunk in mine[g].split(37))
-        write_shard(folder, set_name, number, shapes, chunks)
+        chunks = (pack(chunk, layout.bits[g]) for g in tier_order(2) for chunk in mine[g].split(37))
+        write_shard(folder, set_name, number, layout.code_tensors([len(c) for c in mine]), chunks)
         shards.append([len(c) for c in mine])
-    with prepared_index(folder, set_name, frame, config, shards) as (temporary, _):
+    with prepared_index(folder, set_name, frame, layout.to_json(), shards) as (temporary, _):
         publish_index(folder, temporary)
     remove_other_shards(folder, set_name)
     return mgqe.CompactTable.from_codes(tiers, codes, books, (0, 0), K, None, dtype), set_name

@@ -134,7 +134,7 @@ def test_many_small_files_are_one_extent_and_the_base_stays_mapped(tmp_path):
     path = tmp_path / "a"
     model = saved(THREE, path)
     grow(model, path, [(1, 2)] * 20)
-    state = load(path)._state
+    state = load(path).snapshot
     assert [extent.rows.shape[0] for extent in state.extents] == [20]
     if sys.platform == "linux":
         assert mapped_from(state.codes[0]) == str(path)
@@ -142,8 +142,8 @@ def test_many_small_files_are_one_extent_and_the_base_stays_mapped(tmp_path):
         save(load(path), path)
         grow(model, path, [(5, 2)])
         (file,) = all_segment_files(path)
-        assert mapped_from(load(path)._state.extents[0].rows) == str(file)
-        assert mapped_from(load(path, mmap=False)._state.extents[0].rows) != str(file)
+        assert mapped_from(load(path).snapshot.extents[0].rows) == str(file)
+        assert mapped_from(load(path, mmap=False).snapshot.extents[0].rows) != str(file)
 
 
 def mapped_from(tensor):

@@ -136,7 +136,7 @@ def long_calls():
     """Kernel calls of 30 milliseconds or more: name, and arguments that stay alive."""
     table = value_table(1000, subspaces=64)
     ids, out = torch.randint(0, 1000, (400_000,)), torch.empty(400_000, 64)
-    descriptor = table._lookup._native
+    descriptor = table.snapshot.lookup.descriptor
     yield "mgqe_lookup", [descriptor.address, ids.data_ptr(), ids.numel(), out.data_ptr(), 1], (table, ids, out)
     rows, book = torch.rand(40_000, 32), torch.rand(4, 1024, 8)
     codes = torch.empty(40_000, 4, dtype=torch.int32)

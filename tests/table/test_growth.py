@@ -26,7 +26,7 @@ def check(table, model):
     ids = torch.arange(n)
     assert table.num_embeddings == table.config.num_embeddings == n
     assert torch.equal(table.lookup(ids), rows)
-    assert torch.equal(reference.lookup(ids, table._lookup.parts), rows)
+    assert torch.equal(reference.lookup(ids, table.snapshot.lookup.table), rows)
     tier_of = torch.tensor(model.tiers, dtype=torch.int64)
     tiers = Tiers.from_assignment(tier_of, table.num_tiers)
     assert table.tiers == tiers
@@ -98,7 +98,7 @@ def test_assign_finds_the_nearest_decoded_centroids(case):
         # One appended id a code decodes every centroid of the tier.
         every = CompactTable.from_tensors(*table.to_tensors())
         widest = torch.arange(k)[:, None].expand(k, subspaces)
-        first = every._append_packed(mgqe.codec.packing.pack(widest, table.config.bits[g]), g)
+        first = every.append_packed(mgqe.codec.packing.pack(widest, table.config.bits[g]), g)
         decoded = every.lookup(first).view(k, subspaces, -1)
         distances = (vectors.view(40, 1, subspaces, -1) - decoded).square().sum(3)  # (40, K, D)
         chosen = distances.gather(1, codes.long()[:, None]).squeeze(1)
@@ -170,15 +170,15 @@ def test_any_interleaving(layout, seed, steps):
 def test_the_base_is_never_copied_and_never_written():
     model = Model(**LAYOUTS["three tiers, any order"])
     table = model.table()
-    base = [rows.data_ptr() for rows in table._state.codes]
-    before = [rows.clone() for rows in table._state.codes]
-    held = table._state.codes
+    base = [rows.data_ptr() for rows in table.snapshot.codes]
+    before = [rows.clone() for rows in table.snapshot.codes]
+    held = table.snapshot.codes
     for step in range(20):
         table.append(quarters(3, 8, step), step % 3)
-    assert [rows.data_ptr() for rows in table._state.codes] == base
+    assert [rows.data_ptr() for rows in table.snapshot.codes] == base
     tier = int(table.locate(torch.tensor([0]))[0])
     table.update(torch.tensor([0]), quarters(1, 8, 99))
-    moved = [rows.data_ptr() != at for rows, at in zip(table._state.codes, base, strict=True)]
+    moved = [rows.data_ptr() != at for rows, at in zip(table.snapshot.codes, base, strict=True)]
     assert moved == [g == tier for g in range(3)]
     assert all(torch.equal(now, then) for now, then in zip(held, before, strict=True))
 
@@ -196,7 +196,7 @@ def test_small_appends_are_one_extent_and_few_copies(monkeypatch):
     for step in range(200):
         model.append(quarters(1, 3, step), 0)
         table.append(quarters(1, 3, step))
-    assert len(table._state.extents) == 1
+    assert len(table.snapshot.extents) == 1
     assert made == [2, 4, 8, 16, 32, 64, 128, 256]
     check(table, model)
     # 200 rows of 2 bytes in room for 256, and all of it is counted.
@@ -209,7 +209,7 @@ def test_snapshots_stay_what_they_were():
     table = model.table()
     kept = []
     for step in range(12):
-        kept.append((table._state, model.rows()))
+        kept.append((table.snapshot, model.rows()))
         vectors = quarters(1 + step % 3, 8, step)
         if step % 4 == 3:
             ids = torch.tensor([0, len(model.tiers) - 1, 9])
@@ -244,7 +244,7 @@ def test_more_extents_than_the_kernels_take():
         vectors = quarters(1, 8, step)
         table.append(vectors, step % 2)
         model.append(vectors, step % 2)
-        most = max(most, len(table._state.parts))
+        most = max(most, len(table.snapshot.arrays))
     assert most == 256
     check(table, model)
 
@@ -270,10 +270,10 @@ def test_float_types_and_strides():
 def test_nothing_to_do():
     model = Model(**LAYOUTS["no ids"])
     table = model.table()
-    state = table._state
+    state = table.snapshot
     assert table.append(torch.zeros(0, 4)).tolist() == []
     table.update(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
-    assert table._state is state
+    assert table.snapshot is state
     check(table, model)
 
 
@@ -335,10 +335,10 @@ def test_refused_ids(ids, error, match):
     built = CompactTable.from_codes(
         Tiers.from_sizes((5,)), [torch.zeros(5, 2, dtype=torch.int64)], [torch.randn(2, 4, 1)], (0,), (4,), 2
     )
-    state = built._state
+    state = built.snapshot
     with pytest.raises(error, match=match):
         built.update(ids, VECTORS)
-    assert built._state is state
+    assert built.snapshot is state
 
 
 def test_padding_stays_zero():
@@ -430,7 +430,7 @@ def test_instruction_sets_read_extents_alike(isa):
             for tier in (0, table.num_tiers - 1, 0):
                 table.append(quarters(70, model.embedding_dim, tier), tier)
             ids = torch.randint(0, table.num_embeddings, (3000,))
-            assert torch.equal(table.lookup(ids), reference.lookup(ids, table._lookup.parts))
+            assert torch.equal(table.lookup(ids), reference.lookup(ids, table.snapshot.lookup.table))
     finally:
         ops.set_native_isa(before)
 

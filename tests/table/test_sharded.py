@@ -86,7 +86,7 @@ def test_a_shard_that_is_cut_short_swapped_or_of_another_freeze(tmp_path):
         ("shards", 7, "'shards' must be a list"),
         ("shards", [[2**40, 0], [0, 2**40]], "'shards' has"),
         ("shards", [[100]], "'shards' must have 2 entries"),
-        ("sizes", [2**47, 900], "'shards' has"),
+        ("sizes", [2**47, 900], "'sizes'[0] must be a whole number in 0 .. 1000"),
         ("num_subspaces", [4, 2**40], "num_subspaces"),
         ("num_centroids", [16, 600], "tensor 'codes.1' must have shape"),
         ("surplus", 1, "unexpected config entries"),
@@ -112,7 +112,7 @@ def test_a_configuration_that_is_no_object(tmp_path, name):
 
 
 def test_an_index_and_shards_that_claim_more_rows_than_there_are(tmp_path):
-    _, set_name = write(tmp_path / "t", (0, N))
+    _, set_name = write(tmp_path / "t", (0, N), ordered=True)
     metadata, tensors = read_raw(tmp_path / "t" / INDEX)
     config = {**json.loads(metadata["config"]), "sizes": [2**45, 900], "shards": [[2**45, 900]]}
     config["num_embeddings"] = 2**45 + 900
@@ -142,7 +142,7 @@ def test_ids_cannot_be_appended_to_a_folder(tmp_path):
 
 def test_rows_that_do_not_add_up_are_no_shard(tmp_path):
     with pytest.raises(ValueError, match="bytes compared with the sizes of the tensors"):
-        write_shard(tmp_path, new_set(), 0, [(3, 2)], [torch.zeros(2, 2, dtype=torch.uint8)])
+        write_shard(tmp_path, new_set(), 0, {"codes.0": (torch.uint8, (3, 2))}, [torch.zeros(2, 2, dtype=torch.uint8)])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -174,7 +174,7 @@ BOOK = torch.zeros(2, 8, 3)
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        ({"codes": CODES[:1]}, ValueError, "codes must have one entry a tier, 2, got 1"),
+        ({"codes": CODES[:1]}, ValueError, "codes must have one entry per tier, 2, got 1"),
         ({"codebook_of": (0,)}, ValueError, "codebook_of must have one entry"),
         ({"num_centroids": (8, 4, 2)}, ValueError, "num_centroids must have one entry"),
         ({"codes": [CODES[0], CODES[0]]}, ValueError, r"tier 1 must have shape \(4, num_subspaces\)"),

@@ -203,7 +203,7 @@ BAD = {
     "lists for other queries": (
         lambda t: t.topk(torch.ones(3, 8), 3, exclude=[torch.tensor([1])]),
         ValueError,
-        "one such tensor a query, 3, got 1",
+        "one such tensor per query, 3, got 1",
     ),
     "rows for other queries": (
         lambda t: t.topk(torch.ones(3, 8), 3, exclude=torch.ones(2, 4, dtype=torch.int64)),

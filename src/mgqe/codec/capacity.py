@@ -1,4 +1,4 @@
-"""Capacity: how many subspaces and centroids each tier gets, and which codebook it reads.
+"""Tier shapes and capacity: how many subspaces and centroids each tier gets, and which codebook it reads.
 
 The paper varies a tier's capacity in two ways (MGQE, arXiv 2002.08530, section 2.2): fewer centroids for the
 tail (``capacity="centroids"``, the tail chooses among the first K_g of the same K_1 centroids), or fewer
@@ -14,56 +14,141 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mgqe.checks.scalars import as_int, as_ints, is_sequence
+from mgqe.codec.packing import bits_for, row_bytes
+from mgqe.ops.packed_format import MAX_CENTROIDS
 
 MIN_CENTROIDS = 2
-MAX_CENTROIDS = 65_536
 DEFAULT_HEAD_CENTROIDS = 256
 DEFAULT_TAIL_CENTROIDS = 64
 CAPACITIES = ("centroids", "subspaces", "both")
 
 
 @dataclass(frozen=True)
-class Capacity:
+class TierShape:
+    """One tier in numbers.
+
+    Attributes:
+        ids: n_g, how many ids it has.
+        num_subspaces: D_g.
+        num_centroids: K_g: it chooses among the first K_g of its codebook.
+        codebook: the number of the codebook that it reads.
+    """
+
+    ids: int
+    num_subspaces: int
+    num_centroids: int
+    codebook: int = 0
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return bits_for(self.num_centroids)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of an id's packed codes."""
+        return row_bytes(self.num_subspaces, self.bits)
+
+    def describe(self) -> str:
+        """The tier in a few words, for reports."""
+        return f"{self.ids:,} ids x {self.num_subspaces} of {self.num_centroids}"
+
+
+def tier_shapes(
+    sizes: Sequence[int], num_subspaces: Sequence[int], num_centroids: Sequence[int], codebook_of: Sequence[int]
+) -> tuple[TierShape, ...]:
+    """Tier shapes from lists with one entry per tier; raises ValueError where their lengths differ."""
+    if len({len(sizes), len(num_subspaces), len(num_centroids), len(codebook_of)}) > 1:
+        raise ValueError(
+            f"expected one entry per tier, got sizes {tuple(sizes)}, num_subspaces {tuple(num_subspaces)}, "
+            f"num_centroids {tuple(num_centroids)} and codebooks {tuple(codebook_of)}"
+        )
+    return tuple(map(TierShape, sizes, num_subspaces, num_centroids, codebook_of))
+
+
+class OfTiers:
+    """Something that has tier shapes, with the numbers of all tiers as tuples."""
+
+    tiers: tuple[TierShape, ...]
+
+    @property
+    def num_tiers(self) -> int:
+        """m."""
+        return len(self.tiers)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The ids of each tier."""
+        return tuple(tier.ids for tier in self.tiers)
+
+    @property
+    def num_subspaces(self) -> tuple[int, ...]:
+        """D_g of each tier."""
+        return tuple(tier.num_subspaces for tier in self.tiers)
+
+    @property
+    def num_centroids(self) -> tuple[int, ...]:
+        """K_g of each tier."""
+        return tuple(tier.num_centroids for tier in self.tiers)
+
+    @property
+    def codebook_of(self) -> tuple[int, ...]:
+        """The codebook of each tier."""
+        return tuple(tier.codebook for tier in self.tiers)
+
+    def describe(self) -> str:
+        """All tiers in a few words, for reports."""
+        return "; ".join(tier.describe() for tier in self.tiers)
+
+
+@dataclass(frozen=True)
+class Capacity(OfTiers):
     """What each tier may use.
 
     Attributes:
         embedding_dim: d.
-        num_subspaces: D_g of each tier.
-        num_centroids: K_g of each tier.
+        tiers: the shape of each tier.
         share_codebook: all tiers choose from codebook 0; otherwise tier g has codebook g.
         share_subspaces: a codebook holds one set of centroids for all of its subspaces.
     """
 
     embedding_dim: int
-    num_subspaces: tuple[int, ...]
-    num_centroids: tuple[int, ...]
+    tiers: tuple[TierShape, ...]
     share_codebook: bool = True
     share_subspaces: bool = False
 
+    @classmethod
+    def of(
+        cls,
+        embedding_dim: int,
+        sizes: Sequence[int],
+        num_subspaces: Sequence[int],
+        num_centroids: Sequence[int],
+        share_codebook: bool = True,
+        share_subspaces: bool = False,
+    ) -> Capacity:
+        """From the ids, D_g and K_g of each tier; raises ValueError where they do not fit together."""
+        codebook_of = [0 if share_codebook else g for g in range(len(sizes))]
+        tiers = tier_shapes(sizes, num_subspaces, num_centroids, codebook_of)
+        return cls(embedding_dim, tiers, share_codebook, share_subspaces)
+
     def __post_init__(self) -> None:
-        if len(self.num_subspaces) != len(self.num_centroids):
-            raise ValueError(
-                f"expected one entry a tier, got num_subspaces {self.num_subspaces} "
-                f"and num_centroids {self.num_centroids}"
-            )
-        for subspaces in self.num_subspaces:
-            if subspaces < 1 or self.embedding_dim % subspaces:
+        for tier in self.tiers:
+            if tier.num_subspaces < 1 or self.embedding_dim % tier.num_subspaces:
                 raise ValueError(
-                    f"embedding_dim={self.embedding_dim} is not divisible into num_subspaces={subspaces}: "
+                    f"embedding_dim={self.embedding_dim} is not divisible into num_subspaces={tier.num_subspaces}: "
                     f"choose one of {divisors(self.embedding_dim)}"
                 )
-        for centroids in self.num_centroids:
-            if not MIN_CENTROIDS <= centroids <= MAX_CENTROIDS:
-                raise ValueError(f"num_centroids must be from {MIN_CENTROIDS} to {MAX_CENTROIDS}, got {centroids}")
+            if not MIN_CENTROIDS <= (k := tier.num_centroids) <= MAX_CENTROIDS:
+                raise ValueError(f"num_centroids must be from {MIN_CENTROIDS} to {MAX_CENTROIDS}, got {k}")
         if not self.share_codebook:
             return
         finest = max(self.num_subspaces)
-        for subspaces in self.num_subspaces:
-            if finest % subspaces:
-                raise ValueError(
-                    f"with share_codebook=True every tier's num_subspaces must divide the largest, "
-                    f"got {self.num_subspaces}: use powers of two, or share_codebook=False"
-                )
+        if any(finest % subspaces for subspaces in self.num_subspaces):
+            raise ValueError(
+                f"with share_codebook=True every tier's num_subspaces must divide the largest, "
+                f"got {self.num_subspaces}: use powers of two, or share_codebook=False"
+            )
         if self.share_subspaces and min(self.num_subspaces) != finest:
             raise ValueError(
                 f"share_subspaces=True with share_codebook=True needs the same num_subspaces in every tier, "
@@ -71,35 +156,25 @@ class Capacity:
             )
 
     @property
-    def num_tiers(self) -> int:
-        """m."""
-        return len(self.num_subspaces)
-
-    @property
-    def codebook_of(self) -> tuple[int, ...]:
-        """The codebook that each tier reads."""
-        return tuple(0 if self.share_codebook else g for g in range(self.num_tiers))
-
-    @property
     def codebook_shapes(self) -> tuple[tuple[int, int, int], ...]:
-        """(subspaces or 1, centroids, dimensions) of each codebook that is held."""
+        """(subspaces or 1, centroids, dimensions) of each codebook."""
         if self.share_codebook:
-            groups = [(max(self.num_subspaces), max(self.num_centroids))]
+            sizes = [(max(self.num_subspaces), max(self.num_centroids))]
         else:
-            groups = list(zip(self.num_subspaces, self.num_centroids, strict=True))
+            sizes = [(tier.num_subspaces, tier.num_centroids) for tier in self.tiers]
         return tuple(
             (1 if self.share_subspaces else subspaces, centroids, self.embedding_dim // subspaces)
-            for subspaces, centroids in groups
+            for subspaces, centroids in sizes
         )
 
 
 def divisors(number: int) -> list[int]:
-    """All divisors of a positive number, ascending."""
+    """All divisors of a positive number, in ascending order."""
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def default_num_subspaces(embedding_dim: int) -> int:
-    """Two dimensions a subspace where d is even (the default that measured best, docs/method.md), else d."""
+    """Two dimensions per subspace where d is even (the default that measured best, docs/method.md), else d."""
     return embedding_dim // 2 if embedding_dim % 2 == 0 else embedding_dim
 
 
@@ -113,10 +188,10 @@ def resolve_capacity(
     share_codebook: bool,
     share_subspaces: bool,
 ) -> Capacity:
-    """The user's arguments -> one checked :class:`Capacity`.
+    """One checked :class:`Capacity` from the user's arguments.
 
-    A ``num_centroids`` that is given must not exceed what a tier can use, its number of distinct vectors
-    (its ids, times the subspaces where they share a codebook); one left to the default is cut to that.
+    A tier cannot use more centroids than it has distinct vectors (its ids, times the subspaces where they share a
+    codebook): a larger ``num_centroids`` is an error, and the default is cut to that number.
 
     Raises:
         ValueError: sizes, subspaces, centroids and ``capacity`` do not fit together.
@@ -165,7 +240,7 @@ def resolve_capacity(
             f'capacity="subspaces" varies the subspaces, so num_centroids must be one number, got '
             f'{centroids}: use capacity="centroids" or "both"'
         )
-    return Capacity(embedding_dim, subspaces, centroids, share_codebook, share_subspaces)
+    return Capacity.of(embedding_dim, tier_sizes, subspaces, centroids, share_codebook, share_subspaces)
 
 
 def per_tier(value: int | Sequence[int], tiers: int, name: str) -> tuple[int, ...]:
@@ -176,5 +251,5 @@ def per_tier(value: int | Sequence[int], tiers: int, name: str) -> tuple[int, ..
         raise TypeError(f"{name} must be a whole number, or one per tier, got {value!r}") from error
     if len(values) != tiers:
         there = "is 1 tier" if tiers == 1 else f"are {tiers} tiers"
-        raise ValueError(f"{name} has {len(values)} entries, but there {there}: give one a tier")
+        raise ValueError(f"{name} has {len(values)} entries, but there {there}: give one per tier")
     return values

@@ -1,7 +1,7 @@
 """The papers' equations as pure tensor functions.
 
 DPQ: Chen et al., ICML'20, arXiv 1908.09756. MGQE: Kang et al., WWW'20, arXiv 2002.08530.
-Notation: n rows of d dimensions, D subspaces of s = d / D, K centroids a subspace. A codebook is stored as
+Notation: n rows of d dimensions, D subspaces of s = d / D, K centroids per subspace. A codebook is stored as
 (Dc, Kc, sc): Dc = D subspaces, or 1 where all subspaces share one, or a multiple of D where a tier reads
 several neighbouring subspaces with one code.
 """
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from mgqe import ops
 
-# Which tier each row of a batch is in: sizes, where rows of a tier lie together; else each row's tier (u,).
+# Which tier each row of a batch is in: the sizes of the tiers, where their rows lie one tier after another; else each
+# row's tier (u,).
 Groups = Union[Sequence[int], Tensor]  # noqa: UP007  Evaluated on import, which Python 3.10's | does not do here.
 
 
@@ -24,7 +25,7 @@ def tier_codebook(codebook: Tensor, num_subspaces: int, num_centroids: int) -> T
     """The centroids that a tier of D_g subspaces and K_g centroids chooses among.
 
     Args:
-        codebook: (Dc, Kc, sc), as held.
+        codebook: (Dc, Kc, sc), whole.
         num_subspaces: D_g; equals Dc, or divides it (one code then picks the same index in Dc / D_g
             neighbouring subspaces), or Dc is 1 (one codebook for all subspaces).
         num_centroids: K_g <= Kc; a tier uses the first K_g.
@@ -33,14 +34,14 @@ def tier_codebook(codebook: Tensor, num_subspaces: int, num_centroids: int) -> T
         (D_g, K_g, s_g) with s_g = sc * max(1, Dc / D_g); a view where that is possible.
     """
     first = codebook[:, :num_centroids]
-    held, _, width = codebook.shape
-    if held == num_subspaces:
+    pieces, _, width = codebook.shape
+    if pieces == num_subspaces:
         return first
-    if held == 1:
+    if pieces == 1:
         return first.expand(num_subspaces, -1, -1)
-    pieces = held // num_subspaces
-    grouped = first.reshape(num_subspaces, pieces, num_centroids, width)
-    return grouped.transpose(1, 2).reshape(num_subspaces, num_centroids, pieces * width)
+    per_code = pieces // num_subspaces
+    grouped = first.reshape(num_subspaces, per_code, num_centroids, width)
+    return grouped.transpose(1, 2).reshape(num_subspaces, num_centroids, per_code * width)
 
 
 def nearest_codes(rows: Tensor, codebook: Tensor, num_subspaces: int, num_centroids: int) -> Tensor:
@@ -69,8 +70,8 @@ def commitment_loss(rows: Tensor, quantized: Tensor, counts: Tensor) -> Tensor:
     """Mean over ids and dimensions of ||q - sg(c)||^2, each distinct id weighted by its count in the batch.
 
     Args:
-        rows, quantized: (u, d), one row a distinct id.
-        counts: (u,) how often each id came.
+        rows, quantized: (u, d), one row per distinct id.
+        counts: (u,) how often each id occurs.
     """
     weights = counts.to(rows.dtype) / (counts.sum().clamp(min=1) * rows.shape[-1])
     return ((rows - quantized.detach()).square().sum(-1) * weights).sum()
@@ -96,7 +97,7 @@ def responses(rows: Tensor, keys: Tensor) -> Tensor:
 
 
 def normalize_responses(scores: Tensor, mean: Tensor, variance: Tensor, eps: float = 1e-5) -> Tensor:
-    """Batch normalisation without scale and shift, statistics a (subspace, centroid): (n, D, K) -> (n, D, K)."""
+    """Batch normalisation without scale and shift, statistics per subspace and centroid: (n, D, K) -> (n, D, K)."""
     return (scores - mean) * torch.rsqrt(variance + eps)
 
 
@@ -143,7 +144,7 @@ def int8_scales(codebook: Tensor) -> Tensor:
 def round_centroids(codebook: Tensor, centroid_dtype: str) -> Tensor:
     """Centroids as a frozen table of ``centroid_dtype`` will decode them: (Dc, Kc, sc) -> the same shape.
 
-    The gradient passes straight through the rounding, so that training sees what is served.
+    The gradient passes straight through the rounding, so that training sees the values that look-ups will return.
     """
     if centroid_dtype == "float32":
         return codebook

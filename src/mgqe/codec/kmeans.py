@@ -22,7 +22,7 @@ MAX_SAMPLE_ROWS = 65_536
 ROWS_PER_CENTROID = 64
 WORK_LIMIT = 5e11  # multiply-adds of one k-means, which bounds rows and iterations for huge codebooks
 SPREAD_ROWS = 16_384  # that k-means++ draws from
-FAR_MEAN = 16.0  # standard deviations; from here on sums of rows lose digits of what tells them apart
+FAR_MEAN = 16.0  # standard deviations; beyond this, sums of rows lose the digits in which the rows differ
 LEAST_PEAK, LARGEST_PEAK = 1e-12, 1e15  # between these squares and sums of squares stay in float32
 REVIVE_ROWS = 16_384
 REVIVE_EVERY = 100
@@ -30,12 +30,12 @@ REVIVE_EVERY = 100
 
 @dataclass(frozen=True)
 class KMeans:
-    """How hard to try.
+    """How much work a k-means does.
 
     Attributes:
         iterations: of Lloyd's algorithm, at most.
-        starts: how often to begin anew; every subspace keeps the best.
-        spread: begin every other time, the first included, with centroids far apart, by k-means++ (Arthur and
+        starts: how often to begin again; every subspace keeps its best result.
+        spread: begin every second time, the first included, with centroids far apart, by k-means++ (Arthur and
             Vassilvitskii, 2007), instead of on random rows.
     """
 
@@ -103,7 +103,7 @@ def start_codebooks(
     """Nested k-means: centroids fitted on the rows of the tiers that can reach them.
 
     In a shared codebook the first K_tail centroids are fitted on the tail's rows; then the others on the rows of
-    the tiers that reach further, with the first ones held. This beat one fit over all rows (docs/method.md).
+    the tiers that reach further, with the first ones fixed. This beat a single fit to all rows (docs/method.md).
 
     Args:
         rows: each tier's rows (n_g, d) float32, or a sample of them.
@@ -111,22 +111,21 @@ def start_codebooks(
         generator: on the CPU; the result depends on nothing else.
 
     Returns:
-        one (Dc, Kc, sc) tensor a codebook.
+        one (Dc, Kc, sc) tensor per codebook.
     """
     books = []
     for number, shape in enumerate(capacity.codebook_shapes):
-        tiers = [g for g, book in enumerate(capacity.codebook_of) if book == number]
-        device = rows[tiers[0]].device
-        book = torch.empty(shape[0], 0, shape[2], dtype=torch.float32, device=device)
-        for reach in sorted({capacity.num_centroids[g] for g in tiers}):
-            parts = [(rows[g], capacity.num_subspaces[g]) for g in tiers if capacity.num_centroids[g] == reach]
-            book = kmeans(parts, book, reach, generator, effort)
+        readers = [(tier, rows[g]) for g, tier in enumerate(capacity.tiers) if tier.codebook == number]
+        book = torch.empty(shape[0], 0, shape[2], dtype=torch.float32, device=readers[0][1].device)
+        for reach in sorted({tier.num_centroids for tier, _ in readers}):
+            groups = [(rows_g, tier.num_subspaces) for tier, rows_g in readers if tier.num_centroids == reach]
+            book = kmeans(groups, book, reach, generator, effort)
         books.append(book.contiguous())
     return books
 
 
 def sample_size(num_centroids: int, embedding_dim: int) -> int:
-    """Rows of a tier that a k-means looks at: enough a centroid, but no more than it can go over once."""
+    """Rows of a tier that a k-means looks at: enough per centroid, but no more than it can go over once."""
     wanted = max(MAX_SAMPLE_ROWS, ROWS_PER_CENTROID * num_centroids)
     return max(num_centroids, min(wanted, int(WORK_LIMIT / (num_centroids * embedding_dim))))
 
@@ -137,58 +136,58 @@ def revive_size(num_centroids: int) -> int:
 
 
 def revive_interval(num_rows: int) -> int:
-    """Training passes between two looks for dead centroids among so many rows: the cost a pass stays the same."""
+    """Training passes between two looks for dead centroids among so many rows: the cost per pass stays the same."""
     return REVIVE_EVERY * max(1, math.ceil(num_rows / REVIVE_ROWS))
 
 
 def kmeans(
-    parts: Sequence[tuple[Tensor, int]],
-    held: Tensor,
+    groups: Sequence[tuple[Tensor, int]],
+    fixed: Tensor,
     num_centroids: int,
     generator: torch.Generator,
     effort: KMeans = KMEANS,
 ) -> Tensor:
-    """Lloyd's algorithm with the first centroids held, over groups of rows that may use unequal subspaces.
+    """Lloyd's algorithm with the first centroids fixed, on groups of rows that may have different subspaces.
 
     Args:
-        parts: (rows (n, d), num_subspaces) pairs that share the codebook.
-        held: (Dc, H, sc) centroids that take part but do not move.
+        groups: (rows (n, d), num_subspaces) pairs that share the codebook.
+        fixed: (Dc, H, sc) centroids that rows may choose, but that do not move.
         num_centroids: K, of which K - H are fitted.
 
     Returns:
         (Dc, K, sc); centroids that no row chooses sit on random rows.
     """
-    width = held.shape[2]
+    width = fixed.shape[2]
     sampled = [
-        (draw_rows(rows, sample_size(num_centroids, rows.shape[1]), generator), subspaces) for rows, subspaces in parts
+        (draw_rows(rows, sample_size(num_centroids, rows.shape[1]), generator), subspaces) for rows, subspaces in groups
     ]
     pieces = torch.cat([split_pieces(rows, width) for rows, _ in sampled])
-    frame = Frame.of(pieces, held.shape[0])
+    frame = Frame.of(pieces, fixed.shape[0])
     if frame is None:
-        return _fit(sampled, pieces, held, num_centroids, generator, effort)
+        return _fit(sampled, pieces, fixed, num_centroids, generator, effort)
     sampled = [(frame.rows(rows), subspaces) for rows, subspaces in sampled]
     pieces = torch.cat([split_pieces(rows, width) for rows, _ in sampled])
-    book = frame.leave(_fit(sampled, pieces, frame.enter(held), num_centroids, generator, effort))
-    return torch.cat([held, book[:, held.shape[1] :]], dim=1)
+    book = frame.leave(_fit(sampled, pieces, frame.enter(fixed), num_centroids, generator, effort))
+    return torch.cat([fixed, book[:, fixed.shape[1] :]], dim=1)
 
 
 def _fit(
     sampled: Sequence[tuple[Tensor, int]],
     pieces: Tensor,
-    held: Tensor,
+    fixed: Tensor,
     num_centroids: int,
     generator: torch.Generator,
     effort: KMeans,
 ) -> Tensor:
     """:func:`kmeans` of rows that are sampled already; ``pieces`` are theirs."""
-    count, new = held.shape[0], num_centroids - held.shape[1]
-    best, least = held, held.new_full((1,), float("inf"))
+    count, new = fixed.shape[0], num_centroids - fixed.shape[1]
+    best, least = fixed, fixed.new_full((1,), float("inf"))
     for number in range(effort.starts):
         if effort.spread and number % 2 == 0:
-            start = spread_pieces(pieces, held, new, generator)
+            start = spread_pieces(pieces, fixed, new, generator)
         else:
             start = draw_pieces(pieces, count, new, generator)
-        book = _lloyd(sampled, pieces, torch.cat([held, start], dim=1), held, generator, effort.iterations)
+        book = _lloyd(sampled, pieces, torch.cat([fixed, start], dim=1), fixed, generator, effort.iterations)
         if effort.starts == 1:
             return book
         errors = _errors(sampled, book)
@@ -212,13 +211,13 @@ def _lloyd(
     sampled: Sequence[tuple[Tensor, int]],
     pieces: Tensor,
     book: Tensor,
-    held: Tensor,
+    fixed: Tensor,
     generator: torch.Generator,
     iterations: int,
 ) -> Tensor:
-    """Lloyd's algorithm from the centroids in ``book`` (Dc, K, sc), of which the first stay as ``held``."""
+    """Lloyd's algorithm from the centroids in ``book`` (Dc, K, sc), of which the first stay as ``fixed``."""
     count, num_centroids, _ = book.shape
-    first = held.shape[1]
+    first = fixed.shape[1]
     work = pieces.numel() * num_centroids
     for _ in range(max(1, min(iterations, int(WORK_LIMIT / max(1, work))))):
         sums = torch.zeros_like(book)
@@ -231,7 +230,7 @@ def _lloyd(
         fitted = sums / counts.clamp(min=1).unsqueeze(-1)
         spare = draw_pieces(pieces, count, num_centroids, generator)
         fitted = torch.where((counts > 0).unsqueeze(-1), fitted, spare)
-        fitted[:, :first] = held
+        fitted[:, :first] = fixed
         book = fitted
     return book
 
@@ -268,7 +267,7 @@ def draw_pieces(pieces: Tensor, count: int, num: int, generator: torch.Generator
     if rows == 0:
         return noise * 0.01
     repeats = math.ceil(num / rows)
-    # Each subspace draws on its own: otherwise revived centroids of all subspaces come from one row.
+    # Each subspace draws for itself, so that its revived centroids do not all come from the rows of another.
     picks = [
         torch.cat([torch.randperm(rows, generator=generator, device="cpu")[:num] for _ in range(repeats)])[:num]
         if rows <= 4 * num
@@ -289,40 +288,40 @@ def _spread(pieces: Tensor) -> Tensor:
     return torch.where(spread.isfinite(), spread, scaled)
 
 
-def spread_pieces(pieces: Tensor, held: Tensor, num: int, generator: torch.Generator) -> Tensor:
+def spread_pieces(pieces: Tensor, fixed: Tensor, num: int, generator: torch.Generator) -> Tensor:
     """Starting centroids by k-means++: each a piece drawn by its squared distance to the nearest one so far.
 
     Args:
         pieces: (n, D, sc) pieces of rows, of which at most ``SPREAD_ROWS`` are looked at.
-        held: (Dc, H, sc) centroids that are there already.
+        fixed: (Dc, H, sc) centroids that are there already.
         num: how many more.
 
     Returns:
         (Dc, num, sc); random ones, as :func:`draw_pieces`, where there are too few rows.
     """
-    if held.shape[0] == 1 and pieces.shape[1] != 1:
+    if fixed.shape[0] == 1 and pieces.shape[1] != 1:
         pieces = pieces.reshape(-1, 1, pieces.shape[-1])
     if len(pieces) <= num or num == 0:
-        return draw_pieces(pieces, held.shape[0], num, generator)
+        return draw_pieces(pieces, fixed.shape[0], num, generator)
     points = draw_rows(pieces, SPREAD_ROWS, generator).transpose(0, 1).contiguous()
     count, n, width = points.shape
     every = torch.arange(count, device=points.device)
     near = torch.full((count, n), float("inf"), dtype=torch.float32, device=points.device)
-    for k in range(held.shape[1]):
-        near = torch.minimum(near, (points - held[:, k : k + 1]).square().sum(-1))
+    for k in range(fixed.shape[1]):
+        near = torch.minimum(near, (points - fixed[:, k : k + 1]).square().sum(-1))
     chosen = torch.empty(count, num, width, dtype=torch.float32, device=points.device)
     for k in range(num):
-        weights = near if k or held.shape[1] else torch.ones_like(near)
+        weights = near if k or fixed.shape[1] else torch.ones_like(near)
         below = weights.cumsum(1)
         draw = torch.rand(count, 1, generator=generator, dtype=torch.float32, device="cpu").to(points.device)
-        place = torch.searchsorted(below, draw * below[:, -1:]).squeeze(1).clamp(max=n - 1)
-        chosen[:, k] = points[every, place]
+        drawn = torch.searchsorted(below, draw * below[:, -1:]).squeeze(1).clamp(max=n - 1)
+        chosen[:, k] = points[every, drawn]
         near = torch.minimum(near, (points - chosen[:, k : k + 1]).square().sum(-1))
     return chosen
 
 
 def revive(book: Tensor, uses: Tensor, rows: Tensor, generator: torch.Generator) -> int:
-    """Put each centroid that no row chose on a random row's piece, in place.
+    """Move each centroid that no row chose onto the piece of a random row, in place.
 
     Args:
         book: (Dc, Kc, sc), changed in place.

@@ -1,72 +1,103 @@
-"""How a compact table is laid out: its plain numbers, the parts that must fit them, and checks of both.
+"""How a frozen table is laid out: its plain numbers, and the name, type and shape of every tensor that goes with them.
 
-docs/format.md describes the same things for readers in other languages.
+Whatever writes, reads, counts or freezes a table takes them from here. docs/format.md describes the same things for
+readers in other languages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
-from mgqe.checks.scalars import as_ints, optional_int
-from mgqe.codec.equations import int8_scales
-from mgqe.codec.packing import MAX_BITS, bits_for, pack, spare_bits_are_zero
-from mgqe.codec.tiers import (
-    BLOCK_BITS,
-    MAX_MAPPED_IDS,
-    MAX_TIERS,
-    WORDS_PER_BLOCK,
-    TierMap,
-    Tiers,
-    block_counts,
-    build_tier_map,
-    level_lengths,
-    ranks_of,
-    unpack_bits,
-)
+from mgqe.codec.capacity import Capacity, OfTiers, TierShape, tier_shapes
+from mgqe.codec.tier_map import MAX_MAPPED_IDS, map_order
+from mgqe.codec.tiers import Tiers
+from mgqe.files.container import Shapes, encode_header
 from mgqe.files.reader import MAX_DIM, MAX_ROWS, Config, Reader
-from mgqe.ops import max_code
+from mgqe.ops.packed_format import BLOCK_BITS, MAX_CENTROIDS, MAX_TIERS, WORDS_PER_BLOCK, level_lengths
 
 KIND = "compact"  # the name under which files record such a table
 CENTROID_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
 
+# Names of the tensors, by the number of the tier, codebook or level of the tier map; docs/format.md describes each.
+CODES, CENTROIDS, SCALES = "codes.{}", "centroids.{}", "scales.{}"
+MAP_BITS, MAP_RANKS = "tier_map.bits.{}", "tier_map.ranks.{}"
+FALLBACK = "fallback"  # the vector of unknown ids, which few tables have
+
 
 @dataclass(frozen=True)
-class CompactConfig:
-    """The plain numbers of a :class:`CompactTable`; one entry a tier where it says so.
+class TableLayout(OfTiers):
+    """The plain numbers of a :class:`CompactTable`.
 
     Attributes:
-        num_embeddings: N, rows.
         embedding_dim: d.
-        sizes: ids of each tier, summing to N.
-        num_subspaces: D_g of each tier.
-        num_centroids: K_g of each tier: it chooses among the first K_g of its codebook.
-        codebook_of: the codebook of each tier.
+        tiers: the shape of each tier.
         centroid_dtype: "float32", "float16" or "int8".
         padding_idx: the id that looks up as zeros, or None.
         order: the tiers in the order in which the tier map splits them off; None for ids in frequency order.
     """
 
-    num_embeddings: int
     embedding_dim: int
-    sizes: tuple[int, ...]
-    num_subspaces: tuple[int, ...]
-    num_centroids: tuple[int, ...]
-    codebook_of: tuple[int, ...]
+    tiers: tuple[TierShape, ...]
     centroid_dtype: str
-    padding_idx: int | None
-    order: tuple[int, ...] | None
+    padding_idx: int | None = None
+    order: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.centroid_dtype not in CENTROID_DTYPES:
+            raise ValueError(f"centroid_dtype must be one of {sorted(CENTROID_DTYPES)}, got {self.centroid_dtype!r}")
+
+    @classmethod
+    def of(cls, tiers: Tiers, capacity: Capacity, centroid_dtype: str, padding_idx: int | None) -> TableLayout:
+        """The layout that a layer of these tiers and this capacity freezes to."""
+        return cls(capacity.embedding_dim, capacity.tiers, centroid_dtype, padding_idx, map_order(tiers))
+
+    @property
+    def num_embeddings(self) -> int:
+        """N, the ids of all tiers."""
+        return sum(self.sizes)
+
+    @property
+    def num_codebooks(self) -> int:
+        """How many codebooks the tiers read."""
+        return 1 + max(self.codebook_of)
 
     @property
     def bits(self) -> tuple[int, ...]:
         """Bits of a code in each tier."""
-        return tuple(bits_for(k) for k in self.num_centroids)
+        return tuple(tier.bits for tier in self.tiers)
+
+    def resized(self, sizes: Sequence[int], order: tuple[int, ...] | None) -> TableLayout:
+        """The same layout for tiers of other sizes, split off in this order."""
+        tiers = tuple(replace(tier, ids=n) for tier, n in zip(self.tiers, sizes, strict=True))
+        return replace(self, tiers=tiers, order=order)
+
+    # ---- tensors -----------------------------------------------------------------------------------------
+
+    def code_tensors(self, sizes: Sequence[int] | None = None) -> Shapes:
+        """Name -> (type, shape) of the tensors of codes; ``sizes`` are the rows of each tier, by default all."""
+        rows = self.sizes if sizes is None else sizes
+        return {CODES.format(g): (torch.uint8, (rows[g], tier.row_bytes)) for g, tier in enumerate(self.tiers)}
+
+    def tensors(self, codebook_shapes: Sequence[tuple[int, ...]]) -> Shapes:
+        """Name -> (type, shape) of every tensor of such a table, whose codebooks have these shapes (Dc, Kc, sc)."""
+        shapes = dict(self.code_tensors())
+        for c, shape in enumerate(codebook_shapes):
+            shapes[CENTROIDS.format(c)] = (CENTROID_DTYPES[self.centroid_dtype], shape)
+            if self.centroid_dtype == "int8":
+                shapes[SCALES.format(c)] = (torch.float32, shape[:1])
+        for level, n in enumerate(level_lengths(self.sizes, self.order or ())):
+            blocks = -(-n // BLOCK_BITS)
+            shapes[MAP_BITS.format(level)] = (torch.int64, (blocks * WORDS_PER_BLOCK,))
+            shapes[MAP_RANKS.format(level)] = (torch.int32, (blocks,))
+        return shapes
+
+    # ---- configuration -----------------------------------------------------------------------------------
 
     @classmethod
-    def read(cls, reader: Reader) -> CompactConfig:
+    def read(cls, reader: Reader) -> TableLayout:
         """From a table's configuration; raises ValueError naming the entry that is wrong."""
         n = reader.integer("num_embeddings", 0, MAX_ROWS)
         d = reader.integer("embedding_dim", 1, MAX_DIM)
@@ -78,7 +109,7 @@ class CompactConfig:
                 f"got {m} summing to {sum(sizes)}"
             )
         num_subspaces = reader.integers("num_subspaces", 1, d, length=m)
-        num_centroids = reader.integers("num_centroids", 1, 1 << MAX_BITS, length=m)
+        num_centroids = reader.integers("num_centroids", 1, MAX_CENTROIDS, length=m)
         codebook_of = reader.integers("codebook_of", 0, m - 1, length=m)
         if set(codebook_of) != set(range(max(codebook_of) + 1)):
             raise ValueError(f"config entry 'codebook_of' leaves out a codebook: {list(codebook_of)}")
@@ -89,21 +120,22 @@ class CompactConfig:
             raise ValueError(f"config entry 'order' must be null or the tiers 0 .. {m - 1} in some order")
         if order is not None and n > MAX_MAPPED_IDS:
             raise ValueError(f"a tier map holds at most {MAX_MAPPED_IDS} ids, got num_embeddings={n}")
-        return cls(
-            n,
-            d,
-            sizes,
-            num_subspaces,
-            num_centroids,
-            codebook_of,
-            dtype,
-            padding_idx,
-            None if order is None else tuple(order),
-        )
+        tiers = tier_shapes(sizes, num_subspaces, num_centroids, codebook_of)
+        return cls(d, tiers, dtype, padding_idx, None if order is None else tuple(order))
 
     def to_json(self) -> Config:
         """Entries that JSON can write; :meth:`read` is the inverse."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return {
+            "num_embeddings": self.num_embeddings,
+            "embedding_dim": self.embedding_dim,
+            "sizes": list(self.sizes),
+            "num_subspaces": list(self.num_subspaces),
+            "num_centroids": list(self.num_centroids),
+            "codebook_of": list(self.codebook_of),
+            "centroid_dtype": self.centroid_dtype,
+            "padding_idx": self.padding_idx,
+            "order": None if self.order is None else list(self.order),
+        }
 
 
 def _is_permutation(order: Sequence[object], m: int) -> bool:
@@ -114,158 +146,7 @@ def _is_permutation(order: Sequence[object], m: int) -> bool:
     )
 
 
-def lay_out(
-    tiers: Tiers,
-    codes: Sequence[Tensor],
-    codebooks: Sequence[Tensor],
-    codebook_of: Sequence[int],
-    num_centroids: Sequence[int],
-    padding_idx: int | None,
-    centroid_dtype: str,
-) -> tuple[dict[str, Tensor], Config]:
-    """A table's tensors and configuration from unpacked codes; see :meth:`CompactTable.from_codes`."""
-    m, num_centroids = tiers.num_tiers, as_ints("num_centroids", num_centroids)
-    for name, given in (("codes", codes), ("codebook_of", codebook_of), ("num_centroids", num_centroids)):
-        if len(given) != m:
-            raise ValueError(f"{name} must have one entry a tier, {m}, got {len(given)}")
-    packed = []
-    for g, tier_codes in enumerate(codes):
-        if tier_codes.ndim != 2 or tier_codes.shape[0] != tiers.sizes[g] or tier_codes.shape[1] < 1:
-            raise ValueError(
-                f"codes of tier {g} must have shape ({tiers.sizes[g]}, num_subspaces), got {tuple(tier_codes.shape)}"
-            )
-        if tier_codes.numel() and int(tier_codes.max()) >= num_centroids[g]:
-            raise ValueError(f"tier {g} has num_centroids={num_centroids[g]}, but a code {int(tier_codes.max())}")
-        packed.append(pack(tier_codes.detach().cpu(), bits_for(num_centroids[g])))
-    subspaces = [c.shape[1] for c in codes]
-    tensors, config = lay_out_frame(
-        tiers, codebooks, codebook_of, subspaces, num_centroids, padding_idx, centroid_dtype
-    )
-    return {f"codes.{g}": c for g, c in enumerate(packed)} | tensors, config
-
-
-def lay_out_frame(
-    tiers: Tiers,
-    codebooks: Sequence[Tensor],
-    codebook_of: Sequence[int],
-    num_subspaces: Sequence[int],
-    num_centroids: Sequence[int],
-    padding_idx: int | None,
-    centroid_dtype: str,
-) -> tuple[dict[str, Tensor], Config]:
-    """The same without the codes: centroids, scales and tier map, and the configuration."""
-    if centroid_dtype not in CENTROID_DTYPES:
-        raise ValueError(f"centroid_dtype must be one of {sorted(CENTROID_DTYPES)}, got {centroid_dtype!r}")
-    if not codebooks or any(book.ndim != 3 for book in codebooks):
-        raise ValueError("codebooks must be tensors of shape (subspaces or 1, centroids, dimensions)")
-    codebook_of = as_ints("codebook_of", codebook_of)
-    if not all(0 <= c < len(codebooks) for c in codebook_of):
-        raise ValueError(f"codebook_of must name codebooks 0 .. {len(codebooks) - 1}, got {codebook_of}")
-    for number, book in enumerate(codebooks):
-        if not bool(torch.isfinite(book).all()):
-            raise ValueError(
-                f"codebook {number} holds NaN or infinity: if it was trained, lower the learning rate or go back to an "
-                "earlier checkpoint"
-            )
-    stored = [store_centroids(book, centroid_dtype) for book in codebooks]
-    tier_map = None if tiers.tier_of is None else build_tier_map(tiers)
-    first = codebooks[codebook_of[0]]
-    shared = first.shape[0] == 1
-    config = CompactConfig(
-        num_embeddings=tiers.num_embeddings,
-        embedding_dim=int(first.shape[2] * (num_subspaces[0] if shared else first.shape[0])),
-        sizes=tiers.sizes,
-        num_subspaces=as_ints("num_subspaces", num_subspaces),
-        num_centroids=as_ints("num_centroids", num_centroids),
-        codebook_of=codebook_of,
-        centroid_dtype=centroid_dtype,
-        padding_idx=optional_int("padding_idx", padding_idx),
-        order=tier_map.order if tier_map else None,
-    )
-    tensors: dict[str, Tensor] = {}
-    for c, (centroids, scales) in enumerate(stored):
-        tensors[f"centroids.{c}"] = centroids
-        if centroid_dtype == "int8":
-            tensors[f"scales.{c}"] = scales
-    tensors.update(map_tensors(tier_map))
-    return tensors, config.to_json()
-
-
-def store_centroids(codebook: Tensor, centroid_dtype: str) -> tuple[Tensor, Tensor]:
-    """A float codebook (Dc, Kc, sc) as it is kept, and its scales (Dc,) or an empty tensor."""
-    values = codebook.detach().cpu().to(torch.float32).clone(memory_format=torch.contiguous_format)
-    none = torch.empty(0, dtype=torch.float32, device="cpu")
-    if centroid_dtype == "float32":
-        return values, none
-    if centroid_dtype == "float16":
-        halves = values.to(torch.float16)
-        if not bool(torch.isfinite(halves).all()):
-            raise ValueError('centroids beyond 65504 do not fit float16: use centroid_dtype="int8" or "float32"')
-        return halves, none
-    scales = int8_scales(values)
-    return (values / scales).round().clamp(-127, 127).to(torch.int8), scales.reshape(-1)
-
-
-def check_codebook(tier: int, d: int, subspaces: int, num_centroids: int, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless a codebook of ``shape`` (Dc, Kc, sc) can serve the tier."""
-    pieces, held, width = shape
-    separate = pieces * width == d and pieces % subspaces == 0
-    shared = pieces == 1 and subspaces * width == d
-    if not (separate or shared):
-        raise ValueError(
-            f"tier {tier} has {subspaces} subspaces of embedding_dim={d}, which a codebook of shape "
-            f"(subspaces, centroids, dimensions) = {shape} cannot serve"
-        )
-    if num_centroids > held:
-        raise ValueError(f"tier {tier} has num_centroids={num_centroids}, but its codebook holds {held}")
-
-
-def check_codes(name: str, packed: Tensor, subspaces: int, num_centroids: int) -> None:
-    """Raise ValueError unless packed rows (n, row_bytes) hold codes below ``num_centroids`` and no spare bits.
-
-    Reads the rows only where they could hold anything else.
-    """
-    bits = bits_for(num_centroids)
-    if not spare_bits_are_zero(packed, subspaces, bits):
-        raise ValueError(f"tensor {name!r} has spare bits that are not zero")
-    if num_centroids < 1 << bits:
-        top = max_code(packed, subspaces, bits)
-        if top >= num_centroids:
-            raise ValueError(f"tensor {name!r} holds code {top}, but num_centroids is {num_centroids}")
-
-
-def map_tensors(tier_map: TierMap | None) -> dict[str, Tensor]:
-    """The named tensors of a tier map; none without one."""
-    if tier_map is None:
-        return {}
-    tensors = {f"tier_map.bits.{level}": t for level, t in enumerate(tier_map.bits)}
-    tensors.update({f"tier_map.ranks.{level}": t for level, t in enumerate(tier_map.ranks)})
-    return tensors
-
-
-def read_tier_map(reader: Reader, sizes: Sequence[int], order: tuple[int, ...]) -> TierMap:
-    """The inverse of :func:`map_tensors`; shapes follow from the tier sizes."""
-    bits, ranks = [], []
-    for level, n in enumerate(level_lengths(sizes, order)):
-        blocks = -(-n // BLOCK_BITS)
-        bits.append(reader.tensor(f"tier_map.bits.{level}", torch.int64, (blocks * WORDS_PER_BLOCK,)))
-        ranks.append(reader.tensor(f"tier_map.ranks.{level}", torch.int32, (blocks,)))
-    return TierMap(order, tuple(bits), tuple(ranks))
-
-
-def check_map(tier_map: TierMap, sizes: Sequence[int]) -> None:
-    """Raise ValueError unless the map sends each id to one tier and exactly sizes[g] ids to tier g.
-
-    A look-up trusts ranks: a wrong one would read past a tier's codes.
-    """
-    for level, n in enumerate(level_lengths(sizes, tier_map.order)):
-        words, tier = tier_map.bits[level].cpu(), tier_map.order[level]
-        blocks = block_counts(words)
-        ones = int(blocks.sum())
-        if ones != sizes[tier]:
-            raise ValueError(f"tensor 'tier_map.bits.{level}' marks {ones} ids, but tier {tier} has {sizes[tier]}")
-        last = n // 64
-        if bool(unpack_bits(words[last:], (words.numel() - last) * 64)[n - 64 * last :].any()):
-            raise ValueError(f"tensor 'tier_map.bits.{level}' marks ids beyond the {n} that are left")
-        if not torch.equal(ranks_of(blocks), tier_map.ranks[level].cpu()):
-            raise ValueError(f"tensor 'tier_map.ranks.{level}' disagrees with the bits it counts")
+def frozen_nbytes(tiers: Tiers, capacity: Capacity, padding_idx: int | None, centroid_dtype: str) -> int:
+    """Bytes of the file that ``mgqe.save`` writes of a layer of these tiers and this capacity once frozen, exactly."""
+    layout = TableLayout.of(tiers, capacity, centroid_dtype, padding_idx)
+    return encode_header(layout.tensors(capacity.codebook_shapes), KIND, layout.to_json())[1]

@@ -11,7 +11,8 @@ import sys
 import torch
 from torch import Tensor
 
-MAX_BITS = 16
+from mgqe.ops.packed_format import MAX_BITS, MAX_CENTROIDS
+
 GROUP = 8  # 8 codes of b bits fill b bytes exactly, so a group's layout repeats
 CHUNK_CODES = 1 << 15  # codes worked on at once: temporaries stay in cache, and below torch's grain for threads
 
@@ -21,8 +22,8 @@ def bits_for(num_centroids: int) -> int:
 
     Raises ValueError unless 1 <= num_centroids <= 65,536.
     """
-    if not 1 <= num_centroids <= 1 << MAX_BITS:
-        raise ValueError(f"num_centroids must be between 1 and {1 << MAX_BITS}, got {num_centroids}")
+    if not 1 <= num_centroids <= MAX_CENTROIDS:
+        raise ValueError(f"num_centroids must be between 1 and {MAX_CENTROIDS}, got {num_centroids}")
     return max(1, (num_centroids - 1).bit_length())
 
 
@@ -141,5 +142,5 @@ def _check_packed(packed: Tensor, num_subspaces: int, bits: int) -> None:
     width = row_bytes(num_subspaces, bits)
     if packed.ndim != 2 or packed.shape[1] != width:
         raise ValueError(
-            f"{num_subspaces} codes of {bits} bits take {width} bytes a row, got shape {tuple(packed.shape)}"
+            f"{num_subspaces} codes of {bits} bits take {width} bytes per row, got shape {tuple(packed.shape)}"
         )

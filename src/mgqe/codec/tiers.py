@@ -2,8 +2,7 @@
 
 Ids are sorted by training count, ties by id, and cut into m groups; tier 0 holds the most frequent ids.
 A frozen table has to find an id's tier and its rank inside the tier. When ids are already in frequency order
-the tiers are ranges and this costs nothing; otherwise :class:`TierMap` stores it in 1.125 bits an id for two
-tiers (one bit, plus a 32-bit count every 256 bits), not in the 32 bits of a row index.
+the tiers are ranges and this costs nothing; otherwise it holds a tier map (:mod:`mgqe.codec.tier_map`).
 """
 
 from __future__ import annotations
@@ -20,12 +19,7 @@ from torch import Tensor
 from mgqe.checks.ids import check_dense, check_ids, no_values
 from mgqe.checks.inference import as_normal
 from mgqe.checks.scalars import as_floats, as_int, as_ints, optional_int
-
-MAX_TIERS = 256  # a tier's number is a uint8
-MAX_MAPPED_IDS = 2**31 - 1  # ranks are int32
-
-BLOCK_BITS = 256
-WORDS_PER_BLOCK = BLOCK_BITS // 64
+from mgqe.ops.packed_format import MAX_TIERS
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,15 +53,15 @@ class Tiers:
         if tuple(self.tier_of.shape) != (sum(sizes),):
             raise ValueError(f"tier_of has shape {tuple(self.tier_of.shape)}, but the sizes sum to {sum(sizes)}")
         tier_of = as_normal(self.tier_of.detach().cpu().contiguous())
-        found = torch.bincount(tier_of, minlength=len(sizes)).tolist()
-        if tuple(found) != sizes:
-            raise ValueError(f"tier_of puts {tuple(found)} ids into the tiers, but sizes say {sizes}")
+        counted = torch.bincount(tier_of, minlength=len(sizes)).tolist()
+        if tuple(counted) != sizes:
+            raise ValueError(f"tier_of puts {tuple(counted)} ids into the tiers, but sizes say {sizes}")
         contiguous = bool((tier_of[1:] >= tier_of[:-1]).all())
         object.__setattr__(self, "tier_of", None if contiguous else tier_of)
 
     @property
     def num_embeddings(self) -> int:
-        """Ids in all tiers together."""
+        """N, the ids of all tiers."""
         return sum(self.sizes)
 
     @property
@@ -88,14 +82,14 @@ class Tiers:
         boundaries: Sequence[int] | None = None,
         num_embeddings: int | None = None,
     ) -> Tiers:
-        """Tiers from training counts: ids sorted by (-count, id), so ties break alike on every machine.
+        """Tiers from training counts: ids sorted by (-count, id), so ties break the same way on every machine.
 
         Args:
             counts: (num_embeddings,) how often each id occurs in training; integers, or finite floats >= 0.
             fractions: share of the ids in each tier, summing to 1; :meth:`from_fractions` has the rounding.
-            boundaries: used instead of ``fractions`` when given: increasing cumulative tier ends
+            boundaries: used instead of ``fractions``: increasing cumulative tier ends
                 (n_0, n_0 + n_1, ...); the last end, the number of ids, may be left out.
-            num_embeddings: when given, the length that ``counts`` must have.
+            num_embeddings: the length that ``counts`` must have.
 
         Raises:
             ValueError: counts of the wrong shape or length, negative, not finite or all zero; bad fractions
@@ -127,29 +121,29 @@ class Tiers:
 
     @classmethod
     def from_assignment(cls, tier_of: Tensor | np.ndarray | Sequence[int], num_tiers: int | None = None) -> Tiers:
-        """Tiers given id by id.
+        """Tiers from the tier of each id.
 
         Args:
             tier_of: (num_embeddings,) integers in [0, num_tiers).
             num_tiers: default: the largest tier named, plus one.
         """
-        given = torch.as_tensor(tier_of)
-        check_dense(given, "tier_of")
-        if given.is_meta:
+        assigned = torch.as_tensor(tier_of)
+        check_dense(assigned, "tier_of")
+        if assigned.is_meta:
             raise no_values("tier_of")
-        if given.ndim != 1 or (given.numel() and (given.is_floating_point() or given.is_complex())):
+        if assigned.ndim != 1 or (assigned.numel() and (assigned.is_floating_point() or assigned.is_complex())):
             raise ValueError(
-                f"tier_of must be one integer an id, shape (num_embeddings,); got {given.dtype} "
-                f"of shape {tuple(given.shape)}"
+                f"tier_of must be one integer per id, shape (num_embeddings,); got {assigned.dtype} "
+                f"of shape {tuple(assigned.shape)}"
             )
         num_tiers = optional_int("num_tiers", num_tiers)
-        given = given.to(torch.int64)
-        low, high = (int(given.min()), int(given.max())) if given.numel() else (0, 0)
+        assigned = assigned.to(torch.int64)
+        low, high = (int(assigned.min()), int(assigned.max())) if assigned.numel() else (0, 0)
         m = high + 1 if num_tiers is None else num_tiers
         if low < 0 or high >= m or not 1 <= m <= MAX_TIERS:
             raise ValueError(f"tiers must be in 0 .. {min(m, MAX_TIERS) - 1}, but tier_of holds {low} .. {high}")
-        sizes = torch.bincount(given, minlength=m).tolist()
-        return cls(tuple(sizes), given.to(torch.uint8))
+        sizes = torch.bincount(assigned, minlength=m).tolist()
+        return cls(tuple(sizes), assigned.to(torch.uint8))
 
     def of(self, ids: Tensor) -> Tensor:
         """Each id's tier: ids (...) of any integer dtype -> uint8 (...), on the ids' device.
@@ -164,15 +158,11 @@ class Tiers:
 
     def members(self, tier: int) -> Tensor:
         """The ids of one tier in ascending order, int64 (sizes[tier],)."""
-        tier = as_int("tier", tier)
-        if not 0 <= tier < self.num_tiers:
-            raise IndexError(f"tier {tier} does not exist: there are {self.num_tiers}")
-        if self.tier_of is None:
-            return torch.arange(self.starts[tier], self.starts[tier + 1], device="cpu")
-        return torch.nonzero(self.tier_of == tier).reshape(-1)
+        no_ids = torch.empty(0, dtype=torch.int64, device="cpu")
+        return next(self.member_chunks(tier, max(1, self.num_embeddings)), no_ids)
 
     def member_chunks(self, tier: int, size: int) -> Iterator[Tensor]:
-        """:meth:`members` in pieces of at most ``size`` ids, without all of them in memory at once."""
+        """:meth:`members`, at most ``size`` ids at a time, so that not all of them are in memory at once."""
         tier, size = as_int("tier", tier), as_int("size", size, 1)
         if not 0 <= tier < self.num_tiers:
             raise IndexError(f"tier {tier} does not exist: there are {self.num_tiers}")
@@ -215,131 +205,6 @@ class Tiers:
         return f"Tiers(sizes={self.sizes}, {order})"
 
 
-@dataclass(frozen=True, eq=False)
-class TierMap:
-    """Where each id lives, when ids are in any order: a bit vector with ranks for each tier split off.
-
-    Level l decides, over the n_l ids that are still left, in ascending id order, which belong to tier
-    ``order[l]`` (bit 1); the others go on to level l + 1. After the last level only tier ``order[-1]`` is
-    left. Splitting the largest tier off first makes the later levels short.
-
-    Attributes:
-        order: the tiers as they are split off: largest first, of equal ones the higher number first.
-        bits: a level: int64 (4 * ceil(n_l / 256),), 64-bit words, least significant bit first, zero padded.
-        ranks: a level: int32 (ceil(n_l / 256),), ones before each block of 256 bits.
-    """
-
-    order: tuple[int, ...]
-    bits: tuple[Tensor, ...]
-    ranks: tuple[Tensor, ...]
-
-    def locate(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids int64 (...), already known to be in range -> tier uint8 (...), rank in the tier int64 (...)."""
-        tier = torch.full_like(ids, self.order[-1], dtype=torch.uint8)
-        left = torch.ones_like(ids, dtype=torch.bool)
-        index = ids
-        rank = torch.zeros_like(ids)
-        for target, words, blocks in zip(self.order, self.bits, self.ranks, strict=False):
-            if words.numel() == 0:  # every id has found its tier
-                break
-            bit, ones = _rank1(words, blocks, index)
-            hit = left & bit
-            tier = torch.where(hit, target, tier)
-            rank = torch.where(hit, ones, rank)
-            left = left & ~bit
-            index = torch.where(left, index - ones, 0)
-        return tier, torch.where(left, index, rank)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all bit vectors and ranks."""
-        return sum(t.nbytes for t in (*self.bits, *self.ranks))
-
-    def to(self, device: torch.device | str) -> TierMap:
-        """The same map on another device."""
-        return TierMap(self.order, tuple(t.to(device) for t in self.bits), tuple(t.to(device) for t in self.ranks))
-
-
-def peel_order(sizes: Sequence[int]) -> tuple[int, ...]:
-    """Tiers by falling size, of equal ones the higher number first: the order a map splits them off."""
-    return tuple(sorted(range(len(sizes)), key=lambda g: (-sizes[g], -g)))
-
-
-def level_lengths(sizes: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
-    """n_l, the ids left at each of the m - 1 levels."""
-    left, lengths = sum(sizes), []
-    for tier in order[:-1]:
-        lengths.append(left)
-        left -= sizes[tier]
-    return tuple(lengths)
-
-
-def build_tier_map(tiers: Tiers) -> TierMap:
-    """The map of ``tiers``: m - 1 levels, built even for ids in frequency order (which do not need one)."""
-    n = tiers.num_embeddings
-    if n > MAX_MAPPED_IDS:
-        raise ValueError(f"a tier map holds at most {MAX_MAPPED_IDS} ids, got {n}: sort the ids by frequency")
-    order = peel_order(tiers.sizes)
-    left = tiers.of(torch.arange(n, device="cpu")) if tiers.tier_of is None else tiers.tier_of
-    bits, ranks = [], []
-    for tier in order[:-1]:
-        mine = left == tier
-        words = _pack_bits(mine)
-        bits.append(words)
-        ranks.append(block_ranks(words))
-        left = left[~mine]
-    return TierMap(order, tuple(bits), tuple(ranks))
-
-
-def unpack_bits(words: Tensor, length: int) -> Tensor:
-    """The first ``length`` bits of int64 ``words``, least significant first, as bool (length,)."""
-    as_bytes = words.cpu().numpy().astype("<i8").view(np.uint8)
-    return torch.from_numpy(np.unpackbits(as_bytes, count=length, bitorder="little").astype(np.bool_))
-
-
-def block_counts(words: Tensor) -> Tensor:
-    """Ones in each block of 256 bits: int64 words (4 b,) -> int64 (b,)."""
-    return popcount(words).reshape(-1, WORDS_PER_BLOCK).sum(dim=1)
-
-
-def ranks_of(counts: Tensor) -> Tensor:
-    """Ones before each block: int64 (b,) -> int32 (b,)."""
-    return (torch.cumsum(counts, dim=0) - counts).to(torch.int32)
-
-
-def block_ranks(words: Tensor) -> Tensor:
-    """Ones before each block of 256 bits: int64 words (4 b,) -> int32 (b,)."""
-    return ranks_of(block_counts(words))
-
-
-def popcount(words: Tensor) -> Tensor:
-    """Set bits of each int64 word, as int64. The shifts are arithmetic; the masks clear what they drag in."""
-    x = words - ((words >> 1) & 0x5555555555555555)
-    x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)
-    x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F
-    return (x * 0x0101010101010101) >> 56
-
-
-def _rank1(words: Tensor, blocks: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """The bit at ``index`` (bool) and the number of ones before it (int64)."""
-    word, offset = index >> 6, index & 63
-    own = words[word]
-    ones = blocks[index >> 8].to(torch.int64) + popcount(own & ((1 << offset) - 1))
-    for back in range(1, WORDS_PER_BLOCK):  # whole words of the same block before this one
-        before = (word & (WORDS_PER_BLOCK - 1)) >= back
-        ones = ones + torch.where(before, popcount(words[(word - back).clamp(min=0)]), 0)
-    return ((own >> offset) & 1).to(torch.bool), ones
-
-
-def _pack_bits(flags: Tensor) -> Tensor:
-    """Bool (n,) -> int64 (4 * ceil(n / 256),), least significant bit first, zero padded."""
-    packed = np.packbits(flags.numpy(), bitorder="little")
-    size = -(-flags.numel() // BLOCK_BITS) * BLOCK_BITS // 8
-    padded = np.zeros(size, dtype=np.uint8)
-    padded[: packed.size] = packed
-    return torch.from_numpy(padded.view("<i8").astype(np.int64))
-
-
 def check_counts(counts: Tensor | np.ndarray | Sequence[float], num_embeddings: int | None) -> Tensor:
     if isinstance(counts, Tensor):
         check_dense(counts, "counts")
@@ -348,7 +213,7 @@ def check_counts(counts: Tensor | np.ndarray | Sequence[float], num_embeddings: 
     try:
         values = counts.detach().cpu() if isinstance(counts, Tensor) else torch.from_numpy(np.array(counts))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"counts must be one number an id, got {type(counts).__name__}") from error
+        raise TypeError(f"counts must be one number per id, got {type(counts).__name__}") from error
     if values.dtype == torch.bool or values.is_complex():
         raise TypeError(f"counts must be integers or floats, got {values.dtype}")
     if values.ndim != 1:
@@ -357,7 +222,7 @@ def check_counts(counts: Tensor | np.ndarray | Sequence[float], num_embeddings: 
     if num_embeddings is not None and values.numel() != num_embeddings:
         raise ValueError(
             f"counts has {values.numel()} entries, but num_embeddings is {num_embeddings}: "
-            "give one count an id, zero for ids that never occur"
+            "give one count per id, zero for ids that never occur"
         )
     # uint64 and half floats cannot all be sorted; both fit these without loss that matters for an order.
     values = values.to(torch.float64 if values.is_floating_point() else torch.int64)

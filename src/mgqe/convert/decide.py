@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.planning import Plan
-from mgqe.codec.size import frozen_nbytes
 from mgqe.codec.tiers import Tiers
 from mgqe.convert.find import ModelTable
 from mgqe.nn.bag import MGQEmbeddingBag
@@ -76,12 +76,7 @@ def decide(
     after = frozen_nbytes(tiers, capacity, zero, config.centroid_dtype)  # type: ignore[arg-type]
     if after >= weight.nbytes:
         return Decision("left: codes and centroids would take no fewer bytes", bytes_after=after)
-    why = "; ".join(
-        f"{n:,} ids x {d} of {k}"
-        for n, d, k in zip(tiers.sizes, capacity.num_subspaces, capacity.num_centroids, strict=True)
-    )
-    if counts is None:
-        why += " (one tier: no counts)"
+    why = capacity.describe() + (" (one tier: no counts)" if counts is None else "")
     return Decision(why, True, after, config, tiers)
 
 

@@ -85,25 +85,18 @@ def config_text(config: Config) -> str:
 
 
 def encode(
-    tensors: Mapping[str, Sequence[Tensor]],
-    kind: str,
-    config: Config,
-    load_chunks: Callable[[str], Iterable[Tensor]] | None = None,
-    **metadata: str,
+    tensors: Mapping[str, Sequence[Tensor]], kind: str, config: Config, **metadata: str
 ) -> tuple[int, Iterator[bytes | memoryview]]:
     """The number of bytes of a file, and the bytes in chunks.
 
     Args:
         tensors: each as a list of tensors that are joined along the first axis.
         kind, config: the file's kind and configuration; ``metadata`` is added to these.
-        load_chunks: returns the list for a tensor's name, if ``tensors`` are on the meta device and have shapes alone.
-            It is called once per tensor, in the order of the file.
 
     The safetensors package does not write the file, so that equal tables give equal bytes under each of its versions.
     """
     shapes = {name: (chunks[0].dtype, _joined_shape(chunks)) for name, chunks in tensors.items()}
-    chunks_of = load_chunks or tensors.__getitem__
-    elements = (tensor_bytes(chunk) for name in _element_order(shapes) for chunk in chunks_of(name))
+    elements = (tensor_bytes(chunk) for name in element_order(shapes) for chunk in tensors[name])
     return encode_elements(shapes, kind, config, chain.from_iterable(elements), **metadata)
 
 
@@ -114,11 +107,11 @@ def encode_elements(
 
     Args:
         shapes: each tensor's type and shape.
-        elements: their bytes in :func:`_element_order`, in chunks of any length. After the last one, ValueError is
+        elements: their bytes in :func:`element_order`, in chunks of any length. After the last one, ValueError is
             raised if there were more or fewer bytes than ``shapes`` says.
     """
-    head, nbytes = _encode_header(shapes, kind, config, **metadata)
-    sizes = [_nbytes(shapes[name]) for name in _element_order(shapes)]
+    head, nbytes = encode_header(shapes, kind, config, **metadata)
+    sizes = [_nbytes(shapes[name]) for name in element_order(shapes)]
     return nbytes, with_checksums(head, sizes, elements)
 
 
@@ -132,7 +125,7 @@ def _nbytes(shape: tuple[torch.dtype, tuple[int, ...]]) -> int:
     return prod(shape[1]) * shape[0].itemsize
 
 
-def _element_order(shapes: Shapes) -> list[str]:
+def element_order(shapes: Shapes) -> list[str]:
     """The names of the tensors in the order of the file, without the checksums.
 
     Tensors of wide elements come first, so that each starts at a multiple of its element size.
@@ -140,11 +133,11 @@ def _element_order(shapes: Shapes) -> list[str]:
     return sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name))
 
 
-def _encode_header(shapes: Shapes, kind: str, config: Config, **metadata: str) -> tuple[bytes, int]:
+def encode_header(shapes: Shapes, kind: str, config: Config, **metadata: str) -> tuple[bytes, int]:
     """The bytes of a file before its elements, and the number of bytes of the whole file, checksums included.
 
     Args:
-        shapes: each tensor's type and shape. The elements follow in :func:`_element_order`.
+        shapes: each tensor's type and shape. The elements follow in :func:`element_order`.
 
     Raises ValueError for a tensor with the name of the checksums.
     """
@@ -161,7 +154,7 @@ def _encode_header(shapes: Shapes, kind: str, config: Config, **metadata: str) -
     header: dict[str, Any] = {"__metadata__": about}
     checksums = (torch.uint8, checksum_shape(map(_nbytes, shapes.values())))
     offset = 0
-    for name, (dtype, shape) in [*((name, shapes[name]) for name in _element_order(shapes)), (CHECKSUMS, checksums)]:
+    for name, (dtype, shape) in [*((name, shapes[name]) for name in element_order(shapes)), (CHECKSUMS, checksums)]:
         end = offset + _nbytes((dtype, shape))
         if dtype not in WEIGHT_DTYPE_NAMES:
             raise TypeError(f"tensor {name!r} has type {dtype}, which files cannot hold")

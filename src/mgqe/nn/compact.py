@@ -103,10 +103,10 @@ class CompactEmbedding(nn.Module):
 
     def _sync(self) -> None:
         """Register the table's tensors as buffers, again if ids were appended or updated since."""
-        state = getattr(self._table, "_state", self._table)  # a CompactTable changes by taking another state
-        if state is self._held:
+        snapshot = self._table.snapshot
+        if snapshot is self._held:
             return
-        self._held = state
+        self._held = snapshot
         self._buffers.clear()
         self._non_persistent_buffers_set.clear()
         for name, tensor in self._table.to_tensors()[0].items():

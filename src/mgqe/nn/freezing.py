@@ -1,4 +1,4 @@
-"""From a layer to its frozen table, piece by piece: no more than the packed codes is ever held, or not even these."""
+"""From a layer to its frozen table, some rows at a time, so that no more than the packed codes is held in memory."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch import Tensor
 
 from mgqe.checks.inference import outside_inference
 from mgqe.codec.capacity import Capacity
-from mgqe.codec.layout import lay_out_frame
-from mgqe.codec.packing import bits_for, pack, row_bytes
+from mgqe.codec.layout import CODES, TableLayout
+from mgqe.codec.packing import pack
+from mgqe.codec.tensors import lay_out_frame
 from mgqe.codec.tiers import Tiers
+from mgqe.files.container import Shapes
 from mgqe.files.reader import Config
 from mgqe.nn.rows.raw import SWEEP_ROWS
 from mgqe.table.compact import CompactTable
@@ -47,37 +49,25 @@ class FreezableLayer(Protocol):
         ...
 
 
-def frozen_pieces(layer: FreezableLayer) -> tuple[dict[str, Tensor], Config, Pieces]:
-    """What a layer freezes to: every tensor's shape and type, the configuration, and the tensors in pieces.
+def frozen_pieces(layer: FreezableLayer) -> tuple[Shapes, Config, Pieces]:
+    """What a layer freezes to: the type and shape of every tensor, the configuration, and the tensors in pieces.
 
-    Codes have a shape alone; the pieces of a tensor, joined along the first axis, fill it.
+    The pieces of a tensor fill it when they are joined along the first axis.
     """
-    tiers, capacity = layer.tiers, layer.capacity
-    small, config = lay_out_frame(
-        tiers,
-        layer.quantizer.frozen_codebooks(),
-        capacity.codebook_of,
-        capacity.num_subspaces,
-        capacity.num_centroids,
-        layer.zero_row,
-        layer.centroid_dtype,
-    )
-    shapes = dict(small)
-    for g, (n, subspaces, k) in enumerate(
-        zip(tiers.sizes, capacity.num_subspaces, capacity.num_centroids, strict=True)
-    ):
-        shapes[f"codes.{g}"] = torch.empty(n, row_bytes(subspaces, bits_for(k)), dtype=torch.uint8, device="meta")
+    tiers, books = layer.tiers, layer.quantizer.frozen_codebooks()
+    layout = TableLayout.of(tiers, layer.capacity, layer.centroid_dtype, layer.zero_row)
+    frame = lay_out_frame(layout, tiers, books)
+    tier_of_name = {CODES.format(g): g for g in range(tiers.num_tiers)}
 
     def pieces(name: str) -> Iterator[Tensor]:
-        if name in small:
-            yield small[name]
+        if name in frame:
+            yield frame[name]
             return
-        tier = int(name.removeprefix("codes."))
-        bits = bits_for(capacity.num_centroids[tier])
+        tier = tier_of_name[name]
         for ids in tiers.member_chunks(tier, SWEEP_ROWS):
-            yield pack(layer.codes_of(ids.to(layer.raw_weight.device), tier).cpu(), bits)
+            yield pack(layer.codes_of(ids.to(layer.raw_weight.device), tier).cpu(), layout.tiers[tier].bits)
 
-    return shapes, config, pieces
+    return layout.tensors([tuple(book.shape) for book in books]), layout.to_json(), pieces
 
 
 @outside_inference
@@ -85,8 +75,8 @@ def frozen_table(layer: FreezableLayer) -> CompactTable:
     """The table on the CPU, in memory."""
     shapes, config, pieces = frozen_pieces(layer)
     tensors = {}
-    for name, shape in shapes.items():
-        whole = torch.empty(shape.shape, dtype=shape.dtype, device="cpu")
+    for name, (dtype, shape) in shapes.items():
+        whole = torch.empty(shape, dtype=dtype, device="cpu")
         start = 0
         for piece in pieces(name):
             whole[start : start + piece.shape[0]] = piece

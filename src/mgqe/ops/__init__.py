@@ -7,7 +7,7 @@ Each is a Python function here, a native kernel (CPU, float32), a pure-torch twi
 
 from mgqe.ops._assign import assign
 from mgqe.ops._bag import bag, bag_of_rows, check_bags
-from mgqe.ops._descriptor import TableParts
+from mgqe.ops._descriptor import TableBuffers
 from mgqe.ops._gather import decode_error, gather, scatter
 from mgqe.ops._library import native_available, native_isa, native_openmp, set_native_isa
 from mgqe.ops._lookup import PreparedLookup, lookup, max_code
@@ -21,7 +21,7 @@ __all__ = [
     "BiasLevels",
     "IdLists",
     "PreparedLookup",
-    "TableParts",
+    "TableBuffers",
     "TopKJob",
     "assign",
     "bag",

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from mgqe.ops import reference
-from mgqe.ops._checks import MAX_CENTROIDS, float_matrix, same_device
+from mgqe.ops._checks import float_matrix, same_device
 from mgqe.ops._eager import runs_now
 from mgqe.ops._library import check, library
+from mgqe.ops.packed_format import MAX_CENTROIDS
 
 
 def assign(rows: Tensor, centroids: Tensor, bias: Tensor | None = None) -> Tensor:

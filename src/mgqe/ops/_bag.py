@@ -13,7 +13,7 @@ from mgqe.checks.ids import FLOAT_DTYPES, check_dense, check_device, no_values
 from mgqe.ops import reference, reference_bag
 from mgqe.ops._bag_gradient import WeightedSums, bags_of_ids, weights_gradient
 from mgqe.ops._checks import FALLBACK, all_below, id_error, id_tensor
-from mgqe.ops._descriptor import TableParts
+from mgqe.ops._descriptor import TableBuffers
 from mgqe.ops._eager import runs_now
 from mgqe.ops._library import BAD_OFFSETS, OUT_OF_RANGE, check, library
 from mgqe.ops._lookup import PreparedLookup
@@ -32,7 +32,7 @@ class _Bags(NamedTuple):
 
 
 def bag(
-    table: PreparedLookup,
+    prepared: PreparedLookup,
     ids: Tensor,
     offsets: Tensor | None = None,
     mode: str = "sum",
@@ -46,7 +46,7 @@ def bag(
     and in the torch twin.
 
     Args:
-        table: the table, prepared.
+        prepared: the table.
         ids: integers ``(B, L)``; or ``(n,)`` together with ``offsets``. Those equal to ``padding_idx`` are left
             out, also of a mean's count.
         offsets: integers ``(B,)``, where each bag starts; ``(B + 1,)`` with ``include_last_offset``, the last
@@ -70,10 +70,10 @@ def bag(
             check_dense(tensor, name)
     if not runs_now(ids, offsets, per_sample_weights):
         pooled: Tensor = torch.ops.mgqe.bag(
-            ids, offsets, per_sample_weights, mode, include_last_offset, *table.arguments()
+            ids, offsets, per_sample_weights, mode, include_last_offset, *prepared.table.arguments()
         )
         return pooled
-    return _run(table, ids, offsets, mode, per_sample_weights, include_last_offset)
+    return _run(prepared, ids, offsets, mode, per_sample_weights, include_last_offset)
 
 
 def bag_of_rows(
@@ -198,7 +198,7 @@ def _reference(
 
 
 def _run(
-    table: PreparedLookup,
+    prepared: PreparedLookup,
     ids: Tensor,
     offsets: Tensor | None,
     mode: str,
@@ -206,9 +206,9 @@ def _run(
     include_last_offset: bool,
 ) -> Tensor:
     bags = _checked(ids, offsets, mode, weights, include_last_offset)
-    parts = table.parts
-    check_device(bags.ids, parts.device)
-    return _differentiable(lambda constant: _pool(table, constant, mode), table, parts.padding_idx, bags)
+    table = prepared.table
+    check_device(bags.ids, table.device)
+    return _differentiable(lambda constant: _pool(prepared, constant, mode), prepared, table.padding_idx, bags)
 
 
 def _differentiable(
@@ -229,14 +229,13 @@ def _differentiable(
     return pooled
 
 
-def _pool(table: PreparedLookup, bags: _Bags, mode: str) -> Tensor:
-    parts = table.parts
-    native, lib = table._native, library()
-    if native is None or lib is None:
-        return _run_reference(table, bags, mode)
-    pooled = torch.empty((bags.num_bags, parts.embedding_dim), dtype=torch.float32, device=bags.ids.device)
+def _pool(prepared: PreparedLookup, bags: _Bags, mode: str) -> Tensor:
+    descriptor, lib = prepared.descriptor, library()
+    if descriptor is None or lib is None:
+        return _run_reference(prepared, bags, mode)
+    pooled = torch.empty((bags.num_bags, prepared.table.embedding_dim), dtype=torch.float32, device=bags.ids.device)
     status = lib.mgqe_bag(
-        native.address,
+        descriptor.address,
         bags.ids.data_ptr(),
         bags.ids.shape[0],
         None if bags.offsets is None else bags.offsets.data_ptr(),
@@ -249,27 +248,27 @@ def _pool(table: PreparedLookup, bags: _Bags, mode: str) -> Tensor:
     if status == BAD_OFFSETS and bags.offsets is not None:
         raise _offsets_error(bags.offsets, bags.ids.shape[0])
     if status == OUT_OF_RANGE:
-        return _run_reference(table, bags, mode)
+        return _run_reference(prepared, bags, mode)
     check(status)
     return pooled
 
 
-def _run_reference(table: PreparedLookup, bags: _Bags, mode: str) -> Tensor:
-    """By the torch twin, or by look-ups where ids outside the table have a row to stand for them."""
-    parts = table.parts
-    rows_of: Callable[[Tensor], Tensor] = table
-    if all_below(bags.ids, parts.num_embeddings):
-        rows_of = functools.partial(reference.lookup, parts=parts)
-    elif table.fallback is None:
-        raise id_error(bags.ids, parts.num_embeddings, FALLBACK)
-    return _reference(rows_of, parts.embedding_dim, parts.padding_idx, bags, mode)
+def _run_reference(prepared: PreparedLookup, bags: _Bags, mode: str) -> Tensor:
+    """By the torch twin, or by look-ups where ids outside the table have the fallback row."""
+    table = prepared.table
+    rows_of: Callable[[Tensor], Tensor] = prepared
+    if all_below(bags.ids, table.num_embeddings):
+        rows_of = functools.partial(reference.lookup, table=table)
+    elif prepared.fallback is None:
+        raise id_error(bags.ids, table.num_embeddings, FALLBACK)
+    return _reference(rows_of, table.embedding_dim, table.padding_idx, bags, mode)
 
 
 def _bag(
-    ids: Tensor, offsets: Tensor | None, weights: Tensor | None, mode: str, include_last_offset: bool, *parts: Any
+    ids: Tensor, offsets: Tensor | None, weights: Tensor | None, mode: str, include_last_offset: bool, *arguments: Any
 ) -> Tensor:
     weights = None if weights is None else weights.detach()  # the operator has a gradient of its own
-    return _run(PreparedLookup(TableParts(*parts)), ids, offsets, mode, weights, include_last_offset)
+    return _run(PreparedLookup(TableBuffers(*arguments)), ids, offsets, mode, weights, include_last_offset)
 
 
 _op = torch.library.custom_op(
@@ -286,35 +285,38 @@ _op = torch.library.custom_op(
 
 @_op.register_fake
 def _fake(
-    ids: Tensor, offsets: Tensor | None, weights: Tensor | None, mode: str, include_last_offset: bool, *parts: Any
+    ids: Tensor, offsets: Tensor | None, weights: Tensor | None, mode: str, include_last_offset: bool, *arguments: Any
 ) -> Tensor:
     count = ids.shape[0] if offsets is None else offsets.shape[0] - int(include_last_offset)
-    return ids.new_empty((count, TableParts(*parts).embedding_dim), dtype=torch.float32)
+    return ids.new_empty((count, TableBuffers(*arguments).embedding_dim), dtype=torch.float32)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ids, offsets, weights, _, ctx.include_last_offset, *ctx.parts = inputs
+    ids, offsets, weights, _, ctx.include_last_offset, *ctx.table_arguments = inputs
     ctx.save_for_backward(ids, offsets, weights)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     """Of all inputs the weights alone have a gradient."""
     ids, offsets, weights = ctx.saved_tensors
-    parts = ctx.parts
+    arguments = ctx.table_arguments
     products = None
     if weights is not None:
         starts = offsets[:-1] if offsets is not None and ctx.include_last_offset else offsets
         flat = ids.reshape(-1).to(torch.int64)
         bag_of = bags_of_ids(flat.shape[0], starts, grad.shape[0], grad.device)
-        products = weights_gradient(grad, lambda some: torch.ops.mgqe.lookup(some, *parts), flat, bag_of, parts[-1])
+        padding_idx = arguments[-1]
+        products = weights_gradient(
+            grad, lambda some: torch.ops.mgqe.lookup(some, *arguments), flat, bag_of, padding_idx
+        )
         products = products.view(weights.shape).to(weights.dtype)
-    nothing = [[None] * len(part) if _of_tensors(part) else None for part in parts]
-    return None, None, products, None, None, *nothing
+    no_gradients = [[None] * len(value) if _is_tensor_list(value) else None for value in arguments]
+    return None, None, products, None, None, *no_gradients
 
 
-def _of_tensors(part: object) -> bool:
+def _is_tensor_list(value: object) -> bool:
     """Whether torch.library takes an input for a list of tensors, as it also takes every empty list."""
-    return isinstance(part, list) and all(isinstance(each, Tensor) for each in part)
+    return isinstance(value, list) and all(isinstance(each, Tensor) for each in value)
 
 
 _op.register_autograd(_backward, setup_context=_keep)

@@ -63,17 +63,17 @@ def weights_gradient(
         ``(n,)`` in the dtype of ``grad``.
     """
     step = max(1, CHUNK_VALUES // grad.shape[1])
-    parts = [
+    products_of_chunk = [
         (rows_of(ids[start : start + step]) * grad[bag_of[start : start + step]]).sum(-1)
         for start in range(0, ids.shape[0], step)
     ]
-    products = torch.cat(parts) if parts else grad.new_zeros(0)
+    products = torch.cat(products_of_chunk) if products_of_chunk else grad.new_zeros(0)
     return products if padding_idx < 0 else products.masked_fill(ids == padding_idx, 0.0)
 
 
 def bags_of_ids(n: int, offsets: Tensor | None, num_bags: int, device: torch.device) -> Tensor:
     """The bag of each of ``n`` ids, int64 ``(n,)``; ``offsets`` None where all bags have as many ids."""
-    places = torch.arange(n, device=device)
+    positions = torch.arange(n, device=device)
     if offsets is None:
-        return places // (n // max(1, num_bags))
-    return torch.bucketize(places, offsets, right=True) - 1
+        return positions // (n // max(1, num_bags))
+    return torch.bucketize(positions, offsets, right=True) - 1

@@ -8,7 +8,6 @@ from torch import Tensor
 from mgqe.checks.ids import FLOAT_DTYPES, check_dense
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-MAX_CENTROIDS = 1 << 16
 
 
 def float_matrix(name: str, tensor: Tensor, dims: int) -> Tensor:
@@ -79,7 +78,7 @@ def code_error(codes: Tensor, num_centroids: int) -> IndexError:
     flat = codes.reshape(-1)
     bad = flat[(flat < 0) | (flat >= num_centroids)]
     named = f"code {int(bad[0])}" if bad.numel() else "a code"
-    return IndexError(f"{named} is out of range (the codebook has {num_centroids} centroids a subspace)")
+    return IndexError(f"{named} is out of range (the codebook has {num_centroids} centroids per subspace)")
 
 
 def codebook_layout(num_subspaces: int, pieces: int) -> int:
@@ -99,7 +98,7 @@ def codebook_layout(num_subspaces: int, pieces: int) -> int:
 
 
 def same_device(**tensors: Tensor | None) -> None:
-    """Raises ValueError unless all the tensors given are on one device."""
+    """Raises ValueError unless all of these tensors are on one device."""
     devices = {name: t.device for name, t in tensors.items() if t is not None}
     if len(set(devices.values())) > 1:
         listed = ", ".join(f"{name} on {device}" for name, device in devices.items())

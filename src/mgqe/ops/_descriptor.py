@@ -5,16 +5,17 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from ctypes import POINTER, c_int32, c_int64, c_void_p
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mgqe.checks.scalars import as_int, as_ints
 from mgqe.ops._checks import codebook_layout
+from mgqe.ops.packed_format import BLOCK_BITS, MAX_BITS, MAX_TIERS, WORDS_PER_BLOCK, level_lengths
 
-MAX_BITS = 16
-MAX_TIERS = 256
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
 
 
@@ -55,10 +56,21 @@ class CTable(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class TableParts:
-    """The tensors and numbers of a frozen table; see :func:`mgqe.ops.lookup` for each.
+class TableBuffers:
+    """The tensors and numbers of a frozen table, as the operators of ``torch.ops.mgqe`` take them, in their order.
 
-    Tiers beyond those in ``order`` are extents: ranges of ids appended after the tier map was made.
+    Attributes:
+        codes: of each tier: packed rows, uint8 ``(n_g, row_bytes)``, as :func:`mgqe.codec.packing.pack` makes them.
+        centroids: of each codebook: ``(Dc, Kc, sc)`` in the layout of :func:`mgqe.ops.gather`; float32, float16, or
+            int8 with the float32 value ``int8 * scale[piece]``.
+        scales: of each codebook: ``(Dc,)`` float32 for int8, else an empty tensor.
+        map_bits, map_ranks, order: the tier map (:class:`mgqe.codec.tier_map.TierMap`); empty when ids are in
+            frequency order, tier g then being the next ``sizes[g]`` ids. Tiers beyond those in ``order`` are
+            extents: ranges of ids appended after the map was made.
+        sizes, bits, num_subspaces, codebook_of: of each tier: its ids, the bits of a code, the codes of a row, and the
+            codebook.
+        embedding_dim: d.
+        padding_idx: the id whose row is zeros, -1 for none.
     """
 
     codes: Sequence[Tensor]
@@ -76,7 +88,7 @@ class TableParts:
 
     @property
     def num_embeddings(self) -> int:
-        """Rows of the table, all tiers together."""
+        """Rows of the table, in all tiers."""
         return sum(self.sizes)
 
     @property
@@ -94,28 +106,37 @@ class TableParts:
         """Ids that the tier map knows; those from here on are in tiers that are ranges."""
         return sum(self.sizes[: self.mapped_tiers])
 
-    def level_lengths(self) -> list[int]:
-        """Ids left at each level of the tier map, largest first."""
-        lengths = []
-        left = self.mapped_ids
-        for tier in self.order[: len(self.map_bits)]:
-            lengths.append(left)
-            left -= self.sizes[tier]
-        return lengths
+    def with_plain_numbers(self) -> TableBuffers:
+        """The same table, its numbers as plain ints; raises TypeError for anything that is no whole number."""
+        names = ("order", "sizes", "bits", "num_subspaces", "codebook_of")
+        numbers: dict[str, Any] = {name: as_ints(name, getattr(self, name)) for name in names}
+        numbers |= {name: as_int(name, getattr(self, name)) for name in ("embedding_dim", "padding_idx")}
+        return replace(self, **numbers)
+
+    def arguments(self) -> list[Any]:
+        """The attributes in order, as the operators take them. One by one: compilers do not see through ``vars``."""
+        tensors = [list(t) for t in (self.codes, self.centroids, self.scales, self.map_bits, self.map_ranks)]
+        numbers = [list(n) for n in (self.order, self.sizes, self.bits, self.num_subspaces, self.codebook_of)]
+        return [*tensors, *numbers, self.embedding_dim, self.padding_idx]
+
+    def values(self, codebook: int) -> Tensor:
+        """A codebook's centroids as they decode, float32 ``(Dc, Kc, sc)``."""
+        book = self.centroids[codebook]
+        return book.float() * self.scales[codebook][:, None, None] if book.dtype == torch.int8 else book.float()
 
     def check(self) -> None:
-        """Raises TypeError or ValueError, naming the part, unless everything fits together."""
+        """Raises TypeError or ValueError, naming the argument, unless everything fits together."""
         m = len(self.sizes)
         for name in ("codes", "bits", "num_subspaces", "codebook_of"):
             if len(getattr(self, name)) != m:
-                raise ValueError(f"{name} must have one entry a tier, {m}, got {len(getattr(self, name))}")
+                raise ValueError(f"{name} must have one entry per tier, {m}, got {len(getattr(self, name))}")
         if not 1 <= m <= MAX_TIERS:
             raise ValueError(f"a table has 1 to {MAX_TIERS} tiers, got {m}")
         if self.padding_idx != -1 and not 0 <= self.padding_idx < self.num_embeddings:
             raise ValueError(f"padding_idx must be -1 or in 0 .. {self.num_embeddings - 1}, got {self.padding_idx}")
-        parts = (*self.codes, *self.centroids, *self.scales, *self.map_bits, *self.map_ranks)
-        if len(devices := {str(part.device) for part in parts}) > 1:
-            raise ValueError(f"the parts of a table must be on one device, got {', '.join(sorted(devices))}")
+        tensors = (*self.codes, *self.centroids, *self.scales, *self.map_bits, *self.map_ranks)
+        if len(devices := {str(tensor.device) for tensor in tensors}) > 1:
+            raise ValueError(f"the tensors of a table must be on one device, got {', '.join(sorted(devices))}")
         for g in range(m):
             self._check_tier(g)
         self._check_map(m)
@@ -150,17 +171,19 @@ class TableParts:
             return
         if mapped > m or len(self.map_ranks) != levels or sorted(self.order) != list(range(levels + 1)):
             raise ValueError(f"a tier map of {mapped} tiers has {mapped - 1} levels and an order of all tiers")
-        for level, length in enumerate(self.level_lengths()):
-            blocks = -(-length // 256)
+        for level, length in enumerate(level_lengths(self.sizes, self.order)):
+            blocks = -(-length // BLOCK_BITS)
             words, ranks = self.map_bits[level], self.map_ranks[level]
             if words.dtype != torch.int64 or ranks.dtype != torch.int32:
                 raise TypeError(f"tier map level {level} must be int64 bits and int32 ranks")
-            if words.numel() != 4 * blocks or ranks.numel() != blocks:
-                raise ValueError(f"tier map level {level} must have {4 * blocks} words and {blocks} ranks")
+            if words.numel() != WORDS_PER_BLOCK * blocks or ranks.numel() != blocks:
+                raise ValueError(
+                    f"tier map level {level} must have {WORDS_PER_BLOCK * blocks} words and {blocks} ranks"
+                )
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy if a mapped file left it at an address that its type cannot have."""
+    """The tensor, or a copy if it is mapped from a file at an address that is no multiple of its element size."""
     tensor = tensor.contiguous()
     return tensor if tensor.data_ptr() % tensor.element_size() == 0 else tensor.clone()
 
@@ -168,37 +191,38 @@ def _aligned(tensor: Tensor) -> Tensor:
 class Descriptor:
     """The C structs of a table on the CPU. Keeps alive the tensors that they point into."""
 
-    def __init__(self, parts: TableParts) -> None:
-        books = [_aligned(book) for book in parts.centroids]
-        scales = [_aligned(scale) for scale in parts.scales]
-        maps = [(_aligned(b), _aligned(r)) for b, r in zip(parts.map_bits, parts.map_ranks, strict=True)]
-        tiers = (CTier * len(parts.sizes))()
+    def __init__(self, table: TableBuffers) -> None:
+        books = [_aligned(book) for book in table.centroids]
+        scales = [_aligned(scale) for scale in table.scales]
+        maps = [(_aligned(b), _aligned(r)) for b, r in zip(table.map_bits, table.map_ranks, strict=True)]
+        tiers = (CTier * len(table.sizes))()
         for g, tier in enumerate(tiers):
-            book = books[parts.codebook_of[g]]
-            tier.codes = parts.codes[g].data_ptr()
-            tier.rows, tier.row_bytes = parts.codes[g].shape
-            tier.bits, tier.num_subspaces = parts.bits[g], parts.num_subspaces[g]
+            book = books[table.codebook_of[g]]
+            tier.codes = table.codes[g].data_ptr()
+            tier.rows, tier.row_bytes = table.codes[g].shape
+            tier.bits, tier.num_subspaces = table.bits[g], table.num_subspaces[g]
             tier.centroids, tier.dtype = book.data_ptr(), DTYPES[book.dtype]
             tier.pieces, tier.num_centroids, tier.width = book.shape
             if book.dtype == torch.int8:
-                tier.scales = scales[parts.codebook_of[g]].data_ptr()
+                tier.scales = scales[table.codebook_of[g]].data_ptr()
         levels = (CLevel * len(maps))()
-        for level, length, tier_index, (bits, ranks) in zip(levels, parts.level_lengths(), parts.order, maps):
+        lengths = level_lengths(table.sizes, table.order)
+        for level, length, tier_number, (bits, ranks) in zip(levels, lengths, table.order, maps):
             level.bits, level.ranks = bits.data_ptr(), ranks.data_ptr()
-            level.length, level.tier = length, tier_index
-        starts = (c_int64 * (len(parts.sizes) + 1))(*accumulate(parts.sizes, initial=0))
-        self._kept = (parts, books, scales, maps, tiers, levels, starts)
+            level.length, level.tier = length, tier_number
+        starts = (c_int64 * (len(table.sizes) + 1))(*accumulate(table.sizes, initial=0))
+        self._alive = (table, books, scales, maps, tiers, levels, starts)
         self.table = CTable(
             tiers=tiers,
             levels=levels,
             starts=starts,
-            num_embeddings=parts.num_embeddings,
-            embedding_dim=parts.embedding_dim,
-            padding_idx=parts.padding_idx,
-            mapped_ids=parts.mapped_ids,
+            num_embeddings=table.num_embeddings,
+            embedding_dim=table.embedding_dim,
+            padding_idx=table.padding_idx,
+            mapped_ids=table.mapped_ids,
             num_tiers=len(tiers),
             num_levels=len(maps),
-            last_tier=parts.order[-1] if maps else 0,
-            mapped_tiers=parts.mapped_tiers,
+            last_tier=table.order[-1] if maps else 0,
+            mapped_tiers=table.mapped_tiers,
         )
         self.address = ctypes.addressof(self.table)

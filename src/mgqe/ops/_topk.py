@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mgqe.ops import reference_topk
-from mgqe.ops._descriptor import TableParts
+from mgqe.ops._descriptor import TableBuffers
 from mgqe.ops._library import LONG_ROWS, NOT_FINITE, OUT_OF_RANGE, OVERFLOW, check, library
 from mgqe.ops._lookup import PreparedLookup
 from mgqe.ops._topk_job import BiasLevels, TopKJob
@@ -46,8 +46,8 @@ def topk(prepared: PreparedLookup, job: TopKJob, method: str = "auto") -> tuple[
 
     A row's score is the sum over its subspaces, in their order and in float32, of <query piece, centroid>, which is
     summed over the piece's dimensions in theirs (a subspace of several pieces: piece by piece); then the bias is
-    added, or, for cosine, the sum divided by the square root of the row's squared norm, which is summed alike. Every
-    method, instruction set and the torch twin give the same bits. The row of ``padding_idx`` scores 0.
+    added, or, for cosine, the sum divided by the square root of the row's squared norm, which is summed in the same
+    way. Every method, instruction set and the torch twin give the same bits. The row of ``padding_idx`` scores 0.
 
     Args:
         prepared: the table.
@@ -65,13 +65,13 @@ def topk(prepared: PreparedLookup, job: TopKJob, method: str = "auto") -> tuple[
             whose scores may leave float32; for cosine a row whose squared length does; a damaged tier map; shapes that
             do not fit.
     """
-    parts, native, lib = prepared.parts, prepared._native, library()
-    _check_shapes(parts, job, native is not None and lib is not None)
-    if native is None or lib is None:
-        _check_lists(job, parts.num_embeddings)
+    table, descriptor, lib = prepared.table, prepared.descriptor, library()
+    _check_shapes(table, job, descriptor is not None and lib is not None)
+    if descriptor is None or lib is None:
+        _check_lists(job, table.num_embeddings)
         _check_finite(job.queries)
-        reference_topk.check_range(parts, job)
-        return reference_topk.topk(parts, job)
+        reference_topk.check_range(table, job)
+        return reference_topk.topk(table, job)
     shape = (job.queries.shape[0], job.k)
     scores = torch.empty(shape, dtype=torch.float32, device="cpu")
     ids = torch.empty(shape, dtype=torch.int64, device="cpu")
@@ -94,19 +94,19 @@ def topk(prepared: PreparedLookup, job: TopKJob, method: str = "auto") -> tuple[
         c_job.num_excluded = job.excluded.ids.numel()
     if job.candidates is not None:
         # An empty list has no address, but it is not the same as none.
-        given = job.candidates.ids if job.candidates.ids.numel() else job.candidates.spans
-        c_job.candidates, c_job.candidate_spans = given.data_ptr(), job.candidates.spans.data_ptr()
+        address = (job.candidates.ids if job.candidates.ids.numel() else job.candidates.spans).data_ptr()
+        c_job.candidates, c_job.candidate_spans = address, job.candidates.spans.data_ptr()
         c_job.num_candidates = job.candidates.ids.numel()
     if job.hidden is not None:
         c_job.hidden = job.hidden.data_ptr()
         c_job.hidden_step = job.hidden.stride(0) if job.hidden.dim() == 2 else 0
-    status = lib.mgqe_topk(native.address, addressof(c_job), torch.get_num_threads())
+    status = lib.mgqe_topk(descriptor.address, addressof(c_job), torch.get_num_threads())
     if status == OUT_OF_RANGE:
-        _check_lists(job, parts.num_embeddings)
+        _check_lists(job, table.num_embeddings)
     if status == NOT_FINITE:
         _check_finite(job.queries)
     if status in (OVERFLOW, LONG_ROWS):
-        reference_topk.check_range(parts, job)
+        reference_topk.check_range(table, job)
     check(status)
     return scores, ids, rescored.value
 
@@ -117,11 +117,11 @@ def _check_finite(queries: Tensor) -> None:
         raise ValueError(f"query {int((~finite).nonzero()[0])} holds NaN or infinity")
 
 
-def _check_shapes(parts: TableParts, job: TopKJob, native: bool) -> None:
+def _check_shapes(table: TableBuffers, job: TopKJob, native: bool) -> None:
     """What the kernels could read beyond, were it too small."""
-    n, count = parts.num_embeddings, job.queries.shape[0]
+    n, count = table.num_embeddings, job.queries.shape[0]
     fits = {
-        "queries": tuple(job.queries.shape) == (count, parts.embedding_dim) and job.queries.dtype == torch.float32,
+        "queries": tuple(job.queries.shape) == (count, table.embedding_dim) and job.queries.dtype == torch.float32,
         "hidden": job.hidden is None or tuple(job.hidden.shape) in ((n,), (count, n)),
         "bias": job.bias is None or tuple(job.bias.bias.shape) == (n,),
         "bias levels": job.bias is None or not native or (job.bias.codes.numel(), job.bias.levels.numel()) == (n, 256),
@@ -129,7 +129,7 @@ def _check_shapes(parts: TableParts, job: TopKJob, native: bool) -> None:
     }
     if not all(fits.values()):
         wrong = ", ".join(name for name, right in fits.items() if not right)
-        raise ValueError(f"the search's {wrong} do not fit {count} queries of a table of {n} x {parts.embedding_dim}")
+        raise ValueError(f"the search's {wrong} do not fit {count} queries of a table of {n} x {table.embedding_dim}")
 
 
 def _check_lists(job: TopKJob, num_embeddings: int) -> None:
@@ -143,22 +143,22 @@ def _check_lists(job: TopKJob, num_embeddings: int) -> None:
         outside = ((lists.ids < 0) | (lists.ids >= num_embeddings)).nonzero()
         if not outside.numel():
             continue
-        place = int(outside[0])
-        owners = ((lists.spans[:, 0] <= place) & (place < lists.spans[:, 1])).nonzero().flatten().tolist()
-        where = f" (of query {owners[0]})" if len(owners) == 1 and lists.spans.shape[0] > 1 else ""
+        position = int(outside[0])
+        queries = ((lists.spans[:, 0] <= position) & (position < lists.spans[:, 1])).nonzero().flatten().tolist()
+        where = f" (of query {queries[0]})" if len(queries) == 1 and lists.spans.shape[0] > 1 else ""
         raise IndexError(
-            f"{name} holds id {int(lists.ids[place])}{where}, but the table has the ids 0 to {num_embeddings - 1}: "
+            f"{name} holds id {int(lists.ids[position])}{where}, but the table has the ids 0 to {num_embeddings - 1}: "
             "leave out ids that it does not have; -1 stands for no id in a tensor of shape (B, n) alone"
         )
 
 
 def bias_levels(prepared: PreparedLookup, bias: Tensor) -> BiasLevels:
     """Biases float32 ``(N,)``, contiguous and finite, ready for :func:`topk`: a pass over the ids."""
-    native, lib = prepared._native, library()
-    if native is None or lib is None:
-        nothing = bias.new_empty(0)
-        return BiasLevels(bias, nothing.to(torch.uint8), nothing)
+    descriptor, lib = prepared.descriptor, library()
+    if descriptor is None or lib is None:
+        empty = bias.new_empty(0)
+        return BiasLevels(bias, empty.to(torch.uint8), empty)
     codes = torch.empty(bias.shape[0], dtype=torch.uint8, device="cpu")
     levels = torch.empty(256, dtype=torch.float32, device="cpu")
-    check(lib.mgqe_bias_codes(native.address, bias.data_ptr(), codes.data_ptr(), levels.data_ptr()))
+    check(lib.mgqe_bias_codes(descriptor.address, bias.data_ptr(), codes.data_ptr(), levels.data_ptr()))
     return BiasLevels(bias, codes, levels)

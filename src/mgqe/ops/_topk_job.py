@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class IdLists:
-    """A list of ids a query: ``ids`` int64 ``(n,)``; ``spans`` int64 ``(B, 2)``: where a query's begin and end."""
+    """A list of ids per query: ``ids`` int64 ``(n,)``; ``spans`` int64 ``(B, 2)``, where the ids of each query are."""
 
     ids: Tensor
     spans: Tensor
@@ -30,7 +30,7 @@ class BiasLevels:
 
 @dataclass(frozen=True)
 class TopKJob:
-    """What to look for; everything on the table's device, contiguous, and in range except for the ids.
+    """What to look for; all tensors are on the table's device, contiguous, and in range except for the ids.
 
     Attributes:
         queries: float32 ``(B, d)``. For cosine of length 1, or zeros.

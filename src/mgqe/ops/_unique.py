@@ -39,8 +39,7 @@ def unique(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor]:
     if not runs_now(ids):
         uniq, inverse, counts, _ = torch.ops.mgqe.unique(ids, num_embeddings)
         return uniq, inverse, counts
-    found, inverse, counts = _distinct(ids, num_embeddings)
-    return found, inverse, counts
+    return _distinct(ids, num_embeddings)
 
 
 def _checked_ids(ids: Tensor) -> Tensor:
@@ -60,7 +59,7 @@ def _distinct(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor]
             raise id_error(ids, num_embeddings)
         return reference.unique(ids)
     uniq, inverse, counts = torch.empty_like(ids), torch.empty_like(ids), torch.empty_like(ids)
-    found = torch.zeros(1, dtype=torch.int64, device="cpu")
+    num_distinct = torch.zeros(1, dtype=torch.int64, device="cpu")
     status = lib.mgqe_unique(
         ids.data_ptr(),
         ids.shape[0],
@@ -68,19 +67,19 @@ def _distinct(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor]
         uniq.data_ptr(),
         inverse.data_ptr(),
         counts.data_ptr(),
-        found.data_ptr(),
+        num_distinct.data_ptr(),
     )
     check(status, lambda: id_error(ids, num_embeddings))
-    size = int(found)
+    size = int(num_distinct)
     return uniq[:size], inverse, counts[:size]
 
 
 def unique_by_tier(
     ids: Tensor, sizes: Sequence[int], tier_of: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-    """Distinct ids, those of a tier together, tiers in order; within a tier in order of first appearance.
+    """Distinct ids, tier after tier; within a tier in order of first appearance.
 
-    Runs eagerly only: how many ids a tier has is no static shape.
+    Runs eagerly only: how many distinct ids a tier has is no static shape.
 
     Args:
         ids: integers ``(n,)``.
@@ -108,7 +107,7 @@ def unique_by_tier(
         return reference.sort_by_tier(uniq, inverse, counts, sizes, tier_of)
     uniq, inverse, counts = torch.empty_like(ids), torch.empty_like(ids), torch.empty_like(ids)
     starts = (c_int64 * (len(sizes) + 1))(*accumulate(sizes, initial=0))
-    found = (c_int64 * len(sizes))()
+    distinct_per_tier = (c_int64 * len(sizes))()
     status = lib.mgqe_unique_by_tier(
         ids.data_ptr(),
         ids.shape[0],
@@ -118,18 +117,18 @@ def unique_by_tier(
         uniq.data_ptr(),
         inverse.data_ptr(),
         counts.data_ptr(),
-        found,
+        distinct_per_tier,
     )
     check(status, lambda: id_error(ids, num_embeddings))
-    total = sum(found)
-    return uniq[:total], inverse, counts[:total], list(found)
+    total = sum(distinct_per_tier)
+    return uniq[:total], inverse, counts[:total], list(distinct_per_tier)
 
 
 def _padded(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    found, inverse, counts = _distinct(ids, num_embeddings)
-    spare = ids.shape[0] - found.shape[0]
-    uniq = torch.cat([found, found[:1].expand(spare)])
-    size = torch.tensor([found.shape[0]], device=ids.device)
+    distinct, inverse, counts = _distinct(ids, num_embeddings)
+    spare = ids.shape[0] - distinct.shape[0]
+    uniq = torch.cat([distinct, distinct[:1].expand(spare)])
+    size = torch.tensor([distinct.shape[0]], device=ids.device)
     return uniq, inverse, torch.cat([counts, counts.new_zeros(spare)]), size
 
 

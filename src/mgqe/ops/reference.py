@@ -12,7 +12,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from mgqe.ops._descriptor import TableParts
+from mgqe.ops._descriptor import TableBuffers
+from mgqe.ops.packed_format import WORDS_PER_BLOCK
 
 # Scores held at once. Torch temporaries much above the caches are slow and erratic.
 _SCORES_AT_ONCE = 1 << 20
@@ -38,12 +39,12 @@ def assign(rows: Tensor, centroids: Tensor, bias: Tensor | None) -> Tensor:
     """
     num_subspaces, num_centroids, width = centroids.shape
     n = rows.shape[0]
-    parts = rows.reshape(n, num_subspaces, width)
+    pieces = rows.reshape(n, num_subspaces, width)
     codes = torch.empty(n, num_subspaces, dtype=torch.int32, device=rows.device)
     step = max(1, _SCORES_AT_ONCE // (num_subspaces * num_centroids))
     for at in range(0, n, step):
-        part = parts[at : at + step]
-        scores = _distances(part, centroids) if bias is None else _responses(part, centroids, bias)
+        chunk = pieces[at : at + step]
+        scores = _distances(chunk, centroids) if bias is None else _responses(chunk, centroids, bias)
         codes[at : at + step] = _argmin_ignoring_nan(scores).to(torch.int32)
     return codes
 
@@ -53,7 +54,7 @@ def wide(values: Tensor) -> Tensor:
     return values if values.device.type == "mps" else values.double()
 
 
-def _distances(parts: Tensor, centroids: Tensor) -> Tensor:
+def _distances(pieces: Tensor, centroids: Tensor) -> Tensor:
     """Squared distances ``(n, D, K)`` of rows ``(n, D, s)``; of far rows less a number that all K share.
 
     Far rows are compared by their products with the centroids, both less the middle m of the centroids:
@@ -62,22 +63,22 @@ def _distances(parts: Tensor, centroids: Tensor) -> Tensor:
     finite = torch.where(centroids.isfinite(), centroids, 0.0)
     middle = 0.5 * finite.amin(dim=1) + 0.5 * finite.amax(dim=1)
     longest = _squared_lengths(wide(finite) - wide(middle)[:, None]).amax(dim=1)
-    values, shift = wide(parts), wide(middle)
+    values, shift = wide(pieces), wide(middle)
     lengths = _squared_lengths(values - shift)
     far = ((lengths > _FAR * longest) & (lengths < torch.inf)).unsqueeze(-1)
     left, right = torch.where(far, shift, values), torch.where(far, 2.0 * values - shift, values)
-    scores = values.new_zeros(parts.shape[0], *centroids.shape[:2])
+    scores = values.new_zeros(pieces.shape[0], *centroids.shape[:2])
     for t in range(centroids.shape[2]):
         centroid = wide(centroids[:, :, t])
         scores = scores + (centroid - left[:, :, t, None]) * (centroid - right[:, :, t, None])
     return scores
 
 
-def _responses(parts: Tensor, centroids: Tensor, bias: Tensor) -> Tensor:
+def _responses(pieces: Tensor, centroids: Tensor, bias: Tensor) -> Tensor:
     """bias[j, k] - <rows[i, j], centroids[j, k]>: ``(n, D, K)``."""
-    scores = wide(bias).expand(parts.shape[0], -1, -1)
+    scores = wide(bias).expand(pieces.shape[0], -1, -1)
     for t in range(centroids.shape[2]):
-        scores = scores - wide(parts[:, :, t, None]) * wide(centroids[:, :, t])
+        scores = scores - wide(pieces[:, :, t, None]) * wide(centroids[:, :, t])
     return scores
 
 
@@ -135,23 +136,23 @@ def unique(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     position = torch.arange(ids.shape[0], device=ids.device)
     first = torch.full_like(values, ids.shape[0]).scatter_reduce_(0, inverse, position, "amin")
     order = first.argsort()
-    place = torch.empty_like(order)
-    place[order] = torch.arange(order.shape[0], device=ids.device)
-    return values[order], place[inverse], counts[order]
+    new_index = torch.empty_like(order)
+    new_index[order] = torch.arange(order.shape[0], device=ids.device)
+    return values[order], new_index[inverse], counts[order]
 
 
 def sort_by_tier(
     uniq: Tensor, inverse: Tensor, counts: Tensor, sizes: Sequence[int], tier_of: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-    """The answer of :func:`unique`, distinct ids of a tier together; and how many each tier has."""
+    """The result of :func:`unique`, sorted by tier, and how many distinct ids each tier has."""
     if tier_of is None:
         ends = torch.tensor([*accumulate(sizes)][:-1], dtype=torch.int64, device=uniq.device)
         tier = torch.bucketize(uniq, ends, right=True)
     else:
         tier = tier_of[uniq].long()
     order = tier.argsort(stable=True)
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
-    return uniq[order], place[inverse], counts[order], torch.bincount(tier, minlength=len(sizes)).tolist()
+    new_index = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
+    return uniq[order], new_index[inverse], counts[order], torch.bincount(tier, minlength=len(sizes)).tolist()
 
 
 def codes_of(packed: Tensor, num_subspaces: int, bits: int) -> Tensor:
@@ -165,77 +166,81 @@ def codes_of(packed: Tensor, num_subspaces: int, bits: int) -> Tensor:
     return (word >> (at & 7)) & ((1 << bits) - 1)
 
 
-def tiers_and_ranks(ids: Tensor, parts: TableParts) -> tuple[Tensor, Tensor]:
+def tiers_and_ranks(ids: Tensor, table: TableBuffers) -> tuple[Tensor, Tensor]:
     """Tier and rank within the tier of flat ids, both int64."""
-    starts = torch.tensor([0, *accumulate(parts.sizes)][:-1], device=ids.device)
+    starts = torch.tensor([0, *accumulate(table.sizes)][:-1], device=ids.device)
     range_tier = torch.bucketize(ids, starts, right=True) - 1
     range_rank = ids - starts[range_tier]
-    if not parts.map_bits:
+    if not table.map_bits:
         return range_tier, range_rank
-    mapped = ids < parts.mapped_ids
-    tier, rank = _locate_in_map(torch.where(mapped, ids, 0), parts)
+    mapped = ids < table.mapped_ids
+    tier, rank = locate_in_map(torch.where(mapped, ids, 0), table.order, table.map_bits, table.map_ranks)
     return torch.where(mapped, tier, range_tier), torch.where(mapped, rank, range_rank)
 
 
-def _locate_in_map(ids: Tensor, parts: TableParts) -> tuple[Tensor, Tensor]:
-    tier = torch.full_like(ids, parts.order[-1])
-    rank, at = ids.clone(), ids.clone()
-    left = torch.ones_like(ids, dtype=torch.bool)
-    for target, words, blocks in zip(parts.order, parts.map_bits, parts.map_ranks):
-        # Ids already placed keep an index of 0, which every level that has ids can answer.
-        at = torch.where(left, at, 0)
-        if words.numel() == 0:
+def locate_in_map(
+    ids: Tensor, order: Sequence[int], map_bits: Sequence[Tensor], map_ranks: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Tier and rank within the tier, both int64, of ids that a tier map knows; see :class:`TableBuffers`."""
+    tier, rank, index = torch.full_like(ids, order[-1]), ids, ids
+    undecided = torch.ones_like(ids, dtype=torch.bool)
+    for target, words, ranks in zip(order, map_bits, map_ranks):
+        if words.numel() == 0:  # the tier of every id is known
             break
-        bit = (words[at >> 6] >> (at & 63)) & 1
-        ones = blocks[at >> 8].long()
-        for word in range(4):
-            # Bits of this word of the block that lie below the id's own: 0 to 64 of them.
-            below = ((at & 255) - 64 * word).clamp(0, 64)
-            ones = ones + _popcount_low(words[(at >> 8) * 4 + word], below)
-        chosen = left & (bit == 1)
-        tier = torch.where(chosen, target, tier)
-        rank = torch.where(chosen, ones, rank)
-        left = left & (bit == 0)
-        at = at - ones
-    return tier, torch.where(left, at, rank)
+        bit, ones = _bit_and_ones(words, ranks, index)
+        chosen = undecided & bit
+        tier, rank = torch.where(chosen, target, tier), torch.where(chosen, ones, rank)
+        undecided = undecided & ~bit
+        # Ids whose tier is known keep an index of 0, which every level that has ids can answer.
+        index = torch.where(undecided, index - ones, 0)
+    return tier, torch.where(undecided, index, rank)
 
 
-def _popcount_low(words: Tensor, count: Tensor) -> Tensor:
-    """Set bits among the lowest ``count`` (0 to 64) bits of int64 words."""
-    shifts = torch.arange(64, device=words.device)
-    bits = (words[:, None] >> shifts) & 1
-    return (bits * (shifts < count[:, None])).sum(dim=1)
+def _bit_and_ones(words: Tensor, ranks: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """The bit at ``index`` (bool) and the number of ones before it (int64)."""
+    word, offset = index >> 6, index & 63
+    current = words[word]
+    ones = ranks[index >> 8].to(torch.int64) + popcount(current & ((1 << offset) - 1))
+    for back in range(1, WORDS_PER_BLOCK):  # whole words of the same block before this one
+        before = (word & (WORDS_PER_BLOCK - 1)) >= back
+        ones = ones + torch.where(before, popcount(words[(word - back).clamp(min=0)]), 0)
+    return ((current >> offset) & 1).to(torch.bool), ones
 
 
-def lookup(ids: Tensor, parts: TableParts) -> Tensor:
+def popcount(words: Tensor) -> Tensor:
+    """Set bits of each int64 word, as int64. The shifts are arithmetic; the masks clear the copied sign bits."""
+    x = words - ((words >> 1) & 0x5555555555555555)
+    x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return (x * 0x0101010101010101) >> 56
+
+
+def lookup(ids: Tensor, table: TableBuffers) -> Tensor:
     """Rows ``(..., d)`` of ids ``(...)`` in range; see :func:`mgqe.ops.lookup`."""
-    rows = torch.empty((*ids.shape, parts.embedding_dim), dtype=torch.float32, device=ids.device)
-    flat, out = ids.reshape(-1), rows.reshape(-1, parts.embedding_dim)
+    rows = torch.empty((*ids.shape, table.embedding_dim), dtype=torch.float32, device=ids.device)
+    flat, out = ids.reshape(-1), rows.reshape(-1, table.embedding_dim)
     for start in range(0, flat.shape[0], _IDS_AT_ONCE):
-        _lookup_flat(flat[start : start + _IDS_AT_ONCE], parts, out[start : start + _IDS_AT_ONCE])
+        _lookup_flat(flat[start : start + _IDS_AT_ONCE], table, out[start : start + _IDS_AT_ONCE])
     return rows
 
 
-def _lookup_flat(ids: Tensor, parts: TableParts, out: Tensor) -> None:
-    tier, rank = tiers_and_ranks(ids, parts)
-    for g in range(len(parts.sizes)):
+def _lookup_flat(ids: Tensor, table: TableBuffers, out: Tensor) -> None:
+    tier, rank = tiers_and_ranks(ids, table)
+    for g in range(len(table.sizes)):
         mine = (tier == g).nonzero().squeeze(1)
         if mine.numel() == 0:
             continue
-        book = parts.centroids[parts.codebook_of[g]]
-        packed = parts.codes[g][rank[mine]]
-        codes = codes_of(packed, parts.num_subspaces[g], parts.bits[g]).clamp_(max=book.shape[1] - 1)
-        values = book.float()
-        if book.dtype == torch.int8:
-            values = values * parts.scales[parts.codebook_of[g]][:, None, None]
-        out[mine] = gather(codes, values)
-    if parts.padding_idx >= 0:
-        out[ids == parts.padding_idx] = 0.0
+        book = table.values(table.codebook_of[g])
+        packed = table.codes[g][rank[mine]]
+        codes = codes_of(packed, table.num_subspaces[g], table.bits[g]).clamp_(max=book.shape[1] - 1)
+        out[mine] = gather(codes, book)
+    if table.padding_idx >= 0:
+        out[ids == table.padding_idx] = 0.0
 
 
 def max_code(packed: Tensor, num_subspaces: int, bits: int) -> int:
     """The largest code in packed rows, -1 if there are none."""
-    most = -1
+    largest = -1
     for start in range(0, packed.shape[0], _IDS_AT_ONCE):
-        most = max(most, int(codes_of(packed[start : start + _IDS_AT_ONCE], num_subspaces, bits).max()))
-    return most
+        largest = max(largest, int(codes_of(packed[start : start + _IDS_AT_ONCE], num_subspaces, bits).max()))
+    return largest

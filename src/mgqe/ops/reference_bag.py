@@ -42,8 +42,8 @@ def bag(
         live = (lengths > step).nonzero().squeeze(1)
         at = offsets[live] + step
         if padding_idx >= 0:
-            kept = ids[at] != padding_idx
-            live, at = live[kept], at[kept]
+            counts = ids[at] != padding_idx
+            live, at = live[counts], at[counts]
         rows = rows_of(ids[at])
         before = pooled[live]
         if mode == "max":

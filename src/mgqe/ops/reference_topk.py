@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mgqe.ops._descriptor import TableParts
+from mgqe.ops._descriptor import TableBuffers
 from mgqe.ops._topk_job import IdLists, TopKJob
 from mgqe.ops.reference import codes_of, lookup, tiers_and_ranks
 
@@ -13,13 +13,13 @@ _ROWS_AT_ONCE = 1 << 16
 _QUERIES_AT_ONCE = 64
 
 
-def topk(parts: TableParts, job: TopKJob) -> tuple[Tensor, Tensor, int]:
+def topk(table: TableBuffers, job: TopKJob) -> tuple[Tensor, Tensor, int]:
     """See :func:`mgqe.ops.topk`; every row is scored."""
-    queries, n = job.queries, parts.num_embeddings
-    found = [_topk_of(parts, job, start) for start in range(0, queries.shape[0], _QUERIES_AT_ONCE)]
-    if not found:
+    queries, n = job.queries, table.num_embeddings
+    results = [_topk_of(table, job, start) for start in range(0, queries.shape[0], _QUERIES_AT_ONCE)]
+    if not results:
         return queries.new_empty((0, job.k)), queries.new_empty((0, job.k), dtype=torch.int64), 0
-    return torch.cat([s for s, _ in found]), torch.cat([i for _, i in found]), n * queries.shape[0]
+    return torch.cat([s for s, _ in results]), torch.cat([i for _, i in results]), n * queries.shape[0]
 
 
 def partial_scores(book: Tensor, pieces: Tensor | None, num_subspaces: int) -> Tensor:
@@ -50,16 +50,16 @@ def _entries(tables: Tensor, codes: Tensor) -> Tensor:
     return sums
 
 
-def check_range(parts: TableParts, job: TopKJob) -> None:
+def check_range(table: TableBuffers, job: TopKJob) -> None:
     """Raise ValueError for the first query whose scores may leave float32, or, for cosine, the first row whose squared
     length does."""
     most = torch.finfo(torch.float32).max
     bias = 0.0 if job.bias is None or job.bias.bias.numel() == 0 else float(job.bias.bias.abs().max())
     for start in range(0, job.queries.shape[0], _QUERIES_AT_ONCE):
-        tables, _ = _tables(parts, job.queries[start : start + _QUERIES_AT_ONCE], False)
-        for g, table in enumerate(tables):
-            if parts.sizes[g]:
-                largest = table[:, :, : 1 << parts.bits[g]].abs().double().amax(2).sum(1) + bias
+        tables, _ = _tables(table, job.queries[start : start + _QUERIES_AT_ONCE], False)
+        for g, scores in enumerate(tables):
+            if table.sizes[g]:
+                largest = scores[:, :, : 1 << table.bits[g]].abs().double().amax(2).sum(1) + bias
                 if not bool((largest <= most).all()):
                     query = start + int((~(largest <= most)).nonzero()[0])
                     raise ValueError(
@@ -68,13 +68,13 @@ def check_range(parts: TableParts, job: TopKJob) -> None:
                         "infinity)"
                     )
     if job.cosine:
-        _check_lengths(parts)
+        _check_lengths(table)
 
 
-def _check_lengths(parts: TableParts) -> None:
-    for start in range(0, parts.num_embeddings, _ROWS_AT_ONCE):
-        rows = torch.arange(start, min(start + _ROWS_AT_ONCE, parts.num_embeddings), device=parts.device)
-        lengths = lookup(rows, parts).square().sum(1)
+def _check_lengths(table: TableBuffers) -> None:
+    for start in range(0, table.num_embeddings, _ROWS_AT_ONCE):
+        rows = torch.arange(start, min(start + _ROWS_AT_ONCE, table.num_embeddings), device=table.device)
+        lengths = lookup(rows, table).square().sum(1)
         if not bool(lengths.isfinite().all()):
             row = start + int((~lengths.isfinite()).nonzero()[0])
             raise ValueError(
@@ -83,56 +83,53 @@ def _check_lengths(parts: TableParts) -> None:
             )
 
 
-def _topk_of(parts: TableParts, job: TopKJob, first: int) -> tuple[Tensor, Tensor]:
+def _topk_of(table: TableBuffers, job: TopKJob, first: int) -> tuple[Tensor, Tensor]:
     queries = job.queries[first : first + _QUERIES_AT_ONCE]
-    tables, norms = _tables(parts, queries, job.cosine)
+    tables, norms = _tables(table, queries, job.cosine)
     best = queries.new_full((queries.shape[0], job.k), -torch.inf)
     ids = torch.full_like(best, -1, dtype=torch.int64)
-    for start in range(0, parts.num_embeddings, _ROWS_AT_ONCE):
-        rows = torch.arange(start, min(start + _ROWS_AT_ONCE, parts.num_embeddings), device=queries.device)
-        scores = _scores(parts, rows, tables, norms)
+    for start in range(0, table.num_embeddings, _ROWS_AT_ONCE):
+        rows = torch.arange(start, min(start + _ROWS_AT_ONCE, table.num_embeddings), device=queries.device)
+        scores = _scores(table, rows, tables, norms)
         if job.bias is not None:
             scores = scores + job.bias.bias[rows]
-        kept = ~scores.isnan() & _allowed(job, rows, first, queries.shape[0])
-        found = torch.where(kept, rows, -1)
-        scores = torch.where(kept, scores, -torch.inf)
-        best, ids = _merge(torch.cat([best, scores], dim=1), torch.cat([ids, found], dim=1), job.k)
+        eligible = ~scores.isnan() & _allowed(job, rows, first, queries.shape[0])
+        eligible_ids = torch.where(eligible, rows, -1)
+        scores = torch.where(eligible, scores, -torch.inf)
+        best, ids = _merge(torch.cat([best, scores], dim=1), torch.cat([ids, eligible_ids], dim=1), job.k)
     return best, ids
 
 
-def _tables(parts: TableParts, queries: Tensor, cosine: bool) -> tuple[list[Tensor], list[Tensor]]:
+def _tables(table: TableBuffers, queries: Tensor, cosine: bool) -> tuple[list[Tensor], list[Tensor]]:
     """Partial scores of each tier, and squared norms for cosine."""
     tables, norms = [], []
-    for g in range(len(parts.sizes)):
-        book = parts.centroids[parts.codebook_of[g]]
-        values = book.float()
-        if book.dtype == torch.int8:
-            values = values * parts.scales[parts.codebook_of[g]][:, None, None]
-        pieces = queries.reshape(queries.shape[0], -1, book.shape[2])
-        tables.append(partial_scores(values, pieces, parts.num_subspaces[g]))
+    for g in range(len(table.sizes)):
+        values = table.values(table.codebook_of[g])
+        pieces = queries.reshape(queries.shape[0], -1, values.shape[2])
+        tables.append(partial_scores(values, pieces, table.num_subspaces[g]))
         if cosine:
-            norms.append(partial_scores(values, None, parts.num_subspaces[g]))
+            norms.append(partial_scores(values, None, table.num_subspaces[g]))
     return tables, norms
 
 
-def _scores(parts: TableParts, rows: Tensor, tables: list[Tensor], norms: list[Tensor]) -> Tensor:
+def _scores(table: TableBuffers, rows: Tensor, tables: list[Tensor], norms: list[Tensor]) -> Tensor:
     """Scores ``(B, n)`` of ids ``(n,)``, without bias."""
-    tier, rank = tiers_and_ranks(rows, parts)
+    tier, rank = tiers_and_ranks(rows, table)
     scores = tables[0].new_zeros((tables[0].shape[0], rows.shape[0]))
-    for g, table in enumerate(tables):
+    for g, entries in enumerate(tables):
         mine = (tier == g).nonzero().squeeze(1)
         if mine.numel() == 0:
             continue
-        codes = codes_of(parts.codes[g][rank[mine]], parts.num_subspaces[g], parts.bits[g])
-        codes = codes.clamp_(max=table.shape[2] - 1)
-        sums = _entries(table, codes)
+        codes = codes_of(table.codes[g][rank[mine]], table.num_subspaces[g], table.bits[g])
+        codes = codes.clamp_(max=entries.shape[2] - 1)
+        sums = _entries(entries, codes)
         if norms:
             norm = _entries(norms[g], codes)
             # By way of double, which rounds right; a vector library's float32 root may be off by a bit.
             sums = torch.where(norm > 0, sums / norm.double().sqrt().float(), 0.0)
         scores[:, mine] = sums
-    if parts.padding_idx >= 0:
-        scores[:, rows == parts.padding_idx] = 0.0
+    if table.padding_idx >= 0:
+        scores[:, rows == table.padding_idx] = 0.0
     return scores
 
 

@@ -18,18 +18,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mgqe.codec.layout import check_codes
-from mgqe.codec.packing import row_bytes
+from mgqe.codec.layout import CENTROIDS, SCALES
+from mgqe.codec.tensors import check_codes
 from mgqe.files.atomic import write_aside
 from mgqe.files.container import ArtifactError, config_of_kind, decode_metadata, encode, open_stored, read, tensor_bytes
 from mgqe.files.locks import file_identity, file_lock
 from mgqe.files.reader import MAX_ROWS, Config, Reader
 from mgqe.table.compact import CompactTable
-from mgqe.table.growth import check_vectors
+from mgqe.table.growth import check_tier, check_vectors
 from mgqe.table.segment_files import all_segment_files, segment_files, segment_path
 from mgqe.table.segment_record import check_record, extend_record, lost, read_record
 
 KIND = "compact-append"
+CODES_NAME = "codes"  # of a segment's only tensor
 MAX_ATTEMPTS = 1000  # at taking the next number; each failure is another writer's success
 
 
@@ -58,19 +59,19 @@ def table_fingerprint(metadata: Mapping[str, str], table: CompactTable) -> str:
     """What a segment records of its base: sha256 over all that gives its codes and ids a meaning.
 
     Codes of the base are left out: appended rows do not depend on them, and reading them would read the whole file.
-    A table that replaces one with appended files gets a ``generation`` of its own, so a segment never fits both.
+    A table that replaces one with appended files gets another ``generation``, so that a segment never fits both.
     """
     digest = hashlib.sha256()
     for text in (metadata["config"], metadata.get("generation", "")):
         digest.update(text.encode() + b"\0")
-    for tensor in (*table._state.centroids, *table._state.scales):
+    for tensor in (*table.snapshot.centroids, *table.snapshot.scales):
         for chunk in tensor_bytes(tensor):
             digest.update(chunk)
     return digest.hexdigest()
 
 
 def read_segment(path: Path, table: CompactTable, base_fingerprint: str, verify: bool | None = None) -> Segment:
-    """An appended file, its codes not looked at except to verify them, as :func:`mgqe.files.container.read` does.
+    """An appended file. Its codes are read only to compare them with their checksums.
 
     Raises ArtifactError naming the file, what is wrong and the remedy.
     """
@@ -78,11 +79,10 @@ def read_segment(path: Path, table: CompactTable, base_fingerprint: str, verify:
         metadata, tensors = read(path, verify)
         reader = Reader(tensors, config_of_kind(metadata, KIND))
         reader.choice("base", {base_fingerprint})
-        cfg = table._state.base
-        first_id = reader.integer("first_id", cfg.num_embeddings, MAX_ROWS)
-        tier = reader.integer("tier", 0, len(cfg.sizes) - 1)
-        width = row_bytes(cfg.num_subspaces[tier], cfg.bits[tier])
-        rows = reader.tensor("codes", torch.uint8, (None, width))
+        base = table.snapshot.base
+        first_id = reader.integer("first_id", base.num_embeddings, MAX_ROWS)
+        tier = reader.integer("tier", 0, len(base.tiers) - 1)
+        rows = reader.tensor(CODES_NAME, torch.uint8, (None, base.tiers[tier].row_bytes))
         reader.finish()
         return Segment(path, first_id, tier, rows)
     except ValueError as error:
@@ -90,22 +90,22 @@ def read_segment(path: Path, table: CompactTable, base_fingerprint: str, verify:
 
 
 def read_extents(
-    base: Path, own: str, table: CompactTable, mmap: bool, verify: bool | None = None
+    base: Path, fingerprint: str, table: CompactTable, mmap: bool, verify: bool | None = None
 ) -> Iterator[tuple[int, Tensor]]:
     """What was appended to a base, in order of ids: tiers and packed rows, neighbours of a tier joined.
 
     Args:
         base: the file, links resolved.
-        own, table: its table_fingerprint, and what it holds.
+        fingerprint, table: its table_fingerprint, and what it holds.
         mmap: rows of a file that stands alone stay mapped; all others are read into memory.
 
     Raises:
         ArtifactError: a file is damaged, or ids are missing or given twice; the message names the file.
     """
-    record = read_record(base, own, verify)
-    everything = all_segment_files(base)
-    files = segment_files(base, own)
-    others = sorted({*everything} - {path for _, path in files})
+    record = read_record(base, fingerprint, verify)  # before the files are listed, see there
+    every_file = all_segment_files(base)
+    files = segment_files(base, fingerprint)
+    others = sorted({*every_file} - {path for _, path in files})
     if others:
         warnings.warn(
             f"{others[0]}{f' and {len(others) - 1} more' if others[1:] else ''} left out: appended to another table "
@@ -115,20 +115,19 @@ def read_extents(
         )
     ends, segments = [table.num_embeddings], []
     for _, path in files:
-        segment = read_segment(path, table, own, verify)
+        segment = read_segment(path, table, fingerprint, verify)
         if segment.first_id != ends[-1]:
             what = "a file before it is missing" if segment.first_id > ends[-1] else "ids are given twice"
             raise _refusal(path, ValueError(f"starts with id {segment.first_id}, not {ends[-1]}: {what}"))
         ends.append(segment.end)
-        cfg = table._state.base
         try:
-            check_codes("codes", segment.rows, cfg.num_subspaces[segment.tier], cfg.num_centroids[segment.tier])
+            check_codes(CODES_NAME, segment.rows, table.snapshot.base.tiers[segment.tier])
         except ValueError as error:
             raise _refusal(path, error) from error
         segments.append(segment)
-    check_record(record, base, own, [segment.path for segment in segments], ends)
-    for tier, together in groupby(segments, key=lambda segment: segment.tier):
-        rows = [segment.rows for segment in together]
+    check_record(record, base, fingerprint, [segment.path for segment in segments], ends)
+    for tier, neighbours in groupby(segments, key=lambda segment: segment.tier):
+        rows = [segment.rows for segment in neighbours]
         yield tier, rows[0] if mmap and len(rows) == 1 else torch.cat(rows)
 
 
@@ -169,22 +168,22 @@ def _try_to_append(
 ) -> Tensor | None:
     """The new ids; None if another writer came first."""
     try:
-        own, table = _open_base(os.fspath(path))
-        tier_number, state = table._tier(tier), table._state
-        rows = state.packed(check_vectors(vectors, table.embedding_dim, state.device), tier_number)
-        number, first_id = _next_place(target, table, own)
+        fingerprint, table = _open_base(os.fspath(path))
+        tier_number = check_tier(tier, table.num_tiers)
+        rows = table.snapshot.packed(check_vectors(vectors, table.embedding_dim, table.device), tier_number)
+        number, first_id = _next_number(target, table, fingerprint)
     except FileNotFoundError:  # the table was replaced, and what was appended to it removed
         return None
     n = rows.shape[0]
     if first_id + n > MAX_ROWS:
         raise ValueError(f"a table has at most {MAX_ROWS} rows, this one would have {first_id + n}")
     if n:
-        segment = segment_path(target, own, number)
-        if not _publish(segment, target, {"base": own, "first_id": first_id, "tier": tier_number}, rows):
+        segment = segment_path(target, fingerprint, number)
+        if not _publish(segment, target, {"base": fingerprint, "first_id": first_id, "tier": tier_number}, rows):
             return None
-        if not _belongs(segment, path, before, own):
+        if not _belongs(segment, path, before, fingerprint):
             return None
-        extend_record(target, own, number, first_id + n)
+        extend_record(target, fingerprint, number, first_id + n)
     return torch.arange(first_id, first_id + n, device="cpu")
 
 
@@ -192,7 +191,8 @@ def _open_base(name: str) -> tuple[str, CompactTable]:
     """Fingerprint and base, without what was appended; of its values only the centroids are looked at and verified."""
     try:
         stored = open_stored(name)
-        stored.check_tensors(part for part in stored.tensors if part.startswith(("centroids.", "scales.")))
+        codebooks = CENTROIDS.format(""), SCALES.format("")
+        stored.check_tensors(name for name in stored.tensors if name.startswith(codebooks))
         metadata, tensors = stored.metadata, stored.tensors
         kind, config = decode_metadata(metadata)
         if kind != CompactTable.kind:
@@ -202,21 +202,21 @@ def _open_base(name: str) -> tuple[str, CompactTable]:
                 f"ids can be appended to tables of kind {CompactTable.kind!r}, this one is {kind!r}{remedy}"
             )
         table = CompactTable.from_tensors(tensors, config)
-        table._state.validate_codebooks()
+        table.snapshot.validate_codebooks()
     except ValueError as error:
         raise ArtifactError(f"{name}: {error}") from error
     return table_fingerprint(metadata, table), table
 
 
-def _next_place(target: Path, table: CompactTable, own: str) -> tuple[int, int]:
-    """The number for a new file and the first id in it. The last file speaks for those before it."""
-    record = read_record(target, own)
-    files = segment_files(target, own)
+def _next_number(target: Path, table: CompactTable, fingerprint: str) -> tuple[int, int]:
+    """The number for a new file and the first id in it, which follow from the last file alone."""
+    record = read_record(target, fingerprint)
+    files = segment_files(target, fingerprint)
     number, end = 0, table.num_embeddings
     if files:
-        number, end = files[-1][0], read_segment(files[-1][1], table, own).end
+        number, end = files[-1][0], read_segment(files[-1][1], table, fingerprint).end
     if number < record.segments:
-        raise lost(record, target, own, number + 1, end)
+        raise lost(record, target, fingerprint, number + 1, end)
     return number + 1, end
 
 
@@ -225,14 +225,14 @@ def refuse_to_lose(table: CompactTable, target: Path, path: str | os.PathLike[st
 
     Call it while the file is locked.
     """
-    origin = table._origin
+    origin = table.origin
     if origin is None or origin.target != os.fspath(target):
         return
     try:
-        own, base = _open_base(os.fspath(target))
-        if own != origin.fingerprint:
+        fingerprint, base = _open_base(os.fspath(target))
+        if fingerprint != origin.fingerprint:
             return
-        end = _next_place(target, base, own)[1]
+        end = _next_number(target, base, fingerprint)[1]
     except (OSError, ArtifactError):  # gone, or damaged: nothing to lose there
         return
     if end > origin.num_embeddings:
@@ -244,7 +244,7 @@ def refuse_to_lose(table: CompactTable, target: Path, path: str | os.PathLike[st
 
 def _publish(path: Path, base: Path, config: Config, rows: Tensor) -> bool:
     """Write an appended file, with the mode bits of its base; False if its number is taken."""
-    nbytes, content = encode({"codes": [rows]}, KIND, config)
+    nbytes, content = encode({CODES_NAME: [rows]}, KIND, config)
     try:
         with write_aside(path, content, like=base) as temporary:
             os.link(temporary, path)
@@ -265,9 +265,9 @@ def _publish(path: Path, base: Path, config: Config, rows: Tensor) -> bool:
     return True
 
 
-def _belongs(segment: Path, path: str | os.PathLike[str], before: tuple[int, ...], own: str) -> bool:
+def _belongs(segment: Path, path: str | os.PathLike[str], before: tuple[int, ...], fingerprint: str) -> bool:
     """Whether a new file was appended to the table that is at ``path`` now; if not, it is taken away again."""
-    if file_identity(path) == before or _open_base(os.fspath(path))[0] == own:
+    if file_identity(path) == before or _open_base(os.fspath(path))[0] == fingerprint:
         return True
     segment.unlink(missing_ok=True)
     return False

@@ -1,7 +1,7 @@
 """What every frozen table has: look-up, counted bytes, and a way into a file and back.
 
 A table is a set of named tensors and a small configuration of plain numbers. ``to_tensors`` gives both,
-``from_tensors`` takes both and refuses whatever does not fit together, and everything else (bytes, copies,
+``from_tensors`` takes both and refuses what does not fit together, and all the rest (bytes, copies,
 equality, moves to another device, files in :mod:`mgqe.table.io`) is built on the two.
 """
 
@@ -50,15 +50,15 @@ class FrozenTable(ABC):
         """Everything the table holds: named tensors, and a configuration that JSON can write."""
 
     def tensor_pieces(self) -> tuple[dict[str, list[Tensor]], Config]:
-        """The same, each tensor as the pieces that make it when joined along the first axis: to be written without
-        joining them in memory."""
+        """Like :meth:`to_tensors`, but each tensor as the pieces that make it when joined along the first axis, so that
+        it can be written without being joined in memory."""
         tensors, config = self.to_tensors()
         return {name: [tensor] for name, tensor in tensors.items()}, config
 
     @classmethod
     @abstractmethod
     def from_tensors(cls, tensors: dict[str, Tensor], config: Config) -> Self:
-        """The inverse of :meth:`to_tensors`; the tensors are held, not copied.
+        """The inverse of :meth:`to_tensors`; the tensors are not copied.
 
         Raises ValueError naming what is missing, too many, of the wrong type or shape, or contradictory.
         Values are not read, those of a tier map aside: see :meth:`validate`.
@@ -112,8 +112,7 @@ class FrozenTable(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors held; a file adds its header and checksums, one or two kilobytes and 8
-        bytes for each MiB."""
+        """Bytes of all tensors; a file adds its header and checksums, one or two kilobytes and 8 bytes for each MiB."""
         return sum(tensor.nbytes for tensor in self.to_tensors()[0].values())
 
     def nbytes_by_part(self) -> dict[str, int]:
@@ -127,7 +126,7 @@ class FrozenTable(ABC):
     def to_dense(self, chunk: int = 65_536) -> Tensor:
         """All rows, float32 (num_embeddings, embedding_dim), looked up ``chunk`` ids at a time."""
         chunk = as_int("chunk", chunk, 1)
-        table = self._now()
+        table = self._unchanging()
         n, device = table.num_embeddings, table.device
         dense = torch.empty((n, table.embedding_dim), dtype=torch.float32, device=device)
         for start in range(0, n, chunk):
@@ -135,7 +134,12 @@ class FrozenTable(ABC):
             dense[start:stop] = table.lookup(torch.arange(start, stop, device=device))
         return dense
 
-    def _now(self) -> FrozenTable:
+    @property
+    def snapshot(self) -> object:
+        """What the table holds now: another object after each change, of tables that can change; internal."""
+        return self
+
+    def _unchanging(self) -> FrozenTable:
         """This table as it is now, for work of several steps; a table that can change gives one that will not."""
         return self
 
@@ -165,13 +169,13 @@ class FrozenTable(ABC):
         return _rebuild, (type(self), {name: t.clone() for name, t in tensors.items()}, config)
 
     def __repr__(self) -> str:
-        held = ", ".join(f"{part} {size:,}" for part, size in self.nbytes_by_part().items() if size)
+        parts = ", ".join(f"{part} {size:,}" for part, size in self.nbytes_by_part().items() if size)
         full = 4 * self.num_embeddings * self.embedding_dim
         share = f" = {100 * self.nbytes / full:.1f}% of float32" if full else ""
         detail = self._describe()
         return (
             f"{type(self).__name__}({self.num_embeddings:,} x {self.embedding_dim}"
-            f"{', ' + detail if detail else ''}; {self.nbytes:,} bytes{share}: {held or 'none'})"
+            f"{', ' + detail if detail else ''}; {self.nbytes:,} bytes{share}: {parts or 'none'})"
         )
 
     def _describe(self) -> str:

@@ -1,7 +1,7 @@
 """CompactTable: the frozen product-quantised table, packed codes plus centroids and nothing else.
 
 Size in bytes: sum_g n_g * ceil(D_g * bits_g / 8) for the codes; 4, 2 or 1 times K * d for the centroids of
-each codebook (int8 adds a float32 scale a subspace); and the tier map, nothing for ids in frequency order.
+each codebook (int8 adds a float32 scale per subspace); and the tier map, nothing for ids in frequency order.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 from mgqe import ops
 from mgqe.checks.ids import as_int64, check_ids
 from mgqe.checks.inference import outside_inference
-from mgqe.checks.scalars import as_int
-from mgqe.codec.layout import CENTROID_DTYPES, CompactConfig, check_codebook, check_map, lay_out, read_tier_map
-from mgqe.codec.packing import bits_for, row_bytes, unpack
+from mgqe.codec.layout import KIND, TableLayout
+from mgqe.codec.packing import unpack
 from mgqe.codec.stats import CodebookStats
+from mgqe.codec.tensors import lay_out
 from mgqe.codec.tiers import Tiers
-from mgqe.files.reader import Config, Reader
+from mgqe.files.reader import Config
 from mgqe.table.base import FrozenTable
 from mgqe.table.faiss import to_faiss
-from mgqe.table.growth import Origin, WriterLock, check_fallback, check_update_ids, check_vectors
+from mgqe.table.growth import Origin, WriterLock, check_fallback, check_tier, check_update_ids, check_vectors
 from mgqe.table.search import Ids, ItemBias, TopK, item_bias, search
 from mgqe.table.snapshot import Snapshot
 
@@ -36,54 +36,58 @@ class CompactTable(FrozenTable):
     """A frozen table of packed codes and centroids, made by ``embedding.freeze()`` or :meth:`from_codes`.
 
     ``lookup`` of an id finds its tier and its rank there, reads the rank's packed row of D_g codes, and joins
-    the D_g centroids they name. Tensors are held as given (a loaded file stays mapped): do not change them.
+    the D_g centroids they name. Tensors are not copied (a loaded file stays mapped): do not change them.
 
     One table serves any number of threads, without a lock, also while a thread appends or updates ids: every call
     reads the table as it was when the call began.
+
+    Attributes:
+        origin: the file that the table was last read from or written to, for :mod:`mgqe.table.io`; or None.
     """
 
-    kind = "compact"
+    kind = KIND
 
-    def __init__(self, state: Snapshot) -> None:
-        """Parts that fit together; :meth:`from_codes` and :meth:`from_tensors` check that they do."""
+    def __init__(self, snapshot: Snapshot) -> None:
+        """From tensors that fit together; :meth:`from_codes` and :meth:`from_tensors` check that they do."""
         # Readers take this reference once, writers replace it: a reader sees a table before or after a change.
-        self._state = state
+        self._snapshot = snapshot
         self._writer = WriterLock()
-        self._origin: Origin | None = None
+        self.origin: Origin | None = None
 
     @property
-    def config(self) -> CompactConfig:
+    def snapshot(self) -> Snapshot:
+        """What the table holds now, which never changes; internal to this library."""
+        return self._snapshot
+
+    @property
+    def config(self) -> TableLayout:
         """The plain numbers of the table, appended ids included."""
-        return self._state.config
+        return self._snapshot.layout
 
     @property
     def num_embeddings(self) -> int:  # type: ignore[override]
         """N, appended ids included."""
-        return self._state.config.num_embeddings
+        return self._snapshot.layout.num_embeddings
 
     @property
     def embedding_dim(self) -> int:  # type: ignore[override]
         """d."""
-        return self._state.config.embedding_dim
+        return self._snapshot.layout.embedding_dim
 
     @property
     def padding_idx(self) -> int | None:  # type: ignore[override]
         """The id that looks up as zeros, or None."""
-        return self._state.config.padding_idx
+        return self._snapshot.layout.padding_idx
 
     @property
     def num_tiers(self) -> int:
         """m."""
-        return len(self._state.codes)
+        return len(self._snapshot.codes)
 
     @property
     def device(self) -> torch.device:
         """The device that holds the table."""
-        return self._state.device
-
-    @property
-    def _lookup(self) -> ops.PreparedLookup:
-        return self._state.lookup
+        return self._snapshot.device
 
     @classmethod
     @outside_inference
@@ -101,68 +105,47 @@ class CompactTable(FrozenTable):
 
         Args:
             tiers: which id is in which tier; a tier map is made unless they are in frequency order.
-            codes: a tier: integers (n_g, D_g) in [0, num_centroids[g]), rows in ascending id order.
+            codes: of each tier: integers (n_g, D_g) in [0, num_centroids[g]), rows in ascending id order.
             codebooks: float (Dc, Kc, sc) each. A tier with D_g subspaces of s = d / D_g dimensions reads
                 r = s / sc pieces for each, Dc = D_g * r; or Dc = 1: its subspaces share one set of centroids.
             codebook_of: each tier's codebook.
             num_centroids: each tier's K_g, at most Kc of its codebook.
             padding_idx: the id that looks up as zeros.
-            centroid_dtype: how centroids are kept: "float32"; "float16"; or "int8", symmetric with one
-                float32 scale a piece, max |centroid| / 127, rounded half to even.
+            centroid_dtype: how centroids are stored: "float32"; "float16"; or "int8", symmetric with one
+                float32 scale per piece, max |centroid| / 127, rounded half to even.
 
         Raises:
-            ValueError: parts that do not fit together, codes out of range, centroids that are not finite, or
+            ValueError: arguments that do not fit together, codes out of range, centroids that are not finite, or
                 too large for float16.
             TypeError: codes that are not integers.
         """
-        tensors, config = lay_out(tiers, codes, codebooks, codebook_of, num_centroids, padding_idx, centroid_dtype)
-        return cls.from_tensors(tensors, config)
+        tensors, layout = lay_out(tiers, codes, codebooks, codebook_of, num_centroids, padding_idx, centroid_dtype)
+        return cls.from_tensors(tensors, layout.to_json())
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], config: Config) -> Self:
-        """From the parts that :meth:`to_tensors` gives; docs/format.md names and describes each one.
+        """From the tensors and configuration that :meth:`to_tensors` gives; docs/format.md describes each one.
 
         Of the values only those of the tier map are read, by which all others are reached: see :meth:`validate`.
 
         Raises:
-            ValueError: parts that do not fit together, a tier map that does not send each id to a row of its own.
+            ValueError: tensors that do not fit together, a tier map that does not give each id another row.
         """
-        reader = Reader(tensors, config)
-        cfg = CompactConfig.read(reader)
-        dtype = CENTROID_DTYPES[cfg.centroid_dtype]
-        centroids, scales = [], []
-        for c in range(max(cfg.codebook_of) + 1):
-            book = reader.tensor(f"centroids.{c}", dtype, (None, None, None))
-            centroids.append(book)
-            scales.append(
-                reader.tensor(f"scales.{c}", torch.float32, (book.shape[0],))
-                if dtype == torch.int8
-                else torch.empty(0, dtype=torch.float32, device=book.device)
-            )
-        codes = []
-        for g, (n, subspaces, k) in enumerate(zip(cfg.sizes, cfg.num_subspaces, cfg.num_centroids, strict=True)):
-            check_codebook(g, cfg.embedding_dim, subspaces, k, tuple(centroids[cfg.codebook_of[g]].shape))
-            codes.append(reader.tensor(f"codes.{g}", torch.uint8, (n, row_bytes(subspaces, bits_for(k)))))
-        tier_map = None if cfg.order is None else read_tier_map(reader, cfg.sizes, cfg.order)
-        fallback = reader.tensor("fallback", torch.float32, (cfg.embedding_dim,)) if reader.holds("fallback") else None
-        reader.finish()
-        if tier_map is not None:
-            check_map(tier_map, cfg.sizes)
-        return cls(Snapshot(cfg, tuple(codes), tuple(centroids), tuple(scales), tier_map, fallback=fallback))
+        return cls(Snapshot.from_tensors(tensors, config))
 
     def to_tensors(self) -> tuple[dict[str, Tensor], Config]:
         """``codes.g``, ``centroids.c``, ``scales.c`` (int8), ``tier_map.bits.l`` and ``.ranks.l``, ``fallback``.
 
-        Of a table with appended ids: what it would hold had it been made whole. That copies the codes, and makes
+        For a table with appended ids: what a table made with all ids would have. That copies the codes, and makes
         a tier map (with N bytes in between) unless appended ids keep the tiers ranges in tier order.
         """
         pieces, config = self.tensor_pieces()
-        return {name: p[0] if len(p) == 1 else torch.cat(p) for name, p in pieces.items()}, config
+        return {name: of_one[0] if len(of_one) == 1 else torch.cat(of_one) for name, of_one in pieces.items()}, config
 
     def tensor_pieces(self) -> tuple[dict[str, list[Tensor]], Config]:
         """Each tensor of :meth:`to_tensors` as pieces to join: without a copy of the codes."""
-        state = self._state
-        return state.tensor_pieces(), state.config.to_json()
+        snapshot = self._snapshot
+        return snapshot.tensor_pieces(), snapshot.layout.to_json()
 
     # ---- reading: any number of threads, no lock, also while another thread changes the table ---------------
 
@@ -173,7 +156,7 @@ class CompactTable(FrozenTable):
 
         Raises TypeError for ids that are not integers, IndexError for unknown ids without a fallback.
         """
-        return self._state.lookup(as_int64(ids))
+        return self._snapshot.lookup(as_int64(ids))
 
     def topk(
         self,
@@ -202,7 +185,7 @@ class CompactTable(FrozenTable):
             scores float32 (B, k), falling, and ids int64 (B, k), ascending among equal scores; (k,) for one query.
             The scores are those of the decoded vectors to float32 rounding, and the same bits whatever the batch,
             threads or instruction set. Where fewer than k ids may be returned, the rest is -infinity and -1. The
-            row of ``padding_idx`` is zeros and scores 0 like any other: exclude it if it must not come up.
+            row of ``padding_idx`` is zeros and scores 0 like any other: exclude it if it must not be returned.
 
         Raises:
             TypeError: dtypes. ValueError: shapes, NaN or infinite queries or biases, k outside 1 .. N, a bias with
@@ -210,15 +193,15 @@ class CompactTable(FrozenTable):
                 named.
             IndexError: an id outside the table.
         """
-        return search(self._state.lookup, queries, k, exclude, candidates, score, bias)
+        return search(self._snapshot.lookup, queries, k, exclude, candidates, score, bias)
 
     def item_bias(self, bias: Tensor) -> ItemBias:
-        """Biases (N,), sorted once for many calls of :meth:`topk`; 5 bytes an id. Make it again after an append.
+        """Biases (N,), sorted once for many calls of :meth:`topk`; 5 bytes per id. Make it again after an append.
 
         Raises:
             TypeError: no float tensor. ValueError: another shape or device, NaN or infinity.
         """
-        return item_bias(self._state.lookup, bias)
+        return item_bias(self._snapshot.lookup, bias)
 
     def bag(
         self,
@@ -229,43 +212,44 @@ class CompactTable(FrozenTable):
         include_last_offset: bool = False,
     ) -> Tensor:
         """Pooled rows (B, d) straight from the codes, never holding the rows; see :meth:`FrozenTable.bag`."""
-        return ops.bag(self._lookup, as_int64(ids), offsets, mode, per_sample_weights, include_last_offset)
+        return ops.bag(self._snapshot.lookup, as_int64(ids), offsets, mode, per_sample_weights, include_last_offset)
 
     def codes(self, ids: Tensor) -> Tensor:
         """Codes of ids: integers (...) -> int32 (..., max D_g), -1 beyond the D_g of a coarser tier."""
-        state = self._state
-        rows, cfg = check_ids(ids, state.config.num_embeddings), state.config
-        part, row = state.locate_part(rows)
-        out = torch.full((*rows.shape, max(cfg.num_subspaces)), -1, dtype=torch.int32, device=rows.device)
-        for p, (g, packed) in enumerate(zip(state.owners, state.parts, strict=True)):
-            mine = part == p
-            out[..., : cfg.num_subspaces[g]][mine] = unpack(packed[row[mine]], cfg.num_subspaces[g], cfg.bits[g])
+        snapshot = self._snapshot
+        layout = snapshot.layout
+        ids = check_ids(ids, layout.num_embeddings)
+        array, row = snapshot.locate_in_arrays(ids)
+        out = torch.full((*ids.shape, max(layout.num_subspaces)), -1, dtype=torch.int32, device=ids.device)
+        for a, (g, packed) in enumerate(zip(snapshot.tier_of_array, snapshot.arrays, strict=True)):
+            mine, tier = array == a, layout.tiers[g]
+            out[..., : tier.num_subspaces][mine] = unpack(packed[row[mine]], tier.num_subspaces, tier.bits)
         return out
 
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Each id's tier, uint8 (...), and its rank among the ascending ids of that tier, int64 (...)."""
-        state = self._state
-        return state.locate(check_ids(ids, state.config.num_embeddings))
+        snapshot = self._snapshot
+        return snapshot.locate(check_ids(ids, snapshot.layout.num_embeddings))
 
     @property
     def tiers(self) -> Tiers:
-        """The tiers, worked out from the tier map and the ranges of appended ids (which is all that is held)."""
-        return self._state.tiers()
+        """The tiers, worked out from the tier map and the ranges of appended ids: the table has no list of them."""
+        return self._snapshot.tiers()
 
     @property
     def fallback(self) -> Tensor | None:
         """What unknown ids look up as, float32 (d,); None: they are an IndexError. See :meth:`with_fallback`."""
-        return self._state.fallback
+        return self._snapshot.fallback
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors held, spare room for appended ids included."""
-        return sum(self._state.nbytes_by_part().values())
+        """Bytes of all tensors, spare room for appended ids included."""
+        return sum(self._snapshot.nbytes_by_part().values())
 
     def nbytes_by_part(self) -> dict[str, int]:
         """Bytes of ``codes``, ``centroids``, ``scales``, ``tier_map``, and ``fallback`` if there is one: the sum is
         ``nbytes``."""
-        return self._state.nbytes_by_part()
+        return self._snapshot.nbytes_by_part()
 
     def assign(self, vectors: Tensor, tier: int | None = None) -> Tensor:
         """Codes for vectors: in every subspace the nearest centroid that a tier can reach (DPQ eq. 5, MGQE eq. 5).
@@ -281,8 +265,8 @@ class CompactTable(FrozenTable):
             TypeError: no float tensor, a tier that is no integer. ValueError: another shape or device, NaN or infinity,
                 a tier that does not exist.
         """
-        state = self._state
-        return state.encode(check_vectors(vectors, state.config.embedding_dim, state.device), self._tier(tier))
+        vectors = check_vectors(vectors, self.embedding_dim, self.device)
+        return self._snapshot.encode(vectors, check_tier(tier, self.num_tiers))
 
     def to_faiss(self) -> Any:
         """A faiss index whose search returns the ids and scores of :meth:`topk`, up to ties and rounding.
@@ -293,26 +277,26 @@ class CompactTable(FrozenTable):
         but has no ``write_index``, no ``reconstruct``, and an ``add`` that knows no tiers (an error in frequency
         order). Unless ids are in frequency order, each is in an ``IndexIDMap``.
 
-        The row of ``padding_idx`` scores 0 here too: its codes name a centroid of zeros, which takes a spare place or,
-        where K is a power of two, one more bit a code; faiss searches 9 bits at about a third of the speed of 8.
+        The row of ``padding_idx`` scores 0 here too: its codes name a centroid of zeros, which takes a spare code or,
+        where K is a power of two, one more bit per code; faiss searches 9 bits at about a third of the speed of 8.
 
         The index is a copy and does not follow changes of the table: n * ceil(D * bits / 8) bytes of codes (bits are at
         least 3 in subspaces of 2 dimensions, which faiss demands), 4 * 2**bits * d of float32 centroids for an IndexPQ,
-        8 an id for IDMaps; and while it is made, the codes once more and about 16 bytes an id.
+        8 per id for IDMaps; and while it is made, the codes once more and about 16 bytes per id.
 
         Raises:
             ImportError: faiss is not installed, ``pip install 'mgqe[faiss]'``. ValueError: ``padding_idx`` in a tier of
                 65,536 centroids, which leave no 16-bit code for zeros.
         """
-        return to_faiss(self._state)
+        return to_faiss(self._snapshot)
 
-    # ---- changing: writers wait for each other, readers for nobody ------------------------------------------
+    # ---- changing: writers wait for each other, readers for no one -----------------------------------------
 
     @outside_inference
     def append(self, vectors: Tensor, tier: int | None = None) -> Tensor:
         """Add ids for vectors, in place; they can be looked up when this returns.
 
-        Nothing that is there is copied or moved: the new rows lie in memory of their own, which grows by doubling.
+        The rows of the table are not copied or moved: new rows go into further memory, which grows by doubling.
         A change of tier from one call to the next starts another range of ids, which a look-up has to tell apart,
         and the 256th range merges all of them, which copies every code once (into memory, if they were in a mapped
         file). So append tier by tier where there is much to append.
@@ -325,12 +309,19 @@ class CompactTable(FrozenTable):
             int64 (n,): the new ids, N to N + n - 1.
 
         Raises:
-            as :meth:`assign`.
+            TypeError, ValueError: as :meth:`assign`.
         """
-        g = self._tier(tier)
-        state = self._state
-        rows = state.packed(check_vectors(vectors, state.config.embedding_dim, state.device), g)
-        return self._append_packed(rows, g)
+        g = check_tier(tier, self.num_tiers)
+        rows = self._snapshot.packed(check_vectors(vectors, self.embedding_dim, self.device), g)
+        return self.append_packed(rows, g)
+
+    def append_packed(self, rows: Tensor, tier: int) -> Tensor:
+        """:meth:`append` of rows that are packed for this tier already, uint8 (n, row_bytes); internal."""
+        with self._writer:
+            first = self._snapshot.layout.num_embeddings
+            if rows.shape[0]:
+                self._snapshot = self._snapshot.appended(rows, tier)
+        return torch.arange(first, first + rows.shape[0], device=rows.device)
 
     @outside_inference
     def update(self, ids: Tensor, vectors: Tensor) -> None:
@@ -348,21 +339,21 @@ class CompactTable(FrozenTable):
             TypeError: no integers, no float vectors. IndexError: an unknown id. ValueError: an id twice, or
                 ``padding_idx``, which always looks up as zeros; shapes or devices that do not fit, NaN or infinity.
         """
-        state = self._state  # an id's tier never changes, nor do centroids
-        cfg = state.config
-        known = check_update_ids(ids, cfg.num_embeddings, cfg.padding_idx, state.device)
-        values = check_vectors(vectors, cfg.embedding_dim, state.device)
+        snapshot = self._snapshot  # an id's tier never changes, nor do centroids
+        layout = snapshot.layout
+        known = check_update_ids(ids, layout.num_embeddings, layout.padding_idx, snapshot.device)
+        values = check_vectors(vectors, layout.embedding_dim, snapshot.device)
         if values.shape[0] != known.shape[0]:
             raise ValueError(f"ids and vectors must be as many, got {known.shape[0]} and {values.shape[0]}")
         if not known.numel():
             return
-        tier = state.locate(known)[0]
-        widths = [row_bytes(d, b) for d, b in zip(cfg.num_subspaces, cfg.bits, strict=True)]
-        rows = torch.empty((known.shape[0], max(widths)), dtype=torch.uint8, device=state.device)
+        tier = snapshot.locate(known)[0]
+        widths = [shape.row_bytes for shape in layout.tiers]
+        rows = torch.empty((known.shape[0], max(widths)), dtype=torch.uint8, device=snapshot.device)
         for g in torch.unique(tier).tolist():
-            rows[tier == g, : widths[g]] = state.packed(values[tier == g], g)
+            rows[tier == g, : widths[g]] = snapshot.packed(values[tier == g], g)
         with self._writer:
-            self._state = self._state.updated(known, rows)
+            self._snapshot = self._snapshot.updated(known, rows)
 
     @outside_inference
     def with_fallback(self, vector: Tensor | None) -> CompactTable:
@@ -373,51 +364,34 @@ class CompactTable(FrozenTable):
         Raises:
             TypeError, ValueError: no float tensor of shape (d,), another device, NaN or infinity.
         """
-        state = self._state
         if vector is not None:
-            vector = check_fallback(vector, self.embedding_dim, state.device)
-        other = type(self)(replace(state, fallback=vector))
+            vector = check_fallback(vector, self.embedding_dim, self.device)
+        other = type(self)(replace(self._snapshot, fallback=vector))
         other._writer = self._writer  # both append into the same spare room
-        other._origin = self._origin
+        other.origin = self.origin
         return other
 
     def to(self, device: torch.device | str) -> Self:
         """The same table on another device."""
-        made = super().to(device)
-        made._origin = self._origin
-        return made
+        moved = super().to(device)
+        moved.origin = self.origin
+        return moved
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy saved over the file that this table came from must not lose more ids than the table itself would.
-        return *super().__reduce__(), {"_origin": self._origin}
+        return *super().__reduce__(), {"origin": self.origin}
 
-    def _now(self) -> CompactTable:
-        return type(self)(self._state)
-
-    def _tier(self, tier: int | None) -> int:
-        m = self.num_tiers
-        if tier is None:
-            return m - 1
-        tier = as_int("tier", tier)
-        if not 0 <= tier < m:
-            raise ValueError(f"tier must be in 0 .. {m - 1} (0 the most frequent), got {tier}")
-        return tier
-
-    def _append_packed(self, rows: Tensor, tier: int) -> Tensor:
-        with self._writer:
-            first = self._state.config.num_embeddings
-            if rows.shape[0]:
-                self._state = self._state.appended(rows, tier)
-        return torch.arange(first, first + rows.shape[0], device=rows.device)
+    def _unchanging(self) -> CompactTable:
+        return type(self)(self._snapshot)
 
     # ---- looking into it ------------------------------------------------------------------------------------
 
     def codebook_stats(self) -> list[CodebookStats]:
-        """A tier: centroids in use against those it can reach, and perplexity; one sweep over all codes.
+        """For each tier: centroids in use against those it can reach, and perplexity; one sweep over all codes.
 
-        Where all subspaces share one codebook their codes are counted together.
+        Where all subspaces share one codebook, the codes of all of them are counted as one.
         """
-        return self._state.codebook_stats()
+        return self._snapshot.codebook_stats()
 
     def validate(self) -> None:
         """Read what a look-up trusts, and raise ValueError if it cannot be right.
@@ -425,12 +399,9 @@ class CompactTable(FrozenTable):
         Reads centroids and the tier map whole; codes only where one can be out of range (K_g is no power
         of two) or a row has spare bits.
         """
-        self._state.validate()
+        self._snapshot.validate()
 
     def _describe(self) -> str:
-        cfg = self.config
-        tiers = "; ".join(
-            f"{n:,} ids of {d} codes of {b} bits"
-            for n, d, b in zip(cfg.sizes, cfg.num_subspaces, cfg.bits, strict=True)
-        )
-        return f"{tiers}; {cfg.centroid_dtype} centroids"
+        layout = self.config
+        tiers = (f"{tier.ids:,} ids of {tier.num_subspaces} codes of {tier.bits} bits" for tier in layout.tiers)
+        return f"{'; '.join(tiers)}; {layout.centroid_dtype} centroids"

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from mgqe.codec.equations import tier_codebook
-from mgqe.codec.layout import CompactConfig
-from mgqe.codec.packing import MAX_BITS, bits_for, pack, row_bytes, unpack
+from mgqe.codec.layout import TableLayout
+from mgqe.codec.packing import bits_for, pack, row_bytes, unpack
 from mgqe.codec.tiers import Tiers
+from mgqe.ops.packed_format import MAX_BITS, MAX_CENTROIDS
 from mgqe.table.snapshot import Snapshot
 
 # faiss has a kernel for subspaces of 2 dimensions that takes 8 centroids at a time, and refuses fewer.
@@ -26,7 +27,7 @@ class IndexGroup:
 
     Attributes:
         tiers: ascending.
-        members: a tier: its ids, int64, ascending.
+        members: the ids of each tier, int64, ascending.
         ids: int64 (n,), ascending, of all of them.
         num_subspaces: D.
         num_centroids: K, the largest of the tiers; they choose among the first of the same centroids.
@@ -43,25 +44,25 @@ class IndexGroup:
     bits: int
 
 
-def to_faiss(state: Snapshot) -> Any:
+def to_faiss(snapshot: Snapshot) -> Any:
     """The index of a table; see :meth:`CompactTable.to_faiss`."""
     faiss = _import_faiss()
-    shards = _shards(state)
-    if len(shards) == 1:
-        index = _empty(faiss, state.config, shards[0])
-        _fill(faiss, index, state, shards[0])
+    groups = _groups(snapshot)
+    if len(groups) == 1:
+        index = _empty(faiss, snapshot.layout, groups[0])
+        _fill(faiss, index, snapshot, groups[0])
         return index
-    # Ids that run through the shards one after the other need no list: faiss counts along.
-    every = torch.arange(state.config.num_embeddings, device="cpu")
-    successive = torch.equal(torch.cat([shard.ids for shard in shards]), every)
-    # threaded=False: a search of a shard uses all of faiss's threads anyway.
-    whole = faiss.IndexShards(state.config.embedding_dim, False, successive)
-    for shard in shards:
-        index = _empty(faiss, state.config, shard)
+    # Ids that run through the groups one after the other need no list: faiss counts along.
+    every_id = torch.arange(snapshot.layout.num_embeddings, device="cpu")
+    successive = torch.equal(torch.cat([group.ids for group in groups]), every_id)
+    # threaded=False: a search of one index uses all of faiss's threads anyway.
+    whole = faiss.IndexShards(snapshot.layout.embedding_dim, False, successive)
+    for group in groups:
+        index = _empty(faiss, snapshot.layout, group)
         named = None if successive else faiss.IndexIDMap(index)  # takes empty indexes only
-        _fill(faiss, index, state, shard)
+        _fill(faiss, index, snapshot, group)
         if named is not None:
-            faiss.copy_array_to_vector(shard.ids.numpy(), named.id_map)
+            faiss.copy_array_to_vector(group.ids.numpy(), named.id_map)
             named.ntotal = index.ntotal
         whole.add_shard(index if named is None else named)  # its Python wrapper keeps a reference to each
     return whole
@@ -74,76 +75,75 @@ def _import_faiss() -> Any:
         raise ImportError("table.to_faiss() needs faiss: run pip install 'mgqe[faiss]'") from error
 
 
-def _shards(state: Snapshot) -> list[IndexGroup]:
-    """Tiers with ids by what one IndexPQ can hold; one shard without ids for a table without."""
-    cfg = state.config
-    groups: dict[tuple[int, int], list[int]] = {}
-    for g, n in enumerate(cfg.sizes):
-        if n:
-            groups.setdefault((cfg.codebook_of[g], cfg.num_subspaces[g]), []).append(g)
-    tiers = state.tiers()
-    return [_shard(cfg, tiers, tuple(group)) for group in groups.values() or [[0]]]
+def _groups(snapshot: Snapshot) -> list[IndexGroup]:
+    """Tiers with ids by what one IndexPQ can hold; one group without ids for a table without."""
+    numbers: dict[tuple[int, int], list[int]] = {}
+    for g, tier in enumerate(snapshot.layout.tiers):
+        if tier.ids:
+            numbers.setdefault((tier.codebook, tier.num_subspaces), []).append(g)
+    tiers = snapshot.tiers()
+    return [_group(snapshot.layout, tiers, tuple(group)) for group in numbers.values() or [[0]]]
 
 
-def _shard(cfg: CompactConfig, tiers: Tiers, group: tuple[int, ...]) -> IndexGroup:
-    members = tuple(tiers.members(g) for g in group)
-    ids = members[0] if len(group) == 1 else torch.cat(members).sort().values
-    k, padding = max(cfg.num_centroids[g] for g in group), None
-    if cfg.padding_idx is not None:
-        row = int(torch.searchsorted(ids, cfg.padding_idx))
-        padding = row if row < len(ids) and int(ids[row]) == cfg.padding_idx else None
-    if padding is not None and k == 1 << MAX_BITS:
+def _group(layout: TableLayout, tiers: Tiers, numbers: tuple[int, ...]) -> IndexGroup:
+    members = tuple(tiers.members(g) for g in numbers)
+    ids = members[0] if len(numbers) == 1 else torch.cat(members).sort().values
+    k, padding = max(layout.num_centroids[g] for g in numbers), None
+    if layout.padding_idx is not None:
+        row = int(torch.searchsorted(ids, layout.padding_idx))
+        padding = row if row < len(ids) and int(ids[row]) == layout.padding_idx else None
+    if padding is not None and k == MAX_CENTROIDS:
         raise ValueError(
-            f"faiss gets padding_idx={cfg.padding_idx} as one more centroid, of zeros, which codes of {MAX_BITS} bits "
-            f"cannot name beside num_centroids={k}: expected at most {k - 1}; make the table with fewer centroids or "
-            "without padding_idx"
+            f"faiss gets padding_idx={layout.padding_idx} as one more centroid, of zeros, which codes of {MAX_BITS} "
+            f"bits cannot name beside num_centroids={k}: expected at most {k - 1}; make the table with fewer centroids "
+            "or without padding_idx"
         )
-    subspaces, bits = cfg.num_subspaces[group[0]], bits_for(k if padding is None else k + 1)
-    if cfg.embedding_dim == PAIRS * subspaces:
+    subspaces, bits = layout.num_subspaces[numbers[0]], bits_for(k if padding is None else k + 1)
+    if layout.embedding_dim == PAIRS * subspaces:
         bits = max(bits, PAIRS_BITS)
-    return IndexGroup(group, members, ids, subspaces, k, padding, bits)
+    return IndexGroup(numbers, members, ids, subspaces, k, padding, bits)
 
 
-def _empty(faiss: Any, cfg: CompactConfig, shard: IndexGroup) -> Any:
-    return faiss.IndexPQ(cfg.embedding_dim, shard.num_subspaces, shard.bits, faiss.METRIC_INNER_PRODUCT)
+def _empty(faiss: Any, layout: TableLayout, group: IndexGroup) -> Any:
+    return faiss.IndexPQ(layout.embedding_dim, group.num_subspaces, group.bits, faiss.METRIC_INNER_PRODUCT)
 
 
-def _fill(faiss: Any, index: Any, state: Snapshot, shard: IndexGroup) -> None:
-    faiss.copy_array_to_vector(_centroids(state, shard).reshape(-1), index.pq.centroids)
+def _fill(faiss: Any, index: Any, snapshot: Snapshot, group: IndexGroup) -> None:
+    faiss.copy_array_to_vector(_centroids(snapshot, group).reshape(-1), index.pq.centroids)
     index.is_trained = True
-    if len(shard.ids):
-        faiss.copy_array_to_vector(_rows(state, shard).reshape(-1), index.codes)
-        index.ntotal = len(shard.ids)
+    if len(group.ids):
+        faiss.copy_array_to_vector(_rows(snapshot, group).reshape(-1), index.codes)
+        index.ntotal = len(group.ids)
 
 
-def _centroids(state: Snapshot, shard: IndexGroup) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _centroids(snapshot: Snapshot, group: IndexGroup) -> np.ndarray[Any, np.dtype[np.float32]]:
     """float32 (D, 2**bits, s). Codes that no row uses name the last centroid again: vectors added to the index later
     then get codes of the table."""
-    codebook = state.config.codebook_of[shard.tiers[0]]
-    book = tier_codebook(state.values(codebook), shard.num_subspaces, shard.num_centroids)
-    spare = book[:, -1:].expand(-1, (1 << shard.bits) - shard.num_centroids, -1)
+    codebook = snapshot.layout.codebook_of[group.tiers[0]]
+    book = tier_codebook(snapshot.lookup.table.values(codebook), group.num_subspaces, group.num_centroids)
+    spare = book[:, -1:].expand(-1, (1 << group.bits) - group.num_centroids, -1)
     book = torch.cat([book, spare], dim=1).cpu()
-    if shard.padding is not None:
-        book[:, shard.num_centroids] = 0
+    if group.padding is not None:
+        book[:, group.num_centroids] = 0
     return book.numpy()
 
 
-def _rows(state: Snapshot, shard: IndexGroup) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _rows(snapshot: Snapshot, group: IndexGroup) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Packed rows in order of ids: uint8 (n, row_bytes). faiss packs codes as :mod:`mgqe.codec.packing` does."""
-    cfg, subspaces, bits = state.config, shard.num_subspaces, shard.bits
-    rows = torch.empty((len(shard.ids), row_bytes(subspaces, bits)), dtype=torch.uint8, device="cpu")
-    for g, members in zip(shard.tiers, shard.members, strict=True):
-        places = None if len(shard.tiers) == 1 else torch.searchsorted(shard.ids, members)
-        start = 0
-        for chunk in state.chunks(g):
+    subspaces, bits = group.num_subspaces, group.bits
+    rows = torch.empty((len(group.ids), row_bytes(subspaces, bits)), dtype=torch.uint8, device="cpu")
+    for g, members in zip(group.tiers, group.members, strict=True):
+        targets = None if len(group.tiers) == 1 else torch.searchsorted(group.ids, members)
+        start, tier_bits = 0, snapshot.layout.tiers[g].bits
+        for chunk in snapshot.chunks(g):
             packed, end = chunk.cpu(), start + len(chunk)
-            if cfg.bits[g] != bits:
-                packed = pack(unpack(packed, subspaces, cfg.bits[g]), bits)
-            if places is None:
+            if tier_bits != bits:
+                packed = pack(unpack(packed, subspaces, tier_bits), bits)
+            if targets is None:
                 rows[start:end] = packed
             else:
-                rows[places[start:end]] = packed
+                rows[targets[start:end]] = packed
             start = end
-    if shard.padding is not None:
-        rows[shard.padding] = pack(torch.full((1, subspaces), shard.num_centroids, device="cpu"), bits)[0]
+    if group.padding is not None:
+        rows[group.padding] = pack(torch.full((1, subspaces), group.num_centroids, device="cpu"), bits)[0]
     return rows.numpy()

@@ -1,4 +1,4 @@
-"""Rows added to a table after it was made: vectors checked and encoded, codes kept in buffers with room to grow.
+"""Rows added to a table after it was made: vectors checked and encoded, codes in buffers with room to grow.
 
 Appended rows never move the rows before them, which may be a mapped file: they become extents, ranges of ids that
 the kernels read as further tiers.
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mgqe.checks.ids import FLOAT_DTYPES, as_int64, check_dense, check_device
+from mgqe.checks.scalars import as_int
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Origin:
 
     Attributes:
         target: the file, links resolved.
-        fingerprint: of what it held, see :mod:`mgqe.table.appended`.
-        num_embeddings: ids that it held, appended files included.
+        fingerprint: of its content, see :mod:`mgqe.table.appended`.
+        num_embeddings: ids in it, appended files included.
     """
 
     target: str
@@ -53,7 +54,7 @@ class WriterLock:
 
     @classmethod
     def renew_all(cls) -> None:
-        """What a forked process begins with."""
+        """Give every lock a new one, in a process that was just forked."""
         for lock in cls._all:
             lock._lock = threading.Lock()
 
@@ -99,17 +100,27 @@ class Extent:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held, spare room included."""
+        """Bytes in memory, spare room included."""
         return self.rows.nbytes if self.buffer is None else self.buffer.storage.nbytes
 
     def extended(self, rows: Tensor) -> Extent:
         """This extent and more rows behind; the extent itself stays valid."""
-        held, needed = self.rows.shape[0], self.rows.shape[0] + rows.shape[0]
+        size, needed = self.rows.shape[0], self.rows.shape[0] + rows.shape[0]
         buffer = self.buffer
         # Another table, or a change that was never published, may have written behind these rows already.
-        if buffer is None or buffer.used != held or needed > buffer.storage.shape[0]:
-            buffer = GrowthBuffer(self.rows, max(2 * held, needed))
+        if buffer is None or buffer.used != size or needed > buffer.storage.shape[0]:
+            buffer = GrowthBuffer(self.rows, max(2 * size, needed))
         return Extent(self.tier, buffer.write(rows), buffer)
+
+
+def check_tier(tier: int | None, num_tiers: int) -> int:
+    """The tier that appended ids go to, by default the last; raises ValueError for one that does not exist."""
+    if tier is None:
+        return num_tiers - 1
+    tier = as_int("tier", tier)
+    if not 0 <= tier < num_tiers:
+        raise ValueError(f"tier must be in 0 .. {num_tiers - 1} (0 the most frequent), got {tier}")
+    return tier
 
 
 def check_fallback(vector: Tensor, embedding_dim: int, device: torch.device) -> Tensor:
@@ -119,8 +130,8 @@ def check_fallback(vector: Tensor, embedding_dim: int, device: torch.device) -> 
             f"the fallback must have shape ({embedding_dim},), got {tuple(vector.shape)}: the table has "
             f"embedding_dim={embedding_dim}"
         )
-    given = vector[None] if isinstance(vector, Tensor) else vector
-    return check_vectors(given, embedding_dim, device, "the fallback")[0].clone()
+    vectors = vector[None] if isinstance(vector, Tensor) else vector
+    return check_vectors(vectors, embedding_dim, device, "the fallback")[0].clone()
 
 
 def check_vectors(vectors: Tensor, embedding_dim: int, device: torch.device, name: str = "vectors") -> Tensor:
@@ -169,8 +180,8 @@ def check_update_ids(ids: Tensor, num_embeddings: int, padding_idx: int | None, 
         )
     distinct, counts = torch.unique(rows, return_counts=True)
     if distinct.numel() != rows.numel():
-        twice = int(distinct[counts > 1][0])
-        raise ValueError(f"ids holds {twice} more than once, and only one vector can win: keep the one you want")
+        repeated = int(distinct[counts > 1][0])
+        raise ValueError(f"ids holds {repeated} more than once, and only one vector can win: keep the one you want")
     if padding_idx is not None and bool((rows == padding_idx).any()):
         raise ValueError(f"ids holds padding_idx={padding_idx}, which always looks up as zeros: leave it out")
     return rows

@@ -1,7 +1,7 @@
-"""One file a frozen table: safetensors with a versioned header, written atomically, loaded by memory mapping.
+"""One file per frozen table: safetensors with a versioned header, written atomically, loaded by memory mapping.
 
-docs/format.md specifies the file byte by byte. There is no pickle in it, so loading a stranger's file runs no
-code of theirs; a file that cannot be right is refused with :class:`ArtifactError`.
+docs/format.md specifies the file byte by byte. There is no pickle in it, so loading a file from an unknown source runs
+none of its code; a file that cannot be right is refused with :class:`ArtifactError`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import errno
 import os
 import secrets
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,11 +25,15 @@ from mgqe.files.container import (
     NO_CHECKSUMS,
     OLD_VERSIONS,
     ArtifactError,
+    Shapes,
     config_text,
     decode_metadata,
+    element_order,
     encode,
+    encode_elements,
     parse_stored,
     read,
+    tensor_bytes,
 )
 from mgqe.files.file_objects import PathOrFile, file_name, read_from, write_to
 from mgqe.files.locks import file_identity, file_lock
@@ -46,7 +52,7 @@ __all__ = ["ArtifactError", "load", "register_kind", "save"]
 _OTHER_KINDS = {  # of files that hold no table, and who reads them
     "id-map": "an id map: read it with mgqe.IdMap.load",
     "compact-append": "ids that were appended to another file: load that one, which lies beside it",
-    "compact-shard": "a part of a table's codes: load the folder that it is in",
+    "compact-shard": "some of a table's codes: load the folder that it is in",
 }
 _KINDS: dict[str, type[FrozenTable]] = {CompactTable.kind: CompactTable}
 
@@ -87,10 +93,10 @@ def save(table: FrozenTable, path: PathOrFile) -> int:
         write_to(path, content)
         return nbytes
     compact = table if isinstance(table, CompactTable) else None
-    nbytes, metadata = _write(path, tensors, table.kind, config, None, compact)
+    nbytes, metadata = _write(path, partial(encode, tensors, table.kind, config), compact)
     if compact is not None:
-        own = table_fingerprint({"config": config_text(config), **metadata}, compact)
-        compact._origin = Origin(os.path.realpath(path), own, config["num_embeddings"])
+        fingerprint = table_fingerprint({"config": config_text(config), **metadata}, compact)
+        compact.origin = Origin(os.path.realpath(path), fingerprint, config["num_embeddings"])
     return nbytes
 
 
@@ -106,16 +112,16 @@ def _how_to_save(other: object) -> str:
 
 
 def save_pieces(
-    shapes: Mapping[str, Tensor],
+    shapes: Shapes,
     kind: str,
     config: Config,
     pieces: Callable[[str], Iterable[Tensor]],
     path: str | os.PathLike[str],
 ) -> int:
-    """:func:`save` of a table that exists in pieces alone, each asked for when it is its turn to be written.
+    """:func:`save` of a table whose tensors are made in pieces, each when it is to be written.
 
     Args:
-        shapes: every tensor on the meta device.
+        shapes: name -> (type, shape) of every tensor.
         kind, config: of the table.
         pieces: a tensor's name -> its pieces along the first axis, which must fill the shape.
         path: as for :func:`save`; ids appended to a file that is there are gone with it.
@@ -126,32 +132,37 @@ def save_pieces(
         for piece in pieces(name):
             rows += piece.shape[0]
             yield piece
-        if rows != shapes[name].shape[0]:
-            raise ValueError(f"tensor {name!r} was to have {shapes[name].shape[0]} rows, and its pieces have {rows}")
+        expected = shapes[name][1][0]
+        if rows != expected:
+            raise ValueError(f"tensor {name!r} was to have {expected} rows, and its pieces have {rows}")
 
-    return _write(path, {name: [shape] for name, shape in shapes.items()}, kind, config, checked, None)[0]
+    elements = (tensor_bytes(piece) for name in element_order(shapes) for piece in checked(name))
+    return _write(path, partial(encode_elements, shapes, kind, config, chain.from_iterable(elements)), None)[0]
 
 
 def _write(
     path: str | os.PathLike[str],
-    tensors: Mapping[str, Sequence[Tensor]],
-    kind: str,
-    config: Config,
-    made: Callable[[str], Iterable[Tensor]] | None,
+    encoded: Callable[..., tuple[int, Iterator[bytes | memoryview]]],
     table: CompactTable | None,
 ) -> tuple[int, dict[str, str]]:
-    """Put a file at the path, whole or not at all; its bytes and what was added to its metadata."""
+    """Write a file, whole or not at all; returns its bytes and what was added to its metadata.
+
+    Args:
+        encoded: gives the file's bytes, as :func:`encode` does, for what is added to its metadata.
+        table: whose appended ids must not be lost, if it is a compact one.
+    """
     target = Path(os.path.realpath(path))  # rename would replace a link, not what it points to
     with file_lock(target, exclusive=True):
         if table is not None:
             refuse_to_lose(table, target, path)
         stale = [*all_segment_files(target), *all_records(target)]
-        # A name of its own, where there are appended files: they cannot be taken for the new file's at any moment.
+        # Where there are appended files the new file gets another fingerprint than the old one had: at no moment can
+        # they be taken for ids appended to the new file.
         metadata = {"generation": secrets.token_hex(8)} if stale else {}
-        nbytes, content = encode(tensors, kind, config, made, **metadata)
+        nbytes, content = encoded(**metadata)
         write_whole(path, nbytes, content)
     for segment in stale:
-        with suppress(OSError):  # left behind it means nothing to anybody
+        with suppress(OSError):  # a file that stays behind belongs to no table, and readers ignore it
             segment.unlink()
     return nbytes, metadata
 
@@ -161,7 +172,7 @@ def load(path: PathOrFile, *, mmap: bool = True, verify: bool | None = None) -> 
     """Read a table that :func:`save` wrote, and the ids that :func:`mgqe.append` added to it.
 
     Args:
-        path: the file; or a folder of shards, as ``mgqe.torchrec.freeze`` writes one a table; or a file that is open
+        path: the file; or a folder of shards, as ``mgqe.torchrec.freeze`` writes one per table; or a file that is open
             for reading bytes, which is read into memory from where it is to its end.
         mmap: map the file: rows are read from the disk when first looked up, and shared between processes.
             The file must then not be cut short while the table lives (saving over it and appending to it are
@@ -173,7 +184,7 @@ def load(path: PathOrFile, *, mmap: bool = True, verify: bool | None = None) -> 
 
     Raises:
         ArtifactError: (a ValueError) a file is not of this format or version, is damaged or cut short or, of a folder,
-            missing, or its parts contradict each other; the message names the file and the part.
+            missing, or what it says contradicts itself; the message names the file and the entry.
         OSError: the file cannot be opened, or the folder has no index.
     """
     if not isinstance(path, (str, os.PathLike)):
@@ -213,25 +224,26 @@ def _index_of(folder: str | os.PathLike[str]) -> Path:
 
 
 def _load(name: str, target: Path, mmap: bool, verify: bool | None) -> FrozenTable:
-    asked, verify = verify, True if verify is None and not mmap else verify  # without mmap all is read anyway
+    asked, verify = verify, True if verify is None and not mmap else verify  # without mmap everything is read anyway
     try:
         metadata, tensors = read(name, verify)
         kind, config = decode_metadata(metadata)
-        held = tensors if mmap else {key: t.clone() for key, t in tensors.items()}
+        if not mmap:
+            tensors = {key: t.clone() for key, t in tensors.items()}
         if kind == INDEX_KIND:
-            table: FrozenTable = read_sharded(target, held, config, mmap, verify)
+            table: FrozenTable = read_sharded(target, tensors, config, mmap, verify)
             table.validate()
         else:
-            table = _valid_table(kind, held, config)
+            table = _valid_table(kind, tensors, config)
     except ValueError as error:
         raise ArtifactError(f"{name}: {error}") from error
     if asked:
         _warn_without_checksums(name, metadata)
     if isinstance(table, CompactTable) and kind != INDEX_KIND:
-        own = table_fingerprint(metadata, table)
-        for tier, rows in read_extents(target, own, table, mmap, verify):
-            table._append_packed(rows, tier)
-        table._origin = Origin(os.fspath(target), own, table.num_embeddings)
+        fingerprint = table_fingerprint(metadata, table)
+        for tier, rows in read_extents(target, fingerprint, table, mmap, verify):
+            table.append_packed(rows, tier)
+        table.origin = Origin(os.fspath(target), fingerprint, table.num_embeddings)
     return table
 
 

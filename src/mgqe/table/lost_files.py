@@ -16,7 +16,7 @@ COLLECTION = "collection.json"
 
 
 def without_base(files: Iterable[Path]) -> Iterator[str]:
-    """What is wrong where files were appended to a table, or are shards of one, that is not there: a line a table."""
+    """One line for each table that is missing, although files were appended to it or shards of it are there."""
     missing: dict[Path, str] = {}
     for file in files:
         base = base_of(file)
@@ -36,7 +36,7 @@ def damaged_collections(folder: Path) -> Iterator[str]:
     missing or of another freeze."""
     for file in folder.rglob(COLLECTION) if folder.is_dir() else ():
         content = file.read_bytes()
-        if b"mgqe" not in content:  # somebody else's
+        if b"mgqe" not in content:  # of another program
             continue
         try:
             about = json.loads(content)
@@ -57,5 +57,5 @@ def _strange_tables(file: Path, about: dict[str, Any], indices: Iterable[Path]) 
                 yield f"{index}: of another freeze than {file.name}. Copy the folder again, every file of it"
         except FileNotFoundError:
             yield f"{index} is missing: {file.name} names its table. Copy the folder again, every file of it"
-        except ArtifactError:  # said when the file itself is read
+        except ArtifactError:  # reported when the file itself is read
             pass

@@ -41,24 +41,24 @@ class ItemBias:
 
     def of(self, prepared: ops.PreparedLookup) -> ops.BiasLevels:
         """The levels, which must fit this state of the table."""
-        if _places(self._prepared) != _places(prepared):
+        if _positions(self._prepared) != _positions(prepared):
             raise ValueError("the item bias was made for another table, or before ids were appended: make it again")
         return self._levels
 
 
-def _places(prepared: ops.PreparedLookup) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What decides where an id's row is: the tiers' sizes, and the tier map by its address."""
-    return tuple(prepared.parts.sizes), tuple(words.data_ptr() for words in prepared.parts.map_bits)
+def _positions(prepared: ops.PreparedLookup) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What decides where an id's row is: the sizes of the tiers, and the tier map, by its address."""
+    return tuple(prepared.table.sizes), tuple(words.data_ptr() for words in prepared.table.map_bits)
 
 
 def item_bias(prepared: ops.PreparedLookup, bias: Tensor) -> ItemBias:
     """Checks biases (N,) and sorts them into levels."""
-    n, device = prepared.parts.num_embeddings, prepared.parts.device
+    n, device = prepared.table.num_embeddings, prepared.table.device
     if not isinstance(bias, Tensor) or bias.dtype not in (*FLOAT_DTYPES, torch.float64):
         raise TypeError(f"bias must be a float tensor, got {_kind(bias)}: use torch.as_tensor, .float()")
     check_dense(bias, "bias")
     if tuple(bias.shape) != (n,):
-        raise ValueError(f"bias must have one number an id, shape ({n},), got {tuple(bias.shape)}")
+        raise ValueError(f"bias must have one number per id, shape ({n},), got {tuple(bias.shape)}")
     if bias.device != device:
         raise ValueError(f"bias is on {bias.device}, the table on {device}: move one with .to()")
     values = bias.detach().to(torch.float32).contiguous()
@@ -78,8 +78,8 @@ def search(
     method: str = "auto",
 ) -> TopK:
     """``table.topk``, on one state of a table."""
-    n, device = prepared.parts.num_embeddings, prepared.parts.device
-    rows = _queries(queries, prepared.parts.embedding_dim, device)
+    n, device = prepared.table.num_embeddings, prepared.table.device
+    rows = _queries(queries, prepared.table.embedding_dim, device)
     k = _checked_k(k, n)
     if score not in SCORES:
         raise ValueError(f"score must be one of {SCORES}, got {score!r}")
@@ -104,17 +104,17 @@ def search(
     return TopK(scores[0], ids[0]) if queries.dim() == 1 else TopK(scores, ids)
 
 
-def _tensors(given: Any, device: torch.device) -> Any:
-    """NumPy's arrays, alone or in a list, as tensors on the table's device; all else as it is."""
-    if isinstance(given, np.ndarray) and given.ndim:
-        return torch.as_tensor(given, device=device)
-    if isinstance(given, (list, tuple)):
-        return [_tensors(one, device) for one in given]
-    return given
+def _tensors(ids: Any, device: torch.device) -> Any:
+    """NumPy's arrays, alone or in a list, as tensors on the table's device; anything else unchanged."""
+    if isinstance(ids, np.ndarray) and ids.ndim:
+        return torch.as_tensor(ids, device=device)
+    if isinstance(ids, (list, tuple)):
+        return [_tensors(entry, device) for entry in ids]
+    return ids
 
 
 def _queries(queries: Tensor, dim: int, device: torch.device) -> Tensor:
-    """Queries as contiguous float32 (B, d). NaN and infinity are found where they are read anyway."""
+    """Queries as contiguous float32 (B, d). NaN and infinity are refused by the search, which reads all of it."""
     if not isinstance(queries, Tensor) or queries.dtype not in FLOAT_DTYPES:
         remedy = "use .float()" if isinstance(queries, Tensor) else "use torch.as_tensor(queries)"
         raise TypeError(f"queries must be a float32, float16 or bfloat16 tensor, got {_kind(queries)}: {remedy}")
@@ -182,34 +182,34 @@ def _mask(name: str, mask: Tensor, count: int, n: int, device: torch.device) -> 
     return mask.contiguous()
 
 
-def _id_lists(name: str, given: Ids, count: int, device: torch.device) -> ops.IdLists:
-    """(n,) ids for all queries; (B, n) ids a query, -1 for no id; or B tensors of ids."""
-    if isinstance(given, (list, tuple)) and not any(isinstance(ids, Tensor) for ids in given):
-        given = _of_numbers(name, given, device)
-    if isinstance(given, Tensor):
-        given = _on(name, as_int64(given, name), device)
-        if given.dim() == 1:
-            ids = given.contiguous()
+def _id_lists(name: str, listed: Ids, count: int, device: torch.device) -> ops.IdLists:
+    """(n,) ids for all queries; (B, n) ids per query, -1 for no id; or B tensors of ids."""
+    if isinstance(listed, (list, tuple)) and not any(isinstance(ids, Tensor) for ids in listed):
+        listed = _of_numbers(name, listed, device)
+    if isinstance(listed, Tensor):
+        listed = _on(name, as_int64(listed, name), device)
+        if listed.dim() == 1:
+            ids = listed.contiguous()
             spans = torch.tensor([[0, ids.numel()]], device=device).expand(count, 2)
             return ops.IdLists(ids, spans.contiguous())
-        if given.dim() != 2 or given.shape[0] != count:
-            raise ValueError(f"{name} must have shape (n,) or ({count}, n), got {tuple(given.shape)}")
-        given = [row[row != -1] for row in given]
-    elif not isinstance(given, Sequence):
-        raise TypeError(f"{name} must be a tensor of ids, a list of such tensors, or a bool mask, got {_kind(given)}")
-    if len(given) != count:
-        raise ValueError(f"{name} must be a tensor of ids, or one such tensor a query, {count}, got {len(given)}")
-    lists = [_on(name, as_int64(ids, f"{name}[{i}]"), device).reshape(-1) for i, ids in enumerate(given)]
+        if listed.dim() != 2 or listed.shape[0] != count:
+            raise ValueError(f"{name} must have shape (n,) or ({count}, n), got {tuple(listed.shape)}")
+        listed = [row[row != -1] for row in listed]
+    elif not isinstance(listed, Sequence):
+        raise TypeError(f"{name} must be a tensor of ids, a list of such tensors, or a bool mask, got {_kind(listed)}")
+    if len(listed) != count:
+        raise ValueError(f"{name} must be a tensor of ids, or one such tensor per query, {count}, got {len(listed)}")
+    lists = [_on(name, as_int64(ids, f"{name}[{i}]"), device).reshape(-1) for i, ids in enumerate(listed)]
     ends = torch.tensor([0, *(len(ids) for ids in lists)], device="cpu").cumsum(0)
     ids = torch.cat(lists) if lists else torch.empty(0, dtype=torch.int64, device=device)
     return ops.IdLists(ids, torch.stack([ends[:-1], ends[1:]], dim=1).contiguous())
 
 
-def _of_numbers(name: str, given: Sequence[Any], device: torch.device) -> list[Tensor]:
+def _of_numbers(name: str, listed: Sequence[Any], device: torch.device) -> list[Tensor]:
     """A list of ids per query as tensors. One flat list could be meant for all queries or have one id for each."""
-    if not all(is_sequence(ids) for ids in given):
-        raise TypeError(f"{name} must be a tensor of ids, or a list of ids per query, got {given!r}: use torch.tensor")
-    lists = [as_ints(f"{name}[{i}]", ids) for i, ids in enumerate(given)]
+    if not all(is_sequence(ids) for ids in listed):
+        raise TypeError(f"{name} must be a tensor of ids, or a list of ids per query, got {listed!r}: use torch.tensor")
+    lists = [as_ints(f"{name}[{i}]", ids) for i, ids in enumerate(listed)]
     return [torch.tensor(ids, dtype=torch.int64, device=device) for ids in lists]
 
 

@@ -1,7 +1,7 @@
-"""How many files were appended to a table, in a small file beside them: so a lost one is noticed, the last one too.
+"""How many files were appended to a table, in a small file beside them, so that a lost one is noticed, even the last.
 
 It is written after the appended file, so there may be more of these than it says, where a process died between the two
-steps; the next to append puts that right. There are never fewer, unless one was lost.
+steps; the next process to append corrects that. There are never fewer, unless one was lost.
 """
 
 from __future__ import annotations
@@ -45,18 +45,19 @@ class Record:
         return Record(self.segments + len(paths), end, digest)
 
 
-def read_record(base: Path, own: str, verify: bool | None = None) -> Record:
-    """What is recorded of a base with this fingerprint; nothing if there is no record. It has to be read before the
-    files are listed: while others append there may then be more of these, and not fewer.
+def read_record(base: Path, fingerprint: str, verify: bool | None = None) -> Record:
+    """What is recorded of a base with this fingerprint; an empty record if there is no file.
+
+    Read it before listing the appended files: while others append, there may then be more of these, but not fewer.
 
     Raises ArtifactError naming the file, what is wrong and the remedy.
     """
-    path = record_path(base, own)
+    path = record_path(base, fingerprint)
     try:
         metadata, tensors = read(path, verify)
         reader = Reader(tensors, config_of_kind(metadata, KIND))
-        reader.choice("base", {own})
-        found = Record(
+        reader.choice("base", {fingerprint})
+        record = Record(
             reader.integer("segments", 1, MAX_ROWS), reader.integer("end", 1, MAX_ROWS), str(reader.value("digest"))
         )
         reader.finish()
@@ -67,10 +68,10 @@ def read_record(base: Path, own: str, verify: bool | None = None) -> Record:
             f"{path}: {error}. The table and what was appended to it may be whole: restore this file, or delete it to "
             "load the table without knowing whether an appended file was lost"
         ) from error
-    return found
+    return record
 
 
-def check_record(record: Record, base: Path, own: str, paths: Sequence[Path], ends: Sequence[int]) -> None:
+def check_record(record: Record, base: Path, fingerprint: str, paths: Sequence[Path], ends: Sequence[int]) -> None:
     """Raise ArtifactError unless all files that are recorded are there and are those that were recorded.
 
     Args:
@@ -78,43 +79,43 @@ def check_record(record: Record, base: Path, own: str, paths: Sequence[Path], en
         ends: N of the base, and the id after the last one of each file.
     """
     if len(paths) < record.segments:
-        raise lost(record, base, own, len(paths) + 1, ends[-1])
+        raise lost(record, base, fingerprint, len(paths) + 1, ends[-1])
     if record != Record().with_segments(paths[: record.segments], ends[record.segments]) and record.segments:
         raise ArtifactError(
             f"{paths[record.segments - 1]}: this file, or one with a lower number, is another one than was appended: "
-            f"{record_path(base, own).name} records other checksums. Restore the files from one copy"
+            f"{record_path(base, fingerprint).name} records other checksums. Restore the files from one copy"
         )
 
 
-def lost(record: Record, base: Path, own: str, number: int, first_id: int) -> ArtifactError:
+def lost(record: Record, base: Path, fingerprint: str, number: int, first_id: int) -> ArtifactError:
     """The error for a file that is recorded and not there."""
     return ArtifactError(
-        f"{segment_path(base, own, number)}: this file is missing, and with it the ids from {first_id} to "
-        f"{record.end - 1} that were appended to the table. Restore it, or delete {record_path(base, own).name} to "
-        "load the table without them"
+        f"{segment_path(base, fingerprint, number)}: this file is missing, and with it the ids from {first_id} to "
+        f"{record.end - 1} that were appended to the table. Restore it, or delete "
+        f"{record_path(base, fingerprint).name} to load the table without them"
     )
 
 
-def extend_record(base: Path, own: str, number: int, end: int) -> None:
+def extend_record(base: Path, fingerprint: str, number: int, end: int) -> None:
     """Record that the appended file of this number is there, and those of lower ones; ``end``: the id after its last.
 
-    Does nothing where it cannot be written: what was appended is there, and the next to append records it as well.
+    Where it cannot be written nothing is lost: the appended file is there, and the next append records it as well.
     """
-    path = record_path(base, own)
+    path = record_path(base, fingerprint)
     with suppress(OSError, ArtifactError):
-        while not _try_to_extend(path, base, own, number, end):
+        while not _try_to_extend(path, base, fingerprint, number, end):
             pass
 
 
-def _try_to_extend(path: Path, base: Path, own: str, number: int, end: int) -> bool:
-    """False if another one came first."""
+def _try_to_extend(path: Path, base: Path, fingerprint: str, number: int, end: int) -> bool:
+    """False if another process was first."""
     with file_lock(path, exclusive=True):
-        old = read_record(base, own)
+        old = read_record(base, fingerprint)
         if old.segments >= number:
             return True
-        paths = [segment_path(base, own, n) for n in range(old.segments + 1, number + 1)]
+        paths = [segment_path(base, fingerprint, n) for n in range(old.segments + 1, number + 1)]
         new = old.with_segments(paths, end)
-        config = {"base": own, "segments": new.segments, "end": new.end, "digest": new.digest}
+        config = {"base": fingerprint, "segments": new.segments, "end": new.end, "digest": new.digest}
         with write_aside(path, encode({}, KIND, config)[1], like=base) as temporary:
             if old.segments:
                 os.replace(temporary, path)

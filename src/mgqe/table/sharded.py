@@ -1,7 +1,7 @@
 """A table in a folder: the codes in several files, written by as many processes; docs/format.md specifies it.
 
-Each file of codes ("shard") has the packed rows of some ids. The index, ``table.safetensors``, has all the rest and
-names the shards; it is written last and renamed into place, so that a folder holds a whole table or none.
+Each file of codes ("shard") has the packed rows of some ids. The index, ``table.safetensors``, has all other tensors
+and names the shards; it is written last and renamed into place, so that a folder holds a whole table or none.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mgqe.codec.packing import bits_for, row_bytes
+from mgqe.codec.layout import TableLayout
 from mgqe.files.atomic import write_aside
 from mgqe.files.container import (
     ArtifactError,
+    Shapes,
     config_of_kind,
     decode_metadata,
     encode,
@@ -58,25 +59,22 @@ def tier_order(num_tiers: int) -> list[int]:
     return sorted(range(num_tiers), key=str)  # tensors are ordered by name
 
 
-def write_shard(
-    folder: Path, set_name: str, number: int, shapes: Sequence[tuple[int, int]], chunks: Iterable[Tensor]
-) -> int:
+def write_shard(folder: Path, set_name: str, number: int, shapes: Shapes, chunks: Iterable[Tensor]) -> int:
     """Write a shard, chunk by chunk as they come, and return the file's bytes. It appears whole or not at all.
 
     Args:
         folder: must exist.
         set_name, number: its name.
-        shapes: (rows, bytes a row) of each tier's rows in it.
-        chunks: the packed rows, uint8 (any, bytes a row), of the tiers in :func:`tier_order`.
+        shapes: of the tensors in it, as :meth:`TableLayout.code_tensors` gives them for the rows of each tier.
+        chunks: the packed rows, uint8 (any, row_bytes), of the tiers in :func:`tier_order`.
 
     Raises:
         OSError: it cannot be written; the message has the bytes needed and the remedy.
         ValueError: chunks of another size than ``shapes`` says.
     """
     target = shard_path(folder, set_name, number)
-    named = {f"codes.{g}": (torch.uint8, shape) for g, shape in enumerate(shapes)}
     elements = chain.from_iterable(map(tensor_bytes, chunks))
-    nbytes, content = encode_elements(named, SHARD_KIND, {"set": set_name, "number": number}, elements)
+    nbytes, content = encode_elements(shapes, SHARD_KIND, {"set": set_name, "number": number}, elements)
     with readable_error(target, nbytes), write_aside(target, content) as temporary:
         os.replace(temporary, target)
     return nbytes
@@ -89,7 +87,8 @@ def prepared_index(
     """An index under a temporary name, on the disk, and its bytes; the block ends with :func:`publish_index`, or not.
 
     Args:
-        frame, config: as :func:`mgqe.codec.layout.lay_out_frame` gives.
+        frame: the tensors of :func:`mgqe.codec.tensors.lay_out_frame`.
+        config: of the table's layout.
         shards: of each shard, how many rows of each tier it has.
 
     Raises OSError as :func:`write_shard`.
@@ -102,18 +101,18 @@ def prepared_index(
 
 
 def publish_index(folder: Path, temporary: Path) -> None:
-    """Let the folder hold the new table; until now it held the old one, or none."""
+    """Make the new table the folder's table, in place of the old one, if there was one."""
     os.replace(temporary, folder / INDEX)
 
 
 def remove_other_shards(folder: Path, set_name: str) -> None:
-    """Shards of freezes before, which no index names any more, and what interrupted ones left behind."""
+    """Delete the shards of earlier freezes, which no index names any more, and what interrupted ones left behind."""
     keep = f"shard-{set_name}-"
     for path in folder.iterdir():
         stale = _NAME.fullmatch(path.name) and not path.name.startswith(keep)
         unfinished = path.name.startswith(".") and path.name.endswith(".tmp") and keep not in path.name
         if stale or unfinished:
-            with suppress(OSError):  # left behind it means nothing to anybody
+            with suppress(OSError):  # a shard that stays behind is named by no index
                 path.unlink()
 
 
@@ -132,14 +131,13 @@ def published_set(folder: Path) -> str | None:
     Raises OSError where there is none, ArtifactError where it is no whole file.
     """
     kind, config = decode_metadata(read(folder / INDEX)[0])
-    found = config.get("set") if kind == INDEX_KIND and isinstance(config, dict) else None
-    return found if isinstance(found, str) else None
+    set_name = config.get("set") if kind == INDEX_KIND and isinstance(config, dict) else None
+    return set_name if isinstance(set_name, str) else None
 
 
 def files_of(folder: Path) -> list[Path]:
     """The index of a folder that holds a table, and its shards."""
-    found = sorted(folder.glob(f"shard-{published_set(folder)}-*.safetensors"))
-    return [folder / INDEX, *found]
+    return [folder / INDEX, *sorted(folder.glob(f"shard-{published_set(folder)}-*.safetensors"))]
 
 
 @contextmanager
@@ -167,56 +165,50 @@ def read_sharded(
         ArtifactError: a shard is missing, damaged, or not as the index says; the message names it.
     """
     config = dict(config)
-    reader = Reader(tensors, {name: config.pop(name) for name in ("set", "shards") if name in config})
+    reader = Reader({}, {name: config.pop(name) for name in ("set", "shards") if name in config})
     set_name = reader.value("set")
     if not isinstance(set_name, str) or not re.fullmatch(r"[0-9a-f]{16}", set_name):
         raise ValueError("config entry 'set' must be 16 hexadecimal digits")
-    widths, sizes = _row_widths(config)
-    shards = _shard_sizes(reader.value("shards"), sizes)
-    parts: list[list[Tensor]] = [[] for _ in sizes]
-    for number, rows in enumerate(shards):
-        path = shard_path(index.parent, set_name, number)
-        for g, part in enumerate(_read_shard(path, set_name, number, list(zip(rows, widths, strict=True)), verify)):
-            parts[g].append(part)
-    found = {f"codes.{g}": _joined(parts[g], width, mmap) for g, width in enumerate(widths)}
-    return CompactTable.from_tensors({**tensors, **found}, config)
+    layout = TableLayout.read(Reader({}, config))
+    shards = _shard_sizes(reader.value("shards"), layout.sizes)
+    paths = [shard_path(index.parent, set_name, number) for number in range(len(shards))]
+    codes_of_shard = [
+        _read_shard(path, set_name, number, layout.code_tensors(sizes), verify)
+        for number, (path, sizes) in enumerate(zip(paths, shards, strict=True))
+    ]
+    codes = {
+        name: _joined([codes[name] for codes in codes_of_shard], shape, mmap)
+        for name, (_, shape) in layout.code_tensors().items()
+    }
+    return CompactTable.from_tensors({**tensors, **codes}, config)
 
 
-def _joined(parts: Sequence[Tensor], width: int, mmap: bool) -> Tensor:
-    held = [part for part in parts if part.shape[0]]
-    if not held:
-        return torch.empty((0, width), dtype=torch.uint8, device="cpu")
-    return held[0] if mmap and len(held) == 1 else torch.cat(held)
+def _joined(rows_of_shard: Sequence[Tensor], shape: tuple[int, ...], mmap: bool) -> Tensor:
+    """A tier's packed rows from all shards, as one tensor of this shape."""
+    filled = [rows for rows in rows_of_shard if rows.shape[0]]
+    if not filled:
+        return torch.empty(shape, dtype=torch.uint8, device="cpu")
+    return filled[0] if mmap and len(filled) == 1 else torch.cat(filled)
 
 
-def _row_widths(config: Config) -> tuple[list[int], list[int]]:
-    """Bytes of a tier's rows, and how many it has. :meth:`CompactTable.from_tensors` reads the rest and all again."""
-    reader = Reader({}, config)
-    sizes = reader.integers("sizes", 0, MAX_ROWS)
-    subspaces = reader.integers("num_subspaces", 1, 1 << 31, length=len(sizes))
-    centroids = reader.integers("num_centroids", 1, 1 << 16, length=len(sizes))
-    return [row_bytes(d, bits_for(k)) for d, k in zip(subspaces, centroids)], list(sizes)
-
-
-def _shard_sizes(given: object, sizes: Sequence[int]) -> list[tuple[int, ...]]:
-    if not isinstance(given, list) or len(given) > MAX_SHARDS:
+def _shard_sizes(entry: object, sizes: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The rows of each tier in each shard, which must add up to the tiers' sizes."""
+    if not isinstance(entry, list) or len(entry) > MAX_SHARDS:
         raise ValueError(f"config entry 'shards' must be a list of at most {MAX_SHARDS} shards")
-    shards = [Reader({}, {"shards": rows}).integers("shards", 0, MAX_ROWS, length=len(sizes)) for rows in given]
-    found = [sum(rows[g] for rows in shards) for g in range(len(sizes))]
-    if found != list(sizes):
-        raise ValueError(f"config entry 'shards' has {found} rows of the tiers, 'sizes' says {list(sizes)}")
+    shards = [Reader({}, {"shards": rows}).integers("shards", 0, MAX_ROWS, length=len(sizes)) for rows in entry]
+    totals = [sum(rows[g] for rows in shards) for g in range(len(sizes))]
+    if totals != list(sizes):
+        raise ValueError(f"config entry 'shards' has {totals} rows of the tiers, 'sizes' says {list(sizes)}")
     return shards
 
 
-def _read_shard(
-    path: Path, set_name: str, number: int, shapes: Sequence[tuple[int, int]], verify: bool | None
-) -> list[Tensor]:
+def _read_shard(path: Path, set_name: str, number: int, shapes: Shapes, verify: bool | None) -> dict[str, Tensor]:
     try:
         metadata, tensors = read(path, verify)
         reader = Reader(tensors, config_of_kind(metadata, SHARD_KIND))
         reader.choice("set", {set_name})
         reader.integer("number", number, number)
-        parts = [reader.tensor(f"codes.{g}", torch.uint8, shape) for g, shape in enumerate(shapes)]
+        codes = {name: reader.tensor(name, dtype, shape) for name, (dtype, shape) in shapes.items()}
         reader.finish()
     except FileNotFoundError as error:
         raise ArtifactError(
@@ -224,4 +216,4 @@ def _read_shard(
         ) from error
     except ValueError as error:
         raise ArtifactError(f"shard {path.name}: {error}") from error
-    return parts
+    return codes

@@ -1,4 +1,4 @@
-"""What a compact table holds at one moment. A change makes another snapshot, so readers need no lock."""
+"""What a compact table holds at one moment. A change makes another snapshot, so readers need no lock; see README.md."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from torch import Tensor
 
 from mgqe import ops
 from mgqe.codec.equations import nearest_codes
-from mgqe.codec.layout import CompactConfig, check_codes, check_map, map_tensors
+from mgqe.codec.layout import CENTROID_DTYPES, CENTROIDS, CODES, FALLBACK, SCALES, TableLayout
 from mgqe.codec.packing import pack, unpack
 from mgqe.codec.stats import CodebookStats, code_histogram, tier_stats
-from mgqe.codec.tiers import MAX_TIERS, TierMap, Tiers, build_tier_map, peel_order
-from mgqe.files.reader import MAX_ROWS, require_finite
+from mgqe.codec.tensors import check_codebook, check_codes, check_map, map_tensors, read_map
+from mgqe.codec.tier_map import TierMap, build_tier_map, peel_order
+from mgqe.codec.tiers import Tiers
+from mgqe.files.reader import MAX_ROWS, Config, Reader, require_finite
+from mgqe.ops.packed_format import MAX_TIERS
 from mgqe.table.growth import Extent
 
 CHUNK_ROWS = 1 << 16  # ids worked on at once in a sweep over a table
@@ -25,153 +28,147 @@ CHUNK_ROWS = 1 << 16  # ids worked on at once in a sweep over a table
 class Snapshot:
     """The base, as a file holds it, and the extents behind it. Nothing in it changes, spare room aside.
 
-    A *part* is what the kernels call a tier: the m tiers of the base come first, then the extents in order of ids.
-    A *tier* is one of the m that the table was made with; it has the rows of its base part, then those of its extents.
+    Packed rows are in *arrays*: one for each tier of the base, then one for each extent in order of ids. The kernels
+    take an array for a tier. A *tier* is one of the m that the table was made with; it has the rows of its base array,
+    then those of its extents.
 
     Attributes:
-        base: the plain numbers of the base.
-        codes: a tier of the base: its packed rows.
-        centroids, scales: a codebook: as stored.
-        tier_map: where each id of the base lives; None for ids in frequency order.
+        base: the layout of the base.
+        codes: the packed rows of each tier of the base.
+        centroids, scales: of each codebook, as stored; scales are empty unless centroids are int8.
+        tier_map: where each id of the base is; None for ids in frequency order.
         extents: the rows appended since.
         fallback: float32 (d,), what unknown ids look up as; None to refuse them.
-        config: the plain numbers of the whole, as a file of it would say them.
-        lookup: the whole, laid out for the kernels.
+        layout: of the base and the extents together, as a file of it would have it.
+        lookup: the base and the extents, laid out for the kernels.
     """
 
-    base: CompactConfig
+    base: TableLayout
     codes: tuple[Tensor, ...]
     centroids: tuple[Tensor, ...]
     scales: tuple[Tensor, ...]
     tier_map: TierMap | None
     extents: tuple[Extent, ...] = ()
     fallback: Tensor | None = None
-    config: CompactConfig = field(init=False)
+    layout: TableLayout = field(init=False)
     lookup: ops.PreparedLookup = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "config", self._whole_config())
-        base, owners, tier_map = self.base, self.owners, self.tier_map
-        parts = ops.TableParts(
-            codes=self.parts,
+        object.__setattr__(self, "layout", self._grown_layout())
+        shapes = [self.base.tiers[g] for g in self.tier_of_array]
+        tier_map = self.tier_map
+        buffers = ops.TableBuffers(
+            codes=self.arrays,
             centroids=self.centroids,
             scales=self.scales,
             map_bits=tier_map.bits if tier_map else (),
             map_ranks=tier_map.ranks if tier_map else (),
             order=tier_map.order if tier_map else (),
-            sizes=[rows.shape[0] for rows in self.parts],
-            bits=[base.bits[g] for g in owners],
-            num_subspaces=[base.num_subspaces[g] for g in owners],
-            codebook_of=[base.codebook_of[g] for g in owners],
-            embedding_dim=base.embedding_dim,
-            padding_idx=-1 if base.padding_idx is None else base.padding_idx,
+            sizes=[rows.shape[0] for rows in self.arrays],
+            bits=[shape.bits for shape in shapes],
+            num_subspaces=[shape.num_subspaces for shape in shapes],
+            codebook_of=[shape.codebook for shape in shapes],
+            embedding_dim=self.base.embedding_dim,
+            padding_idx=-1 if self.base.padding_idx is None else self.base.padding_idx,
         )
-        object.__setattr__(self, "lookup", ops.PreparedLookup(parts, self.fallback))
+        object.__setattr__(self, "lookup", ops.PreparedLookup(buffers, self.fallback))
 
-    def _whole_config(self) -> CompactConfig:
+    def _grown_layout(self) -> TableLayout:
         if not self.extents:
             return self.base
-        sizes, last, ordered = list(self.base.sizes), 0, self.base.order is None
-        for g, n in enumerate(self.base.sizes):
-            last = g if n else last
+        sizes, ordered = list(self.base.sizes), self.base.order is None
+        last = max((g for g, n in enumerate(sizes) if n), default=0)
         for extent in self.extents:
             sizes[extent.tier] += extent.rows.shape[0]
             ordered, last = ordered and extent.tier >= last, extent.tier
-        n = sum(sizes)
-        if n > MAX_ROWS:
-            raise ValueError(f"a table has at most {MAX_ROWS} rows, this one would have {n}")
-        order = None if ordered else peel_order(sizes)
-        return replace(self.base, num_embeddings=n, sizes=tuple(sizes), order=order)
+        if sum(sizes) > MAX_ROWS:
+            raise ValueError(f"a table has at most {MAX_ROWS} rows, this one would have {sum(sizes)}")
+        return self.base.resized(sizes, None if ordered else peel_order(sizes))
 
-    # ---- parts -------------------------------------------------------------------------------------------
+    # ---- arrays ------------------------------------------------------------------------------------------
 
     @property
-    def parts(self) -> tuple[Tensor, ...]:
-        """Packed rows of every part."""
+    def arrays(self) -> tuple[Tensor, ...]:
+        """The packed rows of every array."""
         return (*self.codes, *(extent.rows for extent in self.extents))
 
     @property
-    def owners(self) -> tuple[int, ...]:
-        """The tier of every part."""
+    def tier_of_array(self) -> tuple[int, ...]:
+        """The tier of every array."""
         return (*range(len(self.codes)), *(extent.tier for extent in self.extents))
 
     @property
     def device(self) -> torch.device:
-        """Where all of it is."""
+        """The device of all tensors."""
         return self.codes[0].device
 
-    def pieces(self, tier: int) -> list[Tensor]:
-        """A tier's packed rows in order of ids: of the base, then of each of its extents."""
-        return [rows for owner, rows in zip(self.owners, self.parts, strict=True) if owner == tier]
+    def arrays_of(self, tier: int) -> list[Tensor]:
+        """A tier's packed rows in order of ids: those of the base, then those of each of its extents."""
+        return [rows for g, rows in zip(self.tier_of_array, self.arrays, strict=True) if g == tier]
 
     def chunks(self, tier: int) -> Iterator[Tensor]:
-        """The same, at most ``CHUNK_ROWS`` rows at a time."""
-        for piece in self.pieces(tier):
-            yield from torch.split(piece, CHUNK_ROWS) if piece.shape[0] else ()
+        """A tier's packed rows in order of ids, at most ``CHUNK_ROWS`` at a time."""
+        for rows in self.arrays_of(tier):
+            yield from torch.split(rows, CHUNK_ROWS) if rows.shape[0] else ()
 
-    def locate_part(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids int64 (...), known to be in range -> part and row there, both int64 (...)."""
+    def locate_in_arrays(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids int64 (...), known to be in range -> the array and the row in it, both int64 (...)."""
         n = self.base.num_embeddings
-        old = ids < n
-        part, row = torch.zeros_like(ids), ids
+        in_base = ids < n
+        array, row = torch.zeros_like(ids), ids
         if n:
-            known = torch.where(old, ids, 0)
+            known = torch.where(in_base, ids, 0)
             base = self.tier_map or Tiers.from_sizes(self.base.sizes)
             tier, row = base.locate(known)
-            part = tier.to(torch.int64)
+            array = tier.to(torch.int64)
         if not self.extents:
-            return part, row
+            return array, row
         lengths = [extent.rows.shape[0] for extent in self.extents]
         starts = torch.tensor([*accumulate(lengths, initial=n)][:-1], dtype=torch.int64, device=ids.device)
         extent = (torch.bucketize(ids, starts, right=True) - 1).clamp(min=0)
-        new_part, new_row = extent + len(self.codes), ids - starts[extent]
-        return torch.where(old, part, new_part), torch.where(old, row, new_row)
+        return (
+            torch.where(in_base, array, extent + len(self.codes)),
+            torch.where(in_base, row, ids - starts[extent]),
+        )
 
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Ids int64 (...), known to be in range -> tier, uint8 (...), and rank in the tier, int64 (...)."""
-        part, row = self.locate_part(ids)
-        seen, before = [0] * len(self.codes), []
-        for owner, rows in zip(self.owners, self.parts, strict=True):
-            before.append(seen[owner])
-            seen[owner] += rows.shape[0]
-        tier = torch.tensor(self.owners, dtype=torch.uint8, device=ids.device)[part]
-        return tier, row + torch.tensor(before, dtype=torch.int64, device=ids.device)[part]
+        array, row = self.locate_in_arrays(ids)
+        totals, ranks_before = [0] * len(self.codes), []
+        for g, rows in zip(self.tier_of_array, self.arrays, strict=True):
+            ranks_before.append(totals[g])
+            totals[g] += rows.shape[0]
+        tier = torch.tensor(self.tier_of_array, dtype=torch.uint8, device=ids.device)[array]
+        return tier, row + torch.tensor(ranks_before, dtype=torch.int64, device=ids.device)[array]
 
     def tiers(self) -> Tiers:
         """Every id's tier."""
         if self.tier_map is None and not self.extents:
             return Tiers.from_sizes(self.base.sizes)
-        n = self.config.num_embeddings
+        n = self.layout.num_embeddings
         tier_of = torch.empty(n, dtype=torch.uint8, device="cpu")
         for start in range(0, n, CHUNK_ROWS):
             ids = torch.arange(start, min(start + CHUNK_ROWS, n), device=self.device)
             tier_of[start : start + CHUNK_ROWS] = self.locate(ids)[0].cpu()
-        return Tiers(self.config.sizes, tier_of)
+        return Tiers(self.layout.sizes, tier_of)
 
     # ---- changes: each gives another snapshot ------------------------------------------------------------
 
-    def values(self, codebook: int) -> Tensor:
-        """A codebook's centroids as they decode, float32."""
-        values = self.centroids[codebook].to(torch.float32)
-        if self.base.centroid_dtype == "int8":
-            values = values * self.scales[codebook][:, None, None]
-        return values
-
     def encode(self, vectors: Tensor, tier: int) -> Tensor:
         """Nearest centroids of a tier: float32 (n, d) -> int32 (n, D_g)."""
-        base = self.base
+        shape = self.base.tiers[tier]
         return nearest_codes(
-            vectors, self.values(base.codebook_of[tier]), base.num_subspaces[tier], base.num_centroids[tier]
+            vectors, self.lookup.table.values(shape.codebook), shape.num_subspaces, shape.num_centroids
         )
 
     def packed(self, vectors: Tensor, tier: int) -> Tensor:
-        """The same as packed rows, uint8 (n, row_bytes)."""
-        return pack(self.encode(vectors, tier), self.base.bits[tier])
+        """:meth:`encode` as packed rows, uint8 (n, row_bytes)."""
+        return pack(self.encode(vectors, tier), self.base.tiers[tier].bits)
 
     def appended(self, rows: Tensor, tier: int) -> Snapshot:
-        """With packed rows (n, row_bytes), n >= 1, as the last ids. Copies nothing but them, now and then the extent.
+        """With packed rows (n, row_bytes), n >= 1, as the last ids. Copies only these rows, now and then the extent.
 
-        A table of 256 parts is merged first, which copies it whole.
+        A table of 256 arrays is merged first, which copies all of it.
         """
         if self.extents and self.extents[-1].tier == tier:
             return replace(self, extents=(*self.extents[:-1], self.extents[-1].extended(rows)))
@@ -182,97 +179,121 @@ class Snapshot:
         return replace(self, extents=(*self.extents, Extent(tier, rows)))
 
     def updated(self, ids: Tensor, rows: Tensor) -> Snapshot:
-        """With other packed rows for distinct ids (n,) that are in range; copies the parts that hold any of them.
+        """With other packed rows for distinct ids (n,) that are in range; copies the arrays that have any of them.
 
         ``rows``: uint8 (n, w), w the largest row_bytes of all tiers; narrower rows use the first bytes.
         """
-        part, row = self.locate_part(ids)
-        parts = list(self.parts)
-        for p in torch.unique(part).tolist():
-            mine = part == p
-            parts[p] = parts[p].clone()
-            parts[p][row[mine]] = rows[mine, : parts[p].shape[1]]
+        array, row = self.locate_in_arrays(ids)
+        arrays = list(self.arrays)
+        for a in torch.unique(array).tolist():
+            mine = array == a
+            arrays[a] = arrays[a].clone()
+            arrays[a][row[mine]] = rows[mine, : arrays[a].shape[1]]
         m = len(self.codes)
         extents = tuple(
-            old if rows is old.rows else Extent(old.tier, rows)
-            for old, rows in zip(self.extents, parts[m:], strict=True)
+            extent if rows is extent.rows else Extent(extent.tier, rows)
+            for extent, rows in zip(self.extents, arrays[m:], strict=True)
         )
-        return replace(self, codes=tuple(parts[:m]), extents=extents)
+        return replace(self, codes=tuple(arrays[:m]), extents=extents)
 
     def merged_map(self) -> TierMap | None:
-        """The tier map of the whole, as a file of it would hold."""
+        """The tier map of the base and the extents together, as a file would have it."""
         if not self.extents:
             return self.tier_map
-        if self.config.order is None:
+        if self.layout.order is None:
             return None
-        tiers = self.tiers()
-        # The sizes of a map made by another writer may put tiers into another order; this one is ours.
-        return build_tier_map(tiers).to(self.device)
+        # Another writer's map may have its tiers in another order than the one by size, which is the order used here.
+        return build_tier_map(self.tiers()).to(self.device)
 
     def merged(self) -> Snapshot:
-        """The same table without extents: codes of a tier in one tensor."""
+        """The same table without extents: the codes of a tier in one tensor."""
         if not self.extents:
             return self
-        codes = tuple(torch.cat(self.pieces(g)) for g in range(len(self.codes)))
-        return replace(self, base=self.config, codes=codes, tier_map=self.merged_map(), extents=())
+        codes = tuple(torch.cat(self.arrays_of(g)) for g in range(len(self.codes)))
+        return replace(self, base=self.layout, codes=codes, tier_map=self.merged_map(), extents=())
 
-    # ---- parts by name -----------------------------------------------------------------------------------
+    # ---- tensors by name ---------------------------------------------------------------------------------
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], config: Config) -> Snapshot:
+        """The inverse of :meth:`tensor_pieces`; see :meth:`CompactTable.from_tensors`."""
+        reader = Reader(tensors, config)
+        layout = TableLayout.read(reader)
+        dtype, codebooks = CENTROID_DTYPES[layout.centroid_dtype], range(layout.num_codebooks)
+        names = map(CENTROIDS.format, codebooks)
+        centroids = {name: reader.tensor(name, dtype, (None, None, None)) for name in names}
+        book_shapes = [tuple(book.shape) for book in centroids.values()]
+        for g, tier in enumerate(layout.tiers):
+            check_codebook(g, layout.embedding_dim, tier, book_shapes[tier.codebook])
+        shapes = layout.tensors(book_shapes)
+        others = {name: reader.tensor(name, *shapes[name]) for name in shapes if name not in centroids}
+        fallback = None
+        if reader.holds(FALLBACK):
+            fallback = reader.tensor(FALLBACK, torch.float32, (layout.embedding_dim,))
+        reader.finish()
+        codes = tuple(others[name] for name in layout.code_tensors())
+        no_scales = torch.empty(0, dtype=torch.float32, device=codes[0].device)
+        scales = tuple(others.get(SCALES.format(c), no_scales) for c in codebooks)
+        tier_map = None if layout.order is None else read_map(others, layout.order)
+        if tier_map is not None:
+            check_map(tier_map, layout.sizes)
+        return cls(layout, codes, tuple(centroids.values()), scales, tier_map, fallback=fallback)
 
     def tensor_pieces(self) -> dict[str, list[Tensor]]:
         """The tensors of a file of it, each as the pieces that make it when joined along the first axis."""
-        tensors = {f"codes.{g}": self.pieces(g) for g in range(len(self.codes))}
-        tensors.update({f"centroids.{c}": [t] for c, t in enumerate(self.centroids)})
+        tensors = {CODES.format(g): self.arrays_of(g) for g in range(len(self.codes))}
+        tensors.update({CENTROIDS.format(c): [book] for c, book in enumerate(self.centroids)})
         if self.base.centroid_dtype == "int8":
-            tensors.update({f"scales.{c}": [t] for c, t in enumerate(self.scales)})
-        tensors.update({name: [t] for name, t in map_tensors(self.merged_map()).items()})
+            tensors.update({SCALES.format(c): [scales] for c, scales in enumerate(self.scales)})
+        tensors.update({name: [tensor] for name, tensor in map_tensors(self.merged_map()).items()})
         if self.fallback is not None:
-            tensors["fallback"] = [self.fallback]
+            tensors[FALLBACK] = [self.fallback]
         return tensors
 
     def nbytes_by_part(self) -> dict[str, int]:
-        """Bytes held."""
-        held = {
+        """Bytes in memory, spare room included."""
+        nbytes = {
             "codes": sum(t.nbytes for t in self.codes) + sum(extent.nbytes for extent in self.extents),
             "centroids": sum(t.nbytes for t in self.centroids),
             "scales": sum(t.nbytes for t in self.scales),
             "tier_map": self.tier_map.nbytes if self.tier_map else 0,
         }
-        return held if self.fallback is None else {**held, "fallback": self.fallback.nbytes}
+        return nbytes if self.fallback is None else {**nbytes, FALLBACK: self.fallback.nbytes}
 
-    # ---- looking at all of it ----------------------------------------------------------------------------
+    # ---- sweeps over all codes ---------------------------------------------------------------------------
 
     def codebook_stats(self) -> list[CodebookStats]:
-        """A tier: how its codes use its centroids."""
+        """How the codes of each tier use its centroids."""
         stats = []
-        cfg = self.config
-        for g, (n, subspaces, k) in enumerate(zip(cfg.sizes, cfg.num_subspaces, cfg.num_centroids, strict=True)):
+        for g, tier in enumerate(self.layout.tiers):
+            subspaces, k = tier.num_subspaces, tier.num_centroids
             histogram = torch.zeros((subspaces, k), dtype=torch.float64, device=self.device)
             for rows in self.chunks(g):
-                histogram += code_histogram(unpack(rows, subspaces, cfg.bits[g]), k)
-            if self.centroids[cfg.codebook_of[g]].shape[0] > 1 or subspaces == 1:
-                stats.append(tier_stats(g, n, histogram))
+                histogram += code_histogram(unpack(rows, subspaces, tier.bits), k)
+            if self.centroids[tier.codebook].shape[0] > 1 or subspaces == 1:
+                stats.append(tier_stats(g, tier.ids, histogram))
             else:
-                together = tier_stats(g, n, histogram.sum(dim=0, keepdim=True))
-                stats.append(replace(together, num_subspaces=subspaces, reachable=min(k, n * subspaces)))
+                of_all_subspaces = tier_stats(g, tier.ids, histogram.sum(dim=0, keepdim=True))
+                reachable = min(k, tier.ids * subspaces)
+                stats.append(replace(of_all_subspaces, num_subspaces=subspaces, reachable=reachable))
         return stats
 
     def validate(self) -> None:
-        """Raise ValueError if a value of the base cannot be right; extents hold what :meth:`packed` made."""
-        cfg = self.base
+        """Raise ValueError if a value of the base cannot be right; extents have what :meth:`packed` made."""
         self.validate_codebooks()
-        for g, packed in enumerate(self.codes):
-            check_codes(f"codes.{g}", packed, cfg.num_subspaces[g], cfg.num_centroids[g])
+        for g, (tier, packed) in enumerate(zip(self.base.tiers, self.codes, strict=True)):
+            check_codes(CODES.format(g), packed, tier)
         if self.tier_map is not None:
-            check_map(self.tier_map, cfg.sizes)
+            check_map(self.tier_map, self.base.sizes)
         if self.fallback is not None:
-            require_finite("fallback", self.fallback)
+            require_finite(FALLBACK, self.fallback)
 
     def validate_codebooks(self) -> None:
         """Raise ValueError if a centroid or scale cannot be right."""
-        for c, book in enumerate(self.centroids):
+        for c, (book, scales) in enumerate(zip(self.centroids, self.scales, strict=True)):
             if book.is_floating_point():
-                require_finite(f"centroids.{c}", book)
+                require_finite(CENTROIDS.format(c), book)
             else:
-                require_finite(f"scales.{c}", self.scales[c])
-                if bool((self.scales[c] <= 0).any()):
-                    raise ValueError(f"tensor 'scales.{c}' holds a scale that is not positive")
+                require_finite(SCALES.format(c), scales)
+                if bool((scales <= 0).any()):
+                    raise ValueError(f"tensor {SCALES.format(c)!r} holds a scale that is not positive")

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from mgqe.checks.inference import outside_inference
-from mgqe.codec.layout import lay_out_frame
-from mgqe.codec.packing import bits_for, pack, row_bytes
+from mgqe.codec.layout import TableLayout
+from mgqe.codec.packing import pack
+from mgqe.codec.tensors import lay_out_frame
 from mgqe.codec.tiers import Tiers
 from mgqe.files.atomic import write_aside
 from mgqe.files.checksums import json_checksum
@@ -114,6 +115,10 @@ def _layout(table: QuantizedTable) -> list[tuple[int, int, int]]:
     return parts
 
 
+def _table_layout(table: QuantizedTable) -> TableLayout:
+    return TableLayout.of(table.tiers, table.capacity, table.config.centroid_dtype, None)
+
+
 def _tier_sizes(tiers: Tiers, first: int, size: int) -> list[int]:
     """How many of so many ids from ``first`` on each tier has."""
     if tiers.tier_of is None:
@@ -135,13 +140,12 @@ def _members(tiers: Tiers, tier: int, first: int, size: int) -> Iterator[Tensor]
 
 def _write_parts(table: QuantizedTable, folder: Path, set_name: str, layout: list[tuple[int, int, int]]) -> int:
     """This rank's shards of a table; their bytes."""
-    capacity, nbytes = table.capacity, 0
-    widths = [row_bytes(d, bits_for(k)) for d, k in zip(capacity.num_subspaces, capacity.num_centroids, strict=True)]
+    nbytes = 0
     held = {first: rows for first, rows in table.source.parts() if rows.shape[0]}
     for number, (first, size, rank) in enumerate(layout):
         if rank != table.source.ranks.rank:
             continue
-        shapes = list(zip(_tier_sizes(table.tiers, first, size), widths, strict=True))
+        shapes = _table_layout(table).code_tensors(_tier_sizes(table.tiers, first, size))
         nbytes += write_shard(folder, set_name, number, shapes, _packed(table, held[first], first))
     return nbytes
 
@@ -152,7 +156,7 @@ def _packed(table: QuantizedTable, rows: Tensor, first: int) -> Iterator[Tensor]
     for g in tier_order(table.tiers.num_tiers):
         for ids in _members(table.tiers, g, first, rows.shape[0]):
             chunk = rows[(ids - first).to(rows.device)].to(device)
-            yield pack(table.codes(chunk, g).cpu(), bits_for(table.capacity.num_centroids[g]))
+            yield pack(table.codes(chunk, g).cpu(), table.capacity.tiers[g].bits)
 
 
 def _publish(
@@ -163,18 +167,10 @@ def _publish(
     with ExitStack() as stack:
         ready = []
         for name, table in collection.tables.items():
-            capacity = table.capacity
-            frame, config = lay_out_frame(
-                table.tiers,
-                [book.cpu() for book in table.quantizer.frozen_codebooks()],
-                capacity.codebook_of,
-                capacity.num_subspaces,
-                capacity.num_centroids,
-                None,
-                table.config.centroid_dtype,
-            )
+            whole = _table_layout(table)
+            frame = lay_out_frame(whole, table.tiers, [book.cpu() for book in table.quantizer.frozen_codebooks()])
             shards = [_tier_sizes(table.tiers, first, size) for first, size, _ in layout[name]]
-            index = prepared_index(target / name, set_name, frame, config, shards)
+            index = prepared_index(target / name, set_name, frame, whole.to_json(), shards)
             temporary, nbytes[name] = stack.enter_context(index)
             ready.append((target / name, temporary))
         about = _manifest(collection, set_name)

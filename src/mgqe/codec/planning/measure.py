@@ -34,8 +34,8 @@ def measured(space: Space, candidate: Candidate, rows: Tensor) -> tuple[float, t
     books = start_codebooks(parts, capacity, generator, EFFORT)
     books = [round_centroids(book, candidate.centroid_dtype) for book in books]
     errors = []
-    for g, part in enumerate(parts):
-        book, subspaces, k = books[capacity.codebook_of[g]], capacity.num_subspaces[g], capacity.num_centroids[g]
+    for tier, part in zip(capacity.tiers, parts, strict=True):
+        book, subspaces, k = books[tier.codebook], tier.num_subspaces, tier.num_centroids
         codes = nearest_codes(part, book, subspaces, k)
         decoded = tier_codebook(book, subspaces, k)[torch.arange(subspaces, device="cpu"), codes.long()].reshape(
             len(part), -1

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mgqe.checks.ids import check_sizes
 from mgqe.checks.scalars import as_float, as_int
+from mgqe.codec.capacity import Capacity
 from mgqe.codec.planning.budget import budget_bytes
 from mgqe.codec.planning.measure import measured
 from mgqe.codec.planning.search import HEADER_SPREAD, Candidate, Space, Vocabulary
@@ -99,12 +100,9 @@ class Plan:
 
     def __str__(self) -> str:
         kind = "separate codebooks" if not self.share_codebook else "one codebook"
-        made = "; ".join(
-            f"{n:,} ids x {d} of {k}"
-            for n, d, k in zip(self.tiers.sizes, self.num_subspaces, self.num_centroids, strict=True)
-        )
+        capacity = Capacity.of(self.embedding_dim, self.tiers.sizes, self.num_subspaces, self.num_centroids, False)
         kind = f", {kind}" if self.tiers.num_tiers > 1 else ""
-        return f"{made}{kind}, {self.centroid_dtype} centroids"
+        return f"{capacity.describe()}{kind}, {self.centroid_dtype} centroids"
 
 
 def plan(

@@ -20,10 +20,10 @@ def predicted(
     """
     largest = max(capacity.num_centroids)
     errors = []
-    for g, (n, subspaces, k) in enumerate(zip(sizes, capacity.num_subspaces, capacity.num_centroids, strict=True)):
-        shares = capacity.share_codebook and g + 1 < len(sizes)
-        held = capacity.num_centroids[g + 1] if shares else 0
-        width = capacity.embedding_dim // subspaces
-        error = tier_error(width, k, n, held if held < k else 0)
+    for tier, next_tier in zip(capacity.tiers, (*capacity.tiers[1:], None), strict=True):
+        k = tier.num_centroids
+        held = next_tier.num_centroids if capacity.share_codebook and next_tier else 0
+        width = capacity.embedding_dim // tier.num_subspaces
+        error = tier_error(width, k, tier.ids, held if held < k else 0)
         errors.append(error + rounding(centroid_dtype, largest if capacity.share_codebook else k))
     return float(space.tier_weights(sizes) @ np.array(errors)), tuple(errors)

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from mgqe.codec.capacity import Capacity, divisors
+from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.packing import bits_for, row_bytes
 from mgqe.codec.planning.rate import rounding, tier_error
-from mgqe.codec.size import frozen_nbytes
-from mgqe.codec.tiers import Tiers, level_lengths, peel_order
+from mgqe.codec.tier_map import peel_order
+from mgqe.codec.tiers import Tiers
 from mgqe.files.checksums import BLOCK_BYTES, DIGEST_BYTES
+from mgqe.ops.packed_format import level_lengths
 
 ENDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)  # shares of ids where a tier may end
 MIN_TIER = 32  # ids
@@ -87,7 +89,7 @@ class Candidate:
 
     def capacity(self, embedding_dim: int) -> Capacity:
         """As a checked capacity."""
-        return Capacity(embedding_dim, self.num_subspaces, self.num_centroids, self.share_codebook)
+        return Capacity.of(embedding_dim, self.sizes, self.num_subspaces, self.num_centroids, self.share_codebook)
 
 
 @dataclass(frozen=True)

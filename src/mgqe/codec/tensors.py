@@ -1,0 +1,153 @@
+"""The tensors of a frozen table: made from unpacked codes and float codebooks, and checked where a file has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mgqe.checks.scalars import as_ints, optional_int
+from mgqe.codec.capacity import TierShape, tier_shapes
+from mgqe.codec.equations import int8_scales
+from mgqe.codec.layout import CENTROIDS, CODES, MAP_BITS, MAP_RANKS, SCALES, TableLayout
+from mgqe.codec.packing import pack, spare_bits_are_zero
+from mgqe.codec.tier_map import TierMap, block_counts, build_tier_map, map_order, ranks_of, unpack_bits
+from mgqe.codec.tiers import Tiers
+from mgqe.ops import max_code
+from mgqe.ops.packed_format import level_lengths
+
+
+def lay_out(
+    tiers: Tiers,
+    codes: Sequence[Tensor],
+    codebooks: Sequence[Tensor],
+    codebook_of: Sequence[int],
+    num_centroids: Sequence[int],
+    padding_idx: int | None,
+    centroid_dtype: str,
+) -> tuple[dict[str, Tensor], TableLayout]:
+    """A table's tensors and layout from unpacked codes; see :meth:`CompactTable.from_codes`."""
+    codebook_of, num_centroids = as_ints("codebook_of", codebook_of), as_ints("num_centroids", num_centroids)
+    for name, entries in (("codes", codes), ("codebook_of", codebook_of), ("num_centroids", num_centroids)):
+        if len(entries) != tiers.num_tiers:
+            raise ValueError(f"{name} must have one entry per tier, {tiers.num_tiers}, got {len(entries)}")
+    for g, tier_codes in enumerate(codes):
+        if tier_codes.ndim != 2 or tier_codes.shape[0] != tiers.sizes[g] or tier_codes.shape[1] < 1:
+            raise ValueError(
+                f"codes of tier {g} must have shape ({tiers.sizes[g]}, num_subspaces), got {tuple(tier_codes.shape)}"
+            )
+    if not codebooks or any(book.ndim != 3 for book in codebooks):
+        raise ValueError("codebooks must be tensors of shape (subspaces or 1, centroids, dimensions)")
+    if not all(0 <= c < len(codebooks) for c in codebook_of):
+        raise ValueError(f"codebook_of must name codebooks 0 .. {len(codebooks) - 1}, got {codebook_of}")
+    num_subspaces = [tier_codes.shape[1] for tier_codes in codes]
+    first = codebooks[codebook_of[0]]
+    d = int(first.shape[2] * (num_subspaces[0] if first.shape[0] == 1 else first.shape[0]))
+    shapes = tier_shapes(tiers.sizes, num_subspaces, num_centroids, codebook_of)
+    layout = TableLayout(d, shapes, centroid_dtype, optional_int("padding_idx", padding_idx), map_order(tiers))
+    packed = {CODES.format(g): _packed(g, shape, codes[g].detach().cpu()) for g, shape in enumerate(shapes)}
+    return packed | lay_out_frame(layout, tiers, codebooks), layout
+
+
+def _packed(tier: int, shape: TierShape, codes: Tensor) -> Tensor:
+    if codes.numel() and int(codes.max()) >= shape.num_centroids:
+        raise ValueError(f"tier {tier} has num_centroids={shape.num_centroids}, but a code {int(codes.max())}")
+    return pack(codes, shape.bits)
+
+
+def lay_out_frame(layout: TableLayout, tiers: Tiers, codebooks: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The tensors of a table apart from the codes: centroids (of float ``codebooks``), scales and tier map."""
+    for number, book in enumerate(codebooks):
+        if not bool(torch.isfinite(book).all()):
+            raise ValueError(
+                f"codebook {number} holds NaN or infinity: if it was trained, lower the learning rate or go back to an "
+                "earlier checkpoint"
+            )
+    tensors: dict[str, Tensor] = {}
+    for c, book in enumerate(codebooks):
+        tensors[CENTROIDS.format(c)], scales = store_centroids(book, layout.centroid_dtype)
+        if layout.centroid_dtype == "int8":
+            tensors[SCALES.format(c)] = scales
+    return tensors | map_tensors(None if layout.order is None else build_tier_map(tiers))
+
+
+def store_centroids(codebook: Tensor, centroid_dtype: str) -> tuple[Tensor, Tensor]:
+    """A float codebook (Dc, Kc, sc) as it is stored, and its scales (Dc,) or an empty tensor."""
+    values = codebook.detach().cpu().to(torch.float32).clone(memory_format=torch.contiguous_format)
+    none = torch.empty(0, dtype=torch.float32, device="cpu")
+    if centroid_dtype == "float32":
+        return values, none
+    if centroid_dtype == "float16":
+        halves = values.to(torch.float16)
+        if not bool(torch.isfinite(halves).all()):
+            raise ValueError('centroids beyond 65504 do not fit float16: use centroid_dtype="int8" or "float32"')
+        return halves, none
+    scales = int8_scales(values)
+    return (values / scales).round().clamp(-127, 127).to(torch.int8), scales.reshape(-1)
+
+
+def map_tensors(tier_map: TierMap | None) -> dict[str, Tensor]:
+    """The named tensors of a tier map; none without one."""
+    if tier_map is None:
+        return {}
+    tensors = {MAP_BITS.format(level): bits for level, bits in enumerate(tier_map.bits)}
+    return tensors | {MAP_RANKS.format(level): ranks for level, ranks in enumerate(tier_map.ranks)}
+
+
+def read_map(tensors: Mapping[str, Tensor], order: tuple[int, ...]) -> TierMap:
+    """The inverse of :func:`map_tensors`."""
+    levels = range(len(order) - 1)
+    bits, ranks = map(MAP_BITS.format, levels), map(MAP_RANKS.format, levels)
+    return TierMap(order, tuple(tensors[name] for name in bits), tuple(tensors[name] for name in ranks))
+
+
+# ---- checks of tensors that are there ----------------------------------------------------------------------
+
+
+def check_codebook(tier: int, embedding_dim: int, tier_shape: TierShape, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless a codebook of ``shape`` (Dc, Kc, sc) can serve the tier."""
+    pieces, centroids, width = shape
+    subspaces = tier_shape.num_subspaces
+    separate = pieces * width == embedding_dim and pieces % subspaces == 0
+    shared = pieces == 1 and subspaces * width == embedding_dim
+    if not (separate or shared):
+        raise ValueError(
+            f"tier {tier} has {subspaces} subspaces of embedding_dim={embedding_dim}, which a codebook of shape "
+            f"(subspaces, centroids, dimensions) = {shape} cannot serve"
+        )
+    if tier_shape.num_centroids > centroids:
+        raise ValueError(
+            f"tier {tier} has num_centroids={tier_shape.num_centroids}, but its codebook holds {centroids}"
+        )
+
+
+def check_codes(name: str, packed: Tensor, tier: TierShape) -> None:
+    """Raise ValueError unless packed rows (n, row_bytes) hold codes below K_g and spare bits that are zero.
+
+    The rows are read only where they could hold anything else.
+    """
+    if not spare_bits_are_zero(packed, tier.num_subspaces, tier.bits):
+        raise ValueError(f"tensor {name!r} has spare bits that are not zero")
+    if tier.num_centroids < 1 << tier.bits:
+        largest = max_code(packed, tier.num_subspaces, tier.bits)
+        if largest >= tier.num_centroids:
+            raise ValueError(f"tensor {name!r} holds code {largest}, but num_centroids is {tier.num_centroids}")
+
+
+def check_map(tier_map: TierMap, sizes: Sequence[int]) -> None:
+    """Raise ValueError unless the map sends each id to one tier and exactly sizes[g] ids to tier g.
+
+    A look-up trusts ranks: a wrong one would read past a tier's codes.
+    """
+    for level, n in enumerate(level_lengths(sizes, tier_map.order)):
+        words, tier = tier_map.bits[level].cpu(), tier_map.order[level]
+        blocks = block_counts(words)
+        ones = int(blocks.sum())
+        if ones != sizes[tier]:
+            raise ValueError(f"tensor {MAP_BITS.format(level)!r} marks {ones} ids, but tier {tier} has {sizes[tier]}")
+        last = n // 64
+        if bool(unpack_bits(words[last:], (words.numel() - last) * 64)[n - 64 * last :].any()):
+            raise ValueError(f"tensor {MAP_BITS.format(level)!r} marks ids beyond the {n} that are left")
+        if not torch.equal(ranks_of(blocks), tier_map.ranks[level].cpu()):
+            raise ValueError(f"tensor {MAP_RANKS.format(level)!r} disagrees with the bits it counts")
