@@ -77,9 +77,9 @@ def revival(layer: nn.Module) -> float:
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        layer._revive()
+        layer.revive()
         seconds.append(time.perf_counter() - start)
-    return min(seconds) / layer._revive_every
+    return min(seconds) / layer.schedule.revive_every
 
 
 def main() -> None:

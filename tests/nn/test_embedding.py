@@ -344,7 +344,7 @@ def test_two_calls_a_step_and_a_loss_read_now_and_then(quantizer):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert len(layer._pending) <= 2
+    assert len(layer.losses) <= 2
 
 
 def test_an_averaged_copy_quantises_when_its_model_does():

@@ -61,7 +61,7 @@ def test_training_revival_freezing(arguments, tmp_path):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    layer._revive()
+    layer.revive()
     assert layer.quantizing
     assert all(value.is_cuda for value in layer.state_dict().values())
     layer.eval()

@@ -162,7 +162,7 @@ def test_any_default_device(arguments):
         layer = MGQEmbedding(N, DIM, counts=COUNTS, device="cpu", warmup_steps=0, **arguments)
         ids = torch.arange(N, device="cpu")
         (layer(ids).sum() + quantization_loss(layer)).backward()
-        layer._revive()
+        layer.revive()
         table = layer.freeze()
         rows = table.lookup(ids)
         assert layer.codebook_stats()[0].used > 1

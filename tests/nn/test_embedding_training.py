@@ -46,8 +46,8 @@ def make(cls=MGQEmbedding, **arguments):
 def composed(layer):
     twin = copy.deepcopy(layer)
     twin.quantizer.__class__ = Composed
-    assert layer.quantizer.reads
-    assert not twin.quantizer.reads
+    assert layer.quantizer.is_fused
+    assert not twin.quantizer.is_fused
     return twin
 
 
@@ -266,7 +266,7 @@ def test_tiers_without_ids(tiers, share_codebook, quantizer):
     arguments = {"num_centroids": 8, "share_codebook": share_codebook, "quantizer": quantizer}
     layer = make(counts=None, tiers=tiers, **arguments)
     (layer(ALL).square().sum() + quantization_loss(layer)).backward()
-    layer._revive()
+    layer.revive()
     layer.eval()
     assert torch.equal(layer(ALL), layer.freeze().to_dense())
     assert all(parameter.isfinite().all() for parameter in layer.parameters())
@@ -277,7 +277,7 @@ def test_tiers_without_ids(tiers, share_codebook, quantizer):
 def test_a_table_of_equal_rows(quantizer, value):
     layer = make(_weight=torch.full((N, DIM), value), quantizer=quantizer, num_centroids=(16, 8))
     (layer(ALL).square().sum() + quantization_loss(layer)).backward()
-    layer._revive()
+    layer.revive()
     layer.eval()
     rows = layer.freeze().to_dense()
     assert torch.equal(layer(ALL), rows)

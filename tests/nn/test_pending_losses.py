@@ -221,7 +221,7 @@ def test_a_loop_that_never_reads_the_losses_is_warned_and_does_not_hoard_them():
         layer(torch.tensor([1]))
     with pytest.warns(RuntimeWarning, match="quantization_loss"):
         layer(torch.tensor([1]))
-    assert len(layer._pending) == 1
+    assert len(layer.losses) == 1
 
 
 def test_a_layer_that_does_not_train_is_not_warned_of():
@@ -230,14 +230,14 @@ def test_a_layer_that_does_not_train_is_not_warned_of():
         warnings.simplefilter("error")
         for _ in range(MAX_PENDING_LOSSES + 1):
             layer(torch.tensor([1]))
-    assert len(layer._pending) == 1
+    assert len(layer.losses) == 1
     assert mgqe.quantization_loss(layer) > 0
 
 
 def test_a_loss_that_was_counted_does_not_hold_its_graph_once_the_next_pass_begins():
     layer = make()
     look_up(layer)
-    entry = weakref.ref(layer._pending._losses[0])
+    entry = weakref.ref(layer.losses._losses[0])
     mgqe.quantization_loss(layer).backward()
     look_up(layer)
     gc.collect()

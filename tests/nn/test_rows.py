@@ -286,10 +286,10 @@ def test_rows_that_do_not_train_take_no_places() -> None:
     layer = layer_of(CachedRows(head_rows=0, cache_rows=400), warmup_steps=0)
     train(layer, 1, optimizer=RowwiseAdagrad(layer.parameters()))
     layer.raw_weight.requires_grad_(False)
-    taken = int(cache_of(layer).state[0])
+    taken = cache_of(layer).taken
     for start in range(0, N, 100):
         layer(torch.arange(start, start + 100))
-    assert int(cache_of(layer).state[0]) == taken
+    assert cache_of(layer).taken == taken
 
 
 def test_frozen_look_ups_are_eval_modes_whatever_the_centroids_have_become() -> None:

@@ -81,7 +81,7 @@ def test_an_output_layer_alone_trains_the_codebooks():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
-    assert len(layer._pending) <= 2
+    assert len(layer.losses) <= 2
 
 
 @pytest.mark.parametrize("training", [True, False])

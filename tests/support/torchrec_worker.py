@@ -113,7 +113,7 @@ def build(rank: int, size: int, options: dict) -> tuple[DistributedModelParallel
     parallel = DistributedModelParallel(model, device=torch.device("cpu"), plan=plan, sharders=sharders)
     collection.reset_rows(seed=1)
     for table in collection.tables.values() if "nudge" in options else ():
-        for _, rows in table.source.parts():  # a control: as far off as float32 rounding
+        for _, rows in table.source.ranges():  # a control: as far off as float32 rounding
             rows.mul_(1 + float(options["nudge"]) * torch.rand(rows.shape[0], 1))
     dense = [(name, p) for name, p in parallel.named_parameters() if ".rows." not in name]
     rate = float(options.get("lr", 0.1)) / 10

@@ -17,7 +17,7 @@ sharded = pytest.importorskip("mgqe.torchrec")
 
 from torchrec import EmbeddingBagConfig, EmbeddingConfig, KeyedJaggedTensor, PoolingType  # noqa: E402
 
-from mgqe.torchrec.table import draw_members  # noqa: E402
+from mgqe.nn.rows.store import draw_members  # noqa: E402
 
 N, DIM, K = 600, 8, (16, 8)
 COUNTS = torch.arange(N) * 7 % 199 + 1
@@ -43,7 +43,7 @@ def batch(size: int = 20, dtype: torch.dtype = torch.int64) -> KeyedJaggedTensor
 def twin(collection, mode: str) -> mgqe.MGQEmbeddingBag:
     """The same table as a layer of the library."""
     table = collection.tables["item"]
-    (_, rows), *_ = table.source.parts()
+    (_, rows), *_ = table.source.ranges()
     layer = mgqe.MGQEmbeddingBag(
         N,
         DIM,
@@ -212,7 +212,7 @@ def test_dead_centroids_come_back():
     collection(batch())
     with torch.no_grad():
         table.quantizer.codebooks[0][:, 4:] = 100.0
-    table._set_progress(table._revive_every - 1, True)
+    table.schedule.set(table.schedule.revive_every - 1, True)
     collection(batch())
     assert table.quantizer.codebooks[0].abs().max() < 10
 
@@ -222,7 +222,8 @@ def test_dead_centroids_come_back():
 def test_members_are_drawn_from_their_tier(ordered, limit):
     tiers = mgqe.Tiers.from_fractions(N) if ordered else mgqe.Tiers.from_counts(COUNTS)
     for g, size in enumerate(tiers.sizes):
-        first, again = (draw_members(tiers, g, limit, torch.Generator().manual_seed(3)) for _ in range(2))
+        generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+        first, again = (draw_members(tiers, g, limit, generator, 4 * limit) for generator in generators)
         assert torch.equal(first, again)
         assert len(first) == min(limit, size)
         assert (tiers.of(first) == g).all()

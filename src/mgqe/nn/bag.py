@@ -101,18 +101,19 @@ class MGQEmbeddingBag(MGQEmbedding):
         if ids.dim() not in (1, 2):
             raise ValueError(f"ids must have 1 or 2 dimensions, got shape {tuple(ids.shape)}")
         padding: int | None = self.padding_idx
-        if self.quantizing or self.store is not None or self.raw_weight.dtype != self.vector_dtype:
-            vectors, places = self._vectors(ids.reshape(-1), repeat=False)
-            if places is None:
-                places = torch.arange(vectors.shape[0], device=ids.device)
-            if padding is not None:
-                # The zero vector of padding_idx moves to one place past the others, whatever its place was.
-                padding, is_padding = vectors.shape[0], ids.reshape(-1) == padding
-                places = places.masked_fill(is_padding, padding)
-                vectors = torch.cat([vectors, vectors.new_zeros(1, vectors.shape[1])])
-            table, index, norm, sparse = vectors, places.view(ids.shape), None, False
+        if self._reads_parameter:
+            table: Tensor = self.raw_weight
+            index, norm, sparse = self._checked_ids(ids), self.max_norm, self.sparse
         else:
-            table, index, norm, sparse = self.raw_weight, self._rows(ids), self.max_norm, self.sparse
+            flat = ids.reshape(-1)
+            vectors, batch = self._distinct_vectors(flat)
+            table, index, norm, sparse = vectors.to(self.vector_dtype), batch.inverse, None, False
+            if padding is not None:
+                # The zero vector of padding_idx moves to a row past the others, whatever its position was.
+                padding, is_padding = table.shape[0], flat == padding
+                index = index.masked_fill(is_padding, padding)
+                table = torch.cat([table, table.new_zeros(1, table.shape[1])])
+            index = index.view(ids.shape)
         pooled = F.embedding_bag(
             index,
             table,
@@ -126,7 +127,7 @@ class MGQEmbeddingBag(MGQEmbedding):
             self.include_last_offset,
             padding,
         )
-        return self._joined(pooled)
+        return self.tie_to_codebooks(pooled)
 
 
 class DPQEmbeddingBag(MGQEmbeddingBag):

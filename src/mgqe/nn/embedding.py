@@ -54,21 +54,25 @@ class MGQEmbedding(QuantizedEmbedding):
     def forward(self, input: Tensor) -> Tensor:
         """Vectors of ids: integers (...) -> (..., d)."""
         self._begin_pass()
-        if self.quantizing or self.store is not None or self.raw_weight.dtype != self.vector_dtype:
-            ids = self._int64(input)
-            vectors, _ = self._vectors(ids.reshape(-1), repeat=True)
-            return self._joined(vectors.view(*ids.shape, self.embedding_dim))
-        ids = self._rows(input)
-        rows = F.embedding(
-            ids,
-            self.raw_weight,
-            self.padding_idx,
-            self.max_norm,
-            self.norm_type,
-            self.scale_grad_by_freq,
-            self.sparse,
-        )
-        return self._joined(self._zeroed(ids, rows.to(self.vector_dtype)))
+        if self._reads_parameter:
+            ids = self._checked_ids(input)
+            vectors = F.embedding(
+                ids,
+                self.raw_weight,
+                self.padding_idx,
+                self.max_norm,
+                self.norm_type,
+                self.scale_grad_by_freq,
+                self.sparse,
+            )
+            if self.zero_row is not None:  # which nn.Embedding only starts as zeros
+                vectors = vectors.masked_fill(ids.eq(self.zero_row).unsqueeze(-1), 0.0)
+            return self.tie_to_codebooks(vectors)
+        ids = self._int64(input)
+        # Two lines, since a graph that is broken in the first one would depend on the bound method of the second.
+        vectors, batch = self._distinct_vectors(ids.reshape(-1))
+        vectors = self._repeated(vectors, batch).view(*ids.shape, self.embedding_dim)
+        return self.tie_to_codebooks(vectors)
 
     @classmethod
     @outside_inference

@@ -16,7 +16,7 @@ from mgqe.codec.tensors import lay_out_frame
 from mgqe.codec.tiers import Tiers
 from mgqe.files.container import Shapes
 from mgqe.files.reader import Config
-from mgqe.nn.rows.raw import SWEEP_ROWS
+from mgqe.nn.rows.checks import SWEEP_ROWS
 from mgqe.table.compact import CompactTable
 
 Pieces = Callable[[str], Iterator[Tensor]]

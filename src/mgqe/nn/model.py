@@ -5,22 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mgqe.nn.codebook_layer import CodebookLayer
 from mgqe.nn.context.graphs import outside_graphs
-from mgqe.nn.pending import CountsLosses
 from mgqe.nn.quantized import QuantizedEmbedding
-
-
-class AuxiliaryLayer(CountsLosses, nn.Module):
-    """What :func:`quantization_loss` and :func:`start_quantizing` look for in a model, besides the embeddings here."""
-
-    @property
-    def quantizing(self) -> bool:
-        """Whether the warm-up is over."""
-        raise NotImplementedError
-
-    def start_quantizing(self) -> None:
-        """End the warm-up now."""
-        raise NotImplementedError
 
 
 def quantized_layers(model: nn.Module) -> list[QuantizedEmbedding]:
@@ -28,15 +15,15 @@ def quantized_layers(model: nn.Module) -> list[QuantizedEmbedding]:
     return [layer for layer in _layers(model) if isinstance(layer, QuantizedEmbedding)]
 
 
-def _layers(model: nn.Module) -> list[QuantizedEmbedding | AuxiliaryLayer]:
-    found: dict[nn.Module, None] = {}
+def _layers(model: nn.Module) -> list[CodebookLayer]:
+    seen: dict[nn.Module, None] = {}
     waiting = [model]
     while waiting:  # model.modules() builds a name for every module, which a training step would feel
         module = waiting.pop()
-        if module not in found:
-            found[module] = None
+        if module not in seen:
+            seen[module] = None
             waiting.extend(reversed([child for child in module._modules.values() if child is not None]))
-    return [module for module in found if isinstance(module, (QuantizedEmbedding, AuxiliaryLayer))]
+    return [module for module in seen if isinstance(module, CodebookLayer)]
 
 
 @outside_graphs

@@ -1,4 +1,4 @@
-"""RowwiseAdagrad: one number of optimiser state a row, and steps that rows of 16 bits do not lose."""
+"""RowwiseAdagrad: one number of optimiser state per row, and steps that rows of 16 bits do not lose."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from torch import Tensor
 
 from mgqe import ops
 from mgqe.checks.scalars import as_int, optional_float
+from mgqe.nn.context.hints import hints_of
 
 
 class RowwiseAdagrad(torch.optim.Optimizer):
-    """Adagrad with one accumulator a row, for tables that are too large for Adam's two moments an element.
+    """Adagrad with one accumulator per row, for tables that are too large for Adam's two moments per element.
 
     For a row that has a gradient g: a <- a + mean(g^2), row <- row - lr * g / (sqrt(a) + eps), as in fbgemm's
     "exact row-wise Adagrad". Rows of a sparse gradient alone are read or written. A dense gradient, and any parameter
-    that is not a matrix (codebooks), makes it Adagrad with one accumulator an element. bfloat16 parameters are rounded
+    that is not a matrix (codebooks), makes it Adagrad with one accumulator per element. bfloat16 parameters are rounded
     up or down at random, with probabilities that make the mean exact: rounded to nearest, a step of less than 0.2% of
     an entry would do nothing, however often it came.
 
-    Bytes a row beside the row itself: 4.
+    Beside the row itself this takes 4 bytes per row.
 
     Args:
         params: parameters, or groups of them.
         lr: learning rate; 0.01 to 0.2 are usual.
-        codebook_lr: of the codebooks that follow rows (VQ's, which the layers mark as such in their training passes).
+        codebook_lr: of the codebooks that follow rows (VQ's, of which the layers tell it in their training passes).
             Adagrad's first steps move every number by the rate, whatever its gradient; at the rows' rate that scatters
             centroids. Default: lr / 100.
         eps: keeps a division by zero away.
@@ -48,8 +49,8 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         seed: int = 0,
         codebook_lr: float | None = None,
     ) -> None:
-        given = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "codebook_lr": codebook_lr}
-        numbers = {name: optional_float(name, value) for name, value in given.items()}
+        rates = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "codebook_lr": codebook_lr}
+        numbers = {name: optional_float(name, value) for name, value in rates.items()}
         for name, value in numbers.items():
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a finite number of 0 or more, got {value}")
@@ -89,9 +90,9 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         current = parameter.detach().index_select(0, rows).to(values.dtype)
         if group["weight_decay"]:
             values = values.add(current, alpha=group["weight_decay"])
-        found = sums.index_select(0, rows).add_(values.square().mean(1))
-        sums.index_copy_(0, rows, found)
-        scale = found.sqrt().add_(group["eps"]).reciprocal_().mul_(-group["lr"]).masked_fill_(found == 0, 0.0)
+        total = sums.index_select(0, rows).add_(values.square().mean(1))
+        sums.index_copy_(0, rows, total)
+        scale = total.sqrt().add_(group["eps"]).reciprocal_().mul_(-group["lr"]).masked_fill_(total == 0, 0.0)
         current.add_(values.mul_(scale.unsqueeze(1)))
         parameter.index_copy_(0, rows, self._rounded(current, parameter.dtype, group))
 
@@ -104,7 +105,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         self._renew(parameter, sums)
         sums.add_(grad.square())
         rate = group["lr"]
-        if getattr(parameter, "mgqe_codebook", False):
+        if hints_of(parameter).follows_rows:
             rate = rate / 100 if group["codebook_lr"] is None else group["codebook_lr"]
         scale = sums.sqrt().add_(group["eps"]).reciprocal_().mul_(-rate).masked_fill_(sums == 0, 0.0)
         moved = current.addcmul(grad, scale.to(kind))
@@ -123,14 +124,14 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         return sums
 
     def _renew(self, parameter: Tensor, sums: Tensor) -> None:
-        """Rows that a cache gave to other ids since the last step start with the mean of what was there."""
-        count, first = getattr(parameter, "mgqe_renewed", (0, 0))
-        if self.state[parameter].get("renewed", 0) != count:
-            used = sums[first:]
+        """Start the sums of rows that a cache gave to other ids since the last step with their mean."""
+        hints = hints_of(parameter)
+        if self.state[parameter].get("renewed", 0) != hints.renewals:
+            used = sums[hints.first_renewed :]
             used = used[used > 0]
             if used.numel():
-                sums[first:] = used.mean()
-            self.state[parameter]["renewed"] = count
+                sums[hints.first_renewed :] = used.mean()
+            self.state[parameter]["renewed"] = hints.renewals
 
     def _rounded(self, values: Tensor, dtype: torch.dtype, group: dict[str, Any]) -> Tensor:
         if dtype == torch.bfloat16 and group["stochastic_rounding"]:
@@ -145,8 +146,8 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         """Accumulators stay float32, whatever the parameters are: torch's own loading would make them bfloat16."""
         super().load_state_dict(state_dict)
         order = [i for group in state_dict["param_groups"] for i in group["params"]]
-        own = [parameter for group in self.param_groups for parameter in group["params"]]
-        for number, parameter in zip(order, own, strict=True):
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for number, parameter in zip(order, parameters, strict=True):
             if "sum" in (saved := state_dict["state"].get(number, {})):
                 self.state[parameter]["sum"] = saved["sum"].detach().to(parameter.device, torch.float32, copy=True)
         if isinstance(rounding := state_dict.get("rounding"), Tensor):
@@ -172,14 +173,14 @@ def summed_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
     kind = torch.promote_types(values.dtype, torch.float32)
     if grad.is_coalesced():
         return rows, values.to(kind, copy=True)
-    found, places, _ = ops.unique(rows, grad.shape[0])
-    if found.numel() == rows.numel():
+    distinct, index, _ = ops.unique(rows, grad.shape[0])
+    if distinct.numel() == rows.numel():
         return rows, values.to(kind, copy=True)
     if kind == torch.float32 and values.device.type == "cpu":
-        shape = (1, found.shape[0], values.shape[1])
-        return found, ops.scatter(values.float(), places.unsqueeze(-1), None, *shape)[0].squeeze(0)
-    sums = torch.zeros(found.shape[0], values.shape[1], dtype=kind, device=values.device)
-    return found, sums.index_add_(0, places, values.to(kind))
+        shape = (1, distinct.shape[0], values.shape[1])
+        return distinct, ops.scatter(values.float(), index.unsqueeze(-1), None, *shape)[0].squeeze(0)
+    sums = torch.zeros(distinct.shape[0], values.shape[1], dtype=kind, device=values.device)
+    return distinct, sums.index_add_(0, index, values.to(kind))
 
 
 def round_at_random(values: Tensor, generator: torch.Generator | None = None) -> Tensor:

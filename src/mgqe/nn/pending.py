@@ -34,13 +34,13 @@ class PendingLoss:
 
     Attributes:
         loss: a scalar with its graph.
-        made_in: the number of the pass that made it.
+        pass_number: of the pass that it comes from.
         read_at: the clock when it was last read; None if it has not been.
         counted: whether a backward pass has gone through it.
     """
 
     loss: Tensor
-    made_in: int
+    pass_number: int
     read_at: int | None = None
     counted: bool = False
 
@@ -53,8 +53,8 @@ class PendingLosses:
 
     Attributes:
         latest_pass: the number of the layer's latest training pass.
-        ended_pass: the same when the last step ended after which the layer was called again: what other layers of the
-            model did up to that pass is over as well.
+        ended_pass: the number of the layer's last training pass of the step before: what other layers of the model did
+            up to that pass belongs to that step or an earlier one.
     """
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class PendingLosses:
         self._losses.append(entry)
 
     def read(self, latest_pass: int | None = None, ended_pass: int = 0) -> Tensor | None:
-        """The sum of the losses that wait, None if there are none; the same again until a further pass begins.
+        """The sum of the losses that wait, None if there are none; this sum again until a further pass begins.
 
         Without gradients, as for a log, nothing counts as read.
 
@@ -107,7 +107,7 @@ class PendingLosses:
             latest_pass: of all layers that are read together; default: of this one alone.
             ended_pass: the latest of all layers that are read together.
         """
-        self._losses = [entry for entry in self._losses if entry.made_in > ended_pass]
+        self._losses = [entry for entry in self._losses if entry.pass_number > ended_pass]
         self._drop_counted(self.latest_pass if latest_pass is None else latest_pass)
         if torch.is_grad_enabled():
             for entry in self._losses:
@@ -116,44 +116,16 @@ class PendingLosses:
             return self._losses[0].loss
         return torch.stack([entry.loss for entry in self._losses]).sum() if self._losses else None
 
+    def __reduce__(self) -> tuple[type[PendingLosses], tuple[()]]:
+        """For copies: without the losses, which hang on the graphs of their passes."""
+        return PendingLosses, ()
+
     def _drop_counted(self, latest_pass: int) -> None:
         self._losses = [
             entry
             for entry in self._losses
             if not entry.counted and (entry.read_at is None or entry.read_at >= latest_pass)
         ]
-
-
-class CountsLosses:
-    """What layers with pending losses have in common; :func:`mgqe.quantization_loss` reads them by it."""
-
-    _pending: PendingLosses
-
-    @property
-    def _losses_are_past(self) -> bool:
-        """Whether an optimiser has taken a step since the pass that made the losses."""
-        raise NotImplementedError
-
-    @property
-    def latest_pass(self) -> int:
-        """The number of the latest training pass, counted over all layers."""
-        return self._pending.latest_pass
-
-    @property
-    def ended_pass(self) -> int:
-        """The number of the last pass of the step before the latest pass."""
-        return self._pending.ended_pass
-
-    def auxiliary_loss(self, latest_pass: int | None = None, ended_pass: int = 0) -> Tensor | None:
-        """The sum of the losses that wait to be counted, None if there are none.
-
-        Args:
-            latest_pass: of all layers that are read together; default: of this one alone.
-            ended_pass: the latest of all layers that are read together.
-        """
-        if self._losses_are_past:
-            self._pending.clear()
-        return self._pending.read(latest_pass, ended_pass)
 
 
 def _counter(reference: weakref.ref[PendingLoss]) -> Callable[[Tensor], None]:

@@ -1,12 +1,13 @@
-"""QuantizedEmbedding: rows that train, codes that are served; the warm-up and the bridge between the two.
+"""QuantizedEmbedding: rows that train, codes that are served; one training step is here, its parts are elsewhere.
 
-MGQEmbedding, DPQEmbedding and their Bag forms say which arguments there are and what a forward pass returns; what
-happens to rows and codebooks is here.
+MGQEmbedding, DPQEmbedding and their Bag forms say which arguments there are and what a forward pass returns.
+src/mgqe/nn/README.md tells a training step and a freeze in order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,18 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgqe import ops
-from mgqe.checks.ids import check_sizes
+from mgqe.checks.ids import as_int64, check_ids, check_sizes, no_values
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_float, optional_float
-from mgqe.codec.equations import Groups
-from mgqe.codec.kmeans import KMEANS, KMeans, draw_places, revive_interval, revive_size, sample_size
+from mgqe.codec.kmeans import KMEANS, KMeans, revive_size, sample_size
 from mgqe.codec.stats import CodebookStats
 from mgqe.codec.tiers import Tiers
-from mgqe.nn.context.ddp import KeepInGraph, broadcast_from_first, common_generator, data_parallel
+from mgqe.nn.codebook_layer import Batch, CodebookLayer
+from mgqe.nn.context.ddp import broadcast_from_first, common_generator, data_parallel, is_sharded, recomputing
 from mgqe.nn.context.graphs import outside_graphs
+from mgqe.nn.context.hints import OptimizerHints, leave_hints
 from mgqe.nn.context.precision import in_full_precision
 from mgqe.nn.freezing import frozen_table
-from mgqe.nn.pending import PendingLosses
 from mgqe.nn.quantization import (
     Counts,
     Quantization,
@@ -35,14 +36,11 @@ from mgqe.nn.quantization import (
     resolve_tiers,
     tiers_or_counts,
 )
-from mgqe.nn.quantizers.autograd import TrainingBatch
-from mgqe.nn.quantizers.build import make_quantizer, other_tiers
-from mgqe.nn.quantizers.vq import VQQuantizer
-from mgqe.nn.rows import resolve_rows
+from mgqe.nn.quantizers.autograd import RepeatVectors, mask_rows
+from mgqe.nn.quantizers.build import make_quantizer
+from mgqe.nn.rows import RowStore, resolve_rows
 from mgqe.nn.rows.build import key_dim_of, make_rows, make_store
-from mgqe.nn.rows.cache import CacheStore
-from mgqe.nn.rows.fixed import FixedStore
-from mgqe.nn.schedule import TrainingPasses
+from mgqe.nn.rows.checks import first_bad_row
 from mgqe.table.compact import CompactTable
 
 if TYPE_CHECKING:
@@ -51,12 +49,21 @@ if TYPE_CHECKING:
 FOLLOWING_STEPS = 3  # of Lloyd's algorithm, when the warm-up of a layer ends whose codebooks are in use already
 
 
-class QuantizedEmbedding(TrainingPasses):
-    """What MGQEmbedding, DPQEmbedding and their Bag forms have in common."""
+class QuantizedEmbedding(CodebookLayer):
+    """What MGQEmbedding, DPQEmbedding and their Bag forms have in common.
+
+    The rows are the parameter ``weight``, so that checkpoints of full tables load; the attribute of that name gives the
+    vectors that look-ups return, and :attr:`raw_weight` the rows.
+
+    Attributes:
+        store: where rows are while they train.
+        zero_padding: ``padding_idx`` looks up as zeros whatever its row holds. False: as its row, quantised like the
+            others; it gets no gradient either way.
+    """
 
     one_tier: ClassVar[bool] = False  # whether all ids have the same capacity, as in DPQ
-    tier_of: Tensor | None
-    tier_sizes: Tensor
+    zero_padding: bool = True
+    store: RowStore
 
     @outside_inference
     def __init__(
@@ -78,27 +85,24 @@ class QuantizedEmbedding(TrainingPasses):
         config: Quantization | None = None,
         **options: Unpack[QuantizationOptions],
     ) -> None:
-        super().__init__()
         sizes = check_sizes(num_embeddings, embedding_dim, padding_idx)
-        self.num_embeddings, self.embedding_dim, self.padding_idx = sizes
         config = merge_options(type(self), self.one_tier, config, options)
         source = tiers_or_counts(type(self), self.one_tier, config, counts, tiers)
         if config.budget is not None:
             plan = plan_layer(config, counts, *sizes, _weight, dtype)
             config, source = config.with_plan(plan), plan.tiers
-        tiers = resolve_tiers(self.num_embeddings, source, config.fractions)
-        capacity = config.capacity_of(self.embedding_dim, tiers)
-        self.max_norm = max_norm = optional_float("max_norm", max_norm)
-        self.norm_type = as_float("norm_type", norm_type)
+        tiers = resolve_tiers(sizes[0], source, config.fractions)
+        capacity = config.capacity_of(sizes[1], tiers)
+        max_norm, norm_type = optional_float("max_norm", max_norm), as_float("norm_type", norm_type)
+        rows = resolve_rows(config.rows)
+        weight, vector_dtype = make_rows(rows, tiers, capacity, sizes[2], _weight, device, dtype)
+        super().__init__(tiers, capacity, config.warmup_steps, weight.device)
+        self.num_embeddings, self.embedding_dim, self.padding_idx = sizes
+        self.max_norm, self.norm_type = max_norm, norm_type
         self.scale_grad_by_freq = scale_grad_by_freq
         self.sparse = sparse
-        self.warmup_steps = config.warmup_steps
         self.centroid_dtype = config.centroid_dtype
-        self.capacity = capacity
-        self._tiers = tiers
-        rows = resolve_rows(config.rows)
         self.row_storage = rows if isinstance(rows, str) else type(rows).__name__
-        weight, vector_dtype = make_rows(rows, tiers, capacity, self.padding_idx, _weight, device, dtype)
         self.register_parameter("weight", nn.Parameter(weight, requires_grad=not _freeze))
         like = weight.new_empty(0, dtype=vector_dtype)
         key_dim = key_dim_of(rows, capacity)
@@ -106,28 +110,24 @@ class QuantizedEmbedding(TrainingPasses):
             config.quantizer, capacity, like, config.centroid_dtype, config.commitment, sparse, key_dim
         )
         self.store = make_store(rows, tiers, capacity, self.quantizer, weight)
-        if self.store is not None and max_norm is not None:
+        if max_norm is not None and not self.store.is_full:
             raise ValueError(f'max_norm goes with rows="float32" or "bfloat16" alone, got {max_norm}')
-        at = weight.device
-        # Checkpoints keep the tiers, so that codes are never read under others than they were trained with.
-        self.register_buffer("tier_sizes", torch.tensor(tiers.sizes, dtype=torch.int64, device=at))
-        self.register_buffer("tier_of", None if tiers.tier_of is None else tiers.tier_of.to(at))
-        self._begin_counting(at)
-        reach = zip(tiers.sizes, capacity.num_centroids, strict=True)
-        self._revive_every = revive_interval(max(min(size, revive_size(k)) for size, k in reach))
-        if isinstance(self.store, FixedStore):
-            self._set_progress(0, True)
+        if self.store.codes_are_fixed:
+            self.schedule.end()
 
-    # ---- state -------------------------------------------------------------------------------------------
+    # ---- the rows as a parameter ---------------------------------------------------------------------------
 
     @property
-    def tiers(self) -> Tiers:
-        """The ids' partition, tier 0 the most frequent."""
-        return self._tiers
+    def raw_weight(self) -> nn.Parameter:
+        """The rows that the optimiser moves, (N, d) unless ``rows=`` says otherwise; ``weight`` in state_dict()."""
+        rows = self._parameters["weight"]
+        if rows is None:
+            raise RuntimeError("this layer has no rows: its parameter `weight` was set to None")
+        return rows
 
     @property
     def vector_dtype(self) -> torch.dtype:
-        """Of what look-ups give: the rows', or the codebooks' where rows are kept in fewer bits."""
+        """Of what look-ups return: the rows' dtype, or the codebooks' where rows are kept in fewer bits."""
         if self.row_storage != "bfloat16":
             return self.raw_weight.dtype
         return next(self.quantizer.parameters()).dtype
@@ -138,236 +138,176 @@ class QuantizedEmbedding(TrainingPasses):
 
         In the warm-up it is the parameter :attr:`raw_weight` itself, which may be filled, scaled or shared (a copy of
         it where ``rows`` is not "float32": fill ``raw_weight`` there). After it, the decoded rows: a gradient goes
-        straight through to the rows, and in training mode (with gradients on) every row has its part in
+        straight through to the rows, and in training mode (with gradients on) every row takes part in
         ``quantization_loss``, as after a forward pass of all ids. Decodes N rows each time.
         """
-        if isinstance(self.store, CacheStore) and self.training and torch.is_grad_enabled():
+        if self._trains and not self.store.trains_all_ids:
             raise RuntimeError(
                 f'weight would train all {self.num_embeddings} ids at once, which rows="cached" has no places for: '
                 "look up the ids that are needed; raw_weight holds the rows that there are; eval() or freeze() for all"
             )
-        if not self.quantizing and self.store is None:
-            return self._joined(self.raw_weight.to(self.vector_dtype))
+        if self.store.is_full and not self.quantizing:
+            return self.tie_to_codebooks(self.raw_weight.to(self.vector_dtype))
         self._begin_pass()
         ids = torch.arange(self.num_embeddings, device=self.raw_weight.device)
-        return self._joined(self._vectors(ids, repeat=True)[0])
+        vectors, batch = self._distinct_vectors(ids)
+        vectors = self._repeated(vectors, batch)
+        return self.tie_to_codebooks(vectors)
 
-    def _parameter_version(self) -> int:
-        """A number that changes when an optimiser takes a step."""
-        return self.raw_weight._version + self._codebook_version()
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As nn.Module; also sees what shards a model's parameters, which cannot be done to these rows."""
+        if name == "weight" and isinstance(value, Tensor) and (type(value) is Tensor or is_sharded(value)):
+            raise RuntimeError(
+                f"the rows of a {self._sizes} cannot be replaced by a sharded or plain tensor, as fully_shard and "
+                "FullyShardedDataParallel do: codebooks start from and follow whole rows on every process. Use "
+                "DistributedDataParallel, or mgqe.torchrec for tables that one process cannot hold, or freeze_ the "
+                "model first; the model is half wrapped now, so make it again. To replace the rows themselves assign "
+                "an nn.Parameter"
+            )
+        super().__setattr__(name, value)
 
-    def _codebook_version(self) -> int:
-        version: int = self.quantizer.version()
-        return version
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As nn.Module, which refuses names that are properties."""
+        if name == "weight":
+            self._parameters[name] = param
+        else:
+            super().register_parameter(name, param)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """As newly constructed: rows from N(0, 1), the warm-up ahead. Also fills a layer made on the meta device."""
         self.raw_weight.normal_()
-        if self.padding_idx is not None and self.store is None:
+        if self.padding_idx is not None and self.store.is_full:
             self.raw_weight[self.padding_idx].zero_()
-        self.tier_sizes.copy_(torch.tensor(self._tiers.sizes, device="cpu"))
-        if self.tier_of is not None and self._tiers.tier_of is not None:
-            self.tier_of.copy_(self._tiers.tier_of)
+        self.tier_sizes.copy_(torch.tensor(self.tiers.sizes, device="cpu"))
+        if self.tier_of is not None and self.tiers.tier_of is not None:
+            self.tier_of.copy_(self.tiers.tier_of)
         self.quantizer.reset_parameters()
-        if self.store is not None:
-            self.store.reset_parameters()
-        self._set_progress(0, isinstance(self.store, FixedStore))
+        self.store.reset_parameters()
+        self.schedule.set(0, self.store.codes_are_fixed)
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        if difference := other_tiers(state_dict, prefix, self._tiers):
-            error_msgs.append(difference)
-            return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        self._steps = self._started = None
+    # ---- a forward pass, first half: what comes between two passes -----------------------------------------
 
-    def __getstate__(self) -> dict[str, Any]:
-        """For copy.deepcopy and pickle: without the last pass's losses, which hang on its graph."""
-        state = dict(self.__dict__)
-        state.update(_pending=PendingLosses(), _started=None, _steps=None, _seen=-1, _rows_seen=-1, _step_seen=-1)
-        return state
+    def _begin_pass(self) -> None:
+        """What comes before every forward pass."""
+        if self._trains:
+            self._begin_training_pass()
 
-    # ---- codebooks ---------------------------------------------------------------------------------------
+    @outside_graphs
+    def _begin_training_pass(self) -> None:
+        """Settle what the last step left, count the pass, and start or revive codebooks where that is due.
 
-    @in_full_precision
-    @torch.no_grad()
-    def start_quantizing(self, kmeans: KMeans = KMEANS) -> None:
-        """End the warm-up now: start the codebooks from the rows as they are. Does nothing the second time.
-
-        Processes that train together start alike: see :mod:`mgqe.nn.context.ddp`.
+        A pass that gradient checkpointing runs again must find everything as it was, and was counted the first time.
         """
-        if not self.quantizing:
-            self._check_rows(self.quantizer.largest_value)
-            if isinstance(self.store, CacheStore) and self.store.ready:  # other ids have codes of these codebooks
-                for _ in range(FOLLOWING_STEPS):
-                    self.store.lloyd_step(self.raw_weight, common_generator(self.raw_weight, self._passes()))
-            else:
-                self._start_codebooks(kmeans)
-            self._set_progress(self._passes(), True)
+        if self.sparse and (parallel := data_parallel()) is not None:
+            path = next((name for name, module in parallel.named_modules() if module is self), "")
+            raise RuntimeError(
+                f"{path.removeprefix('module.') or 'the layer'}: sparse=True does not go with DistributedDataParallel, "
+                "which takes sparse gradients from torch's own classes alone: make the layer with sparse=False"
+            )
+        if recomputing():
+            self._warn_of_reentrance()
+            return
+        rows_stepped = self.watcher.rows_stepped(self.raw_weight)
+        stepped = rows_stepped or self.watcher.codebooks_stepped(self.quantizer)
+        if self._step_is_over():
+            self.losses.end_step()  # those of the passes before, read or not
+        if stepped:
+            self._tell_optimizer()
+        if rows_stepped:  # else the gradients of the rows may be waiting for a step of their own
+            self._tend_store()
+        self._count_pass(stepped, self.store.may_revive)
+        self.watcher.remember(self.quantizer, self.raw_weight)
 
-    def _start_codebooks(self, kmeans: KMeans = KMEANS) -> None:
-        limits = [sample_size(k, self.embedding_dim) for k in self.capacity.num_centroids]
-        generator = common_generator(self.raw_weight, self._passes())
-        self.quantizer.start(self._tier_rows(limits, generator), generator, kmeans)
-        broadcast_from_first(self.quantizer)
-        if isinstance(self.store, CacheStore):
-            self.store.start()
+    def _step_is_over(self) -> bool:
+        # With max_norm a forward pass changes rows itself: there the codebooks alone tell.
+        rows_stepped = self.max_norm is None and self.watcher.rows_stepped(self.raw_weight)
+        return rows_stepped or self.watcher.codebooks_stepped(self.quantizer)
 
-    def _mark_codebooks(self) -> None:
-        if isinstance(self.quantizer, VQQuantizer) and not isinstance(self.store, FixedStore):
-            for book in self.quantizer.parameters():
-                book.mgqe_codebook = True  # type: ignore[attr-defined]
+    def _losses_are_past(self) -> bool:
+        return self.watcher.same_rows(self.raw_weight) and self._step_is_over()
+
+    def _tell_optimizer(self) -> None:
+        follow = OptimizerHints(follows_rows=self.quantizer.follows_rows and not self.store.codes_are_fixed)
+        for book in self.quantizer.parameters():
+            leave_hints(book, follow)
 
     @torch.no_grad()
     def _tend_store(self) -> None:
-        """What a store does between two steps of the optimiser."""
-        store = self.store
-        if store is None:
+        """What the store does between two steps of the optimiser."""
+        if self.store.is_full:
             return
         if data_parallel() is not None:
             raise RuntimeError(
-                f"rows={type(store).__name__} does not go with DistributedDataParallel: each process would give the "
-                'cache to ids of its own. Use rows="float32" or "bfloat16"'
+                f"rows={type(self.store).__name__} does not go with DistributedDataParallel: each process would give "
+                'the cache to ids of its own. Use rows="float32" or "bfloat16"'
             )
-        store.after_step(self.raw_weight, self._passes())
-        if isinstance(store, CacheStore) and store.nearly_full():
-            self._check_rows(self.quantizer.largest_value)
-            if not store.ready:
+        passes = self.schedule.passes
+        self.store.after_step(self.raw_weight, passes)
+        if self.store.is_nearly_full():
+            self._check_rows()
+            if not self.store.has_codes:
                 self._start_codebooks()
             elif not self.quantizing:
-                store.lloyd_step(self.raw_weight, common_generator(self.raw_weight, self._passes()))
-            store.flush(self.raw_weight)
+                self.store.lloyd_step(self.raw_weight, passes)
+            self.store.flush(self.raw_weight)
 
-    @in_full_precision
-    @torch.no_grad()
-    def _revive(self) -> None:
-        generator = common_generator(self.raw_weight, self._passes())
-        limits = [revive_size(k) for k in self.capacity.num_centroids]
-        self.quantizer.revive(self._tier_rows(limits, generator), generator)
-        broadcast_from_first(self.quantizer)
-
-    def _tier_rows(self, limits: list[int], generator: torch.Generator) -> list[Tensor]:
-        """Each tier's rows (n_g, d) float32, all but padding, or so many of them at random where a tier is larger."""
-        rows = []
-        for g, limit in enumerate(limits):
-            with torch.device("cpu"):
-                if isinstance(self.store, CacheStore):
-                    chosen = self.store.residents(g, limit, generator).cpu()
-                else:
-                    chosen = self._draw_members(g, limit, generator)
-            if self.zero_row is not None:
-                chosen = chosen[chosen != self.zero_row]
-            rows.append(self._read_rows(chosen.to(self.raw_weight.device)).float())
-        return rows
-
-    def _draw_members(self, tier: int, limit: int, generator: torch.Generator) -> Tensor:
-        if self._tiers.sizes[tier] <= limit:
-            return self._tiers.members(tier)
-        places = draw_places(self._tiers.sizes[tier], limit, generator)
-        if self._tiers.tier_of is None:
-            return places + self._tiers.starts[tier]
-        return self._tiers.members(tier)[places]
-
-    # ---- training ----------------------------------------------------------------------------------------
-
-    def _joined(self, vectors: Tensor) -> Tensor:
-        """Vectors as they leave the layer: in a DistributedDataParallel pass, tied to every parameter."""
-        if torch.compiler.is_compiling() or data_parallel() is None:
-            return vectors
-        if not (self.training and torch.is_grad_enabled()):
-            return vectors
-        return KeepInGraph.apply(vectors, *self.quantizer.parameters())  # type: ignore[no-any-return, no-untyped-call]
+    # ---- a forward pass, second half: from ids to vectors ----------------------------------------------------
 
     @property
-    def _revivable(self) -> bool:
-        """Not where centroids that no row at hand chooses may be those of ids that have nothing but codes."""
-        return not isinstance(self.store, (CacheStore, FixedStore))
+    def _reads_parameter(self) -> bool:
+        """Whether vectors are rows of the parameter as it is, so that nn.Embedding's own functions do."""
+        return self.store.is_full and not self.quantizing and self.raw_weight.dtype == self.vector_dtype
 
-    @property
-    def _tracks(self) -> bool:
-        """Whether rows are read with a gradient; a cache gives places in training alone."""
-        return torch.is_grad_enabled() and (self.training or not isinstance(self.store, CacheStore))
-
-    def _vectors(self, flat: Tensor, repeat: bool) -> tuple[Tensor, Tensor | None]:
-        """As ``_quantized``, also in the warm-up of a layer that has a store."""
-        if self.quantizing and not isinstance(self.store, FixedStore):
-            return self._quantized(flat, repeat)
-        return self._stored(flat, repeat)
+    def _distinct_vectors(self, flat: Tensor) -> tuple[Tensor, Batch]:
+        """Vectors (u, d) of the distinct ids among flat ids (n,), zeros for padding."""
+        if self.quantizing and not self.store.codes_are_fixed:
+            return self._quantized_vectors(flat)
+        return self._row_vectors(flat)
 
     @outside_graphs
     @in_full_precision
-    def _stored(self, flat: Tensor, repeat: bool) -> tuple[Tensor, Tensor | None]:
-        ids, places, _ = ops.unique(flat, self.num_embeddings)
-        rows = self._train_rows(ids) if self._tracks else self._read_rows(ids).to(self.vector_dtype)
-        if self.store is not None:
-            rows = self.store.vectors(rows)
-        padding = self._is_padding(ids)
-        if padding is not None:
-            rows = self._zeroed(ids, torch.where(padding.unsqueeze(-1), rows.detach(), rows))
-        if not repeat:
-            return rows, places
-        return F.embedding(places, rows, scale_grad_by_freq=self.scale_grad_by_freq), None
+    def _row_vectors(self, flat: Tensor) -> tuple[Tensor, Batch]:
+        batch = Batch(*ops.unique(flat, self.num_embeddings))
+        vectors = self.store.vectors(self._rows_of(batch.ids, left_out=self.padding_idx))
+        padding = self._is_padding(batch.ids)
+        return vectors if padding is None else mask_rows(vectors, padding, self.zero_padding), batch
 
     @in_full_precision
-    def _quantized(self, flat: Tensor, repeat: bool) -> tuple[Tensor, Tensor | None]:
-        """Quantised vectors of flat ids (n,): (n, d) and None; or those of distinct ids (u, d) and all places (n,)."""
-        if torch.compiler.is_compiling():
-            vectors, places = self._quantized_in_graph(flat)
-        else:
-            ids, places, counts, sizes = ops.unique_by_tier(flat, self._tiers.sizes, self.tier_of)
-            quantizer, trains = self.quantizer, self.training and torch.is_grad_enabled()
-            if trains and isinstance(quantizer, VQQuantizer) and quantizer.reads:
-                scale = repeat and self.scale_grad_by_freq
-                padding = self._is_padding(ids)
-                index = ids if self.store is None else self.store.places(self.raw_weight, ids)
-                if index is not None:
-                    batch = TrainingBatch(
-                        index, counts, places, padding, repeat, scale, self.sparse, self.zero_padding, self.vector_dtype
-                    )
-                    rows = self._read_rows(ids) if self.store is None else self.raw_weight.detach()[index]
-                    vectors, loss = quantizer.read(self.raw_weight, rows, sizes, batch)
-                    self._keep_loss(loss)
-                    return vectors, None if repeat else places
-            vectors = self._quantized_rows(ids, sizes, counts)
-        if places is None or not repeat:
-            return vectors, places
-        return F.embedding(places, vectors, scale_grad_by_freq=self.scale_grad_by_freq), None
-
-    def _quantized_in_graph(self, flat: Tensor) -> tuple[Tensor, Tensor | None]:
-        """With static shapes: nothing may depend on how many ids are distinct, or in a tier."""
-        if not self.training:  # finding duplicates would save nothing
-            return self._quantized_rows(flat, self._tier_numbers(flat), torch.ones_like(flat)), None
-        ids, places, counts = ops.unique(flat, self.num_embeddings)
-        return self._quantized_rows(ids, self._tier_numbers(ids), counts), places
-
-    def _quantized_rows(self, ids: Tensor, groups: Groups, counts: Tensor) -> Tensor:
-        """The quantiser's vectors (u, d) of ids (u,), zeros for padding; keeps its loss."""
-        rows = self._train_rows(ids) if self._tracks else self._read_rows(ids).to(self.vector_dtype)
-        padding = self._is_padding(ids)
-        if padding is not None and self.store is not None:
-            rows = torch.where(padding.unsqueeze(-1), rows.detach(), rows)
-        weights = counts if padding is None else counts.masked_fill(padding, 0)
-        vectors: Tensor
-        vectors, loss = self.quantizer(rows, groups, weights)
-        if self.store is not None and not self._tracks and (standing := self.store.final_codes_mask(ids)) is not None:
-            vectors = torch.where(standing.unsqueeze(-1), rows, vectors)  # as frozen: no code is chosen again
+    def _quantized_vectors(self, flat: Tensor) -> tuple[Tensor, Batch]:
+        batch = self._batch_by_tier(flat)
+        rows, counts, padding = self._rows_of(batch.ids), batch.counts, self._is_padding(batch.ids)
+        if padding is not None:
+            counts = counts.masked_fill(padding, 0)
+            rows = rows if self.zero_padding else mask_rows(rows, padding, False)
+        gathered = self.store.gathers(self.raw_weight)
+        vectors, loss = self.quantizer.quantize(rows, batch.groups, counts, gathered)
+        if not self._tracks and (final := self.store.final_codes_mask(batch.ids)) is not None:
+            vectors = torch.where(final.unsqueeze(-1), rows, vectors)  # as frozen: no code is chosen again
         if loss is not None:
-            if torch.compiler.is_compiling():
-                self._keep_loss_outside_graphs(loss)
-            else:
-                self._keep_loss(loss)
-        return self._zeroed(ids, vectors)
+            self._keep_loss(loss)
+        if padding is not None and self.zero_padding:
+            vectors = mask_rows(vectors, padding, True)
+        return vectors, batch
+
+    def _repeated(self, vectors: Tensor, batch: Batch) -> Tensor:
+        """The vectors (u, d) of a batch's distinct ids -> those of all its ids (n, d)."""
+        by_tier = not isinstance(batch.groups, Tensor) and len(batch.groups) > 0
+        if not (by_tier and self.quantizer.is_fused and self.store.gathers(self.raw_weight)):
+            # torch's own function, as for the rest of the pass
+            return F.embedding(batch.inverse, vectors, scale_grad_by_freq=self.scale_grad_by_freq)
+        counts = batch.counts if self.scale_grad_by_freq else None
+        return RepeatVectors.apply(vectors, batch.inverse, counts, self.vector_dtype)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _batch_by_tier(self, flat: Tensor) -> Batch:
+        if not torch.compiler.is_compiling():
+            return Batch(*ops.unique_by_tier(flat, self.tiers.sizes, self.tier_of))
+        # Graphs have static shapes: nothing may depend on how many ids are in a tier.
+        if self.training:
+            ids, inverse, counts = ops.unique(flat, self.num_embeddings)
+        else:  # finding duplicates would save nothing
+            ids, inverse, counts = flat, torch.arange(flat.shape[0], device=flat.device), torch.ones_like(flat)
+        return Batch(ids, inverse, counts, self._tier_numbers(ids))
 
     def _tier_numbers(self, ids: Tensor) -> Tensor:
         if self.capacity.num_tiers == 1:
@@ -376,15 +316,112 @@ class QuantizedEmbedding(TrainingPasses):
             return self.tier_of[ids]
         return torch.bucketize(ids, self.tier_sizes.cumsum(0)[:-1], right=True)
 
-    # ---- freezing ----------------------------------------------------------------------------------------
+    @property
+    def _tracks(self) -> bool:
+        """Whether rows are read with a gradient."""
+        return torch.is_grad_enabled() and (self.training or self.store.trains_in_eval_mode)
+
+    def _rows_of(self, ids: Tensor, left_out: int | None = None) -> Tensor:
+        """Rows of distinct ids in the vectors' dtype, with a gradient where one is due; see ``RowStore.train_rows``."""
+        if not self._tracks:
+            return self._read_rows(ids).to(self.vector_dtype)
+        self._renormalize(ids)
+        return self.store.train_rows(self.raw_weight, ids, self.sparse, left_out).to(self.vector_dtype)
+
+    def _read_rows(self, ids: Tensor) -> Tensor:
+        self._renormalize(ids)
+        return self.store.read(self.raw_weight, ids)
+
+    def _renormalize(self, ids: Tensor) -> None:
+        """As nn.Embedding does before it reads rows: shorten in place those that are longer than ``max_norm``."""
+        if self.max_norm is not None:
+            with torch.no_grad():
+                torch.embedding_renorm_(self.raw_weight.detach(), ids, self.max_norm, self.norm_type)
+
+    @outside_graphs
+    def _keep_loss(self, loss: Tensor) -> None:
+        if not recomputing():
+            self.losses.add(loss)
+
+    @property
+    def zero_row(self) -> int | None:
+        """The id that looks up as zeros."""
+        return self.padding_idx if self.zero_padding else None
+
+    def _is_padding(self, ids: Tensor) -> Tensor | None:
+        """Mask of the ids that train nothing."""
+        return None if self.padding_idx is None else ids.eq(self.padding_idx)
+
+    # ---- ids -----------------------------------------------------------------------------------------------
+
+    def _int64(self, ids: Tensor) -> Tensor:
+        """Ids as int64; TypeError where they are on the meta device and the rows are not."""
+        ids = as_int64(ids)
+        if ids.is_meta and not self.raw_weight.is_meta:
+            raise no_values()
+        return ids
+
+    def _checked_ids(self, ids: Tensor) -> Tensor:
+        """Ids as int64 that are safe to index with. On other devices than the CPU the look-up itself refuses."""
+        ids = self._int64(ids)
+        if ids.device.type != "cpu" or torch.compiler.is_compiling():
+            return ids
+        return check_ids(ids, self.num_embeddings)
+
+    # ---- codebooks -----------------------------------------------------------------------------------------
+
+    @in_full_precision
+    @torch.no_grad()
+    def start_quantizing(self, kmeans: KMeans = KMEANS) -> None:
+        """End the warm-up now: start the codebooks from the rows as they are. Does nothing the second time.
+
+        Processes that train together start alike: see :mod:`mgqe.nn.context.ddp`.
+        """
+        if self.quantizing:
+            return
+        self._check_rows()
+        if self.store.has_codes:  # of these codebooks, and ids without a row have nothing else
+            for _ in range(FOLLOWING_STEPS):
+                self.store.lloyd_step(self.raw_weight, self.schedule.passes)
+        else:
+            self._start_codebooks(kmeans)
+        self.schedule.end()
+
+    def _start_codebooks(self, kmeans: KMeans = KMEANS) -> None:
+        limits = [sample_size(k, self.embedding_dim) for k in self.capacity.num_centroids]
+        generator = common_generator(self.raw_weight, self.schedule.passes)
+        self.quantizer.start(self._tier_rows(limits, generator), generator, kmeans)
+        broadcast_from_first(self.quantizer)
+        self.store.codebooks_started()
+
+    @in_full_precision
+    @torch.no_grad()
+    def revive(self) -> None:
+        """Move centroids that no id chooses onto rows that are far from theirs."""
+        generator = common_generator(self.raw_weight, self.schedule.passes)
+        limits = [revive_size(k) for k in self.capacity.num_centroids]
+        self.quantizer.revive(self._tier_rows(limits, generator), generator)
+        broadcast_from_first(self.quantizer)
+
+    def _tier_rows(self, limits: list[int], generator: torch.Generator) -> list[Tensor]:
+        """Each tier's rows (n_g, d) float32 without padding, at most as many as its limit, at random."""
+        rows = []
+        for g, limit in enumerate(limits):
+            with torch.device("cpu"):
+                ids = self.store.draw_ids(self.tiers, g, limit, generator).cpu()
+            if self.zero_row is not None:
+                ids = ids[ids != self.zero_row]
+            rows.append(self._read_rows(ids.to(self.raw_weight.device)).float())
+        return rows
+
+    # ---- freezing ------------------------------------------------------------------------------------------
 
     @in_full_precision
     @torch.no_grad()
     def codes_of(self, ids: Tensor, tier: int) -> Tensor:
         """Codes (n, D_g) int32 of ids (n,) that are all of one tier, never-seen ones included."""
-        if self.store is not None and (known := self.store.codes(ids, tier)) is not None:
-            return known
-        return self.quantizer.codes(self._read_rows(ids), tier)
+        codes = self.store.codes(ids, tier)
+        return self.quantizer.codes(self._read_rows(ids), tier) if codes is None else codes
 
     @torch.no_grad()
     def freeze(self) -> CompactTable:
@@ -405,11 +442,28 @@ class QuantizedEmbedding(TrainingPasses):
     @torch.no_grad()
     def prepare_to_freeze(self) -> None:
         """Check the rows, and start the codebooks if they have not been."""
-        self._check_rows(self.quantizer.largest_value)
+        self._check_rows()
         self.start_quantizing()
 
+    def _check_rows(self) -> None:
+        """Raise ValueError naming the first row that cannot be quantised."""
+        full, largest = self.store.is_full, self.quantizer.largest_value
+        row = first_bad_row(self.raw_weight, largest, self.zero_row if full else None)
+        if row is None:
+            return
+        name = f"row {row} of {'the embedding weight' if full else 'raw_weight'}"
+        if bool(self.raw_weight.detach()[row].isfinite().all()):
+            raise ValueError(
+                f"{name} holds numbers beyond {largest:g}, whose products with keys overflow float32: scale the rows "
+                'down, or use quantizer="vq"'
+            )
+        raise ValueError(
+            f"{name} holds NaN or infinity and cannot be quantised ({self._sizes}): the training diverged; lower the "
+            "learning rate or go back to an earlier checkpoint"
+        )
+
     def codebook_stats(self) -> list[CodebookStats]:
-        """Centroids in use and perplexity, a tier; one sweep over the vocabulary.
+        """Centroids in use and perplexity, per tier; one sweep over the vocabulary.
 
         Raises:
             RuntimeError: still in the warm-up, there are no codes yet.
@@ -417,22 +471,29 @@ class QuantizedEmbedding(TrainingPasses):
         if not self.quantizing:
             raise RuntimeError(
                 "codebook_stats() needs codebooks, but this layer is still in its warm-up "
-                f"({self._passes()} of {self.warmup_steps} training passes): "
+                f"({self.schedule.passes} of {self.warmup_steps} training passes): "
                 "train on, or call mgqe.start_quantizing(model)"
             )
         return self.freeze().codebook_stats()
 
-    def extra_repr(self) -> str:
-        tiers = ", ".join(
-            f"{n:,} ids x {d} of {k}"
-            for n, d, k in zip(
-                self._tiers.sizes,
-                self.capacity.num_subspaces,
-                self.capacity.num_centroids,
-                strict=True,
+    # ---- texts ---------------------------------------------------------------------------------------------
+
+    @property
+    def _sizes(self) -> str:
+        return f"{type(self).__name__} of {self.num_embeddings} x {self.embedding_dim}"
+
+    def _warn_of_reentrance(self) -> None:
+        if self.max_norm is None and self._step_is_over():  # nothing was counted the first time
+            warnings.warn(
+                f"a {self._sizes} is inside a reentrant checkpoint, where its training passes are not seen and its "
+                "quantisation loss is lost: call torch.utils.checkpoint.checkpoint with use_reentrant=False, or leave "
+                "the layer outside",
+                stacklevel=2,
             )
-        )
-        text = f"{self.num_embeddings}, {self.embedding_dim}, tiers=({tiers})"
+
+    def extra_repr(self) -> str:
+        """Sizes, for print."""
+        text = f"{self.num_embeddings}, {self.embedding_dim}, tiers=({self._describe_tiers()})"
         if self.padding_idx is not None:
             text += f", padding_idx={self.padding_idx}"
         return text + ("" if self.quantizing else f", warm-up of {self.warmup_steps} passes")

@@ -1,193 +1,104 @@
-"""TrainingPasses: which pass it is, when the warm-up ends, and what happens between two passes."""
+"""WarmUp: which training pass this is, when the warm-up ends, and when centroids revive."""
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Mapping
+from enum import Enum, auto
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-from mgqe.nn.context.ddp import data_parallel, recomputing
-from mgqe.nn.context.graphs import outside_graphs
-from mgqe.nn.pending import CountsLosses, PendingLosses
-from mgqe.nn.rows.raw import RawRows
+from torch import Tensor
 
 
-class TrainingPasses(CountsLosses, RawRows):
-    """Counts training passes of a layer, and calls for what has to happen between two of them.
+class Event(Enum):
+    """What is due before a training pass."""
 
-    Attributes:
-        warmup_steps: passes before the codebooks start.
-        steps, started: buffers: passes so far, whether the warm-up is over.
+    NONE = auto()
+    START = auto()
+    REVIVE = auto()
+
+
+class WarmUp:
+    """Counts the training passes of a layer and says what is due.
+
+    The counts are buffers of the layer, so that its checkpoints have them and broadcasts between processes reach them.
+    Here they are Python values as well, which are read once, so that a training pass never waits for a device.
+
+    Args:
+        buffers: the layer's, which stay this mapping wherever the layer moves; with those of :meth:`buffers`.
+        warmup_steps: training passes before the codebooks start.
+        revive_every: training passes between two looks for dead centroids.
     """
 
-    warmup_steps: int
-    steps: Tensor
-    started: Tensor
-    _revive_every: int
-
-    def _begin_counting(self, device: torch.device) -> None:
-        """The buffers, and what goes with them."""
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
-        self.register_buffer("started", torch.zeros((), dtype=torch.bool, device=device))
-        # The two buffers above as Python values, read once, so that a training pass never waits for a device; None
-        # when they have to be read again. Two values, not a pair: a compiled graph hangs on the second alone.
-        self._steps: int | None = 0
-        self._started: bool | None = False
-        self._started_version = self.started._version
-        self._pending = PendingLosses()
+    def __init__(self, buffers: Mapping[str, Any], warmup_steps: int, revive_every: int) -> None:
+        self.warmup_steps = warmup_steps
+        self.revive_every = revive_every
+        self._buffers = buffers
         self._revival_due = False
-        # Versions as the last training pass saw them: of all parameters, of rows alone, and see _step_version.
-        self._seen = self._rows_seen = self._step_seen = -1
-        self._identity_seen = 0  # of the rows: torch.func.functional_call passes others
+        # Two attributes, not a pair: a compiled graph depends on the second alone, and the first changes in each pass.
+        self._passes: int | None = 0
+        self._over: bool | None = False
+        self._version = buffers["started"]._version
 
-    # ---- what a layer does when it is called for ------------------------------------------------------------
-
-    def start_quantizing(self) -> None:
-        """End the warm-up now."""
-        raise NotImplementedError
-
-    def _revive(self) -> None:
-        raise NotImplementedError
-
-    @property
-    def _revivable(self) -> bool:
-        raise NotImplementedError
-
-    def _mark_codebooks(self) -> None:
-        """Tell RowwiseAdagrad which parameters are codebooks that follow rows."""
-        raise NotImplementedError
-
-    def _tend_store(self) -> None:
-        """What a store does between two steps of the optimiser."""
-        raise NotImplementedError
-
-    def _parameter_version(self) -> int:
-        """A number that changes when an optimiser takes a step."""
-        raise NotImplementedError
-
-    def _codebook_version(self) -> int:
-        """A number that changes when an optimiser moves the codebooks."""
-        raise NotImplementedError
-
-    # ---- passes ----------------------------------------------------------------------------------------------
+    @staticmethod
+    def buffers(device: torch.device) -> dict[str, Tensor]:
+        """What a layer registers: training passes so far, and whether the warm-up is over."""
+        return {
+            "steps": torch.zeros((), dtype=torch.int64, device=device),
+            "started": torch.zeros((), dtype=torch.bool, device=device),
+        }
 
     @property
-    def quantizing(self) -> bool:
-        """Whether the warm-up is over: the forward pass returns quantised vectors."""
-        if self.started.is_meta:
-            return bool(self._started)
+    def is_over(self) -> bool:
+        """Whether the codebooks have started."""
+        started = self._buffers["started"]
+        if started.is_meta:
+            return bool(self._over)
         # Averaged copies of models and broadcasts between processes write into the buffer itself.
-        if self._started is None or (
-            not torch.compiler.is_compiling() and self.started._version != self._started_version
-        ):
-            self._started, self._steps = bool(self.started), None
-            self._started_version = self.started._version
-        return self._started
+        if self._over is None or (not torch.compiler.is_compiling() and started._version != self._version):
+            self._over, self._passes = bool(started), None
+            self._version = started._version
+        return self._over
 
-    def _passes(self) -> int:
+    @property
+    def passes(self) -> int:
         """Training passes so far."""
-        if self._steps is None:
-            self._steps = int(self.steps)
-        return self._steps
+        if self._passes is None:
+            self._passes = int(self._buffers["steps"])
+        return self._passes
 
-    def _set_progress(self, steps: int, started: bool) -> None:
-        self.steps.fill_(steps)
-        self.started.fill_(started)
-        self._steps, self._started = steps, started
-        self._started_version = self.started._version
+    def set(self, passes: int, over: bool) -> None:
+        """Go to another point: so many passes were counted, and the warm-up is over or not."""
+        self._buffers["steps"].fill_(passes)
+        self._buffers["started"].fill_(over)
+        self._passes, self._over = passes, over
+        self._version = self._buffers["started"]._version
 
-    def _begin_pass(self) -> None:
-        """What comes before every forward pass."""
-        counts = self.training and torch.is_grad_enabled()
-        if counts and self.sparse and not torch.compiler.is_compiling() and (parallel := data_parallel()) is not None:
-            raise sparse_in_parallel(parallel, self)
-        if torch.compiler.is_compiling():
-            if counts:
-                self._count_outside_graphs()
-        elif counts:
-            self._count_training_pass()
+    def end(self) -> None:
+        """The codebooks have started."""
+        self.set(self.passes, True)
 
-    @outside_graphs
-    def _count_outside_graphs(self) -> None:
-        self._count_training_pass()
+    def reload(self) -> None:
+        """Other buffers were loaded."""
+        self._passes = self._over = None
 
-    def _step_version(self) -> int:
-        """A number that changes when the step is over to which the last passes belong.
+    def count_pass(self, stepped: bool = True, may_revive: bool = True) -> Event:
+        """Count a training pass, and say what is due before it.
 
-        With ``max_norm`` a forward pass changes rows itself: there the codebooks alone tell.
+        Revival waits for a pass before which an optimiser has ``stepped``: between two passes of one step the graph of
+        the first still needs the codebooks.
         """
-        return self._parameter_version() if self.max_norm is None else self._codebook_version()
+        over, passes = self.is_over, self.passes + 1
+        self._passes = passes
+        self._buffers["steps"].add_(1)
+        if not over:
+            return Event.START if passes > self.warmup_steps else Event.NONE
+        self._revival_due = may_revive and (self._revival_due or passes % self.revive_every == 0)
+        if not (self._revival_due and stepped):
+            return Event.NONE
+        self._revival_due = False
+        return Event.REVIVE
 
-    @property
-    def _step_is_over(self) -> bool:
-        """Whether an optimiser has taken a step since the last pass."""
-        return self._step_seen != self._step_version()
-
-    def _count_training_pass(self) -> None:
-        """Count one training pass; end the warm-up when it is over; look for dead centroids now and then.
-
-        The first pass after an optimiser's step forgets the losses of the passes before it, read or not. Revival
-        waits for that moment too: between two calls of one step the first one's graph still needs the codebooks.
-
-        A pass that gradient checkpointing runs again must find everything as it was, and was counted the first time.
-        """
-        if recomputing():
-            self._warn_of_reentrance()
-            return
-        version = self._parameter_version()
-        stepped = version != self._seen
-        if stepped and self._step_is_over:
-            self._pending.end_step()
-        if stepped:
-            self._mark_codebooks()
-        if self.store is not None and self.raw_weight._version != self._rows_seen:
-            self._tend_store()  # not when codebooks alone have stepped: the rows' gradients may be waiting for theirs
-            self._rows_seen, version = self.raw_weight._version, self._parameter_version()
-        self._pending.begin_pass()
-        quantizing, steps = self.quantizing, self._passes() + 1
-        self._steps = steps
-        self.steps.add_(1)
-        if not quantizing:
-            if steps > self.warmup_steps:
-                self.start_quantizing()
-                version = self._parameter_version()
-        else:
-            self._revival_due = self._revivable and (self._revival_due or steps % self._revive_every == 0)
-            if self._revival_due and stepped:
-                self._revive()
-                self._revival_due = False
-                version = self._parameter_version()
-        self._seen, self._identity_seen = version, id(self.raw_weight)
-        self._step_seen = version if self.max_norm is None else self._codebook_version()
-
-    def _keep_loss(self, loss: Tensor) -> None:
-        if not recomputing():
-            self._pending.add(loss)
-
-    @outside_graphs
-    def _keep_loss_outside_graphs(self, loss: Tensor) -> None:
-        self._keep_loss(loss)
-
-    def _warn_of_reentrance(self) -> None:
-        if self.max_norm is None and self._seen != self._parameter_version():  # nothing was counted the first time
-            warnings.warn(
-                f"a {type(self).__name__} of {self.num_embeddings} x {self.embedding_dim} is inside a reentrant "
-                "checkpoint, where its training passes are not seen and its quantisation loss is lost: call "
-                "torch.utils.checkpoint.checkpoint with use_reentrant=False, or leave the layer outside",
-                stacklevel=2,
-            )
-
-    @property
-    def _losses_are_past(self) -> bool:
-        # Versions of other tensors than the pass had (torch.func.functional_call) say nothing about a step.
-        return self._identity_seen == id(self.raw_weight) and self._step_is_over
-
-
-def sparse_in_parallel(parallel: nn.Module, layer: nn.Module) -> RuntimeError:
-    """What to say of a layer with sparse gradients inside DistributedDataParallel, which takes none but torch's."""
-    path = next((name for name, module in parallel.named_modules() if module is layer), "")
-    return RuntimeError(
-        f"{path.removeprefix('module.') or 'the layer'}: sparse=True does not go with DistributedDataParallel, which "
-        "takes sparse gradients from torch's own classes alone: make the layer with sparse=False"
-    )
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, whose buffers are others."""
+        return {**self.__dict__, "_passes": None, "_over": None}

@@ -16,18 +16,20 @@ from mgqe.checks.ids import as_int64
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_int
 from mgqe.codec.tiers import Tiers
+from mgqe.nn.codebook_layer import Batch
 from mgqe.nn.config import CompressConfig
 from mgqe.nn.quantization import Counts
+from mgqe.nn.quantizers.autograd import RepeatVectors
 from mgqe.torchrec.ranks import Ranks
 from mgqe.torchrec.rows import SHARDINGS, RowSource
 from mgqe.torchrec.settings import TableSettings, plain_config, resolve_tables
-from mgqe.torchrec.table import Distinct, QuantizedTable
+from mgqe.torchrec.table import QuantizedTable
 
 
 class QuantizedRows(nn.Module):
     """What the two collections have in common.
 
-    The rows are one torchrec EmbeddingCollection a dimension, under ``rows``, for DistributedModelParallel to shard.
+    The rows are one torchrec EmbeddingCollection per dimension, under ``rows``, for DistributedModelParallel to shard.
     A forward pass asks them for each distinct id of the rank's batch once.
     """
 
@@ -59,15 +61,15 @@ class QuantizedRows(nn.Module):
         for dim in dict.fromkeys(table.rows.embedding_dim for table in tables):
             rows = [plain_config(table.rows) for table in tables if table.rows.embedding_dim == dim]
             self.rows[str(dim)] = EmbeddingCollection(tables=rows, device=at)
-        # Codebooks are small and never on the meta device: nobody would fill them there.
+        # Codebooks are small and never on the meta device, since nothing would fill them there.
         small = torch.device("cpu") if at.type == "meta" else at
-        made: dict[str, nn.Module] = {}
+        modules: dict[str, nn.Module] = {}
         self._features: list[tuple[str, str]] = []  # (feature, table)
         for table in tables:
             source = RowSource(self.rows, str(table.rows.embedding_dim), table.rows, self.ranks)
-            made[table.name] = QuantizedTable(source, table, as_int("seed", seed), small)
+            modules[table.name] = QuantizedTable(source, table, as_int("seed", seed), small)
             self._features += [(feature, table.name) for feature in table.rows.feature_names]
-        self.quantizers = nn.ModuleDict(made)
+        self.quantizers = nn.ModuleDict(modules)
         self._checked = False
 
     @property
@@ -80,7 +82,7 @@ class QuantizedRows(nn.Module):
         return {name: ParameterConstraints(sharding_types=list(SHARDINGS)) for name in self.tables}
 
     def reset_rows(self, seed: int) -> None:
-        """Start all rows anew, each by its id and the seed: the same rows however many ranks share them.
+        """Draw all rows again, each by its id and the seed, so that they do not depend on how many ranks share them.
 
         torchrec itself draws a shard's rows from the rank's own generator. Call it once the model is sharded.
         """
@@ -90,40 +92,43 @@ class QuantizedRows(nn.Module):
 
     # ---- a pass ------------------------------------------------------------------------------------------
 
-    def _vectors(self, features: Any, repeat: bool) -> tuple[dict[str, Any], dict[str, tuple[Tensor, Tensor]]]:
-        """Each feature's ids as torchrec has them, and each table's vectors and the places in them, see ``quantize``.
+    def _vectors(self, features: Any) -> tuple[dict[str, Any], dict[str, tuple[Tensor, Tensor]]]:
+        """Each feature's ids as torchrec has them; each table's vectors (u, d) of distinct ids, and the index (n,) of
+        each id in them.
 
         Raises on every rank what one of them finds wrong with its batch.
         """
         self._check_sharding()
         tables = self.tables
         jagged: dict[str, Any] = {}
-        found: dict[str, Distinct] = {}
+        batches: dict[str, Batch] = {}
         error: Exception | None = None
         try:
             jagged = self._jagged(features)
-            found = {name: self._distinct(table, jagged) for name, table in tables.items()}
+            batches = {name: self._distinct(table, jagged) for name, table in tables.items()}
         except (IndexError, KeyError, TypeError, ValueError) as wrong:
             if not self.ranks.active:
                 raise
             # The others are on their way into the same look-ups: ask for nothing there, and raise with them after.
-            error, found = wrong, {name: Distinct.nothing(table.tier_sizes.device) for name, table in tables.items()}
-        sizes = [batch.places.shape[0] for batch in found.values()]
-        everyone = self.ranks.gather_numbers([*sizes, int(error is not None)], next(iter(found.values())).ids.device)
+            error, batches = wrong, {name: no_ids(table.tier_sizes.device) for name, table in tables.items()}
+        sizes = [batch.inverse.shape[0] for batch in batches.values()]
+        sizes_of_ranks = self.ranks.gather_numbers(
+            [*sizes, int(error is not None)], next(iter(batches.values())).ids.device
+        )
         for table in tables.values():
             table.begin_pass()
-        rows = self._fetch(found)
-        totals = everyone()
+        rows = self._fetch(batches)
+        totals = sizes_of_ranks()
         if bool(totals[:, -1].any()):
             self.ranks.refuse_together(error)
         shares = [n * self.ranks.size / max(1, total) for n, total in zip(sizes, totals.sum(0).tolist(), strict=False)]
         return jagged, {
-            name: table.quantize(rows[name], found[name], repeat, share)
+            name: (table.quantize(rows[name], batches[name], share), batches[name].inverse)
             for (name, table), share in zip(tables.items(), shares, strict=True)
         }
 
     def _check_sharding(self) -> None:
-        """Once, before the first look-up of a sharded collection: that its sharding will do."""
+        """Refuse a sharding that does not keep rows whole, once, before the first look-up of a sharded collection."""
         if self._checked:
             return
         error: Exception | None = None
@@ -136,33 +141,36 @@ class QuantizedRows(nn.Module):
         self._checked = True
 
     def _jagged(self, features: Any) -> dict[str, Any]:
-        parts = features.to_dict()
-        if missing := [feature for feature, _ in self._features if feature not in parts]:
-            raise KeyError(f"the batch has no feature {missing[0]!r}: it has {sorted(parts)}")
-        return {feature: parts[feature] for feature, _ in self._features}
+        jagged = features.to_dict()
+        if missing := [feature for feature, _ in self._features if feature not in jagged]:
+            raise KeyError(f"the batch has no feature {missing[0]!r}: it has {sorted(jagged)}")
+        return {feature: jagged[feature] for feature, _ in self._features}
 
-    def _distinct(self, table: QuantizedTable, jagged: Mapping[str, Any]) -> Distinct:
-        mine = {feature: as_int64(jagged[feature].values()) for feature, owner in self._features if owner == table.name}
-        ids = torch.cat(list(mine.values())) if len(mine) > 1 else next(iter(mine.values()))
+    def _distinct(self, table: QuantizedTable, jagged: Mapping[str, Any]) -> Batch:
+        ids_of = {feature: as_int64(jagged[feature].values()) for feature in self._of(table.name)}
+        ids = torch.cat(list(ids_of.values())) if len(ids_of) > 1 else next(iter(ids_of.values()))
         try:
-            uniq, places, counts, sizes = ops.unique_by_tier(ids, table.tiers.sizes, table.tier_of)
+            return Batch(*ops.unique_by_tier(ids, table.tiers.sizes, table.tier_of))
         except IndexError as error:
             size = table.tiers.num_embeddings
             bad = [
-                (name, int(i[(i < 0) | (i >= size)][0])) for name, i in mine.items() if ((i < 0) | (i >= size)).any()
+                (name, int(i[(i < 0) | (i >= size)][0])) for name, i in ids_of.items() if ((i < 0) | (i >= size)).any()
             ]
             raise IndexError(
                 f"feature {bad[0][0]!r} has id {bad[0][1]}, but table {table.name!r} was planned for ids 0 to "
                 f"{size - 1}: map new ids to one kept for them, or plan a larger table"
             ) from error
-        return Distinct(uniq, places, counts, sizes)
 
-    def _fetch(self, found: Mapping[str, Distinct]) -> dict[str, Tensor]:
+    def _of(self, table: str) -> list[str]:
+        """A table's features."""
+        return [feature for feature, owner in self._features if owner == table]
+
+    def _fetch(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         """Rows (u, d) of every table's distinct ids."""
         waiting = []
         for collection in self.rows.values():
             names = [name for name, table in self.tables.items() if self.rows[table.source.key] is collection]
-            ids = [found[name].ids for name in names]
+            ids = [batches[name].ids for name in names]
             lengths = torch.tensor([i.shape[0] for i in ids], dtype=torch.int64, device=ids[0].device)
             waiting.append(
                 (names, collection(KeyedJaggedTensor(keys=names, values=torch.cat(ids), lengths=lengths, stride=1)))
@@ -188,7 +196,7 @@ class QuantizedEmbeddingBagCollection(QuantizedRows):
         process_group: the ranks that train together; default: all.
 
     Shape:
-        KeyedJaggedTensor of B bags a feature -> KeyedTensor, (B, d) a feature.
+        KeyedJaggedTensor of B bags per feature -> KeyedTensor, (B, d) per feature.
 
     Making one, and every pass, is a collective where there are several ranks.
 
@@ -205,34 +213,32 @@ class QuantizedEmbeddingBagCollection(QuantizedRows):
             raise ValueError("is_weighted=True needs pooling=PoolingType.SUM in every table")
 
     def forward(self, features: Any) -> Any:
-        """Bags -> KeyedTensor, (B, d) a feature, in the order of the tables' features."""
-        jagged, vectors = self._vectors(features, repeat=False)
+        """Bags -> KeyedTensor, (B, d) per feature, in the order of the tables' features."""
+        jagged, looked_up = self._vectors(features)
         pooled: dict[str, Tensor] = {}
         for name, table in self.tables.items():
-            mine = [jagged[feature] for feature, owner in self._features if owner == name]
-            lengths = torch.cat([part.lengths() for part in mine]) if len(mine) > 1 else mine[0].lengths()
+            bags_of = [jagged[feature] for feature in self._of(name)]
+            lengths = torch.cat([bags.lengths() for bags in bags_of]) if len(bags_of) > 1 else bags_of[0].lengths()
             offsets = F.pad(lengths.to(torch.int64).cumsum(0), (1, 0))
-            weights = torch.cat([part.weights() for part in mine]) if self.is_weighted else None
-            values, places = vectors[name]
-            bags = F.embedding_bag(
-                places,
+            weights = torch.cat([bags.weights() for bags in bags_of]) if self.is_weighted else None
+            values, index = looked_up[name]
+            table_bags = F.embedding_bag(
+                index,
                 values,
                 offsets,
                 mode=self._modes[name],
                 per_sample_weights=None if weights is None else weights.to(values.dtype),
                 include_last_offset=True,
             )
-            pooled[name] = table.joined(bags).view(len(mine), -1, values.shape[1])
-        parts = {f: pooled[n][i] for n in self.tables for i, f in enumerate(self._of(n))}
+            pooled[name] = table.tie_to_codebooks(table_bags).view(len(bags_of), -1, values.shape[1])
+        of_feature = {f: pooled[name][i] for name in self.tables for i, f in enumerate(self._of(name))}
         keys = [feature for feature, _ in self._features]
-        return KeyedTensor(keys, [parts[key].shape[1] for key in keys], torch.cat([parts[key] for key in keys], dim=1))
+        ordered = [of_feature[key] for key in keys]
+        return KeyedTensor(keys, [bags.shape[1] for bags in ordered], torch.cat(ordered, dim=1))
 
     def pooling(self, table: str) -> str:
         """How a table's bags are pooled: "sum" or "mean"."""
         return self._modes[table]
-
-    def _of(self, table: str) -> list[str]:
-        return [feature for feature, owner in self._features if owner == table]
 
 
 class QuantizedEmbeddingCollection(QuantizedRows):
@@ -246,12 +252,19 @@ class QuantizedEmbeddingCollection(QuantizedRows):
 
     def forward(self, features: Any) -> dict[str, Any]:
         """Ids -> each feature's vectors, in a JaggedTensor of the ids' lengths."""
-        jagged, vectors = self._vectors(features, repeat=True)
+        jagged, looked_up = self._vectors(features)
         out = {}
         for name, table in self.tables.items():
-            mine = [feature for feature, owner in self._features if owner == name]
-            sizes = [jagged[feature].values().shape[0] for feature in mine]
-            parts = torch.split(table.joined(vectors[name][0]), sizes)
-            for feature, part in zip(mine, parts, strict=True):
-                out[feature] = JaggedTensor(values=part, lengths=jagged[feature].lengths())
+            features_of = self._of(name)
+            sizes = [jagged[feature].values().shape[0] for feature in features_of]
+            distinct, index = looked_up[name]
+            vectors = table.tie_to_codebooks(RepeatVectors.apply(distinct, index, None, distinct.dtype))  # type: ignore[no-untyped-call]
+            for feature, values in zip(features_of, torch.split(vectors, sizes), strict=True):
+                out[feature] = JaggedTensor(values=values, lengths=jagged[feature].lengths())
         return out
+
+
+def no_ids(device: torch.device) -> Batch:
+    """The batch of a rank that has nothing to look up."""
+    none = torch.empty(0, dtype=torch.int64, device=device)
+    return Batch(none, none, none)

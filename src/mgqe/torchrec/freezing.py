@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from mgqe.codec.tensors import lay_out_frame
 from mgqe.codec.tiers import Tiers
 from mgqe.files.atomic import write_aside
 from mgqe.files.checksums import json_checksum
-from mgqe.nn.rows.raw import SWEEP_ROWS
+from mgqe.nn.rows.checks import SWEEP_ROWS
 from mgqe.table.sharded import (
     new_set,
     prepared_index,
@@ -43,8 +43,8 @@ OLD_VERSION = "1"  # without a checksum
 def freeze(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, int]:
     """Write the frozen tables of a model that torchrec's ranks hold together. A collective.
 
-    Each rank sweeps the rows it holds, ``SWEEP_ROWS`` at a time, and writes their codes to its own files; rank 0 adds
-    codebooks and tier maps, and at last the names. Tables still in their warm-up start their codebooks now. Where
+    Each rank sweeps its rows, ``SWEEP_ROWS`` at a time, and writes their codes to its own files; rank 0 adds codebooks
+    and tier maps, and at last the names. Tables still in their warm-up start their codebooks now. Where
     ranks have no disk in common, copy their files into one folder afterwards.
 
     Args:
@@ -59,10 +59,12 @@ def freeze(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, int]:
         ValueError: (on every rank) no collection or several, rows that are not finite or sharded by columns.
         OSError: (on every rank) a file cannot be written, and what was in the folder before is still there.
     """
-    found = [module for module in model.modules() if isinstance(module, QuantizedRows)]
-    if len(found) != 1:
-        raise ValueError(f"expected one quantised collection in the model, got {len(found)}: freeze them one by one")
-    collection, target = found[0], Path(folder)
+    collections = [module for module in model.modules() if isinstance(module, QuantizedRows)]
+    if len(collections) != 1:
+        raise ValueError(
+            f"expected one quantised collection in the model, got {len(collections)}: freeze them one by one"
+        )
+    collection, target = collections[0], Path(folder)
     ranks = collection.ranks
     for table in collection.tables.values():
         if table.quantizing:
@@ -75,7 +77,7 @@ def freeze(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, int]:
     try:
         for name, table in collection.tables.items():
             (target / name).mkdir(parents=True, exist_ok=True)
-            nbytes[name] = _write_parts(table, target / name, set_name, layout[name])
+            nbytes[name] = _write_shards(table, target / name, set_name, layout[name])
     except Exception as wrong:  # whatever it is, the other ranks must not wait
         error = wrong
     try:
@@ -91,28 +93,35 @@ def freeze(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, int]:
         for name in collection.tables:
             withdraw(target / name, set_name)
         raise
-    everyone = ranks.gather(nbytes)
-    return {name: sum(found[name] for found in everyone) for name in nbytes}
+    nbytes_of_ranks = ranks.gather(nbytes)
+    return {name: sum(of_rank[name] for of_rank in nbytes_of_ranks) for name in nbytes}
 
 
-def _layout(table: QuantizedTable) -> list[tuple[int, int, int]]:
-    """All ranks' parts of a table that hold rows, in order of ids: (first id, rows, rank). A part's place is its
-    shard's number."""
-    ranks, mine, error = table.source.ranks, [], None
+class ShardRange(NamedTuple):
+    """A shard: the ids from ``first`` on, ``size`` of them, whose rows a rank has."""
+
+    first: int
+    size: int
+    rank: int
+
+
+def _layout(table: QuantizedTable) -> list[ShardRange]:
+    """The shards of a table, by number: all ranks' ranges that are not empty, in order of ids."""
+    ranks, own, error = table.source.ranks, [], None
     try:
-        mine = [(first, rows.shape[0], ranks.rank) for first, rows in table.source.parts() if rows.shape[0]]
+        own = [ShardRange(first, rows.shape[0], ranks.rank) for first, rows in table.source.ranges() if rows.shape[0]]
     except ValueError as wrong:
         error = wrong
     ranks.refuse_together(error)
-    parts = sorted(part for parts in ranks.gather(mine) for part in parts)
+    shards = sorted(shard for of_rank in ranks.gather(own) for shard in of_rank)
     end = 0
-    for first, size, rank in parts:
+    for first, size, rank in shards:
         if first != end:
             raise ValueError(f"table {table.name!r}: rank {rank} holds ids from {first}, but those before end at {end}")
         end = first + size
     if end != table.tiers.num_embeddings:
         raise ValueError(f"table {table.name!r}: the ranks hold {end} of {table.tiers.num_embeddings} rows")
-    return parts
+    return shards
 
 
 def _table_layout(table: QuantizedTable) -> TableLayout:
@@ -120,39 +129,39 @@ def _table_layout(table: QuantizedTable) -> TableLayout:
 
 
 def _tier_sizes(tiers: Tiers, first: int, size: int) -> list[int]:
-    """How many of so many ids from ``first`` on each tier has."""
+    """How many of the ``size`` ids from ``first`` on each tier has."""
     if tiers.tier_of is None:
         bounds = [min(max(start, first), first + size) for start in tiers.starts]
         return [high - low for low, high in pairwise(bounds)]
-    parts = torch.split(tiers.tier_of[first : first + size], SWEEP_ROWS)
-    counted = torch.stack([torch.bincount(part, minlength=tiers.num_tiers) for part in parts]).sum(0)
-    return [int(n) for n in counted]
+    chunks = torch.split(tiers.tier_of[first : first + size], SWEEP_ROWS)
+    counts = torch.stack([torch.bincount(chunk, minlength=tiers.num_tiers) for chunk in chunks]).sum(0)
+    return [int(n) for n in counts]
 
 
 def _members(tiers: Tiers, tier: int, first: int, size: int) -> Iterator[Tensor]:
-    """A tier's ids among them, ascending, at most ``SWEEP_ROWS`` at a time."""
+    """A tier's ids among the ``size`` ids from ``first`` on, ascending, at most ``SWEEP_ROWS`` at a time."""
     for start in range(first, first + size, SWEEP_ROWS):
         ids = torch.arange(start, min(start + SWEEP_ROWS, first + size), device="cpu")
-        mine = ids[tiers.of(ids) == tier]
-        if len(mine):
-            yield mine
+        ids = ids[tiers.of(ids) == tier]
+        if len(ids):
+            yield ids
 
 
-def _write_parts(table: QuantizedTable, folder: Path, set_name: str, layout: list[tuple[int, int, int]]) -> int:
-    """This rank's shards of a table; their bytes."""
+def _write_shards(table: QuantizedTable, folder: Path, set_name: str, layout: list[ShardRange]) -> int:
+    """Write this rank's shards of a table; returns their bytes."""
     nbytes = 0
-    held = {first: rows for first, rows in table.source.parts() if rows.shape[0]}
+    rows_from = {first: rows for first, rows in table.source.ranges() if rows.shape[0]}
     for number, (first, size, rank) in enumerate(layout):
         if rank != table.source.ranks.rank:
             continue
         shapes = _table_layout(table).code_tensors(_tier_sizes(table.tiers, first, size))
-        nbytes += write_shard(folder, set_name, number, shapes, _packed(table, held[first], first))
+        nbytes += write_shard(folder, set_name, number, shapes, _packed(table, rows_from[first], first))
     return nbytes
 
 
 def _packed(table: QuantizedTable, rows: Tensor, first: int) -> Iterator[Tensor]:
-    """Packed codes of a part's rows, tier by tier, some at a time."""
-    device = table.quantizer.codebooks[0].device
+    """Packed codes of a shard's rows, tier by tier, some at a time."""
+    device = table.tier_sizes.device
     for g in tier_order(table.tiers.num_tiers):
         for ids in _members(table.tiers, g, first, rows.shape[0]):
             chunk = rows[(ids - first).to(rows.device)].to(device)
@@ -160,9 +169,9 @@ def _packed(table: QuantizedTable, rows: Tensor, first: int) -> Iterator[Tensor]
 
 
 def _publish(
-    collection: QuantizedRows, target: Path, set_name: str, layout: dict[str, list[tuple[int, int, int]]]
+    collection: QuantizedRows, target: Path, set_name: str, layout: dict[str, list[ShardRange]]
 ) -> dict[str, int]:
-    """Rank 0, when all shards are written: every index and the manifest under temporary names, then their own."""
+    """On rank 0, when all shards are written: write every index and the manifest aside, then rename them."""
     nbytes = {}
     with ExitStack() as stack:
         ready = []

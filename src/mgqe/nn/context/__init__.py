@@ -1,1 +1,1 @@
-"""What surrounds a training pass: torch.compile, autocast, DistributedDataParallel."""
+"""What surrounds a training pass: torch.compile, autocast, DistributedDataParallel, the optimiser."""

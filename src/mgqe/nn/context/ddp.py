@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-SEED_ROWS = 64  # rows that a common seed is made of
+SEED_ROWS = 64  # rows that a common seed is hashed from
 
 
 def cpu_generator() -> torch.Generator:
@@ -26,9 +26,9 @@ def data_parallel() -> Any:
 def common_generator(rows: Tensor, step: int) -> torch.Generator:
     """A generator on the CPU for draws that must be the same on every process.
 
-    Alone it is seeded from torch's global generator, so that ``torch.manual_seed`` decides. Processes that train
-    together hold the same rows but may have seeds of their own (they draw their own samples and dropout): there the
-    seed is made of the rows and the step, without a word between the processes.
+    A single process seeds it from torch's global generator, so that ``torch.manual_seed`` decides. Processes that train
+    together have equal rows but may have different seeds (for their samples and dropout): there the seed is a hash of
+    the rows and the step, and needs no communication.
 
     Args:
         rows: (N, d) the table's rows.
@@ -76,7 +76,7 @@ class KeepInGraph(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, *parameters: Tensor) -> Tensor:
-        """vectors (...) -> the same."""
+        """vectors (...), returned as they are."""
         ctx.parameters = [(p.shape, p.dtype, p.device) for p in parameters]
         return vectors.view_as(vectors)
 

@@ -1,4 +1,4 @@
-"""Functions that torch.compile leaves out of its graphs, without importing the compiler before somebody compiles."""
+"""Functions that torch.compile leaves out of its graphs, without importing the compiler before it is used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def outside_graphs(function: Function) -> Function:
     """Decorator: as ``torch.compiler.disable``, whose own import takes longer than all of torch's.
 
-    For what changes Python's state, which a compiled graph would be made again for, and what has no static shapes.
+    For functions that change Python values, for which a graph would be compiled again, or that have no static shapes.
     """
 
     @functools.wraps(function)

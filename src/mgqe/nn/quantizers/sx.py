@@ -24,9 +24,10 @@ from mgqe.codec.equations import (
     soft_to_hard,
     tier_codebook,
 )
-from mgqe.codec.kmeans import KMEANS, Frame, KMeans, revive, split_pieces, start_codebooks
+from mgqe.codec.kmeans import KMEANS, Frame, KMeans, split_pieces, start_codebooks
 from mgqe.nn.context.ddp import average, recomputing
 from mgqe.nn.quantizers.autograd import SparseGradient
+from mgqe.nn.quantizers.base import Quantizer
 
 TEMPERATURE = 1.0
 MOMENTUM = 0.1  # of the running batch-norm statistics, as in nn.BatchNorm1d
@@ -40,11 +41,11 @@ class Lift(Protocol):
         ...
 
 
-class SXQuantizer(nn.Module):
-    """Rows in, values of the winning keys out; soft backward. The loss is the task's alone.
+class SXQuantizer(Quantizer):
+    """A row's code is the key that wins a softmax, and the key's value is served. There is no loss but the task's.
 
     Attributes:
-        keys, values_: one (Dc, Kc, sc) parameter a codebook; only the values are served.
+        keys, values_: one (Dc, Kc, sc) parameter each per codebook; only the values are served.
         mean_g, variance_g: running statistics (D_g, K_g) of tier g's responses, folded into the keys when codes
             are computed outside training.
     """
@@ -60,11 +61,8 @@ class SXQuantizer(nn.Module):
         sparse: bool = False,
         key_dim: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(capacity, centroid_dtype, sparse)
         self.key_dim = key_dim
-        self.sparse = sparse
-        self.capacity = capacity
-        self.centroid_dtype = centroid_dtype
         shapes = capacity.codebook_shapes
         keys = [(*shape[:2], key_dim or shape[2]) for shape in shapes]
         self.keys = nn.ParameterList(nn.Parameter(like.new_zeros(shape)) for shape in keys)
@@ -75,7 +73,6 @@ class SXQuantizer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """As constructed: zeros, which ``start`` replaces."""
         for book in (*self.keys, *self.values_):
             book.zero_()
         for g in range(self.capacity.num_tiers):
@@ -85,7 +82,7 @@ class SXQuantizer(nn.Module):
 
     @torch.no_grad()
     def start(self, rows: Sequence[Tensor], generator: torch.Generator, effort: KMeans = KMEANS) -> None:
-        """Keys by nested k-means; statistics of their responses; values as the mean of the rows a key wins."""
+        """Start keys by nested k-means, statistics on their responses, values as the mean of the rows a key wins."""
         capacity = self.capacity
         if self.key_dim is not None:
             capacity = replace(capacity, embedding_dim=max(capacity.num_subspaces) * self.key_dim)
@@ -110,41 +107,22 @@ class SXQuantizer(nn.Module):
         counts = torch.zeros(book.shape[:2], dtype=torch.float32, device=book.device)
         for g in tiers:
             values = rows[g] if frame is None else frame.rows(rows[g])
-            part, part_counts = ops.scatter(values, self.codes(rows[g], g), None, *book.shape)
-            sums += part
-            counts += part_counts
+            tier_sums, tier_counts = ops.scatter(values, self.codes(rows[g], g), None, *book.shape)
+            sums += tier_sums
+            counts += tier_counts
         means = sums / counts.clamp(min=1).unsqueeze(-1)
         means = means if frame is None else frame.leave(means)
         return torch.where((counts > 0).unsqueeze(-1), means, book)
 
-    @torch.no_grad()
-    def revive(self, rows: Sequence[Tensor], generator: torch.Generator) -> int:
-        """Move key and value of centroids that no row chooses onto rows of tiers that reach them."""
-        moved = 0
-        for number, (key, value) in enumerate(zip(self.keys, self.values_, strict=True)):
-            tiers = [g for g, used in enumerate(self.capacity.codebook_of) if used == number and len(rows[g])]
-            uses = torch.zeros(key.shape[:2], dtype=torch.float32, device=key.device)
-            for g in tiers:
-                uses += ops.scatter(rows[g], self.codes(rows[g], g), None, *key.shape)[1]
-            start = 0
-            for reach in sorted({self.capacity.num_centroids[g] for g in tiers}):
-                near = torch.cat([rows[g] for g in tiers if self.capacity.num_centroids[g] >= reach])
-                dead = (uses[:, start:reach] == 0).unsqueeze(-1)
-                part = key.detach()[:, start:reach].float()
-                moved += (count := revive(part, uses[:, start:reach], near, generator))
-                if count:
-                    key[:, start:reach] = part.to(key.dtype)
-                    moved_to = self.lift[0].values_of(part) if self.lift else part
-                    value[:, start:reach] = torch.where(dead, moved_to.to(value.dtype), value[:, start:reach])
-                start = reach
-        return moved
+    def _searched_codebooks(self) -> nn.ParameterList:
+        return self.keys
 
-    def version(self) -> int:
-        """A number that changes when a codebook does."""
-        return sum(book._version for book in self.parameters())
+    def _move_values(self, number: int, window: slice, centroids: Tensor, dead: Tensor) -> None:
+        value = self.values_[number]
+        moved = self.lift[0].values_of(centroids) if self.lift else centroids
+        value[:, window] = torch.where(dead.unsqueeze(-1), moved.to(value.dtype), value[:, window])
 
     def values(self, number: int) -> Tensor:
-        """Codebook ``number`` in float32 as it will be served, (Dc, Kc, sc), differentiable."""
         return round_centroids(self._leaf(self.values_[number]).float(), self.centroid_dtype)
 
     def _leaf(self, parameter: Tensor) -> Tensor:
@@ -172,30 +150,22 @@ class SXQuantizer(nn.Module):
             average(*self._statistics(tier))  # of other samples on every process, which must choose the same codes
 
     def codes(self, rows: Tensor, tier: int) -> Tensor:
-        """Rows (n, d) of one tier -> (n, D_g) int32, with the batch norm folded into the keys."""
         keys = self._tier_view(self.keys[self.capacity.codebook_of[tier]].detach().float(), tier)
         mean, variance = self._statistics(tier)
         folded, bias = fold_normalization(keys, mean.float(), variance.float())
         return ops.assign(rows.detach().float(), folded.contiguous(), bias.contiguous())
 
     def forward(self, rows: Tensor, groups: Groups, counts: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Quantise rows (u, d); the auxiliary loss of SX is None.
-
-        Args:
-            rows: (u, d).
-            groups: how many of the rows each tier has, tiers in order; under torch.compile each row's tier (u,).
-            counts: (u,); rows with a count of 0 (padding) have no part in the batch statistics, all others alike.
-        """
         present = (counts > 0).float()
         if isinstance(groups, Tensor):
             # How many rows a tier has is no static shape: every tier quantises every row.
             quantized = self._quantize(rows, present * (groups == 0), 0)
             for g in range(1, self.capacity.num_tiers):
-                mine = groups == g
-                quantized = torch.where(mine.unsqueeze(-1), self._quantize(rows, present * mine, g), quantized)
+                in_tier = groups == g
+                quantized = torch.where(in_tier.unsqueeze(-1), self._quantize(rows, present * in_tier, g), quantized)
             return quantized.to(rows.dtype), None
-        parts = zip(torch.split(rows, list(groups)), torch.split(present, list(groups)), strict=True)
-        return torch.cat([self._quantize(*part, g) for g, part in enumerate(parts)]).to(rows.dtype), None
+        tiers = zip(torch.split(rows, list(groups)), torch.split(present, list(groups)), strict=True)
+        return torch.cat([self._quantize(*tier, g) for g, tier in enumerate(tiers)]).to(rows.dtype), None
 
     def _quantize(self, rows: Tensor, present: Tensor, tier: int) -> Tensor:
         number = self.capacity.codebook_of[tier]
@@ -218,7 +188,6 @@ class SXQuantizer(nn.Module):
         return mix_values(weights, self._tier_view(self.values(number), tier))
 
     def frozen_codebooks(self) -> list[Tensor]:
-        """The codebooks that a frozen table holds, before rounding to ``centroid_dtype``: the values."""
         return [value.detach().float() for value in self.values_]
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from mgqe.checks.inference import as_normal
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.tiers import Tiers
 from mgqe.nn.context.ddp import cpu_generator
-from mgqe.nn.quantizers.build import make_weight
+from mgqe.nn.quantizers.base import Quantizer
 from mgqe.nn.quantizers.sx import SXQuantizer
 from mgqe.nn.quantizers.vq import VQQuantizer
 from mgqe.nn.rows.cache import CacheStore, sizes_of
 from mgqe.nn.rows.config import CachedRows, CodeRows, NarrowRows, Rows, SketchRows
 from mgqe.nn.rows.fixed import FixedStore
+from mgqe.nn.rows.full import FullStore
 from mgqe.nn.rows.narrow import NarrowStore
 from mgqe.nn.rows.sketch import SketchStore, buckets_of
 from mgqe.nn.rows.store import RowStore
@@ -43,17 +45,17 @@ def make_rows(
     """The tensor of the layer's parameter, and the dtype of its vectors.
 
     Raises:
-        ValueError: given rows for a layer that does not hold rows.
+        ValueError: rows to start from, for a layer that does not keep full rows.
     """
     if rows == "float32":
-        made = make_weight(tiers.num_embeddings, capacity.embedding_dim, padding_idx, weight, device, dtype)
-        return made, made.dtype
+        parameter = make_weight(tiers.num_embeddings, capacity.embedding_dim, padding_idx, weight, device, dtype)
+        return parameter, parameter.dtype
     vectors = dtype if dtype is not None else torch.get_default_dtype()
     if rows == "bfloat16":
         if dtype is None and weight is not None:
             vectors = torch.promote_types(weight.dtype, torch.float32)
-        made = make_weight(tiers.num_embeddings, capacity.embedding_dim, padding_idx, weight, device, torch.bfloat16)
-        return made, vectors
+        shape = tiers.num_embeddings, capacity.embedding_dim
+        return make_weight(*shape, padding_idx, weight, device, torch.bfloat16), vectors
     if weight is not None:
         raise ValueError(
             f'rows={type(rows).__name__} does not start from full rows: give rows="float32" or "bfloat16" with them, '
@@ -63,14 +65,36 @@ def make_rows(
     return make_weight(*shape, None, None, device, vectors), vectors
 
 
-def make_store(rows: Rows, tiers: Tiers, capacity: Capacity, quantizer: nn.Module, weight: Tensor) -> RowStore | None:
-    """The store, None for rows that are a parameter of N rows.
+def make_weight(
+    num_embeddings: int,
+    embedding_dim: int,
+    padding_idx: int | None,
+    weight: Tensor | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """Rows as nn.Embedding starts them: those of ``weight``, or N(0, 1) with zeros for padding_idx."""
+    kind = dtype if dtype is not None or weight is None else weight.dtype
+    if kind is not None and not kind.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point type, got {kind}")
+    if weight is not None:
+        if tuple(weight.shape) != (num_embeddings, embedding_dim):
+            raise ValueError(f"_weight must have shape {(num_embeddings, embedding_dim)}, got {tuple(weight.shape)}")
+        return as_normal(weight.detach()).to(device=device, dtype=dtype)
+    rows = torch.empty(num_embeddings, embedding_dim, device=device, dtype=dtype).normal_()
+    if padding_idx is not None:
+        rows[padding_idx] = 0
+    return rows
+
+
+def make_store(rows: Rows, tiers: Tiers, capacity: Capacity, quantizer: Quantizer, weight: Tensor) -> RowStore:
+    """The store of a layer's rows.
 
     Raises:
         ValueError: a quantiser that does not go with it.
     """
     if isinstance(rows, str):
-        return None
+        return FullStore()
     if isinstance(rows, NarrowRows):
         if not isinstance(quantizer, SXQuantizer):
             raise ValueError('rows=NarrowRows goes with quantizer="sx" alone: nearest centroids need whole rows')

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mgqe import ops
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.equations import tier_codebook
 from mgqe.codec.packing import code_dtype
 from mgqe.codec.tiers import Tiers
+from mgqe.nn.context.ddp import common_generator
 from mgqe.nn.context.graphs import outside_graphs
+from mgqe.nn.context.hints import OptimizerHints, leave_hints
+from mgqe.nn.quantizers.autograd import ReadRows
 from mgqe.nn.quantizers.vq import VQQuantizer
 from mgqe.nn.rows.config import CachedRows
-from mgqe.nn.rows.store import RowStore
+from mgqe.nn.rows.store import RowStore, StateEntry
 
 FULL = 0.75  # of the cache taken: it is encoded and emptied before the next step
 SLACK = 1.5  # and at the latest when this many times the largest step would not fit any more
@@ -22,23 +24,37 @@ LEAST_CACHE = 65_536
 SAMPLE = 1 << 20  # rows of a tier that one step of Lloyd's algorithm looks at
 
 
-class CacheStore(RowStore):
+class CacheStore(RowStore, nn.Module):
     """Rows of a parameter (H + M, d): H of the most frequent ids, then M places that others take while they train.
 
-    Bytes a row of the vocabulary: D a code (2 D beyond 256 centroids) and 4 for its place.
+    Bytes per row of the vocabulary: D for its codes (2 D beyond 256 centroids) and 4 for its place.
 
     Attributes:
         codes_held: (N, D) every id's codes, up to date for ids without a place.
         place_of: int32 (N,) the row of the parameter that holds an id's row, or -1.
         owner: int64 (M,) the id in each place of the cache.
-        state: int64 (5,): places taken, how often the cache was emptied, whether codes have been given, the most places
-            that one step took, places taken before this step.
+        state: int64 (5,) what checkpoints keep of the entries named here.
+        taken: places that are taken.
+        emptied: how often the cache was emptied.
+        codes_given: 1 if codes have been given, else 0.
+        most_taken: the most places that one step took.
+        taken_before: places that were taken before this step.
     """
+
+    may_revive = False
+    trains_all_ids = False
+    trains_in_eval_mode = False
 
     codes_held: Tensor
     place_of: Tensor
     owner: Tensor
+    heads: Tensor
     state: Tensor
+    taken = StateEntry(0)
+    emptied = StateEntry(1)
+    codes_given = StateEntry(2)
+    most_taken = StateEntry(3)
+    taken_before = StateEntry(4)
 
     def __init__(
         self, config: CachedRows, tiers: Tiers, capacity: Capacity, quantizer: VQQuantizer, device: torch.device
@@ -51,12 +67,11 @@ class CacheStore(RowStore):
         self._quantizer = (quantizer,)
         self.head_rows = head
         self._init_std = None if config.codes is None else config.init_std
-        kind = code_dtype(max(capacity.num_centroids))
         shape = (n, max(capacity.num_subspaces))
-        held = torch.empty(shape, dtype=kind, device=device)
+        codes = torch.empty(shape, dtype=code_dtype(max(capacity.num_centroids)), device=device)
         if config.codes is not None:
-            held.copy_(checked_codes(config.codes, shape, capacity, tiers, device))
-        self.register_buffer("codes_held", held)
+            codes.copy_(checked_codes(config.codes, shape, capacity, tiers, device))
+        self.register_buffer("codes_held", codes)
         self.register_buffer("place_of", torch.empty(n, dtype=torch.int32, device=device))
         self.register_buffer("owner", torch.zeros(cache, dtype=torch.int64, device=device))
         self.register_buffer("state", torch.zeros(5, dtype=torch.int64, device="cpu"))
@@ -74,21 +89,13 @@ class CacheStore(RowStore):
         if self._init_std is None:
             self.codes_held.zero_()
             return
-        self.state[2] = 1
+        self.codes_given = 1
         for book in self._quantizer[0].codebooks:
             book.normal_(std=self._init_std)
 
-    heads: Tensor
-
     @property
-    def ready(self) -> bool:
-        """Whether ids without a place have codes that mean something."""
-        return bool(self.state[2])
-
-    @property
-    def emptied(self) -> int:
-        """How often the cache was encoded."""
-        return int(self.state[1])
+    def has_codes(self) -> bool:
+        return bool(self.codes_given)
 
     @outside_graphs
     def read(self, weight: Tensor, ids: Tensor) -> Tensor:
@@ -101,10 +108,9 @@ class CacheStore(RowStore):
 
     def _decoded(self, ids: Tensor) -> Tensor:
         """Rows of codes (n, d); zeros while there are none."""
-        dim = self._capacity.embedding_dim
-        if not self.ready:
-            return torch.zeros(ids.shape[0], dim, dtype=torch.float32, device=ids.device)
-        rows = torch.empty(ids.shape[0], dim, dtype=torch.float32, device=ids.device)
+        rows = torch.zeros(ids.shape[0], self._capacity.embedding_dim, dtype=torch.float32, device=ids.device)
+        if not self.has_codes:
+            return rows
         for g, chosen in self._by_tier(ids):
             codes = self.codes_held[ids[chosen], : self._capacity.num_subspaces[g]]
             rows[chosen] = ops.gather(codes.to(torch.int32), self._book(g))
@@ -112,31 +118,28 @@ class CacheStore(RowStore):
 
     def _book(self, tier: int) -> Tensor:
         number = self._capacity.codebook_of[tier]
-        book = self._quantizer[0]._book(number)
+        book = self._quantizer[0].rounded(number)
         return tier_codebook(book, self._capacity.num_subspaces[tier], self._capacity.num_centroids[tier]).contiguous()
 
     def _by_tier(self, ids: Tensor) -> list[tuple[int, Tensor]]:
         if self._capacity.num_tiers == 1:
             return [(0, torch.arange(ids.shape[0], device=ids.device))]
         tier = self._tiers.of(ids)
-        found = [(g, (tier == g).nonzero().squeeze(1)) for g in range(self._capacity.num_tiers)]
-        return [(g, chosen) for g, chosen in found if chosen.numel()]
+        groups = [(g, (tier == g).nonzero().squeeze(1)) for g in range(self._capacity.num_tiers)]
+        return [(g, chosen) for g, chosen in groups if chosen.numel()]
 
-    @outside_graphs
     @torch.no_grad()
-    def places(self, weight: Tensor, ids: Tensor) -> Tensor | None:
-        if not weight.requires_grad:  # nobody will step, so nobody would say when to empty the cache
-            return None
-        found = self.place_of[ids]
-        new = ids[found < 0]
+    def places(self, weight: Tensor, ids: Tensor) -> Tensor:
+        """Rows of the parameter (n,) that hold these ids' rows; ids without one get one."""
+        places = self.place_of[ids]
+        new = ids[places < 0]
         if new.numel():
-            new = torch.unique(new)
-            self._admit(weight, new)
-            found = self.place_of[ids]
-        return found.long()
+            self._admit(weight, torch.unique(new))
+            places = self.place_of[ids]
+        return places.long()
 
     def _admit(self, weight: Tensor, ids: Tensor) -> None:
-        taken, emptied = self.state[:2].tolist()
+        taken = self.taken
         end = taken + ids.shape[0]
         if end > self.owner.shape[0]:
             raise RuntimeError(
@@ -144,68 +147,72 @@ class CacheStore(RowStore):
                 f"optimiser. Give rows=CachedRows(cache_rows={4 * end}), or step more often (a step that is skipped, "
                 "as by a gradient scaler, does not count)"
             )
-        if emptied or self.ready:  # else the places hold the rows that the parameter started with
+        if self.emptied or self.has_codes:  # else the places hold the rows that the parameter started with
             first = self.head_rows + taken
-            # .data: not a change that counts as an optimiser's step, or that a waiting graph would mind
+            # .data, since this change must not count as an optimiser's step, nor trouble a graph that waits.
             weight.data[first : first + ids.shape[0]] = self._decoded(ids).to(weight.dtype)
         self.owner[taken:end] = ids
         self.place_of[ids] = torch.arange(
             self.head_rows + taken, self.head_rows + end, dtype=torch.int32, device=ids.device
         )
-        self.state[0] = end
+        self.taken = end
 
     @outside_graphs
-    def train_rows(self, weight: Tensor, ids: Tensor, sparse: bool) -> Tensor:
-        places = self.places(weight, ids)
-        return self.read(weight, ids) if places is None else F.embedding(places, weight, sparse=sparse)
+    def train_rows(self, weight: Tensor, ids: Tensor, sparse: bool, left_out: int | None = None) -> Tensor:
+        if not self.gathers(weight):
+            return self.read(weight, ids)
+        return ReadRows.apply(weight, self.places(weight, ids), sparse)  # type: ignore[no-any-return, no-untyped-call]
 
+    def gathers(self, weight: Tensor) -> bool:
+        # Rows that no optimiser moves take no places: no step would ever give these up.
+        return weight.requires_grad
+
+    @outside_graphs
     def final_codes_mask(self, ids: Tensor) -> Tensor | None:
-        return self.place_of[ids] < 0 if self.ready else None
+        return self.place_of[ids] < 0 if self.has_codes else None
 
-    def residents(self, tier: int, limit: int, generator: torch.Generator) -> Tensor:
+    def draw_ids(self, tiers: Tiers, tier: int, limit: int, generator: torch.Generator) -> Tensor:
         """Ids of a tier that have a row, at most ``limit`` of them at random."""
-        ids = torch.cat([self.heads, self.owner[: int(self.state[0])]])
-        if self._capacity.num_tiers > 1:
-            ids = ids[self._tiers.of(ids) == tier]
+        ids = torch.cat([self.heads, self.owner[: self.taken]])
+        if tiers.num_tiers > 1:
+            ids = ids[tiers.of(ids) == tier]
         if ids.shape[0] <= limit:
             return ids
         return ids[torch.randperm(ids.shape[0], generator=generator, device="cpu")[:limit].to(ids.device)]
 
-    def nearly_full(self) -> bool:
-        """Whether the cache should be emptied before another step: asked once between two steps."""
-        taken, _, _, most, before = self.state.tolist()
+    def is_nearly_full(self) -> bool:
         if self.head_rows + self.owner.shape[0] >= self.place_of.shape[0]:
             return False  # there is a place for every id
-        size, most = self.owner.shape[0], max(most, taken - before)
-        self.state[3], self.state[4] = most, taken
+        size, taken = self.owner.shape[0], self.taken
+        self.most_taken = most = max(self.most_taken, taken - self.taken_before)
+        self.taken_before = taken
         return bool(taken > FULL * size or taken + SLACK * most > size)
 
     def after_step(self, weight: Tensor, passes: int) -> None:
-        self._tell(weight)
+        leave_hints(weight, self.optimizer_hints())
 
-    def _tell(self, weight: Tensor) -> None:
-        """Leave word for the optimiser: how often the places were renewed, and the first one."""
-        weight.mgqe_renewed = (self.emptied, self.head_rows)  # type: ignore[attr-defined]
+    def optimizer_hints(self) -> OptimizerHints:
+        return OptimizerHints(renewals=self.emptied, first_renewed=self.head_rows)
 
     @torch.no_grad()
     def flush(self, weight: Tensor) -> None:
         """Encode the rows in the cache and give their places up. The codebooks must have started."""
-        taken = int(self.state[0])
+        taken = self.taken
         ids = self.owner[:taken]
         rows = weight.detach()[self.head_rows : self.head_rows + taken]
         for g, chosen in self._by_tier(ids):
-            for part in torch.split(chosen, LEAST_CACHE):
-                codes = self._quantizer[0].codes(rows[part].float(), g)
-                self.codes_held[ids[part], : codes.shape[1]] = codes.to(self.codes_held.dtype)
+            for some in torch.split(chosen, LEAST_CACHE):
+                codes = self._quantizer[0].codes(rows[some].float(), g)
+                self.codes_held[ids[some], : codes.shape[1]] = codes.to(self.codes_held.dtype)
         self.place_of[ids] = -1
-        self.state[0] = self.state[4] = 0
-        self.state[1] += 1
-        self._tell(weight)
+        self.taken = self.taken_before = 0
+        self.emptied += 1
+        leave_hints(weight, self.optimizer_hints())
 
     @torch.no_grad()
-    def start(self) -> None:
-        """Give every id the code nearest to zero, once, when the codebooks have started."""
-        if self.ready:
+    def codebooks_started(self) -> None:
+        """Give every id the code nearest to zero, once."""
+        if self.has_codes:
             return
         for g in range(self._capacity.num_tiers):
             zero = torch.zeros(1, self._capacity.embedding_dim, device=self.codes_held.device)
@@ -216,32 +223,30 @@ class CacheStore(RowStore):
                 self.codes_held[self._tiers.starts[g] : self._tiers.starts[g + 1], : code.shape[1]] = code
             else:
                 self.codes_held[self._tiers.members(g).to(code.device), : code.shape[1]] = code
-        self.state[2] = 1
+        self.codes_given = 1
 
     @torch.no_grad()
-    def lloyd_step(self, weight: Tensor, generator: torch.Generator) -> None:
-        """One step of Lloyd's algorithm on the rows that are held: codebooks keep up with rows that train unquantised.
+    def lloyd_step(self, weight: Tensor, passes: int) -> None:
+        """One step of Lloyd's algorithm on the rows in the cache: codebooks keep up with rows that train unquantised.
 
         Centroids that none of these rows chooses stay where they are: other ids may have them.
         """
-        quantizer, capacity = self._quantizer[0], self._capacity
+        quantizer, capacity, generator = self._quantizer[0], self._capacity, common_generator(weight, passes)
         for number, parameter in enumerate(quantizer.codebooks):
             sums = torch.zeros(parameter.shape, dtype=torch.float32, device=parameter.device)
             counts = torch.zeros(parameter.shape[:2], dtype=torch.float32, device=parameter.device)
-            for g, owner in enumerate(capacity.codebook_of):
-                if owner != number:
-                    continue
-                rows = self.read(weight, self.residents(g, SAMPLE, generator))
+            for g in (g for g, used in enumerate(capacity.codebook_of) if used == number):
+                rows = self.read(weight, self.draw_ids(self._tiers, g, SAMPLE, generator))
                 if rows.shape[0]:
-                    found, times = ops.scatter(rows, quantizer.codes(rows, g), None, *parameter.shape)
-                    sums += found
-                    counts += times
+                    tier_sums, tier_counts = ops.scatter(rows, quantizer.codes(rows, g), None, *parameter.shape)
+                    sums += tier_sums
+                    counts += tier_counts
             moved = sums / counts.clamp(min=1).unsqueeze(-1)
             parameter.copy_(torch.where((counts > 0).unsqueeze(-1), moved, parameter.float()).to(parameter.dtype))
 
     def codes(self, ids: Tensor, tier: int) -> Tensor | None:
-        """Of ids all of which have none but their codes; None otherwise."""
-        if not self.ready or bool((self.place_of[ids] >= 0).any()):
+        """Final where none of the ids has a row."""
+        if not self.has_codes or bool((self.place_of[ids] >= 0).any()):
             return None
         return self.codes_held[ids, : self._capacity.num_subspaces[tier]].to(torch.int32)
 
@@ -265,18 +270,17 @@ def head_ids(tiers: Tiers, head: int) -> Tensor:
     """The first ``head`` ids, tier by tier, in order of ids within one."""
     if tiers.tier_of is None:
         return torch.arange(head, device="cpu")
-    found: list[Tensor] = []
+    ids = torch.empty(0, dtype=torch.int64, device="cpu")
     for g in range(tiers.num_tiers):
-        left = head - sum(len(ids) for ids in found)
-        if left > 0:
-            found.append(tiers.members(g)[:left])
-    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64, device="cpu")
+        if len(ids) < head:
+            ids = torch.cat([ids, tiers.members(g)[: head - len(ids)]])
+    return ids
 
 
 def checked_codes(
     codes: Tensor, shape: tuple[int, int], capacity: Capacity, tiers: Tiers, device: torch.device
 ) -> Tensor:
-    """Given codes, known to fit; TypeError or ValueError says what does not."""
+    """The codes, which fit; TypeError or ValueError says what does not."""
     if device.type == "meta":
         raise ValueError("codes= cannot be kept on the meta device: make the layer where it will train")
     if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.dtype == torch.bool:
@@ -288,8 +292,8 @@ def checked_codes(
         if not tiers.sizes[g]:
             continue
         start, stop = tiers.starts[g], tiers.starts[g + 1]
-        mine = codes[start:stop] if tiers.tier_of is None else codes[tiers.members(g).to(codes.device)]
-        low, high = int(mine[:, :subspaces].min()), int(mine[:, :subspaces].max())
+        of_tier = codes[start:stop] if tiers.tier_of is None else codes[tiers.members(g).to(codes.device)]
+        low, high = int(of_tier[:, :subspaces].min()), int(of_tier[:, :subspaces].max())
         if low < 0 or high >= centroids:
             raise ValueError(f"codes of tier {g} must be in 0 .. {centroids - 1}, got {low} .. {high}")
     return codes

@@ -1,4 +1,4 @@
-"""What ``rows=`` of the layers may be: a name, or one of these with numbers of one's own."""
+"""What ``rows=`` of the layers may be: a name, or one of these configurations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class CachedRows:
     all of it is encoded and emptied. So codes are refined wherever training goes, and no raw table exists.
 
     Attributes:
-        head_rows: ids that have a row of their own all the time: those of the first tiers, in order of ids within one.
+        head_rows: how many ids have a row all the time: those of the first tiers, in order of ids within a tier.
             Default: all of the first tier where there are several, else none.
         cache_rows: places for the others, several times the distinct ids of a batch. Default: N / 16, at least 65,536.
         codes: integers (N, D) to start from, such as :func:`mgqe.baselines.recjpq.interaction_codes` gives, or None:
@@ -38,7 +38,7 @@ class CachedRows:
 
 @dataclass(frozen=True, eq=False)
 class CodeRows:
-    """Fixed codes, such as those of who took what; the centroids alone train (RecJPQ, WSDM'24).
+    """Fixed codes, such as those made of users' interactions; the centroids alone train (RecJPQ, WSDM'24).
 
     Attributes:
         codes: integers (N, D) in [0, K) of each id's tier.
@@ -56,9 +56,8 @@ class CodeRows:
 class NarrowRows:
     """Rows with fewer dimensions than vectors, for ``quantizer="sx"``: they choose keys, and values are served.
 
-    A row has ``key_dim`` dimensions a subspace, as the keys do (DPQ, arXiv 1908.09756, section 2.2). In the warm-up
-    each piece of a vector is a linear map of its piece of the row, learnt a subspace; the values start as maps of the
-    keys.
+    A row has ``key_dim`` dimensions per subspace, as the keys do (DPQ, arXiv 1908.09756, section 2.2). In the warm-up
+    a vector's subspace is a linear map of the row's, learnt per subspace; the values start as maps of the keys.
 
     Attributes:
         key_dim: dimensions of a key, 1 to the values' d / D.
@@ -74,13 +73,13 @@ class NarrowRows:
 class SketchRows:
     """Rows from a hashed sketch that is clustered again at intervals (CCE, NeurIPS'23).
 
-    A row's piece j is centroid p_j(id), which all ids with that pointer share, plus an entry of a hashed table. Every
-    ``interval`` training passes all ids are assigned to new centroids of these sums, and the hashed table starts again
-    at zero with another hash.
+    A row's subspace j is centroid p_j(id), which all ids with that pointer share, plus an entry of a hashed table.
+    Every ``interval`` training passes all ids are assigned to new centroids of these sums, and the hashed table starts
+    again at zero with another hash.
 
     Attributes:
-        buckets: entries of the hashed table, a subspace. Default N / 16, at least 256.
-        num_centroids: of the pointers, a subspace; 2 to 65,536.
+        buckets: entries of the hashed table per subspace. Default N / 16, at least 256.
+        num_centroids: of the pointers, per subspace; 2 to 65,536.
         interval: training passes between two clusterings; 0 for none.
         clusterings: how many there are at most, so that training comes to rest.
     """
@@ -106,9 +105,9 @@ def resolve_rows(rows: Rows) -> Rows:
     """A name or a configuration -> "float32", "bfloat16", or a configuration; ValueError for anything else."""
     if isinstance(rows, (CachedRows, CodeRows, NarrowRows, SketchRows)):
         return rows
-    made: dict[str, Rows] = {"cached": CachedRows(), "narrow": NarrowRows(), "sketch": SketchRows()}
+    defaults: dict[str, Rows] = {"cached": CachedRows(), "narrow": NarrowRows(), "sketch": SketchRows()}
     if rows in ROWS:
-        return made.get(rows, rows)
+        return defaults.get(rows, rows)
     raise ValueError(
         f"rows must be one of {ROWS}, or a CachedRows, CodeRows, NarrowRows or SketchRows of mgqe.nn.rows, got {rows!r}"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mgqe import ops
 from mgqe.codec.capacity import Capacity
@@ -16,12 +16,15 @@ from mgqe.nn.rows.config import CodeRows
 from mgqe.nn.rows.store import RowStore
 
 
-class FixedStore(RowStore):
-    """Rows are their codes' centroids. Bytes a row of the vocabulary: D, or 2 D beyond 256 centroids.
+class FixedStore(RowStore, nn.Module):
+    """Rows are their codes' centroids. Bytes per row of the vocabulary: D, or 2 D beyond 256 centroids.
 
     Attributes:
         codes_held: (N, D).
     """
+
+    codes_are_fixed = True
+    may_revive = False
 
     codes_held: Tensor
 
@@ -48,7 +51,7 @@ class FixedStore(RowStore):
             return self.train_rows(weight, ids, False)
 
     @outside_graphs
-    def train_rows(self, weight: Tensor, ids: Tensor, sparse: bool) -> Tensor:
+    def train_rows(self, weight: Tensor, ids: Tensor, sparse: bool, left_out: int | None = None) -> Tensor:
         if self._capacity.num_tiers == 1:
             return self._decoded(ids, 0)
         tier = self._tiers.of(ids)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mgqe.nn.rows.store import RowStore
 
 
-class NarrowStore(RowStore):
+class NarrowStore(RowStore, nn.Module):
     """Rows of a parameter (N, D * key_dim), and the maps that make vectors of them while there are no codes.
 
     Attributes:
@@ -30,7 +30,7 @@ class NarrowStore(RowStore):
     def read(self, weight: Tensor, ids: Tensor) -> Tensor:
         return F.embedding(ids, weight.detach()).float()
 
-    def train_rows(self, weight: Tensor, ids: Tensor, sparse: bool) -> Tensor:
+    def train_rows(self, weight: Tensor, ids: Tensor, sparse: bool, left_out: int | None = None) -> Tensor:
         return F.embedding(ids, weight, sparse=sparse)
 
     def vectors(self, rows: Tensor) -> Tensor:

@@ -13,26 +13,32 @@ from mgqe.codec.packing import code_dtype
 from mgqe.nn.context.ddp import cpu_generator
 from mgqe.nn.context.graphs import outside_graphs
 from mgqe.nn.rows.config import SketchRows
-from mgqe.nn.rows.store import RowStore, chunks
+from mgqe.nn.rows.store import RowStore, StateEntry, chunks
 
 LEAST_BUCKETS = 256
 CHUNK = 1 << 17
 ITERATIONS = KMeans(iterations=10)
 
 
-class SketchStore(RowStore):
-    """Piece j of row i: centroids[j, pointers[i, j]] + the hashed table's entry (j, h_j(i)), which is the parameter.
+class SketchStore(RowStore, nn.Module):
+    """Row i in subspace j: centroids[j, pointers[i, j]] + entry (j, h_j(i)) of the hashed table, the parameter.
 
-    Bytes a row of the vocabulary: D a pointer (2 D beyond 256 centroids), and its share of the hashed table.
+    Bytes per row of the vocabulary: D for its pointers (2 D beyond 256 centroids), and its share of the hashed table.
 
     Attributes:
         pointers: (N, D).
         centroids: parameter (D * K, s), those of a subspace together.
-        state: int64 (3,): clusterings so far, the hashes' salt, passes at the last clustering.
+        state: int64 (3,) what checkpoints keep of the entries named here.
+        clusterings: how many there were.
+        salt: of the hashes.
+        clustered_at: training passes before the last clustering.
     """
 
     pointers: Tensor
     state: Tensor
+    clusterings = StateEntry(0)
+    salt = StateEntry(1)
+    clustered_at = StateEntry(2)
 
     def __init__(
         self,
@@ -65,38 +71,37 @@ class SketchStore(RowStore):
             drawn = torch.randint(self.num_centroids, ids.shape, generator=generator, device="cpu")
             ids.copy_(drawn)
         self.state.zero_()
-        self.state[1] = self._salt(generator)
+        self._draw_salt(generator)
 
-    @staticmethod
-    def _salt(generator: torch.Generator) -> int:
-        return int(torch.randint(2**31, (), generator=generator, device="cpu"))
+    def _draw_salt(self, generator: torch.Generator) -> None:
+        self.salt = int(torch.randint(2**31, (), generator=generator, device="cpu"))
 
     def read(self, weight: Tensor, ids: Tensor) -> Tensor:
         with torch.no_grad():
             return self.train_rows(weight, ids, False).float()
 
     @outside_graphs
-    def train_rows(self, weight: Tensor, ids: Tensor, sparse: bool) -> Tensor:
+    def train_rows(self, weight: Tensor, ids: Tensor, sparse: bool, left_out: int | None = None) -> Tensor:
         shared = ops.gather(self.pointers[ids].to(torch.int32), self._book().float())
-        own = F.embedding(self._entries(ids), weight, sparse=sparse).flatten(1)
-        return shared.to(own.dtype) + own
+        entries = F.embedding(self._entries(ids), weight, sparse=sparse).flatten(1)
+        return shared.to(entries.dtype) + entries
 
     def _book(self) -> Tensor:
         """(D, K, s)."""
         return self.centroids.view(self.pointers.shape[1], self.num_centroids, -1)
 
     def _entries(self, ids: Tensor) -> Tensor:
-        """Rows of the hashed table: (n, D), each subspace with a hash and a part of the table of its own."""
-        subspaces, salt = self.pointers.shape[1], int(self.state[1])
-        which = torch.arange(subspaces, device=ids.device)
-        return bucket_of(ids.unsqueeze(1), self.buckets, salt, which) + which * self.buckets
+        """Rows of the hashed table: (n, D); each subspace has a hash and a range of the table of its own."""
+        subspace = torch.arange(self.pointers.shape[1], device=ids.device)
+        return bucket_of(ids.unsqueeze(1), self.buckets, self.salt, subspace) + subspace * self.buckets
 
     @torch.no_grad()
     def after_step(self, weight: Tensor, passes: int) -> None:
-        done, _, last = self.state.tolist()
-        if self.config.interval and done < self.config.clusterings and passes - last >= self.config.interval:
+        config = self.config
+        due = config.interval and passes - self.clustered_at >= config.interval
+        if due and self.clusterings < config.clusterings:
             self.cluster(weight, cpu_generator())
-            self.state[2] = passes
+            self.clustered_at = passes
 
     @torch.no_grad()
     def cluster(self, weight: Tensor, generator: torch.Generator) -> None:
@@ -104,16 +109,16 @@ class SketchStore(RowStore):
         total, subspaces = self.pointers.shape
         width = self.centroids.shape[1]
         sample = torch.randint(total, (min(total, 1 << 16),), generator=generator, device="cpu").to(weight.device)
-        held = torch.empty(subspaces, 0, width, dtype=torch.float32, device=weight.device)
-        book = kmeans([(self.read(weight, sample), subspaces)], held, self.num_centroids, generator, ITERATIONS)
+        none = torch.empty(subspaces, 0, width, dtype=torch.float32, device=weight.device)
+        book = kmeans([(self.read(weight, sample), subspaces)], none, self.num_centroids, generator, ITERATIONS)
         for ids in chunks(total, CHUNK, weight.device):
             self.pointers[ids] = ops.assign(self.read(weight, ids), book, None).to(self.pointers.dtype)
         self.centroids.copy_(book.flatten(0, 1))
         weight.zero_()
-        self.state[0] += 1
-        self.state[1] = self._salt(generator)
+        self.clusterings += 1
+        self._draw_salt(generator)
 
 
 def buckets_of(config: SketchRows, num_embeddings: int) -> int:
-    """B."""
+    """B, entries of the hashed table per subspace."""
     return max(LEAST_BUCKETS, num_embeddings // 16) if config.buckets is None else config.buckets

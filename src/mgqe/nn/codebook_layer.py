@@ -1,0 +1,191 @@
+"""CodebookLayer: the parts that every layer with codebooks has, and what models ask of it; and a batch's ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mgqe.codec.capacity import Capacity
+from mgqe.codec.equations import Groups
+from mgqe.codec.kmeans import revive_interval, revive_size
+from mgqe.codec.tiers import Tiers
+from mgqe.nn.context.ddp import KeepInGraph, data_parallel
+from mgqe.nn.pending import PendingLosses
+from mgqe.nn.quantizers.base import Quantizer
+from mgqe.nn.schedule import Event, WarmUp
+from mgqe.nn.step_watcher import StepWatcher
+
+
+class Batch(NamedTuple):
+    """The distinct ids of a look-up, each of which is read and quantised once.
+
+    Attributes:
+        ids: (u,) distinct; under torch.compile u is n, and the rest repeats the first id with a count of 0.
+        inverse: (n,) the position among them of each id that was looked up.
+        counts: (u,) how often each was looked up.
+        groups: how many of them each tier has, tiers in order; under torch.compile each one's tier (u,). Empty where
+            rows are not quantised.
+    """
+
+    ids: Tensor
+    inverse: Tensor
+    counts: Tensor
+    groups: Groups = ()
+
+
+class CodebookLayer(nn.Module):
+    """A layer whose codebooks start after a warm-up: the embeddings, and the tables over torchrec's rows.
+
+    :func:`mgqe.quantization_loss` and :func:`mgqe.start_quantizing` look for these in a model.
+
+    Attributes:
+        tiers, capacity: which ids are in which tier, and D and K of each.
+        quantizer: the codebooks.
+        schedule: which training pass it is, when the warm-up ends, when centroids revive.
+        losses: quantisation losses that no backward pass has gone through yet.
+        watcher: whether an optimiser has taken a step since the last training pass.
+        tier_sizes, tier_of: buffers. Checkpoints keep the tiers, so that codes are never read under other ones than
+            they were trained with.
+        steps, started: buffers of the schedule.
+    """
+
+    tiers: Tiers
+    quantizer: Quantizer
+    tier_sizes: Tensor
+    tier_of: Tensor | None
+    steps: Tensor
+    started: Tensor
+
+    def __init__(self, tiers: Tiers, capacity: Capacity, warmup_steps: int, device: torch.device) -> None:
+        super().__init__()
+        self.tiers, self.capacity = tiers, capacity
+        self.register_buffer("tier_sizes", torch.tensor(tiers.sizes, dtype=torch.int64, device=device))
+        self.register_buffer("tier_of", None if tiers.tier_of is None else tiers.tier_of.to(device))
+        for name, buffer in WarmUp.buffers(device).items():
+            self.register_buffer(name, buffer)
+        reach = zip(tiers.sizes, capacity.num_centroids, strict=True)
+        revive_every = revive_interval(max(min(size, revive_size(k)) for size, k in reach))
+        self.schedule = WarmUp(self._buffers, warmup_steps, revive_every)
+        self.losses = PendingLosses()
+        self.watcher = StepWatcher()
+
+    # ---- what a layer does when it is due ------------------------------------------------------------------
+
+    def start_quantizing(self) -> None:
+        """End the warm-up now."""
+        raise NotImplementedError
+
+    def revive(self) -> None:
+        """Move centroids that no id chooses onto rows that are far from theirs."""
+        raise NotImplementedError
+
+    def _step_is_over(self) -> bool:
+        """Whether an optimiser has taken the step to which the last passes belong."""
+        raise NotImplementedError
+
+    def _losses_are_past(self) -> bool:
+        """Whether the losses that wait belong to a step that is over."""
+        return self._step_is_over()
+
+    def _count_pass(self, stepped: bool = True, may_revive: bool = True) -> None:
+        """Count a training pass, and start or revive codebooks where that is due; see :meth:`WarmUp.count_pass`."""
+        self.losses.begin_pass()
+        event = self.schedule.count_pass(stepped, may_revive)
+        if event is Event.START:
+            self.start_quantizing()
+        elif event is Event.REVIVE:
+            self.revive()
+
+    # ---- what models ask -----------------------------------------------------------------------------------
+
+    @property
+    def quantizing(self) -> bool:
+        """Whether the warm-up is over: the forward pass returns quantised vectors."""
+        return self.schedule.is_over
+
+    @property
+    def warmup_steps(self) -> int:
+        """Training passes before the codebooks start."""
+        return self.schedule.warmup_steps
+
+    @warmup_steps.setter
+    def warmup_steps(self, steps: int) -> None:
+        self.schedule.warmup_steps = steps
+
+    @property
+    def latest_pass(self) -> int:
+        """The number of the latest training pass, counted over all layers."""
+        return self.losses.latest_pass
+
+    @property
+    def ended_pass(self) -> int:
+        """The number of the last pass of the step before the latest pass."""
+        return self.losses.ended_pass
+
+    def auxiliary_loss(self, latest_pass: int | None = None, ended_pass: int = 0) -> Tensor | None:
+        """The sum of the losses that wait to be counted, None if there are none; see :meth:`PendingLosses.read`."""
+        if self._losses_are_past():
+            self.losses.clear()
+        return self.losses.read(latest_pass, ended_pass)
+
+    # ---- for the forward passes and checkpoints --------------------------------------------------------------
+
+    @property
+    def _trains(self) -> bool:
+        """Whether this is a training pass."""
+        return self.training and torch.is_grad_enabled()
+
+    def tie_to_codebooks(self, vectors: Tensor) -> Tensor:
+        """Vectors as they leave the layer: in a DistributedDataParallel pass, tied to every codebook."""
+        if torch.compiler.is_compiling() or data_parallel() is None or not self._trains:
+            return vectors
+        return KeepInGraph.apply(vectors, *self.quantizer.parameters())  # type: ignore[no-any-return, no-untyped-call]
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        if difference := tiers_difference(state_dict, prefix, self.tiers):
+            error_messages = rest[-1]
+            error_messages.append(difference)
+            return
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self.schedule.reload()
+
+    def _describe_tiers(self) -> str:
+        tiers = zip(self.tiers.sizes, self.capacity.num_subspaces, self.capacity.num_centroids, strict=True)
+        return ", ".join(f"{n:,} ids x {d} of {k}" for n, d, k in tiers)
+
+
+def tiers_difference(state_dict: Mapping[str, Any], prefix: str, tiers: Tiers) -> str | None:
+    """How a checkpoint's tiers differ from the layer's, as an error text; None where they do not, or it has none.
+
+    Args:
+        state_dict: the checkpoint.
+        prefix: of the layer's keys in it.
+        tiers: the layer's.
+    """
+    sizes = state_dict.get(f"{prefix}tier_sizes")
+    if not isinstance(sizes, Tensor):
+        return None
+    tier_of = state_dict.get(f"{prefix}tier_of")
+    saved = tuple(sizes.tolist())
+    if saved != tiers.sizes:
+        difference = f"tiers of {saved} ids, this layer of {tiers.sizes}"
+    elif not _same_assignment(tier_of, tiers.tier_of):
+        difference = f"other ids in its tiers of {saved} ids than this layer"
+    else:
+        return None
+    argument = f"tiers={list(saved)}"
+    if tier_of is not None:
+        argument = f"tiers=mgqe.Tiers.from_assignment(state_dict[{prefix + 'tier_of'!r}])"
+    return (
+        f"{prefix.rstrip('.') or 'the layer'}: the checkpoint has {difference}. Make the layer with the same counts= "
+        f"or tiers= as the one that was saved, or with {argument}"
+    )
+
+
+def _same_assignment(saved: Any, tier_of: Tensor | None) -> bool:
+    if saved is None or tier_of is None:
+        return saved is None and tier_of is None
+    return bool(torch.equal(saved.cpu(), tier_of))

@@ -1,0 +1,24 @@
+"""Rows that cannot be quantised."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+SWEEP_ROWS = 65_536  # rows worked on at a time in a sweep over the vocabulary
+
+
+def first_bad_row(rows: Tensor, largest: float = math.inf, ignored: int | None = None) -> int | None:
+    """The first of the rows (n, d), ``ignored`` apart, with a number that is not finite or larger than ``largest``."""
+    for start in range(0, len(rows), SWEEP_ROWS):
+        values = rows.detach()[start : start + SWEEP_ROWS]
+        good = values.isfinite()
+        if largest != math.inf:
+            good &= values.abs() <= largest
+        good = good.all(1)
+        if ignored is not None and start <= ignored < start + SWEEP_ROWS:
+            good[ignored - start] = True
+        if not bool(good.all()):
+            return start + int((~good).nonzero()[0])
+    return None
