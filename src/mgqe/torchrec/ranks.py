@@ -28,7 +28,7 @@ class Ranks:
 
     @property
     def active(self) -> bool:
-        """Whether there is anybody else."""
+        """Whether there are other ranks."""
         return self.size > 1
 
     @property
@@ -40,15 +40,15 @@ class Ranks:
 
     @property
     def rank(self) -> int:
-        """This one's number, from 0."""
+        """This process's rank, from 0."""
         return dist.get_rank(self._group) if self.size > 1 else 0
 
     def split(self, size: int) -> tuple[int, int]:
-        """This rank's part (start, stop) of so many rows that every rank has."""
+        """This rank's range (start, stop) of ``size`` rows that every rank has."""
         return size * self.rank // self.size, size * (self.rank + 1) // self.size
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's object, which pickle can write."""
+        """Every rank's object, which pickle can write, in order of ranks."""
         if not self.active:
             return [value]
         values: list[Any] = [None] * self.size
@@ -56,16 +56,20 @@ class Ranks:
         return values
 
     def gather_numbers(self, numbers: Sequence[int], device: torch.device) -> Callable[[], Tensor]:
-        """Every rank's numbers, as many on each: what gives int64 (ranks, n) on the CPU once they are here."""
-        mine = torch.tensor(numbers, dtype=torch.int64, device=device)
+        """Send this rank's n numbers to all others.
+
+        Returns:
+            a function that waits for the numbers of all ranks and returns them, int64 (ranks, n) on the CPU.
+        """
+        local = torch.tensor(numbers, dtype=torch.int64, device=device)
         if not self.active:
-            return mine.cpu().unsqueeze(0).clone
-        everyone = [torch.empty_like(mine) for _ in range(self.size)]
-        work = dist.all_gather(everyone, mine, group=self._group, async_op=True)
+            return local.cpu().unsqueeze(0).clone
+        gathered = [torch.empty_like(local) for _ in range(self.size)]
+        work = dist.all_gather(gathered, local, group=self._group, async_op=True)
 
         def wait() -> Tensor:
             work.wait()
-            return torch.stack(everyone).cpu()
+            return torch.stack(gathered).cpu()
 
         return wait
 
@@ -92,27 +96,27 @@ class Ranks:
             if error is not None:
                 raise error
             return
-        told = None if error is None else (_builtin(error), str(error))
-        for rank, found in enumerate(self.gather(told)):
-            if found is not None:
-                kind = getattr(builtins, found[0]) if found[0] in _KINDS else RuntimeError
-                raise kind(f"rank {rank}: {found[1]}") from error
+        local = None if error is None else (_builtin(error), str(error))
+        for rank, refusal in enumerate(self.gather(local)):
+            if refusal is not None:
+                name, text = refusal
+                raise (getattr(builtins, name) if name in _KINDS else RuntimeError)(f"rank {rank}: {text}") from error
 
     def check_alike(self, settings: Mapping[str, str], what: str) -> None:
         """Raise ValueError on every rank unless all have the same settings; the message names the first difference."""
-        everyone = self.gather(dict(settings))
-        for rank, theirs in enumerate(everyone):
-            for name in {**everyone[0], **theirs}:
-                ours, other = everyone[0].get(name, "nothing"), theirs.get(name, "nothing")
-                if ours != other:
+        first, *others = self.gather(dict(settings))
+        for rank, other in enumerate(others, start=1):
+            for name in {**first, **other}:
+                expected, value = first.get(name, "nothing"), other.get(name, "nothing")
+                if expected != value:
                     raise ValueError(
-                        f"{what}: rank {rank} has {name} = {other}, but rank 0 has {ours}. Every rank needs the same "
-                        "tables, tiers and configuration (counts: merge them first, mgqe.torchrec.merge_counts)"
+                        f"{what}: rank {rank} has {name} = {value}, but rank 0 has {expected}. Every rank needs the "
+                        "same tables, tiers and configuration (counts: merge them first, mgqe.torchrec.merge_counts)"
                     )
 
 
 def merge_counts(counts: Tensor, process_group: Any = None) -> Tensor:
-    """Sum counts (N,) of ids over the ranks: each counts its own part of the data, all get the same tiers.
+    """Sum counts (N,) of ids over the ranks, so that each counts a part of the data and all get the same tiers.
 
     Args:
         counts: int64 (N,), as :func:`mgqe.count_ids` gives.

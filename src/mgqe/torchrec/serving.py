@@ -41,10 +41,10 @@ class _Compact(nn.Module):
 
     def _jagged(self, features: Any) -> dict[str, Any]:
         """Each feature's ids; KeyError where the batch lacks one."""
-        parts: dict[str, Any] = features.to_dict()
-        if missing := [feature for mine in self.features.values() for feature in mine if feature not in parts]:
-            raise KeyError(f"the batch has no feature {missing[0]!r}: it has {sorted(parts)}")
-        return parts
+        jagged: dict[str, Any] = features.to_dict()
+        if missing := [feature for names in self.features.values() for feature in names if feature not in jagged]:
+            raise KeyError(f"the batch has no feature {missing[0]!r}: it has {sorted(jagged)}")
+        return jagged
 
 
 @contextmanager
@@ -76,18 +76,18 @@ class CompactEmbeddingBagCollection(_Compact):
         self.pooling, self.is_weighted = pooling, is_weighted
 
     def forward(self, features: Any) -> Any:
-        """Bags -> (B, d) a feature; of the inputs the weights have a gradient. Raises IndexError for an id outside its
-        table."""
+        """Bags -> (B, d) per feature; of the inputs the weights have a gradient. Raises IndexError for an id outside of
+        its table."""
         jagged, keys, pooled = self._jagged(features), [], []
         for name, table in self.tables.items():
             for feature in self.features[name]:
-                part = jagged[feature]
-                offsets = F.pad(part.lengths().to(torch.int64).cumsum(0), (1, 0))
-                weights = part.weights().float() if self.is_weighted else None
+                bags = jagged[feature]
+                offsets = F.pad(bags.lengths().to(torch.int64).cumsum(0), (1, 0))
+                weights = bags.weights().float() if self.is_weighted else None
                 keys.append(feature)
                 with _naming(name, feature):
-                    pooled.append(table.bag(as_int64(part.values()), offsets, self.pooling[name], weights, True))
-        return KeyedTensor(keys, [bags.shape[1] for bags in pooled], torch.cat(pooled, dim=1))
+                    pooled.append(table.bag(as_int64(bags.values()), offsets, self.pooling[name], weights, True))
+        return KeyedTensor(keys, [values.shape[1] for values in pooled], torch.cat(pooled, dim=1))
 
 
 class CompactEmbeddingCollection(_Compact):
@@ -96,13 +96,13 @@ class CompactEmbeddingCollection(_Compact):
     @torch.no_grad()
     def forward(self, features: Any) -> dict[str, Any]:
         """Ids -> each feature's vectors. Raises IndexError for an id outside its table."""
-        jagged, found = self._jagged(features), {}
+        jagged, out = self._jagged(features), {}
         for name, table in self.tables.items():
             for feature in self.features[name]:
                 with _naming(name, feature):
                     vectors = table.lookup(as_int64(jagged[feature].values()))
-                found[feature] = JaggedTensor(values=vectors, lengths=jagged[feature].lengths())
-        return found
+                out[feature] = JaggedTensor(values=vectors, lengths=jagged[feature].lengths())
+        return out
 
 
 def load(
@@ -176,8 +176,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         _check_manifest(about)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not a frozen collection ({error})") from error
-    found: dict[str, Any] = about
-    return found
+    return about  # type: ignore[no-any-return]
 
 
 def _check_manifest(about: Any) -> None:

@@ -1,4 +1,4 @@
-"""torchrec's table configurations and ours, checked, as the parts of a table here."""
+"""torchrec's table configurations and ours -> the checked settings of a table here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TableSettings:
     """One table.
 
     Attributes:
-        rows: torchrec's configuration, as given.
+        rows: torchrec's configuration.
         config: how it is quantised, without rules.
         tiers, capacity: what follows from counts and ``config``.
     """
@@ -39,10 +39,10 @@ class TableSettings:
 def resolve_tables(
     tables: Sequence[Any], config: CompressConfig, counts: Mapping[str, Counts | Tiers]
 ) -> list[TableSettings]:
-    """The user's arguments -> checked settings, one a table.
+    """The user's arguments -> checked settings, one per table.
 
     Raises:
-        ValueError, TypeError: what cannot be, naming the table.
+        ValueError, TypeError: arguments that do not fit, naming the table.
     """
     for table in tables:
         if not isinstance(table, (EmbeddingBagConfig, EmbeddingConfig)):
@@ -57,13 +57,13 @@ def resolve_tables(
         raise ValueError(f"a feature may belong to one table only, got {features}")
     if unknown := sorted({*counts} - {*names}):
         raise ValueError(f"counts for {unknown}, but the tables are {names}")
-    made = []
+    settings = []
     for table in tables:
         try:
-            made.append(_resolve(table, config.for_table((table.name,)), counts.get(table.name)))
+            settings.append(_resolve(table, config.for_table((table.name,)), counts.get(table.name)))
         except (ValueError, TypeError) as error:
             raise type(error)(f"table {table.name!r}: {error}") from error
-    return made
+    return settings
 
 
 def _resolve(table: Any, config: CompressConfig | None, counts: Counts | Tiers | None) -> TableSettings:
@@ -80,6 +80,6 @@ def _resolve(table: Any, config: CompressConfig | None, counts: Counts | Tiers |
 def plain_config(table: Any) -> Any:
     """The rows alone: torchrec's configuration of the table without pooling, under one feature of its name."""
     names = ("num_embeddings", "embedding_dim", "name", "data_type", "weight_init_max", "weight_init_min", "init_fn")
-    given = {name: getattr(table, name) for name in names}
-    given.update({name: as_int(name, given[name]) for name in ("num_embeddings", "embedding_dim")})
-    return EmbeddingConfig(**given, feature_names=[table.name])
+    values = {name: getattr(table, name) for name in names}
+    values.update({name: as_int(name, values[name]) for name in ("num_embeddings", "embedding_dim")})
+    return EmbeddingConfig(**values, feature_names=[table.name])
