@@ -224,12 +224,8 @@ def test_a_writer_in_another_thread_is_alive(tmp_path):
     ("host", "pid", "days", "goes"),
     [
         ("here", 2**22 + 1, 0, True),  # no such process
-        (
-            "here",
-            os.getpid(),
-            2,
-            None,
-        ),  # this process, or another with its number: the lock decides, if there are locks
+        # This process, or another one with its number: the lock decides, if there are locks.
+        pytest.param("here", os.getpid(), 2, None, id="this process"),
         ("0123abcd", 1, 0, False),  # of another machine, and new
         ("0123abcd", 1, 2, True),
         (None, None, 0, False),  # of an older version

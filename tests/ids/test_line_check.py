@@ -48,7 +48,7 @@ def test_it_agrees_with_a_look_at_each_line_whatever_the_blocks(content, data, t
         (b"a,b\n1,caf\xe9\n", False),
         ("a,b\n1,caf\u00e9\n".encode(), True),
         (b"a,b\n1,caf\xc3", False),  # half a letter at the end
-        (gzip.compress(b"a,b\n1,2\n"), None),
+        (gzip.compress(b"a,b\n1,2\n", mtime=0), None),
     ],
 )
 def test_what_it_says_of_two_columns(tmp_path: Path, content: bytes, expected: bool | None):
