@@ -14,6 +14,8 @@ FILES ?=
 JOBS ?= 1
 COUNT ?=
 WHAT ?=
+# As many processes of tests as there are cores.
+PARALLEL := -n auto --dist worksteal
 
 .PHONY: demo test test-all test-lowest test-newest test-torchrec test-third-party lint docs sanitize fuzz kill bench study clean setup
 
@@ -23,16 +25,16 @@ demo: setup  ## train full, small-d and MGQE tables on an embedded data set; tab
 	$(BIN)/python examples/look_up.py runs/demo
 
 test: lint  ## lint, types and the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 test-all: lint  ## the slow tests as well
 	$(BIN)/python -m pytest
 
 test-lowest: .venv-lowest/ready  ## the same tests on the lowest releases that pyproject.toml admits
-	.venv-lowest/bin/python -m pytest -m "not slow"
+	.venv-lowest/bin/python -m pytest $(PARALLEL) -m "not slow"
 
 test-newest: .venv-newest/ready  ## the same tests on the newest releases
-	.venv-newest/bin/python -m pytest -m "not slow"
+	.venv-newest/bin/python -m pytest $(PARALLEL) -m "not slow"
 
 test-torchrec: .venv-torchrec/ready  ## all tests with torchrec, accelerate and lightning
 	.venv-torchrec/bin/python -m pytest tests/torchrec tests/nn/test_loops.py
@@ -57,7 +59,7 @@ sanitize: setup  ## the kernels' tests under AddressSanitizer and UndefinedBehav
 		$(BIN)/python setup.py build_ext --build-lib build/sanitized
 	MGQE_LIBRARY=$(CURDIR)/build/sanitized/mgqe/ops/libmgqe_native.so ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-		$(BIN)/python -m pytest -q -m "not slow" tests/ops
+		$(BIN)/python -m pytest -q $(PARALLEL) -m "not slow" tests/ops
 
 fuzz: setup  ## damage small artefacts at random for MINUTES (or FILES=N of them), from SEED, in JOBS processes
 	$(BIN)/python -m reliability.fuzz --minutes $(MINUTES) --seed $(SEED) --jobs $(JOBS) \

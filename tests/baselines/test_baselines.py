@@ -361,7 +361,7 @@ def test_recjpq_divides_gradients_by_frequency():
         ({"pairs": ([0, 1], [0, 1])}, TypeError, "pairs must be two tensors"),
         ({"num_subspaces": 3}, ValueError, "not divisible"),
         ({"num_centroids": 51}, ValueError, "cannot use num_centroids=51"),
-        ({"num_centroids": (4, 4)}, ValueError, "one a tier"),
+        ({"num_centroids": (4, 4)}, ValueError, "one per tier"),
         ({"centroid_dtype": "int4"}, ValueError, "centroid_dtype must be one of"),
         ({"seed": -1}, ValueError, "seed must be a whole number from 0"),
     ],
