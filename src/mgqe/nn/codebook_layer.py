@@ -66,9 +66,8 @@ class CodebookLayer(nn.Module):
         self.register_buffer("tier_of", None if tiers.tier_of is None else tiers.tier_of.to(device))
         for name, buffer in WarmUp.buffers(device).items():
             self.register_buffer(name, buffer)
-        reach = zip(tiers.sizes, capacity.num_centroids, strict=True)
-        revive_every = revive_interval(max(min(size, revive_size(k)) for size, k in reach))
-        self.schedule = WarmUp(self._buffers, warmup_steps, revive_every)
+        reach = max(min(tier.ids, revive_size(tier.num_centroids)) for tier in capacity.tiers)
+        self.schedule = WarmUp(self._buffers, warmup_steps, revive_interval(reach))
         self.losses = PendingLosses()
         self.watcher = StepWatcher()
 
@@ -153,8 +152,7 @@ class CodebookLayer(nn.Module):
         self.schedule.reload()
 
     def _describe_tiers(self) -> str:
-        tiers = zip(self.tiers.sizes, self.capacity.num_subspaces, self.capacity.num_centroids, strict=True)
-        return ", ".join(f"{n:,} ids x {d} of {k}" for n, d, k in tiers)
+        return ", ".join(tier.describe() for tier in self.capacity.tiers)
 
 
 def tiers_difference(state_dict: Mapping[str, Any], prefix: str, tiers: Tiers) -> str | None:

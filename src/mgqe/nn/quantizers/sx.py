@@ -67,7 +67,8 @@ class SXQuantizer(Quantizer):
         keys = [(*shape[:2], key_dim or shape[2]) for shape in shapes]
         self.keys = nn.ParameterList(nn.Parameter(like.new_zeros(shape)) for shape in keys)
         self.values_ = nn.ParameterList(nn.Parameter(like.new_zeros(shape)) for shape in shapes)
-        for g, size in enumerate(zip(capacity.num_subspaces, capacity.num_centroids, strict=True)):
+        for g, tier in enumerate(capacity.tiers):
+            size = (tier.num_subspaces, tier.num_centroids)
             self.register_buffer(f"mean_{g}", torch.zeros(size, dtype=torch.float32, device=like.device))
             self.register_buffer(f"variance_{g}", torch.ones(size, dtype=torch.float32, device=like.device))
 

@@ -40,7 +40,9 @@ class VQQuantizer(Quantizer):
         self.commitment = as_float("commitment", commitment)
         if not 0 <= self.commitment < float("inf"):
             raise ValueError(f"commitment must be a finite number of 0 or more, got {self.commitment}")
-        self._alike = capacity.share_codebook and len({*zip(capacity.num_subspaces, capacity.num_centroids)}) == 1
+        self._alike = (
+            capacity.share_codebook and len({(tier.num_subspaces, tier.num_centroids) for tier in capacity.tiers}) == 1
+        )
         self.codebooks = nn.ParameterList(nn.Parameter(like.new_zeros(shape)) for shape in capacity.codebook_shapes)
 
     @torch.no_grad()

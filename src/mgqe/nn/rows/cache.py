@@ -288,12 +288,12 @@ def checked_codes(
         raise TypeError(f"codes must be integers (N, D), got {kind}")
     if tuple(codes.shape) != shape:
         raise ValueError(f"codes must have shape {shape}, num_embeddings and num_subspaces, got {tuple(codes.shape)}")
-    for g, (subspaces, centroids) in enumerate(zip(capacity.num_subspaces, capacity.num_centroids, strict=True)):
-        if not tiers.sizes[g]:
+    for g, tier in enumerate(capacity.tiers):
+        if not tier.ids:
             continue
         start, stop = tiers.starts[g], tiers.starts[g + 1]
         of_tier = codes[start:stop] if tiers.tier_of is None else codes[tiers.members(g).to(codes.device)]
-        low, high = int(of_tier[:, :subspaces].min()), int(of_tier[:, :subspaces].max())
-        if low < 0 or high >= centroids:
-            raise ValueError(f"codes of tier {g} must be in 0 .. {centroids - 1}, got {low} .. {high}")
+        low, high = (int(bound) for bound in of_tier[:, : tier.num_subspaces].aminmax())
+        if low < 0 or high >= tier.num_centroids:
+            raise ValueError(f"codes of tier {g} must be in 0 .. {tier.num_centroids - 1}, got {low} .. {high}")
     return codes
