@@ -129,10 +129,7 @@ class BuildNative(build_ext):
             except (CompileError, OSError) as error:
                 # A library left from an earlier build may not match these sources.
                 target.unlink(missing_ok=True)
-                print(
-                    f"WARNING: native kernels not built, mgqe will run on pure torch.\n{error}",
-                    file=sys.stderr,
-                )
+                print(f"WARNING: native kernels not built, mgqe will run on pure torch.\n{error}", file=sys.stderr)
 
     def get_outputs(self) -> list[str]:
         return [name for name in super().get_outputs() if os.path.exists(name)]

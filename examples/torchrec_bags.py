@@ -23,11 +23,7 @@ def make(dim: int = 32) -> EmbeddingBagCollection:
     """Sums over user ids and means over item ids; the item table has two features."""
     tables = [
         EmbeddingBagConfig(
-            name=name,
-            embedding_dim=dim,
-            num_embeddings=ROWS[name],
-            feature_names=features,
-            pooling=pooling,
+            name=name, embedding_dim=dim, num_embeddings=ROWS[name], feature_names=features, pooling=pooling
         )
         for name, features, pooling in (
             ("user", ["user"], PoolingType.SUM),

@@ -34,11 +34,7 @@ FEATURES = ["user", "item", "past"]  # one user, one item, up to PAST items clic
 TABLES = [
     EmbeddingBagConfig(name="user", num_embeddings=USERS, embedding_dim=DIM, feature_names=["user"]),
     EmbeddingBagConfig(
-        name="item",
-        num_embeddings=ITEMS,
-        embedding_dim=DIM,
-        feature_names=["item", "past"],
-        pooling=PoolingType.MEAN,
+        name="item", num_embeddings=ITEMS, embedding_dim=DIM, feature_names=["item", "past"], pooling=PoolingType.MEAN
     ),
 ]
 for table in TABLES:

@@ -115,11 +115,7 @@ def test_editable_install(project, tmp_path, mode):
     # The environment running the tests may itself be virtual: its packages are put on the path by name.
     packages = os.pathsep.join(entry for entry in sys.path if entry.endswith("site-packages"))
     install = [str(python), "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
-    run(
-        [*install, "-e", ".", "--config-settings", f"editable_mode={mode}"],
-        project,
-        PYTHONPATH=packages,
-    )
+    run([*install, "-e", ".", "--config-settings", f"editable_mode={mode}"], project, PYTHONPATH=packages)
     done = run([str(python), "-W", "always", "-c", USE], tmp_path, PYTHONPATH=packages)
     assert done.stdout.strip().endswith("[0, 1, 2, 3]")
     assert not done.stdout.startswith("none")

@@ -28,7 +28,7 @@ from benchmarks._common import QUALITY, environment
 from mgqe.codec.capacity import Capacity, resolve_capacity
 from mgqe.codec.kmeans import THOROUGH, KMeans
 from mgqe.codec.planning import Problem
-from mgqe.codec.planning.predict import predicted
+from mgqe.codec.planning.loss import predicted
 from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.models.registry import MODELS
 from mgqe.recsys.tasks.ranking import RankingTask
@@ -121,11 +121,7 @@ def run(
     yield measure(judge, {path: [(rows.nbytes, rows)] for path, rows in judge.rows.items()}, method="full")
     problems = {
         (path, source, power): Problem.of(
-            *rows.shape,
-            judge.counts[path],
-            rows if source == "rows" else None,
-            judge.padding[path],
-            counts_power=power,
+            *rows.shape, judge.counts[path], rows if source == "rows" else None, judge.padding[path], counts_power=power
         )
         for path, rows in judge.rows.items()
         for source in sources

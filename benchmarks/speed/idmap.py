@@ -139,7 +139,7 @@ def looking_up(path: str, log: str) -> dict[str, Any]:
         lists = [b.to_list() for b in batches]
         frames = [b.to_frame() for b in batches]
         runs: dict[str, Callable[[int], object]] = {
-            "IdMap.rows": lambda i, arrays=arrays: ids.rows(arrays[i % 8]),  # type: ignore[misc]
+            "IdMap.rows": lambda i, arrays=arrays: ids.rows(arrays[i % 8])  # type: ignore[misc]
         }
         if whole is not None:
             runs["dict"] = lambda i, lists=lists: torch.tensor([known[x] for x in lists[i % 8]])  # type: ignore[misc]

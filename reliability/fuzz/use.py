@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import mgqe
+from mgqe.files import consistent
 from mgqe.ids import IdMap
-from mgqe.recsys.train import artifacts
 from mgqe.recsys.train.artifacts import load_run as load_run
 from mgqe.table.base import FrozenTable
 from reliability.fuzz.models import Shop, Words
@@ -136,7 +136,7 @@ def _state(model: nn.Module) -> list[Any]:
 
 def use_run(folder: Path, verify: Verify) -> bytes:
     """The digest of a finished run: the scores of the loaded model."""
-    with patch.object(artifacts, "ATTEMPTS", 0):  # missing files are not about to be written, so do not wait for them
+    with patch.object(consistent, "ATTEMPTS", 0):  # missing files are not about to be written, so do not wait for them
         model = _load(load_run, folder, verify=verify)
     digest = Digest()
     with torch.no_grad():

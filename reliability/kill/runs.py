@@ -73,11 +73,7 @@ RUNS: dict[str, Callable[[Path, Path], list[str]]] = {"train": train, "compare":
 
 def prepare() -> None:
     """Import the modules of the commands, so that forked processes have them. This starts no threads."""
-    for name in (
-        "polars",
-        "mgqe.cli.app",
-        "mgqe.recsys.data.ncf",
-    ):
+    for name in ("polars", "mgqe.cli.app", "mgqe.recsys.data.ncf"):
         import_module(name)
 
 

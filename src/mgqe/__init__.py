@@ -17,6 +17,7 @@ from mgqe.convert import (
 )
 from mgqe.convert.export import export_onnx, portable
 from mgqe.convert.verification import verify
+from mgqe.files.container import ArtifactError
 from mgqe.ids import IdMap
 from mgqe.ids.counting import count_ids, merge_counts
 from mgqe.nn.bag import DPQEmbeddingBag, MGQEmbeddingBag
@@ -27,7 +28,7 @@ from mgqe.nn.optim import RowwiseAdagrad
 from mgqe.nn.quantization import Quantization
 from mgqe.table.appended import append
 from mgqe.table.compact import CompactTable
-from mgqe.table.io import ArtifactError, load, save
+from mgqe.table.io import load, save
 
 __version__ = "0.1.0"
 

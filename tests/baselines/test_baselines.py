@@ -381,11 +381,7 @@ def config(**entries):
 def with_tensor(name, **change):
     def apply(config, tensors):
         dtype, shape, content = tensors[name]
-        tensors[name] = (
-            change.get("dtype", dtype),
-            change.get("shape", shape),
-            change.get("content", content),
-        )
+        tensors[name] = (change.get("dtype", dtype), change.get("shape", shape), change.get("content", content))
 
     return apply
 

@@ -26,10 +26,7 @@ IDS: dict[str, tuple[Callable[[], torch.Tensor], str]] = {
     ),
     "nested": (lambda: torch.nested.nested_tensor(NESTED), "dense tensor, got a nested one"),
     "jagged": (lambda: torch.nested.nested_tensor(NESTED, layout=torch.jagged), "dense tensor, got a nested one"),
-    "quantised": (
-        lambda: torch.quantize_per_tensor(torch.ones(3), 1.0, 0, torch.quint8),
-        "integer",
-    ),
+    "quantised": (lambda: torch.quantize_per_tensor(torch.ones(3), 1.0, 0, torch.quint8), "integer"),
     "complex": (lambda: torch.ones(3, dtype=torch.complex64), r"integer.*, got torch\.complex64|integer.*complex64"),
     "meta": (lambda: torch.ones(3, dtype=torch.int64, device="meta"), "on the meta device, which holds no values"),
 }

@@ -36,19 +36,13 @@ def test_defaults_are_cut_to_what_a_small_tier_can_use():
         ({"num_subspaces": 8, "share_codebook": False}, ((8, 256, 8), (8, 64, 8))),
         ({"num_subspaces": 8, "share_subspaces": True}, ((1, 256, 8),)),
         ({"num_subspaces": (8, 4), "capacity": "subspaces"}, ((8, 256, 8),)),
-        (
-            {"num_subspaces": (8, 4), "capacity": "subspaces", "share_codebook": False},
-            ((8, 256, 8), (4, 256, 16)),
-        ),
+        ({"num_subspaces": (8, 4), "capacity": "subspaces", "share_codebook": False}, ((8, 256, 8), (4, 256, 16))),
         ({"num_subspaces": (8, 4), "num_centroids": (64, 16), "capacity": "both"}, ((8, 64, 8),)),
         (
             {"num_subspaces": (8, 2), "num_centroids": (64, 512), "capacity": "both", "share_codebook": False},
             ((8, 64, 8), (2, 512, 32)),
         ),
-        (
-            {"num_subspaces": 8, "share_subspaces": True, "share_codebook": False},
-            ((1, 256, 8), (1, 64, 8)),
-        ),
+        ({"num_subspaces": 8, "share_subspaces": True, "share_codebook": False}, ((1, 256, 8), (1, 64, 8))),
     ],
 )
 def test_shapes_of_codebooks(arguments, shapes):
@@ -66,10 +60,7 @@ def test_shapes_of_codebooks(arguments, shapes):
         ({"num_centroids": (256, 64, 16)}, "3 entries, but there are 2 tiers"),
         ({"num_subspaces": (8, 4)}, 'use capacity="subspaces"'),
         ({"num_centroids": (256, 64), "capacity": "subspaces"}, 'use capacity="centroids"'),
-        (
-            {"num_subspaces": (64, 48), "capacity": "subspaces", "embedding_dim": 192},
-            "must divide the largest",
-        ),
+        ({"num_subspaces": (64, 48), "capacity": "subspaces", "embedding_dim": 192}, "must divide the largest"),
         ({"num_subspaces": (8, 4), "capacity": "subspaces", "share_subspaces": True}, "share_codebook=False"),
         ({"capacity": "bits"}, "capacity must be"),
         ({"embedding_dim": 0}, "embedding_dim must be at least 1"),

@@ -10,20 +10,7 @@ from mgqe.codec.packing import bits_for, pack, row_bytes, spare_bits_are_zero, u
 
 @pytest.mark.parametrize(
     ("num_centroids", "bits"),
-    [
-        (1, 1),
-        (2, 1),
-        (3, 2),
-        (4, 2),
-        (5, 3),
-        (16, 4),
-        (17, 5),
-        (64, 6),
-        (256, 8),
-        (257, 9),
-        (65535, 16),
-        (65536, 16),
-    ],
+    [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (16, 4), (17, 5), (64, 6), (256, 8), (257, 9), (65535, 16), (65536, 16)],
 )
 def test_bits_for(num_centroids, bits):
     assert bits_for(num_centroids) == bits

@@ -16,8 +16,7 @@ from mgqe.codec.capacity import Capacity
 from mgqe.codec.kmeans import THOROUGH
 from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.planning import Problem, budget_bytes
-from mgqe.codec.planning.measure import EFFORT
-from mgqe.codec.planning.predict import predicted
+from mgqe.codec.planning.loss import EFFORT, predicted
 from mgqe.codec.planning.rate import few_rows, limit, nested_factor, rounding, tier_error
 from mgqe.codec.planning.split import split_budget
 
@@ -48,7 +47,7 @@ def test_values_worked_by_hand():
             -math.exp(
                 (1 - math.log2(1.5)) * math.log(-math.log(0.106029)) + math.log2(1.5) * math.log(-math.log(0.336189))
             )
-        ),
+        )
     )
     assert limit(2, 2048) == pytest.approx(0.001822**2 / 0.003704)  # the line goes on
     assert tier_error(2, 64, 64) == 0

@@ -62,8 +62,7 @@ def test_starts():
 
 
 @pytest.mark.parametrize(
-    "counts",
-    [[3, 1, 2], np.array([3, 1, 2], dtype=np.uint16), torch.tensor([3.5, 0.25, 1.0], dtype=torch.bfloat16)],
+    "counts", [[3, 1, 2], np.array([3, 1, 2], dtype=np.uint16), torch.tensor([3.5, 0.25, 1.0], dtype=torch.bfloat16)]
 )
 def test_counts_of_any_kind(counts):
     assert Tiers.from_counts(counts, boundaries=(2,)).members(0).tolist() == [0, 2]
@@ -76,11 +75,7 @@ def test_large_integer_counts_keep_their_order():
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
-        (
-            lambda: Tiers.from_counts([1, 2], num_embeddings=3),
-            ValueError,
-            "2 entries, but num_embeddings is 3",
-        ),
+        (lambda: Tiers.from_counts([1, 2], num_embeddings=3), ValueError, "2 entries, but num_embeddings is 3"),
         (lambda: Tiers.from_counts([1, -2, 3]), ValueError, r"counts\[1\] is -2"),
         (lambda: Tiers.from_counts([0, 0]), ValueError, "all zero"),
         (lambda: Tiers.from_counts([1.0, float("nan")]), ValueError, "finite"),

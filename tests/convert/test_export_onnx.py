@@ -7,19 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from export_cases import (
-    DIM,
-    LAYOUTS,
-    N,
-    batch,
-    frozen,
-    layout,
-    needs_onnx,
-    one_tier,
-    open_onnx,
-    tables_of,
-    two_towers,
-)
+from export_cases import DIM, LAYOUTS, N, batch, frozen, layout, needs_onnx, one_tier, open_onnx, tables_of, two_towers
 from table_cases import CASES, build
 from torch import nn
 

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mgqe.baselines import FullTable
+from mgqe.files.container import ArtifactError
 from mgqe.files.weights import load_weights, save_weights
-from mgqe.table.io import ArtifactError, save
+from mgqe.table.io import save
 
 TENSORS = {
     "scalar": torch.tensor(3),

@@ -30,12 +30,7 @@ LAYOUTS = {
     "float16": {"centroid_dtype": "float16"},
     "int8": {"centroid_dtype": "int8"},
     "sx": {"quantizer": "sx", "num_centroids": (16, 8)},
-    "sx, subspaces": {
-        "quantizer": "sx",
-        "capacity": "subspaces",
-        "num_subspaces": (8, 4),
-        "num_centroids": 8,
-    },
+    "sx, subspaces": {"quantizer": "sx", "capacity": "subspaces", "num_subspaces": (8, 4), "num_centroids": 8},
     "padding": {"padding_idx": 5},
     "wide subspaces": {"num_subspaces": 1},
 }

@@ -59,10 +59,7 @@ def test_compiles_as_one_graph(name, case):
         assert not got[2][size:].any()
         assert (got[0][size:] == got[0][0]).all()
         return
-    for one, other in zip(
-        *(r if isinstance(r, tuple) else (r,) for r in (expected, got)),
-        strict=True,
-    ):
+    for one, other in zip(*(r if isinstance(r, tuple) else (r,) for r in (expected, got)), strict=True):
         assert torch.equal(one, other)
 
 

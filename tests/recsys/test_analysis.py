@@ -116,9 +116,7 @@ def test_differences_are_paired_by_seed(study: StudyResults) -> None:
 
 def test_tables(study: StudyResults) -> None:
     assert against_full(study).rows == [["A", "HR@10", "0.6100", "-0.50 ± 0.00", ""]]
-    assert against_others(study).rows == [
-        ["A", "20%", "19.0%", "14.0%", "+0.50 ± 0.00", "scalar", "+14.50 ± 0.00"],
-    ]
+    assert against_others(study).rows == [["A", "20%", "19.0%", "14.0%", "+0.50 ± 0.00", "scalar", "+14.50 ± 0.00"]]
     tables = all_tables(study)
     assert {"against-full", "against-others", "pair-a", "codebooks", "cost", "failed"} == set(tables)
     assert tables["pair-a"].rows[0][1:6] == ["full", "`full`", "100.00%", "", "0.7100"]

@@ -12,6 +12,7 @@ from recsys_data import tiny_config, write_tiny
 
 import mgqe
 from mgqe import ArtifactError
+from mgqe.files import consistent
 from mgqe.files.weights import read_weights, save_weights
 from mgqe.recsys.train import artifacts as shipping
 from mgqe.recsys.train.artifacts import MODEL, TABLE, load_run, ship
@@ -90,14 +91,14 @@ def test_a_run_between_its_files_is_waited_for(copy, monkeypatch):
         if len(pauses) == 3:
             os.replace(copy / "aside", copy / MODEL)
 
-    monkeypatch.setattr(shipping.time, "sleep", pause)
+    monkeypatch.setattr(consistent.time, "sleep", pause)
     assert values(load_run(copy)) == {2.0}
     assert len(pauses) == 3
 
 
 @pytest.mark.parametrize("fault", ["missing", "foreign", "swapped"])
 def test_files_that_do_not_belong_together_are_named(copy, run, monkeypatch, fault):
-    monkeypatch.setattr(shipping, "ATTEMPTS", 0)
+    monkeypatch.setattr(consistent, "ATTEMPTS", 0)
     item, user = copy / f"item{TABLE}", copy / f"user{TABLE}"
     if fault == "missing":
         item.unlink()

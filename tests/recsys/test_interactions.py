@@ -84,10 +84,7 @@ def test_byte_order_mark_blank_lines_and_line_ends(tmp_path: Path) -> None:
 def test_ids_are_integers_only_if_all_are(tmp_path: Path) -> None:
     assert histories(write(tmp_path, "10 3\n9 4\n9 3\n")) == {9: [4, 3], 10: [3]}
     assert histories(write(tmp_path, "10 3\n9 03\n9 3\n")) == {9: ["03", "3"], 10: ["3"]}
-    assert histories(write(tmp_path, "-1 12345678901234567890\n9 3\n")) == {
-        -1: ["12345678901234567890"],
-        9: ["3"],
-    }
+    assert histories(write(tmp_path, "-1 12345678901234567890\n9 3\n")) == {-1: ["12345678901234567890"], 9: ["3"]}
 
 
 def test_rows_do_not_depend_on_line_order(tmp_path: Path) -> None:

@@ -80,11 +80,7 @@ def test_the_last_fifth_of_the_time_by_hand() -> None:
     rows = [("u", "a", 0.0), ("u", "b", 1.0), ("v", "a", 2.0), ("v", "c", 5.0), ("u", "c", 7.0), ("v", "b", 9.0)]
     data, divided = split(interactions([*rows, ("u", "d", 10.0)]), "time:20%")  # the test starts at 8
     # Before it there are 5; a tenth, rounded down but one at least, is the one at 7. d is trained by nobody.
-    assert parts(data, divided) == {
-        "train": {"u": "ab", "v": "ac"},
-        "valid": {"u": "c"},
-        "test": {"v": "b"},
-    }
+    assert parts(data, divided) == {"train": {"u": "ab", "v": "ac"}, "valid": {"u": "c"}, "test": {"v": "b"}}
     assert divided.summary["starts"] == {"valid": 7.0, "test": 8.0}
     assert divided.summary["interactions"] == {"train": 4, "valid": 1, "test": 1}
     assert divided.summary["cold"]["test"] == {"users": 0, "items": 1, "interactions": 1}

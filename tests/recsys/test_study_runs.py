@@ -93,12 +93,7 @@ def test_a_study_from_declaration_to_report(runner: CliRunner, tmp_path: Path) -
     assert "old" not in text
     assert "| 60% | MGQE | `mgqe:D=4,K=4/2` |" in text
     pictures = sorted(path.name for path in (out / "pictures").iterdir())
-    assert pictures == [
-        "study-ablations.png",
-        "study-codebooks.png",
-        "study-size-quality.png",
-        "study-training.png",
-    ]
+    assert pictures == ["study-ablations.png", "study-codebooks.png", "study-size-quality.png", "study-training.png"]
 
 
 def test_what_is_lost_from_the_file_is_taken_from_the_run(runner: CliRunner, tmp_path: Path) -> None:

@@ -15,12 +15,13 @@ import torch
 from recsys_data import tiny_config, write_tiny
 
 import mgqe
+from mgqe.files import consistent
 from mgqe.files.atomic import fill_file
 from mgqe.files.weights import read_weights, save_weights
 from mgqe.recsys.data.datasets import DATA_DIR_VARIABLE
 from mgqe.recsys.data.interactions import FileIds
 from mgqe.recsys.tasks.registry import RunData
-from mgqe.recsys.train import artifacts, loop
+from mgqe.recsys.train import loop
 from mgqe.recsys.train.artifacts import load_run
 from mgqe.recsys.train.checkpoint import best_path, load_state, save_epoch
 from mgqe.recsys.train.config import TrainConfig, warm_up_key
@@ -339,7 +340,7 @@ DAMAGE = {
 def test_a_damaged_run_is_refused_and_the_file_is_named(
     finished: Path, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(artifacts, "ATTEMPTS", 0)
+    monkeypatch.setattr(consistent, "ATTEMPTS", 0)
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     name, do = DAMAGE[damage]
@@ -351,7 +352,7 @@ def test_a_damaged_run_is_refused_and_the_file_is_named(
 def test_runs_whose_model_file_says_nothing_of_the_others_are_still_loaded(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(artifacts, "ATTEMPTS", 0)
+    monkeypatch.setattr(consistent, "ATTEMPTS", 0)
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     own, _ = read_weights(out / "model.safetensors")

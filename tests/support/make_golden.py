@@ -108,10 +108,7 @@ def golden_tables() -> dict[str, FrozenTable]:
 
 def golden_appended() -> tuple[str, list[tuple[Tensor, int]]]:
     """A file of golden_tables(), and what is appended to it in the folder of its own: vectors and tiers."""
-    return "compact-small.safetensors", [
-        (torch.tensor([[-1.5, 0.0], [-2.0, 1.0]]), 1),
-        (torch.tensor([[0.0, 3.0]]), 0),
-    ]
+    return "compact-small.safetensors", [(torch.tensor([[-1.5, 0.0], [-2.0, 1.0]]), 1), (torch.tensor([[0.0, 3.0]]), 0)]
 
 
 def write_appended(folder: Path) -> list[Path]:

@@ -18,10 +18,11 @@ from raw_safetensors import read_raw, write_raw
 
 import mgqe
 from mgqe.baselines import FullTable
+from mgqe.files.container import ArtifactError
 from mgqe.table import appended as segments
 from mgqe.table import io as artifact
 from mgqe.table.appended import append
-from mgqe.table.io import ArtifactError, load, save
+from mgqe.table.io import load, save
 from mgqe.table.segment_files import all_segment_files
 
 TWO = LAYOUTS["two tiers, frequency order"]

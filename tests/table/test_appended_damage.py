@@ -14,8 +14,9 @@ from growth_model import LAYOUTS, check_file, grow, quarters, saved
 from raw_safetensors import read_raw, write_raw
 
 from mgqe.baselines import FullTable
+from mgqe.files.container import ArtifactError
 from mgqe.table.appended import append
-from mgqe.table.io import ArtifactError, load, save
+from mgqe.table.io import load, save
 from mgqe.table.segment_files import all_records, all_segment_files
 
 

@@ -143,11 +143,7 @@ STEPS = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    layout=st.sampled_from(list(LAYOUTS)),
-    seed=st.integers(0, 1000),
-    steps=STEPS,
-)
+@given(layout=st.sampled_from(list(LAYOUTS)), seed=st.integers(0, 1000), steps=STEPS)
 def test_any_interleaving(layout, seed, steps):
     model = Model(**LAYOUTS[layout], seed=seed)
     table = model.table()

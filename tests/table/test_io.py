@@ -17,8 +17,9 @@ from raw_safetensors import read_raw, write_raw
 from table_cases import CASES, build
 
 from mgqe.codec.tiers import Tiers
+from mgqe.files.container import ArtifactError
 from mgqe.table.compact import CompactTable
-from mgqe.table.io import ArtifactError, load, save
+from mgqe.table.io import load, save
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 MAPPED = CASES[3]  # three tiers in any order: every part but scales
@@ -174,11 +175,7 @@ def test_load_maps_the_file(tmp_path):
     """A 100 MB file, loaded in a process of its own: memory grows by little."""
     n = 6_250_000
     table = CompactTable.from_codes(
-        Tiers.from_sizes((n,)),
-        [torch.zeros(n, 16, dtype=torch.uint8)],
-        [torch.randn(16, 256, 1)],
-        (0,),
-        (256,),
+        Tiers.from_sizes((n,)), [torch.zeros(n, 16, dtype=torch.uint8)], [torch.randn(16, 256, 1)], (0,), (256,)
     )
     assert save(table, tmp_path / "a") > 100_000_000
     code = """
@@ -194,10 +191,7 @@ def test_load_maps_the_file(tmp_path):
         print(held("RssAnon") - before[1])
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "a")],
-        check=True,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "a")], check=True, capture_output=True, text=True
     )
     loaded, anonymous = map(int, done.stdout.split())
     assert loaded < 20
@@ -238,11 +232,7 @@ def drop_metadata(name):
 def set_part(name, dtype=None, shape=None, content=None):
     def change(metadata, config, parts):
         was = parts[name]
-        parts[name] = (
-            dtype or was[0],
-            was[1] if shape is None else shape,
-            was[2] if content is None else content,
-        )
+        parts[name] = (dtype or was[0], was[1] if shape is None else shape, was[2] if content is None else content)
 
     return change
 
@@ -315,11 +305,7 @@ BAD_FILES = [
     (MAPPED, change_config(codebook_of=[0, 0, 3]), r"'codebook_of'\[2\]"),
     (MAPPED, change_config(centroid_dtype="float64"), "'centroid_dtype' must be one of"),
     (MAPPED, change_config(centroid_dtype=["float32"]), "'centroid_dtype' must be one of"),
-    (
-        MAPPED,
-        change_config(centroid_dtype="float16"),
-        "'centroids.0' must be torch.float16, got torch.float32",
-    ),
+    (MAPPED, change_config(centroid_dtype="float16"), "'centroids.0' must be torch.float16, got torch.float32"),
     (MAPPED, change_config(padding_idx=330), "'padding_idx' must be a whole number in 0 .. 329"),
     (MAPPED, change_config(padding_idx=-1), "'padding_idx'"),
     (MAPPED, change_config(order=None), "unexpected tensors"),
@@ -347,11 +333,7 @@ BAD_FILES = [
     (MAPPED, patch("codes.0", 1, b"\xff"), "'codes.0' has spare bits that are not zero"),
     (MAPPED, patch("tier_map.ranks.0", 4, b"\xff\xff\xff\x7f"), "'tier_map.ranks.0' disagrees"),
     (MAPPED, patch("tier_map.ranks.0", 4, b"\xff\xff\xff\xff"), "'tier_map.ranks.0' disagrees"),
-    (
-        MAPPED,
-        patch("tier_map.bits.0", 0, b"\xff" * 8),
-        "'tier_map.bits.0' marks [0-9]+ ids, but tier 2 has 300",
-    ),
+    (MAPPED, patch("tier_map.bits.0", 0, b"\xff" * 8), "'tier_map.bits.0' marks [0-9]+ ids, but tier 2 has 300"),
     (INT8, patch("scales.0", 0, struct.pack("<f", float("nan"))), "'scales.0' holds NaN"),
     (INT8, patch("scales.0", 0, struct.pack("<f", -1.0)), "'scales.0' holds a scale that is not positive"),
     (INT8, drop_part("scales.0"), "'scales.0' is missing"),

@@ -13,12 +13,7 @@ from raw_safetensors import read_raw, write_raw
 from sharded_table import N, write
 
 import mgqe
-from mgqe.table.sharded import (
-    INDEX,
-    new_set,
-    shard_path,
-    write_shard,
-)
+from mgqe.table.sharded import INDEX, new_set, shard_path, write_shard
 
 
 @pytest.mark.parametrize("ordered", [True, False])

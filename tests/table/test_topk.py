@@ -192,11 +192,7 @@ BAD = {
     "excluded id": (lambda t: t.topk(torch.ones(8), 3, exclude=torch.tensor([3000])), IndexError, "id 3000"),
     "negative id": (lambda t: t.topk(torch.ones(8), 3, exclude=torch.tensor([-1])), IndexError, "id -1"),
     "candidate": (lambda t: t.topk(torch.ones(8), 3, candidates=torch.tensor([1, 3000])), IndexError, "id 3000"),
-    "many candidates": (
-        lambda t: t.topk(torch.ones(8), 3, candidates=torch.arange(1, 3001)),
-        IndexError,
-        "id 3000",
-    ),
+    "many candidates": (lambda t: t.topk(torch.ones(8), 3, candidates=torch.arange(1, 3001)), IndexError, "id 3000"),
     "float ids": (lambda t: t.topk(torch.ones(8), 3, exclude=torch.ones(2)), TypeError, "integer dtype"),
     "ids in a list": (lambda t: t.topk(torch.ones(8), 3, exclude=[1, 2]), (TypeError, ValueError), "tensor"),
     "a number": (lambda t: t.topk(torch.ones(8), 3, exclude=7), TypeError, "exclude must be a tensor of ids"),

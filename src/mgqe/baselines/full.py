@@ -66,12 +66,7 @@ class FullEmbedding(nn.Embedding):
 
     @outside_inference
     def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        padding_idx: int | None = None,
-        *args: Any,
-        **kwargs: Any,
+        self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, *args: Any, **kwargs: Any
     ) -> None:
         check_dtype(kwargs.get("dtype"))
         num_embeddings, embedding_dim, padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)

@@ -41,10 +41,7 @@ class LowRankTable(FrozenTable):
 
     def to_tensors(self) -> tuple[dict[str, Tensor], Config]:
         """``factors`` (N, r) and ``projection`` (r, d)."""
-        return {"factors": self.factors, "projection": self.projection}, {
-            **sizes_of(self),
-            "rank": self.rank,
-        }
+        return {"factors": self.factors, "projection": self.projection}, {**sizes_of(self), "rank": self.rank}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], config: Config) -> Self:

@@ -74,13 +74,7 @@ class PQEmbedding(FullEmbedding):
             chunk = slice(start, start + CHUNK_ROWS)
             codes[chunk] = nearest_codes(rows[chunk], book, subspaces, centroids)
         return CompactTable.from_codes(
-            Tiers.from_sizes((len(rows),)),
-            [codes],
-            [book],
-            (0,),
-            (centroids,),
-            self.padding_idx,
-            self.centroid_dtype,
+            Tiers.from_sizes((len(rows),)), [codes], [book], (0,), (centroids,), self.padding_idx, self.centroid_dtype
         )
 
     def extra_repr(self) -> str:

@@ -30,12 +30,7 @@ class QRTable(FrozenTable):
     kind = "quotient_remainder"
 
     def __init__(
-        self,
-        quotients: Tensor,
-        remainders: Tensor,
-        num_embeddings: int,
-        operation: str,
-        padding_idx: int | None,
+        self, quotients: Tensor, remainders: Tensor, num_embeddings: int, operation: str, padding_idx: int | None
     ) -> None:
         self.quotients = quotients
         self.remainders = remainders

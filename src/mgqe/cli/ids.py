@@ -41,8 +41,7 @@ def ids(
     min_count: Annotated[int, typer.Option(help="Leave out ids that occur less often.")] = 1,
     max_ids: Annotated[int | None, typer.Option(help="Keep at most so many, the most frequent.")] = None,
     kind: Annotated[
-        str | None,
-        typer.Option(help=f"What the ids are: {', '.join(KINDS)}. Default: as the column has them."),
+        str | None, typer.Option(help=f"What the ids are: {', '.join(KINDS)}. Default: as the column has them.")
     ] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="An id not to count, such as padding; repeatable.")] = None,
     memory: Annotated[

@@ -15,8 +15,7 @@ Separator = Annotated[
     ),
 ]
 Quote = Annotated[
-    str,
-    typer.Option(help="What quotes fields of text files that hold separators.", rich_help_panel=_PANEL),
+    str, typer.Option(help="What quotes fields of text files that hold separators.", rich_help_panel=_PANEL)
 ]
 NoQuote = Annotated[
     bool,

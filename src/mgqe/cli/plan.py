@@ -18,8 +18,8 @@ from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.packing import bits_for
 from mgqe.codec.planning import COUNTS_POWER, Plan, Problem, budget_bytes
 from mgqe.codec.planning.budget import EXPECTED
+from mgqe.codec.planning.loss import predicted
 from mgqe.codec.planning.planner import check_limits
-from mgqe.codec.planning.predict import predicted
 from mgqe.codec.tiers import Tiers
 from mgqe.ids.logs.numbers import read_numbers
 from mgqe.ids.logs.paths import path_exists

@@ -43,18 +43,9 @@ Format = Annotated[
         rich_help_panel=_DATA,
     ),
 ]
-UserColumn = Annotated[
-    str | None,
-    typer.Option(help=f"Column with the user, {_UNUSUAL}", rich_help_panel=_DATA),
-]
-ItemColumn = Annotated[
-    str | None,
-    typer.Option(help=f"Column with the item, {_UNUSUAL}", rich_help_panel=_DATA),
-]
-TimeColumn = Annotated[
-    str | None,
-    typer.Option(help=f"Column with the time, {_UNUSUAL}", rich_help_panel=_DATA),
-]
+UserColumn = Annotated[str | None, typer.Option(help=f"Column with the user, {_UNUSUAL}", rich_help_panel=_DATA)]
+ItemColumn = Annotated[str | None, typer.Option(help=f"Column with the item, {_UNUSUAL}", rich_help_panel=_DATA)]
+TimeColumn = Annotated[str | None, typer.Option(help=f"Column with the time, {_UNUSUAL}", rich_help_panel=_DATA)]
 SplitBy = Annotated[
     str | None,
     typer.Option(
@@ -103,9 +94,7 @@ TaskName = Annotated[
 ModelName = Annotated[
     str | None,
     typer.Option(
-        "--model",
-        help=f"The model: {', '.join(MODELS)}. By default the task's first.",
-        rich_help_panel=_TRAINING,
+        "--model", help=f"The model: {', '.join(MODELS)}. By default the task's first.", rich_help_panel=_TRAINING
     ),
 ]
 Overwrite = Annotated[

@@ -18,9 +18,7 @@ ROOM = "left: the budget has room for it as it is"
 
 
 def allocate(
-    tables: Sequence[ModelTable],
-    config: CompressConfig,
-    counts: Mapping[str, Counts | Tiers],
+    tables: Sequence[ModelTable], config: CompressConfig, counts: Mapping[str, Counts | Tiers]
 ) -> dict[str, Plan | str]:
     """What a budget makes of the tables that have one, by path: a plan, or why the budget leaves the table.
 
@@ -46,10 +44,7 @@ def allocate(
     return plans
 
 
-def _divide(
-    tables: Sequence[tuple[ModelTable, Problem | None]],
-    config: CompressConfig,
-) -> dict[str, Plan | str]:
+def _divide(tables: Sequence[tuple[ModelTable, Problem | None]], config: CompressConfig) -> dict[str, Plan | str]:
     """One budget for several tables: what each table becomes with its share."""
     plans: dict[str, Plan | str] = {}
     sizes = [_nbytes(table) for table, _ in tables]

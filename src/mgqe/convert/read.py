@@ -10,14 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mgqe.convert.manifest import (
-    MANIFEST,
-    MAX_MANIFEST,
-    DenseEntry,
-    Manifest,
-    TableEntry,
-    decode_manifest,
-)
+from mgqe.convert.manifest import MANIFEST, MAX_MANIFEST, DenseEntry, Manifest, TableEntry, decode_manifest
 from mgqe.convert.saves import in_use, retry_where_busy
 from mgqe.files.container import ArtifactError, stored_checksum
 from mgqe.files.weights import load_weights

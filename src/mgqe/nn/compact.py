@@ -37,11 +37,7 @@ class CompactEmbedding(nn.Module):
     """
 
     def __init__(
-        self,
-        table: FrozenTable,
-        padding_idx: int | None = None,
-        dtype: torch.dtype = torch.float32,
-        path: str = "",
+        self, table: FrozenTable, padding_idx: int | None = None, dtype: torch.dtype = torch.float32, path: str = ""
     ) -> None:
         super().__init__()
         if not isinstance(table, FrozenTable):

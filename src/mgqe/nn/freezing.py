@@ -32,21 +32,17 @@ class FreezableLayer(Protocol):
     @property
     def tiers(self) -> Tiers:
         """Which ids are in which tier."""
-        ...
 
     @property
     def zero_row(self) -> int | None:
         """The id that looks up as zeros, if there is one."""
-        ...
 
     @property
     def raw_weight(self) -> Tensor:
         """The rows; here only their device matters."""
-        ...
 
     def codes_of(self, ids: Tensor, tier: int) -> Tensor:
         """Codes (n, D_g) of ids (n,) that are all of one tier."""
-        ...
 
 
 def frozen_pieces(layer: FreezableLayer) -> tuple[Shapes, Config, Pieces]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mgqe.nn.codebook_layer import CodebookLayer
-from mgqe.nn.context.graphs import outside_graphs
+from mgqe.nn.context.decorators import outside_graphs
 from mgqe.nn.quantized import QuantizedEmbedding
 
 

@@ -23,9 +23,8 @@ from mgqe.codec.stats import CodebookStats
 from mgqe.codec.tiers import Tiers
 from mgqe.nn.codebook_layer import Batch, CodebookLayer
 from mgqe.nn.context.ddp import broadcast_from_first, common_generator, data_parallel, is_sharded, recomputing
-from mgqe.nn.context.graphs import outside_graphs
+from mgqe.nn.context.decorators import in_full_precision, outside_graphs
 from mgqe.nn.context.hints import OptimizerHints, leave_hints
-from mgqe.nn.context.precision import in_full_precision
 from mgqe.nn.freezing import frozen_table
 from mgqe.nn.quantization import (
     Counts,

@@ -89,17 +89,11 @@ class FrozenTable(ABC):
             IndexError: an id out of range. ValueError: offsets that do not start at 0, decrease or exceed n;
                 shapes or modes that do not fit. TypeError: other dtypes.
         """
-        return ops.bag_of_rows(
-            self.lookup,
-            self.num_embeddings,
-            self.embedding_dim,
-            self.padding_idx,
-            as_int64(ids),
-            offsets,
-            mode,
-            per_sample_weights,
-            include_last_offset,
-        )
+        return self._bag(as_int64(ids), offsets, mode, per_sample_weights, include_last_offset)
+
+    def _bag(self, *bags: Any) -> Tensor:
+        """:meth:`bag`, of arguments in its order, the ids as int64."""
+        return ops.bag_of_rows(self.lookup, self.num_embeddings, self.embedding_dim, self.padding_idx, *bags)
 
     def validate(self) -> None:
         """Read the values and raise ValueError if one cannot be right. Files are checked so when loaded."""

@@ -203,16 +203,8 @@ class CompactTable(FrozenTable):
         """
         return item_bias(self._snapshot.lookup, bias)
 
-    def bag(
-        self,
-        ids: Tensor,
-        offsets: Tensor | None = None,
-        mode: str = "sum",
-        per_sample_weights: Tensor | None = None,
-        include_last_offset: bool = False,
-    ) -> Tensor:
-        """Pooled rows (B, d) straight from the codes, never holding the rows; see :meth:`FrozenTable.bag`."""
-        return ops.bag(self._snapshot.lookup, as_int64(ids), offsets, mode, per_sample_weights, include_last_offset)
+    def _bag(self, *bags: Any) -> Tensor:
+        return ops.bag(self._snapshot.lookup, *bags)  # straight from the codes: the rows are never in memory
 
     def codes(self, ids: Tensor) -> Tensor:
         """Codes of ids: integers (...) -> int32 (..., max D_g), -1 beyond the D_g of a coarser tier."""

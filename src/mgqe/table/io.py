@@ -47,8 +47,6 @@ from mgqe.table.sharded import INDEX, INDEX_KIND, read_sharded
 
 MAX_ATTEMPTS = 100  # at reading a file that is being replaced
 
-__all__ = ["ArtifactError", "load", "register_kind", "save"]
-
 _OTHER_KINDS = {  # of files that hold no table, and who reads them
     "id-map": "an id map: read it with mgqe.IdMap.load",
     "compact-append": "ids that were appended to another file: load that one, which lies beside it",
@@ -112,11 +110,7 @@ def _how_to_save(other: object) -> str:
 
 
 def save_pieces(
-    shapes: Shapes,
-    kind: str,
-    config: Config,
-    pieces: Callable[[str], Iterable[Tensor]],
-    path: str | os.PathLike[str],
+    shapes: Shapes, kind: str, config: Config, pieces: Callable[[str], Iterable[Tensor]], path: str | os.PathLike[str]
 ) -> int:
     """:func:`save` of a table whose tensors are made in pieces, each when it is to be written.
 

@@ -126,10 +126,7 @@ class Snapshot:
         lengths = [extent.rows.shape[0] for extent in self.extents]
         starts = torch.tensor([*accumulate(lengths, initial=n)][:-1], dtype=torch.int64, device=ids.device)
         extent = (torch.bucketize(ids, starts, right=True) - 1).clamp(min=0)
-        return (
-            torch.where(in_base, array, extent + len(self.codes)),
-            torch.where(in_base, row, ids - starts[extent]),
-        )
+        return (torch.where(in_base, array, extent + len(self.codes)), torch.where(in_base, row, ids - starts[extent]))
 
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Ids int64 (...), known to be in range -> tier, uint8 (...), and rank in the tier, int64 (...)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,21 +15,14 @@ from torch import nn
 from torchrec import JaggedTensor, KeyedTensor
 
 from mgqe.checks.ids import as_int64
-from mgqe.files.atomic import has_writer, open_regular
+from mgqe.files.atomic import open_regular
 from mgqe.files.checksums import json_checksum
+from mgqe.files.consistent import MixedFiles, read_consistent
 from mgqe.files.container import RESTORE, ArtifactError, reject_repeated_keys
 from mgqe.table.compact import CompactTable
 from mgqe.table.io import load as load_table
 from mgqe.table.sharded import INDEX, published_set
 from mgqe.torchrec.freezing import FORMAT, MANIFEST, OLD_VERSION, VERSION
-
-# For tables of several freezes: the manifest, which is written last, may be about to come. Attempts and no seconds:
-# those would be used up where the machine stands still for a while.
-ATTEMPTS = 500
-
-
-class _Mixed(ArtifactError):
-    """Tables of several freezes, perhaps only for the moment."""
 
 
 class _Compact(nn.Module):
@@ -117,17 +109,7 @@ def load(
             the message names it.
         OSError: there is no such folder, or no frozen collection in it.
     """
-    left = ATTEMPTS
-    while True:
-        try:
-            return _load(Path(folder), mmap, verify)
-        except _Mixed:
-            if has_writer(Path(folder)):
-                left = ATTEMPTS
-            elif left <= 0:
-                raise
-        left -= 1
-        time.sleep(0.01)
+    return read_consistent(Path(folder), lambda: _load(Path(folder), mmap, verify))
 
 
 def _load(target: Path, mmap: bool, verify: bool | None) -> CompactEmbeddingBagCollection | CompactEmbeddingCollection:
@@ -151,7 +133,7 @@ def _load(target: Path, mmap: bool, verify: bool | None) -> CompactEmbeddingBagC
 def _check_sets(paths: dict[str, Path], expected: str) -> None:
     for path in paths.values():
         if _published(path) != expected:
-            raise _Mixed(
+            raise MixedFiles(
                 f"{path}: the table is of another freeze than {MANIFEST}: freezing was interrupted at its last moment, "
                 "or folders were mixed. Freeze again"
             )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mgqe.codec.kmeans import KMEANS, THOROUGH, KMeans, revive_size, sample_size
 from mgqe.nn.codebook_layer import Batch, CodebookLayer
-from mgqe.nn.context.precision import in_full_precision
+from mgqe.nn.context.decorators import in_full_precision
 from mgqe.nn.quantizers.build import make_quantizer
 from mgqe.nn.rows.store import draw_members
 from mgqe.torchrec.rows import RowSource

@@ -15,7 +15,7 @@ from mgqe.checks.ids import check_sizes
 from mgqe.checks.scalars import as_float, as_int
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.planning.budget import budget_bytes
-from mgqe.codec.planning.measure import measured
+from mgqe.codec.planning.loss import measured
 from mgqe.codec.planning.search import HEADER_SPREAD, Candidate, Space, Vocabulary
 from mgqe.codec.tiers import Tiers, check_counts
 

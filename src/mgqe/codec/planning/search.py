@@ -105,12 +105,7 @@ class Space:
     """All candidates for a table that may be the best within some budget, by rising loss."""
 
     def __init__(
-        self,
-        vocabulary: Vocabulary,
-        embedding_dim: int,
-        padding_idx: int | None,
-        max_tiers: int,
-        max_centroids: int,
+        self, vocabulary: Vocabulary, embedding_dim: int, padding_idx: int | None, max_tiers: int, max_centroids: int
     ) -> None:
         self.vocabulary, self.embedding_dim, self.padding_idx = vocabulary, embedding_dim, padding_idx
         self.centroids = tuple(k for k in CENTROIDS if k <= max_centroids)

@@ -1,8 +1,7 @@
 """Frozen models for other runtimes: modules of standard operators, and ONNX files made from them."""
 
 from mgqe.convert.export.onnx_file import export_onnx
-from mgqe.convert.export.portable_bag import PortableEmbeddingBag
-from mgqe.convert.export.portable_embedding import PortableEmbedding
+from mgqe.convert.export.portable_layers import PortableEmbedding, PortableEmbeddingBag
 from mgqe.convert.export.portable_model import portable
 
 __all__ = ["PortableEmbedding", "PortableEmbeddingBag", "export_onnx", "portable"]

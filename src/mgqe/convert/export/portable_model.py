@@ -8,8 +8,7 @@ from itertools import chain
 from torch import nn
 
 from mgqe.checks.names import errors_about
-from mgqe.convert.export.portable_bag import PortableEmbeddingBag
-from mgqe.convert.export.portable_embedding import PortableEmbedding
+from mgqe.convert.export.portable_layers import PortableEmbedding, PortableEmbeddingBag
 from mgqe.nn.compact import CompactEmbedding, CompactEmbeddingBag
 from mgqe.nn.quantized import QuantizedEmbedding
 from mgqe.table.compact import CompactTable

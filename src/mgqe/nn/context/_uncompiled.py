@@ -1,4 +1,4 @@
-"""Imported while something is compiled, and not before: see :mod:`mgqe.nn.context.graphs`."""
+"""Imported while something is compiled, and not before: see :mod:`mgqe.nn.context.decorators`."""
 
 from __future__ import annotations
 

@@ -38,7 +38,6 @@ class Lift(Protocol):
 
     def values_of(self, keys: Tensor) -> Tensor:
         """Keys (Dc, K, key_dim) -> values (Dc, K, s)."""
-        ...
 
 
 class SXQuantizer(Quantizer):
@@ -54,12 +53,7 @@ class SXQuantizer(Quantizer):
     lift: tuple[Lift, ...] = ()  # in a tuple, where nn.Module does not see it
 
     def __init__(
-        self,
-        capacity: Capacity,
-        like: Tensor,
-        centroid_dtype: str,
-        sparse: bool = False,
-        key_dim: int | None = None,
+        self, capacity: Capacity, like: Tensor, centroid_dtype: str, sparse: bool = False, key_dim: int | None = None
     ) -> None:
         super().__init__(capacity, centroid_dtype, sparse)
         self.key_dim = key_dim

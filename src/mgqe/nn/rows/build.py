@@ -15,10 +15,9 @@ from mgqe.nn.quantizers.vq import VQQuantizer
 from mgqe.nn.rows.cache import CacheStore, sizes_of
 from mgqe.nn.rows.config import CachedRows, CodeRows, NarrowRows, Rows, SketchRows
 from mgqe.nn.rows.fixed import FixedStore
-from mgqe.nn.rows.full import FullStore
 from mgqe.nn.rows.narrow import NarrowStore
 from mgqe.nn.rows.sketch import SketchStore, buckets_of
-from mgqe.nn.rows.store import RowStore
+from mgqe.nn.rows.store import FullStore, RowStore
 
 
 def parameter_shape(rows: Rows, tiers: Tiers, capacity: Capacity) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from mgqe.codec.equations import tier_codebook
 from mgqe.codec.packing import code_dtype
 from mgqe.codec.tiers import Tiers
 from mgqe.nn.context.ddp import common_generator
-from mgqe.nn.context.graphs import outside_graphs
+from mgqe.nn.context.decorators import outside_graphs
 from mgqe.nn.context.hints import OptimizerHints, leave_hints
 from mgqe.nn.quantizers.autograd import ReadRows
 from mgqe.nn.quantizers.vq import VQQuantizer

@@ -9,7 +9,7 @@ from mgqe import ops
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.packing import code_dtype
 from mgqe.codec.tiers import Tiers
-from mgqe.nn.context.graphs import outside_graphs
+from mgqe.nn.context.decorators import outside_graphs
 from mgqe.nn.quantizers.vq import VQQuantizer
 from mgqe.nn.rows.cache import checked_codes
 from mgqe.nn.rows.config import CodeRows

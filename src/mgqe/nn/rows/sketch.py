@@ -11,7 +11,7 @@ from mgqe.codec.hashing import bucket_of
 from mgqe.codec.kmeans import KMeans, kmeans
 from mgqe.codec.packing import code_dtype
 from mgqe.nn.context.ddp import cpu_generator
-from mgqe.nn.context.graphs import outside_graphs
+from mgqe.nn.context.decorators import outside_graphs
 from mgqe.nn.rows.config import SketchRows
 from mgqe.nn.rows.store import RowStore, StateEntry, chunks
 

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mgqe.codec.kmeans import draw_places
 from mgqe.codec.tiers import Tiers
 from mgqe.nn.context.hints import OptimizerHints
+from mgqe.nn.quantizers.autograd import ReadRows
 
 
 class StateEntry:
@@ -131,3 +133,20 @@ def chunks(total: int, size: int, device: torch.device) -> Iterator[Tensor]:
     """0 .. total - 1, at most ``size`` ids at a time."""
     for start in range(0, total, size):
         yield torch.arange(start, min(start + size, total), device=device)
+
+
+class FullStore(RowStore):
+    """Rows that are a parameter of N rows, "float32" or "bfloat16": row i is that of id i. Nothing is to look after."""
+
+    is_full = True
+
+    def read(self, weight: Tensor, ids: Tensor) -> Tensor:
+        return F.embedding(ids, weight.detach())
+
+    def train_rows(self, weight: Tensor, ids: Tensor, sparse: bool, left_out: int | None = None) -> Tensor:
+        if torch.compiler.is_compiling():
+            return F.embedding(ids, weight, sparse=sparse)
+        return ReadRows.apply(weight, ids, sparse, left_out)  # type: ignore[no-any-return, no-untyped-call]
+
+    def gathers(self, weight: Tensor) -> bool:
+        return True

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 import polars as pl
@@ -14,6 +16,11 @@ from mgqe.recsys.data.columns import Columns
 from mgqe.recsys.data.interactions import Interactions, load_interactions
 from mgqe.recsys.data.settings import DataSettings
 from mgqe.recsys.data.splits import SplitRule
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 DATA_DIR_VARIABLE = "MGQE_DATA_DIR"
 
@@ -67,61 +74,10 @@ class KnownDataset:
         return load_interactions(self.checked_path(data_dir), self.format)
 
 
-_SASREC = "https://github.com/kang205/SASRec/tree/master/data"
+_DECLARED = tomllib.loads(resources.files(__package__).joinpath("datasets.toml").read_text(encoding="utf-8"))
 DATASETS = {
-    known.name: known
-    for known in (
-        KnownDataset(
-            name="ml-1m",
-            title="MovieLens-1M, SASRec's edition: 6,040 users, 3,416 films, 999,611 ratings",
-            file="ml-1m/ml-1m_sasrec.txt",
-            format="pairs",
-            sha256="b725f3acb3986fe3130bffd1e77a74d182a1f51799567a236dbd60270f95b0a2",
-            home="https://grouplens.org/datasets/movielens/1m/",
-            obtain=f"download ml-1m.txt from {_SASREC} and save it under that name",
-        ),
-        KnownDataset(
-            name="ml-100k",
-            title="MovieLens-100K, RecBole's edition: 943 users, 1,682 films, 100,000 ratings",
-            file="ml-100k/ml-100k.inter",
-            format="inter",
-            sha256="4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
-            home="https://grouplens.org/datasets/movielens/100k/",
-            obtain="download ml-100k.zip from https://recbole.io/dataset_list.html and unpack it there",
-        ),
-        KnownDataset(
-            name="amazon-apps",
-            title="Amazon Apps for Android, 5-core: 87,271 users, 13,209 apps, 752,937 reviews",
-            file="amazon-apps/Apps_for_Android.txt",
-            format="lines",
-            sha256="ef5f185fd2427feacb2c4850fc8af3dfb3344031e8d7e24d5e0778799d57fc26",
-            home="https://jmcauley.ucsd.edu/data/amazon/",
-            obtain="download the 5-core reviews of Apps for Android and write one line per user, `user item item ...`, "
-            "in time order, users and items numbered from 1 in the order of their first review",
-        ),
-        KnownDataset(
-            name="amazon-games",
-            title="Amazon Video Games, SASRec's edition: 31,013 users, 23,715 games, 287,107 reviews",
-            file="amazon-games/Video.txt",
-            format="pairs",
-            sha256="b7376fe24430743f411dc7f567285657b2adb3f74361cc7ba0aee94f3024b651",
-            home="https://jmcauley.ucsd.edu/data/amazon/",
-            obtain=f"download Video.txt from {_SASREC}",
-        ),
-        KnownDataset(
-            name="frappe",
-            title="Frappe, use of mobile apps in context: 94,716 rows of use with 7 fields of context",
-            file="frappe/frappe.csv",
-            format="csv",
-            sha256="3a1560b7d18dad07475b262c90b1369ece2e71038a3a5b82aa2fbac47a9c2a1d",
-            home="https://www.baltrunas.info/context-aware",
-            obtain="download the Frappe data set and write the table of use as a comma-separated file with the columns "
-            "user,item,cnt,daytime,weekday,isweekend,homework,weather,country,city",
-            # Without cnt, how often the app was used, which a negative cannot have.
-            context=("daytime", "weekday", "isweekend", "homework", "weather", "country", "city"),
-            ordered=False,
-        ),
-    )
+    name: KnownDataset(name, **{**entries, "context": tuple(entries.get("context", ()))})
+    for name, entries in _DECLARED["known"].items()
 }
 
 
@@ -144,32 +100,9 @@ class PublishedSet:
     files: tuple[PublishedFile, ...]
 
 
-_NCF = "from https://github.com/hexiangnan/neural_collaborative_filtering/tree/master/Data"
 PUBLISHED = {
-    "ml-1m-ncf": PublishedSet(
-        title="MovieLens-1M as in NCF: 6,040 users, 3,706 films, 1,000,209 ratings, its test items and negatives",
-        home="https://grouplens.org/datasets/movielens/1m/",
-        files=(
-            PublishedFile(
-                "ml-1m/ratings_user_movie_pairs.parquet",
-                "3b07b6e6aa14e7a2d65a0cabde5b9ce07a746bc8465e823ee9343db49334b5a4",
-                "write the users and films of ratings.dat, in its order, as a Parquet file with the columns userID "
-                "and movieID",
-                # The digest is not of the file, since programs write different bytes for the same Parquet table.
-                "rows of users and of items, int64, in order",
-            ),
-            PublishedFile(
-                "ml-1m/ncf_ml-1m.test.rating",
-                "231ae11eb060b643a8c58c063cd17ffc743b54f569afb073d1abb6cf126b88b5",
-                f"download ml-1m.test.rating {_NCF} and save it under that name",
-            ),
-            PublishedFile(
-                "ml-1m/ncf_ml-1m.test.negative",
-                "127853228a76b7d21c0481e8ef8d00dd009cd5c88670dbdd9e9debfdb9f93de4",
-                f"download ml-1m.test.negative {_NCF} and save it under that name",
-            ),
-        ),
-    )
+    name: PublishedSet(entries["title"], entries["home"], tuple(PublishedFile(**file) for file in entries["files"]))
+    for name, entries in _DECLARED["published"].items()
 }
 
 

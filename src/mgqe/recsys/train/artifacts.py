@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -13,7 +12,8 @@ from typing import Any
 from torch import nn
 from xxhash import xxh3_64_hexdigest
 
-from mgqe.files.atomic import has_writer, open_regular, read_json
+from mgqe.files.atomic import open_regular, read_json
+from mgqe.files.consistent import MixedFiles, read_consistent
 from mgqe.files.container import ArtifactError, stored_checksum
 from mgqe.files.locks import file_identity
 from mgqe.files.weights import companion_files, companion_problems, read_weights, save_weights
@@ -23,13 +23,6 @@ from mgqe.recsys.tasks.base import state_without_tables
 from mgqe.recsys.train.config import TrainConfig
 
 CONFIG, MODEL, TABLE, IDS = "config.json", "model.safetensors", ".mgqe.safetensors", "_ids.parquet"
-# How often files that do not belong together are read again although no process is seen to write one, since the last
-# file may be about to get its name. Attempts, not seconds, which would run out while the machine stands still.
-ATTEMPTS = 500
-
-
-class _Mixed(ArtifactError):
-    """Files of several runs, or not all files of one run; perhaps only for a moment."""
 
 
 def ship(model: nn.Module, tables: Mapping[str, Any], out: Path) -> dict[str, int]:
@@ -60,20 +53,7 @@ def load_run(out: Path | str) -> Any:
             another run; the message names it.
     """
     out = Path(out)
-    left = ATTEMPTS
-    while True:
-        before = _state(out)
-        try:
-            model = _load(out)
-            if _state(out) == before:
-                return model
-        except (OSError, ValueError, RuntimeError) as error:
-            if _state(out) != before or has_writer(out):
-                left = ATTEMPTS
-            elif not isinstance(error, _Mixed) or left <= 0:
-                raise
-        left -= 1
-        time.sleep(0.01)
+    return read_consistent(out, lambda: _load(out), lambda: _state(out))
 
 
 def _load(out: Path) -> Any:
@@ -86,14 +66,14 @@ def _load(out: Path) -> Any:
     if config.embedding_dim not in {
         table.embedding_dim for table in tables.values()
     }:  # a wrong one may take all memory
-        raise _Mixed(
+        raise MixedFiles(
             f"{out / CONFIG} says embeddings of {config.embedding_dim} dimensions, and no table there has as many"
         )
     try:
         model = build_model(config, tables)
         model.load_state_dict(weights)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise _Mixed(f"{out}: {CONFIG}, {MODEL} and the tables do not fit together: {error}") from error
+        raise MixedFiles(f"{out}: {CONFIG}, {MODEL} and the tables do not fit together: {error}") from error
     return model.eval()
 
 
@@ -119,9 +99,11 @@ def _check_files(out: Path, expected: Mapping[str, str]) -> None:
     digests = _digests(out)
     for name, digest in expected.items():
         if name not in digests:
-            raise _Mixed(f"{out / name} is missing: {MODEL} names it. Copy the run's folder again, every file of it")
+            raise MixedFiles(
+                f"{out / name} is missing: {MODEL} names it. Copy the run's folder again, every file of it"
+            )
         if digests[name] != digest:
-            raise _Mixed(f"{out / name}: not the file that {MODEL} was saved with. Copy the run's folder again")
+            raise MixedFiles(f"{out / name}: not the file that {MODEL} was saved with. Copy the run's folder again")
 
 
 def _tables(out: Path, about: dict[str, Any]) -> dict[str, Any]:
@@ -130,10 +112,10 @@ def _tables(out: Path, about: dict[str, Any]) -> dict[str, Any]:
 
     files = sorted(companion_files(out / MODEL, about) or out.glob(f"*{TABLE}"))
     for fault in companion_problems(out / MODEL, about):
-        raise _Mixed(fault)
+        raise MixedFiles(fault)
     tables = {file.name.removesuffix(TABLE): mgqe.load(file) for file in files}
     for fault in companion_problems(out / MODEL, about):  # a table may have been replaced before it was read
-        raise _Mixed(fault)
+        raise MixedFiles(fault)
     return tables
 
 

@@ -93,13 +93,7 @@ class TrainConfig(RunSettings):
         """
         warm_up = self.spec.warm_up()
         defaults = {name: getattr(TrainConfig, name) for name in (*OF_PHASE_2, *OF_PHASE_3)}
-        return replace(
-            self,
-            **defaults,
-            dim=self.embedding_dim,
-            embedding=str(replace(warm_up, dim=None)),
-            label="",
-        )
+        return replace(self, **defaults, dim=self.embedding_dim, embedding=str(replace(warm_up, dim=None)), label="")
 
     def of_data(self) -> TrainConfig:
         """Equal for configurations whose data are prepared in the same way; it may differ more often than it must."""

@@ -34,14 +34,7 @@ from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.artifacts import CONFIG, MODEL, TABLE, bytes_by_part, codebook_stats, load_run, ship
 from mgqe.recsys.train.checkpoint import LAST, load_state
 from mgqe.recsys.train.config import TrainConfig, warm_up_key
-from mgqe.recsys.train.loop import (
-    OnEpoch,
-    PhaseResult,
-    carry_optimizer,
-    make_optimizer,
-    optimizer_names,
-    run_phase,
-)
+from mgqe.recsys.train.loop import OnEpoch, PhaseResult, carry_optimizer, make_optimizer, optimizer_names, run_phase
 from mgqe.recsys.train.provenance import commit, machine, versions
 
 DATA, METRICS = "data.json", "metrics.json"
