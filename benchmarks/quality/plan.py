@@ -58,7 +58,7 @@ def decoded(rows: Tensor, start: int, arguments: dict[str, Any], effort: KMeans 
 def _file_bytes(table: mgqe.CompactTable) -> int:
     from mgqe.files.container import encode
 
-    tensors, config = table.tensor_pieces()
+    tensors, config = table.tensor_chunks()
     return encode(tensors, table.kind, config)[0]
 
 

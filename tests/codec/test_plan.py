@@ -174,8 +174,8 @@ def test_the_line_of_python_makes_the_same_layer():
         plan = mgqe.plan(2000, 16, "8%", counts=counts)
         layer = eval(plan.python(), {"mgqe": mgqe, "counts": counts})
         assert (
-            layer.freeze().tensor_pieces()[1]
-            == mgqe.MGQEmbedding(2000, 16, **plan.arguments()).freeze().tensor_pieces()[1]
+            layer.freeze().tensor_chunks()[1]
+            == mgqe.MGQEmbedding(2000, 16, **plan.arguments()).freeze().tensor_chunks()[1]
         )
     assert "2,000 ids" in str(plan)
 

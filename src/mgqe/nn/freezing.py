@@ -19,7 +19,7 @@ from mgqe.files.reader import Config
 from mgqe.nn.rows.checks import SWEEP_ROWS
 from mgqe.table.compact import CompactTable
 
-Pieces = Callable[[str], Iterator[Tensor]]
+Chunks = Callable[[str], Iterator[Tensor]]
 
 
 class FreezableLayer(Protocol):
@@ -45,17 +45,17 @@ class FreezableLayer(Protocol):
         """Codes (n, D_g) of ids (n,) that are all of one tier."""
 
 
-def frozen_pieces(layer: FreezableLayer) -> tuple[Shapes, Config, Pieces]:
-    """What a layer freezes to: the type and shape of every tensor, the configuration, and the tensors in pieces.
+def frozen_chunks(layer: FreezableLayer) -> tuple[Shapes, Config, Chunks]:
+    """What a layer freezes to: the type and shape of every tensor, the configuration, and the tensors in chunks.
 
-    The pieces of a tensor fill it when they are joined along the first axis.
+    The chunks of a tensor fill it when they are joined along the first axis.
     """
     tiers, books = layer.tiers, layer.quantizer.frozen_codebooks()
     layout = TableLayout.of(tiers, layer.capacity, layer.centroid_dtype, layer.zero_row)
     frame = lay_out_frame(layout, tiers, books)
     tier_of_name = {CODES.format(g): g for g in range(tiers.num_tiers)}
 
-    def pieces(name: str) -> Iterator[Tensor]:
+    def chunks(name: str) -> Iterator[Tensor]:
         if name in frame:
             yield frame[name]
             return
@@ -63,19 +63,19 @@ def frozen_pieces(layer: FreezableLayer) -> tuple[Shapes, Config, Pieces]:
         for ids in tiers.member_chunks(tier, SWEEP_ROWS):
             yield pack(layer.codes_of(ids.to(layer.raw_weight.device), tier).cpu(), layout.tiers[tier].bits)
 
-    return layout.tensors([tuple(book.shape) for book in books]), layout.to_json(), pieces
+    return layout.tensors([tuple(book.shape) for book in books]), layout.to_json(), chunks
 
 
 @outside_inference
 def frozen_table(layer: FreezableLayer) -> CompactTable:
     """The table on the CPU, in memory."""
-    shapes, config, pieces = frozen_pieces(layer)
+    shapes, config, chunks = frozen_chunks(layer)
     tensors = {}
     for name, (dtype, shape) in shapes.items():
         whole = torch.empty(shape, dtype=dtype, device="cpu")
         start = 0
-        for piece in pieces(name):
-            whole[start : start + piece.shape[0]] = piece
-            start += piece.shape[0]
+        for chunk in chunks(name):
+            whole[start : start + chunk.shape[0]] = chunk
+            start += chunk.shape[0]
         tensors[name] = whole
     return CompactTable.from_tensors(tensors, config)

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from mgqe.files.atomic import require_replaceable
-from mgqe.nn.freezing import frozen_pieces
+from mgqe.nn.freezing import frozen_chunks
 from mgqe.nn.quantized import QuantizedEmbedding
 from mgqe.table.compact import CompactTable
-from mgqe.table.io import save_pieces
+from mgqe.table.io import save_chunks
 
 
 def freeze_to(layer: QuantizedEmbedding, path: str | os.PathLike[str]) -> int:
@@ -42,5 +42,5 @@ def freeze_to(layer: QuantizedEmbedding, path: str | os.PathLike[str]) -> int:
     require_replaceable(Path(path))
     with torch.no_grad():
         layer.prepare_to_freeze()
-        shapes, config, pieces = frozen_pieces(layer)
-        return save_pieces(shapes, CompactTable.kind, config, pieces, path)
+        shapes, config, chunks = frozen_chunks(layer)
+        return save_chunks(shapes, CompactTable.kind, config, chunks, path)

@@ -49,8 +49,8 @@ class FrozenTable(ABC):
     def to_tensors(self) -> tuple[dict[str, Tensor], Config]:
         """Everything the table holds: named tensors, and a configuration that JSON can write."""
 
-    def tensor_pieces(self) -> tuple[dict[str, list[Tensor]], Config]:
-        """Like :meth:`to_tensors`, but each tensor as the pieces that make it when joined along the first axis, so that
+    def tensor_chunks(self) -> tuple[dict[str, list[Tensor]], Config]:
+        """Like :meth:`to_tensors`, but each tensor as the chunks that make it when joined along the first axis, so that
         it can be written without being joined in memory."""
         tensors, config = self.to_tensors()
         return {name: [tensor] for name, tensor in tensors.items()}, config

@@ -139,13 +139,13 @@ class CompactTable(FrozenTable):
         For a table with appended ids: what a table made with all ids would have. That copies the codes, and makes
         a tier map (with N bytes in between) unless appended ids keep the tiers ranges in tier order.
         """
-        pieces, config = self.tensor_pieces()
-        return {name: of_one[0] if len(of_one) == 1 else torch.cat(of_one) for name, of_one in pieces.items()}, config
+        chunks, config = self.tensor_chunks()
+        return {name: of_one[0] if len(of_one) == 1 else torch.cat(of_one) for name, of_one in chunks.items()}, config
 
-    def tensor_pieces(self) -> tuple[dict[str, list[Tensor]], Config]:
-        """Each tensor of :meth:`to_tensors` as pieces to join: without a copy of the codes."""
+    def tensor_chunks(self) -> tuple[dict[str, list[Tensor]], Config]:
+        """Each tensor of :meth:`to_tensors` as chunks to join: without a copy of the codes."""
         snapshot = self._snapshot
-        return snapshot.tensor_pieces(), snapshot.layout.to_json()
+        return snapshot.tensor_chunks(), snapshot.layout.to_json()
 
     # ---- reading: any number of threads, no lock, also while another thread changes the table ---------------
 

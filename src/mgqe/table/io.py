@@ -85,7 +85,7 @@ def save(table: FrozenTable, path: PathOrFile) -> int:
     """
     if not isinstance(table, FrozenTable):
         raise TypeError(f"expected a frozen table, got {type(table).__name__}: {_how_to_save(table)}")
-    tensors, config = table.tensor_pieces()
+    tensors, config = table.tensor_chunks()
     if not isinstance(path, (str, os.PathLike)):
         nbytes, content = encode(tensors, table.kind, config)
         write_to(path, content)
@@ -109,28 +109,28 @@ def _how_to_save(other: object) -> str:
     return "use its save()" if callable(getattr(other, "save", None)) else "a layer's freeze() makes one"
 
 
-def save_pieces(
-    shapes: Shapes, kind: str, config: Config, pieces: Callable[[str], Iterable[Tensor]], path: str | os.PathLike[str]
+def save_chunks(
+    shapes: Shapes, kind: str, config: Config, chunks: Callable[[str], Iterable[Tensor]], path: str | os.PathLike[str]
 ) -> int:
-    """:func:`save` of a table whose tensors are made in pieces, each when it is to be written.
+    """:func:`save` of a table whose tensors are made in chunks, each when it is to be written.
 
     Args:
         shapes: name -> (type, shape) of every tensor.
         kind, config: of the table.
-        pieces: a tensor's name -> its pieces along the first axis, which must fill the shape.
+        chunks: a tensor's name -> its chunks along the first axis, which must fill the shape.
         path: as for :func:`save`; ids appended to a file that is there are gone with it.
     """
 
     def checked(name: str) -> Iterator[Tensor]:
         rows = 0
-        for piece in pieces(name):
-            rows += piece.shape[0]
-            yield piece
+        for chunk in chunks(name):
+            rows += chunk.shape[0]
+            yield chunk
         expected = shapes[name][1][0]
         if rows != expected:
-            raise ValueError(f"tensor {name!r} was to have {expected} rows, and its pieces have {rows}")
+            raise ValueError(f"tensor {name!r} was to have {expected} rows, and its chunks have {rows}")
 
-    elements = (tensor_bytes(piece) for name in element_order(shapes) for piece in checked(name))
+    elements = (tensor_bytes(chunk) for name in element_order(shapes) for chunk in checked(name))
     return _write(path, partial(encode_elements, shapes, kind, config, chain.from_iterable(elements)), None)[0]
 
 

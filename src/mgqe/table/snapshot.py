@@ -213,7 +213,7 @@ class Snapshot:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], config: Config) -> Snapshot:
-        """The inverse of :meth:`tensor_pieces`; see :meth:`CompactTable.from_tensors`."""
+        """The inverse of :meth:`tensor_chunks`; see :meth:`CompactTable.from_tensors`."""
         reader = Reader(tensors, config)
         layout = TableLayout.read(reader)
         dtype, codebooks = CENTROID_DTYPES[layout.centroid_dtype], range(layout.num_codebooks)
@@ -236,8 +236,8 @@ class Snapshot:
             check_map(tier_map, layout.sizes)
         return cls(layout, codes, tuple(centroids.values()), scales, tier_map, fallback=fallback)
 
-    def tensor_pieces(self) -> dict[str, list[Tensor]]:
-        """The tensors of a file of it, each as the pieces that make it when joined along the first axis."""
+    def tensor_chunks(self) -> dict[str, list[Tensor]]:
+        """The tensors of a file of it, each as the chunks that make it when joined along the first axis."""
         tensors = {CODES.format(g): self.arrays_of(g) for g in range(len(self.codes))}
         tensors.update({CENTROIDS.format(c): [book] for c, book in enumerate(self.centroids)})
         if self.base.centroid_dtype == "int8":

@@ -102,7 +102,7 @@ class Spec:
             )
         options: dict[str, Value] = {}
         for part in filter(None, (part.strip() for part in rest.split(","))):
-            key, equals, value = (piece.strip() for piece in part.partition("="))
+            key, equals, value = (side.strip() for side in part.partition("="))
             if not equals or not key or not value:
                 raise ValueError(f"embedding {text!r}: expected key=value, got {part!r}")
             if key in options:
