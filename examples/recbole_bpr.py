@@ -43,7 +43,14 @@ SETTINGS = {
     "gpu_id": "",
     "state": "WARNING",
 }
-OF_A_MODEL = {"SASRec": {"train_neg_sample_args": None, "hidden_size": 64, "max_seq_length": 50}}
+OF_A_MODEL = {
+    "SASRec": {
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},  # RecBole's default leaves the time out
+        "train_neg_sample_args": None,
+        "hidden_size": 64,
+        "max_seq_length": 50,
+    }
+}
 
 
 def add_quantization_loss(model: Any) -> None:
