@@ -70,7 +70,7 @@ def write_sharded(folder: Path) -> None:
         for number in range(3):
             rows = [c[cut[number] : cut[number + 1]] for c, cut in zip(codes, cuts, strict=True)]
             sizes.append([len(r) for r in rows])
-            shapes = [(r.shape[0], r.shape[1]) for r in rows]
+            shapes = table.snapshot.layout.code_tensors(sizes[-1])
             write_shard(target, set_name, number, shapes, [rows[g] for g in tier_order(len(rows))])
         with prepared_index(target, set_name, tensors, config, sizes) as (path, _):
             publish_index(target, path)
