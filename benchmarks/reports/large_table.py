@@ -46,7 +46,7 @@ def quality_table(ids: int) -> str:
         )
     header = [
         "rows", "training bytes per row", "AUC", "of ids seen 100 times", "of ids seen 1 to 9 times",
-        "peak resident GiB", "frozen MB", "interactions a second",
+        "peak resident GiB", "frozen MB", "interactions per second",
     ]  # fmt: skip
     return markdown(header, rows)
 

@@ -51,7 +51,7 @@ def test_values_worked_by_hand():
     )
     assert limit(2, 2048) == pytest.approx(0.001822**2 / 0.003704)  # the line goes on
     assert tier_error(2, 64, 64) == 0
-    assert tier_error(2, 64, 400, held=16) == pytest.approx(
+    assert tier_error(2, 64, 400, inherited=16) == pytest.approx(
         0.028678 * (1 - 48 / 400) ** (1.976 + 0.28 * math.log2(400 / 48)) * 1.05
     )
     assert few_rows(2, 4.0) == pytest.approx(0.75 ** (1.976 + 0.280 * 2))

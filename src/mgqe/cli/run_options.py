@@ -136,10 +136,10 @@ def config_of(
 def takes_config(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of `config_of` in place of its parameter `config`, which gets what they describe."""
     shared = inspect.signature(config_of, eval_str=True).parameters
-    own = inspect.signature(command, eval_str=True).parameters
+    declared = inspect.signature(command, eval_str=True).parameters
     parameters = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for name, parameter in own.items()
+        for name, parameter in declared.items()
         for parameter in (shared.values() if name == "config" else (parameter,))
     ]
 

@@ -71,7 +71,7 @@ class CompactEmbedding(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """All vectors, (N, d), decoded anew each time it is read; no gradient reaches the table."""
+        """All vectors, (N, d), decoded again each time it is read; no gradient reaches the table."""
         return self._table.to_dense().to(self.dtype)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -107,13 +107,13 @@ class ShardRange(NamedTuple):
 
 def _layout(table: QuantizedTable) -> list[ShardRange]:
     """The shards of a table, by number: all ranks' ranges that are not empty, in order of ids."""
-    ranks, own, error = table.source.ranks, [], None
+    ranks, ranges, error = table.source.ranks, [], None
     try:
-        own = [ShardRange(first, rows.shape[0], ranks.rank) for first, rows in table.source.ranges() if rows.shape[0]]
+        ranges = [ShardRange(first, len(rows), ranks.rank) for first, rows in table.source.ranges() if len(rows)]
     except ValueError as wrong:
         error = wrong
     ranks.refuse_together(error)
-    shards = sorted(shard for of_rank in ranks.gather(own) for shard in of_rank)
+    shards = sorted(shard for of_rank in ranks.gather(ranges) for shard in of_rank)
     end = 0
     for first, size, rank in shards:
         if first != end:

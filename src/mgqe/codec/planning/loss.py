@@ -29,9 +29,9 @@ def predicted(
     errors = []
     for tier, next_tier in zip(capacity.tiers, (*capacity.tiers[1:], None), strict=True):
         k = tier.num_centroids
-        held = next_tier.num_centroids if capacity.share_codebook and next_tier else 0
+        inherited = next_tier.num_centroids if capacity.share_codebook and next_tier else 0
         width = capacity.embedding_dim // tier.num_subspaces
-        error = tier_error(width, k, tier.ids, held if held < k else 0)
+        error = tier_error(width, k, tier.ids, inherited if inherited < k else 0)
         errors.append(error + rounding(centroid_dtype, largest if capacity.share_codebook else k))
     return float(space.tier_weights(sizes) @ np.array(errors)), tuple(errors)
 

@@ -196,8 +196,8 @@ class Problem:
         else:
             tried = _varied(self.within(budget), MEASURED)
             if tried:
-                found = [measured(self.space, c, self.weight) for c, _ in tried]
-                (candidate, nbytes), (loss, errors) = min(zip(tried, found, strict=True), key=lambda pair: pair[1][0])
+                losses = [measured(self.space, c, self.weight) for c, _ in tried]
+                (candidate, nbytes), (loss, errors) = min(zip(tried, losses, strict=True), key=lambda pair: pair[1][0])
                 return self._made(candidate, nbytes, budget, loss, errors)
         least = self.least()
         raise ValueError(

@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 from functools import cache
 
-WIDTHS = (1, 2, 4, 8, 16, 32)  # dimensions a subspace
+WIDTHS = (1, 2, 4, 8, 16, 32)  # dimensions per subspace
 BITS = range(1, 11)  # K = 2, 4, ..., 1024
-# Share of the squares lost with many rows a centroid: a line for each of WIDTHS, an entry for each of BITS.
+# Share of the squares lost with many rows per centroid: one line for each of WIDTHS, one entry for each of BITS.
 LIMITS = (
     (0.362181, 0.117343, 0.034821, 0.009490, 0.002521, 0.000602, 0.000157, 0.000041, 0.000010, 0.000004),
     (0.677289, 0.360601, 0.199341, 0.106029, 0.056273, 0.028678, 0.014816, 0.007486, 0.003704, 0.001822),
@@ -59,24 +59,24 @@ def few_rows(width: int, rows_a_centroid: float) -> float:
     return float((1.0 - 1.0 / rows_a_centroid) ** power)
 
 
-def nested_factor(width: int, held: float) -> float:
+def nested_factor(width: int, inherited: float) -> float:
     """How much worse the head fares in a codebook whose first centroids, this share, were fitted to other rows.
 
-    Measured on Gaussian rows of one kind: 1.056 for s = 2 with 64 of 256 held, 1.175 with 128 of 256.
+    Measured on Gaussian rows of one kind: 1.056 for s = 2 with 64 of 256 inherited, 1.175 with 128 of 256.
     """
-    return 1.0 + 1.6 * held * held / width
+    return 1.0 + 1.6 * inherited * inherited / width
 
 
-def tier_error(width: int, centroids: int, rows: int, held: int = 0) -> float:
+def tier_error(width: int, centroids: int, rows: int, inherited: int = 0) -> float:
     """Of one tier, before its centroids are rounded.
 
     Args:
-        width: s, dimensions a subspace.
+        width: s, dimensions per subspace.
         rows: ids of the tier.
-        held: of its centroids, those that less frequent tiers fitted.
+        inherited: of its centroids, those that less frequent tiers fitted.
     """
-    fitted = min(centroids - held, rows)  # on the rows of this tier; held ones are as they are
-    return limit(width, centroids) * few_rows(width, rows / fitted) * nested_factor(width, held / centroids)
+    fitted = min(centroids - inherited, rows)  # on the rows of this tier; inherited ones are as they are
+    return limit(width, centroids) * few_rows(width, rows / fitted) * nested_factor(width, inherited / centroids)
 
 
 def rounding(centroid_dtype: str, centroids: int) -> float:

@@ -1,6 +1,6 @@
 """Every configuration that `plan` chooses among, with its bytes and what it is expected to lose.
 
-A split cuts the ids, most frequent first, into one to three tiers. With a codebook a tier, bytes and losses of the
+A split cuts the ids, most frequent first, into one to three tiers. With one codebook per tier, bytes and losses of the
 tiers add up, so that a tier's option is of use only if none is both smaller and better; with one shared codebook the
 tiers have the same subspaces and fall in centroids. That leaves some thousand candidates, which no budget changes.
 """
@@ -25,7 +25,7 @@ from mgqe.ops.packed_format import level_lengths
 
 ENDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)  # shares of ids where a tier may end
 MIN_TIER = 32  # ids
-MAX_WIDTH = 32  # dimensions a subspace
+MAX_WIDTH = 32  # dimensions per subspace
 CENTROIDS = tuple(1 << bits for bits in range(1, 17))
 ITEM_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 # Bytes by which headers of one structure differ, for the digits of their numbers and the last blocks of the tensors.
@@ -94,7 +94,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class CandidateBlock:
-    """Candidates of one split, type and way to share: numbers in arrays, themselves made when they are wanted."""
+    """Candidates of one split, type and way to share: numbers in arrays; a candidate is made when it is wanted."""
 
     payload: np.ndarray
     loss: np.ndarray
@@ -165,8 +165,8 @@ class Space:
         place = np.concatenate([np.arange(len(block.loss)) for block in blocks])
         order = np.lexsort((owner, about, loss))  # of equals the one with fewer tiers, whose block comes first
         smallest = np.concatenate([[np.inf], np.minimum.accumulate(about[order])[:-1]])
-        kept = order[about[order] < smallest + HEADER_SPREAD]
-        return [blocks[owner[i]].make(int(place[i])) for i in kept]
+        near = order[about[order] < smallest + HEADER_SPREAD]
+        return [blocks[owner[i]].make(int(place[i])) for i in near]
 
     def _blocks(self, sizes: tuple[int, ...]) -> Iterator[CandidateBlock]:
         extra = _map_bytes(level_lengths(sizes, peel_order(sizes))) if self._mapped(sizes) else 0
@@ -178,10 +178,10 @@ class Space:
     def _book_bytes(self, subspaces: int, k: int, dtype: str) -> int:
         return self.embedding_dim * k * ITEM_BYTES[dtype] + (4 * subspaces if dtype == "int8" else 0)
 
-    # ---- a codebook a tier -------------------------------------------------------------------------------
+    # ---- one codebook per tier -----------------------------------------------------------------------------
 
     def _options(self, n: int, dtype: str) -> list[tuple[int, int, int, float]]:
-        """(bytes, D, K, error) of a tier of n ids with a codebook of its own; those of use alone, smallest first."""
+        """(bytes, D, K, error) of a tier of n ids that has a codebook to itself; only useful ones, smallest first."""
         errors, codes = self._of_tier(n)
         options = []
         for i, subspaces in enumerate(self.subspaces):
@@ -189,12 +189,12 @@ class Space:
                 if k <= max(2, n):
                     nbytes = int(codes[i, j]) + self._book_bytes(subspaces, k, dtype)
                     options.append((nbytes, subspaces, k, float(errors[i, j, 0]) + rounding(dtype, k)))
-        kept, least = [], np.inf
+        useful, least = [], np.inf
         for option in sorted(options, key=lambda o: (o[0], o[3])):
             if option[3] < least:
-                kept.append(option)
+                useful.append(option)
                 least = option[3]
-        return kept
+        return useful
 
     def _separate(self, sizes: tuple[int, ...], dtype: str, extra: int) -> CandidateBlock:
         options = [self._options(n, dtype) for n in sizes]
@@ -217,14 +217,15 @@ class Space:
     # ---- one codebook for all ----------------------------------------------------------------------------
 
     def _of_tier(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Errors (D, K, held) of a tier of n ids before rounding, held: 0 for none, else one more than K's place;
-        bytes of its codes (D, K)."""
+        """Errors (D, K, inherited) of a tier of n ids before rounding, and bytes of its codes (D, K).
+
+        The last axis: 0 for no inherited centroids, else one more than the index of their number."""
         if n not in self._errors:
             widths = [self.embedding_dim // subspaces for subspaces in self.subspaces]
             self._errors[n] = np.array(
                 [
                     [
-                        [tier_error(s, k, n, held) if held < k else np.nan for held in (0, *self.centroids)]
+                        [tier_error(s, k, n, old) if old < k else np.nan for old in (0, *self.centroids)]
                         for k in self.centroids
                     ]
                     for s in widths
@@ -242,9 +243,9 @@ class Space:
             falls = falls[(known[falls] <= np.maximum(2, sizes)).all(1)]
         if not len(falls):
             return
-        held = np.concatenate([falls[:, 1:] + 1, np.zeros((len(falls), 1), dtype=np.int64)], axis=1)
+        old = np.concatenate([falls[:, 1:] + 1, np.zeros((len(falls), 1), dtype=np.int64)], axis=1)
         parts = [self._of_tier(n) for n in sizes]
-        errors = np.stack([e[:, falls[:, g], held[:, g]] for g, (e, _) in enumerate(parts)], axis=-1)  # (D, combos, m)
+        errors = np.stack([e[:, falls[:, g], old[:, g]] for g, (e, _) in enumerate(parts)], axis=-1)  # (D, combos, m)
         codes = sum(c[:, falls[:, g]] for g, (_, c) in enumerate(parts))
         plain = errors @ self.tier_weights(sizes)
         for dtype in ITEM_BYTES:
@@ -299,5 +300,5 @@ def _with_checksums(payload: Any) -> Any:
 
 
 def _map_bytes(lengths: Sequence[int]) -> int:
-    """Of a tier map: 256 bits and a rank of 32 bits a block."""
+    """Of a tier map: 256 bits and a rank of 32 bits per block."""
     return sum(-(-n // 256) * 36 for n in lengths)

@@ -46,7 +46,7 @@ inline uint64_t little_endian(const uint8_t* p, int bytes) {
 }
 
 // 1 to 8 bytes of a row, in the low bits of a word. Two loads that overlap: no byte beyond is touched, neither past the
-// end of a buffer nor in a cache line that nobody prefetched, and nothing branches on where the row is.
+// end of a buffer nor in a cache line that was not prefetched, and nothing branches on where the row is.
 inline uint64_t few_bytes(const uint8_t* row, int64_t bytes) {
     if (bytes >= 4) return little_endian(row, 4) | little_endian(row + bytes - 4, 4) << (8 * (bytes - 4));
     if (bytes >= 2) return little_endian(row, 2) | little_endian(row + bytes - 2, 2) << (8 * (bytes - 2));

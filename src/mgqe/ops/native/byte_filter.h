@@ -112,8 +112,8 @@ inline void add_column(const uint8_t* column, const uint8_t* table, int64_t stri
     }
 }
 
-// Which of `rows` rows (a multiple of 512) may reach the needed sum: one bit a row. `columns` (number, column_step)
-// holds a byte a row.
+// Which of `rows` rows (a multiple of 512) may reach the needed sum: one bit per row. `columns` (number, column_step)
+// holds one byte per row.
 template <class F, int64_t kStride>
 inline void pass_rows(const uint8_t* columns, int64_t rows, int64_t number, int64_t column_step,
                       const uint8_t* tables, int64_t last_stride, int64_t needed, uint64_t* masks) {

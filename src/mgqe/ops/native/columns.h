@@ -1,4 +1,4 @@
-// 64 packed rows as columns of bytes, one a subspace, with 16-byte vectors: SSE2 on x86-64, NEON on arm64.
+// 64 packed rows as columns of bytes, one per subspace, with 16-byte vectors: SSE2 on x86-64, NEON on arm64.
 #ifndef MGQE_COLUMNS_H
 #define MGQE_COLUMNS_H
 

@@ -1,4 +1,4 @@
-// 64 packed rows as columns of bytes, one a subspace, with AVX-512 VBMI.
+// 64 packed rows as columns of bytes, one per subspace, with AVX-512 VBMI.
 #ifndef MGQE_COLUMNS_VBMI_H
 #define MGQE_COLUMNS_VBMI_H
 

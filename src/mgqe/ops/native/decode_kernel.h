@@ -72,7 +72,7 @@ inline float* emit_pieces(const T* from, const float* scales, float* to, int64_t
 }
 
 enum Layout {
-    kBytes,   // a byte a code, and a centroid for every byte
+    kBytes,   // one byte per code, and a centroid for every byte
     kEight,   // eight codes of 4 to 7 bits, and a centroid for every code: no clamp, nothing that depends on the bits
     kNarrow,  // rows of less than 8 bytes: read at once
     kWide,    // longer rows: read 64 bits at a time, the last 64 ending where the row ends

@@ -1,6 +1,6 @@
 // What the top-K entry (topk.cpp) prepares and the scans (topk_kernel.h, one a set of instructions) read.
 //
-// A row's score is a sum of partial scores, one a subspace: <query piece, centroid>, read from a table that is made
+// A row's score is a sum of partial scores, one per subspace: <query piece, centroid>, read from a table that is made
 // once a query. The sum runs in the order of subspaces in float32, then the bias is added, so that every path gives
 // the same bits. A scan may skip rows that cannot reach the top k; it never scores them in another way.
 #ifndef MGQE_TOPK_H
@@ -17,7 +17,7 @@ struct mgqe_hit {
     int64_t rank;
 };
 
-// A tier cut into tiles of rows. Partial scores have `stride` entries a subspace: all that `bits` can say, those
+// A tier cut into tiles of rows. Partial scores have `stride` entries per subspace: all that `bits` can say, those
 // beyond the codebook repeating its last centroid as the look-up does, and at least 16.
 struct mgqe_tier_view {
     const mgqe_tier* tier;

@@ -48,7 +48,7 @@ struct Vectors {
         return {vaddw_u8(to.low, vget_low_u8(from)), vaddw_u8(to.high, vget_high_u8(from))};
     }
 
-    // One bit a lane that is all ones.
+    // One bit per lane that is all ones.
     static uint64_t bits(Bytes lanes) {
         const Bytes weights = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
         const Bytes kept = vandq_u8(lanes, weights);

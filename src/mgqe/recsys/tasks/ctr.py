@@ -42,7 +42,7 @@ class CtrTask:
     """A data set, split and prepared for training and evaluation.
 
     A positive is a row of the data; a negative has its user and context and another item. In training, that is any
-    item that the user does not have in the training part, drawn anew in each epoch, so that held-out items are drawn
+    item that the user does not have in the training part, drawn again in each epoch, so that held-out items are drawn
     as often as others. In the validation and test part, it is an item that the user has nowhere, fixed by the seed.
     All parts have `num_negatives` negatives per positive, and therefore the same share of positives.
 
