@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import mgqe
-from benchmarks._common import Contender, argument_parser, measure, print_table, save
-from benchmarks.speed.train_step import zipf
+from benchmarks._common import Contender, measure, print_table, save
+from benchmarks.speed.train_step import Training, training_input
 from mgqe.nn.rows import CachedRows, SketchRows
 
 PEER = "float32 rows, SparseAdam"
@@ -25,41 +25,18 @@ TARGET = 1.5
 NEVER = 2**62
 
 
-class Training:
-    """One layer with its optimiser; calling it takes one step."""
-
-    def __init__(self, layer: nn.Module, batches: list[Tensor], target: Tensor, adam: bool, codes: bool) -> None:
-        self.layer, self.batches, self.target, self.taken = layer, batches, target, 0
-        parameters = layer.parameters()
-        optimizer: Any = torch.optim.SparseAdam if adam else mgqe.RowwiseAdagrad
-        self.optimizer = optimizer(parameters, lr=1e-3)
-        if codes:
-            for _ in range(8):
-                self(0)
-            mgqe.start_quantizing(layer)
-
-    def __call__(self, _: int) -> None:
-        self.taken += 1
-        loss = (self.layer(self.batches[self.taken % len(self.batches)]) - self.target).square().mean()
-        if isinstance(self.layer, mgqe.MGQEmbedding):
-            loss = loss + mgqe.quantization_loss(self.layer)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+def training(layer: nn.Module, batches: list[Tensor], target: Tensor, adam: bool, codes: bool) -> Training:
+    """The layer with its optimiser; with ``codes`` it trains through the codes already."""
+    steps = Training(layer, batches, target, torch.optim.SparseAdam if adam else mgqe.RowwiseAdagrad)
+    if codes:
+        for _ in range(8):
+            steps(0)
+        mgqe.start_quantizing(layer)
+    return steps
 
 
 def main() -> None:
-    parser = argument_parser(__doc__ or "", "row-storage")
-    parser.set_defaults(rounds=8)
-    parser.add_argument("--ids", type=int, default=4096, help="ids per step")
-    parser.add_argument("--rows", type=int, default=10_000_000, help="rows of the table")
-    parser.add_argument("--dim", type=int, default=64, help="dimensions per row")
-    parser.add_argument("--exponent", type=float, default=1.0, help="of the Zipf law")
-    options = parser.parse_args()
-    generator = torch.Generator().manual_seed(options.seed)
-    batches = [zipf(options.ids, options.rows, options.exponent, generator) for _ in range(256)]
-    target = torch.randn(options.ids, options.dim, generator=generator)
-    torch.manual_seed(options.seed)
+    options, batches, target = training_input(__doc__ or "", "row-storage", rounds=8, rows=10_000_000, num_batches=256)
     tiers = mgqe.Tiers.from_fractions(options.rows, (0.01, 0.99))
 
     def layer(rows: Any) -> nn.Module:
@@ -75,7 +52,7 @@ def main() -> None:
         "sketch": (lambda: layer(SketchRows(buckets=options.rows // 25, interval=0)), False, False),
     }
     contenders: dict[str, Contender] = {
-        name: Training(make(), batches, target, adam, codes) for name, (make, adam, codes) in kinds.items()
+        name: training(make(), batches, target, adam, codes) for name, (make, adam, codes) in kinds.items()
     }
     results = []
     for threads in options.threads:

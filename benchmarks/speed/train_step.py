@@ -39,9 +39,11 @@ class Training:
     layer: nn.Module
     batches: list[Tensor]
     target: Tensor
+    optimizer_class: type[torch.optim.Optimizer] = torch.optim.SparseAdam
 
     def __post_init__(self) -> None:
-        self.optimizer = torch.optim.SparseAdam(self.layer.parameters(), lr=1e-3)
+        arguments: dict[str, Any] = {"lr": 1e-3}
+        self.optimizer = self.optimizer_class(self.layer.parameters(), **arguments)
         self.steps = 0
 
     def __call__(self, _: int) -> None:
@@ -52,6 +54,24 @@ class Training:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+
+
+def training_input(
+    description: str, benchmark: str, rounds: int, rows: int, num_batches: int
+) -> tuple[argparse.Namespace, list[Tensor], Tensor]:
+    """The options of a benchmark of training steps, its batches of Zipf ids, and what the vectors are to become."""
+    parser = argument_parser(description, benchmark)
+    parser.set_defaults(rounds=rounds)
+    parser.add_argument("--ids", type=int, default=4096, help="ids per step")
+    parser.add_argument("--rows", type=int, default=rows, help="rows of the table")
+    parser.add_argument("--dim", type=int, default=64, help="dimensions per row")
+    parser.add_argument("--exponent", type=float, default=1.0, help="of the Zipf law")
+    options = parser.parse_args()
+    generator = torch.Generator().manual_seed(options.seed)
+    batches = [zipf(options.ids, options.rows, options.exponent, generator) for _ in range(num_batches)]
+    target = torch.randn(options.ids, options.dim, generator=generator)
+    torch.manual_seed(options.seed)
+    return options, batches, target
 
 
 def layers(options: argparse.Namespace) -> dict[str, Callable[[], nn.Module]]:
@@ -83,17 +103,7 @@ def revival(layer: nn.Module) -> float:
 
 
 def main() -> None:
-    parser = argument_parser(__doc__ or "", "train-step")
-    parser.set_defaults(rounds=20)
-    parser.add_argument("--ids", type=int, default=4096, help="ids per step")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the table")
-    parser.add_argument("--dim", type=int, default=64, help="dimensions per row")
-    parser.add_argument("--exponent", type=float, default=1.0, help="of the Zipf law")
-    options = parser.parse_args()
-    generator = torch.Generator().manual_seed(options.seed)
-    batches = [zipf(options.ids, options.rows, options.exponent, generator) for _ in range(64)]
-    target = torch.randn(options.ids, options.dim, generator=generator)
-    torch.manual_seed(options.seed)
+    options, batches, target = training_input(__doc__ or "", "train-step", rounds=20, rows=1_000_000, num_batches=64)
     contenders: dict[str, Contender] = {
         name: Training(make(), batches, target) for name, make in layers(options).items()
     }
