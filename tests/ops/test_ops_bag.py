@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instruction_sets import ALL, instruction_set
 from ops_tables import DTYPES, dense, hand_worked, table
 from table_cases import CASES, build
 
@@ -17,22 +18,15 @@ MODES = [("sum", False), ("sum", True), ("mean", False), ("max", False)]
 each_mode = pytest.mark.parametrize(("mode", "weighted"), MODES)
 
 
-@pytest.fixture(params=["scalar", "avx2", "avx512", "neon", "none"])
+@pytest.fixture(params=[*ALL, "none"])
 def isa(request, monkeypatch):
     """Every instruction set of this machine; "none" is the torch twin."""
-    if request.param == "none" or not ops.native_available():
-        if request.param != "none":
-            pytest.skip("the native library is not built")
+    if request.param == "none":
         monkeypatch.setattr("mgqe.ops._bag.library", lambda: None)
         yield request.param
         return
-    before = ops.native_isa()
-    try:
-        ops.set_native_isa(request.param)
-    except ValueError:
-        pytest.skip(f"no {request.param} here")
-    yield request.param
-    ops.set_native_isa(before)
+    with instruction_set(request.param):
+        yield request.param
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instruction_sets import ALL, instruction_set
 from ops_tables import DTYPES, dense, table
 
 from mgqe import ops
@@ -71,21 +72,12 @@ def test_tiers(layout, shuffled, dtype):
     check_everything(*table(**layout, shuffled=shuffled, dtype=dtype))
 
 
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "neon"])
+@pytest.mark.parametrize("isa", ALL)
 def test_instruction_sets_agree(isa):
-    if not ops.native_available():
-        pytest.skip("the native library is not built")
-    before = ops.native_isa()
-    try:
-        ops.set_native_isa(isa)
-    except ValueError:
-        pytest.skip(f"no {isa} here")
-    try:
+    with instruction_set(isa):
         for dtype in DTYPES.values():
             for width in (1, 3, 4, 8, 16, 20):
                 check_everything(*table((200, 900), (256, 37), width=width, dtype=dtype, shuffled=width > 4))
-    finally:
-        ops.set_native_isa(before)
 
 
 def test_every_float16_converts_exactly():

@@ -8,10 +8,10 @@ import torch
 from growth_model import LAYOUTS, Model, quarters
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instruction_sets import ALL, instruction_set
 from table_cases import CASES, build
 
 import mgqe.table.growth
-from mgqe import ops
 from mgqe.codec.tiers import Tiers
 from mgqe.ops import reference
 from mgqe.table.compact import CompactTable
@@ -410,16 +410,9 @@ def test_compiled_look_up_sees_appended_ids():
         assert torch.equal(compiled(ids), table.lookup(ids))
 
 
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "neon"])
+@pytest.mark.parametrize("isa", ALL)
 def test_instruction_sets_read_extents_alike(isa):
-    if not ops.native_available():
-        pytest.skip("the native library is not built")
-    before = ops.native_isa()
-    try:
-        ops.set_native_isa(isa)
-    except ValueError:
-        pytest.skip(f"no {isa} here")
-    try:
+    with instruction_set(isa):
         for layout in LAYOUTS.values():
             model = Model(**layout)
             table = model.table()
@@ -427,8 +420,6 @@ def test_instruction_sets_read_extents_alike(isa):
                 table.append(quarters(70, model.embedding_dim, tier), tier)
             ids = torch.randint(0, table.num_embeddings, (3000,))
             assert torch.equal(table.lookup(ids), reference.lookup(ids, table.snapshot.lookup.table))
-    finally:
-        ops.set_native_isa(before)
 
 
 def test_without_the_native_library(monkeypatch):
