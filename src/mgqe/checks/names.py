@@ -15,8 +15,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def errors_about(name: str) -> Iterator[None]:
-    """Put a name, such as a module's path, before the message of a ValueError or TypeError that is raised within."""
+    """Put a name, such as a module's path, before the message of an IndexError, TypeError or ValueError within."""
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except (IndexError, TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from error

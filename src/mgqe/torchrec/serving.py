@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from torch import nn
 from torchrec import JaggedTensor, KeyedTensor
 
 from mgqe.checks.ids import as_int64
+from mgqe.checks.names import errors_about
 from mgqe.files.atomic import open_regular
 from mgqe.files.checksums import json_checksum
 from mgqe.files.consistent import MixedFiles, read_consistent
@@ -37,15 +36,6 @@ class _Compact(nn.Module):
         if missing := [feature for names in self.features.values() for feature in names if feature not in jagged]:
             raise KeyError(f"the batch has no feature {missing[0]!r}: it has {sorted(jagged)}")
         return jagged
-
-
-@contextmanager
-def _naming(table: str, feature: str) -> Iterator[None]:
-    """Puts the feature and its table before what is wrong with its ids."""
-    try:
-        yield
-    except (IndexError, TypeError, ValueError) as error:
-        raise type(error)(f"feature {feature!r} of table {table!r}: {error}") from error
 
 
 class CompactEmbeddingBagCollection(_Compact):
@@ -77,7 +67,7 @@ class CompactEmbeddingBagCollection(_Compact):
                 offsets = F.pad(bags.lengths().to(torch.int64).cumsum(0), (1, 0))
                 weights = bags.weights().float() if self.is_weighted else None
                 keys.append(feature)
-                with _naming(name, feature):
+                with errors_about(f"feature {feature!r} of table {name!r}"):
                     pooled.append(table.bag(as_int64(bags.values()), offsets, self.pooling[name], weights, True))
         return KeyedTensor(keys, [values.shape[1] for values in pooled], torch.cat(pooled, dim=1))
 
@@ -91,7 +81,7 @@ class CompactEmbeddingCollection(_Compact):
         jagged, out = self._jagged(features), {}
         for name, table in self.tables.items():
             for feature in self.features[name]:
-                with _naming(name, feature):
+                with errors_about(f"feature {feature!r} of table {name!r}"):
                     vectors = table.lookup(as_int64(jagged[feature].values()))
                 out[feature] = JaggedTensor(values=vectors, lengths=jagged[feature].lengths())
         return out

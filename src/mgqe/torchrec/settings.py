@@ -8,6 +8,7 @@ from typing import Any
 
 from torchrec import EmbeddingBagConfig, EmbeddingConfig
 
+from mgqe.checks.names import errors_about
 from mgqe.checks.scalars import as_int
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.tiers import Tiers
@@ -59,10 +60,8 @@ def resolve_tables(
         raise ValueError(f"counts for {unknown}, but the tables are {names}")
     settings = []
     for table in tables:
-        try:
+        with errors_about(f"table {table.name!r}"):
             settings.append(_resolve(table, config.for_table((table.name,)), counts.get(table.name)))
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"table {table.name!r}: {error}") from error
     return settings
 
 
