@@ -208,8 +208,9 @@ class QuantizedEmbedding(CodebookLayer):
             self._warn_of_reentrance()
             return
         rows_stepped = self.watcher.rows_stepped(self.raw_weight)
-        stepped = rows_stepped or self.watcher.codebooks_stepped(self.quantizer)
-        if self._step_is_over():
+        codebooks_stepped = self.watcher.codebooks_stepped(self.quantizer)
+        stepped = rows_stepped or codebooks_stepped
+        if self._ends_step(rows_stepped, codebooks_stepped):
             self.losses.end_step()  # those of the passes before, read or not
         if stepped:
             self._tell_optimizer()
@@ -218,10 +219,13 @@ class QuantizedEmbedding(CodebookLayer):
         self._count_pass(stepped, self.store.may_revive)
         self.watcher.remember(self.quantizer, self.raw_weight)
 
-    def _step_is_over(self) -> bool:
+    def _ends_step(self, rows_stepped: bool, codebooks_stepped: bool) -> bool:
         # With max_norm a forward pass changes rows itself: there the codebooks alone tell.
-        rows_stepped = self.max_norm is None and self.watcher.rows_stepped(self.raw_weight)
-        return rows_stepped or self.watcher.codebooks_stepped(self.quantizer)
+        return codebooks_stepped or (rows_stepped and self.max_norm is None)
+
+    def _step_is_over(self) -> bool:
+        watcher = self.watcher
+        return self._ends_step(watcher.rows_stepped(self.raw_weight), watcher.codebooks_stepped(self.quantizer))
 
     def _losses_are_past(self) -> bool:
         return self.watcher.same_rows(self.raw_weight) and self._step_is_over()
