@@ -43,7 +43,8 @@ def bag(
 
     Rows are added in float32 in the order of the ids, starting from 0, each product and sum rounded, and a mean
     is that sum divided by the number of ids: the same bits on every instruction set, with any number of threads
-    and in the torch twin.
+    and in the torch twin. Where rows are mean + coordinates @ matrix, sums and means are those of the coordinates,
+    multiplied once per bag: the same up to rounding.
 
     Args:
         prepared: the table.
@@ -258,10 +259,28 @@ def _run_reference(prepared: PreparedLookup, bags: _Bags, mode: str) -> Tensor:
     table = prepared.table
     rows_of: Callable[[Tensor], Tensor] = prepared
     if all_below(bags.ids, table.num_embeddings):
+        if table.matrix is not None and mode != "max":
+            return _sums_of_coordinates(table, bags, mode)
         rows_of = functools.partial(reference.lookup, table=table)
     elif prepared.fallback is None:
         raise id_error(bags.ids, table.num_embeddings, FALLBACK)
     return _reference(rows_of, table.embedding_dim, table.padding_idx, bags, mode)
+
+
+def _sums_of_coordinates(table: TableBuffers, bags: _Bags, mode: str) -> Tensor:
+    """Bags of rows that are mean + coordinates @ matrix: coordinates are pooled, and multiplied once per bag.
+
+    So is a 1, whose sum says how often the mean is in the bag.
+    """
+    matrix, mean = table.matrix_values(), table.mean
+    assert matrix is not None  # mypy: the caller has looked
+    assert mean is not None
+
+    def coordinates_and_one(ids: Tensor) -> Tensor:
+        return torch.nn.functional.pad(reference.coordinates(ids, table), (0, 1), value=1.0)
+
+    pooled = _reference(coordinates_and_one, table.num_coordinates + 1, table.padding_idx, bags, mode)
+    return reference.transform(pooled[:, :-1], pooled[:, -1:] * mean, matrix)
 
 
 def _bag(
@@ -278,7 +297,9 @@ _op = torch.library.custom_op(
     schema=(
         "(Tensor ids, Tensor? offsets, Tensor? per_sample_weights, str mode, bool include_last_offset, "
         "Tensor[] codes, Tensor[] centroids, Tensor[] scales, Tensor[] map_bits, Tensor[] map_ranks, int[] order, "
-        "int[] sizes, int[] bits, int[] num_subspaces, int[] codebook_of, int embedding_dim, int padding_idx) -> Tensor"
+        "int[] sizes, int[] bits, int[] num_subspaces, int[] codebook_of, int embedding_dim, int padding_idx, "
+        "int[] widths=[], int[] code_bits=[], Tensor? mean=None, Tensor? matrix=None, Tensor? matrix_scales=None) "
+        "-> Tensor"
     ),
 )
 
@@ -305,7 +326,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         starts = offsets[:-1] if offsets is not None and ctx.include_last_offset else offsets
         flat = ids.reshape(-1).to(torch.int64)
         bag_of = bags_of_ids(flat.shape[0], starts, grad.shape[0], grad.device)
-        padding_idx = arguments[-1]
+        padding_idx = TableBuffers(*arguments).padding_idx
         products = weights_gradient(
             grad, lambda some: torch.ops.mgqe.lookup(some, *arguments), flat, bag_of, padding_idx
         )

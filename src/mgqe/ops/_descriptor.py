@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mgqe.checks.scalars import as_int, as_ints
 from mgqe.ops._checks import codebook_layout
+from mgqe.ops._pieces import Piece, check_bits, codebook_sizes, mixed_row_bytes, pieces
 from mgqe.ops.packed_format import BLOCK_BITS, MAX_BITS, MAX_TIERS, WORDS_PER_BLOCK, level_lengths
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
@@ -71,6 +72,13 @@ class TableBuffers:
             codebook.
         embedding_dim: d.
         padding_idx: the id whose row is zeros, -1 for none.
+        widths: of each subspace, where these differ in width or in bits: a *mixed* table. Empty in all other tables. A
+            codebook is then flat, ``(sum over subspaces of K_j * width_j,)``, with scales ``(D,)``, and ``bits`` are
+            those of a tier's widest code.
+        code_bits: of a mixed table: the bits of each code, 0 to 16, of tier 0, then of tier 1, and so on.
+        mean, matrix, matrix_scales: of a mixed table whose rows are mean + coordinates @ matrix: float32 ``(d,)``;
+            ``(L, d)`` of float32, float16, or int8 with the float32 value ``int8 * scale[coordinate]``; ``(L,)`` for
+            int8, else None. None where rows are their coordinates, L = d.
     """
 
     codes: Sequence[Tensor]
@@ -85,6 +93,21 @@ class TableBuffers:
     codebook_of: Sequence[int]
     embedding_dim: int
     padding_idx: int
+    widths: Sequence[int] = ()
+    code_bits: Sequence[int] = ()
+    mean: Tensor | None = None
+    matrix: Tensor | None = None
+    matrix_scales: Tensor | None = None
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether subspaces have widths and bits of their own."""
+        return len(self.widths) > 0
+
+    @property
+    def num_coordinates(self) -> int:
+        """L, the numbers that the codes of a row decode to; d unless there is a matrix."""
+        return sum(self.widths) if self.is_mixed else self.embedding_dim
 
     @property
     def num_embeddings(self) -> int:
@@ -108,7 +131,7 @@ class TableBuffers:
 
     def with_plain_numbers(self) -> TableBuffers:
         """The same table, its numbers as plain ints; raises TypeError for anything that is no whole number."""
-        names = ("order", "sizes", "bits", "num_subspaces", "codebook_of")
+        names = ("order", "sizes", "bits", "num_subspaces", "codebook_of", "widths", "code_bits")
         numbers: dict[str, Any] = {name: as_ints(name, getattr(self, name)) for name in names}
         numbers |= {name: as_int(name, getattr(self, name)) for name in ("embedding_dim", "padding_idx")}
         return replace(self, **numbers)
@@ -117,11 +140,36 @@ class TableBuffers:
         """The attributes in order, as the operators take them. One by one: compilers do not see through ``vars``."""
         tensors = [list(t) for t in (self.codes, self.centroids, self.scales, self.map_bits, self.map_ranks)]
         numbers = [list(n) for n in (self.order, self.sizes, self.bits, self.num_subspaces, self.codebook_of)]
-        return [*tensors, *numbers, self.embedding_dim, self.padding_idx]
+        mixed = [list(self.widths), list(self.code_bits), self.mean, self.matrix, self.matrix_scales]
+        return [*tensors, *numbers, self.embedding_dim, self.padding_idx, *mixed]
+
+    def bits_of(self, tier: int) -> Sequence[int]:
+        """Of a mixed table: the bits of each code of a tier's rows."""
+        subspaces = len(self.widths)
+        return self.code_bits[tier * subspaces : (tier + 1) * subspaces]
+
+    def pieces(self, tier: int) -> tuple[Piece, ...]:
+        """Of a mixed table: where the pieces of a tier's rows lie."""
+        return pieces(self.widths, self.bits_of(tier), self.codebook_sizes(self.codebook_of[tier]))
+
+    def codebook_sizes(self, codebook: int) -> tuple[int, ...]:
+        """Of a mixed table: the centroids that a codebook holds for each subspace."""
+        return codebook_sizes([self.bits_of(g) for g, read in enumerate(self.codebook_of) if read == codebook])
+
+    def matrix_values(self) -> Tensor | None:
+        """The matrix as it decodes, float32 ``(L, d)``."""
+        if self.matrix is None or self.matrix_scales is None:
+            return None if self.matrix is None else self.matrix.float()
+        return self.matrix.float() * self.matrix_scales[:, None]
 
     def values(self, codebook: int) -> Tensor:
-        """A codebook's centroids as they decode, float32 ``(Dc, Kc, sc)``."""
+        """A codebook's centroids as they decode, float32: ``(Dc, Kc, sc)``, or flat in a mixed table."""
         book = self.centroids[codebook]
+        if self.is_mixed:
+            if book.dtype != torch.int8:
+                return book.float()
+            sizes = torch.tensor([w * k for w, k in zip(self.widths, self.codebook_sizes(codebook), strict=True)])
+            return book.float() * torch.repeat_interleave(self.scales[codebook], sizes.to(book.device))
         return book.float() * self.scales[codebook][:, None, None] if book.dtype == torch.int8 else book.float()
 
     def check(self) -> None:
@@ -134,12 +182,40 @@ class TableBuffers:
             raise ValueError(f"a table has 1 to {MAX_TIERS} tiers, got {m}")
         if self.padding_idx != -1 and not 0 <= self.padding_idx < self.num_embeddings:
             raise ValueError(f"padding_idx must be -1 or in 0 .. {self.num_embeddings - 1}, got {self.padding_idx}")
-        tensors = (*self.codes, *self.centroids, *self.scales, *self.map_bits, *self.map_ranks)
+        transform = [t for t in (self.mean, self.matrix, self.matrix_scales) if t is not None]
+        tensors = (*self.codes, *self.centroids, *self.scales, *self.map_bits, *self.map_ranks, *transform)
         if len(devices := {str(tensor.device) for tensor in tensors}) > 1:
             raise ValueError(f"the tensors of a table must be on one device, got {', '.join(sorted(devices))}")
+        self._check_mixed(m)
         for g in range(m):
             self._check_tier(g)
         self._check_map(m)
+
+    def _check_mixed(self, m: int) -> None:
+        if not self.is_mixed:
+            if self.code_bits or self.mean is not None or self.matrix is not None:
+                raise ValueError("code_bits, mean and matrix are for tables with widths")
+            return
+        if min(self.widths) < 1 or len(self.code_bits) != m * len(self.widths):
+            raise ValueError(f"widths must be positive, and code_bits {m} x {len(self.widths)}, one for each code")
+        check_bits(self.code_bits)
+        if (self.mean is None) != (self.matrix is None):
+            raise ValueError("a table has a mean and a matrix, or neither")
+        if self.mean is None or self.matrix is None:
+            if self.num_coordinates != self.embedding_dim:
+                raise ValueError(f"widths sum to {self.num_coordinates}, but the table has {self.embedding_dim}")
+            return
+        expected = {"mean": (self.embedding_dim,), "matrix": (self.num_coordinates, self.embedding_dim)}
+        for name, tensor in (("mean", self.mean), ("matrix", self.matrix)):
+            if tuple(tensor.shape) != expected[name] or not tensor.is_contiguous():
+                raise ValueError(f"{name} must be contiguous {expected[name]}, got {tuple(tensor.shape)}")
+        if self.mean.dtype != torch.float32 or self.matrix.dtype not in DTYPES:
+            raise TypeError(f"mean must be float32, matrix float32, float16 or int8, got {self.matrix.dtype}")
+        if (self.matrix.dtype == torch.int8) != (self.matrix_scales is not None):
+            raise ValueError("a matrix of int8 has scales, and no other")
+        scales = self.matrix_scales
+        if scales is not None and (scales.dtype != torch.float32 or tuple(scales.shape) != expected["matrix"][:1]):
+            raise ValueError(f"matrix_scales must be float32 {expected['matrix'][:1]}, got {tuple(scales.shape)}")
 
     def _check_tier(self, g: int) -> None:
         codes, bits, subspaces = self.codes[g], self.bits[g], self.num_subspaces[g]
@@ -147,7 +223,8 @@ class TableBuffers:
             raise ValueError(f"tier {g}: bits must be 1 to {MAX_BITS} and num_subspaces positive")
         if codes.dtype != torch.uint8:
             raise TypeError(f"codes of tier {g} must be packed uint8, got {codes.dtype}: see mgqe.codec.packing.pack")
-        expected = (self.sizes[g], -(-subspaces * bits // 8))
+        row_bytes = mixed_row_bytes(self.bits_of(g)) if self.is_mixed else -(-subspaces * bits // 8)
+        expected = (self.sizes[g], row_bytes)
         if tuple(codes.shape) != expected or not codes.is_contiguous():
             raise ValueError(f"codes of tier {g} must be contiguous {expected}, got {tuple(codes.shape)}")
         if not 0 <= self.codebook_of[g] < len(self.centroids):
@@ -155,6 +232,8 @@ class TableBuffers:
         book = self.centroids[self.codebook_of[g]]
         if book.dtype not in DTYPES:
             raise TypeError(f"centroids must be float32, float16 or int8, got {book.dtype}")
+        if self.is_mixed:
+            return self._check_flat_book(g, book)
         if book.dim() != 3 or 0 in book.shape or not book.is_contiguous():
             raise ValueError(f"centroids must be contiguous (pieces, K, width), got {tuple(book.shape)}")
         dim = subspaces * codebook_layout(subspaces, book.shape[0]) * book.shape[2]
@@ -164,6 +243,17 @@ class TableBuffers:
             scales = self.scales[self.codebook_of[g]]
             if scales.dtype != torch.float32 or scales.numel() != book.shape[0]:
                 raise ValueError(f"int8 centroids need {book.shape[0]} float32 scales, got {scales.numel()}")
+
+    def _check_flat_book(self, g: int, book: Tensor) -> None:
+        if self.num_subspaces[g] != len(self.widths):
+            raise ValueError(f"tier {g} has {self.num_subspaces[g]} subspaces, but there are {len(self.widths)} widths")
+        number = self.codebook_of[g]
+        size = sum(w * k for w, k in zip(self.widths, self.codebook_sizes(number), strict=True))
+        if tuple(book.shape) != (size,) or not book.is_contiguous():
+            raise ValueError(f"centroids of codebook {number} must be contiguous ({size},), got {tuple(book.shape)}")
+        scales = self.scales[number]
+        if book.dtype == torch.int8 and (scales.dtype != torch.float32 or scales.numel() != len(self.widths)):
+            raise ValueError(f"int8 centroids need {len(self.widths)} float32 scales, got {scales.numel()}")
 
     def _check_map(self, m: int) -> None:
         levels, mapped = len(self.map_bits), self.mapped_tiers

@@ -33,7 +33,8 @@ class PreparedLookup:
         table.check()
         self.table = table
         self.fallback = fallback
-        self.descriptor = None if library() is None or table.device.type != "cpu" else Descriptor(table)
+        native = library() is not None and table.device.type == "cpu" and not table.is_mixed
+        self.descriptor = Descriptor(table) if native else None
         self._num_embeddings = table.num_embeddings
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -117,7 +118,8 @@ _op = torch.library.custom_op(
     schema=(
         "(Tensor ids, Tensor[] codes, Tensor[] centroids, Tensor[] scales, Tensor[] map_bits, "
         "Tensor[] map_ranks, int[] order, int[] sizes, int[] bits, int[] num_subspaces, int[] codebook_of, "
-        "int embedding_dim, int padding_idx) -> Tensor"
+        "int embedding_dim, int padding_idx, int[] widths=[], int[] code_bits=[], Tensor? mean=None, "
+        "Tensor? matrix=None, Tensor? matrix_scales=None) -> Tensor"
     ),
 )
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mgqe.ops._descriptor import TableBuffers
+from mgqe.ops._pieces import Piece
 from mgqe.ops.packed_format import WORDS_PER_BLOCK
 
 # Scores held at once. Torch temporaries much above the caches are slow and erratic.
@@ -155,15 +156,57 @@ def sort_by_tier(
     return uniq[order], new_index[inverse], counts[order], torch.bincount(tier, minlength=len(sizes)).tolist()
 
 
-def codes_of(packed: Tensor, num_subspaces: int, bits: int) -> Tensor:
-    """int64 codes ``(n, D)`` of packed rows ``(n, row_bytes)``."""
+def codes_of(packed: Tensor, num_subspaces: int, bits: int | Sequence[int]) -> Tensor:
+    """int64 codes ``(n, D)`` of packed rows ``(n, row_bytes)``; ``bits`` of all codes, or of each."""
     n = packed.shape[0]
-    # A code of 16 bits that starts within a byte reaches into the second byte after it.
-    padded = torch.cat([packed, packed.new_zeros(n, 2)], dim=1).long()
-    at = torch.arange(num_subspaces, device=packed.device) * bits
+    # A code of 16 bits reaches into the second byte after the one it starts in; a code without bits may start there.
+    padded = torch.cat([packed, packed.new_zeros(n, 3)], dim=1).long()
+    if isinstance(bits, int):
+        at: Tensor = torch.arange(num_subspaces, device=packed.device) * bits
+        mask: int | Tensor = (1 << bits) - 1
+    else:
+        at = torch.tensor([0, *accumulate(bits)][:-1], dtype=torch.int64, device=packed.device)
+        mask = torch.tensor([(1 << b) - 1 for b in bits], dtype=torch.int64, device=packed.device)
     low = at >> 3
     word = padded[:, low] | (padded[:, low + 1] << 8) | (padded[:, low + 2] << 16)
-    return (word >> (at & 7)) & ((1 << bits) - 1)
+    return (word >> (at & 7)) & mask
+
+
+def gather_mixed(codes: Tensor, codebook: Tensor, layout: Sequence[Piece]) -> Tensor:
+    """Coordinates ``(n, L)`` from codes ``(n, D)`` and a flat codebook whose subspaces lie as ``layout`` says."""
+    parts = []
+    for j, piece in enumerate(layout):
+        stop = piece.entry + piece.num_centroids * piece.width
+        parts.append(codebook[piece.entry : stop].reshape(-1, piece.width)[codes[:, j].long()])
+    return torch.cat(parts, dim=1)
+
+
+def multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """a * b + c of float32, rounded once, as the instruction does it.
+
+    The product is exact in float64. The sum is rounded to odd there (Boldo and Melquiond, 2008: the last bit is set
+    where anything is cut off), after which rounding to float32 is right.
+    """
+    if a.device.type == "mps":  # has no float64
+        return a * b + c
+    product, addend = a.double() * b.double(), c.double()
+    total = product + addend
+    other = total - product
+    cut = (product - (total - other)) + (addend - other)
+    even = (total.view(torch.int64) & 1) == 0
+    moved = torch.nextafter(total, torch.where(cut > 0, torch.inf, -torch.inf).to(total.dtype))
+    return torch.where(even & ((cut > 0) | (cut < 0)), moved, total).float()
+
+
+def transform(coordinates: Tensor, mean: Tensor, matrix: Tensor) -> Tensor:
+    """mean + coordinates @ matrix: ``(n, L)``, float32 ``(d,)`` or ``(n, d)``, ``(L, d)`` -> ``(n, d)``.
+
+    The products are added to the mean in the order of coordinates, each sum rounded once.
+    """
+    rows = mean.expand(coordinates.shape[0], -1)
+    for k in range(matrix.shape[0]):
+        rows = multiply_add(coordinates[:, k, None], matrix[k], rows)
+    return rows
 
 
 def tiers_and_ranks(ids: Tensor, table: TableBuffers) -> tuple[Tensor, Tensor]:
@@ -217,14 +260,30 @@ def popcount(words: Tensor) -> Tensor:
 
 def lookup(ids: Tensor, table: TableBuffers) -> Tensor:
     """Rows ``(..., d)`` of ids ``(...)`` in range; see :func:`mgqe.ops.lookup`."""
+    matrix = table.matrix_values()
     rows = torch.empty((*ids.shape, table.embedding_dim), dtype=torch.float32, device=ids.device)
     flat, out = ids.reshape(-1), rows.reshape(-1, table.embedding_dim)
     for start in range(0, flat.shape[0], _IDS_AT_ONCE):
-        _lookup_flat(flat[start : start + _IDS_AT_ONCE], table, out[start : start + _IDS_AT_ONCE])
+        some, to = flat[start : start + _IDS_AT_ONCE], out[start : start + _IDS_AT_ONCE]
+        if matrix is None or table.mean is None:
+            _decode(some, table, to)
+        else:
+            to.copy_(transform(coordinates(some, table), table.mean, matrix))
+        if table.padding_idx >= 0:
+            to[some == table.padding_idx] = 0.0
     return rows
 
 
-def _lookup_flat(ids: Tensor, table: TableBuffers, out: Tensor) -> None:
+def coordinates(ids: Tensor, table: TableBuffers) -> Tensor:
+    """What the codes of ids ``(n,)`` decode to, ``(n, L)``, before a matrix; zeros for ``padding_idx``."""
+    decoded = torch.empty((ids.shape[0], table.num_coordinates), dtype=torch.float32, device=ids.device)
+    _decode(ids, table, decoded)
+    if table.padding_idx >= 0:
+        decoded[ids == table.padding_idx] = 0.0
+    return decoded
+
+
+def _decode(ids: Tensor, table: TableBuffers, out: Tensor) -> None:
     tier, rank = tiers_and_ranks(ids, table)
     for g in range(len(table.sizes)):
         mine = (tier == g).nonzero().squeeze(1)
@@ -232,10 +291,11 @@ def _lookup_flat(ids: Tensor, table: TableBuffers, out: Tensor) -> None:
             continue
         book = table.values(table.codebook_of[g])
         packed = table.codes[g][rank[mine]]
-        codes = codes_of(packed, table.num_subspaces[g], table.bits[g]).clamp_(max=book.shape[1] - 1)
-        out[mine] = gather(codes, book)
-    if table.padding_idx >= 0:
-        out[ids == table.padding_idx] = 0.0
+        if table.is_mixed:
+            out[mine] = gather_mixed(codes_of(packed, len(table.widths), table.bits_of(g)), book, table.pieces(g))
+        else:
+            codes = codes_of(packed, table.num_subspaces[g], table.bits[g]).clamp_(max=book.shape[1] - 1)
+            out[mine] = gather(codes, book)
 
 
 def max_code(packed: Tensor, num_subspaces: int, bits: int) -> int:

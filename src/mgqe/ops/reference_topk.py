@@ -90,7 +90,7 @@ def _topk_of(table: TableBuffers, job: TopKJob, first: int) -> tuple[Tensor, Ten
     ids = torch.full_like(best, -1, dtype=torch.int64)
     for start in range(0, table.num_embeddings, _ROWS_AT_ONCE):
         rows = torch.arange(start, min(start + _ROWS_AT_ONCE, table.num_embeddings), device=queries.device)
-        scores = _scores(table, rows, tables, norms)
+        scores = _scores(table, rows, tables, norms, job.cosine)
         if job.bias is not None:
             scores = scores + job.bias.bias[rows]
         eligible = ~scores.isnan() & _allowed(job, rows, first, queries.shape[0])
@@ -102,6 +102,8 @@ def _topk_of(table: TableBuffers, job: TopKJob, first: int) -> tuple[Tensor, Ten
 
 def _tables(table: TableBuffers, queries: Tensor, cosine: bool) -> tuple[list[Tensor], list[Tensor]]:
     """Partial scores of each tier, and squared norms for cosine."""
+    if table.is_mixed:
+        return _mixed_tables(table, queries, cosine)
     tables, norms = [], []
     for g in range(len(table.sizes)):
         values = table.values(table.codebook_of[g])
@@ -112,7 +114,58 @@ def _tables(table: TableBuffers, queries: Tensor, cosine: bool) -> tuple[list[Te
     return tables, norms
 
 
-def _scores(table: TableBuffers, rows: Tensor, tables: list[Tensor], norms: list[Tensor]) -> Tensor:
+def _mixed_tables(table: TableBuffers, queries: Tensor, cosine: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """The same of a mixed table, with as many entries per subspace as the widest code of a tier can name.
+
+    With a matrix the entries are those of the turned query, <mean, query> is part of those of the first subspace, and
+    there are no norms: the squared length of a row is no sum over its subspaces.
+    """
+    turned, start = turn(table, queries)
+    tables, norms = [], []
+    for g, number in enumerate(table.codebook_of):
+        values, layout = table.values(number), table.pieces(g)
+        most = max(1 << piece.bits for piece in layout)
+        scores = queries.new_zeros(queries.shape[0], len(layout), most)
+        squares = queries.new_zeros(1, len(layout), most)
+        for j, piece in enumerate(layout):
+            count = 1 << piece.bits
+            book = values[piece.entry : piece.entry + count * piece.width].reshape(1, count, piece.width)
+            part = turned[:, None, piece.coordinate : piece.coordinate + piece.width]
+            scores[:, j, :count] = partial_scores(book, part, 1)[:, 0]
+            squares[:, j, :count] = partial_scores(book, None, 1)[:, 0]
+        if start is not None:
+            scores[:, 0] += start[:, None]
+        tables.append(scores)
+        if cosine and table.matrix is None:
+            norms.append(squares)
+    return tables, norms
+
+
+def turn(table: TableBuffers, queries: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Queries ``(B, d)`` as coordinates meet them: matrix @ query ``(B, L)``, and <mean, query> ``(B,)``.
+
+    Summed over d in order, each product and sum rounded. As they are, and None, without a matrix.
+    """
+    matrix = table.matrix_values()
+    if matrix is None or table.mean is None:
+        return queries, None
+    turned = queries[:, :1] * matrix[:, 0]
+    start = queries[:, 0] * table.mean[0]
+    for t in range(1, matrix.shape[1]):
+        turned = turned + queries[:, t, None] * matrix[:, t]
+        start = start + queries[:, t] * table.mean[t]
+    return turned, start
+
+
+def squared_lengths(rows: Tensor) -> Tensor:
+    """Of rows ``(n, d)``, summed over d in order: ``(n,)``."""
+    total = rows[:, 0] * rows[:, 0]
+    for t in range(1, rows.shape[1]):
+        total = total + rows[:, t] * rows[:, t]
+    return total
+
+
+def _scores(table: TableBuffers, rows: Tensor, tables: list[Tensor], norms: list[Tensor], cosine: bool) -> Tensor:
     """Scores ``(B, n)`` of ids ``(n,)``, without bias."""
     tier, rank = tiers_and_ranks(rows, table)
     scores = tables[0].new_zeros((tables[0].shape[0], rows.shape[0]))
@@ -120,11 +173,12 @@ def _scores(table: TableBuffers, rows: Tensor, tables: list[Tensor], norms: list
         mine = (tier == g).nonzero().squeeze(1)
         if mine.numel() == 0:
             continue
-        codes = codes_of(table.codes[g][rank[mine]], table.num_subspaces[g], table.bits[g])
+        bits = table.bits_of(g) if table.is_mixed else table.bits[g]
+        codes = codes_of(table.codes[g][rank[mine]], table.num_subspaces[g], bits)
         codes = codes.clamp_(max=entries.shape[2] - 1)
         sums = _entries(entries, codes)
-        if norms:
-            norm = _entries(norms[g], codes)
+        if cosine:
+            norm = _entries(norms[g], codes) if norms else squared_lengths(lookup(rows[mine], table))
             # By way of double, which rounds right; a vector library's float32 root may be off by a bit.
             sums = torch.where(norm > 0, sums / norm.double().sqrt().float(), 0.0)
         scores[:, mine] = sums
