@@ -181,7 +181,7 @@ def test_what_reads_a_frozen_table_as_its_weight_passes_gradients_through(tied):
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_opcheck(weighted):
-    parts = [part if not isinstance(part, tuple) else list(part) for part in vars(hand_worked().table).values()]
+    parts = hand_worked().table.arguments()
     weights = torch.randn(5, requires_grad=True) if weighted else None
     ids, offsets = torch.tensor([1, 3, 2, 3, 0]), torch.tensor([0, 3, 3, 5])
     torch.library.opcheck(torch.ops.mgqe.bag.default, (ids, offsets, weights, "sum", True, *parts))

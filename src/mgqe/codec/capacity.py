@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mgqe.checks.scalars import as_int, as_ints, is_sequence
-from mgqe.codec.packing import bits_for, row_bytes
+from mgqe.codec.packing import Bits, bits_for, row_bytes
 from mgqe.ops.packed_format import MAX_CENTROIDS
+from mgqe.ops.pieces import Piece, check_bits, codebook_sizes, pieces
 
 MIN_CENTROIDS = 2
 DEFAULT_HEAD_CENTROIDS = 256
@@ -32,25 +33,40 @@ class TierShape:
         num_subspaces: D_g.
         num_centroids: K_g: it chooses among the first K_g of its codebook.
         codebook: the number of the codebook that it reads.
+        code_bits: of a mixed table: the bits of each code, 0 to 16. With b bits it chooses among the first 2^b
+            centroids of the subspace; K_g is the largest of these. Empty where all codes have as many bits.
     """
 
     ids: int
     num_subspaces: int
     num_centroids: int
     codebook: int = 0
+    code_bits: tuple[int, ...] = ()
+
+    @classmethod
+    def mixed(cls, ids: int, code_bits: Sequence[int], codebook: int = 0) -> TierShape:
+        """A tier of a mixed table."""
+        return cls(ids, len(code_bits), 1 << max(code_bits), codebook, tuple(code_bits))
 
     @property
     def bits(self) -> int:
-        """Bits of a code."""
+        """Bits of a code; of the widest one in a mixed table."""
         return bits_for(self.num_centroids)
+
+    @property
+    def packing(self) -> Bits:
+        """The bits of codes as :func:`mgqe.codec.packing.pack` takes them."""
+        return self.code_bits or self.bits
 
     @property
     def row_bytes(self) -> int:
         """Bytes of an id's packed codes."""
-        return row_bytes(self.num_subspaces, self.bits)
+        return row_bytes(self.num_subspaces, self.packing)
 
     def describe(self) -> str:
         """The tier in a few words, for reports."""
+        if self.code_bits:
+            return f"{self.ids:,} ids x {sum(self.code_bits)} bits"
         return f"{self.ids:,} ids x {self.num_subspaces} of {self.num_centroids}"
 
 
@@ -70,6 +86,7 @@ class OfTiers:
     """Something that has tier shapes, with the numbers of all tiers as tuples."""
 
     tiers: tuple[TierShape, ...]
+    widths: tuple[int, ...]
 
     @property
     def num_tiers(self) -> int:
@@ -96,6 +113,15 @@ class OfTiers:
         """The codebook of each tier."""
         return tuple(tier.codebook for tier in self.tiers)
 
+    def pieces(self, tier: int) -> tuple[Piece, ...]:
+        """Of a mixed table: where the pieces of a tier's rows lie, in its packed codes and in its flat codebook."""
+        shape = self.tiers[tier]
+        return pieces(self.widths, shape.code_bits, centroids_per_subspace(self.tiers, shape.codebook))
+
+    def pieces_of_codebook(self, codebook: int) -> tuple[Piece, ...]:
+        """Of a mixed table: where the subspaces of a flat codebook lie; bits are those of its first tier."""
+        return self.pieces(self.codebook_of.index(codebook))
+
     def describe(self) -> str:
         """All tiers in a few words, for reports."""
         return "; ".join(tier.describe() for tier in self.tiers)
@@ -110,12 +136,16 @@ class Capacity(OfTiers):
         tiers: the shape of each tier.
         share_codebook: all tiers choose from codebook 0; otherwise tier g has codebook g.
         share_subspaces: a codebook holds one set of centroids for all of its subspaces.
+        widths: of a mixed table: the coordinates of each subspace.
+        matrix_dtype: of a mixed table with a mean and a matrix: "float32", "float16" or "int8"; else None.
     """
 
     embedding_dim: int
     tiers: tuple[TierShape, ...]
     share_codebook: bool = True
     share_subspaces: bool = False
+    widths: tuple[int, ...] = ()
+    matrix_dtype: str | None = None
 
     @classmethod
     def of(
@@ -133,6 +163,8 @@ class Capacity(OfTiers):
         return cls(embedding_dim, tiers, share_codebook, share_subspaces)
 
     def __post_init__(self) -> None:
+        if self.widths:
+            return self._check_mixed()
         for tier in self.tiers:
             if tier.num_subspaces < 1 or self.embedding_dim % tier.num_subspaces:
                 raise ValueError(
@@ -155,9 +187,28 @@ class Capacity(OfTiers):
                 f"got {self.num_subspaces}: a coarser tier would repeat one centroid. Use share_codebook=False"
             )
 
+    def _check_mixed(self) -> None:
+        if any(len(tier.code_bits) != len(self.widths) for tier in self.tiers):
+            raise ValueError(f"every tier must have bits for each of {len(self.widths)} subspaces")
+        for tier in self.tiers:
+            check_bits(tier.code_bits)
+        coordinates = sum(self.widths)
+        if coordinates > self.embedding_dim or (self.matrix_dtype is None and coordinates < self.embedding_dim):
+            raise ValueError(
+                f"widths {self.widths} have {coordinates} coordinates, but embedding_dim is {self.embedding_dim}: at "
+                "most as many, and as many without a matrix"
+            )
+
     @property
-    def codebook_shapes(self) -> tuple[tuple[int, int, int], ...]:
-        """(subspaces or 1, centroids, dimensions) of each codebook."""
+    def num_coordinates(self) -> int:
+        """L, the numbers that a row's codes decode to; d unless there is a matrix."""
+        return sum(self.widths) or self.embedding_dim
+
+    @property
+    def codebook_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """(subspaces or 1, centroids, dimensions) of each codebook; flat ones in a mixed table."""
+        if self.widths:
+            return tuple((size,) for size in codebook_lengths(self.widths, self.tiers))
         if self.share_codebook:
             sizes = [(max(self.num_subspaces), max(self.num_centroids))]
         else:
@@ -166,6 +217,17 @@ class Capacity(OfTiers):
             (1 if self.share_subspaces else subspaces, centroids, self.embedding_dim // subspaces)
             for subspaces, centroids in sizes
         )
+
+
+def codebook_lengths(widths: Sequence[int], tiers: Sequence[TierShape]) -> tuple[int, ...]:
+    """How many numbers each flat codebook of a mixed table holds."""
+    counts = [centroids_per_subspace(tiers, c) for c in range(1 + max(tier.codebook for tier in tiers))]
+    return tuple(sum(w * k for w, k in zip(widths, of_book, strict=True)) for of_book in counts)
+
+
+def centroids_per_subspace(tiers: Sequence[TierShape], codebook: int) -> tuple[int, ...]:
+    """Of a mixed table: how many centroids a codebook holds for each subspace."""
+    return codebook_sizes([tier.code_bits for tier in tiers if tier.codebook == codebook])
 
 
 def divisors(number: int) -> list[int]:

@@ -7,12 +7,18 @@ row is bit i % 8 of byte i // 8. Spare high bits of the last byte are zero.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Union
 
 import torch
 from torch import Tensor
 
 from mgqe.ops.packed_format import MAX_BITS, MAX_CENTROIDS
+from mgqe.ops.pieces import check_bits, mixed_row_bytes
+from mgqe.ops.reference import codes_of
 
+Bits = Union[int, Sequence[int]]  # noqa: UP007  Of all codes of a row, or of each; evaluated on import.
 GROUP = 8  # 8 codes of b bits fill b bytes exactly, so a group's layout repeats
 CHUNK_CODES = 1 << 15  # codes worked on at once: temporaries stay in cache, and below torch's grain for threads
 
@@ -32,14 +38,18 @@ def code_dtype(num_centroids: int) -> torch.dtype:
     return torch.uint8 if num_centroids <= 2**8 else torch.int16 if num_centroids <= 2**15 else torch.int32
 
 
-def row_bytes(num_subspaces: int, bits: int) -> int:
-    """Bytes of one packed row of ``num_subspaces`` codes: ceil(num_subspaces * bits / 8)."""
+def row_bytes(num_subspaces: int, bits: Bits) -> int:
+    """Bytes of one packed row of ``num_subspaces`` codes: ceil(num_subspaces * bits / 8), or ceil(sum of bits / 8)."""
     _check_layout(num_subspaces, bits)
+    if not isinstance(bits, int):
+        return mixed_row_bytes(bits)
     return -(-num_subspaces * bits // 8)
 
 
-def pack(codes: Tensor, bits: int) -> Tensor:
+def pack(codes: Tensor, bits: Bits) -> Tensor:
     """Pack codes (n, num_subspaces) of any integer dtype, values in [0, 2**bits), into uint8 (n, row_bytes).
+
+    ``bits``: of all codes, 1 to 16; or of each, 0 to 16, one after another without a gap.
 
     Raises:
         ValueError: wrong shape or bits, or a code that does not fit.
@@ -55,6 +65,9 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     step = max(1, CHUNK_CODES // num_subspaces)
     for start in range(0, n, step):
         chunk = codes[start : start + step].to(torch.int64)
+        if not isinstance(bits, int):
+            packed[start : start + step] = _pack_mixed(chunk, bits)
+            continue
         low, high = (int(x) for x in torch.aminmax(chunk))
         if low < 0 or high >= 1 << bits:
             offending = low if low < 0 else high
@@ -63,7 +76,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     return packed
 
 
-def unpack(packed: Tensor, num_subspaces: int, bits: int) -> Tensor:
+def unpack(packed: Tensor, num_subspaces: int, bits: Bits) -> Tensor:
     """Unpack uint8 (n, row_bytes) into int32 codes (n, num_subspaces): the inverse of :func:`pack`.
 
     Raises ValueError if the rows are not ``row_bytes(num_subspaces, bits)`` wide, TypeError if not uint8.
@@ -73,17 +86,35 @@ def unpack(packed: Tensor, num_subspaces: int, bits: int) -> Tensor:
     codes = torch.empty((n, num_subspaces), dtype=torch.int32, device=packed.device)
     step = max(1, CHUNK_CODES // num_subspaces)
     for start in range(0, n, step):
-        codes[start : start + step] = _unpack_rows(packed[start : start + step], num_subspaces, bits)
+        rows = packed[start : start + step]
+        if isinstance(bits, int):
+            codes[start : start + step] = _unpack_rows(rows, num_subspaces, bits)
+        else:
+            codes[start : start + step] = codes_of(rows, num_subspaces, bits)
     return codes
 
 
-def spare_bits_are_zero(packed: Tensor, num_subspaces: int, bits: int) -> bool:
+def spare_bits_are_zero(packed: Tensor, num_subspaces: int, bits: Bits) -> bool:
     """Whether the spare high bits of every row's last byte are zero, as the format demands."""
     _check_packed(packed, num_subspaces, bits)
-    used = num_subspaces * bits % 8
+    used = (num_subspaces * bits if isinstance(bits, int) else sum(bits)) % 8
     if used == 0 or packed.shape[0] == 0:
         return True
     return int(packed[:, -1].max()) < 1 << used
+
+
+def _pack_mixed(codes: Tensor, bits: Sequence[int]) -> Tensor:
+    """(n, D) int64 -> (n, ceil(sum of bits / 8)) uint8."""
+    wide = torch.zeros((codes.shape[0], mixed_row_bytes(bits) + 3), dtype=torch.int64, device=codes.device)
+    for j, (at, width) in enumerate(zip(accumulate(bits, initial=0), bits, strict=False)):
+        code = codes[:, j]
+        if bool(((code < 0) | (code >= 1 << width)).any()):
+            raise ValueError(
+                f"a code of subspace {j} does not fit {width} bits: codes there must be in 0 .. {(1 << width) - 1}"
+            )
+        for byte in range(3):
+            wide[:, at // 8 + byte] |= (code << (at % 8)) >> (8 * byte) & 255
+    return wide[:, : mixed_row_bytes(bits)].to(torch.uint8)
 
 
 def _pack_rows(codes: Tensor, bits: int) -> Tensor:
@@ -129,14 +160,18 @@ def _unpack_rows(packed: Tensor, num_subspaces: int, bits: int) -> Tensor:
     return out.view(n, groups * GROUP)[:, :num_subspaces]
 
 
-def _check_layout(num_subspaces: int, bits: int) -> None:
+def _check_layout(num_subspaces: int, bits: Bits) -> None:
     if num_subspaces < 1:
         raise ValueError(f"num_subspaces must be at least 1, got {num_subspaces}")
+    if not isinstance(bits, int):
+        if len(bits) != num_subspaces:
+            raise ValueError(f"bits must be one number, or one per code, {num_subspaces}, got {len(bits)}")
+        return check_bits(bits)
     if not 1 <= bits <= MAX_BITS:
         raise ValueError(f"bits must be between 1 and {MAX_BITS}, got {bits}")
 
 
-def _check_packed(packed: Tensor, num_subspaces: int, bits: int) -> None:
+def _check_packed(packed: Tensor, num_subspaces: int, bits: Bits) -> None:
     if packed.dtype != torch.uint8:
         raise TypeError(f"packed codes must be uint8, got {packed.dtype}")
     width = row_bytes(num_subspaces, bits)

@@ -10,12 +10,15 @@ from torch import Tensor
 from mgqe.checks.scalars import as_ints, optional_int
 from mgqe.codec.capacity import TierShape, tier_shapes
 from mgqe.codec.equations import int8_scales
-from mgqe.codec.layout import CENTROIDS, CODES, MAP_BITS, MAP_RANKS, SCALES, TableLayout
+from mgqe.codec.layout import CENTROIDS, CODES, MAP_BITS, MAP_RANKS, MATRIX, MATRIX_SCALES, MEAN, SCALES, TableLayout
+from mgqe.codec.mixed import spread, subspace_scales
 from mgqe.codec.packing import pack, spare_bits_are_zero
 from mgqe.codec.tier_map import TierMap, block_counts, build_tier_map, map_order, ranks_of, unpack_bits
 from mgqe.codec.tiers import Tiers
+from mgqe.codec.transform import Transform
 from mgqe.ops import max_code
 from mgqe.ops.packed_format import level_lengths
+from mgqe.ops.pieces import Piece
 
 
 def lay_out(
@@ -56,8 +59,10 @@ def _packed(tier: int, shape: TierShape, codes: Tensor) -> Tensor:
     return pack(codes, shape.bits)
 
 
-def lay_out_frame(layout: TableLayout, tiers: Tiers, codebooks: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The tensors of a table apart from the codes: centroids (of float ``codebooks``), scales and tier map."""
+def lay_out_frame(
+    layout: TableLayout, tiers: Tiers, codebooks: Sequence[Tensor], transform: Transform | None = None
+) -> dict[str, Tensor]:
+    """The tensors of a table apart from the codes: centroids (of float ``codebooks``), scales, transform, tier map."""
     for number, book in enumerate(codebooks):
         if not bool(torch.isfinite(book).all()):
             raise ValueError(
@@ -66,14 +71,26 @@ def lay_out_frame(layout: TableLayout, tiers: Tiers, codebooks: Sequence[Tensor]
             )
     tensors: dict[str, Tensor] = {}
     for c, book in enumerate(codebooks):
-        tensors[CENTROIDS.format(c)], scales = store_centroids(book, layout.centroid_dtype)
+        pieces = layout.pieces_of_codebook(c) if layout.widths else ()
+        tensors[CENTROIDS.format(c)], scales = store_centroids(book, layout.centroid_dtype, pieces)
         if layout.centroid_dtype == "int8":
             tensors[SCALES.format(c)] = scales
+    if transform is not None:
+        tensors |= transform_tensors(transform)
     return tensors | map_tensors(None if layout.order is None else build_tier_map(tiers))
 
 
-def store_centroids(codebook: Tensor, centroid_dtype: str) -> tuple[Tensor, Tensor]:
-    """A float codebook (Dc, Kc, sc) as it is stored, and its scales (Dc,) or an empty tensor."""
+def transform_tensors(transform: Transform) -> dict[str, Tensor]:
+    """The named tensors of a mean and a matrix."""
+    named = {MEAN: transform.mean, MATRIX: transform.matrix, MATRIX_SCALES: transform.scales}
+    return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+def store_centroids(codebook: Tensor, centroid_dtype: str, pieces: Sequence[Piece] = ()) -> tuple[Tensor, Tensor]:
+    """A float codebook (Dc, Kc, sc) as it is stored, and its scales (Dc,) or an empty tensor.
+
+    ``pieces``: of a flat codebook of a mixed table, where its subspaces lie.
+    """
     values = codebook.detach().cpu().to(torch.float32).clone(memory_format=torch.contiguous_format)
     none = torch.empty(0, dtype=torch.float32, device="cpu")
     if centroid_dtype == "float32":
@@ -83,6 +100,9 @@ def store_centroids(codebook: Tensor, centroid_dtype: str) -> tuple[Tensor, Tens
         if not bool(torch.isfinite(halves).all()):
             raise ValueError('centroids beyond 65504 do not fit float16: use centroid_dtype="int8" or "float32"')
         return halves, none
+    if pieces:
+        scales = subspace_scales(values, pieces)
+        return (values / spread(scales, pieces)).round().clamp(-127, 127).to(torch.int8), scales
     scales = int8_scales(values)
     return (values / scales).round().clamp(-127, 127).to(torch.int8), scales.reshape(-1)
 
@@ -127,9 +147,9 @@ def check_codes(name: str, packed: Tensor, tier: TierShape) -> None:
 
     The rows are read only where they could hold anything else.
     """
-    if not spare_bits_are_zero(packed, tier.num_subspaces, tier.bits):
+    if not spare_bits_are_zero(packed, tier.num_subspaces, tier.packing):
         raise ValueError(f"tensor {name!r} has spare bits that are not zero")
-    if tier.num_centroids < 1 << tier.bits:
+    if not tier.code_bits and tier.num_centroids < 1 << tier.bits:
         largest = max_code(packed, tier.num_subspaces, tier.bits)
         if largest >= tier.num_centroids:
             raise ValueError(f"tensor {name!r} holds code {largest}, but num_centroids is {tier.num_centroids}")

@@ -32,6 +32,10 @@ class Reader:
         """Whether there is a tensor of this name, for optional ones."""
         return name in self._tensors
 
+    def has(self, name: str) -> bool:
+        """Whether there is a configuration entry of this name, for optional ones."""
+        return name in self._config
+
     def value(self, name: str) -> Any:
         """A configuration entry of any type."""
         if name not in self._config:
@@ -62,6 +66,12 @@ class Reader:
         if not isinstance(value, str) or value not in choices:
             raise ValueError(f"config entry {name!r} must be one of {sorted(choices)}, got {_short(value)}")
         return value
+
+    def optional_choice(self, name: str, choices: Collection[str]) -> str | None:
+        """One of a few words, or null."""
+        if self._config.get(name, 0) is None:
+            return self.value(name)  # type: ignore[no-any-return]
+        return self.choice(name, choices)
 
     def tensor(self, name: str, dtype: torch.dtype | tuple[torch.dtype, ...], shape: tuple[int | None, ...]) -> Tensor:
         """A tensor of this type, or of one of these types, and of this shape; None is any size of 1 or more."""

@@ -61,15 +61,21 @@ class CodebookLayer(nn.Module):
 
     def __init__(self, tiers: Tiers, capacity: Capacity, warmup_steps: int, device: torch.device) -> None:
         super().__init__()
-        self.tiers, self.capacity = tiers, capacity
-        self.register_buffer("tier_sizes", torch.tensor(tiers.sizes, dtype=torch.int64, device=device))
-        self.register_buffer("tier_of", None if tiers.tier_of is None else tiers.tier_of.to(device))
+        self.register_buffer("tier_sizes", torch.zeros(0, dtype=torch.int64, device=device))
+        self.register_buffer("tier_of", None)
+        self._set_tiers(tiers, capacity)
         for name, buffer in WarmUp.buffers(device).items():
             self.register_buffer(name, buffer)
         reach = max(min(tier.ids, revive_size(tier.num_centroids)) for tier in capacity.tiers)
         self.schedule = WarmUp(self._buffers, warmup_steps, revive_interval(reach))
         self.losses = PendingLosses()
         self.watcher = StepWatcher()
+
+    def _set_tiers(self, tiers: Tiers, capacity: Capacity) -> None:
+        self.tiers, self.capacity = tiers, capacity
+        device = self.tier_sizes.device
+        self.tier_sizes = torch.tensor(tiers.sizes, dtype=torch.int64, device=device)
+        self.tier_of = None if tiers.tier_of is None else tiers.tier_of.to(device)
 
     # ---- what a layer does when it is due ------------------------------------------------------------------
 

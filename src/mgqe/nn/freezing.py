@@ -50,9 +50,10 @@ def frozen_chunks(layer: FreezableLayer) -> tuple[Shapes, Config, Chunks]:
 
     The chunks of a tensor fill it when they are joined along the first axis.
     """
-    tiers, books = layer.tiers, layer.quantizer.frozen_codebooks()
+    tiers, quantizer = layer.tiers, layer.quantizer
+    books = quantizer.frozen_codebooks()
     layout = TableLayout.of(tiers, layer.capacity, layer.centroid_dtype, layer.zero_row)
-    frame = lay_out_frame(layout, tiers, books)
+    frame = lay_out_frame(layout, tiers, books, quantizer.transform)
     tier_of_name = {CODES.format(g): g for g in range(tiers.num_tiers)}
 
     def chunks(name: str) -> Iterator[Tensor]:
@@ -61,7 +62,7 @@ def frozen_chunks(layer: FreezableLayer) -> tuple[Shapes, Config, Chunks]:
             return
         tier = tier_of_name[name]
         for ids in tiers.member_chunks(tier, SWEEP_ROWS):
-            yield pack(layer.codes_of(ids.to(layer.raw_weight.device), tier).cpu(), layout.tiers[tier].bits)
+            yield pack(layer.codes_of(ids.to(layer.raw_weight.device), tier).cpu(), layout.tiers[tier].packing)
 
     return layout.tensors([tuple(book.shape) for book in books]), layout.to_json(), chunks
 

@@ -160,6 +160,11 @@ class Quantization:
             share_subspaces=self.share_subspaces,
         )
 
+    @property
+    def plans_on_rows(self) -> bool:
+        """Whether a budget is spent on the rows as they are when the warm-up ends: with VQ, and all rows in memory."""
+        return self.quantizer == "vq" and self.rows in ("float32", "bfloat16")
+
     def with_plan(self, plan: Plan) -> Self:
         """This configuration with what a budget has chosen."""
         return replace(self, budget=None, **plan.settings())
@@ -227,6 +232,14 @@ def tiers_or_counts(
         )
     with torch.device("cpu"):
         return tiers if isinstance(tiers, Tiers) else Tiers.from_sizes(tiers)
+
+
+def layer_budget(
+    config: Quantization, num_embeddings: int, embedding_dim: int, weight: Tensor | None, dtype: torch.dtype | None
+) -> int:
+    """The bytes that a layer's budget stands for."""
+    itemsize = (weight.dtype if weight is not None else dtype or torch.get_default_dtype()).itemsize
+    return budget_bytes(config.budget, num_embeddings * embedding_dim * itemsize)
 
 
 def plan_layer(

@@ -7,7 +7,7 @@ src/mgqe/nn/README.md tells a training step and a freeze in order.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -19,8 +19,11 @@ from mgqe.checks.ids import as_int64, check_ids, check_sizes, no_values
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_float, optional_float
 from mgqe.codec.kmeans import KMEANS, KMeans, revive_size, sample_size
+from mgqe.codec.metric import Metric
+from mgqe.codec.planning.mixed import FittedPlan
 from mgqe.codec.stats import CodebookStats
 from mgqe.codec.tiers import Tiers
+from mgqe.nn.budget_planner import BudgetPlanner
 from mgqe.nn.codebook_layer import Batch, CodebookLayer
 from mgqe.nn.context.ddp import broadcast_from_first, common_generator, data_parallel, is_sharded, recomputing
 from mgqe.nn.context.decorators import in_full_precision, outside_graphs
@@ -30,6 +33,7 @@ from mgqe.nn.quantization import (
     Counts,
     Quantization,
     QuantizationOptions,
+    layer_budget,
     merge_options,
     plan_layer,
     resolve_tiers,
@@ -37,6 +41,7 @@ from mgqe.nn.quantization import (
 )
 from mgqe.nn.quantizers.autograd import RepeatVectors, mask_rows
 from mgqe.nn.quantizers.build import make_quantizer
+from mgqe.nn.quantizers.mixed import MixedQuantizer
 from mgqe.nn.rows import RowStore, resolve_rows
 from mgqe.nn.rows.build import key_dim_of, make_rows, make_store
 from mgqe.nn.rows.checks import first_bad_row
@@ -87,11 +92,16 @@ class QuantizedEmbedding(CodebookLayer):
         sizes = check_sizes(num_embeddings, embedding_dim, padding_idx)
         config = merge_options(type(self), self.one_tier, config, options)
         source = tiers_or_counts(type(self), self.one_tier, config, counts, tiers)
+        planner = None
         if config.budget is not None:
-            plan = plan_layer(config, counts, *sizes, _weight, dtype)
-            config, source = config.with_plan(plan), plan.tiers
+            nbytes = layer_budget(config, *sizes[:2], _weight, dtype)
+            if config.plans_on_rows:
+                planner, source = BudgetPlanner.of(nbytes, counts, sizes[:2], sizes[2]), None
+            else:
+                plan = plan_layer(config, counts, *sizes, _weight, dtype)
+                config, source = config.with_plan(plan), plan.tiers
         tiers = resolve_tiers(sizes[0], source, config.fractions)
-        capacity = config.capacity_of(sizes[1], tiers)
+        capacity = config.capacity_of(sizes[1], tiers) if planner is None else planner.before(*sizes[:2])
         max_norm, norm_type = optional_float("max_norm", max_norm), as_float("norm_type", norm_type)
         rows = resolve_rows(config.rows)
         weight, vector_dtype = make_rows(rows, tiers, capacity, sizes[2], _weight, device, dtype)
@@ -100,19 +110,26 @@ class QuantizedEmbedding(CodebookLayer):
         self.max_norm, self.norm_type = max_norm, norm_type
         self.scale_grad_by_freq = scale_grad_by_freq
         self.sparse = sparse
-        self.centroid_dtype = config.centroid_dtype
+        self.planner = planner
+        self.centroid_dtype = config.centroid_dtype if planner is None else "int8"
         self.row_storage = rows if isinstance(rows, str) else type(rows).__name__
         self.register_parameter("weight", nn.Parameter(weight, requires_grad=not _freeze))
         like = weight.new_empty(0, dtype=vector_dtype)
         key_dim = key_dim_of(rows, capacity)
-        self.quantizer = make_quantizer(
-            config.quantizer, capacity, like, config.centroid_dtype, config.commitment, sparse, key_dim
-        )
+        if planner is not None:
+            room = planner.room(sizes[1])
+            self.quantizer = MixedQuantizer(capacity, like, room, self.centroid_dtype, config.commitment, sparse)
+        else:
+            self.quantizer = make_quantizer(
+                config.quantizer, capacity, like, config.centroid_dtype, config.commitment, sparse, key_dim
+            )
         self.store = make_store(rows, tiers, capacity, self.quantizer, weight)
         if max_norm is not None and not self.store.is_full:
             raise ValueError(f'max_norm goes with rows="float32" or "bfloat16" alone, got {max_norm}')
         if self.store.codes_are_fixed:
             self.schedule.end()
+        if planner is not None:
+            self.register_load_state_dict_post_hook(_read_plan)  # type: ignore[no-untyped-call]
 
     # ---- the rows as a parameter ---------------------------------------------------------------------------
 
@@ -123,6 +140,12 @@ class QuantizedEmbedding(CodebookLayer):
         if rows is None:
             raise RuntimeError("this layer has no rows: its parameter `weight` was set to None")
         return rows
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        if self.planner is not None and isinstance(sizes := state_dict.get(f"{prefix}tier_sizes"), Tensor):
+            tiers = Tiers(tuple(sizes.tolist()), state_dict.get(f"{prefix}tier_of"))  # those of the checkpoint's plan
+            self._set_tiers(tiers, self.capacity)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
     def vector_dtype(self) -> torch.dtype:
@@ -391,11 +414,31 @@ class QuantizedEmbedding(CodebookLayer):
         self.schedule.end()
 
     def _start_codebooks(self, kmeans: KMeans = KMEANS) -> None:
+        if self.planner is not None:
+            return self._start_by_plan(self.planner)
         limits = [sample_size(k, self.embedding_dim) for k in self.capacity.num_centroids]
         generator = common_generator(self.raw_weight, self.schedule.passes)
         self.quantizer.start(self._tier_rows(limits, generator), generator, kmeans)
         broadcast_from_first(self.quantizer)
         self.store.codebooks_started()
+
+    def metric(self) -> Metric:
+        """What an error in a row costs."""
+        return Metric.identity(self.embedding_dim)
+
+    def _start_by_plan(self, planner: BudgetPlanner) -> None:
+        generator = common_generator(self.raw_weight, self.schedule.passes)
+        fitted = planner.fit(self.raw_weight, planner.choice(self.metric()), generator)
+        self.adopt_plan(fitted)
+        broadcast_from_first(self.quantizer)
+
+    @torch.no_grad()
+    def adopt_plan(self, fitted: FittedPlan) -> None:
+        """Take over a plan that was fitted to this layer's rows: its tiers, axes, bits and centroids."""
+        if not isinstance(self.quantizer, MixedQuantizer):
+            raise TypeError("only a layer with budget= takes a plan")
+        self.quantizer.adopt(fitted)
+        self._set_tiers(fitted.plan.tiers, fitted.plan.capacity)
 
     @in_full_precision
     @torch.no_grad()
@@ -500,3 +543,9 @@ class QuantizedEmbedding(CodebookLayer):
         if self.padding_idx is not None:
             text += f", padding_idx={self.padding_idx}"
         return text + ("" if self.quantizing else f", warm-up of {self.warmup_steps} passes")
+
+
+def _read_plan(layer: nn.Module, _: Any) -> None:
+    """After a checkpoint was loaded into a layer with a budget: the plan that came with it."""
+    if isinstance(layer, QuantizedEmbedding) and isinstance(layer.quantizer, MixedQuantizer):
+        layer.capacity = layer.quantizer.read_layout(layer.tiers.sizes)

@@ -14,6 +14,7 @@ from mgqe.ops._lookup import PreparedLookup, lookup, max_code
 from mgqe.ops._topk import METHODS as TOPK_METHODS
 from mgqe.ops._topk import bias_levels, topk
 from mgqe.ops._topk_job import BiasLevels, IdLists, TopKJob
+from mgqe.ops._transform import transform
 from mgqe.ops._unique import unique, unique_by_tier
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "scatter",
     "set_native_isa",
     "topk",
+    "transform",
     "unique",
     "unique_by_tier",
 ]

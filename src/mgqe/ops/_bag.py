@@ -13,7 +13,7 @@ from mgqe.checks.ids import FLOAT_DTYPES, check_dense, check_device, no_values
 from mgqe.ops import reference, reference_bag
 from mgqe.ops._bag_gradient import WeightedSums, bags_of_ids, weights_gradient
 from mgqe.ops._checks import FALLBACK, all_below, id_error, id_tensor
-from mgqe.ops._descriptor import TableBuffers
+from mgqe.ops._descriptor import EVEN_SCHEMA, MIXED_SCHEMA, TableBuffers
 from mgqe.ops._eager import runs_now
 from mgqe.ops._library import BAD_OFFSETS, OUT_OF_RANGE, check, library
 from mgqe.ops._lookup import PreparedLookup
@@ -70,7 +70,7 @@ def bag(
         if isinstance(tensor, Tensor):
             check_dense(tensor, name)
     if not runs_now(ids, offsets, per_sample_weights):
-        pooled: Tensor = torch.ops.mgqe.bag(
+        pooled: Tensor = prepared.table.operator("bag")(
             ids, offsets, per_sample_weights, mode, include_last_offset, *prepared.table.arguments()
         )
         return pooled
@@ -290,21 +290,6 @@ def _bag(
     return _run(PreparedLookup(TableBuffers(*arguments)), ids, offsets, mode, weights, include_last_offset)
 
 
-_op = torch.library.custom_op(
-    "mgqe::bag",
-    _bag,
-    mutates_args=(),
-    schema=(
-        "(Tensor ids, Tensor? offsets, Tensor? per_sample_weights, str mode, bool include_last_offset, "
-        "Tensor[] codes, Tensor[] centroids, Tensor[] scales, Tensor[] map_bits, Tensor[] map_ranks, int[] order, "
-        "int[] sizes, int[] bits, int[] num_subspaces, int[] codebook_of, int embedding_dim, int padding_idx, "
-        "int[] widths=[], int[] code_bits=[], Tensor? mean=None, Tensor? matrix=None, Tensor? matrix_scales=None) "
-        "-> Tensor"
-    ),
-)
-
-
-@_op.register_fake
 def _fake(
     ids: Tensor, offsets: Tensor | None, weights: Tensor | None, mode: str, include_last_offset: bool, *arguments: Any
 ) -> Tensor:
@@ -326,9 +311,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         starts = offsets[:-1] if offsets is not None and ctx.include_last_offset else offsets
         flat = ids.reshape(-1).to(torch.int64)
         bag_of = bags_of_ids(flat.shape[0], starts, grad.shape[0], grad.device)
-        padding_idx = TableBuffers(*arguments).padding_idx
+        table = TableBuffers(*arguments)
         products = weights_gradient(
-            grad, lambda some: torch.ops.mgqe.lookup(some, *arguments), flat, bag_of, padding_idx
+            grad, lambda some: table.operator("lookup")(some, *arguments), flat, bag_of, table.padding_idx
         )
         products = products.view(weights.shape).to(weights.dtype)
     no_gradients = [[None] * len(value) if _is_tensor_list(value) else None for value in arguments]
@@ -340,4 +325,15 @@ def _is_tensor_list(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(each, Tensor) for each in value)
 
 
-_op.register_autograd(_backward, setup_context=_keep)
+for _name, _table in (("bag", EVEN_SCHEMA), ("bag_mixed", MIXED_SCHEMA)):
+    _op = torch.library.custom_op(
+        f"mgqe::{_name}",
+        _bag,
+        mutates_args=(),
+        schema=(
+            "(Tensor ids, Tensor? offsets, Tensor? per_sample_weights, str mode, bool include_last_offset, "
+            f"{_table}) -> Tensor"
+        ),
+    )
+    _op.register_fake(_fake)
+    _op.register_autograd(_backward, setup_context=_keep)

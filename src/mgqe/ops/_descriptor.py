@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mgqe.checks.scalars import as_int, as_ints
 from mgqe.ops._checks import codebook_layout
-from mgqe.ops._pieces import Piece, check_bits, codebook_sizes, mixed_row_bytes, pieces
 from mgqe.ops.packed_format import BLOCK_BITS, MAX_BITS, MAX_TIERS, WORDS_PER_BLOCK, level_lengths
+from mgqe.ops.pieces import Piece, check_bits, codebook_sizes, mixed_row_bytes, pieces
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
 
@@ -140,8 +140,14 @@ class TableBuffers:
         """The attributes in order, as the operators take them. One by one: compilers do not see through ``vars``."""
         tensors = [list(t) for t in (self.codes, self.centroids, self.scales, self.map_bits, self.map_ranks)]
         numbers = [list(n) for n in (self.order, self.sizes, self.bits, self.num_subspaces, self.codebook_of)]
-        mixed = [list(self.widths), list(self.code_bits), self.mean, self.matrix, self.matrix_scales]
-        return [*tensors, *numbers, self.embedding_dim, self.padding_idx, *mixed]
+        even = [*tensors, *numbers, self.embedding_dim, self.padding_idx]
+        if not self.is_mixed:
+            return even
+        return [*even, list(self.widths), list(self.code_bits), self.mean, self.matrix, self.matrix_scales]
+
+    def operator(self, name: str) -> Any:
+        """The operator of this name that takes these arguments: mixed tables have more of them."""
+        return getattr(torch.ops.mgqe, f"{name}_mixed" if self.is_mixed else name)
 
     def bits_of(self, tier: int) -> Sequence[int]:
         """Of a mixed table: the bits of each code of a tier's rows."""
@@ -270,6 +276,14 @@ class TableBuffers:
                 raise ValueError(
                     f"tier map level {level} must have {WORDS_PER_BLOCK * blocks} words and {blocks} ranks"
                 )
+
+
+# What operators take of a table, as schemas write it.
+EVEN_SCHEMA = (
+    "Tensor[] codes, Tensor[] centroids, Tensor[] scales, Tensor[] map_bits, Tensor[] map_ranks, int[] order, "
+    "int[] sizes, int[] bits, int[] num_subspaces, int[] codebook_of, int embedding_dim, int padding_idx"
+)
+MIXED_SCHEMA = f"{EVEN_SCHEMA}, int[] widths, int[] code_bits, Tensor? mean, Tensor? matrix, Tensor? matrix_scales"
 
 
 def _aligned(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from mgqe.checks.ids import check_device
 from mgqe.checks.scalars import as_int
 from mgqe.ops import reference
 from mgqe.ops._checks import FALLBACK, all_below, id_error, id_tensor
-from mgqe.ops._descriptor import Descriptor, TableBuffers
+from mgqe.ops._descriptor import EVEN_SCHEMA, MIXED_SCHEMA, Descriptor, TableBuffers
 from mgqe.ops._eager import runs_now
 from mgqe.ops._library import OUT_OF_RANGE, check, library
 from mgqe.ops.packed_format import MAX_BITS
@@ -55,7 +55,7 @@ class PreparedLookup:
         return (ids >= 0) & (ids < self._num_embeddings)
 
     def _traced(self, ids: Tensor) -> Tensor:
-        rows: Tensor = torch.ops.mgqe.lookup(ids, *self.table.arguments())
+        rows: Tensor = self.table.operator("lookup")(ids, *self.table.arguments())
         return rows
 
     def _run(self, ids: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def lookup(ids: Tensor, table: TableBuffers) -> Tensor:
     table = table.with_plain_numbers()
     if runs_now(ids):
         return PreparedLookup(table)(id_tensor(ids))
-    rows: Tensor = torch.ops.mgqe.lookup(ids, *table.arguments())
+    rows: Tensor = table.operator("lookup")(ids, *table.arguments())
     return rows
 
 
@@ -111,22 +111,14 @@ def _lookup(ids: Tensor, *arguments: Any) -> Tensor:
     return PreparedLookup(TableBuffers(*arguments))._run(ids)
 
 
-_op = torch.library.custom_op(
-    "mgqe::lookup",
-    _lookup,
-    mutates_args=(),
-    schema=(
-        "(Tensor ids, Tensor[] codes, Tensor[] centroids, Tensor[] scales, Tensor[] map_bits, "
-        "Tensor[] map_ranks, int[] order, int[] sizes, int[] bits, int[] num_subspaces, int[] codebook_of, "
-        "int embedding_dim, int padding_idx, int[] widths=[], int[] code_bits=[], Tensor? mean=None, "
-        "Tensor? matrix=None, Tensor? matrix_scales=None) -> Tensor"
-    ),
-)
-
-
-@_op.register_fake
 def _fake(ids: Tensor, *arguments: Any) -> Tensor:
     return ids.new_empty((*ids.shape, TableBuffers(*arguments).embedding_dim), dtype=torch.float32)
+
+
+for _name, _table in (("lookup", EVEN_SCHEMA), ("lookup_mixed", MIXED_SCHEMA)):
+    torch.library.custom_op(
+        f"mgqe::{_name}", _lookup, mutates_args=(), schema=f"(Tensor ids, {_table}) -> Tensor"
+    ).register_fake(_fake)
 
 
 def max_code(packed: Tensor, num_subspaces: int, bits: int) -> int:

@@ -215,7 +215,7 @@ class CompactTable(FrozenTable):
         out = torch.full((*ids.shape, max(layout.num_subspaces)), -1, dtype=torch.int32, device=ids.device)
         for a, (g, packed) in enumerate(zip(snapshot.tier_of_array, snapshot.arrays, strict=True)):
             mine, tier = array == a, layout.tiers[g]
-            out[..., : tier.num_subspaces][mine] = unpack(packed[row[mine]], tier.num_subspaces, tier.bits)
+            out[..., : tier.num_subspaces][mine] = unpack(packed[row[mine]], tier.num_subspaces, tier.packing)
         return out
 
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -395,5 +395,10 @@ class CompactTable(FrozenTable):
 
     def _describe(self) -> str:
         layout = self.config
-        tiers = (f"{tier.ids:,} ids of {tier.num_subspaces} codes of {tier.bits} bits" for tier in layout.tiers)
-        return f"{'; '.join(tiers)}; {layout.centroid_dtype} centroids"
+        if layout.widths:
+            tiers = [tier.describe() for tier in layout.tiers]
+            turned = "" if layout.matrix_dtype is None else f"; {layout.num_coordinates} coordinates turned"
+        else:
+            tiers = [f"{tier.ids:,} ids of {tier.num_subspaces} codes of {tier.bits} bits" for tier in layout.tiers]
+            turned = ""
+        return f"{'; '.join(tiers)}; {layout.centroid_dtype} centroids{turned}"

@@ -11,12 +11,24 @@ from torch import Tensor
 
 from mgqe import ops
 from mgqe.codec.equations import nearest_codes
-from mgqe.codec.layout import CENTROID_DTYPES, CENTROIDS, CODES, FALLBACK, SCALES, TableLayout
+from mgqe.codec.layout import (
+    CENTROID_DTYPES,
+    CENTROIDS,
+    CODES,
+    FALLBACK,
+    MATRIX,
+    MATRIX_SCALES,
+    MEAN,
+    SCALES,
+    TableLayout,
+)
+from mgqe.codec.mixed import nearest_mixed_codes
 from mgqe.codec.packing import pack, unpack
 from mgqe.codec.stats import CodebookStats, code_histogram, tier_stats
-from mgqe.codec.tensors import check_codebook, check_codes, check_map, map_tensors, read_map
+from mgqe.codec.tensors import check_codebook, check_codes, check_map, map_tensors, read_map, transform_tensors
 from mgqe.codec.tier_map import TierMap, build_tier_map, peel_order
 from mgqe.codec.tiers import Tiers
+from mgqe.codec.transform import Transform
 from mgqe.files.reader import MAX_ROWS, Config, Reader, require_finite
 from mgqe.ops.packed_format import MAX_TIERS
 from mgqe.table.growth import Extent
@@ -39,6 +51,7 @@ class Snapshot:
         tier_map: where each id of the base is; None for ids in frequency order.
         extents: the rows appended since.
         fallback: float32 (d,), what unknown ids look up as; None to refuse them.
+        transform: what turns coordinates into rows, in a mixed table that has it.
         layout: of the base and the extents together, as a file of it would have it.
         lookup: the base and the extents, laid out for the kernels.
     """
@@ -50,6 +63,7 @@ class Snapshot:
     tier_map: TierMap | None
     extents: tuple[Extent, ...] = ()
     fallback: Tensor | None = None
+    transform: Transform | None = None
     layout: TableLayout = field(init=False)
     lookup: ops.PreparedLookup = field(init=False)
 
@@ -70,6 +84,11 @@ class Snapshot:
             codebook_of=[shape.codebook for shape in shapes],
             embedding_dim=self.base.embedding_dim,
             padding_idx=-1 if self.base.padding_idx is None else self.base.padding_idx,
+            widths=self.base.widths,
+            code_bits=[bits for shape in shapes for bits in shape.code_bits],
+            mean=None if self.transform is None else self.transform.mean,
+            matrix=None if self.transform is None else self.transform.matrix,
+            matrix_scales=None if self.transform is None else self.transform.scales,
         )
         object.__setattr__(self, "lookup", ops.PreparedLookup(buffers, self.fallback))
 
@@ -154,13 +173,16 @@ class Snapshot:
     def encode(self, vectors: Tensor, tier: int) -> Tensor:
         """Nearest centroids of a tier: float32 (n, d) -> int32 (n, D_g)."""
         shape = self.base.tiers[tier]
+        if self.base.widths:
+            coordinates = vectors if self.transform is None else self.transform.encode(vectors)
+            return nearest_mixed_codes(coordinates, self.lookup.table.values(shape.codebook), self.base.pieces(tier))
         return nearest_codes(
             vectors, self.lookup.table.values(shape.codebook), shape.num_subspaces, shape.num_centroids
         )
 
     def packed(self, vectors: Tensor, tier: int) -> Tensor:
         """:meth:`encode` as packed rows, uint8 (n, row_bytes)."""
-        return pack(self.encode(vectors, tier), self.base.tiers[tier].bits)
+        return pack(self.encode(vectors, tier), self.base.tiers[tier].packing)
 
     def appended(self, rows: Tensor, tier: int) -> Snapshot:
         """With packed rows (n, row_bytes), n >= 1, as the last ids. Copies only these rows, now and then the extent.
@@ -217,10 +239,12 @@ class Snapshot:
         reader = Reader(tensors, config)
         layout = TableLayout.read(reader)
         dtype, codebooks = CENTROID_DTYPES[layout.centroid_dtype], range(layout.num_codebooks)
-        names = map(CENTROIDS.format, codebooks)
-        centroids = {name: reader.tensor(name, dtype, (None, None, None)) for name in names}
+        shape = (None,) if layout.widths else (None, None, None)
+        centroids = {name: reader.tensor(name, dtype, shape) for name in map(CENTROIDS.format, codebooks)}
         book_shapes = [tuple(book.shape) for book in centroids.values()]
-        for g, tier in enumerate(layout.tiers):
+        if layout.widths and book_shapes != layout.flat_shapes:
+            raise ValueError(f"codebooks must have shapes {layout.flat_shapes}, got {book_shapes}")
+        for g, tier in enumerate(layout.tiers if not layout.widths else ()):
             check_codebook(g, layout.embedding_dim, tier, book_shapes[tier.codebook])
         shapes = layout.tensors(book_shapes)
         others = {name: reader.tensor(name, *shapes[name]) for name in shapes if name not in centroids}
@@ -234,7 +258,10 @@ class Snapshot:
         tier_map = None if layout.order is None else read_map(others, layout.order)
         if tier_map is not None:
             check_map(tier_map, layout.sizes)
-        return cls(layout, codes, tuple(centroids.values()), scales, tier_map, fallback=fallback)
+        transform = None
+        if layout.matrix_dtype is not None:
+            transform = Transform(others[MEAN], others[MATRIX], others.get(MATRIX_SCALES))
+        return cls(layout, codes, tuple(centroids.values()), scales, tier_map, (), fallback, transform)
 
     def tensor_chunks(self) -> dict[str, list[Tensor]]:
         """The tensors of a file of it, each as the chunks that make it when joined along the first axis."""
@@ -243,9 +270,13 @@ class Snapshot:
         if self.base.centroid_dtype == "int8":
             tensors.update({SCALES.format(c): [scales] for c, scales in enumerate(self.scales)})
         tensors.update({name: [tensor] for name, tensor in map_tensors(self.merged_map()).items()})
+        tensors.update({name: [tensor] for name, tensor in self._transform_tensors().items()})
         if self.fallback is not None:
             tensors[FALLBACK] = [self.fallback]
         return tensors
+
+    def _transform_tensors(self) -> dict[str, Tensor]:
+        return {} if self.transform is None else transform_tensors(self.transform)
 
     def nbytes_by_part(self) -> dict[str, int]:
         """Bytes in memory, spare room included."""
@@ -255,6 +286,7 @@ class Snapshot:
             "scales": sum(t.nbytes for t in self.scales),
             "tier_map": self.tier_map.nbytes if self.tier_map else 0,
         }
+        nbytes |= {name: tensor.nbytes for name, tensor in self._transform_tensors().items()}
         return nbytes if self.fallback is None else {**nbytes, FALLBACK: self.fallback.nbytes}
 
     # ---- sweeps over all codes ---------------------------------------------------------------------------
@@ -266,8 +298,8 @@ class Snapshot:
             subspaces, k = tier.num_subspaces, tier.num_centroids
             histogram = torch.zeros((subspaces, k), dtype=torch.float64, device=self.device)
             for rows in self.chunks(g):
-                histogram += code_histogram(unpack(rows, subspaces, tier.bits), k)
-            if self.centroids[tier.codebook].shape[0] > 1 or subspaces == 1:
+                histogram += code_histogram(unpack(rows, subspaces, tier.packing), k)
+            if self.base.widths or self.centroids[tier.codebook].shape[0] > 1 or subspaces == 1:
                 stats.append(tier_stats(g, tier.ids, histogram))
             else:
                 of_all_subspaces = tier_stats(g, tier.ids, histogram.sum(dim=0, keepdim=True))
@@ -286,7 +318,9 @@ class Snapshot:
             require_finite(FALLBACK, self.fallback)
 
     def validate_codebooks(self) -> None:
-        """Raise ValueError if a centroid or scale cannot be right."""
+        """Raise ValueError if a centroid, a scale, the mean or the matrix cannot be right."""
+        for name, tensor in self._transform_tensors().items():
+            require_finite(name, tensor)
         for c, (book, scales) in enumerate(zip(self.centroids, self.scales, strict=True)):
             if book.is_floating_point():
                 require_finite(CENTROIDS.format(c), book)

@@ -12,6 +12,7 @@ from mgqe import ops
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.equations import Groups
 from mgqe.codec.kmeans import KMEANS, KMeans, revive
+from mgqe.codec.transform import Transform
 
 
 class Quantizer(nn.Module):
@@ -31,6 +32,11 @@ class Quantizer(nn.Module):
         self.capacity = capacity
         self.centroid_dtype = centroid_dtype
         self.sparse = sparse
+
+    @property
+    def transform(self) -> Transform | None:
+        """What turns coordinates into rows, where the codes are those of coordinates."""
+        return None
 
     def reset_parameters(self) -> None:
         """As constructed: zeros, which :meth:`start` replaces."""

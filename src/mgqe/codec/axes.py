@@ -1,0 +1,50 @@
+"""Axes: the coordinates in which a table's rows are coded, chosen by what an error costs.
+
+With a metric M = L L^T an error e costs |e L|^2. So rows are taken to x L, and turned there to the eigenvectors of
+their covariance: the coordinates are uncorrelated, errors in them add up, and they are sorted by how much there is to
+lose in each (the Karhunen-Loeve transform of transform coding; OPQ chooses a rotation for M = I).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mgqe.codec.metric import Metric
+
+
+@dataclass(frozen=True, eq=False)
+class Axes:
+    """Coordinates z = (x - mean) @ encoder of rows x, and x = mean + z @ decoder back; all float64.
+
+    Attributes:
+        mean: (d,), the weighted mean of the rows.
+        encoder: (d, d). decoder: (d, d), its inverse; the rows of the decoder have a mean square of 1 / d each, so that
+            coordinates are about as large as the numbers of rows.
+        cost: what an error of one unit in any coordinate costs in the metric: e^T M e = cost * |error in z|^2.
+    """
+
+    mean: np.ndarray
+    encoder: np.ndarray
+    decoder: np.ndarray
+    cost: float
+
+    @classmethod
+    def of(cls, rows: np.ndarray, weights: np.ndarray, metric: Metric) -> Axes:
+        """Of rows (n, d), weighted by (n,), in a metric of d dimensions."""
+        total = weights.sum()
+        mean = weights @ rows / total
+        root = metric.root()
+        centred = (rows - mean) @ root
+        covariance = (centred * weights[:, None]).T @ centred / total
+        _, vectors = np.linalg.eigh(covariance)
+        vectors = vectors[:, ::-1]  # the largest variance first
+        encoder, decoder = root @ vectors, vectors.T @ np.linalg.inv(root)
+        unit = np.sqrt((decoder**2).sum() / len(decoder))
+        return cls(mean, encoder * unit, decoder / unit, float(unit**-2))
+
+    def coordinates(self, rows: np.ndarray) -> np.ndarray:
+        """z of rows (n, d)."""
+        result: np.ndarray = (rows - self.mean) @ self.encoder
+        return result

@@ -1,0 +1,108 @@
+"""Centroids of mixed tables: weighted k-means in each subspace, nested where tiers share a codebook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mgqe import ops
+from mgqe.codec.capacity import Capacity
+
+ITERATIONS = 20
+SPREAD_ROWS = 16_384  # that k-means++ draws from
+
+
+def fit_codebooks(
+    coordinates: Sequence[Tensor], weights: Sequence[Tensor], capacity: Capacity, generator: torch.Generator
+) -> list[Tensor]:
+    """The flat codebooks of a mixed table, float32.
+
+    In a shared codebook the centroids that a tier of few bits reaches are fitted on its rows; then the others on the
+    rows of the tiers that reach further, with the first ones fixed.
+
+    Args:
+        coordinates: of each tier's rows, or of a sample of them, (n_g, L) float32.
+        weights: how much each row counts, (n_g,).
+        generator: on the CPU; the result depends on nothing else.
+    """
+    books = []
+    for number, (length,) in enumerate(capacity.codebook_shapes):
+        readers = [g for g, tier in enumerate(capacity.tiers) if tier.codebook == number]
+        book = coordinates[0].new_zeros(length)
+        for j, piece in enumerate(capacity.pieces(readers[0])):
+            centroids = coordinates[0].new_zeros(0, piece.width)
+            reaches = {g: capacity.tiers[g].code_bits[j] for g in readers}
+            for bits in sorted(set(reaches.values())):
+                columns = slice(piece.coordinate, piece.coordinate + piece.width)
+                rows = torch.cat([coordinates[g][:, columns] for g in readers if reaches[g] == bits])
+                counts = torch.cat([weights[g] for g in readers if reaches[g] == bits])
+                centroids = weighted_kmeans(rows.contiguous(), counts, 1 << bits, generator, centroids)
+            book[piece.entry : piece.entry + centroids.numel()] = centroids.flatten()
+        books.append(book)
+    return books
+
+
+def weighted_kmeans(
+    rows: Tensor, weights: Tensor, num_centroids: int, generator: torch.Generator, fixed: Tensor
+) -> Tensor:
+    """Lloyd's algorithm from centroids far apart, the first of which are fixed.
+
+    Args:
+        rows: (n, w) float32.
+        weights: (n,) how much each counts, 0 or more.
+        fixed: (H, w).
+
+    Returns:
+        (num_centroids, w).
+    """
+    new = num_centroids - len(fixed)
+    if new <= 0:
+        return fixed[:num_centroids]
+    if not len(rows):
+        return torch.cat([fixed, rows.new_zeros(new, rows.shape[1])])
+    if num_centroids == 1:
+        return ((weights @ rows) / weights.sum().clamp(min=1e-30)).unsqueeze(0)
+    centroids = torch.cat([fixed, _spread_start(rows, weights, fixed, new, generator)])
+    for _ in range(ITERATIONS):
+        codes = ops.assign(rows, centroids.unsqueeze(0).contiguous(), None)
+        sums, counts = ops.scatter(rows, codes, weights, 1, *centroids.shape)
+        live = counts[0] > 0
+        live[: len(fixed)] = False
+        fitted = torch.where(live.unsqueeze(1), sums[0] / counts[0].clamp(min=1e-30).unsqueeze(1), centroids)
+        if not bool(live[len(fixed) :].all()):
+            fitted = _move_unused(rows, weights, codes, fitted, ~live, len(fixed))
+        if torch.equal(fitted, centroids):
+            break
+        centroids = fitted
+    return centroids
+
+
+def _move_unused(rows: Tensor, weights: Tensor, codes: Tensor, centroids: Tensor, unused: Tensor, fixed: int) -> Tensor:
+    """Centroids that no row chooses, on the rows that lose most; the first ``fixed`` stay."""
+    unused = unused.clone()
+    unused[:fixed] = False
+    errors = (rows - centroids[codes[:, 0].long()]).square().sum(1) * weights
+    worst = errors.argsort(descending=True)[: int(unused.sum())]
+    centroids = centroids.clone()
+    centroids[unused.nonzero().squeeze(1)[: len(worst)]] = rows[worst]
+    return centroids
+
+
+def _spread_start(rows: Tensor, weights: Tensor, fixed: Tensor, num: int, generator: torch.Generator) -> Tensor:
+    """k-means++ (Arthur and Vassilvitskii, 2007): rows drawn by weight times squared distance to the nearest so far."""
+    if len(rows) > SPREAD_ROWS:
+        sample = torch.randint(len(rows), (SPREAD_ROWS,), generator=generator, device="cpu").to(rows.device)
+        rows, weights = rows[sample], weights[sample]
+    near = torch.full((len(rows),), torch.inf, device=rows.device)
+    for centroid in fixed:
+        near = torch.minimum(near, (rows - centroid).square().sum(1))
+    chosen = rows.new_empty(num, rows.shape[1])
+    draws = torch.rand(num, generator=generator, dtype=torch.float64, device="cpu").to(rows.device)
+    for k in range(num):
+        mass = (weights if k == 0 and not len(fixed) else weights * near).double().cumsum(0)
+        place = torch.searchsorted(mass, draws[k] * mass[-1]).clamp(max=len(rows) - 1)
+        chosen[k] = rows[place]
+        near = torch.minimum(near, (rows - chosen[k]).square().sum(1))
+    return chosen

@@ -1,0 +1,161 @@
+"""Bits where they save most: reverse water-filling over the tiers and the coordinates of a table.
+
+A coordinate of variance v with r bits keeps an error of v 4^-r in the best case (Shannon), so that the least total
+error gives every coordinate of every tier the same error theta, as far as there is so much: r = max(0, log2(w v /
+theta) / 2), w the weight of an id of the tier. Codes are whole bits of a few joined coordinates and centroids take
+bytes, so that theta says which coordinates are joined, and bits are then given one by one, each where it saves most
+for its bytes.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mgqe.codec.planning.rate import few_rows, limit
+
+MAX_WIDTH = 32  # coordinates per subspace
+LEAST_BITS = 0.02  # of a coordinate that is worth keeping
+
+
+def water_level(variances: np.ndarray, rate: float) -> float:
+    """theta for so many bits per row: sum over coordinates of max(0, log2(v / theta) / 2) = rate."""
+    ordered = np.sort(variances[variances > 0])[::-1]
+    if not len(ordered):
+        return 1.0
+    logs = np.log2(ordered)
+    for count in range(len(ordered), 0, -1):
+        level = (logs[:count].sum() - 2 * rate) / count
+        if level <= logs[count - 1]:
+            return float(2.0**level)
+    return float(ordered[0])
+
+
+def joined(variances: np.ndarray, rate: float, bits_per_code: float) -> tuple[int, ...]:
+    """Widths of subspaces: neighbouring coordinates joined up to about ``bits_per_code`` bits at so many bits per row.
+
+    Args:
+        variances: (d,), falling. Coordinates that get next to no bits at this rate are in no subspace.
+    """
+    level = water_level(variances, rate)
+    bits = np.maximum(0.0, 0.5 * np.log2(np.maximum(variances, 1e-300) / level))
+    kept = max(1, int((bits > LEAST_BITS).sum()))
+    widths, start = [], 0
+    while start < kept:
+        width, total = 1, bits[start]
+        while start + width < kept and width < MAX_WIDTH and total + bits[start + width] / 2 <= bits_per_code:
+            total += bits[start + width]
+            width += 1
+        widths.append(width)
+        start += width
+    return tuple(widths)
+
+
+def distortion(variances: np.ndarray, bits: int, rows: int) -> float:
+    """The squared error that k-means codes of so many bits are expected to leave of one subspace of Gaussian rows.
+
+    That of the best codes, times what k-means of this width loses against them and takes by fitting few rows.
+    """
+    total = float(variances.sum())
+    if bits == 0 or total == 0:
+        return total
+    count = len(variances)
+    logs = np.log2(np.maximum(variances, 1e-300))
+    while True:
+        level = 2.0 ** ((logs[:count].sum() - 2 * bits) / count)
+        if count == 1 or level <= variances[count - 1]:
+            break
+        count -= 1
+    centroids = 1 << bits
+    loss = limit(count, centroids) * 4.0 ** (bits / count) * few_rows(count, rows / centroids)
+    return min(total, float(count * level * loss + variances[count:].sum()))
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What there is to lose in each coordinate of each tier.
+
+    Attributes:
+        variances: (m, d), the mean squares of the coordinates of a tier's rows less their mean over the table.
+        weights: (m,), how much the error of one id of the tier counts.
+        sizes: ids of each tier.
+    """
+
+    variances: np.ndarray
+    weights: np.ndarray
+    sizes: tuple[int, ...]
+
+    @property
+    def total(self) -> np.ndarray:
+        """(d,), the weighted mean over all ids."""
+        mass = self.weights * np.array(self.sizes)
+        result: np.ndarray = mass @ self.variances / max(mass.sum(), 1e-300)
+        return result
+
+    def loss(self, widths: Sequence[int], bits: Sequence[Sequence[int]]) -> float:
+        """The weighted error, as a share of the weighted squares, of these subspaces and bits."""
+        lost, mass = 0.0, self.weights * np.array(self.sizes)
+        for g, size in enumerate(self.sizes):
+            start, error = 0, 0.0
+            for width, b in zip(widths, bits[g], strict=True):
+                error += distortion(self.variances[g, start : start + width], b, size)
+                start += width
+            lost += mass[g] * (error + float(self.variances[g, start:].sum()))
+        return lost / max(float(mass @ self.variances.sum(1)), 1e-300)
+
+
+def give_bits(
+    spectrum: Spectrum, widths: Sequence[int], room: int, centroid_bytes: int, share_codebook: bool, max_bits: int
+) -> list[list[int]]:
+    """Bits of each code of each tier within so many bytes of codes and centroids; rows fill whole bytes.
+
+    Each bit goes where it takes most off the loss for the bytes of its codes and its centroids.
+    """
+    m, subspaces = len(spectrum.sizes), len(widths)
+    starts = np.cumsum([0, *widths])
+    bits = [[0] * subspaces for _ in range(m)]
+    top = [max(0, min(max_bits, int(np.log2(max(1, size))))) for size in spectrum.sizes]
+    error: dict[tuple[int, int, int], float] = {}
+
+    def error_of(g: int, j: int, b: int) -> float:
+        if (g, j, b) not in error:
+            part = spectrum.variances[g, starts[j] : starts[j + 1]]
+            error[g, j, b] = spectrum.weights[g] * spectrum.sizes[g] * distortion(part, b, spectrum.sizes[g])
+        return error[g, j, b]
+
+    def more_centroids(g: int, j: int) -> int:
+        """Bytes of centroids that one more bit needs."""
+        largest = max(bits[h][j] for h in range(m)) if share_codebook else bits[g][j]
+        return widths[j] * centroid_bytes << bits[g][j] if bits[g][j] >= largest else 0
+
+    def gain(g: int, j: int) -> float:
+        b = bits[g][j]
+        if b >= top[g]:
+            return -1.0
+        return (error_of(g, j, b) - error_of(g, j, b + 1)) / (spectrum.sizes[g] / 8 + more_centroids(g, j))
+
+    used = sum(widths) * centroid_bytes * (1 if share_codebook else m)
+    heap = [(-gain(g, j), g, j) for g in range(m) for j in range(subspaces)]
+    heapq.heapify(heap)
+    full = [False] * m
+    while heap:
+        negative, g, j = heapq.heappop(heap)
+        current = gain(g, j)
+        if current <= 0 or full[g]:
+            continue
+        if -negative > current * (1 + 1e-12):
+            heapq.heappush(heap, (-current, g, j))
+            continue
+        row = sum(bits[g])
+        opens = spectrum.sizes[g] if row % 8 == 0 else 0  # the first bit of a byte pays for the byte
+        if used + opens + more_centroids(g, j) > room:
+            if opens:
+                full[g] = True
+            continue
+        used += opens + more_centroids(g, j)
+        bits[g][j] += 1
+        heapq.heappush(heap, (-gain(g, j), g, j))
+    return bits

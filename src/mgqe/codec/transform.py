@@ -1,0 +1,69 @@
+"""Transform: rows as mean + coordinates @ matrix, the part of a mixed table that its rows share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mgqe import ops
+
+MATRIX_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
+
+
+@dataclass(frozen=True, eq=False)
+class Transform:
+    """How the coordinates of a mixed table become rows.
+
+    Attributes:
+        mean: float32 (d,).
+        matrix: (L, d) as stored: float32, float16, or int8 with scales.
+        scales: float32 (L,) for int8: a coordinate's row is int8 * scale; else None.
+    """
+
+    mean: Tensor
+    matrix: Tensor
+    scales: Tensor | None = None
+
+    @classmethod
+    def of(cls, mean: Tensor, matrix: Tensor, dtype: str) -> Transform:
+        """From float tensors (d,) and (L, d), rounded to how a file holds them.
+
+        Raises ValueError for numbers that are not finite, or too large for float16.
+        """
+        mean, values = mean.detach().float().contiguous(), matrix.detach().float().contiguous()
+        scales = None
+        if dtype == "int8":
+            scales = values.abs().amax(dim=1) / 127
+            scales = torch.where(scales > 0, scales, 1.0)
+            values = (values / scales[:, None]).round().clamp(-127, 127).to(torch.int8)
+        else:
+            values = values.to(MATRIX_DTYPES[dtype])
+        if not bool(mean.isfinite().all()) or not bool(values.isfinite().all()):
+            raise ValueError("the mean or the matrix of a table is not finite: scale the rows down")
+        return cls(mean, values, scales)
+
+    @cached_property
+    def values(self) -> Tensor:
+        """The matrix as it decodes, float32 (L, d)."""
+        return self.matrix.float() if self.scales is None else self.matrix.float() * self.scales[:, None]
+
+    @cached_property
+    def inverse(self) -> tuple[Tensor, Tensor]:
+        """From rows back to the coordinates that come nearest: what :func:`mgqe.ops.transform` takes, (L,) and (d, L).
+
+        The metric that the axes were chosen by is not stored, so that nearest is by squared distance.
+        """
+        matrix = torch.linalg.pinv(self.values.double().cpu())
+        start = -(self.mean.double().cpu() @ matrix)
+        return start.float().to(self.mean.device), matrix.float().contiguous().to(self.mean.device)
+
+    def encode(self, rows: Tensor) -> Tensor:
+        """Rows float32 (n, d) -> coordinates (n, L)."""
+        return ops.transform(rows.contiguous(), *self.inverse)
+
+    def decode(self, coordinates: Tensor) -> Tensor:
+        """Coordinates float32 (n, L) -> rows (n, d), with the bits of a look-up."""
+        return ops.transform(coordinates.contiguous(), self.mean, self.values)

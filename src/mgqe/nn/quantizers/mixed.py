@@ -1,0 +1,237 @@
+"""VQ in the coordinates and with the bits of a plan, which is made when the warm-up ends.
+
+The rows x of a layer have coordinates z = (x - mean) @ encoder. Each subspace of z has centroids of its own, and the
+vector is mean + z_hat @ matrix. Errors of z cost alike in all directions (mgqe.codec.axes), so that the losses of VQ,
+taken in z, are those of the metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgqe import ops
+from mgqe.codec.capacity import Capacity, TierShape
+from mgqe.codec.equations import Groups, codebook_loss, commitment_loss, straight_through
+from mgqe.codec.fit import fit_codebooks
+from mgqe.codec.kmeans import KMEANS, KMeans
+from mgqe.codec.mixed import nearest_mixed_codes, reachable, round_flat
+from mgqe.codec.planning.mixed import FittedPlan
+from mgqe.codec.transform import Transform
+from mgqe.nn.quantizers.autograd import SparseGradient
+from mgqe.nn.quantizers.base import Quantizer
+from mgqe.ops.pieces import Piece
+
+MAX_TIERS = 8  # of a plan
+
+
+class MixedQuantizer(Quantizer):
+    """VQ in the coordinates of a plan.
+
+    All tensors have their shapes before there is a plan, so that optimisers and checkpoints take them: ``room`` numbers
+    of centroids, and d coordinates. What a plan does not use stays zero.
+
+    Attributes:
+        codebooks: one parameter (room,): the flat codebooks, one after another, in units of ``units``, so that one
+            learning rate suits all coordinates.
+        commitment: beta.
+        mean, matrix, matrix_scales, encoder, units, layout: buffers; the plan.
+    """
+
+    follows_rows = True
+    mean: Tensor
+    matrix: Tensor
+    matrix_scales: Tensor
+    encoder: Tensor
+    units: Tensor
+    layout: Tensor
+
+    def __init__(
+        self, capacity: Capacity, like: Tensor, room: int, centroid_dtype: str, commitment: float, sparse: bool = False
+    ) -> None:
+        super().__init__(capacity, centroid_dtype, sparse)
+        d, device = capacity.embedding_dim, like.device
+        self.commitment = commitment
+        self.codebooks = nn.ParameterList([nn.Parameter(like.new_zeros(room))])
+        self.register_buffer("mean", torch.zeros(d, device=device))
+        self.register_buffer("matrix", torch.zeros(d, d, dtype=torch.int8, device=device))
+        self.register_buffer("matrix_scales", torch.ones(d, device=device))
+        self.register_buffer("encoder", torch.zeros(d, d, device=device))
+        self.register_buffer("units", torch.ones(d, device=device))
+        self.register_buffer("layout", torch.zeros(2 + (1 + MAX_TIERS) * d, dtype=torch.int32, device=device))
+
+    # ---- the plan ------------------------------------------------------------------------------------------
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether there is a plan."""
+        return bool(self.capacity.widths)
+
+    @torch.no_grad()
+    def adopt(self, fitted: FittedPlan) -> None:
+        """Take over a plan with its centroids."""
+        plan, device = fitted.plan, self.mean.device
+        size = sum(book.numel() for book in fitted.codebooks)
+        if size > self.codebooks[0].numel():
+            raise ValueError(f"the plan has {size} numbers of centroids, room is for {self.codebooks[0].numel()}")
+        coordinates = plan.capacity.num_coordinates
+        self.reset_parameters()
+        self.mean.copy_(fitted.transform.mean)
+        self.matrix[:coordinates] = fitted.transform.matrix.to(device)
+        assert fitted.transform.scales is not None
+        self.matrix_scales[:coordinates] = fitted.transform.scales.to(device)
+        self.encoder[:, :coordinates] = torch.as_tensor(plan.axes.encoder[:, :coordinates]).to(device)
+        self.units[:coordinates] = fitted.units.to(device)
+        d, m, subspaces = plan.capacity.embedding_dim, plan.capacity.num_tiers, len(plan.capacity.widths)
+        self.layout[:2] = torch.tensor([subspaces, m if not plan.capacity.share_codebook else -m])
+        self.layout[2 : 2 + subspaces] = torch.tensor(plan.capacity.widths)
+        for g, tier in enumerate(plan.capacity.tiers):
+            start = 2 + (1 + g) * d
+            self.layout[start : start + subspaces] = torch.tensor(tier.code_bits)
+        self.capacity = plan.capacity
+        self._keep_codebooks(fitted.codebooks)
+
+    def read_layout(self, sizes: Sequence[int]) -> Capacity:
+        """The capacity that the buffers tell of, for tiers of these sizes; that of the layer where there is no plan."""
+        d = self.capacity.embedding_dim
+        subspaces, m = self.layout[:2].tolist()
+        if subspaces:
+            widths = tuple(self.layout[2 : 2 + subspaces].tolist())
+            bits = [tuple(self.layout[2 + (1 + g) * d :][:subspaces].tolist()) for g in range(abs(m))]
+            books = [0 if m < 0 else g for g in range(abs(m))]
+            tiers = tuple(map(TierShape.mixed, sizes, bits, books))
+            self.capacity = Capacity(d, tiers, m < 0, False, widths, "int8")
+        return self.capacity
+
+    @property
+    def transform(self) -> Transform:
+        """The mean and the matrix."""
+        coordinates = self.capacity.num_coordinates
+        return Transform(
+            self.mean, self.matrix[:coordinates].contiguous(), self.matrix_scales[:coordinates].contiguous()
+        )
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        for tensor in (self.codebooks[0], self.mean, self.matrix, self.encoder, self.layout):
+            tensor.zero_()
+        for tensor in (self.matrix_scales, self.units):
+            tensor.fill_(1)
+
+    @torch.no_grad()
+    def start(self, rows: Sequence[Tensor], generator: torch.Generator, effort: KMeans = KMEANS) -> None:
+        """New centroids for these rows, by the plan that there is."""
+        coordinates = [self.coordinates(each.float()) for each in rows]
+        weights = [each.new_ones(len(each)) for each in coordinates]
+        self._keep_codebooks(fit_codebooks(coordinates, weights, self.capacity, generator))
+
+    def _keep_codebooks(self, books: Sequence[Tensor]) -> None:
+        start = 0
+        for number, book in enumerate(books):
+            units = self._units_of(self.capacity.pieces_of_codebook(number))
+            self.codebooks[0][start : start + book.numel()] = book.to(units.device) / units
+            start += book.numel()
+
+    def _units_of(self, pieces: Sequence[Piece]) -> Tensor:
+        """The unit of each number of a flat codebook."""
+        return torch.cat([self.units[p.coordinate : p.coordinate + p.width].repeat(p.num_centroids) for p in pieces])
+
+    # ---- codes and vectors -----------------------------------------------------------------------------------
+
+    def coordinates(self, rows: Tensor) -> Tensor:
+        """z of float32 rows (n, d): (n, L), the same whatever the batch."""
+        encoder = self.encoder[:, : self.capacity.num_coordinates].contiguous()
+        return ops.transform((rows - self.mean).contiguous(), encoder.new_zeros(encoder.shape[1]), encoder)
+
+    def values(self, number: int) -> Tensor:
+        """Codebook ``number`` as it will be served, flat float32, differentiable."""
+        pieces = self.capacity.pieces_of_codebook(number)
+        lengths = [length for (length,) in self.capacity.codebook_shapes]
+        start = sum(lengths[:number])
+        book = self.codebooks[0]
+        if self.sparse and torch.is_grad_enabled():
+            book = SparseGradient.apply(book)  # type: ignore[no-untyped-call]
+        flat = book[start : start + lengths[number]].float() * self._units_of(pieces)
+        return round_flat(flat, pieces, self.centroid_dtype)
+
+    def frozen_codebooks(self) -> list[Tensor]:
+        with torch.no_grad():
+            float_books = []
+            lengths = [length for (length,) in self.capacity.codebook_shapes]
+            for number, length in enumerate(lengths):
+                start = sum(lengths[:number])
+                units = self._units_of(self.capacity.pieces_of_codebook(number))
+                float_books.append(self.codebooks[0][start : start + length].float() * units)
+            return float_books
+
+    @torch.no_grad()
+    def codes(self, rows: Tensor, tier: int) -> Tensor:
+        number = self.capacity.codebook_of[tier]
+        return nearest_mixed_codes(self.coordinates(rows.float()), self.values(number), self.capacity.pieces(tier))
+
+    def forward(self, rows: Tensor, groups: Groups, counts: Tensor) -> tuple[Tensor, Tensor | None]:
+        books = [self.values(number) for number in range(1 + max(self.capacity.codebook_of))]
+        exact = rows.float()
+        trains = self.training and torch.is_grad_enabled()
+        if not trains:
+            decoded = self.transform.decode(self._decoded(self.coordinates(exact.detach()), groups, books).detach())
+            vectors = decoded.to(rows.dtype)
+            return (straight_through(rows, vectors) if torch.is_grad_enabled() else vectors), None
+        transform, coordinates = self.transform, self.capacity.num_coordinates
+        z = (exact - self.mean) @ self.encoder[:, :coordinates]
+        z_hat = self._decoded(z.detach(), groups, books)
+        decoded = torch.addmm(transform.mean, z_hat.detach(), transform.values)
+        share = coordinates / self.capacity.embedding_dim  # the losses are means over the numbers of a row
+        loss = share * (codebook_loss(z, z_hat, counts) + self.commitment * commitment_loss(z, z_hat, counts))
+        return straight_through(rows, decoded.to(rows.dtype)), loss
+
+    def _decoded(self, z: Tensor, groups: Groups, books: Sequence[Tensor]) -> Tensor:
+        """The centroids nearest to z (u, L), differentiable in the codebooks."""
+        tiers = range(self.capacity.num_tiers)
+        if isinstance(groups, Tensor):  # how many rows a tier has is no static shape: every tier decodes every row
+            decoded = self._of_tier(z, 0, books)
+            for g in tiers[1:]:
+                decoded = torch.where((groups == g).unsqueeze(-1), self._of_tier(z, g, books), decoded)
+            return decoded
+        parts = [self._of_tier(part, g, books) for g, part in zip(tiers, torch.split(z, list(groups)), strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _of_tier(self, z: Tensor, tier: int, books: Sequence[Tensor]) -> Tensor:
+        pieces, book = self.capacity.pieces(tier), books[self.capacity.codebook_of[tier]]
+        with torch.no_grad():
+            codes = nearest_mixed_codes(z, book.detach(), pieces).long()
+        return torch.cat([F.embedding(codes[:, j], reachable(book, piece)) for j, piece in enumerate(pieces)], dim=1)
+
+    @torch.no_grad()
+    def revive(self, rows: Sequence[Tensor], generator: torch.Generator) -> int:
+        """Move centroids that no row of a tier that reaches them chooses onto coordinates of such rows.
+
+        Returns:
+            how many centroids moved.
+        """
+        moved, start = 0, 0
+        lengths = [length for (length,) in self.capacity.codebook_shapes]
+        z = [self.coordinates(each.float()) for each in rows]
+        for number, length in enumerate(lengths):
+            book = self.values(number)
+            readers = [g for g, c in enumerate(self.capacity.codebook_of) if c == number and len(z[g])]
+            codes = {g: nearest_mixed_codes(z[g], book, self.capacity.pieces(g)).long() for g in readers}
+            for j, piece in enumerate(self.capacity.pieces_of_codebook(number)):
+                uses = book.new_zeros(piece.num_centroids)
+                for g in readers:
+                    uses += torch.bincount(codes[g][:, j], minlength=piece.num_centroids)
+                for dead in (uses == 0).nonzero().flatten().tolist():
+                    able = [g for g in readers if dead < 1 << self.capacity.tiers[g].code_bits[j]]
+                    if not able:
+                        continue
+                    near = z[able[int(torch.randint(len(able), (1,), generator=generator))]]
+                    row = near[int(torch.randint(len(near), (1,), generator=generator))]
+                    columns = slice(piece.coordinate, piece.coordinate + piece.width)
+                    at = start + piece.entry + dead * piece.width
+                    self.codebooks[0][at : at + piece.width] = row[columns] / self.units[columns]
+                    moved += 1
+            start += length
+        return moved
