@@ -50,8 +50,8 @@ class BudgetPlanner:
         return cls(nbytes, known, padding_idx)
 
     def room(self, embedding_dim: int) -> int:
-        """Numbers of centroids that any plan within the budget may have."""
-        return centroid_room(self.nbytes, embedding_dim)
+        """Numbers of centroids that any plan may have."""
+        return centroid_room(embedding_dim)
 
     @staticmethod
     def before(num_embeddings: int, embedding_dim: int) -> Capacity:

@@ -185,9 +185,9 @@ def least_nbytes(num_embeddings: int, embedding_dim: int, padding_idx: int | Non
     return frozen_nbytes(Tiers.from_sizes([num_embeddings]), capacity, padding_idx, "int8") + HEADER_SLACK
 
 
-def centroid_room(budget: int, embedding_dim: int) -> int:
-    """How many numbers of centroids a plan within so many bytes may have at most."""
-    return min(budget, MOST_TIERS * embedding_dim << MAX_BITS)
+def centroid_room(embedding_dim: int) -> int:
+    """How many numbers of centroids a plan may have at most."""
+    return MOST_TIERS * embedding_dim << MAX_BITS
 
 
 def spectrum_of(coordinates: np.ndarray, sample: Sample) -> Spectrum:

@@ -1,0 +1,201 @@
+"""One budget for the tables of a model: candidates, the bytes of each table, and the best candidate by a judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mgqe.codec.metric import Metric
+from mgqe.codec.planning.mixed import Choice, FittedPlan, Sample, fit_plan, least_nbytes, plan_mixed
+from mgqe.codec.planning.split import Step, split_budget
+
+STEPS = 48  # of a table's ladder of bytes
+POINTS = 6  # budgets that a table is planned for, between which its ladder is interpolated
+SPREAD = 4.0  # a table gets at most so many times its share of the budget, and at least 1 / SPREAD
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What candidates differ in; see :class:`mgqe.codec.planning.mixed.Choice`.
+
+    Attributes:
+        counts_power: an id weighs (count + 1) to this power.
+        fractions: the share of the ids in each tier.
+        source: which metric: "gradients", "queries" or "identity".
+    """
+
+    counts_power: float
+    fractions: tuple[float, ...]
+    source: str
+
+    def describe(self) -> str:
+        """In a few words, for reports."""
+        tiers = "one tier" if len(self.fractions) == 1 else f"tiers {'/'.join(f'{f:g}' for f in self.fractions)}"
+        return f"{self.source}, {tiers}, counts^{self.counts_power:g}"
+
+
+ONE = (1.0,)
+SHAPES: tuple[tuple[float, tuple[float, ...]], ...] = (
+    (0.5, (0.1, 0.9)),
+    (0.5, ONE),
+    (0.25, ONE),
+    (0.0, ONE),
+    (0.75, (0.1, 0.9)),
+    (1.0, (0.1, 0.3, 0.6)),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class TableProblem:
+    """A trained table that is to be compressed.
+
+    Attributes:
+        rows: (N, d). counts: (N,), how often each id occurs, or None.
+        metrics: source -> metric, the best first; the identity need not be among them.
+        padding_idx: the id that looks up as zeros, or None.
+    """
+
+    rows: Tensor
+    counts: Tensor | None
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    padding_idx: int | None = None
+
+    def choice(self, recipe: Recipe) -> Choice:
+        """A recipe for this table: one tier without counts, the identity without the metric."""
+        metric = self.metrics.get(recipe.source) or Metric.identity(self.rows.shape[1])
+        return Choice(recipe.counts_power, ONE if self.counts is None else recipe.fractions, metric)
+
+    def sample(self, recipe: Recipe) -> Sample:
+        """Its rows as the recipe weighs and divides them."""
+        choice = self.choice(recipe)
+        return Sample.of(self.rows, self.counts, choice.counts_power, choice.fractions, self.padding_idx)
+
+    @property
+    def least(self) -> int:
+        """Bytes of its smallest table."""
+        return least_nbytes(self.rows.shape[0], self.rows.shape[1], self.padding_idx)
+
+
+def recipes(problems: Sequence[TableProblem]) -> list[Recipe]:
+    """The candidates for these tables, the default first."""
+    sources = list(dict.fromkeys(source for problem in problems for source in problem.metrics))
+    shapes = SHAPES if any(problem.counts is not None for problem in problems) else ((0.0, ONE),)
+    return [Recipe(power, tiers, source) for source in [*sources, "identity"] for power, tiers in shapes]
+
+
+def share_bytes(problems: Sequence[TableProblem], recipe: Recipe, budget: int) -> list[int]:
+    """How many bytes each table gets, so that all together lose least in their metrics.
+
+    With gradients gathered in the same batches the costs of tables are comparable; otherwise the shares of squares that
+    are lost are added up.
+
+    Raises ValueError for a budget that the smallest tables do not fit.
+    """
+    if (least := sum(problem.least for problem in problems)) > budget:
+        raise ValueError(
+            f"a budget of {budget:,} bytes is too small for {len(problems)} tables: the least is {least:,} bytes"
+        )
+    if len(problems) == 1:
+        return [budget]
+    comparable = all(problem.choice(recipe).metric.lookups > 0 for problem in problems)
+    size = sum(problem.rows.numel() for problem in problems)
+    ladders = [_ladder(p, recipe, budget * p.rows.numel() / size, budget, comparable) for p in problems]
+    shares = split_budget(ladders, budget)
+    assert shares is not None  # the first steps are the least
+    return shares
+
+
+def _ladder(problem: TableProblem, recipe: Recipe, share: float, budget: int, comparable: bool) -> list[Step]:
+    """(bytes, cost) by rising bytes: planned at some budgets, in between log(cost) is taken as linear."""
+    sample, choice = problem.sample(recipe), problem.choice(recipe)
+    low, high = max(problem.least, share / SPREAD), min(float(budget), max(share * SPREAD, 2.0 * problem.least))
+    steps: list[tuple[float, float]] = []
+    for nbytes in np.geomspace(low, max(high, low + 1), POINTS):
+        plan = plan_mixed(sample, choice, int(nbytes), problem.padding_idx)
+        if plan is not None:
+            scale = choice.metric.lookups / len(problem.rows) if comparable else 1.0
+            steps.append((float(nbytes), max(scale * plan.cost if comparable else plan.loss, 1e-300)))
+    if not steps:
+        return [(int(low), 1.0)]
+    points = np.geomspace(steps[0][0], steps[-1][0], STEPS)
+    costs = np.exp(np.interp(points, [b for b, _ in steps], np.log([c for _, c in steps])))
+    ladder: list[Step] = [(problem.least, float(costs[0]) * 1.5)] if problem.least < int(points[0]) else []
+    return ladder + [(int(b), float(c)) for b, c in zip(points, np.minimum.accumulate(costs), strict=True)]
+
+
+def fit_tables(problems: Sequence[TableProblem], recipe: Recipe, shares: Sequence[int]) -> list[FittedPlan]:
+    """Each table's plan within its bytes, with its centroids. What a table leaves is for the next smaller one.
+
+    Raises ValueError where a table does not fit its bytes.
+    """
+    fitted: dict[int, FittedPlan] = {}
+    spare = 0
+    for number in sorted(range(len(problems)), key=lambda i: -problems[i].rows.shape[0]):
+        fitted[number] = _fit_table(problems[number], recipe, shares[number] + spare)
+        spare += shares[number] - fitted[number].plan.nbytes
+    return [fitted[number] for number in range(len(problems))]
+
+
+def _fit_table(problem: TableProblem, recipe: Recipe, nbytes: int) -> FittedPlan:
+    for each in (recipe, replace(recipe, fractions=ONE)):  # tiers may cost more than a small table has
+        sample = problem.sample(each)
+        plan = plan_mixed(sample, problem.choice(each), nbytes, problem.padding_idx)
+        if plan is not None:
+            return fit_plan(plan, sample, torch.Generator("cpu").manual_seed(0))
+    raise ValueError(f"no table of {tuple(problem.rows.shape)} fits {nbytes:,} bytes: give a larger budget")
+
+
+def proportional(problems: Sequence[TableProblem], budget: int) -> list[int]:
+    """Bytes in proportion to the tables' sizes, but for each at least its least."""
+    left, size = budget, sum(problem.rows.numel() for problem in problems)
+    shares = {}
+    for number, problem in sorted(enumerate(problems), key=lambda pair: pair[1].rows.numel()):
+        shares[number] = max(problem.least, left * problem.rows.numel() // max(1, size))
+        left, size = left - shares[number], size - problem.rows.numel()
+    return [shares[number] for number in range(len(problems))]
+
+
+Judge = Callable[[Sequence[FittedPlan]], float]
+OnCandidate = Callable[[Recipe, float | None], None]
+
+
+def best_plans(
+    problems: Sequence[TableProblem],
+    budget: int,
+    judge: Judge | None = None,
+    on_candidate: OnCandidate = lambda recipe, figure: None,
+) -> tuple[Recipe, list[FittedPlan]]:
+    """The candidate that the judge likes best, fitted; the default without a judge.
+
+    Args:
+        problems: the tables.
+        budget: bytes of all files together.
+        judge: fitted plans -> a figure, higher is better.
+        on_candidate: is told each candidate and its figure.
+
+    Raises:
+        ValueError: a budget that nothing fits.
+    """
+    default = recipes(problems)[0]
+    by_cost = share_bytes(problems, default, budget)
+    candidates = [(recipe, by_cost) for recipe in (recipes(problems) if judge is not None else [default])]
+    best: tuple[float, Recipe, list[FittedPlan]] | None = None
+
+    def consider(recipe: Recipe, shares: Sequence[int]) -> None:
+        nonlocal best
+        fitted = fit_tables(problems, recipe, shares)
+        figure = 0.0 if judge is None else judge(fitted)
+        on_candidate(recipe, None if judge is None else figure)
+        if best is None or figure > best[0]:
+            best = (figure, recipe, fitted)
+
+    for recipe, shares in candidates:
+        consider(recipe, shares)
+    assert best is not None  # there is always a default
+    if judge is not None and len(problems) > 1:
+        consider(best[1], proportional(problems, budget))
+    return best[1:]
