@@ -18,6 +18,7 @@ WITH_EXAMPLES = [
     "MGQEmbedding",
     "MGQEmbeddingBag",
     "Quantization",
+    "calibrate",
     "compress_",
     "export_onnx",
     "freeze_",

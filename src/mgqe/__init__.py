@@ -15,6 +15,7 @@ from mgqe.convert import (
     load_model,
     save_model,
 )
+from mgqe.convert.calibration import Calibration, calibrate
 from mgqe.convert.export import export_onnx, portable
 from mgqe.convert.verification import verify
 from mgqe.files.container import ArtifactError
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArtifactError",
+    "Calibration",
     "CodebookStats",
     "CompactEmbedding",
     "CompactEmbeddingBag",
@@ -50,6 +52,7 @@ __all__ = [
     "RowwiseAdagrad",
     "Tiers",
     "append",
+    "calibrate",
     "compress_",
     "count_ids",
     "export_onnx",

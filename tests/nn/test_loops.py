@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from paths import SUPPORT
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from two_processes import two_processes
 
 import mgqe
 
@@ -179,18 +178,6 @@ def test_gradient_accumulation(warmup_steps):
 
 
 # ---- several processes ---------------------------------------------------------------------------------------
-
-
-def two_processes(mode: str, folder: Path) -> list[dict]:
-    worker = SUPPORT / "ddp_worker.py"
-    arguments = [str(folder / "meet"), str(folder / "out"), mode]
-    running = [subprocess.Popen([sys.executable, str(worker), str(rank), *arguments]) for rank in range(2)]
-    try:
-        assert [process.wait(timeout=900) for process in running] == [0, 0]
-    finally:
-        for process in running:
-            process.kill()
-    return [torch.load(folder / f"out.{rank}", weights_only=True) for rank in range(2)]
 
 
 @pytest.mark.slow

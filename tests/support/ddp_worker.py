@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import mgqe
+from mgqe.nn.metric import DECAY, Sums, second_moment
 
 N, DIM = 3000, 8
 
@@ -30,6 +31,28 @@ class Model(nn.Module):
         return self.head(self.dropout(self.item(ids[:, 0]) + self.bag(ids)))
 
 
+def gathering(model: Model) -> dict[str, Sums]:
+    """Let the layers gather their metric; the sums of this process alone, as the warm-up of 5 steps adds to them."""
+    own = {}
+    for name in ("item", "bag"):
+        layer = model.get_submodule(name)
+        layer.gathers_metric = True
+        own[name] = Sums.zeros(DIM, torch.device("cpu"))
+
+        def watch(vectors, lookups, layer=layer, sums=own[name], watch=layer.moments._watch):
+            def add(gradient):
+                moment, number, _ = second_moment(gradient, lookups)
+                decay = DECAY ** (5 - layer.schedule.passes)
+                sums.moment.add_(moment * decay)
+                sums.weight[0] += number * decay
+
+            vectors.register_hook(add)
+            watch(vectors, lookups)
+
+        layer.moments._watch = watch
+    return own
+
+
 def run(rank: int, mode: str) -> dict[str, object]:
     torch.manual_seed(100 + rank)  # each its own, as samplers and dropout want it
     model = Model(sparse=mode == "sparse")
@@ -37,6 +60,7 @@ def run(rank: int, mode: str) -> dict[str, object]:
     config = mgqe.CompressConfig(num_centroids=(16, 8), warmup_steps=5, quantizer="sx" if mode == "sx" else "vq")
     init = "from_weight" if mode == "from_weight" else "warmup"
     mgqe.compress_(model, config, counts={"item": counts, "bag": counts}, init=init)
+    own = gathering(model) if mode == "metric" else {}
     parallel = DistributedDataParallel(model, find_unused_parameters=mode == "find_unused")
     optimizer = torch.optim.Adam(parallel.parameters(), lr=0.05)
     generator = torch.Generator().manual_seed(rank)
@@ -61,7 +85,10 @@ def run(rank: int, mode: str) -> dict[str, object]:
     layers = (model.item, model.bag)
     codes = [layer.codes_of(layer.tiers.members(g), g) for layer in layers for g in range(layer.tiers.num_tiers)]
     usage = [s.usage for layer in (model.item, model.bag) for s in layer.codebook_stats()]
-    return {"state": state, "codes": codes, "losses": losses, "usage": usage, "unused": unused}
+    metrics = {name: model.get_submodule(name).metric().matrix for name in own}
+    own_metrics = {name: sums.moment.double() / float(sums.weight[0]) for name, sums in own.items()}
+    figures = {"codes": codes, "losses": losses, "usage": usage, "unused": unused}
+    return {"state": state, "metrics": metrics, "own": own_metrics, **figures}
 
 
 def main() -> None:

@@ -164,6 +164,15 @@ def run(out: Path, mode: str, options: dict, rank: int, size: int) -> dict:
         if "save" in options:
             dcp.save(state_of(parallel, optimizer), checkpoint_id=out / "checkpoint")
         result["losses"] = losses + train(parallel, optimizer, middle, steps, rank, size)
+    elif mode == "metric":
+        collected = parallel.module.embeddings.tables
+        for table in collected.values():
+            table.gathers_metric = True
+        result["losses"] = train(parallel, optimizer, 0, steps, rank, size)
+        metrics = {name: table.metric() for name, table in collected.items()}
+        result["metrics"] = {name: metric.matrix.tolist() for name, metric in metrics.items()}
+        result["lookups"] = {name: metric.lookups for name, metric in metrics.items()}
+        result["sources"] = {name: metric.source for name, metric in metrics.items()}
     elif mode in ("kill", "hang"):
 
         def hook(step: int) -> None:

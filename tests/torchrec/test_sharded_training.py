@@ -177,3 +177,16 @@ def test_the_example(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert re.search(r"AUC trained 0\.[6-9]", done.stdout), done.stdout
+
+
+def test_all_ranks_have_the_metric_of_all_batches(tmp_path):
+    arguments = ("metric", "warmup=10", "steps=11")
+    for ranks in (1, 2):
+        torchrun(ranks, tmp_path / str(ranks), *arguments)
+    whole, first, second = (result(tmp_path / ranks, rank) for ranks, rank in (("1", 0), ("2", 0), ("2", 1)))
+    assert first["sources"] == {"user": "gradients", "item": "gradients"}
+    assert first["metrics"] == second["metrics"]
+    for name, matrix in whole["metrics"].items():
+        # Each rank has half of a batch, over which its loss is the mean: gradients are twice as large.
+        torch.testing.assert_close(torch.tensor(first["metrics"][name]), 4 * torch.tensor(matrix), rtol=1e-3, atol=1e-7)
+        assert 2 * first["lookups"][name] == pytest.approx(whole["lookups"][name])

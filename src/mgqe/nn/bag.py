@@ -127,6 +127,10 @@ class MGQEmbeddingBag(MGQEmbedding):
             self.include_last_offset,
             padding,
         )
+        if self.gathering:
+            self.moments.watch_bags(
+                pooled, ids, offsets, per_sample_weights, self.mode, self.include_last_offset, self.padding_idx
+            )
         return self.tie_to_codebooks(pooled)
 
 

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.equations import Groups
 from mgqe.codec.kmeans import revive_interval, revive_size
+from mgqe.codec.metric import Metric
 from mgqe.codec.tiers import Tiers
-from mgqe.nn.context.ddp import KeepInGraph, data_parallel
+from mgqe.nn.context.ddp import KeepInGraph, data_parallel, total_over_processes
+from mgqe.nn.metric import GradientMoments, Total
 from mgqe.nn.pending import PendingLosses
 from mgqe.nn.quantizers.base import Quantizer
 from mgqe.nn.schedule import Event, WarmUp
@@ -47,9 +49,11 @@ class CodebookLayer(nn.Module):
         schedule: which training pass it is, when the warm-up ends, when centroids revive.
         losses: quantisation losses that no backward pass has gone through yet.
         watcher: whether an optimiser has taken a step since the last training pass.
+        moments: gradients of the warm-up's vectors, gathered where ``gathers_metric`` is set.
         tier_sizes, tier_of: buffers. Checkpoints keep the tiers, so that codes are never read under other ones than
             they were trained with.
         steps, started: buffers of the schedule.
+        metric_sum, metric_weight: buffers of the moments, of layers that gather them.
     """
 
     tiers: Tiers
@@ -70,6 +74,9 @@ class CodebookLayer(nn.Module):
         self.schedule = WarmUp(self._buffers, warmup_steps, revive_interval(reach))
         self.losses = PendingLosses()
         self.watcher = StepWatcher()
+        for name in GradientMoments.NAMES:
+            self.register_buffer(name, None)
+        self.moments = GradientMoments(self._buffers, capacity.embedding_dim)
 
     def _set_tiers(self, tiers: Tiers, capacity: Capacity) -> None:
         self.tiers, self.capacity = tiers, capacity
@@ -98,11 +105,41 @@ class CodebookLayer(nn.Module):
     def _count_pass(self, stepped: bool = True, may_revive: bool = True) -> None:
         """Count a training pass, and start or revive codebooks where that is due; see :meth:`WarmUp.count_pass`."""
         self.losses.begin_pass()
+        was_over = self.quantizing
         event = self.schedule.count_pass(stepped, may_revive)
+        if self.gathers_metric and not was_over:
+            self.moments.begin_pass(stepped, self.warmup_steps, self._total(), event is Event.START)
         if event is Event.START:
             self.start_quantizing()
         elif event is Event.REVIVE:
             self.revive()
+
+    def _total(self) -> Total | None:
+        """The sum over processes that train together; None where there is one."""
+        return total_over_processes()
+
+    # ---- the metric ----------------------------------------------------------------------------------------
+
+    @property
+    def gathers_metric(self) -> bool:
+        """Whether training passes of the warm-up gather what :meth:`metric` is made of. Setting it to False forgets."""
+        return self.moments.gathers
+
+    @gathers_metric.setter
+    def gathers_metric(self, value: bool) -> None:
+        self.moments.turn(bool(value), self.tier_sizes.device)
+
+    @property
+    def gathering(self) -> bool:
+        """Whether this pass does."""
+        return self.moments.gathers and self._trains and not self.quantizing
+
+    def metric(self) -> Metric:
+        """What an error in a row costs: by the gradients that were gathered, or the identity where none were.
+
+        Its ``lookups`` are those of one step of the optimiser.
+        """
+        return self.moments.metric()
 
     # ---- what models ask -----------------------------------------------------------------------------------
 
@@ -154,8 +191,21 @@ class CodebookLayer(nn.Module):
             error_messages = rest[-1]
             error_messages.append(difference)
             return
+        keys = [prefix + name for name in GradientMoments.NAMES]
+        if all(key in state_dict for key in keys):
+            self.gathers_metric = True
         super()._load_from_state_dict(state_dict, prefix, *rest)
         self.schedule.reload()
+        missing_keys = rest[2]
+        if self.gathers_metric and any(key in missing_keys for key in keys):  # the layer that was saved gathered none
+            self.moments.reset()
+            missing_keys[:] = [key for key in missing_keys if key not in keys]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        exact = self.moments.sums
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.moments.restore_precision(exact)
+        return self
 
     def _describe_tiers(self) -> str:
         return ", ".join(tier.describe() for tier in self.capacity.tiers)

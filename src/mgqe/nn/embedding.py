@@ -67,11 +67,15 @@ class MGQEmbedding(QuantizedEmbedding):
             )
             if self.zero_row is not None:  # which nn.Embedding only starts as zeros
                 vectors = vectors.masked_fill(ids.eq(self.zero_row).unsqueeze(-1), 0.0)
+            if self.gathering:
+                self.moments.watch_vectors(vectors, ids, self.padding_idx)
             return self.tie_to_codebooks(vectors)
         ids = self._int64(input)
         # Two lines, since a graph that is broken in the first one would depend on the bound method of the second.
         vectors, batch = self._distinct_vectors(ids.reshape(-1))
         vectors = self._repeated(vectors, batch).view(*ids.shape, self.embedding_dim)
+        if self.gathering:
+            self.moments.watch_vectors(vectors, ids, self.padding_idx)
         return self.tie_to_codebooks(vectors)
 
     @classmethod

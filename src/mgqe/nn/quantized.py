@@ -19,7 +19,6 @@ from mgqe.checks.ids import as_int64, check_ids, check_sizes, no_values
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_float, optional_float
 from mgqe.codec.kmeans import KMEANS, KMeans, revive_size, sample_size
-from mgqe.codec.metric import Metric
 from mgqe.codec.planning.mixed import FittedPlan
 from mgqe.codec.stats import CodebookStats
 from mgqe.codec.tiers import Tiers
@@ -169,12 +168,22 @@ class QuantizedEmbedding(CodebookLayer):
                 "look up the ids that are needed; raw_weight holds the rows that there are; eval() or freeze() for all"
             )
         if self.store.is_full and not self.quantizing:
-            return self.tie_to_codebooks(self.raw_weight.to(self.vector_dtype))
+            rows: Tensor = self.raw_weight.to(self.vector_dtype)
+            return self.tie_to_codebooks(self._watched_rows(rows) if self.gathering else rows)
         self._begin_pass()
         ids = torch.arange(self.num_embeddings, device=self.raw_weight.device)
         vectors, batch = self._distinct_vectors(ids)
         vectors = self._repeated(vectors, batch)
-        return self.tie_to_codebooks(vectors)
+        return self.tie_to_codebooks(self._watched_rows(vectors) if self.gathering else vectors)
+
+    @outside_graphs
+    def _watched_rows(self, rows: Tensor) -> Tensor:
+        """The whole table as it leaves the layer, gradients gathered; the parameter itself before ids have trained."""
+        if self.schedule.passes == 0:
+            return rows
+        rows = rows.view_as(rows)  # a hook on the parameter would see the gradients of look-ups too
+        self.moments.watch_rows(rows, self.padding_idx)
+        return rows
 
     def __setattr__(self, name: str, value: Any) -> None:
         """As nn.Module; also sees what shards a model's parameters, which cannot be done to these rows."""
@@ -206,6 +215,7 @@ class QuantizedEmbedding(CodebookLayer):
             self.tier_of.copy_(self.tiers.tier_of)
         self.quantizer.reset_parameters()
         self.store.reset_parameters()
+        self.moments.reset()
         self.schedule.set(0, self.store.codes_are_fixed)
 
     # ---- a forward pass, first half: what comes between two passes -----------------------------------------
@@ -421,10 +431,6 @@ class QuantizedEmbedding(CodebookLayer):
         self.quantizer.start(self._tier_rows(limits, generator), generator, kmeans)
         broadcast_from_first(self.quantizer)
         self.store.codebooks_started()
-
-    def metric(self) -> Metric:
-        """What an error in a row costs."""
-        return Metric.identity(self.embedding_dim)
 
     def _start_by_plan(self, planner: BudgetPlanner) -> None:
         generator = common_generator(self.raw_weight, self.schedule.passes)

@@ -230,6 +230,8 @@ class QuantizedEmbeddingBagCollection(QuantizedRows):
                 per_sample_weights=None if weights is None else weights.to(values.dtype),
                 include_last_offset=True,
             )
+            if table.gathering:
+                table.moments.watch_bags(table_bags, index, offsets, weights, self._modes[name], True, None)
             pooled[name] = table.tie_to_codebooks(table_bags).view(len(bags_of), -1, values.shape[1])
         of_feature = {f: pooled[name][i] for name in self.tables for i, f in enumerate(self._of(name))}
         keys = [feature for feature, _ in self._features]
@@ -258,7 +260,10 @@ class QuantizedEmbeddingCollection(QuantizedRows):
             features_of = self._of(name)
             sizes = [jagged[feature].values().shape[0] for feature in features_of]
             distinct, index = looked_up[name]
-            vectors = table.tie_to_codebooks(RepeatVectors.apply(distinct, index, None, distinct.dtype))  # type: ignore[no-untyped-call]
+            vectors: Tensor = RepeatVectors.apply(distinct, index, None, distinct.dtype)  # type: ignore[no-untyped-call]
+            if table.gathering:
+                table.moments.watch_vectors(vectors, index, None)
+            vectors = table.tie_to_codebooks(vectors)
             for feature, values in zip(features_of, torch.split(vectors, sizes), strict=True):
                 out[feature] = JaggedTensor(values=values, lengths=jagged[feature].lengths())
         return out

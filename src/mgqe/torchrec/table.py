@@ -10,6 +10,7 @@ from torch import Tensor
 from mgqe.codec.kmeans import KMEANS, THOROUGH, KMeans, revive_size, sample_size
 from mgqe.nn.codebook_layer import Batch, CodebookLayer
 from mgqe.nn.context.decorators import in_full_precision
+from mgqe.nn.metric import Total
 from mgqe.nn.quantizers.build import make_quantizer
 from mgqe.nn.rows.store import draw_members
 from mgqe.torchrec.rows import RowSource
@@ -112,6 +113,9 @@ class QuantizedTable(CodebookLayer):
             self.losses.end_step()
         self._count_pass()
         self.watcher.remember(self.quantizer)
+
+    def _total(self) -> Total | None:
+        return self.source.ranks.add if self.source.ranks.active else None
 
     def _step_is_over(self) -> bool:
         # torchrec's optimiser of the rows steps within the backward pass, so the codebooks alone can tell.

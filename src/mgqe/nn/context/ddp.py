@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -65,6 +66,14 @@ def average(*tensors: Tensor) -> None:
     for tensor in tensors:
         dist.all_reduce(tensor, group=parallel.process_group)
         tensor.div_(dist.get_world_size(parallel.process_group))
+
+
+def total_over_processes() -> Callable[[Tensor], Any] | None:
+    """Within a DistributedDataParallel pass: replaces a tensor, in place, by its sum over the processes."""
+    parallel = data_parallel()
+    if parallel is None:
+        return None
+    return lambda tensor: dist.all_reduce(tensor, group=parallel.process_group)
 
 
 class KeepInGraph(torch.autograd.Function):
