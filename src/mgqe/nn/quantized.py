@@ -128,6 +128,7 @@ class QuantizedEmbedding(CodebookLayer):
         if self.store.codes_are_fixed:
             self.schedule.end()
         if planner is not None:
+            self.gathers_metric = True
             self.register_load_state_dict_post_hook(_read_plan)  # type: ignore[no-untyped-call]
 
     # ---- the rows as a parameter ---------------------------------------------------------------------------
@@ -425,7 +426,7 @@ class QuantizedEmbedding(CodebookLayer):
 
     def _start_codebooks(self, kmeans: KMeans = KMEANS) -> None:
         if self.planner is not None:
-            return self._start_by_plan(self.planner)
+            return None if self.quantizer.is_planned else self._start_by_plan(self.planner)
         limits = [sample_size(k, self.embedding_dim) for k in self.capacity.num_centroids]
         generator = common_generator(self.raw_weight, self.schedule.passes)
         self.quantizer.start(self._tier_rows(limits, generator), generator, kmeans)

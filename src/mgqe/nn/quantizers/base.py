@@ -34,6 +34,11 @@ class Quantizer(nn.Module):
         self.sparse = sparse
 
     @property
+    def is_planned(self) -> bool:
+        """Whether it has a plan that was adopted before the codebooks started, with its centroids."""
+        return False
+
+    @property
     def transform(self) -> Transform | None:
         """What turns coordinates into rows, where the codes are those of coordinates."""
         return None

@@ -67,7 +67,7 @@ class MixedQuantizer(Quantizer):
 
     @property
     def is_planned(self) -> bool:
-        """Whether there is a plan."""
+        """Whether there is a plan, with its centroids."""
         return bool(self.capacity.widths)
 
     @torch.no_grad()

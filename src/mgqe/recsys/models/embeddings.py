@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from mgqe import baselines
 from mgqe.checks.names import did_you_mean
 from mgqe.codec.capacity import DEFAULT_HEAD_CENTROIDS, DEFAULT_TAIL_CENTROIDS, default_num_subspaces
+from mgqe.codec.planning.budget import budget_bytes
+from mgqe.codec.planning.mixed import least_nbytes
 from mgqe.codec.tiers import Tiers
 from mgqe.nn.embedding import DPQEmbedding, MGQEmbedding
 from mgqe.nn.quantization import BETWEEN_TIERS, CHOSEN_BY_BUDGET, Quantization, QuantizationOptions
@@ -120,6 +122,13 @@ class Spec:
     def owners(self) -> set[str]:
         """The fields that have separate options."""
         return {key.rpartition(".")[0] for key, _ in self.options if "." in key}
+
+    @property
+    def shared_budget(self) -> int | float | str | None:
+        """The budget for all tables together; None without one, or where fields have budgets of their own."""
+        budgets = {key: value for key, value in self.options if key.rpartition(".")[2] == "budget"}
+        shared = budgets.get("budget") if len(budgets) == 1 else None
+        return None if isinstance(shared, tuple) else shared
 
     def check_fields(self, fields: Collection[str]) -> None:
         """ValueError if an option is for a field that the model does not have."""
@@ -235,6 +244,11 @@ def build(
     for name in inspect.signature(cls).parameters:
         if name in offered:
             keywords.setdefault(name, offered[name])
+    if spec.shared_budget is not None and keywords.get("quantizer", "vq") == "vq":
+        # What this table gets of the shared budget is planned when all are trained; it is at least what a table takes.
+        full = 4 * num_embeddings * embedding_dim
+        share = budget_bytes(spec.shared_budget, full)
+        keywords["budget"] = max(share, least_nbytes(num_embeddings, embedding_dim, None))
     try:
         module = cls(num_embeddings, embedding_dim, **keywords)
     except (TypeError, ValueError) as error:

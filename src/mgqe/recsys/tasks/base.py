@@ -49,6 +49,17 @@ class TableInfo:
     full_dim: int | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """How a model does on the validation part.
+
+    figures: by name. values: float64, of the examples, whose mean is the figure that selects; several for an AUC.
+    """
+
+    figures: dict[str, float]
+    values: tuple[Tensor, ...]
+
+
 class TrainingTask(Protocol):
     """The methods of a task that the training loop calls, with the models that the task is for."""
 
@@ -65,8 +76,8 @@ class TrainingTask(Protocol):
     def loss(self, model: Any, batch: Any) -> Tensor:
         """The loss of a batch."""
 
-    def validate(self, model: Any) -> dict[str, float]:
-        """The validation figures."""
+    def validation(self, model: Any) -> Validation:
+        """The validation figures, and the values of the examples that the figure which selects is the mean of."""
 
 
 class Task(TrainingTask, Protocol):

@@ -19,8 +19,8 @@ from mgqe.recsys.data.sampling import LEAVE_OUT, SeenItems, evaluation_negatives
 from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.data.splits import LEAVE_ONE_OUT
 from mgqe.recsys.models.wide_deep import PREFIX, WideDeep
-from mgqe.recsys.tasks.base import RunSettings, TableInfo
-from mgqe.recsys.tasks.metrics import auc, calibration_error, calibration_ratio, head_items, log_loss
+from mgqe.recsys.tasks.base import RunSettings, TableInfo, Validation
+from mgqe.recsys.tasks.metrics import auc, auc_placements, calibration_error, calibration_ratio, head_items, log_loss
 from mgqe.recsys.tasks.ranking import positives_per_step
 
 Batch = tuple[Tensor, Tensor]
@@ -146,11 +146,12 @@ class CtrTask:
         logits = model(*batch)
         return F.binary_cross_entropy_with_logits(logits, _labels(logits))
 
-    def validate(self, model: WideDeep) -> dict[str, float]:
+    def validation(self, model: WideDeep) -> Validation:
         """auc and logloss of the validation part."""
         logits = _logits(model, self.valid)
-        labels = _labels(logits).reshape(-1)
-        return {"auc": auc(labels, logits.reshape(-1)), "logloss": log_loss(labels, logits.reshape(-1))}
+        labels, scores = _labels(logits).reshape(-1), logits.reshape(-1)
+        figures = {"auc": auc(labels, scores), "logloss": log_loss(labels, scores)}
+        return Validation(figures, auc_placements(labels, scores))
 
     def evaluate(self, model: WideDeep) -> dict[str, float]:
         """All final figures: auc, logloss, ece (calibration_error) and calibration (calibration_ratio).

@@ -65,15 +65,46 @@ def rank_figures(ranks: Tensor, k: int = 10, prefix: str = "", owners: Tensor | 
         return {f"{prefix}hr@{k}": hit_rate(ranks, k), f"{prefix}ndcg@{k}": ndcg(ranks, k)}
     positions, users = _list_positions(ranks, owners)
     num = torch.bincount(users)
-    hits, gains = (torch.zeros(num.numel(), dtype=torch.float64) for _ in range(2))
-    hits.index_add_(0, users, (positions < k).double())
-    gains.index_add_(0, users, _gains(positions, k))
-    best = _gains(torch.arange(k), k).cumsum(0)[num.clamp(max=k) - 1]
+    hits = torch.zeros(num.numel(), dtype=torch.float64).index_add_(0, users, (positions < k).double())
     return {
         f"{prefix}hr@{k}": float((hits > 0).double().mean()),
-        f"{prefix}ndcg@{k}": float((gains / best).mean()),
+        f"{prefix}ndcg@{k}": float(ndcg_values(ranks, k, owners).mean()),
         f"{prefix}recall@{k}": float((hits / num).mean()),
     }
+
+
+def ndcg_values(ranks: Tensor, k: int = 10, owners: Tensor | None = None) -> Tensor:
+    """NDCG@k of each user, float64 (u,); owners as for `rank_figures`."""
+    if owners is None:
+        return _gains(ranks, k)
+    positions, users = _list_positions(ranks, owners)
+    num = torch.bincount(users)
+    gains = torch.zeros(num.numel(), dtype=torch.float64).index_add_(0, users, _gains(positions, k))
+    return gains / _gains(torch.arange(k), k).cumsum(0)[num.clamp(max=k) - 1]
+
+
+def auc_placements(labels: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each positive the share of negatives below it, of each negative the share of positives above it; ties are half.
+
+    Both, float64, have the AUC as their mean (DeLong et al., 1988, whose variance `standard_error` works out).
+    """
+    positives, negatives = scores[labels > 0].double(), scores[labels <= 0].double()
+
+    def below(these: Tensor, others: Tensor) -> Tensor:
+        others = others.sort().values
+        counts = torch.searchsorted(others, these) + torch.searchsorted(others, these, right=True)
+        return counts / (2.0 * max(1, others.numel()))
+
+    return below(positives, negatives), 1.0 - below(negatives, positives)
+
+
+def standard_error(before: tuple[Tensor, ...], after: tuple[Tensor, ...]) -> float:
+    """Of the difference of two figures, each a mean of values of the same examples: paired.
+
+    before, after: the values of the examples; several tensors are of independent samples, whose variances add up.
+    """
+    variance = sum(float((b - a).var()) / b.numel() for a, b in zip(before, after, strict=True) if b.numel() > 1)
+    return float(variance**0.5)
 
 
 def head_items(counts: Tensor, share: float = 0.1) -> Tensor:

@@ -23,11 +23,12 @@ from mgqe.recsys.data.splits import LEAVE_ONE_OUT, leave_one_out, split, split_p
 from mgqe.recsys.models.gmf import GMF, TABLES
 from mgqe.recsys.models.neumf import NeuMF
 from mgqe.recsys.models.registry import MODELS
-from mgqe.recsys.tasks.base import RunSettings, TableInfo
+from mgqe.recsys.tasks.base import RunSettings, TableInfo, Validation
 from mgqe.recsys.tasks.metrics import (
     CatalogueScorer,
     catalogue_ranks,
     head_and_tail_figures,
+    ndcg_values,
     rank_figures,
     sampled_ranks,
 )
@@ -69,7 +70,7 @@ class RankingTask:
     table_fields: Mapping[str, str] = field(default_factory=lambda: TABLES)
     ids: Mapping[str, FileIds] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
-    metric: str = "hr@10"
+    metric: str = "full_ndcg@10"
 
     @classmethod
     def prepare(
@@ -185,10 +186,22 @@ class RankingTask:
         """ValueError if a user of the training part has every item, so that there are no negatives."""
         self.seen.check_unseen(self.split.train_users, 1, LEAVE_OUT)
 
-    def validate(self, model: Model) -> dict[str, float]:
-        """hr@10 and ndcg@10 of the validation items against their sampled negatives."""
-        ranks = self._sampled(model, self._distinct(model)[1], self.valid)
-        return rank_figures(ranks, owners=self.owners(self.valid))
+    @torch.no_grad()
+    def validation(self, model: Model) -> Validation:
+        """hr@10 and ndcg@10 of the validation items against their sampled negatives, and `full_` in the catalogue."""
+        distinct, row_of_item = self._distinct(model)
+        sampled = self._sampled(model, row_of_item, self.valid)
+
+        def scores(users: Tensor) -> Tensor:
+            return model.score_catalogue(users, distinct)[:, row_of_item]
+
+        return self.validation_of(sampled, self.catalogue_ranks(scores, self.valid, False))
+
+    def validation_of(self, sampled: Tensor, in_catalogue: Tensor) -> Validation:
+        """From the ranks of the validation items."""
+        owners = self.owners(self.valid)
+        figures = {**rank_figures(sampled, owners=owners), **rank_figures(in_catalogue, prefix="full_", owners=owners)}
+        return Validation(figures, (ndcg_values(in_catalogue, owners=owners),))
 
     @torch.no_grad()
     def _distinct(self, model: Model) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from mgqe.recsys.data.interactions import FileIds
 from mgqe.recsys.data.sampling import sample_negatives
 from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.models.sasrec import SASRec
-from mgqe.recsys.tasks.base import RunSettings, TableInfo
+from mgqe.recsys.tasks.base import RunSettings, TableInfo, Validation
 from mgqe.recsys.tasks.metrics import head_and_tail_figures, rank_figures, sampled_ranks
 from mgqe.recsys.tasks.ranking import RankingTask, data_fingerprint, load_split, split_tensors
 
@@ -158,34 +158,36 @@ class SequentialTask:
         negative = (negative_vectors.view(*batch.negatives.shape, -1) * hidden[:, None]).sum(dim=2)
         return (F.softplus(-positive) + F.softplus(negative).sum(dim=1)).mean()
 
-    def validate(self, model: SASRec) -> dict[str, float]:
-        """hr@10 and ndcg@10 of the validation items against their sampled negatives."""
-        ranks = self._ranks(self._catalogue(model), self.queries(model, test=False), test=False)
-        return rank_figures(ranks, owners=self.base.owners(self.base.valid))
+    def validation(self, model: SASRec) -> Validation:
+        """As RankingTask.validation."""
+        vectors, queries = self._catalogue(model), self.queries(model, test=False)
+        in_catalogue = self._catalogue_ranks(vectors, queries, test=False)
+        return self.base.validation_of(self._ranks(vectors, queries, test=False), in_catalogue)
 
     @torch.no_grad()
     def evaluate(self, model: SASRec) -> dict[str, float]:
         """All final figures, as in RankingTask.evaluate. For the test, histories include the validation items."""
         base = self.base
         vectors = self._catalogue(model)
-        # A matrix product may give equal rows unequal last bits, but items that share all their codes must tie.
-        distinct, row_of_item = torch.unique(vectors, dim=0, return_inverse=True)
         figures = {}
         for test, part, prefix in ((True, base.test, ""), (False, base.valid, "valid_")):
             queries, owners = self.queries(model, test), base.owners(part)
-            row = torch.empty(self.split.num_users, dtype=torch.int64)
-            row[part.users] = torch.arange(part.users.numel())
             ranks = self._ranks(vectors, queries, test)
             figures.update(rank_figures(ranks, prefix=prefix, owners=owners))
             if test:
                 figures.update(head_and_tail_figures(ranks, part.items, self.split.item_counts, owners=owners))
-            ranks = base.catalogue_ranks(
-                lambda users: (queries[row[users]] @ distinct.T)[:, row_of_item],  # noqa: B023
-                part,
-                test,
-            )
+            ranks = self._catalogue_ranks(vectors, queries, test)
             figures.update(rank_figures(ranks, prefix=f"{prefix}full_", owners=owners))
         return figures
+
+    def _catalogue_ranks(self, vectors: Tensor, queries: Tensor, test: bool) -> Tensor:
+        """Ranks of a part's items in the whole catalogue, whose vectors are (num_items, d)."""
+        part = self.base.test if test else self.base.valid
+        # A matrix product may give equal rows unequal last bits, but items that share all their codes must tie.
+        distinct, row_of_item = torch.unique(vectors, dim=0, return_inverse=True)
+        row = torch.empty(self.split.num_users, dtype=torch.int64)
+        row[part.users] = torch.arange(part.users.numel())
+        return self.base.catalogue_ranks(lambda users: (queries[row[users]] @ distinct.T)[:, row_of_item], part, test)
 
     @torch.no_grad()
     def queries(self, model: SASRec, test: bool) -> Tensor:

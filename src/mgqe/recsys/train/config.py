@@ -22,7 +22,7 @@ from mgqe.recsys.tasks.base import RunSettings
 from mgqe.recsys.train.loop import PhaseConfig
 
 # Raised when the phases or a default change, so that no result of an older schedule is taken for a newer one.
-SCHEDULE = 4
+SCHEDULE = 5
 OF_PHASE_2 = ("anneal_epochs", "anneal_learning_rate")
 OF_PHASE_3 = ("quantised_epochs", "quantised_learning_rate", "centroid_learning_rate")
 
@@ -106,7 +106,7 @@ class TrainConfig(RunSettings):
             values["embedding"] = f"full:d={self.embedding_dim}"
         return replace(self, **values)
 
-    def phase(self, name: str, metric: str = "hr@10") -> PhaseConfig:
+    def phase(self, name: str, metric: str = "full_ndcg@10") -> PhaseConfig:
         """The loop's settings for phase "full", the first, "annealed", the second, or "quantised", the third.
 
         metric: the validation figure that chooses the best epoch.
@@ -127,6 +127,7 @@ class TrainConfig(RunSettings):
             centroid_learning_rate=rate if name != "quantised" or centroids is None else centroids,
             anneal=name != "full",
             select_by=metric,
+            beyond_error=name == "quantised",
         )
 
     def with_settings(self, settings: Sequence[str]) -> TrainConfig:

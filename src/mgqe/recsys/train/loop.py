@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.tasks.base import TrainingTask
+from mgqe.recsys.tasks.metrics import standard_error
 from mgqe.recsys.train.checkpoint import LAST, best_path, load_state, save_epoch
 
 
@@ -27,6 +28,7 @@ class PhaseConfig:
     learning_rate, weight_decay: of the tables and the model; weight_decay is an L2 penalty, as in Adam's paper.
     centroid_learning_rate: of the codebooks. patience: epochs without a better validation figure before stopping.
     anneal: learning rates fall linearly to zero over max_epochs.
+    beyond_error: an epoch replaces the start only if it is better by more than the paired standard error.
     """
 
     name: str
@@ -37,7 +39,8 @@ class PhaseConfig:
     patience: int
     centroid_learning_rate: float
     anneal: bool = False
-    select_by: str = "hr@10"
+    select_by: str = "full_ndcg@10"
+    beyond_error: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class EpochReport:
     batches: int
     best: float | None = None
     record: dict[str, float] | None = None
-    metric: str = "hr@10"
+    metric: str = "full_ndcg@10"
 
 
 OnEpoch = Callable[[EpochReport], None]
@@ -142,11 +145,12 @@ def run_phase(
     if state is None:
         torch.manual_seed(derive_seed(task.seed, phase.name, "torch"))
         model.eval()
-        first = {"epoch": 0, **task.validate(model)}
+        validation = task.validation(model)
+        first = {"epoch": 0, **validation.figures}
         if phase.select_by not in first:
             known = ", ".join(name for name in first if name != "epoch")
             raise ValueError(f"no validation figure {phase.select_by!r}: expected {known}")
-        state = {"epoch": 0, "best_epoch": 0, "history": [first]}
+        state = {"epoch": 0, "best_epoch": 0, "history": [first], "start_values": list(validation.values)}
         _save(directory, model, optimizer, state, True, phase)
     else:
         if state["phase"] != asdict(phase):
@@ -155,7 +159,7 @@ def run_phase(
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
     history: list[dict[str, float]] = state["history"]
-    epoch, best_epoch = state["epoch"], state["best_epoch"]
+    epoch, best_epoch, start_values = state["epoch"], state["best_epoch"], tuple(state["start_values"])
     while epoch < phase.max_epochs and epoch - best_epoch < phase.patience:
         epoch += 1
         best = history[best_epoch][phase.select_by]
@@ -163,12 +167,15 @@ def run_phase(
         loss = _train_epoch(model, task, phase, epoch, optimizer, auxiliary_loss, on_epoch, best)
         seconds = time.perf_counter() - started
         model.eval()
-        record = {"epoch": epoch, "loss": loss, "seconds": seconds, **task.validate(model)}
+        validation = task.validation(model)
+        record = {"epoch": epoch, "loss": loss, "seconds": seconds, **validation.figures}
         record["seconds_validation"] = time.perf_counter() - started - seconds
         history.append(record)
         is_best = record[phase.select_by] > best
+        if phase.beyond_error and best_epoch == 0:
+            is_best = record[phase.select_by] > best + standard_error(start_values, validation.values)
         best_epoch = epoch if is_best else best_epoch
-        counters = {"epoch": epoch, "best_epoch": best_epoch, "history": history}
+        counters = {"epoch": epoch, "best_epoch": best_epoch, "history": history, "start_values": list(start_values)}
         _save(directory, model, optimizer, counters, is_best, phase)
         batches = task.num_batches(phase.batch_size)
         best = history[best_epoch][phase.select_by]

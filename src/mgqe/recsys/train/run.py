@@ -32,6 +32,7 @@ from mgqe.recsys.models.registry import build_model
 from mgqe.recsys.tasks.base import TableInfo
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.artifacts import CONFIG, MODEL, TABLE, bytes_by_part, codebook_stats, load_run, ship
+from mgqe.recsys.train.budget import planned_layers, spend_budget
 from mgqe.recsys.train.checkpoint import LAST, load_state
 from mgqe.recsys.train.config import TrainConfig, warm_up_key
 from mgqe.recsys.train.loop import OnEpoch, PhaseResult, carry_optimizer, make_optimizer, optimizer_names, run_phase
@@ -258,6 +259,9 @@ def _quantise(
     carry_optimizer(before.optimizer, optimizer_names(full), model, optimizer)
     directory = out / "phase-quantised"
     if not (directory / LAST).is_file():
+        budget = config.spec.shared_budget
+        if budget is not None and planned_layers(model, data.task):
+            spend_budget(full, model, data.task, budget, config.batch_size)
         start_quantizing(model)
     return model, run_phase(model, data.task, phase, directory, on_epoch, optimizer, quantization_loss)
 

@@ -1,0 +1,77 @@
+"""A run's budget, spent on trained tables: planned together, and judged on the validation part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from mgqe.codec.planning.budget import budget_bytes
+from mgqe.codec.planning.mixed import FittedPlan
+from mgqe.codec.planning.tables import OnCandidate, Recipe, TableProblem, best_plans
+from mgqe.convert.calibration import calibrate
+from mgqe.nn.quantized import QuantizedEmbedding
+from mgqe.recsys.tasks.base import Task
+
+BATCHES = 60  # that the metrics come from
+FULL_HEADER = 512  # bytes of a full table's file beside its rows, at most
+
+
+def planned_layers(model: nn.Module, task: Task) -> dict[str, QuantizedEmbedding]:
+    """Path -> layer, of the tables that have a budget."""
+    modules = {path: model.get_submodule(path) for path in task.tables}
+    return {
+        path: module
+        for path, module in modules.items()
+        if isinstance(module, QuantizedEmbedding) and module.planner is not None
+    }
+
+
+def spend_budget(
+    full: Any,
+    model: nn.Module,
+    task: Task,
+    budget: int | float | str,
+    batch_size: int,
+    on_candidate: OnCandidate = lambda recipe, figure: None,
+) -> Recipe:
+    """Plan the layers of `model` that have a budget, on the rows of the trained model `full`, and fill them.
+
+    budget: of the bytes of all tables of `full`, those that stay full included.
+    """
+    layers = planned_layers(model, task)
+    batches = islice(task.batches(batch_size, "calibration", 1), BATCHES)
+    calibration = calibrate(full, batches, task.loss, progress=False)
+    problems = [
+        TableProblem(
+            layer.raw_weight.detach(),
+            None if layer.one_tier else task.tables[path].counts,
+            {metric.source: metric} if (metric := calibration.metrics[path]).source != "identity" else {},
+            layer.zero_row,
+        )
+        for path, layer in layers.items()
+    ]
+    sizes = {
+        path: 4 * info.num_embeddings * full.get_submodule(path).embedding_dim for path, info in task.tables.items()
+    }
+    outside = sum(size + FULL_HEADER for path, size in sizes.items() if path not in layers)
+    total = budget_bytes(budget, sum(sizes.values())) - outside
+
+    def judge(fitted: Sequence[FittedPlan]) -> float:
+        with torch.no_grad():
+            before = {path: full.get_submodule(path).weight.detach().clone() for path in layers}
+            for path, problem, plan in zip(layers, problems, fitted, strict=True):
+                full.get_submodule(path).weight.copy_(plan.decoded(problem.rows))
+            full.eval()
+            figure = task.validation(full).figures[task.metric]
+            for path, rows in before.items():
+                full.get_submodule(path).weight.copy_(rows)
+        return figure
+
+    recipe, fitted = best_plans(problems, total, judge, on_candidate)
+    for layer, plan in zip(layers.values(), fitted, strict=True):
+        layer.adopt_plan(plan)
+    return recipe
