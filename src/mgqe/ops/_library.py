@@ -50,6 +50,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "mgqe_gather": [c_void_p] * 2 + [c_int64] * 5 + [c_void_p, c_int32],
     "mgqe_decode_error": [c_void_p] * 4 + [c_int64] * 5 + [c_void_p] * 3 + [c_int32],
     "mgqe_scatter": [c_void_p] * 3 + [c_int64] * 5 + [c_void_p] * 2 + [c_int32],
+    "mgqe_transform": [c_void_p] + [c_int64] * 2 + [c_void_p] * 2 + [c_int64, c_void_p, c_int32],
     "mgqe_lookup": [c_void_p] * 2 + [c_int64, c_void_p, c_int32],
     "mgqe_topk": [c_void_p] * 2 + [c_int32],
     "mgqe_row_squares": [c_void_p] * 2 + [c_int32],

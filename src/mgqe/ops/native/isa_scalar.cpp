@@ -120,4 +120,5 @@ struct Half {
 }  // namespace
 
 const mgqe_kernels mgqe_kernels_scalar = {lay_out_lanes, assign_lanes<Vec, kRowsAtOnce>, lookup_ids<Half, Vec>,
-                                            pool_bags<Half, Vec>, write_book<Half>, square_rows<Vec>};
+                                            pool_bags<Half, Vec>, write_book<Half>, multiply_dense<Vec>,
+                                            square_rows<Vec>};

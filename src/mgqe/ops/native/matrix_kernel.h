@@ -86,6 +86,19 @@ void multiply_rows(const mgqe_table& table, const float* coordinates, int64_t st
         multiply_few<Vec, 1>(table, coordinates + i * stride, stride, shares ? shares + i : nullptr, out + i, stream);
 }
 
+// The same of dense rows.
+template <typename Vec>
+void multiply_dense(const mgqe_table& table, const float* rows, int64_t n, float* out) {
+    constexpr int64_t kAtOnce = 64;
+    const int64_t L = table.num_coordinates, dim = table.embedding_dim;
+    for (int64_t first = 0; first < n; first += kAtOnce) {
+        const int64_t some = n - first < kAtOnce ? n - first : kAtOnce;
+        float* to[kAtOnce];
+        for (int64_t i = 0; i < some; ++i) to[i] = out + (first + i) * dim;
+        multiply_rows<Vec>(table, rows + first * L, L, nullptr, some, to, false);
+    }
+}
+
 // squares[i] = the squared length of row first + i of a tier, i < count: summed over t in order, each product and sum
 // rounded. scratch has room for kSquaredRows rows of coordinates, rows for as many of embedding_dim floats.
 constexpr int64_t kSquaredRows = 32;

@@ -58,6 +58,11 @@ MGQE_API int32_t mgqe_decode_error(const float* rows, const int32_t* codes, cons
                                    const float* weights, int64_t n, int64_t D, int64_t pieces, int64_t K,
                                    int64_t width, float* vectors, float* errors, float* losses, int32_t threads);
 
+// out (n, dim) = mean (dim) + rows (n, num_coordinates) @ matrix (num_coordinates, dim): out[i][t] begins as mean[t], and
+// rows[i][k] * matrix[k][t] is added, for k = 0, 1, ..., each sum rounded once (a fused multiply-add).
+MGQE_API int32_t mgqe_transform(const float* rows, int64_t n, int64_t num_coordinates, const float* mean,
+                                const float* matrix, int64_t dim, float* out, int32_t threads);
+
 // The transpose of mgqe_gather: adds weights[i] * grad[i] (weights null: 1) to sums (pieces, K, width) and
 // weights[i] to counts (pieces, K). Both are set, not added to. The order of additions does not depend on threads.
 MGQE_API int32_t mgqe_scatter(const float* grad, const int32_t* codes, const float* weights, int64_t n, int64_t D,
@@ -137,8 +142,7 @@ struct mgqe_table {
 };
 
 // Decodes ids (n) into out (n, embedding_dim). MGQE_OUT_OF_RANGE before anything is read if an id is outside
-// [0, num_embeddings). With a matrix row[t] begins as mean[t], and coordinate k times matrix[k][t] is added, for k = 0,
-// 1, ..., each sum rounded once (a fused multiply-add).
+// [0, num_embeddings). With a matrix rows are those of mgqe_transform.
 MGQE_API int32_t mgqe_lookup(const mgqe_table* table, const int64_t* ids, int64_t n, float* out, int32_t threads);
 
 enum mgqe_topk_method {
@@ -192,7 +196,7 @@ enum mgqe_pooling { MGQE_SUM = 0, MGQE_MEAN = 1, MGQE_MAX = 2 };
 // gives zeros. weights (n) or null, for sums only. Rows are added in the order of the ids, starting from 0, each product
 // and sum rounded; a mean is that sum divided by the number of ids counted. MGQE_OUT_OF_RANGE as in mgqe_lookup.
 // With a matrix the coordinates are pooled for sums and means, and a 1 with them; then row[t] begins as the pooled 1
-// times mean[t], rounded, and the pooled coordinates are multiplied as in mgqe_lookup.
+// times mean[t], rounded, and the pooled coordinates are multiplied as in mgqe_transform.
 MGQE_API int32_t mgqe_bag(const mgqe_table* table, const int64_t* ids, int64_t n, const int64_t* offsets, int64_t bags,
                           int32_t mode, const float* weights, float* out, int32_t threads);
 
