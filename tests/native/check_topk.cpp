@@ -1,4 +1,5 @@
-// Random tables and queries: every instruction set and every method of mgqe_topk must find the very same bits.
+// Random tables and queries: every instruction set and every method of mgqe_topk must find the very same bits, and so
+// must look-ups and bags.
 //
 // A program of its own, so that it can run where Python cannot: on an emulated processor, under a memory checker.
 // Prints what differed and returns 1; returns 0 if nothing did.
@@ -34,6 +35,50 @@ struct Map {
     }
 };
 
+// Subspaces of widths and bits of their own, and perhaps a matrix.
+struct Mixed {
+    std::vector<std::vector<mgqe_piece>> layouts;
+    std::vector<float> matrix, mean, squares;
+    int64_t coordinates = 0, dim = 0;
+
+    Mixed(int32_t D, int64_t m, std::vector<std::vector<int32_t>>& bits) : layouts(m) {
+        const int32_t widest = static_cast<int32_t>(pick(0, 4) ? 8 : 11);
+        std::vector<int32_t> most(D), widths(D);
+        for (int32_t j = 0; j < D; ++j) {
+            widths[j] = static_cast<int32_t>(pick(1, pick(0, 9) ? 4 : 20));
+            for (int64_t g = 0; g < m; ++g) {
+                bits[g].push_back(pick(0, 3) ? static_cast<int32_t>(pick(0, widest)) : 8);
+                most[j] = std::max(most[j], bits[g][j]);
+            }
+        }
+        for (int64_t g = 0; g < m; ++g) {
+            mgqe_piece at = {};
+            for (int32_t j = 0; j < D; ++j) {
+                at.bits = bits[g][j];
+                at.width = widths[j];
+                at.num_centroids = 1 << most[j];
+                layouts[g].push_back(at);
+                at.bit += at.bits;
+                at.coordinate += at.width;
+                at.entry += static_cast<int64_t>(at.num_centroids) * at.width;
+            }
+            coordinates = at.coordinate;
+            book_floats = at.entry + MGQE_BOOK_ROOM;
+        }
+        dim = coordinates;
+        if (pick(0, 1)) return;
+        dim = pick(1, 70);
+        const int64_t step = (dim + MGQE_MATRIX_STEP - 1) / MGQE_MATRIX_STEP * MGQE_MATRIX_STEP;
+        matrix.resize(coordinates * step);
+        mean.resize(step);
+        for (int64_t k = 0; k < coordinates; ++k)
+            for (int64_t t = 0; t < dim; ++t) matrix[k * step + t] = normal();
+        for (int64_t t = 0; t < dim; ++t) mean[t] = normal();
+    }
+
+    int64_t book_floats = 0;
+};
+
 struct Made {
     std::vector<std::vector<uint8_t>> codes;
     std::vector<float> book;
@@ -42,6 +87,7 @@ struct Made {
     mgqe_table table = {};
     mgqe_level level = {};
     std::vector<bool> first;
+    std::vector<Mixed> mixed;  // one or none
     Map map{{}};
 
     Made() {
@@ -56,16 +102,21 @@ struct Made {
             most = counts[g] > most ? counts[g] : most;
         }
         const bool shared = pick(0, 4) == 0;
-        book.resize((shared ? 1 : D) * static_cast<size_t>(most) * width);
+        std::vector<std::vector<int32_t>> code_bits(m);
+        if (pick(0, 1)) mixed.emplace_back(D, m, code_bits);
+        for (int64_t g = 0; g < m && mixed.empty(); ++g) code_bits[g].assign(D, bits[g]);
+        book.resize(mixed.empty() ? (shared ? 1 : D) * static_cast<size_t>(most) * width : mixed[0].book_floats);
         const bool whole = pick(0, 3) == 0;  // whole numbers tie
         for (float& x : book) x = whole ? static_cast<float>(pick(-1, 1)) : normal();
         for (int64_t g = 0; g < m; ++g) {
-            const int64_t rows = pick(g == 0 ? 1 : 0, 3000), row_bytes = (D * bits[g] + 7) / 8;
+            int64_t row_bits = 0;
+            for (int32_t b : code_bits[g]) row_bits += b;
+            const int64_t rows = pick(g == 0 ? 1 : 0, 3000), row_bytes = (row_bits + 7) / 8;
             codes.emplace_back(rows * row_bytes);
             for (int64_t i = 0; i < rows; ++i)
-                for (int64_t j = 0; j < D; ++j) {
-                    const int64_t code = pick(0, counts[g] - 1), at = j * bits[g];
-                    for (int b = 0; b < bits[g]; ++b)
+                for (int64_t j = 0, at = 0; j < D; at += code_bits[g][j++]) {
+                    const int64_t code = pick(0, mixed.empty() ? counts[g] - 1 : (1 << code_bits[g][j]) - 1);
+                    for (int b = 0; b < code_bits[g][j]; ++b)
                         codes[g][i * row_bytes + (at + b) / 8] |= static_cast<uint8_t>((code >> b & 1) << ((at + b) % 8));
                 }
             mgqe_tier tier = {};
@@ -76,6 +127,11 @@ struct Made {
             tier.pieces = shared ? 1 : D;
             tier.num_centroids = most;
             tier.width = width;
+            if (!mixed.empty()) {
+                tier.layout = mixed[0].layouts[g].data();
+                tier.book_floats = mixed[0].book_floats;
+                tier.bits = std::max(1, *std::max_element(code_bits[g].begin(), code_bits[g].end()));
+            }
             tiers.push_back(tier);
             starts.push_back(starts.back() + rows);
         }
@@ -86,7 +142,12 @@ struct Made {
         table.tiers = tiers.data();
         table.starts = starts.data();
         table.num_embeddings = starts.back();
-        table.embedding_dim = D * width;
+        table.embedding_dim = mixed.empty() ? D * width : mixed[0].dim;
+        table.num_coordinates = mixed.empty() ? D * width : mixed[0].coordinates;
+        if (!mixed.empty() && !mixed[0].matrix.empty()) {
+            table.matrix = mixed[0].matrix.data();
+            table.mean = mixed[0].mean.data();
+        }
         table.padding_idx = pick(0, 2) ? -1 : pick(0, starts.back() - 1);
         table.num_tiers = static_cast<int32_t>(m);
         if (m == 1 || pick(0, 1)) return;
@@ -135,9 +196,27 @@ int main(int argc, char** argv) {
             job.bias_levels = levels.data();
         }
         if (pick(0, 2) == 0) job.hidden = hidden.data();
+        std::vector<float> squares(n);
+        if (made.table.matrix) {
+            const int32_t status = mgqe_row_squares(&made.table, squares.data(), 1 + round % 2);
+            if (status != MGQE_OK) return printf("round %d: squares, status %d\n", round, status), 1;
+            job.row_squares = squares.data();
+        }
         Found expected;
+        std::vector<int64_t> ids(n / 5 * 5 + 5);
+        for (int64_t& id : ids) id = pick(0, n - 1);
+        std::vector<float> looked_up, sums;
         for (int32_t isa = MGQE_SCALAR; isa <= MGQE_NEON; ++isa) {
             if (mgqe_set_isa(isa) != MGQE_OK) continue;
+            const int64_t asked = static_cast<int64_t>(ids.size());
+            std::vector<float> rows(asked * d), bags(asked / 5 * d);
+            if (mgqe_lookup(&made.table, ids.data(), asked, rows.data(), 1 + round % 2) != MGQE_OK) return 1;
+            if (mgqe_bag(&made.table, ids.data(), asked, nullptr, asked / 5, round % 3, nullptr, bags.data(), 1) != MGQE_OK)
+                return 1;
+            if (looked_up.empty()) looked_up = rows, sums = bags;
+            if (memcmp(rows.data(), looked_up.data(), rows.size() * sizeof(float)) ||
+                memcmp(bags.data(), sums.data(), bags.size() * sizeof(float)))
+                return printf("round %d: isa %d, look-ups differ\n", round, isa), 1;
             for (int32_t method : {MGQE_TOPK_SCAN, MGQE_TOPK_FILTER, MGQE_TOPK_BLOCKS, MGQE_TOPK_AUTO}) {
                 Found found{std::vector<float>(queries * job.k), std::vector<int64_t>(queries * job.k)};
                 job.scores = found.scores.data();

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from instruction_sets import ALL, instruction_set
-from ops_tables import DTYPES, dense, hand_worked, table
+from instruction_sets import ALL, each, instruction_set
+from ops_tables import DTYPES, MIXED, dense, hand_worked, mixed_table, table
 from table_cases import CASES, build
 
 from mgqe import ops
@@ -38,6 +38,18 @@ def two_threads():
 
 
 def twin(parts, ids, offsets, mode, weights=None):
+    if parts.matrix is not None and mode != "max":
+        # Coordinates are pooled, and a 1 with them.
+        pooled = reference_bag.bag(
+            lambda some: F.pad(reference.coordinates(some, parts), (0, 1), value=1.0),
+            ids,
+            offsets,
+            parts.num_coordinates + 1,
+            mode,
+            weights,
+            parts.padding_idx,
+        )
+        return reference.transform(pooled[:, :-1], pooled[:, -1:] * parts.mean, parts.matrix_values())
     return reference_bag.bag(
         lambda some: reference.lookup(some, parts), ids, offsets, parts.embedding_dim, mode, weights, parts.padding_idx
     )
@@ -49,7 +61,7 @@ def bags_of(n, bags, made):
     return torch.cat([torch.zeros(min(1, bags), dtype=torch.int64), cuts])
 
 
-def check_pooling(parts, rows, n, bags, seed=0, prepared=None):
+def check_pooling(parts, rows, n, bags, seed=0, prepared=None, every_isa=False):
     """All modes against the twin, bit for bit, and against torch's own bag on decoded rows."""
     made = torch.Generator().manual_seed(seed)
     prepared = prepared or ops.PreparedLookup(parts)
@@ -58,10 +70,12 @@ def check_pooling(parts, rows, n, bags, seed=0, prepared=None):
     padding = None if parts.padding_idx < 0 else parts.padding_idx
     for mode, weighted in MODES:
         given = weights if weighted else None
-        pooled = ops.bag(prepared, ids, offsets, mode, given)
-        assert torch.equal(pooled, twin(parts, ids, offsets, mode, given)), mode
+        pooled = twin(parts, ids, offsets, mode, given)
+        for name in each() if every_isa else ("the one in force",):
+            assert torch.equal(ops.bag(prepared, ids, offsets, mode, given), pooled), (name, mode)
         expected = F.embedding_bag(ids, rows, offsets, mode=mode, per_sample_weights=given, padding_idx=padding)
-        torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-3)
+        largest = float(rows.abs().max()) if rows.numel() else 0.0
+        torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=max(1e-3, 1e-5 * largest))
 
 
 def test_hand_worked(isa):
@@ -106,6 +120,69 @@ def test_every_way_of_the_kernel(layout, width, isa, two_threads):
     # Enough ids for the codebooks to be copied into the layout of the registers, and too few.
     for n in (4500, 50):
         check_pooling(parts, dense(parts, unpacked, tiers), n, n // 20)
+
+
+@pytest.mark.parametrize("matrix", [None, torch.float16, torch.int8], ids=str)
+@pytest.mark.parametrize("layout", MIXED.values(), ids=MIXED.keys())
+def test_mixed_tables(layout, matrix, two_threads):
+    for dtype, more in ((torch.float32, {}), (torch.int8, {"shuffled": True, "padding_idx": 4, "own_books": True})):
+        parts, unpacked, tiers = mixed_table(dtype=dtype, matrix=matrix, **layout, **more)
+        rows = dense(parts, unpacked, tiers)
+        check_pooling(parts, rows, 100, 60, every_isa=True)
+
+
+@pytest.mark.parametrize("matrix", [None, torch.float16], ids=str)
+def test_long_bags_of_mixed_tables(matrix, two_threads):
+    parts, unpacked, tiers = mixed_table(matrix=matrix, dim=21, padding_idx=4)
+    for n, bags in ((700, 3), (5000, 100)):
+        check_pooling(parts, dense(parts, unpacked, tiers), n, bags, every_isa=True)
+
+
+def test_a_mean_is_in_a_bag_as_often_as_rows(isa):
+    # Rows 0 and 1 are (7, 5) + 1 and + 2 times (1, 10); row 2 is padding.
+    codes = torch.tensor([[0], [1], [1]], dtype=torch.uint8)
+    parts = ops.TableBuffers(
+        [codes], [torch.tensor([1.0, 2.0])], [torch.empty(0)], [], [], [], [3], [1], [1], [0], 2, 2,
+        widths=[1], code_bits=[1], mean=torch.tensor([7.0, 5.0]), matrix=torch.tensor([[1.0, 10.0]]),
+    )  # fmt: skip
+    prepared, ids, offsets = ops.PreparedLookup(parts), torch.tensor([0, 2, 1, 1, 2, 0]), torch.tensor([0, 3, 4, 4, 5])
+    # Bags: (0, padding, 1), (1), (), (padding), (0).
+    zeros, row = [0.0, 0.0], [8.0, 15.0]
+    assert ops.bag(prepared, ids, offsets).tolist() == [[17, 40], [9, 25], zeros, zeros, row]
+    assert ops.bag(prepared, ids, offsets, "mean").tolist() == [[8.5, 20], [9, 25], zeros, zeros, row]
+    assert ops.bag(prepared, ids, offsets, "max").tolist() == [[9, 25], [9, 25], zeros, zeros, row]
+    weights = torch.tensor([2.0, 9.0, -1.0, 0.5, 9.0, 4.0])
+    assert ops.bag(prepared, ids, offsets, "sum", weights).tolist() == [[7, 5], [4.5, 12.5], zeros, zeros, [32, 60]]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    widths=st.lists(st.integers(1, 20), min_size=1, max_size=9),
+    sizes=st.lists(st.integers(0, 300), min_size=1, max_size=3),
+    dtype=st.sampled_from(list(DTYPES)),
+    matrix=st.sampled_from([None, *DTYPES.values()]),
+    dim=st.integers(1, 90),
+    shuffled=st.booleans(),
+    n=st.integers(0, 200),
+    bags=st.integers(1, 90),
+    data=st.data(),
+)
+def test_any_bags_of_any_mixed_table(widths, sizes, dtype, matrix, dim, shuffled, n, bags, data):
+    each = st.tuples(*[st.integers(0, 10)] * len(widths))
+    bits = data.draw(st.lists(each, min_size=len(sizes), max_size=len(sizes)))
+    padding_idx = data.draw(st.integers(-1, sum(sizes) - 1))
+    parts, unpacked, tiers = mixed_table(
+        tuple(sizes),
+        bits,
+        widths,
+        DTYPES[dtype],
+        matrix,
+        dim,
+        shuffled,
+        padding_idx,
+        seed=data.draw(st.integers(0, 99)),
+    )
+    check_pooling(parts, dense(parts, unpacked, tiers), n, bags)
 
 
 @settings(max_examples=40, deadline=None)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from instruction_sets import ALL, instruction_set
+from ops_tables import mixed_table
 from paths import SUPPORT
 
 import mgqe
@@ -111,6 +112,74 @@ def test_a_map_damaged_later_is_an_error_of_every_search():
         lambda: table.topk(query, 5, exclude=torch.arange(600) % 3 == 0),
         lambda: table.topk(query, 5, bias=item_bias),
         lambda: table.topk(query, 5, bias=item_bias, candidates=ids[:5]),
+    ):
+        with pytest.raises(ValueError, match="tier map is damaged"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("of", "field", "value"),
+    [
+        ("piece", "bit", -8),
+        ("piece", "bit", 2**62),
+        ("piece", "bits", -1),
+        ("piece", "bits", 17),
+        ("piece", "coordinate", -1),
+        ("piece", "coordinate", 2**31 - 1),
+        ("piece", "width", 0),
+        ("piece", "width", 2**31 - 1),
+        ("piece", "entry", -1),
+        ("piece", "entry", 2**62),
+        ("piece", "num_centroids", 1),
+        ("piece", "num_centroids", 2**31 - 1),
+        ("tier", "book_floats", 100),
+        ("tier", "book_floats", -(2**63)),
+        ("tier", "row_bytes", 0),
+        ("tier", "row_bytes", 2**40),
+        ("tier", "bits", 9),
+        ("tier", "dtype", 2),
+        ("tier", "num_subspaces", 3),
+        ("tier", "layout", None),
+        ("table", "num_coordinates", 16),
+        ("table", "num_coordinates", 2**62),
+        ("table", "embedding_dim", 0),
+        ("table", "matrix", None),
+        ("table", "mean", None),
+    ],
+)
+def test_numbers_of_a_mixed_table_that_do_not_fit_are_refused(of, field, value):
+    if not ops.native_available():
+        pytest.skip("the native library is not built")
+    parts, _, _ = mixed_table(matrix=torch.float32)
+    prepared = ops.PreparedLookup(parts)
+    c_table = prepared.descriptor.table
+    struct = {"table": c_table, "tier": c_table.tiers[1], "piece": c_table.tiers[1].layout[2]}[of]
+    before = getattr(struct, field)
+    setattr(struct, field, value)
+    try:
+        for call in (
+            lambda: prepared(torch.arange(5)),
+            lambda: ops.bag(prepared, torch.arange(6).view(2, 3)),
+            lambda: ops.topk(prepared, ops.TopKJob(torch.ones(1, parts.embedding_dim), 3)),
+            lambda: ops.topk(prepared, ops.TopKJob(torch.ones(1, parts.embedding_dim), 3, cosine=True)),
+        ):
+            with pytest.raises(RuntimeError, match="refused its arguments"):
+                call()
+    finally:
+        setattr(struct, field, before)
+
+
+def test_a_map_of_a_mixed_table_that_is_damaged_later_is_an_error():
+    if not ops.native_available():
+        pytest.skip("the native library is not built")
+    parts, _, _ = mixed_table(matrix=torch.float32, shuffled=True, padding_idx=3)
+    prepared, ids = ops.PreparedLookup(parts), torch.arange(330)
+    parts.map_ranks[0].fill_(INT32_MIN)
+    for call in (
+        lambda: prepared(ids),
+        lambda: ops.bag(prepared, ids.view(33, 10)),
+        lambda: ops.topk(prepared, ops.TopKJob(torch.ones(1, parts.embedding_dim), 3)),
+        lambda: ops.topk(prepared, ops.TopKJob(torch.ones(1, parts.embedding_dim), 3, cosine=True)),
     ):
         with pytest.raises(ValueError, match="tier map is damaged"):
             call()

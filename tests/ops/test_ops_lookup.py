@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instruction_sets import ALL, instruction_set
-from ops_tables import DTYPES, dense, table
+from ops_tables import DTYPES, MIXED, dense, mixed_table, pack_codes, table
 
 from mgqe import ops
 from mgqe.codec.packing import pack, row_bytes
@@ -200,6 +200,102 @@ def test_parts_that_do_not_fit_are_refused():
     refused(ValueError, "order of all tiers", order=[1, 1])
     refused(TypeError, "int64 bits", map_bits=[parts.map_bits[0].int()])
     refused(ValueError, "words and", map_bits=[parts.map_bits[0][:-1]])
+
+
+MATRICES = {"no matrix": None, **{f"{name} matrix": dtype for name, dtype in DTYPES.items()}}
+
+
+def test_hand_worked_mixed_bytes():
+    # Codes of 1, 0 and 2 bits: byte 0b110 is code 0, none, and code 3. Subspaces of 1, 2 and 1 coordinates.
+    book = torch.tensor([1.0, 2.0, 10.0, 20.0, 0.5, 0.25, 0.125, 0.0625])
+    codes = torch.tensor([[0b110], [0b011]], dtype=torch.uint8)
+    numbers = {"widths": [1, 2, 1], "code_bits": [1, 0, 2]}
+    two_rows = ops.TableBuffers([codes], [book], [torch.empty(0)], [], [], [], [2], [2], [3], [0], 4, -1, **numbers)
+    assert ops.lookup(torch.tensor([1, 0]), two_rows).tolist() == [[2, 10, 20, 0.25], [1, 10, 20, 0.0625]]
+    mean, matrix = torch.tensor([100.0, 0.0]), torch.tensor([[1, 0], [2, 0], [0, 3], [8, 16]], dtype=torch.int8)
+    scales = torch.tensor([1.0, 1.0, 0.5, 1.0])
+    turned = ops.TableBuffers(
+        [codes], [book], [torch.empty(0)], [], [], [], [2], [2], [3], [0], 2, -1, **numbers,
+        mean=mean, matrix=matrix, matrix_scales=scales,
+    )  # fmt: skip
+    assert ops.lookup(torch.tensor([1, 0]), turned).tolist() == [[124, 34], [121.5, 31]]
+
+
+@pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES.keys())
+@pytest.mark.parametrize("layout", MIXED.values(), ids=MIXED.keys())
+@pytest.mark.parametrize("isa", ALL)
+def test_mixed_tables(isa, layout, matrix):
+    with instruction_set(isa):
+        for dtype in DTYPES.values():
+            check_everything(*mixed_table(dtype=dtype, matrix=matrix, **layout))
+        check_everything(*mixed_table(matrix=matrix, own_books=True, shuffled=True, padding_idx=3, **layout))
+
+
+@pytest.mark.parametrize("dim", [1, 2, 15, 16, 17, 31, 33, 48, 63, 64, 65, 100, 130])
+@pytest.mark.parametrize("isa", ALL)
+def test_matrices_of_every_width(isa, dim):
+    with instruction_set(isa):
+        for bits in ((8, 8, 8, 8), (8, 5, 3, 0)):
+            check_everything(*mixed_table(sizes=(77,), bits=(bits,), matrix=torch.float16, dim=dim))
+
+
+def test_more_rows_than_stay_in_the_caches():
+    # Written around them where there is a matrix.
+    parts, unpacked, tiers = mixed_table(sizes=(300, 900), matrix=torch.float32, dim=64, shuffled=True, padding_idx=1)
+    ids = torch.randint(1200, (40_000,))
+    assert torch.equal(ops.lookup(ids, parts), dense(parts, unpacked, tiers)[ids])
+
+
+def test_equal_widths_and_bits_give_the_rows_of_an_even_table():
+    for bits in (3, 8, 11):
+        parts, unpacked, tiers = table((40, 70), (2**bits, 2**bits), width=4)
+        mixed, _, _ = mixed_table(sizes=(40, 70), bits=((bits,) * 4,) * 2, widths=(4,) * 4)
+        mixed.codes[:] = [pack_codes(c, (bits,) * 4) for c in unpacked]
+        mixed.centroids[0] = parts.centroids[0].flatten()
+        assert all(torch.equal(a, b) for a, b in zip(mixed.codes, parts.codes, strict=True))
+        ids = torch.arange(110)
+        assert torch.equal(ops.lookup(ids, mixed), dense(parts, unpacked, tiers))
+
+
+@pytest.mark.parametrize("layout", MIXED.values(), ids=MIXED.keys())
+def test_nothing_is_read_beyond_the_codes_of_a_mixed_table(layout):
+    parts, unpacked, tiers = mixed_table(**layout)
+    for g, packed in enumerate(parts.codes):
+        page = mmap.mmap(-1, -(-max(1, packed.numel()) // mmap.PAGESIZE) * mmap.PAGESIZE)
+        codes = torch.frombuffer(page, dtype=torch.uint8)[len(page) - packed.numel() :].view(packed.shape)
+        parts.codes[g] = codes.copy_(packed)
+    check_everything(parts, unpacked, tiers)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    widths=st.lists(st.integers(1, 20), min_size=1, max_size=9),
+    sizes=st.lists(st.integers(0, 300), min_size=1, max_size=3),
+    dtype=st.sampled_from(list(DTYPES)),
+    matrix=st.sampled_from(list(MATRICES)),
+    dim=st.integers(1, 90),
+    shuffled=st.booleans(),
+    own_books=st.booleans(),
+    data=st.data(),
+)
+def test_any_mixed_table_decodes_to_its_rows(widths, sizes, dtype, matrix, dim, shuffled, own_books, data):
+    each = st.tuples(*[st.integers(0, 10)] * len(widths))
+    bits = data.draw(st.lists(each, min_size=len(sizes), max_size=len(sizes)))
+    padding_idx = data.draw(st.integers(-1, sum(sizes) - 1))
+    check_everything(
+        *mixed_table(
+            tuple(sizes),
+            bits,
+            widths,
+            DTYPES[dtype],
+            MATRICES[matrix],
+            dim,
+            shuffled,
+            padding_idx,
+            own_books,
+            data.draw(st.integers(0, 1000)),
+        )
+    )
 
 
 def test_max_code():

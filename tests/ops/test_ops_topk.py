@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ops_tables import DTYPES, MIXED, mixed_table, pack_codes
 
 from mgqe import ops
 from mgqe.codec.packing import bits_for, pack, row_bytes
@@ -225,6 +226,100 @@ def test_any_table_any_question(data):
     check_all_paths(parts, job, methods=(data.draw(st.sampled_from(["auto", "scan", "filter", "blocks"])),))
 
 
+MIXED_SEARCHES = {
+    **MIXED,
+    # Enough rows for the filter to have something to pass over, and whole tiles.
+    "many rows": {"sizes": (700, 5300), "bits": ((8, 7, 6, 5), (8, 5, 3, 0)), "shuffled": True},
+    "many rows of bytes": {"sizes": (5000,), "bits": ((8,) * 9,), "widths": (1, 1, 2, 2, 3, 3, 5, 7, 9)},
+    "codes that share words": {"sizes": (3000,), "bits": ((3, 8, 8, 8, 8, 8, 8, 8, 8, 8, 1),), "widths": (2,) * 11},
+    "padding": {"sizes": (900, 2000), "shuffled": True, "padding_idx": 5, "own_books": True},
+}
+
+
+@pytest.mark.parametrize("matrix", [None, torch.float32, torch.int8], ids=str)
+@pytest.mark.parametrize("layout", MIXED_SEARCHES.values(), ids=MIXED_SEARCHES.keys())
+def test_mixed_tables(layout, matrix):
+    for dtype in (torch.float32, torch.int8):
+        parts, _, _ = mixed_table(dtype=dtype, matrix=matrix, **layout)
+        made = torch.Generator().manual_seed(1)
+        queries = torch.nn.functional.normalize(torch.randn(3, parts.embedding_dim, generator=made))
+        for cosine in (False, True):
+            check_all_paths(parts, ops.TopKJob(queries, 20, cosine), threads=(1 + cosine,))
+
+
+@pytest.mark.parametrize("matrix", [None, torch.float16], ids=str)
+def test_exclusions_candidates_and_biases_of_mixed_tables(matrix):
+    parts, _, _ = mixed_table(matrix=matrix, dim=11, **MIXED_SEARCHES["padding"])
+    made = torch.Generator().manual_seed(2)
+    n, queries = parts.num_embeddings, torch.randn(4, parts.embedding_dim, generator=made)
+    prepared = ops.PreparedLookup(parts)
+    best = ops.topk(prepared, ops.TopKJob(queries, 100))[1]
+    seen = ops.IdLists(best.reshape(-1).contiguous(), torch.tensor([[i * 100, i * 100 + 50] for i in range(4)]))
+    few = ops.IdLists(torch.randint(n, (400,), generator=made), torch.tensor([[0, 100], [0, 0], [90, 400], [5, 6]]))
+    masks = torch.rand(4, n, generator=made) < 0.9
+    bias = ops.bias_levels(prepared, torch.randn(n, generator=made))
+    check_all_paths(parts, ops.TopKJob(queries, 30, hidden=masks, excluded=seen))
+    check_all_paths(parts, ops.TopKJob(queries, 30, candidates=few, excluded=seen, cosine=True))
+    check_all_paths(parts, ops.TopKJob(queries, 30, bias=bias))
+    check_all_paths(parts, ops.TopKJob(queries, 30, bias=bias, candidates=few))
+
+
+def test_a_mixed_search_worked_out_by_hand():
+    # Rows (3, 0) + z (2, 1), z = 0, 1, -2: (3, 0), (5, 1), (-1, -2); the query (1, 1) has products 3, 6 and -3.
+    codes = torch.tensor([[0], [1], [2]], dtype=torch.uint8)
+    parts = ops.TableBuffers(
+        [codes], [torch.tensor([0.0, 1.0, -2.0, 9.0])], [torch.empty(0)], [], [], [], [3], [2], [1], [0], 2, -1,
+        widths=[1], code_bits=[2], mean=torch.tensor([3.0, 0.0]), matrix=torch.tensor([[2.0, 1.0]]),
+    )  # fmt: skip
+    scores, ids, _ = check_all_paths(parts, ops.TopKJob(torch.ones(1, 2), 3))
+    assert (scores.tolist(), ids.tolist()) == ([[6.0, 3.0, -3.0]], [[1, 0, 2]])
+    _, ids, _ = check_all_paths(parts, ops.TopKJob(torch.ones(1, 2), 3, cosine=True))
+    assert ids.tolist() == [[1, 0, 2]]  # 6 / sqrt(26) > 3 / 3 > -3 / sqrt(5)
+
+
+def test_equal_widths_and_bits_give_the_scores_of_an_even_table():
+    for bits in (4, 8, 9):
+        parts = make_parts((300, 900), (2**bits,) * 2, (8, 8), 8, 3)
+        mixed, unpacked, _ = mixed_table((300, 900), ((bits,) * 8,) * 2, (3,) * 8)
+        mixed.centroids[0] = parts.centroids[0].flatten()
+        for g in range(2):
+            parts.codes[g] = pack(unpacked[g], bits)
+        queries = torch.randn(3, 24, generator=torch.Generator().manual_seed(1))
+        for cosine in (False, True):
+            expected = reference_topk.topk(parts, ops.TopKJob(queries, 25, cosine))
+            assert same(check_all_paths(mixed, ops.TopKJob(queries, 25, cosine)), expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_mixed_table_any_question(data):
+    widths = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=20))
+    sizes = data.draw(st.lists(st.integers(0, 1800), min_size=1, max_size=3).filter(sum))
+    most = data.draw(st.sampled_from([4, 8, 8, 11]))
+    each = st.tuples(*[st.integers(0, most)] * len(widths))
+    parts, _, _ = mixed_table(
+        tuple(sizes),
+        data.draw(st.lists(each, min_size=len(sizes), max_size=len(sizes))),
+        widths,
+        data.draw(st.sampled_from(list(DTYPES.values()))),
+        data.draw(st.sampled_from([None, *DTYPES.values()])),
+        data.draw(st.integers(1, 40)),
+        data.draw(st.booleans()),
+        data.draw(st.sampled_from([-1, 0])),
+        data.draw(st.booleans()),
+        data.draw(st.integers(0, 1000)),
+    )
+    made = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    queries = torch.randint(-2, 3, (2, parts.embedding_dim), generator=made).float()
+    n = parts.num_embeddings
+    cosine, bias = data.draw(st.booleans()), None
+    if not cosine and data.draw(st.booleans()):
+        bias = ops.bias_levels(ops.PreparedLookup(parts), torch.randn(n, generator=made) * 10)
+    hidden = torch.rand(n, generator=made) < 0.5 if data.draw(st.booleans()) else None
+    job = ops.TopKJob(queries, data.draw(st.sampled_from([1, 2, 10, 100, n])) % n + 1, cosine, bias, hidden=hidden)
+    check_all_paths(parts, job, methods=(data.draw(st.sampled_from(["auto", "scan", "filter", "blocks"])),))
+
+
 def ordered(parts, query, descending):
     """The same rows, sorted by their score with a query."""
     n = parts.num_embeddings
@@ -243,6 +338,17 @@ def test_rows_in_the_best_and_the_worst_order(descending):
         return
     _, _, scored = ops.topk(ops.PreparedLookup(parts), ops.TopKJob(query[None], 50), "filter")
     assert scored < 15_000
+
+
+@pytest.mark.parametrize("matrix", [None, torch.float16], ids=str)
+def test_the_filter_passes_over_rows_whose_codes_have_unequal_bits(matrix):
+    parts, _, _ = mixed_table((20_000,), ((8, 7, 5, 4, 8, 3),), (1, 2, 3, 4, 2, 5), matrix=matrix, dim=16)
+    query = torch.randn(1, parts.embedding_dim, generator=torch.Generator().manual_seed(3))
+    prepared = ops.PreparedLookup(parts)
+    for isa in ("avx2", "avx512", "neon"):
+        if available(isa):
+            assert ops.topk(prepared, ops.TopKJob(query, 50), "scan")[2] == 20_000
+            assert ops.topk(prepared, ops.TopKJob(query, 50), "filter")[2] < 10_000
 
 
 def test_rows_that_all_tie_come_back_by_id():
@@ -285,6 +391,32 @@ def test_a_query_beyond_the_first_lot_is_named():
     queries = torch.ones(150, 8)
     queries[140] = 3e38
     refused(parts, ops.TopKJob(queries, 10), "query 140 ")
+
+
+def test_a_query_of_a_mixed_table_whose_scores_may_overflow_is_named():
+    parts, _, _ = mixed_table(matrix=torch.float32, dim=8)
+    queries = torch.ones(3, 8)
+    queries[1] = 3e38
+    refused(parts, ops.TopKJob(queries, 10), "scores of query 1 may leave float32")
+    check_all_paths(parts, ops.TopKJob(queries / 1e39, 10))
+    # The mean's share alone, which every row has.
+    parts.mean.fill_(1e30)
+    refused(parts, ops.TopKJob(torch.full((1, 8), 1e9), 10), "scores of query 0 may leave float32")
+
+
+def test_a_row_of_a_table_with_a_matrix_whose_squares_overflow_has_no_cosine():
+    parts, _, _ = mixed_table((300, 300), ((4,), (4,)), (1,), matrix=torch.float32, dim=2, shuffled=True, padding_idx=2)
+    parts.centroids[0].fill_(1.0)
+    parts.centroids[0][5] = 2e19
+    for codes in parts.codes:
+        codes.copy_(pack_codes(torch.zeros(len(codes), 1, dtype=torch.int64), (4,)))
+    queries = torch.nn.functional.normalize(torch.randn(3, 2, generator=torch.Generator().manual_seed(6)))
+    tier, rank = (int(x) for x in reference.tiers_and_ranks(torch.tensor([2]), parts))
+    parts.codes[tier][rank] = 5  # padding: zeros whatever its codes say
+    check_all_paths(parts, ops.TopKJob(queries, 100, cosine=True), threads=(1,))
+    tier, rank = (int(x) for x in reference.tiers_and_ranks(torch.tensor([77]), parts))
+    parts.codes[tier][rank] = 5
+    refused(parts, ops.TopKJob(queries, 100, cosine=True), "squared length of row 77 leaves float32")
 
 
 def test_tiny_and_zero_queries():
@@ -348,6 +480,20 @@ def test_nothing_is_read_beyond_a_mapped_file(k, d):
     codes.copy_(parts.codes[0])
     parts = ops.TableBuffers(**{**vars(parts), "codes": [codes]})
     check_all_paths(parts, ops.TopKJob(torch.randn(2, 2 * d), 10))
+
+
+@pytest.mark.parametrize("bits", [(8, 8, 8), (3, 8, 8), (7, 2, 0, 6, 5), (12, 3), (1,)])
+def test_nothing_is_read_beyond_a_mapped_file_of_a_mixed_table(bits):
+    n = 1500
+    parts, _, _ = mixed_table((n,), (bits,), (2,) * len(bits))
+    size = parts.codes[0].numel()
+    room = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    pages = mmap.mmap(-1, room + mmap.PAGESIZE)
+    whole = torch.frombuffer(pages, dtype=torch.uint8)
+    libc = __import__("ctypes").CDLL(None)
+    assert libc.mprotect(__import__("ctypes").c_void_p(whole.data_ptr() + room), mmap.PAGESIZE, 0) == 0
+    parts.codes[0] = whole[room - size : room].view(n, -1).copy_(parts.codes[0])
+    check_all_paths(parts, ops.TopKJob(torch.randn(2, 2 * len(bits)), 10))
 
 
 def test_unknown_ids_are_named():

@@ -11,6 +11,7 @@ from collections import Counter
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from ops_tables import MIXED, mixed_table
 
 from mgqe import CompactTable, ops
 from mgqe.ops.packed_format import level_lengths
@@ -74,6 +75,26 @@ def tables(draw):
     if not ordered:
         tensors |= map_tensors(draw, sizes, order, made)
     return tensors, config, made
+
+
+@st.composite
+def mixed_tables(draw):
+    """Parts of a mixed table whose shapes are right, whatever the values."""
+    kinds = [torch.float32, torch.float16, torch.int8]
+    made = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    hostile = draw(st.booleans())
+    parts, _, _ = mixed_table(
+        **draw(st.sampled_from(list(MIXED.values()))),
+        dtype=draw(st.sampled_from(kinds)),
+        matrix=draw(st.sampled_from([None, *kinds])),
+        dim=draw(st.integers(1, 70)),
+        shuffled=draw(st.booleans()),
+        padding_idx=draw(st.sampled_from([-1, 0])),
+    )
+    for tensor in (*parts.codes, *parts.centroids, *parts.scales, parts.mean, parts.matrix, parts.matrix_scales):
+        if tensor is not None:
+            tensor.copy_(anything(tensor.shape, tensor.dtype, made, hostile))
+    return parts, made
 
 
 def map_tensors(draw, sizes, order, made):
@@ -189,7 +210,29 @@ def main(examples, number):
         ask("lookup", lambda: prepared(ids), n)
         ask("bag", lambda: ops.bag(prepared, ids.view(20, 5)), n)
 
+    @seed(number)
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(mixed_tables())
+    def run_mixed(case):
+        parts, made = case
+        prepared, n = ops.PreparedLookup(parts), parts.num_embeddings
+        for _ in range(2):
+            k = int(torch.randint(1, n + 1, (1,), generator=made))
+            ids = torch.randint(n, (100,), generator=made)
+            searches(prepared, n, parts.embedding_dim, made, k)
+            ask("lookup", lambda ids=ids: prepared(ids), n)
+            for mode in ("sum", "mean", "max"):
+                ask("bag", lambda m=mode, ids=ids: ops.bag(prepared, ids.view(20, 5), mode=m), n)
+            damaged(prepared, made)
+
     run()
+    run_mixed()
     print(dict(OUTCOMES))
 
 

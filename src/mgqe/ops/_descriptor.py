@@ -20,11 +20,29 @@ from mgqe.ops.pieces import Piece, check_bits, codebook_sizes, mixed_row_bytes, 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
 
 
+# What the kernels read beyond the centroids of a flat codebook, and what the rows of a matrix are multiples of.
+_BOOK_ROOM = 16
+_MATRIX_STEP = 16
+
+
+class CPiece(ctypes.Structure):
+    _fields_ = (
+        ("bit", c_int64),
+        ("entry", c_int64),
+        ("bits", c_int32),
+        ("coordinate", c_int32),
+        ("width", c_int32),
+        ("num_centroids", c_int32),
+    )
+
+
 class CTier(ctypes.Structure):
     _fields_ = (
         ("codes", c_void_p),
         ("centroids", c_void_p),
         ("scales", c_void_p),
+        ("layout", POINTER(CPiece)),
+        ("book_floats", c_int64),
         ("rows", c_int64),
         ("row_bytes", c_int64),
         ("bits", c_int32),
@@ -46,7 +64,10 @@ class CTable(ctypes.Structure):
         ("levels", POINTER(CLevel)),
         ("starts", POINTER(c_int64)),
         ("num_embeddings", c_int64),
+        ("mean", c_void_p),
+        ("matrix", c_void_p),
         ("embedding_dim", c_int64),
+        ("num_coordinates", c_int64),
         ("padding_idx", c_int64),
         ("mapped_ids", c_int64),
         ("num_tiers", c_int32),
@@ -292,13 +313,38 @@ def _aligned(tensor: Tensor) -> Tensor:
     return tensor if tensor.data_ptr() % tensor.element_size() == 0 else tensor.clone()
 
 
+def _layout(table: TableBuffers, tier: int) -> ctypes.Array[CPiece]:
+    pieces = [CPiece(p.bit, p.entry, p.bits, p.coordinate, p.width, p.num_centroids) for p in table.pieces(tier)]
+    return (CPiece * len(pieces))(*pieces)
+
+
+def _flat_book(table: TableBuffers, codebook: int) -> Tensor:
+    """A flat codebook as float32, with room behind it."""
+    return torch.nn.functional.pad(table.values(codebook), (0, _BOOK_ROOM))
+
+
+def _mean_and_matrix(table: TableBuffers) -> tuple[Tensor | None, Tensor | None]:
+    """The mean and the matrix as float32, their rows filled up with zeros."""
+    matrix = table.matrix_values()
+    if matrix is None or table.mean is None:
+        return None, None
+    rest = (0, -table.embedding_dim % _MATRIX_STEP)
+    return torch.nn.functional.pad(table.mean, rest), torch.nn.functional.pad(matrix, rest).contiguous()
+
+
 class Descriptor:
-    """The C structs of a table on the CPU. Keeps alive the tensors that they point into."""
+    """The C structs of a table on the CPU. Keeps alive the tensors that they point into.
+
+    Tensors are not copied where their addresses are aligned, but for the codebooks and the matrix of a mixed table,
+    which the kernels read as float32 with zeros behind: 4 bytes per number of a codebook, and 64 bytes per coordinate
+    and 16 columns of the matrix. That is some tens of kB for codes of up to 8 bits.
+    """
 
     def __init__(self, table: TableBuffers) -> None:
-        books = [_aligned(book) for book in table.centroids]
+        books = [_flat_book(table, c) if table.is_mixed else _aligned(b) for c, b in enumerate(table.centroids)]
         scales = [_aligned(scale) for scale in table.scales]
         maps = [(_aligned(b), _aligned(r)) for b, r in zip(table.map_bits, table.map_ranks, strict=True)]
+        layouts = [_layout(table, g) for g in range(len(table.sizes))] if table.is_mixed else []
         tiers = (CTier * len(table.sizes))()
         for g, tier in enumerate(tiers):
             book = books[table.codebook_of[g]]
@@ -306,6 +352,10 @@ class Descriptor:
             tier.rows, tier.row_bytes = table.codes[g].shape
             tier.bits, tier.num_subspaces = table.bits[g], table.num_subspaces[g]
             tier.centroids, tier.dtype = book.data_ptr(), DTYPES[book.dtype]
+            if table.is_mixed:
+                tier.layout = layouts[g]
+                tier.bits, tier.book_floats = max(1, *table.bits_of(g)), book.numel()
+                continue
             tier.pieces, tier.num_centroids, tier.width = book.shape
             if book.dtype == torch.int8:
                 tier.scales = scales[table.codebook_of[g]].data_ptr()
@@ -315,13 +365,17 @@ class Descriptor:
             level.bits, level.ranks = bits.data_ptr(), ranks.data_ptr()
             level.length, level.tier = length, tier_number
         starts = (c_int64 * (len(table.sizes) + 1))(*accumulate(table.sizes, initial=0))
-        self._alive = (table, books, scales, maps, tiers, levels, starts)
+        mean, matrix = _mean_and_matrix(table)
+        self._alive = (table, books, scales, maps, layouts, tiers, levels, starts, mean, matrix)
         self.table = CTable(
             tiers=tiers,
             levels=levels,
             starts=starts,
             num_embeddings=table.num_embeddings,
+            mean=None if mean is None else mean.data_ptr(),
+            matrix=None if matrix is None else matrix.data_ptr(),
             embedding_dim=table.embedding_dim,
+            num_coordinates=table.num_coordinates,
             padding_idx=table.padding_idx,
             mapped_ids=table.mapped_ids,
             num_tiers=len(tiers),

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch  # noqa: F401  Loaded first, so that the library shares torch's OpenMP runtime and its thread pool.
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 ISA_NAMES = ("scalar", "avx2", "avx512", "neon")
 _LIBRARY = Path(__file__).with_name("libmgqe_native" + (".dylib" if sys.platform == "darwin" else ".so"))
 
@@ -50,8 +50,10 @@ _SIGNATURES: dict[str, list[Any]] = {
     "mgqe_gather": [c_void_p] * 2 + [c_int64] * 5 + [c_void_p, c_int32],
     "mgqe_decode_error": [c_void_p] * 4 + [c_int64] * 5 + [c_void_p] * 3 + [c_int32],
     "mgqe_scatter": [c_void_p] * 3 + [c_int64] * 5 + [c_void_p] * 2 + [c_int32],
+    "mgqe_transform": [c_void_p] + [c_int64] * 2 + [c_void_p] * 2 + [c_int64, c_void_p, c_int32],
     "mgqe_lookup": [c_void_p] * 2 + [c_int64, c_void_p, c_int32],
     "mgqe_topk": [c_void_p] * 2 + [c_int32],
+    "mgqe_row_squares": [c_void_p] * 2 + [c_int32],
     "mgqe_bias_codes": [c_void_p] * 4,
     "mgqe_bag": [c_void_p] * 2 + [c_int64, c_void_p, c_int64, c_int32] + [c_void_p] * 2 + [c_int32],
     "mgqe_max_code": [c_void_p] + [c_int64] * 2 + [c_int32, c_void_p, c_int32],

@@ -13,14 +13,14 @@ from mgqe.ops import reference
 from mgqe.ops._checks import FALLBACK, all_below, id_error, id_tensor
 from mgqe.ops._descriptor import EVEN_SCHEMA, MIXED_SCHEMA, Descriptor, TableBuffers
 from mgqe.ops._eager import runs_now
-from mgqe.ops._library import OUT_OF_RANGE, check, library
+from mgqe.ops._library import LONG_ROWS, OUT_OF_RANGE, check, library
 from mgqe.ops.packed_format import MAX_BITS
 
 
 class PreparedLookup:
     """A table checked once and laid out for the kernels, so that a look-up of one id costs microseconds.
 
-    The tensors are not copied. A copy or a pickle has the table alone and lays it out again.
+    The codes are not copied. A copy or a pickle has the table alone and lays it out again.
 
     Attributes:
         table: the table.
@@ -33,9 +33,10 @@ class PreparedLookup:
         table.check()
         self.table = table
         self.fallback = fallback
-        native = library() is not None and table.device.type == "cpu" and not table.is_mixed
+        native = library() is not None and table.device.type == "cpu"
         self.descriptor = Descriptor(table) if native else None
         self._num_embeddings = table.num_embeddings
+        self._row_squares: Tensor | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PreparedLookup, (self.table, self.fallback)
@@ -50,6 +51,25 @@ class PreparedLookup:
             return self.fallback.expand(*ids.shape, -1).clone()
         known = self._known(ids)
         return torch.where(known.unsqueeze(-1), self._traced(torch.where(known, ids, 0)), self.fallback)
+
+    def row_squares(self) -> Tensor | None:
+        """Squared lengths of the rows, float32 ``(N,)`` by tier and row, which searches by cosine divide by.
+
+        They are worked out at the first call, and kept: 4 bytes per id. None unless the table has a matrix and the
+        kernels do the work, and where a row's squared length leaves float32, so that searches must be refused.
+
+        Raises:
+            ValueError: the tier map is damaged. MemoryError.
+        """
+        descriptor, lib = self.descriptor, library()
+        if self._row_squares is None and descriptor is not None and lib is not None and self.table.matrix is not None:
+            squares = torch.empty(self._num_embeddings, dtype=torch.float32, device="cpu")
+            status = lib.mgqe_row_squares(descriptor.address, squares.data_ptr(), torch.get_num_threads())
+            if status == LONG_ROWS:
+                return None
+            check(status)
+            self._row_squares = squares
+        return self._row_squares
 
     def _known(self, ids: Tensor) -> Tensor:
         return (ids >= 0) & (ids < self._num_embeddings)

@@ -36,6 +36,7 @@ class CJob(ctypes.Structure):
         ("scores", c_void_p),
         ("ids", c_void_p),
         ("rescored", c_void_p),
+        ("row_squares", c_void_p),
         ("cosine", c_int32),
         ("method", c_int32),
     )
@@ -48,6 +49,10 @@ def topk(prepared: PreparedLookup, job: TopKJob, method: str = "auto") -> tuple[
     summed over the piece's dimensions in theirs (a subspace of several pieces: piece by piece); then the bias is
     added, or, for cosine, the sum divided by the square root of the row's squared norm, which is summed in the same
     way. Every method, instruction set and the torch twin give the same bits. The row of ``padding_idx`` scores 0.
+
+    Where rows are mean + coordinates @ matrix, coordinates meet matrix @ query, and <mean, query> is added to the
+    partial scores of the first subspace. For cosine the squared norm is then that of the decoded row, and every row is
+    scored.
 
     Args:
         prepared: the table.
@@ -100,6 +105,12 @@ def topk(prepared: PreparedLookup, job: TopKJob, method: str = "auto") -> tuple[
     if job.hidden is not None:
         c_job.hidden = job.hidden.data_ptr()
         c_job.hidden_step = job.hidden.stride(0) if job.hidden.dim() == 2 else 0
+    if job.cosine and table.matrix is not None:
+        squares = prepared.row_squares()
+        if squares is None:
+            reference_topk.check_range(table, job)
+        else:
+            c_job.row_squares = squares.data_ptr()
     status = lib.mgqe_topk(descriptor.address, addressof(c_job), torch.get_num_threads())
     if status == OUT_OF_RANGE:
         _check_lists(job, table.num_embeddings)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from mgqe.ops import reference
+from mgqe.ops._eager import runs_now
+from mgqe.ops._library import check, library
 
 
 def transform(rows: Tensor, mean: Tensor, matrix: Tensor) -> Tensor:
@@ -17,5 +20,30 @@ def transform(rows: Tensor, mean: Tensor, matrix: Tensor) -> Tensor:
 
     Returns:
         float32 ``(n, d)``; the native kernel and the torch twin agree bit for bit.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit.
     """
-    return reference.transform(rows, mean, matrix)
+    tensors = (rows, mean, matrix)
+    fits = rows.dim() == matrix.dim() == 2 and rows.shape[1] == matrix.shape[0] and mean.shape == matrix.shape[1:]
+    if not fits or any(t.dtype != torch.float32 or t.device != rows.device for t in tensors):
+        came = ", ".join(f"{t.dtype} {tuple(t.shape)} on {t.device}" for t in tensors)
+        raise ValueError(f"expected float32 rows (n, L), a mean (d,) and a matrix (L, d) on one device, got {came}")
+    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    lib = library() if rows.device.type == "cpu" and runs_now(*tensors) and not differentiable else None
+    if lib is None:
+        return reference.transform(rows, mean, matrix)
+    rows, mean, matrix = (t.detach().contiguous() for t in tensors)
+    out = torch.empty(rows.shape[0], matrix.shape[1], dtype=torch.float32, device="cpu")
+    check(
+        lib.mgqe_transform(
+            rows.data_ptr(),
+            *rows.shape,
+            mean.data_ptr(),
+            matrix.data_ptr(),
+            matrix.shape[1],
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+    )
+    return out

@@ -74,7 +74,8 @@ def check_range(table: TableBuffers, job: TopKJob) -> None:
 def _check_lengths(table: TableBuffers) -> None:
     for start in range(0, table.num_embeddings, _ROWS_AT_ONCE):
         rows = torch.arange(start, min(start + _ROWS_AT_ONCE, table.num_embeddings), device=table.device)
-        lengths = lookup(rows, table).square().sum(1)
+        decoded = lookup(rows, table)
+        lengths = decoded.square().sum(1) if table.matrix is None else squared_lengths(decoded)
         if not bool(lengths.isfinite().all()):
             row = start + int((~lengths.isfinite()).nonzero()[0])
             raise ValueError(
@@ -134,7 +135,7 @@ def _mixed_tables(table: TableBuffers, queries: Tensor, cosine: bool) -> tuple[l
             scores[:, j, :count] = partial_scores(book, part, 1)[:, 0]
             squares[:, j, :count] = partial_scores(book, None, 1)[:, 0]
         if start is not None:
-            scores[:, 0] += start[:, None]
+            scores[:, 0, : 1 << layout[0].bits] += start[:, None]
         tables.append(scores)
         if cosine and table.matrix is None:
             norms.append(squares)

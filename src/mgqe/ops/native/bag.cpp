@@ -45,6 +45,7 @@ struct Books {
     // Whether rows of all tiers have the same pieces, of widths that fill registers, and codes of at most a byte.
     static bool regular(const mgqe_table& table) {
         const mgqe_tier& first = table.tiers[0];
+        if (first.layout) return false;
         for (int32_t g = 0; g < table.num_tiers; ++g) {
             const mgqe_tier& tier = table.tiers[g];
             const bool pieces = tier.pieces == 1 || tier.pieces == tier.num_subspaces;

@@ -5,6 +5,7 @@
 // assign_kernel.h) also offers deposit(word, lanes, bits): the eight codes in the low bits of a word, a byte each; and,
 // if kSpreads, spread<shift>(bytes, to): eight bytes as eight shifted 32-bit numbers.
 // Every number is ((0 + row) + row) + ... in the order of the ids, whatever the blocking and the instruction set.
+// Where rows are mean + coordinates @ matrix, sums and means are those of the coordinates, multiplied once a bag.
 #ifndef MGQE_BAG_KERNEL_H
 #define MGQE_BAG_KERNEL_H
 
@@ -176,10 +177,11 @@ void pool_pieces(const BagTiers& tiers, int64_t D, const BagBlock& block, int64_
         pool_tile<kPooling, Vec, kWidth, 4, kCodes>(tiers, block, from, to, first, fresh, out + first * kWidth);
 }
 
-// Columns [at, dim) of decoded rows, kColumns vectors of kLanes floats at a time while they last; the next column.
+// Columns [at, dim) of decoded rows that are `stride` floats apart, kColumns vectors of kLanes floats at a time while
+// they last; the next column.
 template <Pooling kPooling, int kLanes, int kColumns>
-inline int64_t pool_columns(const float* rows, const float* weights, int64_t n, int64_t dim, int64_t at, bool fresh,
-                            float* out) {
+inline int64_t pool_columns(const float* rows, int64_t stride, const float* weights, int64_t n, int64_t dim, int64_t at,
+                            bool fresh, float* out) {
     typedef typename Floats<kLanes>::Type V;
     for (; at + kColumns * kLanes <= dim; at += kColumns * kLanes) {
         V sums[kColumns];
@@ -190,7 +192,7 @@ inline int64_t pool_columns(const float* rows, const float* weights, int64_t n, 
             const float weight = kPooling == kAddWeighted ? weights[i] : 0.0f;
 #pragma GCC unroll 8
             for (int c = 0; c < kColumns; ++c)
-                pool<kPooling>(sums[c], load_vector<V>(rows + i * dim + at + c * kLanes), weight);
+                pool<kPooling>(sums[c], load_vector<V>(rows + i * stride + at + c * kLanes), weight);
         }
 #pragma GCC unroll 8
         for (int c = 0; c < kColumns; ++c) __builtin_memcpy(out + at + c * kLanes, &sums[c], sizeof(V));
@@ -199,20 +201,21 @@ inline int64_t pool_columns(const float* rows, const float* weights, int64_t n, 
 }
 
 template <Pooling kPooling, int kLanes>
-void pool_rows(const float* rows, const float* weights, int64_t n, int64_t dim, bool fresh, float* out) {
-    int64_t at = pool_columns<kPooling, kLanes, 4>(rows, weights, n, dim, 0, fresh, out);
-    at = pool_columns<kPooling, kLanes, 1>(rows, weights, n, dim, at, fresh, out);
+void pool_rows(const float* rows, int64_t stride, const float* weights, int64_t n, int64_t dim, bool fresh,
+               float* out) {
+    int64_t at = pool_columns<kPooling, kLanes, 4>(rows, stride, weights, n, dim, 0, fresh, out);
+    at = pool_columns<kPooling, kLanes, 1>(rows, stride, weights, n, dim, at, fresh, out);
     for (; at < dim; ++at) {
         float sum = fresh ? pool_start<kPooling>() : out[at];
         for (int64_t i = 0; i < n; ++i)
-            pool<kPooling>(sum, rows[i * dim + at], kPooling == kAddWeighted ? weights[i] : 0.0f);
+            pool<kPooling>(sum, rows[i * stride + at], kPooling == kAddWeighted ? weights[i] : 0.0f);
         out[at] = sum;
     }
 }
 
 // Pool the rows of a part of a bag that lies in one block, the one way or the other.
 typedef void (*PiecePooler)(const BagTiers&, int64_t, const BagBlock&, int64_t, int64_t, bool, float*);
-typedef void (*RowPooler)(const float*, const float*, int64_t, int64_t, bool, float*);
+typedef void (*RowPooler)(const float*, int64_t, const float*, int64_t, int64_t, bool, float*);
 
 // The functions for a table's width and codes and a call's mode.
 template <typename Vec>
@@ -296,6 +299,47 @@ inline bool locate_plain_block(const Locator& locator, const int64_t* ids, int64
     return true;
 }
 
+constexpr int64_t kWaitingBags = 4;  // that are multiplied together
+constexpr int64_t kMostOnes = 1 << 24;
+
+// Room for the rows of a block, where they are decoded before they are pooled.
+struct BagScratch {
+    const mgqe_table& table;
+    const bool multiplied_late;  // coordinates are pooled, and their sums multiplied
+    CoordinateRows coordinates;
+    CoordinateRows sums;         // of bags that wait to be multiplied
+    const int64_t ids;           // decoded at once
+    const int64_t columns;       // of a row that are pooled: whole vectors of coordinates
+    int64_t stride;              // of the rows that are pooled
+    float* rows = nullptr;       // those rows
+    float* memory = nullptr;
+
+    BagScratch(const mgqe_table& of, const mgqe_bags& bags)
+        : table(of), multiplied_late(of.matrix && bags.mode != MGQE_MAX), coordinates(of), sums(of),
+          ids(bags.books ? kBlock : rows_at_once(largest(of.embedding_dim, coordinates.stride))),
+          columns(multiplied_late ? (of.num_coordinates + 15) / 16 * 16 : of.embedding_dim),
+          stride(of.embedding_dim) {}
+    BagScratch(const BagScratch&) = delete;
+    BagScratch& operator=(const BagScratch&) = delete;
+    ~BagScratch() { free(memory); }
+
+    bool reserve() {
+        const bool mixed = is_mixed(table);
+        if (mixed && !coordinates.reserve(ids)) return false;
+        if (multiplied_late && !sums.reserve(kWaitingBags)) return false;
+        if (mixed && (multiplied_late || !table.matrix)) {
+            rows = coordinates.row(0);
+            stride = coordinates.stride;
+            return true;
+        }
+        rows = memory = static_cast<float*>(malloc(static_cast<size_t>(ids * stride) * sizeof(float)));
+        return memory != nullptr;
+    }
+
+private:
+    static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
+};
+
 // Walks over the ids of bags [begin, end) block by block, each located while the block before it is pooled.
 template <typename Locator, typename V>
 struct BagWalk {
@@ -304,15 +348,18 @@ struct BagWalk {
     const mgqe_decoder* const decoders;
     const Poolers<V> poolers;
     BagTiers tiers;
-    float* const scratch;  // room for a block of decoded rows
-    const int64_t block_ids;
+    const BagScratch& scratch;
     int64_t bag;      // the one being pooled
     int64_t counted;  // ids of it so far
+    float total;      // of their weights
+    int64_t waiting;  // bags whose coordinates are pooled and have yet to be multiplied
+    float shares[kWaitingBags];
+    float* waiting_rows[kWaitingBags];
 
-    BagWalk(const mgqe_table& of, const mgqe_bags& which, const mgqe_decoder* decode, float* buffer, int64_t ids,
+    BagWalk(const mgqe_table& of, const mgqe_bags& which, const mgqe_decoder* decode, const BagScratch& buffers,
             int64_t first)
-        : table(of), bags(which), decoders(decode), poolers(of, which), scratch(buffer), block_ids(ids), bag(first),
-          counted(0) {
+        : table(of), bags(which), decoders(decode), poolers(of, which), scratch(buffers), bag(first), counted(0),
+          total(0), waiting(0) {
         for (int32_t g = 0; bags.books && g < table.num_tiers; ++g) {
             const mgqe_tier& tier = table.tiers[g];
             tiers.book[g] = bags.books[g];
@@ -328,33 +375,64 @@ struct BagWalk {
         return b + 1 < bags.count ? bags.offsets[b + 1] : bags.n;
     }
 
+    // Where the bag is pooled.
+    float* sums() const {
+        return scratch.multiplied_late ? scratch.sums.row(waiting) : bags.out + bag * table.embedding_dim;
+    }
+
     void finish() {
-        const int64_t dim = table.embedding_dim;
-        float* const out = bags.out + bag * dim;
-        if (counted == 0) memset(out, 0, static_cast<size_t>(dim) * sizeof(float));
+        float* const sum = sums();
+        float* const out = bags.out + bag * table.embedding_dim;
+        const float number = static_cast<float>(counted);
+        if (counted == 0) memset(out, 0, static_cast<size_t>(table.embedding_dim) * sizeof(float));
         else if (bags.mode == MGQE_MEAN)
-            for (int64_t t = 0; t < dim; ++t) out[t] /= static_cast<float>(counted);
+            for (int64_t t = 0; t < scratch.columns; ++t) sum[t] /= number;
+        if (counted && scratch.multiplied_late) {
+            // A sum of ones in float32 ends at 2^24.
+            const float ones = counted < kMostOnes ? number : static_cast<float>(kMostOnes);
+            shares[waiting] = bags.weights ? total : bags.mode == MGQE_MEAN ? ones / number : ones;
+            waiting_rows[waiting++] = out;
+            if (waiting == kWaitingBags) multiply_waiting();
+        }
         ++bag;
         counted = 0;
+        total = 0;
+    }
+
+    void multiply_waiting() {
+        multiply_rows<V>(table, scratch.sums.row(0), scratch.sums.stride, shares, waiting, waiting_rows, false);
+        waiting = 0;
+    }
+
+    // The rows of a block, or, where sums are multiplied, their coordinates.
+    void decode_rows_of(BagBlock& block) const {
+        const bool mixed = is_mixed(table);
+        for (int64_t i = 0; i < block.count; ++i)
+            block.rows[i].out = mixed ? scratch.coordinates.row(i) : scratch.rows + i * scratch.stride;
+        decode_block(table, decoders, block, false);
+        if (!table.matrix || scratch.multiplied_late) return;
+        float* out[kBlock];
+        for (int64_t i = 0; i < block.count; ++i) out[i] = scratch.rows + i * scratch.stride;
+        const CoordinateRows& from = scratch.coordinates;
+        multiply_rows<V>(table, from.row(0), from.stride, nullptr, block.count, out, false);
     }
 
     // Ids [begin, end) are in `block`: every bag that ends among them is finished.
     void pool_block(BagBlock& block, int64_t begin, int64_t end, int64_t last_bag) {
-        const int64_t dim = table.embedding_dim, D = table.tiers->num_subspaces;
-        if (!bags.books) {
-            for (int64_t i = 0; i < block.count; ++i) block.rows[i].out = scratch + i * dim;
-            decode_block(table, decoders, block, false);
-        }
+        const int64_t D = table.tiers->num_subspaces;
+        if (!bags.books) decode_rows_of(block);
         for (int64_t at = begin; bag < last_bag;) {
             const int64_t bag_end = end_of(bag);
             const int64_t stop = bag_end < end ? bag_end : end;
             const int64_t from = block.rows_before(at - begin), to = block.rows_before(stop - begin);
-            float* const out = bags.out + bag * dim;
             if (from < to) {
                 if (bags.books)
-                    poolers.pieces(tiers, D, block, from, to, counted == 0, out);
+                    poolers.pieces(tiers, D, block, from, to, counted == 0, sums());
                 else
-                    poolers.rows(scratch + from * dim, block.weights + from, to - from, dim, counted == 0, out);
+                    poolers.rows(scratch.rows + from * scratch.stride, scratch.stride, block.weights + from, to - from,
+                                 scratch.columns, counted == 0, sums());
+                if (scratch.multiplied_late && bags.weights)
+                    for (int64_t i = from; i < to; ++i) total += block.weights[i];
                 counted += to - from;
             }
             if (bag_end > end) return;
@@ -371,7 +449,7 @@ struct BagWalk {
             return in_lines ? locate_plain_block<true>(locator, bags.ids + first, last - first, block)
                             : locate_plain_block<false>(locator, bags.ids + first, last - first, block);
         };
-        const int64_t begin = bag == 0 ? 0 : end_of(bag - 1), end = end_of(last_bag - 1);
+        const int64_t begin = bag == 0 ? 0 : end_of(bag - 1), end = end_of(last_bag - 1), block_ids = scratch.ids;
         BagBlock blocks[2];
         int now = 0;
         int64_t start = begin;
@@ -381,42 +459,35 @@ struct BagWalk {
             const int64_t after = next + block_ids < end ? next + block_ids : end;
             if (next < end && !locate_ids(next, after, blocks[now ^ 1])) return MGQE_CORRUPT;
             pool_block(blocks[now], start, next, last_bag);
-            if (next >= end) return MGQE_OK;
+            if (next >= end) break;
             start = next;
             next = after;
             now ^= 1;
         }
+        if (waiting) multiply_waiting();
+        return MGQE_OK;
     }
 };
 
 template <typename Locator, typename V>
-int32_t walk_bags(const mgqe_table& table, const mgqe_bags& bags, const mgqe_decoder* decoders, float* scratch,
-                  int64_t block_ids, int64_t begin, int64_t end) {
-    BagWalk<Locator, V> walk(table, bags, decoders, scratch, block_ids, begin);
+int32_t walk_bags(const mgqe_table& table, const mgqe_bags& bags, const mgqe_decoder* decoders,
+                  const BagScratch& scratch, int64_t begin, int64_t end) {
+    BagWalk<Locator, V> walk(table, bags, decoders, scratch, begin);
     return walk.run(end);
 }
-
-// Decoded rows stay in the second-level cache at most.
-constexpr int64_t kScratchFloats = 16 * 1024;
 
 template <typename H, typename V>
 int32_t pool_bags(const mgqe_table& table, const mgqe_bags& bags, int64_t begin, int64_t end) {
     mgqe_decoder decoders[kMaxTiers];
-    float* scratch = nullptr;
-    int64_t block_ids = kBlock;
+    BagScratch scratch(table, bags);
     if (!bags.books) {
-        for (int32_t g = 0; g < table.num_tiers; ++g) decoders[g] = select_decoder<H>(table.tiers[g]);
-        const int64_t fit = kScratchFloats / table.embedding_dim;
-        block_ids = fit < 1 ? 1 : fit < kBlock ? fit : kBlock;
-        scratch = static_cast<float*>(malloc(static_cast<size_t>(block_ids * table.embedding_dim) * sizeof(float)));
-        if (!scratch) return MGQE_NO_MEMORY;
+        select_decoders<H>(table, decoders);
+        if (!scratch.reserve()) return MGQE_NO_MEMORY;
     }
     const auto walk = table.num_levels ? walk_bags<TierMap, V>
                       : table.num_tiers > 1 ? walk_bags<TierRanges, V>
                                             : walk_bags<OneTier, V>;
-    const int32_t status = walk(table, bags, decoders, scratch, block_ids, begin, end);
-    free(scratch);
-    return status;
+    return walk(table, bags, decoders, scratch, begin, end);
 }
 
 template <typename H, typename T>

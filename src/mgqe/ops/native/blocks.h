@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "bits.h"
+#include "mixed_decode.h"
 #include "topk.h"
 
 namespace {
@@ -38,7 +39,14 @@ void decode_rows_of(const mgqe_tier_view& view, int64_t first, int64_t count, fl
     }
 }
 
-inline void decode_rows(const mgqe_tier_view& view, int64_t first, int64_t count, float* out) {
+// The same of any tier, `stride` floats apart; of a mixed one the coordinates.
+inline void decode_rows(const mgqe_tier_view& view, int64_t first, int64_t count, int64_t stride, float* out) {
+    if (view.tier->layout) {
+        mgqe_row rows[kBlockRows];
+        for (int64_t i = 0; i < count; ++i)
+            rows[i] = {view.tier->codes + (first + i) * view.tier->row_bytes, out + i * stride};
+        return decode_mixed(*view.tier, rows, count, false);
+    }
     switch (view.tier->width) {
         case 1:
             return decode_rows_of<1>(view, first, count, out);
@@ -55,18 +63,19 @@ inline void decode_rows(const mgqe_tier_view& view, int64_t first, int64_t count
     }
 }
 
-// Which of kRows rows (kRows, dim) may reach what each of 2 * P::kLanes queries needs: bit q of masks[row].
+// Which of kRows rows (kRows, dim), `stride` floats apart, may reach what each of 2 * P::kLanes queries needs: bit q of
+// masks[row].
 // queries (dim, 2 * P::kLanes); needs: scale * lengths[row] - extra[row], for each query its own scale and its own
 // margin, which is taken off.
 template <class P, int kRows>
-inline void multiply(const float* rows, int64_t dim, const float* queries, const float* scales, const float* margins,
-                     const float* lengths, const float* extra, uint32_t* masks) {
+inline void multiply(const float* rows, int64_t stride, int64_t dim, const float* queries, const float* scales,
+                     const float* margins, const float* lengths, const float* extra, uint32_t* masks) {
     typename P::Floats sums[kRows][2];
     for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = P::all(0.0f);
     for (int64_t t = 0; t < dim; ++t, queries += 2 * P::kLanes) {
         const typename P::Floats left = P::load(queries), right = P::load(queries + P::kLanes);
         for (int r = 0; r < kRows; ++r) {
-            const typename P::Floats x = P::all(rows[r * dim + t]);
+            const typename P::Floats x = P::all(rows[r * stride + t]);
             sums[r][0] = P::multiply_add(x, left, sums[r][0]);
             sums[r][1] = P::multiply_add(x, right, sums[r][1]);
         }

@@ -16,14 +16,14 @@ namespace {
 typedef uint8_t Byte16 __attribute__((vector_size(16)));
 typedef uint64_t Long2 __attribute__((vector_size(16)));
 
-// 8 codes of `bits` bits from the low end of a word, a byte each.
-inline uint64_t spread(uint64_t word, int32_t bits) {
+// The codes of a group from the 64 bits they lie in, a byte each.
+inline uint64_t spread(uint64_t word, const mgqe_code_group& group) {
 #if defined(__BMI2__)
-    return _pdep_u64(word, 0x0101010101010101u * ((1u << bits) - 1));
+    return _pdep_u64(word >> group.shifts[0], group.lanes);
 #else
-    const uint64_t mask = (1u << bits) - 1;
     uint64_t bytes = 0;
-    for (int j = 0; j < 8; ++j) bytes |= ((word >> (j * bits)) & mask) << (8 * j);
+    for (int j = 0; j < 8; ++j)
+        bytes |= (word >> group.shifts[j] << (8 * j)) & group.lanes & (static_cast<uint64_t>(255) << (8 * j));
     return bytes;
 #endif
 }
@@ -57,20 +57,23 @@ inline void transpose(const Byte16* rows, uint8_t* out, int64_t step) {
 }
 
 // out[j * step + row] = code j of a row, for blocks of 64 rows behind which kBeyond bytes may be read.
+// Columns after a group's last one are written as well; groups come in ascending order.
 inline void spread_columns(const PackedBlocks& from, uint8_t* out, int64_t step) {
-    for (int64_t j = 0; j < from.num_subspaces; j += 8, out += 8 * step)
+    for (int64_t g = 0; g < from.num_groups; ++g) {
+        const mgqe_code_group group = from.groups[g];
         for (int64_t first = 0; first < 64 * from.number; first += 16) {
-            if (j == 0 && first % 64 == 0) from.prefetch(first / 64);
+            if (g == 0 && first % 64 == 0) from.prefetch(first / 64);
             Byte16 pairs[8];
-            const uint8_t* row = from.codes + first * from.row_bytes + j / 8 * from.bits;
+            const uint8_t* row = from.codes + first * from.row_bytes + group.byte;
             for (int i = 0; i < 8; ++i) {
                 Long2 pair;
                 for (int half = 0; half < 2; ++half, row += from.row_bytes)
-                    pair[half] = from.bits == 8 ? window(row) : spread(window(row), from.bits);
+                    pair[half] = group.whole_bytes ? window(row) : spread(window(row), group);
                 pairs[i] = reinterpret_cast<Byte16>(pair);
             }
-            transpose(pairs, out + first, step);
+            transpose(pairs, out + group.first * step + first, step);
         }
+    }
 }
 
 }  // namespace

@@ -48,22 +48,22 @@ inline void transpose(V* z) {
     }
 }
 
-// 8 packed codes in each word -> a byte each.
+// The codes of a group in each word -> a byte each.
 struct Unpacked {
     const V shifts, mask;
-    explicit Unpacked(int32_t bits)
-        : shifts(ByteOrder([=](int, int b) { return b * bits; }).load()),
-          mask(_mm512_set1_epi8(static_cast<char>((1 << bits) - 1))) {}
+    explicit Unpacked(const mgqe_code_group& group)
+        : shifts(ByteOrder([&](int, int b) { return group.shifts[b]; }).load()),
+          mask(_mm512_set1_epi64(static_cast<long long>(group.lanes))) {}
     V operator()(V words) const { return _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, words), mask); }
 };
 
 // 8 rows of 8 bytes, nothing to be moved.
 struct Straight {
-    Straight(const PackedBlocks&, int64_t) {}
+    Straight(const PackedBlocks&, const mgqe_code_group&) {}
     V operator()(const uint8_t* rows) const { return _mm512_loadu_si512(rows); }
 };
 
-// 8 codes of 8 rows, as words of 8 bytes, from byte `at` of each row; the rows lie within 2 * kPairs vectors (0: one).
+// A group's codes of 8 rows, as words of 8 bytes; the rows lie within 2 * kPairs vectors (0: one).
 template <int kPairs, bool kBytes>
 struct Near {
     static constexpr int kOrders = kPairs ? kPairs : 1;
@@ -71,11 +71,11 @@ struct Near {
     __mmask64 masks[kOrders];
     const Unpacked unpacked;
     const int64_t row_bytes;
-    Near(const PackedBlocks& blocks, int64_t at) : unpacked(blocks.bits), row_bytes(blocks.row_bytes) {
+    Near(const PackedBlocks& blocks, const mgqe_code_group& group) : unpacked(group), row_bytes(blocks.row_bytes) {
         for (int pair = 0; pair < kOrders; ++pair) {
             uint64_t mask = 0;
             orders[pair] = ByteOrder([&](int p, int b) {
-                               const int64_t index = p * row_bytes + at + b - 128 * pair;
+                               const int64_t index = p * row_bytes + group.byte + b - 128 * pair;
                                if (index >= 0 && index < 128) mask |= static_cast<uint64_t>(1) << (8 * p + b);
                                return index & 127;
                            }).load();
@@ -101,8 +101,8 @@ template <bool kBytes>
 struct Far {
     const Unpacked unpacked;
     const int64_t row_bytes, at;
-    Far(const PackedBlocks& blocks, int64_t from)
-        : unpacked(blocks.bits), row_bytes(blocks.row_bytes), at(from) {}
+    Far(const PackedBlocks& blocks, const mgqe_code_group& group)
+        : unpacked(group), row_bytes(blocks.row_bytes), at(group.byte) {}
     V operator()(const uint8_t* rows) const {
         alignas(64) uint64_t words[8];
         for (int p = 0; p < 8; ++p) __builtin_memcpy(words + p, rows + p * row_bytes + at, 8);
@@ -114,15 +114,16 @@ struct Far {
 template <class Load>
 void columns_of(const PackedBlocks& from, uint8_t* out, int64_t step) {
     const int64_t block_bytes = 64 * from.row_bytes;
-    for (int64_t j = 0; j < from.num_subspaces; j += 8, out += 8 * step) {
-        const Load load(from, j / 8 * from.bits);
+    for (int64_t g = 0; g < from.num_groups; ++g) {
+        const Load load(from, from.groups[g]);
         const uint8_t* rows = from.codes;
+        uint8_t* const to = out + from.groups[g].first * step;
         for (int64_t block = 0; block < from.number; ++block, rows += block_bytes) {
-            if (j == 0) from.prefetch(block);
+            if (g == 0) from.prefetch(block);
             V z[8];
             for (int i = 0; i < 8; ++i) z[i] = load(rows + 8 * i * from.row_bytes);
             transpose(z);
-            for (int c = 0; c < 8; ++c) _mm512_store_si512(out + c * step + 64 * block, z[c]);
+            for (int c = 0; c < 8; ++c) _mm512_store_si512(to + c * step + 64 * block, z[c]);
         }
     }
 }
@@ -136,9 +137,12 @@ inline void columns_of_bytes(const PackedBlocks& from, uint8_t* out, int64_t ste
     return columns_of<Far<true>>(from, out, step);
 }
 
-// out[j * step + row] = code j of a row, for blocks of 64 rows behind which kBeyond bytes may be read.
+// out[j * step + row] = code j of a row, for blocks of 64 rows behind which kBeyond bytes may be read. Columns after a
+// group's last one are written as well; groups come in ascending order.
 inline void columns_vbmi(const PackedBlocks& from, uint8_t* out, int64_t step) {
-    if (from.bits == 8) return columns_of_bytes(from, out, step);
+    bool whole_bytes = true;
+    for (int64_t g = 0; g < from.num_groups; ++g) whole_bytes &= from.groups[g].whole_bytes;
+    if (whole_bytes) return columns_of_bytes(from, out, step);
     if (from.row_bytes <= 8) return columns_of<Near<0, false>>(from, out, step);
     if (from.row_bytes <= 16) return columns_of<Near<1, false>>(from, out, step);
     if (from.row_bytes <= 32) return columns_of<Near<2, false>>(from, out, step);

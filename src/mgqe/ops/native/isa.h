@@ -69,6 +69,11 @@ struct mgqe_kernels {
     int32_t (*bag)(const mgqe_table& table, const mgqe_bags& bags, int64_t begin, int64_t end);
     // Writes a tier's centroids as (num_subspaces, 256, width) float32; codes beyond them repeat the last one.
     void (*bag_book)(const mgqe_tier& tier, float* book);
+    // Dense rows (n, num_coordinates) times the table's matrix: out (n, embedding_dim). Nothing else of it is read.
+    void (*multiply)(const mgqe_table& table, const float* rows, int64_t n, float* out);
+    // Squared lengths of rows [first, first + count) of a tier of a table with a matrix (matrix_kernel.h).
+    void (*square_rows)(const mgqe_table& table, int64_t tier, int64_t first, int64_t count, float* scratch,
+                        float* rows, float* squares);
 };
 
 extern const mgqe_kernels mgqe_kernels_scalar;

@@ -17,6 +17,9 @@ struct Vec {
     static void store_i(int32_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
     static F broadcast(float x) { return _mm256_set1_ps(x); }
     static F less_product(F c, F a, F b) { return _mm256_fnmadd_ps(a, b, c); }
+    static F multiply_add(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+    static constexpr int kMatrixVectors = 2;
+    static void stream(float* p, F v) { _mm256_stream_ps(p, v); }
     static I iota(int32_t first) {
         return _mm256_add_epi32(_mm256_set1_epi32(first), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     }
@@ -63,5 +66,6 @@ struct Half {
 
 }  // namespace
 
-const mgqe_kernels mgqe_kernels_avx2 = {lay_out_lanes, assign_lanes<Vec, 3>, lookup_ids<Half>, pool_bags<Half, Vec>,
-                                             write_book<Half>};
+const mgqe_kernels mgqe_kernels_avx2 = {lay_out_lanes, assign_lanes<Vec, 3>, lookup_ids<Half, Vec>,
+                                          pool_bags<Half, Vec>, write_book<Half>, multiply_dense<Vec>,
+                                          square_rows<Vec>};

@@ -17,6 +17,9 @@ struct Vec {
     static void store_i(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
     static F broadcast(float x) { return _mm512_set1_ps(x); }
     static F less_product(F c, F a, F b) { return _mm512_fnmadd_ps(a, b, c); }
+    static F multiply_add(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+    static constexpr int kMatrixVectors = 4;
+    static void stream(float* p, F v) { _mm512_stream_ps(p, v); }
     static I iota(int32_t first) {
         return _mm512_add_epi32(_mm512_set1_epi32(first),
                                 _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
@@ -59,5 +62,6 @@ struct Half {
 
 }  // namespace
 
-const mgqe_kernels mgqe_kernels_avx512 = {lay_out_lanes, assign_lanes<Vec, 6>, lookup_ids<Half>, pool_bags<Half, Vec>,
-                                             write_book<Half>};
+const mgqe_kernels mgqe_kernels_avx512 = {lay_out_lanes, assign_lanes<Vec, 6>, lookup_ids<Half, Vec>,
+                                            pool_bags<Half, Vec>, write_book<Half>, multiply_dense<Vec>,
+                                            square_rows<Vec>};

@@ -1,6 +1,8 @@
 // Kernels for any processor, with the compiler's portable 16-byte vectors: SSE2 on x86-64, NEON on arm64.
 #if defined(__x86_64__)
 #include <xmmintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "assign_kernel.h"
@@ -31,6 +33,23 @@ struct Vec {
     static void store_i(int32_t* p, I v) { __builtin_memcpy(p, &v, sizeof v); }
     static F broadcast(float x) { return F{x, x, x, x}; }
     static F less_product(F c, F a, F b) { return c - a * b; }
+    static F multiply_add(F a, F b, F c) {
+#if defined(__aarch64__)
+        return vfmaq_f32(c, a, b);
+#else
+        // Right on every processor, and slow on those without the instruction.
+        for (int lane = 0; lane < kLanes; ++lane) c[lane] = __builtin_fmaf(a[lane], b[lane], c[lane]);
+        return c;
+#endif
+    }
+    static constexpr int kMatrixVectors = 4;
+    static void stream(float* p, F v) {
+#if defined(__x86_64__)
+        _mm_stream_ps(p, v);
+#else
+        store(p, v);
+#endif
+    }
     static I iota(int32_t first) { return I{first, first + 1, first + 2, first + 3}; }
     static I next(I k) { return k + kLanes; }
     // The larger and the smaller of two, b where one is NaN: as SSE has it.
@@ -100,5 +119,6 @@ struct Half {
 
 }  // namespace
 
-const mgqe_kernels mgqe_kernels_scalar = {lay_out_lanes, assign_lanes<Vec, kRowsAtOnce>, lookup_ids<Half>, pool_bags<Half, Vec>,
-                                             write_book<Half>};
+const mgqe_kernels mgqe_kernels_scalar = {lay_out_lanes, assign_lanes<Vec, kRowsAtOnce>, lookup_ids<Half, Vec>,
+                                            pool_bags<Half, Vec>, write_book<Half>, multiply_dense<Vec>,
+                                            square_rows<Vec>};

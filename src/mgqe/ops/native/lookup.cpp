@@ -15,10 +15,31 @@ constexpr int64_t kStreamBytes = 8 << 20;
 bool streams(const mgqe_table& table, const float* out, int64_t n) {
     if (n * table.embedding_dim * 4 < kStreamBytes || table.embedding_dim > kStage) return false;
     if (reinterpret_cast<uintptr_t>(out) % 16 || table.embedding_dim % 4) return false;
+    if (table.tiers->layout) return table.matrix != nullptr;  // from registers
     // Narrower pieces would be read back from the staged row before they can be forwarded.
     for (int32_t g = 0; g < table.num_tiers; ++g)
         if (table.tiers[g].width < 4) return false;
     return true;
+}
+
+// Whether the pieces of a mixed tier follow one another, and lie within its rows, its codebook and the coordinates.
+bool pieces_fit(const mgqe_table& table, const mgqe_tier& tier) {
+    int64_t bit = 0, coordinate = 0;
+    int32_t widest = 1;
+    if (tier.num_subspaces != table.tiers->num_subspaces || tier.dtype != MGQE_FLOAT32 || !tier.centroids) return false;
+    if (tier.book_floats < MGQE_BOOK_ROOM) return false;
+    for (int32_t j = 0; j < tier.num_subspaces; ++j) {
+        const mgqe_piece& piece = tier.layout[j];
+        if (piece.bits < 0 || piece.bits > 16 || piece.bit != bit || piece.coordinate != coordinate) return false;
+        if (piece.width < 1 || piece.num_centroids < 1 << piece.bits) return false;
+        bit += piece.bits;
+        coordinate += piece.width;
+        if (coordinate > table.num_coordinates) return false;
+        const int64_t room = tier.book_floats - MGQE_BOOK_ROOM, size = int64_t{piece.num_centroids} * piece.width;
+        if (piece.entry < 0 || piece.entry > room || size > room - piece.entry) return false;
+        widest = piece.bits > widest ? piece.bits : widest;
+    }
+    return coordinate == table.num_coordinates && tier.row_bytes == (bit + 7) / 8 && tier.bits == widest;
 }
 
 }  // namespace
@@ -32,16 +53,23 @@ bool mgqe_well_formed(const mgqe_table& table) {
         if (table.levels[l].tier < 0 || table.levels[l].tier >= mapped) return false;
     if (table.starts[0] != 0 || table.starts[table.num_tiers] != table.num_embeddings) return false;
     if (table.starts[mapped] != table.mapped_ids) return false;
-    if (table.padding_idx < -1 || table.padding_idx >= table.num_embeddings) return false;
+    if (table.padding_idx < -1 || table.padding_idx >= table.num_embeddings || table.embedding_dim < 1) return false;
+    const bool mixed = table.tiers->layout != nullptr;
+    if (!table.matrix != !table.mean || (table.matrix && !mixed)) return false;
+    if (!table.matrix && table.num_coordinates != table.embedding_dim) return false;
     for (int32_t g = 0; g < table.num_tiers; ++g) {
         const mgqe_tier& tier = table.tiers[g];
-        if (table.starts[g + 1] - table.starts[g] != tier.rows) return false;
+        if (table.starts[g + 1] - table.starts[g] != tier.rows || tier.rows < 0) return false;
         const int64_t D = tier.num_subspaces;
-        if (D < 1 || tier.pieces < 1 || tier.num_centroids < 1 || tier.width < 1 || tier.bits < 1 || tier.bits > 16)
-            return false;
+        if (D < 1 || tier.bits < 1 || tier.bits > 16 || mixed != (tier.layout != nullptr)) return false;
+        if (mixed) {
+            if (!pieces_fit(table, tier)) return false;
+            continue;
+        }
+        if (tier.pieces < 1 || tier.num_centroids < 1 || tier.width < 1) return false;
         if (tier.pieces != 1 && tier.pieces % D != 0) return false;
         if ((tier.pieces == 1 ? D : tier.pieces) * tier.width != table.embedding_dim) return false;
-        if (tier.row_bytes != (D * tier.bits + 7) / 8 || tier.rows < 0) return false;
+        if (tier.row_bytes != (D * tier.bits + 7) / 8) return false;
         if (tier.dtype < MGQE_FLOAT32 || tier.dtype > MGQE_INT8 || (tier.dtype == MGQE_INT8 && !tier.scales))
             return false;
     }

@@ -9,6 +9,7 @@
 #include "decode_kernel.h"
 #include "isa.h"
 #include "locate.h"
+#include "matrix_kernel.h"
 
 namespace {
 
@@ -27,6 +28,8 @@ inline bool rows_in_lines(const mgqe_table& table) {
     for (int32_t g = 0; g < table.num_tiers; ++g) {
         const mgqe_tier& tier = table.tiers[g];
         const uintptr_t codes = reinterpret_cast<uintptr_t>(tier.codes);
+        // A row of no bytes is a row of codes without bits.
+        if (tier.row_bytes == 0) continue;
         in_lines &= kLine % tier.row_bytes == 0 && codes % static_cast<uintptr_t>(tier.row_bytes) == 0;
     }
     return in_lines;
@@ -158,15 +161,75 @@ int32_t lookup_range(const mgqe_table& table, const mgqe_decoder* decoders, cons
     return sound ? MGQE_OK : MGQE_CORRUPT;
 }
 
+// Decoded rows stay in the second-level cache at most.
+constexpr int64_t kScratchFloats = 16 * 1024;
+
+// How many rows of so many floats are decoded at once.
+inline int64_t rows_at_once(int64_t floats) {
+    const int64_t fit = kScratchFloats / floats;
+    return fit < 1 ? 1 : fit < kBlock ? fit : kBlock;
+}
+
+// The same where coordinates are multiplied with a matrix, or copied because they are decoded with room behind a row.
+template <typename Vec, typename Locator>
+int32_t lookup_by_coordinates(const mgqe_table& table, const mgqe_decoder* decoders, const int64_t* ids, int64_t begin,
+                              int64_t end, float* out, bool stream) {
+    const Locator locator(table);
+    const int64_t dim = table.embedding_dim, padding_idx = table.padding_idx;
+    CoordinateRows coordinates(table);
+    const int64_t step = rows_at_once(coordinates.stride);
+    if (!coordinates.reserve(step)) return MGQE_NO_MEMORY;
+    Block blocks[2];
+    int now = 0;
+    int64_t next = begin + step < end ? begin + step : end;
+    bool sound = locate_block(locator, padding_idx, dim, ids, begin, next, out, blocks[now]);
+    while (sound) {
+        const int64_t after = next + step < end ? next + step : end;
+        const bool more = next < end;
+        if (more) sound = locate_block(locator, padding_idx, dim, ids, next, after, out, blocks[now ^ 1]);
+        Block& block = blocks[now];
+        float* to[kBlock];
+        for (int64_t i = 0; i < block.count; ++i) {
+            to[i] = block.rows[i].out;
+            block.rows[i].out = coordinates.row(i);
+        }
+        decode_block(table, decoders, block, false);
+        if (table.matrix)
+            multiply_rows<Vec>(table, coordinates.row(0), coordinates.stride, nullptr, block.count, to, stream);
+        else
+            for (int64_t i = 0; i < block.count; ++i)
+                memcpy(to[i], coordinates.row(i), static_cast<size_t>(dim) * sizeof(float));
+        if (!more) break;
+        now ^= 1;
+        next = after;
+    }
+    return sound ? MGQE_OK : MGQE_CORRUPT;
+}
+
+// The decoders of a table's tiers.
 template <typename H>
-int32_t lookup_ids(const mgqe_table& table, const int64_t* ids, int64_t begin, int64_t end, float* out, bool stream) {
+inline void select_decoders(const mgqe_table& table, mgqe_decoder* decoders) {
+    for (int32_t g = 0; g < table.num_tiers; ++g)
+        decoders[g] = is_mixed(table) ? decode_mixed : select_decoder<H>(table.tiers[g]);
+}
+
+template <typename H, typename Vec, typename Locator>
+int32_t lookup_located(const mgqe_table& table, const int64_t* ids, int64_t begin, int64_t end, float* out,
+                       bool stream) {
     mgqe_decoder decoders[kMaxTiers];
-    for (int32_t g = 0; g < table.num_tiers; ++g) decoders[g] = select_decoder<H>(table.tiers[g]);
+    select_decoders<H>(table, decoders);
+    if (is_mixed(table) && !rows_fit(table))
+        return lookup_by_coordinates<Vec, Locator>(table, decoders, ids, begin, end, out, stream);
+    return lookup_range<Locator>(table, decoders, ids, begin, end, out, stream);
+}
+
+template <typename H, typename Vec>
+int32_t lookup_ids(const mgqe_table& table, const int64_t* ids, int64_t begin, int64_t end, float* out, bool stream) {
     stream = stream && H::kStreams;
-    const auto range = table.num_levels ? lookup_range<TierMap>
-                       : table.num_tiers > 1 ? lookup_range<TierRanges>
-                                             : lookup_range<OneTier>;
-    const int32_t status = range(table, decoders, ids, begin, end, out, stream);
+    const auto located = table.num_levels      ? lookup_located<H, Vec, TierMap>
+                         : table.num_tiers > 1 ? lookup_located<H, Vec, TierRanges>
+                                               : lookup_located<H, Vec, OneTier>;
+    const int32_t status = located(table, ids, begin, end, out, stream);
     if (stream) H::fence();
     return status;
 }

@@ -15,7 +15,7 @@
 #endif
 
 // Raised whenever a signature or a struct below changes; native.py refuses a library with another number.
-#define MGQE_ABI_VERSION 3
+#define MGQE_ABI_VERSION 4
 
 enum mgqe_status {
     MGQE_OK = 0,
@@ -58,6 +58,11 @@ MGQE_API int32_t mgqe_decode_error(const float* rows, const int32_t* codes, cons
                                    const float* weights, int64_t n, int64_t D, int64_t pieces, int64_t K,
                                    int64_t width, float* vectors, float* errors, float* losses, int32_t threads);
 
+// out (n, dim) = mean (dim) + rows (n, num_coordinates) @ matrix (num_coordinates, dim): out[i][t] begins as mean[t], and
+// rows[i][k] * matrix[k][t] is added, for k = 0, 1, ..., each sum rounded once (a fused multiply-add).
+MGQE_API int32_t mgqe_transform(const float* rows, int64_t n, int64_t num_coordinates, const float* mean,
+                                const float* matrix, int64_t dim, float* out, int32_t threads);
+
 // The transpose of mgqe_gather: adds weights[i] * grad[i] (weights null: 1) to sums (pieces, K, width) and
 // weights[i] to counts (pieces, K). Both are set, not added to. The order of additions does not depend on threads.
 MGQE_API int32_t mgqe_scatter(const float* grad, const int32_t* codes, const float* weights, int64_t n, int64_t D,
@@ -76,14 +81,29 @@ MGQE_API int32_t mgqe_unique_by_tier(const int64_t* ids, int64_t n, const uint8_
                                      int64_t num_tiers, int64_t* uniq, int64_t* inverse, int64_t* counts,
                                      int64_t* sizes);
 
+// One subspace of a tier of a mixed table, whose subspaces have widths and bits of their own.
+struct mgqe_piece {
+    int64_t bit;            // where its code begins in a packed row; codes follow one another
+    int64_t entry;          // where its centroids begin in the tier's flat codebook
+    int32_t bits;           // of its code, 0 to 16: the tier chooses among the first 2^bits centroids
+    int32_t coordinate;     // its first coordinate; subspaces follow one another
+    int32_t width;          // how many coordinates it has
+    int32_t num_centroids;  // in the codebook
+};
+
+// Floats that a flat codebook has behind its last centroid, so that centroids may be read in whole vectors.
+enum { MGQE_BOOK_ROOM = 16 };
+
 // One tier of a frozen table: packed codes and the centroids they name.
 struct mgqe_tier {
     const uint8_t* codes;   // (rows, row_bytes); code j of a row at bits [j * bits, (j + 1) * bits), low bits first
-    const void* centroids;  // (pieces, num_centroids, width) of dtype
+    const void* centroids;  // (pieces, num_centroids, width) of dtype; in a mixed table (book_floats) of float32
     const float* scales;    // (pieces) for int8, else null
+    const mgqe_piece* layout;  // (num_subspaces) of a mixed table, which has no use for pieces, num_centroids, width
+    int64_t book_floats;    // of a mixed table: in `centroids`, with MGQE_BOOK_ROOM at its end
     int64_t rows;
     int64_t row_bytes;
-    int32_t bits;           // 1 to 16
+    int32_t bits;           // 1 to 16; in a mixed table those of the widest code, at least 1
     int32_t num_subspaces;
     int32_t pieces;         // a multiple of num_subspaces, or 1: shared by all subspaces
     int32_t num_centroids;
@@ -101,12 +121,18 @@ struct mgqe_level {
     int64_t tier;
 };
 
+// Rows of a matrix are a multiple of so many floats.
+enum { MGQE_MATRIX_STEP = 16 };
+
 struct mgqe_table {
-    const mgqe_tier* tiers;
+    const mgqe_tier* tiers;          // all of them mixed, or none
     const mgqe_level* levels;  // num_levels of them; 0 when every tier is a range of ids
     const int64_t* starts;     // (num_tiers + 1) first id of each tier that is a range; cumulative sizes for the others
     int64_t num_embeddings;
+    const float* mean;         // (embedding_dim, rounded up to MGQE_MATRIX_STEP), zeros at the end; or null
+    const float* matrix;       // (num_coordinates, the same): rows are mean + coordinates @ matrix; or null
     int64_t embedding_dim;
+    int64_t num_coordinates;   // that the codes of a row decode to; embedding_dim without a matrix
     int64_t padding_idx;       // the id that looks up as zeros, or -1
     int64_t mapped_ids;        // ids that the levels split; those from here on are in tiers that are ranges
     int32_t num_tiers;         // 1 to 256
@@ -116,7 +142,7 @@ struct mgqe_table {
 };
 
 // Decodes ids (n) into out (n, embedding_dim). MGQE_OUT_OF_RANGE before anything is read if an id is outside
-// [0, num_embeddings).
+// [0, num_embeddings). With a matrix rows are those of mgqe_transform.
 MGQE_API int32_t mgqe_lookup(const mgqe_table* table, const int64_t* ids, int64_t n, float* out, int32_t threads);
 
 enum mgqe_topk_method {
@@ -145,6 +171,7 @@ struct mgqe_topk_job {
     float* scores;         // (num_queries, k) falling; -infinity where fewer than k were found
     int64_t* ids;          // (num_queries, k) ascending among equal scores; -1 where fewer than k were found
     int64_t* rescored;     // how many scores were worked out exactly, or null
+    const float* row_squares;  // from mgqe_row_squares: for cosine of a table with a matrix, else null
     int32_t cosine;        // divide scores by the length of the row
     int32_t method;        // an mgqe_topk_method
 };
@@ -153,6 +180,10 @@ struct mgqe_topk_job {
 // candidate id outside the table or a span outside its list, MGQE_NOT_FINITE for a query that holds NaN or infinity,
 // MGQE_OVERFLOW and MGQE_LONG_ROWS.
 MGQE_API int32_t mgqe_topk(const mgqe_table* table, const mgqe_topk_job* job, int32_t threads);
+
+// The squared lengths (num_embeddings) of a table's decoded rows, by tier and row, summed over t in order, each product
+// and sum rounded. MGQE_LONG_ROWS if one but that of padding_idx is not finite.
+MGQE_API int32_t mgqe_row_squares(const mgqe_table* table, float* squares, int32_t threads);
 
 // Sorts biases into 256 levels, for mgqe_topk: levels (256) ascending; codes (num_embeddings), by tier and row, so
 // that no bias is above the level its code names. Biases must be finite.
@@ -164,10 +195,12 @@ enum mgqe_pooling { MGQE_SUM = 0, MGQE_MEAN = 1, MGQE_MAX = 2 };
 // last one up to n; with offsets null all bags have n / bags ids. Ids equal to padding_idx are left out, a bag of none
 // gives zeros. weights (n) or null, for sums only. Rows are added in the order of the ids, starting from 0, each product
 // and sum rounded; a mean is that sum divided by the number of ids counted. MGQE_OUT_OF_RANGE as in mgqe_lookup.
+// With a matrix the coordinates are pooled for sums and means, and a 1 with them; then row[t] begins as the pooled 1
+// times mean[t], rounded, and the pooled coordinates are multiplied as in mgqe_transform.
 MGQE_API int32_t mgqe_bag(const mgqe_table* table, const int64_t* ids, int64_t n, const int64_t* offsets, int64_t bags,
                           int32_t mode, const float* weights, float* out, int32_t threads);
 
-// The largest code among packed rows (n, ceil(num_subspaces * bits / 8)), -1 if there are none.
+// The largest code among packed rows (n, ceil(num_subspaces * bits / 8)) of no mixed table, -1 if there are none.
 MGQE_API int32_t mgqe_max_code(const uint8_t* packed, int64_t n, int64_t num_subspaces, int32_t bits, int32_t* most,
                                int32_t threads);
 

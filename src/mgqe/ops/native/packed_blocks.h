@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include "topk.h"
+
 namespace {
 
 // Bytes behind the last block that may be read: rows are read in whole vectors.
@@ -13,8 +15,8 @@ struct PackedBlocks {
     const uint8_t* codes;
     int64_t number;  // of blocks
     int64_t row_bytes;
-    int64_t num_subspaces;
-    int32_t bits;
+    const mgqe_code_group* groups;
+    int64_t num_groups;
     const uint8_t* upcoming;  // the codes to be asked for meanwhile
 
     void prefetch(int64_t block) const {
@@ -22,6 +24,28 @@ struct PackedBlocks {
         for (int64_t line = 0; line < row_bytes; ++line) __builtin_prefetch(at + 64 * line, 0, 1);
     }
 };
+
+// Cuts the codes of a tier's rows into groups, at most num_subspaces; returns how many.
+inline int64_t group_codes(const mgqe_tier& tier, mgqe_code_group* groups) {
+    int64_t number = 0, bit = 0;
+    for (int64_t j = 0; j < tier.num_subspaces; ++number) {
+        mgqe_code_group& group = groups[number];
+        group = {};
+        group.first = j;
+        group.byte = bit / 8;
+        group.whole_bytes = bit % 8 == 0;
+        for (int b = 0; b < 8 && j < tier.num_subspaces; ++b, ++j) {
+            const int32_t bits = tier.layout ? tier.layout[j].bits : tier.bits;
+            const int64_t shift = bit - 8 * group.byte;
+            if (shift + bits > 64) break;
+            group.shifts[b] = static_cast<uint8_t>(shift & 63);
+            group.lanes |= static_cast<uint64_t>((1u << bits) - 1) << (8 * b);
+            group.whole_bytes &= bits == 8;
+            bit += bits;
+        }
+    }
+    return number;
+}
 
 }  // namespace
 

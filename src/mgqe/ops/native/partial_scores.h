@@ -85,6 +85,44 @@ inline void partial_scores(const mgqe_tier& tier, const float* book, const float
     }
 }
 
+// Entries of one piece of a mixed tier: out (stride), those beyond the code's bits repeating the last one. `values`: of
+// the query, as coordinates are multiplied with; null for squared norms.
+inline void piece_scores(const mgqe_piece& piece, const float* book, const float* values, int64_t stride, float* out) {
+    const int64_t width = piece.width, count = static_cast<int64_t>(1) << piece.bits;
+    const float* const own = values ? values + piece.coordinate : nullptr;
+    const float* const from = book + piece.entry;
+    const auto fill_piece = [&](const auto& product) {
+        for (int64_t k = 0; k < count; ++k) out[k] = product(from + k * width);
+    };
+    switch (width) {
+        case 1:
+            fill_piece([=](const float* c) { return dot<1>(own, c, 1); });
+            break;
+        case 2:
+            fill_piece([=](const float* c) { return dot<2>(own, c, 2); });
+            break;
+        case 3:
+            fill_piece([=](const float* c) { return dot<3>(own, c, 3); });
+            break;
+        case 4:
+            fill_piece([=](const float* c) { return dot<4>(own, c, 4); });
+            break;
+        default:
+            fill_piece([=](const float* c) { return dot<0>(own, c, width); });
+    }
+    for (int64_t k = count; k < stride; ++k) out[k] = out[count - 1];
+}
+
+// A query (embedding_dim) as coordinates meet it: turned (num_coordinates) = matrix @ query; and <mean, query>. Both
+// are summed over t in order, each product and sum rounded.
+inline float turn(const mgqe_table& table, const float* query, float* turned) {
+    const int64_t dim = table.embedding_dim;
+    const int64_t step = (dim + MGQE_MATRIX_STEP - 1) / MGQE_MATRIX_STEP * MGQE_MATRIX_STEP;
+    const float* row = table.matrix;
+    for (int64_t k = 0; k < table.num_coordinates; ++k, row += step) turned[k] = dot<0>(query, row, dim);
+    return dot<0>(query, table.mean, dim);
+}
+
 }  // namespace
 
 #endif

@@ -13,6 +13,8 @@
 #include "byte_filter.h"
 #include "isa.h"
 #include "locate.h"
+#include "mixed_codes.h"
+#include "packed_blocks.h"
 #include "parallel.h"
 #include "partial_scores.h"
 #include "select.h"
@@ -42,6 +44,13 @@ struct Buffer {
     }
 };
 
+// Code j of row i of a tier.
+inline uint32_t one_code(const mgqe_tier& tier, int64_t i, int64_t j) {
+    const uint8_t* const row = tier.codes + i * tier.row_bytes;
+    if (tier.layout) return code_of(tier.layout[j], tier.row_bytes, row);
+    return code_before(row, j, tier.bits, (1u << tier.bits) - 1, tier.codes + tier.rows * tier.row_bytes);
+}
+
 // What does not depend on the query.
 struct Plan {
     const mgqe_table& table;
@@ -49,6 +58,7 @@ struct Plan {
     Buffer<mgqe_tier_view> views;
     Buffer<float> books;  // float16 and int8 codebooks as float32
     Buffer<const float*> book_of;
+    Buffer<mgqe_code_group> groups;
     Buffer<float> norms;
     Buffer<uint8_t> hidden_rows;  // of a mask for all queries
     int64_t num_tiles = 0;
@@ -59,7 +69,10 @@ struct Plan {
 
     int32_t prepare() {
         const int32_t m = table.num_tiers;
-        if (!views.reserve(m) || !book_of.reserve(m) || !decode_books()) return MGQE_NO_MEMORY;
+        int64_t codes = 0, grouped = 0;
+        for (int32_t g = 0; g < m; ++g) codes += table.tiers[g].num_subspaces;
+        if (!views.reserve(m) || !book_of.reserve(m) || !groups.reserve(codes) || !decode_books())
+            return MGQE_NO_MEMORY;
         for (int32_t g = 0; g < m; ++g) {
             const mgqe_tier& tier = table.tiers[g];
             const int64_t D = tier.num_subspaces;
@@ -73,7 +86,12 @@ struct Plan {
             view.first_position = table.starts[g];
             view.stride = entry_stride(tier.bits);
             view.table_offset = table_entries;
-            view.filtered = mgqe_has_filter(tier.bits) && D < kMostColumns;
+            view.filtered = mgqe_has_filter(tier.bits) && D < kMostColumns && tier.row_bytes > 0;
+            if (view.filtered) {
+                view.groups = groups.data + grouped;
+                view.num_groups = group_codes(tier, groups.data + grouped);
+                grouped += view.num_groups;
+            }
             num_tiles += (tier.rows + view.tile_rows - 1) / view.tile_rows;
             table_entries += D * view.stride;
         }
@@ -82,8 +100,9 @@ struct Plan {
             const int32_t status = hide_rows(job.hidden, hidden_rows);
             if (status != MGQE_OK) return status;
         }
-        if ((job.cosine || method == MGQE_TOPK_BLOCKS) && !find_norms()) return MGQE_NO_MEMORY;
-        return job.cosine && long_rows() ? MGQE_LONG_ROWS : MGQE_OK;
+        const bool cosine = job.cosine && !table.matrix;
+        if ((cosine || method == MGQE_TOPK_BLOCKS) && !find_norms()) return MGQE_NO_MEMORY;
+        return cosine && long_rows() ? MGQE_LONG_ROWS : MGQE_OK;
     }
 
     // A mask by position, if it leaves so few rows that many are asked for in vain, each of which would have to find
@@ -112,19 +131,50 @@ struct Plan {
     }
 
     // Partial scores of a query in all tiers. Tiers that share a codebook share the work.
-    void score(const float* query, float* tables) const {
+    void score(const mgqe_query& query, float* tables) const {
         for (int32_t g = 0; g < table.num_tiers; ++g) {
             float* to = tables + views.data[g].table_offset;
-            if (const float* from = computed_before(g, tables))
+            if (table.tiers[g].layout)
+                score_pieces(g, query, tables);
+            else if (const float* from = computed_before(g, tables))
                 copy_entries(from, views.data[g], to);
             else
-                partial_scores(*views.data[g].tier, book_of.data[g], query, views.data[g].stride, to);
+                partial_scores(*views.data[g].tier, book_of.data[g], query.values, views.data[g].stride, to);
         }
     }
 
 private:
     static constexpr double kLargest = 3.4028234663852886e38;
     static constexpr int64_t kEntries = 16;  // that are worked on together
+
+    void score_pieces(int32_t g, const mgqe_query& query, float* tables) const {
+        const mgqe_tier_view& view = views.data[g];
+        for (int32_t j = 0; j < view.tier->num_subspaces; ++j) {
+            const mgqe_piece& piece = view.tier->layout[j];
+            const int64_t count = static_cast<int64_t>(1) << piece.bits;
+            float* const to = tables + view.table_offset + j * view.stride;
+            if (const float* from = piece_before(g, j, tables)) {
+                memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
+                std::fill(to + count, to + view.stride, to[count - 1]);
+                continue;
+            }
+            piece_scores(piece, book_of.data[g], query.values, view.stride, to);
+            if (j == 0 && table.matrix)
+                for (int64_t k = 0; k < view.stride; ++k) to[k] += query.start;
+        }
+    }
+
+    // The entries of an earlier tier that begin with those of piece j of tier g.
+    const float* piece_before(int32_t g, int32_t j, const float* tables) const {
+        const mgqe_tier& tier = table.tiers[g];
+        for (int32_t h = 0; h < g; ++h) {
+            const mgqe_tier& other = table.tiers[h];
+            if (other.centroids == tier.centroids && other.layout[j].bits >= tier.layout[j].bits &&
+                other.layout[j].entry == tier.layout[j].entry)
+                return tables + views.data[h].table_offset + j * views.data[h].stride;
+        }
+        return nullptr;
+    }
 
     // The sum of the largest sizes of a tier's entries in each subspace; NaN if one is not finite.
     double reach(const mgqe_tier_view& view, const float* tables) const {
@@ -159,14 +209,11 @@ private:
         for (int32_t g = 0; g < table.num_tiers; ++g) {
             const mgqe_tier& tier = table.tiers[g];
             if (tier.rows == 0 || reach(views.data[g], norms.data) <= kLargest) continue;
-            const uint32_t mask = (1u << tier.bits) - 1;
-            const uint8_t* end = tier.codes + tier.rows * tier.row_bytes;
             for (int64_t i = 0; i < tier.rows; ++i) {
                 if (padding.tier == g && padding.rank == i) continue;
                 float norm = 0;
                 for (int64_t j = 0; j < tier.num_subspaces; ++j)
-                    norm += views.data[g].norms[j * views.data[g].stride +
-                                                code_before(tier.codes + i * tier.row_bytes, j, tier.bits, mask, end)];
+                    norm += views.data[g].norms[j * views.data[g].stride + one_code(tier, i, j)];
                 if (!(norm - norm == 0)) return true;
             }
         }
@@ -174,6 +221,8 @@ private:
     }
 
     int32_t choose() const {
+        // The length of a row is then no sum over subspaces, which both other methods need.
+        if (job.cosine && table.matrix) return MGQE_TOPK_SCAN;
         if (job.method != MGQE_TOPK_AUTO) return job.method;
         const bool filter = job.k < table.num_embeddings / kScanShare;
         double rows = 0, blocks = 0;
@@ -202,7 +251,7 @@ private:
         const int64_t lot = isa == MGQE_AVX512 ? 32 : isa == MGQE_AVX2 ? 16 : 8;
         const int64_t queries = job.num_queries < kQueriesAtOnce ? job.num_queries : kQueriesAtOnce;
         const double padded = static_cast<double>((queries + lot - 1) / lot * lot);
-        const double product = (isa == MGQE_AVX512 || isa == MGQE_AVX2 ? 0.03 : 0.075) * table.embedding_dim;
+        const double product = (isa == MGQE_AVX512 || isa == MGQE_AVX2 ? 0.03 : 0.075) * table.num_coordinates;
         return (product * padded + 1.5 * tier.num_subspaces) / static_cast<double>(queries < 1 ? 1 : queries);
     }
 
@@ -264,7 +313,11 @@ private:
         for (int32_t g = 0; g < table.num_tiers; ++g) {
             mgqe_tier_view& view = views.data[g];
             float* to = norms.data + view.table_offset;
-            partial_scores(*view.tier, book_of.data[g], nullptr, view.stride, to);
+            if (view.tier->layout)
+                for (int32_t j = 0; j < view.tier->num_subspaces; ++j)
+                    piece_scores(view.tier->layout[j], book_of.data[g], nullptr, view.stride, to + j * view.stride);
+            else
+                partial_scores(*view.tier, book_of.data[g], nullptr, view.stride, to);
             view.norms = to;
             double low = 0, high = 0;
             for (int64_t j = 0; j < view.tier->num_subspaces; ++j) {
@@ -304,6 +357,7 @@ struct Group {
     const Plan& plan;
     Buffer<mgqe_query> queries;
     Buffer<float> tables;
+    Buffer<float> turned;  // queries times the matrix
     Buffer<uint32_t> thresholds;
     Buffer<int64_t> excluded;
     Buffer<uint8_t> hidden_rows[kQueriesAtOnce];
@@ -347,7 +401,9 @@ struct Group {
 private:
     int32_t prepare(int64_t first, int64_t count) {
         const mgqe_topk_job& job = plan.job;
-        const int64_t dim = plan.table.embedding_dim;
+        const mgqe_table& table = plan.table;
+        const int64_t dim = table.embedding_dim, L = table.num_coordinates;
+        if (table.matrix && !turned.reserve(count * L)) return MGQE_NO_MEMORY;
         if (!queries.reserve(count) || !tables.reserve(count * plan.table_entries) || !thresholds.reserve(count))
             return MGQE_NO_MEMORY;
         if (job.excluded) {
@@ -362,12 +418,16 @@ private:
             mgqe_query& query = queries.data[i];
             query = {};
             float* own = tables.data + i * plan.table_entries;
-            plan.score(job.queries + q * dim, own);
+            query.values = job.queries + q * dim;
+            if (table.matrix) {
+                query.start = turn(table, query.values, turned.data + i * L);
+                query.values = turned.data + i * L;
+            }
+            plan.score(query, own);
             if (!plan.in_range(own)) return MGQE_OVERFLOW;
             query.tables = own;
-            query.values = job.queries + q * dim;
             double squares = 0;
-            for (int64_t t = 0; t < dim; ++t) squares += static_cast<double>(query.values[t]) * query.values[t];
+            for (int64_t t = 0; t < L; ++t) squares += static_cast<double>(query.values[t]) * query.values[t];
             query.length = sqrt(squares);
             thresholds.data[i] = ordered_bits(kLowest);
             query.shared_threshold = thresholds.data + i;
@@ -410,6 +470,7 @@ private:
         scan.bias = plan.job.bias;
         scan.bias_codes = plan.job.bias_codes;
         scan.bias_levels = plan.job.bias_levels;
+        scan.row_squares = plan.table.matrix ? plan.job.row_squares : nullptr;
         scan.num_queries = count;
         scan.k = plan.job.k;
         scan.cosine = plan.job.cosine != 0;
@@ -481,17 +542,14 @@ private:
     // Without the bias.
     float exact_score(const mgqe_scan& scan, const mgqe_query& query, const Place& place) const {
         const mgqe_tier_view& view = scan.tiers[place.tier];
-        const mgqe_tier& tier = *view.tier;
-        const uint32_t mask = (1u << tier.bits) - 1;
-        const uint8_t* row = tier.codes + place.rank * tier.row_bytes;
-        const uint8_t* end = tier.codes + tier.rows * tier.row_bytes;
         const float* table = query.tables + view.table_offset;
-        float sum = 0, norm = 0;
-        for (int64_t j = 0; j < tier.num_subspaces; ++j) {
-            const uint32_t code = code_before(row, j, tier.bits, mask, end);
+        float sum = 0, norm = scan.row_squares ? scan.row_squares[view.first_position + place.rank] : 0;
+        for (int64_t j = 0; j < view.tier->num_subspaces; ++j) {
+            const uint32_t code = one_code(*view.tier, place.rank, j);
             const float entry = table[j * view.stride + code];
             sum = j ? sum + entry : entry;
-            if (scan.cosine) norm = j ? norm + view.norms[j * view.stride + code] : view.norms[code];
+            if (scan.cosine && !scan.row_squares)
+                norm = j ? norm + view.norms[j * view.stride + code] : view.norms[code];
         }
         return scan.cosine ? cosine_of(sum, norm) : sum;
     }
@@ -571,6 +629,7 @@ bool ids_in_spans(const int64_t* ids, int64_t n, const int64_t* spans, int64_t q
 int32_t mgqe_topk(const mgqe_table* table, const mgqe_topk_job* job, int32_t threads) {
     if (!mgqe_well_formed(*table) || job->num_queries < 0 || job->k < 1) return MGQE_BAD_ARGUMENT;
     if (job->k > table->num_embeddings || (job->bias && !job->bias_codes)) return MGQE_BAD_ARGUMENT;
+    if (job->cosine && table->matrix && !job->row_squares) return MGQE_BAD_ARGUMENT;
     const int64_t n = table->num_embeddings, queries = job->num_queries;
     if (job->excluded && !ids_in_spans(job->excluded, job->num_excluded, job->excluded_spans, queries, n))
         return MGQE_OUT_OF_RANGE;

@@ -17,10 +17,21 @@ struct mgqe_hit {
     int64_t rank;
 };
 
+// Up to eight codes, of at most 8 bits each, that lie within 64 bits from the start of a byte of a row.
+struct mgqe_code_group {
+    int64_t first;      // subspace
+    int64_t byte;       // of the row
+    uint64_t lanes;     // the bits that each code can have, in a byte each
+    uint8_t shifts[8];  // where each code begins in the 64 bits
+    bool whole_bytes;   // the codes are these bytes
+};
+
 // A tier cut into tiles of rows. Partial scores have `stride` entries per subspace: all that `bits` can say, those
 // beyond the codebook repeating its last centroid as the look-up does, and at least 16.
 struct mgqe_tier_view {
     const mgqe_tier* tier;
+    const mgqe_code_group* groups;  // of its codes, where there is a byte filter
+    int64_t num_groups;
     int64_t first_tile;
     int64_t tile_rows;       // a multiple of 256
     int64_t first_position;  // rows of the tiers before
@@ -42,8 +53,9 @@ struct mgqe_query {
     const int64_t* candidates;   // ids, when the job is restricted to some
     int64_t num_candidates;
     uint32_t* shared_threshold;  // the best k-th score of any thread so far, as ordered bits (see best.h)
-    const float* values;         // (embedding_dim)
-    double length;
+    const float* values;         // (num_coordinates), as rows' coordinates are multiplied with
+    float start;                 // what every score begins with
+    double length;               // of the values
 };
 
 struct mgqe_scan {
@@ -53,6 +65,7 @@ struct mgqe_scan {
     const float* bias;          // by id, or null
     const uint8_t* bias_codes;  // by position: the level of each row's bias
     const float* bias_levels;   // (256) no bias is above its level
+    const float* row_squares;   // by position: squared lengths of rows that are no sums over subspaces, or null
     int64_t num_queries;
     int64_t k;
     int64_t padding_tier;       // where padding_idx is, -1 without one: the scans leave it out

@@ -15,6 +15,7 @@
 #include "bits.h"
 #include "blocks.h"
 #include "byte_filter.h"
+#include "mixed_codes.h"
 #include "packed_blocks.h"
 #include "partial_scores.h"
 #include "topk.h"
@@ -92,6 +93,9 @@ struct PackedRows {
     // Any row: reads nothing beyond the codes.
     float one(const float* table, int64_t rank) const {
         const uint8_t* row = tier.codes + rank * tier.row_bytes;
+        if (tier.layout)
+            return sum_entries(table, stride, tier.num_subspaces,
+                               [&](int64_t j) { return code_of(tier.layout[j], tier.row_bytes, row); });
         return sum_entries(table, stride, tier.num_subspaces,
                            [&](int64_t j) { return code_before(row, j, tier.bits, mask, end); });
     }
@@ -100,6 +104,7 @@ struct PackedRows {
     void many(const float* table, int64_t first, int64_t count, float* scores) const {
         const int64_t bytes = tier.row_bytes;
         int64_t i = 0;
+        if (tier.layout) return by_pieces(table, first, count, scores);
         if (tier.bits == 8) {
             for (; i + 4 <= count; i += 4) four_of_bytes(table, tier.codes + (first + i) * bytes, scores + i);
         } else {
@@ -115,6 +120,19 @@ struct PackedRows {
             }
         }
         for (; i < count; ++i) scores[i] = one(table, first + i);
+    }
+
+    // One subspace of all rows after another: how its codes are read is then the same for all of them.
+    void by_pieces(const float* table, int64_t first, int64_t count, float* scores) const {
+        const int64_t bytes = tier.row_bytes;
+        const uint8_t* const rows = tier.codes + first * bytes;
+        for (int32_t j = 0; j < tier.num_subspaces; ++j, table += stride)
+            with_reader(tier.layout[j], bytes, [&](const auto& read) {
+                if (j == 0)
+                    for (int64_t i = 0; i < count; ++i) scores[i] = table[read(rows + i * bytes)];
+                else
+                    for (int64_t i = 0; i < count; ++i) scores[i] += table[read(rows + i * bytes)];
+            });
     }
 
     void four_of_bytes(const float* table, const uint8_t* rows, float* scores) const {
@@ -171,7 +189,8 @@ public:
           worker(to),
           filters(of.method == MGQE_TOPK_FILTER && F::kFilters),
           multiplies(of.method == MGQE_TOPK_BLOCKS),
-          dim(of.table->embedding_dim),
+          dim(of.table->num_coordinates),
+          block_stride(of.table->tiers->layout ? coordinate_stride(*of.table) : dim),
           lots((of.num_queries + kLot - 1) / kLot) {}
 
     int32_t run(int64_t begin, int64_t end) {
@@ -194,12 +213,13 @@ private:
     const mgqe_scan& scan;
     mgqe_worker& worker;
     const bool filters, multiplies;
-    const int64_t dim;
+    const int64_t dim;                              // numbers of a row that are multiplied
+    const int64_t block_stride;                     // and their distance from those of the next row
     const int64_t lots;                             // of queries that are multiplied together
     static constexpr int64_t kLot = 2 * P::kLanes;
     static constexpr int kProductRows = 6;          // whose sums, of a lot, stay in registers
     char* memory = nullptr;
-    uint8_t* columns = nullptr;    // (D rounded up to 8, and one for biases; tile rows)
+    uint8_t* columns = nullptr;    // (D + 8, of which one is for biases; tile rows)
     uint8_t* rows_copy = nullptr;  // the last rows of a tier with room behind them
     float* scores = nullptr;
     float* norms = nullptr;
@@ -211,7 +231,7 @@ private:
     float* lot_needs = nullptr;    // (lots, kLot): the scores that their rows must reach
     float* lot_margins = nullptr;  // (tiers, lots, kLot): by how much a product may be less than the score
     bool* multiplied = nullptr;    // (tiers): whether all margins are finite
-    float* block = nullptr;        // (kBlockRows, dim)
+    float* block = nullptr;        // (kBlockRows, block_stride)
     uint16_t* passing = nullptr;   // (kLot, kBlockRows): which rows of a block
     int64_t tables_step = 0;       // bytes of a query's tables
 
@@ -228,7 +248,7 @@ private:
             const mgqe_tier_view& view = scan.tiers[g];
             if (!view.filtered) continue;
             const int64_t D = view.tier->num_subspaces;
-            const int64_t held = ((D + 7) / 8 * 8 + 1) * view.tile_rows;
+            const int64_t held = (D + 8) * view.tile_rows;
             most_columns = held > most_columns ? held : most_columns;
             most_entries = D * view.stride + 256 > most_entries ? D * view.stride + 256 : most_entries;
             most_row_bytes = view.tier->row_bytes > most_row_bytes ? view.tier->row_bytes : most_row_bytes;
@@ -241,7 +261,7 @@ private:
                             most_entries * 4, n * tables_step, n * m * static_cast<int64_t>(sizeof(Bound)),
                             n * static_cast<int64_t>(sizeof(Patience)), lot_floats * dim * 4, lot_floats * 4,
                             lot_floats * m * 4, m,
-                            multiplies ? (kBlockRows + kProductRows) * dim * 4 : 0, kLot * kBlockRows * 2};
+                            multiplies ? (kBlockRows + kProductRows) * block_stride * 4 : 0, kLot * kBlockRows * 2};
         int64_t total = 64;
         for (int64_t& size : sizes) {
             size = (size + 63) / 64 * 64;
@@ -382,14 +402,14 @@ private:
         const double relative = 2.4e-7 * static_cast<double>(dim + 16);
         // Numbers near 1e-38 lose digits, and squares of numbers below 1e-19 do so too.
         const double tiny = 1e-17 * (1 + scan.queries[q].length) * static_cast<double>(dim);
-        return relative * (scan.queries[q].length * view.norm_high + bias) + tiny;
+        return relative * (scan.queries[q].length * view.norm_high + fabs(scan.queries[q].start) + bias) + tiny;
     }
 
     void visit_blocks(const Tile& tile) {
         const mgqe_tier_view& view = *tile.view;
         for (int64_t first = 0; first < tile.rows; first += kBlockRows) {
             const int64_t left = tile.rows - first, rows = left < kBlockRows ? left : kBlockRows;
-            decode_rows(view, tile.first + first, rows, block);
+            decode_rows(view, tile.first + first, rows, block_stride, block);
             // A row's length for cosine (the score needed is that of the unit row), and the most its bias may be.
             float lengths[kBlockRows + kProductRows], extra[kBlockRows + kProductRows];
             for (int64_t i = 0; i < rows; ++i) {
@@ -399,7 +419,7 @@ private:
                     extra[i] = scan.bias_levels[scan.bias_codes[view.first_position + tile.first + first + i]];
                 if (!scan.cosine) continue;
                 float squares = 0;
-                for (int64_t t = 0; t < dim; ++t) squares += block[i * dim + t] * block[i * dim + t];
+                for (int64_t t = 0; t < dim; ++t) squares += block[i * block_stride + t] * block[i * block_stride + t];
                 lengths[i] = __builtin_sqrtf(squares);
             }
             Tile part = tile;
@@ -417,12 +437,14 @@ private:
             needs[i] = i < queries ? threshold(first + i) : -kLowest;
             // A query that has no k hits yet takes every row: the lowest finite number, which any margin leaves low.
             if (needs[i] == kLowest) needs[i] = -3e38f;
+            else if (i < queries) needs[i] -= scan.queries[first + i].start;
         }
         int32_t counts[kLot] = {};
         uint32_t masks[kProductRows];
         const float* values = lot_queries + lot * kLot * dim;
         for (int64_t row = 0; row < part.rows; row += kProductRows) {
-            multiply<P, kProductRows>(block + row * dim, dim, values, needs, margins, lengths + row, extra + row, masks);
+            multiply<P, kProductRows>(block + row * block_stride, block_stride, dim, values, needs, margins,
+                                      lengths + row, extra + row, masks);
             const int64_t some = part.rows - row < kProductRows ? part.rows - row : kProductRows;
             for (int64_t r = 0; r < some; ++r)
                 for (uint32_t mask = masks[r]; mask; mask &= mask - 1) {
@@ -453,13 +475,13 @@ private:
         const int64_t all = (tile.rows + 63) / 64;
         int64_t done = readable < 0 ? 0 : readable / block_bytes;
         done = done < all ? done : all;
-        F::columns({tile.codes, done, tier.row_bytes, tier.num_subspaces, tier.bits, tile.upcoming}, columns,
+        F::columns({tile.codes, done, tier.row_bytes, view.groups, view.num_groups, tile.upcoming}, columns,
                    view.tile_rows);
         for (; done < all; ++done) {
             const uint8_t* from = tile.codes + done * block_bytes;
             const int64_t left = readable + kBeyond - done * block_bytes;
             memcpy(rows_copy, from, static_cast<size_t>(left < block_bytes ? left : block_bytes));
-            F::columns({rows_copy, 1, tier.row_bytes, tier.num_subspaces, tier.bits, rows_copy}, columns + 64 * done,
+            F::columns({rows_copy, 1, tier.row_bytes, view.groups, view.num_groups, rows_copy}, columns + 64 * done,
                        view.tile_rows);
         }
         if (scan.bias)
@@ -523,7 +545,11 @@ private:
         const mgqe_tier_view& view = *tile.view;
         const PackedRows rows(view);
         rows.many(scan.queries[q].tables + view.table_offset, tile.first, tile.rows, scores);
-        if (scan.cosine) rows.many(view.norms, tile.first, tile.rows, norms);
+        if (scan.row_squares)
+            memcpy(norms, scan.row_squares + view.first_position + tile.first,
+                   static_cast<size_t>(tile.rows) * sizeof(float));
+        else if (scan.cosine)
+            rows.many(view.norms, tile.first, tile.rows, norms);
         offer_rows(q, tile, nullptr, tile.rows);
     }
 
