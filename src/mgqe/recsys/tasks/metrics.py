@@ -84,7 +84,7 @@ def ndcg_values(ranks: Tensor, k: int = 10, owners: Tensor | None = None) -> Ten
 
 
 def auc_placements(labels: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each positive the share of negatives below it, of each negative the share of positives above it; ties are half.
+    """Of each positive the share of negatives below it, of each negative that of positives above it; ties are half.
 
     Both, float64, have the AUC as their mean (DeLong et al., 1988, whose variance `standard_error` works out).
     """
