@@ -25,7 +25,7 @@ N, DIM = 40, 4
 
 def make(cls=mgqe.DPQEmbedding, gathers=True, **arguments):
     torch.manual_seed(0)
-    arguments = {"num_centroids": 8, "num_subspaces": 2, "warmup_steps": 100, **arguments}
+    arguments = {"num_centroids": 8, "num_subspaces": 2, "warmup_steps": 60, **arguments}
     layer = cls(N, DIM, **arguments)
     layer.gathers_metric = gathers
     return layer
@@ -71,30 +71,30 @@ def test_any_loss_and_several_passes_of_a_step():
 
 
 def test_later_steps_count_more():
-    layer = make(warmup_steps=64)  # every step is gathered
+    layer = make(warmup_steps=63)  # every step is gathered
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     for scale in (1.0, 2.0):
         optimizer.zero_grad()
         (scale * layer(torch.tensor([1]))[:, 0]).sum().backward()
         optimizer.step()
-    decay = 2 ** (-1 / 64)
+    decay = 2 ** (-1 / 32)
     assert layer.metric().matrix[0, 0] == pytest.approx((decay * 1 + 4) / (decay + 1), rel=1e-6)
     assert layer.metric().lookups == pytest.approx(1)
 
 
-def test_one_step_in_eight_is_gathered_in_a_long_warm_up():
-    assert [moments.steps_between(passes) for passes in (0, 63, 127, 128, 300, 512, 10**9)] == [1, 1, 1, 2, 4, 8, 8]
+def test_one_step_in_sixteen_is_gathered_in_a_long_warm_up():
+    assert [moments.steps_between(passes) for passes in (0, 32, 63, 64, 300, 512, 10**9)] == [1, 1, 1, 2, 9, 16, 16]
     layer = make(warmup_steps=10**9)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    for step in range(17):
+    for step in range(33):
         optimizer.zero_grad()
         for _ in range(2):
             (layer(torch.tensor([1])) * step).sum().backward()
         optimizer.step()
     _, steps = layer.moments.sums.weight.tolist()
-    assert steps == pytest.approx(sum(0.5 ** (k / 64) for k in range(3)))
+    assert steps == pytest.approx(sum(0.5 ** (k / 32) for k in range(3)))
     assert layer.metric().lookups == pytest.approx(2)  # in both passes of a step
-    expected = (0 * 0.5 ** (2 / 64) + 8**2 * 0.5 ** (1 / 64) + 16**2) / steps
+    expected = (0 * 0.5 ** (2 / 32) + 16**2 * 0.5 ** (1 / 32) + 32**2) / steps
     assert layer.metric().matrix[0, 0] == pytest.approx(expected)
 
 
@@ -330,7 +330,7 @@ def test_one_graph_serves_gathered_steps_and_others():
     layer = make(warmup_steps=10**9)
     counter, frames = CompileCounter(), []
     compiled = torch.compile(layer, backend=counter)
-    for _ in range(20):
+    for _ in range(35):
         compiled(torch.arange(5)).sum().backward()
         torch.optim.SGD(layer.parameters(), lr=0.1).step()
         frames.append(counter.frame_count)
@@ -449,18 +449,18 @@ class FakeRanks:
 
 
 def test_what_one_process_gathers_is_shared_every_few_steps_and_at_the_end():
-    layer, total = make(warmup_steps=64), FakeRanks()
+    layer, total = make(warmup_steps=6), FakeRanks()
     gathered = layer.moments
     for step in range(6):
-        gathered.begin_pass(True, 64, total, is_last=False)
+        gathered.begin_pass(True, 6, total, is_last=False)
         gathered._add(torch.ones(2, DIM), moments.lookups_of_vectors(torch.arange(2), None, 256, 0))
         assert total.calls == (2 if step >= 4 else 0)  # two tensors each
         assert float(gathered.sums.weight[1]) == pytest.approx(
-            0 if step < 4 else 3 * sum(0.5 ** (k / 64) for k in range(4))
+            0 if step < 4 else 3 * sum(0.5 ** (k / 32) for k in range(4))
         )
-    gathered.begin_pass(True, 64, total, is_last=True)
+    gathered.begin_pass(True, 6, total, is_last=True)
     assert gathered.sums.weight.tolist() == pytest.approx(
-        [6 * sum(0.5 ** (k / 64) for k in range(6)), 3 * sum(0.5 ** (k / 64) for k in range(6))]
+        [6 * sum(0.5 ** (k / 32) for k in range(6)), 3 * sum(0.5 ** (k / 32) for k in range(6))]
     )
     assert layer.metric().lookups == pytest.approx(2)
     assert torch.allclose(layer.metric().matrix, torch.ones(DIM, DIM, dtype=torch.float64))

@@ -20,10 +20,10 @@ from mgqe.codec.metric import Metric
 from mgqe.nn.context.ddp import recomputing
 from mgqe.nn.context.decorators import outside_graphs
 
-HALF_LIFE = 64  # gathered steps, after which a gradient counts half
+HALF_LIFE = 32  # gathered steps, after which a gradient counts half
 DECAY = 0.5 ** (1 / HALF_LIFE)
 SAMPLE = 256  # vectors of a pass whose gradients are gathered
-RARELY = 8  # steps of which one is gathered; more of them in a warm-up of fewer than RARELY * HALF_LIFE steps
+RARELY = 16  # steps of which one is gathered; more of them in a warm-up of fewer than RARELY * HALF_LIFE steps
 SHARE_EVERY = 4  # gathered steps between two sums over processes
 
 Total = Callable[[Tensor], Any]  # replaces a tensor, in place, by its sum over all processes
@@ -183,7 +183,7 @@ class GradientMoments:
     """The decayed average of g g^T over a sample of the vectors that a layer's training passes return.
 
     It is gathered in the warm-up, where vectors are rows and their gradients are those of an unquantised model: in all
-    passes of one step in eight, or of more in a short warm-up. The average forgets by half within 64 such steps, so
+    passes of one step in sixteen, or of more in a short warm-up. The average forgets by half within 32 such steps, so
     that late ones decide, whenever the warm-up ends. A hook on the vectors reads their gradients in the loss's own
     scale, which is the same for all tables of a model, and changes nothing. A pass in which a sampled gradient is NaN
     or infinite counts nothing.
