@@ -109,7 +109,7 @@ def run(
     found = held_bytes(model.user, rowwise) / split.num_users
     if isinstance(model.user, mgqe.MGQEmbedding):
         mgqe.freeze_(model)
-    quality = {"valid": dict(task.validate(model)), "test": dict(task.evaluate(model))}
+    quality = {"valid": dict(task.validation(model).figures), "test": dict(task.evaluate(model))}
     return {**quality, "lr": lr, "training_bytes_a_user": round(found, 1)}
 
 

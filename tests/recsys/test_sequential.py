@@ -185,7 +185,7 @@ def test_a_model_that_cannot_tell_items_apart_has_no_hits() -> None:
     task = replace(task, base=replace(task.base, split=replace(task.split, num_items=60)))
     found = task.evaluate(LastItem(torch.ones(60, 1)))  # type: ignore[arg-type]
     assert found["full_hr@10"] == found["valid_full_hr@10"] == 0.0
-    assert task.validate(LastItem(torch.ones(60, 1)))["ndcg@10"] == 1 / math.log2(5)  # type: ignore[arg-type]
+    assert task.validation(LastItem(torch.ones(60, 1))).figures["ndcg@10"] == 1 / math.log2(5)  # type: ignore[arg-type]
 
 
 def test_judging_by_hand() -> None:

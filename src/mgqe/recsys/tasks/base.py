@@ -85,7 +85,11 @@ class Task(TrainingTask, Protocol):
 
     @property
     def metric(self) -> str:
-        """The figure by which validation selects, such as hr@10 or auc; higher is better."""
+        """The figure that tables show first, such as hr@10 or auc; higher is better."""
+
+    @property
+    def selects_by(self) -> str:
+        """The validation figure by which epochs and plans are chosen; higher is better."""
 
     @property
     def tables(self) -> Mapping[str, TableInfo]:

@@ -63,6 +63,7 @@ class CtrTask:
     dims: tuple[int, int] = (64, 64)
     summary: dict[str, Any] = field(default_factory=dict)
     metric: str = "auc"
+    selects_by: str = "auc"
     split_summary: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

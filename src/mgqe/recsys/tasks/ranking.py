@@ -70,7 +70,8 @@ class RankingTask:
     table_fields: Mapping[str, str] = field(default_factory=lambda: TABLES)
     ids: Mapping[str, FileIds] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
-    metric: str = "full_ndcg@10"
+    metric: str = "hr@10"
+    selects_by: str = "full_ndcg@10"
 
     @classmethod
     def prepare(

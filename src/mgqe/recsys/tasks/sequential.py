@@ -54,6 +54,7 @@ class SequentialTask:
     loss_name: str = "bce"
     windows: str = "last"
     metric: str = "hr@10"
+    selects_by: str = "full_ndcg@10"
 
     @property
     def split(self) -> Split:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mgqe.codec.planning.budget import budget_bytes
-from mgqe.codec.planning.mixed import FittedPlan
+from mgqe.codec.planning.mixed import FittedPlan, least_nbytes
 from mgqe.codec.planning.tables import OnCandidate, Recipe, TableProblem, best_plans
 from mgqe.convert.calibration import calibrate
 from mgqe.nn.quantized import QuantizedEmbedding
@@ -28,6 +28,25 @@ def planned_layers(model: nn.Module, task: Task) -> dict[str, QuantizedEmbedding
         for path, module in modules.items()
         if isinstance(module, QuantizedEmbedding) and module.planner is not None
     }
+
+
+def budget_for(full: Any, layers: Collection[str], task: Task, budget: int | float | str) -> int:
+    """The bytes for the tables at the paths ``layers``: those of all tables of the full model, less what stays full."""
+    sizes = {path: 4 * full.get_submodule(path).weight.numel() for path in task.tables}
+    outside = sum(size + FULL_HEADER for path, size in sizes.items() if path not in layers)
+    return budget_bytes(budget, sum(sizes.values())) - outside
+
+
+def check_budget(full: Any, model: nn.Module, task: Task, budget: int | float | str) -> None:
+    """Raise ValueError for a budget that the smallest tables do not fit."""
+    layers = planned_layers(model, task)
+    sizes = [(layer.num_embeddings, layer.embedding_dim, layer.zero_row) for layer in layers.values()]
+    least, total = sum(least_nbytes(*size) for size in sizes), budget_for(full, layers, task, budget)
+    if total < least:
+        raise ValueError(
+            f"budget={budget}: {total:,} bytes are left for {', '.join(layers)}, of which the least is {least:,}: give "
+            "a larger budget"
+        )
 
 
 def spend_budget(
@@ -54,11 +73,7 @@ def spend_budget(
         )
         for path, layer in layers.items()
     ]
-    sizes = {
-        path: 4 * info.num_embeddings * full.get_submodule(path).embedding_dim for path, info in task.tables.items()
-    }
-    outside = sum(size + FULL_HEADER for path, size in sizes.items() if path not in layers)
-    total = budget_bytes(budget, sum(sizes.values())) - outside
+    total = budget_for(full, layers, task, budget)
 
     def judge(fitted: Sequence[FittedPlan]) -> float:
         with torch.no_grad():
@@ -66,7 +81,7 @@ def spend_budget(
             for path, problem, plan in zip(layers, problems, fitted, strict=True):
                 full.get_submodule(path).weight.copy_(plan.decoded(problem.rows))
             full.eval()
-            figure = task.validation(full).figures[task.metric]
+            figure = task.validation(full).figures[task.selects_by]
             for path, rows in before.items():
                 full.get_submodule(path).weight.copy_(rows)
         return figure

@@ -232,14 +232,16 @@ def warm_up(config: TrainConfig, data: RunData, warm_ups: Path, on_epoch: OnEpoc
     model = build_tables(config.warm_up(), data, warm_up=True)
     directory = warm_ups / f"phase-full-{warm_up_key(config, data.fingerprint)}"
     with folder_lock(directory):
-        return model, run_phase(model, data.task, config.warm_up().phase("full", data.task.metric), directory, on_epoch)
+        return model, run_phase(
+            model, data.task, config.warm_up().phase("full", data.task.selects_by), directory, on_epoch
+        )
 
 
 def anneal(
     config: TrainConfig, data: RunData, model: nn.Module, first: PhaseResult, warm_ups: Path, on_epoch: OnEpoch
 ) -> PhaseResult:
     """Phase 2; like phase 1's, its result is shared in `warm_ups`."""
-    phase = config.phase("annealed", data.task.metric)
+    phase = config.phase("annealed", data.task.selects_by)
     optimizer = make_optimizer(model, phase)
     carry_optimizer(first.optimizer, optimizer_names(model), model, optimizer)
     directory = warm_ups / f"phase-annealed-{warm_up_key(config, data.fingerprint, annealed=True)}"
@@ -254,7 +256,7 @@ def _quantise(
     from mgqe import quantization_loss, start_quantizing
 
     model = _on_rows_of(config, data, full)
-    phase = config.phase("quantised", data.task.metric)
+    phase = config.phase("quantised", data.task.selects_by)
     optimizer = make_optimizer(model, phase)
     carry_optimizer(before.optimizer, optimizer_names(full), model, optimizer)
     directory = out / "phase-quantised"
