@@ -32,7 +32,7 @@ from mgqe.recsys.models.registry import build_model
 from mgqe.recsys.tasks.base import TableInfo
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.artifacts import CONFIG, MODEL, TABLE, bytes_by_part, codebook_stats, load_run, ship
-from mgqe.recsys.train.budget import planned_layers, spend_budget
+from mgqe.recsys.train.budget import check_budget, planned_layers, spend_budget
 from mgqe.recsys.train.checkpoint import LAST, load_state
 from mgqe.recsys.train.config import TrainConfig, warm_up_key
 from mgqe.recsys.train.loop import OnEpoch, PhaseResult, carry_optimizer, make_optimizer, optimizer_names, run_phase
@@ -87,8 +87,9 @@ def check_run(config: TrainConfig, data: RunData) -> list[str]:
 
     ValueError names a table that the description does not fit, or a setting of the model that cannot be.
     """
-    for first in (True, False):
-        build_tables(config.warm_up() if first else config, data, warm_up=first)
+    full, model = build_tables(config.warm_up(), data, warm_up=True), build_tables(config, data)
+    if config.spec.shared_budget is not None and planned_layers(model, data.task):
+        check_budget(full, model, data.task, config.spec.shared_budget)
     return list(cuts(config, data).values())
 
 
