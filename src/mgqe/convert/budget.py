@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from mgqe.checks.names import errors_about
+from torch import Tensor, nn
+
+from mgqe.checks.names import did_you_mean, errors_about
+from mgqe.codec.metric import Metric
 from mgqe.codec.planning import Plan, Problem, budget_bytes
+from mgqe.codec.planning.mixed import FittedPlan
 from mgqe.codec.planning.split import split_budget
-from mgqe.codec.tiers import Tiers
-from mgqe.convert.decide import obstacle, zero_padding
+from mgqe.codec.planning.tables import TableProblem, best_plans
+from mgqe.codec.tiers import Tiers, check_counts
+from mgqe.convert.calibration import Calibration
+from mgqe.convert.decide import Spending, obstacle, zero_padding
 from mgqe.convert.find import ModelTable
 from mgqe.nn.config import CompressConfig
 from mgqe.nn.quantization import Counts
@@ -17,42 +25,87 @@ NO_GAIN = "left: codes and centroids would take no fewer bytes"
 ROOM = "left: the budget has room for it as it is"
 
 
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What is known of how much errors in a model's rows cost.
+
+    Attributes:
+        calibration: gradients, and batches to judge candidates by; or None.
+        queries: path -> what the table's rows are multiplied with, floats (n, d).
+    """
+
+    calibration: Calibration | None = None
+    queries: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self, tables: Sequence[ModelTable]) -> None:
+        """Raise ValueError for queries of a path that is no table."""
+        known = [path for table in tables for path in table.paths]
+        for path in self.queries:
+            if path not in known:
+                raise ValueError(f"queries for {path!r}{did_you_mean(path, known)}, where the model has no table")
+
+    def metrics(self, table: ModelTable) -> dict[str, Metric]:
+        """The metrics of a table by their source, the best first."""
+        metrics = {}
+        for path in table.paths:
+            if path in self.queries:
+                metrics["queries"] = Metric.of_queries(self.queries[path])
+        if self.calibration is not None:
+            measured = [self.calibration.metrics[path] for path in table.paths if path in self.calibration.metrics]
+            metrics.update({metric.source: metric for metric in measured if metric.source != "identity"})
+        return metrics
+
+
 def allocate(
-    tables: Sequence[ModelTable], config: CompressConfig, counts: Mapping[str, Counts | Tiers]
-) -> dict[str, Plan | str]:
-    """What a budget makes of the tables that have one, by path: a plan, or why the budget leaves the table.
+    model: nn.Module,
+    tables: Sequence[ModelTable],
+    config: CompressConfig,
+    counts: Mapping[str, Counts | Tiers],
+    evidence: Evidence,
+) -> dict[str, Spending | Plan | str]:
+    """What a budget makes of the tables that have one, by path.
+
+    Trained tables are planned here, together, and fitted; tables that are to be trained get bytes, which their layers
+    spend when the warm-up ends; tables of SX get an even shape. A text says why the budget leaves a table.
 
     Raises:
         ValueError: a budget that is too small, or not smaller than the tables; Tiers in place of counts; NaN in rows.
     """
-    plans: dict[str, Plan | str] = {}
-    sharing: list[tuple[ModelTable, Problem | None]] = []
+    results: dict[str, Spending | Plan | str] = {}
+    sharing: list[ModelTable] = []
     for table in tables:
         config_of_table = config.for_table(table.paths)
         if config_of_table is None or config_of_table.budget is None or obstacle(table) is not None:
             continue
-        with errors_about(table.path):
-            problem = _problem(table, config_of_table, counts.get(table.path))
-            if config.shares_budget(table.paths):
-                sharing.append((table, problem))
-            elif problem is None or problem.least() >= problem.full_nbytes:
-                plans[table.path] = NO_GAIN
-            else:
-                plans[table.path] = problem.plan(budget_bytes(config_of_table.budget, problem.full_nbytes))
+        if isinstance(counts.get(table.path), Tiers):
+            with errors_about(table.path):
+                raise ValueError("a budget chooses the tiers: give counts (mgqe.count_ids), not Tiers")
+        if config.shares_budget(table.paths):
+            sharing.append(table)
+        else:
+            results.update(_divide(model, [table], config_of_table, counts, evidence))
     if sharing:
-        plans.update(_divide(sharing, config))
-    return plans
+        results.update(_divide(model, sharing, config, counts, evidence))
+    return results
 
 
-def _divide(tables: Sequence[tuple[ModelTable, Problem | None]], config: CompressConfig) -> dict[str, Plan | str]:
-    """One budget for several tables: what each table becomes with its share."""
-    plans: dict[str, Plan | str] = {}
-    sizes = [_nbytes(table) for table, _ in tables]
+def _divide(
+    model: nn.Module,
+    tables: Sequence[ModelTable],
+    config: CompressConfig,
+    counts: Mapping[str, Any],
+    evidence: Evidence,
+) -> dict[str, Spending | Plan | str]:
+    """One budget for several tables: what each becomes with its share."""
+    sizes = [_weight(table).nbytes for table in tables]
+    problems = [_problem(table, config, counts.get(table.path)) for table in tables]
+    ladders = [
+        [*([] if problem is None else [step for step in problem.ladder() if step[0] < size]), (size, 0.0)]
+        for problem, size in zip(problems, sizes, strict=True)
+    ]
+    if len(tables) == 1 and len(ladders[0]) == 1:
+        return {tables[0].path: NO_GAIN}
     budget = budget_bytes(config.budget, sum(sizes))
-    ladders = []
-    for (_, problem), size in zip(tables, sizes, strict=True):
-        steps = [] if problem is None else [step for step in problem.ladder() if step[0] < size]
-        ladders.append([*steps, (size, 0.0)])
     shares = split_budget(ladders, budget)
     if shares is None:
         least = sum(ladder[0][0] for ladder in ladders)
@@ -60,31 +113,68 @@ def _divide(tables: Sequence[tuple[ModelTable, Problem | None]], config: Compres
             f"budget={config.budget!r} is {budget:,} bytes, too few for {len(tables)} tables of {sum(sizes):,}: the "
             f"least is {least:,} bytes ({100 * least / sum(sizes):.2f}%)"
         )
-    for (table, problem), size, share, ladder in zip(tables, sizes, shares, ladders, strict=True):
+    results: dict[str, Spending | Plan | str] = {}
+    chosen = []
+    for table, problem, size, share, ladder in zip(tables, problems, sizes, shares, ladders, strict=True):
         if problem is None or share == size:
-            plans[table.path] = NO_GAIN if len(ladder) == 1 else ROOM
-            continue
+            results[table.path] = NO_GAIN if len(ladder) == 1 else ROOM
+        elif config.plans_on_rows:
+            results[table.path] = Spending(share)
+            chosen.append(table)
+        else:
+            with errors_about(table.path):
+                results[table.path] = problem.plan(share)
+    if config.plans_on_rows and config.init == "from_weight" and all(bool(_weight(t).any()) for t in chosen) and chosen:
+        room = sum(share for table, share in zip(tables, shares, strict=True) if table in chosen)
+        results.update(_fit(model, chosen, room, counts, evidence))
+    return results
+
+
+def _fit(
+    model: nn.Module, tables: Sequence[ModelTable], budget: int, counts: Mapping[str, Any], evidence: Evidence
+) -> dict[str, Spending]:
+    """Trained tables, planned together and fitted; judged by the calibration's batches where there are any."""
+    problems = []
+    for table in tables:
         with errors_about(table.path):
-            plans[table.path] = problem.plan(share)
-    return plans
+            problems.append(_table_problem(table, counts.get(table.path), evidence))
+
+    def judge(fitted: Sequence[FittedPlan]) -> float:
+        assert evidence.calibration is not None
+        weights = [_weight(table) for table in tables]
+        before = [weight.detach().clone() for weight in weights]
+        try:
+            for weight, problem, plan in zip(weights, problems, fitted, strict=True):
+                weight.data.copy_(plan.decoded(problem.rows))
+            return -evidence.calibration.loss(model)
+        finally:
+            for weight, rows in zip(weights, before, strict=True):
+                weight.data.copy_(rows)
+
+    recipe, plans = best_plans(problems, budget, judge if evidence.calibration is not None else None)
+    return {table.path: Spending(plan.plan.nbytes, plan, recipe) for table, plan in zip(tables, plans, strict=True)}
 
 
-def _problem(table: ModelTable, config: CompressConfig, counts: Counts | Tiers | None) -> Problem | None:
-    """What to plan for; None for a table of fewer than two rows."""
-    if isinstance(counts, Tiers):
-        raise ValueError("a budget chooses the tiers: give counts (mgqe.count_ids), not Tiers")
-    module = table.module
-    weight = module._parameters["weight"]
-    assert weight is not None  # an obstacle otherwise
+def _table_problem(table: ModelTable, counts: Counts | None, evidence: Evidence) -> TableProblem:
+    weight = _weight(table)
+    known = None if counts is None else check_counts(counts, weight.shape[0])
+    padding = table.module.padding_idx if zero_padding(table.module) else None
+    return TableProblem(weight.detach(), known, evidence.metrics(table), padding)  # type: ignore[arg-type]
+
+
+def _problem(table: ModelTable, config: CompressConfig, counts: Counts | None) -> Problem | None:
+    """What shares of bytes are worked out by; None for a table of fewer than two rows."""
+    weight = _weight(table)
     rows, dim = weight.shape
     if rows < 2:
         return None
-    padding = module.padding_idx if zero_padding(module) else None
+    padding = table.module.padding_idx if zero_padding(table.module) else None
     trained = weight if config.init == "from_weight" and bool(weight.any()) else None
-    return Problem.of(rows, dim, counts, trained, padding, full_nbytes=weight.nbytes)  # type: ignore[arg-type]
+    with errors_about(table.path):
+        return Problem.of(rows, dim, counts, trained, padding, full_nbytes=weight.nbytes)  # type: ignore[arg-type]
 
 
-def _nbytes(table: ModelTable) -> int:
+def _weight(table: ModelTable) -> Tensor:
     weight = table.module._parameters["weight"]
-    assert weight is not None
-    return weight.nbytes
+    assert weight is not None  # an obstacle otherwise
+    return weight

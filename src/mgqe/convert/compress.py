@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,8 @@ from mgqe.checks.inference import outside_inference
 from mgqe.checks.names import did_you_mean, errors_about
 from mgqe.codec.kmeans import THOROUGH
 from mgqe.codec.tiers import Tiers
-from mgqe.convert.budget import allocate
+from mgqe.convert.budget import Evidence, allocate
+from mgqe.convert.calibration import Calibration
 from mgqe.convert.decide import Decision, decide, make_layer
 from mgqe.convert.find import ModelTable, find_tables
 from mgqe.convert.report import CompressReport, TableReport
@@ -36,6 +38,8 @@ def compress_(
     filter_fn: FilterFn | None = None,
     init: str | None = None,
     budget: int | float | str | None = None,
+    calibration: Calibration | None = None,
+    queries: Mapping[str, Any] | None = None,
 ) -> CompressReport:
     """Swap the model's ``nn.Embedding`` and ``nn.EmbeddingBag`` modules for quantised ones, in place.
 
@@ -53,6 +57,11 @@ def compress_(
         filter_fn: called with a module and its path; a table for which it returns False is left as it is.
         init: instead of ``config.init``: "warmup" or "from_weight".
         budget: instead of ``config.budget``: "5%" or 0.05 of the tables' bytes, or bytes, for all tables together.
+        calibration: from :func:`mgqe.calibrate`, for a budget and ``init="from_weight"``: tables are planned by what
+            errors in them cost, share the budget by it, and candidates are judged by the model's loss on the
+            calibration's batches.
+        queries: module path -> floats (n, d), a sample of what the table's rows are multiplied with, which says the
+            same of a table that is scored by inner products.
 
     Returns:
         a report of what was compressed and what was not, and why; ``print`` it.
@@ -77,7 +86,11 @@ def compress_(
     config = config or CompressConfig()
     config = config if init is None else replace(config, init=init)
     config = config if budget is None else replace(config, budget=budget)
+    evidence = Evidence(calibration, queries or {})
+    if (calibration is not None or queries) and (config.init != "from_weight" or config.budget is None):
+        raise ValueError('calibration= and queries= are for trained tables and a budget: init="from_weight", budget=')
     tables = find_tables(model)
+    evidence.check(tables)
     if not tables:
         raise ValueError(_no_tables(model))
     counts_of_table = _counts_of(tables, counts or {})
@@ -86,7 +99,7 @@ def compress_(
         raise ValueError(f"filter_fn matches none of the model's tables: {_listed(tables)}")
     _check_rules(config, tables)
 
-    plans = allocate(chosen, config, counts_of_table)
+    plans = allocate(model, chosen, config, counts_of_table, evidence)
     decisions: list[tuple[ModelTable, Decision]] = []
     for table in tables:
         if table not in chosen:
@@ -108,6 +121,8 @@ def compress_(
 def _make(table: ModelTable, decision: Decision) -> MGQEmbedding | MGQEmbeddingBag:
     with errors_about(table.path):
         layer = make_layer(table, decision)
+        if decision.fitted is not None:
+            layer.adopt_plan(decision.fitted)
         if decision.config is not None and decision.config.init == "from_weight":
             layer.start_quantizing(THOROUGH)
     return layer

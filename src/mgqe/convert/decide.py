@@ -9,6 +9,8 @@ from torch import nn
 
 from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.planning import Plan
+from mgqe.codec.planning.mixed import FittedPlan
+from mgqe.codec.planning.tables import Recipe
 from mgqe.codec.tiers import Tiers
 from mgqe.convert.find import ModelTable
 from mgqe.nn.bag import MGQEmbeddingBag
@@ -28,6 +30,28 @@ _HOOKS = (
 )
 
 
+@dataclass(frozen=True, eq=False)
+class Spending:
+    """What a budget gives a table.
+
+    Attributes:
+        nbytes: of its frozen file, at most.
+        fitted: the plan and its centroids, of a trained table; None: the layer plans when its warm-up ends.
+        recipe: what the plan was made by.
+    """
+
+    nbytes: int
+    fitted: FittedPlan | None = None
+    recipe: Recipe | None = None
+
+    @property
+    def why(self) -> str:
+        """For the report."""
+        if self.fitted is None or self.recipe is None:
+            return f"planned on its rows when the warm-up ends, within {self.nbytes:,} bytes"
+        return f"{self.fitted.plan.capacity.describe()} ({self.recipe.describe()})"
+
+
 @dataclass(frozen=True)
 class Decision:
     """What becomes of a table.
@@ -43,10 +67,12 @@ class Decision:
     bytes_after: int | None = None
     config: CompressConfig | None = None
     tiers: Tiers | None = None
+    counts: Counts | None = None
+    fitted: FittedPlan | None = None
 
 
 def decide(
-    table: ModelTable, config: CompressConfig, counts: Counts | Tiers | None, plan: Plan | str | None = None
+    table: ModelTable, config: CompressConfig, counts: Counts | Tiers | None, plan: Spending | Plan | str | None = None
 ) -> Decision:
     """Decide about a table.
 
@@ -60,7 +86,10 @@ def decide(
     config_of_table = config.for_table(table.paths)
     if isinstance(plan, str):
         return Decision(plan)
-    if plan is not None and config_of_table is not None:
+    if isinstance(plan, Spending) and config_of_table is not None and not isinstance(counts, Tiers):
+        config = replace(config_of_table, budget=plan.nbytes)
+        return Decision(plan.why, True, plan.nbytes, config, counts=counts, fitted=plan.fitted)
+    if isinstance(plan, Plan) and config_of_table is not None:
         config_of_table, counts = config_of_table.with_plan(plan), None if counts is None else plan.tiers
     # Wrong counts are an error also for a table that is left as it is.
     tiers = resolve_tiers(int(module.num_embeddings), counts, (config_of_table or config).fractions)  # type: ignore[arg-type]
@@ -94,7 +123,8 @@ def make_layer(table: ModelTable, decision: Decision) -> MGQEmbedding | MGQEmbed
         int(module.num_embeddings),  # type: ignore[arg-type]
         int(module.embedding_dim),  # type: ignore[arg-type]
         _weight=weight,
-        tiers=decision.tiers,
+        tiers=_tiers_or_one(decision, int(module.num_embeddings)),  # type: ignore[arg-type]
+        counts=decision.counts,
         config=config if config.init == "warmup" else replace(config, warmup_steps=0),
         **arguments,
     )
@@ -106,6 +136,13 @@ def make_layer(table: ModelTable, decision: Decision) -> MGQEmbedding | MGQEmbed
     for hooks in _HOOKS:  # the dictionaries themselves, so that handles can still remove their hooks
         setattr(layer, hooks, getattr(module, hooks))
     return layer.train(module.training)
+
+
+def _tiers_or_one(decision: Decision, num_embeddings: int) -> Tiers | None:
+    """The tiers; one for a budget without counts."""
+    if decision.tiers is None and decision.counts is None:
+        return Tiers.from_sizes([num_embeddings])
+    return decision.tiers
 
 
 def zero_padding(module: nn.Module) -> bool:

@@ -219,6 +219,8 @@ def tiers_or_counts(
         raise ValueError("give counts= or tiers=, not both")
     if counts is not None:
         return counts
+    if config.budget is not None and isinstance(tiers, Tiers) and tiers.num_tiers == 1:
+        return None
     if config.budget is not None:
         raise ValueError(
             "budget= needs counts= to choose tiers by (how often each id occurs in training), and no tiers=; "

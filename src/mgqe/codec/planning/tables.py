@@ -122,9 +122,23 @@ def _ladder(problem: TableProblem, recipe: Recipe, share: float, budget: int, co
     if not steps:
         return [(int(low), 1.0)]
     points = np.geomspace(steps[0][0], steps[-1][0], STEPS)
-    costs = np.exp(np.interp(points, [b for b, _ in steps], np.log([c for _, c in steps])))
-    ladder: list[Step] = [(problem.least, float(costs[0]) * 1.5)] if problem.least < int(points[0]) else []
-    return ladder + [(int(b), float(c)) for b, c in zip(points, np.minimum.accumulate(costs), strict=True)]
+    nbytes, logs = _lower_hull([b for b, _ in steps], [float(np.log(cost)) for _, cost in steps])
+    costs = np.exp(np.interp(points, nbytes, logs))
+    return [(int(b), float(c)) for b, c in zip(points, costs, strict=True)]
+
+
+def _lower_hull(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The points, x ascending, that no line between two others lies below: a convex curve, on which gains fall."""
+    hull: list[tuple[float, float]] = []
+    for point in zip(x, y, strict=True):
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], point):
+            hull.pop()
+        hull.append(point)
+    return [px for px, _ in hull], [py for _, py in hull]
+
+
+def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
+    return (b[1] - a[1]) / max(b[0] - a[0], 1e-12)
 
 
 def fit_tables(problems: Sequence[TableProblem], recipe: Recipe, shares: Sequence[int]) -> list[FittedPlan]:

@@ -175,18 +175,18 @@ class MixedQuantizer(Quantizer):
     def forward(self, rows: Tensor, groups: Groups, counts: Tensor) -> tuple[Tensor, Tensor | None]:
         books = [self.values(number) for number in range(1 + max(self.capacity.codebook_of))]
         exact = rows.float()
-        trains = self.training and torch.is_grad_enabled()
-        if not trains:
-            decoded = self.transform.decode(self._decoded(self.coordinates(exact.detach()), groups, books).detach())
-            vectors = decoded.to(rows.dtype)
-            return (straight_through(rows, vectors) if torch.is_grad_enabled() else vectors), None
-        transform, coordinates = self.transform, self.capacity.num_coordinates
+        z_hat = self._decoded(self.coordinates(exact.detach()), groups, books)
+        decoded = self.transform.decode(z_hat.detach()).to(rows.dtype)
+        if not torch.is_grad_enabled():
+            return decoded, None
+        vectors = straight_through(rows, decoded)
+        if not self.training:
+            return vectors, None
+        coordinates = self.capacity.num_coordinates
         z = (exact - self.mean) @ self.encoder[:, :coordinates]
-        z_hat = self._decoded(z.detach(), groups, books)
-        decoded = torch.addmm(transform.mean, z_hat.detach(), transform.values)
         share = coordinates / self.capacity.embedding_dim  # the losses are means over the numbers of a row
         loss = share * (codebook_loss(z, z_hat, counts) + self.commitment * commitment_loss(z, z_hat, counts))
-        return straight_through(rows, decoded.to(rows.dtype)), loss
+        return vectors, loss
 
     def _decoded(self, z: Tensor, groups: Groups, books: Sequence[Tensor]) -> Tensor:
         """The centroids nearest to z (u, L), differentiable in the codebooks."""
