@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mgqe.cli.experiments import check_jobs, seeds_of, train_with_bars
-from mgqe.cli.run_options import EMBEDDINGS, Overwrite, takes_config
+from mgqe.cli.run_options import BUDGET_HELP, DEFAULT_BUDGET, EMBEDDINGS, Overwrite, takes_config
 from mgqe.cli.terminal import clean_errors, output, say
 from mgqe.files.destination import check_folder
 from mgqe.recsys.study.analysis import StudyResults
@@ -33,6 +33,7 @@ commands = typer.Typer()
     "full:d=16@weight_decay=0.\n\n"
     f"[bold]Embeddings[/bold] (--embedding NAME or NAME:key=value,key=value, repeatable)\n\n{EMBEDDINGS}",
     epilog="Examples:\n\n"
+    "  mgqe compare --budget 5% --budget 2% --out study\n\n"
     "  mgqe compare --embedding full --embedding full:d=16 --embedding mgqe --out study\n\n"
     "  mgqe compare --data ml-1m --data-dir DATA --embedding full --embedding mgqe:D=32,K=64/16 "
     "--embedding dpq:D=32,K=64 --seeds 1,2,3 --jobs 2 --out study",
@@ -42,17 +43,24 @@ commands = typer.Typer()
 def compare(
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     config: TrainConfig,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"{BUDGET_HELP} Repeatable: MGQE and DPQ (one tier) within each. [default: {DEFAULT_BUDGET}]"
+        ),
+    ] = None,
     embedding: Annotated[
         list[str] | None,
         typer.Option(
-            help="An embedding, see above; K is cut to what a small table can use. Default: full, full:d=16, mgqe."
+            help="An embedding, see above, instead of those of --budget or with them; K is cut to what a small table "
+            "can use. Default: full, full:d=16, and those of --budget."
         ),
     ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, joined by commas.")] = "1,2,3",
     jobs: Annotated[int, typer.Option(help="Runs at the same time, each in its own process.")] = 1,
     overwrite: Overwrite = False,
 ) -> None:
-    study = Comparison.of(config, embedding or ["full", "full:d=16", "mgqe"], seeds_of(seeds))
+    study = Comparison.of(config, _embeddings(embedding, budget), seeds_of(seeds))
     check_jobs(jobs)
     check_folder(out)
     check_folders([run for _, run in study.runs()], out, overwrite)
@@ -78,3 +86,10 @@ def compare(
     if failed := [record for record in new if record["status"] == "failed"]:
         listed = "; ".join(f"{record['embedding']}, seed {record['seed']}: {record['reason']}" for record in failed)
         raise ValueError(f"{len(failed)} of {number} runs failed: {listed}")
+
+
+def _embeddings(embeddings: list[str] | None, budgets: list[str] | None) -> list[str]:
+    """The embeddings of the options --embedding and --budget."""
+    if embeddings is None:
+        embeddings, budgets = ["full", "full:d=16"], budgets or [DEFAULT_BUDGET]
+    return embeddings + [f"{name}:budget={budget}" for budget in budgets or () for name in ("mgqe", "dpq")]

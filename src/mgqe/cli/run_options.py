@@ -97,6 +97,11 @@ ModelName = Annotated[
         "--model", help=f"The model: {', '.join(MODELS)}. By default the task's first.", rich_help_panel=_TRAINING
     ),
 ]
+BUDGET_HELP = (
+    "What the files of all tables may take: 5% of the full tables, or bytes such as 200000. Tiers, axes, bits and "
+    "centroids are chosen so that the model loses least."
+)
+DEFAULT_BUDGET = "10%"
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Train again what --out holds already, from the beginning.")
 ]
@@ -131,6 +136,19 @@ def config_of(
         valid=valid, test=test, task=task, model=model, threads=threads,
     )  # fmt: skip
     return config.with_settings([*tuned_settings(model, data), *(setting or ())])
+
+
+def with_budget(embedding: str | None, budget: str | None) -> str:
+    """The embedding of the options --embedding and --budget; MGQE within 10% where neither is given.
+
+    Raises ValueError where both give a budget.
+    """
+    if budget is None:
+        return f"mgqe:budget={DEFAULT_BUDGET}" if embedding is None else embedding
+    name = embedding or "mgqe"
+    if "budget=" in name:
+        raise ValueError(f"--embedding {name} has a budget already: leave --budget {budget} out")
+    return f"{name}{',' if ':' in name else ':'}budget={budget}"
 
 
 def takes_config(command: Callable[..., None]) -> Callable[..., None]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mgqe.cli.experiments import RunBar
-from mgqe.cli.run_options import EMBEDDINGS, Overwrite, takes_config
+from mgqe.cli.run_options import BUDGET_HELP, DEFAULT_BUDGET, EMBEDDINGS, Overwrite, takes_config, with_budget
 from mgqe.cli.terminal import clean_errors, make_progress, output, say
 from mgqe.recsys.study.text_table import TextTable
 from mgqe.recsys.train.config import TrainConfig
@@ -26,6 +26,7 @@ commands = typer.Typer()
     f"[bold]Embeddings[/bold] (--embedding NAME or NAME:key=value,key=value)\n\n{EMBEDDINGS}",
     epilog="Examples:\n\n"
     "  mgqe train --out run\n\n"
+    "  mgqe train --data ml-1m --data-dir DATA --budget 5% --out run\n\n"
     "  mgqe train --data ml-1m --data-dir DATA --embedding mgqe:D=32,K=64/16 --seed 7 --out run\n\n"
     "  mgqe train --data clicks.csv --user-column visitor --item-column page --out run\n\n"
     "  mgqe train --data ratings.txt --format pairs --embedding full:d=16 --out small\n\n"
@@ -39,13 +40,18 @@ commands = typer.Typer()
 def train(
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     config: TrainConfig,
+    budget: Annotated[str | None, typer.Option(help=f"{BUDGET_HELP} [default: {DEFAULT_BUDGET}]")] = None,
     embedding: Annotated[
-        str, typer.Option(help="What the tables are, see above; K is cut to what a small table can use.")
-    ] = "mgqe",
+        str | None,
+        typer.Option(
+            help="What the tables are, see above, instead of --budget or with it; K is cut to what a small table can "
+            "use. [default: mgqe]"
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 7,
     overwrite: Overwrite = False,
 ) -> None:
-    config = replace(config, embedding=embedding, seed=seed)
+    config = replace(config, embedding=with_budget(embedding, budget), seed=seed)
     was_finished = (out / METRICS).is_file() and not overwrite
     with make_progress() as progress:
         bar = RunBar(progress, str(config.spec))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -138,6 +138,11 @@ class SequentialTask:
         if self.loss_name == "softmax":
             return torch.randint(self.split.num_items, (num,), generator=generator)
         return sample_negatives(users.repeat_interleave(sizes - 1), self.base.seen, num, generator)
+
+    def with_loss(self, loss: str | None, num_negatives: int | None) -> SequentialTask:
+        """The same task trained by another loss, or with other negatives; None leaves either as it is."""
+        base = self.base if num_negatives is None else replace(self.base, num_negatives=num_negatives)
+        return replace(self, base=base, loss_name=loss or self.loss_name)
 
     def loss(self, model: SASRec, batch: Batch) -> Tensor:
         """Mean over the batch's positions, with one look-up in the item table."""

@@ -34,7 +34,7 @@ def budget_for(full: Any, layers: Collection[str], task: Task, budget: int | flo
     """The bytes for the tables at the paths ``layers``: those of all tables of the full model, less what stays full."""
     sizes = {path: 4 * full.get_submodule(path).weight.numel() for path in task.tables}
     outside = sum(size + FULL_HEADER for path, size in sizes.items() if path not in layers)
-    return budget_bytes(budget, sum(sizes.values())) - outside
+    return int(budget_bytes(budget, sum(sizes.values())) - outside)
 
 
 def check_budget(full: Any, model: nn.Module, task: Task, budget: int | float | str) -> None:

@@ -18,13 +18,16 @@ from mgqe.checks.scalars import as_float, as_int
 from mgqe.recsys.data.datasets import check_split
 from mgqe.recsys.models.embeddings import Spec
 from mgqe.recsys.models.registry import choose_model
+from mgqe.recsys.models.settings import LOSSES
 from mgqe.recsys.tasks.base import RunSettings
 from mgqe.recsys.train.loop import PhaseConfig
 
 # Raised when the phases or a default change, so that no result of an older schedule is taken for a newer one.
 SCHEDULE = 5
 OF_PHASE_2 = ("anneal_epochs", "anneal_learning_rate")
-OF_PHASE_3 = ("quantised_epochs", "quantised_learning_rate", "centroid_learning_rate")
+OF_PHASE_3 = (
+    "quantised_epochs", "quantised_learning_rate", "centroid_learning_rate", "quantised_loss", "quantised_negatives",
+)  # fmt: skip
 
 
 # Settings that the prepared data do not depend on.
@@ -43,7 +46,8 @@ class TrainConfig(RunSettings):
     warm_up_epochs: exactly so many epochs of the first phase; None: until validation stops improving.
     anneal_epochs: of the second phase, in which the learning rate falls from anneal_learning_rate to zero.
     quantised_epochs: of the third phase, through the codes, from quantised_learning_rate to zero, for the
-        embeddings that have one. centroid_learning_rate: None stands for quantised_learning_rate.
+        embeddings that have one. centroid_learning_rate: None stands for quantised_learning_rate. quantised_loss,
+        quantised_negatives: of sequential models in it; None stands for loss and negatives.
     threads: how many torch may use; the last bits of a result depend on it.
     """
 
@@ -60,6 +64,8 @@ class TrainConfig(RunSettings):
     quantised_epochs: int = 10
     quantised_learning_rate: float = 3e-4
     centroid_learning_rate: float | None = None
+    quantised_loss: str | None = None
+    quantised_negatives: int | None = None
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -75,6 +81,13 @@ class TrainConfig(RunSettings):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.centroid_learning_rate is not None and not 0 <= self.centroid_learning_rate < math.inf:
             raise ValueError(f"centroid_learning_rate must be 0 or more, got {self.centroid_learning_rate}")
+        if self.quantised_loss is not None and (self.task != "sequential" or self.quantised_loss not in LOSSES):
+            raise ValueError(
+                f"quantised_loss is one of {', '.join(LOSSES)}, for sequential models, got {self.quantised_loss!r} for "
+                f"{self.task}"
+            )
+        if self.quantised_negatives is not None:
+            as_int("quantised_negatives", self.quantised_negatives, 1)
         for name in ("max_epochs", "warm_up_epochs", "anneal_epochs", "quantised_epochs"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")

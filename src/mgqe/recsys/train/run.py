@@ -31,6 +31,7 @@ from mgqe.recsys.models.embeddings import Spec, build, cut_to_tiers
 from mgqe.recsys.models.registry import build_model
 from mgqe.recsys.tasks.base import TableInfo
 from mgqe.recsys.tasks.registry import RunData
+from mgqe.recsys.tasks.sequential import SequentialTask
 from mgqe.recsys.train.artifacts import CONFIG, MODEL, TABLE, bytes_by_part, codebook_stats, load_run, ship
 from mgqe.recsys.train.budget import check_budget, planned_layers, spend_budget
 from mgqe.recsys.train.checkpoint import LAST, load_state
@@ -257,7 +258,9 @@ def _quantise(
     from mgqe import quantization_loss, start_quantizing
 
     model = _on_rows_of(config, data, full)
-    phase = config.phase("quantised", data.task.selects_by)
+    phase, task = config.phase("quantised", data.task.selects_by), data.task
+    if isinstance(task, SequentialTask):
+        task = task.with_loss(config.quantised_loss, config.quantised_negatives)
     optimizer = make_optimizer(model, phase)
     carry_optimizer(before.optimizer, optimizer_names(full), model, optimizer)
     directory = out / "phase-quantised"
@@ -266,7 +269,7 @@ def _quantise(
         if budget is not None and planned_layers(model, data.task):
             spend_budget(full, model, data.task, budget, config.batch_size)
         start_quantizing(model)
-    return model, run_phase(model, data.task, phase, directory, on_epoch, optimizer, quantization_loss)
+    return model, run_phase(model, task, phase, directory, on_epoch, optimizer, quantization_loss)
 
 
 def _on_rows_of(config: TrainConfig, data: RunData, full: nn.Module) -> Any:
