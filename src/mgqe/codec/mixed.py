@@ -1,36 +1,72 @@
-"""Codes of mixed tables: coordinates <-> codes, subspace by subspace, and the rounding of flat codebooks."""
+"""Codes of mixed tables: coordinates <-> codes, and the rounding of flat codebooks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from mgqe import ops
+from mgqe.ops import assign_mixed as nearest_mixed_codes
 from mgqe.ops.pieces import Piece
-from mgqe.ops.reference import gather_mixed
 
-__all__ = ["gather_mixed", "nearest_mixed_codes", "round_flat", "spread", "subspace_scales"]
+__all__ = ["flat_index", "gather_mixed", "nearest_mixed_codes", "round_flat", "spread", "subspace_scales"]
 
 
-def nearest_mixed_codes(coordinates: Tensor, codebook: Tensor, layout: Sequence[Piece]) -> Tensor:
-    """In each subspace the nearest of the first 2^bits centroids; the lowest index on ties.
+@dataclass(frozen=True, eq=False)
+class FlatIndex:
+    """Where the numbers of a flat codebook belong, as tensors, so that nothing loops over subspaces.
 
-    Args:
-        coordinates: (n, L) float32.
-        codebook: flat, float32.
-        layout: the subspaces as the rows of a tier have them.
-
-    Returns:
-        (n, D) int32.
+    Attributes:
+        subspace, coordinate: int64 (E,), of each number of the codebook.
+        of_coordinate: int64 (L,), the subspace of each coordinate.
+        width, first: int64 (L,), of each coordinate: how wide its subspace is, and where its number in centroid 0 is.
     """
-    codes = torch.zeros((coordinates.shape[0], len(layout)), dtype=torch.int32, device=coordinates.device)
+
+    subspace: Tensor
+    coordinate: Tensor
+    of_coordinate: Tensor
+    width: Tensor
+    first: Tensor
+
+    def places(self, codes: Tensor) -> Tensor:
+        """Codes (n, D) -> where the numbers that they name are in the codebook, int64 (n, L)."""
+        return codes.long()[:, self.of_coordinate] * self.width + self.first
+
+
+@lru_cache(maxsize=256)
+def flat_index(layout: tuple[Piece, ...], device: torch.device) -> FlatIndex:
+    """For the subspaces of a codebook."""
+    numbers = [(j, piece.coordinate + t) for j, piece in enumerate(layout) for t in range(piece.width)]
+    of_coordinate = [j for j, _ in numbers]
+    width = [layout[j].width for j in of_coordinate]
+    first = [layout[j].entry + k - layout[j].coordinate for j, k in numbers]
+    subspace, coordinate = [], []
     for j, piece in enumerate(layout):
-        if piece.bits:
-            rows = coordinates[:, piece.coordinate : piece.coordinate + piece.width].contiguous()
-            codes[:, j] = ops.assign(rows, reachable(codebook, piece).unsqueeze(0).contiguous(), None)[:, 0]
-    return codes
+        subspace += [j] * (piece.num_centroids * piece.width)
+        coordinate += list(range(piece.coordinate, piece.coordinate + piece.width)) * piece.num_centroids
+    tensors = (torch.tensor(each, dtype=torch.int64) for each in (subspace, coordinate, of_coordinate, width, first))
+    return FlatIndex(*(tensor.to(device) for tensor in tensors))
+
+
+def gather_mixed(codes: Tensor, codebook: Tensor, layout: tuple[Piece, ...]) -> Tensor:
+    """Coordinates (n, L) from codes (n, D) and a flat codebook whose subspaces lie as ``layout`` says."""
+    return codebook[flat_index(layout, codebook.device).places(codes)]
+
+
+def spread(values: Tensor, layout: tuple[Piece, ...]) -> Tensor:
+    """One number per subspace (D,) -> one per number of the flat codebook."""
+    return values[flat_index(layout, values.device).subspace]
+
+
+def subspace_scales(codebook: Tensor, layout: tuple[Piece, ...]) -> Tensor:
+    """Of a flat int8 codebook, (D,): max |centroid| / 127 of each subspace; 1 where all are zeros."""
+    subspace = flat_index(layout, codebook.device).subspace
+    scales = codebook.new_zeros(len(layout)).scatter_reduce(0, subspace, codebook.abs(), "amax") / 127
+    # The quotient of the largest float32 is rounded up, and 127 times that is infinite.
+    scales = torch.where((scales * 127).isfinite(), scales, torch.nextafter(scales, torch.zeros_like(scales)))
+    return torch.where(scales > 0, scales, 1.0)
 
 
 def reachable(codebook: Tensor, piece: Piece) -> Tensor:
@@ -38,23 +74,7 @@ def reachable(codebook: Tensor, piece: Piece) -> Tensor:
     return codebook[piece.entry : piece.entry + (piece.width << piece.bits)].view(-1, piece.width)
 
 
-def spread(values: Tensor, layout: Sequence[Piece]) -> Tensor:
-    """One number per subspace (D,) -> one per element of the flat codebook."""
-    lengths = torch.tensor([piece.num_centroids * piece.width for piece in layout], device=values.device)
-    return torch.repeat_interleave(values, lengths)
-
-
-def subspace_scales(codebook: Tensor, layout: Sequence[Piece]) -> Tensor:
-    """Of a flat int8 codebook, (D,): max |centroid| / 127 of each subspace; 1 where all are zeros."""
-    stops = [piece.entry + piece.num_centroids * piece.width for piece in layout]
-    peaks = [codebook[piece.entry : stop].abs().amax() for piece, stop in zip(layout, stops, strict=True)]
-    scales = torch.stack(peaks) / 127
-    # The quotient of the largest float32 is rounded up, and 127 times that is infinite.
-    scales = torch.where((scales * 127).isfinite(), scales, torch.nextafter(scales, torch.zeros_like(scales)))
-    return torch.where(scales > 0, scales, 1.0)
-
-
-def round_flat(codebook: Tensor, layout: Sequence[Piece], centroid_dtype: str) -> Tensor:
+def round_flat(codebook: Tensor, layout: tuple[Piece, ...], centroid_dtype: str) -> Tensor:
     """A flat codebook as a frozen table of ``centroid_dtype`` decodes it; the gradient passes straight through."""
     if centroid_dtype == "float32":
         return codebook

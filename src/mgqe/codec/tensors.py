@@ -86,7 +86,7 @@ def transform_tensors(transform: Transform) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
-def store_centroids(codebook: Tensor, centroid_dtype: str, pieces: Sequence[Piece] = ()) -> tuple[Tensor, Tensor]:
+def store_centroids(codebook: Tensor, centroid_dtype: str, pieces: tuple[Piece, ...] = ()) -> tuple[Tensor, Tensor]:
     """A float codebook (Dc, Kc, sc) as it is stored, and its scales (Dc,) or an empty tensor.
 
     ``pieces``: of a flat codebook of a mixed table, where its subspaces lie.

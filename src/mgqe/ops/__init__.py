@@ -6,6 +6,7 @@ Each is a Python function here, a native kernel (CPU, float32), a pure-torch twi
 """
 
 from mgqe.ops._assign import assign
+from mgqe.ops._assign_mixed import assign_mixed
 from mgqe.ops._bag import bag, bag_of_rows, check_bags
 from mgqe.ops._descriptor import TableBuffers
 from mgqe.ops._gather import decode_error, gather, scatter
@@ -25,6 +26,7 @@ __all__ = [
     "TableBuffers",
     "TopKJob",
     "assign",
+    "assign_mixed",
     "bag",
     "bag_of_rows",
     "bias_levels",

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch  # noqa: F401  Loaded first, so that the library shares torch's OpenMP runtime and its thread pool.
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 ISA_NAMES = ("scalar", "avx2", "avx512", "neon")
 _LIBRARY = Path(__file__).with_name("libmgqe_native" + (".dylib" if sys.platform == "darwin" else ".so"))
 
@@ -47,6 +47,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "mgqe_set_isa": [c_int32],
     "mgqe_has_openmp": [],
     "mgqe_assign": [c_void_p] * 3 + [c_int64] * 4 + [c_void_p, c_int32],
+    "mgqe_assign_mixed": [c_void_p] + [c_int64] * 2 + [c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int32],
     "mgqe_gather": [c_void_p] * 2 + [c_int64] * 5 + [c_void_p, c_int32],
     "mgqe_decode_error": [c_void_p] * 4 + [c_int64] * 5 + [c_void_p] * 3 + [c_int32],
     "mgqe_scatter": [c_void_p] * 3 + [c_int64] * 5 + [c_void_p] * 2 + [c_int32],

@@ -172,6 +172,17 @@ def codes_of(packed: Tensor, num_subspaces: int, bits: int | Sequence[int]) -> T
     return (word >> (at & 7)) & mask
 
 
+def assign_mixed(coordinates: Tensor, codebook: Tensor, layout: Sequence[Piece]) -> Tensor:
+    """Nearest centroids of each subspace ``(n, D)``; see :func:`mgqe.ops.assign_mixed`."""
+    codes = torch.zeros((coordinates.shape[0], len(layout)), dtype=torch.int32, device=coordinates.device)
+    for j, piece in enumerate(layout):
+        if piece.bits:
+            rows = coordinates[:, piece.coordinate : piece.coordinate + piece.width]
+            book = codebook[piece.entry : piece.entry + (piece.width << piece.bits)].reshape(1, -1, piece.width)
+            codes[:, j] = assign(rows, book, None)[:, 0]
+    return codes
+
+
 def gather_mixed(codes: Tensor, codebook: Tensor, layout: Sequence[Piece]) -> Tensor:
     """Coordinates ``(n, L)`` from codes ``(n, D)`` and a flat codebook whose subspaces lie as ``layout`` says."""
     parts = []

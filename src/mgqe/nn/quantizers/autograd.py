@@ -194,6 +194,23 @@ def _composed_gradients(ctx: Any, grad: Tensor | None, grad_loss: Tensor | None)
     return first, None, None, None, None, None, *others
 
 
+class GatherFlat(torch.autograd.Function):
+    """Numbers of a flat tensor; their gradients are added up at once, where torch's own would do it one by one."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, places: Tensor) -> Tensor:
+        """values (E,), places int64 (n, L) -> (n, L)."""
+        ctx.save_for_backward(places)
+        ctx.size = values.shape
+        return values.index_select(0, places.view(-1)).view(places.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """(n, L) -> (E,)."""
+        (places,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.size).index_add(0, places.view(-1), grad.reshape(-1)), None
+
+
 class SparseGradient(torch.autograd.Function):
     """Identity whose backward pass makes the gradient sparse, so that SparseAdam takes the whole layer."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgqe import ops
@@ -18,10 +17,10 @@ from mgqe.codec.capacity import Capacity, TierShape
 from mgqe.codec.equations import Groups, codebook_loss, commitment_loss, straight_through
 from mgqe.codec.fit import fit_codebooks
 from mgqe.codec.kmeans import KMEANS, KMeans
-from mgqe.codec.mixed import nearest_mixed_codes, reachable, round_flat
+from mgqe.codec.mixed import flat_index, nearest_mixed_codes, round_flat
 from mgqe.codec.planning.mixed import FittedPlan
 from mgqe.codec.transform import Transform
-from mgqe.nn.quantizers.autograd import SparseGradient
+from mgqe.nn.quantizers.autograd import GatherFlat, SparseGradient
 from mgqe.nn.quantizers.base import Quantizer
 from mgqe.ops.pieces import Piece
 
@@ -135,9 +134,9 @@ class MixedQuantizer(Quantizer):
             self.codebooks[0][start : start + book.numel()] = book.to(units.device) / units
             start += book.numel()
 
-    def _units_of(self, pieces: Sequence[Piece]) -> Tensor:
+    def _units_of(self, pieces: tuple[Piece, ...]) -> Tensor:
         """The unit of each number of a flat codebook."""
-        return torch.cat([self.units[p.coordinate : p.coordinate + p.width].repeat(p.num_centroids) for p in pieces])
+        return self.units[flat_index(pieces, self.units.device).coordinate]
 
     # ---- codes and vectors -----------------------------------------------------------------------------------
 
@@ -202,8 +201,10 @@ class MixedQuantizer(Quantizer):
     def _of_tier(self, z: Tensor, tier: int, books: Sequence[Tensor]) -> Tensor:
         pieces, book = self.capacity.pieces(tier), books[self.capacity.codebook_of[tier]]
         with torch.no_grad():
-            codes = nearest_mixed_codes(z, book.detach(), pieces).long()
-        return torch.cat([F.embedding(codes[:, j], reachable(book, piece)) for j, piece in enumerate(pieces)], dim=1)
+            places = flat_index(pieces, z.device).places(nearest_mixed_codes(z, book.detach(), pieces))
+        if torch.compiler.is_compiling():
+            return book[places]
+        return GatherFlat.apply(book, places)  # type: ignore[no-any-return, no-untyped-call]
 
     @torch.no_grad()
     def revive(self, rows: Sequence[Tensor], generator: torch.Generator) -> int:

@@ -15,7 +15,7 @@
 #endif
 
 // Raised whenever a signature or a struct below changes; native.py refuses a library with another number.
-#define MGQE_ABI_VERSION 4
+#define MGQE_ABI_VERSION 5
 
 enum mgqe_status {
     MGQE_OK = 0,
@@ -90,6 +90,12 @@ struct mgqe_piece {
     int32_t width;          // how many coordinates it has
     int32_t num_centroids;  // in the codebook
 };
+
+// Nearest centroids of coordinates (n, L) in a mixed table's subspaces: codes (n, D), each decided as mgqe_assign does
+// without a bias, among the first 2^bits centroids of a flat codebook; 0 where a code has no bits. Only the entries,
+// bits, coordinates and widths of `pieces` (D) are read.
+MGQE_API int32_t mgqe_assign_mixed(const float* coordinates, int64_t n, int64_t L, const float* codebook, int64_t entries,
+                                   const mgqe_piece* pieces, int64_t D, int32_t* codes, int32_t threads);
 
 // Floats that a flat codebook has behind its last centroid, so that centroids may be read in whole vectors.
 enum { MGQE_BOOK_ROOM = 16 };
