@@ -65,13 +65,9 @@ def test_bags(mode, case):
 
 def test_models_with_mixed_tables():
     model = two_towers()
+    sizes = {"user": (200, 800, 1000), "item": (200, 1800)}
     for path, case in (("user", TURNED), ("item", MIXED[0])):
-        table = build(
-            replace(
-                case,
-                sizes=(200, 800, 1000)[: len(case.sizes) - 1] + (N - sum((200, 800, 1000)[: len(case.sizes) - 1]),),
-            )
-        ).table
+        table = build(replace(case, sizes=sizes[path])).table
         setattr(model, path, nn.Sequential(CompactEmbedding(table), nn.Linear(table.embedding_dim, DIM)))
     made = mgqe.portable(model)
     torch.testing.assert_close(made(*batch(5)), model(*batch(5)), rtol=1e-5, atol=1e-6)

@@ -7,7 +7,7 @@ taken in z, are those of the metric.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,15 @@ class MixedQuantizer(Quantizer):
         self.register_buffer("encoder", torch.zeros(d, d, device=device))
         self.register_buffer("units", torch.ones(d, device=device))
         self.register_buffer("layout", torch.zeros(2 + (1 + MAX_TIERS) * d, dtype=torch.int32, device=device))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MixedQuantizer:
+        """As nn.Module; but a cast leaves the plan in float32, as the frozen table has it."""
+        exact = {name: getattr(self, name) for name in ("mean", "matrix_scales", "encoder", "units")}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, tensor in exact.items():
+            if getattr(self, name).dtype != tensor.dtype:
+                setattr(self, name, tensor.to(getattr(self, name).device))
+        return self
 
     # ---- the plan ------------------------------------------------------------------------------------------
 
