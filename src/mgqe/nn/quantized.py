@@ -554,4 +554,6 @@ class QuantizedEmbedding(CodebookLayer):
 def _read_plan(layer: nn.Module, _: Any) -> None:
     """After a checkpoint was loaded into a layer with a budget: the plan that came with it."""
     if isinstance(layer, QuantizedEmbedding) and isinstance(layer.quantizer, MixedQuantizer):
-        layer.capacity = layer.quantizer.read_layout(layer.tiers.sizes)
+        layer.capacity = layer.quantizer.read_layout(
+            layer.tiers.sizes, BudgetPlanner.before(layer.num_embeddings, layer.embedding_dim)
+        )

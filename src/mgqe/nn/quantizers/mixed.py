@@ -103,9 +103,9 @@ class MixedQuantizer(Quantizer):
         self.capacity = plan.capacity
         self._keep_codebooks(fitted.codebooks)
 
-    def read_layout(self, sizes: Sequence[int]) -> Capacity:
-        """The capacity that the buffers tell of, for tiers of these sizes; that of the layer where there is no plan."""
-        d = self.capacity.embedding_dim
+    def read_layout(self, sizes: Sequence[int], before: Capacity) -> Capacity:
+        """The capacity that the buffers tell of, for tiers of these sizes; ``before`` where they tell of no plan."""
+        self.capacity, d = before, before.embedding_dim
         subspaces, m = self.layout[:2].tolist()
         if subspaces:
             widths = tuple(self.layout[2 : 2 + subspaces].tolist())
