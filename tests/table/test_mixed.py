@@ -237,6 +237,18 @@ def test_configurations_that_contradict_the_tensors(change, match, tmp_path):
         mgqe.load(tmp_path / "bad")
 
 
+@pytest.mark.parametrize("name", ["mean", "matrix", "matrix_scales"])
+def test_nothing_is_appended_by_a_damaged_matrix(name, tmp_path):
+    path = tmp_path / "a"
+    table = small(mean=MEAN, matrix=MATRIX * 100, matrix_dtype="int8")
+    mgqe.save(table, path)
+    content, values = path.read_bytes(), table.to_tensors()[0][name].numpy().tobytes()
+    at = content.index(values)
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    with pytest.raises(ArtifactError, match=f"tensor '{name}', block 0"):
+        mgqe.append(path, MEAN[None])
+
+
 def test_another_matrix_is_another_base(tmp_path):
     """Segments are for the table whose mean and matrix give their codes a meaning."""
     path = tmp_path / "a"
