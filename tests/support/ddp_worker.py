@@ -60,7 +60,8 @@ def run(rank: int, mode: str) -> dict[str, object]:
     config = mgqe.CompressConfig(num_centroids=(16, 8), warmup_steps=5, quantizer="sx" if mode == "sx" else "vq")
     init = "from_weight" if mode == "from_weight" else "warmup"
     if mode == "budget":
-        options = {"counts": counts.roll(rank), "budget": "30%", "warmup_steps": 5}  # each would make another plan
+        # Of this each process would make another plan.
+        options = {"counts": counts.roll(rank), "budget": f"{30 - 8 * rank}%", "warmup_steps": 5}
         model.item = mgqe.MGQEmbedding(N, DIM, **options)
         model.bag = mgqe.MGQEmbeddingBag(N, DIM, mode="sum", **options)
         model.head = nn.Linear(DIM, N, bias=False)

@@ -4,14 +4,18 @@ import json
 
 import pytest
 import torch
+from format_reader import FormatReader
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from raw_safetensors import read_raw, write_raw
 from sharded_table import write_shards
-from table_cases import MIXED, build
+from table_cases import MIXED, MixedCase, build
 
 import mgqe
 from mgqe import CompactTable, Tiers
 from mgqe.codec.packing import pack
 from mgqe.files.container import ArtifactError
+from mgqe.ops import reference
 
 each_case = pytest.mark.parametrize("case", MIXED, ids=lambda case: case.name)
 TURNED = [case for case in MIXED if case.dim is not None]
@@ -235,6 +239,38 @@ def test_configurations_that_contradict_the_tensors(change, match, tmp_path):
         return
     with pytest.raises(ArtifactError, match=match):
         mgqe.load(tmp_path / "bad")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    data=st.data(),
+    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=3),
+    widths=st.lists(st.integers(1, 3), min_size=1, max_size=4),
+    more=st.none() | st.integers(0, 3),
+    separate=st.booleans(),
+    shuffled=st.booleans(),
+    dtypes=st.tuples(*[st.sampled_from(["float32", "float16", "int8"])] * 2),
+    seed=st.integers(0, 1000),
+)
+def test_any_table_reads_as_the_format_says(
+    tmp_path_factory, data, sizes, widths, more, separate, shuffled, dtypes, seed
+):
+    """Every bit is that of a reader in plain Python, written from docs/format.md; also of ids appended to the file."""
+    bits = tuple(tuple(data.draw(st.integers(0, 6)) for _ in widths) for _ in sizes)
+    books = tuple(range(len(sizes))) if separate else (0,) * len(sizes)
+    dim = None if more is None else sum(widths) + more
+    padding_idx = data.draw(st.none() | st.integers(0, sum(sizes) - 1)) if sum(sizes) else None
+    case = MixedCase("any", tuple(sizes), tuple(widths), bits, books, shuffled, dtypes[0], padding_idx, dim, dtypes[1])
+    table, path = build(case, seed).table, tmp_path_factory.mktemp("any") / "table"
+    mgqe.save(table, path)
+    vectors = torch.randn(3, table.embedding_dim, generator=torch.Generator().manual_seed(seed))
+    for tier in range(len(sizes)):
+        assert torch.equal(mgqe.append(path, vectors, tier), table.append(vectors, tier))
+    loaded, reader = mgqe.load(path), FormatReader(path)
+    assert loaded.equal(table)
+    rows = loaded.lookup(torch.arange(table.num_embeddings))
+    assert rows.tolist() == [reader.row(i) for i in range(table.num_embeddings)]
+    assert torch.equal(reference.lookup(torch.arange(table.num_embeddings), loaded.snapshot.lookup.table), rows)
 
 
 @pytest.mark.parametrize("name", ["mean", "matrix", "matrix_scales"])

@@ -300,7 +300,8 @@ class CompactTable(FrozenTable):
             tier: default: the last, where rare and new ids live.
 
         Returns:
-            int32 (n, D_g), nearest by squared distance to the centroids as they decode; the lowest code on ties.
+            int32 (n, D_g), nearest by squared distance to the centroids as they decode; the lowest code on ties. Where
+            rows are mean + coordinates @ matrix, distances are those of the coordinates that come nearest to a vector.
 
         Raises:
             TypeError: no float tensor, a tier that is no integer. ValueError: another shape or device, NaN or infinity,
