@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import GOLDEN
 from recsys_data import TINY, write_tiny
 from typer.testing import CliRunner
 
@@ -81,6 +82,16 @@ def test_train_and_inspect(runner: CliRunner, tiny: Path, tmp_path: Path) -> Non
     appended, record = sorted(out.glob("item.mgqe.safetensors.append-*"))
     assert "with ids appended in 1 file beside it" in flat(result.output)
     assert f"{sum(path.stat().st_size for path in (file, appended, record)):,}" in result.output
+
+
+def test_inspect_a_mixed_table(runner: CliRunner) -> None:
+    path = GOLDEN / "mixed-three-tiers-int8-matrix.safetensors"
+    result = runner.invoke(app, ["inspect", str(path)])
+    assert result.exit_code == 0, result.output
+    parts = {line.split()[0]: line.split()[1] for line in result.output.splitlines() if len(line.split()) > 1}
+    assert (parts["mean"], parts["matrix"], parts["matrix_scales"]) == ("24", "30", "20")
+    assert "2 to 5" in result.output  # bits of the first tier's codes
+    assert "0 to 1" in result.output  # of the last one's
 
 
 def test_inspect_other_tables(runner: CliRunner, tiny: Path, tmp_path: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
-from export_cases import DIM, LAYOUTS, N, batch, frozen, layout, two_towers
-from table_cases import CASES, build
+from export_cases import DIM, LAYOUTS, N, batch, check_rows, frozen, layout, two_towers
+from table_cases import CASES, MIXED, build
 from torch import nn
 
 import mgqe
@@ -15,15 +16,17 @@ from mgqe import CompactEmbedding, CompactEmbeddingBag, MGQEmbedding
 from mgqe.baselines import FullTable
 from mgqe.convert.export import PortableEmbedding, PortableEmbeddingBag
 
+TURNED = next(case for case in MIXED if case.name == "turned, int8")
+
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_rows_are_the_same_bits(name):
+def test_rows(name):
     table = layout(name)
     made = mgqe.portable(CompactEmbedding(table))
     assert isinstance(made, PortableEmbedding)
     ids = torch.arange(table.num_embeddings)
-    assert torch.equal(made(ids), table.lookup(ids))
-    assert torch.equal(made.weight, table.to_dense())
+    check_rows(made(ids), table)
+    check_rows(made.weight, table)
     assert made(ids[:4].reshape(2, 2).int()).shape == (2, 2, table.embedding_dim)
     assert made(ids[:0]).shape == (0, table.embedding_dim)
     assert sum(b.nbytes for b in made.buffers()) == table.nbytes
@@ -33,10 +36,9 @@ def test_rows_are_the_same_bits(name):
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
-@pytest.mark.parametrize("padding", [None, 3])
-def test_bags(mode, padding):
-    case = CASES[0]
-    table = build(type(case)(**{**vars(case), "padding_idx": padding})).table
+@pytest.mark.parametrize("case", [CASES[0], replace(CASES[0], padding_idx=3), TURNED], ids=["", "padding", "turned"])
+def test_bags(mode, case):
+    table = build(case).table
     bag = CompactEmbeddingBag(table, mode=mode)
     made = mgqe.portable(bag)
     assert isinstance(made, PortableEmbeddingBag)
@@ -59,6 +61,18 @@ def test_bags(mode, padding):
     offsets = torch.tensor([0, 5, 5, 12])
     torch.testing.assert_close(mgqe.portable(bag)(ids, offsets), bag(ids, offsets), rtol=1e-6, atol=1e-6)
     assert bag(ids, offsets).shape == (3, 8)
+
+
+def test_models_with_mixed_tables():
+    model = two_towers()
+    sizes = {"user": (200, 800, 1000), "item": (200, 1800)}
+    for path, case in (("user", TURNED), ("item", MIXED[0])):
+        table = build(replace(case, sizes=sizes[path])).table
+        setattr(model, path, nn.Sequential(CompactEmbedding(table), nn.Linear(table.embedding_dim, DIM)))
+    made = mgqe.portable(model)
+    torch.testing.assert_close(made(*batch(5)), model(*batch(5)), rtol=1e-5, atol=1e-6)
+    program = torch.export.export(made, batch(5))
+    torch.testing.assert_close(program.module()(*batch(5)), model(*batch(5)), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean"])

@@ -25,7 +25,8 @@ def test_bytes_in_memory_are_those_of_the_file(name):
     file.seek(0)
     loaded = mgqe.load(file)
     assert loaded.equal(table)
-    assert mgqe.load(io.BytesIO((GOLDEN / "version-1" / name).read_bytes())).equal(table)
+    if not name.startswith("mixed-"):
+        assert mgqe.load(io.BytesIO((GOLDEN / "version-1" / name).read_bytes())).equal(table)
 
 
 @pytest.mark.parametrize("buffering", [-1, 0])

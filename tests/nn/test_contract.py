@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from contract import DIM, ROWS, SUBJECTS, gradient_sizes, relative_error, shuffled_counts
+from contract import BUDGET, DIM, ROWS, SUBJECTS, gradient_sizes, relative_error, shuffled_counts
 
 import mgqe
 
@@ -18,6 +18,11 @@ each_subject = pytest.mark.parametrize("subject", SUBJECTS, ids=lambda s: s.name
 each_of_ours = pytest.mark.parametrize("subject", OURS, ids=lambda s: s.name)
 each_freezing = pytest.mark.parametrize("subject", FREEZING, ids=lambda s: s.name)
 ALL_IDS = torch.arange(ROWS)
+
+
+@pytest.fixture(autouse=True)
+def budgets_above_the_full_table(monkeypatch):
+    monkeypatch.setattr("mgqe.nn.quantized.layer_budget", lambda *_: BUDGET)
 
 
 @each_subject

@@ -93,7 +93,10 @@ def test_hand_worked(isa):
     assert ops.bag(prepared, ids, last, include_last_offset=True).tolist() == [[4, 40], [3, 30], [0, 0]]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+UNTURNED = [case for case in CASES if not case.is_mixed or case.dim is None]  # whose bags are sums of rows
+
+
+@pytest.mark.parametrize("case", UNTURNED, ids=lambda case: case.name)
 def test_every_layout(case, isa, two_threads):
     built = build(case)
     prepared = built.table.snapshot.lookup

@@ -82,6 +82,7 @@ def first_tier_options(rows: int) -> tuple[int, int]:
     return max(2, min(4, rows // 10)), max(2, min(4, rows))
 
 
+BUDGET = 4000  # bytes; test_contract.py lets layers have it, though so few rows take less than a file's header
 TIERED = {"num_subspaces": 4, "num_centroids": first_tier_options}
 SUBJECTS = [
     Subject("nn.Embedding", nn.Embedding, freezes=False),
@@ -136,6 +137,8 @@ SUBJECTS = [
     *quantised("MGQE, a codebook a tier", mgqe.MGQEmbedding, counts=shuffled_counts, share_codebook=False, **TIERED),
     *quantised("MGQE, int8", mgqe.MGQEmbedding, counts=shuffled_counts, centroid_dtype="int8", **TIERED),
     *quantised("MGQE, SX", mgqe.MGQEmbedding, counts=shuffled_counts, quantizer="sx", **TIERED),
+    *quantised("MGQE, budget", mgqe.MGQEmbedding, counts=shuffled_counts, budget=BUDGET),
+    *quantised("DPQ, budget", mgqe.DPQEmbedding, budget=BUDGET),
     *quantised("DPQ", mgqe.DPQEmbedding, num_subspaces=4, num_centroids=lambda rows: max(2, min(6, rows))),
     *quantised(
         "DPQ, one codebook for all subspaces",

@@ -59,7 +59,14 @@ def run(rank: int, mode: str) -> dict[str, object]:
     counts = torch.arange(N) * 7 % 1999 + 1
     config = mgqe.CompressConfig(num_centroids=(16, 8), warmup_steps=5, quantizer="sx" if mode == "sx" else "vq")
     init = "from_weight" if mode == "from_weight" else "warmup"
-    mgqe.compress_(model, config, counts={"item": counts, "bag": counts}, init=init)
+    if mode == "budget":
+        # Of this each process would make another plan.
+        options = {"counts": counts.roll(rank), "budget": f"{30 - 8 * rank}%", "warmup_steps": 5}
+        model.item = mgqe.MGQEmbedding(N, DIM, **options)
+        model.bag = mgqe.MGQEmbeddingBag(N, DIM, mode="sum", **options)
+        model.head = nn.Linear(DIM, N, bias=False)
+    else:
+        mgqe.compress_(model, config, counts={"item": counts, "bag": counts}, init=init)
     own = gathering(model) if mode == "metric" else {}
     parallel = DistributedDataParallel(model, find_unused_parameters=mode == "find_unused")
     optimizer = torch.optim.Adam(parallel.parameters(), lr=0.05)

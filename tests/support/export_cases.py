@@ -60,6 +60,15 @@ def layout(name: str) -> CompactTable:
     return build(case).table if case else layer_table(name)
 
 
+def check_rows(rows: Tensor, table: CompactTable) -> None:
+    """A portable table's rows: the same bits, or, where a matrix product is added up in any order, up to rounding."""
+    expected = table.to_dense()
+    if table.config.matrix_dtype is None:
+        assert torch.equal(rows, expected)
+    else:
+        torch.testing.assert_close(rows, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
+
+
 class TwoTowers(nn.Module):
     """Users, items with padding, and bags of tags, each side through an MLP."""
 

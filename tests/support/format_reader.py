@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,16 @@ MASK = 2**64 - 1
 def float32(value: float) -> float:
     """A double rounded to float32."""
     return struct.unpack("<f", struct.pack("<f", value))[0]
+
+
+def fused(a: float, b: float, c: float) -> float:
+    """a * b + c of float32 numbers, rounded once to float32, half to even."""
+    exact = Fraction(a) * Fraction(b) + Fraction(c)
+    if not exact:
+        return 0.0
+    exponent = max(math.frexp(float(exact))[1] - 1, -126)
+    unit = Fraction(2) ** (exponent - 23)
+    return float(round(exact / unit) * unit)
 
 
 class FormatReader:
@@ -94,6 +106,9 @@ class FormatReader:
             while f"{what}.{c}" in self.parts:
                 digest.update(self.parts[f"{what}.{c}"][2])
                 c += 1
+        for name in ("mean", "matrix", "matrix_scales"):
+            if name in self.parts:
+                digest.update(self.parts[name][2])
         return digest.hexdigest()
 
     def row(self, row_id: int) -> list[float]:
@@ -139,6 +154,8 @@ class FormatReader:
     # Kinds
 
     def _compact(self, row_id: int) -> list[float]:
+        if "widths" in self.config:
+            return self._mixed(row_id)
         tier, rank, tensor = self.locate(row_id)
         subspaces, k = self.config["num_subspaces"][tier], self.config["num_centroids"][tier]
         bits = max(1, (k - 1).bit_length())
@@ -162,6 +179,44 @@ class FormatReader:
                     values = [float32(v * scale) for v in values]
                 row += values
         return row
+
+    def _mixed(self, row_id: int) -> list[float]:
+        config, d = self.config, self.config["embedding_dim"]
+        coordinates = self._coordinates(*self.locate(row_id))
+        if config["matrix_dtype"] is None:
+            return coordinates
+        assert self.shape("matrix") == [len(coordinates), d]
+        row = self.numbers("mean", 0, d)
+        for k, z in enumerate(coordinates):
+            entries = self.vector("matrix", k)
+            if config["matrix_dtype"] == "int8":
+                (scale,) = self.numbers("matrix_scales", k, 1)
+                entries = [float32(entry * scale) for entry in entries]
+            row = [fused(z, entry, have) for entry, have in zip(entries, row, strict=True)]
+        return row
+
+    def _coordinates(self, tier: int, rank: int, tensor: str) -> list[float]:
+        config, subspaces = self.config, len(self.config["widths"])
+        bits_of = [config["code_bits"][g * subspaces : (g + 1) * subspaces] for g in range(len(config["sizes"]))]
+        book = config["codebook_of"][tier]
+        readers = [bits for bits, c in zip(bits_of, config["codebook_of"], strict=True) if c == book]
+        row_bytes = self.shape(tensor)[1]
+        assert row_bytes == (sum(bits_of[tier]) + 7) // 8
+        string = int.from_bytes(self.parts[tensor][2][rank * row_bytes : (rank + 1) * row_bytes], "little")
+        coordinates: list[float] = []
+        first = 0
+        for j, bits in enumerate(bits_of[tier]):
+            code, width = string & ((1 << bits) - 1), config["widths"][j]
+            string >>= bits
+            values = self.numbers(f"centroids.{book}", first + code * width, width)
+            if config["centroid_dtype"] == "int8":
+                (scale,) = self.numbers(f"scales.{book}", j, 1)
+                values = [float32(v * scale) for v in values]
+            coordinates += values
+            first += width << max(of_reader[j] for of_reader in readers)
+        assert string == 0
+        assert self.shape(f"centroids.{book}") == [first]
+        return coordinates
 
     def locate(self, row_id: int) -> tuple[int, int, str]:
         """The tier of an id, and the row and the tensor of its codes."""

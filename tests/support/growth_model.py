@@ -6,18 +6,42 @@ import torch
 from torch import Tensor
 
 from mgqe.codec.tiers import Tiers
+from mgqe.codec.transform import Transform
 from mgqe.table.appended import append
 from mgqe.table.compact import CompactTable
 from mgqe.table.io import load, save
 
 
 class Model:
-    """Ids, their tiers and codes; centroids are multiples of 1/4, so that squared distances are exact."""
+    """Ids, their tiers and codes; centroids are multiples of 1/4, so that squared distances are exact.
+
+    With ``widths`` and ``code_bits`` the table is mixed; ``turned`` gives it a mean, and a matrix that adds each
+    coordinate to two neighbouring dimensions.
+    """
 
     def __init__(
-        self, sizes, num_subspaces, num_centroids, codebooks, codebook_of, *, shuffled, padding_idx=None, seed=0
+        self,
+        sizes,
+        num_subspaces=(),
+        num_centroids=(),
+        codebooks=(),
+        codebook_of=(),
+        *,
+        shuffled,
+        padding_idx=None,
+        seed=0,
+        widths=(),
+        code_bits=(),
+        turned=False,
     ):
         made = torch.Generator().manual_seed(seed)
+        self.widths, self.code_bits = widths, code_bits
+        if widths:
+            num_subspaces = (len(widths),) * len(sizes)
+            books = range(max(codebook_of) + 1)
+            readers = [[bits for bits, c in zip(code_bits, codebook_of, strict=True) if c == n] for n in books]
+            self.counts = [[1 << max(bits) for bits in zip(*each, strict=True)] for each in readers]
+            codebooks = [(sum(w * k for w, k in zip(widths, each, strict=True)),) for each in self.counts]
         self.num_subspaces, self.num_centroids = num_subspaces, num_centroids
         self.codebook_of, self.padding_idx = codebook_of, padding_idx
         self.books = [torch.randint(-12, 13, shape, generator=made) / 4 for shape in codebooks]
@@ -25,10 +49,14 @@ class Model:
         if shuffled:
             tier_of = tier_of[torch.randperm(sum(sizes), generator=made)]
         self.tiers = tier_of.tolist()
-        self.codes = [
-            torch.randint(0, num_centroids[g], (num_subspaces[g],), generator=made).tolist() for g in self.tiers
-        ]
-        self.embedding_dim = self.pieces(0).shape[0] * self.pieces(0).shape[2]
+        self.codes = [[int(torch.randint(len(p), (), generator=made)) for p in self.pieces(g)] for g in self.tiers]
+        self.mean = self.matrix = None
+        self.embedding_dim = sum(piece.shape[1] for piece in self.pieces(0))
+        if turned:
+            n = self.embedding_dim
+            self.embedding_dim = n + 1
+            self.mean = torch.randint(-8, 9, (n + 1,), generator=made) / 4
+            self.matrix = torch.eye(n, n + 1) + torch.eye(n, n + 1).roll(1, dims=1)
 
     def table(self) -> CompactTable:
         """A table of these codes, made whole."""
@@ -38,22 +66,36 @@ class Model:
             torch.tensor([c for c, tier in zip(self.codes, self.tiers, strict=True) if tier == g]).reshape(-1, d).long()
             for g, d in enumerate(self.num_subspaces)
         ]
+        if self.widths:
+            parts = (tiers, codes, self.books, self.codebook_of, self.widths, self.code_bits, self.padding_idx)
+            return CompactTable.from_mixed_codes(*parts, mean=self.mean, matrix=self.matrix)
         return CompactTable.from_codes(tiers, codes, self.books, self.codebook_of, self.num_centroids, self.padding_idx)
 
-    def pieces(self, tier: int) -> Tensor:
-        """What a tier chooses among: (D_g, K_g, s_g)."""
-        book, subspaces, k = self.books[self.codebook_of[tier]], self.num_subspaces[tier], self.num_centroids[tier]
+    def pieces(self, tier: int) -> list[Tensor]:
+        """What a tier chooses among in each subspace: (K, s) each."""
+        book, subspaces = self.books[self.codebook_of[tier]], self.num_subspaces[tier]
+        if self.widths:
+            counts = self.counts[self.codebook_of[tier]]
+            parts = book.split([w * k for w, k in zip(self.widths, counts, strict=True)])
+            of_tier = zip(parts, self.widths, self.code_bits[tier], strict=True)
+            return [part.reshape(-1, w)[: 1 << bits] for part, w, bits in of_tier]
+        k = self.num_centroids[tier]
         if book.shape[0] == 1:
-            return book[:, :k].expand(subspaces, -1, -1)
+            return [book[0, :k]] * subspaces
         each = book.shape[0] // subspaces
-        return torch.stack([torch.cat(list(book[j * each : (j + 1) * each, :k]), dim=1) for j in range(subspaces)])
+        return [torch.cat(list(book[j * each : (j + 1) * each, :k]), dim=1) for j in range(subspaces)]
 
     def encode(self, vectors: Tensor, tier: int) -> list[list[int]]:
         """Nearest centroids by a plain loop over subspaces; the first of equals."""
-        pieces = self.pieces(tier).double()
-        parts = vectors.double().reshape(len(vectors), pieces.shape[0], pieces.shape[2])
-        distances = (parts[:, :, None] - pieces[None]).square().sum(3)
-        return [[row.tolist().index(min(row.tolist())) for row in one] for one in distances]
+        pieces = self.pieces(tier)
+        if self.matrix is not None:
+            vectors = Transform.of(self.mean, self.matrix, "float16").encode(vectors)
+        parts = vectors.double().split([piece.shape[1] for piece in pieces], dim=1)
+        distances = [
+            (part[:, None] - piece.double()[None]).square().sum(2).tolist()
+            for part, piece in zip(parts, pieces, strict=True)
+        ]
+        return [[of_row.index(min(of_row)) for of_row in row] for row in zip(*distances, strict=True)]
 
     def append(self, vectors: Tensor, tier: int) -> list[int]:
         first = len(self.tiers)
@@ -70,7 +112,8 @@ class Model:
         out = torch.zeros(len(self.tiers), self.embedding_dim)
         for i, (tier, codes) in enumerate(zip(self.tiers, self.codes, strict=True)):
             if i != self.padding_idx:
-                out[i] = torch.cat([self.pieces(tier)[j, c] for j, c in enumerate(codes)])
+                row = torch.cat([piece[c] for piece, c in zip(self.pieces(tier), codes, strict=True)])
+                out[i] = row if self.matrix is None else self.mean + row @ self.matrix
         return out
 
 
@@ -116,6 +159,22 @@ LAYOUTS = {
         "codebooks": [(4, 300, 1), (2, 3, 2)],
         "codebook_of": (0, 1),
         "shuffled": False,
+    },
+    "mixed": {
+        "sizes": (5, 9, 40),
+        "widths": (1, 2, 4),
+        "code_bits": ((5, 3, 2), (4, 0, 2), (1, 0, 0)),
+        "codebook_of": (0, 0, 0),
+        "shuffled": True,
+        "padding_idx": 7,
+    },
+    "mixed, turned": {
+        "sizes": (5, 9),
+        "widths": (1, 3),
+        "code_bits": ((4, 6), (2, 0)),
+        "codebook_of": (0, 1),
+        "shuffled": False,
+        "turned": True,
     },
     "no ids": {
         "sizes": (0, 0),

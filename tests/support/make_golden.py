@@ -6,6 +6,7 @@ Everything comes from formulas, not from a random generator, whose numbers may c
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,73 @@ def golden_centroids(pieces: int, num_centroids: int, width: int) -> Tensor:
     return ((7 * j + 3 * k + t) % 17 - 8) / 4
 
 
+def golden_codebook(widths: Sequence[int], counts: Sequence[int], divisor: int = 1) -> Tensor:
+    """Flat: the centroids of subspaces j = 0, 1, ...: ((7 j + 3 k + t) mod 17 - 8) / 4 / divisor."""
+    subspaces = enumerate(zip(widths, counts, strict=True))
+    return torch.cat([golden_centroids(j + 1, k, w)[j].reshape(-1) for j, (w, k) in subspaces]) / divisor
+
+
+def golden_mixed_codes(n: int, code_bits: Sequence[int]) -> Tensor:
+    """code[i, j] = (3 i + 5 j) mod 2^bits of j."""
+    return torch.stack([golden_codes(n, j + 1, 1 << bits)[:, j] for j, bits in enumerate(code_bits)], dim=1)
+
+
+def mixed_tables() -> dict[str, FrozenTable]:
+    """Tables whose subspaces have widths and bits of their own; divisors make products and sums inexact."""
+    separate_bits, three_bits = ((9, 3, 1), (4, 4, 0), (0, 6, 2)), ((5, 3, 2), (4, 0, 2), (1, 0, 0))
+    return {
+        # The worked example of docs/format.md.
+        "mixed-small.safetensors": CompactTable.from_mixed_codes(
+            Tiers.from_assignment([1, 0, 1, 1, 0]),
+            [golden_mixed_codes(2, (2, 1)), golden_mixed_codes(3, (1, 0))],
+            [golden_codebook((1, 2), (4, 2))],
+            codebook_of=(0, 0),
+            widths=(1, 2),
+            code_bits=((2, 1), (1, 0)),
+            padding_idx=2,
+            mean=torch.tensor([0.5, -1.0, 0.0, 2.0]),
+            matrix=golden_weight(3, 4),
+        ),
+        "mixed-separate-int8.safetensors": CompactTable.from_mixed_codes(
+            Tiers.from_sizes((3, 0, 8)),
+            [golden_mixed_codes(n, bits) for n, bits in zip((3, 0, 8), separate_bits, strict=True)],
+            [golden_codebook((1, 2, 4), counts) for counts in ((512, 8, 2), (16, 16, 1), (1, 64, 4))],
+            codebook_of=(0, 1, 2),
+            widths=(1, 2, 4),
+            code_bits=separate_bits,
+            centroid_dtype="int8",
+        ),
+        "mixed-three-tiers-int8-matrix.safetensors": CompactTable.from_mixed_codes(
+            Tiers.from_assignment([(i * i) % 7 % 3 for i in range(300)]),
+            [golden_mixed_codes(n, bits) for n, bits in zip(golden_sizes(), three_bits, strict=True)],
+            [golden_codebook((1, 1, 3), (32, 8, 4), 7)],
+            codebook_of=(0, 0, 0),
+            widths=(1, 1, 3),
+            code_bits=three_bits,
+            padding_idx=0,
+            centroid_dtype="float16",
+            mean=golden_weight(1, 6)[0] / 3,
+            matrix=golden_weight(5, 6) / 3,
+            matrix_dtype="int8",
+        ),
+        "mixed-float32-matrix.safetensors": CompactTable.from_mixed_codes(
+            Tiers.from_sizes((4, 5)),
+            [golden_mixed_codes(4, (10, 1)), golden_mixed_codes(5, (2, 3))],
+            [golden_codebook((1, 2), (1024, 2), 7), golden_codebook((1, 2), (4, 8), 11)],
+            codebook_of=(0, 1),
+            widths=(1, 2),
+            code_bits=((10, 1), (2, 3)),
+            centroid_dtype="int8",
+            mean=golden_weight(1, 5)[0] / 3,
+            matrix=golden_weight(3, 5) / 3,
+            matrix_dtype="float32",
+        ).with_fallback(torch.tensor([0.5, -1.0, 0.0, 2.25, 1.0])),
+    }
+
+
 def golden_tables() -> dict[str, FrozenTable]:
     """File name -> table."""
-    return {
+    return mixed_tables() | {
         # The worked example of docs/format.md.
         "compact-small.safetensors": CompactTable.from_codes(
             Tiers.from_assignment([1, 0, 1, 1, 0]),

@@ -27,6 +27,22 @@ def parts(ordered: bool, dtype: str = "int8"):
     return tiers, codes, [torch.randn(D, K[0], 2, generator=made)], dtype
 
 
+def write_shards(folder, table, tiers, bounds):
+    """A table as several processes would write it, each with the ids from one bound to the next."""
+    tensors, config = table.to_tensors()
+    m = tiers.num_tiers
+    codes = [tensors.pop(f"codes.{g}") for g in range(m)]
+    set_name, shards = new_set(), []
+    folder.mkdir(exist_ok=True)
+    for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        members = [tiers.members(g) for g in range(m)]
+        mine = [c[(ids >= start) & (ids < stop)] for c, ids in zip(codes, members)]
+        shards.append([len(c) for c in mine])
+        write_shard(folder, set_name, number, table.config.code_tensors(shards[-1]), [mine[g] for g in tier_order(m)])
+    with prepared_index(folder, set_name, tensors, config, shards) as (temporary, _):
+        publish_index(folder, temporary)
+
+
 def write(folder, bounds, ordered=False, dtype="int8"):
     """As several processes would, each with the ids from one bound to the next."""
     tiers, codes, books, dtype = parts(ordered, dtype)

@@ -28,6 +28,16 @@ def value_table(n, subspaces=4):
     return CompactTable.from_codes(Tiers.from_sizes(sizes), codes, [book], (0, 0), (256, 256))
 
 
+def mixed_value_table(n):
+    """The same, but with a matrix, as a mixed table."""
+    book = torch.arange(256.0).repeat(4)
+    sizes, bits = (n // 4, n - n // 4), ((8, 8, 8, 8),) * 2
+    codes = [torch.zeros(size, 4, dtype=torch.int64) for size in sizes]
+    return CompactTable.from_mixed_codes(
+        Tiers.from_sizes(sizes), codes, [book], (0, 0), (1, 1, 1, 1), bits, mean=torch.zeros(4), matrix=torch.eye(4)
+    )
+
+
 # What readers do: a call on a table of at least n ids, and what it must give when ids have these values (N,).
 # A method that reads a table is tested by one line here.
 READS = {
@@ -52,9 +62,10 @@ def _eager_switching():
 
 
 @pytest.mark.usefixtures("_eager_switching")
-def test_readers_beside_a_writer():
+@pytest.mark.parametrize("make", [value_table, mixed_value_table])
+def test_readers_beside_a_writer(make):
     """Every answer is that of a state which was current at some moment of the call; appended ids are there at once."""
-    table = value_table(20).with_fallback(torch.full((4,), 7.0))
+    table = make(20).with_fallback(torch.full((4,), 7.0))
     states = [torch.zeros(20)]  # every state, in order; one is added before it is published
     published = [0]  # states[:published[0] + 1] have been
     newest = [19]  # an id that append has returned

@@ -11,6 +11,7 @@ from make_golden import GOLDEN, golden_tables, write_appended, write_sharded
 from paths import ROOT
 
 from mgqe.baselines.hashing import bucket_of
+from mgqe.table.appended import append
 from mgqe.table.io import load, save
 
 # Files of versions 1 and 2 must stay readable, so a change here needs a new version of the format.
@@ -23,6 +24,10 @@ SHA256 = {
     "full-bfloat16.safetensors": "776420672740dd55cae24eb0018e4cce119e89190fb6648d9ead409cd6f90bb4",
     "hash.safetensors": "962d08fed1eb638bfcda63ab28cb383a5422e58a4a88889db409494acca60f94",
     "low-rank.safetensors": "f2c0e96dd387e1f488955eee1b7e6c5992cc0eed95f20ea903d81fb4efe29fdb",
+    "mixed-float32-matrix.safetensors": "6b6cae6b4c1549c11647192c79da26162b620cd8305a3c6a60153d3fae7f38d9",
+    "mixed-separate-int8.safetensors": "82f09689148ac87bed61b2d8716c7c08285c877a3372e903dc34f4e1936e6d31",
+    "mixed-small.safetensors": "9efa375fa1f8f2d87e725abdce7e68c30b1e4941a3a9823a93ab12eb8269a374",
+    "mixed-three-tiers-int8-matrix.safetensors": "f9cb473c2b83e0d14115ba6c2b058588bd2bd002d7f352f84ecd3c5170da1f2b",
     "quotient-remainder.safetensors": "f7e06bab517f520f512b2938cb3422af7dbebdc445bf4680075dc24012075325",
     "scalar-dimension.safetensors": "f0535b6af5eb777c53995c71dcb47439d0c28f55bc00f91e11aa5d5c4ede0f49",
     "scalar-row.safetensors": "2548383e167e4dc31ea0449f0816609a53f9938c2d0b372dbcf9ec5b50687a6e",
@@ -77,6 +82,9 @@ VERSION_1 = {
     ),
     "sharded/table.safetensors": "b3cfd286673fbf4c39504e646e4d949df9e8365f84b2a6c7f03cba90c0c91bcb",
 }
+EVERY_FILE = [(GOLDEN, name) for name in SHA256] + [
+    (GOLDEN / "version-1", name) for name in SHA256 if name in VERSION_1
+]
 each_version = pytest.mark.parametrize("folder", [GOLDEN, GOLDEN / "version-1"], ids=["version 2", "version 1"])
 FORMAT_DOC = ROOT / "docs" / "format.md"
 
@@ -135,15 +143,15 @@ def test_a_second_reader_agrees_on_a_sharded_folder(folder):
     assert table.lookup(torch.arange(300)).tolist() == [reader.row(i) for i in range(300)]
 
 
-def test_a_second_reader_agrees_on_the_fallback():
-    path = GOLDEN / "compact-fallback.safetensors"
-    for unknown in (-1, 4, 2**40):
+@pytest.mark.parametrize("name", ["compact-fallback.safetensors", "mixed-float32-matrix.safetensors"])
+def test_a_second_reader_agrees_on_the_fallback(name):
+    path = GOLDEN / name
+    for unknown in (-1, 9, 2**40):
         assert load(path).lookup(torch.tensor(unknown)).tolist() == FormatReader(path).row(unknown)
 
 
-@each_version
-@pytest.mark.parametrize("name", SHA256)
-def test_a_second_reader_agrees(name, folder):
+@pytest.mark.parametrize(("folder", "name"), EVERY_FILE)
+def test_a_second_reader_agrees(folder, name):
     reader, table = FormatReader(folder / name), load(folder / name)
     assert table.equal(golden_tables()[name])
     assert (table.kind, table.num_embeddings, table.embedding_dim) == (
@@ -178,6 +186,30 @@ def test_the_documented_example():
     rows = load(GOLDEN / "compact-small.safetensors").lookup(torch.tensor([4, 3, 2]))
     assert rows.tolist() == [[0.25, -0.25], [-2.0, 0.5], [0.0, 0.0]]
     json.loads(header)
+
+
+def test_the_documented_mixed_table():
+    text = FORMAT_DOC.read_text()
+    content = (GOLDEN / "mixed-small.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header, data = content[8 : 8 + length].decode().rstrip(), content[8 + length :]
+    assert f"`tests/golden/mixed-small.safetensors`, {len(content)} bytes" in text
+    assert header in text
+    elements = json.loads(header)["checksums"]["data_offsets"][0]
+    assert data[:elements] in [bytes.fromhex(each) for each in re.findall(r"```hex\n(.*?)\n```", text, re.DOTALL)]
+    rows = load(GOLDEN / "mixed-small.safetensors").lookup(torch.tensor([4, 3])).tolist()
+    assert all(f"({', '.join(f'{x:g}' for x in row)})" in text for row in rows)
+
+
+def test_an_appended_file_of_a_mixed_table(tmp_path):
+    """Its name tells the mean and the matrix, too, by which the codes have their meaning."""
+    path = tmp_path / "table"
+    save(golden_tables()["mixed-three-tiers-int8-matrix.safetensors"], path)
+    append(path, torch.linspace(-1, 1, 12).reshape(2, 6))
+    append(path, torch.linspace(-2, 1, 6).reshape(1, 6), tier=0)
+    reader, table = FormatReader(path), load(path)
+    assert table.num_embeddings == reader.num_embeddings == 303
+    assert table.lookup(torch.arange(303)).tolist() == [reader.row(i) for i in range(303)]
 
 
 def test_the_documented_appended_file():

@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from raw_safetensors import read_raw, write_raw
-from table_cases import CASES, build
+from table_cases import CASES, MIXED, build
 
 from mgqe.codec.tiers import Tiers
 from mgqe.files.container import ArtifactError
@@ -427,9 +427,10 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_configurations_are_refused_or_harmless(data, tmp_path):
-    path = tmp_path / "good"
+    case = data.draw(st.sampled_from([MAPPED, *MIXED]))
+    path = tmp_path / case.name
     if not path.exists():
-        save(build(MAPPED).table, path)
+        save(build(case).table, path)
     metadata, parts = read_raw(path)
     config = json.loads(metadata["config"])
     small = st.integers(-2, 10)

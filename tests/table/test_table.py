@@ -47,14 +47,22 @@ def test_bytes_are_those_held(case):
     table = build(case).table
     tensors, _ = table.to_tensors()
     parts = table.nbytes_by_part()
-    assert set(parts) == {"codes", "centroids", "scales", "tier_map"}
+    turned = ("mean", "matrix", "matrix_scales")
+    expected = [name for name in turned if name in tensors]
+    assert set(parts) == {"codes", "centroids", "scales", "tier_map", *expected}
     assert table.nbytes == sum(parts.values()) == sum(t.untyped_storage().nbytes() for t in tensors.values())
-    bits = [max(1, math.ceil(math.log2(k))) for k in case.num_centroids]
-    rows = zip(case.sizes, case.num_subspaces, bits, strict=True)
-    assert parts["codes"] == sum(n * math.ceil(d * b / 8) for n, d, b in rows)
+    if case.is_mixed:
+        bits_per_row = [sum(bits) for bits in case.code_bits]
+        assert (expected == []) == (case.dim is None)
+        assert parts.get("matrix_scales", 0) == (4 * sum(case.widths) if case.matrix_dtype == "int8" else 0)
+    else:
+        bits = [max(1, math.ceil(math.log2(k))) for k in case.num_centroids]
+        bits_per_row = [d * b for d, b in zip(case.num_subspaces, bits, strict=True)]
+    assert parts["codes"] == sum(n * math.ceil(b / 8) for n, b in zip(case.sizes, bits_per_row, strict=True))
     size = {"float32": 4, "float16": 2, "int8": 1}[case.centroid_dtype]
     assert parts["centroids"] == size * sum(math.prod(shape) for shape in case.codebooks)
-    assert parts["scales"] == (4 * sum(shape[0] for shape in case.codebooks) if size == 1 else 0)
+    scales = [len(case.widths) if case.is_mixed else shape[0] for shape in case.codebooks]
+    assert parts["scales"] == (4 * sum(scales) if size == 1 else 0)
     assert (parts["tier_map"] == 0) == (table.tiers.tier_of is None)
 
 

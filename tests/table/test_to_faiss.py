@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from table_cases import CASES, Case, build
+from table_cases import EVEN, MIXED, Case, build
 
 from mgqe import CompactTable, Tiers
 
@@ -57,7 +57,7 @@ def check_same(table, index, queries, k):
     assert all(len(set(row)) == k for row in ids.tolist())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", EVEN, ids=lambda c: c.name)
 def test_every_layout_finds_what_topk_finds(case, faiss):
     table = build(case).table
     index = table.to_faiss()
@@ -69,7 +69,15 @@ def test_every_layout_finds_what_topk_finds(case, faiss):
         check_same(table, index, queries, min(k, table.num_embeddings))
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.name in ONE_INDEX], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", MIXED, ids=lambda c: c.name)
+def test_mixed_tables_are_refused_with_the_remedy(case, faiss):
+    with pytest.raises(
+        ValueError, match=r"faiss has one width.*table\.topk, or add table\.to_dense\(\) to.*IndexFlatIP"
+    ):
+        build(case).table.to_faiss()
+
+
+@pytest.mark.parametrize("case", [c for c in EVEN if c.name in ONE_INDEX], ids=lambda c: c.name)
 def test_one_index_reconstructs_the_rows_and_goes_through_a_file(case, faiss, tmp_path):
     table = build(case).table
     path = str(tmp_path / "items.faiss")
@@ -159,7 +167,7 @@ def test_the_index_is_a_copy(faiss):
 
 @pytest.mark.parametrize("name", ["fewer subspaces", "int8"])
 def test_torch_defaults_do_not_matter(name, faiss):
-    table = build(next(case for case in CASES if case.name == name)).table
+    table = build(next(case for case in EVEN if case.name == name)).table
     queries = queries_of(table)
     torch.set_default_dtype(torch.float64)
     torch.set_default_device("meta")

@@ -58,15 +58,16 @@ def _tiers(table: mgqe.CompactTable) -> TextTable:
         ["tier", "ids", "subspaces", "centroids", "bits/code", "bytes/id", "in use", "perplexity"],
     )
     for stats in table.codebook_stats():
-        bits = table.config.bits[stats.tier]
+        tier = table.config.tiers[stats.tier]
+        bits = str(tier.bits) if not tier.code_bits else f"{min(tier.code_bits)} to {max(tier.code_bits)}"
         tiers.rows.append(
             [
                 str(stats.tier),
                 f"{stats.num_ids:,}",
                 str(stats.num_subspaces),
                 str(stats.num_centroids),
-                str(bits),
-                str(-(-stats.num_subspaces * bits // 8)),
+                bits,
+                str(tier.row_bytes),
                 f"{100 * stats.usage:.0f}%",
                 f"{stats.perplexity:.1f}",
             ]

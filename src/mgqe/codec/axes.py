@@ -33,7 +33,7 @@ class Axes:
     @classmethod
     def of(cls, rows: np.ndarray, weights: np.ndarray, metric: Metric) -> Axes:
         """Of rows (n, d), weighted by (n,), in a metric of d dimensions."""
-        total = weights.sum()
+        total = weights.sum() or 1.0  # a table without rows has no weights
         mean = weights @ rows / total
         root = metric.root()
         centred = (rows - mean) @ root

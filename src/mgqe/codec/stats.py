@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +17,8 @@ class CodebookStats:
         tier: 0 is the most frequent.
         num_ids: ids in the tier.
         num_subspaces: D_g.
-        num_centroids: K_g, a subspace.
-        reachable: centroids that the tier could use at once, min(K_g, num_ids).
+        num_centroids: K_g of each subspace, the largest where they differ.
+        reachable: centroids that the tier could use at once, min(K_g, num_ids); mean over subspaces.
         used: centroids that are chosen by at least one id, mean over subspaces.
         perplexity: exp of the entropy of the codes, mean over subspaces; at most ``reachable``.
     """
@@ -26,7 +27,7 @@ class CodebookStats:
     num_ids: int
     num_subspaces: int
     num_centroids: int
-    reachable: int
+    reachable: float
     used: float
     perplexity: float
 
@@ -44,19 +45,22 @@ def code_histogram(codes: Tensor, num_centroids: int) -> Tensor:
     return torch.bincount(flat, minlength=subspaces * num_centroids).view(subspaces, num_centroids).double()
 
 
-def tier_stats(tier: int, num_ids: int, histogram: Tensor) -> CodebookStats:
-    """Usage and perplexity from the (D, K) counts of a tier's codes."""
+def tier_stats(tier: int, num_ids: int, histogram: Tensor, code_bits: Sequence[int] = ()) -> CodebookStats:
+    """Usage and perplexity from the (D, K) counts of a tier's codes; ``code_bits`` of each code in a mixed table."""
     subspaces, centroids = histogram.shape
     if num_ids == 0:
         return CodebookStats(tier, 0, subspaces, centroids, 0, 0.0, 0.0)
     shares = histogram / histogram.sum(1, keepdim=True)
     entropy = -torch.special.xlogy(shares, shares).sum(1)
+    reachable: float = min(centroids, num_ids)
+    if code_bits:
+        reachable = sum(min(1 << bits, num_ids) for bits in code_bits) / subspaces
     return CodebookStats(
         tier=tier,
         num_ids=num_ids,
         num_subspaces=subspaces,
         num_centroids=centroids,
-        reachable=min(centroids, num_ids),
+        reachable=reachable,
         used=float((histogram > 0).sum(1).double().mean()),
         perplexity=float(entropy.exp().mean()),
     )

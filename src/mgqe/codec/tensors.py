@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from mgqe.checks.names import errors_about
 from mgqe.checks.scalars import as_ints, optional_int
 from mgqe.codec.capacity import TierShape, tier_shapes
 from mgqe.codec.equations import int8_scales
@@ -18,7 +19,7 @@ from mgqe.codec.tiers import Tiers
 from mgqe.codec.transform import Transform
 from mgqe.ops import max_code
 from mgqe.ops.packed_format import level_lengths
-from mgqe.ops.pieces import Piece
+from mgqe.ops.pieces import Piece, check_bits
 
 
 def lay_out(
@@ -53,7 +54,57 @@ def lay_out(
     return packed | lay_out_frame(layout, tiers, codebooks), layout
 
 
+def lay_out_mixed(
+    tiers: Tiers,
+    codes: Sequence[Tensor],
+    codebooks: Sequence[Tensor],
+    codebook_of: Sequence[int],
+    widths: Sequence[int],
+    code_bits: Sequence[Sequence[int]],
+    padding_idx: int | None,
+    centroid_dtype: str,
+    transform: Transform | None,
+) -> tuple[dict[str, Tensor], TableLayout]:
+    """A mixed table's tensors and layout from unpacked codes; see :meth:`CompactTable.from_mixed_codes`."""
+    codebook_of, widths = as_ints("codebook_of", codebook_of), as_ints("widths", widths)
+    bits = [as_ints(f"code_bits[{g}]", of_tier) for g, of_tier in enumerate(code_bits)]
+    for name, entries in (("codes", codes), ("codebook_of", codebook_of), ("code_bits", bits)):
+        if len(entries) != tiers.num_tiers:
+            raise ValueError(f"{name} must have one entry per tier, {tiers.num_tiers}, got {len(entries)}")
+    if not widths or min(widths) < 1:
+        raise ValueError(f"widths must be the coordinates of each subspace, at least 1 each, got {widths}")
+    for g, (tier_codes, of_tier) in enumerate(zip(codes, bits, strict=True)):
+        if len(of_tier) != len(widths):
+            raise ValueError(f"code_bits of tier {g} must have one entry per subspace, {len(widths)}, got {of_tier}")
+        if tuple(tier_codes.shape) != (expected := (tiers.sizes[g], len(widths))):
+            raise ValueError(f"codes of tier {g} must have shape {expected}, got {tuple(tier_codes.shape)}")
+        check_bits(of_tier)
+    if not codebooks or set(codebook_of) != set(range(len(codebooks))):
+        raise ValueError(f"codebook_of must name all codebooks, 0 .. {len(codebooks) - 1}, got {codebook_of}")
+    shapes = tuple(map(TierShape.mixed, tiers.sizes, bits, codebook_of))
+    d = sum(widths) if transform is None else transform.embedding_dim
+    if transform is not None and sum(widths) != transform.num_coordinates:
+        raise ValueError(
+            f"widths must sum to the rows of the matrix, {transform.num_coordinates}, got {widths}, which sum to "
+            f"{sum(widths)}"
+        )
+    matrix_dtype = None if transform is None else transform.dtype
+    padding = optional_int("padding_idx", padding_idx)
+    layout = TableLayout(d, shapes, centroid_dtype, padding, map_order(tiers), widths, matrix_dtype)
+    for c, (book, shape) in enumerate(zip(codebooks, layout.flat_shapes, strict=True)):
+        if tuple(book.shape) != shape:
+            raise ValueError(
+                f"codebook {c} must be flat, {shape}: 2^bits centroids of each subspace, one subspace after another, "
+                f"bits being the most of a tier that reads it; got {tuple(book.shape)}"
+            )
+    packed = {CODES.format(g): _packed(g, shape, codes[g].detach().cpu()) for g, shape in enumerate(shapes)}
+    return packed | lay_out_frame(layout, tiers, codebooks, transform), layout
+
+
 def _packed(tier: int, shape: TierShape, codes: Tensor) -> Tensor:
+    if shape.code_bits:
+        with errors_about(f"codes of tier {tier}"):
+            return pack(codes, shape.packing)
     if codes.numel() and int(codes.max()) >= shape.num_centroids:
         raise ValueError(f"tier {tier} has num_centroids={shape.num_centroids}, but a code {int(codes.max())}")
     return pack(codes, shape.bits)

@@ -29,10 +29,17 @@ class Transform:
 
     @classmethod
     def of(cls, mean: Tensor, matrix: Tensor, dtype: str) -> Transform:
-        """From float tensors (d,) and (L, d), rounded to how a file holds them.
+        """From float tensors (d,) and (L, d), L at most d, rounded to how a file holds them.
 
-        Raises ValueError for numbers that are not finite, or too large for float16.
+        Raises ValueError for another type or shape, and for numbers that are not finite or too large for float16.
         """
+        if dtype not in MATRIX_DTYPES:
+            raise ValueError(f"matrix_dtype must be one of {sorted(MATRIX_DTYPES)}, got {dtype!r}")
+        if mean.ndim != 1 or matrix.ndim != 2 or matrix.shape[1] != len(mean) or not 1 <= len(matrix) <= len(mean):
+            raise ValueError(
+                f"expected a mean (d,) and a matrix (L, d) with L from 1 to d, got {tuple(mean.shape)} and "
+                f"{tuple(matrix.shape)}"
+            )
         mean, values = mean.detach().float().contiguous(), matrix.detach().float().contiguous()
         scales = None
         if dtype == "int8":
@@ -45,7 +52,22 @@ class Transform:
             raise ValueError("the mean or the matrix of a table is not finite: scale the rows down")
         return cls(mean, values, scales)
 
-    @cached_property
+    @property
+    def embedding_dim(self) -> int:
+        """d."""
+        return self.matrix.shape[1]
+
+    @property
+    def num_coordinates(self) -> int:
+        """L."""
+        return self.matrix.shape[0]
+
+    @property
+    def dtype(self) -> str:
+        """The name of the matrix's type."""
+        return next(name for name, dtype in MATRIX_DTYPES.items() if dtype == self.matrix.dtype)
+
+    @property
     def values(self) -> Tensor:
         """The matrix as it decodes, float32 (L, d)."""
         return self.matrix.float() if self.scales is None else self.matrix.float() * self.scales[:, None]

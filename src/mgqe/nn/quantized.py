@@ -24,7 +24,7 @@ from mgqe.codec.stats import CodebookStats
 from mgqe.codec.tiers import Tiers
 from mgqe.nn.budget_planner import BudgetPlanner
 from mgqe.nn.codebook_layer import Batch, CodebookLayer
-from mgqe.nn.context.ddp import broadcast_from_first, common_generator, data_parallel, is_sharded, recomputing
+from mgqe.nn.context.ddp import broadcast_from_first, common_generator, data_parallel, is_sharded, of_first, recomputing
 from mgqe.nn.context.decorators import in_full_precision, outside_graphs
 from mgqe.nn.context.hints import OptimizerHints, leave_hints
 from mgqe.nn.freezing import frozen_table
@@ -436,8 +436,7 @@ class QuantizedEmbedding(CodebookLayer):
     def _start_by_plan(self, planner: BudgetPlanner) -> None:
         generator = common_generator(self.raw_weight, self.schedule.passes)
         fitted = planner.fit(self.raw_weight, planner.choice(self.metric()), generator)
-        self.adopt_plan(fitted)
-        broadcast_from_first(self.quantizer)
+        self.adopt_plan(of_first(fitted))  # shapes and tiers follow from it: all processes must have the same
 
     @torch.no_grad()
     def adopt_plan(self, fitted: FittedPlan) -> None:
@@ -555,4 +554,6 @@ class QuantizedEmbedding(CodebookLayer):
 def _read_plan(layer: nn.Module, _: Any) -> None:
     """After a checkpoint was loaded into a layer with a budget: the plan that came with it."""
     if isinstance(layer, QuantizedEmbedding) and isinstance(layer.quantizer, MixedQuantizer):
-        layer.capacity = layer.quantizer.read_layout(layer.tiers.sizes)
+        layer.capacity = layer.quantizer.read_layout(
+            layer.tiers.sizes, BudgetPlanner.before(layer.num_embeddings, layer.embedding_dim)
+        )

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mgqe.codec.layout import CENTROIDS, SCALES
+from mgqe.codec.layout import CENTROIDS, MATRIX, MEAN, SCALES
 from mgqe.codec.tensors import check_codes
 from mgqe.files.atomic import write_aside
 from mgqe.files.container import ArtifactError, config_of_kind, decode_metadata, encode, open_stored, read, tensor_bytes
@@ -64,7 +64,8 @@ def table_fingerprint(metadata: Mapping[str, str], table: CompactTable) -> str:
     digest = hashlib.sha256()
     for text in (metadata["config"], metadata.get("generation", "")):
         digest.update(text.encode() + b"\0")
-    for tensor in (*table.snapshot.centroids, *table.snapshot.scales):
+    transform = table.snapshot.transform_tensors().values()
+    for tensor in (*table.snapshot.centroids, *table.snapshot.scales, *transform):
         for chunk in tensor_bytes(tensor):
             digest.update(chunk)
     return digest.hexdigest()
@@ -188,10 +189,10 @@ def _try_to_append(
 
 
 def _open_base(name: str) -> tuple[str, CompactTable]:
-    """Fingerprint and base, without what was appended; of its values only the centroids are looked at and verified."""
+    """Fingerprint and base, without what was appended; only what gives codes a meaning is looked at and verified."""
     try:
         stored = open_stored(name)
-        codebooks = CENTROIDS.format(""), SCALES.format("")
+        codebooks = CENTROIDS.format(""), SCALES.format(""), MEAN, MATRIX
         stored.check_tensors(name for name in stored.tensors if name.startswith(codebooks))
         metadata, tensors = stored.metadata, stored.tensors
         kind, config = decode_metadata(metadata)

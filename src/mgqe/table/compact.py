@@ -2,6 +2,7 @@
 
 Size in bytes: sum_g n_g * ceil(D_g * bits_g / 8) for the codes; 4, 2 or 1 times K * d for the centroids of
 each codebook (int8 adds a float32 scale per subspace); and the tier map, nothing for ids in frequency order.
+Mixed tables, whose subspaces have widths and bits of their own, may have a mean and a matrix as well.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from mgqe.checks.inference import outside_inference
 from mgqe.codec.layout import KIND, TableLayout
 from mgqe.codec.packing import unpack
 from mgqe.codec.stats import CodebookStats
-from mgqe.codec.tensors import lay_out
+from mgqe.codec.tensors import lay_out, lay_out_mixed
 from mgqe.codec.tiers import Tiers
+from mgqe.codec.transform import Transform
 from mgqe.files.reader import Config
 from mgqe.table.base import FrozenTable
 from mgqe.table.faiss import to_faiss
@@ -123,6 +125,52 @@ class CompactTable(FrozenTable):
         return cls.from_tensors(tensors, layout.to_json())
 
     @classmethod
+    @outside_inference
+    def from_mixed_codes(
+        cls,
+        tiers: Tiers,
+        codes: Sequence[Tensor],
+        codebooks: Sequence[Tensor],
+        codebook_of: Sequence[int],
+        widths: Sequence[int],
+        code_bits: Sequence[Sequence[int]],
+        padding_idx: int | None = None,
+        centroid_dtype: str = "float32",
+        *,
+        mean: Tensor | None = None,
+        matrix: Tensor | None = None,
+        matrix_dtype: str = "float16",
+    ) -> CompactTable:
+        """A mixed table from unpacked codes: its subspaces may differ in width, and its codes in bits.
+
+        Args:
+            tiers: as in :meth:`from_codes`, like ``padding_idx`` and ``centroid_dtype``.
+            codes: of each tier: integers (n_g, D), code j in [0, 2**code_bits[g][j]), rows in ascending id order.
+            codebooks: flat, float (sum of K_j * widths[j],): the K_j centroids of subspace 0, then those of subspace 1,
+                and so on. K_j is 2**bits, where bits are the most that a tier which reads the codebook has for j.
+            codebook_of: each tier's codebook.
+            widths: how many coordinates each of the D subspaces has.
+            code_bits: of each tier, the bits of each of its D codes, 0 to 16. With 0 bits every row has centroid 0.
+            mean, matrix: floats (d,) and (L, d), where rows are mean + coordinates @ matrix. Without them rows are
+                their coordinates, L = d.
+            matrix_dtype: how the matrix is stored: "float32", "float16", or "int8" with a float32 scale per coordinate.
+
+        Raises:
+            ValueError: arguments that do not fit together, codes out of range, centroids, a mean or a matrix that are
+                not finite, or too large for float16.
+            TypeError: codes that are not integers.
+        """
+        if (mean is None) != (matrix is None):
+            raise ValueError(
+                f"expected a mean and a matrix, or neither, got {'a mean' if matrix is None else 'a matrix'}"
+            )
+        transform = None if mean is None or matrix is None else Transform.of(mean.cpu(), matrix.cpu(), matrix_dtype)
+        tensors, layout = lay_out_mixed(
+            tiers, codes, codebooks, codebook_of, widths, code_bits, padding_idx, centroid_dtype, transform
+        )
+        return cls.from_tensors(tensors, layout.to_json())
+
+    @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], config: Config) -> Self:
         """From the tensors and configuration that :meth:`to_tensors` gives; docs/format.md describes each one.
 
@@ -134,7 +182,8 @@ class CompactTable(FrozenTable):
         return cls(Snapshot.from_tensors(tensors, config))
 
     def to_tensors(self) -> tuple[dict[str, Tensor], Config]:
-        """``codes.g``, ``centroids.c``, ``scales.c`` (int8), ``tier_map.bits.l`` and ``.ranks.l``, ``fallback``.
+        """``codes.g``, ``centroids.c``, ``scales.c`` (int8), ``tier_map.bits.l`` and ``.ranks.l``, ``fallback``; of
+        mixed tables with a matrix also ``mean``, ``matrix`` and ``matrix_scales`` (int8).
 
         For a table with appended ids: what a table made with all ids would have. That copies the codes, and makes
         a tier map (with N bytes in between) unless appended ids keep the tiers ranges in tier order.
@@ -239,8 +288,8 @@ class CompactTable(FrozenTable):
         return sum(self._snapshot.nbytes_by_part().values())
 
     def nbytes_by_part(self) -> dict[str, int]:
-        """Bytes of ``codes``, ``centroids``, ``scales``, ``tier_map``, and ``fallback`` if there is one: the sum is
-        ``nbytes``."""
+        """Bytes of ``codes``, ``centroids``, ``scales`` and ``tier_map``, and of ``mean``, ``matrix``,
+        ``matrix_scales`` and ``fallback`` if there are any: the sum is ``nbytes``."""
         return self._snapshot.nbytes_by_part()
 
     def assign(self, vectors: Tensor, tier: int | None = None) -> Tensor:
@@ -251,7 +300,8 @@ class CompactTable(FrozenTable):
             tier: default: the last, where rare and new ids live.
 
         Returns:
-            int32 (n, D_g), nearest by squared distance to the centroids as they decode; the lowest code on ties.
+            int32 (n, D_g), nearest by squared distance to the centroids as they decode; the lowest code on ties. Where
+            rows are mean + coordinates @ matrix, distances are those of the coordinates that come nearest to a vector.
 
         Raises:
             TypeError: no float tensor, a tier that is no integer. ValueError: another shape or device, NaN or infinity,
@@ -277,8 +327,9 @@ class CompactTable(FrozenTable):
         8 per id for IDMaps; and while it is made, the codes once more and about 16 bytes per id.
 
         Raises:
-            ImportError: faiss is not installed, ``pip install 'mgqe[faiss]'``. ValueError: ``padding_idx`` in a tier of
-                65,536 centroids, which leave no 16-bit code for zeros.
+            ImportError: faiss is not installed, ``pip install 'mgqe[faiss]'``.
+            ValueError: a mixed table, since faiss has one width and one number of bits for all codes of an index;
+                ``padding_idx`` in a tier of 65,536 centroids, which leave no 16-bit code for zeros.
         """
         return to_faiss(self._snapshot)
 

@@ -47,6 +47,11 @@ class IndexGroup:
 def to_faiss(snapshot: Snapshot) -> Any:
     """The index of a table; see :meth:`CompactTable.to_faiss`."""
     faiss = _import_faiss()
+    if snapshot.layout.widths:
+        raise ValueError(
+            "faiss has one width and one number of bits for all codes of an index, and this table is mixed: search it "
+            "with table.topk, or add table.to_dense() to a faiss.IndexFlatIP"
+        )
     groups = _groups(snapshot)
     if len(groups) == 1:
         index = _empty(faiss, snapshot.layout, groups[0])

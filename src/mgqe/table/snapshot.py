@@ -270,12 +270,13 @@ class Snapshot:
         if self.base.centroid_dtype == "int8":
             tensors.update({SCALES.format(c): [scales] for c, scales in enumerate(self.scales)})
         tensors.update({name: [tensor] for name, tensor in map_tensors(self.merged_map()).items()})
-        tensors.update({name: [tensor] for name, tensor in self._transform_tensors().items()})
+        tensors.update({name: [tensor] for name, tensor in self.transform_tensors().items()})
         if self.fallback is not None:
             tensors[FALLBACK] = [self.fallback]
         return tensors
 
-    def _transform_tensors(self) -> dict[str, Tensor]:
+    def transform_tensors(self) -> dict[str, Tensor]:
+        """The named tensors of the mean and the matrix; none in a table without them."""
         return {} if self.transform is None else transform_tensors(self.transform)
 
     def nbytes_by_part(self) -> dict[str, int]:
@@ -286,7 +287,7 @@ class Snapshot:
             "scales": sum(t.nbytes for t in self.scales),
             "tier_map": self.tier_map.nbytes if self.tier_map else 0,
         }
-        nbytes |= {name: tensor.nbytes for name, tensor in self._transform_tensors().items()}
+        nbytes |= {name: tensor.nbytes for name, tensor in self.transform_tensors().items()}
         return nbytes if self.fallback is None else {**nbytes, FALLBACK: self.fallback.nbytes}
 
     # ---- sweeps over all codes ---------------------------------------------------------------------------
@@ -300,7 +301,7 @@ class Snapshot:
             for rows in self.chunks(g):
                 histogram += code_histogram(unpack(rows, subspaces, tier.packing), k)
             if self.base.widths or self.centroids[tier.codebook].shape[0] > 1 or subspaces == 1:
-                stats.append(tier_stats(g, tier.ids, histogram))
+                stats.append(tier_stats(g, tier.ids, histogram, tier.code_bits))
             else:
                 of_all_subspaces = tier_stats(g, tier.ids, histogram.sum(dim=0, keepdim=True))
                 reachable = min(k, tier.ids * subspaces)
@@ -319,12 +320,18 @@ class Snapshot:
 
     def validate_codebooks(self) -> None:
         """Raise ValueError if a centroid, a scale, the mean or the matrix cannot be right."""
-        for name, tensor in self._transform_tensors().items():
+        for name, tensor in self.transform_tensors().items():
             require_finite(name, tensor)
+        if self.transform is not None and self.transform.scales is not None:
+            _require_positive(MATRIX_SCALES, self.transform.scales)
         for c, (book, scales) in enumerate(zip(self.centroids, self.scales, strict=True)):
             if book.is_floating_point():
                 require_finite(CENTROIDS.format(c), book)
             else:
                 require_finite(SCALES.format(c), scales)
-                if bool((scales <= 0).any()):
-                    raise ValueError(f"tensor {SCALES.format(c)!r} holds a scale that is not positive")
+                _require_positive(SCALES.format(c), scales)
+
+
+def _require_positive(name: str, scales: Tensor) -> None:
+    if bool((scales <= 0).any()):
+        raise ValueError(f"tensor {name!r} holds a scale that is not positive")

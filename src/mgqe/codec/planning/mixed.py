@@ -138,10 +138,11 @@ class Sample:
         chosen = [_some(tiers.members(g), limit, generator) for g in range(tiers.num_tiers)]
         ids = torch.cat(chosen)
         sampled = rows.detach()[ids.to(rows.device)].cpu().double().numpy()
+        places = ids.numpy()  # numpy takes a tensor of one element for a number
         shares = np.concatenate(
             [np.full(len(some), size / max(1, len(some))) for some, size in zip(chosen, tiers.sizes, strict=True)]
         )
-        return cls(sampled, weights[ids] * shares, tier_of[ids], tiers, mass)
+        return cls(sampled, weights[places] * shares, tier_of[places], tiers, mass)
 
 
 def _some(ids: Tensor, limit: int, generator: torch.Generator) -> Tensor:

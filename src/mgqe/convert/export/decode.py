@@ -7,10 +7,14 @@ There is no integer division, which the ONNX exporter would do in float32, and n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
-from mgqe.codec.packing import bits_for
+from mgqe.codec.packing import Bits
+from mgqe.ops.pieces import Piece
 
 BLOCK_BYTES = 32  # 256 bits, for which there is one rank
 
@@ -21,23 +25,27 @@ def take(table: Tensor, index: Tensor) -> Tensor:
     return rows.reshape(*index.shape, *table.shape[1:])
 
 
-def unpack_codes(packed: Tensor, num_subspaces: int, num_centroids: int) -> Tensor:
-    """Codes of packed rows: uint8 (n, R) -> int64 (n, D); see docs/format.md."""
-    bits, row_bytes = bits_for(num_centroids), packed.shape[1]
-    if bits == 8:
+def unpack_codes(packed: Tensor, num_subspaces: int, bits: Bits) -> Tensor:
+    """Codes of packed rows: uint8 (n, R) -> int64 (n, D); ``bits`` of all codes, or of each. See docs/format.md."""
+    bits_of = [bits] * num_subspaces if isinstance(bits, int) else list(bits)
+    starts, row_bytes = [*accumulate(bits_of, initial=0)][:-1], packed.shape[1]
+    if set(bits_of) == {8}:
         return packed.long()
-    first_bit = torch.arange(num_subspaces, device=packed.device) * bits
-    first_byte = torch.bitwise_right_shift(first_bit, 3)
+    if row_bytes == 0:
+        return torch.zeros((packed.shape[0], num_subspaces), dtype=torch.int64, device=packed.device)
+    first_bit = torch.tensor(starts, device=packed.device)
+    first_byte = torch.bitwise_right_shift(first_bit, 3).clamp(max=row_bytes - 1)  # a code without bits may end a row
     as_int = packed.to(torch.int32)
     word = torch.index_select(as_int, 1, first_byte)
     # A code of b bits that starts at bit s of a byte spans ceil((s + b) / 8) bytes. Bytes past the row's end are not
     # part of a code: the mask removes the byte that is read in their place.
-    most_bits = max((int(start) * bits & 7) + bits for start in range(num_subspaces))
+    most_bits = max((start & 7) + width for start, width in zip(starts, bits_of, strict=True))
     for more in range(1, -(-most_bits // 8)):
         byte = torch.index_select(as_int, 1, (first_byte + more).clamp(max=row_bytes - 1))
         word = word | (byte * (1 << (8 * more)))
     shift = (first_bit & 7).to(torch.int32)
-    return (torch.bitwise_right_shift(word, shift) & ((1 << bits) - 1)).long()
+    mask = torch.tensor([(1 << width) - 1 for width in bits_of], dtype=torch.int32, device=packed.device)
+    return (torch.bitwise_right_shift(word, shift) & mask).long()
 
 
 def decode_rows(codes: Tensor, centroids: Tensor, scales: Tensor | None) -> Tensor:
@@ -58,6 +66,22 @@ def decode_rows(codes: Tensor, centroids: Tensor, scales: Tensor | None) -> Tens
     if scales is not None:
         values = values * scales[:, None]
     return values.reshape(-1, index.shape[1] * width)
+
+
+def decode_coordinates(codes: Tensor, centroids: Tensor, scales: Tensor | None, pieces: Sequence[Piece]) -> Tensor:
+    """Coordinates of a mixed table: codes int64 (n, D), a flat codebook, and scales (D,) for int8 -> float32 (n, L)."""
+    device = codes.device
+    subspace = torch.tensor([j for j, piece in enumerate(pieces) for _ in range(piece.width)], device=device)
+    width = torch.tensor([piece.width for piece in pieces for _ in range(piece.width)], device=device)
+    first = torch.tensor([piece.entry + t for piece in pieces for t in range(piece.width)], device=device)
+    values = take(centroids, torch.index_select(codes, 1, subspace) * width + first).to(torch.float32)
+    return values if scales is None else values * torch.index_select(scales, 0, subspace)
+
+
+def transform(coordinates: Tensor, mean: Tensor, matrix: Tensor, scales: Tensor | None) -> Tensor:
+    """mean (d,) + coordinates (n, L) @ matrix (L, d), whose float32 values are int8 * scales (L,) for int8."""
+    scaled = coordinates if scales is None else coordinates * scales
+    return mean + torch.matmul(scaled, matrix.to(torch.float32))
 
 
 def rank_in_map(position: Tensor, map_bytes: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:

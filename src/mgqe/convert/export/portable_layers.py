@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from mgqe import ops
 from mgqe.checks.ids import as_int64, check_ids
 from mgqe.codec.packing import bits_for
-from mgqe.convert.export.decode import BLOCK_BYTES, decode_rows, rank_in_map, unpack_codes
+from mgqe.convert.export.decode import (
+    BLOCK_BYTES,
+    decode_coordinates,
+    decode_rows,
+    rank_in_map,
+    transform,
+    unpack_codes,
+)
 from mgqe.nn.bag import MODES
 from mgqe.table.compact import CompactTable
 
@@ -24,6 +31,9 @@ OUTSIDE = 1 << 62  # replaces an id outside the table, so that no gather reads a
 
 class PortableEmbedding(nn.Module):
     """:class:`mgqe.CompactEmbedding` by standard operators: the same bits, several times slower in eager mode.
+
+    Where rows are mean + coordinates @ matrix, the runtime chooses the order in which products are added, so that rows
+    agree to float32 rounding.
 
     The buffers are the table's tensors as they are (packed codes, stored centroids, tier map), so that an exported
     program is as small as the table's file. They share the table's memory, unless ids were appended to the table.
@@ -129,9 +139,16 @@ class PortableEmbedding(nn.Module):
                 in_group = in_tier if in_group is None or in_tier is None else in_group | in_tier
             assert codes is not None  # a group has a tier
             scales = self.get_buffer(f"scales_{book}") if config.centroid_dtype == "int8" else None
-            of_group = decode_rows(codes, self.get_buffer(f"centroids_{book}"), scales)
+            centroids = self.get_buffer(f"centroids_{book}")
+            if config.widths:
+                of_group = decode_coordinates(codes, centroids, scales, config.pieces_of_codebook(book))
+            else:
+                of_group = decode_rows(codes, centroids, scales)
             rows = of_group if rows is None or in_group is None else torch.where(in_group[:, None], of_group, rows)
         assert rows is not None  # a table has a row
+        if config.matrix_dtype is not None:
+            matrix_scales = self.get_buffer("matrix_scales") if config.matrix_dtype == "int8" else None
+            rows = transform(rows, self.get_buffer("mean"), self.get_buffer("matrix"), matrix_scales)
         if config.padding_idx is not None:
             rows = torch.where((ids == config.padding_idx)[:, None], 0.0, rows)
         return rows
@@ -140,7 +157,9 @@ class PortableEmbedding(nn.Module):
         """Codes of the rows of one tier: int64 (n,) -> int64 (n, D)."""
         config = self.config
         packed = torch.index_select(self.get_buffer(f"codes_{tier}"), 0, rank)
-        codes = unpack_codes(packed, config.num_subspaces[tier], config.num_centroids[tier])
+        codes = unpack_codes(packed, config.num_subspaces[tier], config.tiers[tier].packing)
+        if config.widths:  # every code of a mixed table names a centroid
+            return codes
         size = self.get_buffer(f"centroids_{config.codebook_of[tier]}").shape[1]
         # Only a damaged file has larger codes. The kernels read them in the same way.
         return codes.clamp(max=size - 1) if 1 << bits_for(config.num_centroids[tier]) > size else codes

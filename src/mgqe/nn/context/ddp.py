@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
 
 SEED_ROWS = 64  # rows that a common seed is hashed from
 
@@ -55,6 +57,16 @@ def broadcast_from_first(module: nn.Module) -> None:
     source = dist.get_global_rank(group, 0)
     for tensor in (*module.parameters(), *module.buffers()):
         dist.broadcast(tensor.detach(), source, group=group)
+
+
+def of_first(value: T) -> T:
+    """Within a DistributedDataParallel pass: the first process's value, copied by pickle; outside of one the value."""
+    parallel = data_parallel()
+    if parallel is None:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, dist.get_global_rank(parallel.process_group, 0), group=parallel.process_group)
+    return values[0]
 
 
 @torch.no_grad()

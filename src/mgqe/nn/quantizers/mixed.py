@@ -7,7 +7,7 @@ taken in z, are those of the metric.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,15 @@ class MixedQuantizer(Quantizer):
         self.register_buffer("units", torch.ones(d, device=device))
         self.register_buffer("layout", torch.zeros(2 + (1 + MAX_TIERS) * d, dtype=torch.int32, device=device))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MixedQuantizer:
+        """As nn.Module; but a cast leaves the plan in float32, as the frozen table has it."""
+        exact = {name: getattr(self, name) for name in ("mean", "matrix_scales", "encoder", "units")}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, tensor in exact.items():
+            if getattr(self, name).dtype != tensor.dtype:
+                setattr(self, name, tensor.to(getattr(self, name).device))
+        return self
+
     # ---- the plan ------------------------------------------------------------------------------------------
 
     @property
@@ -93,9 +102,9 @@ class MixedQuantizer(Quantizer):
         self.capacity = plan.capacity
         self._keep_codebooks(fitted.codebooks)
 
-    def read_layout(self, sizes: Sequence[int]) -> Capacity:
-        """The capacity that the buffers tell of, for tiers of these sizes; that of the layer where there is no plan."""
-        d = self.capacity.embedding_dim
+    def read_layout(self, sizes: Sequence[int], before: Capacity) -> Capacity:
+        """The capacity that the buffers tell of, for tiers of these sizes; ``before`` where they tell of no plan."""
+        self.capacity, d = before, before.embedding_dim
         subspaces, m = self.layout[:2].tolist()
         if subspaces:
             widths = tuple(self.layout[2 : 2 + subspaces].tolist())

@@ -1,0 +1,154 @@
+"""Layers with a budget beyond the contract of all layers: checkpoints with their plan, casts, bags, loops."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import mgqe
+
+N, DIM = 1500, 8
+COUNTS = torch.arange(N) * 7 % 199 + 1
+IDS = torch.arange(N)
+
+
+def make(cls=mgqe.MGQEmbedding, seed: int = 0, **options):
+    """A layer that is not planned yet, with rows of unequal spread in each dimension."""
+    torch.manual_seed(seed)
+    rows = torch.randn(N, DIM) * torch.linspace(2.0, 0.1, DIM) @ torch.randn(DIM, DIM)
+    counts = {} if cls.one_tier else {"counts": COUNTS}
+    return cls(N, DIM, _weight=rows, **{"budget": "25%", "warmup_steps": 3, **counts, **options})
+
+
+def planned(cls=mgqe.MGQEmbedding, seed: int = 0, **options):
+    layer = make(cls, seed, **options)
+    layer.start_quantizing()
+    return layer
+
+
+def same_bits(layer, ids=IDS) -> None:
+    """The eval-mode forward pass is the look-up of the frozen table."""
+    layer.eval()
+    with torch.no_grad():
+        assert torch.equal(layer(ids), layer.freeze().lookup(ids).to(layer.vector_dtype))
+
+
+def load_into(layer, state) -> None:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    layer.load_state_dict(torch.load(buffer, weights_only=True))
+
+
+@pytest.mark.parametrize("start", [make, planned], ids=["unplanned", "another plan"])
+@pytest.mark.parametrize("cls", [mgqe.MGQEmbedding, mgqe.DPQEmbedding])
+def test_a_plan_comes_with_the_checkpoint(cls, start):
+    layer, other = planned(cls), start(cls, seed=1)
+    if start is planned:
+        assert layer.capacity != other.capacity
+    load_into(other, layer.state_dict())
+    assert other.capacity == layer.capacity
+    assert other.tiers == layer.tiers
+    assert other.freeze().equal(layer.freeze())
+    same_bits(other)
+
+
+def test_a_checkpoint_of_a_warm_up_takes_a_plan_away():
+    layer, fresh = planned(seed=1), make()
+    load_into(layer, fresh.state_dict())
+    assert not layer.quantizing
+    assert not layer.quantizer.is_planned
+    fresh.start_quantizing()
+    layer.start_quantizing()
+    assert layer.capacity == fresh.capacity
+    same_bits(layer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("cls", [mgqe.MGQEmbedding, mgqe.DPQEmbedding])
+def test_a_cast_leaves_the_plan_in_float32(cls, dtype):
+    layer = planned(cls)
+    before = {name: buffer.clone() for name, buffer in layer.quantizer.named_buffers()}
+    layer.to(dtype)
+    assert layer.raw_weight.dtype == dtype
+    for name, buffer in layer.quantizer.named_buffers():
+        assert torch.equal(buffer, before[name])
+        assert buffer.dtype == before[name].dtype
+    same_bits(layer)
+    layer.train()(IDS).sum().backward()
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("cls", [mgqe.MGQEmbeddingBag, mgqe.DPQEmbeddingBag])
+def test_bags_agree_with_frozen_bags_to_rounding(cls, mode):
+    """As of other layers, whose sums torch adds up in an order of its own; here the frozen one also multiplies once."""
+    layer = planned(cls, mode=mode, padding_idx=3).eval()
+    ids = torch.randint(0, N, (40, 6), generator=torch.Generator().manual_seed(1))
+    ids[::5, 2] = 3
+    frozen = layer.freeze().bag(ids, mode=mode)
+    torch.testing.assert_close(layer(ids), frozen, rtol=1e-5, atol=1e-6 * float(frozen.abs().max()))
+    # Of one id each, a bag is the vector, to the bit.
+    distinct = torch.arange(10, 100)
+    assert torch.equal(layer(distinct[:, None]), layer.freeze().lookup(distinct))
+
+
+def test_the_weight_is_what_look_ups_return():
+    layer = planned().eval()
+    assert torch.equal(layer.weight, layer(IDS))
+
+
+def test_sparse_gradients_of_rows_and_codebooks():
+    layer = planned(sparse=True).train()
+    layer(torch.tensor([3, 7, 3])).sum().backward()
+    mgqe.quantization_loss(layer).backward()
+    rows, book = layer.raw_weight.grad, layer.quantizer.codebooks[0].grad
+    assert rows.is_sparse
+    assert rows.coalesce().indices().tolist() == [[3, 7]]
+    assert book.is_sparse
+    dense = planned().train()
+    dense(torch.tensor([3, 7, 3])).sum().backward()
+    mgqe.quantization_loss(dense).backward()
+    torch.testing.assert_close(book.to_dense(), dense.quantizer.codebooks[0].grad)
+    torch.optim.SparseAdam(layer.parameters(), lr=0.01).step()
+    same_bits(layer)
+
+
+def test_max_norm_shortens_the_rows_that_are_coded():
+    layer = planned(max_norm=1.0)
+    same_bits(layer)
+    layer.train()(IDS)
+    assert layer.raw_weight.norm(dim=1).max() <= 1.0 + 1e-5
+
+
+def train(layer, forward, steps: int = 8) -> list[float]:
+    torch.manual_seed(5)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+    losses = []
+    for _ in range(steps):
+        ids = torch.randint(0, N, (64,))
+        loss = forward(ids).square().mean() + mgqe.quantization_loss(layer)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_gradient_checkpointing_changes_nothing():
+    """The plan is made in the midst of the steps, while the passes of a checkpoint run twice."""
+    plain, saved = make(), make()
+    expected = train(plain, lambda ids: plain(ids).tanh())
+    assert train(saved, lambda ids: checkpoint(lambda i: saved(i).tanh(), ids, use_reentrant=False)) == expected
+    assert plain.quantizing
+    assert saved.freeze().equal(plain.freeze())
+    same_bits(plain)
+
+
+def test_training_passes_compile():
+    plain, compiled = planned(), planned()
+    expected = train(plain, plain)
+    torch.testing.assert_close(train(compiled, torch.compile(compiled, backend="eager")), expected)
+    same_bits(compiled)
