@@ -9,9 +9,12 @@ from torch import Tensor
 
 from mgqe import ops
 from mgqe.codec.capacity import Capacity
+from mgqe.codec.kmeans import draw_places
 
-ITERATIONS = 20
-SPREAD_ROWS = 16_384  # that k-means++ draws from
+ITERATIONS = 15
+LEAST_ROWS = 8_192  # that centroids are fitted on, if there are so many
+ROWS_PER_CENTROID = 64  # that more rows are fitted on for
+SPREAD_SHARE = 2  # one of so many of them is drawn from at the start
 
 
 def fit_codebooks(
@@ -62,6 +65,9 @@ def weighted_kmeans(
         return fixed[:num_centroids]
     if not len(rows):
         return torch.cat([fixed, rows.new_zeros(new, rows.shape[1])])
+    if len(rows) > (limit := max(LEAST_ROWS, ROWS_PER_CENTROID * num_centroids)):
+        sample = draw_places(len(rows), limit, generator).to(rows.device)
+        rows, weights = rows[sample], weights[sample]
     if num_centroids == 1:
         return ((weights @ rows) / weights.sum().clamp(min=1e-30)).unsqueeze(0)
     centroids = torch.cat([fixed, _spread_start(rows, weights, fixed, new, generator)])
@@ -92,8 +98,8 @@ def _move_unused(rows: Tensor, weights: Tensor, codes: Tensor, centroids: Tensor
 
 def _spread_start(rows: Tensor, weights: Tensor, fixed: Tensor, num: int, generator: torch.Generator) -> Tensor:
     """k-means++ (Arthur and Vassilvitskii, 2007): rows drawn by weight times squared distance to the nearest so far."""
-    if len(rows) > SPREAD_ROWS:
-        sample = torch.randint(len(rows), (SPREAD_ROWS,), generator=generator, device="cpu").to(rows.device)
+    if len(rows) > LEAST_ROWS // SPREAD_SHARE:
+        sample = draw_places(len(rows), max(LEAST_ROWS, len(rows)) // SPREAD_SHARE, generator).to(rows.device)
         rows, weights = rows[sample], weights[sample]
     near = torch.full((len(rows),), torch.inf, device=rows.device)
     for centroid in fixed:
