@@ -290,7 +290,10 @@ def test_one_budget_for_a_model(init):
     assert 0.09 * before < report.bytes_after <= before // 10
     assert {row.path: row.why for row in report.rows}["day"].startswith("left")
     files = {path: table.nbytes for path, table in mgqe.freeze_(model).items()}
-    assert all(files[row.path] < row.bytes_after < files[row.path] + 1500 for row in report.rows if row.compressed)
+    for row in report.rows:
+        if row.compressed:  # rows fill whole bytes, so that a layer may leave some of what it was given
+            most = files[row.path] + (1500 if init == "from_weight" else 4 * row.num_embeddings)
+            assert files[row.path] < row.bytes_after < most
 
 
 def test_rules_are_apart_from_the_budget():
