@@ -11,15 +11,18 @@ from torch import Tensor
 from mgqe.recsys.tasks import metrics
 from mgqe.recsys.tasks.metrics import (
     auc,
+    auc_placements,
     calibration_error,
     calibration_ratio,
     catalogue_ranks,
     hit_rate,
     log_loss,
     ndcg,
+    ndcg_values,
     rank_among,
     rank_figures,
     sampled_ranks,
+    standard_error,
 )
 
 NAN = math.nan
@@ -136,3 +139,26 @@ def test_calibration_by_hand() -> None:
     # One probability for all is calibrated in whatever order the rows come.
     assert calibration_error(torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.full((4,), 0.25)) == 0.0
     assert calibration_ratio(labels, probabilities) == pytest.approx(2.1 / 3, abs=1e-7)
+
+
+def test_placements_have_the_auc_as_their_mean_and_ties_count_half() -> None:
+    labels, scores = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0]), torch.tensor([0.9, 0.4, 0.4, 0.1, 0.95])
+    of_positives, of_negatives = auc_placements(labels, scores)
+    assert of_positives.tolist() == pytest.approx([2 / 3, 1.5 / 3])
+    assert of_negatives.tolist() == pytest.approx([0.75, 1.0, 0.0])
+    assert float(of_positives.mean()) == pytest.approx(float(of_negatives.mean())) == pytest.approx(auc(labels, scores))
+
+
+def test_the_standard_error_is_that_of_paired_differences() -> None:
+    before, after = torch.tensor([0.0, 1.0, 0.0, 1.0]), torch.tensor([0.5, 1.5, 0.5, 1.5])
+    assert standard_error((before.double(),), (after.double(),)) == 0.0  # each example gains alike
+    noisy = torch.tensor([1.0, 1.0, 0.0, 2.0]).double()  # differences 1, 0, 0, 1 have the variance 1 / 3
+    assert standard_error((before.double(),), (noisy,)) == pytest.approx((1 / 3 / 4) ** 0.5)
+    both = standard_error((before.double(), before.double()), (noisy, noisy))
+    assert both == pytest.approx((2 / 3 / 4) ** 0.5)
+
+
+def test_the_values_of_users_have_ndcg_as_their_mean() -> None:
+    ranks, owners = torch.tensor([0, 3, 12, 1]), torch.tensor([0, 0, 1, 2])
+    assert ndcg_values(ranks).tolist() == pytest.approx([1.0, 1 / math.log2(5), 0.0, 1 / math.log2(3)])
+    assert float(ndcg_values(ranks, owners=owners).mean()) == rank_figures(ranks, owners=owners)["ndcg@10"]
