@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ SAMPLE_ROWS = 65_536  # of a tier
 CODE_BITS = (3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # of a code on average, that are tried
 MAX_BITS = 8
 MOST_TIERS = 3
+WEIGHT_SHARES = 16  # by which a plan sees how unequal the weights of a tier are
 
 
 @dataclass(frozen=True)
@@ -123,20 +124,24 @@ class Sample:
         padding_idx: int | None,
         limit: int = SAMPLE_ROWS,
     ) -> Sample:
-        """From a table (N, d), how often each id occurs, and which id is padding; at most ``limit`` rows of a tier."""
+        """From a table (N, d), how often each id occurs, and which id is padding; at most ``limit`` rows of a tier.
+
+        There is one tier where no counts are known, or all are zero.
+        """
         n = rows.shape[0]
-        weights = np.ones(n) if counts is None else (counts.cpu().double().numpy() + 1.0) ** counts_power
+        weights = np.ones(n) if counts is None else (counts.detach().cpu().double().numpy() + 1.0) ** counts_power
         if padding_idx is not None and n > 1:
             weights[padding_idx] = 0.0
         weights /= weights.mean()
         tiers = Tiers.from_sizes([n])
-        if counts is not None and len(fractions) > 1:
+        if counts is not None and len(fractions) > 1 and bool(counts.any()):
             tiers = Tiers.from_counts(counts, fractions=fractions)
         tier_of = np.repeat(np.arange(tiers.num_tiers), tiers.sizes) if tiers.tier_of is None else tiers.tier_of.numpy()
         mass = np.bincount(tier_of, weights, minlength=tiers.num_tiers)
         generator = torch.Generator("cpu").manual_seed(0)
         chosen = [_some(tiers.members(g), limit, generator) for g in range(tiers.num_tiers)]
         ids = torch.cat(chosen)
+        places = ids.numpy()
         sampled = rows.detach()[ids.to(rows.device)].cpu().double().numpy()
         places = ids.numpy()  # numpy takes a tensor of one element for a number
         shares = np.concatenate(
@@ -152,38 +157,45 @@ def _some(ids: Tensor, limit: int, generator: torch.Generator) -> Tensor:
 def plan_mixed(sample: Sample, choice: Choice, budget: int, padding_idx: int | None = None) -> MixedPlan | None:
     """The best mixed table of a sample's rows within so many bytes; None where nothing fits."""
     axes = Axes.of(sample.rows, sample.weights, choice.metric)
-    spectrum = spectrum_of(axes.coordinates(sample.rows), sample)
+    spectrum = spectrum_of(axes.coordinates(sample.rows), sample, choice.centroid_dtype)
+    matrix_errors = _matrix_errors(axes, choice.matrix_dtype) * spectrum.total / max(spectrum.total.sum(), 1e-300)
     d = sample.rows.shape[1]
-    best: MixedPlan | None = None
+    best: tuple[float, Capacity] | None = None
     for code_bits in CODE_BITS:
-        capacity = _capacity(spectrum, sample.tiers, d, choice, budget, padding_idx, code_bits)
-        if capacity is None:
-            continue
-        loss = spectrum.loss(capacity.widths, [tier.code_bits for tier in capacity.tiers])
-        if best is None or loss < best.loss:
-            nbytes = frozen_nbytes(sample.tiers, capacity, padding_idx, choice.centroid_dtype)
-            cost = loss * float(sample.mass @ spectrum.variances.sum(1)) * axes.cost
-            best = MixedPlan(choice, sample.tiers, capacity, axes, nbytes, loss, cost)
-    return best
+        for capacity in _capacities(spectrum, sample.tiers, d, choice, budget, padding_idx, code_bits):
+            loss = spectrum.loss(capacity.widths, [tier.code_bits for tier in capacity.tiers])
+            loss += float(matrix_errors[: capacity.num_coordinates].sum())
+            if best is None or loss < best[0]:
+                best = loss, capacity
+    if best is None:
+        return None
+    loss, capacity = best
+    nbytes = frozen_nbytes(sample.tiers, capacity, padding_idx, choice.centroid_dtype)
+    cost = loss * float(sample.mass @ spectrum.variances.sum(1)) * axes.cost
+    return MixedPlan(choice, sample.tiers, capacity, axes, nbytes, loss, cost)
 
 
 def fit_plan(plan: MixedPlan, sample: Sample, generator: torch.Generator) -> FittedPlan:
     """Centroids for a plan, by weighted k-means on the sample that it was made of."""
     coordinates = plan.capacity.num_coordinates
-    z = torch.from_numpy(plan.axes.coordinates(sample.rows)[:, :coordinates]).float()
-    weights = torch.from_numpy(sample.weights).float()
+    exact = torch.from_numpy(plan.axes.coordinates(sample.rows)[:, :coordinates])
+    weights = torch.from_numpy(sample.weights)
+    deviations = ((weights @ exact.square()) / weights.sum().clamp(min=1e-300)).sqrt()
+    # Squares of coordinates must neither overflow nor vanish in float32.
+    scale = float(deviations.max()) if bool(deviations.any()) else 1.0
+    z = (exact / scale).float()
     masks = [torch.from_numpy(sample.tier_of == g) for g in range(plan.tiers.num_tiers)]
-    books = fit_codebooks([z[mask] for mask in masks], [weights[mask] for mask in masks], plan.capacity, generator)
+    parts, of_rows = [z[mask] for mask in masks], [weights[mask].float() for mask in masks]
+    books = [book * scale for book in fit_codebooks(parts, of_rows, plan.capacity, generator)]
     mean, decoder = torch.from_numpy(plan.axes.mean), torch.from_numpy(plan.axes.decoder[:coordinates])
-    spread = ((weights @ z.square()) / weights.sum()).sqrt()
-    units = torch.where(spread > 0, spread, 1.0)
+    units = torch.where(deviations > 0, deviations, 1.0).float()
     return FittedPlan(plan, Transform.of(mean, decoder, plan.choice.matrix_dtype), tuple(books), units)
 
 
 def least_nbytes(num_embeddings: int, embedding_dim: int, padding_idx: int | None) -> int:
     """Bytes of the smallest mixed table of this size: one code of one bit per row."""
     capacity = Capacity(embedding_dim, (TierShape.mixed(num_embeddings, (1,)),), True, False, (1,), "int8")
-    return frozen_nbytes(Tiers.from_sizes([num_embeddings]), capacity, padding_idx, "int8") + HEADER_SLACK
+    return frozen_nbytes(Tiers.from_sizes([num_embeddings]), capacity, padding_idx, "int8")
 
 
 def centroid_room(embedding_dim: int) -> int:
@@ -191,51 +203,95 @@ def centroid_room(embedding_dim: int) -> int:
     return MOST_TIERS * embedding_dim << MAX_BITS
 
 
-def spectrum_of(coordinates: np.ndarray, sample: Sample) -> Spectrum:
+def spectrum_of(coordinates: np.ndarray, sample: Sample, centroid_dtype: str = "float32") -> Spectrum:
     """The variances of each tier; an id's weight counts within its tier, too."""
     tiers = sample.tiers
     variances = np.zeros((tiers.num_tiers, coordinates.shape[1]))
+    concentration = []
     for g in range(tiers.num_tiers):
         mine = sample.tier_of == g
-        if (total := sample.weights[mine].sum()) > 0:
-            variances[g] = sample.weights[mine] @ coordinates[mine] ** 2 / total
-    return Spectrum(variances, sample.mass / np.maximum(1, np.array(tiers.sizes)), tiers.sizes)
+        weights = sample.weights[mine]
+        concentration.append(_concentration(weights))
+        if (total := weights.sum()) > 0:
+            variances[g] = weights @ coordinates[mine] ** 2 / total
+    weights = sample.mass / np.maximum(1, np.array(tiers.sizes))
+    return Spectrum(variances, weights, tiers.sizes, tuple(concentration), centroid_dtype)
 
 
-def _capacity(
+def _concentration(weights: np.ndarray) -> tuple[float, ...]:
+    """How many average rows one row counts, in the middle of each of so many equal shares of the weight."""
+    if not len(weights) or weights.max() <= 1.0001 * weights.min() or not weights.any():
+        return (1.0,)
+    ordered = np.sort(weights)
+    shares = (np.arange(WEIGHT_SHARES) + 0.5) / WEIGHT_SHARES
+    places = np.searchsorted(ordered.cumsum(), shares * ordered.sum()).clip(max=len(ordered) - 1)
+    return tuple(float(each) for each in ordered[places] / ordered.mean())
+
+
+def _matrix_errors(axes: Axes, matrix_dtype: str) -> np.ndarray:
+    """(d,): the squared error, in units of coordinates, that a coordinate of 1 gets from the rounding of the matrix."""
+    stored = Transform.of(torch.from_numpy(axes.mean), torch.from_numpy(axes.decoder), matrix_dtype).values
+    errors: np.ndarray = (((stored.double().numpy() - axes.decoder) @ axes.encoder) ** 2).sum(1)
+    return errors
+
+
+def _capacities(
     spectrum: Spectrum, tiers: Tiers, d: int, choice: Choice, budget: int, padding_idx: int | None, code_bits: float
+) -> Iterator[Capacity]:
+    """Subspaces of about so many bits, and their bits, within the budget.
+
+    Coordinates are joined by the bits per row that rows are expected to get, from all bytes of the budget down to what
+    they turn out to get.
+    """
+    ids = max(1, sum(spectrum.sizes))
+    rate = min(8.0 * budget / ids, float(MAX_BITS * d))
+    for _ in range(ROUNDS):
+        capacity = None
+        while capacity is None:
+            widths = joined(spectrum.total, rate, code_bits) if rate > LEAST_RATE else (1,)
+            capacity = _with_bits(spectrum, tiers, d, choice, budget, padding_idx, widths)
+            if capacity is None and rate <= LEAST_RATE:
+                return
+            rate *= 1.0 if capacity is not None else 0.5
+        yield capacity
+        reached = sum(size * sum(tier.code_bits) for size, tier in zip(spectrum.sizes, capacity.tiers)) / ids
+        if abs(reached - rate) < 0.03 * rate + 0.5:
+            return
+        rate = 0.5 * (rate + reached)
+
+
+def _with_bits(
+    spectrum: Spectrum,
+    tiers: Tiers,
+    d: int,
+    choice: Choice,
+    budget: int,
+    padding_idx: int | None,
+    widths: tuple[int, ...],
 ) -> Capacity | None:
-    """Subspaces of about so many bits, and their bits, within the budget."""
+    """Bits for subspaces of these widths, less those that get none in any tier; None where no bits fit."""
     item = {"float32": 4, "float16": 2, "int8": 1}[choice.centroid_dtype]
     books = 1 if choice.share_codebook else tiers.num_tiers
-    rate = 8 * budget / max(1, sum(spectrum.sizes))  # bits per row, if all bytes were codes
-    best, widths = None, joined(spectrum.total, rate, code_bits)
-    for _ in range(ROUNDS):
+    spare = 0  # bytes for a longer header: more digits, more checksums
+    while True:
         empty = _of(tiers, d, widths, [[0] * len(widths)] * tiers.num_tiers, choice)
-        frame = frozen_nbytes(tiers, empty, padding_idx, choice.centroid_dtype) + HEADER_SLACK
+        frame = frozen_nbytes(tiers, empty, padding_idx, choice.centroid_dtype) + spare
         if frame > budget:
-            if len(widths) == 1 and widths[0] == 1:
-                return None
-            rate *= 0.5
-            widths = joined(spectrum.total, rate, code_bits) if rate > 1 else (1,)
-            continue
+            return None
         room = budget - frame + item * sum(widths) * books
         bits = give_bits(spectrum, widths, room, item, choice.share_codebook, MAX_BITS)
         used = max((j + 1 for tier in bits for j, b in enumerate(tier) if b), default=1)
-        if used < len(widths):  # coordinates that get no bits anywhere cost a row of the matrix
-            widths = widths[:used]
+        if used < len(widths):
+            widths = widths[:used]  # the others would cost a row of the matrix each
             continue
-        best = _of(tiers, d, widths, bits, choice)
-        reached = float(np.array(spectrum.sizes) @ np.array([sum(b) for b in bits])) / max(1, sum(spectrum.sizes))
-        if abs(reached - rate) < 0.03 * rate + 0.5:
-            break
-        rate = 0.5 * (rate + reached)
-        widths = joined(spectrum.total, rate, code_bits)
-    return best
+        capacity = _of(tiers, d, widths, bits, choice)
+        if (over := frozen_nbytes(tiers, capacity, padding_idx, choice.centroid_dtype) - budget) <= 0:
+            return capacity
+        spare += over
 
 
 ROUNDS = 8
-HEADER_SLACK = 48  # bytes that digits of numbers and checksums of longer tensors may add
+LEAST_RATE = 1.0  # bits per row, below which there is one coordinate
 
 
 def _of(tiers: Tiers, d: int, widths: Sequence[int], bits: Sequence[Sequence[int]], choice: Choice) -> Capacity:

@@ -12,12 +12,15 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import accumulate
 
 import numpy as np
 
-from mgqe.codec.planning.rate import few_rows, limit
+from mgqe.codec.planning.rate import few_rows, limit, rounding
 
 MAX_WIDTH = 32  # coordinates per subspace
+LEAST_LEVEL = -1000.0  # log2 of theta: a float has no smaller powers of two to speak of
 LEAST_BITS = 0.02  # of a coordinate that is worth keeping
 
 
@@ -30,7 +33,7 @@ def water_level(variances: np.ndarray, rate: float) -> float:
     for count in range(len(ordered), 0, -1):
         level = (logs[:count].sum() - 2 * rate) / count
         if level <= logs[count - 1]:
-            return float(2.0**level)
+            return float(2.0 ** max(level, LEAST_LEVEL))
     return float(ordered[0])
 
 
@@ -41,7 +44,7 @@ def joined(variances: np.ndarray, rate: float, bits_per_code: float) -> tuple[in
         variances: (d,), falling. Coordinates that get next to no bits at this rate are in no subspace.
     """
     level = water_level(variances, rate)
-    bits = np.maximum(0.0, 0.5 * np.log2(np.maximum(variances, 1e-300) / level))
+    bits = np.where(variances > 0, np.maximum(0.0, 0.5 * np.log2(np.maximum(variances, 1e-300) / level)), 0.0)
     kept = max(1, int((bits > LEAST_BITS).sum()))
     widths, start = [], 0
     while start < kept:
@@ -54,10 +57,23 @@ def joined(variances: np.ndarray, rate: float, bits_per_code: float) -> tuple[in
     return tuple(widths)
 
 
-def distortion(variances: np.ndarray, bits: int, rows: int) -> float:
+def distortion(
+    variances: np.ndarray,
+    bits: int,
+    rows: int,
+    centroid_dtype: str = "float32",
+    concentration: tuple[float, ...] = (1.0,),
+) -> float:
     """The squared error that k-means codes of so many bits are expected to leave of one subspace of Gaussian rows.
 
-    That of the best codes, times what k-means of this width loses against them and takes by fitting few rows.
+    That of the best codes, times what k-means of this width loses against them and takes by fitting few rows, and what
+    storing the centroids adds.
+
+    Args:
+        variances: (w,), falling.
+        rows: that the centroids are fitted to.
+        concentration: how many average rows one row counts, for equal shares of all weight; (1,) for equal weights. A
+            row that counts much pulls its centroid as so many rows would.
     """
     total = float(variances.sum())
     if bits == 0 or total == 0:
@@ -70,11 +86,19 @@ def distortion(variances: np.ndarray, bits: int, rows: int) -> float:
             break
         count -= 1
     centroids = 1 << bits
-    loss = limit(count, centroids) * 4.0 ** (bits / count) * few_rows(count, rows / centroids)
-    return min(total, float(count * level * loss + variances[count:].sum()))
+    fitted = _fitted(count, rows / centroids, concentration)
+    loss = limit(count, centroids) * 4.0 ** (bits / count) * fitted
+    stored = rounding(centroid_dtype, centroids) * len(variances) * float(variances[0])
+    return min(total, float(count * level * loss + variances[count:].sum()) + stored)
 
 
-@dataclass(frozen=True)
+@lru_cache(maxsize=4096)
+def _fitted(width: int, rows_a_centroid: float, concentration: tuple[float, ...]) -> float:
+    """What fitting few rows of unequal weight takes off the error."""
+    return sum(few_rows(width, rows_a_centroid / each) for each in concentration) / len(concentration)
+
+
+@dataclass(frozen=True, eq=False)
 class Spectrum:
     """What there is to lose in each coordinate of each tier.
 
@@ -82,11 +106,15 @@ class Spectrum:
         variances: (m, d), the mean squares of the coordinates of a tier's rows less their mean over the table.
         weights: (m,), how much the error of one id of the tier counts.
         sizes: ids of each tier.
+        concentration: of each tier, how unequal the weights of its ids are; see :func:`distortion`.
+        centroid_dtype: how centroids are stored.
     """
 
     variances: np.ndarray
     weights: np.ndarray
     sizes: tuple[int, ...]
+    concentration: tuple[tuple[float, ...], ...] = ()
+    centroid_dtype: str = "float32"
 
     @property
     def total(self) -> np.ndarray:
@@ -95,13 +123,26 @@ class Spectrum:
         result: np.ndarray = mass @ self.variances / max(mass.sum(), 1e-300)
         return result
 
+    def error(self, tier: int, start: int, stop: int, bits: int) -> float:
+        """The squared error of a tier's id in the subspace of the coordinates start to stop."""
+        key = (tier, start, stop, bits)
+        if key not in self._errors:
+            unequal = self.concentration[tier] if self.concentration else (1.0,)
+            variances = self.variances[tier, start:stop]
+            self._errors[key] = distortion(variances, bits, self.sizes[tier], self.centroid_dtype, unequal)
+        return self._errors[key]
+
+    @cached_property
+    def _errors(self) -> dict[tuple[int, int, int, int], float]:
+        return {}
+
     def loss(self, widths: Sequence[int], bits: Sequence[Sequence[int]]) -> float:
         """The weighted error, as a share of the weighted squares, of these subspaces and bits."""
         lost, mass = 0.0, self.weights * np.array(self.sizes)
-        for g, size in enumerate(self.sizes):
+        for g in range(len(self.sizes)):
             start, error = 0, 0.0
             for width, b in zip(widths, bits[g], strict=True):
-                error += distortion(self.variances[g, start : start + width], b, size)
+                error += self.error(g, start, start + width, b)
                 start += width
             lost += mass[g] * (error + float(self.variances[g, start:].sum()))
         return lost / max(float(mass @ self.variances.sum(1)), 1e-300)
@@ -115,16 +156,13 @@ def give_bits(
     Each bit goes where it takes most off the loss for the bytes of its codes and its centroids.
     """
     m, subspaces = len(spectrum.sizes), len(widths)
-    starts = np.cumsum([0, *widths])
+    starts = [0, *accumulate(widths)]
     bits = [[0] * subspaces for _ in range(m)]
     top = [max(0, min(max_bits, int(np.log2(max(1, size))))) for size in spectrum.sizes]
-    error: dict[tuple[int, int, int], float] = {}
+    mass = [float(weight * size) for weight, size in zip(spectrum.weights, spectrum.sizes, strict=True)]
 
     def error_of(g: int, j: int, b: int) -> float:
-        if (g, j, b) not in error:
-            part = spectrum.variances[g, starts[j] : starts[j + 1]]
-            error[g, j, b] = spectrum.weights[g] * spectrum.sizes[g] * distortion(part, b, spectrum.sizes[g])
-        return error[g, j, b]
+        return mass[g] * spectrum.error(g, starts[j], starts[j + 1], b)
 
     def more_centroids(g: int, j: int) -> int:
         """Bytes of centroids that one more bit needs."""
