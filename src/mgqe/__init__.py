@@ -15,6 +15,7 @@ from mgqe.convert import (
     load_model,
     save_model,
 )
+from mgqe.convert.bits_picture import plot_bits
 from mgqe.convert.calibration import Calibration, calibrate
 from mgqe.convert.export import export_onnx, portable
 from mgqe.convert.verification import verify
@@ -63,6 +64,7 @@ __all__ = [
     "load_model",
     "merge_counts",
     "plan",
+    "plot_bits",
     "portable",
     "quantization_loss",
     "save",

@@ -103,6 +103,20 @@ def test_inspect_other_tables(runner: CliRunner, tiny: Path, tmp_path: Path) -> 
     assert "ScalarTable" in result.output
 
 
+def test_inspect_draws_the_bits(runner: CliRunner, tmp_path: Path) -> None:
+    counts = torch.arange(400, 0, -1)
+    mgqe.save(mgqe.MGQEmbedding(400, 16, counts=counts, budget=4_000).freeze(), tmp_path / "table")
+    picture = tmp_path / "pictures" / "bits.png"
+    result = runner.invoke(app, ["inspect", str(tmp_path / "table"), "--plot", str(picture)])
+    assert result.exit_code == 0, result.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert str(picture) in flat(result.output)
+    mgqe.save(mgqe.baselines.FullTable(torch.zeros(3, 4)), tmp_path / "full")
+    result = runner.invoke(app, ["inspect", str(tmp_path / "full"), "--plot", str(picture)])
+    assert result.exit_code == 2
+    assert "got FullTable" in flat(result.output)
+
+
 def test_compare(runner: CliRunner, tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
     command = ["compare", "--data", str(tiny), "--out", str(out), "--seeds", "1,2", *SETTINGS]
@@ -244,6 +258,9 @@ def test_a_command_needs_its_own_packages_alone(tiny: Path, tmp_path: Path) -> N
         assert done.returncode == 1
         assert f"mgqe: {arguments[0]} needs polars" in done.stderr
         assert "pip install mgqe[recsys]" in done.stderr
+    done = call("inspect", str(out), "--plot", str(tmp_path / "bits.png"))
+    assert done.returncode == 1
+    assert "inspect --plot needs matplotlib; run: pip install mgqe[recsys]" in done.stderr
     done = call("plan", "--counts", "planted", "--dim=8", "--budget=50%")
     assert done.returncode == 1
     assert "polars" in done.stderr

@@ -8,8 +8,11 @@ from typing import Annotated
 import typer
 
 import mgqe
+from mgqe.cli.packages import missing_packages
 from mgqe.cli.terminal import clean_errors, output
+from mgqe.files.atomic import fill_file
 from mgqe.recsys.study.text_table import TextTable
+from mgqe.table.base import FrozenTable
 from mgqe.table.segment_files import all_records, all_segment_files
 from mgqe.table.sharded import INDEX, files_of
 
@@ -18,10 +21,18 @@ commands = typer.Typer()
 
 @commands.command(
     help="Look into a table's file: bytes by part, tiers, bits per code, how much of the codebook is in use.",
-    epilog="Example:\n\n  mgqe inspect run/item.mgqe.safetensors",
+    epilog="Examples:\n\n  mgqe inspect run/item.mgqe.safetensors\n\n"
+    "  mgqe inspect run/item.mgqe.safetensors --plot bits.png",
 )
 @clean_errors
-def inspect(file: Annotated[Path, typer.Argument(help="A file that mgqe.save wrote, or a folder of shards.")]) -> None:
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A file that mgqe.save wrote, or a folder of shards.")],
+    plot: Annotated[
+        Path | None, typer.Option(help="Write a picture of the bits of each tier and coordinate to this PNG file.")
+    ] = None,
+) -> None:
+    if plot is not None and missing_packages(("matplotlib",)):
+        raise ImportError("inspect --plot needs matplotlib")
     is_folder = file.is_dir()
     if is_folder and not (file / INDEX).exists() and (tables := sorted(file.glob("*.mgqe.safetensors"))):
         raise ValueError(f"{file} is the folder of a run: name one of its tables, such as {tables[0]}")
@@ -50,6 +61,17 @@ def inspect(file: Annotated[Path, typer.Argument(help="A file that mgqe.save wro
     if isinstance(table, mgqe.CompactTable):
         output.print()
         output.print(_tiers(table).terminal())
+    if plot is not None:
+        _draw(table, plot)
+
+
+def _draw(table: FrozenTable, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    figure = mgqe.plot_bits(table)
+    fill_file(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    output.print(f"picture written to {path}", highlight=False, soft_wrap=True)
 
 
 def _tiers(table: mgqe.CompactTable) -> TextTable:
