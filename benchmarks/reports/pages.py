@@ -49,6 +49,20 @@ def recipes(data: str) -> str:
     return f"**{TITLES[data]}**\n\n" + markdown([*header, "points to default (valid)"], rows)
 
 
+def plan_prediction() -> str:
+    """The loss that plans predict, and what their tables lose."""
+    results = read("plan-prediction")
+    cells: dict[tuple[str, str, int], list[str]] = {}
+    budgets = []
+    for row in results["results"] if results else ():
+        losses = " / ".join(f"{100 * row[kind]:.3g}%" for kind in ("predicted", "measured"))
+        cells.setdefault((row["rows"], f"counts^{row['power']:g}", row["tiers"]), []).append(losses)
+        if (budget := f"{100 * row['budget']:g}%") not in budgets:
+            budgets.append(budget)
+    rows = [[f"{name}, {power}", str(tiers), *losses] for (name, power, tiers), losses in cells.items()]
+    return markdown(["loss: predicted / measured", "tiers", *budgets], rows)
+
+
 def speed() -> str:
     """Ratios to the peer of each benchmark."""
     rows = []
@@ -158,7 +172,7 @@ def fill_page(path: Path, parts: dict[str, str]) -> None:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     parts = {f"recipes-{data}": recipes(data) for data in TITLES}
-    parts |= {"speed": speed(), "topk": topk(), "serve": serve()}
+    parts |= {"plan-prediction": plan_prediction(), "speed": speed(), "topk": topk(), "serve": serve()}
     for page in ("method", "speed", "serving"):
         fill_page(ROOT / "docs" / f"{page}.md", parts)
 
