@@ -78,3 +78,13 @@ def test_the_same_seed_gives_the_same_centroids():
     rows = torch.randn(300, 2, generator=generator())
     fits = [weighted_kmeans(rows, torch.ones(300), 16, generator(3), torch.empty(0, 2)) for _ in range(2)]
     assert torch.equal(*fits)
+
+
+def test_a_row_of_most_weight_is_never_left_out():
+    rows = torch.randn(20_000, 1, generator=generator())
+    weights = torch.ones(20_000)
+    rows[777], weights[777] = 50.0, 1e5
+    for seed in range(5):
+        assert weighted_kmeans(rows, weights, 4, generator(seed), NONE).max().item() == pytest.approx(50.0)
+        mean = weighted_kmeans(rows, weights, 1, generator(seed), NONE).item()
+        assert mean == pytest.approx(50 * 1e5 / (1e5 + 19_999), rel=2e-3)

@@ -66,8 +66,7 @@ def weighted_kmeans(
     if not len(rows):
         return torch.cat([fixed, rows.new_zeros(new, rows.shape[1])])
     if len(rows) > (limit := max(LEAST_ROWS, ROWS_PER_CENTROID * num_centroids)):
-        sample = draw_places(len(rows), limit, generator).to(rows.device)
-        rows, weights = rows[sample], weights[sample]
+        rows, weights = _sample(rows, weights, limit, generator)
     if num_centroids == 1:
         return ((weights @ rows) / weights.sum().clamp(min=1e-30)).unsqueeze(0)
     centroids = torch.cat([fixed, _spread_start(rows, weights, fixed, new, generator)])
@@ -85,6 +84,20 @@ def weighted_kmeans(
     return centroids
 
 
+def _sample(rows: Tensor, weights: Tensor, limit: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """At most ``limit`` rows with their weights: those that count more than their share, and some of the others.
+
+    A row without which the others would stand for something else is never left out; the weights of the others are
+    raised so that they stand for all of their kind.
+    """
+    is_heavy = weights.double() * limit > weights.double().sum()
+    heavy, light = is_heavy.nonzero().flatten(), (~is_heavy).nonzero().flatten()
+    count = min(limit - len(heavy), len(light))
+    drawn = light[draw_places(len(light), count, generator).to(rows.device)]
+    scale = len(light) / max(1, count)
+    return torch.cat([rows[heavy], rows[drawn]]), torch.cat([weights[heavy], weights[drawn] * scale])
+
+
 def _move_unused(rows: Tensor, weights: Tensor, codes: Tensor, centroids: Tensor, unused: Tensor, fixed: int) -> Tensor:
     """Centroids that no row chooses, on the rows that lose most; the first ``fixed`` stay."""
     unused = unused.clone()
@@ -99,8 +112,7 @@ def _move_unused(rows: Tensor, weights: Tensor, codes: Tensor, centroids: Tensor
 def _spread_start(rows: Tensor, weights: Tensor, fixed: Tensor, num: int, generator: torch.Generator) -> Tensor:
     """k-means++ (Arthur and Vassilvitskii, 2007): rows drawn by weight times squared distance to the nearest so far."""
     if len(rows) > LEAST_ROWS // SPREAD_SHARE:
-        sample = draw_places(len(rows), max(LEAST_ROWS, len(rows)) // SPREAD_SHARE, generator).to(rows.device)
-        rows, weights = rows[sample], weights[sample]
+        rows, weights = _sample(rows, weights, max(LEAST_ROWS, len(rows)) // SPREAD_SHARE, generator)
     near = torch.full((len(rows),), torch.inf, device=rows.device)
     for centroid in fixed:
         near = torch.minimum(near, (rows - centroid).square().sum(1))
