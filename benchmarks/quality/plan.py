@@ -97,7 +97,8 @@ class Judge:
             return {name: evaluated[name] for name in FIGURES}
         # What judge says of these, without its ranks among the whole catalogue, which take the most time.
         test = replace(task, valid=task.test).validation(swapped).figures
-        return {"valid_hr@10": task.validation(swapped).figures["hr@10"], "hr@10": test["hr@10"], "ndcg@10": test["ndcg@10"]}
+        valid = task.validation(swapped).figures
+        return {"valid_hr@10": valid["hr@10"], "hr@10": test["hr@10"], "ndcg@10": test["ndcg@10"]}
 
 
 def measure(judge: Judge, made: dict[str, list[tuple[int, Tensor]]], **about: Any) -> dict[str, Any]:
