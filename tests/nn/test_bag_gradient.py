@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from contract import ROWS, SUBJECTS
+from contract import BUDGET, ROWS, SUBJECTS
 from convert_models import N, ranker
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +14,11 @@ import mgqe
 from mgqe import CompactEmbeddingBag, ops
 
 each_table = pytest.mark.parametrize("subject", [s for s in SUBJECTS if s.freezes], ids=lambda subject: subject.name)
+
+
+@pytest.fixture(autouse=True)
+def budgets_above_the_full_table(monkeypatch):
+    monkeypatch.setattr("mgqe.nn.quantized.layer_budget", lambda *_: BUDGET)
 
 
 def expected_gradient(rows, ids, offsets, weights, grad, padding_idx=None, include_last_offset=False):
