@@ -73,9 +73,7 @@ def test_the_file_takes_the_bytes_that_the_plan_says(tmp_path, budget, padding_i
     layer.start_quantizing()
     mgqe.save(layer.freeze(), tmp_path / "table")
     nbytes = layer.planner.nbytes
-    choice = layer.planner.choice(layer.metric())
-    sample = Sample.of(layer.raw_weight, counts, choice.counts_power, choice.fractions, padding_idx)
-    plan = plan_mixed(sample, choice, nbytes, padding_idx)
+    plan = layer.planner.fit(layer.raw_weight.detach(), layer.metric(), torch.Generator().manual_seed(0)).plan
     assert (tmp_path / "table").stat().st_size == plan.nbytes
     assert 0.9 * nbytes < plan.nbytes <= nbytes
 

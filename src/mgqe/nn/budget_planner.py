@@ -10,11 +10,9 @@ from torch import Tensor
 
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.metric import Metric
-from mgqe.codec.planning.mixed import Choice, FittedPlan, Sample, centroid_room, fit_plan, least_nbytes, plan_mixed
+from mgqe.codec.planning.mixed import FittedPlan, centroid_room, least_nbytes
+from mgqe.codec.planning.tables import TableProblem, fit_table, recipes
 from mgqe.codec.tiers import check_counts
-
-COUNTS_POWER = 0.5
-FRACTIONS = (0.1, 0.9)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,20 +56,10 @@ class BudgetPlanner:
         """What stands for the capacity until there is a plan: one tier."""
         return Capacity.of(embedding_dim, [num_embeddings], [embedding_dim], [2])
 
-    def choice(self, metric: Metric) -> Choice:
-        """What is chosen where nothing judges candidates."""
-        return Choice(COUNTS_POWER, (1.0,) if self.counts is None else FRACTIONS, metric)
-
-    def fit(self, rows: Tensor, choice: Choice, generator: torch.Generator) -> FittedPlan:
-        """The plan of a choice for rows (N, d), with its centroids.
+    def fit(self, rows: Tensor, metric: Metric, generator: torch.Generator) -> FittedPlan:
+        """The plan for rows (N, d) that is expected to lose least, with its centroids; nothing judges candidates.
 
         Raises ValueError for a budget that no table of these rows fits.
         """
-        sample = Sample.of(rows, self.counts, choice.counts_power, choice.fractions, self.padding_idx)
-        plan = plan_mixed(sample, choice, self.nbytes, self.padding_idx)
-        if plan is None:
-            raise ValueError(
-                f"a budget of {self.nbytes:,} bytes is too small for {rows.shape[0]:,} ids x {rows.shape[1]} in "
-                f"{len(choice.fractions)} tiers: give more, or fewer tiers"
-            )
-        return fit_plan(plan, sample, generator)
+        problem = TableProblem(rows, self.counts, {metric.source: metric}, self.padding_idx)
+        return fit_table(problem, recipes([problem])[0], self.nbytes, generator, by_prediction=True)

@@ -435,7 +435,7 @@ class QuantizedEmbedding(CodebookLayer):
 
     def _start_by_plan(self, planner: BudgetPlanner) -> None:
         generator = common_generator(self.raw_weight, self.schedule.passes)
-        fitted = planner.fit(self.raw_weight, planner.choice(self.metric()), generator)
+        fitted = planner.fit(self.raw_weight.detach(), self.metric(), generator)
         self.adopt_plan(of_first(fitted))  # shapes and tiers follow from it: all processes must have the same
 
     @torch.no_grad()

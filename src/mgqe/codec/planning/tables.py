@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mgqe.codec.metric import Metric
-from mgqe.codec.planning.mixed import Choice, FittedPlan, Sample, fit_plan, least_nbytes, plan_mixed
+from mgqe.codec.planning.mixed import Choice, FittedPlan, MixedPlan, Sample, fit_plan, least_nbytes, plan_mixed
 from mgqe.codec.planning.split import Step, split_budget
 
 STEPS = 48  # of a table's ladder of bytes
@@ -141,7 +141,9 @@ def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
     return (b[1] - a[1]) / max(b[0] - a[0], 1e-12)
 
 
-def fit_tables(problems: Sequence[TableProblem], recipe: Recipe, shares: Sequence[int]) -> list[FittedPlan]:
+def fit_tables(
+    problems: Sequence[TableProblem], recipe: Recipe, shares: Sequence[int], by_prediction: bool = False
+) -> list[FittedPlan]:
     """Each table's plan within its bytes, with its centroids. What a table leaves is for the next smaller one.
 
     Raises ValueError where a table does not fit its bytes.
@@ -149,18 +151,33 @@ def fit_tables(problems: Sequence[TableProblem], recipe: Recipe, shares: Sequenc
     fitted: dict[int, FittedPlan] = {}
     spare = 0
     for number in sorted(range(len(problems)), key=lambda i: -problems[i].rows.shape[0]):
-        fitted[number] = _fit_table(problems[number], recipe, shares[number] + spare)
+        generator = torch.Generator("cpu").manual_seed(0)
+        fitted[number] = fit_table(problems[number], recipe, shares[number] + spare, generator, by_prediction)
         spare += shares[number] - fitted[number].plan.nbytes
     return [fitted[number] for number in range(len(problems))]
 
 
-def _fit_table(problem: TableProblem, recipe: Recipe, nbytes: int) -> FittedPlan:
-    for each in (recipe, replace(recipe, fractions=ONE)):  # tiers may cost more than a small table has
-        sample = problem.sample(each)
-        plan = plan_mixed(sample, problem.choice(each), nbytes, problem.padding_idx)
-        if plan is not None:
-            return fit_plan(plan, sample, torch.Generator("cpu").manual_seed(0))
-    raise ValueError(f"no table of {tuple(problem.rows.shape)} fits {nbytes:,} bytes: give a larger budget")
+def fit_table(
+    problem: TableProblem, recipe: Recipe, nbytes: int, generator: torch.Generator, by_prediction: bool = False
+) -> FittedPlan:
+    """A table's plan within its bytes, with its centroids.
+
+    One tier replaces the recipe's where these do not fit, or, ``by_prediction``, where it is expected to lose less.
+
+    Raises ValueError where nothing fits.
+    """
+    best: tuple[Sample, MixedPlan] | None = None
+    for each in dict.fromkeys((recipe, replace(recipe, fractions=ONE))):
+        if best is None or by_prediction:
+            sample = problem.sample(each)
+            plan = plan_mixed(sample, problem.choice(each), nbytes, problem.padding_idx)
+            if plan is not None and (best is None or plan.loss < best[1].loss):
+                best = (sample, plan)
+    if best is None:
+        raise ValueError(
+            f"a budget of {nbytes:,} bytes is too small for {problem.rows.shape[0]:,} ids x {problem.rows.shape[1]}"
+        )
+    return fit_plan(best[1], best[0], generator)
 
 
 def proportional(problems: Sequence[TableProblem], budget: int) -> list[int]:
@@ -183,7 +200,7 @@ def best_plans(
     judge: Judge | None = None,
     on_candidate: OnCandidate = lambda recipe, figure: None,
 ) -> tuple[Recipe, list[FittedPlan]]:
-    """The candidate that the judge likes best, fitted; the default without a judge.
+    """The candidate that the judge likes best, fitted; without a judge the default, its tiers chosen by prediction.
 
     Args:
         problems: the tables.
@@ -201,7 +218,7 @@ def best_plans(
 
     def consider(recipe: Recipe, shares: Sequence[int]) -> None:
         nonlocal best
-        fitted = fit_tables(problems, recipe, shares)
+        fitted = fit_tables(problems, recipe, shares, by_prediction=judge is None)
         figure = 0.0 if judge is None else judge(fitted)
         on_candidate(recipe, None if judge is None else figure)
         if best is None or figure > best[0]:
