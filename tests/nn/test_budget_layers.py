@@ -152,3 +152,23 @@ def test_training_passes_compile():
     expected = train(plain, plain)
     torch.testing.assert_close(train(compiled, torch.compile(compiled, backend="eager")), expected)
     same_bits(compiled)
+
+
+def test_queries_spend_the_bits_on_what_inner_products_feel():
+    made = torch.Generator().manual_seed(0)
+    rows, queries = torch.randn(1500, 16, generator=made), torch.randn(300, 16, generator=made)
+    queries[:, 4:] = 0.0
+    plain = mgqe.DPQEmbedding.from_pretrained(rows, budget="12%").freeze()
+    by_queries = mgqe.DPQEmbedding.from_pretrained(rows, budget="12%", queries=queries).freeze()
+    lost = [((table.to_dense() - rows) @ queries.T).square().mean() for table in (plain, by_queries)]
+    assert lost[1] < 0.2 * lost[0]
+
+
+def test_queries_that_do_not_fit_are_refused():
+    rows = torch.randn(1500, 16)
+    with pytest.raises(ValueError, match="has 8 dimensions, the layer 16"):
+        mgqe.DPQEmbedding.from_pretrained(rows, budget="12%", queries=torch.randn(9, 8))
+    with pytest.raises(ValueError, match="budget="):
+        mgqe.DPQEmbedding.from_pretrained(rows, queries=torch.randn(9, 16))
+    with pytest.raises(TypeError, match="float"):
+        mgqe.DPQEmbedding.from_pretrained(rows, budget="12%", queries=torch.ones(9, 16, dtype=torch.int64))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mgqe.checks.inference import as_normal, outside_inference
+from mgqe.codec.metric import Metric
 from mgqe.nn.quantized import QuantizedEmbedding
 
 if TYPE_CHECKING:
@@ -80,12 +81,17 @@ class MGQEmbedding(QuantizedEmbedding):
 
     @classmethod
     @outside_inference
-    def from_pretrained(cls, embeddings: Tensor, freeze: bool = False, **arguments: Any) -> Self:
+    def from_pretrained(
+        cls, embeddings: Tensor, freeze: bool = False, *, queries: Tensor | None = None, **arguments: Any
+    ) -> Self:
         """A layer that starts from trained rows (N, d); other arguments as in the constructor.
 
         There is no warm-up here, unless ``warmup_steps`` or ``config`` says otherwise: the first training pass, or
         ``freeze()``, starts the codebooks from these rows. Unlike nn.Embedding's, the rows are a copy and stay
         trainable; with ``freeze=True`` they are the given ones and do not train.
+
+        ``queries``: with ``budget=``, floats (n, d), a sample of what the rows are multiplied with, by which the budget
+        is spent: on what inner products feel, instead of on all directions alike.
         """
         if not isinstance(embeddings, Tensor):
             raise TypeError(
@@ -97,7 +103,10 @@ class MGQEmbedding(QuantizedEmbedding):
             arguments.setdefault("warmup_steps", 0)
         num_embeddings, embedding_dim = embeddings.shape
         rows = as_normal(embeddings) if freeze else embeddings.detach().clone()
+        metric = None if queries is None else Metric.of_queries(queries)
         layer = cls(num_embeddings, embedding_dim, _weight=rows, **arguments)
+        if metric is not None:
+            layer.set_metric(metric)
         layer.raw_weight.requires_grad_(not freeze)
         return layer
 

@@ -19,6 +19,7 @@ from mgqe.checks.ids import as_int64, check_ids, check_sizes, no_values
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_float, optional_float
 from mgqe.codec.kmeans import KMEANS, KMeans, revive_size, sample_size
+from mgqe.codec.metric import Metric
 from mgqe.codec.planning.mixed import FittedPlan
 from mgqe.codec.stats import CodebookStats
 from mgqe.codec.tiers import Tiers
@@ -62,10 +63,12 @@ class QuantizedEmbedding(CodebookLayer):
         store: where rows are while they train.
         zero_padding: ``padding_idx`` looks up as zeros whatever its row holds. False: as its row, quantised like the
             others; it gets no gradient either way.
+        given_metric: see :meth:`set_metric`.
     """
 
     one_tier: ClassVar[bool] = False  # whether all ids have the same capacity, as in DPQ
     zero_padding: bool = True
+    given_metric: Metric | None = None
     store: RowStore
 
     @outside_inference
@@ -433,9 +436,22 @@ class QuantizedEmbedding(CodebookLayer):
         broadcast_from_first(self.quantizer)
         self.store.codebooks_started()
 
+    def set_metric(self, metric: Metric) -> None:
+        """Spend the layer's budget by this metric instead of by the gradients that it gathers.
+
+        Raises:
+            ValueError: a layer without ``budget=``, or a metric of other dimensions.
+        """
+        if self.planner is None:
+            raise ValueError("a metric says how a budget is spent: make the layer with budget=")
+        if metric.embedding_dim != self.embedding_dim:
+            raise ValueError(f"the metric has {metric.embedding_dim} dimensions, the layer {self.embedding_dim}")
+        self.given_metric = metric
+        self.gathers_metric = False
+
     def _start_by_plan(self, planner: BudgetPlanner) -> None:
         generator = common_generator(self.raw_weight, self.schedule.passes)
-        fitted = planner.fit(self.raw_weight.detach(), self.metric(), generator)
+        fitted = planner.fit(self.raw_weight.detach(), self.given_metric or self.metric(), generator)
         self.adopt_plan(of_first(fitted))  # shapes and tiers follow from it: all processes must have the same
 
     @torch.no_grad()
