@@ -46,8 +46,9 @@ class TrainConfig(RunSettings):
     warm_up_epochs: exactly so many epochs of the first phase; None: until validation stops improving.
     anneal_epochs: of the second phase, in which the learning rate falls from anneal_learning_rate to zero.
     quantised_epochs: of the third phase, through the codes, from quantised_learning_rate to zero, for the
-        embeddings that have one. centroid_learning_rate: None stands for quantised_learning_rate. quantised_loss,
-        quantised_negatives: of sequential models in it; None stands for loss and negatives.
+        embeddings that have one. centroid_learning_rate: None stands for quantised_learning_rate, and
+        with a budget for 1.7e-3 standard deviations. quantised_loss, quantised_negatives: of sequential models in it;
+        None stands for loss and negatives.
     threads: how many torch may use; the last bits of a result depend on it.
     """
 

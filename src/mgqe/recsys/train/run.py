@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from mgqe.recsys.train.loop import OnEpoch, PhaseResult, carry_optimizer, make_o
 from mgqe.recsys.train.provenance import commit, machine, versions
 
 DATA, METRICS = "data.json", "metrics.json"
+PLANNED_RATE = 1.7e-3  # of the centroids of layers with a budget, which are in units of their standard deviations
 
 
 def train_run(
@@ -261,12 +262,15 @@ def _quantise(
     phase, task = config.phase("quantised", data.task.selects_by), data.task
     if isinstance(task, SequentialTask):
         task = task.with_loss(config.quantised_loss, config.quantised_negatives)
+    planned = planned_layers(model, data.task)
+    if planned and config.centroid_learning_rate is None:
+        phase = replace(phase, centroid_learning_rate=PLANNED_RATE)
     optimizer = make_optimizer(model, phase)
     carry_optimizer(before.optimizer, optimizer_names(full), model, optimizer)
     directory = out / "phase-quantised"
     if not (directory / LAST).is_file():
         budget = config.spec.shared_budget
-        if budget is not None and planned_layers(model, data.task):
+        if budget is not None and planned:
             spend_budget(full, model, data.task, budget, config.batch_size)
         start_quantizing(model)
     return model, run_phase(model, task, phase, directory, on_epoch, optimizer, quantization_loss)
