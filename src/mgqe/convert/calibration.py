@@ -86,7 +86,7 @@ def calibrate(
         TypeError: no model, or a loss that is no tensor.
 
     Warns:
-        about tables that no batch has ids of, and about those that the loss does not depend on.
+        UserWarning: tables that no batch has ids of, and tables that the loss does not depend on.
 
     Under DistributedDataParallel each process measures its own batches: give all of them the same.
 

@@ -145,7 +145,8 @@ class CompactTable(FrozenTable):
 
         Args:
             tiers: as in :meth:`from_codes`, like ``padding_idx`` and ``centroid_dtype``.
-            codes: of each tier: integers (n_g, D), code j in [0, 2**code_bits[g][j]), rows in ascending id order.
+            codes: of each tier: integers (n_g, D), code j below 2 to the power of its bits, rows in ascending
+                id order.
             codebooks: flat, float (sum of K_j * widths[j],): the K_j centroids of subspace 0, then those of subspace 1,
                 and so on. K_j is 2**bits, where bits are the most that a tier which reads the codebook has for j.
             codebook_of: each tier's codebook.
