@@ -169,9 +169,8 @@ def test_every_layout_and_path_gives_the_bits_of_the_twin(layout, cosine):
     check_all_paths(parts, ops.TopKJob(queries, 20, cosine))
 
 
-@pytest.mark.parametrize("layout", ["bytes", "two tiers, shuffled", "padding", "32 codes"])
-def test_exclusions_candidates_and_biases_on_every_path(layout):
-    parts = make_parts(**LAYOUTS[layout])
+def check_all_questions(parts):
+    """Exclusions, candidates, masks and biases, on every path."""
     made = torch.Generator().manual_seed(2)
     n, queries = parts.num_embeddings, torch.randn(4, parts.embedding_dim, generator=made)
     prepared = ops.PreparedLookup(parts)
@@ -188,6 +187,12 @@ def test_exclusions_candidates_and_biases_on_every_path(layout):
     check_all_paths(parts, ops.TopKJob(queries, 30, candidates=few, excluded=seen, cosine=True))
     check_all_paths(parts, ops.TopKJob(queries, 30, bias=bias))
     check_all_paths(parts, ops.TopKJob(queries, 30, bias=bias, candidates=few))
+
+
+@pytest.mark.parametrize("layout", ["bytes", "two tiers, shuffled", "padding", "32 codes"])
+def test_exclusions_candidates_and_biases_on_every_path(layout):
+    parts = make_parts(**LAYOUTS[layout])
+    check_all_questions(parts)
 
 
 @settings(max_examples=60, deadline=None)
@@ -250,18 +255,7 @@ def test_mixed_tables(layout, matrix):
 @pytest.mark.parametrize("matrix", [None, torch.float16], ids=str)
 def test_exclusions_candidates_and_biases_of_mixed_tables(matrix):
     parts, _, _ = mixed_table(matrix=matrix, dim=11, **MIXED_SEARCHES["padding"])
-    made = torch.Generator().manual_seed(2)
-    n, queries = parts.num_embeddings, torch.randn(4, parts.embedding_dim, generator=made)
-    prepared = ops.PreparedLookup(parts)
-    best = ops.topk(prepared, ops.TopKJob(queries, 100))[1]
-    seen = ops.IdLists(best.reshape(-1).contiguous(), torch.tensor([[i * 100, i * 100 + 50] for i in range(4)]))
-    few = ops.IdLists(torch.randint(n, (400,), generator=made), torch.tensor([[0, 100], [0, 0], [90, 400], [5, 6]]))
-    masks = torch.rand(4, n, generator=made) < 0.9
-    bias = ops.bias_levels(prepared, torch.randn(n, generator=made))
-    check_all_paths(parts, ops.TopKJob(queries, 30, hidden=masks, excluded=seen))
-    check_all_paths(parts, ops.TopKJob(queries, 30, candidates=few, excluded=seen, cosine=True))
-    check_all_paths(parts, ops.TopKJob(queries, 30, bias=bias))
-    check_all_paths(parts, ops.TopKJob(queries, 30, bias=bias, candidates=few))
+    check_all_questions(parts)
 
 
 def test_a_mixed_search_worked_out_by_hand():

@@ -183,14 +183,16 @@ def damaged(prepared, made):
 
 
 def main(examples, number):
-    @seed(number)
-    @settings(
+    often = settings(
         max_examples=examples,
         deadline=None,
         database=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
+
+    @seed(number)
+    @often
     @given(tables())
     def run(case):
         tensors, config, made = case
@@ -211,13 +213,7 @@ def main(examples, number):
         ask("bag", lambda: ops.bag(prepared, ids.view(20, 5)), n)
 
     @seed(number)
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+    @often
     @given(mixed_tables())
     def run_mixed(case):
         parts, made = case

@@ -37,6 +37,16 @@ def make_book(shape, dtype, made):
     return torch.randn(shape, generator=made).to(dtype), torch.empty(0)
 
 
+def tiers_and_map(sizes, shuffled, made):
+    """Tiers in order of ids, or shuffled ones with the bits, ranks and order of their map."""
+    if not shuffled:
+        return Tiers.from_sizes(sizes), [], [], []
+    tier_of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    tiers = Tiers.from_assignment(tier_of[torch.randperm(sum(sizes), generator=made)], num_tiers=len(sizes))
+    tier_map = build_tier_map(tiers)
+    return tiers, list(tier_map.bits), list(tier_map.ranks), list(tier_map.order)
+
+
 def table(
     sizes=(30, 300),
     counts=(256, 64),
@@ -54,13 +64,7 @@ def table(
     m = len(sizes)
     unpacked = [torch.randint(k, (n, d), generator=made) for n, k, d in zip(sizes, counts, subspaces, strict=True)]
     books = [make_book((pieces, max(counts), width), dtype, made) for _ in range(m if own_books else 1)]
-    tiers = Tiers.from_sizes(sizes)
-    bits, ranks, order = [], [], []
-    if shuffled:
-        tier_of = torch.repeat_interleave(torch.arange(m), torch.tensor(sizes))
-        tiers = Tiers.from_assignment(tier_of[torch.randperm(sum(sizes), generator=made)], num_tiers=m)
-        tier_map = build_tier_map(tiers)
-        bits, ranks, order = list(tier_map.bits), list(tier_map.ranks), list(tier_map.order)
+    tiers, bits, ranks, order = tiers_and_map(sizes, shuffled, made)
     dim = width * (subspaces[0] if pieces == 1 else pieces)
     widths = [bits_for(k) for k in counts]
     parts = ops.TableBuffers(
@@ -132,11 +136,7 @@ def mixed_table(
     ]
     readers = [[of_tier] for of_tier in bits] if own_books else [bits]
     books = [flat_book(widths, [1 << max(b) for b in zip(*r, strict=True)], dtype, made) for r in readers]
-    tiers, tier_map = Tiers.from_sizes(sizes), None
-    if shuffled:
-        tier_of = torch.repeat_interleave(torch.arange(m), torch.tensor(sizes))
-        tiers = Tiers.from_assignment(tier_of[torch.randperm(sum(sizes), generator=made)], num_tiers=m)
-        tier_map = build_tier_map(tiers)
+    tiers, map_bits, ranks, order = tiers_and_map(sizes, shuffled, made)
     length = sum(widths)
     dim = length if matrix is None else dim or length + 3
     scales = torch.rand(length, generator=made) + 0.1 if matrix == torch.int8 else None
@@ -145,9 +145,9 @@ def mixed_table(
         codes=[pack_codes(c, b) for c, b in zip(unpacked, bits, strict=True)],
         centroids=[book for book, _ in books],
         scales=[scale for _, scale in books],
-        map_bits=list(tier_map.bits) if tier_map else [],
-        map_ranks=list(tier_map.ranks) if tier_map else [],
-        order=list(tier_map.order) if tier_map else [],
+        map_bits=map_bits,
+        map_ranks=ranks,
+        order=order,
         sizes=list(sizes),
         bits=[max(1, *of_tier) for of_tier in bits],
         num_subspaces=[len(widths)] * m,

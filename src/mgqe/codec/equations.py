@@ -8,7 +8,7 @@ several neighbouring subspaces with one code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Union
 
 import torch
@@ -135,16 +135,30 @@ def mix_values(weights: Tensor, values: Tensor) -> Tensor:
 
 def int8_scales(codebook: Tensor) -> Tensor:
     """Of int8 centroids, (Dc, 1, 1): max |centroid| / 127 of each piece; 1 where all are zeros."""
-    scales = codebook.abs().amax(dim=(1, 2), keepdim=True) / 127
+    return scales_of(codebook.abs().amax(dim=(1, 2), keepdim=True))
+
+
+def scales_of(peaks: Tensor) -> Tensor:
+    """int8 scales of numbers whose largest sizes are these: peak / 127; 1 where all are zeros."""
+    scales = peaks / 127
     # The quotient of the largest float32 is rounded up, and 127 times that is infinite.
     scales = torch.where((scales * 127).isfinite(), scales, torch.nextafter(scales, torch.zeros_like(scales)))
     return torch.where(scales > 0, scales, 1.0)
 
 
-def round_centroids(codebook: Tensor, centroid_dtype: str) -> Tensor:
+def in_int8_steps(values: Tensor, scales: Tensor) -> Tensor:
+    """How many scales each number is, a whole number from -127 to 127, half to even."""
+    return (values / scales).round().clamp(-127, 127)
+
+
+def round_centroids(
+    codebook: Tensor, centroid_dtype: str, scales_of_book: Callable[[Tensor], Tensor] = int8_scales
+) -> Tensor:
     """Centroids as a frozen table of ``centroid_dtype`` will decode them: (Dc, Kc, sc) -> the same shape.
 
     The gradient passes straight through the rounding, so that training sees the values that look-ups will return.
+
+    ``scales_of_book``: codebook -> its int8 scales, which must broadcast to it; of other shapes than (Dc, Kc, sc).
     """
     if centroid_dtype == "float32":
         return codebook
@@ -152,6 +166,6 @@ def round_centroids(codebook: Tensor, centroid_dtype: str) -> Tensor:
     if centroid_dtype == "float16":
         rounded = values.to(torch.float16).to(values.dtype)
     else:
-        scales = int8_scales(values)
-        rounded = (values / scales).round().clamp(-127, 127) * scales
+        scales = scales_of_book(values)
+        rounded = in_int8_steps(values, scales) * scales
     return rounded + (codebook - values)

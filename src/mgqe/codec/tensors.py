@@ -10,7 +10,7 @@ from torch import Tensor
 from mgqe.checks.names import errors_about
 from mgqe.checks.scalars import as_ints, optional_int
 from mgqe.codec.capacity import TierShape, tier_shapes
-from mgqe.codec.equations import int8_scales
+from mgqe.codec.equations import in_int8_steps, int8_scales
 from mgqe.codec.layout import CENTROIDS, CODES, MAP_BITS, MAP_RANKS, MATRIX, MATRIX_SCALES, MEAN, SCALES, TableLayout
 from mgqe.codec.mixed import spread, subspace_scales
 from mgqe.codec.packing import pack, spare_bits_are_zero
@@ -33,9 +33,7 @@ def lay_out(
 ) -> tuple[dict[str, Tensor], TableLayout]:
     """A table's tensors and layout from unpacked codes; see :meth:`CompactTable.from_codes`."""
     codebook_of, num_centroids = as_ints("codebook_of", codebook_of), as_ints("num_centroids", num_centroids)
-    for name, entries in (("codes", codes), ("codebook_of", codebook_of), ("num_centroids", num_centroids)):
-        if len(entries) != tiers.num_tiers:
-            raise ValueError(f"{name} must have one entry per tier, {tiers.num_tiers}, got {len(entries)}")
+    _check_one_per_tier(tiers, codes=codes, codebook_of=codebook_of, num_centroids=num_centroids)
     for g, tier_codes in enumerate(codes):
         if tier_codes.ndim != 2 or tier_codes.shape[0] != tiers.sizes[g] or tier_codes.shape[1] < 1:
             raise ValueError(
@@ -68,9 +66,7 @@ def lay_out_mixed(
     """A mixed table's tensors and layout from unpacked codes; see :meth:`CompactTable.from_mixed_codes`."""
     codebook_of, widths = as_ints("codebook_of", codebook_of), as_ints("widths", widths)
     bits = [as_ints(f"code_bits[{g}]", of_tier) for g, of_tier in enumerate(code_bits)]
-    for name, entries in (("codes", codes), ("codebook_of", codebook_of), ("code_bits", bits)):
-        if len(entries) != tiers.num_tiers:
-            raise ValueError(f"{name} must have one entry per tier, {tiers.num_tiers}, got {len(entries)}")
+    _check_one_per_tier(tiers, codes=codes, codebook_of=codebook_of, code_bits=bits)
     if not widths or min(widths) < 1:
         raise ValueError(f"widths must be the coordinates of each subspace, at least 1 each, got {widths}")
     for g, (tier_codes, of_tier) in enumerate(zip(codes, bits, strict=True)):
@@ -99,6 +95,12 @@ def lay_out_mixed(
             )
     packed = {CODES.format(g): _packed(g, shape, codes[g].detach().cpu()) for g, shape in enumerate(shapes)}
     return packed | lay_out_frame(layout, tiers, codebooks, transform), layout
+
+
+def _check_one_per_tier(tiers: Tiers, **lists: Sequence[object]) -> None:
+    for name, entries in lists.items():
+        if len(entries) != tiers.num_tiers:
+            raise ValueError(f"{name} must have one entry per tier, {tiers.num_tiers}, got {len(entries)}")
 
 
 def _packed(tier: int, shape: TierShape, codes: Tensor) -> Tensor:
@@ -151,11 +153,9 @@ def store_centroids(codebook: Tensor, centroid_dtype: str, pieces: tuple[Piece, 
         if not bool(torch.isfinite(halves).all()):
             raise ValueError('centroids beyond 65504 do not fit float16: use centroid_dtype="int8" or "float32"')
         return halves, none
-    if pieces:
-        scales = subspace_scales(values, pieces)
-        return (values / spread(scales, pieces)).round().clamp(-127, 127).to(torch.int8), scales
-    scales = int8_scales(values)
-    return (values / scales).round().clamp(-127, 127).to(torch.int8), scales.reshape(-1)
+    scales = subspace_scales(values, pieces) if pieces else int8_scales(values)
+    steps = in_int8_steps(values, spread(scales, pieces) if pieces else scales)
+    return steps.to(torch.int8), scales.reshape(-1)
 
 
 def map_tensors(tier_map: TierMap | None) -> dict[str, Tensor]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mgqe import ops
-
-MATRIX_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
+from mgqe.codec.equations import in_int8_steps, scales_of
+from mgqe.codec.layout import CENTROID_DTYPES
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +33,8 @@ class Transform:
 
         Raises ValueError for another type or shape, and for numbers that are not finite or too large for float16.
         """
-        if dtype not in MATRIX_DTYPES:
-            raise ValueError(f"matrix_dtype must be one of {sorted(MATRIX_DTYPES)}, got {dtype!r}")
+        if dtype not in CENTROID_DTYPES:
+            raise ValueError(f"matrix_dtype must be one of {sorted(CENTROID_DTYPES)}, got {dtype!r}")
         if mean.ndim != 1 or matrix.ndim != 2 or matrix.shape[1] != len(mean) or not 1 <= len(matrix) <= len(mean):
             raise ValueError(
                 f"expected a mean (d,) and a matrix (L, d) with L from 1 to d, got {tuple(mean.shape)} and "
@@ -43,11 +43,10 @@ class Transform:
         mean, values = mean.detach().float().contiguous(), matrix.detach().float().contiguous()
         scales = None
         if dtype == "int8":
-            scales = values.abs().amax(dim=1) / 127
-            scales = torch.where(scales > 0, scales, 1.0)
-            values = (values / scales[:, None]).round().clamp(-127, 127).to(torch.int8)
+            scales = scales_of(values.abs().amax(dim=1))
+            values = in_int8_steps(values, scales[:, None]).to(torch.int8)
         else:
-            values = values.to(MATRIX_DTYPES[dtype])
+            values = values.to(CENTROID_DTYPES[dtype])
         if not bool(mean.isfinite().all()) or not bool(values.isfinite().all()):
             raise ValueError("the mean or the matrix of a table is not finite: scale the rows down")
         return cls(mean, values, scales)
@@ -65,7 +64,7 @@ class Transform:
     @property
     def dtype(self) -> str:
         """The name of the matrix's type."""
-        return next(name for name, dtype in MATRIX_DTYPES.items() if dtype == self.matrix.dtype)
+        return next(name for name, dtype in CENTROID_DTYPES.items() if dtype == self.matrix.dtype)
 
     @property
     def values(self) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,18 +142,24 @@ def _fit(
 
     def judge(fitted: Sequence[FittedPlan]) -> float:
         assert evidence.calibration is not None
-        weights = [_weight(table) for table in tables]
-        before = [weight.detach().clone() for weight in weights]
-        try:
-            for weight, problem, plan in zip(weights, problems, fitted, strict=True):
-                weight.data.copy_(plan.decoded(problem.rows))
+        with decoded_rows([_weight(table) for table in tables], fitted):
             return -evidence.calibration.loss(model)
-        finally:
-            for weight, rows in zip(weights, before, strict=True):
-                weight.data.copy_(rows)
 
     recipe, plans = best_plans(problems, budget, judge if evidence.calibration is not None else None)
     return {table.path: Spending(plan.plan.nbytes, plan, recipe) for table, plan in zip(tables, plans, strict=True)}
+
+
+@contextmanager
+def decoded_rows(weights: Sequence[Tensor], fitted: Sequence[FittedPlan]) -> Iterator[None]:
+    """Within: the weights of trained tables hold what look-ups of their plans would return. Afterwards: as before."""
+    before = [weight.detach().clone() for weight in weights]
+    try:
+        for weight, rows, plan in zip(weights, before, fitted, strict=True):
+            weight.data.copy_(plan.decoded(rows))
+        yield
+    finally:
+        for weight, rows in zip(weights, before, strict=True):
+            weight.data.copy_(rows)
 
 
 def _table_problem(table: ModelTable, counts: Counts | None, evidence: Evidence) -> TableProblem:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.metric import Metric
-from mgqe.codec.planning.mixed import FittedPlan, centroid_room, least_nbytes
+from mgqe.codec.planning.mixed import FittedPlan, least_nbytes
 from mgqe.codec.planning.tables import TableProblem, fit_table, recipes
 from mgqe.codec.tiers import check_counts
 
@@ -46,10 +46,6 @@ class BudgetPlanner:
             )
         known = None if counts is None else check_counts(counts, num_embeddings).double()
         return cls(nbytes, known, padding_idx)
-
-    def room(self, embedding_dim: int) -> int:
-        """Numbers of centroids that any plan may have."""
-        return centroid_room(embedding_dim)
 
     @staticmethod
     def before(num_embeddings: int, embedding_dim: int) -> Capacity:

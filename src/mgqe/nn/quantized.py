@@ -119,8 +119,7 @@ class QuantizedEmbedding(CodebookLayer):
         like = weight.new_empty(0, dtype=vector_dtype)
         key_dim = key_dim_of(rows, capacity)
         if planner is not None:
-            room = planner.room(sizes[1])
-            self.quantizer = MixedQuantizer(capacity, like, room, self.centroid_dtype, config.commitment, sparse)
+            self.quantizer = MixedQuantizer(capacity, like, self.centroid_dtype, config.commitment, sparse)
         else:
             self.quantizer = make_quantizer(
                 config.quantizer, capacity, like, config.centroid_dtype, config.commitment, sparse, key_dim

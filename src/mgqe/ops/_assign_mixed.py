@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mgqe.ops import reference
 from mgqe.ops._checks import float_matrix, same_device
-from mgqe.ops._descriptor import CPiece
+from mgqe.ops._descriptor import c_pieces
 from mgqe.ops._eager import runs_now
 from mgqe.ops._library import check, library
 from mgqe.ops.pieces import Piece, pieces
 
 
-def assign_mixed(coordinates: Tensor, codebook: Tensor, layout: Sequence[Piece]) -> Tensor:
+def assign_mixed(coordinates: Tensor, codebook: Tensor, layout: tuple[Piece, ...]) -> Tensor:
     """In each subspace the nearest of the first 2^bits centroids, decided as in :func:`mgqe.ops.assign`.
 
     Args:
@@ -32,26 +30,24 @@ def assign_mixed(coordinates: Tensor, codebook: Tensor, layout: Sequence[Piece])
         TypeError: a tensor that is not floating point, or float64.
         ValueError: shapes that do not fit, or tensors on several devices.
     """
+    if runs_now(coordinates, codebook):
+        return _assign(coordinates, codebook, layout)
     widths, bits = [piece.width for piece in layout], [piece.bits for piece in layout]
     counts = [piece.num_centroids for piece in layout]
-    if not runs_now(coordinates, codebook):
-        codes: Tensor = torch.ops.mgqe.assign_mixed(coordinates, codebook, widths, bits, counts)
-        return codes
-    return _assign_mixed(coordinates, codebook, widths, bits, counts)
+    codes: Tensor = torch.ops.mgqe.assign_mixed(coordinates, codebook, widths, bits, counts)
+    return codes
 
 
-def _assign_mixed(
-    coordinates: Tensor, codebook: Tensor, widths: Sequence[int], bits: Sequence[int], counts: Sequence[int]
-) -> Tensor:
-    layout = pieces(widths, bits, counts)
+def _assign(coordinates: Tensor, codebook: Tensor, layout: tuple[Piece, ...]) -> Tensor:
     same_device(coordinates=coordinates, codebook=codebook)
     coordinates = float_matrix("coordinates", coordinates, 2)
     codebook = float_matrix("codebook", codebook, 1)
-    needed = sum(width * count for width, count in zip(widths, counts, strict=True))
-    if coordinates.shape[1] != sum(widths) or codebook.shape[0] < needed:
+    length = sum(piece.width for piece in layout)
+    needed = sum(piece.width * piece.num_centroids for piece in layout)
+    if coordinates.shape[1] != length or codebook.shape[0] < needed:
         raise ValueError(
             f"coordinates {tuple(coordinates.shape)} and a codebook of {codebook.shape[0]} numbers do not fit: the "
-            f"subspaces have {sum(widths)} coordinates, and centroids of {needed} numbers"
+            f"subspaces have {length} coordinates, and centroids of {needed} numbers"
         )
     lib = library() if coordinates.device.type == "cpu" else None
     if lib is None:
@@ -63,7 +59,7 @@ def _assign_mixed(
             *coordinates.shape,
             codebook.data_ptr(),
             codebook.shape[0],
-            _c_pieces(layout),
+            c_pieces(layout),
             len(layout),
             codes.data_ptr(),
             torch.get_num_threads(),
@@ -72,18 +68,15 @@ def _assign_mixed(
     return codes
 
 
-@lru_cache(maxsize=256)
-def _c_pieces(layout: tuple[Piece, ...]) -> Any:
-    array = (CPiece * len(layout))()
-    for entry, piece in zip(array, layout, strict=True):
-        entry.bit, entry.entry, entry.bits = piece.bit, piece.entry, piece.bits
-        entry.coordinate, entry.width, entry.num_centroids = piece.coordinate, piece.width, piece.num_centroids
-    return array
+def _of_numbers(
+    coordinates: Tensor, codebook: Tensor, widths: Sequence[int], bits: Sequence[int], counts: Sequence[int]
+) -> Tensor:
+    return _assign(coordinates, codebook, pieces(widths, bits, counts))
 
 
 _op = torch.library.custom_op(
     "mgqe::assign_mixed",
-    _assign_mixed,
+    _of_numbers,
     mutates_args=(),
     schema="(Tensor coordinates, Tensor codebook, int[] widths, int[] bits, int[] counts) -> Tensor",
 )

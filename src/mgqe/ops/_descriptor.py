@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Sequence
 from ctypes import POINTER, c_int32, c_int64, c_void_p
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -313,8 +314,10 @@ def _aligned(tensor: Tensor) -> Tensor:
     return tensor if tensor.data_ptr() % tensor.element_size() == 0 else tensor.clone()
 
 
-def _layout(table: TableBuffers, tier: int) -> ctypes.Array[CPiece]:
-    pieces = [CPiece(p.bit, p.entry, p.bits, p.coordinate, p.width, p.num_centroids) for p in table.pieces(tier)]
+@lru_cache(maxsize=256)
+def c_pieces(layout: tuple[Piece, ...]) -> ctypes.Array[CPiece]:
+    """The pieces of a tier as the kernels read them."""
+    pieces = [CPiece(p.bit, p.entry, p.bits, p.coordinate, p.width, p.num_centroids) for p in layout]
     return (CPiece * len(pieces))(*pieces)
 
 
@@ -344,7 +347,7 @@ class Descriptor:
         books = [_flat_book(table, c) if table.is_mixed else _aligned(b) for c, b in enumerate(table.centroids)]
         scales = [_aligned(scale) for scale in table.scales]
         maps = [(_aligned(b), _aligned(r)) for b, r in zip(table.map_bits, table.map_ranks, strict=True)]
-        layouts = [_layout(table, g) for g in range(len(table.sizes))] if table.is_mixed else []
+        layouts = [c_pieces(table.pieces(g)) for g in range(len(table.sizes))] if table.is_mixed else []
         tiers = (CTier * len(table.sizes))()
         for g, tier in enumerate(tiers):
             book = books[table.codebook_of[g]]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mgqe.ops._descriptor import TableBuffers
+from mgqe.ops.flat_index import flat_index
 from mgqe.ops.packed_format import WORDS_PER_BLOCK
 from mgqe.ops.pieces import Piece
 
@@ -183,13 +184,9 @@ def assign_mixed(coordinates: Tensor, codebook: Tensor, layout: Sequence[Piece])
     return codes
 
 
-def gather_mixed(codes: Tensor, codebook: Tensor, layout: Sequence[Piece]) -> Tensor:
+def gather_mixed(codes: Tensor, codebook: Tensor, layout: tuple[Piece, ...]) -> Tensor:
     """Coordinates ``(n, L)`` from codes ``(n, D)`` and a flat codebook whose subspaces lie as ``layout`` says."""
-    parts = []
-    for j, piece in enumerate(layout):
-        stop = piece.entry + piece.num_centroids * piece.width
-        parts.append(codebook[piece.entry : stop].reshape(-1, piece.width)[codes[:, j].long()])
-    return torch.cat(parts, dim=1)
+    return codebook[flat_index(layout, codebook.device).places(codes)]
 
 
 def multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ SAMPLE_ROWS = 65_536  # of a tier
 CODE_BITS = (3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # of a code on average, that are tried
 MAX_BITS = 8
 MOST_TIERS = 3
+ROUNDS = 8  # divisions into subspaces that are tried for each number of bits per code
+LEAST_RATE = 1.0  # bits per row, below which there is one coordinate
 WEIGHT_SHARES = 16  # by which a plan sees how unequal the weights of a tier are
 
 
@@ -141,7 +143,6 @@ class Sample:
         generator = torch.Generator("cpu").manual_seed(0)
         chosen = [_some(tiers.members(g), limit, generator) for g in range(tiers.num_tiers)]
         ids = torch.cat(chosen)
-        places = ids.numpy()
         sampled = rows.detach()[ids.to(rows.device)].cpu().double().numpy()
         places = ids.numpy()  # numpy takes a tensor of one element for a number
         shares = np.concatenate(
@@ -288,10 +289,6 @@ def _with_bits(
         if (over := frozen_nbytes(tiers, capacity, padding_idx, choice.centroid_dtype) - budget) <= 0:
             return capacity
         spare += over
-
-
-ROUNDS = 8
-LEAST_RATE = 1.0  # bits per row, below which there is one coordinate
 
 
 def _of(tiers: Tiers, d: int, widths: Sequence[int], bits: Sequence[Sequence[int]], choice: Choice) -> Capacity:

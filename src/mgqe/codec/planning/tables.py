@@ -211,9 +211,8 @@ def best_plans(
     Raises:
         ValueError: a budget that nothing fits.
     """
-    default = recipes(problems)[0]
-    by_cost = share_bytes(problems, default, budget)
-    candidates = [(recipe, by_cost) for recipe in (recipes(problems) if judge is not None else [default])]
+    candidates = recipes(problems) if judge is not None else recipes(problems)[:1]
+    by_cost = share_bytes(problems, candidates[0], budget)
     best: tuple[float, Recipe, list[FittedPlan]] | None = None
 
     def consider(recipe: Recipe, shares: Sequence[int]) -> None:
@@ -224,8 +223,8 @@ def best_plans(
         if best is None or figure > best[0]:
             best = (figure, recipe, fitted)
 
-    for recipe, shares in candidates:
-        consider(recipe, shares)
+    for recipe in candidates:
+        consider(recipe, by_cost)
     assert best is not None  # there is always a default
     if judge is not None and len(problems) > 1:
         consider(best[1], proportional(problems, budget))

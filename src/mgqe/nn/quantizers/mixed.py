@@ -18,11 +18,10 @@ from mgqe.codec.equations import Groups, codebook_loss, commitment_loss, straigh
 from mgqe.codec.fit import fit_codebooks
 from mgqe.codec.kmeans import KMEANS, KMeans
 from mgqe.codec.mixed import flat_index, nearest_mixed_codes, round_flat
-from mgqe.codec.planning.mixed import FittedPlan
+from mgqe.codec.planning.mixed import FittedPlan, centroid_room
 from mgqe.codec.transform import Transform
 from mgqe.nn.quantizers.autograd import GatherFlat, SparseGradient
 from mgqe.nn.quantizers.base import Quantizer
-from mgqe.ops.pieces import Piece
 
 MAX_TIERS = 8  # of a plan
 
@@ -30,11 +29,11 @@ MAX_TIERS = 8  # of a plan
 class MixedQuantizer(Quantizer):
     """VQ in the coordinates of a plan.
 
-    All tensors have their shapes before there is a plan, so that optimisers and checkpoints take them: ``room`` numbers
-    of centroids, and d coordinates. What a plan does not use stays zero.
+    All tensors have their shapes before there is a plan, so that optimisers and checkpoints take them: room for the
+    centroids of any plan, and d coordinates. What a plan does not use stays zero.
 
     Attributes:
-        codebooks: one parameter (room,): the flat codebooks, one after another, in units of ``units``, so that one
+        codebooks: one parameter: the flat codebooks, one after another, in units of ``units``, so that one
             learning rate suits all coordinates.
         commitment: beta.
         mean, matrix, matrix_scales, encoder, units, layout: buffers; the plan.
@@ -49,12 +48,12 @@ class MixedQuantizer(Quantizer):
     layout: Tensor
 
     def __init__(
-        self, capacity: Capacity, like: Tensor, room: int, centroid_dtype: str, commitment: float, sparse: bool = False
+        self, capacity: Capacity, like: Tensor, centroid_dtype: str, commitment: float, sparse: bool = False
     ) -> None:
         super().__init__(capacity, centroid_dtype, sparse)
         d, device = capacity.embedding_dim, like.device
         self.commitment = commitment
-        self.codebooks = nn.ParameterList([nn.Parameter(like.new_zeros(room))])
+        self.codebooks = nn.ParameterList([nn.Parameter(like.new_zeros(centroid_room(d)))])
         self.register_buffer("mean", torch.zeros(d, device=device))
         self.register_buffer("matrix", torch.zeros(d, d, dtype=torch.int8, device=device))
         self.register_buffer("matrix_scales", torch.ones(d, device=device))
@@ -137,15 +136,17 @@ class MixedQuantizer(Quantizer):
         self._keep_codebooks(fit_codebooks(coordinates, weights, self.capacity, generator))
 
     def _keep_codebooks(self, books: Sequence[Tensor]) -> None:
-        start = 0
         for number, book in enumerate(books):
-            units = self._units_of(self.capacity.pieces_of_codebook(number))
-            self.codebooks[0][start : start + book.numel()] = book.to(units.device) / units
-            start += book.numel()
+            self.codebooks[0][self._span(number)] = book.to(self.units.device) / self._units_of(number)
 
-    def _units_of(self, pieces: tuple[Piece, ...]) -> Tensor:
-        """The unit of each number of a flat codebook."""
-        return self.units[flat_index(pieces, self.units.device).coordinate]
+    def _span(self, number: int) -> slice:
+        """Where a codebook is in the parameter."""
+        lengths = [length for (length,) in self.capacity.codebook_shapes]
+        return slice(sum(lengths[:number]), sum(lengths[: number + 1]))
+
+    def _units_of(self, number: int) -> Tensor:
+        """The unit of each number of a codebook."""
+        return self.units[flat_index(self.capacity.pieces_of_codebook(number), self.units.device).coordinate]
 
     # ---- codes and vectors -----------------------------------------------------------------------------------
 
@@ -156,24 +157,16 @@ class MixedQuantizer(Quantizer):
 
     def values(self, number: int) -> Tensor:
         """Codebook ``number`` as it will be served, flat float32, differentiable."""
-        pieces = self.capacity.pieces_of_codebook(number)
-        lengths = [length for (length,) in self.capacity.codebook_shapes]
-        start = sum(lengths[:number])
         book = self.codebooks[0]
         if self.sparse and torch.is_grad_enabled():
             book = SparseGradient.apply(book)  # type: ignore[no-untyped-call]
-        flat = book[start : start + lengths[number]].float() * self._units_of(pieces)
-        return round_flat(flat, pieces, self.centroid_dtype)
+        flat = book[self._span(number)].float() * self._units_of(number)
+        return round_flat(flat, self.capacity.pieces_of_codebook(number), self.centroid_dtype)
 
+    @torch.no_grad()
     def frozen_codebooks(self) -> list[Tensor]:
-        with torch.no_grad():
-            float_books = []
-            lengths = [length for (length,) in self.capacity.codebook_shapes]
-            for number, length in enumerate(lengths):
-                start = sum(lengths[:number])
-                units = self._units_of(self.capacity.pieces_of_codebook(number))
-                float_books.append(self.codebooks[0][start : start + length].float() * units)
-            return float_books
+        numbers = range(len(self.capacity.codebook_shapes))
+        return [self.codebooks[0][self._span(number)].float() * self._units_of(number) for number in numbers]
 
     @torch.no_grad()
     def codes(self, rows: Tensor, tier: int) -> Tensor:
@@ -181,7 +174,7 @@ class MixedQuantizer(Quantizer):
         return nearest_mixed_codes(self.coordinates(rows.float()), self.values(number), self.capacity.pieces(tier))
 
     def forward(self, rows: Tensor, groups: Groups, counts: Tensor) -> tuple[Tensor, Tensor | None]:
-        books = [self.values(number) for number in range(1 + max(self.capacity.codebook_of))]
+        books = [self.values(number) for number in range(len(self.capacity.codebook_shapes))]
         exact = rows.float()
         z_hat = self._decoded(self.coordinates(exact.detach()), groups, books)
         decoded = self.transform.decode(z_hat.detach()).to(rows.dtype)
@@ -222,11 +215,10 @@ class MixedQuantizer(Quantizer):
         Returns:
             how many centroids moved.
         """
-        moved, start = 0, 0
-        lengths = [length for (length,) in self.capacity.codebook_shapes]
+        moved = 0
         z = [self.coordinates(each.float()) for each in rows]
-        for number, length in enumerate(lengths):
-            book = self.values(number)
+        for number in range(len(self.capacity.codebook_shapes)):
+            book, start = self.values(number), self._span(number).start
             readers = [g for g, c in enumerate(self.capacity.codebook_of) if c == number and len(z[g])]
             codes = {g: nearest_mixed_codes(z[g], book, self.capacity.pieces(g)).long() for g in readers}
             for j, piece in enumerate(self.capacity.pieces_of_codebook(number)):
@@ -243,5 +235,4 @@ class MixedQuantizer(Quantizer):
                     at = start + piece.entry + dead * piece.width
                     self.codebooks[0][at : at + piece.width] = row[columns] / self.units[columns]
                     moved += 1
-            start += length
         return moved

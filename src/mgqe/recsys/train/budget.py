@@ -6,12 +6,12 @@ from collections.abc import Collection, Sequence
 from itertools import islice
 from typing import Any
 
-import torch
 from torch import nn
 
 from mgqe.codec.planning.budget import budget_bytes
 from mgqe.codec.planning.mixed import FittedPlan, least_nbytes
 from mgqe.codec.planning.tables import OnCandidate, Recipe, TableProblem, best_plans
+from mgqe.convert.budget import decoded_rows
 from mgqe.convert.calibration import calibrate
 from mgqe.nn.quantized import QuantizedEmbedding
 from mgqe.recsys.tasks.base import Task
@@ -76,15 +76,9 @@ def spend_budget(
     total = budget_for(full, layers, task, budget)
 
     def judge(fitted: Sequence[FittedPlan]) -> float:
-        with torch.no_grad():
-            before = {path: full.get_submodule(path).weight.detach().clone() for path in layers}
-            for path, problem, plan in zip(layers, problems, fitted, strict=True):
-                full.get_submodule(path).weight.copy_(plan.decoded(problem.rows))
+        with decoded_rows([full.get_submodule(path).weight for path in layers], fitted):
             full.eval()
-            figure = task.validation(full).figures[task.selects_by]
-            for path, rows in before.items():
-                full.get_submodule(path).weight.copy_(rows)
-        return figure
+            return task.validation(full).figures[task.selects_by]
 
     recipe, fitted = best_plans(problems, total, judge, on_candidate)
     for layer, plan in zip(layers.values(), fitted, strict=True):
