@@ -2,7 +2,7 @@
 
 The rows of a run's full tables are coded in both ways, in one metric (from gradients), with the same weights and tiers,
 within the same bytes: codes, int8 centroids, scales, matrix, mean, tier map and a header alike. Nothing is trained
-through the codes. Every recipe is fitted with the first seed; the best of each kind on validation is fitted with the
+through the codes. Every candidate is fitted with the first seed; the best of each kind on validation is fitted with the
 others, and its test figures are reported. The share of the weighted squares that is lost, in the metric, is that of the
 rows as they are looked up.
 
@@ -28,7 +28,7 @@ from benchmarks._common import QUALITY, environment
 from benchmarks.quality._additive_codes import AdditivePlan, fit_additive, plan_additive
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.mixed import MixedPlan, Sample, fit_plan, plan_mixed
-from mgqe.codec.planning.tables import Recipe, TableProblem, share_bytes
+from mgqe.codec.planning.tables import Candidate, TableProblem, share_bytes
 from mgqe.convert.calibration import calibrate
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.artifacts import CONFIG, load_run
@@ -91,9 +91,9 @@ def lost(plan: MixedPlan, problem: TableProblem, decoded: Tensor) -> float:
     return float(weights @ (errors**2).sum(1) / (weights @ squares))
 
 
-def code_table(problem: TableProblem, recipe: Recipe, nbytes: int, kind: str, seed: int) -> tuple[Tensor, Any]:
+def code_table(problem: TableProblem, candidate: Candidate, nbytes: int, kind: str, seed: int) -> tuple[Tensor, Any]:
     """Decoded rows of one table, and what is known of it; kind is "mixed" or "additive", of the K that loses least."""
-    sample, choice = problem.sample(recipe), problem.choice(recipe)
+    sample, choice = problem.sample(candidate), problem.choice(candidate)
     base = plan_mixed(sample, choice, nbytes, problem.padding_idx)
     assert base is not None, f"{nbytes:,} bytes are too few"
     if kind != "mixed":
@@ -123,12 +123,12 @@ def _coded(
     return decoded, {**about, "lost": lost(base, problem, decoded)}
 
 
-def candidate(run: Run, recipe: Recipe, shares: Sequence[int], kind: str, seed: int) -> dict[str, Any]:
+def judged(run: Run, candidate: Candidate, shares: Sequence[int], kind: str, seed: int) -> dict[str, Any]:
     """All tables of a run coded in one way, and the figures of its model with them."""
-    coded = [code_table(problem, recipe, n, kind, seed) for problem, n in zip(run.problems, shares, strict=True)]
+    coded = [code_table(problem, candidate, n, kind, seed) for problem, n in zip(run.problems, shares, strict=True)]
     return {
         "kind": kind,
-        "recipe": recipe.describe(),
+        "recipe": candidate.describe(),
         "fit_seed": seed,
         "figures": run.figures([rows for rows, _ in coded]),
         "tables": {path: about for path, (_, about) in zip(run.paths, coded, strict=True)},
@@ -144,18 +144,20 @@ def shown(record: dict[str, Any], names: Sequence[str]) -> str:
 
 
 def compare(run: Run, share: float, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Every recipe with the first seed, and the best of each kind on validation with the others."""
+    """Every candidate with the first seed, and the best of each kind on validation with the others."""
     source = next(iter(run.problems[0].metrics))
-    recipes = [Recipe(power, tiers, source) for power, tiers in SHAPES]
-    shares = share_bytes(run.problems, recipes[0], run.budget(share))
+    candidates = [Candidate(power, tiers, source) for power, tiers in SHAPES]
+    shares = share_bytes(run.problems, candidates[0], run.budget(share))
     select = f"valid_{run.task.selects_by}"
-    best: dict[str, tuple[float, Recipe]] = {}
-    for recipe, kind in product(recipes, KINDS):
-        record = candidate(run, recipe, shares, kind, seeds[0])
-        best[kind] = max(best.get(kind, (-1.0, recipe)), (record["figures"][select], recipe), key=lambda pair: pair[0])
+    best: dict[str, tuple[float, Candidate]] = {}
+    for candidate, kind in product(candidates, KINDS):
+        record = judged(run, candidate, shares, kind, seeds[0])
+        best[kind] = max(
+            best.get(kind, (-1.0, candidate)), (record["figures"][select], candidate), key=lambda pair: pair[0]
+        )
         yield {"share": share, **record}
     for seed, kind in product(seeds[1:], KINDS):
-        yield {"share": share, **candidate(run, best[kind][1], shares, kind, seed)}
+        yield {"share": share, **judged(run, best[kind][1], shares, kind, seed)}
 
 
 def main() -> None:

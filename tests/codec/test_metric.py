@@ -27,6 +27,14 @@ def test_directions_that_no_query_has_cost_a_hundredth_of_the_largest():
     assert root @ root.T == pytest.approx(np.diag([4.0, 0.04, 0.04]))
 
 
+def test_rows_of_equal_costs_by_hand():
+    metric = Metric(torch.diag(torch.tensor([1.0, 4.0])), "gradients")
+    rows = torch.tensor([[2.0, 0.0], [0.0, 3.0], [0.0, 0.5], [0.0, 0.0]])  # they cost 4, 36, 1 and 0
+    expected = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
+    assert torch.equal(metric.equal_costs(rows), expected)
+    assert torch.equal(metric.equal_costs(torch.zeros(2, 2)), torch.zeros(2, 2))
+
+
 def test_a_matrix_becomes_exactly_symmetric():
     metric = Metric(torch.tensor([[1.0, 0.1], [0.1 + 1e-6, 1.0]]), "gradients")
     assert torch.equal(metric.matrix, metric.matrix.T)

@@ -9,7 +9,7 @@ import torch
 
 import mgqe
 from mgqe.codec.capacity import TierShape
-from mgqe.codec.planning.tables import Recipe, TableProblem, fit_table
+from mgqe.codec.planning.tables import Candidate, TableProblem, fit_table
 from mgqe.convert.bits_picture import Cell, cells_of
 
 pytest.importorskip("matplotlib")
@@ -20,8 +20,8 @@ def planned():
     layer = mgqe.MGQEmbedding(2000, 32, counts=COUNTS, budget="4%")
     scales = torch.arange(1, 33) ** -1.5
     layer.raw_weight.data.copy_(torch.randn(2000, 32, generator=torch.Generator().manual_seed(0)) * scales)
-    problem, recipe = TableProblem(layer.raw_weight.detach(), COUNTS), Recipe(0.5, (0.1, 0.9), "identity")
-    layer.adopt_plan(fit_table(problem, recipe, layer.planner.nbytes, torch.Generator().manual_seed(0)))
+    problem, candidate = TableProblem(layer.raw_weight.detach(), COUNTS), Candidate(0.5, (0.1, 0.9), "identity")
+    layer.adopt_plan(fit_table(problem, candidate, layer.planner.nbytes, torch.Generator().manual_seed(0)))
     layer.start_quantizing()
     return layer
 

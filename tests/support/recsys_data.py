@@ -23,9 +23,9 @@ TINY = TrainConfig(
 )
 
 
-def write_tiny(folder: Path) -> Path:
+def write_tiny(folder: Path, num_users: int = 60, num_items: int = 80) -> Path:
     """Write the set as a file of `user item` rows."""
-    data = planted(num_users=60, num_items=80, rank=3, per_user=12)
+    data = planted(num_users=num_users, num_items=num_items, rank=3, per_user=12)
     path = folder / "tiny.txt"
     path.write_text("".join(f"{user} {item}\n" for user, item in zip(data.users.tolist(), data.items.tolist())))
     return path

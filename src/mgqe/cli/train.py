@@ -83,6 +83,10 @@ def _figures(metrics: dict[str, Any]) -> TextTable:
         table.rows.append([title, "  ".join(f"{quality[name]:.4f}" for name in names)])
     table.rows.extend(_split_rows(metrics.get("split", {})))
     table.rows.append(["bytes of the tables' files", f"{size:,} = {100 * size / full:.1f}% of {full:,}"])
+    if metrics.get("plan"):
+        table.rows.append(
+            ["the budget's plan", f"{metrics['plan']['candidate']}, d={metrics['plan']['embedding_dim']}"]
+        )
     for phase, seconds in metrics["seconds_per_epoch"].items():
         if seconds is not None:
             table.rows.append([f"seconds per epoch ({phase})", f"{seconds:.2f}, {metrics['epochs'][phase]} epochs"])

@@ -68,6 +68,16 @@ class Metric:
         """d."""
         return self.matrix.shape[0]
 
+    def equal_costs(self, rows: Tensor) -> Tensor:
+        """Rows r (n, d) in their own directions, each as long as it takes for r^T M r to be the median of all rows'.
+
+        Rows of zeros, and others that cost nothing, stay as they are.
+        """
+        costs = torch.einsum("ni,ij,nj->n", rows.double(), self.matrix.to(rows.device), rows.double())
+        median = costs[costs > 0].median() if bool((costs > 0).any()) else costs.new_ones(())
+        scale = torch.where(costs > 0, (median / costs.clamp_min(torch.finfo(torch.float64).tiny)).sqrt(), 1.0)
+        return (rows.double() * scale[:, None]).to(rows.dtype)
+
     def root(self, floor: float = FLOOR) -> np.ndarray:
         """L (d, d) with L L^T = M, after eigenvalues are raised to at least ``floor`` times the largest."""
         values, vectors = np.linalg.eigh(self.matrix.numpy())

@@ -145,8 +145,11 @@ def _fit(
         with decoded_rows([_weight(table) for table in tables], fitted):
             return -evidence.calibration.loss(model)
 
-    recipe, plans = best_plans(problems, budget, judge if evidence.calibration is not None else None)
-    return {table.path: Spending(plan.plan.nbytes, plan, recipe) for table, plan in zip(tables, plans, strict=True)}
+    best = best_plans(problems, budget, judge if evidence.calibration is not None else None)
+    return {
+        table.path: Spending(plan.plan.nbytes, plan, best.candidate)
+        for table, plan in zip(tables, best.fitted, strict=True)
+    }
 
 
 @contextmanager

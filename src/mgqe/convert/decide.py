@@ -10,7 +10,7 @@ from torch import nn
 from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.planning import Plan
 from mgqe.codec.planning.mixed import FittedPlan
-from mgqe.codec.planning.tables import Recipe
+from mgqe.codec.planning.tables import Candidate
 from mgqe.codec.tiers import Tiers
 from mgqe.convert.find import ModelTable
 from mgqe.nn.bag import MGQEmbeddingBag
@@ -37,19 +37,19 @@ class Spending:
     Attributes:
         nbytes: of its frozen file, at most.
         fitted: the plan and its centroids, of a trained table; None: the layer plans when its warm-up ends.
-        recipe: what the plan was made by.
+        candidate: what the plan was made by.
     """
 
     nbytes: int
     fitted: FittedPlan | None = None
-    recipe: Recipe | None = None
+    candidate: Candidate | None = None
 
     @property
     def why(self) -> str:
         """For the report."""
-        if self.fitted is None or self.recipe is None:
+        if self.fitted is None or self.candidate is None:
             return f"planned on its rows when the warm-up ends, within {self.nbytes:,} bytes"
-        return f"{self.fitted.plan.capacity.describe()} ({self.recipe.describe()})"
+        return f"{self.fitted.plan.capacity.describe()} ({self.candidate.describe()})"
 
 
 @dataclass(frozen=True)

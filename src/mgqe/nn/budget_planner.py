@@ -11,7 +11,7 @@ from torch import Tensor
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.mixed import FittedPlan, least_nbytes
-from mgqe.codec.planning.tables import TableProblem, fit_table, recipes
+from mgqe.codec.planning.tables import TableProblem, candidates, fit_table
 from mgqe.codec.tiers import check_counts
 
 
@@ -58,4 +58,4 @@ class BudgetPlanner:
         Raises ValueError for a budget that no table of these rows fits.
         """
         problem = TableProblem(rows, self.counts, {metric.source: metric}, self.padding_idx)
-        return fit_table(problem, recipes([problem])[0], self.nbytes, generator, by_prediction=True)
+        return fit_table(problem, candidates([problem])[0], self.nbytes, generator, by_prediction=True)

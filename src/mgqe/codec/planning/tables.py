@@ -19,7 +19,7 @@ SPREAD = 4.0  # a table gets at most so many times its share of the budget, and 
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Candidate:
     """What candidates differ in; see :class:`mgqe.codec.planning.mixed.Choice`.
 
     Attributes:
@@ -64,14 +64,14 @@ class TableProblem:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     padding_idx: int | None = None
 
-    def choice(self, recipe: Recipe) -> Choice:
-        """A recipe for this table: one tier without counts, the identity without the metric."""
-        metric = self.metrics.get(recipe.source) or Metric.identity(self.rows.shape[1])
-        return Choice(recipe.counts_power, ONE if self.counts is None else recipe.fractions, metric)
+    def choice(self, candidate: Candidate) -> Choice:
+        """A candidate for this table: one tier without counts, the identity without the metric."""
+        metric = self.metrics.get(candidate.source) or Metric.identity(self.rows.shape[1])
+        return Choice(candidate.counts_power, ONE if self.counts is None else candidate.fractions, metric)
 
-    def sample(self, recipe: Recipe) -> Sample:
-        """Its rows as the recipe weighs and divides them."""
-        choice = self.choice(recipe)
+    def sample(self, candidate: Candidate) -> Sample:
+        """Its rows as the candidate weighs and divides them."""
+        choice = self.choice(candidate)
         return Sample.of(self.rows, self.counts, choice.counts_power, choice.fractions, self.padding_idx)
 
     @property
@@ -80,14 +80,14 @@ class TableProblem:
         return least_nbytes(self.rows.shape[0], self.rows.shape[1], self.padding_idx)
 
 
-def recipes(problems: Sequence[TableProblem]) -> list[Recipe]:
+def candidates(problems: Sequence[TableProblem]) -> list[Candidate]:
     """The candidates for these tables, the default first."""
     sources = list(dict.fromkeys(source for problem in problems for source in problem.metrics))
     shapes = SHAPES if any(problem.counts is not None for problem in problems) else ((0.0, ONE),)
-    return [Recipe(power, tiers, source) for source in [*sources, "identity"] for power, tiers in shapes]
+    return [Candidate(power, tiers, source) for source in [*sources, "identity"] for power, tiers in shapes]
 
 
-def share_bytes(problems: Sequence[TableProblem], recipe: Recipe, budget: int) -> list[int]:
+def share_bytes(problems: Sequence[TableProblem], candidate: Candidate, budget: int) -> list[int]:
     """How many bytes each table gets, so that all together lose least in their metrics.
 
     With gradients gathered in the same batches the costs of tables are comparable; otherwise the shares of squares that
@@ -101,17 +101,17 @@ def share_bytes(problems: Sequence[TableProblem], recipe: Recipe, budget: int) -
         )
     if len(problems) == 1:
         return [budget]
-    comparable = all(problem.choice(recipe).metric.lookups > 0 for problem in problems)
+    comparable = all(problem.choice(candidate).metric.lookups > 0 for problem in problems)
     size = sum(problem.rows.numel() for problem in problems)
-    ladders = [_ladder(p, recipe, budget * p.rows.numel() / size, budget, comparable) for p in problems]
+    ladders = [_ladder(p, candidate, budget * p.rows.numel() / size, budget, comparable) for p in problems]
     shares = split_budget(ladders, budget)
     assert shares is not None  # the first steps are the least
     return shares
 
 
-def _ladder(problem: TableProblem, recipe: Recipe, share: float, budget: int, comparable: bool) -> list[Step]:
+def _ladder(problem: TableProblem, candidate: Candidate, share: float, budget: int, comparable: bool) -> list[Step]:
     """(bytes, cost) by rising bytes: planned at some budgets, in between log(cost) is taken as linear."""
-    sample, choice = problem.sample(recipe), problem.choice(recipe)
+    sample, choice = problem.sample(candidate), problem.choice(candidate)
     low, high = max(problem.least, share / SPREAD), min(float(budget), max(share * SPREAD, 2.0 * problem.least))
     steps: list[tuple[float, float]] = []
     for nbytes in np.geomspace(low, max(high, low + 1), POINTS):
@@ -142,7 +142,7 @@ def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
 
 
 def fit_tables(
-    problems: Sequence[TableProblem], recipe: Recipe, shares: Sequence[int], by_prediction: bool = False
+    problems: Sequence[TableProblem], candidate: Candidate, shares: Sequence[int], by_prediction: bool = False
 ) -> list[FittedPlan]:
     """Each table's plan within its bytes, with its centroids. What a table leaves is for the next smaller one.
 
@@ -152,22 +152,22 @@ def fit_tables(
     spare = 0
     for number in sorted(range(len(problems)), key=lambda i: -problems[i].rows.shape[0]):
         generator = torch.Generator("cpu").manual_seed(0)
-        fitted[number] = fit_table(problems[number], recipe, shares[number] + spare, generator, by_prediction)
+        fitted[number] = fit_table(problems[number], candidate, shares[number] + spare, generator, by_prediction)
         spare += shares[number] - fitted[number].plan.nbytes
     return [fitted[number] for number in range(len(problems))]
 
 
 def fit_table(
-    problem: TableProblem, recipe: Recipe, nbytes: int, generator: torch.Generator, by_prediction: bool = False
+    problem: TableProblem, candidate: Candidate, nbytes: int, generator: torch.Generator, by_prediction: bool = False
 ) -> FittedPlan:
     """A table's plan within its bytes, with its centroids.
 
-    One tier replaces the recipe's where these do not fit, or, ``by_prediction``, where it is expected to lose less.
+    One tier replaces the candidate's where these do not fit, or, ``by_prediction``, where it is expected to lose less.
 
     Raises ValueError where nothing fits.
     """
     best: tuple[Sample, MixedPlan] | None = None
-    for each in dict.fromkeys((recipe, replace(recipe, fractions=ONE))):
+    for each in dict.fromkeys((candidate, replace(candidate, fractions=ONE))):
         if best is None or by_prediction:
             sample = problem.sample(each)
             plan = plan_mixed(sample, problem.choice(each), nbytes, problem.padding_idx)
@@ -190,16 +190,31 @@ def proportional(problems: Sequence[TableProblem], budget: int) -> list[int]:
     return [shares[number] for number in range(len(problems))]
 
 
+@dataclass(frozen=True, eq=False)
+class BestPlans:
+    """The plans of a model's tables that a judge likes best.
+
+    Attributes:
+        candidate: what they were made by.
+        fitted: one plan per table.
+        figure: the judge's, or None.
+    """
+
+    candidate: Candidate
+    fitted: Sequence[FittedPlan]
+    figure: float | None
+
+
 Judge = Callable[[Sequence[FittedPlan]], float]
-OnCandidate = Callable[[Recipe, float | None], None]
+OnCandidate = Callable[[Candidate, float | None], None]
 
 
 def best_plans(
     problems: Sequence[TableProblem],
     budget: int,
     judge: Judge | None = None,
-    on_candidate: OnCandidate = lambda recipe, figure: None,
-) -> tuple[Recipe, list[FittedPlan]]:
+    on_candidate: OnCandidate = lambda candidate, figure: None,
+) -> BestPlans:
     """The candidate that the judge likes best, fitted; without a judge the default, its tiers chosen by prediction.
 
     Args:
@@ -211,21 +226,21 @@ def best_plans(
     Raises:
         ValueError: a budget that nothing fits.
     """
-    candidates = recipes(problems) if judge is not None else recipes(problems)[:1]
-    by_cost = share_bytes(problems, candidates[0], budget)
-    best: tuple[float, Recipe, list[FittedPlan]] | None = None
+    tried = candidates(problems) if judge is not None else candidates(problems)[:1]
+    by_cost = share_bytes(problems, tried[0], budget)
+    best: BestPlans | None = None
 
-    def consider(recipe: Recipe, shares: Sequence[int]) -> None:
+    def consider(candidate: Candidate, shares: Sequence[int]) -> None:
         nonlocal best
-        fitted = fit_tables(problems, recipe, shares, by_prediction=judge is None)
-        figure = 0.0 if judge is None else judge(fitted)
-        on_candidate(recipe, None if judge is None else figure)
-        if best is None or figure > best[0]:
-            best = (figure, recipe, fitted)
+        fitted = fit_tables(problems, candidate, shares, by_prediction=judge is None)
+        figure = None if judge is None else judge(fitted)
+        on_candidate(candidate, figure)
+        if best is None or (figure is not None and best.figure is not None and figure > best.figure):
+            best = BestPlans(candidate, fitted, figure)
 
-    for recipe in candidates:
-        consider(recipe, by_cost)
+    for candidate in tried:
+        consider(candidate, by_cost)
     assert best is not None  # there is always a default
     if judge is not None and len(problems) > 1:
-        consider(best[1], proportional(problems, budget))
-    return best[1:]
+        consider(best.candidate, proportional(problems, budget))
+    return best

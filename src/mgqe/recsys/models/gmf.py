@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ class GMF(nn.Module):
     user, item: modules that map int64 ids (...) to (..., d); w starts as ones, b as zero.
     dropout: share of the dimensions of p_u * w that are set to zero in training.
     """
+
+    scale_free: ClassVar[tuple[str, ...]] = ("user",)  # a user's items keep their order however long p_u is
 
     def __init__(self, user: nn.Module, item: nn.Module, embedding_dim: int, dropout: float = 0.0) -> None:
         super().__init__()

@@ -89,7 +89,11 @@ class Task(TrainingTask, Protocol):
 
     @property
     def selects_by(self) -> str:
-        """The validation figure by which epochs and plans are chosen; higher is better."""
+        """The validation figure by which epochs are chosen; higher is better."""
+
+    @property
+    def judges_by(self) -> str:
+        """The validation figure by which plans of one model's tables are compared; higher is better."""
 
     @property
     def tables(self) -> Mapping[str, TableInfo]:

@@ -64,6 +64,7 @@ class CtrTask:
     summary: dict[str, Any] = field(default_factory=dict)
     metric: str = "auc"
     selects_by: str = "auc"
+    judges_by: str = "auc"
     split_summary: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

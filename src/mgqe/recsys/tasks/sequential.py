@@ -55,6 +55,7 @@ class SequentialTask:
     windows: str = "last"
     metric: str = "hr@10"
     selects_by: str = "full_ndcg@10"
+    judges_by: str = "full_log_rank"
 
     @property
     def split(self) -> Split:

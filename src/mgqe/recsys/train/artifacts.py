@@ -35,11 +35,17 @@ def ship(model: nn.Module, tables: Mapping[str, Any], out: Path) -> dict[str, in
 
     model.eval()
     checksums = {}
+    modules: list[Any] = [model.get_submodule(path) for path in tables]
+    width = max(module.embedding_dim for module in modules)
     for path in tables:
         table: Any = model.get_submodule(path)
         mgqe.save(table.freeze(), out / f"{path}{TABLE}")
         checksums[f"{path}{TABLE}"] = stored_checksum(out / f"{path}{TABLE}")
-    save_weights(state_without_tables(model, tables), out / MODEL, {"files": checksums, "digests": _digests(out)})
+    save_weights(
+        state_without_tables(model, tables),
+        out / MODEL,
+        {"files": checksums, "digests": _digests(out), "embedding_dim": width},
+    )
     return {path: (out / f"{path}{TABLE}").stat().st_size for path in tables}
 
 
@@ -63,12 +69,11 @@ def _load(out: Path) -> Any:
     _check_files(out, about.get("digests", {}))
     config = _config(out)
     tables = {path: FrozenEmbedding(table) for path, table in _tables(out, about).items()}
-    if config.embedding_dim not in {
-        table.embedding_dim for table in tables.values()
-    }:  # a wrong one may take all memory
-        raise MixedFiles(
-            f"{out / CONFIG} says embeddings of {config.embedding_dim} dimensions, and no table there has as many"
-        )
+    width = about.get("embedding_dim", config.embedding_dim)  # a budget may have chosen a smaller one
+    file = out / (MODEL if "embedding_dim" in about else CONFIG)
+    if width not in [table.embedding_dim for table in tables.values()]:  # a wrong one may take all memory
+        raise MixedFiles(f"{file} says embeddings of {width} dimensions, and no table there has as many")
+    config = config.of_width(width)
     try:
         model = build_model(config, tables)
         model.load_state_dict(weights)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from mgqe.codec.metric import Metric
 from mgqe.codec.planning.budget import budget_bytes
 from mgqe.codec.planning.mixed import FittedPlan, least_nbytes
-from mgqe.codec.planning.tables import OnCandidate, Recipe, TableProblem, best_plans
+from mgqe.codec.planning.tables import BestPlans, OnCandidate, TableProblem, best_plans
 from mgqe.convert.budget import decoded_rows
 from mgqe.convert.calibration import calibrate
 from mgqe.nn.quantized import QuantizedEmbedding
@@ -49,38 +52,90 @@ def check_budget(full: Any, model: nn.Module, task: Task, budget: int | float | 
         )
 
 
+@dataclass(frozen=True)
+class Spent:
+    """How a budget was spent.
+
+    figure: of the validation part, with the tables as they were planned. candidate: the choice, in words.
+    """
+
+    figure: float
+    candidate: str
+
+
 def spend_budget(
     full: Any,
     model: nn.Module,
     task: Task,
-    budget: int | float | str,
+    budget: int,
     batch_size: int,
-    on_candidate: OnCandidate = lambda recipe, figure: None,
-) -> Recipe:
+    on_candidate: OnCandidate = lambda candidate, figure: None,
+) -> Spent:
     """Plan the layers of `model` that have a budget, on the rows of the trained model `full`, and fill them.
 
-    budget: of the bytes of all tables of `full`, those that stay full included.
+    Rows whose length is of no matter for the order of a user's items are tried with their own and with equal ones.
+
+    budget: bytes of the files of all these layers.
     """
     layers = planned_layers(model, task)
-    batches = islice(task.batches(batch_size, "calibration", 1), BATCHES)
-    calibration = calibrate(full, batches, task.loss, progress=False)
+    best, rows = _plans(full, layers, task, budget, batch_size, on_candidate), {}
+    words = best.candidate.describe()
+    free = [path for path in getattr(full, "scale_free", ()) if path in layers]
+    if free:
+        before = {path: full.get_submodule(path).weight.detach().clone() for path in free}
+        metrics = _calibrated(full, task, batch_size)
+        equal = {path: metrics[path].equal_costs(weight) for path, weight in before.items()}
+        _set_rows(full, equal)
+        other = _plans(full, layers, task, budget, batch_size, on_candidate)
+        _set_rows(full, before)
+        if _figure(other) > _figure(best):
+            best, rows, words = other, equal, f"{other.candidate.describe()}, {', '.join(free)} rows of equal length"
+    for (path, layer), plan in zip(layers.items(), best.fitted, strict=True):
+        if path in rows:
+            layer.raw_weight.data.copy_(rows[path])
+        layer.adopt_plan(plan)
+    return Spent(_figure(best), words)
+
+
+def _plans(
+    full: Any,
+    layers: Mapping[str, QuantizedEmbedding],
+    task: Task,
+    budget: int,
+    batch_size: int,
+    on_candidate: OnCandidate,
+) -> BestPlans:
+    """The best plans for the rows of `full`, judged by the validation part."""
+    metrics = _calibrated(full, task, batch_size)
     problems = [
         TableProblem(
-            layer.raw_weight.detach(),
+            full.get_submodule(path).weight.detach(),
             None if layer.one_tier else task.tables[path].counts,
-            {metric.source: metric} if (metric := calibration.metrics[path]).source != "identity" else {},
+            {metric.source: metric} if (metric := metrics[path]).source != "identity" else {},
             layer.zero_row,
         )
         for path, layer in layers.items()
     ]
-    total = budget_for(full, layers, task, budget)
 
     def judge(fitted: Sequence[FittedPlan]) -> float:
         with decoded_rows([full.get_submodule(path).weight for path in layers], fitted):
             full.eval()
-            return task.validation(full).figures[task.selects_by]
+            return task.validation(full).figures[task.judges_by]
 
-    recipe, fitted = best_plans(problems, total, judge, on_candidate)
-    for layer, plan in zip(layers.values(), fitted, strict=True):
-        layer.adopt_plan(plan)
-    return recipe
+    return best_plans(problems, budget, judge, on_candidate)
+
+
+def _calibrated(full: Any, task: Task, batch_size: int) -> Mapping[str, Metric]:
+    batches = islice(task.batches(batch_size, "calibration", 1), BATCHES)
+    return calibrate(full, batches, task.loss, progress=False).metrics
+
+
+def _figure(best: BestPlans) -> float:
+    assert best.figure is not None  # there is a judge
+    return best.figure
+
+
+def _set_rows(full: Any, rows: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for path, values in rows.items():
+            full.get_submodule(path).weight.copy_(values)

@@ -24,6 +24,7 @@ from mgqe.recsys.train.loop import PhaseConfig
 
 # Raised when the phases or a default change, so that no result of an older schedule is taken for a newer one.
 SCHEDULE = 5
+LEAST_DIM = 16  # of rows that are tried for being narrow
 OF_PHASE_2 = ("anneal_epochs", "anneal_learning_rate")
 OF_PHASE_3 = (
     "quantised_epochs", "quantised_learning_rate", "centroid_learning_rate", "quantised_loss", "quantised_negatives",
@@ -108,6 +109,20 @@ class TrainConfig(RunSettings):
         warm_up = self.spec.warm_up()
         defaults = {name: getattr(TrainConfig, name) for name in (*OF_PHASE_2, *OF_PHASE_3)}
         return replace(self, **defaults, dim=self.embedding_dim, embedding=str(replace(warm_up, dim=None)), label="")
+
+    def of_width(self, embedding_dim: int) -> TrainConfig:
+        """This configuration with tables of so many dimensions."""
+        return replace(self, embedding=str(replace(self.spec, dim=embedding_dim)))
+
+    def narrow(self) -> TrainConfig | None:
+        """The configuration with rows of half the dimensions, for models that are little but their tables; else None.
+
+        What a budget cannot keep of a wide row need not be trained. Where the description says how many there are, they
+        stay as many.
+        """
+        if self.task != "ranking" or self.spec.dim is not None or self.dim < 2 * LEAST_DIM:
+            return None
+        return self.of_width(self.dim // 2)
 
     def of_data(self) -> TrainConfig:
         """Equal for configurations whose data are prepared in the same way; it may differ more often than it must."""

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mgqe.codec.planning.mixed import least_nbytes
 from mgqe.files.atomic import fill_file, read_json, write_json
 from mgqe.files.destination import check_folder
 from mgqe.files.locks import FOLDER_LOCK, folder_lock
@@ -33,13 +34,14 @@ from mgqe.recsys.tasks.base import TableInfo
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.tasks.sequential import SequentialTask
 from mgqe.recsys.train.artifacts import CONFIG, MODEL, TABLE, bytes_by_part, codebook_stats, load_run, ship
-from mgqe.recsys.train.budget import check_budget, planned_layers, spend_budget
+from mgqe.recsys.train.budget import budget_for, check_budget, planned_layers, spend_budget
 from mgqe.recsys.train.checkpoint import LAST, load_state
 from mgqe.recsys.train.config import TrainConfig, warm_up_key
 from mgqe.recsys.train.loop import OnEpoch, PhaseResult, carry_optimizer, make_optimizer, optimizer_names, run_phase
 from mgqe.recsys.train.provenance import commit, machine, versions
 
-DATA, METRICS = "data.json", "metrics.json"
+DATA, METRICS, PLAN = "data.json", "metrics.json", "plan.json"
+NARROW_BELOW = 0.08  # of the full tables: budgets for which rows of half the dimensions are tried, too
 PLANNED_RATE = 1.7e-3  # of the centroids of layers with a budget, which are in units of their standard deviations
 
 
@@ -142,12 +144,12 @@ def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch, data
     started = time.perf_counter()
     task = data.task
     _check_same_data(out / DATA, data)
-    model, first = warm_up(config, data, warm_ups, on_epoch)
-    phases = {"full": first, "annealed": anneal(config, data, model, first, warm_ups, on_epoch)}
     if config.spec.method.kind == "quantised":
-        model, phases["quantised"] = _quantise(config, data, model, phases["annealed"], out, on_epoch)
-    elif any(spec_of(config, info).method.kind != "trained" for info in task.tables.values()):
-        model = _on_rows_of(config, data, model)
+        model, phases = _quantised(config, data, warm_ups, out, on_epoch)
+    else:
+        model, phases = _full(config, data, warm_ups, on_epoch)
+        if any(spec_of(config, info).method.kind != "trained" for info in task.tables.values()):
+            model = _on_rows_of(config, data, model)
     for field, ids in task.ids.items():
         fill_file(out / f"{field}_ids.parquet", ids.save)
     metrics = _metrics(config, data, out, phases, ship(model, task.tables, out))
@@ -170,6 +172,7 @@ def _metrics(
         "data": config.data,
         "embedding": config.name,
         "cut": cuts(config, data),
+        "plan": read_json(out / PLAN) if (out / PLAN).is_file() else None,
         "seed": config.seed,
         "metric": task.metric,
         "quality": task.evaluate(load_run(out)),
@@ -195,9 +198,17 @@ def _metrics(
 
 
 def spec_of(config: TrainConfig, info: TableInfo) -> Spec:
-    """The description of one table: the run's, or the table's fixed one unless the run has plain full tables."""
+    """The description of one table: the run's, or the table's fixed one unless the run has plain full tables.
+
+    A budget for all tables is spent on tables with a fixed one, too, where codes may save half of their bytes.
+    """
     plain = config.spec.name == "full" and config.embedding_dim == config.dim
-    return config.spec if info.fixed is None or plain else Spec.parse(info.fixed)
+    if info.fixed is None or plain:
+        return config.spec
+    size = (info.num_embeddings, info.dim or config.embedding_dim)
+    if config.spec.shared_budget is not None and 4 * size[0] * size[1] > 2 * least_nbytes(*size, None):
+        return config.spec
+    return Spec.parse(info.fixed)
 
 
 def fitted(config: TrainConfig, info: TableInfo) -> tuple[Spec, str]:
@@ -252,28 +263,66 @@ def anneal(
         return run_phase(model, data.task, phase, directory, on_epoch, optimizer)
 
 
-def _quantise(
-    config: TrainConfig, data: RunData, full: nn.Module, before: PhaseResult, out: Path, on_epoch: OnEpoch
-) -> tuple[Any, PhaseResult]:
-    """Phase 3, through the codes, from the full model's rows."""
-    from mgqe import quantization_loss, start_quantizing
+def _full(config: TrainConfig, data: RunData, warm_ups: Path, on_epoch: OnEpoch) -> tuple[Any, dict[str, PhaseResult]]:
+    """Phases 1 and 2."""
+    model, first = warm_up(config, data, warm_ups, on_epoch)
+    return model, {"full": first, "annealed": anneal(config, data, model, first, warm_ups, on_epoch)}
 
-    model = _on_rows_of(config, data, full)
+
+def _quantised(
+    config: TrainConfig, data: RunData, warm_ups: Path, out: Path, on_epoch: OnEpoch
+) -> tuple[Any, dict[str, PhaseResult]]:
+    """All three phases; the third is through the codes, from the full model's rows."""
+    from mgqe import quantization_loss
+
+    start = _resumed if (out / "phase-quantised" / LAST).is_file() else _started
+    config, full, model, phases = start(config, data, warm_ups, out, on_epoch)
     phase, task = config.phase("quantised", data.task.selects_by), data.task
     if isinstance(task, SequentialTask):
         task = task.with_loss(config.quantised_loss, config.quantised_negatives)
-    planned = planned_layers(model, data.task)
-    if planned and config.centroid_learning_rate is None:
+    if planned_layers(model, data.task) and config.centroid_learning_rate is None:
         phase = replace(phase, centroid_learning_rate=PLANNED_RATE)
     optimizer = make_optimizer(model, phase)
-    carry_optimizer(before.optimizer, optimizer_names(full), model, optimizer)
+    carry_optimizer(phases["annealed"].optimizer, optimizer_names(full), model, optimizer)
     directory = out / "phase-quantised"
-    if not (directory / LAST).is_file():
-        budget = config.spec.shared_budget
-        if budget is not None and planned:
-            spend_budget(full, model, data.task, budget, config.batch_size)
-        start_quantizing(model)
-    return model, run_phase(model, task, phase, directory, on_epoch, optimizer, quantization_loss)
+    phases["quantised"] = run_phase(model, task, phase, directory, on_epoch, optimizer, quantization_loss)
+    return model, phases
+
+
+Start = tuple[TrainConfig, Any, Any, dict[str, PhaseResult]]  # configuration, full model, model, phases 1 and 2
+
+
+def _started(config: TrainConfig, data: RunData, warm_ups: Path, out: Path, on_epoch: OnEpoch) -> Start:
+    """The model that the third phase starts with, its codebooks started; with a budget, of the best width."""
+    from mgqe import start_quantizing
+
+    full, phases = _full(config, data, warm_ups, on_epoch)
+    model = _on_rows_of(config, data, full)
+    best: Start = (config, full, model, phases)
+    budget, layers = config.spec.shared_budget, planned_layers(model, data.task)
+    if budget is not None and layers:
+        nbytes = budget_for(full, layers, data.task, budget)
+        spent = spend_budget(full, model, data.task, nbytes, config.batch_size)
+        narrow = config.narrow()
+        if narrow is not None and nbytes < NARROW_BELOW * sum(
+            4 * layer.raw_weight.numel() for layer in layers.values()
+        ):
+            full, phases = _full(narrow, data, warm_ups, on_epoch)
+            model = _on_rows_of(narrow, data, full)
+            other = spend_budget(full, model, data.task, nbytes, narrow.batch_size)
+            if other.figure > spent.figure:
+                best, spent = (narrow, full, model, phases), other
+        write_json(out / PLAN, {"embedding_dim": best[0].embedding_dim, "candidate": spent.candidate})
+    start_quantizing(best[2])
+    return best
+
+
+def _resumed(config: TrainConfig, data: RunData, warm_ups: Path, out: Path, on_epoch: OnEpoch) -> Start:
+    """As `_started`, for a third phase whose checkpoints hold the codebooks."""
+    if (out / PLAN).is_file():
+        config = config.of_width(read_json(out / PLAN)["embedding_dim"])
+    full, phases = _full(config, data, warm_ups, on_epoch)
+    return config, full, _on_rows_of(config, data, full), phases
 
 
 def _on_rows_of(config: TrainConfig, data: RunData, full: nn.Module) -> Any:
@@ -324,7 +373,11 @@ def _clear(out: Path) -> None:
     """
     if not (out / CONFIG).is_file():
         return
-    for path in (*(out / name for name in (METRICS, DATA, MODEL)), *out.glob(f"*{TABLE}"), *out.glob("*_ids.parquet")):
+    for path in (
+        *(out / name for name in (METRICS, DATA, MODEL, PLAN)),
+        *out.glob(f"*{TABLE}"),
+        *out.glob("*_ids.parquet"),
+    ):
         path.unlink(missing_ok=True)
     for folder in out.glob("phase-*"):
         with contextlib.suppress(OSError):

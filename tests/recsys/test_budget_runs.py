@@ -1,0 +1,102 @@
+"""Runs with a budget for all tables: what is planned, what is tried, and that it survives a kill."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from recsys_data import tiny_config, write_tiny
+
+import mgqe
+from mgqe.codec.planning import tables
+from mgqe.files.atomic import read_json
+from mgqe.recsys.tasks.registry import RunData
+from mgqe.recsys.train import run
+from mgqe.recsys.train.artifacts import load_run
+from mgqe.recsys.train.budget import Spent
+from mgqe.recsys.train.config import TrainConfig
+from mgqe.recsys.train.loop import EpochReport
+from mgqe.recsys.train.run import build_tables, train_run
+
+BUDGET = "mgqe:budget=7%"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    data = write_tiny(tmp_path_factory.mktemp("data"), num_users=300, num_items=300)
+    return tiny_config(data, embedding=BUDGET, dim=64, max_epochs=2, quantised_epochs=2)
+
+
+@pytest.fixture(autouse=True)
+def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "SHAPES", tables.SHAPES[:2])
+
+
+def test_a_budget_counts_files_and_says_what_it_chose(config: TrainConfig, tmp_path: Path) -> None:
+    metrics = train_run(config, tmp_path / "out")
+    assert metrics["embedding_bytes"] <= 0.07 * metrics["full_embedding_bytes"]
+    assert metrics["full_embedding_bytes"] == 4 * 64 * sum(len(ids) for ids in RunData.load(config).task.ids.values())
+    assert metrics["plan"] == read_json(tmp_path / "out" / "plan.json")
+    assert metrics["plan"]["candidate"].startswith(("gradients, ", "identity, "))
+    assert RunData.load(config).task.evaluate(load_run(tmp_path / "out")) == metrics["quality"]
+
+
+@pytest.mark.parametrize("width", [64, 32])
+def test_the_width_with_the_better_figure_is_taken(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    seen: dict[int, int] = {}  # dimensions -> bytes
+
+    def spend(full, model, task, budget, batch_size):  # type: ignore[no-untyped-def]
+        seen[full.item.embedding_dim] = budget
+        return Spent(float(full.item.embedding_dim == width), "by hand")
+
+    monkeypatch.setattr(run, "spend_budget", spend)
+    train_run(config, tmp_path / "out")
+    assert list(seen) == [64, 32]
+    assert seen[64] == seen[32]
+    for name in ("user", "item"):
+        assert mgqe.load(tmp_path / "out" / f"{name}.mgqe.safetensors").embedding_dim == width
+    assert load_run(tmp_path / "out").item.embedding_dim == width
+
+
+@pytest.mark.parametrize("embedding", ["mgqe:budget=20%", "mgqe:d=64,budget=7%"])
+def test_half_the_dimensions_are_not_tried(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedding: str
+) -> None:
+    seen = []
+    monkeypatch.setattr(run, "spend_budget", lambda full, *_: seen.append(full) or Spent(0.0, "by hand"))
+    train_run(replace(config, embedding=embedding), tmp_path / "out")
+    assert len(seen) == 1
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def test_a_run_that_was_killed_in_its_third_phase_ends_alike(config: TrainConfig, tmp_path: Path) -> None:
+    whole = train_run(config, tmp_path / "whole")
+
+    def die(report: EpochReport) -> None:
+        if report.phase == "quantised" and report.record is not None:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_run(config, tmp_path / "killed", on_epoch=die)
+    torch.manual_seed(5)
+    resumed = train_run(config, tmp_path / "killed")
+    assert {name: resumed[name] for name in ("quality", "plan", "embedding_bytes")} == {
+        name: whole[name] for name in ("quality", "plan", "embedding_bytes")
+    }
+
+
+def test_lengths_of_users_do_not_change_the_order_of_their_items(config: TrainConfig) -> None:
+    data = RunData.load(config)
+    model = build_tables(replace(config, embedding="full"), data).eval()
+    before = data.task.evaluate(model)
+    scale = torch.rand(model.user.num_embeddings, 1, generator=torch.Generator().manual_seed(0)) + 0.5
+    model.user.weight.data *= scale
+    assert data.task.evaluate(model) == before
+    assert model.scale_free == ("user",)
