@@ -155,9 +155,14 @@ def _some(ids: Tensor, limit: int, generator: torch.Generator) -> Tensor:
     return ids if len(ids) <= limit else ids[draw_places(len(ids), limit, generator)]
 
 
-def plan_mixed(sample: Sample, choice: Choice, budget: int, padding_idx: int | None = None) -> MixedPlan | None:
-    """The best mixed table of a sample's rows within so many bytes; None where nothing fits."""
-    axes = Axes.of(sample.rows, sample.weights, choice.metric)
+def plan_mixed(
+    sample: Sample, choice: Choice, budget: int, padding_idx: int | None = None, axes: Axes | None = None
+) -> MixedPlan | None:
+    """The best mixed table of a sample's rows within so many bytes; None where nothing fits.
+
+    axes: the coordinates; by default those of the rows in the choice's metric.
+    """
+    axes = axes or Axes.of(sample.rows, sample.weights, choice.metric)
     spectrum = spectrum_of(axes.coordinates(sample.rows), sample, choice.centroid_dtype)
     matrix_errors = _matrix_errors(axes, choice.matrix_dtype) * spectrum.total / max(spectrum.total.sum(), 1e-300)
     d = sample.rows.shape[1]

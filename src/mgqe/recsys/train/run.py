@@ -147,7 +147,7 @@ def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch, data
     if config.spec.method.kind == "quantised":
         model, phases = _quantised(config, data, warm_ups, out, on_epoch)
     else:
-        model, phases = _full(config, data, warm_ups, on_epoch)
+        model, phases = full_model(config, data, warm_ups, on_epoch)
         if any(spec_of(config, info).method.kind != "trained" for info in task.tables.values()):
             model = _on_rows_of(config, data, model)
     for field, ids in task.ids.items():
@@ -263,7 +263,9 @@ def anneal(
         return run_phase(model, data.task, phase, directory, on_epoch, optimizer)
 
 
-def _full(config: TrainConfig, data: RunData, warm_ups: Path, on_epoch: OnEpoch) -> tuple[Any, dict[str, PhaseResult]]:
+def full_model(
+    config: TrainConfig, data: RunData, warm_ups: Path, on_epoch: OnEpoch
+) -> tuple[Any, dict[str, PhaseResult]]:
     """Phases 1 and 2."""
     model, first = warm_up(config, data, warm_ups, on_epoch)
     return model, {"full": first, "annealed": anneal(config, data, model, first, warm_ups, on_epoch)}
@@ -296,7 +298,7 @@ def _started(config: TrainConfig, data: RunData, warm_ups: Path, out: Path, on_e
     """The model that the third phase starts with, its codebooks started; with a budget, of the best width."""
     from mgqe import start_quantizing
 
-    full, phases = _full(config, data, warm_ups, on_epoch)
+    full, phases = full_model(config, data, warm_ups, on_epoch)
     model = _on_rows_of(config, data, full)
     best: Start = (config, full, model, phases)
     budget, layers = config.spec.shared_budget, planned_layers(model, data.task)
@@ -307,7 +309,7 @@ def _started(config: TrainConfig, data: RunData, warm_ups: Path, out: Path, on_e
         if narrow is not None and nbytes < NARROW_BELOW * sum(
             4 * layer.raw_weight.numel() for layer in layers.values()
         ):
-            full, phases = _full(narrow, data, warm_ups, on_epoch)
+            full, phases = full_model(narrow, data, warm_ups, on_epoch)
             model = _on_rows_of(narrow, data, full)
             other = spend_budget(full, model, data.task, nbytes, narrow.batch_size)
             if other.figure > spent.figure:
@@ -321,7 +323,7 @@ def _resumed(config: TrainConfig, data: RunData, warm_ups: Path, out: Path, on_e
     """As `_started`, for a third phase whose checkpoints hold the codebooks."""
     if (out / PLAN).is_file():
         config = config.of_width(read_json(out / PLAN)["embedding_dim"])
-    full, phases = _full(config, data, warm_ups, on_epoch)
+    full, phases = full_model(config, data, warm_ups, on_epoch)
     return config, full, _on_rows_of(config, data, full), phases
 
 

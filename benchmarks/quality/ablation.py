@@ -1,0 +1,264 @@
+"""What each part of the planner is worth: tables of one trained run, coded at equal bytes with parts left out.
+
+Arms, each within the bytes of the budget, shared by the tables in proportion to their sizes:
+
+    even            equal bits for every subspace, in the rows' own coordinates, one tier: product quantisation
+    bits            unequal bits, in the rows' own coordinates, sorted by their variance (the order is not counted)
+    rotation        equal bits, in uncorrelated coordinates that are dealt to subspaces of equal products of variances
+    rotation, bits  both: the planner with the identity as its metric
+    gradients       the same in the metric of the loss's gradients
+    queries         the same in the metric of what rows are multiplied with
+    tiers           gradients, with tiers and weights of ids that are expected to lose least
+    additive        gradients, codes that are added up instead of codes of subspaces, and no rotation
+    budget          everything chosen by validation, as `budget=` does in `mgqe train`
+    trained         the same, trained through the codes
+
+    python -m benchmarks.quality.ablation --data-dir DIR --work runs/ablation
+
+Results go to benchmarks/quality/results/ablation.json one by one; what is there is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks._common import QUALITY, environment
+from benchmarks.quality.additive import code_table
+from mgqe.codec.axes import Axes
+from mgqe.codec.capacity import Capacity, TierShape
+from mgqe.codec.layout import frozen_nbytes
+from mgqe.codec.metric import Metric
+from mgqe.codec.planning.mixed import Choice, FittedPlan, MixedPlan, fit_plan, plan_mixed, spectrum_of
+from mgqe.codec.planning.tables import SHAPES, Candidate, TableProblem, fit_table, proportional
+from mgqe.convert.budget import decoded_rows
+from mgqe.convert.calibration import calibrate
+from mgqe.files.atomic import write_json
+from mgqe.recsys.tasks.registry import RunData
+from mgqe.recsys.train.budget import BATCHES, budget_for, planned_layers
+from mgqe.recsys.train.config import TrainConfig
+from mgqe.recsys.train.provenance import commit
+from mgqe.recsys.train.run import build_tables, full_model, train_run
+from mgqe.recsys.train.tuned import tuned_settings
+
+OUT = QUALITY / "ablation.json"
+PAIRS = {  # as in studies/budget
+    "gmf-ml-1m": ("gmf", "ml-1m", ()),
+    "sasrec-games": ("sasrec", "amazon-games", ("max_epochs=24", "anneal_epochs=5")),
+    "wide-deep-frappe": ("wide_deep", "frappe", ()),
+}
+ONE_TIER = Candidate(0.25, (1.0,), "gradients")
+
+
+class Trained:
+    """A model with full tables, and its tables as problems for the planner."""
+
+    def __init__(self, config: TrainConfig, work: Path) -> None:
+        self.config, self.data = config, RunData.load(config)
+        self.model, _ = full_model(config, self.data, work, lambda report: None)
+        self.model.eval()
+        self.task: Any = self.data.task
+        self.layers = planned_layers(build_tables(config, self.data), self.task)
+        self.weights = [self.model.get_submodule(path).weight for path in self.layers]
+        batches = islice(self.task.batches(config.batch_size, "calibration", 1), BATCHES)
+        gradients = calibrate(self.model, batches, self.task.loss, progress=False).metrics
+        queries = self._queries()
+        self.problems = [
+            TableProblem(
+                weight.detach().clone(),
+                self.task.tables[path].counts,
+                {"gradients": gradients[path]} | ({"queries": queries[path]} if path in queries else {}),
+                layer.zero_row,
+            )
+            for (path, layer), weight in zip(self.layers.items(), self.weights, strict=True)
+        ]
+        self.full_nbytes = 4 * sum(self.model.get_submodule(path).weight.numel() for path in self.task.tables)
+
+    @torch.no_grad()
+    def _queries(self) -> dict[str, Metric]:
+        """Of the models that score by inner products."""
+        if self.config.model == "gmf":
+            users, items = torch.arange(self.model.user.num_embeddings), torch.arange(self.model.item.num_embeddings)
+            rows = {"item": self.model.query(users), "user": self.model.item(items) * self.model.weight}
+        elif self.config.model == "sasrec":
+            rows = {"item": self.task.queries(self.model, test=False)}
+        else:
+            return {}
+        return {path: Metric.of_queries(each) for path, each in rows.items()}
+
+    def figures(self, tables: list[Any] | None = None) -> dict[str, float]:
+        """The task's figures with other rows: plans, or rows."""
+        plans = [p if hasattr(p, "decoded") else _Rows(p) for p in tables or [p.rows for p in self.problems]]
+        with decoded_rows(self.weights, plans):
+            result: dict[str, float] = self.task.evaluate(self.model)
+        return result
+
+
+class _Rows:
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def decoded(self, _: Tensor) -> Tensor:
+        return self.rows
+
+
+def own_axes(rows: np.ndarray, weights: np.ndarray) -> Axes:
+    """The rows' own coordinates, the largest variance first."""
+    mean = weights @ rows / weights.sum()
+    order = np.argsort(-(weights @ (rows - mean) ** 2), kind="stable")
+    turn = np.eye(len(mean))[:, order]
+    return Axes(mean, turn, turn.T, 1.0)
+
+
+def dealt(axes: Axes, variances: np.ndarray, num_subspaces: int) -> Axes:
+    """Coordinates in another order: subspaces of equal widths get products of variances as equal as they can.
+
+    The largest variance that is left goes to the subspace with the smallest product (Ge et al., "Optimized Product
+    Quantization", 2013, section 4.2).
+    """
+    d = len(variances)
+    members: list[list[int]] = [[] for _ in range(num_subspaces)]
+    for coordinate in range(d):
+        open_ones = [m for m in members if len(m) < d // num_subspaces]
+        min(open_ones, key=lambda m: sum(np.log(variances[c] + 1e-12) for c in m)).append(coordinate)
+    order = [c for m in members for c in m]
+    return Axes(axes.mean, axes.encoder[:, order], axes.decoder[order], axes.cost)
+
+
+def even_plan(problem: TableProblem, nbytes: int, rotate: bool) -> FittedPlan:
+    """The table of equal widths and bits that is expected to lose least."""
+    sample = problem.sample(ONE_TIER)
+    d, identity = sample.rows.shape[1], Metric.identity(sample.rows.shape[1])
+    choice = Choice(ONE_TIER.counts_power, ONE_TIER.fractions, identity)
+    axes = Axes.of(sample.rows, sample.weights, identity) if rotate else own_axes(sample.rows, sample.weights)
+    total = spectrum_of(axes.coordinates(sample.rows), sample, "int8").total
+    best: MixedPlan | None = None
+    for num_subspaces in (n for n in range(1, d + 1) if d % n == 0):
+        turned = dealt(axes, total, num_subspaces)
+        spectrum = spectrum_of(turned.coordinates(sample.rows), sample, "int8")
+        for bits in range(1, 9):
+            shapes = (TierShape.mixed(sample.tiers.num_embeddings, (bits,) * num_subspaces),)
+            widths = (d // num_subspaces,) * num_subspaces
+            capacity = Capacity(d, shapes, True, False, widths, "int8" if rotate else None)
+            if frozen_nbytes(sample.tiers, capacity, problem.padding_idx, "int8") > nbytes:
+                continue
+            loss = spectrum.loss(widths, [shapes[0].code_bits])
+            if best is None or loss < best.loss:
+                size = frozen_nbytes(sample.tiers, capacity, problem.padding_idx, "int8")
+                best = MixedPlan(choice, sample.tiers, capacity, turned, size, loss, 0.0)
+    assert best is not None, f"nothing fits {nbytes:,} bytes"
+    return fit_plan(best, sample, torch.Generator().manual_seed(0))
+
+
+def uneven_plan(problem: TableProblem, nbytes: int) -> FittedPlan:
+    """Unequal bits without a rotation."""
+    sample = problem.sample(ONE_TIER)
+    choice = Choice(ONE_TIER.counts_power, ONE_TIER.fractions, Metric.identity(sample.rows.shape[1]))
+    plan = plan_mixed(sample, choice, nbytes, problem.padding_idx, own_axes(sample.rows, sample.weights))
+    assert plan is not None, f"nothing fits {nbytes:,} bytes"
+    return fit_plan(plan, sample, torch.Generator().manual_seed(0))
+
+
+def tiers_plan(problem: TableProblem, nbytes: int) -> FittedPlan:
+    """Of all tiers and weights of ids those that are expected to lose least, ids weighing the root of their counts."""
+    shapes = [Candidate(0.5, fractions, "gradients") for _, fractions in SHAPES]
+    fits = [fit_table(problem, each, nbytes, torch.Generator().manual_seed(0), by_prediction=True) for each in shapes]
+    return min(fits, key=lambda fitted: fitted.plan.loss)
+
+
+def planned(source: str) -> Callable[[TableProblem, int], FittedPlan]:
+    """One tier, in a metric."""
+    candidate = replace(ONE_TIER, source=source)
+    return lambda problem, nbytes: fit_table(problem, candidate, nbytes, torch.Generator().manual_seed(0))
+
+
+ARMS: dict[str, Callable[[TableProblem, int], Any]] = {
+    "even": lambda problem, nbytes: even_plan(problem, nbytes, rotate=False),
+    "bits": uneven_plan,
+    "rotation": lambda problem, nbytes: even_plan(problem, nbytes, rotate=True),
+    "rotation, bits": planned("identity"),
+    "gradients": planned("gradients"),
+    "queries": planned("queries"),
+    "tiers": tiers_plan,
+    "additive": lambda problem, nbytes: code_table(problem, ONE_TIER, nbytes, "additive", 0),
+}
+
+
+def results(trained: Trained, budget: str, done: set[str], work: Path) -> Iterator[tuple[str, int, dict[str, float]]]:
+    """(arm, bytes of all tables, figures) of the arms that are not done."""
+    total = budget_for(trained.model, trained.layers, trained.task, budget)
+    outside = int(float(budget.rstrip("%")) / 100 * trained.full_nbytes) - total
+    shares = proportional(trained.problems, total)
+    for arm, code in ARMS.items():
+        has_metric = arm != "queries" or all("queries" in problem.metrics for problem in trained.problems)
+        if arm in done or not has_metric:
+            continue
+        coded = [code(problem, nbytes) for problem, nbytes in zip(trained.problems, shares, strict=True)]
+        if arm == "additive":
+            nbytes = sum(about["nbytes"] for _, about in coded)
+            coded = [rows for rows, _ in coded]
+        else:
+            nbytes = sum(fitted.plan.nbytes for fitted in coded)
+        yield arm, nbytes + outside, trained.figures(coded)
+    for arm, epochs in (("budget", 0), ("trained", trained.config.quantised_epochs)):
+        if arm not in done:
+            config = replace(trained.config, embedding=f"mgqe:budget={budget}", quantised_epochs=epochs)
+            metrics = train_run(config, work / f"{arm}-{budget}-{config.data}-{config.seed}", warm_ups=work)
+            yield arm, metrics["embedding_bytes"], metrics["quality"]
+
+
+class Records:
+    """What the result file holds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records = json.loads(path.read_text())["records"] if path.is_file() else []
+
+    def arms(self, pair: str, seed: int, budget: str) -> set[str]:
+        """What is there."""
+        return {r["arm"] for r in self.records if (r["pair"], r["seed"], r["budget"]) == (pair, seed, budget)}
+
+    def add(self, pair: str, seed: int, budget: str, arm: str, nbytes: int, figures: dict[str, float]) -> None:
+        """Add a record to the file, and print it."""
+        record = {"pair": pair, "seed": seed, "budget": budget, "arm": arm, "nbytes": nbytes, "figures": figures}
+        self.records.append({**record, "commit": commit()})
+        write_json(self.path, {"environment": environment(), "records": self.records})
+        shown = {name: round(figures[name], 4) for name in ("auc", "hr@10", "full_ndcg@10") if name in figures}
+        print(pair, seed, budget, arm, f"{nbytes:,}", shown, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", required=True, help="folder of the data sets")
+    parser.add_argument("--work", type=Path, default=Path("runs/ablation"), help="warm-ups and runs")
+    parser.add_argument("--pairs", nargs="+", default=list(PAIRS), choices=list(PAIRS))
+    parser.add_argument("--budgets", nargs="+", default=["5%", "2%"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    records = Records(OUT)
+    for seed, pair in product(options.seeds, options.pairs):
+        model, data, settings = PAIRS[pair]
+        config = TrainConfig(
+            task={"gmf": "ranking", "sasrec": "sequential", "wide_deep": "ctr"}[model], model=model, data=data,
+            data_dir=options.data_dir, seed=seed, embedding="mgqe:budget=5%",
+        ).with_settings([*tuned_settings(model, data), *settings])  # fmt: skip
+        trained = Trained(config, options.work)
+        if "full" not in records.arms(pair, seed, "100%"):
+            records.add(pair, seed, "100%", "full", trained.full_nbytes, trained.figures())
+        for budget in options.budgets:
+            for arm, nbytes, figures in results(trained, budget, records.arms(pair, seed, budget), options.work):
+                records.add(pair, seed, budget, arm, nbytes, figures)
+
+
+if __name__ == "__main__":
+    main()
