@@ -21,6 +21,8 @@ from mgqe.ops.reference import codes_of
 Bits = Union[int, Sequence[int]]  # noqa: UP007  Of all codes of a row, or of each; evaluated on import.
 GROUP = 8  # 8 codes of b bits fill b bytes exactly, so a group's layout repeats
 CHUNK_CODES = 1 << 15  # codes worked on at once: temporaries stay in cache, and below torch's grain for threads
+MIXED_CHUNK = 1 << 17  # the same where every subspace is a call of its own
+WORD = 16  # bits of a row that are put together at once; a code begins in one word and ends at most in the next
 
 
 def bits_for(num_centroids: int) -> int:
@@ -62,12 +64,12 @@ def pack(codes: Tensor, bits: Bits) -> Tensor:
     n, num_subspaces = codes.shape
     width = row_bytes(num_subspaces, bits)
     packed = torch.empty((n, width), dtype=torch.uint8, device=codes.device)
-    step = max(1, CHUNK_CODES // num_subspaces)
+    step = max(1, (CHUNK_CODES if isinstance(bits, int) else MIXED_CHUNK) // num_subspaces)
     for start in range(0, n, step):
-        chunk = codes[start : start + step].to(torch.int64)
         if not isinstance(bits, int):
-            packed[start : start + step] = _pack_mixed(chunk, bits)
+            packed[start : start + step] = _pack_mixed(codes[start : start + step], bits)
             continue
+        chunk = codes[start : start + step].to(torch.int64)
         low, high = (int(x) for x in torch.aminmax(chunk))
         if low < 0 or high >= 1 << bits:
             offending = low if low < 0 else high
@@ -104,17 +106,21 @@ def spare_bits_are_zero(packed: Tensor, num_subspaces: int, bits: Bits) -> bool:
 
 
 def _pack_mixed(codes: Tensor, bits: Sequence[int]) -> Tensor:
-    """(n, D) int64 -> (n, ceil(sum of bits / 8)) uint8."""
-    wide = torch.zeros((codes.shape[0], mixed_row_bytes(bits) + 3), dtype=torch.int64, device=codes.device)
-    for j, (at, width) in enumerate(zip(accumulate(bits, initial=0), bits, strict=False)):
-        code = codes[:, j]
-        if bool(((code < 0) | (code >= 1 << width)).any()):
+    """(n, D) integers -> (n, ceil(sum of bits / 8)) uint8."""
+    columns = codes.T.contiguous()  # a code is then one pass over memory
+    for j, (low, high, width) in enumerate(zip(columns.amin(1).tolist(), columns.amax(1).tolist(), bits, strict=True)):
+        if low < 0 or high >= 1 << width:
             raise ValueError(
                 f"a code of subspace {j} does not fit {width} bits: codes there must be in 0 .. {(1 << width) - 1}"
             )
-        for byte in range(3):
-            wide[:, at // 8 + byte] |= (code << (at % 8)) >> (8 * byte) & 255
-    return wide[:, : mixed_row_bytes(bits)].to(torch.uint8)
+    words = columns.new_zeros(-(-sum(bits) // WORD), codes.shape[0], dtype=torch.int32)
+    for column, at, width in zip(columns.to(torch.int32), accumulate(bits, initial=0), bits, strict=False):
+        word, shift = divmod(at, WORD)
+        words[word : word + 1] |= column << shift  # of no word where there are no bits at the end
+        if shift + width > WORD:
+            words[word + 1] |= column >> (WORD - shift)
+    rows = torch.stack([words >> (8 * byte) & 255 for byte in range(WORD // 8)], 2).to(torch.uint8)
+    return rows.transpose(0, 1).reshape(codes.shape[0], -1)[:, : mixed_row_bytes(bits)]
 
 
 def _pack_rows(codes: Tensor, bits: int) -> Tensor:
