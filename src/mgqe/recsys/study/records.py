@@ -64,7 +64,9 @@ def record_of(pair: str, config: TrainConfig, metrics: Record) -> Record:
     return {
         **_head(pair, config, "done"),
         **{name: metrics[name] for name in FROM_METRICS},
-        "split": metrics.get("split"),  # an older version's run does not state it
+        # An older version's run states neither.
+        "split": metrics.get("split"),
+        "plan": metrics.get("plan"),
         "history": {name: _columns(metrics["history"][name]) for name in phases},
     }
 
