@@ -27,7 +27,7 @@ import mgqe
 from benchmarks._common import QUALITY, environment
 from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.tasks.registry import RunData
-from mgqe.recsys.train.config import TrainConfig
+from mgqe.recsys.train.config import QUANTISED_RATE, TrainConfig
 from mgqe.recsys.train.loop import make_optimizer
 from mgqe.recsys.train.run import anneal, warm_up
 from mgqe.recsys.train.tuned import tuned_settings
@@ -79,7 +79,7 @@ def fine_tune(config: TrainConfig, data: RunData, model: nn.Module, optimizer: t
     model.train()
     for number, batch in enumerate(data.task.batches(config.batch_size, "fine-tuning", 1)):
         for group in optimizer.param_groups:
-            group["lr"] = config.quantised_learning_rate * (1 - number / batches)
+            group["lr"] = (config.quantised_learning_rate or QUANTISED_RATE) * (1 - number / batches)
         loss = data.task.loss(model, batch) + mgqe.quantization_loss(model)
         optimizer.zero_grad()
         loss.backward()

@@ -27,7 +27,7 @@ from mgqe.files.atomic import write_json
 from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.checkpoint import LAST
-from mgqe.recsys.train.config import SCHEDULE, TrainConfig
+from mgqe.recsys.train.config import QUANTISED_RATE, SCHEDULE, TrainConfig
 from mgqe.recsys.train.loop import carry_optimizer, make_optimizer, optimizer_names, run_phase
 from mgqe.recsys.train.provenance import commit, machine, versions
 from mgqe.recsys.train.run import anneal, build_tables, warm_up
@@ -88,7 +88,7 @@ def run(variant: Variant, config: TrainConfig, data: RunData, folder: Path) -> d
     settings = dict(variant.settings)
     factor, centroids = float(settings.pop("factor", 1.0)), float(settings.pop("centroid_factor", 1.0))
     config = replace(config, embedding=variant.embedding, **settings)
-    rate = config.quantised_learning_rate * factor
+    rate = (config.quantised_learning_rate or QUANTISED_RATE) * factor
     config = replace(config, quantised_learning_rate=rate, centroid_learning_rate=rate * centroids)
     full, before = warm_up(config, data, folder, lambda report: None)
     if config.anneal_epochs:

@@ -72,6 +72,25 @@ def test_half_the_dimensions_are_not_tried(
     assert len(seen) == 1
 
 
+def test_the_third_phase_of_a_budget_has_settings_of_its_own() -> None:
+    ranking, sequential = TrainConfig(), TrainConfig(task="sequential", model="sasrec")
+
+    def third(config: TrainConfig, planned: bool) -> tuple[object, ...]:
+        filled = config.with_third_phase(planned)
+        phase = filled.phase("quantised")
+        return (
+            phase.learning_rate, phase.centroid_learning_rate, filled.quantised_loss, filled.quantised_negatives,
+        )  # fmt: skip
+
+    assert third(ranking, False) == (3e-4, 3e-4, None, None)
+    assert third(ranking, True) == (1e-3, 1.7e-3, None, None)
+    assert third(sequential, True) == (1e-3, 1.7e-3, "softmax", 1024)
+    assert third(replace(sequential, quantised_loss="ce"), True) == (1e-3, 1.7e-3, "ce", None)
+    assert third(replace(sequential, quantised_negatives=64), True)[2:] == ("softmax", 64)
+    assert third(replace(ranking, quantised_learning_rate=0.1), False)[:2] == (0.1, 0.1)
+    assert third(replace(ranking, quantised_learning_rate=0.1), True)[:2] == (0.1, 1.7e-3)
+
+
 class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 

@@ -24,6 +24,9 @@ from mgqe.recsys.train.loop import PhaseConfig
 
 # Raised when the phases or a default change, so that no result of an older schedule is taken for a newer one.
 SCHEDULE = 5
+QUANTISED_RATE = 3e-4  # of the third phase
+PLANNED_RATES = (1e-3, 1.7e-3)  # with a budget: of rows, and of centroids in units of their standard deviations
+PLANNED_LOSS = ("softmax", 1024)  # with a budget: of sequential models, and its negatives
 LEAST_DIM = 16  # of rows that are tried for being narrow
 OF_PHASE_2 = ("anneal_epochs", "anneal_learning_rate")
 OF_PHASE_3 = (
@@ -46,10 +49,11 @@ class TrainConfig(RunSettings):
     batch_size: positives per step; fewer where the data set would otherwise have under 64 steps per epoch.
     warm_up_epochs: exactly so many epochs of the first phase; None: until validation stops improving.
     anneal_epochs: of the second phase, in which the learning rate falls from anneal_learning_rate to zero.
-    quantised_epochs: of the third phase, through the codes, from quantised_learning_rate to zero, for the
-        embeddings that have one. centroid_learning_rate: None stands for quantised_learning_rate, and
-        with a budget for 1.7e-3 standard deviations. quantised_loss, quantised_negatives: of sequential models in it;
-        None stands for loss and negatives.
+    quantised_epochs: of the third phase, through the codes, for the embeddings that have one, from
+        quantised_learning_rate to zero; None stands for 3e-4, and with a budget for 1e-3. centroid_learning_rate: None
+        stands for quantised_learning_rate, and with a budget for 1.7e-3 standard deviations.
+    quantised_loss, quantised_negatives: of sequential models in the third phase. None stands for those of the other
+        phases, and with a budget for softmax with 1,024 negatives, since the top of the catalogue suffers first.
     threads: how many torch may use; the last bits of a result depend on it.
     """
 
@@ -64,7 +68,7 @@ class TrainConfig(RunSettings):
     anneal_epochs: int = 10
     anneal_learning_rate: float = 1e-3
     quantised_epochs: int = 10
-    quantised_learning_rate: float = 3e-4
+    quantised_learning_rate: float | None = None
     centroid_learning_rate: float | None = None
     quantised_loss: str | None = None
     quantised_negatives: int | None = None
@@ -79,7 +83,7 @@ class TrainConfig(RunSettings):
         for name in ("batch_size", "patience", "threads"):
             as_int(name, getattr(self, name), 1)
         for name in ("learning_rate", "anneal_learning_rate", "quantised_learning_rate", "init_std"):
-            if not 0 < getattr(self, name) < math.inf:
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.centroid_learning_rate is not None and not 0 <= self.centroid_learning_rate < math.inf:
             raise ValueError(f"centroid_learning_rate must be 0 or more, got {self.centroid_learning_rate}")
@@ -135,6 +139,21 @@ class TrainConfig(RunSettings):
             values["embedding"] = f"full:d={self.embedding_dim}"
         return replace(self, **values)
 
+    def with_third_phase(self, planned: bool) -> TrainConfig:
+        """This configuration with every setting of the third phase in numbers.
+
+        planned: whether tables are planned for a budget.
+        """
+        rates = PLANNED_RATES if planned else (QUANTISED_RATE, self.quantised_learning_rate or QUANTISED_RATE)
+        loss = PLANNED_LOSS if planned and self.task == "sequential" else (None, None)
+        return replace(
+            self,
+            quantised_learning_rate=self.quantised_learning_rate or rates[0],
+            centroid_learning_rate=rates[1] if self.centroid_learning_rate is None else self.centroid_learning_rate,
+            quantised_loss=self.quantised_loss or loss[0],
+            quantised_negatives=self.quantised_negatives or (loss[1] if self.quantised_loss is None else None),
+        )
+
     def phase(self, name: str, metric: str = "full_ndcg@10") -> PhaseConfig:
         """The loop's settings for phase "full", the first, "annealed", the second, or "quantised", the third.
 
@@ -143,7 +162,7 @@ class TrainConfig(RunSettings):
         rate, fixed = {
             "full": (self.learning_rate, self.warm_up_epochs),
             "annealed": (self.anneal_learning_rate, self.anneal_epochs),
-            "quantised": (self.quantised_learning_rate, self.quantised_epochs),
+            "quantised": (self.quantised_learning_rate or QUANTISED_RATE, self.quantised_epochs),
         }[name]
         centroids = self.centroid_learning_rate
         return PhaseConfig(

@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,6 @@ from mgqe.recsys.train.provenance import commit, machine, versions
 
 DATA, METRICS, PLAN = "data.json", "metrics.json", "plan.json"
 NARROW_BELOW = 0.08  # of the full tables: budgets for which rows of half the dimensions are tried, too
-PLANNED_RATE = 1.7e-3  # of the centroids of layers with a budget, which are in units of their standard deviations
 
 
 def train_run(
@@ -279,11 +278,10 @@ def _quantised(
 
     start = _resumed if (out / "phase-quantised" / LAST).is_file() else _started
     config, full, model, phases = start(config, data, warm_ups, out, on_epoch)
+    config = config.with_third_phase(bool(planned_layers(model, data.task)))
     phase, task = config.phase("quantised", data.task.selects_by), data.task
     if isinstance(task, SequentialTask):
         task = task.with_loss(config.quantised_loss, config.quantised_negatives)
-    if planned_layers(model, data.task) and config.centroid_learning_rate is None:
-        phase = replace(phase, centroid_learning_rate=PLANNED_RATE)
     optimizer = make_optimizer(model, phase)
     carry_optimizer(phases["annealed"].optimizer, optimizer_names(full), model, optimizer)
     directory = out / "phase-quantised"
