@@ -151,10 +151,10 @@ def even_plan(problem: TableProblem, nbytes: int, rotate: bool) -> FittedPlan:
             capacity = Capacity(d, shapes, True, False, widths, "int8" if rotate else None)
             if frozen_nbytes(sample.tiers, capacity, problem.padding_idx, "int8") > nbytes:
                 continue
-            loss = spectrum.loss(widths, [shapes[0].code_bits])
+            loss = spectrum.loss(spectrum.lost(widths, [shapes[0].code_bits]))
             if best is None or loss < best.loss:
                 size = frozen_nbytes(sample.tiers, capacity, problem.padding_idx, "int8")
-                best = MixedPlan(choice, sample.tiers, capacity, turned, size, loss, 0.0)
+                best = MixedPlan(choice, sample.tiers, capacity, turned, size, loss, (loss,), 0.0)
     assert best is not None, f"nothing fits {nbytes:,} bytes"
     return fit_plan(best, sample, torch.Generator().manual_seed(0))
 

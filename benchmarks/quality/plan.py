@@ -1,8 +1,8 @@
-"""`mgqe.plan` against the fixed default at equal bytes: trained full tables, quantised once, judged at once.
+"""Plans from counts against the fixed default at equal bytes: trained full tables, quantised once, judged at once.
 
 Full tables are trained (or found in --work). The default is MGQEmbedding's, the 10% of ids that are most frequent with
 256 centroids and the others with 64, at D = d / 2 and d / 4 and with float32 and int8 centroids. Each table is then
-planned for with the bytes that the default takes of it, from counts alone and from its rows, for several powers of the
+planned for with the bytes that the default takes of it, by `mgqe.plan` from counts alone, for several powers of the
 counts (--powers). Error is the share of the squares that is lost; HR@10 are means over k-means starts. The power is to
 be chosen by the validation figures.
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -117,21 +116,18 @@ def measure(judge: Judge, made: dict[str, list[tuple[int, Tensor]]], **about: An
 
 
 def run(
-    judge: Judge, starts: int, powers: list[float], sources: list[str], effort: KMeans, defaults: list[str]
+    judge: Judge, starts: int, powers: list[float], effort: KMeans, defaults: list[str]
 ) -> Iterator[dict[str, Any]]:
     yield measure(judge, {path: [(rows.nbytes, rows)] for path, rows in judge.rows.items()}, method="full")
     problems = {
-        (path, source, power): Problem.of(
-            *rows.shape, judge.counts[path], rows if source == "rows" else None, judge.padding[path], counts_power=power
-        )
+        (path, power): Problem.of(*rows.shape, judge.counts[path], judge.padding[path], counts_power=power)
         for path, rows in judge.rows.items()
-        for source in sources
         for power in powers
     }
     for default in defaults:
         made, about = {}, {}
         for path, rows in judge.rows.items():
-            problem = problems[path, sources[0], powers[0]]
+            problem = problems[path, powers[0]]
             tiers, capacity, dtype = default_of(judge.counts[path], rows.shape[1], DEFAULTS[default])
             arguments = {
                 "tiers": tiers,
@@ -149,10 +145,10 @@ def run(
             }
         yield measure(judge, made, default=default, method="default", tables=about)
         budgets = {path: tables[0][0] for path, tables in made.items()}
-        for source, power in itertools.product(sources, powers):
+        for power in powers:
             made, about = {}, {}
             for path, rows in judge.rows.items():
-                problem = problems[path, source, power]
+                problem = problems[path, power]
                 plan = problem.plan(budgets[path])
                 arguments = {**plan.arguments(), "padding_idx": judge.padding[path]}
                 made[path] = [decoded(rows, start, arguments, effort) for start in range(starts)]
@@ -166,7 +162,7 @@ def run(
                 }
                 loss = about[path]["measured"]["loss"]
                 print(f"   {path}: {plan}: predicted {plan.loss:.4f}, measured {loss:.4f}")
-            yield measure(judge, made, default=default, method=source, power=power, tables=about)
+            yield measure(judge, made, default=default, method="counts", power=power, tables=about)
 
 
 def default_of(counts: Tensor, dim: int, setting: dict[str, Any]) -> tuple[mgqe.Tiers, Capacity, str]:
@@ -186,7 +182,6 @@ def main() -> None:
     parser.add_argument("--seeds", default="1", help="whole numbers joined by commas")
     parser.add_argument("--starts", type=int, default=3, help="k-means starts per setting")
     parser.add_argument("--powers", default="0.5", help="of the counts, joined by commas")
-    parser.add_argument("--sources", default="counts,rows", help="what plans are made from")
     parser.add_argument("--defaults", default=";".join(DEFAULTS), help="which, joined by semicolons")
     parser.add_argument("--quick", action="store_true", help="one k-means of 15 iterations, to choose powers by")
     parser.add_argument("--work", default="runs/plan-quality", help="checkpoints of the full models")
@@ -195,7 +190,7 @@ def main() -> None:
     torch.set_num_threads(1)
     records: list[dict[str, Any]] = []
     out = options.out or QUALITY / f"plan-{options.data}.json"
-    chosen, sources = options.defaults.split(";"), options.sources.split(",")
+    chosen = options.defaults.split(";")
     effort = KMeans(spread=True) if options.quick else THOROUGH
     powers = [float(power) for power in options.powers.split(",")]
     for seed in map(int, options.seeds.split(",")):
@@ -205,7 +200,7 @@ def main() -> None:
         )  # fmt: skip
         config = config.with_settings([*tuned_settings(config.model, options.data)])
         judge = Judge(replace(config, embedding="mgqe"), Path(options.work))
-        for record in run(judge, options.starts, powers, sources, effort, chosen):
+        for record in run(judge, options.starts, powers, effort, chosen):
             records.append({"seed": seed, "quick": options.quick, "starts": options.starts, **record})
             out.write_text(json.dumps({"environment": environment(), "runs": records}, indent=1) + "\n")
     print(out)

@@ -1,7 +1,7 @@
 """mgqe: embedding tables 5 to 50 times smaller, by multi-granular quantised embeddings (arXiv 2002.08530)."""
 
 from mgqe import baselines as baselines
-from mgqe.codec.planning import Plan, plan
+from mgqe.codec.planning import Plan, RowsPlan, plan
 from mgqe.codec.stats import CodebookStats
 from mgqe.codec.tiers import Tiers
 from mgqe.convert import (
@@ -50,6 +50,7 @@ __all__ = [
     "MGQEmbeddingBag",
     "Plan",
     "Quantization",
+    "RowsPlan",
     "RowwiseAdagrad",
     "Tiers",
     "append",

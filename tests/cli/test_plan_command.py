@@ -16,6 +16,7 @@ from mgqe.cli.app import app
 from mgqe.recsys.models.embeddings import Spec, build
 
 COUNTS = np.arange(1000)[::-1].copy()
+QUERIES = torch.randn(9, 16, generator=torch.Generator().manual_seed(1)) ** 3
 ROWS = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
 
 
@@ -27,6 +28,7 @@ def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
     monkeypatch.chdir(tmp_path)
     np.save("counts.npy", COUNTS)
     np.save("rows.npy", ROWS.numpy())
+    np.save("queries.npy", QUERIES.numpy())
     save_file({"item.weight": ROWS, "user.weight": ROWS[:5].clone()}, "model.safetensors")
     return CliRunner()
 
@@ -37,7 +39,14 @@ def flat(text: str) -> str:
 
 def test_help_teaches(runner: CliRunner) -> None:
     text = flat(runner.invoke(app, ["plan", "--help"]).output)
-    for part in ("Examples", "--counts counts.npy --dim 64 --budget 5%", "known data set", "--counted", "--json"):
+    for part in (
+        "Examples",
+        "--weight items.npy --queries users.npy",
+        "--counts counts.npy --dim 64",
+        "known data set",
+        "--counted",
+        "--json",
+    ):
         assert part in text
     assert "plan" in runner.invoke(app, ["--help"]).output
 
@@ -59,13 +68,63 @@ def test_plan_from_counts(runner: CliRunner) -> None:
     assert found["default"]["int8"]["nbytes"] < found["default"]["nbytes"]
 
 
-def test_plan_from_a_trained_table(runner: CliRunner) -> None:
+def test_plan_of_a_trained_table(runner: CliRunner) -> None:
     expected = mgqe.plan(1000, 16, "8%", counts=COUNTS, weight=ROWS)
     for weight in (["--weight", "rows.npy"], ["--weight", "model.safetensors", "--tensor", "item.weight"]):
         result = runner.invoke(app, ["plan", *weight, "--counts", "counts.npy", "--budget", "8%"])
         assert result.exit_code == 0, result.output
-        assert "measured on the rows" in result.output
-        assert expected.python() in result.output
+        assert result.output.rstrip().endswith(f"\n{expected.python()}")
+        text = flat(result.output)
+        for tier, error in zip(expected.capacity.tiers, expected.errors, strict=True):
+            assert f"{tier.ids:,} {sum(tier.code_bits)} {100 * error:.2f}%" in text
+        for part in (
+            "1,000 ids x 16: at most 5,120 bytes of 64,000",
+            f"bytes {expected.nbytes:,}, {100 * expected.nbytes / 64_000:.2f}% of the table",
+            f"{expected.capacity.num_coordinates} of 16 are kept",
+            f"{len(expected.capacity.widths)}, of widths {' '.join(map(str, expected.capacity.widths))}",
+            "alike in all directions",
+            "; ".join(
+                f"{name}: {100 * loss:.2f}% lost"
+                for name, (_, loss) in zip(("100 / 900 ids", "one tier"), expected.compared, strict=True)
+            ),
+        ):
+            assert part in text
+
+
+def test_plan_by_queries(runner: CliRunner) -> None:
+    command = ["plan", "--weight", "rows.npy", "--queries", "queries.npy", "--budget", "8%"]
+    expected = mgqe.plan(1000, 16, "8%", weight=ROWS, queries=QUERIES)
+    assert isinstance(expected, mgqe.RowsPlan)
+    assert "by the queries" in runner.invoke(app, command).output
+    found = json.loads(runner.invoke(app, [*command, "--json"]).output)
+    assert found == {
+        "num_embeddings": 1000,
+        "embedding_dim": 16,
+        "budget": 5120,
+        "nbytes": expected.nbytes,
+        "full_nbytes": 64_000,
+        "tier_sizes": [1000],
+        "loss": expected.loss,
+        "errors": [expected.loss],
+        "python": "mgqe.DPQEmbedding.from_pretrained(weight, queries=queries, budget=5_120)",
+        "code_bits": [list(expected.capacity.tiers[0].code_bits)],
+        "widths": list(expected.capacity.widths),
+        "num_coordinates": expected.capacity.num_coordinates,
+        "centroid_dtype": "int8",
+        "matrix_dtype": "int8",
+        "metric": "queries",
+        "compared": [{"tier_sizes": [1000], "loss": expected.loss}],
+    }
+
+
+@pytest.mark.parametrize("source", ["--weight rows.npy --counts counts.npy", "--counts counts.npy --dim 16"])
+def test_plans_fit_into_80_columns(runner: CliRunner, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = runner.invoke(app, ["plan", *source.split(), "--budget", "40%"])
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.output.splitlines() if not line.startswith("mgqe.")]
+    assert len(lines) > 5
+    assert max(map(len, lines)) <= 80
 
 
 def test_plan_from_files_and_known_data(runner: CliRunner) -> None:
@@ -121,6 +180,13 @@ def test_plan_from_files_and_known_data(runner: CliRunner) -> None:
         ("--weight rows.csv --budget 5%", "no file rows.csv"),
         ("--weight model.safetensors --budget 5%", "say which with --tensor"),
         ("--weight model.safetensors --tensor items --budget 5%", "no tensor 'items': it holds item.weight"),
+        ("--weight rows.npy --queries nothing.npy --budget 5%", "--queries: no file nothing.npy"),
+        ("--weight rows.npy --queries counts.npy --budget 5%", "queries must be a float tensor or array"),
+        ("--weight rows.npy --queries narrow.npy --budget 5%", "shape (n, 16), as many dimensions as rows, got (n, 3)"),
+        ("--counts counts.npy --dim 16 --queries queries.npy --budget 5%", "--queries goes with --weight"),
+        ("--weight rows.npy --max-tiers 2 --budget 5%", "max_tiers can be given only without weight"),
+        ("--weight rows.npy --budget 20", "20 bytes is too small for 1,000 ids x 16: the least is"),
+        ("--weight nan.npy --budget 5%", "1 rows of weight hold NaN or infinity, the first is row 0"),
         ("--weight bad.npy --budget 5%", "cannot be read as .npy"),
         ("--weight bad.safetensors --budget 5%", "cannot be read"),
         ("--counts one.csv --dim 8 --budget 5%", "say which column"),
@@ -138,6 +204,8 @@ def test_mistakes_are_one_line(runner: CliRunner, arguments: str, words: str) ->
     Path("bad.safetensors").write_bytes(b"nothing")
     Path("one.csv").write_text("n\n1\n2\n")
     Path("empty.csv").write_text("")
+    np.save("narrow.npy", QUERIES[:, :3].numpy())
+    np.save("nan.npy", np.where(np.arange(10)[:, None] == 0, np.nan, np.ones((10, 100))))
     np.save("words.npy", np.array(["a", "b"]))
     result = runner.invoke(app, ["plan", *arguments.split()])
     assert result.exit_code == 2, result.output

@@ -139,7 +139,7 @@ def test_never_more_bytes_than_there_are_and_never_a_larger_loss(table, extra, s
     bits = give_bits(spectrum, widths, least + extra, 1, shared, 8)
     assert used_bytes(bits, sizes, widths, shared) <= least + extra
     assert all(b == 0 or 1 << b <= size for row, size in zip(bits, sizes, strict=True) for b in row)
-    assert spectrum.loss(widths, bits) <= 1 + 1e-9
+    assert spectrum.loss(spectrum.lost(widths, bits)) <= 1 + 1e-9
 
 
 @given(st.integers(1, 6), st.integers(3, 12))
@@ -153,7 +153,9 @@ def test_rows_fill_whole_bytes(wanted, subspaces):
 def test_the_loss_by_hand():
     # Tier 0: 10 ids that count 3, all of whose squares of 2 are lost; tier 1: 30 that count 1, of whose 4 + 1 the 1 is.
     spectrum = Spectrum(np.array([[2.0, 0.0], [4.0, 1.0]]), np.array([3.0, 1.0]), (10, 30))
-    none = spectrum.loss([1], [[0], [0]])
-    assert none == pytest.approx(1.0)
+    assert spectrum.lost([1], [[0], [0]]).tolist() == [2.0, 5.0]
+    assert spectrum.loss(spectrum.lost([1], [[0], [0]])) == pytest.approx(1.0)
     coded = distortion(np.array([4.0]), 2, 30)
-    assert spectrum.loss([1], [[0], [2]]) == pytest.approx((30 * 2 + 30 * (coded + 1)) / (30 * 2 + 30 * 5))
+    lost = spectrum.lost([1], [[0], [2]])
+    assert lost == pytest.approx([2.0, coded + 1])
+    assert spectrum.loss(lost) == pytest.approx((30 * 2 + 30 * (coded + 1)) / (30 * 2 + 30 * 5))

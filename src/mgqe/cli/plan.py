@@ -1,4 +1,4 @@
-"""The command plan: which configuration of a table loses least within a budget."""
+"""The command plan: what a table becomes within a budget, by its trained rows or by its counts alone."""
 
 from __future__ import annotations
 
@@ -6,45 +6,46 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import torch
 import typer
+from rich.table import Table
 from torch import Tensor
 
+import mgqe
 from mgqe.cli.options import DataDir, Header, NoQuote, Quote, Separator
+from mgqe.cli.plan_files import read_counts, read_queries, read_weight
 from mgqe.cli.terminal import clean_errors, output
 from mgqe.codec.capacity import resolve_capacity
 from mgqe.codec.layout import frozen_nbytes
-from mgqe.codec.packing import bits_for
-from mgqe.codec.planning import COUNTS_POWER, Plan, Problem, budget_bytes
+from mgqe.codec.planning import COUNTS_POWER, Plan, Problem, RowsPlan, budget_bytes
 from mgqe.codec.planning.budget import EXPECTED
 from mgqe.codec.planning.loss import predicted
-from mgqe.codec.planning.planner import check_limits
+from mgqe.codec.planning.planner import MAX_CENTROIDS, MAX_TIERS, check_limits
 from mgqe.codec.tiers import Tiers
-from mgqe.ids.logs.numbers import read_numbers
-from mgqe.ids.logs.paths import path_exists
 from mgqe.ids.logs.text_layout import TextLayout
 from mgqe.recsys.study.text_table import TextTable
 
-FILES = (".npy", ".parquet", ".pq", ".csv")  # and any file that exists, whatever its name
 NO_LIMIT = 2**62
 commands = typer.Typer()
 
 
 @commands.command(
-    help="Find what a table should become within a budget of bytes: tiers, subspaces, centroids and their type.\n\n"
-    "The configuration that is expected to lose least is shown with its exact bytes, beside the default (the 10% of "
-    "ids that are most frequent with 256 centroids, the others with 64) and with the line of Python that makes it. "
-    "With --weight the best candidates are tried out on the trained rows.\n\n"
+    help="Show what a table becomes within a budget of bytes, before anything is compressed.\n\n"
+    "With --weight, a trained table, this is the plan that a layer with this budget makes of these rows: which "
+    "coordinates are kept, how they are joined to subspaces, and how many bits each tier spends on them. --queries is "
+    "a sample of what the rows are multiplied with, by which errors are measured. Without --weight it is an even shape "
+    "by the counts alone, with as many bits for every subspace: tiers, subspaces, centroids and their type, beside the "
+    "default (the 10% of ids that are most frequent with 256 centroids, the others with 64). Both are shown with their "
+    "exact bytes, and with the line of Python that makes the table.\n\n"
     "[bold]Counts[/bold] say how often each id occurs in training: an .npy file with one number per id; Parquet or "
     "text files with one row per interaction (--column holds the ids) or one per id (--column holds the counts, "
     "with --counted); or the name of a known data set, whose training part is counted (--field user or item). Without "
     "counts there is one tier.",
     epilog="Examples:\n\n"
+    "  mgqe plan --weight items.npy --counts counts.npy --budget 5%\n\n"
+    "  mgqe plan --weight items.npy --queries users.npy --budget 5% --json\n\n"
     "  mgqe plan --counts counts.npy --dim 64 --budget 5%\n\n"
-    "  mgqe plan --counts clicks.parquet --column item --dim 64 --budget 200000\n\n"
-    "  mgqe plan --counts ml-1m --data-dir DATA --field item --dim 64 --budget 10%\n\n"
-    "  mgqe plan --weight items.npy --counts counts.npy --budget 5% --json",
+    "  mgqe plan --counts clicks.parquet --column item --rows 5000 --dim 64 --budget 200000\n\n"
+    "  mgqe plan --counts ml-1m --data-dir DATA --field item --dim 64 --budget 10%",
 )
 @clean_errors
 def plan(
@@ -63,14 +64,18 @@ def plan(
         Path | None, typer.Option(help="A trained table (N, d): .npy, or .safetensors (with --tensor).")
     ] = None,
     tensor: Annotated[str | None, typer.Option(help="Which tensor of a .safetensors file.")] = None,
+    queries: Annotated[
+        Path | None, typer.Option(help="With --weight: what its rows are multiplied with, .npy of floats (n, d).")
+    ] = None,
     dim: Annotated[int | None, typer.Option(help="d. Needed without --weight.")] = None,
     rows: Annotated[int | None, typer.Option(help="N. Needed where ids are counted, or with neither file.")] = None,
-    max_tiers: Annotated[int, typer.Option(help="1, 2 or 3.")] = 3,
-    max_centroids: Annotated[int, typer.Option(help="The largest K.")] = 256,
+    max_tiers: Annotated[int, typer.Option(help="Without --weight: 1, 2 or 3.")] = MAX_TIERS,
+    max_centroids: Annotated[int, typer.Option(help="Without --weight: the largest K.")] = MAX_CENTROIDS,
     counts_power: Annotated[
         float,
         typer.Option(
-            help="How much more a frequent id's error counts: 0 as much as others', 1 in proportion to its count."
+            help="Without --weight: how much more a frequent id's error counts: 0 as much as others', 1 in proportion "
+            "to its count."
         ),
     ] = COUNTS_POWER,
     data_dir: DataDir = None,
@@ -83,8 +88,10 @@ def plan(
     _check_budget(budget)  # before files are read, which may take long
     if field not in ("item", "user"):
         raise ValueError(f"--field must be item or user, got {field!r}")
+    if queries is not None and weight is None:
+        raise ValueError("--queries goes with --weight, the table whose rows are multiplied with them")
     check_limits(2 if rows is None else rows, max_tiers, max_centroids, counts_power)
-    table = None if weight is None else _read_weight(weight, tensor)
+    table = None if weight is None else read_weight(weight, tensor)
     if table is None and dim is None:
         raise ValueError("--dim (d) is needed without --weight")
     if table is not None and dim not in (None, table.shape[1]):
@@ -93,29 +100,22 @@ def plan(
         raise ValueError(f"--rows is {rows}, but {weight} has {len(table)} rows: leave --rows out")
     rows = rows if table is None else len(table)
     layout = TextLayout.of("," if separator is None else separator, "" if no_quote else quote, header)
-    counted_ids = None if counts is None else _read_counts(counts, column, counted, field, rows, data_dir, layout)
+    counted_ids = None if counts is None else read_counts(counts, column, counted, field, rows, data_dir, layout)
     if counted_ids is not None and rows not in (None, len(counted_ids)):
         raise ValueError(f"--rows is {rows}, but there are {len(counted_ids)} counts, one per id: leave --rows out")
     rows = rows if counted_ids is None else len(counted_ids)
     if rows is None:
         raise ValueError("how many rows? Give --counts, --weight, or --rows (N)")
     width = int(dim if table is None else table.shape[1])  # type: ignore[arg-type]
-    problem = Problem.of(
-        rows,
-        width,
-        counted_ids,
-        table,
-        None,
-        max_tiers=max_tiers,
-        max_centroids=max_centroids,
-        counts_power=counts_power,
-    )
-    chosen = problem.plan(budget_bytes(budget, problem.full_nbytes))
-    default = _default(problem, counted_ids)
-    if as_json:
-        print(json.dumps({**_as_json(chosen), "default": default}, indent=1))
+    limits: dict[str, Any] = {"max_tiers": max_tiers, "max_centroids": max_centroids, "counts_power": counts_power}
+    if table is None:
+        problem = Problem.of(rows, width, counted_ids, **limits)
+        _show_even(problem.plan(budget_bytes(budget, problem.full_nbytes)), _default(problem, counted_ids), as_json)
         return
-    _show(chosen, default)
+    sample = None if queries is None else read_queries(queries)
+    chosen = mgqe.plan(rows, width, budget, counts=counted_ids, weight=table, queries=sample, **limits)
+    assert isinstance(chosen, RowsPlan)
+    _show_mixed(chosen, as_json)
 
 
 def _check_budget(budget: str) -> None:
@@ -126,25 +126,64 @@ def _check_budget(budget: str) -> None:
         raise ValueError(f"--budget {budget}: {EXPECTED}, more than nothing and less than all") from None
 
 
-def _show(chosen: Plan, default: dict[str, Any]) -> None:
-    shape = f"{chosen.num_embeddings:,} ids x {chosen.embedding_dim}"
-    title = f"{shape}: at most {chosen.budget:,} bytes of {chosen.full_nbytes:,}"
-    tiers = TextTable(title, ["tier", "ids", "subspaces", "centroids", "bits per id", "squares lost"])
-    for g, (n, d, k, e) in enumerate(
-        zip(chosen.tiers.sizes, chosen.num_subspaces, chosen.num_centroids, chosen.errors, strict=True)
-    ):
-        tiers.rows.append([str(g), f"{n:,}", str(d), str(k), str(d * bits_for(k)), _per_cent(e)])
+# ---- plans of trained rows -------------------------------------------------------------------------------------
+
+
+def _show_mixed(chosen: RowsPlan, as_json: bool) -> None:
+    capacity = chosen.capacity
+    bits = [tier.code_bits for tier in capacity.tiers]
+    if as_json:
+        more = {
+            "code_bits": bits,
+            "widths": capacity.widths,
+            "num_coordinates": capacity.num_coordinates,
+            "centroid_dtype": chosen.centroid_dtype,
+            "matrix_dtype": capacity.matrix_dtype,
+            "metric": chosen.metric,
+            "compared": [{"tier_sizes": sizes, "loss": loss} for sizes, loss in chosen.compared],
+        }
+        print(json.dumps({**_as_json(chosen), **more}, indent=1))
+        return
+    _show_title(chosen)
+    tiers = TextTable("", ["tier", "ids", "bits per id", "squares lost"])
+    for g, (size, each, error) in enumerate(zip(capacity.sizes, bits, chosen.errors, strict=True)):
+        tiers.rows.append([str(g), f"{size:,}", str(sum(each)), _per_cent(error)])
     output.print(tiers.terminal())
-    codebooks = (
-        "one tier"
-        if chosen.tiers.num_tiers == 1
-        else "one codebook"
-        if chosen.share_codebook
-        else "one codebook per tier"
-    )
-    how = "measured on the rows" if chosen.measured else "predicted for Gaussian rows"
+    facts = Table.grid(padding=(0, 2))
+    for name, fact in {
+        "bytes": f"{chosen.nbytes:,}, {100 * chosen.nbytes / chosen.full_nbytes:.2f}% of the table",
+        "coordinates": f"{capacity.num_coordinates} of {chosen.embedding_dim} are kept",
+        "subspaces": f"{len(capacity.widths)}, of widths {' '.join(map(str, capacity.widths))}",
+        "codebooks": f"{_codebooks(chosen)}, {chosen.centroid_dtype} centroids, {capacity.matrix_dtype} matrix",
+        "errors count": "by the queries" if chosen.metric == "queries" else "alike in all directions (no --queries)",
+        "tiers compared": "; ".join(f"{_tiers(sizes)}: {_per_cent(loss)} lost" for sizes, loss in chosen.compared),
+    }.items():
+        facts.add_row(name, fact)
+    output.print()
+    output.print(facts)
+    _show_python(chosen)
+
+
+def _tiers(sizes: tuple[int, ...]) -> str:
+    return "one tier" if len(sizes) == 1 else f"{' / '.join(f'{size:,}' for size in sizes)} ids"
+
+
+# ---- even shapes from counts -----------------------------------------------------------------------------------
+
+
+def _show_even(chosen: Plan, default: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({**_as_json(chosen), **chosen.settings(), "default": default}, indent=1))
+        return
+    _show_title(chosen)
+    tiers = TextTable("", ["tier", "ids", "subspaces", "centroids", "bits per id", "squares lost"])
+    for g, (tier, error) in enumerate(zip(chosen.capacity.tiers, chosen.errors, strict=True)):
+        d, k = tier.num_subspaces, tier.num_centroids
+        tiers.rows.append([str(g), f"{tier.ids:,}", str(d), str(k), str(d * tier.bits), _per_cent(error)])
+    output.print(tiers.terminal())
     output.print(
-        f"{codebooks}, {chosen.centroid_dtype} centroids; squares lost are {how}\n", highlight=False, soft_wrap=True
+        f"{_codebooks(chosen)}, {chosen.centroid_dtype} centroids; squares lost are predicted for Gaussian rows\n",
+        highlight=False,
     )
     costs = TextTable("", ["", "bytes", "of the table", "lost, weighted"])
     for name, nbytes, loss in (
@@ -154,29 +193,7 @@ def _show(chosen: Plan, default: dict[str, Any]) -> None:
     ):
         costs.rows.append([name, f"{nbytes:,}", f"{100 * nbytes / chosen.full_nbytes:.2f}%", _per_cent(loss)])
     output.print(costs.terminal())
-    if chosen.measured:
-        output.print("what the defaults lose is predicted", highlight=False)
-    output.print(f"\n{chosen.python()}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _per_cent(share: float) -> str:
-    return f"{100 * share:.2f}%"
-
-
-def _as_json(chosen: Plan) -> dict[str, Any]:
-    return {
-        "num_embeddings": chosen.num_embeddings,
-        "embedding_dim": chosen.embedding_dim,
-        "budget": chosen.budget,
-        "nbytes": chosen.nbytes,
-        "full_nbytes": chosen.full_nbytes,
-        "tier_sizes": chosen.tiers.sizes,
-        **chosen.settings(),
-        "loss": chosen.loss,
-        "errors": chosen.errors,
-        "measured": chosen.measured,
-        "python": chosen.python(),
-    }
+    _show_python(chosen)
 
 
 def _default(problem: Problem, counts: Tensor | None) -> dict[str, Any]:
@@ -203,97 +220,37 @@ def _default(problem: Problem, counts: Tensor | None) -> dict[str, Any]:
     return {**default, **costs[0], "int8": costs[1]}
 
 
-def _read_weight(path: Path, tensor: str | None) -> Tensor:
-    if not path.is_file():
-        raise ValueError(f"--weight: no file {path}")
-    if path.suffix == ".npy":
-        return _as_rows(torch.from_numpy(_load_npy(path)), path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"--weight: expected .npy or .safetensors, got {path}")
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
-    if tensor is None:
-        wide = [name for name, values in tensors.items() if values.ndim == 2]
-        if len(wide) != 1:
-            raise ValueError(f"{path} holds {', '.join(sorted(tensors))}: say which with --tensor")
-        tensor = wide[0]
-    if tensor not in tensors:
-        raise ValueError(f"{path} has no tensor {tensor!r}: it holds {', '.join(sorted(tensors))}")
-    return _as_rows(tensors[tensor], path)
+# ---- both ------------------------------------------------------------------------------------------------------
 
 
-def _as_rows(values: Tensor, path: Path) -> Tensor:
-    if values.ndim != 2 or not values.is_floating_point():
-        raise ValueError(f"{path}: expected rows of floats (N, d), got {values.dtype} of shape {tuple(values.shape)}")
-    return values
+def _show_title(chosen: Plan) -> None:
+    shape = f"{chosen.num_embeddings:,} ids x {chosen.embedding_dim}"
+    output.print(f"{shape}: at most {chosen.budget:,} bytes of {chosen.full_nbytes:,}\n", highlight=False)
 
 
-def _load_npy(path: Path) -> np.ndarray:
-    try:
-        values: np.ndarray = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: cannot be read as .npy: {error}") from error
-    return values
+def _codebooks(chosen: Plan) -> str:
+    if chosen.tiers.num_tiers == 1:
+        return "one tier"
+    return "one codebook" if chosen.capacity.share_codebook else "one codebook per tier"
 
 
-def _read_counts(
-    source: str,
-    column: str | None,
-    counted: bool,
-    field: str,
-    rows: int | None,
-    data_dir: str | None,
-    layout: TextLayout,
-) -> Tensor:
-    """Counts, one per id, from what --counts names."""
-    path = Path(source)
-    if path.suffix.lower() not in FILES and (not path_exists(source) or _is_data_set_or_weights(source)):
-        return _of_data_set(source, field, data_dir)
-    if not path_exists(source):
-        raise ValueError(f"--counts: no file {path}")
-    if path.suffix.lower() == ".npy":
-        numbers = _load_npy(path)
-        if getattr(numbers, "dtype", None) is None or numbers.dtype.kind not in "iuf":
-            raise ValueError(
-                f"--counts {source}: expected one number per id, got {getattr(numbers, 'dtype', 'an archive')}"
-            )
-        return torch.from_numpy(numbers)
-    if column is None:
-        raise ValueError(f"--counts {source}: say which column holds the ids (or the counts, with --counted): --column")
-    try:
-        if counted:
-            return read_numbers(source, column, layout)
-        if rows is None:
-            raise ValueError("ids are counted, so that --rows (N) is needed, or --weight")
-        from mgqe.ids.counting import count_ids
-
-        return count_ids(
-            source, rows, column=column, separator=layout.separator, quote=layout.quote, header=layout.header
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"--counts {source}: {error.args[0]}") from error
+def _per_cent(share: float) -> str:
+    return f"{100 * share:.2f}%"
 
 
-def _is_data_set_or_weights(source: str) -> bool:
-    """Whether a path is a folder with the name of a known data set, or a file of weights."""
-    from mgqe.recsys.data.datasets import DATASETS
-
-    return source in DATASETS or Path(source).suffix.lower() == ".safetensors"
+def _show_python(chosen: Plan) -> None:
+    output.print(f"\n{chosen.python()}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _of_data_set(name: str, field: str, data_dir: str | None) -> Tensor:
-    from mgqe.recsys.data.datasets import DATASETS, load_data
-    from mgqe.recsys.data.splits import leave_one_out
-
-    if name != "planted" and name not in DATASETS:
-        raise ValueError(
-            f"--counts {name!r}: expected a file ({', '.join(FILES)}) or a known data set: "
-            f"planted, {', '.join(DATASETS)}"
-        )
-    split = leave_one_out(load_data(name, data_dir))
-    return split.item_counts if field == "item" else split.user_counts
+def _as_json(chosen: Plan) -> dict[str, Any]:
+    return {
+        "num_embeddings": chosen.num_embeddings,
+        "embedding_dim": chosen.embedding_dim,
+        "budget": chosen.budget,
+        "nbytes": chosen.nbytes,
+        "full_nbytes": chosen.full_nbytes,
+        "tier_sizes": chosen.tiers.sizes,
+        "loss": chosen.loss,
+        "errors": chosen.errors,
+        "python": chosen.python(),
+    }

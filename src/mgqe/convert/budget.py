@@ -99,7 +99,7 @@ def _divide(
 ) -> dict[str, Spending | Plan | str]:
     """One budget for several tables: what each becomes with its share."""
     sizes = [_weight(table).nbytes for table in tables]
-    problems = [_problem(table, config, counts.get(table.path)) for table in tables]
+    problems = [_problem(table, counts.get(table.path)) for table in tables]
     ladders = [
         [*([] if problem is None else [step for step in problem.ladder() if step[0] < size]), (size, 0.0)]
         for problem, size in zip(problems, sizes, strict=True)
@@ -172,16 +172,15 @@ def _table_problem(table: ModelTable, counts: Counts | None, evidence: Evidence)
     return TableProblem(weight.detach(), known, evidence.metrics(table), padding)  # type: ignore[arg-type]
 
 
-def _problem(table: ModelTable, config: CompressConfig, counts: Counts | None) -> Problem | None:
+def _problem(table: ModelTable, counts: Counts | None) -> Problem | None:
     """What shares of bytes are worked out by; None for a table of fewer than two rows."""
     weight = _weight(table)
     rows, dim = weight.shape
     if rows < 2:
         return None
     padding = table.module.padding_idx if zero_padding(table.module) else None
-    trained = weight if config.init == "from_weight" and bool(weight.any()) else None
     with errors_about(table.path):
-        return Problem.of(rows, dim, counts, trained, padding, full_nbytes=weight.nbytes)  # type: ignore[arg-type]
+        return Problem.of(rows, dim, counts, padding, full_nbytes=weight.nbytes)  # type: ignore[arg-type]
 
 
 def _weight(table: ModelTable) -> Tensor:

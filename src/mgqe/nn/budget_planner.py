@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.metric import Metric
+from mgqe.codec.planning.budget import too_small
 from mgqe.codec.planning.mixed import FittedPlan, least_nbytes
 from mgqe.codec.planning.tables import TableProblem, candidates, fit_table
 from mgqe.codec.tiers import check_counts
@@ -39,11 +40,7 @@ class BudgetPlanner:
         """
         num_embeddings, embedding_dim = sizes
         if nbytes < (least := least_nbytes(num_embeddings, embedding_dim, padding_idx)):
-            full = 4 * num_embeddings * embedding_dim
-            raise ValueError(
-                f"a budget of {nbytes:,} bytes is too small for {num_embeddings:,} ids x {embedding_dim}: the least is "
-                f"{least:,} bytes ({100 * least / full:.2f}% of float32), header included"
-            )
+            raise too_small(nbytes, num_embeddings, embedding_dim, least, 4 * num_embeddings * embedding_dim)
         known = None if counts is None else check_counts(counts, num_embeddings).double()
         return cls(nbytes, known, padding_idx)
 

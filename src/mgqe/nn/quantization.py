@@ -253,12 +253,10 @@ def plan_layer(
     weight: Tensor | None,
     dtype: torch.dtype | None,
 ) -> Plan:
-    """The plan for a layer's budget, measured on the layer's rows if they are trained already."""
+    """The even shape that a layer's budget buys, from the counts."""
     itemsize = (weight.dtype if weight is not None else dtype or torch.get_default_dtype()).itemsize
     full_nbytes = num_embeddings * embedding_dim * itemsize
-    is_trained = config.warmup_steps == 0 and weight is not None and not weight.is_meta and bool(weight.any())
-    trained = weight if is_trained else None
-    problem = Problem.of(num_embeddings, embedding_dim, counts, trained, padding_idx, full_nbytes=full_nbytes)
+    problem = Problem.of(num_embeddings, embedding_dim, counts, padding_idx, full_nbytes=full_nbytes)
     return problem.plan(budget_bytes(config.budget, full_nbytes))
 
 

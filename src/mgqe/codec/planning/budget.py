@@ -32,6 +32,14 @@ def budget_bytes(budget: object, full_nbytes: int) -> int:
     return wanted
 
 
+def too_small(budget: int, num_embeddings: int, embedding_dim: int, least: int, full_nbytes: int) -> ValueError:
+    """The error of a budget that no table of this size fits."""
+    return ValueError(
+        f"a budget of {budget:,} bytes is too small for {num_embeddings:,} ids x {embedding_dim}: the least is "
+        f"{least:,} bytes ({100 * least / full_nbytes:.2f}% of {full_nbytes:,}), header included"
+    )
+
+
 def plain_budget(budget: Any) -> Any:
     """A NumPy number, or an array or tensor of one without an axis, as a plain number; all else as it is."""
     if isinstance(budget, (np.generic, np.ndarray, Tensor)) and budget.ndim == 0:

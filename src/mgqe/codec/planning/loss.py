@@ -1,21 +1,14 @@
-"""What a configuration loses of a table: predicted without it, or measured on a sample of its rows."""
+"""What an even shape is expected to lose of Gaussian rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mgqe.codec.capacity import Capacity
-from mgqe.codec.equations import nearest_codes, round_centroids, tier_codebook
-from mgqe.codec.kmeans import Frame, KMeans, draw_places, start_codebooks
 from mgqe.codec.planning.rate import rounding, tier_error
-from mgqe.codec.planning.search import Candidate, Space
-
-SAMPLE_ROWS = 16_384  # of a tier
-EFFORT = KMeans(spread=True)
+from mgqe.codec.planning.search import Space
 
 
 def predicted(
@@ -34,36 +27,3 @@ def predicted(
         error = tier_error(width, k, tier.ids, inherited if inherited < k else 0)
         errors.append(error + rounding(centroid_dtype, largest if capacity.share_codebook else k))
     return float(space.tier_weights(sizes) @ np.array(errors)), tuple(errors)
-
-
-@torch.no_grad()
-def measured(space: Space, candidate: Candidate, rows: Tensor) -> tuple[float, tuple[float, ...]]:
-    """The mean of the tiers' errors, weighted as in the search, and each tier's error: the share of its squares lost.
-
-    Args:
-        rows: (N, d) float32 on the CPU.
-    """
-    generator = torch.Generator("cpu").manual_seed(0)
-    tiers, capacity = space.tiers(candidate.sizes), candidate.capacity(space.embedding_dim)
-    parts = []
-    for g in range(tiers.num_tiers):
-        members = tiers.members(g)
-        if space.padding_idx is not None:
-            members = members[members != space.padding_idx]
-        if len(members) > SAMPLE_ROWS:
-            members = members[draw_places(len(members), SAMPLE_ROWS, generator)]
-        parts.append(rows[members])
-    books = start_codebooks(parts, capacity, generator, EFFORT)
-    books = [round_centroids(book, candidate.centroid_dtype) for book in books]
-    errors = []
-    for tier, part in zip(capacity.tiers, parts, strict=True):
-        book, subspaces, k = books[tier.codebook], tier.num_subspaces, tier.num_centroids
-        codes = nearest_codes(part, book, subspaces, k)
-        decoded = tier_codebook(book, subspaces, k)[torch.arange(subspaces, device="cpu"), codes.long()].reshape(
-            len(part), -1
-        )
-        # Only the ratio matters: by a power of two, which is exact, squares of any rows are in float32.
-        scale = 1.0 if (frame := Frame.of(part.unsqueeze(1), 1)) is None else frame.scale
-        lost = ((part - decoded) * scale).square().sum()
-        errors.append(float(lost / (part * scale).square().sum().clamp(min=1e-30)))
-    return float(space.tier_weights(candidate.sizes) @ np.array(errors)), tuple(errors)

@@ -59,6 +59,7 @@ class MixedPlan:
         axes: the coordinates.
         nbytes: of the frozen table's file, exactly.
         loss: the expected share of the weighted squares, in the metric, that is lost.
+        errors: the same of each tier.
         cost: what all rows' errors are expected to cost together: comparable between tables whose metrics are.
     """
 
@@ -68,6 +69,7 @@ class MixedPlan:
     axes: Axes
     nbytes: int
     loss: float
+    errors: tuple[float, ...]
     cost: float
 
 
@@ -145,6 +147,7 @@ class Sample:
         ids = torch.cat(chosen)
         sampled = rows.detach()[ids.to(rows.device)].cpu().double().numpy()
         places = ids.numpy()  # numpy takes a tensor of one element for a number
+        sampled[weights[places] == 0] = 0.0  # the padding, whose row may hold anything
         shares = np.concatenate(
             [np.full(len(some), size / max(1, len(some))) for some, size in zip(chosen, tiers.sizes, strict=True)]
         )
@@ -164,21 +167,24 @@ def plan_mixed(
     """
     axes = axes or Axes.of(sample.rows, sample.weights, choice.metric)
     spectrum = spectrum_of(axes.coordinates(sample.rows), sample, choice.centroid_dtype)
-    matrix_errors = _matrix_errors(axes, choice.matrix_dtype) * spectrum.total / max(spectrum.total.sum(), 1e-300)
+    matrix_errors = _matrix_errors(axes, choice.matrix_dtype)
     d = sample.rows.shape[1]
-    best: tuple[float, Capacity] | None = None
+    best: tuple[float, Capacity, np.ndarray] | None = None
     for code_bits in CODE_BITS:
         for capacity in _capacities(spectrum, sample.tiers, d, choice, budget, padding_idx, code_bits):
-            loss = spectrum.loss(capacity.widths, [tier.code_bits for tier in capacity.tiers])
-            loss += float(matrix_errors[: capacity.num_coordinates].sum())
-            if best is None or loss < best[0]:
-                best = loss, capacity
+            lost = spectrum.lost(capacity.widths, [tier.code_bits for tier in capacity.tiers])
+            coordinates = capacity.num_coordinates
+            lost += spectrum.variances[:, :coordinates] @ matrix_errors[:coordinates]
+            if best is None or spectrum.loss(lost) < best[0]:
+                best = spectrum.loss(lost), capacity, lost
     if best is None:
         return None
-    loss, capacity = best
+    loss, capacity, lost = best
+    squares = spectrum.variances.sum(1)
+    errors = tuple(float(share) for share in lost / np.maximum(squares, 1e-300))
     nbytes = frozen_nbytes(sample.tiers, capacity, padding_idx, choice.centroid_dtype)
-    cost = loss * float(sample.mass @ spectrum.variances.sum(1)) * axes.cost
-    return MixedPlan(choice, sample.tiers, capacity, axes, nbytes, loss, cost)
+    cost = loss * float(sample.mass @ squares) * axes.cost
+    return MixedPlan(choice, sample.tiers, capacity, axes, nbytes, loss, errors, cost)
 
 
 def fit_plan(plan: MixedPlan, sample: Sample, generator: torch.Generator) -> FittedPlan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mgqe.codec.metric import Metric
+from mgqe.codec.planning.budget import too_small
 from mgqe.codec.planning.mixed import Choice, FittedPlan, MixedPlan, Sample, fit_plan, least_nbytes, plan_mixed
 from mgqe.codec.planning.split import Step, split_budget
 
@@ -57,12 +58,26 @@ class TableProblem:
         rows: (N, d). counts: (N,), how often each id occurs, or None.
         metrics: source -> metric, the best first; the identity need not be among them.
         padding_idx: the id that looks up as zeros, or None.
+
+    Raises ValueError for rows other than the padding's that hold NaN or infinity.
     """
 
     rows: Tensor
     counts: Tensor | None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     padding_idx: int | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.rows) == 0 or all(bool(end.isfinite()) for end in self.rows.aminmax()):
+            return
+        bad = ~self.rows.isfinite().all(1)
+        if self.padding_idx is not None:
+            bad[self.padding_idx] = False
+        if bool(bad.any()):
+            raise ValueError(
+                f"{int(bad.sum())} rows of weight hold NaN or infinity, the first is row {int(bad.nonzero()[0])}: "
+                "training diverged, or the file is damaged"
+            )
 
     def choice(self, candidate: Candidate) -> Choice:
         """A candidate for this table: one tier without counts, the identity without the metric."""
@@ -166,18 +181,24 @@ def fit_table(
 
     Raises ValueError where nothing fits.
     """
-    best: tuple[Sample, MixedPlan] | None = None
+    plans = table_plans(problem, candidate, nbytes)
+    sample, plan = min(plans, key=lambda pair: pair[1].loss) if by_prediction else next(plans)
+    return fit_plan(plan, sample, generator)
+
+
+def table_plans(problem: TableProblem, candidate: Candidate, nbytes: int) -> Iterator[tuple[Sample, MixedPlan]]:
+    """A table's plans within its bytes, each with its sample: with the candidate's tiers, and with one tier.
+
+    The first is left out where it does not fit. Raises ValueError for fewer bytes than the smallest table takes.
+    """
+    if nbytes < problem.least:
+        n, d = problem.rows.shape
+        raise too_small(nbytes, n, d, problem.least, problem.rows.nbytes)
     for each in dict.fromkeys((candidate, replace(candidate, fractions=ONE))):
-        if best is None or by_prediction:
-            sample = problem.sample(each)
-            plan = plan_mixed(sample, problem.choice(each), nbytes, problem.padding_idx)
-            if plan is not None and (best is None or plan.loss < best[1].loss):
-                best = (sample, plan)
-    if best is None:
-        raise ValueError(
-            f"a budget of {nbytes:,} bytes is too small for {problem.rows.shape[0]:,} ids x {problem.rows.shape[1]}"
-        )
-    return fit_plan(best[1], best[0], generator)
+        sample = problem.sample(each)
+        plan = plan_mixed(sample, problem.choice(each), nbytes, problem.padding_idx)
+        if plan is not None:
+            yield sample, plan
 
 
 def proportional(problems: Sequence[TableProblem], budget: int) -> list[int]:

@@ -136,16 +136,20 @@ class Spectrum:
     def _errors(self) -> dict[tuple[int, int, int, int], float]:
         return {}
 
-    def loss(self, widths: Sequence[int], bits: Sequence[Sequence[int]]) -> float:
-        """The weighted error, as a share of the weighted squares, of these subspaces and bits."""
-        lost, mass = 0.0, self.weights * np.array(self.sizes)
+    def lost(self, widths: Sequence[int], bits: Sequence[Sequence[int]]) -> np.ndarray:
+        """(m,), the squared error of an id of each tier with these subspaces and bits."""
+        errors: np.ndarray = self.variances[:, sum(widths) :].sum(1)
         for g in range(len(self.sizes)):
-            start, error = 0, 0.0
+            start = 0
             for width, b in zip(widths, bits[g], strict=True):
-                error += self.error(g, start, start + width, b)
+                errors[g] += self.error(g, start, start + width, b)
                 start += width
-            lost += mass[g] * (error + float(self.variances[g, start:].sum()))
-        return lost / max(float(mass @ self.variances.sum(1)), 1e-300)
+        return errors
+
+    def loss(self, lost: np.ndarray) -> float:
+        """The weighted error, as a share of the weighted squares, of so much lost per id of each tier, (m,)."""
+        mass = self.weights * np.array(self.sizes)
+        return float(mass @ lost) / max(float(mass @ self.variances.sum(1)), 1e-300)
 
 
 def give_bits(

@@ -1,0 +1,128 @@
+"""Plan: what a budget makes of a table; an even shape by its counts, or, as a RowsPlan, a mixed table by its rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from mgqe.codec.capacity import Capacity
+from mgqe.codec.tiers import Tiers
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a table should become, and what that is expected to cost: an even shape, from counts alone.
+
+    Attributes:
+        budget: in bytes.
+        tiers: the ids' partition, as MGQEmbedding takes it.
+        capacity: what each tier has: subspaces, centroids and the bits of its codes.
+        centroid_dtype: "float32", "float16" or "int8".
+        nbytes: of the frozen table's file, exactly; at most ``budget``.
+        full_nbytes: of the table as it is.
+        loss: what was minimised: the mean of ``errors``, each tier weighted by the sum of its ids'
+            (count + 1)^counts_power.
+        errors: of each tier, the expected share of its rows' squares that is lost, if rows are Gaussian.
+        padding_idx: the id that looks up as zeros, as it was given.
+    """
+
+    budget: int
+    tiers: Tiers
+    capacity: Capacity
+    centroid_dtype: str
+    nbytes: int
+    full_nbytes: int
+    loss: float
+    errors: tuple[float, ...]
+    padding_idx: int | None = None
+
+    @property
+    def num_embeddings(self) -> int:
+        """N."""
+        return self.tiers.num_embeddings
+
+    @property
+    def embedding_dim(self) -> int:
+        """d."""
+        return self.capacity.embedding_dim
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of MGQEmbedding and MGQEmbeddingBag, ``padding_idx`` apart."""
+        return {"tiers": self.tiers, **self.settings()}
+
+    def settings(self) -> dict[str, Any]:
+        """The same without the tiers: plain numbers and names."""
+        subspaces, centroids = self.capacity.num_subspaces, self.capacity.num_centroids
+        same = len(set(subspaces)) == 1
+        return {
+            "num_subspaces": subspaces[0] if same else subspaces,
+            "num_centroids": centroids[0] if len(centroids) == 1 else centroids,
+            "capacity": "centroids" if same else "both",
+            "share_codebook": self.capacity.share_codebook,
+            "centroid_dtype": self.centroid_dtype,
+        }
+
+    def python(self) -> str:
+        """The line that makes such a layer; where there are tiers, from the ``counts`` that the plan was made of."""
+        parts = [str(self.num_embeddings), str(self.embedding_dim), *self._padding()]
+        settings = self.settings()
+        if self.tiers.num_tiers == 1:
+            name = "DPQEmbedding"
+            settings = {key: settings[key] for key in ("num_subspaces", "num_centroids", "centroid_dtype")}
+        else:
+            name = "MGQEmbedding"
+            ends = self.tiers.starts[1:-1]
+            shown = f"({ends[0]},)" if len(ends) == 1 else str(ends)
+            parts.append(f"tiers=mgqe.Tiers.from_counts(counts, boundaries={shown})")
+        defaults = {"capacity": "centroids", "share_codebook": True, "centroid_dtype": "float32"}
+        parts += [f"{key}={value!r}" for key, value in settings.items() if defaults.get(key) != value]
+        return f"mgqe.{name}({', '.join(parts)})".replace("'", '"')
+
+    def _padding(self) -> list[str]:
+        return [] if self.padding_idx is None else [f"padding_idx={self.padding_idx}"]
+
+    def __str__(self) -> str:
+        kind = "one codebook" if self.capacity.share_codebook else "separate codebooks"
+        kind = f", {kind}" if self.tiers.num_tiers > 1 else ""
+        return f"{self.capacity.describe()}{kind}, {self.centroid_dtype} centroids"
+
+
+@dataclass(frozen=True)
+class RowsPlan(Plan):
+    """What a layer with this budget makes of trained rows: a mixed table.
+
+    ``capacity`` has the widths of the subspaces and the bits of every code of every tier. ``loss`` and ``errors`` are
+    shares of squares about the mean of the rows, in the metric, an id weighing (count + 1) to a power.
+
+    Attributes:
+        metric: what errors are measured by: "queries", or "identity" for all directions alike.
+        compared: the sizes of the tiers that were compared, and the expected loss of each.
+        counts, queries: as they were given.
+    """
+
+    metric: str = "identity"
+    compared: tuple[tuple[tuple[int, ...], float], ...] = ()
+    counts: Tensor | None = field(default=None, repr=False, compare=False)
+    queries: Any = field(default=None, repr=False, compare=False)
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of ``MGQEmbedding.from_pretrained(weight, ...)``, ``padding_idx`` apart."""
+        tiers = {"tiers": self.tiers} if self.counts is None else {"counts": self.counts}
+        return {**tiers, **({} if self.queries is None else {"queries": self.queries}), **self.settings()}
+
+    def settings(self) -> dict[str, Any]:
+        """The budget in bytes."""
+        return {"budget": self.budget}
+
+    def python(self) -> str:
+        """The line that makes the same table of the same ``weight``, with the ``counts`` and ``queries`` as given."""
+        names = [f"{name}={name}" for name in ("counts", "queries") if getattr(self, name) is not None]
+        layer = "DPQEmbedding" if self.counts is None else "MGQEmbedding"
+        parts = ["weight", *self._padding(), *names, f"budget={self.budget:_}"]
+        return f"mgqe.{layer}.from_pretrained({', '.join(parts)})"
+
+    def __str__(self) -> str:
+        coordinates = f"{self.capacity.num_coordinates} of {self.embedding_dim} coordinates"
+        return f"{super().__str__()}, {coordinates}"
