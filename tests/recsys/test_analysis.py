@@ -116,7 +116,9 @@ def test_differences_are_paired_by_seed(study: StudyResults) -> None:
 
 def test_tables(study: StudyResults) -> None:
     assert against_full(study).rows == [["A", "HR@10", "0.6100", "-0.50 ± 0.00", ""]]
-    assert against_others(study).rows == [["A", "20%", "19.0%", "14.0%", "+0.50 ± 0.00", "scalar", "+14.50 ± 0.00"]]
+    assert against_others(study).rows == [
+        ["A", "HR@10", "20%", "19.0%", "14.0%", "+0.50 ± 0.00", "scalar", "+14.50 ± 0.00"]
+    ]
     tables = all_tables(study)
     assert {"against-full", "against-others", "pair-a", "codebooks", "cost", "failed"} == set(tables)
     assert tables["pair-a"].rows[0][1:6] == ["full", "`full`", "100.00%", "", "0.7100"]
@@ -125,6 +127,22 @@ def test_tables(study: StudyResults) -> None:
     assert tables["codebooks"].rows[0][2:] == ["0", "4", "3.0 = 75%", "2.0"]
     assert points(Interval(0.1234, math.nan)) == "+0.12"
     assert points(None) == ""
+
+
+def test_the_whole_catalogue_leads_and_is_compared_in_per_cent(study: StudyResults) -> None:
+    full, cell = study.full("a"), study.cell("a", "MGQE", 20)
+    assert cell is not None
+    for group, values in ((full, (0.10, 0.20, 0.40)), (cell.group, (0.09, 0.19, 0.40))):
+        for record, value in zip(group.by_seed.values(), values, strict=True):
+            record["quality"]["full_ndcg@10"] = value
+    rows = against_full(study).rows
+    assert [row[1] for row in rows] == ["NDCG@10, whole catalogue, %", "HR@10"]
+    assert rows[0][2] == "0.2333"
+    assert rows[0][3].startswith("-5.00 ± ")  # the mean of -10, -5 and 0 per cent
+    full.by_seed[1]["quality"]["full_ndcg@10"] = 0.0  # of which there is no share
+    gap = cell.group.over(full, "full_ndcg@10")
+    assert gap is not None
+    assert gap.mean == pytest.approx(-2.5)
 
 
 def test_fill(tmp_path: Path) -> None:

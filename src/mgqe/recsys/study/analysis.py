@@ -17,7 +17,11 @@ _T95 = (
 )  # fmt: skip
 
 SECOND = {"hr@10": "ndcg@10", "auc": "logloss"}  # a task's leading figure -> the second one that tables show
-NAMES = {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "auc": "AUC", "logloss": "log loss"}
+NAMES = {
+    "hr@10": "HR@10", "ndcg@10": "NDCG@10", "auc": "AUC", "logloss": "log loss",
+    "full_ndcg@10": "NDCG@10, whole catalogue, %",
+}  # fmt: skip
+RELATIVE = "full_ndcg@10"  # differences of this figure are given in per cent of the other group's
 POINTS = 100.0  # differences are given in points: hundredths of HR@10 or AUC
 
 
@@ -62,6 +66,12 @@ class Group:
         return name
 
     @property
+    def leading(self) -> list[str]:
+        """The figures that comparisons show: for rankings also that of the whole catalogue, which comes first."""
+        ranked = all(RELATIVE in record["quality"] for record in self.by_seed.values())
+        return [RELATIVE, self.metric] if ranked else [self.metric]
+
+    @property
     def nbytes(self) -> float:
         """Bytes of all tables' files; mean over seeds."""
         return statistics.fmean(record["embedding_bytes"] for record in self.by_seed.values())
@@ -79,10 +89,14 @@ class Group:
         return Interval.of([value for value in values if value is not None] or [float("nan")])
 
     def over(self, other: Group, name: str) -> Interval | None:
-        """This group's figure less another's, seed by seed, in points; None without a common seed."""
+        """This group's figure less another's, seed by seed, in points or per cent; None without a common seed."""
         common = [seed for seed in self.by_seed if seed in other.by_seed]
         values = [(self.by_seed[s]["quality"].get(name), other.by_seed[s]["quality"].get(name)) for s in common]
-        gaps = [POINTS * (mine - theirs) for mine, theirs in values if mine is not None and theirs is not None]
+        gaps = [
+            POINTS * (mine - theirs) / (theirs if name == RELATIVE else 1.0)
+            for mine, theirs in values
+            if mine is not None and theirs is not None and (theirs or name != RELATIVE)
+        ]
         return Interval.of(gaps) if gaps else None
 
 

@@ -57,49 +57,57 @@ def comparison_table(study: StudyResults, pair: str, title: str) -> TextTable:
 
 
 def against_full(study: StudyResults, method: str = OURS) -> TextTable:
-    """The method less the full tables, in points, one row per pair and one column per budget."""
+    """The method less the full tables, one row per pair and figure, and one column per budget."""
     pairs = study.pairs()
     budgets = sorted({budget for pair in pairs for budget in study.budgets(pair)}, reverse=True)
     table = TextTable(
-        f"{method} less the full tables on test, in points, paired by seed",
+        f"{method} less the full tables on test, in points or per cent, paired by seed",
         ["task and data", "figure", "full tables", *(f"≤ {budget:g}%" for budget in budgets)],
         left=2,
     )
     for pair in pairs:
-        full = study.full(pair)
-        row = [study.title(pair), NAMES.get(full.metric, full.metric)]
-        row.append(f"{full.figure(full.metric).mean:.4f}")
-        for budget in budgets:
-            cell = study.cell(pair, method, budget)
-            row.append(points(cell.group.over(full, full.metric)) if cell else "")
-        table.rows.append(row)
+        full, cells = study.full(pair), [study.cell(pair, method, budget) for budget in budgets]
+        for name in full.leading:
+            row = [study.title(pair), NAMES.get(name, name), f"{full.figure(name).mean:.4f}"]
+            table.rows.append([*row, *(points(cell.group.over(full, name)) if cell else "" for cell in cells)])
     return table
 
 
 def against_others(study: StudyResults, method: str = OURS, near: str = "DPQ") -> TextTable:
     """The method less DPQ, and less the best of the others on validation, at each budget."""
     table = TextTable(
-        f"{method} less {near}, and less the best of the other methods, at each budget, in points, paired by seed",
-        ["task and data", "budget", f"{method}, bytes", f"{near}, bytes", f"less {near}", "best other", "less it"],
+        f"{method} less {near}, and less the best of the other methods, in points or per cent, paired by seed",
+        [
+            "task and data",
+            "figure",
+            "budget",
+            f"{method}, bytes",
+            f"{near}, bytes",
+            f"less {near}",
+            "best other",
+            "less it",
+        ],
+        left=2,
     )
     for pair in study.pairs():
         for budget in study.budgets(pair):
             ours, theirs = study.cell(pair, method, budget), study.cell(pair, near, budget)
             if ours is None:
                 continue
-            metric = ours.group.metric
             rival = study.rival(pair, method, budget, besides=(near,))
-            table.rows.append(
-                [
-                    study.title(pair),
-                    f"{budget:g}%",
-                    f"{100 * ours.group.share:.1f}%",
-                    f"{100 * theirs.group.share:.1f}%" if theirs else "",
-                    points(ours.group.over(theirs.group, metric)) if theirs else "",
-                    rival.method if rival else "",
-                    points(ours.group.over(rival.group, metric)) if rival else "",
-                ]
-            )
+            for name in ours.group.leading:
+                table.rows.append(
+                    [
+                        study.title(pair),
+                        NAMES.get(name, name),
+                        f"{budget:g}%",
+                        f"{100 * ours.group.share:.1f}%",
+                        f"{100 * theirs.group.share:.1f}%" if theirs else "",
+                        points(ours.group.over(theirs.group, name)) if theirs else "",
+                        rival.method if rival else "",
+                        points(ours.group.over(rival.group, name)) if rival else "",
+                    ]
+                )
     return table
 
 
