@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -270,59 +270,60 @@ def full_model(
     return model, {"full": first, "annealed": anneal(config, data, model, first, warm_ups, on_epoch)}
 
 
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What the third phase starts from: the model with full tables, and that with codebooks on the same rows."""
+
+    config: TrainConfig
+    full: Any
+    model: Any
+    phases: dict[str, PhaseResult]
+
+    @classmethod
+    def of(cls, config: TrainConfig, data: RunData, warm_ups: Path, on_epoch: OnEpoch) -> Start:
+        """After phases 1 and 2; the codebooks have not started."""
+        full, phases = full_model(config, data, warm_ups, on_epoch)
+        return cls(config, full, _on_rows_of(config, data, full), phases)
+
+
 def _quantised(
     config: TrainConfig, data: RunData, warm_ups: Path, out: Path, on_epoch: OnEpoch
 ) -> tuple[Any, dict[str, PhaseResult]]:
     """All three phases; the third is through the codes, from the full model's rows."""
-    from mgqe import quantization_loss
+    from mgqe import quantization_loss, start_quantizing
 
-    start = _resumed if (out / "phase-quantised" / LAST).is_file() else _started
-    config, full, model, phases = start(config, data, warm_ups, out, on_epoch)
-    config = config.with_third_phase(bool(planned_layers(model, data.task)))
+    directory = out / "phase-quantised"
+    if (directory / LAST).is_file():  # its checkpoints hold the codebooks
+        width = read_json(out / PLAN)["embedding_dim"] if (out / PLAN).is_file() else config.embedding_dim
+        start = Start.of(config.of_width(width), data, warm_ups, on_epoch)
+    else:
+        start = Start.of(config, data, warm_ups, on_epoch)
+        budget, layers = config.spec.shared_budget, planned_layers(start.model, data.task)
+        if budget is not None and layers:
+            nbytes = budget_for(start.full, layers, data.task, budget)
+            start = _planned(start, nbytes, data, warm_ups, out, on_epoch)
+        start_quantizing(start.model)
+    config = start.config.with_third_phase(bool(planned_layers(start.model, data.task)))
     phase, task = config.phase("quantised", data.task.selects_by), data.task
     if isinstance(task, SequentialTask):
         task = task.with_loss(config.quantised_loss, config.quantised_negatives)
-    optimizer = make_optimizer(model, phase)
-    carry_optimizer(phases["annealed"].optimizer, optimizer_names(full), model, optimizer)
-    directory = out / "phase-quantised"
-    phases["quantised"] = run_phase(model, task, phase, directory, on_epoch, optimizer, quantization_loss)
-    return model, phases
+    optimizer = make_optimizer(start.model, phase)
+    carry_optimizer(start.phases["annealed"].optimizer, optimizer_names(start.full), start.model, optimizer)
+    third = run_phase(start.model, task, phase, directory, on_epoch, optimizer, quantization_loss)
+    return start.model, {**start.phases, "quantised": third}
 
 
-Start = tuple[TrainConfig, Any, Any, dict[str, PhaseResult]]  # configuration, full model, model, phases 1 and 2
-
-
-def _started(config: TrainConfig, data: RunData, warm_ups: Path, out: Path, on_epoch: OnEpoch) -> Start:
-    """The model that the third phase starts with, its codebooks started; with a budget, of the best width."""
-    from mgqe import start_quantizing
-
-    full, phases = full_model(config, data, warm_ups, on_epoch)
-    model = _on_rows_of(config, data, full)
-    best: Start = (config, full, model, phases)
-    budget, layers = config.spec.shared_budget, planned_layers(model, data.task)
-    if budget is not None and layers:
-        nbytes = budget_for(full, layers, data.task, budget)
-        spent = spend_budget(full, model, data.task, nbytes, config.batch_size)
-        narrow = config.narrow()
-        if narrow is not None and nbytes < NARROW_BELOW * sum(
-            4 * layer.raw_weight.numel() for layer in layers.values()
-        ):
-            full, phases = full_model(narrow, data, warm_ups, on_epoch)
-            model = _on_rows_of(narrow, data, full)
-            other = spend_budget(full, model, data.task, nbytes, narrow.batch_size)
-            if other.figure > spent.figure:
-                best, spent = (narrow, full, model, phases), other
-        write_json(out / PLAN, {"embedding_dim": best[0].embedding_dim, "candidate": spent.candidate})
-    start_quantizing(best[2])
-    return best
-
-
-def _resumed(config: TrainConfig, data: RunData, warm_ups: Path, out: Path, on_epoch: OnEpoch) -> Start:
-    """As `_started`, for a third phase whose checkpoints hold the codebooks."""
-    if (out / PLAN).is_file():
-        config = config.of_width(read_json(out / PLAN)["embedding_dim"])
-    full, phases = full_model(config, data, warm_ups, on_epoch)
-    return config, full, _on_rows_of(config, data, full), phases
+def _planned(start: Start, budget: int, data: RunData, warm_ups: Path, out: Path, on_epoch: OnEpoch) -> Start:
+    """The start, or one with rows of half the dimensions if validation prefers it, with so many bytes spent."""
+    starts, narrow = [start], start.config.narrow()
+    full_nbytes = sum(4 * layer.raw_weight.numel() for layer in planned_layers(start.model, data.task).values())
+    if narrow is not None and budget < NARROW_BELOW * full_nbytes:
+        starts.append(Start.of(narrow, data, warm_ups, on_epoch))
+    spent = [spend_budget(each.full, each.model, data.task, budget, each.config.batch_size) for each in starts]
+    best = max(range(len(starts)), key=lambda number: spent[number].figure)
+    chosen = starts[best]
+    write_json(out / PLAN, {"embedding_dim": chosen.config.embedding_dim, "candidate": spent[best].candidate})
+    return chosen
 
 
 def _on_rows_of(config: TrainConfig, data: RunData, full: nn.Module) -> Any:
