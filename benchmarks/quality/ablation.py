@@ -125,36 +125,37 @@ def dealt(axes: Axes, variances: np.ndarray, num_subspaces: int) -> Axes:
     The largest variance that is left goes to the subspace with the smallest product (Ge et al., "Optimized Product
     Quantization", 2013, section 4.2).
     """
-    d = len(variances)
+    kept = len(variances)
     members: list[list[int]] = [[] for _ in range(num_subspaces)]
-    for coordinate in range(d):
-        open_ones = [m for m in members if len(m) < d // num_subspaces]
+    for coordinate in range(kept):
+        open_ones = [m for m in members if len(m) < kept // num_subspaces]
         min(open_ones, key=lambda m: sum(np.log(variances[c] + 1e-12) for c in m)).append(coordinate)
-    order = [c for m in members for c in m]
+    order = [*(c for m in members for c in m), *range(kept, len(axes.mean))]
     return Axes(axes.mean, axes.encoder[:, order], axes.decoder[order], axes.cost)
 
 
 def even_plan(problem: TableProblem, nbytes: int, rotate: bool) -> FittedPlan:
-    """The table of equal widths and bits that is expected to lose least."""
+    """The table of equal widths and bits that is expected to lose least; rotated, of so few coordinates as fit."""
     sample = problem.sample(ONE_TIER)
     d, identity = sample.rows.shape[1], Metric.identity(sample.rows.shape[1])
     choice = Choice(ONE_TIER.counts_power, ONE_TIER.fractions, identity)
     axes = Axes.of(sample.rows, sample.weights, identity) if rotate else own_axes(sample.rows, sample.weights)
     total = spectrum_of(axes.coordinates(sample.rows), sample, "int8").total
     best: MixedPlan | None = None
-    for num_subspaces in (n for n in range(1, d + 1) if d % n == 0):
-        turned = dealt(axes, total, num_subspaces)
-        spectrum = spectrum_of(turned.coordinates(sample.rows), sample, "int8")
-        for bits in range(1, 9):
-            shapes = (TierShape.mixed(sample.tiers.num_embeddings, (bits,) * num_subspaces),)
-            widths = (d // num_subspaces,) * num_subspaces
-            capacity = Capacity(d, shapes, True, False, widths, "int8" if rotate else None)
-            if frozen_nbytes(sample.tiers, capacity, problem.padding_idx, "int8") > nbytes:
-                continue
-            loss = spectrum.loss(spectrum.lost(widths, [shapes[0].code_bits]))
-            if best is None or loss < best.loss:
+    kept = d
+    while best is None and kept:
+        for num_subspaces in (n for n in range(1, kept + 1) if kept % n == 0):
+            turned = dealt(axes, total[:kept], num_subspaces)
+            spectrum = spectrum_of(turned.coordinates(sample.rows), sample, "int8")
+            widths = (kept // num_subspaces,) * num_subspaces
+            for bits in range(1, 9):
+                shapes = (TierShape.mixed(sample.tiers.num_embeddings, (bits,) * num_subspaces),)
+                capacity = Capacity(d, shapes, True, False, widths, "int8" if rotate else None)
                 size = frozen_nbytes(sample.tiers, capacity, problem.padding_idx, "int8")
-                best = MixedPlan(choice, sample.tiers, capacity, turned, size, loss, (loss,), 0.0)
+                loss = spectrum.loss(spectrum.lost(widths, [shapes[0].code_bits]))
+                if size <= nbytes and (best is None or loss < best.loss):
+                    best = MixedPlan(choice, sample.tiers, capacity, turned, size, loss, (loss,), 0.0)
+        kept = kept // 2 if rotate else 0
     assert best is not None, f"nothing fits {nbytes:,} bytes"
     return fit_plan(best, sample, torch.Generator().manual_seed(0))
 
