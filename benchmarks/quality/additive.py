@@ -92,13 +92,18 @@ def lost(plan: MixedPlan, problem: TableProblem, decoded: Tensor) -> float:
 
 
 def code_table(problem: TableProblem, candidate: Candidate, nbytes: int, kind: str, seed: int) -> tuple[Tensor, Any]:
-    """Decoded rows of one table, and what is known of it; kind is "mixed" or "additive", of the K that loses least."""
+    """Decoded rows of one table, and what is known of it.
+
+    kind is "mixed", or "additive": of the K that loses least, and mixed where no additive codes fit.
+    """
     sample, choice = problem.sample(candidate), problem.choice(candidate)
     base = plan_mixed(sample, choice, nbytes, problem.padding_idx)
     assert base is not None, f"{nbytes:,} bytes are too few"
     if kind != "mixed":
         plans = [plan_additive(base, sample, nbytes, centroids) for centroids in CENTROIDS]
         coded = [_coded(problem, sample, base, plan, seed) for plan in plans if plan is not None]
+        if not coded:
+            return _coded(problem, sample, base, base, seed)
         decoded, about = min(coded, key=lambda pair: float(pair[1]["lost"]))
         return decoded, {**about, "lost_by_K": {each["K"]: each["lost"] for _, each in coded}}
     return _coded(problem, sample, base, base, seed)
