@@ -139,6 +139,19 @@ def test_what_can_be_asked():
     assert words.rows(np.array([["b"], ["c"]]), unknown=2).tolist() == [[0], [2]]
 
 
+def test_numbers_and_counts_fit_a_table_that_a_budget_planned(tmp_path):
+    words = [f"item-{n}" for n in range(400)]
+    ids = IdMap.from_log(frame_of([word for n, word in enumerate(words) for _ in range(1 + 400 // (n + 1))]), "item")
+    weight = torch.randn(len(ids), 16, generator=torch.Generator().manual_seed(0))
+    table = mgqe.MGQEmbedding.from_pretrained(weight, counts=ids.counts, budget="20%").freeze()
+    mgqe.save(table, tmp_path / "table")
+    ids.save(tmp_path / "ids")
+    table, ids = mgqe.load(tmp_path / "table"), IdMap.load(tmp_path / "ids")
+    rows = ids.rows(["item-7", "item-399", "never seen"], unknown=0)
+    assert torch.equal(table.lookup(rows), table.to_dense()[rows])
+    assert sorted(ids.ids(table.topk(table.lookup(rows[:1]), len(ids)).ids[0])) == sorted(words)
+
+
 def test_unknown_ids_and_wrong_kinds():
     ids = IdMap.from_log(frame_of(LOG), "item")
     words = IdMap.from_log(frame_of(["b", "a", "b"]), "item")
