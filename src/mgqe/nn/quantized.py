@@ -11,11 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgqe import ops
-from mgqe.checks.ids import as_int64, check_ids, check_sizes, no_values
+from mgqe.checks.ids import check_sizes
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_float, optional_float
 from mgqe.codec.kmeans import KMEANS, KMeans, revive_size, sample_size
@@ -24,8 +22,7 @@ from mgqe.codec.planning.mixed import FittedPlan
 from mgqe.codec.stats import CodebookStats
 from mgqe.codec.tiers import Tiers
 from mgqe.nn.budget_planner import BudgetPlanner
-from mgqe.nn.codebook_layer import Batch, CodebookLayer
-from mgqe.nn.context.ddp import broadcast_from_first, common_generator, data_parallel, is_sharded, of_first, recomputing
+from mgqe.nn.context.ddp import broadcast_from_first, common_generator, data_parallel, of_first, recomputing
 from mgqe.nn.context.decorators import in_full_precision, outside_graphs
 from mgqe.nn.context.hints import OptimizerHints, leave_hints
 from mgqe.nn.freezing import frozen_table
@@ -39,12 +36,12 @@ from mgqe.nn.quantization import (
     resolve_tiers,
     tiers_or_counts,
 )
-from mgqe.nn.quantizers.autograd import RepeatVectors, mask_rows
 from mgqe.nn.quantizers.build import make_quantizer
 from mgqe.nn.quantizers.mixed import MixedQuantizer
-from mgqe.nn.rows import RowStore, resolve_rows
+from mgqe.nn.row_layer import RowLayer
+from mgqe.nn.rows import resolve_rows
 from mgqe.nn.rows.build import key_dim_of, make_rows, make_store
-from mgqe.nn.rows.checks import first_bad_row
+from mgqe.nn.rows.checks import check_rows
 from mgqe.table.compact import CompactTable
 
 if TYPE_CHECKING:
@@ -53,23 +50,20 @@ if TYPE_CHECKING:
 FOLLOWING_STEPS = 3  # of Lloyd's algorithm, when the warm-up of a layer ends whose codebooks are in use already
 
 
-class QuantizedEmbedding(CodebookLayer):
+class QuantizedEmbedding(RowLayer):
     """What MGQEmbedding, DPQEmbedding and their Bag forms have in common.
 
     The rows are the parameter ``weight``, so that checkpoints of full tables load; the attribute of that name gives the
     vectors that look-ups return, and :attr:`raw_weight` the rows.
 
     Attributes:
-        store: where rows are while they train.
-        zero_padding: ``padding_idx`` looks up as zeros whatever its row holds. False: as its row, quantised like the
-            others; it gets no gradient either way.
+        planner: what a budget is spent by; None without one.
         given_metric: see :meth:`set_metric`.
     """
 
     one_tier: ClassVar[bool] = False  # whether all ids have the same capacity, as in DPQ
-    zero_padding: bool = True
+    planner: BudgetPlanner | None
     given_metric: Metric | None = None
-    store: RowStore
 
     @outside_inference
     def __init__(
@@ -133,28 +127,7 @@ class QuantizedEmbedding(CodebookLayer):
             self.gathers_metric = True
             self.register_load_state_dict_post_hook(_read_plan)  # type: ignore[no-untyped-call]
 
-    # ---- the rows as a parameter ---------------------------------------------------------------------------
-
-    @property
-    def raw_weight(self) -> nn.Parameter:
-        """The rows that the optimiser moves, (N, d) unless ``rows=`` says otherwise; ``weight`` in state_dict()."""
-        rows = self._parameters["weight"]
-        if rows is None:
-            raise RuntimeError("this layer has no rows: its parameter `weight` was set to None")
-        return rows
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        if self.planner is not None and isinstance(sizes := state_dict.get(f"{prefix}tier_sizes"), Tensor):
-            tiers = Tiers(tuple(sizes.tolist()), state_dict.get(f"{prefix}tier_of"))  # those of the checkpoint's plan
-            self._set_tiers(tiers, self.capacity)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    @property
-    def vector_dtype(self) -> torch.dtype:
-        """Of what look-ups return: the rows' dtype, or the codebooks' where rows are kept in fewer bits."""
-        if self.row_storage != "bfloat16":
-            return self.raw_weight.dtype
-        return next(self.quantizer.parameters()).dtype
+    # ---- the table as a whole ------------------------------------------------------------------------------
 
     @property
     def weight(self) -> Tensor:
@@ -188,25 +161,6 @@ class QuantizedEmbedding(CodebookLayer):
         self.moments.watch_rows(rows, self.padding_idx)
         return rows
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """As nn.Module; also sees what shards a model's parameters, which cannot be done to these rows."""
-        if name == "weight" and isinstance(value, Tensor) and (type(value) is Tensor or is_sharded(value)):
-            raise RuntimeError(
-                f"the rows of a {self._sizes} cannot be replaced by a sharded or plain tensor, as fully_shard and "
-                "FullyShardedDataParallel do: codebooks start from and follow whole rows on every process. Use "
-                "DistributedDataParallel, or mgqe.torchrec for tables that one process cannot hold, or freeze_ the "
-                "model first; the model is half wrapped now, so make it again. To replace the rows themselves assign "
-                "an nn.Parameter"
-            )
-        super().__setattr__(name, value)
-
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As nn.Module, which refuses names that are properties."""
-        if name == "weight":
-            self._parameters[name] = param
-        else:
-            super().register_parameter(name, param)
-
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """As newly constructed: rows from N(0, 1), the warm-up ahead. Also fills a layer made on the meta device."""
@@ -221,7 +175,7 @@ class QuantizedEmbedding(CodebookLayer):
         self.moments.reset()
         self.schedule.set(0, self.store.codes_are_fixed)
 
-    # ---- a forward pass, first half: what comes between two passes -----------------------------------------
+    # ---- what comes between two passes ---------------------------------------------------------------------
 
     def _begin_pass(self) -> None:
         """What comes before every forward pass."""
@@ -291,122 +245,6 @@ class QuantizedEmbedding(CodebookLayer):
                 self.store.lloyd_step(self.raw_weight, passes)
             self.store.flush(self.raw_weight)
 
-    # ---- a forward pass, second half: from ids to vectors ----------------------------------------------------
-
-    @property
-    def _reads_parameter(self) -> bool:
-        """Whether vectors are rows of the parameter as it is, so that nn.Embedding's own functions do."""
-        return self.store.is_full and not self.quantizing and self.raw_weight.dtype == self.vector_dtype
-
-    def _distinct_vectors(self, flat: Tensor) -> tuple[Tensor, Batch]:
-        """Vectors (u, d) of the distinct ids among flat ids (n,), zeros for padding."""
-        if self.quantizing and not self.store.codes_are_fixed:
-            return self._quantized_vectors(flat)
-        return self._row_vectors(flat)
-
-    @outside_graphs
-    @in_full_precision
-    def _row_vectors(self, flat: Tensor) -> tuple[Tensor, Batch]:
-        batch = Batch(*ops.unique(flat, self.num_embeddings))
-        vectors = self.store.vectors(self._rows_of(batch.ids, left_out=self.padding_idx))
-        padding = self._is_padding(batch.ids)
-        return vectors if padding is None else mask_rows(vectors, padding, self.zero_padding), batch
-
-    @in_full_precision
-    def _quantized_vectors(self, flat: Tensor) -> tuple[Tensor, Batch]:
-        batch = self._batch_by_tier(flat)
-        rows, counts, padding = self._rows_of(batch.ids), batch.counts, self._is_padding(batch.ids)
-        if padding is not None:
-            counts = counts.masked_fill(padding, 0)
-            rows = rows if self.zero_padding else mask_rows(rows, padding, False)
-        gathered = self.store.gathers(self.raw_weight)
-        vectors, loss = self.quantizer.quantize(rows, batch.groups, counts, gathered)
-        if not self._tracks and (final := self.store.final_codes_mask(batch.ids)) is not None:
-            vectors = torch.where(final.unsqueeze(-1), rows, vectors)  # as frozen: no code is chosen again
-        if loss is not None:
-            self._keep_loss(loss)
-        if padding is not None and self.zero_padding:
-            vectors = mask_rows(vectors, padding, True)
-        return vectors, batch
-
-    def _repeated(self, vectors: Tensor, batch: Batch) -> Tensor:
-        """The vectors (u, d) of a batch's distinct ids -> those of all its ids (n, d)."""
-        by_tier = not isinstance(batch.groups, Tensor) and len(batch.groups) > 0
-        if not (by_tier and self.quantizer.is_fused and self.store.gathers(self.raw_weight)):
-            # torch's own function, as for the rest of the pass
-            return F.embedding(batch.inverse, vectors, scale_grad_by_freq=self.scale_grad_by_freq)
-        counts = batch.counts if self.scale_grad_by_freq else None
-        return RepeatVectors.apply(vectors, batch.inverse, counts, self.vector_dtype)  # type: ignore[no-any-return, no-untyped-call]
-
-    def _batch_by_tier(self, flat: Tensor) -> Batch:
-        if not torch.compiler.is_compiling():
-            return Batch(*ops.unique_by_tier(flat, self.tiers.sizes, self.tier_of))
-        # Graphs have static shapes: nothing may depend on how many ids are in a tier.
-        if self.training:
-            ids, inverse, counts = ops.unique(flat, self.num_embeddings)
-        else:  # finding duplicates would save nothing
-            ids, inverse, counts = flat, torch.arange(flat.shape[0], device=flat.device), torch.ones_like(flat)
-        return Batch(ids, inverse, counts, self._tier_numbers(ids))
-
-    def _tier_numbers(self, ids: Tensor) -> Tensor:
-        if self.capacity.num_tiers == 1:
-            return torch.zeros_like(ids)
-        if self.tier_of is not None:
-            return self.tier_of[ids]
-        return torch.bucketize(ids, self.tier_sizes.cumsum(0)[:-1], right=True)
-
-    @property
-    def _tracks(self) -> bool:
-        """Whether rows are read with a gradient."""
-        return torch.is_grad_enabled() and (self.training or self.store.trains_in_eval_mode)
-
-    def _rows_of(self, ids: Tensor, left_out: int | None = None) -> Tensor:
-        """Rows of distinct ids in the vectors' dtype, with a gradient where one is due; see ``RowStore.train_rows``."""
-        if not self._tracks:
-            return self._read_rows(ids).to(self.vector_dtype)
-        self._renormalize(ids)
-        return self.store.train_rows(self.raw_weight, ids, self.sparse, left_out).to(self.vector_dtype)
-
-    def _read_rows(self, ids: Tensor) -> Tensor:
-        self._renormalize(ids)
-        return self.store.read(self.raw_weight, ids)
-
-    def _renormalize(self, ids: Tensor) -> None:
-        """As nn.Embedding does before it reads rows: shorten in place those that are longer than ``max_norm``."""
-        if self.max_norm is not None:
-            with torch.no_grad():
-                torch.embedding_renorm_(self.raw_weight.detach(), ids, self.max_norm, self.norm_type)
-
-    @outside_graphs
-    def _keep_loss(self, loss: Tensor) -> None:
-        if not recomputing():
-            self.losses.add(loss)
-
-    @property
-    def zero_row(self) -> int | None:
-        """The id that looks up as zeros."""
-        return self.padding_idx if self.zero_padding else None
-
-    def _is_padding(self, ids: Tensor) -> Tensor | None:
-        """Mask of the ids that train nothing."""
-        return None if self.padding_idx is None else ids.eq(self.padding_idx)
-
-    # ---- ids -----------------------------------------------------------------------------------------------
-
-    def _int64(self, ids: Tensor) -> Tensor:
-        """Ids as int64; TypeError where they are on the meta device and the rows are not."""
-        ids = as_int64(ids)
-        if ids.is_meta and not self.raw_weight.is_meta:
-            raise no_values()
-        return ids
-
-    def _checked_ids(self, ids: Tensor) -> Tensor:
-        """Ids as int64 that are safe to index with. On other devices than the CPU the look-up itself refuses."""
-        ids = self._int64(ids)
-        if ids.device.type != "cpu" or torch.compiler.is_compiling():
-            return ids
-        return check_ids(ids, self.num_embeddings)
-
     # ---- codebooks -----------------------------------------------------------------------------------------
 
     @in_full_precision
@@ -435,32 +273,6 @@ class QuantizedEmbedding(CodebookLayer):
         broadcast_from_first(self.quantizer)
         self.store.codebooks_started()
 
-    def set_metric(self, metric: Metric) -> None:
-        """Spend the layer's budget by this metric instead of by the gradients that it gathers.
-
-        Raises:
-            ValueError: a layer without ``budget=``, or a metric of other dimensions.
-        """
-        if self.planner is None:
-            raise ValueError("a metric says how a budget is spent: make the layer with budget=")
-        if metric.embedding_dim != self.embedding_dim:
-            raise ValueError(f"the metric has {metric.embedding_dim} dimensions, the layer {self.embedding_dim}")
-        self.given_metric = metric
-        self.gathers_metric = False
-
-    def _start_by_plan(self, planner: BudgetPlanner) -> None:
-        generator = common_generator(self.raw_weight, self.schedule.passes)
-        fitted = planner.fit(self.raw_weight.detach(), self.given_metric or self.metric(), generator)
-        self.adopt_plan(of_first(fitted))  # shapes and tiers follow from it: all processes must have the same
-
-    @torch.no_grad()
-    def adopt_plan(self, fitted: FittedPlan) -> None:
-        """Take over a plan that was fitted to this layer's rows: its tiers, axes, bits and centroids."""
-        if not isinstance(self.quantizer, MixedQuantizer):
-            raise TypeError("only a layer with budget= takes a plan")
-        self.quantizer.adopt(fitted)
-        self._set_tiers(fitted.plan.tiers, fitted.plan.capacity)
-
     @in_full_precision
     @torch.no_grad()
     def revive(self) -> None:
@@ -480,6 +292,40 @@ class QuantizedEmbedding(CodebookLayer):
                 ids = ids[ids != self.zero_row]
             rows.append(self._read_rows(ids.to(self.raw_weight.device)).float())
         return rows
+
+    # ---- a budget ------------------------------------------------------------------------------------------
+
+    def set_metric(self, metric: Metric) -> None:
+        """Spend the layer's budget by this metric instead of by the gradients that it gathers.
+
+        Raises:
+            ValueError: a layer without ``budget=``, or a metric of other dimensions.
+        """
+        if self.planner is None:
+            raise ValueError("a metric says how a budget is spent: make the layer with budget=")
+        if metric.embedding_dim != self.embedding_dim:
+            raise ValueError(f"the metric has {metric.embedding_dim} dimensions, the layer {self.embedding_dim}")
+        self.given_metric = metric
+        self.gathers_metric = False
+
+    @torch.no_grad()
+    def adopt_plan(self, fitted: FittedPlan) -> None:
+        """Take over a plan that was fitted to this layer's rows: its tiers, axes, bits and centroids."""
+        if not isinstance(self.quantizer, MixedQuantizer):
+            raise TypeError("only a layer with budget= takes a plan")
+        self.quantizer.adopt(fitted)
+        self._set_tiers(fitted.plan.tiers, fitted.plan.capacity)
+
+    def _start_by_plan(self, planner: BudgetPlanner) -> None:
+        generator = common_generator(self.raw_weight, self.schedule.passes)
+        fitted = planner.fit(self.raw_weight.detach(), self.given_metric or self.metric(), generator)
+        self.adopt_plan(of_first(fitted))  # shapes and tiers follow from it: all processes must have the same
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        if self.planner is not None and isinstance(sizes := state_dict.get(f"{prefix}tier_sizes"), Tensor):
+            tiers = Tiers(tuple(sizes.tolist()), state_dict.get(f"{prefix}tier_of"))  # those of the checkpoint's plan
+            self._set_tiers(tiers, self.capacity)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     # ---- freezing ------------------------------------------------------------------------------------------
 
@@ -514,20 +360,9 @@ class QuantizedEmbedding(CodebookLayer):
 
     def _check_rows(self) -> None:
         """Raise ValueError naming the first row that cannot be quantised."""
-        full, largest = self.store.is_full, self.quantizer.largest_value
-        row = first_bad_row(self.raw_weight, largest, self.zero_row if full else None)
-        if row is None:
-            return
-        name = f"row {row} of {'the embedding weight' if full else 'raw_weight'}"
-        if bool(self.raw_weight.detach()[row].isfinite().all()):
-            raise ValueError(
-                f"{name} holds numbers beyond {largest:g}, whose products with keys overflow float32: scale the rows "
-                'down, or use quantizer="vq"'
-            )
-        raise ValueError(
-            f"{name} holds NaN or infinity and cannot be quantised ({self._sizes}): the training diverged; lower the "
-            "learning rate or go back to an earlier checkpoint"
-        )
+        full = self.store.is_full
+        name, ignored = ("the embedding weight", self.zero_row) if full else ("raw_weight", None)
+        check_rows(self.raw_weight, self.quantizer.largest_value, ignored, name, self._sizes)
 
     def codebook_stats(self) -> list[CodebookStats]:
         """Centroids in use and perplexity, per tier; one sweep over the vocabulary.
@@ -544,10 +379,6 @@ class QuantizedEmbedding(CodebookLayer):
         return self.freeze().codebook_stats()
 
     # ---- texts ---------------------------------------------------------------------------------------------
-
-    @property
-    def _sizes(self) -> str:
-        return f"{type(self).__name__} of {self.num_embeddings} x {self.embedding_dim}"
 
     def _warn_of_reentrance(self) -> None:
         if self.max_norm is None and self._step_is_over():  # nothing was counted the first time
