@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.tables import (
@@ -91,3 +93,84 @@ def test_decoded_rows_are_near_and_padding_does_not_weigh():
     lost = (fitted.decoded(padded.rows)[1:] - table.rows).square().sum() / table.rows.square().sum()
     assert lost < 0.05
     assert np.abs(fitted.plan.axes.mean).max() < 1.0
+
+
+# ---- tables that may stay as they are ----------------------------------------------------------------------
+
+
+def staying(n, d=16, seed=0, scale=1.0, lookups=100.0):
+    made = problem(n, d, seed, scale, lookups)
+    return TableProblem(made.rows, made.counts, made.metrics, may_stay=True)
+
+
+def test_a_table_that_no_codes_are_smaller_than_stays_and_the_other_gets_the_rest():
+    """7 x 16 floats are 448 bytes, and the header of a file alone takes more."""
+    for lookups in (100.0, 0.0):
+        for scale in (1e-9, 1e9):
+            small, large = staying(7, scale=scale, lookups=lookups), staying(5000, seed=1, lookups=lookups)
+            assert small.least > 448 == small.least_share
+            for order in ([small, large], [large, small]):
+                shares = dict(zip(order, share_bytes(order, CANDIDATE, 32_000), strict=True))
+                assert shares == {small: 448, large: 32_000 - 448}
+                assert small.stays(448)
+                assert not large.stays(32_000)
+
+
+def test_a_table_stays_where_its_bytes_are_worth_it():
+    """500 x 16 floats are 32,000 of 45,000 bytes; a table of 5,000 x 16 gets no less than a quarter of its 40,909."""
+    large = staying(5000)
+    dear, cheap = staying(500, seed=1, scale=1e12), staying(500, seed=1, scale=1e-12)
+    assert share_bytes([large, dear], CANDIDATE, 45_000) == [13_000, 32_000]
+    assert share_bytes([large, cheap], CANDIDATE, 45_000)[1] < 32_000
+    required = TableProblem(dear.rows, dear.counts, dear.metrics)
+    assert share_bytes([large, required], CANDIDATE, 45_000)[1] < 32_000
+
+
+def test_most_of_all_bytes_leave_the_smaller_table():
+    """Of 320,000 and 64,000 bytes, 345,600: codes of 8 bits take a quarter, so that there is room for one table."""
+    large, small = staying(5000), staying(1000, seed=1)
+    shares = share_bytes([large, small], CANDIDATE, 345_600)
+    assert shares[1] == 64_000
+    assert 80_000 < shares[0] <= 345_600 - 64_000
+    assert not large.stays(shares[0])
+
+
+def test_a_table_of_one_row_stays():
+    one = TableProblem(torch.zeros(1, 1024, dtype=torch.float64), None, may_stay=True)
+    assert one.least < one.rows.nbytes == one.least_share == 8192
+    assert share_bytes([one, staying(5000, lookups=0.0)], CANDIDATE, 40_000) == [8192, 40_000 - 8192]
+
+
+def test_a_table_of_zeros_gets_the_least():
+    """Zeros cost nothing at any size, so that all other bytes go to the other table."""
+    for may_stay in (True, False):
+        zeros = TableProblem(torch.zeros(3000, 16), None, problem().metrics, may_stay=may_stay)
+        for budget in (20_000, 50_000):
+            assert share_bytes([zeros, staying(5000, seed=1)], CANDIDATE, budget) == [zeros.least, budget - zeros.least]
+
+
+def test_a_table_that_only_stays_may_hold_anything():
+    masks = torch.tensor([[0.0], [-torch.inf], [torch.nan]])
+    assert TableProblem(masks, None, may_stay=True).least_share == 12
+    with pytest.raises(ValueError, match="2 rows of weight hold NaN"):
+        TableProblem(masks, None)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 600), st.sampled_from([1, 4, 24]), st.booleans()), min_size=2, max_size=3),
+    st.sampled_from([0, 1, 300, 5_000]),
+)
+@settings(max_examples=20, deadline=None)
+def test_shares_are_within_the_budget_and_none_is_below_its_least(tables, more):
+    problems = [
+        TableProblem(torch.randn(n, d, generator=torch.Generator().manual_seed(n)), torch.arange(n), may_stay=stays)
+        for n, d, stays in tables
+    ]
+    budget = sum(each.least_share for each in problems) + more
+    shares = share_bytes(problems, Candidate(0.5, (0.1, 0.9), "identity"), budget)
+    assert sum(shares) <= budget
+    assert all(each.least_share <= share for each, share in zip(problems, shares, strict=True))
+    budget = sum(each.least for each in problems) + more
+    even = proportional(problems, budget)
+    assert sum(even) <= budget
+    assert all(each.least <= share for each, share in zip(problems, even, strict=True))

@@ -104,3 +104,81 @@ def test_tables_to_be_trained_get_bytes_and_plan_when_the_warm_up_ends():
     assert model.item.quantizing
     assert frozen.config.widths
     assert report.bytes_after <= 0.15 * report.bytes_before
+
+
+# ---- tables that stay as they are ------------------------------------------------------------------------------
+
+
+def trained(*tables, **settings):
+    """The report's reasons, of trained tables {path: (rows, dim)} that share a budget."""
+    made = torch.Generator().manual_seed(0)
+    model = nn.ModuleDict(
+        {path: nn.Embedding(n, d, _weight=torch.randn(n, d, generator=made)) for path, n, d in tables}
+    )
+    report = mgqe.compress_(model, init="from_weight", **settings)
+    return model, {row.path: row for row in report.rows}
+
+
+def test_a_small_table_stays_and_the_other_gets_its_bytes():
+    """10% of 320,448 bytes are 32,044; 7 x 16 floats take 448 of them, and the header of a file would take more."""
+    _, rows = trained(("day", 7, 16), ("item", 5000, 16), budget="10%")
+    assert rows["day"].why == "left: codes and centroids would take no fewer bytes"
+    assert 31_000 < rows["item"].bytes_after <= 32_044 - 448
+
+
+def test_most_of_all_bytes_leave_the_smaller_table():
+    """90% of 384,000 bytes: one of the tables goes in as it is, beside the codes of the other, 8 bits for 32."""
+    _, rows = trained(("large", 5000, 16), ("small", 1000, 16), budget="90%")
+    assert rows["small"].why == "left: the budget has room for it as it is"
+    assert rows["large"].compressed
+    assert 80_000 < rows["large"].bytes_after <= 345_600 - 64_000
+
+
+def test_one_row_stays_whatever_it_holds():
+    model = nn.ModuleDict({"item": nn.Embedding(3000, 16), "mask": nn.Embedding(1, 16), "bias": nn.Embedding(2, 1)})
+    nn.init.constant_(model["mask"].weight, -torch.inf)
+    nn.init.constant_(model["bias"].weight, torch.nan)
+    report = mgqe.compress_(model, budget="10%", init="from_weight")
+    assert [row.compressed for row in report.rows] == [True, False, False]
+    assert {row.why for row in report.rows[1:]} == {"left: codes and centroids would take no fewer bytes"}
+    with pytest.raises(ValueError, match="mask: counts has 2 entries"):
+        trained(("mask", 1, 16), ("item", 3000, 16), counts={"mask": torch.ones(2)}, budget="10%")
+
+
+def test_zeros_are_compressed_to_the_least_and_the_other_table_gets_the_rest():
+    """Zeros need no codes, only a header."""
+    model = nn.ModuleDict({"new": nn.Embedding(3000, 16), "item": nn.Embedding(3000, 16)})
+    nn.init.zeros_(model["new"].weight)
+    report = mgqe.compress_(model, budget="10%", init="from_weight")
+    new, item = report.rows
+    assert new.compressed
+    assert new.bytes_after < 1000
+    assert 34_000 < new.bytes_after + item.bytes_after <= 38_400
+    tables = mgqe.freeze_(model)
+    assert tables["new"].to_dense().abs().max() == 0
+
+
+def test_a_model_is_judged_with_the_tables_that_stay():
+    class WithDays(Scorer):
+        def __init__(self):
+            super().__init__()
+            self.day = nn.Embedding(7, D)
+
+        def forward(self, users, items):
+            return super().forward(users, items) + 0.01 * self.day(items % 7).sum(-1)
+
+    model = WithDays()
+    days = model.day.weight.detach().clone()
+    calibration = mgqe.calibrate(model, batches(), loss, progress=False)
+    report = mgqe.compress_(model, counts={"item": COUNTS}, budget="15%", init="from_weight", calibration=calibration)
+    rows = {row.path: row for row in report.rows}
+    assert report.compressed == ("user", "item")
+    assert rows["day"].why == "left: codes and centroids would take no fewer bytes"
+    assert report.bytes_after <= 0.15 * report.bytes_before
+    assert torch.equal(model.day.weight, days)
+
+
+def test_trained_tables_need_no_even_plans(monkeypatch):
+    monkeypatch.setattr("mgqe.convert.budget.Problem.of", None)
+    _, rows = trained(("day", 7, 16), ("item", 3000, 16), budget="10%")
+    assert rows["item"].compressed

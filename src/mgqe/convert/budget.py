@@ -14,7 +14,7 @@ from mgqe.codec.metric import Metric
 from mgqe.codec.planning import Plan, Problem, budget_bytes
 from mgqe.codec.planning.mixed import FittedPlan
 from mgqe.codec.planning.split import split_budget
-from mgqe.codec.planning.tables import TableProblem, best_plans
+from mgqe.codec.planning.tables import TableProblem, best_plans, candidates, share_bytes
 from mgqe.codec.tiers import Tiers, check_counts
 from mgqe.convert.calibration import Calibration
 from mgqe.convert.decide import Spending, obstacle, zero_padding
@@ -98,6 +98,8 @@ def _divide(
     evidence: Evidence,
 ) -> dict[str, Spending | Plan | str]:
     """One budget for several tables: what each becomes with its share."""
+    if config.plans_on_rows and config.init == "from_weight":
+        return _divide_trained(model, tables, config, counts, evidence)
     sizes = [_weight(table).nbytes for table in tables]
     problems = [_problem(table, counts.get(table.path)) for table in tables]
     ladders = [
@@ -109,47 +111,76 @@ def _divide(
     budget = budget_bytes(config.budget, sum(sizes))
     shares = split_budget(ladders, budget)
     if shares is None:
-        least = sum(ladder[0][0] for ladder in ladders)
-        raise ValueError(
-            f"budget={config.budget!r} is {budget:,} bytes, too few for {len(tables)} tables of {sum(sizes):,}: the "
-            f"least is {least:,} bytes ({100 * least / sum(sizes):.2f}%)"
-        )
+        raise _too_few(config.budget, budget, sizes, sum(ladder[0][0] for ladder in ladders))
     results: dict[str, Spending | Plan | str] = {}
-    chosen = []
     for table, problem, size, share, ladder in zip(tables, problems, sizes, shares, ladders, strict=True):
         if problem is None or share == size:
             results[table.path] = NO_GAIN if len(ladder) == 1 else ROOM
         elif config.plans_on_rows:
             results[table.path] = Spending(share)
-            chosen.append(table)
         else:
             with errors_about(table.path):
                 results[table.path] = problem.plan(share)
-    if config.plans_on_rows and config.init == "from_weight" and all(bool(_weight(t).any()) for t in chosen) and chosen:
-        room = sum(share for table, share in zip(tables, shares, strict=True) if table in chosen)
-        results.update(_fit(model, chosen, room, counts, evidence))
+    return results
+
+
+def _divide_trained(
+    model: nn.Module,
+    tables: Sequence[ModelTable],
+    config: CompressConfig,
+    counts: Mapping[str, Any],
+    evidence: Evidence,
+) -> dict[str, Spending | Plan | str]:
+    """The same for trained tables, which are planned together and fitted."""
+    problems = [_trained_problem(table, counts.get(table.path), evidence) for table in tables]
+    if len(tables) == 1 and not problems[0].compresses:
+        return {tables[0].path: NO_GAIN}
+    sizes = [problem.rows.nbytes for problem in problems]
+    budget = budget_bytes(config.budget, sum(sizes))
+    if (least := sum(problem.least_share for problem in problems)) > budget:
+        raise _too_few(config.budget, budget, sizes, least)
+    shares = share_bytes(problems, candidates(problems)[0], budget)
+    results: dict[str, Spending | Plan | str] = {}
+    chosen = []
+    for number, (table, problem) in enumerate(zip(tables, problems, strict=True)):
+        if problem.stays(shares[number]):
+            results[table.path] = ROOM if problem.compresses else NO_GAIN
+            budget -= sizes[number]
+        else:
+            chosen.append(number)
+    if chosen:
+        tables, problems = [tables[number] for number in chosen], [problems[number] for number in chosen]
+        results.update(_fit(model, tables, problems, budget, [shares[number] for number in chosen], evidence))
     return results
 
 
 def _fit(
-    model: nn.Module, tables: Sequence[ModelTable], budget: int, counts: Mapping[str, Any], evidence: Evidence
+    model: nn.Module,
+    tables: Sequence[ModelTable],
+    problems: Sequence[TableProblem],
+    budget: int,
+    shares: Sequence[int],
+    evidence: Evidence,
 ) -> dict[str, Spending]:
-    """Trained tables, planned together and fitted; judged by the calibration's batches where there are any."""
-    problems = []
-    for table in tables:
-        with errors_about(table.path):
-            problems.append(_table_problem(table, counts.get(table.path), evidence))
+    """Trained tables with their centroids, by the best candidate: judged by the calibration's batches, if there are."""
 
     def judge(fitted: Sequence[FittedPlan]) -> float:
         assert evidence.calibration is not None
         with decoded_rows([_weight(table) for table in tables], fitted):
             return -evidence.calibration.loss(model)
 
-    best = best_plans(problems, budget, judge if evidence.calibration is not None else None)
+    best = best_plans(problems, budget, judge if evidence.calibration is not None else None, shares=shares)
     return {
         table.path: Spending(plan.plan.nbytes, plan, best.candidate)
         for table, plan in zip(tables, best.fitted, strict=True)
     }
+
+
+def _too_few(wanted: object, budget: int, sizes: Sequence[int], least: int) -> ValueError:
+    return ValueError(
+        f"budget={wanted!r} is {budget:,} bytes, too few for {len(sizes)} tables of {sum(sizes):,}: the "
+        f"least is {least:,} bytes ({100 * least / sum(sizes):.2f}%)"
+    )
 
 
 @contextmanager
@@ -165,11 +196,12 @@ def decoded_rows(weights: Sequence[Tensor], fitted: Sequence[FittedPlan]) -> Ite
             weight.data.copy_(rows)
 
 
-def _table_problem(table: ModelTable, counts: Counts | None, evidence: Evidence) -> TableProblem:
+def _trained_problem(table: ModelTable, counts: Counts | None, evidence: Evidence) -> TableProblem:
     weight = _weight(table)
-    known = None if counts is None else check_counts(counts, weight.shape[0])
     padding = table.module.padding_idx if zero_padding(table.module) else None
-    return TableProblem(weight.detach(), known, evidence.metrics(table), padding)  # type: ignore[arg-type]
+    with errors_about(table.path):
+        known = None if counts is None else check_counts(counts, weight.shape[0])
+        return TableProblem(weight.detach(), known, evidence.metrics(table), padding, may_stay=True)  # type: ignore[arg-type]
 
 
 def _problem(table: ModelTable, counts: Counts | None) -> Problem | None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.planning import Plan
-from mgqe.codec.planning.mixed import FittedPlan
+from mgqe.codec.planning.mixed import FittedPlan, least_nbytes
 from mgqe.codec.planning.tables import Candidate
 from mgqe.codec.tiers import Tiers
 from mgqe.convert.find import ModelTable
@@ -87,7 +87,11 @@ def decide(
     if isinstance(plan, str):
         return Decision(plan)
     if isinstance(plan, Spending) and config_of_table is not None and not isinstance(counts, Tiers):
-        config = replace(config_of_table, budget=plan.nbytes)
+        n, d = int(module.num_embeddings), int(module.embedding_dim)  # type: ignore[arg-type]
+        least = least_nbytes(n, d, module.padding_idx)  # type: ignore[arg-type]
+        config = replace(
+            config_of_table, budget=max(plan.nbytes, least)
+        )  # tables of equal rows take less than layers do
         return Decision(plan.why, True, plan.nbytes, config, counts=counts, fitted=plan.fitted)
     if isinstance(plan, Plan) and config_of_table is not None:
         config_of_table, counts = config_of_table.with_plan(plan), None if counts is None else plan.tiers

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mgqe.codec.axes import Axes
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.budget import too_small
 from mgqe.codec.planning.mixed import Choice, FittedPlan, MixedPlan, Sample, fit_plan, least_nbytes, plan_mixed
@@ -58,17 +59,20 @@ class TableProblem:
         rows: (N, d). counts: (N,), how often each id occurs, or None.
         metrics: source -> metric, the best first; the identity need not be among them.
         padding_idx: the id that looks up as zeros, or None.
+        may_stay: whether the table may be left as it is, where its bytes are worth it within a budget for several.
 
-    Raises ValueError for rows other than the padding's that hold NaN or infinity.
+    Raises ValueError for rows other than the padding's that hold NaN or infinity, in a table that may be compressed.
     """
 
     rows: Tensor
     counts: Tensor | None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     padding_idx: int | None = None
+    may_stay: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.rows) == 0 or all(bool(end.isfinite()) for end in self.rows.aminmax()):
+        only_stays = self.may_stay and not self.compresses
+        if only_stays or len(self.rows) == 0 or all(bool(end.isfinite()) for end in self.rows.aminmax()):
             return
         bad = ~self.rows.isfinite().all(1)
         if self.padding_idx is not None:
@@ -94,6 +98,20 @@ class TableProblem:
         """Bytes of its smallest table."""
         return least_nbytes(self.rows.shape[0], self.rows.shape[1], self.padding_idx)
 
+    @property
+    def compresses(self) -> bool:
+        """Whether its smallest table takes fewer bytes than its rows; not where there is one row."""
+        return len(self.rows) > 1 and self.least < self.rows.nbytes
+
+    @property
+    def least_share(self) -> int:
+        """The fewest bytes that it can be given."""
+        return self.rows.nbytes if self.may_stay and not self.compresses else self.least
+
+    def stays(self, nbytes: int) -> bool:
+        """Whether it is left as it is with so many bytes."""
+        return self.may_stay and nbytes >= self.rows.nbytes
+
 
 def candidates(problems: Sequence[TableProblem]) -> list[Candidate]:
     """The candidates for these tables, the default first."""
@@ -106,11 +124,12 @@ def share_bytes(problems: Sequence[TableProblem], candidate: Candidate, budget: 
     """How many bytes each table gets, so that all together lose least in their metrics.
 
     With gradients gathered in the same batches the costs of tables are comparable; otherwise the shares of squares that
-    are lost are added up.
+    are lost are added up. A table that may stay as it is loses nothing for the bytes of its rows.
 
     Raises ValueError for a budget that the smallest tables do not fit.
     """
-    if (least := sum(problem.least for problem in problems)) > budget:
+    leasts = [problem.least_share for problem in problems]
+    if (least := sum(leasts)) > budget:
         raise ValueError(
             f"a budget of {budget:,} bytes is too small for {len(problems)} tables: the least is {least:,} bytes"
         )
@@ -118,28 +137,59 @@ def share_bytes(problems: Sequence[TableProblem], candidate: Candidate, budget: 
         return [budget]
     comparable = all(problem.choice(candidate).metric.lookups > 0 for problem in problems)
     size = sum(problem.rows.numel() for problem in problems)
-    ladders = [_ladder(p, candidate, budget * p.rows.numel() / size, budget, comparable) for p in problems]
+    even = [budget * problem.rows.numel() / size for problem in problems]
+    above = [max(0.0, share / SPREAD - least) for share, least in zip(even, leasts, strict=True)]
+    part = min(1.0, (budget - least) / max(sum(above), 1.0))  # less than 1: ladders start lower, so that all starts fit
+    ladders = []
+    for problem, share, lowest, more in zip(problems, even, leasts, above, strict=True):
+        high = min(float(budget), max(share * SPREAD, 2.0 * lowest))
+        ladders.append(_ladder(problem, candidate, lowest + part * more, high, comparable))
     shares = split_budget(ladders, budget)
-    assert shares is not None  # the first steps are the least
+    assert shares is not None  # the first steps fit
+    left, able = budget - sum(shares), [i for i, ladder in enumerate(ladders) if shares[i] < ladder[-1][0]]
+    together = sum(shares[i] for i in able)
+    for i in able:  # less than a step
+        shares[i] += left * shares[i] // together
     return shares
 
 
-def _ladder(problem: TableProblem, candidate: Candidate, share: float, budget: int, comparable: bool) -> list[Step]:
-    """(bytes, cost) by rising bytes: planned at some budgets, in between log(cost) is taken as linear."""
-    sample, choice = problem.sample(candidate), problem.choice(candidate)
-    low, high = max(problem.least, share / SPREAD), min(float(budget), max(share * SPREAD, 2.0 * problem.least))
+def _ladder(problem: TableProblem, candidate: Candidate, low: float, high: float, comparable: bool) -> list[Step]:
+    """(bytes, cost) by rising bytes: planned at some budgets, in between log(cost) is taken as linear.
+
+    The last step of a table that may stay is the table as it is, unless fewer bytes cost nothing either.
+    """
+    whole = [(problem.rows.nbytes, 0.0)] if problem.may_stay else []
+    if whole and not problem.compresses:
+        return whole
+    high = max(low + 1, min(high, problem.rows.nbytes - 1) if whole else high)
+    scale = problem.choice(candidate).metric.lookups / len(problem.rows)
     steps: list[tuple[float, float]] = []
-    for nbytes in np.geomspace(low, max(high, low + 1), POINTS):
-        plan = plan_mixed(sample, choice, int(nbytes), problem.padding_idx)
-        if plan is not None:
-            scale = choice.metric.lookups / len(problem.rows) if comparable else 1.0
-            steps.append((float(nbytes), max(scale * plan.cost if comparable else plan.loss, 1e-300)))
-    if not steps:
-        return [(int(low), 1.0)]
-    points = np.geomspace(steps[0][0], steps[-1][0], STEPS)
-    nbytes, logs = _lower_hull([b for b, _ in steps], [float(np.log(cost)) for _, cost in steps])
-    costs = np.exp(np.interp(points, nbytes, logs))
-    return [(int(b), float(c)) for b, c in zip(points, costs, strict=True)]
+    for nbytes, plan in _plans_at(problem, candidate, np.geomspace(low, high, POINTS).tolist()):
+        cost = scale * plan.cost if comparable else plan.loss
+        if not steps or cost < steps[-1][1]:
+            steps.append((nbytes, cost))
+            enough = float(max(plan.nbytes, problem.least))
+        elif enough < steps[-1][0]:  # more bytes than the last plan takes are of no use
+            steps[-1] = enough, steps[-1][1]
+    points = np.geomspace(steps[0][0], steps[-1][0], STEPS).clip(steps[0][0], steps[-1][0])  # equal ends round
+    x, logs = _lower_hull([b for b, _ in steps], [float(np.log(max(cost, 1e-300))) for _, cost in steps])
+    costs = np.exp(np.interp(points, x, logs))
+    planned = {int(b): float(c) for b, c in zip(points, costs, strict=True)}
+    return [*planned.items(), *(whole if steps[-1][1] > 0 else [])]
+
+
+def _plans_at(problem: TableProblem, candidate: Candidate, budgets: Sequence[float]) -> list[tuple[float, MixedPlan]]:
+    """(bytes, plan) for rising bytes; with one tier where the candidate's tiers do not fit."""
+    plans: dict[float, MixedPlan] = {}
+    for each in dict.fromkeys((candidate, replace(candidate, fractions=ONE))):
+        if len(plans) < len(budgets):
+            sample, choice = problem.sample(each), problem.choice(each)
+            axes = Axes.of(sample.rows, sample.weights, choice.metric)
+            for nbytes in budgets:
+                plan = None if nbytes in plans else plan_mixed(sample, choice, int(nbytes), problem.padding_idx, axes)
+                if plan is not None:
+                    plans[nbytes] = plan
+    return sorted(plans.items(), key=lambda pair: pair[0])
 
 
 def _lower_hull(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -205,7 +255,8 @@ def proportional(problems: Sequence[TableProblem], budget: int) -> list[int]:
     """Bytes in proportion to the tables' sizes, but for each at least its least."""
     left, size = budget, sum(problem.rows.numel() for problem in problems)
     shares = {}
-    for number, problem in sorted(enumerate(problems), key=lambda pair: pair[1].rows.numel()):
+    by_need = sorted(enumerate(problems), key=lambda pair: -pair[1].least / max(1, pair[1].rows.numel()))
+    for number, problem in by_need:  # those that their part is too small for come first
         shares[number] = max(problem.least, left * problem.rows.numel() // max(1, size))
         left, size = left - shares[number], size - problem.rows.numel()
     return [shares[number] for number in range(len(problems))]
@@ -235,25 +286,27 @@ def best_plans(
     budget: int,
     judge: Judge | None = None,
     on_candidate: OnCandidate = lambda candidate, figure: None,
+    shares: Sequence[int] | None = None,
 ) -> BestPlans:
     """The candidate that the judge likes best, fitted; without a judge the default, its tiers chosen by prediction.
 
     Args:
-        problems: the tables.
+        problems: the tables, all of which are compressed.
         budget: bytes of all files together.
         judge: fitted plans -> a figure, higher is better.
         on_candidate: is told each candidate and its figure.
+        shares: bytes of each table; by default those of :func:`share_bytes` for the default candidate.
 
     Raises:
         ValueError: a budget that nothing fits.
     """
     tried = candidates(problems) if judge is not None else candidates(problems)[:1]
-    by_cost = share_bytes(problems, tried[0], budget)
+    by_cost = share_bytes(problems, tried[0], budget) if shares is None else shares
     best: BestPlans | None = None
 
-    def consider(candidate: Candidate, shares: Sequence[int]) -> None:
+    def consider(candidate: Candidate, by_table: Sequence[int]) -> None:
         nonlocal best
-        fitted = fit_tables(problems, candidate, shares, by_prediction=judge is None)
+        fitted = fit_tables(problems, candidate, by_table, by_prediction=judge is None)
         figure = None if judge is None else judge(fitted)
         on_candidate(candidate, figure)
         if best is None or (figure is not None and best.figure is not None and figure > best.figure):
