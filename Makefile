@@ -19,9 +19,8 @@ PARALLEL := -n auto --dist worksteal
 
 .PHONY: demo test test-all test-lowest test-newest test-torchrec test-third-party lint docs sanitize fuzz kill bench study clean setup
 
-demo: setup  ## train full, small-d and MGQE tables on an embedded data set; table, picture, look-up
-	$(BIN)/mgqe compare --out runs/demo --seeds 1 --jobs 2 --embedding full --embedding full:d=8 \
-		--embedding mgqe:D=32,K=256/64,centroids=int8 --embedding mgqe:D=32,K=64/16,centroids=int8
+demo: setup  ## train full tables, small ones and those of a budget on generated data; table, picture, look-up
+	$(BIN)/mgqe compare --out runs/demo --seeds 1 --jobs 2 --embedding full --embedding full:d=8 --budget 10%
 	$(BIN)/python examples/look_up.py runs/demo
 
 test: lint  ## lint, types and the tests that take seconds

@@ -1,5 +1,6 @@
 """Open a table that `mgqe train` or `mgqe compare` saved, look vectors up, and recommend from them.
 
+mgqe compare --embedding full --budget 10% --seeds 1 --out runs/demo
 python examples/look_up.py runs/demo
 """
 
