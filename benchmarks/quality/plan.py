@@ -1,10 +1,10 @@
-"""Plans from counts against the fixed default at equal bytes: trained full tables, quantised once, judged at once.
+"""Plans from counts against the even default at equal bytes: trained full tables, quantised once, judged at once.
 
-Full tables are trained (or found in --work). The default is MGQEmbedding's, the 10% of ids that are most frequent with
-256 centroids and the others with 64, at D = d / 2 and d / 4 and with float32 and int8 centroids. Each table is then
-planned for with the bytes that the default takes of it, by `mgqe.plan` from counts alone, for several powers of the
-counts (--powers). Error is the share of the squares that is lost; HR@10 are means over k-means starts. The power is to
-be chosen by the validation figures.
+Full tables are trained (or found in --work). The default is MGQEmbedding's even shape: the 10% of ids that are most
+frequent with 256 centroids and the others with 64, at D = d / 2 and d / 4 and with float32 and int8 centroids. Each
+table is then planned for with the bytes that the default takes of it, by `mgqe.plan` from counts alone, for several
+powers of the counts (--powers). Error is the share of the squares that is lost; HR@10 are means over k-means starts.
+The power is to be chosen by the validation figures.
 
     python -m benchmarks.quality.plan --data ml-1m --data-dir DATA
 """

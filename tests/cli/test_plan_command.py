@@ -56,7 +56,7 @@ def test_plan_from_counts(runner: CliRunner) -> None:
     expected = mgqe.plan(1000, 16, "8%", counts=COUNTS)
     shown = runner.invoke(app, command)
     assert shown.exit_code == 0, shown.output
-    for part in (expected.python(), f"{expected.nbytes:,}", "the default, int8", "predicted for Gaussian rows"):
+    for part in (expected.python(), f"{expected.nbytes:,}", "the even default, int8", "predicted for Gaussian rows"):
         assert part in shown.output
     found = json.loads(runner.invoke(app, [*command, "--json"]).output)
     assert found["nbytes"] == expected.nbytes

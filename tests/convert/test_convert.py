@@ -15,13 +15,15 @@ from torch import nn
 import mgqe
 from mgqe import CompactEmbedding, CompactEmbeddingBag, CompressConfig, MGQEmbedding, MGQEmbeddingBag
 
+EVEN = CompressConfig(num_centroids=(256, 64))
+
 
 def test_swaps_in_place_and_says_what_and_why():
     torch.manual_seed(0)
     model = Ranker()
     before = model(*batch())
     state = copy.deepcopy(model.state_dict())
-    report = mgqe.compress_(model, counts={"encoder.item": COUNTS})
+    report = mgqe.compress_(model, EVEN, counts={"encoder.item": COUNTS})
     assert report.compressed == ("user", "encoder.item", "tags")
     assert [type(m) for m in (model.user, model.encoder["item"], model.tags)] == [
         MGQEmbedding,
@@ -88,7 +90,7 @@ def test_centroids_are_cut_to_what_a_tier_can_use():
 
 
 def test_from_weight_starts_at_once():
-    model = ranker(init="from_weight", counts={"user": COUNTS})
+    model = ranker(config=EVEN, init="from_weight", counts={"user": COUNTS})
     assert model.user.quantizing
     error = (model.user.weight - model.user.raw_weight).square().mean() / model.user.raw_weight.var()
     assert error < 0.1
@@ -102,7 +104,7 @@ def test_from_weight_starts_at_once():
 
 
 def test_training_and_freezing():
-    model = ranker(init="from_weight")
+    model = ranker(config=EVEN, init="from_weight")
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     losses = []
     for _ in range(30):
@@ -121,7 +123,7 @@ def test_training_and_freezing():
 def test_one_module_at_two_paths_stays_one():
     model = nn.ModuleDict({"a": nn.Embedding(N, DIM), "wrapped": nn.Sequential()})
     model["wrapped"].append(model["a"])
-    report = mgqe.compress_(model, counts={"wrapped.0": COUNTS})
+    report = mgqe.compress_(model, EVEN, counts={"wrapped.0": COUNTS})
     assert model["a"] is model["wrapped"][0]
     assert model["a"].tiers.num_tiers == 2
     assert report.rows[0].also == ("wrapped.0",)
@@ -258,7 +260,7 @@ def test_hooks_move_to_the_new_layer():
     seen = []
     model = nn.Sequential(nn.Embedding(N, DIM))
     handle = model[0].register_forward_hook(lambda module, args, output: seen.append(type(module)))
-    mgqe.compress_(model)
+    mgqe.compress_(model, EVEN)
     model(torch.arange(3))
     handle.remove()
     model(torch.arange(3))
@@ -306,8 +308,8 @@ def test_existing_optimisers_keep_working():
 
 
 def test_state_dict_and_device_moves_of_a_frozen_model():
-    model, other = ranker(init="from_weight", counts={"user": COUNTS}), ranker(init="from_weight")
-    mgqe.compress_(fresh := Ranker(), counts={"user": COUNTS}, init="from_weight")
+    model, other = (ranker(config=EVEN, init="from_weight", counts=counts) for counts in ({"user": COUNTS}, {}))
+    mgqe.compress_(fresh := Ranker(), EVEN, counts={"user": COUNTS}, init="from_weight")
     for each in (model, other, fresh):
         mgqe.freeze_(each)
     keys = [key for key in model.state_dict() if key.startswith("user")]

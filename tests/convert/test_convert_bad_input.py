@@ -127,7 +127,8 @@ def test_rows_that_are_nan():
     model = Ranker()
     with torch.no_grad():
         model.encoder["item"].weight[17] = torch.nan
-    refused(ValueError, r"encoder\.item: row 17 of the embedding weight holds NaN", model, init="from_weight")
+    even = mgqe.CompressConfig(num_centroids=256)
+    refused(ValueError, r"encoder\.item: row 17 of the embedding weight holds NaN", model, even, init="from_weight")
     mgqe.compress_(model)
     with pytest.raises(ValueError, match=r"encoder\.item: row 17 of the embedding weight holds NaN"):
         mgqe.freeze_(model)

@@ -18,7 +18,7 @@ each_table = pytest.mark.parametrize("subject", [s for s in SUBJECTS if s.freeze
 
 @pytest.fixture(autouse=True)
 def budgets_above_the_full_table(monkeypatch):
-    monkeypatch.setattr("mgqe.nn.quantized.layer_budget", lambda *_: BUDGET)
+    monkeypatch.setattr("mgqe.nn.quantization.budget_bytes", lambda *_: BUDGET)
 
 
 def expected_gradient(rows, ids, offsets, weights, grad, padding_idx=None, include_last_offset=False):

@@ -169,6 +169,6 @@ def test_queries_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="has 8 dimensions, the layer 16"):
         mgqe.DPQEmbedding.from_pretrained(rows, budget="12%", queries=torch.randn(9, 8))
     with pytest.raises(ValueError, match="budget="):
-        mgqe.DPQEmbedding.from_pretrained(rows, queries=torch.randn(9, 16))
+        mgqe.DPQEmbedding.from_pretrained(rows, num_centroids=256, queries=torch.randn(9, 16))
     with pytest.raises(TypeError, match="float"):
         mgqe.DPQEmbedding.from_pretrained(rows, budget="12%", queries=torch.ones(9, 16, dtype=torch.int64))

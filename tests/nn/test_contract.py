@@ -22,7 +22,7 @@ ALL_IDS = torch.arange(ROWS)
 
 @pytest.fixture(autouse=True)
 def budgets_above_the_full_table(monkeypatch):
-    monkeypatch.setattr("mgqe.nn.quantized.layer_budget", lambda *_: BUDGET)
+    monkeypatch.setattr("mgqe.nn.quantization.budget_bytes", lambda *_: BUDGET)
 
 
 @each_subject

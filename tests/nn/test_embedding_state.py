@@ -13,14 +13,19 @@ from mgqe import DPQEmbedding, MGQEmbedding, quantization_loss, start_quantizing
 N, DIM = 200, 16
 COUNTS = torch.arange(N) * 7 % 101
 ALL = torch.arange(N)
-QUANTIZERS = [{}, {"quantizer": "sx", "num_centroids": (16, 8)}, {"padding_idx": 3, "centroid_dtype": "int8"}]
+QUANTIZERS = [
+    {"num_centroids": (16, 64)},
+    {"num_centroids": None},  # planned on its rows
+    {"quantizer": "sx", "num_centroids": (16, 8)},
+    {"padding_idx": 3, "centroid_dtype": "int8"},
+]
 
-each_quantizer = pytest.mark.parametrize("arguments", QUANTIZERS, ids=["vq", "sx", "padding, int8"])
+each_quantizer = pytest.mark.parametrize("arguments", QUANTIZERS, ids=["vq", "default", "sx", "padding, int8"])
 
 
 def trained(steps: int = 5, **arguments) -> MGQEmbedding:
     torch.manual_seed(0)
-    layer = MGQEmbedding(N, DIM, **{"counts": COUNTS, "warmup_steps": 0, **arguments})
+    layer = MGQEmbedding(N, DIM, **{"counts": COUNTS, "num_centroids": (16, 64), "warmup_steps": 0, **arguments})
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     for step in range(steps):
         optimizer.zero_grad()
@@ -68,7 +73,7 @@ def test_checkpoint_holds_plain_tensors_alone():
 )
 def test_a_checkpoint_of_other_tiers_is_refused(tiers, message, strict):
     saved = nn.ModuleDict({"emb": trained()}).state_dict()
-    model = nn.ModuleDict({"emb": MGQEmbedding(N, DIM, **tiers)})
+    model = nn.ModuleDict({"emb": MGQEmbedding(N, DIM, num_centroids=(16, 64), **tiers)})
     before = model["emb"].weight.clone()
     with pytest.raises(RuntimeError, match=message):
         model.load_state_dict(saved, strict=strict)

@@ -38,7 +38,7 @@ class Composed(VQQuantizer):
 
 def make(cls=MGQEmbedding, **arguments):
     torch.manual_seed(0)
-    layer = cls(N, DIM, **{"counts": COUNTS, "warmup_steps": 0, **arguments})
+    layer = cls(N, DIM, **{"counts": COUNTS, "warmup_steps": 0, "num_centroids": (16, 8), **arguments})
     layer.start_quantizing()
     return layer
 

@@ -89,9 +89,9 @@ def test_a_nan_row_names_the_layers_path(call: Callable[[nn.Module], Any]) -> No
 
 
 def test_a_nan_row_names_the_layer_that_is_frozen_alone() -> None:
-    with pytest.raises(ValueError, match=r"row 17 of .* \(MGQEmbedding of 2000 x 8\)"):
+    with pytest.raises(ValueError, match=r"row 17 of .* \(DPQEmbedding of 2000 x 8\)"):
         damaged().item.freeze()
-    with pytest.raises(ValueError, match=r"row 17 of .* \(MGQEmbedding of 2000 x 8\)"):
+    with pytest.raises(ValueError, match=r"row 17 of .* \(DPQEmbedding of 2000 x 8\)"):
         mgqe.start_quantizing(damaged().item)
 
 

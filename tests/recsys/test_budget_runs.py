@@ -15,7 +15,7 @@ from mgqe.files.atomic import read_json
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train import run
 from mgqe.recsys.train.artifacts import load_run
-from mgqe.recsys.train.budget import Spent
+from mgqe.recsys.train.budget import Spent, planned_layers
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.loop import EpochReport
 from mgqe.recsys.train.run import build_tables, train_run
@@ -119,3 +119,35 @@ def test_lengths_of_users_do_not_change_the_order_of_their_items(config: TrainCo
     model.user.weight.data *= scale
     assert data.task.evaluate(model) == before
     assert model.scale_free == ("user",)
+
+
+@pytest.mark.parametrize(
+    ("embedding", "planned"),
+    [
+        ("mgqe", {"user", "item"}),
+        ("dpq", {"user"}),  # 256 centroids for 279 items save nothing: the even shape
+        ("mgqe:item.K=16/64", {"user"}),
+    ],
+)
+def test_tables_without_a_budget_are_planned_with_the_bytes_of_the_even_shape(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedding: str, planned: set[str]
+) -> None:
+    seen: dict[str, str] = {}  # path -> the source of the metric
+    set_metrics = run.set_metrics
+
+    def watched(full, model, task, batch_size):  # type: ignore[no-untyped-def]
+        set_metrics(full, model, task, batch_size)
+        seen.update({path: layer.given_metric.source for path, layer in planned_layers(model, task).items()})
+
+    monkeypatch.setattr(run, "set_metrics", watched)
+    config = replace(config, embedding=embedding)
+    metrics = train_run(config, tmp_path / "out")
+    assert seen == dict.fromkeys(planned, "gradients")
+    assert metrics["cut"] == {}
+    layers = planned_layers(build_tables(config, RunData.load(config)), RunData.load(config).task)
+    for name in ("user", "item"):
+        table = mgqe.load(tmp_path / "out" / f"{name}.mgqe.safetensors")
+        assert bool(table.config.widths) == (name in planned)
+        if name in planned:
+            assert metrics["embedding_bytes_by_table"][name] <= layers[name].planner.nbytes < 256 * table.num_embeddings
+    assert RunData.load(config).task.evaluate(load_run(tmp_path / "out")) == metrics["quality"]

@@ -207,7 +207,8 @@ def test_a_comparison_meets_no_other_run_half_way(
     [
         ("mgqe:D=16,K=64/16", 595, (32, 16), "K=64/16 is cut to 32/16, since its tiers have 60/535 ids"),
         ("mgqe:D=8,K=64/32", 400, (32, 32), "K=64/32 is cut to 32/32, since its tiers have 40/360 ids"),
-        ("mgqe", 400, (32, 64), "K=256/64 is cut to 32/64"),
+        ("mgqe", 400, (2,), ""),  # planned when it is trained; one bit stands for what is not known yet
+        ("mgqe:fractions=0.1/0.9,centroids=int8", 400, (32, 64), "K=256/64 is cut to 32/64"),
         ("mgqe:D=8,K=64/32", 640, (64, 32), ""),
         ("dpq:K=256", 100, (64,), "K=256 is cut to 64, since its tiers have 100 ids"),
         ("pq:item.K=300,K=3", 200, (128,), "K=300 is cut to 128"),

@@ -90,7 +90,7 @@ def frozen(model: nn.Module, *with_counts: str, **settings) -> nn.Module:
     torch.manual_seed(0)
     sizes = {path: model.get_submodule(path).num_embeddings for path in with_counts}
     counts = {path: torch.arange(n) * 7 % (n - 1) + 1 for path, n in sizes.items()}
-    mgqe.compress_(model, mgqe.CompressConfig(**settings), counts=counts)
+    mgqe.compress_(model, mgqe.CompressConfig(**{"num_centroids": (256, 64), **settings}), counts=counts)
     mgqe.freeze_(model)
     return model
 

@@ -34,8 +34,9 @@ commands = typer.Typer()
     "coordinates are kept, how they are joined to subspaces, and how many bits each tier spends on them. --queries is "
     "a sample of what the rows are multiplied with, by which errors are measured. Without --weight it is an even shape "
     "by the counts alone, with as many bits for every subspace: tiers, subspaces, centroids and their type, beside the "
-    "default (the 10% of ids that are most frequent with 256 centroids, the others with 64). Both are shown with their "
-    "exact bytes, and with the line of Python that makes the table.\n\n"
+    "even default (the 10% of ids that are most frequent with 256 centroids, the others with 64), whose bytes a layer "
+    "without a budget spends. Both are shown with their exact bytes, and with the line of Python that makes the "
+    "table.\n\n"
     "[bold]Counts[/bold] say how often each id occurs in training: an .npy file with one number per id; Parquet or "
     "text files with one row per interaction (--column holds the ids) or one per id (--column holds the counts, "
     "with --counted); or the name of a known data set, whose training part is counted (--field user or item). Without "
@@ -188,8 +189,8 @@ def _show_even(chosen: Plan, default: dict[str, Any], as_json: bool) -> None:
     costs = TextTable("", ["", "bytes", "of the table", "lost, weighted"])
     for name, nbytes, loss in (
         ("this plan", chosen.nbytes, chosen.loss),
-        ("the default", default["nbytes"], default["loss"]),
-        ("the default, int8", default["int8"]["nbytes"], default["int8"]["loss"]),
+        ("the even default", default["nbytes"], default["loss"]),
+        ("the even default, int8", default["int8"]["nbytes"], default["int8"]["loss"]),
     ):
         costs.rows.append([name, f"{nbytes:,}", f"{100 * nbytes / chosen.full_nbytes:.2f}%", _per_cent(loss)])
     output.print(costs.terminal())
@@ -197,7 +198,7 @@ def _show_even(chosen: Plan, default: dict[str, Any], as_json: bool) -> None:
 
 
 def _default(problem: Problem, counts: Tensor | None) -> dict[str, Any]:
-    """MGQEmbedding's default (DPQEmbedding's without counts) with its bytes and what it is predicted to lose."""
+    """The even shape of MGQEmbedding's defaults (DPQEmbedding's without counts), its bytes and its predicted loss."""
     space = problem.space
     n, d = space.vocabulary.size, space.embedding_dim
     tiers = Tiers.from_sizes((n,)) if counts is None else Tiers.from_counts(counts)

@@ -20,7 +20,7 @@ from mgqe.convert.calibration import Calibration
 from mgqe.convert.decide import Spending, obstacle, zero_padding
 from mgqe.convert.find import ModelTable
 from mgqe.nn.config import CompressConfig
-from mgqe.nn.quantization import Counts
+from mgqe.nn.quantization import Counts, default_budget
 
 NO_GAIN = "left: codes and centroids would take no fewer bytes"
 ROOM = "left: the budget has room for it as it is"
@@ -64,7 +64,7 @@ def allocate(
     counts: Mapping[str, Counts | Tiers],
     evidence: Evidence,
 ) -> dict[str, Spending | Plan | str]:
-    """What a budget makes of the tables that have one, by path.
+    """What a budget makes of the tables that have one, by path; without any, each table's default is its budget.
 
     Trained tables are planned here, together, and fitted; tables that are to be trained get bytes, which their layers
     spend when the warm-up ends; tables of SX get an even shape. A text says why the budget leaves a table.
@@ -76,7 +76,10 @@ def allocate(
     sharing: list[ModelTable] = []
     for table in tables:
         config_of_table = config.for_table(table.paths)
-        if config_of_table is None or config_of_table.budget is None or obstacle(table) is not None:
+        if config_of_table is None or obstacle(table) is not None:
+            continue
+        if config_of_table.budget is None:
+            results.update(_by_default(model, table, config_of_table, counts, evidence))
             continue
         if isinstance(counts.get(table.path), Tiers):
             with errors_about(table.path):
@@ -88,6 +91,22 @@ def allocate(
     if sharing:
         results.update(_divide(model, sharing, config, counts, evidence))
     return results
+
+
+def _by_default(
+    model: nn.Module, table: ModelTable, config: CompressConfig, counts: Mapping[str, Any], evidence: Evidence
+) -> dict[str, Spending | Plan | str]:
+    """What a table becomes whose layer plans with the bytes of its default shape; nothing where the layer does not."""
+    weight = _weight(table)
+    with errors_about(table.path):
+        sizes = (weight.shape[0], weight.shape[1], table.module.padding_idx)
+        nbytes = default_budget(config, counts.get(table.path), sizes, weight.nbytes)  # type: ignore[arg-type]
+    if nbytes is None:
+        return {}
+    if config.init == "warmup":
+        return {table.path: Spending(nbytes)}
+    problem = _trained_problem(table, counts.get(table.path), evidence)
+    return dict(_fit(model, [table], [problem], nbytes, [nbytes], evidence))
 
 
 def _divide(

@@ -57,6 +57,7 @@ def compress_(
         filter_fn: called with a module and its path; a table for which it returns False is left as it is.
         init: instead of ``config.init``: "warmup" or "from_weight".
         budget: instead of ``config.budget``: "5%" or 0.05 of the tables' bytes, or bytes, for all tables together.
+            Without one, each table whose capacity is left open spends the bytes of its even shape.
         calibration: from :func:`mgqe.calibrate`, for a budget and ``init="from_weight"``: tables are planned by what
             errors in them cost, share the budget by it, and candidates are judged by the model's loss on the
             calibration's batches.
@@ -75,7 +76,7 @@ def compress_(
         >>> model = torch.nn.ModuleDict({"item": torch.nn.Embedding(10_000, 64), "day": torch.nn.Embedding(7, 4)})
         >>> print(mgqe.compress_(model, counts={"item": torch.arange(10_000, 0, -1)}))
         table               rows x dim      bytes   frozen
-        item               10,000 x 64  2,560,000  314,208   12.3%  1,000 ids x 32 of 256; 9,000 ids x 32 of 64
+        item               10,000 x 64  2,560,000  314,208   12.3%  at most, planned on its rows when the warm-up ends
         day                      7 x 4        112      607  542.0%  left: codes and centroids would take no fewer bytes
         1 of 2 compressed               2,560,112  314,320   12.3%
     """

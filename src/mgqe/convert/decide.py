@@ -13,9 +13,9 @@ from mgqe.codec.planning.mixed import FittedPlan, least_nbytes
 from mgqe.codec.planning.tables import Candidate
 from mgqe.codec.tiers import Tiers
 from mgqe.convert.find import ModelTable
-from mgqe.nn.bag import MGQEmbeddingBag
+from mgqe.nn.bag import DPQEmbeddingBag, MGQEmbeddingBag
 from mgqe.nn.config import CompressConfig
-from mgqe.nn.embedding import MGQEmbedding
+from mgqe.nn.embedding import DPQEmbedding, MGQEmbedding
 from mgqe.nn.quantization import Counts, resolve_tiers
 
 _TORCH_ARGUMENTS = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
@@ -48,7 +48,7 @@ class Spending:
     def why(self) -> str:
         """For the report."""
         if self.fitted is None or self.candidate is None:
-            return f"planned on its rows when the warm-up ends, within {self.nbytes:,} bytes"
+            return "at most, planned on its rows when the warm-up ends"
         return f"{self.fitted.plan.capacity.describe()} ({self.candidate.describe()})"
 
 
@@ -87,12 +87,13 @@ def decide(
     if isinstance(plan, str):
         return Decision(plan)
     if isinstance(plan, Spending) and config_of_table is not None and not isinstance(counts, Tiers):
-        n, d = int(module.num_embeddings), int(module.embedding_dim)  # type: ignore[arg-type]
-        least = least_nbytes(n, d, module.padding_idx)  # type: ignore[arg-type]
-        config = replace(
-            config_of_table, budget=max(plan.nbytes, least)
-        )  # tables of equal rows take less than layers do
-        return Decision(plan.why, True, plan.nbytes, config, counts=counts, fitted=plan.fitted)
+        config = config_of_table
+        if config.budget is not None:
+            n, d = int(module.num_embeddings), int(module.embedding_dim)  # type: ignore[arg-type]
+            least = least_nbytes(n, d, module.padding_idx)  # type: ignore[arg-type]
+            config = replace(config, budget=max(plan.nbytes, least))  # tables of equal rows take less than layers do
+        why = plan.why + (" (one tier: no counts)" if counts is None and plan.fitted is None else "")
+        return Decision(why, True, plan.nbytes, config, counts=counts, fitted=plan.fitted)
     if isinstance(plan, Plan) and config_of_table is not None:
         config_of_table, counts = config_of_table.with_plan(plan), None if counts is None else plan.tiers
     # Wrong counts are an error also for a table that is left as it is.
@@ -122,13 +123,13 @@ def make_layer(table: ModelTable, decision: Decision) -> MGQEmbedding | MGQEmbed
     arguments: dict[str, Any] = {name: getattr(module, name) for name in _TORCH_ARGUMENTS}
     if isinstance(module, nn.EmbeddingBag):
         arguments.update(mode=module.mode, include_last_offset=module.include_last_offset)
-    layer_class = MGQEmbeddingBag if isinstance(module, nn.EmbeddingBag) else MGQEmbedding
-    layer = layer_class(
+    one_tier = decision.tiers is None and decision.counts is None
+    if not one_tier:
+        arguments.update(tiers=decision.tiers, counts=decision.counts)
+    layer = _layer_class(isinstance(module, nn.EmbeddingBag), one_tier)(
         int(module.num_embeddings),  # type: ignore[arg-type]
         int(module.embedding_dim),  # type: ignore[arg-type]
         _weight=weight,
-        tiers=_tiers_or_one(decision, int(module.num_embeddings)),  # type: ignore[arg-type]
-        counts=decision.counts,
         config=config if config.init == "warmup" else replace(config, warmup_steps=0),
         **arguments,
     )
@@ -142,11 +143,10 @@ def make_layer(table: ModelTable, decision: Decision) -> MGQEmbedding | MGQEmbed
     return layer.train(module.training)
 
 
-def _tiers_or_one(decision: Decision, num_embeddings: int) -> Tiers | None:
-    """The tiers; one for a budget without counts."""
-    if decision.tiers is None and decision.counts is None:
-        return Tiers.from_sizes([num_embeddings])
-    return decision.tiers
+def _layer_class(is_bag: bool, one_tier: bool) -> type[MGQEmbedding]:
+    if is_bag:
+        return DPQEmbeddingBag if one_tier else MGQEmbeddingBag
+    return DPQEmbedding if one_tier else MGQEmbedding
 
 
 def zero_padding(module: nn.Module) -> bool:

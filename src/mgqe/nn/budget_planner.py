@@ -24,15 +24,22 @@ class BudgetPlanner:
         nbytes: what the frozen table's file may take.
         counts: float64 (N,), how often each id occurs in training; None where it is not known.
         padding_idx: the id that looks up as zeros, or None.
+        is_default: nobody gave the budget; it is what the even default shape takes.
     """
 
     nbytes: int
     counts: Tensor | None
     padding_idx: int | None
+    is_default: bool = False
 
     @classmethod
     def of(
-        cls, nbytes: int, counts: Tensor | Sequence[float] | None, sizes: tuple[int, int], padding_idx: int | None
+        cls,
+        nbytes: int,
+        counts: Tensor | Sequence[float] | None,
+        sizes: tuple[int, int],
+        padding_idx: int | None,
+        is_default: bool = False,
     ) -> BudgetPlanner:
         """For a table of ``sizes`` (N, d).
 
@@ -42,7 +49,7 @@ class BudgetPlanner:
         if nbytes < (least := least_nbytes(num_embeddings, embedding_dim, padding_idx)):
             raise too_small(nbytes, num_embeddings, embedding_dim, least, 4 * num_embeddings * embedding_dim)
         known = None if counts is None else check_counts(counts, num_embeddings).double()
-        return cls(nbytes, known, padding_idx)
+        return cls(nbytes, known, padding_idx, is_default)
 
     @staticmethod
     def before(num_embeddings: int, embedding_dim: int) -> Capacity:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mgqe.checks.inference import as_normal, outside_inference
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.equations import Groups
 from mgqe.codec.kmeans import revive_interval, revive_size
@@ -70,19 +71,19 @@ class CodebookLayer(nn.Module):
         self._set_tiers(tiers, capacity)
         for name, buffer in WarmUp.buffers(device).items():
             self.register_buffer(name, buffer)
-        reach = max(min(tier.ids, revive_size(tier.num_centroids)) for tier in capacity.tiers)
-        self.schedule = WarmUp(self._buffers, warmup_steps, revive_interval(reach))
+        self.schedule = WarmUp(self._buffers, warmup_steps, revive_every(capacity))
         self.losses = PendingLosses()
         self.watcher = StepWatcher()
         for name in GradientMoments.NAMES:
             self.register_buffer(name, None)
         self.moments = GradientMoments(self._buffers, capacity.embedding_dim)
 
+    @outside_inference
     def _set_tiers(self, tiers: Tiers, capacity: Capacity) -> None:
         self.tiers, self.capacity = tiers, capacity
         device = self.tier_sizes.device
         self.tier_sizes = torch.tensor(tiers.sizes, dtype=torch.int64, device=device)
-        self.tier_of = None if tiers.tier_of is None else tiers.tier_of.to(device)
+        self.tier_of = None if tiers.tier_of is None else as_normal(tiers.tier_of).to(device)
 
     # ---- what a layer does when it is due ------------------------------------------------------------------
 
@@ -209,6 +210,11 @@ class CodebookLayer(nn.Module):
 
     def _describe_tiers(self) -> str:
         return ", ".join(tier.describe() for tier in self.capacity.tiers)
+
+
+def revive_every(capacity: Capacity) -> int:
+    """Training passes between two looks for dead centroids in tables of this capacity."""
+    return revive_interval(max(min(tier.ids, revive_size(tier.num_centroids)) for tier in capacity.tiers))
 
 
 def tiers_difference(state_dict: Mapping[str, Any], prefix: str, tiers: Tiers) -> str | None:

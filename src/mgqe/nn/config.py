@@ -23,7 +23,8 @@ class CompressConfig(Quantization):
         budget: what the frozen files of all tables may take together, as a share of the bytes that these tables take
             now ("5%", 0.05), or in bytes. It is divided among the tables so as to lose least (:func:`mgqe.plan`).
             Tables whose rule has a budget of its own, or sets what a budget chooses, are not part of this one; a
-            rule's budget is for each table that the rule matches.
+            rule's budget is for each table that the rule matches. Without any, tables whose capacity is left open are
+            planned one by one, each with the bytes of its even shape.
         rows: "float32" alone: the model's own parameters train.
         init: "warmup": rows train on as they are for ``warmup_steps`` training passes (or until
             ``mgqe.start_quantizing``), for models that are not trained yet. "from_weight": codebooks start at once, by

@@ -22,15 +22,19 @@ if TYPE_CHECKING:
 class MGQEmbedding(QuantizedEmbedding):
     """Multi-granular quantised embedding (Kang et al., WWW'20): nn.Embedding with tiers of unequal capacity.
 
-    Frequent ids choose among more centroids (or have more subspaces) than rare ones. Arguments up to ``dtype``
-    are nn.Embedding's; but ``padding_idx`` always looks up as zeros, whatever its row holds.
+    With a budget, rows are turned and coded with more bits where the model's loss feels their errors, and frequent ids
+    get more of them. So are rows where nothing says how large the table should be; see :class:`mgqe.Quantization`.
+    With a capacity, such as ``num_centroids=(256, 64)``, frequent ids choose among more centroids (or have more
+    subspaces) than rare ones, as in the paper. Arguments up to ``dtype`` are nn.Embedding's; but ``padding_idx``
+    always looks up as zeros, whatever its row holds.
 
     Args:
         num_embeddings: N, rows.
         embedding_dim: d.
         counts: (N,) how often each id occurs in training. Ids are sorted by it, ties by id, and divided into tiers by
-            ``fractions``. Or give ``tiers``.
-        tiers: the partition itself, e.g. ``Tiers.from_fractions(N, (0.1, 0.9))`` for ids in frequency order.
+            ``fractions``, or by the plan. Or give ``tiers``.
+        tiers: the partition itself, e.g. ``Tiers.from_fractions(N, (0.1, 0.9))`` for ids in frequency order. Such a
+            layer has the even shape: 256 centroids for the first tier and 64 for the others, unless others are given.
         config: how the table is quantised; default :class:`mgqe.Quantization`.
         options: attributes of :class:`mgqe.Quantization`, instead of those of ``config``: ``num_subspaces``,
             ``num_centroids``, ``budget`` and so on.
@@ -90,8 +94,8 @@ class MGQEmbedding(QuantizedEmbedding):
         ``freeze()``, starts the codebooks from these rows. Unlike nn.Embedding's, the rows are a copy and stay
         trainable; with ``freeze=True`` they are the given ones and do not train.
 
-        ``queries``: with ``budget=``, floats (n, d), a sample of what the rows are multiplied with, by which the budget
-        is spent: on what inner products feel, instead of on all directions alike.
+        ``queries``: of layers that have a budget, floats (n, d), a sample of what the rows are multiplied with, by
+        which the budget is spent: on what inner products feel, instead of on all directions alike.
         """
         if not isinstance(embeddings, Tensor):
             raise TypeError(
@@ -115,7 +119,7 @@ class DPQEmbedding(MGQEmbedding):
     """Differentiable product quantisation (Chen et al., ICML'20): one tier, the same capacity for every id.
 
     Arguments are :class:`MGQEmbedding`'s, without those that say how tiers differ: ``counts``, ``tiers``,
-    ``fractions``, ``capacity`` and ``share_codebook``. ``num_centroids`` defaults to 256.
+    ``fractions``, ``capacity`` and ``share_codebook``. If only ``num_subspaces`` is given, ``num_centroids`` is 256.
 
     Example:
         >>> import torch, mgqe

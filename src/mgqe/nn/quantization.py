@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from mgqe.checks.names import did_you_mean
 from mgqe.checks.scalars import as_float, as_floats, as_int, as_ints, is_sequence, optional_int
 from mgqe.codec.capacity import CAPACITIES, MIN_CENTROIDS, Capacity, resolve_capacity
-from mgqe.codec.layout import CENTROID_DTYPES
+from mgqe.codec.layout import CENTROID_DTYPES, frozen_nbytes
 from mgqe.codec.planning import Plan, Problem, budget_bytes
 from mgqe.codec.planning.budget import plain_budget
+from mgqe.codec.planning.mixed import least_nbytes
 from mgqe.codec.tiers import Tiers
 from mgqe.nn.rows.config import Rows, resolve_rows
 
@@ -52,6 +53,10 @@ class Quantization:
     The layers take a configuration as ``config=``. They take its attributes as keywords, too, which replace those of
     the configuration.
 
+    A layer with neither a budget nor another value than the default of what a budget chooses is planned all the same:
+    its budget is the bytes that the even shape of the defaults would take. It keeps the even shape where tiers are
+    given, with "sx", where rows are not all in memory, and in tables so small that the even shape saves nothing.
+
     Attributes:
         num_subspaces: D, or one number per tier with ``capacity="subspaces"`` or "both". Default d / 2.
         num_centroids: K, or one number per tier; 2 to 65,536. Default 256 for the first tier, 64 for the others.
@@ -66,7 +71,8 @@ class Quantization:
         commitment: beta, the weight of ||q - sg(c)||^2 in the loss.
         budget: how many bytes the frozen table's file may take: "5%" or 0.05 of the full table, or a number of bytes.
             It chooses the tiers (from counts), D, K, their codebooks and ``centroid_dtype`` (:func:`mgqe.plan`), so
-            that the attributes for these must be left at their defaults.
+            that the attributes for these must be left at their defaults. Default: the bytes of the even shape, see
+            above.
         warmup_steps: training passes with unquantised rows before the codebooks start; a training pass is a forward
             pass in training mode. ``mgqe.start_quantizing(model)`` ends the warm-up early.
         rows: how rows are kept while they train: "float32" (or the layer's ``dtype``), "bfloat16", "cached" (codes for
@@ -165,6 +171,12 @@ class Quantization:
         """Whether a budget is spent on the rows as they are when the warm-up ends: with VQ, and all rows in memory."""
         return self.quantizer == "vq" and self.rows in ("float32", "bfloat16")
 
+    @property
+    def leaves_capacity_open(self) -> bool:
+        """Whether there is neither a budget nor any of what one chooses, so that all of it is planned on the rows."""
+        defaults = all(getattr(self, name) == default for name, default in CHOSEN_BY_BUDGET.items())
+        return self.budget is None and self.plans_on_rows and defaults
+
     def with_plan(self, plan: Plan) -> Self:
         """This configuration with what a budget has chosen."""
         return replace(self, budget=None, **plan.settings())
@@ -237,11 +249,38 @@ def tiers_or_counts(
 
 
 def layer_budget(
-    config: Quantization, num_embeddings: int, embedding_dim: int, weight: Tensor | None, dtype: torch.dtype | None
-) -> int:
-    """The bytes that a layer's budget stands for."""
+    config: Quantization,
+    source: Tiers | Counts | None,
+    sizes: tuple[int, int, int | None],
+    weight: Tensor | None,
+    dtype: torch.dtype | None,
+) -> int | None:
+    """The bytes that a layer of ``sizes`` (N, d, padding_idx) is planned with; None where ``config`` says its shape.
+
+    ``source``: see :func:`tiers_or_counts`.
+    """
     itemsize = (weight.dtype if weight is not None else dtype or torch.get_default_dtype()).itemsize
-    return budget_bytes(config.budget, num_embeddings * embedding_dim * itemsize)
+    full_nbytes = sizes[0] * sizes[1] * itemsize
+    if config.budget is not None:
+        return budget_bytes(config.budget, full_nbytes)
+    return default_budget(config, source, sizes, full_nbytes)
+
+
+def default_budget(
+    config: Quantization, source: Tiers | Counts | None, sizes: tuple[int, int, int | None], full_nbytes: int
+) -> int | None:
+    """The bytes that a layer plans with where nothing says how large it should be: what the even shape would take.
+
+    The even shape is that of the attributes' defaults. None where the layer keeps it or another shape: some capacity
+    is given, tiers are given, rows are not planned on, or the table is so small that codes save nothing.
+    """
+    if not config.leaves_capacity_open or isinstance(source, Tiers):
+        return None
+    num_embeddings, embedding_dim, padding_idx = sizes
+    tiers = resolve_tiers(num_embeddings, source, config.fractions)
+    capacity = config.capacity_of(embedding_dim, tiers)
+    nbytes = frozen_nbytes(tiers, capacity, padding_idx, config.centroid_dtype)
+    return nbytes if least_nbytes(*sizes) <= nbytes < full_nbytes else None
 
 
 def plan_layer(

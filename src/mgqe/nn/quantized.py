@@ -16,15 +16,18 @@ from torch import Tensor, nn
 from mgqe.checks.ids import check_sizes
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_float, optional_float
+from mgqe.codec.capacity import Capacity
 from mgqe.codec.kmeans import KMEANS, KMeans, revive_size, sample_size
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.mixed import FittedPlan
 from mgqe.codec.stats import CodebookStats
 from mgqe.codec.tiers import Tiers
 from mgqe.nn.budget_planner import BudgetPlanner
+from mgqe.nn.codebook_layer import revive_every
 from mgqe.nn.context.ddp import broadcast_from_first, common_generator, data_parallel, of_first, recomputing
 from mgqe.nn.context.decorators import in_full_precision, outside_graphs
 from mgqe.nn.context.hints import OptimizerHints, leave_hints
+from mgqe.nn.even_checkpoints import default_capacity, even_codebooks, even_quantizer, refusal
 from mgqe.nn.freezing import frozen_table
 from mgqe.nn.quantization import (
     Counts,
@@ -89,10 +92,10 @@ class QuantizedEmbedding(RowLayer):
         config = merge_options(type(self), self.one_tier, config, options)
         source = tiers_or_counts(type(self), self.one_tier, config, counts, tiers)
         planner = None
-        if config.budget is not None:
-            nbytes = layer_budget(config, *sizes[:2], _weight, dtype)
+        if (nbytes := layer_budget(config, source, sizes, _weight, dtype)) is not None:
             if config.plans_on_rows:
-                planner, source = BudgetPlanner.of(nbytes, counts, sizes[:2], sizes[2]), None
+                planner = BudgetPlanner.of(nbytes, counts, sizes[:2], sizes[2], config.leaves_capacity_open)
+                source = None
             else:
                 plan = plan_layer(config, counts, *sizes, _weight, dtype)
                 config, source = config.with_plan(plan), plan.tiers
@@ -299,7 +302,7 @@ class QuantizedEmbedding(RowLayer):
         """Spend the layer's budget by this metric instead of by the gradients that it gathers.
 
         Raises:
-            ValueError: a layer without ``budget=``, or a metric of other dimensions.
+            ValueError: a layer that is not planned on its rows, or a metric of other dimensions.
         """
         if self.planner is None:
             raise ValueError("a metric says how a budget is spent: make the layer with budget=")
@@ -313,17 +316,33 @@ class QuantizedEmbedding(RowLayer):
         """Take over a plan that was fitted to this layer's rows: its tiers, axes, bits and centroids."""
         if not isinstance(self.quantizer, MixedQuantizer):
             raise TypeError("only a layer with budget= takes a plan")
-        self.quantizer.adopt(fitted)
+        with torch.device("cpu"):
+            self.quantizer.adopt(fitted)
         self._set_tiers(fitted.plan.tiers, fitted.plan.capacity)
+
+    def _become_even(self, capacity: Capacity) -> None:
+        """Take the even shape of a checkpoint, from when layers without capacity arguments had one."""
+        assert isinstance(self.quantizer, MixedQuantizer)
+        self.quantizer = even_quantizer(self.quantizer, capacity)
+        self.planner, self.capacity, self.centroid_dtype = None, capacity, self.quantizer.centroid_dtype
+        self.gathers_metric = False
+        self.schedule.revive_every = revive_every(capacity)
 
     def _start_by_plan(self, planner: BudgetPlanner) -> None:
         generator = common_generator(self.raw_weight, self.schedule.passes)
-        fitted = planner.fit(self.raw_weight.detach(), self.given_metric or self.metric(), generator)
+        with torch.device("cpu"):  # whatever the default device
+            fitted = planner.fit(self.raw_weight.detach(), self.given_metric or self.metric(), generator)
         self.adopt_plan(of_first(fitted))  # shapes and tiers follow from it: all processes must have the same
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         if self.planner is not None and isinstance(sizes := state_dict.get(f"{prefix}tier_sizes"), Tensor):
             tiers = Tiers(tuple(sizes.tolist()), state_dict.get(f"{prefix}tier_of"))  # those of the checkpoint's plan
+            if shapes := even_codebooks(state_dict, prefix):
+                capacity = default_capacity(self.embedding_dim, tiers)
+                if not self.planner.is_default or shapes != list(capacity.codebook_shapes):
+                    rest[-1].append(refusal(shapes, prefix))  # error_msgs
+                    return
+                self._become_even(capacity)
             self._set_tiers(tiers, self.capacity)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 

@@ -196,8 +196,9 @@ class TableBuffers:
         if self.is_mixed:
             if book.dtype != torch.int8:
                 return book.float()
-            sizes = torch.tensor([w * k for w, k in zip(self.widths, self.codebook_sizes(codebook), strict=True)])
-            return book.float() * torch.repeat_interleave(self.scales[codebook], sizes.to(book.device))
+            lengths = [w * k for w, k in zip(self.widths, self.codebook_sizes(codebook), strict=True)]
+            sizes = torch.tensor(lengths, device=book.device)
+            return book.float() * torch.repeat_interleave(self.scales[codebook], sizes)
         return book.float() * self.scales[codebook][:, None, None] if book.dtype == torch.int8 else book.float()
 
     def check(self) -> None:

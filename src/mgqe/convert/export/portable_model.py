@@ -30,7 +30,7 @@ def portable(model: nn.Module) -> nn.Module:
 
     Example:
         >>> import torch, mgqe
-        >>> model = torch.nn.Sequential(mgqe.DPQEmbedding(1000, 16), torch.nn.Linear(16, 1))
+        >>> model = torch.nn.Sequential(mgqe.DPQEmbedding(1000, 16, num_centroids=256), torch.nn.Linear(16, 1))
         >>> tables = mgqe.freeze_(model)
         >>> ids = torch.tensor([3, 17, 999])
         >>> program = torch.export.export(mgqe.portable(model), (ids,))

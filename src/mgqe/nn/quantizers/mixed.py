@@ -229,8 +229,8 @@ class MixedQuantizer(Quantizer):
                     able = [g for g in readers if dead < 1 << self.capacity.tiers[g].code_bits[j]]
                     if not able:
                         continue
-                    near = z[able[int(torch.randint(len(able), (1,), generator=generator))]]
-                    row = near[int(torch.randint(len(near), (1,), generator=generator))]
+                    near = z[able[int(torch.randint(len(able), (1,), generator=generator, device="cpu"))]]
+                    row = near[int(torch.randint(len(near), (1,), generator=generator, device="cpu"))]
                     columns = slice(piece.coordinate, piece.coordinate + piece.width)
                     at = start + piece.entry + dead * piece.width
                     self.codebooks[0][at : at + piece.width] = row[columns] / self.units[columns]

@@ -25,7 +25,7 @@ from mgqe.codec.planning.budget import budget_bytes
 from mgqe.codec.planning.mixed import least_nbytes
 from mgqe.codec.tiers import Tiers
 from mgqe.nn.embedding import DPQEmbedding, MGQEmbedding
-from mgqe.nn.quantization import BETWEEN_TIERS, CHOSEN_BY_BUDGET, Quantization, QuantizationOptions
+from mgqe.nn.quantization import BETWEEN_TIERS, CHOSEN_BY_BUDGET, Quantization, QuantizationOptions, default_budget
 
 Value = int | float | bool | str | tuple[int | float, ...]
 NEVER = 2**62  # warm-up steps of a layer whose warm-up the training loop ends
@@ -187,13 +187,15 @@ class Spec:
 def cut_to_tiers(spec: Spec, table: str, num_embeddings: int, embedding_dim: int, counts: Tensor) -> tuple[Spec, str]:
     """(`spec` with no more centroids than the table's tiers have ids, as in compress_; a note of what was cut).
 
-    The note is empty if nothing is cut. A description that is invalid for every table is returned unchanged; `build`
-    raises the error.
+    The note is empty if nothing is cut, as where the table is planned on its rows. A description that is invalid for
+    every table is returned unchanged; `build` raises the error.
     """
     keywords = spec.keywords(table)
     if "num_centroids" not in _keywords_of(spec.method) or "budget" in keywords:
         return spec, ""
     try:
+        if _plans_by_default(spec, table, num_embeddings, embedding_dim, counts):
+            return spec, ""
         tiers = Tiers.from_sizes((num_embeddings,))
         if "fractions" in _keywords_of(spec.method):
             fractions: Any = keywords.get("fractions", Quantization.fractions)
@@ -213,6 +215,16 @@ def cut_to_tiers(spec: Spec, table: str, num_embeddings: int, embedding_dim: int
     if "num_centroids" not in spec.keywords(table):  # the class cuts its default itself
         return spec, note
     return spec.with_option(table, "num_centroids", cut if len(cut) > 1 else cut[0]), note
+
+
+def _plans_by_default(spec: Spec, table: str, num_embeddings: int, embedding_dim: int, counts: Tensor) -> bool:
+    """Whether the layer of a description without a budget plans on its rows all the same."""
+    cls = spec.method.layer
+    if not issubclass(cls, MGQEmbedding):
+        return False
+    config = Quantization(**spec.keywords(table))  # type: ignore[arg-type]
+    sizes, full_nbytes = (num_embeddings, embedding_dim, None), 4 * num_embeddings * embedding_dim
+    return default_budget(config, None if cls.one_tier else counts, sizes, full_nbytes) is not None
 
 
 def _default_centroids(tiers: Tiers, capacity: str) -> tuple[int, ...]:

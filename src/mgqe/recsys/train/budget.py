@@ -24,7 +24,7 @@ FULL_HEADER = 512  # bytes of a full table's file beside its rows, at most
 
 
 def planned_layers(model: nn.Module, task: Task) -> dict[str, QuantizedEmbedding]:
-    """Path -> layer, of the tables that have a budget."""
+    """Path -> layer, of the tables that are planned on their rows."""
     modules = {path: model.get_submodule(path) for path in task.tables}
     return {
         path: module
@@ -95,6 +95,13 @@ def spend_budget(
             layer.raw_weight.data.copy_(rows[path])
         layer.adopt_plan(plan)
     return Spent(_figure(best), words)
+
+
+def set_metrics(full: Any, model: nn.Module, task: Task, batch_size: int) -> None:
+    """Let every layer of `model` that has bytes of its own plan by what errors cost in the trained model `full`."""
+    metrics = _calibrated(full, task, batch_size)
+    for path, layer in planned_layers(model, task).items():
+        layer.set_metric(metrics[path])
 
 
 def _plans(

@@ -34,7 +34,7 @@ from mgqe.recsys.tasks.base import TableInfo
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.tasks.sequential import SequentialTask
 from mgqe.recsys.train.artifacts import CONFIG, MODEL, TABLE, bytes_by_part, codebook_stats, load_run, ship
-from mgqe.recsys.train.budget import budget_for, check_budget, planned_layers, spend_budget
+from mgqe.recsys.train.budget import budget_for, check_budget, planned_layers, set_metrics, spend_budget
 from mgqe.recsys.train.checkpoint import LAST, load_state
 from mgqe.recsys.train.config import TrainConfig, warm_up_key
 from mgqe.recsys.train.loop import OnEpoch, PhaseResult, carry_optimizer, make_optimizer, optimizer_names, run_phase
@@ -302,6 +302,8 @@ def _quantised(
         if budget is not None and layers:
             nbytes = budget_for(start.full, layers, data.task, budget)
             start = _planned(start, nbytes, data, warm_ups, out, on_epoch)
+        elif layers:
+            set_metrics(start.full, start.model, data.task, config.batch_size)
         start_quantizing(start.model)
     config = start.config.with_third_phase(bool(planned_layers(start.model, data.task)))
     phase, task = config.phase("quantised", data.task.selects_by), data.task
