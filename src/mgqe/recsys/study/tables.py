@@ -92,9 +92,9 @@ def against_others(study: StudyResults, method: str = OURS, near: str = "DPQ") -
     for pair in study.pairs():
         for budget in study.budgets(pair):
             ours, theirs = study.cell(pair, method, budget), study.cell(pair, near, budget)
-            if ours is None:
-                continue
             rival = study.rival(pair, method, budget, besides=(near,))
+            if ours is None or (theirs is None and rival is None):
+                continue
             for name in ours.group.leading:
                 table.rows.append(
                     [
