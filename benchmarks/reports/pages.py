@@ -169,10 +169,62 @@ def fill_page(path: Path, parts: dict[str, str]) -> None:
     fill(path, parts)
 
 
+ABLATED = {"gmf-ml-1m": "GMF, ml-1m", "sasrec-games": "SASRec, Amazon Games", "wide-deep-frappe": "W&D, Frappe"}
+ARMS = {  # as benchmarks/quality/ablation.py calls them -> as the page does
+    "even": "equal bits, own coordinates (PQ)",
+    "bits": "unequal bits, own coordinates",
+    "rotation": "equal bits, rotated (OPQ)",
+    "rotation, bits": "unequal bits, rotated",
+    "gradients": "+ metric of the gradients",
+    "queries": "+ metric of the queries instead",
+    "tiers": "+ gradients, and tiers by prediction",
+    "additive": "gradients, additive codes",
+    "budget": "all chosen by validation",
+    "trained": "+ trained through the codes",
+}
+
+
+def ablation(budget: str) -> str:
+    """Means over seeds, less the full table with the same seed: sampled HR@10 in points / NDCG@10 in per cent; AUC."""
+    results = read("ablation")
+    if results is None:
+        return ""
+    figures: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
+    for r in results["records"]:
+        if r["budget"] in (budget, "100%"):
+            figures.setdefault((r["pair"], r["arm"]), {})[r["seed"]] = r["figures"]
+
+    def cell(pair: str, arm: str) -> str:
+        of_arm, full = figures.get((pair, arm), {}), figures.get((pair, "full"), {})
+        seeds = sorted(set(of_arm) & set(full))
+        if not seeds:
+            return ""
+
+        def mean(name: str, relative: bool) -> float:
+            lost = [of_arm[s][name] - full[s][name] for s in seeds]
+            return statistics.mean(
+                100 * e / (full[s][name] if relative else 1) for e, s in zip(lost, seeds, strict=True)
+            )
+
+        if "auc" in of_arm[seeds[0]]:
+            return f"{mean('auc', False):+.2f}"
+        return f"{mean('hr@10', False):+.2f} / {mean('full_ndcg@10', True):+.1f}%"
+
+    rows = [[title, *(cell(pair, arm) for pair in ABLATED)] for arm, title in ARMS.items()]
+    return markdown([f"{budget} of the bytes, less full", *ABLATED.values()], rows)
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     parts = {f"recipes-{data}": recipes(data) for data in TITLES}
-    parts |= {"plan-prediction": plan_prediction(), "speed": speed(), "topk": topk(), "serve": serve()}
+    parts |= {
+        "plan-prediction": plan_prediction(),
+        "ablation-5": ablation("5%"),
+        "ablation-2": ablation("2%"),
+        "speed": speed(),
+        "topk": topk(),
+        "serve": serve(),
+    }
     for page in ("method", "speed", "serving"):
         fill_page(ROOT / "docs" / f"{page}.md", parts)
 
