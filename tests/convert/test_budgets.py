@@ -72,6 +72,14 @@ def test_the_report_names_what_was_chosen_and_files_take_no_more():
     assert all(torch.equal(a, model(u, i)) for a, (u, i, _) in zip(before, batches(2), strict=True))
 
 
+def test_the_report_says_what_each_table_was_planned_by():
+    _, report = compressed(lambda model: {"queries": {"item": model.user.weight * model.weights}})
+    user, item = (next(row.why for row in report.rows if row.path == path) for path in ("user", "item"))
+    assert "(identity, one tier" in user  # it has neither counts nor queries
+    assert "(queries, " in item
+    assert ("one tier" in item) == ("; " not in item)  # tiers are listed, divided by semicolons
+
+
 def test_the_model_is_as_it_was_while_candidates_are_judged():
     model = Scorer()
     rows = model.item.weight.detach().clone()

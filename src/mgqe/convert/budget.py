@@ -189,10 +189,7 @@ def _fit(
             return -evidence.calibration.loss(model)
 
     best = best_plans(problems, budget, judge if evidence.calibration is not None else None, shares=shares)
-    return {
-        table.path: Spending(plan.plan.nbytes, plan, best.candidate)
-        for table, plan in zip(tables, best.fitted, strict=True)
-    }
+    return {table.path: Spending(plan.plan.nbytes, plan) for table, plan in zip(tables, best.fitted, strict=True)}
 
 
 def _too_few(wanted: object, budget: int, sizes: Sequence[int], least: int) -> ValueError:

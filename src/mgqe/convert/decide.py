@@ -37,19 +37,19 @@ class Spending:
     Attributes:
         nbytes: of its frozen file, at most.
         fitted: the plan and its centroids, of a trained table; None: the layer plans when its warm-up ends.
-        candidate: what the plan was made by.
     """
 
     nbytes: int
     fitted: FittedPlan | None = None
-    candidate: Candidate | None = None
 
     @property
     def why(self) -> str:
         """For the report."""
-        if self.fitted is None or self.candidate is None:
+        if self.fitted is None:
             return "at most, planned on its rows when the warm-up ends"
-        return f"{self.fitted.plan.capacity.describe()} ({self.candidate.describe()})"
+        choice = self.fitted.plan.choice  # the candidate's, but for what this table has no tiers or metric for
+        candidate = Candidate(choice.counts_power, choice.fractions, choice.metric.source)
+        return f"{self.fitted.plan.capacity.describe()} ({candidate.describe()})"
 
 
 @dataclass(frozen=True)
