@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
@@ -40,7 +40,7 @@ from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.mixed import Choice, FittedPlan, MixedPlan, fit_plan, plan_mixed, spectrum_of
 from mgqe.codec.planning.tables import SHAPES, Candidate, TableProblem, fit_table, proportional
-from mgqe.convert.budget import decoded_rows
+from mgqe.convert.budget import decoded, rows_in_place
 from mgqe.convert.calibration import calibrate
 from mgqe.files.atomic import write_json
 from mgqe.recsys.tasks.registry import RunData
@@ -95,20 +95,11 @@ class Trained:
             return {}
         return {path: Metric.of_queries(each) for path, each in rows.items()}
 
-    def figures(self, tables: list[Any] | None = None) -> dict[str, float]:
-        """The task's figures with other rows: plans, or rows."""
-        plans = [p if hasattr(p, "decoded") else _Rows(p) for p in tables or [p.rows for p in self.problems]]
-        with decoded_rows(self.weights, plans):
+    def figures(self, tables: Iterable[Tensor] | None = None) -> dict[str, float]:
+        """The task's figures with other rows, or with those that were trained."""
+        with rows_in_place(self.weights, tables or [problem.rows for problem in self.problems]):
             result: dict[str, float] = self.task.evaluate(self.model)
         return result
-
-
-class _Rows:
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
-
-    def decoded(self, _: Tensor) -> Tensor:
-        return self.rows
 
 
 def own_axes(rows: np.ndarray, weights: np.ndarray) -> Axes:
@@ -206,10 +197,11 @@ def results(trained: Trained, budget: str, done: set[str], work: Path) -> Iterat
         coded = [code(problem, nbytes) for problem, nbytes in zip(trained.problems, shares, strict=True)]
         if arm == "additive":
             nbytes = sum(about["nbytes"] for _, about in coded)
-            coded = [rows for rows, _ in coded]
+            tables = iter([rows for rows, _ in coded])
         else:
             nbytes = sum(fitted.plan.nbytes for fitted in coded)
-        yield arm, nbytes + outside, trained.figures(coded)
+            tables = decoded(trained.problems, coded)
+        yield arm, nbytes + outside, trained.figures(tables)
     for arm, epochs in (("budget", 0), ("trained", trained.config.quantised_epochs)):
         if arm not in done:
             config = replace(trained.config, embedding=f"mgqe:budget={budget}", quantised_epochs=epochs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -185,7 +185,7 @@ def _fit(
 
     def judge(fitted: Sequence[FittedPlan]) -> float:
         assert evidence.calibration is not None
-        with decoded_rows([_weight(table) for table in tables], fitted):
+        with rows_in_place([_weight(table) for table in tables], decoded(problems, fitted)):
             return -evidence.calibration.loss(model)
 
     best = best_plans(problems, budget, judge if evidence.calibration is not None else None, shares=shares)
@@ -200,16 +200,21 @@ def _too_few(wanted: object, budget: int, sizes: Sequence[int], least: int) -> V
 
 
 @contextmanager
-def decoded_rows(weights: Sequence[Tensor], fitted: Sequence[FittedPlan]) -> Iterator[None]:
-    """Within: the weights of trained tables hold what look-ups of their plans would return. Afterwards: as before."""
+def rows_in_place(weights: Sequence[Tensor], rows: Iterable[Tensor]) -> Iterator[None]:
+    """Within: the weights of trained tables hold these rows. Afterwards: as before."""
     before = [weight.detach().clone() for weight in weights]
     try:
-        for weight, rows, plan in zip(weights, before, fitted, strict=True):
-            weight.data.copy_(plan.decoded(rows))
+        for weight, of_table in zip(weights, rows, strict=True):
+            weight.data.copy_(of_table)
         yield
     finally:
-        for weight, rows in zip(weights, before, strict=True):
-            weight.data.copy_(rows)
+        for weight, of_table in zip(weights, before, strict=True):
+            weight.data.copy_(of_table)
+
+
+def decoded(problems: Sequence[TableProblem], fitted: Sequence[FittedPlan]) -> Iterator[Tensor]:
+    """What look-ups of each table's plan would return, one table at a time."""
+    return (plan.decoded(problem.rows) for problem, plan in zip(problems, fitted, strict=True))
 
 
 def _trained_problem(table: ModelTable, counts: Counts | None, evidence: Evidence) -> TableProblem:

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.budget import budget_bytes
 from mgqe.codec.planning.mixed import FittedPlan, least_nbytes
-from mgqe.codec.planning.tables import BestPlans, OnCandidate, TableProblem, best_plans
-from mgqe.convert.budget import decoded_rows
+from mgqe.codec.planning.tables import BestPlans, TableProblem, best_plans
+from mgqe.convert.budget import decoded, rows_in_place
 from mgqe.convert.calibration import calibrate
 from mgqe.nn.quantized import QuantizedEmbedding
 from mgqe.recsys.tasks.base import Task
@@ -63,14 +62,7 @@ class Spent:
     candidate: str
 
 
-def spend_budget(
-    full: Any,
-    model: nn.Module,
-    task: Task,
-    budget: int,
-    batch_size: int,
-    on_candidate: OnCandidate = lambda candidate, figure: None,
-) -> Spent:
+def spend_budget(full: Any, model: nn.Module, task: Task, budget: int, batch_size: int) -> Spent:
     """Plan the layers of `model` that have a budget, on the rows of the trained model `full`, and fill them.
 
     Rows whose length is of no matter for the order of a user's items are tried with their own and with equal ones.
@@ -78,18 +70,18 @@ def spend_budget(
     budget: bytes of the files of all these layers.
     """
     layers = planned_layers(model, task)
-    best, rows = _plans(full, layers, task, budget, batch_size, on_candidate), {}
+    metrics, rows = _calibrated(full, task, batch_size), {}
+    best = _plans(full, layers, task, budget, metrics)
     words = best.candidate.describe()
     free = [path for path in getattr(full, "scale_free", ()) if path in layers]
     if free:
-        before = {path: full.get_submodule(path).weight.detach().clone() for path in free}
-        metrics = _calibrated(full, task, batch_size)
-        equal = {path: metrics[path].equal_costs(weight) for path, weight in before.items()}
-        _set_rows(full, equal)
-        other = _plans(full, layers, task, budget, batch_size, on_candidate)
-        _set_rows(full, before)
+        weights = [full.get_submodule(path).weight for path in free]
+        equal = [metrics[path].equal_costs(weight.detach()) for path, weight in zip(free, weights, strict=True)]
+        with rows_in_place(weights, equal):
+            other = _plans(full, layers, task, budget, _calibrated(full, task, batch_size))
         if _figure(other) > _figure(best):
-            best, rows, words = other, equal, f"{other.candidate.describe()}, {', '.join(free)} rows of equal length"
+            best, rows = other, dict(zip(free, equal, strict=True))
+            words = f"{other.candidate.describe()}, {', '.join(free)} rows of equal length"
     for (path, layer), plan in zip(layers.items(), best.fitted, strict=True):
         if path in rows:
             layer.raw_weight.data.copy_(rows[path])
@@ -105,31 +97,26 @@ def set_metrics(full: Any, model: nn.Module, task: Task, batch_size: int) -> Non
 
 
 def _plans(
-    full: Any,
-    layers: Mapping[str, QuantizedEmbedding],
-    task: Task,
-    budget: int,
-    batch_size: int,
-    on_candidate: OnCandidate,
+    full: Any, layers: Mapping[str, QuantizedEmbedding], task: Task, budget: int, metrics: Mapping[str, Metric]
 ) -> BestPlans:
     """The best plans for the rows of `full`, judged by the validation part."""
-    metrics = _calibrated(full, task, batch_size)
+    weights = [full.get_submodule(path).weight for path in layers]
     problems = [
         TableProblem(
-            full.get_submodule(path).weight.detach(),
+            weight.detach(),
             None if layer.one_tier else task.tables[path].counts,
             {metric.source: metric} if (metric := metrics[path]).source != "identity" else {},
             layer.zero_row,
         )
-        for path, layer in layers.items()
+        for (path, layer), weight in zip(layers.items(), weights, strict=True)
     ]
 
     def judge(fitted: Sequence[FittedPlan]) -> float:
-        with decoded_rows([full.get_submodule(path).weight for path in layers], fitted):
+        with rows_in_place(weights, decoded(problems, fitted)):
             full.eval()
             return task.validation(full).figures[task.judges_by]
 
-    return best_plans(problems, budget, judge, on_candidate)
+    return best_plans(problems, budget, judge)
 
 
 def _calibrated(full: Any, task: Task, batch_size: int) -> Mapping[str, Metric]:
@@ -140,9 +127,3 @@ def _calibrated(full: Any, task: Task, batch_size: int) -> Mapping[str, Metric]:
 def _figure(best: BestPlans) -> float:
     assert best.figure is not None  # there is a judge
     return best.figure
-
-
-def _set_rows(full: Any, rows: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for path, values in rows.items():
-            full.get_submodule(path).weight.copy_(values)
