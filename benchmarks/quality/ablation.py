@@ -10,6 +10,9 @@ Arms, each within the bytes of the budget, shared by the tables in proportion to
     queries         the same in the metric of what rows are multiplied with
     tiers           gradients, with tiers and weights of ids that are expected to lose least
     additive        gradients, codes that are added up instead of codes of subspaces, and no rotation
+    ideal           gradients, rows as the best code there can be of Gaussian rows returns them, with all bytes for
+                    codes: what no other code of one tier exceeds, unless rows are far from Gaussian
+    ideal, equal    the same where rows whose length is of no matter for the order of items have equal lengths
     budget          everything chosen by validation, as `budget=` does in `mgqe train`
     trained         the same, trained through the codes
 
@@ -40,6 +43,7 @@ from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.mixed import Choice, FittedPlan, MixedPlan, fit_plan, plan_mixed, spectrum_of
 from mgqe.codec.planning.tables import SHAPES, Candidate, TableProblem, fit_table, proportional
+from mgqe.codec.planning.waterfill import water_level
 from mgqe.convert.budget import decoded, rows_in_place
 from mgqe.convert.calibration import calibrate
 from mgqe.files.atomic import write_json
@@ -69,10 +73,14 @@ class Trained:
         self.task: Any = self.data.task
         self.layers = planned_layers(build_tables(config, self.data), self.task)
         self.weights = [self.model.get_submodule(path).weight for path in self.layers]
-        batches = islice(self.task.batches(config.batch_size, "calibration", 1), BATCHES)
+        self.problems = self._problems()
+        self.full_nbytes = 4 * sum(self.model.get_submodule(path).weight.numel() for path in self.task.tables)
+
+    def _problems(self) -> list[TableProblem]:
+        batches = islice(self.task.batches(self.config.batch_size, "calibration", 1), BATCHES)
         gradients = calibrate(self.model, batches, self.task.loss, progress=False).metrics
         queries = self._queries()
-        self.problems = [
+        return [
             TableProblem(
                 weight.detach().clone(),
                 self.task.tables[path].counts,
@@ -81,7 +89,15 @@ class Trained:
             )
             for (path, layer), weight in zip(self.layers.items(), self.weights, strict=True)
         ]
-        self.full_nbytes = 4 * sum(self.model.get_submodule(path).weight.numel() for path in self.task.tables)
+
+    def equal_problems(self) -> list[TableProblem]:
+        """The same where rows whose length is of no matter for an order have equal lengths; empty without such rows."""
+        free = [i for i, path in enumerate(self.layers) if path in getattr(self.model, "scale_free", ())]
+        if not free:
+            return []
+        equal = [self.problems[i].metrics["gradients"].equal_costs(self.problems[i].rows) for i in free]
+        with rows_in_place([self.weights[i] for i in free], equal):
+            return self._problems()
 
     @torch.no_grad()
     def _queries(self) -> dict[str, Metric]:
@@ -167,6 +183,21 @@ def tiers_plan(problem: TableProblem, nbytes: int) -> FittedPlan:
     return min(fits, key=lambda fitted: fitted.plan.loss)
 
 
+def ideal_rows(problem: TableProblem, nbytes: int) -> Tensor:
+    """Rows through the test channel of Gaussian coordinates at so many bytes (Shannon; Cover and Thomas, 10.3.2-3)."""
+    sample, choice = problem.sample(ONE_TIER), problem.choice(ONE_TIER)
+    axes = Axes.of(sample.rows, sample.weights, choice.metric)
+    variances = spectrum_of(axes.coordinates(sample.rows), sample).total
+    level = water_level(variances, 8.0 * nbytes / len(problem.rows))
+    kept = np.maximum(0.0, 1.0 - level / np.maximum(variances, level))
+    coordinates = axes.coordinates(problem.rows.double().numpy())
+    noise = np.random.default_rng(0).normal(size=coordinates.shape) * np.sqrt(level * kept)
+    rows = torch.from_numpy(axes.mean + (coordinates * kept + noise) @ axes.decoder).to(problem.rows.dtype)
+    if problem.padding_idx is not None:
+        rows[problem.padding_idx] = 0.0
+    return rows
+
+
 def planned(source: str) -> Callable[[TableProblem, int], FittedPlan]:
     """One tier, in a metric."""
     candidate = replace(ONE_TIER, source=source)
@@ -202,6 +233,10 @@ def results(trained: Trained, budget: str, done: set[str], work: Path) -> Iterat
             nbytes = sum(fitted.plan.nbytes for fitted in coded)
             tables = decoded(trained.problems, coded)
         yield arm, nbytes + outside, trained.figures(tables)
+    ideal = {"ideal": lambda: trained.problems, "ideal, equal": trained.equal_problems}
+    for arm, problems in ideal.items():
+        if arm not in done and (rows := [ideal_rows(*each) for each in zip(problems(), shares)]):
+            yield arm, sum(shares) + outside, trained.figures(iter(rows))
     for arm, epochs in (("budget", 0), ("trained", trained.config.quantised_epochs)):
         if arm not in done:
             config = replace(trained.config, embedding=f"mgqe:budget={budget}", quantised_epochs=epochs)

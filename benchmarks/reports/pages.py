@@ -179,6 +179,8 @@ ARMS = {  # as benchmarks/quality/ablation.py calls them -> as the page does
     "queries": "+ metric of the queries instead",
     "tiers": "+ gradients, and tiers by prediction",
     "additive": "gradients, additive codes",
+    "ideal": "gradients, ideal codes (bound)",
+    "ideal, equal": "the same, users of equal length",
     "budget": "all chosen by validation",
     "trained": "+ trained through the codes",
 }
