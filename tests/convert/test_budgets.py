@@ -90,16 +90,64 @@ def test_the_model_is_as_it_was_while_candidates_are_judged():
     assert type(model.item) is nn.Embedding
 
 
-def test_evidence_is_for_trained_tables_with_a_budget():
+@pytest.mark.parametrize(
+    ("settings", "counts", "remedy"),
+    [
+        ({"init": "warmup", "budget": "10%"}, COUNTS, 'give init="from_weight"'),
+        ({"init": "warmup"}, COUNTS, 'give init="from_weight"'),
+        ({"num_centroids": 64, "centroid_dtype": "int8"}, COUNTS, "Leave num_centroids, centroid_dtype out"),
+        ({"quantizer": "sx", "budget": "10%"}, COUNTS, 'Give quantizer="vq"'),
+        ({}, mgqe.Tiers.from_counts(COUNTS), "instead of Tiers"),
+    ],
+)
+def test_evidence_that_nothing_is_planned_by_is_refused(settings, counts, remedy):
     model = Scorer()
+    config = mgqe.CompressConfig(**{"init": "from_weight", **settings}, rules={"user": None})
+    calibration = mgqe.calibrate(model, batches(1), loss, progress=False)
+    for evidence, name in (
+        ({"queries": {"item": torch.randn(50, D)}}, "queries for 'item'"),
+        ({"calibration": calibration}, "calibration=.*item"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}.*{remedy}"):
+            mgqe.compress_(model, config, counts={"item": counts}, **evidence)
+    assert type(model.item) is nn.Embedding
+
+
+def test_evidence_for_some_tables_is_enough():
+    """The users' capacity is given, and the items' is open."""
+    model = Scorer()
+    config = mgqe.CompressConfig(init="from_weight", rules={"user": {"num_centroids": 64}})
+    calibration = mgqe.calibrate(model, batches(1), loss, progress=False)
+    report = mgqe.compress_(model, config, counts={"item": COUNTS}, calibration=calibration)
+    assert report.compressed == ("user", "item")
+
+
+def test_queries_that_do_not_fit_are_refused():
     queries = {"item": torch.randn(50, D)}
-    with pytest.raises(ValueError, match="from_weight"):
-        mgqe.compress_(model, budget="10%", queries=queries)
     with pytest.raises(ValueError, match="did you mean 'item'"):
-        mgqe.compress_(model, budget="10%", init="from_weight", queries={"itme": queries["item"]})
+        mgqe.compress_(Scorer(), budget="10%", init="from_weight", queries={"itme": queries["item"]})
     for wrong, message in ((torch.full((3, D), torch.nan), "NaN"), (torch.zeros(3, D), "zeros")):
         with pytest.raises(ValueError, match=message):
             mgqe.compress_(Scorer(), budget="10%", init="from_weight", queries={"item": wrong})
+
+
+def test_without_a_budget_the_bytes_of_the_even_shape_go_where_scores_feel_them():
+    errors, sizes = [], []
+    for evidence in (
+        lambda model: {},
+        lambda model: {"calibration": mgqe.calibrate(model, batches(), loss, progress=False)},
+        lambda model: {
+            "queries": {"item": model.user.weight * model.weights, "user": model.item.weight * model.weights}
+        },
+    ):
+        model = Scorer()
+        report = mgqe.compress_(model, counts={"item": COUNTS}, init="from_weight", **evidence(model))
+        assert report.compressed == ("user", "item")
+        errors.append(error(model))
+        sizes.append(report.bytes_after)
+    even = mgqe.compress_(Scorer(), mgqe.CompressConfig(num_centroids=(256, 64)), counts={"item": COUNTS})
+    assert max(errors[1:]) < 0.2 * errors[0]
+    assert max(sizes) <= even.bytes_after
 
 
 def test_tables_to_be_trained_get_bytes_and_plan_when_the_warm_up_ends():

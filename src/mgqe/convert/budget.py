@@ -45,6 +45,19 @@ class Evidence:
             if path not in known:
                 raise ValueError(f"queries for {path!r}{did_you_mean(path, known)}, where the model has no table")
 
+    def check_use(
+        self, tables: Sequence[ModelTable], config: CompressConfig, counts: Mapping[str, Counts | Tiers]
+    ) -> None:
+        """Raise ValueError for queries of one of the tables, or a calibration of all, that nothing is planned by."""
+        configs = ((table, config.for_table(table.paths)) for table in tables)
+        reasons = [(table, _unplanned(each, counts.get(table.path))) for table, each in configs if each is not None]
+        for table, reason in reasons:
+            if reason and any(path in self.queries for path in table.paths):
+                raise ValueError(f"queries for {table.path!r} would not be used: {reason}")
+        if self.calibration is not None and reasons and all(reason for _, reason in reasons):
+            table, reason = reasons[0]
+            raise ValueError(f"calibration= would not be used, since no table is planned by it. {table.path}: {reason}")
+
     def metrics(self, table: ModelTable) -> dict[str, Metric]:
         """The metrics of a table by their source, the best first."""
         metrics = {}
@@ -91,6 +104,21 @@ def allocate(
     if sharing:
         results.update(_divide(model, sharing, config, counts, evidence))
     return results
+
+
+def _unplanned(config: CompressConfig, counts: Counts | Tiers | None) -> str | None:
+    """Why a table is not planned on its rows as they are, with the remedy; None for one that is, if it is replaced."""
+    if config.init != "from_weight":
+        return (
+            'rows that train are planned by the gradients of their warm-up. For a trained model give init="from_weight"'
+        )
+    if not config.plans_on_rows:
+        return 'quantizer="sx" is not planned on its rows. Give quantizer="vq"'
+    if config.budget is None and not config.leaves_capacity_open:
+        return f"its capacity is given. Leave {', '.join(config.capacity_settings)} out, or give budget= instead"
+    if config.budget is None and isinstance(counts, Tiers):
+        return "its tiers are given. Give counts (mgqe.count_ids) instead of Tiers"
+    return None
 
 
 def _by_default(

@@ -58,9 +58,9 @@ def compress_(
         init: instead of ``config.init``: "warmup" or "from_weight".
         budget: instead of ``config.budget``: "5%" or 0.05 of the tables' bytes, or bytes, for all tables together.
             Without one, each table whose capacity is left open spends the bytes of its even shape.
-        calibration: from :func:`mgqe.calibrate`, for a budget and ``init="from_weight"``: tables are planned by what
-            errors in them cost, share the budget by it, and candidates are judged by the model's loss on the
-            calibration's batches.
+        calibration: from :func:`mgqe.calibrate`, with ``init="from_weight"``: tables with a budget, or whose capacity
+            is left open, are planned by what errors in them cost, share the budget by it, and candidates are judged by
+            the model's loss on the calibration's batches.
         queries: module path -> floats (n, d), a sample of what the table's rows are multiplied with, which says the
             same of a table that is scored by inner products.
 
@@ -69,7 +69,8 @@ def compress_(
 
     Raises:
         ValueError: there is no table, or the filter or a rule matches none; counts for a module that is no table, or
-            of another length; settings that do not fit a table; rows that are NaN. The message names the module path.
+            of another length; settings that do not fit a table; a calibration or queries that no table is planned by;
+            rows that are NaN. The message names the module path.
 
     Example:
         >>> import torch, mgqe
@@ -88,8 +89,6 @@ def compress_(
     config = config if init is None else replace(config, init=init)
     config = config if budget is None else replace(config, budget=budget)
     evidence = Evidence(calibration, queries or {})
-    if (calibration is not None or queries) and (config.init != "from_weight" or config.budget is None):
-        raise ValueError('calibration= and queries= are for trained tables and a budget: init="from_weight", budget=')
     tables = find_tables(model)
     evidence.check(tables)
     if not tables:
@@ -99,6 +98,7 @@ def compress_(
     if not chosen:
         raise ValueError(f"filter_fn matches none of the model's tables: {_listed(tables)}")
     _check_rules(config, tables)
+    evidence.check_use(chosen, config, counts_of_table)
 
     plans = allocate(model, chosen, config, counts_of_table, evidence)
     decisions: list[tuple[ModelTable, Decision]] = []

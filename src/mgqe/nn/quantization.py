@@ -124,8 +124,7 @@ class Quantization:
             self._check_left_to_budget()
 
     def _check_left_to_budget(self) -> None:
-        set_too = [name for name, default in CHOSEN_BY_BUDGET.items() if getattr(self, name) != default]
-        if set_too:
+        if set_too := self.capacity_settings:
             raise ValueError(
                 f"budget= chooses {', '.join(set_too)}: leave {'it' if len(set_too) == 1 else 'them'} out, "
                 "or leave budget= out"
@@ -174,8 +173,12 @@ class Quantization:
     @property
     def leaves_capacity_open(self) -> bool:
         """Whether there is neither a budget nor any of what one chooses, so that all of it is planned on the rows."""
-        defaults = all(getattr(self, name) == default for name, default in CHOSEN_BY_BUDGET.items())
-        return self.budget is None and self.plans_on_rows and defaults
+        return self.budget is None and self.plans_on_rows and not self.capacity_settings
+
+    @property
+    def capacity_settings(self) -> tuple[str, ...]:
+        """The attributes that a budget would choose and that have another value than their default."""
+        return tuple(name for name, default in CHOSEN_BY_BUDGET.items() if getattr(self, name) != default)
 
     def with_plan(self, plan: Plan) -> Self:
         """This configuration with what a budget has chosen."""
