@@ -36,6 +36,23 @@ def same_bits(layer, ids=IDS) -> None:
         assert torch.equal(layer(ids), layer.freeze().lookup(ids).to(layer.vector_dtype))
 
 
+def test_centroids_revive_as_often_as_the_plan_needs(monkeypatch):
+    """256 centroids look at all of 40,000 rows, in 3 times as many passes as 16,384 rows take."""
+    monkeypatch.setattr("mgqe.codec.kmeans.ROWS_PER_CENTROID", 256)
+    rows = torch.randn(40_000, 2, generator=torch.Generator().manual_seed(0))
+    layer = mgqe.DPQEmbedding(40_000, 2, budget=90_000, _weight=rows)
+    fresh = mgqe.DPQEmbedding(40_000, 2, budget=90_000)
+    warm_up = {name: value.clone() for name, value in fresh.state_dict().items()}
+    assert layer.schedule.revive_every == 100
+    layer.start_quantizing()
+    assert layer.capacity.num_centroids == (256,)
+    assert layer.schedule.revive_every == 300
+    fresh.load_state_dict(layer.state_dict())
+    assert fresh.schedule.revive_every == 300
+    fresh.load_state_dict(warm_up)
+    assert fresh.schedule.revive_every == 100
+
+
 def load_into(layer, state) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)

@@ -319,6 +319,7 @@ class QuantizedEmbedding(RowLayer):
         with torch.device("cpu"):
             self.quantizer.adopt(fitted)
         self._set_tiers(fitted.plan.tiers, fitted.plan.capacity)
+        self.schedule.revive_every = revive_every(self.capacity)
 
     def _become_even(self, capacity: Capacity) -> None:
         """Take the even shape of a checkpoint, from when layers without capacity arguments had one."""
@@ -422,3 +423,4 @@ def _read_plan(layer: nn.Module, _: Any) -> None:
         layer.capacity = layer.quantizer.read_layout(
             layer.tiers.sizes, BudgetPlanner.before(layer.num_embeddings, layer.embedding_dim)
         )
+        layer.schedule.revive_every = revive_every(layer.capacity)
