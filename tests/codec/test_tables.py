@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgqe.codec.metric import Metric
+from mgqe.codec.planning.mixed import spectrum_of
 from mgqe.codec.planning.tables import (
     ONE,
     Candidate,
@@ -39,6 +40,27 @@ def test_tables_alike_share_alike_and_one_table_gets_all():
     shares = share_bytes([problem(seed=0), problem(seed=1)], CANDIDATE, 12_000)
     assert abs(shares[0] - shares[1]) < 0.1 * shares[0]
     assert share_bytes([problem()], CANDIDATE, 5_000) == [5_000]
+
+
+def test_plans_of_one_problem_do_not_depend_on_each_other():
+    """A ladder's plans have one spectrum, which no plan changes."""
+    table, candidate = problem(), Candidate(0.5, (0.1, 0.9), "gradients")
+    together = table.mixed(candidate)
+    for nbytes in (4_000, 12_000, 6_000):
+        plan, alone = together.plan(nbytes), table.mixed(candidate).plan(nbytes)
+        assert (plan.capacity, plan.errors, plan.cost) == (alone.capacity, alone.errors, alone.cost)
+
+
+def test_a_ladder_works_out_its_spectrum_once(monkeypatch):
+    calls = []
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return spectrum_of(*arguments)
+
+    monkeypatch.setattr("mgqe.codec.planning.mixed.spectrum_of", counted)
+    share_bytes([problem(seed=0), problem(seed=1)], CANDIDATE, 12_000)
+    assert len(calls) == 2
 
 
 def test_without_comparable_metrics_the_scale_of_rows_does_not_matter():

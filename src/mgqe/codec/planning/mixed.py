@@ -158,33 +158,61 @@ def _some(ids: Tensor, limit: int, generator: torch.Generator) -> Tensor:
     return ids if len(ids) <= limit else ids[draw_places(len(ids), limit, generator)]
 
 
+@dataclass(frozen=True, eq=False)
+class MixedProblem:
+    """Rows to be planned, with what their plans for any number of bytes have in common.
+
+    Attributes:
+        sample, choice: the rows, and what a plan leaves open.
+        axes: the coordinates.
+        spectrum: what there is to lose in each of them.
+        matrix_errors: (d,), see :func:`_matrix_errors`.
+        padding_idx: the id that looks up as zeros, or None.
+    """
+
+    sample: Sample
+    choice: Choice
+    axes: Axes
+    spectrum: Spectrum
+    matrix_errors: np.ndarray
+    padding_idx: int | None
+
+    @classmethod
+    def of(
+        cls, sample: Sample, choice: Choice, padding_idx: int | None = None, axes: Axes | None = None
+    ) -> MixedProblem:
+        """Of a sample's rows. axes: the coordinates; by default those of the rows in the choice's metric."""
+        axes = axes or Axes.of(sample.rows, sample.weights, choice.metric)
+        spectrum = spectrum_of(axes.coordinates(sample.rows), sample, choice.centroid_dtype)
+        return cls(sample, choice, axes, spectrum, _matrix_errors(axes, choice.matrix_dtype), padding_idx)
+
+    def plan(self, budget: int) -> MixedPlan | None:
+        """The best mixed table of the rows within so many bytes; None where nothing fits."""
+        sample, choice, spectrum, padding_idx = self.sample, self.choice, self.spectrum, self.padding_idx
+        d = sample.rows.shape[1]
+        best: tuple[float, Capacity, np.ndarray] | None = None
+        for code_bits in CODE_BITS:
+            for capacity in _capacities(spectrum, sample.tiers, d, choice, budget, padding_idx, code_bits):
+                lost = spectrum.lost(capacity.widths, [tier.code_bits for tier in capacity.tiers])
+                coordinates = capacity.num_coordinates
+                lost += spectrum.variances[:, :coordinates] @ self.matrix_errors[:coordinates]
+                if best is None or spectrum.loss(lost) < best[0]:
+                    best = spectrum.loss(lost), capacity, lost
+        if best is None:
+            return None
+        loss, capacity, lost = best
+        squares = spectrum.variances.sum(1)
+        errors = tuple(float(share) for share in lost / np.maximum(squares, 1e-300))
+        nbytes = frozen_nbytes(sample.tiers, capacity, padding_idx, choice.centroid_dtype)
+        cost = loss * float(sample.mass @ squares) * self.axes.cost
+        return MixedPlan(choice, sample.tiers, capacity, self.axes, nbytes, loss, errors, cost)
+
+
 def plan_mixed(
     sample: Sample, choice: Choice, budget: int, padding_idx: int | None = None, axes: Axes | None = None
 ) -> MixedPlan | None:
-    """The best mixed table of a sample's rows within so many bytes; None where nothing fits.
-
-    axes: the coordinates; by default those of the rows in the choice's metric.
-    """
-    axes = axes or Axes.of(sample.rows, sample.weights, choice.metric)
-    spectrum = spectrum_of(axes.coordinates(sample.rows), sample, choice.centroid_dtype)
-    matrix_errors = _matrix_errors(axes, choice.matrix_dtype)
-    d = sample.rows.shape[1]
-    best: tuple[float, Capacity, np.ndarray] | None = None
-    for code_bits in CODE_BITS:
-        for capacity in _capacities(spectrum, sample.tiers, d, choice, budget, padding_idx, code_bits):
-            lost = spectrum.lost(capacity.widths, [tier.code_bits for tier in capacity.tiers])
-            coordinates = capacity.num_coordinates
-            lost += spectrum.variances[:, :coordinates] @ matrix_errors[:coordinates]
-            if best is None or spectrum.loss(lost) < best[0]:
-                best = spectrum.loss(lost), capacity, lost
-    if best is None:
-        return None
-    loss, capacity, lost = best
-    squares = spectrum.variances.sum(1)
-    errors = tuple(float(share) for share in lost / np.maximum(squares, 1e-300))
-    nbytes = frozen_nbytes(sample.tiers, capacity, padding_idx, choice.centroid_dtype)
-    cost = loss * float(sample.mass @ squares) * axes.cost
-    return MixedPlan(choice, sample.tiers, capacity, axes, nbytes, loss, errors, cost)
+    """The best mixed table of a sample's rows within so many bytes; see :class:`MixedProblem`."""
+    return MixedProblem.of(sample, choice, padding_idx, axes).plan(budget)
 
 
 def fit_plan(plan: MixedPlan, sample: Sample, generator: torch.Generator) -> FittedPlan:

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgqe.codec.axes import Axes
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.budget import too_small
-from mgqe.codec.planning.mixed import Choice, FittedPlan, MixedPlan, Sample, fit_plan, least_nbytes, plan_mixed
+from mgqe.codec.planning.mixed import Choice, FittedPlan, MixedPlan, MixedProblem, Sample, fit_plan, least_nbytes
 from mgqe.codec.planning.split import Step, split_budget
 
 STEPS = 48  # of a table's ladder of bytes
@@ -92,6 +91,10 @@ class TableProblem:
         """Its rows as the candidate weighs and divides them."""
         choice = self.choice(candidate)
         return Sample.of(self.rows, self.counts, choice.counts_power, choice.fractions, self.padding_idx)
+
+    def mixed(self, candidate: Candidate) -> MixedProblem:
+        """What all plans of the candidate have in common, whatever the bytes."""
+        return MixedProblem.of(self.sample(candidate), self.choice(candidate), self.padding_idx)
 
     @property
     def least(self) -> int:
@@ -183,10 +186,9 @@ def _plans_at(problem: TableProblem, candidate: Candidate, budgets: Sequence[flo
     plans: dict[float, MixedPlan] = {}
     for each in dict.fromkeys((candidate, replace(candidate, fractions=ONE))):
         if len(plans) < len(budgets):
-            sample, choice = problem.sample(each), problem.choice(each)
-            axes = Axes.of(sample.rows, sample.weights, choice.metric)
+            mixed = problem.mixed(each)
             for nbytes in budgets:
-                plan = None if nbytes in plans else plan_mixed(sample, choice, int(nbytes), problem.padding_idx, axes)
+                plan = None if nbytes in plans else mixed.plan(int(nbytes))
                 if plan is not None:
                     plans[nbytes] = plan
     return sorted(plans.items(), key=lambda pair: pair[0])
@@ -245,10 +247,9 @@ def table_plans(problem: TableProblem, candidate: Candidate, nbytes: int) -> Ite
         n, d = problem.rows.shape
         raise too_small(nbytes, n, d, problem.least, problem.rows.nbytes)
     for each in dict.fromkeys((candidate, replace(candidate, fractions=ONE))):
-        sample = problem.sample(each)
-        plan = plan_mixed(sample, problem.choice(each), nbytes, problem.padding_idx)
-        if plan is not None:
-            yield sample, plan
+        mixed = problem.mixed(each)
+        if (plan := mixed.plan(nbytes)) is not None:
+            yield mixed.sample, plan
 
 
 def proportional(problems: Sequence[TableProblem], budget: int) -> list[int]:
