@@ -150,6 +150,90 @@ def test_without_a_budget_the_bytes_of_the_even_shape_go_where_scores_feel_them(
     assert max(sizes) <= even.bytes_after
 
 
+# ---- a judge -------------------------------------------------------------------------------------------------------
+
+
+def judged(judge, model=None, **settings):
+    model = Scorer() if model is None else model
+    report = mgqe.compress_(
+        model, counts={"item": COUNTS}, init="from_weight", judge=judge, **{"budget": "15%", **settings}
+    )
+    return model, report
+
+
+def test_the_judge_sees_each_candidates_rows_and_the_best_is_kept():
+    model = Scorer().train()
+    trained, seen = model.item.weight.detach().clone(), []
+
+    def judge(model):
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        assert type(model.item) is nn.Embedding
+        seen.append((model.item.weight.clone(), torch.rand(())))
+        return torch.tensor(1.0 if len(seen) == 3 else 0.0)
+
+    judged(judge, model, calibration=mgqe.calibrate(model, batches(), loss, progress=False))
+    assert len(seen) == 2 * 6 + 1  # gradients and the identity; and bytes in proportion to the tables
+    assert not any(torch.equal(rows, trained) for rows, _ in seen)
+    assert len({float(draw) for _, draw in seen}) == 1
+    assert torch.equal(model.item.raw_weight, trained)
+    assert model.training
+    torch.testing.assert_close(model.item.eval()(torch.arange(N)), seen[2][0])
+
+
+def test_the_judge_may_disagree_with_the_loss():
+    """The loss feels the first four dimensions, and the judge the others, for which the identity does better."""
+    trained = Scorer().item.weight.detach()
+
+    def judge(model):
+        return -float((model.item.weight - trained)[:, 4:].square().mean())
+
+    kinds = []
+    for settings in ({}, {"judge": judge}):
+        model = Scorer()
+        calibration = mgqe.calibrate(model, batches(), loss, progress=False)
+        report = mgqe.compress_(model, budget="15%", init="from_weight", calibration=calibration, **settings)
+        kinds.append(["identity" in row.why for row in report.rows])
+    assert kinds == [[False, False], [True, True]]
+
+
+def test_the_judge_serves_tables_without_a_budget():
+    seen = []
+    model, _ = judged(lambda model: seen.append(model.user.weight.clone()) or 0.0, budget=None)
+    assert len(seen) == 1 + 6  # the users' table, which has no counts, and then the items'
+    assert torch.equal(seen[-1], model.user.raw_weight)
+    assert not torch.equal(seen[0], model.user.raw_weight)
+
+
+@pytest.mark.parametrize(
+    ("figure", "error", "message"),
+    [
+        (lambda: float("nan"), ValueError, r"NaN for the candidate 'identity, tiers 0.1/0.9, counts\^0.5'"),
+        (lambda: None, TypeError, "must return a number, higher is better, got NoneType"),
+        (lambda: torch.ones(2), TypeError, "got Tensor"),
+        (lambda: 1 / 0, ZeroDivisionError, "division"),
+    ],
+)
+def test_a_judge_that_fails_leaves_the_model_as_it_was(figure, error, message):
+    model = Scorer()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(error, match=message):
+        judged(lambda _: figure(), model)
+    assert type(model.item) is nn.Embedding
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_judge_that_would_judge_nothing_is_refused():
+    with pytest.raises(ValueError, match=r'judge= would not be used.*init="from_weight"'):
+        mgqe.compress_(Scorer(), budget="15%", judge=lambda model: 0.0)
+    with pytest.raises(TypeError, match="judge must be a function of the model that returns a number, got float"):
+        judged(0.5)
+
+
+# ---- tables that are to be trained ---------------------------------------------------------------------------------
+
+
 def test_tables_to_be_trained_get_bytes_and_plan_when_the_warm_up_ends():
     model = Scorer()
     report = mgqe.compress_(model, mgqe.CompressConfig(warmup_steps=2), counts={"item": COUNTS}, budget="15%")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mgqe.checks.names import did_you_mean, errors_about
@@ -14,14 +16,15 @@ from mgqe.codec.metric import Metric
 from mgqe.codec.planning import Plan, Problem, budget_bytes
 from mgqe.codec.planning.mixed import FittedPlan
 from mgqe.codec.planning.split import split_budget
-from mgqe.codec.planning.tables import TableProblem, best_plans, candidates, share_bytes
+from mgqe.codec.planning.tables import Candidate, TableProblem, best_plans, candidates, share_bytes
 from mgqe.codec.tiers import Tiers, check_counts
-from mgqe.convert.calibration import Calibration
+from mgqe.convert.calibration import Calibration, undisturbed
 from mgqe.convert.decide import Spending, obstacle, zero_padding
 from mgqe.convert.find import ModelTable
 from mgqe.nn.config import CompressConfig
 from mgqe.nn.quantization import Counts, default_budget
 
+JudgeFn = Callable[[Any], float]  # a model -> how good it is, higher is better
 NO_GAIN = "left: codes and centroids would take no fewer bytes"
 ROOM = "left: the budget has room for it as it is"
 
@@ -33,10 +36,12 @@ class Evidence:
     Attributes:
         calibration: gradients, and batches to judge candidates by; or None.
         queries: path -> what the table's rows are multiplied with, floats (n, d).
+        judge: judges candidates instead of the calibration's batches; or None.
     """
 
     calibration: Calibration | None = None
     queries: Mapping[str, Any] = field(default_factory=dict)
+    judge: JudgeFn | None = None
 
     def check(self, tables: Sequence[ModelTable]) -> None:
         """Raise ValueError for queries of a path that is no table."""
@@ -48,15 +53,41 @@ class Evidence:
     def check_use(
         self, tables: Sequence[ModelTable], config: CompressConfig, counts: Mapping[str, Counts | Tiers]
     ) -> None:
-        """Raise ValueError for queries of one of the tables, or a calibration of all, that nothing is planned by."""
+        """Raise ValueError for queries of one of the tables, or a calibration or judge of all, that plan nothing."""
         configs = ((table, config.for_table(table.paths)) for table in tables)
         reasons = [(table, _unplanned(each, counts.get(table.path))) for table, each in configs if each is not None]
         for table, reason in reasons:
             if reason and any(path in self.queries for path in table.paths):
                 raise ValueError(f"queries for {table.path!r} would not be used: {reason}")
-        if self.calibration is not None and reasons and all(reason for _, reason in reasons):
+        given = [name for name in ("calibration", "judge") if getattr(self, name) is not None]
+        if given and reasons and all(reason for _, reason in reasons):
             table, reason = reasons[0]
-            raise ValueError(f"calibration= would not be used, since no table is planned by it. {table.path}: {reason}")
+            raise ValueError(f"{given[0]}= would not be used, since no table is planned by it. {table.path}: {reason}")
+
+    @property
+    def judges(self) -> bool:
+        """Whether there is something to judge candidates by."""
+        return self.judge is not None or self.calibration is not None
+
+    def figure(self, model: nn.Module) -> float:
+        """How good the model is with the rows that it has: higher is better."""
+        if self.judge is None:
+            assert self.calibration is not None
+            return -self.calibration.loss(model)
+        with undisturbed(model), torch.no_grad():
+            figure = self.judge(model)
+        try:
+            return float(figure)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"judge must return a number, higher is better, got {type(figure).__name__}") from error
+
+    def refuse_nan(self, candidate: Candidate, figure: float | None) -> None:
+        """Raise ValueError where the judge's figure of a candidate is no number."""
+        if self.judge is not None and figure is not None and math.isnan(figure):
+            raise ValueError(
+                f"judge returned NaN for the candidate {candidate.describe()!r}: return a number for every candidate, "
+                "such as -inf for one that must not be taken"
+            )
 
     def metrics(self, table: ModelTable) -> dict[str, Metric]:
         """The metrics of a table by their source, the best first."""
@@ -209,14 +240,13 @@ def _fit(
     shares: Sequence[int],
     evidence: Evidence,
 ) -> dict[str, Spending]:
-    """Trained tables with their centroids, by the best candidate: judged by the calibration's batches, if there are."""
+    """Trained tables with their centroids, by the candidate that does best, where there is something to judge by."""
 
     def judge(fitted: Sequence[FittedPlan]) -> float:
-        assert evidence.calibration is not None
         with rows_in_place([_weight(table) for table in tables], decoded(problems, fitted)):
-            return -evidence.calibration.loss(model)
+            return evidence.figure(model)
 
-    best = best_plans(problems, budget, judge if evidence.calibration is not None else None, shares=shares)
+    best = best_plans(problems, budget, judge if evidence.judges else None, evidence.refuse_nan, shares)
     return {table.path: Spending(plan.plan.nbytes, plan) for table, plan in zip(tables, best.fitted, strict=True)}
 
 

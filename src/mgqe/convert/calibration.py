@@ -53,7 +53,7 @@ class Calibration:
         Args:
             model: such as the calibrated one with smaller tables.
         """
-        with _undisturbed(model), torch.no_grad():
+        with undisturbed(model), torch.no_grad():
             losses = [float(_loss(self.loss_fn, model, batch, number)) for number, batch in self.batches]
         return sum(losses) / len(losses)
 
@@ -113,7 +113,7 @@ def calibrate(
     count, start = 0, time.perf_counter()
     hint = operator.length_hint(batches, -1)
     total = None if hint < 0 else hint
-    with shown(progress, "calibrate") as report, _undisturbed(model), watched(tables) as passes, torch.enable_grad():
+    with shown(progress, "calibrate") as report, undisturbed(model), watched(tables) as passes, torch.enable_grad():
         for number, batch in enumerate(batches):
             count += 1
             passes.clear()
@@ -133,7 +133,7 @@ def calibrate(
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
     """Within: the model in eval mode, out of torch.compile's graphs. Afterwards: modes and random states as before."""
     modes = [(module, module.training) for module in model.modules()]
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index is not None}

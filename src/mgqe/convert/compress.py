@@ -14,7 +14,7 @@ from mgqe.checks.inference import outside_inference
 from mgqe.checks.names import did_you_mean, errors_about
 from mgqe.codec.kmeans import THOROUGH
 from mgqe.codec.tiers import Tiers
-from mgqe.convert.budget import Evidence, allocate
+from mgqe.convert.budget import Evidence, JudgeFn, allocate
 from mgqe.convert.calibration import Calibration
 from mgqe.convert.decide import Decision, decide, make_layer
 from mgqe.convert.find import ModelTable, find_tables
@@ -40,6 +40,7 @@ def compress_(
     budget: int | float | str | None = None,
     calibration: Calibration | None = None,
     queries: Mapping[str, Any] | None = None,
+    judge: JudgeFn | None = None,
 ) -> CompressReport:
     """Swap the model's ``nn.Embedding`` and ``nn.EmbeddingBag`` modules for quantised ones, in place.
 
@@ -63,14 +64,19 @@ def compress_(
             the model's loss on the calibration's batches.
         queries: module path -> floats (n, d), a sample of what the table's rows are multiplied with, which says the
             same of a table that is scored by inner products.
+        judge: called as ``judge(model)``, returns how good the model is on validation data, a number, higher is better:
+            candidates are judged by it instead of the calibration's loss. It sees the model in eval mode and without
+            gradients, with a candidate's rows in place of the trained ones, which are put back, and random draws are
+            the same each time. It is called up to 19 times: for six candidates by each of gradients, queries and the
+            identity, and for another division of the bytes.
 
     Returns:
         a report of what was compressed and what was not, and why; ``print`` it.
 
     Raises:
         ValueError: there is no table, or the filter or a rule matches none; counts for a module that is no table, or
-            of another length; settings that do not fit a table; a calibration or queries that no table is planned by;
-            rows that are NaN. The message names the module path.
+            of another length; settings that do not fit a table; a calibration, queries or a judge that no table is
+            planned by; a judge that returns NaN; rows that are NaN. The message names the module path.
 
     Example:
         >>> import torch, mgqe
@@ -88,7 +94,9 @@ def compress_(
     config = config or CompressConfig()
     config = config if init is None else replace(config, init=init)
     config = config if budget is None else replace(config, budget=budget)
-    evidence = Evidence(calibration, queries or {})
+    if judge is not None and not callable(judge):
+        raise TypeError(f"judge must be a function of the model that returns a number, got {type(judge).__name__}")
+    evidence = Evidence(calibration, queries or {}, judge)
     tables = find_tables(model)
     evidence.check(tables)
     if not tables:
