@@ -73,7 +73,8 @@ def test_the_file_takes_the_bytes_that_the_plan_says(tmp_path, budget, padding_i
     layer.start_quantizing()
     mgqe.save(layer.freeze(), tmp_path / "table")
     nbytes = layer.planner.nbytes
-    plan = layer.planner.fit(layer.raw_weight.detach(), layer.metric(), torch.Generator().manual_seed(0)).plan
+    rows, generator = layer.raw_weight.detach(), torch.Generator().manual_seed(0)
+    plan = layer.planner.fit(tuple(rows.shape), lambda ids: rows[ids], layer.metric(), generator).plan
     assert (tmp_path / "table").stat().st_size == plan.nbytes
     assert 0.9 * nbytes < plan.nbytes <= nbytes
 

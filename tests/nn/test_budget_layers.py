@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
 import mgqe
+from mgqe.codec.planning.mixed import Sample
+from mgqe.nn.rows import CodeRows, SketchRows
 
 N, DIM = 1500, 8
 COUNTS = torch.arange(N) * 7 % 199 + 1
@@ -133,11 +136,95 @@ def test_sparse_gradients_of_rows_and_codebooks():
     same_bits(layer)
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_gradient_penalty_on_the_vectors(sparse):
+    """With constant pulls w_j on v^2 the rows' gradients are 2 w v; that of their squares' sum is 8 w^2 v."""
+    layer = planned(sparse=sparse).train()
+    pull = torch.tensor([[1.0], [3.0]])
+    vectors = layer(torch.tensor([7, 9]))
+    (gradient,) = torch.autograd.grad((pull * vectors.square()).sum(), [layer.raw_weight], create_graph=True)
+    gradient.square().sum().backward()
+    grad = layer.raw_weight.grad.to_dense() if sparse else layer.raw_weight.grad
+    torch.testing.assert_close(grad[[7, 9]], 8 * pull.square() * vectors.detach())
+
+
+def test_rows_are_planned_as_max_norm_shortens_them():
+    layer = make(max_norm=1.0)
+    shortened = torch.nn.Embedding(N, DIM, max_norm=1.0, _weight=layer.raw_weight.detach().clone())
+    shortened(IDS)
+    plain = mgqe.MGQEmbedding(N, DIM, counts=COUNTS, budget="25%", _weight=shortened.weight)
+    for each in (layer, plain):
+        torch.manual_seed(3)
+        each.start_quantizing()
+    assert layer.capacity == plain.capacity
+    torch.testing.assert_close(layer.quantizer.transform.mean, plain.quantizer.transform.mean)
+
+
 def test_max_norm_shortens_the_rows_that_are_coded():
     layer = planned(max_norm=1.0)
     same_bits(layer)
     layer.train()(IDS)
     assert layer.raw_weight.norm(dim=1).max() <= 1.0 + 1e-5
+
+
+# ---- rows that are not a parameter of N rows -----------------------------------------------------------------------
+
+
+def sketch(seed: int = 0, **options):
+    """A layer whose rows are computed from a sketch that has been clustered."""
+    torch.manual_seed(seed)
+    arguments = {"counts": COUNTS, "budget": "25%", "warmup_steps": 3, **options}
+    layer = mgqe.MGQEmbedding(N, DIM, rows=SketchRows(buckets=128, num_centroids=32), **arguments)
+    torch.nn.init.normal_(layer.store.centroids)
+    torch.nn.init.normal_(layer.raw_weight, std=0.1)
+    return layer
+
+
+@pytest.mark.parametrize("budget", ["25%", None])
+def test_rows_of_a_sketch_are_planned_as_the_same_rows_in_full(budget):
+    layer = sketch(budget=budget)
+    rows = layer.store.read(layer.raw_weight, IDS)
+    full = mgqe.MGQEmbedding(N, DIM, counts=COUNTS, budget=budget, _weight=rows)
+    for each in (layer, full):
+        torch.manual_seed(3)
+        each.start_quantizing()
+    assert layer.capacity.widths
+    assert layer.freeze().equal(full.freeze())
+    same_bits(layer)
+
+
+def test_a_plan_reads_no_more_rows_of_a_sketch_than_its_sample_has(monkeypatch):
+    monkeypatch.setattr("mgqe.codec.planning.mixed.Sample.of", partial(Sample.of, limit=100))
+    layer, read = sketch(), []
+    rows_of = layer.store.read
+    layer.store.read = lambda weight, ids: read.append(len(ids)) or rows_of(weight, ids)
+    layer.start_quantizing()
+    assert read == [200, 100]  # two tiers, and one
+
+
+def test_a_sketch_trains_through_its_plan_and_its_checkpoint_has_it():
+    layer, other = sketch(), sketch(seed=1)
+    train(layer, layer)
+    assert layer.quantizing
+    assert layer.metric().source == "gradients"
+    same_bits(layer)
+    load_into(other, layer.state_dict())
+    assert other.freeze().equal(layer.freeze())
+
+
+def test_the_checkpoint_of_an_even_sketch_loads_into_a_layer_without_a_capacity():
+    even, layer = sketch(budget=None, num_centroids=(128, 64)), sketch(seed=1, budget=None)
+    even.start_quantizing()
+    load_into(layer, even.state_dict())
+    assert layer.freeze().equal(even.freeze())
+
+
+@pytest.mark.parametrize("rows", ["cached", CodeRows(torch.zeros(N, DIM, dtype=torch.int64))])
+def test_rows_with_codes_before_the_warm_up_is_over_have_an_even_plan(rows):
+    layer = mgqe.DPQEmbedding(N, DIM, rows=rows, budget="60%")
+    assert layer.planner is None
+    assert not layer.capacity.widths
+    assert layer.capacity.num_subspaces == (DIM,)
 
 
 def train(layer, forward, steps: int = 8) -> list[float]:

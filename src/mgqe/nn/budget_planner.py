@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mgqe.codec.capacity import Capacity
+from mgqe.codec.capacity import Capacity, default_num_subspaces
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.budget import too_small
-from mgqe.codec.planning.mixed import FittedPlan, least_nbytes
+from mgqe.codec.planning.mixed import FittedPlan, RowReader, least_nbytes
 from mgqe.codec.planning.tables import TableProblem, candidates, fit_table
 from mgqe.codec.tiers import check_counts
 
@@ -53,13 +53,20 @@ class BudgetPlanner:
 
     @staticmethod
     def before(num_embeddings: int, embedding_dim: int) -> Capacity:
-        """What stands for the capacity until there is a plan: one tier."""
-        return Capacity.of(embedding_dim, [num_embeddings], [embedding_dim], [2])
+        """What stands for the capacity until there is a plan: one tier, with the subspaces of the even default."""
+        return Capacity.of(embedding_dim, [num_embeddings], [default_num_subspaces(embedding_dim)], [2])
 
-    def fit(self, rows: Tensor, metric: Metric, generator: torch.Generator) -> FittedPlan:
-        """The plan for rows (N, d) that is expected to lose least, with its centroids; nothing judges candidates.
+    def fit(self, sizes: tuple[int, int], read: RowReader, metric: Metric, generator: torch.Generator) -> FittedPlan:
+        """The plan that is expected to lose least, with its centroids; nothing judges candidates.
+
+        Args:
+            sizes: N and d.
+            read: gives rows of ids, all finite.
+            metric: what an error costs.
+            generator: of the first centroids.
 
         Raises ValueError for a budget that no table of these rows fits.
         """
-        problem = TableProblem(rows, self.counts, {metric.source: metric}, self.padding_idx)
+        rows = torch.empty(sizes, device="meta")
+        problem = TableProblem(rows, self.counts, {metric.source: metric}, self.padding_idx, read=read)
         return fit_table(problem, candidates([problem])[0], self.nbytes, generator, by_prediction=True)

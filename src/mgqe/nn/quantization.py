@@ -18,7 +18,7 @@ from mgqe.codec.planning import Plan, Problem, budget_bytes
 from mgqe.codec.planning.budget import plain_budget
 from mgqe.codec.planning.mixed import least_nbytes
 from mgqe.codec.tiers import Tiers
-from mgqe.nn.rows.config import Rows, resolve_rows
+from mgqe.nn.rows.config import Rows, has_all_rows, resolve_rows
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -55,7 +55,8 @@ class Quantization:
 
     A layer with neither a budget nor another value than the default of what a budget chooses is planned all the same:
     its budget is the bytes that the even shape of the defaults would take. It keeps the even shape where tiers are
-    given, with "sx", where rows are not all in memory, and in tables so small that the even shape saves nothing.
+    given, with "sx", with rows that are "cached", "narrow" or :class:`mgqe.nn.rows.CodeRows`, and in tables so small
+    that the even shape saves nothing.
 
     Attributes:
         num_subspaces: D, or one number per tier with ``capacity="subspaces"`` or "both". Default d / 2.
@@ -71,8 +72,9 @@ class Quantization:
         commitment: beta, the weight of ||q - sg(c)||^2 in the loss.
         budget: how many bytes the frozen table's file may take: "5%" or 0.05 of the full table, or a number of bytes.
             It chooses the tiers (from counts), D, K, their codebooks and ``centroid_dtype`` (:func:`mgqe.plan`), so
-            that the attributes for these must be left at their defaults. Default: the bytes of the even shape, see
-            above.
+            that the attributes for these must be left at their defaults. Where ids have codes before the warm-up is
+            over (rows "cached" and ``CodeRows``), and with "sx", it buys an even shape from the counts alone. Default:
+            the bytes of the even shape, see above.
         warmup_steps: training passes with unquantised rows before the codebooks start; a training pass is a forward
             pass in training mode. ``mgqe.start_quantizing(model)`` ends the warm-up early.
         rows: how rows are kept while they train: "float32" (or the layer's ``dtype``), "bfloat16", "cached" (codes for
@@ -167,8 +169,8 @@ class Quantization:
 
     @property
     def plans_on_rows(self) -> bool:
-        """Whether a budget is spent on the rows as they are when the warm-up ends: with VQ, and all rows in memory."""
-        return self.quantizer == "vq" and self.rows in ("float32", "bfloat16")
+        """Whether a budget is spent on the rows as they are when the warm-up ends: with VQ, and a row of every id."""
+        return self.quantizer == "vq" and has_all_rows(self.rows)
 
     @property
     def leaves_capacity_open(self) -> bool:

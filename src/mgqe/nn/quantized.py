@@ -332,8 +332,13 @@ class QuantizedEmbedding(RowLayer):
     def _start_by_plan(self, planner: BudgetPlanner) -> None:
         generator = common_generator(self.raw_weight, self.schedule.passes)
         with torch.device("cpu"):  # whatever the default device
-            fitted = planner.fit(self.raw_weight.detach(), self.given_metric or self.metric(), generator)
+            sizes, metric = (self.num_embeddings, self.embedding_dim), self.given_metric or self.metric()
+            fitted = planner.fit(sizes, self._rows_to_plan, metric, generator)
         self.adopt_plan(of_first(fitted))  # shapes and tiers follow from it: all processes must have the same
+
+    def _rows_to_plan(self, ids: Tensor) -> Tensor:
+        """Rows (n, d) of ids on the CPU, wherever the store has them."""
+        return self._read_rows(ids.to(self.raw_weight.device))
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         if self.planner is not None and isinstance(sizes := state_dict.get(f"{prefix}tier_sizes"), Tensor):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ MAX_BITS = 8
 MOST_TIERS = 3
 ROUNDS = 8  # divisions into subspaces that are tried for each number of bits per code
 LEAST_RATE = 1.0  # bits per row, below which there is one coordinate
+RowReader = Callable[[Tensor], Tensor]  # ids int64 (n,) on the CPU -> their rows (n, d)
 WEIGHT_SHARES = 16  # by which a plan sees how unequal the weights of a tier are
 
 
@@ -127,10 +128,12 @@ class Sample:
         fractions: Sequence[float],
         padding_idx: int | None,
         limit: int = SAMPLE_ROWS,
+        read: RowReader | None = None,
     ) -> Sample:
         """From a table (N, d), how often each id occurs, and which id is padding; at most ``limit`` rows of a tier.
 
-        There is one tier where no counts are known, or all are zero.
+        There is one tier where no counts are known, or all are zero. ``read`` gives rows of ids; without it they are
+        those of the table, of which else only the shape counts.
         """
         n = rows.shape[0]
         weights = np.ones(n) if counts is None else (counts.detach().cpu().double().numpy() + 1.0) ** counts_power
@@ -145,7 +148,7 @@ class Sample:
         generator = torch.Generator("cpu").manual_seed(0)
         chosen = [_some(tiers.members(g), limit, generator) for g in range(tiers.num_tiers)]
         ids = torch.cat(chosen)
-        sampled = rows.detach()[ids.to(rows.device)].cpu().double().numpy()
+        sampled = (rows[ids.to(rows.device)] if read is None else read(ids)).detach().cpu().double().numpy()
         places = ids.numpy()  # numpy takes a tensor of one element for a number
         sampled[weights[places] == 0] = 0.0  # the padding, whose row may hold anything
         shares = np.concatenate(

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.budget import too_small
-from mgqe.codec.planning.mixed import Choice, FittedPlan, MixedPlan, MixedProblem, Sample, fit_plan, least_nbytes
+from mgqe.codec.planning.mixed import (
+    Choice,
+    FittedPlan,
+    MixedPlan,
+    MixedProblem,
+    RowReader,
+    Sample,
+    fit_plan,
+    least_nbytes,
+)
 from mgqe.codec.planning.split import Step, split_budget
 
 STEPS = 48  # of a table's ladder of bytes
@@ -59,6 +68,7 @@ class TableProblem:
         metrics: source -> metric, the best first; the identity need not be among them.
         padding_idx: the id that looks up as zeros, or None.
         may_stay: whether the table may be left as it is, where its bytes are worth it within a budget for several.
+        read: gives rows of ids, all finite, where ``rows`` is on the meta device and says the shape alone; or None.
 
     Raises ValueError for rows other than the padding's that hold NaN or infinity, in a table that may be compressed.
     """
@@ -68,10 +78,12 @@ class TableProblem:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     padding_idx: int | None = None
     may_stay: bool = False
+    read: RowReader | None = None
 
     def __post_init__(self) -> None:
-        only_stays = self.may_stay and not self.compresses
-        if only_stays or len(self.rows) == 0 or all(bool(end.isfinite()) for end in self.rows.aminmax()):
+        if self.read is not None or (self.may_stay and not self.compresses) or len(self.rows) == 0:
+            return
+        if all(bool(end.isfinite()) for end in self.rows.aminmax()):
             return
         bad = ~self.rows.isfinite().all(1)
         if self.padding_idx is not None:
@@ -90,7 +102,8 @@ class TableProblem:
     def sample(self, candidate: Candidate) -> Sample:
         """Its rows as the candidate weighs and divides them."""
         choice = self.choice(candidate)
-        return Sample.of(self.rows, self.counts, choice.counts_power, choice.fractions, self.padding_idx)
+        weighted = self.counts, choice.counts_power, choice.fractions, self.padding_idx
+        return Sample.of(self.rows, *weighted, read=self.read)
 
     def mixed(self, candidate: Candidate) -> MixedProblem:
         """What all plans of the candidate have in common, whatever the bytes."""

@@ -100,14 +100,15 @@ def make_store(rows: Rows, tiers: Tiers, capacity: Capacity, quantizer: Quantize
         store = NarrowStore(max(capacity.num_subspaces), rows.key_dim, width_of(capacity), weight)
         quantizer.lift = (store,)
         return store
-    if not isinstance(quantizer, VQQuantizer):
+    if isinstance(quantizer, SXQuantizer):
         raise ValueError(f'rows={type(rows).__name__} goes with quantizer="vq" alone')
+    if isinstance(rows, SketchRows):
+        subspaces = max(capacity.num_subspaces)
+        return SketchStore(rows, tiers.num_embeddings, capacity.embedding_dim, subspaces, weight, cpu_generator())
+    assert isinstance(quantizer, VQQuantizer)  # a layer with such rows has no plan
     if isinstance(rows, CachedRows):
         return CacheStore(rows, tiers, capacity, quantizer, weight.device)
-    if isinstance(rows, CodeRows):
-        return FixedStore(rows, tiers, capacity, quantizer, weight.device)
-    subspaces = max(capacity.num_subspaces)
-    return SketchStore(rows, tiers.num_embeddings, capacity.embedding_dim, subspaces, weight, cpu_generator())
+    return FixedStore(rows, tiers, capacity, quantizer, weight.device)
 
 
 def key_dim_of(rows: Rows, capacity: Capacity) -> int | None:

@@ -74,6 +74,7 @@ class SketchRows:
     """Rows from a hashed sketch that is clustered again at intervals (CCE, NeurIPS'23).
 
     A row's subspace j is centroid p_j(id), which all ids with that pointer share, plus an entry of a hashed table.
+    There are as many subspaces as in the frozen table, or d / 2 where a budget chooses those (d where it is odd).
     Every ``interval`` training passes all ids are assigned to new centroids of these sums, and the hashed table starts
     again at zero with another hash.
 
@@ -99,6 +100,11 @@ class SketchRows:
 
 ROWS = ("float32", "bfloat16", "cached", "narrow", "sketch")
 Rows = Union[str, CachedRows, CodeRows, NarrowRows, SketchRows]  # noqa: UP007  Evaluated on import.
+
+
+def has_all_rows(rows: Rows) -> bool:
+    """Whether every id has a row of d numbers whenever it is asked for, and no code before the warm-up is over."""
+    return isinstance(rows, SketchRows) or (isinstance(rows, str) and rows in ("float32", "bfloat16", "sketch"))
 
 
 def resolve_rows(rows: Rows) -> Rows:
