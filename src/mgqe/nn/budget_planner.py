@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mgqe.codec.capacity import Capacity, default_num_subspaces
 from mgqe.codec.metric import Metric
@@ -14,6 +15,8 @@ from mgqe.codec.planning.budget import too_small
 from mgqe.codec.planning.mixed import FittedPlan, RowReader, least_nbytes
 from mgqe.codec.planning.tables import TableProblem, candidates, fit_table
 from mgqe.codec.tiers import check_counts
+from mgqe.nn.codebook_layer import CodebookLayer, revive_every
+from mgqe.nn.quantizers.mixed import MixedQuantizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +59,11 @@ class BudgetPlanner:
         """What stands for the capacity until there is a plan: one tier, with the subspaces of the even default."""
         return Capacity.of(embedding_dim, [num_embeddings], [default_num_subspaces(embedding_dim)], [2])
 
+    def problem(self, sizes: tuple[int, int], read: RowReader, metric: Metric) -> TableProblem:
+        """The table as it is now; arguments as for :meth:`fit`."""
+        rows = torch.empty(sizes, device="meta")
+        return TableProblem(rows, self.counts, {metric.source: metric}, self.padding_idx, read=read)
+
     def fit(self, sizes: tuple[int, int], read: RowReader, metric: Metric, generator: torch.Generator) -> FittedPlan:
         """The plan that is expected to lose least, with its centroids; nothing judges candidates.
 
@@ -67,6 +75,13 @@ class BudgetPlanner:
 
         Raises ValueError for a budget that no table of these rows fits.
         """
-        rows = torch.empty(sizes, device="meta")
-        problem = TableProblem(rows, self.counts, {metric.source: metric}, self.padding_idx, read=read)
+        problem = self.problem(sizes, read, metric)
         return fit_table(problem, candidates([problem])[0], self.nbytes, generator, by_prediction=True)
+
+
+def read_plan(layer: nn.Module, _: Any) -> None:
+    """After a checkpoint was loaded into a layer with a budget: the plan that came with it."""
+    if isinstance(layer, CodebookLayer) and isinstance(layer.quantizer, MixedQuantizer):
+        before = BudgetPlanner.before(layer.tiers.num_embeddings, layer.capacity.embedding_dim)
+        layer.capacity = layer.quantizer.read_layout(layer.tiers.sizes, before)
+        layer.schedule.revive_every = revive_every(layer.capacity)

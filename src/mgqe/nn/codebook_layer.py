@@ -187,10 +187,18 @@ class CodebookLayer(nn.Module):
             return vectors
         return KeepInGraph.apply(vectors, *self.quantizer.parameters())  # type: ignore[no-any-return, no-untyped-call]
 
+    def _take_tiers(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
+        """Before a checkpoint is loaded: take its tiers where they are part of a plan.
+
+        Returns:
+            why the layer cannot have the checkpoint, as an error text; None where it can.
+        """
+        return tiers_difference(state_dict, prefix, self.tiers)
+
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        if difference := tiers_difference(state_dict, prefix, self.tiers):
+        if refusal := self._take_tiers(state_dict, prefix):
             error_messages = rest[-1]
-            error_messages.append(difference)
+            error_messages.append(refusal)
             return
         keys = [prefix + name for name in GradientMoments.NAMES]
         if all(key in state_dict for key in keys):

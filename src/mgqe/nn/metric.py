@@ -258,17 +258,24 @@ class GradientMoments:
         elif self._alone is None:
             self._alone, self._steps_alone = Sums.zeros(self._embedding_dim, sums.moment.device), 0
         elif is_last or self._steps_alone == SHARE_EVERY:
-            for shared, own in zip(sums, self._alone, strict=True):
-                total(own)
-                shared.mul_(DECAY**self._steps_alone).add_(own)
-                own.zero_()
-            self._steps_alone = 0
+            self.share(total)
         if stepped and not is_last:
             self._is_gathered = self._steps % steps_between(warmup_steps) == 0
             self._steps += 1
             if self._is_gathered:
                 (self._alone or sums).begin_step()
                 self._steps_alone += 1
+
+    @torch.no_grad()
+    def share(self, total: Total) -> None:
+        """Tell the other processes what this one has gathered since they were last told. A collective."""
+        if self._alone is None or self.sums is None:
+            return
+        for shared, own in zip(self.sums, self._alone, strict=True):
+            total(own)
+            shared.mul_(DECAY**self._steps_alone).add_(own)
+            own.zero_()
+        self._steps_alone = 0
 
     @outside_graphs
     def watch_vectors(self, vectors: Tensor, ids: Tensor, padding_idx: int | None) -> None:

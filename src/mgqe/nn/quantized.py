@@ -22,7 +22,7 @@ from mgqe.codec.metric import Metric
 from mgqe.codec.planning.mixed import FittedPlan
 from mgqe.codec.stats import CodebookStats
 from mgqe.codec.tiers import Tiers
-from mgqe.nn.budget_planner import BudgetPlanner
+from mgqe.nn.budget_planner import BudgetPlanner, read_plan
 from mgqe.nn.codebook_layer import revive_every
 from mgqe.nn.context.ddp import broadcast_from_first, common_generator, data_parallel, of_first, recomputing
 from mgqe.nn.context.decorators import in_full_precision, outside_graphs
@@ -128,7 +128,7 @@ class QuantizedEmbedding(RowLayer):
             self.schedule.end()
         if planner is not None:
             self.gathers_metric = True
-            self.register_load_state_dict_post_hook(_read_plan)  # type: ignore[no-untyped-call]
+            self.register_load_state_dict_post_hook(read_plan)  # type: ignore[no-untyped-call]
 
     # ---- the table as a whole ------------------------------------------------------------------------------
 
@@ -340,17 +340,16 @@ class QuantizedEmbedding(RowLayer):
         """Rows (n, d) of ids on the CPU, wherever the store has them."""
         return self._read_rows(ids.to(self.raw_weight.device))
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+    def _take_tiers(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
         if self.planner is not None and isinstance(sizes := state_dict.get(f"{prefix}tier_sizes"), Tensor):
             tiers = Tiers(tuple(sizes.tolist()), state_dict.get(f"{prefix}tier_of"))  # those of the checkpoint's plan
             if shapes := even_codebooks(state_dict, prefix):
                 capacity = default_capacity(self.embedding_dim, tiers)
                 if not self.planner.is_default or shapes != list(capacity.codebook_shapes):
-                    rest[-1].append(refusal(shapes, prefix))  # error_msgs
-                    return
+                    return refusal(shapes, prefix)
                 self._become_even(capacity)
             self._set_tiers(tiers, self.capacity)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        return super()._take_tiers(state_dict, prefix)
 
     # ---- freezing ------------------------------------------------------------------------------------------
 
@@ -420,12 +419,3 @@ class QuantizedEmbedding(RowLayer):
         if self.padding_idx is not None:
             text += f", padding_idx={self.padding_idx}"
         return text + ("" if self.quantizing else f", warm-up of {self.warmup_steps} passes")
-
-
-def _read_plan(layer: nn.Module, _: Any) -> None:
-    """After a checkpoint was loaded into a layer with a budget: the plan that came with it."""
-    if isinstance(layer, QuantizedEmbedding) and isinstance(layer.quantizer, MixedQuantizer):
-        layer.capacity = layer.quantizer.read_layout(
-            layer.tiers.sizes, BudgetPlanner.before(layer.num_embeddings, layer.embedding_dim)
-        )
-        layer.schedule.revive_every = revive_every(layer.capacity)
