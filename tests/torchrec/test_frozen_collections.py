@@ -16,6 +16,7 @@ torchrec = pytest.importorskip("torchrec", reason="needs torchrec and fbgemm-gpu
 sharded = pytest.importorskip("mgqe.torchrec")
 
 from torchrec import EmbeddingBagConfig, EmbeddingConfig, KeyedJaggedTensor, PoolingType  # noqa: E402
+from torchrec.distributed import DistributedModelParallel  # noqa: E402
 
 from mgqe.nn.rows.store import draw_members  # noqa: E402
 
@@ -276,6 +277,16 @@ def test_a_state_dict_with_other_tiers_is_refused():
     other = sharded.QuantizedEmbeddingBagCollection([bag_config()], CONFIG, counts={"item": COUNTS.flip(0)})
     with pytest.raises(RuntimeError, match="other ids in its tiers"):
         other.load_state_dict(first.state_dict())
+
+
+def test_distributed_model_parallel_refuses_other_tiers(one_rank):
+    """It loads module by module, and drops the error messages of those that do not load themselves."""
+    first = sharded.QuantizedEmbeddingBagCollection([bag_config()], CONFIG, counts={"item": COUNTS})
+    other = sharded.QuantizedEmbeddingBagCollection([bag_config()], CONFIG, counts={"item": COUNTS.flip(0)})
+    parallel = DistributedModelParallel(nn.Sequential(other), device=torch.device("cpu"))
+    quantizers = {f"0.{name}": tensor for name, tensor in first.state_dict().items() if "rows." not in name}
+    with pytest.raises(RuntimeError, match="other ids in its tiers"):
+        parallel.load_state_dict({**parallel.state_dict(), **quantizers})
 
 
 # ---- bad input -----------------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ class QuantizedTable(CodebookLayer):
         device: of the codebooks.
     """
 
+    _FORCE_STATE_DICT_LOAD = True  # read by DistributedModelParallel, which drops error messages otherwise
+
     def __init__(self, source: RowSource, settings: TableSettings, seed: int, device: torch.device) -> None:
         config = settings.config
         warmup_steps = config.warmup_steps if config.init == "warmup" else 0
