@@ -5,6 +5,7 @@ torchrun --nproc-per-node 2 torchrec_worker.py OUT MODE [name=value ...]
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -28,7 +29,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 import mgqe
 import mgqe.torchrec
-from mgqe.torchrec import freezing
+from mgqe.torchrec import budget, freezing
 
 ROWS, DIM, BATCH = {"user": 1500, "item": 4001}, {"user": 16, "item": 8}, 64
 FEATURES = {"user": ["user"], "item": ["seen", "bought"]}
@@ -93,6 +94,12 @@ def build(rank: int, size: int, options: dict) -> tuple[DistributedModelParallel
     config = mgqe.CompressConfig(
         num_centroids=(32, 16), warmup_steps=int(options.get("warmup", 10)), centroid_dtype=options.get("dtype", "int8")
     )
+    if "budget" in options:
+        config = mgqe.CompressConfig(budget=options["budget"], warmup_steps=int(options.get("warmup", 10)))
+        if options.get("other") == "budget" and rank == 1:
+            config = mgqe.CompressConfig(budget="12%", warmup_steps=10)
+        if options.get("other") == "plan":
+            budget.share_bytes = no_plan
     made = tables()
     if options.get("other") == "config" and rank == 1:
         config = mgqe.CompressConfig(num_centroids=(32, 8), warmup_steps=10)
@@ -118,6 +125,34 @@ def build(rank: int, size: int, options: dict) -> tuple[DistributedModelParallel
     dense = [(name, p) for name, p in parallel.named_parameters() if ".rows." not in name]
     rate = float(options.get("lr", 0.1)) / 10
     return parallel, KeyedOptimizerWrapper(dict(dense), lambda params: torch.optim.Adam(params, lr=rate))
+
+
+def no_plan(*arguments: object) -> None:
+    """In the place of what rank 0 plans by."""
+    raise ValueError("nothing fits")
+
+
+def plans_of(collection: nn.Module) -> dict:
+    """What each table's plan is, as this rank has it."""
+    plans = {}
+    for name, table in collection.planned_tables.items():
+        digest = hashlib.sha256()
+        for tensor in (*table.quantizer.state_dict().values(), table.tier_sizes, table.tier_of):
+            digest.update(tensor.detach().numpy().tobytes())
+        shapes = [table.capacity.widths, *(tier.code_bits for tier in table.capacity.tiers)]
+        plans[name] = {"nbytes": table.nbytes, "tiers": table.tiers.sizes, "bits": shapes, "all": digest.hexdigest()}
+    return plans
+
+
+def equals_frozen(collection: nn.Module, folder: Path) -> bool:
+    """Whether bags of one id, in evaluation, are the vectors of the frozen tables, to the bit."""
+    ids = {feature: torch.arange(64) * ROWS[name] // 64 for name in ROWS for feature in FEATURES[name]}
+    features = KeyedJaggedTensor(
+        list(ids), torch.cat(list(ids.values())), lengths=torch.ones(64 * len(ids), dtype=torch.int64)
+    )
+    bags = collection(features)
+    looked_up = {f: mgqe.load(folder / name).lookup(ids[f]) for name in ROWS for f in FEATURES[name]}
+    return all(torch.equal(bags[feature], vectors) for feature, vectors in looked_up.items())
 
 
 def state_of(parallel: DistributedModelParallel, optimizer: KeyedOptimizerWrapper) -> dict:
@@ -229,6 +264,8 @@ def run(out: Path, mode: str, options: dict, rank: int, size: int) -> dict:
             vectors = parallel.module.embeddings(features).values()
         result["nbytes"] = mgqe.torchrec.freeze(parallel, out / "frozen")
         frozen = mgqe.torchrec.load(out / "frozen")
+        result["plans"] = plans_of(parallel.module.embeddings)
+        result["equals frozen"] = equals_frozen(parallel.module.embeddings, out / "frozen")
         result["gap"] = float((frozen(features).values() - vectors).abs().max())
         result["scores"] = torch.cat(parallel.module.embeddings.ranks.gather(scores)).tolist()
     return result

@@ -190,3 +190,74 @@ def test_all_ranks_have_the_metric_of_all_batches(tmp_path):
         # Each rank has half of a batch, over which its loss is the mean: gradients are twice as large.
         torch.testing.assert_close(torch.tensor(first["metrics"][name]), 4 * torch.tensor(matrix), rtol=1e-3, atol=1e-7)
         assert 2 * first["lookups"][name] == pytest.approx(whole["lookups"][name])
+
+
+# ---- a budget ------------------------------------------------------------------------------------------------
+
+BUDGET = ("budget=25%", "steps=40")  # ten of them warm-up
+
+
+@pytest.fixture(scope="module")
+def budget_runs(tmp_path_factory):
+    """Runs of 40 steps by one rank, and by two, which save a checkpoint before or after they plan."""
+    folder = tmp_path_factory.mktemp("budget")
+    torchrun(1, folder / "1", "train", *BUDGET)
+    for step in (5, 30):
+        torchrun(2, folder / str(step), "train", *BUDGET, f"save={step}")
+    return folder
+
+
+def shapes_of(plans: dict) -> dict:
+    return {name: {key: plan[key] for key in ("nbytes", "tiers", "bits")} for name, plan in plans.items()}
+
+
+def test_all_ranks_have_one_plan(budget_runs, tmp_path):
+    whole, first, second = (result(budget_runs / name, rank) for name, rank in (("1", 0), ("30", 0), ("30", 1)))
+    assert first["plans"] == second["plans"]
+    assert [len(plan["tiers"]) for plan in first["plans"].values()] == [1, 2]
+    assert shapes_of(first["plans"]) == shapes_of(whole["plans"])
+    full = 4 * (1500 * 16 + 4001 * 8)
+    assert 0.95 * full / 4 < sum(plan["nbytes"] for plan in first["plans"].values()) <= full / 4
+    for name, plan in first["plans"].items():
+        mgqe.save(mgqe.load(budget_runs / "30" / "frozen" / name), tmp_path / name)
+        assert (tmp_path / name).stat().st_size <= plan["nbytes"]
+    for run in (whole, first, second):
+        assert run["equals frozen"]
+        assert run["gap"] < 1e-6
+    # Rounding decides some centroids of k-means.
+    assert first["losses"][:10] == pytest.approx(whole["losses"][:10], rel=1e-6)
+    assert first["losses"] == pytest.approx(whole["losses"], rel=2e-2)
+
+
+def test_tables_with_a_budget_on_one_rank_each(budget_runs, tmp_path):
+    torchrun(2, tmp_path, "train", *BUDGET, "sharding=table_wise")
+    first, second = result(tmp_path), result(tmp_path, 1)
+    assert first["plans"] == second["plans"]
+    assert shapes_of(first["plans"]) == shapes_of(result(budget_runs / "30")["plans"])
+    assert first["equals frozen"]
+    assert second["equals frozen"]
+
+
+@pytest.mark.parametrize(("step", "near"), [(5, 5e-2), (30, 1e-5)], ids=["before the plan", "after"])
+def test_a_checkpoint_with_a_budget_resumes_on_another_number_of_ranks(budget_runs, tmp_path, step, near):
+    run = budget_runs / str(step)
+    torchrun(1, tmp_path, "resume", *BUDGET, f"first={step}", f"checkpoint={run / 'checkpoint'}")
+    resumed, whole = result(tmp_path), result(run)
+    assert resumed["losses"] == pytest.approx(whole["losses"][step:], rel=near)
+    assert resumed["equals frozen"]
+    if step == 30:
+        assert shapes_of(resumed["plans"]) == shapes_of(whole["plans"])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("other=budget", "rank 1 has user: budget = 26,883 bytes for several tables, but rank 0 has 56,008 bytes"),
+        ("other=counts", "rank 1 has user: counts = "),
+        ("other=plan", "rank 0: nothing fits"),
+    ],
+)
+def test_ranks_that_do_not_agree_on_a_budget_say_so(tmp_path, option, message):
+    torchrun(2, tmp_path, "train", *BUDGET, option, fails=True)
+    for rank in range(2):
+        assert re.search(rf"ValueError: .*{re.escape(message)}", result(tmp_path, rank)["error"])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mgqe.checks.names import did_you_mean, errors_about
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning import Plan, Problem, budget_bytes
+from mgqe.codec.planning.budget import too_small_for_all
 from mgqe.codec.planning.mixed import FittedPlan
 from mgqe.codec.planning.split import split_budget
 from mgqe.codec.planning.tables import Candidate, TableProblem, best_plans, candidates, share_bytes
@@ -189,7 +190,7 @@ def _divide(
     budget = budget_bytes(config.budget, sum(sizes))
     shares = split_budget(ladders, budget)
     if shares is None:
-        raise _too_few(config.budget, budget, sizes, sum(ladder[0][0] for ladder in ladders))
+        raise too_small_for_all(config.budget, budget, sizes, sum(ladder[0][0] for ladder in ladders))
     results: dict[str, Spending | Plan | str] = {}
     for table, problem, size, share, ladder in zip(tables, problems, sizes, shares, ladders, strict=True):
         if problem is None or share == size:
@@ -216,7 +217,7 @@ def _divide_trained(
     sizes = [problem.rows.nbytes for problem in problems]
     budget = budget_bytes(config.budget, sum(sizes))
     if (least := sum(problem.least_share for problem in problems)) > budget:
-        raise _too_few(config.budget, budget, sizes, least)
+        raise too_small_for_all(config.budget, budget, sizes, least)
     shares = share_bytes(problems, candidates(problems)[0], budget)
     results: dict[str, Spending | Plan | str] = {}
     chosen = []
@@ -248,13 +249,6 @@ def _fit(
 
     best = best_plans(problems, budget, judge if evidence.judges else None, evidence.refuse_nan, shares)
     return {table.path: Spending(plan.plan.nbytes, plan) for table, plan in zip(tables, best.fitted, strict=True)}
-
-
-def _too_few(wanted: object, budget: int, sizes: Sequence[int], least: int) -> ValueError:
-    return ValueError(
-        f"budget={wanted!r} is {budget:,} bytes, too few for {len(sizes)} tables of {sum(sizes):,}: the "
-        f"least is {least:,} bytes ({100 * least / sum(sizes):.2f}%)"
-    )
 
 
 @contextmanager

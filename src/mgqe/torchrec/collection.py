@@ -20,6 +20,8 @@ from mgqe.nn.codebook_layer import Batch
 from mgqe.nn.config import CompressConfig
 from mgqe.nn.quantization import Counts
 from mgqe.nn.quantizers.autograd import RepeatVectors
+from mgqe.torchrec.budget import CommonBudget
+from mgqe.torchrec.planned_table import PlannedTable
 from mgqe.torchrec.ranks import Ranks
 from mgqe.torchrec.rows import SHARDINGS, RowSource
 from mgqe.torchrec.settings import TableSettings, plain_config, resolve_tables
@@ -67,15 +69,25 @@ class QuantizedRows(nn.Module):
         self._features: list[tuple[str, str]] = []  # (feature, table)
         for table in tables:
             source = RowSource(self.rows, str(table.rows.embedding_dim), table.rows, self.ranks)
-            modules[table.name] = QuantizedTable(source, table, as_int("seed", seed), small)
+            kind = QuantizedTable if table.planner is None else PlannedTable
+            modules[table.name] = kind(source, table, as_int("seed", seed), small)
             self._features += [(feature, table.name) for feature in table.rows.feature_names]
         self.quantizers = nn.ModuleDict(modules)
+        if sharing := [table for table in self.planned_tables.values() if table.nbytes is None]:
+            common = CommonBudget([table.evidence for table in sharing])
+            for planned in sharing:
+                planned.common = common
         self._checked = False
 
     @property
     def tables(self) -> dict[str, QuantizedTable]:
         """Each table's tiers and codebooks."""
         return {name: table for name, table in self.quantizers.items() if isinstance(table, QuantizedTable)}
+
+    @property
+    def planned_tables(self) -> dict[str, PlannedTable]:
+        """Those that have a budget."""
+        return {name: table for name, table in self.tables.items() if isinstance(table, PlannedTable)}
 
     def sharding_constraints(self) -> dict[str, ParameterConstraints]:
         """For torchrec's EmbeddingShardingPlanner, ``constraints=``: the ways of sharding that keep rows whole."""
@@ -115,8 +127,11 @@ class QuantizedRows(nn.Module):
         sizes_of_ranks = self.ranks.gather_numbers(
             [*sizes, int(error is not None)], next(iter(batches.values())).ids.device
         )
-        for table in tables.values():
+        for name, table in tables.items():
+            tiers = table.tiers
             table.begin_pass()
+            if table.tiers is not tiers and error is None:  # planned just now
+                batches[name] = self._distinct(table, jagged)
         rows = self._fetch(batches)
         totals = sizes_of_ranks()
         if bool(totals[:, -1].any()):

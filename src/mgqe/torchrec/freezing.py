@@ -125,7 +125,7 @@ def _layout(table: QuantizedTable) -> list[ShardRange]:
 
 
 def _table_layout(table: QuantizedTable) -> TableLayout:
-    return TableLayout.of(table.tiers, table.capacity, table.config.centroid_dtype, None)
+    return TableLayout.of(table.tiers, table.capacity, table.quantizer.centroid_dtype, None)
 
 
 def _tier_sizes(tiers: Tiers, first: int, size: int) -> list[int]:
@@ -165,7 +165,7 @@ def _packed(table: QuantizedTable, rows: Tensor, first: int) -> Iterator[Tensor]
     for g in tier_order(table.tiers.num_tiers):
         for ids in _members(table.tiers, g, first, rows.shape[0]):
             chunk = rows[(ids - first).to(rows.device)].to(device)
-            yield pack(table.codes(chunk, g).cpu(), table.capacity.tiers[g].bits)
+            yield pack(table.codes(chunk, g).cpu(), table.capacity.tiers[g].packing)
 
 
 def _publish(
@@ -176,8 +176,9 @@ def _publish(
     with ExitStack() as stack:
         ready = []
         for name, table in collection.tables.items():
-            whole = _table_layout(table)
-            frame = lay_out_frame(whole, table.tiers, [book.cpu() for book in table.quantizer.frozen_codebooks()])
+            whole, transform = _table_layout(table), table.quantizer.transform
+            books = [book.cpu() for book in table.quantizer.frozen_codebooks()]
+            frame = lay_out_frame(whole, table.tiers, books, transform)
             shards = [_tier_sizes(table.tiers, first, size) for first, size, _ in layout[name]]
             index = prepared_index(target / name, set_name, frame, whole.to_json(), shards)
             temporary, nbytes[name] = stack.enter_context(index)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+T = TypeVar("T")
 
 # What a rank's refusal becomes on the others; anything else is a RuntimeError there.
 _KINDS = ("ValueError", "TypeError", "IndexError", "KeyError", "OSError")
@@ -82,9 +86,43 @@ class Ranks:
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Take rank 0's tensors."""
         if self.active:
-            source = dist.get_global_rank(self._group, 0) if self._group is not None else 0
             for tensor in tensors:
-                dist.broadcast(tensor, source, group=self._group)
+                dist.broadcast(tensor, self._first, group=self._group)
+
+    @property
+    def _first(self) -> int:
+        """Rank 0 of the group, as a rank of all processes."""
+        return dist.get_global_rank(self._group, 0) if self._group is not None else 0
+
+    def of_first(self, value: T) -> T:
+        """Rank 0's object, which pickle can write."""
+        if not self.active:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, self._first, group=self._group)
+        return values[0]
+
+    def led_by_first(self, work: Callable[[Callable[[Q], A]], T], answer: Callable[[Q], A]) -> T:
+        """The result of ``work(ask)``, which rank 0 does alone, on every rank.
+
+        Each ``ask(question)`` within the work runs ``answer(question)``, which may be a collective, on every rank.
+
+        Raises on every rank what the work raises.
+        """
+        result: T | None = None
+        error: Exception | None = None
+        nothing: list[Q] = []  # more to ask
+        if self.rank == 0:
+            try:
+                result = work(lambda question: answer(self.of_first([question])[0]))
+            except Exception as wrong:  # whatever it is, the other ranks must not wait
+                error = wrong
+            self.of_first(nothing)
+        else:
+            while asked := self.of_first(nothing):
+                answer(asked[0])
+        self.refuse_together(error)
+        return self.of_first(result)  # type: ignore[return-value]
 
     def refuse_together(self, error: Exception | None) -> None:
         """Raise on every rank if one of them has an error, and say on which.

@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchrec import EmbeddingBagConfig, EmbeddingConfig
+from torchrec.modules.embedding_configs import data_type_to_dtype
 
 from mgqe.checks.names import errors_about
 from mgqe.checks.scalars import as_int
 from mgqe.codec.capacity import Capacity
+from mgqe.codec.planning import budget_bytes
+from mgqe.codec.planning.budget import too_small_for_all
+from mgqe.codec.planning.mixed import least_nbytes
 from mgqe.codec.tiers import Tiers
+from mgqe.nn.budget_planner import BudgetPlanner
 from mgqe.nn.config import CompressConfig
 from mgqe.nn.quantization import Counts, resolve_tiers
 
@@ -23,13 +28,17 @@ class TableSettings:
     Attributes:
         rows: torchrec's configuration.
         config: how it is quantised, without rules.
-        tiers, capacity: what follows from counts and ``config``.
+        tiers, capacity: what follows from counts and ``config``; what stands for them until there is a plan.
+        planner: what a budget is spent by; None without one.
+        shares: whether the planner's bytes are for several tables together.
     """
 
     rows: Any
     config: CompressConfig
     tiers: Tiers
     capacity: Capacity
+    planner: BudgetPlanner | None = None
+    shares: bool = False
 
     @property
     def name(self) -> str:
@@ -58,22 +67,52 @@ def resolve_tables(
         raise ValueError(f"a feature may belong to one table only, got {features}")
     if unknown := sorted({*counts} - {*names}):
         raise ValueError(f"counts for {unknown}, but the tables are {names}")
+    sharing = [table for table in tables if config.shares_budget((table.name,))]
+    budget = _common_budget(sharing, config) if len(sharing) > 1 else None
     settings = []
     for table in tables:
         with errors_about(f"table {table.name!r}"):
-            settings.append(_resolve(table, config.for_table((table.name,)), counts.get(table.name)))
+            share_of = budget if table in sharing else None
+            settings.append(_resolve(table, config.for_table((table.name,)), counts.get(table.name), share_of))
     return settings
 
 
-def _resolve(table: Any, config: CompressConfig | None, counts: Counts | Tiers | None) -> TableSettings:
+def _common_budget(tables: Sequence[Any], config: CompressConfig) -> int:
+    """The bytes of a budget for several tables; ValueError where these do not fit it."""
+    sizes = [full_nbytes(table) for table in tables]
+    budget = budget_bytes(config.budget, sum(sizes))
+    least = sum(least_nbytes(int(table.num_embeddings), int(table.embedding_dim), None) for table in tables)
+    if least > budget:
+        raise too_small_for_all(config.budget, budget, sizes, least)
+    return budget
+
+
+def _resolve(
+    table: Any, config: CompressConfig | None, counts: Counts | Tiers | None, common_budget: int | None
+) -> TableSettings:
     if config is None:
         raise ValueError("a rule leaves it alone: give it to a torchrec collection instead")
     if config.quantizer != "vq":
         raise ValueError(f"quantizer={config.quantizer!r} does not work on torchrec's rows yet: use 'vq'")
-    tiers = resolve_tiers(as_int("num_embeddings", table.num_embeddings), counts, config.fractions)
+    n, d = as_int("num_embeddings", table.num_embeddings), as_int("embedding_dim", table.embedding_dim)
+    if config.budget is not None:
+        if isinstance(counts, Tiers):
+            raise ValueError(
+                "a budget chooses the tiers: give counts (mgqe.count_ids, mgqe.torchrec.merge_counts), not Tiers"
+            )
+        nbytes = budget_bytes(config.budget, full_nbytes(table)) if common_budget is None else common_budget
+        planner = BudgetPlanner.of(nbytes, counts, (n, d), None)
+        return TableSettings(
+            table, config, Tiers.from_sizes([n]), planner.before(n, d), planner, common_budget is not None
+        )
+    tiers = resolve_tiers(n, counts, config.fractions)
     config = (config if counts is not None else config.for_one_tier()).cut_to(tiers)
-    capacity = config.capacity_of(table.embedding_dim, tiers)
-    return TableSettings(table, config, tiers, capacity)
+    return TableSettings(table, config, tiers, config.capacity_of(d, tiers))
+
+
+def full_nbytes(table: Any) -> int:
+    """Bytes of the rows, as torchrec trains them."""
+    return int(table.num_embeddings) * int(table.embedding_dim) * int(data_type_to_dtype(table.data_type).itemsize)
 
 
 def plain_config(table: Any) -> Any:

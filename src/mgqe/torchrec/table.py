@@ -11,6 +11,7 @@ from mgqe.codec.kmeans import KMEANS, THOROUGH, KMeans, revive_size, sample_size
 from mgqe.nn.codebook_layer import Batch, CodebookLayer
 from mgqe.nn.context.decorators import in_full_precision
 from mgqe.nn.metric import Total
+from mgqe.nn.quantizers.base import Quantizer
 from mgqe.nn.quantizers.build import make_quantizer
 from mgqe.nn.rows.store import draw_members
 from mgqe.torchrec.rows import RowSource
@@ -35,7 +36,12 @@ class QuantizedTable(CodebookLayer):
         super().__init__(settings.tiers, settings.capacity, warmup_steps, device)
         self.name, self.source, self.seed, self.config = settings.name, source, seed, config
         like = torch.empty(0, self.capacity.embedding_dim, device=device)
-        self.quantizer = make_quantizer("vq", self.capacity, like, config.centroid_dtype, config.commitment, False)
+        self.quantizer = self._make_quantizer(like)
+
+    def _make_quantizer(self, like: Tensor) -> Quantizer:
+        """The codebooks, in the dtype and on the device of ``like``."""
+        config = self.config
+        return make_quantizer("vq", self.capacity, like, config.centroid_dtype, config.commitment, False)
 
     def settings(self) -> dict[str, str]:
         """What has to be equal on all ranks, by name."""
@@ -74,13 +80,17 @@ class QuantizedTable(CodebookLayer):
         if self.quantizing:
             return
         self.source.check_finite()
+        self._start_codebooks(kmeans)
+        self.schedule.end()
+
+    def _start_codebooks(self, kmeans: KMeans | None) -> None:
+        """Make codebooks from rows that are finite, alike on every rank. A collective."""
         generator, dim = self._generator(), self.capacity.embedding_dim
         rows = self._tier_rows([sample_size(k, dim) for k in self.capacity.num_centroids], generator)
         if self.source.ranks.rank == 0:
             effort = KMEANS if self.config.init == "warmup" else THOROUGH
             self.quantizer.start(rows, generator, kmeans or effort)
         self._share_codebooks()
-        self.schedule.end()
 
     @in_full_precision
     @torch.no_grad()

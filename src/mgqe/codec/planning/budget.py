@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,14 @@ def too_small(budget: int, num_embeddings: int, embedding_dim: int, least: int, 
     return ValueError(
         f"a budget of {budget:,} bytes is too small for {num_embeddings:,} ids x {embedding_dim}: the least is "
         f"{least:,} bytes ({100 * least / full_nbytes:.2f}% of {full_nbytes:,}), header included"
+    )
+
+
+def too_small_for_all(wanted: object, budget: int, sizes: Sequence[int], least: int) -> ValueError:
+    """The error of a budget, as it was given and in bytes, that tables of these bytes do not fit together."""
+    return ValueError(
+        f"budget={wanted!r} is {budget:,} bytes, too few for {len(sizes)} tables of {sum(sizes):,}: the "
+        f"least is {least:,} bytes ({100 * least / sum(sizes):.2f}%)"
     )
 
 
