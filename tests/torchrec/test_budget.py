@@ -181,6 +181,23 @@ def test_empty_batches_at_the_start_and_after():
     assert collection.tables["item"].quantizing
 
 
+def test_without_a_capacity_a_table_spends_the_bytes_of_the_even_shape(tmp_path):
+    config = mgqe.CompressConfig(warmup_steps=0)
+    collection = make(config)
+    even = make(mgqe.CompressConfig(num_centroids=(256, 64), warmup_steps=0))
+    layer = mgqe.MGQEmbedding(N, DIM, counts=COUNTS)
+    assert collection.tables["item"].nbytes == layer.planner.nbytes
+    for name, model in (("planned", collection), ("even", even)):
+        sharded.freeze(model, tmp_path / name)
+        one_file(tmp_path / name / "item", tmp_path / f"{name}.safetensors")
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("planned", "even")]
+    assert sizes[0] <= sizes[1] == layer.planner.nbytes
+    given = make(config, counts={"item": mgqe.Tiers.from_counts(COUNTS)})  # tiers say the shape, as in layers
+    assert given.tables["item"].capacity.num_centroids == (128, 64)
+    with pytest.raises(RuntimeError, match="Make the layer with num_subspaces= and num_centroids="):
+        collection.load_state_dict(given.state_dict(), strict=False)
+
+
 # ---- one budget for several tables ---------------------------------------------------------------------------
 
 

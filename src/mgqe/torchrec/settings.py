@@ -18,7 +18,7 @@ from mgqe.codec.planning.mixed import least_nbytes
 from mgqe.codec.tiers import Tiers
 from mgqe.nn.budget_planner import BudgetPlanner
 from mgqe.nn.config import CompressConfig
-from mgqe.nn.quantization import Counts, resolve_tiers
+from mgqe.nn.quantization import Counts, default_budget, resolve_tiers
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,18 @@ def _resolve(
     if config.quantizer != "vq":
         raise ValueError(f"quantizer={config.quantizer!r} does not work on torchrec's rows yet: use 'vq'")
     n, d = as_int("num_embeddings", table.num_embeddings), as_int("embedding_dim", table.embedding_dim)
-    if config.budget is not None:
-        if isinstance(counts, Tiers):
-            raise ValueError(
-                "a budget chooses the tiers: give counts (mgqe.count_ids, mgqe.torchrec.merge_counts), not Tiers"
-            )
-        nbytes = budget_bytes(config.budget, full_nbytes(table)) if common_budget is None else common_budget
-        planner = BudgetPlanner.of(nbytes, counts, (n, d), None)
-        return TableSettings(
-            table, config, Tiers.from_sizes([n]), planner.before(n, d), planner, common_budget is not None
+    if config.budget is not None and isinstance(counts, Tiers):
+        raise ValueError(
+            "a budget chooses the tiers: give counts (mgqe.count_ids, mgqe.torchrec.merge_counts), not Tiers"
         )
+    if config.budget is None:
+        nbytes = default_budget(config, counts, (n, d, None), full_nbytes(table))
+    else:
+        nbytes = budget_bytes(config.budget, full_nbytes(table)) if common_budget is None else common_budget
+    if nbytes is not None and not isinstance(counts, Tiers):
+        planner = BudgetPlanner.of(nbytes, counts, (n, d), None, config.leaves_capacity_open)
+        before = planner.before(n, d)
+        return TableSettings(table, config, Tiers.from_sizes([n]), before, planner, common_budget is not None)
     tiers = resolve_tiers(n, counts, config.fractions)
     config = (config if counts is not None else config.for_one_tier()).cut_to(tiers)
     return TableSettings(table, config, tiers, config.capacity_of(d, tiers))
