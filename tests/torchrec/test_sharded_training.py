@@ -194,7 +194,7 @@ def test_all_ranks_have_the_metric_of_all_batches(tmp_path):
 
 # ---- a budget ------------------------------------------------------------------------------------------------
 
-BUDGET = ("budget=25%", "steps=40")  # ten of them warm-up
+BUDGET = ("budget=30%", "steps=40")  # ten of them warm-up
 
 
 @pytest.fixture(scope="module")
@@ -207,20 +207,18 @@ def budget_runs(tmp_path_factory):
     return folder
 
 
-def shapes_of(plans: dict) -> dict:
-    return {name: {key: plan[key] for key in ("nbytes", "tiers", "bits")} for name, plan in plans.items()}
+def tiers_of(run: dict) -> dict:
+    return {name: plan["tiers"] for name, plan in run["plans"].items()}
 
 
-def test_all_ranks_have_one_plan(budget_runs, tmp_path):
+def test_all_ranks_have_one_plan(budget_runs):
     whole, first, second = (result(budget_runs / name, rank) for name, rank in (("1", 0), ("30", 0), ("30", 1)))
     assert first["plans"] == second["plans"]
-    assert [len(plan["tiers"]) for plan in first["plans"].values()] == [1, 2]
-    assert shapes_of(first["plans"]) == shapes_of(whole["plans"])
+    assert [len(tiers) for tiers in tiers_of(first).values()] == [2, 2]
+    assert tiers_of(first) == tiers_of(whole)  # bits differ: each shard has a header
     full = 4 * (1500 * 16 + 4001 * 8)
-    assert 0.95 * full / 4 < sum(plan["nbytes"] for plan in first["plans"].values()) <= full / 4
-    for name, plan in first["plans"].items():
-        mgqe.save(mgqe.load(budget_runs / "30" / "frozen" / name), tmp_path / name)
-        assert (tmp_path / name).stat().st_size <= plan["nbytes"]
+    assert 0.95 * 0.3 * full < sum(plan["nbytes"] for plan in first["plans"].values()) <= 0.3 * full
+    assert all(first["nbytes"][name] <= plan["nbytes"] for name, plan in first["plans"].items())
     for run in (whole, first, second):
         assert run["equals frozen"]
         assert run["gap"] < 1e-6
@@ -233,7 +231,7 @@ def test_tables_with_a_budget_on_one_rank_each(budget_runs, tmp_path):
     torchrun(2, tmp_path, "train", *BUDGET, "sharding=table_wise")
     first, second = result(tmp_path), result(tmp_path, 1)
     assert first["plans"] == second["plans"]
-    assert shapes_of(first["plans"]) == shapes_of(result(budget_runs / "30")["plans"])
+    assert tiers_of(first) == tiers_of(result(budget_runs / "30"))
     assert first["equals frozen"]
     assert second["equals frozen"]
 
@@ -246,13 +244,16 @@ def test_a_checkpoint_with_a_budget_resumes_on_another_number_of_ranks(budget_ru
     assert resumed["losses"] == pytest.approx(whole["losses"][step:], rel=near)
     assert resumed["equals frozen"]
     if step == 30:
-        assert shapes_of(resumed["plans"]) == shapes_of(whole["plans"])
+        parts = ("nbytes", "tiers", "bits")  # the centroids have trained on
+        assert all(
+            resumed["plans"][name][part] == plan[part] for name, plan in whole["plans"].items() for part in parts
+        )
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("other=budget", "rank 1 has user: budget = 26,883 bytes for several tables, but rank 0 has 56,008 bytes"),
+        ("other=budget", "rank 1 has user: budget = 26,883 bytes for several tables, but rank 0 has 67,209 bytes"),
         ("other=counts", "rank 1 has user: counts = "),
         ("other=plan", "rank 0: nothing fits"),
     ],

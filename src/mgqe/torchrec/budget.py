@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgqe.codec.planning.mixed import FittedPlan
+from mgqe.codec.planning.mixed import FittedPlan, least_nbytes
 from mgqe.codec.planning.tables import candidates, share_bytes
 from mgqe.nn.budget_planner import BudgetPlanner
 from mgqe.nn.metric import GradientMoments
 from mgqe.torchrec.rows import RowSource
 
+SHARD_NBYTES = 512  # more than a shard's header and its entry in the index take
 SHARE = "share"  # a table's buffer: the bytes of its share of a common budget, 0 until they are known
 
 Ask = Callable[[tuple[str, Tensor]], Tensor]  # (table, ids) -> their rows
@@ -46,7 +47,7 @@ class Evidence:
 
     @property
     def nbytes(self) -> int | None:
-        """What the frozen table's file may take; None until a common budget is divided."""
+        """What the frozen table's files may take; None until a common budget is divided."""
         share = self._buffers[SHARE]
         return self.planner.nbytes if share is None else int(share) or None
 
@@ -68,10 +69,12 @@ class Evidence:
     def fit(self, generator: torch.Generator) -> FittedPlan:
         """The plan with its centroids, the same on every rank. A collective; the bytes are known.
 
-        Raises ValueError (on every rank) for a budget that no table of these rows fits.
+        The headers of as many shards as there are now are paid for, unless the table is too small for that.
         """
         assert self.nbytes is not None
-        planner = replace(self.planner, nbytes=self.nbytes)
+        shards = sum(self.source.ranks.gather(sum(len(rows) > 0 for _, rows in self.source.ranges())))
+        least = least_nbytes(self.source.config.num_embeddings, self.source.config.embedding_dim, None)
+        planner = replace(self.planner, nbytes=max(least, self.nbytes - SHARD_NBYTES * shards))
 
         def plan(ask: Ask) -> FittedPlan:
             with torch.device("cpu"):  # whatever the default device

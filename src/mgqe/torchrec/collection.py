@@ -202,9 +202,10 @@ class QuantizedEmbeddingBagCollection(QuantizedRows):
 
     Args:
         tables: torchrec's EmbeddingBagConfig each.
-        config: how tables are quantised; rules go by table name. ``init="from_weight"`` starts in the first pass.
+        config: how tables are quantised; rules go by table name. ``budget`` is for all tables together, and is spent
+            when their warm-up ends. ``init="from_weight"`` starts in the first pass.
         counts: table name -> (N,) how often each id occurs in training, the same on every rank
-            (:func:`mgqe.torchrec.merge_counts`), or Tiers. A table without them has one tier.
+            (:func:`mgqe.torchrec.merge_counts`), or, without a budget, Tiers. A table without them has one tier.
         is_weighted: features have weights, for sums alone.
         device: where rows are made; "meta" where DistributedModelParallel will make them.
         seed: of what codebooks start and revive with.

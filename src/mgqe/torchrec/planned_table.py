@@ -69,7 +69,7 @@ class PlannedTable(QuantizedTable):
 
     @property
     def nbytes(self) -> int | None:
-        """What the frozen table's file may take; None until a budget for several tables is divided."""
+        """What the frozen table's files may take; None until a budget for several tables is divided."""
         return self.evidence.nbytes
 
     def _start_codebooks(self, kmeans: KMeans | None) -> None:
