@@ -103,7 +103,7 @@ def auc(scores: Tensor, labels: Tensor) -> float:
     return float((ranks[labels == 1].sum() - positive * (positive + 1) / 2) / (positive * (len(labels) - positive)))
 
 
-def train(folder: Path, steps: int, batch: int) -> None:
+def train(folder: Path, steps: int, batch: int, budget: str, warm_up: float) -> None:
     with mgqe.torchrec.process_group() as ranks:
         log = Log()
         rows = torch.arange(len(log.user))
@@ -113,7 +113,8 @@ def train(folder: Path, steps: int, batch: int) -> None:
             "user": mgqe.torchrec.merge_counts(mgqe.count_ids(log.user[mine], USERS)),
             "item": mgqe.torchrec.merge_counts(mgqe.count_ids(log.item[mine], ITEMS)),
         }
-        config = mgqe.CompressConfig(num_centroids=(128, 32), centroid_dtype="int8", warmup_steps=steps // 3)
+        # Tables are planned on the rows as they are when the warm-up ends, so that it lasts for most of the training.
+        config = mgqe.CompressConfig(budget=budget, warmup_steps=int(warm_up * steps))
         torch.manual_seed(0)
         model = DLRM(mgqe.torchrec.QuantizedEmbeddingBagCollection(TABLES, config, counts=counts, device="meta"))
         parallel = shard(model, ranks.size)
@@ -184,12 +185,14 @@ def main() -> None:
     options.add_argument("folder", type=Path, help="where the model is kept")
     options.add_argument("--steps", type=int, default=300)
     options.add_argument("--batch", type=int, default=1024, help="rows a step, all ranks together")
+    options.add_argument("--budget", default="10%", help="of the bytes of the tables")
+    options.add_argument("--warm-up", type=float, default=0.75, help="share of the steps before tables are planned")
     options.add_argument("--serve", action="store_true", help="serve what was trained before")
     given = options.parse_args()
     if given.serve:
         serve(given.folder)
     else:
-        train(given.folder, given.steps, given.batch)
+        train(given.folder, given.steps, given.batch, given.budget, given.warm_up)
 
 
 if __name__ == "__main__":
