@@ -61,7 +61,7 @@ class PlannedTable(QuantizedTable):
         super()._set_tiers(tiers, capacity)
         self.tier_sizes = F.pad(self.tier_sizes, (0, MAX_TIERS - tiers.num_tiers), value=-1)
         if self._has_counts:
-            self.tier_of = tiers.of(torch.arange(tiers.num_embeddings, device="cpu")).to(self.tier_sizes.device)
+            self.tier_of = _tier_of_each(tiers).to(self.tier_sizes.device)
 
     def settings(self) -> dict[str, str]:
         """What has to be equal on all ranks, by name."""
@@ -107,5 +107,13 @@ class PlannedTable(QuantizedTable):
         return f"{self.name}: {budget}, warm-up of {self.warmup_steps} passes"
 
 
+def _tier_of_each(tiers: Tiers) -> Tensor:
+    """Each id's tier, uint8 (N,), where tiers are ranges of ids, too; a new tensor."""
+    if tiers.tier_of is not None:
+        return tiers.tier_of.clone()
+    numbers = torch.arange(tiers.num_tiers, dtype=torch.uint8, device="cpu")
+    return numbers.repeat_interleave(torch.tensor(tiers.sizes, device="cpu"))
+
+
 def _digest(counts: Tensor) -> str:
-    return hashlib.sha256(counts.numpy().tobytes()).hexdigest()[:12]
+    return hashlib.sha256(counts.contiguous().numpy().data).hexdigest()[:12]
