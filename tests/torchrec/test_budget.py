@@ -243,7 +243,7 @@ def test_tables_of_one_budget_may_start_at_different_passes():
 
 
 def test_a_collection_is_freed_as_soon_as_nothing_holds_it():
-    """Else the rows, and the threads of the process group that they use, would wait for Python to look for circles."""
+    """Else its rows would stay in memory until Python looks for circles."""
     collection = make(tables=two_tables())
     alive = [weakref.ref(module) for module in (collection, collection.rows, *collection.tables.values())]
     gc.disable()

@@ -28,8 +28,8 @@ Ask = Callable[[tuple[str, Tensor]], Tensor]  # (table, ids) -> their rows
 class Evidence:
     """What one table is planned by: its budget, counts, gradients and rows.
 
-    It holds nothing of the table but its buffers. Tables that hold each other would live until Python looks for
-    circles, and with them the threads of their process groups.
+    It holds nothing of the table but its buffers. Tables that hold each other would keep a model's rows in memory until
+    Python looks for circles.
 
     Args:
         source: where the rows are.
