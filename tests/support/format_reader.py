@@ -106,7 +106,7 @@ class FormatReader:
             while f"{what}.{c}" in self.parts:
                 digest.update(self.parts[f"{what}.{c}"][2])
                 c += 1
-        for name in ("mean", "matrix", "matrix_scales"):
+        for name in ("mean", "matrix", "matrix_scales", "column_scales"):
             if name in self.parts:
                 digest.update(self.parts[name][2])
         return digest.hexdigest()
@@ -187,6 +187,11 @@ class FormatReader:
             return coordinates
         assert self.shape("matrix") == [len(coordinates), d]
         row = self.numbers("mean", 0, d)
+        if config["matrix_dtype"] == "int8_columns":
+            entries = [self.vector("matrix", k) for k in range(len(coordinates))]
+            sums = [sum(z * entry for z, entry in zip(coordinates, column)) for column in zip(*entries, strict=True)]
+            scales = self.numbers("column_scales", 0, d)
+            return [float32(m + float32(s * total)) for m, s, total in zip(row, scales, sums, strict=True)]
         for k, z in enumerate(coordinates):
             entries = self.vector("matrix", k)
             if config["matrix_dtype"] == "int8":
@@ -209,7 +214,7 @@ class FormatReader:
             code, width = string & ((1 << bits) - 1), config["widths"][j]
             string >>= bits
             values = self.numbers(f"centroids.{book}", first + code * width, width)
-            if config["centroid_dtype"] == "int8":
+            if f"scales.{book}" in self.parts:
                 (scale,) = self.numbers(f"scales.{book}", j, 1)
                 values = [float32(v * scale) for v in values]
             coordinates += values

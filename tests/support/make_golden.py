@@ -102,6 +102,19 @@ def mixed_tables() -> dict[str, FrozenTable]:
             matrix=golden_weight(3, 5) / 3,
             matrix_dtype="float32",
         ).with_fallback(torch.tensor([0.5, -1.0, 0.0, 2.25, 1.0])),
+        "mixed-column-scales.safetensors": CompactTable.from_mixed_codes(
+            Tiers.from_assignment([i % 5 // 4 for i in range(30)]),
+            [golden_mixed_codes(24, (3, 8, 1)), golden_mixed_codes(6, (0, 5, 2))],
+            [golden_codebook((1, 2, 3), counts) * 4 for counts in ((8, 256, 2), (1, 32, 4))],
+            codebook_of=(0, 1),
+            widths=(1, 2, 3),
+            code_bits=((3, 8, 1), (0, 5, 2)),
+            padding_idx=1,
+            centroid_dtype="int8",
+            mean=golden_weight(1, 7)[0] / 3,
+            matrix=golden_weight(6, 7) / 3,
+            matrix_dtype="int8_columns",
+        ),
     }
 
 

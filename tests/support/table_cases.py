@@ -33,6 +33,7 @@ class MixedCase:
 
     Attributes:
         code_bits: of each tier, of each subspace.
+        levels: all coordinates with codes of as many bits have the same centroids.
         dim: d where rows are mean + coordinates @ matrix; None where they are their coordinates.
     """
 
@@ -46,7 +47,13 @@ class MixedCase:
     padding_idx: int | None = None
     dim: int | None = None
     matrix_dtype: str = "float16"
+    levels: bool = False
     is_mixed = True
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether coordinates are whole numbers, and the matrix has column scales."""
+        return self.matrix_dtype == "int8_columns"
 
     @property
     def num_subspaces(self) -> tuple[int, ...]:
@@ -86,6 +93,45 @@ MIXED = [
         "turned, a codebook a tier", (9, 21), (4, 1), ((3, 1), (2, 2)), (0, 1), False, "float16", None, 5, "float32"
     ),
     MixedCase("turned, a tier without bits", (6, 8), (2, 1), ((2, 4), (0, 0)), (0, 0), dim=4),
+    MixedCase("whole", (7, 40), (1, 2, 5), ((5, 8, 4), (4, 0, 2)), (0, 0), True, "int8", 2, 9, "int8_columns"),
+    MixedCase(
+        "whole, a codebook a tier",
+        (90, 0, 21),
+        (1, 3, 12),
+        ((8, 8, 8), (1, 1, 1), (0, 3, 7)),
+        (0, 1, 2),
+        False,
+        "int8",
+        None,
+        33,
+        "int8_columns",
+    ),
+    MixedCase(
+        "whole, many subspaces",
+        (100,),
+        (2, *[1] * 39),
+        (tuple(1 + j % 8 for j in range(40)),),
+        (0,),
+        True,
+        "int8",
+        99,
+        64,
+        "int8_columns",
+    ),
+    MixedCase(
+        "whole, levels",
+        (70, 9),
+        (1,) * 70,
+        (tuple(1 + j % 7 for j in range(70)), (0, 2, *[6] * 40, *[3] * 28)),
+        (0, 1),
+        True,
+        "int8",
+        None,
+        72,
+        "int8_columns",
+        levels=True,
+    ),
+    MixedCase("whole, wide codes", (70, 9), (1, 2), ((9, 3), (2, 0)), (0, 0), True, "int8", None, 4, "int8_columns"),
 ]
 
 CASES = [
@@ -147,10 +193,15 @@ def _build_mixed(case: MixedCase, tiers: Tiers, generator: torch.Generator) -> B
         for size, bits in zip(case.sizes, case.code_bits, strict=True)
     ]
     codebooks = [torch.randn(shape, generator=generator) for shape in case.codebooks]
+    if case.is_whole:
+        codebooks = [torch.randint(-127, 128, shape, generator=generator).float() for shape in case.codebooks]
+    if case.levels:
+        of_bits = {k: torch.randint(-127, 128, (k,), generator=generator).float() for k in (1 << b for b in range(8))}
+        codebooks = [torch.cat([of_bits[k] for k in each]) for each in case.centroids]
     mean = matrix = None
     if case.dim is not None:
         mean = torch.randn(case.dim, generator=generator)
-        matrix = torch.randn(sum(case.widths), case.dim, generator=generator)
+        matrix = torch.randn(sum(case.widths), case.dim, generator=generator) / (64 if case.is_whole else 1)
     table = CompactTable.from_mixed_codes(
         tiers,
         codes,
@@ -172,11 +223,14 @@ def _mixed_dense(case, tiers, codes, codebooks, mean, matrix) -> Tensor:
     for g, c in enumerate(case.codebook_of):
         lengths = [k * w for k, w in zip(case.centroids[c], case.widths, strict=True)]
         parts = [part.reshape(-1, w) for part, w in zip(codebooks[c].split(lengths), case.widths, strict=True)]
-        books = [_as_stored(part[None], case.centroid_dtype)[0] for part in parts]
+        books = parts if case.is_whole else [_as_stored(part[None], case.centroid_dtype)[0] for part in parts]
         for rank, row in enumerate(tiers.members(g).tolist()):
             coordinates[row] = torch.cat([book[k] for book, k in zip(books, codes[g][rank].tolist(), strict=True)])
     rows = coordinates
-    if matrix is not None:
+    if case.is_whole:
+        scale = matrix.abs().amax(dim=0) / 127
+        rows = mean + scale * (coordinates.double() @ (matrix / scale).round().double()).float()
+    elif matrix is not None:
         stored = matrix.to({"float32": torch.float32, "float16": torch.float16}.get(case.matrix_dtype, torch.float32))
         if case.matrix_dtype == "int8":
             scale = matrix.abs().amax(dim=1, keepdim=True) / 127

@@ -24,6 +24,7 @@ SHA256 = {
     "full-bfloat16.safetensors": "776420672740dd55cae24eb0018e4cce119e89190fb6648d9ead409cd6f90bb4",
     "hash.safetensors": "962d08fed1eb638bfcda63ab28cb383a5422e58a4a88889db409494acca60f94",
     "low-rank.safetensors": "f2c0e96dd387e1f488955eee1b7e6c5992cc0eed95f20ea903d81fb4efe29fdb",
+    "mixed-column-scales.safetensors": "cd02f1a96f945a20a3e68a691f3f8413482f0d8206da8f11b8e74c56bd8a416c",
     "mixed-float32-matrix.safetensors": "6b6cae6b4c1549c11647192c79da26162b620cd8305a3c6a60153d3fae7f38d9",
     "mixed-separate-int8.safetensors": "82f09689148ac87bed61b2d8716c7c08285c877a3372e903dc34f4e1936e6d31",
     "mixed-small.safetensors": "9efa375fa1f8f2d87e725abdce7e68c30b1e4941a3a9823a93ab12eb8269a374",

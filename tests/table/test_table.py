@@ -47,13 +47,14 @@ def test_bytes_are_those_held(case):
     table = build(case).table
     tensors, _ = table.to_tensors()
     parts = table.nbytes_by_part()
-    turned = ("mean", "matrix", "matrix_scales")
+    turned = ("mean", "matrix", "matrix_scales", "column_scales")
     expected = [name for name in turned if name in tensors]
     assert set(parts) == {"codes", "centroids", "scales", "tier_map", *expected}
     assert table.nbytes == sum(parts.values()) == sum(t.untyped_storage().nbytes() for t in tensors.values())
     if case.is_mixed:
         bits_per_row = [sum(bits) for bits in case.code_bits]
         assert (expected == []) == (case.dim is None)
+        assert parts.get("column_scales", 0) == (4 * table.embedding_dim if case.is_whole else 0)
         assert parts.get("matrix_scales", 0) == (4 * sum(case.widths) if case.matrix_dtype == "int8" else 0)
     else:
         bits = [max(1, math.ceil(math.log2(k))) for k in case.num_centroids]
@@ -62,7 +63,7 @@ def test_bytes_are_those_held(case):
     size = {"float32": 4, "float16": 2, "int8": 1}[case.centroid_dtype]
     assert parts["centroids"] == size * sum(math.prod(shape) for shape in case.codebooks)
     scales = [len(case.widths) if case.is_mixed else shape[0] for shape in case.codebooks]
-    assert parts["scales"] == (4 * sum(scales) if size == 1 else 0)
+    assert parts["scales"] == (4 * sum(scales) if size == 1 and not (case.is_mixed and case.is_whole) else 0)
     assert (parts["tier_map"] == 0) == (table.tiers.tier_of is None)
 
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 from mgqe.checks.scalars import as_int, as_ints, is_sequence
 from mgqe.codec.packing import Bits, bits_for, row_bytes
-from mgqe.ops.packed_format import MAX_CENTROIDS
+from mgqe.ops.packed_format import LEVEL_BITS, MAX_CENTROIDS
 from mgqe.ops.pieces import Piece, check_bits, codebook_sizes, pieces
 
+BY_COLUMNS = "int8_columns"  # a matrix of int8 with a scale per column, for coordinates that are int8, too
 MIN_CENTROIDS = 2
 DEFAULT_HEAD_CENTROIDS = 256
 DEFAULT_TAIL_CENTROIDS = 64
@@ -198,6 +199,15 @@ class Capacity(OfTiers):
                 f"widths {self.widths} have {coordinates} coordinates, but embedding_dim is {self.embedding_dim}: at "
                 "most as many, and as many without a matrix"
             )
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether all subspaces are one coordinate wide, and coordinates with codes of as many bits share centroids.
+
+        In units of the coordinates; layers with such tables do not train them, so that they stay shared.
+        """
+        narrow = set(self.widths) == {1} and all(max(tier.code_bits) <= LEVEL_BITS for tier in self.tiers)
+        return narrow and self.matrix_dtype == BY_COLUMNS and (not self.share_codebook or self.num_tiers == 1)
 
     @property
     def num_coordinates(self) -> int:

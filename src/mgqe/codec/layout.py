@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mgqe.codec.capacity import Capacity, OfTiers, TierShape, codebook_lengths, tier_shapes
+from mgqe.codec.capacity import BY_COLUMNS, Capacity, OfTiers, TierShape, codebook_lengths, tier_shapes
 from mgqe.codec.tier_map import MAX_MAPPED_IDS, map_order
 from mgqe.codec.tiers import Tiers
 from mgqe.files.container import Shapes, encode_header
@@ -20,11 +20,14 @@ from mgqe.ops.packed_format import BLOCK_BITS, MAX_BITS, MAX_CENTROIDS, MAX_TIER
 
 KIND = "compact"  # the name under which files record such a table
 CENTROID_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
+MATRIX_DTYPES = {**CENTROID_DTYPES, BY_COLUMNS: torch.int8}
+MAX_WHOLE_COORDINATES = 1024  # that float32 adds up exactly: 1024 * 127 * 127 is less than 2^24
 
 # Names of the tensors, by the number of the tier, codebook or level of the tier map; docs/format.md describes each.
 CODES, CENTROIDS, SCALES = "codes.{}", "centroids.{}", "scales.{}"
 MAP_BITS, MAP_RANKS = "tier_map.bits.{}", "tier_map.ranks.{}"
-MEAN, MATRIX, MATRIX_SCALES = "mean", "matrix", "matrix_scales"  # of mixed tables whose coordinates are turned
+# Of mixed tables whose coordinates are turned.
+MEAN, MATRIX, MATRIX_SCALES, COLUMN_SCALES = "mean", "matrix", "matrix_scales", "column_scales"
 FALLBACK = "fallback"  # the vector of unknown ids, which few tables have
 
 
@@ -40,7 +43,8 @@ class TableLayout(OfTiers):
         order: the tiers in the order in which the tier map splits them off; None for ids in frequency order.
         widths: of a mixed table: the coordinates of each subspace; empty in other tables.
         matrix_dtype: of a mixed table whose rows are mean + coordinates @ matrix: the matrix's "float32", "float16" or
-            "int8"; else None.
+            "int8"; else None. Or "int8_columns": rows are mean + column_scales * (coordinates @ matrix), and
+            coordinates are whole numbers from -127 to 127, which int8 centroids without scales hold.
     """
 
     embedding_dim: int
@@ -52,9 +56,15 @@ class TableLayout(OfTiers):
     matrix_dtype: str | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("centroid_dtype", self.centroid_dtype), ("matrix_dtype", self.matrix_dtype)):
-            if value not in CENTROID_DTYPES and (name == "centroid_dtype" or value is not None):
-                raise ValueError(f"{name} must be one of {sorted(CENTROID_DTYPES)}, got {value!r}")
+        if self.centroid_dtype not in CENTROID_DTYPES:
+            raise ValueError(f"centroid_dtype must be one of {sorted(CENTROID_DTYPES)}, got {self.centroid_dtype!r}")
+        if self.matrix_dtype is not None and self.matrix_dtype not in MATRIX_DTYPES:
+            raise ValueError(f"matrix_dtype must be one of {sorted(MATRIX_DTYPES)}, got {self.matrix_dtype!r}")
+        if self.whole and (self.centroid_dtype != "int8" or self.num_coordinates > MAX_WHOLE_COORDINATES):
+            raise ValueError(
+                f"matrix_dtype={BY_COLUMNS!r} is for int8 centroids of at most {MAX_WHOLE_COORDINATES} coordinates, "
+                f"got {self.centroid_dtype} and {self.num_coordinates}"
+            )
 
     @classmethod
     def of(cls, tiers: Tiers, capacity: Capacity, centroid_dtype: str, padding_idx: int | None) -> TableLayout:
@@ -83,6 +93,11 @@ class TableLayout(OfTiers):
     def num_coordinates(self) -> int:
         """L, the numbers that a row's codes decode to; d unless there is a matrix."""
         return sum(self.widths) or self.embedding_dim
+
+    @property
+    def whole(self) -> bool:
+        """Whether coordinates are whole numbers: int8 centroids without scales, under a matrix with column scales."""
+        return self.matrix_dtype == BY_COLUMNS
 
     @property
     def bits(self) -> tuple[int, ...]:
@@ -114,7 +129,7 @@ class TableLayout(OfTiers):
         shapes = dict(self.code_tensors())
         for c, shape in enumerate(codebook_shapes):
             shapes[CENTROIDS.format(c)] = (CENTROID_DTYPES[self.centroid_dtype], shape)
-            if self.centroid_dtype == "int8":
+            if self.centroid_dtype == "int8" and not self.whole:
                 shapes[SCALES.format(c)] = (torch.float32, (len(self.widths),) if self.widths else shape[:1])
         for level, n in enumerate(level_lengths(self.sizes, self.order or ())):
             blocks = -(-n // BLOCK_BITS)
@@ -122,8 +137,10 @@ class TableLayout(OfTiers):
             shapes[MAP_RANKS.format(level)] = (torch.int32, (blocks,))
         if self.matrix_dtype is not None:
             shapes[MEAN] = (torch.float32, (self.embedding_dim,))
-            shapes[MATRIX] = (CENTROID_DTYPES[self.matrix_dtype], (self.num_coordinates, self.embedding_dim))
-            if self.matrix_dtype == "int8":
+            shapes[MATRIX] = (MATRIX_DTYPES[self.matrix_dtype], (self.num_coordinates, self.embedding_dim))
+            if self.whole:
+                shapes[COLUMN_SCALES] = (torch.float32, (self.embedding_dim,))
+            elif self.matrix_dtype == "int8":
                 shapes[MATRIX_SCALES] = (torch.float32, (self.num_coordinates,))
         return shapes
 
@@ -188,7 +205,7 @@ def _read_mixed(reader: Reader, m: int, d: int) -> tuple[tuple[int, ...], list[t
     widths = reader.integers("widths", 1, d)
     subspaces, coordinates = len(widths), sum(widths)
     flat = reader.integers("code_bits", 0, MAX_BITS, length=m * subspaces)
-    dtype = reader.optional_choice("matrix_dtype", CENTROID_DTYPES.keys())
+    dtype = reader.optional_choice("matrix_dtype", MATRIX_DTYPES.keys())
     if not widths or coordinates > d or (dtype is None and coordinates < d):
         raise ValueError(
             f"config entry 'widths' must sum to embedding_dim={d}, or to 1 .. {d} with a matrix, got {coordinates}"

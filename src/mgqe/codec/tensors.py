@@ -11,7 +11,18 @@ from mgqe.checks.names import errors_about
 from mgqe.checks.scalars import as_ints, optional_int
 from mgqe.codec.capacity import TierShape, tier_shapes
 from mgqe.codec.equations import in_int8_steps, int8_scales
-from mgqe.codec.layout import CENTROIDS, CODES, MAP_BITS, MAP_RANKS, MATRIX, MATRIX_SCALES, MEAN, SCALES, TableLayout
+from mgqe.codec.layout import (
+    CENTROIDS,
+    CODES,
+    COLUMN_SCALES,
+    MAP_BITS,
+    MAP_RANKS,
+    MATRIX,
+    MATRIX_SCALES,
+    MEAN,
+    SCALES,
+    TableLayout,
+)
 from mgqe.codec.mixed import spread, subspace_scales
 from mgqe.codec.packing import pack, spare_bits_are_zero
 from mgqe.codec.tier_map import TierMap, block_counts, build_tier_map, map_order, ranks_of, unpack_bits
@@ -124,6 +135,9 @@ def lay_out_frame(
             )
     tensors: dict[str, Tensor] = {}
     for c, book in enumerate(codebooks):
+        if layout.whole:
+            tensors[CENTROIDS.format(c)] = _whole_centroids(c, book)
+            continue
         pieces = layout.pieces_of_codebook(c) if layout.widths else ()
         tensors[CENTROIDS.format(c)], scales = store_centroids(book, layout.centroid_dtype, pieces)
         if layout.centroid_dtype == "int8":
@@ -135,8 +149,24 @@ def lay_out_frame(
 
 def transform_tensors(transform: Transform) -> dict[str, Tensor]:
     """The named tensors of a mean and a matrix."""
-    named = {MEAN: transform.mean, MATRIX: transform.matrix, MATRIX_SCALES: transform.scales}
+    named = {
+        MEAN: transform.mean,
+        MATRIX: transform.matrix,
+        MATRIX_SCALES: transform.scales,
+        COLUMN_SCALES: transform.column_scales,
+    }
     return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+def _whole_centroids(number: int, codebook: Tensor) -> Tensor:
+    """Centroids that are whole numbers from -127 to 127, as int8; ValueError for others."""
+    values = codebook.detach().cpu()
+    if bool((values != values.round()).any()) or bool((values.abs() > 127).any()):
+        raise ValueError(
+            f"codebook {number} must hold whole numbers from -127 to 127, since the matrix has column scales: round "
+            "centroids, and scale the rows of the matrix up instead"
+        )
+    return values.to(torch.int8)
 
 
 def store_centroids(codebook: Tensor, centroid_dtype: str, pieces: tuple[Piece, ...] = ()) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mgqe import ops
+from mgqe.codec.capacity import BY_COLUMNS
 from mgqe.codec.equations import in_int8_steps, scales_of
-from mgqe.codec.layout import CENTROID_DTYPES
+from mgqe.codec.layout import CENTROID_DTYPES, MATRIX_DTYPES
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,13 +20,16 @@ class Transform:
 
     Attributes:
         mean: float32 (d,).
-        matrix: (L, d) as stored: float32, float16, or int8 with scales.
-        scales: float32 (L,) for int8: a coordinate's row is int8 * scale; else None.
+        matrix: (L, d) as stored: float32, float16, or int8 with scales of either kind.
+        scales: float32 (L,): a coordinate's row of the matrix is int8 * scale; else None.
+        column_scales: float32 (d,): rows are mean + column_scales * (coordinates @ int8), coordinates being whole
+            numbers from -127 to 127, so that the sums are exact in any order; else None.
     """
 
     mean: Tensor
     matrix: Tensor
     scales: Tensor | None = None
+    column_scales: Tensor | None = None
 
     @classmethod
     def of(cls, mean: Tensor, matrix: Tensor, dtype: str) -> Transform:
@@ -33,23 +37,26 @@ class Transform:
 
         Raises ValueError for another type or shape, and for numbers that are not finite or too large for float16.
         """
-        if dtype not in CENTROID_DTYPES:
-            raise ValueError(f"matrix_dtype must be one of {sorted(CENTROID_DTYPES)}, got {dtype!r}")
+        if dtype not in MATRIX_DTYPES:
+            raise ValueError(f"matrix_dtype must be one of {sorted(MATRIX_DTYPES)}, got {dtype!r}")
         if mean.ndim != 1 or matrix.ndim != 2 or matrix.shape[1] != len(mean) or not 1 <= len(matrix) <= len(mean):
             raise ValueError(
                 f"expected a mean (d,) and a matrix (L, d) with L from 1 to d, got {tuple(mean.shape)} and "
                 f"{tuple(matrix.shape)}"
             )
         mean, values = mean.detach().float().contiguous(), matrix.detach().float().contiguous()
-        scales = None
-        if dtype == "int8":
+        scales = column_scales = None
+        if dtype == BY_COLUMNS:
+            column_scales = scales_of(values.abs().amax(dim=0))
+            values = in_int8_steps(values, column_scales).to(torch.int8)
+        elif dtype == "int8":
             scales = scales_of(values.abs().amax(dim=1))
             values = in_int8_steps(values, scales[:, None]).to(torch.int8)
         else:
-            values = values.to(CENTROID_DTYPES[dtype])
+            values = values.to(MATRIX_DTYPES[dtype])
         if not bool(mean.isfinite().all()) or not bool(values.isfinite().all()):
             raise ValueError("the mean or the matrix of a table is not finite: scale the rows down")
-        return cls(mean, values, scales)
+        return cls(mean, values, scales, column_scales)
 
     @property
     def embedding_dim(self) -> int:
@@ -64,12 +71,17 @@ class Transform:
     @property
     def dtype(self) -> str:
         """The name of the matrix's type."""
+        if self.column_scales is not None:
+            return BY_COLUMNS
         return next(name for name, dtype in CENTROID_DTYPES.items() if dtype == self.matrix.dtype)
 
     @property
     def values(self) -> Tensor:
         """The matrix as it decodes, float32 (L, d)."""
-        return self.matrix.float() if self.scales is None else self.matrix.float() * self.scales[:, None]
+        values = self.matrix.float()
+        if self.column_scales is not None:
+            return values * self.column_scales
+        return values if self.scales is None else values * self.scales[:, None]
 
     @cached_property
     def inverse(self) -> tuple[Tensor, Tensor]:
@@ -87,4 +99,7 @@ class Transform:
 
     def decode(self, coordinates: Tensor) -> Tensor:
         """Coordinates float32 (n, L) -> rows (n, d), with the bits of a look-up."""
-        return ops.transform(coordinates.contiguous(), self.mean, self.values)
+        if self.column_scales is None:
+            return ops.transform(coordinates.contiguous(), self.mean, self.values)
+        sums = ops.transform(coordinates.contiguous(), torch.zeros_like(self.mean), self.matrix.float())
+        return self.mean + sums * self.column_scales

@@ -280,7 +280,7 @@ def _sums_of_coordinates(table: TableBuffers, bags: _Bags, mode: str) -> Tensor:
         return torch.nn.functional.pad(reference.coordinates(ids, table), (0, 1), value=1.0)
 
     pooled = _reference(coordinates_and_one, table.num_coordinates + 1, table.padding_idx, bags, mode)
-    return reference.transform(pooled[:, :-1], pooled[:, -1:] * mean, matrix)
+    return reference.transform(pooled[:, :-1], pooled[:, -1:] * mean, matrix, table.column_scales)
 
 
 def _bag(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mgqe.checks.scalars import as_int, as_ints
 from mgqe.ops._checks import codebook_layout
-from mgqe.ops.packed_format import BLOCK_BITS, MAX_BITS, MAX_TIERS, WORDS_PER_BLOCK, level_lengths
+from mgqe.ops.packed_format import BLOCK_BITS, LEVEL_BITS, MAX_BITS, MAX_TIERS, WORDS_PER_BLOCK, level_lengths
 from mgqe.ops.pieces import Piece, check_bits, codebook_sizes, mixed_row_bytes, pieces
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
@@ -24,6 +24,8 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
 # What the kernels read beyond the centroids of a flat codebook, and what the rows of a matrix are multiples of.
 _BOOK_ROOM = 16
 _MATRIX_STEP = 16
+# What kernels that multiply bytes take: bits of a code, codes of a row, and numbers of a codebook less than so many.
+_BYTE, _MAX_CODES, _MAX_BOOK = 8, 1024, 1 << 16
 
 
 class CPiece(ctypes.Structure):
@@ -43,6 +45,8 @@ class CTier(ctypes.Structure):
         ("centroids", c_void_p),
         ("scales", c_void_p),
         ("layout", POINTER(CPiece)),
+        ("bytes", c_void_p),
+        ("levels", c_void_p),
         ("book_floats", c_int64),
         ("rows", c_int64),
         ("row_bytes", c_int64),
@@ -67,6 +71,9 @@ class CTable(ctypes.Structure):
         ("num_embeddings", c_int64),
         ("mean", c_void_p),
         ("matrix", c_void_p),
+        ("column_scales", c_void_p),
+        ("byte_matrix", c_void_p),
+        ("byte_sums", c_void_p),
         ("embedding_dim", c_int64),
         ("num_coordinates", c_int64),
         ("padding_idx", c_int64),
@@ -101,6 +108,8 @@ class TableBuffers:
         mean, matrix, matrix_scales: of a mixed table whose rows are mean + coordinates @ matrix: float32 ``(d,)``;
             ``(L, d)`` of float32, float16, or int8 with the float32 value ``int8 * scale[coordinate]``; ``(L,)`` for
             int8, else None. None where rows are their coordinates, L = d.
+        column_scales: float32 ``(d,)``, instead of matrix_scales, where coordinates are whole numbers (int8 centroids
+            without scales) and rows are mean + column_scales * (coordinates @ matrix), the matrix being int8.
     """
 
     codes: Sequence[Tensor]
@@ -120,6 +129,7 @@ class TableBuffers:
     mean: Tensor | None = None
     matrix: Tensor | None = None
     matrix_scales: Tensor | None = None
+    column_scales: Tensor | None = None
 
     @property
     def is_mixed(self) -> bool:
@@ -165,7 +175,8 @@ class TableBuffers:
         even = [*tensors, *numbers, self.embedding_dim, self.padding_idx]
         if not self.is_mixed:
             return even
-        return [*even, list(self.widths), list(self.code_bits), self.mean, self.matrix, self.matrix_scales]
+        transform = [self.mean, self.matrix, self.matrix_scales, self.column_scales]
+        return [*even, list(self.widths), list(self.code_bits), *transform]
 
     def operator(self, name: str) -> Any:
         """The operator of this name that takes these arguments: mixed tables have more of them."""
@@ -185,7 +196,7 @@ class TableBuffers:
         return codebook_sizes([self.bits_of(g) for g, read in enumerate(self.codebook_of) if read == codebook])
 
     def matrix_values(self) -> Tensor | None:
-        """The matrix as it decodes, float32 ``(L, d)``."""
+        """The matrix as it decodes, float32 ``(L, d)``; whole numbers where there are column scales."""
         if self.matrix is None or self.matrix_scales is None:
             return None if self.matrix is None else self.matrix.float()
         return self.matrix.float() * self.matrix_scales[:, None]
@@ -194,7 +205,7 @@ class TableBuffers:
         """A codebook's centroids as they decode, float32: ``(Dc, Kc, sc)``, or flat in a mixed table."""
         book = self.centroids[codebook]
         if self.is_mixed:
-            if book.dtype != torch.int8:
+            if book.dtype != torch.int8 or self.column_scales is not None:
                 return book.float()
             lengths = [w * k for w, k in zip(self.widths, self.codebook_sizes(codebook), strict=True)]
             sizes = torch.tensor(lengths, device=book.device)
@@ -211,7 +222,7 @@ class TableBuffers:
             raise ValueError(f"a table has 1 to {MAX_TIERS} tiers, got {m}")
         if self.padding_idx != -1 and not 0 <= self.padding_idx < self.num_embeddings:
             raise ValueError(f"padding_idx must be -1 or in 0 .. {self.num_embeddings - 1}, got {self.padding_idx}")
-        transform = [t for t in (self.mean, self.matrix, self.matrix_scales) if t is not None]
+        transform = [t for t in (self.mean, self.matrix, self.matrix_scales, self.column_scales) if t is not None]
         tensors = (*self.codes, *self.centroids, *self.scales, *self.map_bits, *self.map_ranks, *transform)
         if len(devices := {str(tensor.device) for tensor in tensors}) > 1:
             raise ValueError(f"the tensors of a table must be on one device, got {', '.join(sorted(devices))}")
@@ -240,9 +251,14 @@ class TableBuffers:
                 raise ValueError(f"{name} must be contiguous {expected[name]}, got {tuple(tensor.shape)}")
         if self.mean.dtype != torch.float32 or self.matrix.dtype not in DTYPES:
             raise TypeError(f"mean must be float32, matrix float32, float16 or int8, got {self.matrix.dtype}")
-        if (self.matrix.dtype == torch.int8) != (self.matrix_scales is not None):
-            raise ValueError("a matrix of int8 has scales, and no other")
-        scales = self.matrix_scales
+        given = [scales is not None for scales in (self.matrix_scales, self.column_scales)]
+        if sum(given) != (self.matrix.dtype == torch.int8):
+            raise ValueError("a matrix of int8 has scales of its rows or of its columns, and no other has")
+        columns, scales = self.column_scales, self.matrix_scales
+        if columns is not None and (columns.dtype != torch.float32 or tuple(columns.shape) != expected["mean"]):
+            raise ValueError(f"column_scales must be float32 {expected['mean']}, got {tuple(columns.shape)}")
+        if columns is not None and any(book.dtype != torch.int8 for book in self.centroids):
+            raise TypeError("with column_scales centroids must be int8")
         if scales is not None and (scales.dtype != torch.float32 or tuple(scales.shape) != expected["matrix"][:1]):
             raise ValueError(f"matrix_scales must be float32 {expected['matrix'][:1]}, got {tuple(scales.shape)}")
 
@@ -281,6 +297,8 @@ class TableBuffers:
         if tuple(book.shape) != (size,) or not book.is_contiguous():
             raise ValueError(f"centroids of codebook {number} must be contiguous ({size},), got {tuple(book.shape)}")
         scales = self.scales[number]
+        if self.column_scales is not None:
+            return
         if book.dtype == torch.int8 and (scales.dtype != torch.float32 or scales.numel() != len(self.widths)):
             raise ValueError(f"int8 centroids need {len(self.widths)} float32 scales, got {scales.numel()}")
 
@@ -306,7 +324,10 @@ EVEN_SCHEMA = (
     "Tensor[] codes, Tensor[] centroids, Tensor[] scales, Tensor[] map_bits, Tensor[] map_ranks, int[] order, "
     "int[] sizes, int[] bits, int[] num_subspaces, int[] codebook_of, int embedding_dim, int padding_idx"
 )
-MIXED_SCHEMA = f"{EVEN_SCHEMA}, int[] widths, int[] code_bits, Tensor? mean, Tensor? matrix, Tensor? matrix_scales"
+MIXED_SCHEMA = (
+    f"{EVEN_SCHEMA}, int[] widths, int[] code_bits, Tensor? mean, Tensor? matrix, Tensor? matrix_scales, "
+    "Tensor? column_scales"
+)
 
 
 def _aligned(tensor: Tensor) -> Tensor:
@@ -336,6 +357,52 @@ def _mean_and_matrix(table: TableBuffers) -> tuple[Tensor | None, Tensor | None]
     return torch.nn.functional.pad(table.mean, rest), torch.nn.functional.pad(matrix, rest).contiguous()
 
 
+def _column_scales(table: TableBuffers) -> Tensor | None:
+    """The column scales, filled up with zeros."""
+    scales = table.column_scales
+    return None if scales is None else torch.nn.functional.pad(scales, (0, -table.embedding_dim % _MATRIX_STEP))
+
+
+@dataclass(frozen=True)
+class _Bytes:
+    """What kernels that multiply bytes read of a table of whole numbers; see ``mgqe_native.h``."""
+
+    books: list[Tensor]
+    levels: list[Tensor | None]
+    matrix: Tensor
+    sums: Tensor
+
+    @classmethod
+    def of(cls, table: TableBuffers) -> _Bytes | None:
+        """None of tables that such kernels do not take."""
+        if table.column_scales is None or table.matrix is None or max(table.code_bits) > _BYTE:
+            return None
+        if len(table.widths) > _MAX_CODES or max(book.numel() for book in table.centroids) >= _MAX_BOOK:
+            return None
+        shifted = [(book.to(torch.int16) + 128).to(torch.uint8) for book in table.centroids]
+        books = [torch.nn.functional.pad(book, (0, _BOOK_ROOM)) for book in shifted]
+        rows, columns = table.matrix.shape
+        filled = torch.nn.functional.pad(table.matrix, (0, -columns % _MATRIX_STEP, 0, -rows % 4))
+        sums = filled.to(torch.int32).sum(0, dtype=torch.int32) * -128
+        levels = [_levels(books[number], table.pieces(g)) for g, number in enumerate(table.codebook_of)]
+        return cls(books, levels, filled.reshape(-1, 4, filled.shape[1]).transpose(1, 2).contiguous(), sums)
+
+
+def _levels(book: Tensor, layout: tuple[Piece, ...]) -> Tensor | None:
+    """The centroids that coordinates with codes of as many bits share; None where they do not."""
+    if any(piece.width > 1 or piece.bits > LEVEL_BITS for piece in layout):
+        return None
+    levels = book.new_zeros(2 << LEVEL_BITS)
+    for bits in {piece.bits for piece in layout}:
+        entries = torch.tensor([piece.entry for piece in layout if piece.bits == bits])
+        centroids = book[entries[:, None] + torch.arange(1 << bits)]
+        if not torch.equal(centroids, centroids[:1].expand_as(centroids)):
+            return None
+        start = 1 << bits if bits == LEVEL_BITS else (1 << bits) - 1
+        levels[start : start + (1 << bits)] = centroids[0]
+    return levels
+
+
 class Descriptor:
     """The C structs of a table on the CPU. Keeps alive the tensors that they point into.
 
@@ -349,6 +416,7 @@ class Descriptor:
         scales = [_aligned(scale) for scale in table.scales]
         maps = [(_aligned(b), _aligned(r)) for b, r in zip(table.map_bits, table.map_ranks, strict=True)]
         layouts = [c_pieces(table.pieces(g)) for g in range(len(table.sizes))] if table.is_mixed else []
+        in_bytes = _Bytes.of(table)
         tiers = (CTier * len(table.sizes))()
         for g, tier in enumerate(tiers):
             book = books[table.codebook_of[g]]
@@ -358,6 +426,10 @@ class Descriptor:
             tier.centroids, tier.dtype = book.data_ptr(), DTYPES[book.dtype]
             if table.is_mixed:
                 tier.layout = layouts[g]
+                if in_bytes is not None:
+                    tier.bytes = in_bytes.books[table.codebook_of[g]].data_ptr()
+                    shared = in_bytes.levels[g]
+                    tier.levels = None if shared is None else shared.data_ptr()
                 tier.bits, tier.book_floats = max(1, *table.bits_of(g)), book.numel()
                 continue
             tier.pieces, tier.num_centroids, tier.width = book.shape
@@ -370,7 +442,9 @@ class Descriptor:
             level.length, level.tier = length, tier_number
         starts = (c_int64 * (len(table.sizes) + 1))(*accumulate(table.sizes, initial=0))
         mean, matrix = _mean_and_matrix(table)
-        self._alive = (table, books, scales, maps, layouts, tiers, levels, starts, mean, matrix)
+        column_scales = _column_scales(table)
+        transform = (mean, matrix, column_scales, in_bytes)
+        self._alive = (table, books, scales, maps, layouts, tiers, levels, starts, transform)
         self.table = CTable(
             tiers=tiers,
             levels=levels,
@@ -378,6 +452,9 @@ class Descriptor:
             num_embeddings=table.num_embeddings,
             mean=None if mean is None else mean.data_ptr(),
             matrix=None if matrix is None else matrix.data_ptr(),
+            column_scales=None if column_scales is None else column_scales.data_ptr(),
+            byte_matrix=None if in_bytes is None else in_bytes.matrix.data_ptr(),
+            byte_sums=None if in_bytes is None else in_bytes.sums.data_ptr(),
             embedding_dim=table.embedding_dim,
             num_coordinates=table.num_coordinates,
             padding_idx=table.padding_idx,

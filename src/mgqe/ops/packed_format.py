@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 MAX_BITS = 16  # of a code
 MAX_CENTROIDS = 1 << MAX_BITS
+LEVEL_BITS = 7  # of a code at most, where coordinates share their centroids, so that kernels hold these in registers
 MAX_TIERS = 256  # a tier's number is a uint8
 BLOCK_BITS = 256  # of a tier map, for each rank
 WORDS_PER_BLOCK = BLOCK_BITS // 64

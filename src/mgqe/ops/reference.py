@@ -206,11 +206,14 @@ def multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return torch.where(even & ((cut > 0) | (cut < 0)), moved, total).float()
 
 
-def transform(coordinates: Tensor, mean: Tensor, matrix: Tensor) -> Tensor:
+def transform(coordinates: Tensor, mean: Tensor, matrix: Tensor, column_scales: Tensor | None = None) -> Tensor:
     """mean + coordinates @ matrix: ``(n, L)``, float32 ``(d,)`` or ``(n, d)``, ``(L, d)`` -> ``(n, d)``.
 
-    The products are added to the mean in the order of coordinates, each sum rounded once.
+    The products are added to the mean in the order of coordinates, each sum rounded once. With column scales ``(d,)``
+    they are added to 0; the sum is multiplied with its column's scale, and the mean added, each rounded.
     """
+    if column_scales is not None:
+        return mean + transform(coordinates, torch.zeros_like(column_scales), matrix) * column_scales
     rows = mean.expand(coordinates.shape[0], -1)
     for k in range(matrix.shape[0]):
         rows = multiply_add(coordinates[:, k, None], matrix[k], rows)
@@ -276,7 +279,7 @@ def lookup(ids: Tensor, table: TableBuffers) -> Tensor:
         if matrix is None or table.mean is None:
             _decode(some, table, to)
         else:
-            to.copy_(transform(coordinates(some, table), table.mean, matrix))
+            to.copy_(transform(coordinates(some, table), table.mean, matrix, table.column_scales))
         if table.padding_idx >= 0:
             to[some == table.padding_idx] = 0.0
     return rows

@@ -150,10 +150,11 @@ def turn(table: TableBuffers, queries: Tensor) -> tuple[Tensor, Tensor | None]:
     matrix = table.matrix_values()
     if matrix is None or table.mean is None:
         return queries, None
-    turned = queries[:, :1] * matrix[:, 0]
+    scaled = queries if table.column_scales is None else queries * table.column_scales
+    turned = scaled[:, :1] * matrix[:, 0]
     start = queries[:, 0] * table.mean[0]
     for t in range(1, matrix.shape[1]):
-        turned = turned + queries[:, t, None] * matrix[:, t]
+        turned = turned + scaled[:, t, None] * matrix[:, t]
         start = start + queries[:, t] * table.mean[t]
     return turned, start
 

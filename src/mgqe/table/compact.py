@@ -155,6 +155,8 @@ class CompactTable(FrozenTable):
             mean, matrix: floats (d,) and (L, d), where rows are mean + coordinates @ matrix. Without them rows are
                 their coordinates, L = d.
             matrix_dtype: how the matrix is stored: "float32", "float16", or "int8" with a float32 scale per coordinate.
+                "int8_columns" has a scale per column instead, and centroids must be whole numbers from -127 to 127: the
+                fastest to look up.
 
         Raises:
             ValueError: arguments that do not fit together, codes out of range, centroids, a mean or a matrix that are
@@ -184,7 +186,7 @@ class CompactTable(FrozenTable):
 
     def to_tensors(self) -> tuple[dict[str, Tensor], Config]:
         """``codes.g``, ``centroids.c``, ``scales.c`` (int8), ``tier_map.bits.l`` and ``.ranks.l``, ``fallback``; of
-        mixed tables with a matrix also ``mean``, ``matrix`` and ``matrix_scales`` (int8).
+        mixed tables with a matrix also ``mean``, ``matrix`` and ``matrix_scales`` or ``column_scales`` (int8).
 
         For a table with appended ids: what a table made with all ids would have. That copies the codes, and makes
         a tier map (with N bytes in between) unless appended ids keep the tiers ranges in tier order.
@@ -290,7 +292,7 @@ class CompactTable(FrozenTable):
 
     def nbytes_by_part(self) -> dict[str, int]:
         """Bytes of ``codes``, ``centroids``, ``scales`` and ``tier_map``, and of ``mean``, ``matrix``,
-        ``matrix_scales`` and ``fallback`` if there are any: the sum is ``nbytes``."""
+        ``matrix_scales``, ``column_scales`` and ``fallback`` if there are any: the sum is ``nbytes``."""
         return self._snapshot.nbytes_by_part()
 
     def assign(self, vectors: Tensor, tier: int | None = None) -> Tensor:

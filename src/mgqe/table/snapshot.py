@@ -15,6 +15,7 @@ from mgqe.codec.layout import (
     CENTROID_DTYPES,
     CENTROIDS,
     CODES,
+    COLUMN_SCALES,
     FALLBACK,
     MATRIX,
     MATRIX_SCALES,
@@ -89,6 +90,7 @@ class Snapshot:
             mean=None if self.transform is None else self.transform.mean,
             matrix=None if self.transform is None else self.transform.matrix,
             matrix_scales=None if self.transform is None else self.transform.scales,
+            column_scales=None if self.transform is None else self.transform.column_scales,
         )
         object.__setattr__(self, "lookup", ops.PreparedLookup(buffers, self.fallback))
 
@@ -260,14 +262,15 @@ class Snapshot:
             check_map(tier_map, layout.sizes)
         transform = None
         if layout.matrix_dtype is not None:
-            transform = Transform(others[MEAN], others[MATRIX], others.get(MATRIX_SCALES))
+            of_matrix = others.get(MATRIX_SCALES), others.get(COLUMN_SCALES)
+            transform = Transform(others[MEAN], others[MATRIX], *of_matrix)
         return cls(layout, codes, tuple(centroids.values()), scales, tier_map, (), fallback, transform)
 
     def tensor_chunks(self) -> dict[str, list[Tensor]]:
         """The tensors of a file of it, each as the chunks that make it when joined along the first axis."""
         tensors = {CODES.format(g): self.arrays_of(g) for g in range(len(self.codes))}
         tensors.update({CENTROIDS.format(c): [book] for c, book in enumerate(self.centroids)})
-        if self.base.centroid_dtype == "int8":
+        if self.base.centroid_dtype == "int8" and not self.base.whole:
             tensors.update({SCALES.format(c): [scales] for c, scales in enumerate(self.scales)})
         tensors.update({name: [tensor] for name, tensor in map_tensors(self.merged_map()).items()})
         tensors.update({name: [tensor] for name, tensor in self.transform_tensors().items()})
@@ -322,12 +325,14 @@ class Snapshot:
         """Raise ValueError if a centroid, a scale, the mean or the matrix cannot be right."""
         for name, tensor in self.transform_tensors().items():
             require_finite(name, tensor)
-        if self.transform is not None and self.transform.scales is not None:
-            _require_positive(MATRIX_SCALES, self.transform.scales)
+        if self.transform is not None:
+            for name, scales in ((MATRIX_SCALES, self.transform.scales), (COLUMN_SCALES, self.transform.column_scales)):
+                if scales is not None:
+                    _require_positive(name, scales)
         for c, (book, scales) in enumerate(zip(self.centroids, self.scales, strict=True)):
             if book.is_floating_point():
                 require_finite(CENTROIDS.format(c), book)
-            else:
+            elif not self.base.whole:
                 require_finite(SCALES.format(c), scales)
                 _require_positive(SCALES.format(c), scales)
 

@@ -78,8 +78,15 @@ def decode_coordinates(codes: Tensor, centroids: Tensor, scales: Tensor | None, 
     return values if scales is None else values * torch.index_select(scales, 0, subspace)
 
 
-def transform(coordinates: Tensor, mean: Tensor, matrix: Tensor, scales: Tensor | None) -> Tensor:
-    """mean (d,) + coordinates (n, L) @ matrix (L, d), whose float32 values are int8 * scales (L,) for int8."""
+def transform(
+    coordinates: Tensor, mean: Tensor, matrix: Tensor, scales: Tensor | None, column_scales: Tensor | None
+) -> Tensor:
+    """mean (d,) + coordinates (n, L) @ matrix (L, d), whose float32 values are int8 * scales (L,) for int8.
+
+    With column scales (d,), mean + column_scales * (coordinates @ matrix), whose sums are exact.
+    """
+    if column_scales is not None:
+        return mean + torch.matmul(coordinates, matrix.to(torch.float32)) * column_scales
     scaled = coordinates if scales is None else coordinates * scales
     return mean + torch.matmul(scaled, matrix.to(torch.float32))
 

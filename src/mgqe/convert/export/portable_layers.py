@@ -33,7 +33,7 @@ class PortableEmbedding(nn.Module):
     """:class:`mgqe.CompactEmbedding` by standard operators: the same bits, several times slower in eager mode.
 
     Where rows are mean + coordinates @ matrix, the runtime chooses the order in which products are added, so that rows
-    agree to float32 rounding.
+    agree to float32 rounding; with column scales the sums are exact, and the bits the same.
 
     The buffers are the table's tensors as they are (packed codes, stored centroids, tier map), so that an exported
     program is as small as the table's file. They share the table's memory, unless ids were appended to the table.
@@ -138,7 +138,7 @@ class PortableEmbedding(nn.Module):
                 codes = of_tier if codes is None or in_tier is None else torch.where(in_tier[:, None], of_tier, codes)
                 in_group = in_tier if in_group is None or in_tier is None else in_group | in_tier
             assert codes is not None  # a group has a tier
-            scales = self.get_buffer(f"scales_{book}") if config.centroid_dtype == "int8" else None
+            scales = self.get_buffer(f"scales_{book}") if config.centroid_dtype == "int8" and not config.whole else None
             centroids = self.get_buffer(f"centroids_{book}")
             if config.widths:
                 of_group = decode_coordinates(codes, centroids, scales, config.pieces_of_codebook(book))
@@ -148,7 +148,8 @@ class PortableEmbedding(nn.Module):
         assert rows is not None  # a table has a row
         if config.matrix_dtype is not None:
             matrix_scales = self.get_buffer("matrix_scales") if config.matrix_dtype == "int8" else None
-            rows = transform(rows, self.get_buffer("mean"), self.get_buffer("matrix"), matrix_scales)
+            column_scales = self.get_buffer("column_scales") if config.whole else None
+            rows = transform(rows, self.get_buffer("mean"), self.get_buffer("matrix"), matrix_scales, column_scales)
         if config.padding_idx is not None:
             rows = torch.where((ids == config.padding_idx)[:, None], 0.0, rows)
         return rows

@@ -17,6 +17,7 @@
 #include "decode_kernel.h"
 #include "isa.h"
 #include "lookup_kernel.h"
+#include "lookup_whole.h"
 
 namespace {
 
@@ -301,6 +302,7 @@ inline bool locate_plain_block(const Locator& locator, const int64_t* ids, int64
 
 constexpr int64_t kWaitingBags = 4;  // that are multiplied together
 constexpr int64_t kMostOnes = 1 << 24;
+constexpr int64_t kExactSums = (1 << 24) / 127;  // bytes that float32 adds up exactly, too
 
 // Room for the rows of a block, where they are decoded before they are pooled.
 struct BagScratch {
@@ -313,6 +315,7 @@ struct BagScratch {
     int64_t stride;              // of the rows that are pooled
     float* rows = nullptr;       // those rows
     float* memory = nullptr;
+    mgqe_whole* whole = nullptr;  // decodes rows of whole numbers, where the processor can
 
     BagScratch(const mgqe_table& of, const mgqe_bags& bags)
         : table(of), multiplied_late(of.matrix && bags.mode != MGQE_MAX), coordinates(of), sums(of),
@@ -321,11 +324,15 @@ struct BagScratch {
           stride(of.embedding_dim) {}
     BagScratch(const BagScratch&) = delete;
     BagScratch& operator=(const BagScratch&) = delete;
-    ~BagScratch() { free(memory); }
+    ~BagScratch() {
+        free(memory);
+        if (whole) mgqe_free_whole(whole);
+    }
 
     bool reserve() {
         const bool mixed = is_mixed(table);
         if (mixed && !coordinates.reserve(ids)) return false;
+        if (table.byte_matrix && mgqe_has_byte_products() && !(whole = mgqe_whole_of(table))) return false;
         if (multiplied_late && !sums.reserve(kWaitingBags)) return false;
         if (mixed && (multiplied_late || !table.matrix)) {
             rows = coordinates.row(0);
@@ -349,6 +356,7 @@ struct BagWalk {
     const Poolers<V> poolers;
     BagTiers tiers;
     const BagScratch& scratch;
+    const bool adds_bytes;  // sums of coordinates that are whole numbers, and exact
     int64_t bag;      // the one being pooled
     int64_t counted;  // ids of it so far
     float total;      // of their weights
@@ -358,7 +366,8 @@ struct BagWalk {
 
     BagWalk(const mgqe_table& of, const mgqe_bags& which, const mgqe_decoder* decode, const BagScratch& buffers,
             int64_t first)
-        : table(of), bags(which), decoders(decode), poolers(of, which), scratch(buffers), bag(first), counted(0),
+        : table(of), bags(which), decoders(decode), poolers(of, which), scratch(buffers),
+          adds_bytes(buffers.whole && buffers.multiplied_late && !which.weights), bag(first), counted(0),
           total(0), waiting(0) {
         for (int32_t g = 0; bags.books && g < table.num_tiers; ++g) {
             const mgqe_tier& tier = table.tiers[g];
@@ -409,7 +418,12 @@ struct BagWalk {
         const bool mixed = is_mixed(table);
         for (int64_t i = 0; i < block.count; ++i)
             block.rows[i].out = mixed ? scratch.coordinates.row(i) : scratch.rows + i * scratch.stride;
-        decode_block(table, decoders, block, false);
+        if (scratch.whole) {
+            mgqe_whole_decode(*scratch.whole, block.rows, block.tiers, block.count);
+            for (int64_t i = 0; i < block.count && !adds_bytes; ++i) mgqe_whole_row(*scratch.whole, i, block.rows[i].out);
+        } else {
+            decode_block(table, decoders, block, false);
+        }
         if (!table.matrix || scratch.multiplied_late) return;
         float* out[kBlock];
         for (int64_t i = 0; i < block.count; ++i) out[i] = scratch.rows + i * scratch.stride;
@@ -426,11 +440,16 @@ struct BagWalk {
             const int64_t stop = bag_end < end ? bag_end : end;
             const int64_t from = block.rows_before(at - begin), to = block.rows_before(stop - begin);
             if (from < to) {
-                if (bags.books)
+                if (adds_bytes && counted + to - from <= kExactSums)
+                    mgqe_whole_sum(*scratch.whole, from, to, counted == 0, sums());
+                else if (bags.books)
                     poolers.pieces(tiers, D, block, from, to, counted == 0, sums());
-                else
+                else {
+                    for (int64_t i = from; i < to && adds_bytes; ++i)
+                        mgqe_whole_row(*scratch.whole, i, scratch.coordinates.row(i));
                     poolers.rows(scratch.rows + from * scratch.stride, scratch.stride, block.weights + from, to - from,
                                  scratch.columns, counted == 0, sums());
+                }
                 if (scratch.multiplied_late && bags.weights)
                     for (int64_t i = from; i < to; ++i) total += block.weights[i];
                 counted += to - from;

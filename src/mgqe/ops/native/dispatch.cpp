@@ -2,6 +2,7 @@
 #include <atomic>
 
 #include "isa.h"
+#include "lookup_whole.h"
 #include "mgqe_native.h"
 #include "parallel.h"
 #include "topk.h"
@@ -45,6 +46,13 @@ int32_t best() {
 // Byte look-ups of 128 entries: newer than the rest of AVX-512.
 bool has_vbmi() {
     static const bool has = __builtin_cpu_supports("avx512vbmi");
+    return has;
+}
+#endif
+
+#if defined(__x86_64__)
+bool has_vnni() {
+    static const bool has = __builtin_cpu_supports("avx512vnni");
     return has;
 }
 #endif
@@ -98,6 +106,22 @@ const mgqe_kernels& mgqe_active() {
             // On arm64 NEON is the baseline: the "scalar" table is compiled to it.
             return mgqe_kernels_scalar;
     }
+}
+
+#if !defined(__x86_64__)
+mgqe_whole* mgqe_whole_of(const mgqe_table&) { return nullptr; }
+void mgqe_free_whole(mgqe_whole*) {}
+void mgqe_whole_decode(const mgqe_whole&, const mgqe_row*, const int32_t*, int64_t) {}
+void mgqe_whole_row(const mgqe_whole&, int64_t, float*) {}
+void mgqe_whole_sum(const mgqe_whole&, int64_t, int64_t, bool, float*) {}
+#endif
+
+bool mgqe_has_byte_products() {
+#if defined(__x86_64__)
+    return mgqe_get_isa() == MGQE_AVX512 && has_vbmi() && has_vnni();
+#else
+    return false;
+#endif
 }
 
 mgqe_scanner mgqe_active_scanner() {

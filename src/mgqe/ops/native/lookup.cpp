@@ -2,6 +2,7 @@
 #include <atomic>
 
 #include "isa.h"
+#include "lookup_whole.h"
 #include "mgqe_native.h"
 #include "parallel.h"
 #include "table_checks.h"
@@ -56,6 +57,7 @@ bool mgqe_well_formed(const mgqe_table& table) {
     if (table.padding_idx < -1 || table.padding_idx >= table.num_embeddings || table.embedding_dim < 1) return false;
     const bool mixed = table.tiers->layout != nullptr;
     if (!table.matrix != !table.mean || (table.matrix && !mixed)) return false;
+    if (table.column_scales && !table.matrix) return false;
     if (!table.matrix && table.num_coordinates != table.embedding_dim) return false;
     for (int32_t g = 0; g < table.num_tiers; ++g) {
         const mgqe_tier& tier = table.tiers[g];
@@ -81,9 +83,13 @@ int32_t mgqe_lookup(const mgqe_table* table, const int64_t* ids, int64_t n, floa
     if (!ids_in_range(ids, n, table->num_embeddings)) return MGQE_OUT_OF_RANGE;
     const mgqe_kernels& kernels = mgqe_active();
     const bool stream = streams(*table, out, n);
+    auto lookup = kernels.lookup;
+#if defined(__x86_64__)
+    if (table->byte_matrix && mgqe_has_byte_products()) lookup = mgqe_lookup_whole;
+#endif
     std::atomic<int32_t> status{MGQE_OK};
     mgqe_parallel(n, mgqe_team(n, kRowsPerThread, threads), [&](int64_t begin, int64_t end) {
-        const int32_t own = kernels.lookup(*table, ids, begin, end, out, stream);
+        const int32_t own = lookup(*table, ids, begin, end, out, stream);
         if (own != MGQE_OK) status.store(own, std::memory_order_relaxed);
     });
     return status.load();

@@ -2,7 +2,7 @@
 //
 // A vector `Vec` offers multiply_add(a, b, c): a * b + c rounded once; kMatrixVectors: how many vectors of four rows
 // its registers hold; and stream(p, v), which writes around the caches where its instruction set can. Products are
-// added in the order of coordinates, so that all instruction sets give the same bits.
+// added in the order of coordinates, so that all instruction sets give the same bits. Column scales come last.
 #ifndef MGQE_MATRIX_KERNEL_H
 #define MGQE_MATRIX_KERNEL_H
 
@@ -33,7 +33,8 @@ inline void multiply_tile(const mgqe_table& table, const float* coordinates, int
     for (int v = 0; v < kVectors; ++v) {
         const F mean = Vec::load(table.mean + first + v * Vec::kLanes);
 #pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) sums[r][v] = shares ? mean * Vec::broadcast(shares[r]) : mean;
+        for (int r = 0; r < kRows; ++r)
+            sums[r][v] = table.column_scales ? Vec::broadcast(0.0f) : shares ? mean * Vec::broadcast(shares[r]) : mean;
     }
     const float* row = table.matrix + first;
     for (int64_t k = 0; k < L; ++k, row += step) {
@@ -45,6 +46,18 @@ inline void multiply_tile(const mgqe_table& table, const float* coordinates, int
             const F z = Vec::broadcast(coordinates[r * stride + k]);
 #pragma GCC unroll 4
             for (int v = 0; v < kVectors; ++v) sums[r][v] = Vec::multiply_add(z, values[v], sums[r][v]);
+        }
+    }
+    if (table.column_scales) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+            const F mean = Vec::load(table.mean + first + v * Vec::kLanes);
+            const F scale = Vec::load(table.column_scales + first + v * Vec::kLanes);
+#pragma GCC unroll 4
+            for (int r = 0; r < kRows; ++r) {
+                const F start = shares ? mean * Vec::broadcast(shares[r]) : mean;
+                sums[r][v] = start + sums[r][v] * scale;
+            }
         }
     }
 #pragma GCC unroll 4

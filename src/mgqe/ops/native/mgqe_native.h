@@ -15,7 +15,7 @@
 #endif
 
 // Raised whenever a signature or a struct below changes; native.py refuses a library with another number.
-#define MGQE_ABI_VERSION 5
+#define MGQE_ABI_VERSION 6
 
 enum mgqe_status {
     MGQE_OK = 0,
@@ -106,6 +106,9 @@ struct mgqe_tier {
     const void* centroids;  // (pieces, num_centroids, width) of dtype; in a mixed table (book_floats) of float32
     const float* scales;    // (pieces) for int8, else null
     const mgqe_piece* layout;  // (num_subspaces) of a mixed table, which has no use for pieces, num_centroids, width
+    const uint8_t* bytes;   // where the table has a byte_matrix: centroids + 128, with MGQE_BOOK_ROOM bytes at the end
+    const uint8_t* levels;  // of a tier with `bytes` whose subspaces are one coordinate wide, have at most 7 bits, and, if
+                            // as many, the same centroids: those of b bits from 2^b - 1, those of 7 from 128; else null
     int64_t book_floats;    // of a mixed table: in `centroids`, with MGQE_BOOK_ROOM at its end
     int64_t rows;
     int64_t row_bytes;
@@ -137,6 +140,11 @@ struct mgqe_table {
     int64_t num_embeddings;
     const float* mean;         // (embedding_dim, rounded up to MGQE_MATRIX_STEP), zeros at the end; or null
     const float* matrix;       // (num_coordinates, the same): rows are mean + coordinates @ matrix; or null
+    const float* column_scales;  // (the same) or null: rows are mean + column_scales * (coordinates @ matrix), and
+                                 // coordinates and the matrix whole numbers, whose sums are exact
+    const int8_t* byte_matrix;  // where there are column scales, codes of at most 8 bits, and books below 65,536 bytes:
+                                // (ceil(num_coordinates / 4), columns as above, 4), filled up with zeros; else null
+    const int32_t* byte_sums;   // (the same columns): -128 * the sum of each column of the matrix
     int64_t embedding_dim;
     int64_t num_coordinates;   // that the codes of a row decode to; embedding_dim without a matrix
     int64_t padding_idx;       // the id that looks up as zeros, or -1
@@ -148,7 +156,8 @@ struct mgqe_table {
 };
 
 // Decodes ids (n) into out (n, embedding_dim). MGQE_OUT_OF_RANGE before anything is read if an id is outside
-// [0, num_embeddings). With a matrix rows are those of mgqe_transform.
+// [0, num_embeddings). With a matrix rows are those of mgqe_transform; with column scales those of a mean of zeros,
+// times the scales, plus the mean, each rounded.
 MGQE_API int32_t mgqe_lookup(const mgqe_table* table, const int64_t* ids, int64_t n, float* out, int32_t threads);
 
 enum mgqe_topk_method {

@@ -113,13 +113,17 @@ inline void piece_scores(const mgqe_piece& piece, const float* book, const float
     for (int64_t k = count; k < stride; ++k) out[k] = out[count - 1];
 }
 
-// A query (embedding_dim) as coordinates meet it: turned (num_coordinates) = matrix @ query; and <mean, query>. Both
-// are summed over t in order, each product and sum rounded.
+// A query (embedding_dim) as coordinates meet it: turned (num_coordinates) = matrix @ query, the query times
+// the column scales if there are any; and <mean, query>. Both are summed over t in order, each product and sum rounded.
 inline float turn(const mgqe_table& table, const float* query, float* turned) {
     const int64_t dim = table.embedding_dim;
     const int64_t step = (dim + MGQE_MATRIX_STEP - 1) / MGQE_MATRIX_STEP * MGQE_MATRIX_STEP;
     const float* row = table.matrix;
-    for (int64_t k = 0; k < table.num_coordinates; ++k, row += step) turned[k] = dot<0>(query, row, dim);
+    const float* const scales = table.column_scales;
+    for (int64_t k = 0; k < table.num_coordinates; ++k, row += step) {
+        turned[k] = scales ? query[0] * scales[0] * row[0] : dot<0>(query, row, dim);
+        for (int64_t t = 1; scales && t < dim; ++t) turned[k] += query[t] * scales[t] * row[t];
+    }
     return dot<0>(query, table.mean, dim);
 }
 

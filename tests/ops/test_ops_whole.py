@@ -1,0 +1,86 @@
+"""Tables of whole numbers: kernels that multiply bytes give the bits of the torch twin, whatever the layout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mgqe import ops
+from mgqe.codec.tiers import Tiers
+from mgqe.ops import reference
+from mgqe.ops._bag import _Bags, _run_reference
+from mgqe.table.compact import CompactTable
+
+LEVELS = st.integers(0, 7)
+SUBSPACES = st.lists(st.tuples(st.integers(1, 20), st.lists(st.integers(0, 8), min_size=3, max_size=3)), min_size=1)
+
+
+def whole_table(widths, bits_of_tiers, sizes, dim, seed=0, shared_levels=False) -> CompactTable:
+    generator = torch.Generator().manual_seed(seed)
+    codes = [
+        torch.stack([torch.randint(0, 1 << b, (n,), generator=generator) for b in bits], dim=1)
+        for n, bits in zip(sizes, bits_of_tiers, strict=True)
+    ]
+    levels = {b: torch.randint(-127, 128, (1 << b,), generator=generator).float() for b in range(9)}
+    books = []
+    for bits in bits_of_tiers:
+        parts = [
+            levels[b] if shared_levels else torch.randint(-127, 128, (w << b,), generator=generator).float()
+            for w, b in zip(widths, bits, strict=True)
+        ]
+        books.append(torch.cat(parts))
+    mean, matrix = torch.randn(dim, generator=generator), torch.randn(sum(widths), dim, generator=generator)
+    return CompactTable.from_mixed_codes(
+        Tiers.from_sizes(sizes),
+        codes,
+        books,
+        range(len(sizes)),
+        widths,
+        bits_of_tiers,
+        centroid_dtype="int8",
+        mean=mean,
+        matrix=matrix,
+        matrix_dtype="int8_columns",
+    )
+
+
+def agrees(table: CompactTable, num_ids: int) -> None:
+    lookup = table.snapshot.lookup
+    ids = torch.arange(num_ids) * 7 % table.num_embeddings
+    assert torch.equal(lookup(ids), reference.lookup(ids, lookup.table))
+    offsets = torch.tensor([0, 0, num_ids // 3, num_ids // 2])
+    weights = torch.linspace(-1, 1, num_ids)
+    for mode, of_ids in (("sum", None), ("mean", None), ("max", None), ("sum", weights)):
+        native = ops.bag(lookup, ids, offsets, mode, of_ids)
+        twin = reference_bag(table, ids, offsets, mode, of_ids)
+        assert torch.equal(native, twin), (mode, of_ids is not None)
+
+
+def reference_bag(table, ids, offsets, mode, weights):
+    return _run_reference(table.snapshot.lookup, _Bags(ids, offsets, weights, len(offsets)), mode)
+
+
+@settings(max_examples=25, deadline=None)
+@given(SUBSPACES, st.integers(1, 3), st.integers(1, 150), st.integers(0, 70))
+def test_any_layout(subspaces, num_tiers, num_ids, more_dims):
+    widths = [width for width, _ in subspaces]
+    bits = [[of_tiers[g] for _, of_tiers in subspaces] for g in range(num_tiers)]
+    agrees(whole_table(widths, bits, [5, 90, 3][:num_tiers], sum(widths) + more_dims), num_ids)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(LEVELS, LEVELS), min_size=1, max_size=130), st.integers(1, 150))
+def test_any_levels(bits, num_ids):
+    of_tiers = [[each[g] for each in bits] for g in range(2)]
+    agrees(whole_table([1] * len(bits), of_tiers, [40, 60], len(bits), shared_levels=True), num_ids)
+
+
+@pytest.mark.parametrize("length", [1, 131, 140_000])
+def test_long_bags(length):
+    """Beyond 2^24 / 127 ids float32 no longer adds whole numbers up exactly."""
+    table = whole_table([1, 2], [[7, 8]], [300], 4, seed=3)
+    ids = torch.full((length,), 17)
+    offsets = torch.tensor([0])
+    assert torch.equal(ops.bag(table.snapshot.lookup, ids, offsets), reference_bag(table, ids, offsets, "sum", None))
