@@ -41,7 +41,8 @@ from mgqe.codec.axes import Axes
 from mgqe.codec.capacity import Capacity, TierShape
 from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.metric import Metric
-from mgqe.codec.planning.mixed import Choice, FittedPlan, MixedPlan, fit_plan, plan_mixed, spectrum_of
+from mgqe.codec.planning.mixed import FittedPlan, MixedPlan, fit_plan, plan_mixed, spectrum_of
+from mgqe.codec.planning.shapes import Choice
 from mgqe.codec.planning.tables import SHAPES, Candidate, TableProblem, fit_table, proportional
 from mgqe.codec.planning.waterfill import water_level
 from mgqe.convert.budget import decoded, rows_in_place

@@ -19,10 +19,12 @@ from torch import Tensor
 
 from benchmarks._common import QUALITY, environment
 from mgqe.codec.metric import Metric
-from mgqe.codec.planning.mixed import Choice, FittedPlan, Sample, fit_plan, plan_mixed
+from mgqe.codec.planning.mixed import FittedPlan, Sample, fit_plan, plan_mixed
+from mgqe.codec.planning.shapes import Choice
 
 ROWS, DIM = 10_000, 32
 BUDGETS = (0.02, 0.05, 0.10, 0.20)
+
 TIERS = ((1.0,), (0.1, 0.9), (0.1, 0.3, 0.6))
 POWERS = {"Gaussian, variances 1 / k^2": (0.5, 1.0), "planted": (0.5, 1.0)}  # of the counts; of others 0.5
 LATENT, CLUSTERS = 12, 200

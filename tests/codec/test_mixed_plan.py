@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import mgqe
 from mgqe.codec.metric import Metric
-from mgqe.codec.planning.mixed import Choice, MixedPlan, Sample, fit_plan, least_nbytes, plan_mixed
+from mgqe.codec.planning.mixed import MixedPlan, Sample, fit_plan, least_nbytes, plan_mixed
+from mgqe.codec.planning.shapes import Choice
 
 TIERS = ((1.0,), (0.1, 0.9), (0.1, 0.3, 0.6))
 

@@ -14,6 +14,8 @@ from mgqe.codec.kmeans import draw_places
 ITERATIONS = 15
 LEAST_ROWS = 8_192  # that centroids are fitted on, if there are so many
 ROWS_PER_CENTROID = 64  # that more rows are fitted on for
+LEVEL_ROWS = 65_536  # numbers that levels are fitted on
+LEVEL_STEPS = 120  # of the largest level
 SPREAD_SHARE = 2  # one of so many of them is drawn from at the start
 
 
@@ -43,6 +45,41 @@ def fit_codebooks(
                 counts = torch.cat([weights[g] for g in readers if reaches[g] == bits])
                 centroids = weighted_kmeans(rows.contiguous(), counts, 1 << bits, generator, centroids)
             book[piece.entry : piece.entry + centroids.numel()] = centroids.flatten()
+        books.append(book)
+    return books
+
+
+def fit_levels(
+    coordinates: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    capacity: Capacity,
+    deviations: Tensor,
+    generator: torch.Generator,
+) -> list[Tensor]:
+    """The flat codebooks of a table whose coordinates share their centroids: levels times a coordinate's deviation.
+
+    Levels are fitted for each number of bits of each tier, on all its coordinates with codes of so many bits, each
+    divided by its deviation (L,). They are multiples of 1 / LEVEL_STEPS of the largest one of the table.
+    """
+    fitted: dict[tuple[int, int], Tensor] = {}
+    for g, tier in enumerate(capacity.tiers):
+        for bits in sorted(set(tier.code_bits)):
+            mine = torch.tensor([b == bits for b in tier.code_bits])
+            values = (coordinates[g][:, mine] / deviations[mine].where(deviations[mine] > 0, 1.0)).reshape(-1, 1)
+            counts = weights[g].repeat_interleave(int(mine.sum()))
+            if len(values) > LEVEL_ROWS:
+                places = draw_places(len(values), LEVEL_ROWS, generator)
+                values, counts = values[places], counts[places]
+            levels = weighted_kmeans(values, counts, 1 << bits, generator, values.new_zeros(0, 1))
+            fitted[tier.codebook, bits] = levels.flatten().sort().values
+    step = max(float(levels.abs().amax()) for levels in fitted.values()) / LEVEL_STEPS or 1.0
+    books = []
+    for number, (length,) in enumerate(capacity.codebook_shapes):
+        book = coordinates[0].new_zeros(length)
+        (tier,) = (tier for tier in capacity.tiers if tier.codebook == number)
+        for j, (piece, bits) in enumerate(zip(capacity.pieces_of_codebook(number), tier.code_bits, strict=True)):
+            levels = (fitted[number, bits] / step).round() * step
+            book[piece.entry : piece.entry + len(levels)] = levels * deviations[j]
         books.append(book)
     return books
 

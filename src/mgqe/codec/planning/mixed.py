@@ -2,52 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mgqe.codec.axes import Axes
-from mgqe.codec.capacity import Capacity, TierShape
-from mgqe.codec.fit import fit_codebooks
+from mgqe.codec.capacity import BY_COLUMNS, Capacity, TierShape
+from mgqe.codec.fit import LEVEL_STEPS, fit_codebooks, fit_levels
 from mgqe.codec.kmeans import draw_places
-from mgqe.codec.layout import frozen_nbytes
-from mgqe.codec.metric import Metric
-from mgqe.codec.mixed import gather_mixed, nearest_mixed_codes, round_flat
-from mgqe.codec.planning.waterfill import Spectrum, give_bits, joined
+from mgqe.codec.layout import MAX_WHOLE_COORDINATES, frozen_nbytes
+from mgqe.codec.mixed import flat_index, gather_mixed, nearest_mixed_codes, round_flat, round_to_steps, whole_steps
+from mgqe.codec.planning.shapes import MAX_BITS, Choice, best_shape
+from mgqe.codec.planning.waterfill import Spectrum
 from mgqe.codec.tiers import Tiers
 from mgqe.codec.transform import Transform
+from mgqe.ops.pieces import Piece
 
 SAMPLE_ROWS = 65_536  # of a tier
-CODE_BITS = (3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # of a code on average, that are tried
-MAX_BITS = 8
+WHOLE_ROWS = 16_384  # of a table, from which look-ups take long enough for a matrix with column scales to pay
 MOST_TIERS = 3
-ROUNDS = 8  # divisions into subspaces that are tried for each number of bits per code
-LEAST_RATE = 1.0  # bits per row, below which there is one coordinate
 RowReader = Callable[[Tensor], Tensor]  # ids int64 (n,) on the CPU -> their rows (n, d)
 WEIGHT_SHARES = 16  # by which a plan sees how unequal the weights of a tier are
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What a plan leaves open: how ids are weighted and divided, what an error costs, how centroids are shared.
-
-    Attributes:
-        counts_power: an id weighs (count + 1) to this power.
-        fractions: the share of the ids in each tier, the most frequent first.
-        metric: what an error costs.
-        share_codebook: one codebook for all tiers, nested; otherwise one for each.
-        matrix_dtype, centroid_dtype: how the file holds them.
-    """
-
-    counts_power: float
-    fractions: tuple[float, ...]
-    metric: Metric
-    share_codebook: bool = False
-    matrix_dtype: str = "int8"
-    centroid_dtype: str = "int8"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +61,15 @@ class FittedPlan:
         transform: the mean and the matrix as a file holds them.
         codebooks: flat, float32.
         units: (L,), the standard deviation of each coordinate.
+        steps: (L,), what 1 of a stored centroid is in each coordinate, where the matrix has column scales: the matrix
+            is in units of them. Else None.
     """
 
     plan: MixedPlan
     transform: Transform
     codebooks: tuple[Tensor, ...]
     units: Tensor
+    steps: Tensor | None = None
 
     def decoded(self, rows: Tensor) -> Tensor:
         """Rows (N, d), all of the table, as look-ups of the frozen table would return them."""
@@ -96,12 +77,19 @@ class FittedPlan:
         encoder = torch.from_numpy(plan.axes.encoder[:, : plan.capacity.num_coordinates])
         for g in range(plan.tiers.num_tiers):
             pieces = plan.capacity.pieces(g)
-            book = round_flat(self.codebooks[plan.capacity.codebook_of[g]], pieces, plan.choice.centroid_dtype)
+            book = self._rounded(self.codebooks[plan.capacity.codebook_of[g]], pieces)
             for ids in plan.tiers.member_chunks(g, SAMPLE_ROWS):
                 z = (rows.detach()[ids.to(rows.device)].cpu().double() - self.transform.mean) @ encoder
                 codes = nearest_mixed_codes(z.float(), book, pieces)
-                result[ids] = torch.addmm(self.transform.mean, gather_mixed(codes, book, pieces), self.transform.values)
+                z_hat = gather_mixed(codes, book, pieces)
+                z_hat = z_hat if self.steps is None else whole_steps(z_hat, self.steps)
+                result[ids] = torch.addmm(self.transform.mean, z_hat, self.transform.values)
         return result
+
+    def _rounded(self, book: Tensor, pieces: tuple[Piece, ...]) -> Tensor:
+        if self.steps is not None:
+            return round_to_steps(book, self.steps, pieces)
+        return round_flat(book, pieces, self.plan.choice.centroid_dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,30 +173,26 @@ class MixedProblem:
         cls, sample: Sample, choice: Choice, padding_idx: int | None = None, axes: Axes | None = None
     ) -> MixedProblem:
         """Of a sample's rows. axes: the coordinates; by default those of the rows in the choice's metric."""
+        if sample.tiers.num_embeddings < WHOLE_ROWS or sample.rows.shape[1] > MAX_WHOLE_COORDINATES:
+            choice = replace(choice, matrix_dtype="int8")  # whose scales take fewer bytes
         axes = axes or Axes.of(sample.rows, sample.weights, choice.metric)
         spectrum = spectrum_of(axes.coordinates(sample.rows), sample, choice.centroid_dtype)
-        return cls(sample, choice, axes, spectrum, _matrix_errors(axes, choice.matrix_dtype), padding_idx)
+        errors = _matrix_errors(axes, choice.matrix_dtype, spectrum.total)
+        return cls(sample, choice, axes, spectrum, errors, padding_idx)
 
     def plan(self, budget: int) -> MixedPlan | None:
         """The best mixed table of the rows within so many bytes; None where nothing fits."""
-        sample, choice, spectrum, padding_idx = self.sample, self.choice, self.spectrum, self.padding_idx
-        d = sample.rows.shape[1]
-        best: tuple[float, Capacity, np.ndarray] | None = None
-        for code_bits in CODE_BITS:
-            for capacity in _capacities(spectrum, sample.tiers, d, choice, budget, padding_idx, code_bits):
-                lost = spectrum.lost(capacity.widths, [tier.code_bits for tier in capacity.tiers])
-                coordinates = capacity.num_coordinates
-                lost += spectrum.variances[:, :coordinates] @ self.matrix_errors[:coordinates]
-                if best is None or spectrum.loss(lost) < best[0]:
-                    best = spectrum.loss(lost), capacity, lost
-        if best is None:
+        sample, choice, spectrum = self.sample, self.choice, self.spectrum
+        shape = best_shape(
+            spectrum, sample.tiers, sample.rows.shape[1], choice, budget, self.padding_idx, self.matrix_errors
+        )
+        if shape is None:
             return None
-        loss, capacity, lost = best
         squares = spectrum.variances.sum(1)
-        errors = tuple(float(share) for share in lost / np.maximum(squares, 1e-300))
-        nbytes = frozen_nbytes(sample.tiers, capacity, padding_idx, choice.centroid_dtype)
-        cost = loss * float(sample.mass @ squares) * self.axes.cost
-        return MixedPlan(choice, sample.tiers, capacity, self.axes, nbytes, loss, errors, cost)
+        errors = tuple(float(share) for share in shape.lost / np.maximum(squares, 1e-300))
+        nbytes = frozen_nbytes(sample.tiers, shape.capacity, self.padding_idx, choice.centroid_dtype)
+        cost = shape.loss * float(sample.mass @ squares) * self.axes.cost
+        return MixedPlan(choice, sample.tiers, shape.capacity, self.axes, nbytes, shape.loss, errors, cost)
 
 
 def plan_mixed(
@@ -229,10 +213,38 @@ def fit_plan(plan: MixedPlan, sample: Sample, generator: torch.Generator) -> Fit
     z = (exact / scale).float()
     masks = [torch.from_numpy(sample.tier_of == g) for g in range(plan.tiers.num_tiers)]
     parts, of_rows = [z[mask] for mask in masks], [weights[mask].float() for mask in masks]
-    books = [book * scale for book in fit_codebooks(parts, of_rows, plan.capacity, generator)]
+    levels = plan.capacity.has_levels
+    if levels:
+        books = fit_levels(parts, of_rows, plan.capacity, (deviations / scale).float(), generator)
+    else:
+        books = fit_codebooks(parts, of_rows, plan.capacity, generator)
+    books = [book * scale for book in books]
     mean, decoder = torch.from_numpy(plan.axes.mean), torch.from_numpy(plan.axes.decoder[:coordinates])
     units = torch.where(deviations > 0, deviations, 1.0).float()
-    return FittedPlan(plan, Transform.of(mean, decoder, plan.choice.matrix_dtype), tuple(books), units)
+    steps = None
+    if plan.choice.matrix_dtype == BY_COLUMNS:
+        steps = _steps(books, plan.capacity, units if levels else None)
+        decoder = decoder * steps[:, None]
+    return FittedPlan(plan, Transform.of(mean, decoder, plan.choice.matrix_dtype), tuple(books), units, steps)
+
+
+def _steps(books: Sequence[Tensor], capacity: Capacity, units: Tensor | None) -> Tensor:
+    """(L,): in each coordinate the step of which stored centroids are whole multiples, the same within a subspace.
+
+    units: of coordinates that share their levels, which are levels times a coordinate's unit: so are the steps.
+    """
+    peaks = torch.stack(
+        [
+            torch.zeros(len(capacity.widths)).scatter_reduce(
+                0, flat_index(capacity.pieces_of_codebook(number), book.device).subspace, book.abs(), "amax"
+            )
+            for number, book in enumerate(books)
+        ]
+    ).amax(0)
+    if units is not None:
+        return units * float((peaks / units).amax()) / LEVEL_STEPS
+    steps = torch.where(peaks > 0, peaks, 1.0) / LEVEL_STEPS
+    return torch.repeat_interleave(steps, torch.tensor(capacity.widths))
 
 
 def least_nbytes(num_embeddings: int, embedding_dim: int, padding_idx: int | None) -> int:
@@ -271,71 +283,15 @@ def _concentration(weights: np.ndarray) -> tuple[float, ...]:
     return tuple(float(each) for each in ordered[places] / ordered.mean())
 
 
-def _matrix_errors(axes: Axes, matrix_dtype: str) -> np.ndarray:
-    """(d,): the squared error, in units of coordinates, that a coordinate of 1 gets from the rounding of the matrix."""
-    stored = Transform.of(torch.from_numpy(axes.mean), torch.from_numpy(axes.decoder), matrix_dtype).values
-    errors: np.ndarray = (((stored.double().numpy() - axes.decoder) @ axes.encoder) ** 2).sum(1)
-    return errors
+def _matrix_errors(axes: Axes, matrix_dtype: str, variances: np.ndarray) -> np.ndarray:
+    """(d,): the squared error, in units of coordinates, that a coordinate of 1 gets from the rounding of the matrix.
 
-
-def _capacities(
-    spectrum: Spectrum, tiers: Tiers, d: int, choice: Choice, budget: int, padding_idx: int | None, code_bits: float
-) -> Iterator[Capacity]:
-    """Subspaces of about so many bits, and their bits, within the budget.
-
-    Coordinates are joined by the bits per row that rows are expected to get, from all bytes of the budget down to what
-    they turn out to get.
+    variances: of the coordinates, in whose units a matrix with column scales is stored.
     """
-    ids = max(1, sum(spectrum.sizes))
-    rate = min(8.0 * budget / ids, float(MAX_BITS * d))
-    for _ in range(ROUNDS):
-        capacity = None
-        while capacity is None:
-            widths = joined(spectrum.total, rate, code_bits) if rate > LEAST_RATE else (1,)
-            capacity = _with_bits(spectrum, tiers, d, choice, budget, padding_idx, widths)
-            if capacity is None and rate <= LEAST_RATE:
-                return
-            rate *= 1.0 if capacity is not None else 0.5
-        yield capacity
-        reached = sum(size * sum(tier.code_bits) for size, tier in zip(spectrum.sizes, capacity.tiers)) / ids
-        if abs(reached - rate) < 0.03 * rate + 0.5:
-            return
-        rate = 0.5 * (rate + reached)
-
-
-def _with_bits(
-    spectrum: Spectrum,
-    tiers: Tiers,
-    d: int,
-    choice: Choice,
-    budget: int,
-    padding_idx: int | None,
-    widths: tuple[int, ...],
-) -> Capacity | None:
-    """Bits for subspaces of these widths, less those that get none in any tier; None where no bits fit."""
-    item = {"float32": 4, "float16": 2, "int8": 1}[choice.centroid_dtype]
-    books = 1 if choice.share_codebook else tiers.num_tiers
-    spare = 0  # bytes for a longer header: more digits, more checksums
-    while True:
-        empty = _of(tiers, d, widths, [[0] * len(widths)] * tiers.num_tiers, choice)
-        frame = frozen_nbytes(tiers, empty, padding_idx, choice.centroid_dtype) + spare
-        if frame > budget:
-            return None
-        room = budget - frame + item * sum(widths) * books
-        bits = give_bits(spectrum, widths, room, item, choice.share_codebook, MAX_BITS)
-        used = max((j + 1 for tier in bits for j, b in enumerate(tier) if b), default=1)
-        if used < len(widths):
-            widths = widths[:used]  # the others would cost a row of the matrix each
-            continue
-        capacity = _of(tiers, d, widths, bits, choice)
-        if (over := frozen_nbytes(tiers, capacity, padding_idx, choice.centroid_dtype) - budget) <= 0:
-            return capacity
-        spare += over
-
-
-def _of(tiers: Tiers, d: int, widths: Sequence[int], bits: Sequence[Sequence[int]], choice: Choice) -> Capacity:
-    shapes = tuple(
-        TierShape.mixed(size, tuple(b), 0 if choice.share_codebook else g)
-        for g, (size, b) in enumerate(zip(tiers.sizes, bits, strict=True))
-    )
-    return Capacity(d, shapes, choice.share_codebook, False, tuple(widths), choice.matrix_dtype)
+    units = np.ones(len(variances))
+    if matrix_dtype == BY_COLUMNS:
+        units = np.sqrt(np.maximum(variances, 1e-12 * max(variances.max(), 1e-300)))
+    decoder = axes.decoder * units[:, None]
+    stored = Transform.of(torch.from_numpy(axes.mean), torch.from_numpy(decoder), matrix_dtype).values
+    errors: np.ndarray = (((stored.double().numpy() - decoder) @ axes.encoder) ** 2).sum(1) / units**2
+    return errors

@@ -11,16 +11,8 @@ from torch import Tensor
 
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.budget import too_small
-from mgqe.codec.planning.mixed import (
-    Choice,
-    FittedPlan,
-    MixedPlan,
-    MixedProblem,
-    RowReader,
-    Sample,
-    fit_plan,
-    least_nbytes,
-)
+from mgqe.codec.planning.mixed import FittedPlan, MixedPlan, MixedProblem, RowReader, Sample, fit_plan, least_nbytes
+from mgqe.codec.planning.shapes import Choice
 from mgqe.codec.planning.split import Step, split_budget
 
 STEPS = 48  # of a table's ladder of bytes
@@ -30,7 +22,7 @@ SPREAD = 4.0  # a table gets at most so many times its share of the budget, and 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What candidates differ in; see :class:`mgqe.codec.planning.mixed.Choice`.
+    """What candidates differ in; see :class:`mgqe.codec.planning.shapes.Choice`.
 
     Attributes:
         counts_power: an id weighs (count + 1) to this power.

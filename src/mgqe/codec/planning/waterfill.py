@@ -37,15 +37,21 @@ def water_level(variances: np.ndarray, rate: float) -> float:
     return float(ordered[0])
 
 
-def joined(variances: np.ndarray, rate: float, bits_per_code: float) -> tuple[int, ...]:
+def bits_at(variances: np.ndarray, rate: float) -> np.ndarray:
+    """(d,): how many of so many bits per row each coordinate gets."""
+    level = water_level(variances, rate)
+    result: np.ndarray = np.maximum(0.0, 0.5 * np.log2(np.maximum(variances, 1e-300) / level))
+    return np.where(variances > 0, result, 0.0)
+
+
+def joined(variances: np.ndarray, rate: float, bits_per_code: float, least_bits: float = LEAST_BITS) -> tuple[int, ...]:
     """Widths of subspaces: neighbouring coordinates joined up to about ``bits_per_code`` bits at so many bits per row.
 
     Args:
-        variances: (d,), falling. Coordinates that get next to no bits at this rate are in no subspace.
+        variances: (d,), falling. Coordinates that get no more than ``least_bits`` at this rate are in no subspace.
     """
-    level = water_level(variances, rate)
-    bits = np.where(variances > 0, np.maximum(0.0, 0.5 * np.log2(np.maximum(variances, 1e-300) / level)), 0.0)
-    kept = max(1, int((bits > LEAST_BITS).sum()))
+    bits = bits_at(variances, rate)
+    kept = max(1, int((bits > least_bits).sum()))
     widths, start = [], 0
     while start < kept:
         width, total = 1, bits[start]

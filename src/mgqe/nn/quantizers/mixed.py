@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mgqe import ops
-from mgqe.codec.capacity import Capacity, TierShape
+from mgqe.codec.capacity import BY_COLUMNS, Capacity, TierShape
 from mgqe.codec.equations import Groups, codebook_loss, commitment_loss, straight_through
 from mgqe.codec.fit import fit_codebooks
 from mgqe.codec.kmeans import KMEANS, KMeans
-from mgqe.codec.mixed import flat_index, nearest_mixed_codes, round_flat
+from mgqe.codec.mixed import flat_index, nearest_mixed_codes, round_flat, round_to_steps, whole_steps
 from mgqe.codec.planning.mixed import FittedPlan, centroid_room
 from mgqe.codec.transform import Transform
 from mgqe.nn.quantizers.autograd import GatherFlat, SparseGradient
@@ -36,7 +36,8 @@ class MixedQuantizer(Quantizer):
         codebooks: one parameter: the flat codebooks, one after another, in units of ``units``, so that one
             learning rate suits all coordinates.
         commitment: beta.
-        mean, matrix, matrix_scales, encoder, units, layout: buffers; the plan.
+        mean, matrix, matrix_scales, encoder, units, steps, layout: buffers; the plan. The scales are those of the
+            matrix's rows or, where ``steps`` are not zero, of its columns; steps are FittedPlan's.
     """
 
     follows_rows = True
@@ -45,6 +46,7 @@ class MixedQuantizer(Quantizer):
     matrix_scales: Tensor
     encoder: Tensor
     units: Tensor
+    steps: Tensor
     layout: Tensor
 
     def __init__(
@@ -59,11 +61,12 @@ class MixedQuantizer(Quantizer):
         self.register_buffer("matrix_scales", torch.ones(d, device=device))
         self.register_buffer("encoder", torch.zeros(d, d, device=device))
         self.register_buffer("units", torch.ones(d, device=device))
+        self.register_buffer("steps", torch.zeros(d, device=device))
         self.register_buffer("layout", torch.zeros(2 + (1 + MAX_TIERS) * d, dtype=torch.int32, device=device))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MixedQuantizer:
         """As nn.Module; but a cast leaves the plan in float32, as the frozen table has it."""
-        exact = {name: getattr(self, name) for name in ("mean", "matrix_scales", "encoder", "units")}
+        exact = {name: getattr(self, name) for name in ("mean", "matrix_scales", "encoder", "units", "steps")}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, tensor in exact.items():
             if getattr(self, name).dtype != tensor.dtype:
@@ -88,8 +91,13 @@ class MixedQuantizer(Quantizer):
         self.reset_parameters()
         self.mean.copy_(fitted.transform.mean)
         self.matrix[:coordinates] = fitted.transform.matrix.to(device)
-        assert fitted.transform.scales is not None
-        self.matrix_scales[:coordinates] = fitted.transform.scales.to(device)
+        if fitted.steps is None:
+            assert fitted.transform.scales is not None
+            self.matrix_scales[:coordinates] = fitted.transform.scales.to(device)
+        else:
+            assert fitted.transform.column_scales is not None
+            self.matrix_scales.copy_(fitted.transform.column_scales)
+            self.steps[:coordinates] = fitted.steps.to(device)
         self.encoder[:, :coordinates] = torch.as_tensor(plan.axes.encoder[:, :coordinates]).to(device)
         self.units[:coordinates] = fitted.units.to(device)
         d, m, subspaces = plan.capacity.embedding_dim, plan.capacity.num_tiers, len(plan.capacity.widths)
@@ -110,20 +118,27 @@ class MixedQuantizer(Quantizer):
             bits = [tuple(self.layout[2 + (1 + g) * d :][:subspaces].tolist()) for g in range(abs(m))]
             books = [0 if m < 0 else g for g in range(abs(m))]
             tiers = tuple(map(TierShape.mixed, sizes, bits, books))
-            self.capacity = Capacity(d, tiers, m < 0, False, widths, "int8")
+            matrix_dtype = BY_COLUMNS if bool(self.steps.any()) else "int8"
+            self.capacity = Capacity(d, tiers, m < 0, False, widths, matrix_dtype)
         return self.capacity
 
     @property
     def transform(self) -> Transform:
         """The mean and the matrix."""
         coordinates = self.capacity.num_coordinates
-        return Transform(
-            self.mean, self.matrix[:coordinates].contiguous(), self.matrix_scales[:coordinates].contiguous()
-        )
+        matrix = self.matrix[:coordinates].contiguous()
+        if self.is_whole:
+            return Transform(self.mean, matrix, None, self.matrix_scales)
+        return Transform(self.mean, matrix, self.matrix_scales[:coordinates].contiguous())
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether stored centroids are whole multiples of steps."""
+        return self.capacity.matrix_dtype == BY_COLUMNS
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        for tensor in (self.codebooks[0], self.mean, self.matrix, self.encoder, self.layout):
+        for tensor in (self.codebooks[0], self.mean, self.matrix, self.encoder, self.steps, self.layout):
             tensor.zero_()
         for tensor in (self.matrix_scales, self.units):
             tensor.fill_(1)
@@ -145,8 +160,11 @@ class MixedQuantizer(Quantizer):
         return slice(sum(lengths[:number]), sum(lengths[: number + 1]))
 
     def _units_of(self, number: int) -> Tensor:
-        """The unit of each number of a codebook."""
-        return self.units[flat_index(self.capacity.pieces_of_codebook(number), self.units.device).coordinate]
+        return self._of_numbers(self.units, number)
+
+    def _of_numbers(self, of_coordinates: Tensor, number: int) -> Tensor:
+        """What belongs to each number of a codebook, of what belongs to coordinates."""
+        return of_coordinates[flat_index(self.capacity.pieces_of_codebook(number), of_coordinates.device).coordinate]
 
     # ---- codes and vectors -----------------------------------------------------------------------------------
 
@@ -161,11 +179,16 @@ class MixedQuantizer(Quantizer):
         if self.sparse and torch.is_grad_enabled():
             book = SparseGradient.apply(book)  # type: ignore[no-untyped-call]
         flat = book[self._span(number)].float() * self._units_of(number)
-        return round_flat(flat, self.capacity.pieces_of_codebook(number), self.centroid_dtype)
+        pieces = self.capacity.pieces_of_codebook(number)
+        if self.is_whole:
+            return round_to_steps(flat.detach() if self.capacity.has_levels else flat, self.steps, pieces)
+        return round_flat(flat, pieces, self.centroid_dtype)
 
     @torch.no_grad()
     def frozen_codebooks(self) -> list[Tensor]:
         numbers = range(len(self.capacity.codebook_shapes))
+        if self.is_whole:
+            return [whole_steps(self.values(n), self._of_numbers(self.steps, n)) for n in numbers]
         return [self.codebooks[0][self._span(number)].float() * self._units_of(number) for number in numbers]
 
     @torch.no_grad()
@@ -177,7 +200,7 @@ class MixedQuantizer(Quantizer):
         books = [self.values(number) for number in range(len(self.capacity.codebook_shapes))]
         exact = rows.float()
         z_hat = self._decoded(self.coordinates(exact.detach()), groups, books)
-        decoded = self.transform.decode(z_hat.detach()).to(rows.dtype)
+        decoded = self.transform.decode(self._as_stored(z_hat.detach())).to(rows.dtype)
         if not torch.is_grad_enabled():
             return decoded, None
         vectors = straight_through(rows, decoded)
@@ -188,6 +211,10 @@ class MixedQuantizer(Quantizer):
         share = coordinates / self.capacity.embedding_dim  # the losses are means over the numbers of a row
         loss = share * (codebook_loss(z, z_hat, counts) + self.commitment * commitment_loss(z, z_hat, counts))
         return vectors, loss
+
+    def _as_stored(self, z_hat: Tensor) -> Tensor:
+        """Coordinates as the matrix takes them."""
+        return whole_steps(z_hat, self.steps[: self.capacity.num_coordinates]) if self.is_whole else z_hat
 
     def _decoded(self, z: Tensor, groups: Groups, books: Sequence[Tensor]) -> Tensor:
         """The centroids nearest to z (u, L), differentiable in the codebooks."""
@@ -216,6 +243,8 @@ class MixedQuantizer(Quantizer):
             how many centroids moved.
         """
         moved = 0
+        if self.capacity.has_levels:  # shared by coordinates, and fitted to all of them
+            return moved
         z = [self.coordinates(each.float()) for each in rows]
         for number in range(len(self.capacity.codebook_shapes)):
             book, start = self.values(number), self._span(number).start

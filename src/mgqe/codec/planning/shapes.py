@@ -1,0 +1,185 @@
+"""Shapes of mixed tables within a budget: widths of subspaces, bits per tier, and the best of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mgqe.codec.capacity import BY_COLUMNS, Capacity, TierShape
+from mgqe.codec.layout import frozen_nbytes
+from mgqe.codec.metric import Metric
+from mgqe.codec.planning.speed import lookup_cost
+from mgqe.codec.planning.waterfill import LEAST_BITS, Spectrum, bits_at, give_bits, joined
+from mgqe.codec.tiers import Tiers
+from mgqe.ops.packed_format import LEVEL_BITS
+
+CODE_BITS = (3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # of a code on average, that are tried
+# Shapes that are fast: codes of one coordinate each, which share their levels; and fewer coordinates.
+LEVELS = 0.0
+SPARE_SHAPES = ((LEVELS, LEAST_BITS), (LEVELS, 0.25), (8.0, 0.25), (8.0, 0.5))
+SLACK, LEVELS_SLACK = 0.05, 0.1  # of the bits, that speed may cost
+LEVELS_FROM = 3.0  # bits of a code, from which arithmetic beats look-ups; fewer make searches slow
+MAX_BITS = 8
+ROUNDS = 8  # divisions into subspaces that are tried for each number of bits per code
+LEAST_RATE = 1.0  # bits per row, below which there is one coordinate
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a plan leaves open: how ids are weighted and divided, what an error costs, how centroids are shared.
+
+    Attributes:
+        counts_power: an id weighs (count + 1) to this power.
+        fractions: the share of the ids in each tier, the most frequent first.
+        metric: what an error costs.
+        share_codebook: one codebook for all tiers, nested; otherwise one for each.
+        matrix_dtype, centroid_dtype: how the file holds them.
+    """
+
+    counts_power: float
+    fractions: tuple[float, ...]
+    metric: Metric
+    share_codebook: bool = False
+    matrix_dtype: str = BY_COLUMNS
+    centroid_dtype: str = "int8"
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """A shape within the budget: what it is expected to lose, of all and per id of each tier (m,)."""
+
+    loss: float
+    capacity: Capacity
+    lost: np.ndarray
+
+    def bits(self, ids: int) -> float:
+        """Of a row's codes, on average."""
+        return sum(tier.ids * sum(tier.code_bits) for tier in self.capacity.tiers) / max(1, ids)
+
+
+def best_shape(
+    spectrum: Spectrum,
+    tiers: Tiers,
+    d: int,
+    choice: Choice,
+    budget: int,
+    padding_idx: int | None,
+    matrix_errors: np.ndarray,
+) -> Shape | None:
+    """Of the shapes within so many bytes the one that is expected to lose least; None where nothing fits.
+
+    With column scales the one that looks up fastest of those that lose about as little.
+
+    matrix_errors: (d,), what the rounding of the matrix adds to the error, per unit of a coordinate's variance.
+    """
+    fast = choice.matrix_dtype == BY_COLUMNS
+    kinds = [*((code_bits, LEAST_BITS) for code_bits in CODE_BITS), *(SPARE_SHAPES if fast else ())]
+    shapes: list[Shape] = []
+    for code_bits, least_bits in kinds:
+        for capacity in _capacities(spectrum, tiers, d, choice, budget, padding_idx, code_bits, least_bits):
+            lost = spectrum.lost(capacity.widths, [tier.code_bits for tier in capacity.tiers])
+            coordinates = capacity.num_coordinates
+            lost += spectrum.variances[:, :coordinates] @ matrix_errors[:coordinates]
+            shapes.append(Shape(spectrum.loss(lost), capacity, lost))
+    if not shapes:
+        return None
+    return _fastest(shapes, tiers.num_embeddings) if fast else min(shapes, key=lambda shape: shape.loss)
+
+
+def _fastest(shapes: Sequence[Shape], ids: int) -> Shape:
+    """The shape that looks up fastest, of those that lose no more than the best one would with SLACK fewer bits.
+
+    With LEVELS_SLACK fewer bits, shapes with levels, if a code has LEVELS_FROM bits or more on average.
+    """
+    least = min(shapes, key=lambda each: each.loss)
+    bits = least.bits(ids)
+
+    def good(each: Shape) -> bool:
+        levels = each.capacity.has_levels
+        if levels and each.bits(ids) < LEVELS_FROM * len(each.capacity.widths):
+            return each is least
+        slack = LEVELS_SLACK if levels else SLACK
+        return bool(each.loss <= least.loss * 4.0 ** (slack * bits / least.capacity.num_coordinates))
+
+    return min(filter(good, shapes), key=lambda each: (lookup_cost(each.capacity), each.loss))
+
+
+def _capacities(
+    spectrum: Spectrum,
+    tiers: Tiers,
+    d: int,
+    choice: Choice,
+    budget: int,
+    padding_idx: int | None,
+    code_bits: float,
+    least_bits: float,
+) -> Iterator[Capacity]:
+    """Subspaces of about so many bits, or of one coordinate (LEVELS), and their bits, within the budget.
+
+    Coordinates are joined by the bits per row that rows are expected to get, from all bytes of the budget down to what
+    they turn out to get.
+    """
+    ids = max(1, sum(spectrum.sizes))
+    rate = min(8.0 * budget / ids, float(MAX_BITS * d))
+    for _ in range(ROUNDS):
+        capacity = None
+        while capacity is None:
+            widths = _widths(spectrum.total, rate, code_bits, least_bits)
+            capacity = _with_bits(spectrum, tiers, d, choice, budget, padding_idx, widths)
+            if capacity is None and rate <= LEAST_RATE:
+                return
+            rate *= 1.0 if capacity is not None else 0.5
+        yield capacity
+        reached = sum(size * sum(tier.code_bits) for size, tier in zip(spectrum.sizes, capacity.tiers)) / ids
+        if abs(reached - rate) < 0.03 * rate + 0.5:
+            return
+        rate = 0.5 * (rate + reached)
+
+
+def _widths(variances: np.ndarray, rate: float, code_bits: float, least_bits: float) -> tuple[int, ...]:
+    if rate <= LEAST_RATE:
+        return (1,)
+    if code_bits == LEVELS:
+        return (1,) * max(1, int((bits_at(variances, rate) > least_bits).sum()))
+    return joined(variances, rate, code_bits, least_bits)
+
+
+def _with_bits(
+    spectrum: Spectrum,
+    tiers: Tiers,
+    d: int,
+    choice: Choice,
+    budget: int,
+    padding_idx: int | None,
+    widths: tuple[int, ...],
+) -> Capacity | None:
+    """Bits for subspaces of these widths, less those that get none in any tier; None where no bits fit."""
+    item = {"float32": 4, "float16": 2, "int8": 1}[choice.centroid_dtype]
+    books = 1 if choice.share_codebook else tiers.num_tiers
+    spare = 0  # bytes for a longer header: more digits, more checksums
+    while True:
+        empty = _of(tiers, d, widths, [[0] * len(widths)] * tiers.num_tiers, choice)
+        frame = frozen_nbytes(tiers, empty, padding_idx, choice.centroid_dtype) + spare
+        if frame > budget:
+            return None
+        room = budget - frame + item * sum(widths) * books
+        most = LEVEL_BITS if choice.matrix_dtype == BY_COLUMNS and set(widths) == {1} else MAX_BITS
+        bits = give_bits(spectrum, widths, room, item, choice.share_codebook, most)
+        used = max((j + 1 for tier in bits for j, b in enumerate(tier) if b), default=1)
+        if used < len(widths):
+            widths = widths[:used]  # the others would cost a row of the matrix each
+            continue
+        capacity = _of(tiers, d, widths, bits, choice)
+        if (over := frozen_nbytes(tiers, capacity, padding_idx, choice.centroid_dtype) - budget) <= 0:
+            return capacity
+        spare += over
+
+
+def _of(tiers: Tiers, d: int, widths: Sequence[int], bits: Sequence[Sequence[int]], choice: Choice) -> Capacity:
+    shapes = tuple(
+        TierShape.mixed(size, tuple(b), 0 if choice.share_codebook else g)
+        for g, (size, b) in enumerate(zip(tiers.sizes, bits, strict=True))
+    )
+    return Capacity(d, shapes, choice.share_codebook, False, tuple(widths), choice.matrix_dtype)
