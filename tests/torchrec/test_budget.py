@@ -158,7 +158,7 @@ def test_dead_centroids_come_back():
     mgqe.start_quantizing(collection)
     table = collection.tables["item"]
     with torch.no_grad():
-        table.quantizer.codebooks[0][5] = 1e6
+        table.quantizer.codebooks[0].view(-1)[5] = 1e6
     table.schedule.set(table.schedule.revive_every - 1, True)
     collection(ids_of({"seen": torch.arange(50)}))
     assert table.quantizer.codebooks[0].abs().max() < 1e3

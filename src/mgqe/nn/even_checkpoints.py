@@ -15,11 +15,11 @@ from mgqe.nn.quantizers.mixed import MixedQuantizer
 from mgqe.nn.quantizers.vq import VQQuantizer
 
 
-def even_codebooks(state_dict: Mapping[str, Any], prefix: str) -> list[tuple[int, ...]]:
-    """The shapes (D, K, s) of the codebooks in a layer's checkpoint; none where they are flat, as in plans."""
+def even_codebooks(state_dict: Mapping[str, Any], prefix: str, planned: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The shapes (D, K, s) of the codebooks in a layer's checkpoint; none where they have the shape of plans."""
     start = f"{prefix}quantizer.codebooks."
     books = [value for key, value in state_dict.items() if key.startswith(start) and isinstance(value, Tensor)]
-    return [tuple(book.shape) for book in books if book.dim() == 3]
+    return [tuple(book.shape) for book in books if book.dim() == 3 and book.shape != planned]
 
 
 def default_capacity(embedding_dim: int, tiers: Tiers) -> Capacity:

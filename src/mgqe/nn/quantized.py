@@ -40,7 +40,7 @@ from mgqe.nn.quantization import (
     tiers_or_counts,
 )
 from mgqe.nn.quantizers.build import make_quantizer
-from mgqe.nn.quantizers.mixed import MixedQuantizer
+from mgqe.nn.quantizers.mixed import MixedQuantizer, planned_shape
 from mgqe.nn.row_layer import RowLayer
 from mgqe.nn.rows import resolve_rows
 from mgqe.nn.rows.build import key_dim_of, make_rows, make_store
@@ -343,7 +343,7 @@ class QuantizedEmbedding(RowLayer):
     def _take_tiers(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
         if self.planner is not None and isinstance(sizes := state_dict.get(f"{prefix}tier_sizes"), Tensor):
             tiers = Tiers(tuple(sizes.tolist()), state_dict.get(f"{prefix}tier_of"))  # those of the checkpoint's plan
-            if shapes := even_codebooks(state_dict, prefix):
+            if shapes := even_codebooks(state_dict, prefix, planned_shape(self.embedding_dim)):
                 capacity = default_capacity(self.embedding_dim, tiers)
                 if not self.planner.is_default or shapes != list(capacity.codebook_shapes):
                     return refusal(shapes, prefix)

@@ -16,7 +16,7 @@ from mgqe.codec.tiers import Tiers
 from mgqe.nn.budget_planner import read_plan
 from mgqe.nn.codebook_layer import revive_every
 from mgqe.nn.even_checkpoints import even_codebooks, refusal
-from mgqe.nn.quantizers.mixed import MAX_TIERS, MixedQuantizer
+from mgqe.nn.quantizers.mixed import MAX_TIERS, MixedQuantizer, planned_shape
 from mgqe.torchrec.budget import SHARE, CommonBudget, Evidence
 from mgqe.torchrec.rows import RowSource
 from mgqe.torchrec.settings import TableSettings
@@ -86,7 +86,7 @@ class PlannedTable(QuantizedTable):
         sizes, name = state_dict.get(f"{prefix}tier_sizes"), prefix.rstrip(".") or f"table {self.name!r}"
         if not isinstance(sizes, Tensor):
             return None  # torch says that it is missing
-        if shapes := even_codebooks(state_dict, prefix):
+        if shapes := even_codebooks(state_dict, prefix, planned_shape(self.capacity.embedding_dim)):
             return refusal(shapes, prefix)
         saved = tuple(n for n in sizes.tolist() if n >= 0)
         if sum(saved) != self.tiers.num_embeddings:

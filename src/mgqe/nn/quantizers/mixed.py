@@ -24,6 +24,12 @@ from mgqe.nn.quantizers.autograd import GatherFlat, SparseGradient
 from mgqe.nn.quantizers.base import Quantizer
 
 MAX_TIERS = 8  # of a plan
+ROW_NUMBERS = 256  # of the codebooks' parameter
+
+
+def planned_shape(embedding_dim: int) -> tuple[int, int, int]:
+    """(R, 256, 1): of the parameter that holds the centroids of any plan."""
+    return centroid_room(embedding_dim) // ROW_NUMBERS, ROW_NUMBERS, 1
 
 
 class MixedQuantizer(Quantizer):
@@ -33,8 +39,8 @@ class MixedQuantizer(Quantizer):
     centroids of any plan, and d coordinates. What a plan does not use stays zero.
 
     Attributes:
-        codebooks: one parameter: the flat codebooks, one after another, in units of ``units``, so that one
-            learning rate suits all coordinates.
+        codebooks: one parameter (R, 256, 1): the flat codebooks, one after another, in units of ``units``, so that one
+            learning rate suits all coordinates. In rows, of which sparse gradients have few.
         commitment: beta.
         mean, matrix, matrix_scales, encoder, units, steps, layout: buffers; the plan. The scales are those of the
             matrix's rows or, where ``steps`` are not zero, of its columns; steps are FittedPlan's.
@@ -55,7 +61,7 @@ class MixedQuantizer(Quantizer):
         super().__init__(capacity, centroid_dtype, sparse)
         d, device = capacity.embedding_dim, like.device
         self.commitment = commitment
-        self.codebooks = nn.ParameterList([nn.Parameter(like.new_zeros(centroid_room(d)))])
+        self.codebooks = nn.ParameterList([nn.Parameter(like.new_zeros(planned_shape(d)))])
         self.register_buffer("mean", torch.zeros(d, device=device))
         self.register_buffer("matrix", torch.zeros(d, d, dtype=torch.int8, device=device))
         self.register_buffer("matrix_scales", torch.ones(d, device=device))
@@ -152,7 +158,13 @@ class MixedQuantizer(Quantizer):
 
     def _keep_codebooks(self, books: Sequence[Tensor]) -> None:
         for number, book in enumerate(books):
-            self.codebooks[0][self._span(number)] = book.to(self.units.device) / self._units_of(number)
+            self._numbers[self._span(number)] = book.to(self.units.device) / self._units_of(number)
+
+    @property
+    def _numbers(self) -> Tensor:
+        """The codebooks' numbers, one after another."""
+        numbers: Tensor = self.codebooks[0].view(-1)
+        return numbers
 
     def _span(self, number: int) -> slice:
         """Where a codebook is in the parameter."""
@@ -178,7 +190,7 @@ class MixedQuantizer(Quantizer):
         book = self.codebooks[0]
         if self.sparse and torch.is_grad_enabled():
             book = SparseGradient.apply(book)  # type: ignore[no-untyped-call]
-        flat = book[self._span(number)].float() * self._units_of(number)
+        flat = book.view(-1)[self._span(number)].float() * self._units_of(number)
         pieces = self.capacity.pieces_of_codebook(number)
         if self.is_whole:
             return round_to_steps(flat.detach() if self.capacity.has_levels else flat, self.steps, pieces)
@@ -189,7 +201,7 @@ class MixedQuantizer(Quantizer):
         numbers = range(len(self.capacity.codebook_shapes))
         if self.is_whole:
             return [whole_steps(self.values(n), self._of_numbers(self.steps, n)) for n in numbers]
-        return [self.codebooks[0][self._span(number)].float() * self._units_of(number) for number in numbers]
+        return [self._numbers[self._span(number)].float() * self._units_of(number) for number in numbers]
 
     @torch.no_grad()
     def codes(self, rows: Tensor, tier: int) -> Tensor:
@@ -262,6 +274,6 @@ class MixedQuantizer(Quantizer):
                     row = near[int(torch.randint(len(near), (1,), generator=generator, device="cpu"))]
                     columns = slice(piece.coordinate, piece.coordinate + piece.width)
                     at = start + piece.entry + dead * piece.width
-                    self.codebooks[0][at : at + piece.width] = row[columns] / self.units[columns]
+                    self._numbers[at : at + piece.width] = row[columns] / self.units[columns]
                     moved += 1
         return moved
