@@ -94,6 +94,45 @@ def speed() -> str:
     return markdown(["what", "against", "threads", "share of its time", "target"], rows)
 
 
+BUDGETS = ("20%", "10%", "5%", "2%")
+
+
+def budgets() -> str:
+    """Shares of the full table's time, of the tables that budgets make; with the most that was aimed at."""
+    results = read("budgets")
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in results["results"] if results else ():
+        size = f"{int(row['rows'].replace(',', '')) // 1000:,}k x {row['dim']}"
+        what = row["what"] + (f", {row['ids']} ids" if "ids" in row else "")
+        target = "" if row["target"] is None else f" ({row['target']:.2f})"
+        short = row["name"].removeprefix("torch ").removesuffix(" row-wise")
+        cells.setdefault((size, str(row["threads"]), what), {})[short] = f"{row['ratio']:.2f}{target}"
+    columns = [*BUDGETS, "int8", "int4"]
+    rows = [
+        [f"{what}: {size}", threads, *(of.get(column, "") for column in columns)]
+        for (size, threads, what), of in cells.items()
+    ]
+    return markdown(["share of the full table's time (target)", "threads", *columns], rows)
+
+
+def budget_tables() -> str:
+    """The tables of :func:`budgets`: shapes, and the time to freeze and to load them."""
+    results = read("budgets")
+    rows: dict[tuple[str, int, str], list[str]] = {}
+    for row in results["results"] if results else ():
+        if "freeze_s" in row:
+            bits = " / ".join(map(str, row["bits"]))
+            shape = f"{row['subspaces']} codes, {bits} bits, {row['coordinates']} coordinates"
+            rows[row["rows"], row["dim"], row["name"]] = [
+                f"{100 * row['share']:.1f}%", shape, f"{row['freeze_s']:.1f} s", f"{1e3 * row['load_s']:.0f} ms",
+                f"{row.get('recall@100 of the full rows', ''):}",
+            ]  # fmt: skip
+    return markdown(
+        ["table", "bytes", "shape (bits of a row by tier)", "freezing", "loading", "recall@100 of the full rows"],
+        [[f"{n} x {d}, {budget}", *cells] for (n, d, budget), cells in rows.items()],
+    )
+
+
 def bag_targets() -> list[list[str]]:
     """The speed table's rows of the pooled look-ups; packed tails against whole bytes, the rest against torch."""
     results = read("bag")
@@ -223,6 +262,8 @@ def main() -> None:
         "plan-prediction": plan_prediction(),
         "ablation-5": ablation("5%"),
         "ablation-2": ablation("2%"),
+        "budgets": budgets(),
+        "budget-tables": budget_tables(),
         "speed": speed(),
         "topk": topk(),
         "serve": serve(),
