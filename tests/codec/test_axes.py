@@ -61,3 +61,15 @@ def test_rows_without_any_spread(rows):
     assert axes.coordinates(rows) == pytest.approx(np.zeros(rows.shape))
     assert np.isfinite(axes.decoder).all()
     assert axes.mean == pytest.approx(rows[0])
+
+
+def test_errors_in_a_rows_own_axes_cost_what_they_cost_in_the_metric():
+    """Errors that have nothing to do with each other, times a metric whose directions have much to do."""
+    generator = np.random.default_rng(0)
+    root = generator.normal(size=(6, 6))
+    rows = generator.normal(size=(50, 6))
+    axes = Axes.own(rows, np.ones(50), Metric(torch.from_numpy(root @ root.T), "queries"))
+    errors = generator.choice([-1.0, 1.0], size=(200_000, 6)) * np.array([0.1, 1.0, 2.0, 0.5, 3.0, 1.0])
+    costs = np.einsum("ni,ij,nj->n", errors, root @ root.T, errors)
+    assert axes.cost * ((errors @ axes.encoder) ** 2).sum(1).mean() == pytest.approx(costs.mean(), rel=0.01)
+    np.testing.assert_allclose(axes.coordinates(rows) @ axes.decoder + axes.mean, rows, atol=1e-12)

@@ -65,6 +65,19 @@ def test_levels_stay_shared():
     assert layer.revive() is None
 
 
+def test_rows_that_are_alike_in_all_directions_are_not_turned():
+    rows = torch.randn(N, DIM, generator=torch.Generator().manual_seed(0))
+    layer = mgqe.DPQEmbedding(N, DIM, _weight=rows, budget="25%")
+    layer.start_quantizing()
+    table = layer.freeze()
+    assert torch.equal(table.snapshot.transform.matrix, torch.eye(DIM, dtype=torch.int8))
+    same_bits(layer)
+    queries = rows[:5]
+    torch.testing.assert_close(table.topk(queries, 3)[0], (queries @ table.to_dense().T).topk(3)[0], atol=1e-4, rtol=0)
+    step(layer)
+    same_bits(layer)
+
+
 def test_levels_lose_no_more_than_predicted():
     layer = planned("25%")
     rows = layer.raw_weight.detach()

@@ -17,7 +17,7 @@ LEVELS = st.integers(0, 7)
 SUBSPACES = st.lists(st.tuples(st.integers(1, 20), st.lists(st.integers(0, 8), min_size=3, max_size=3)), min_size=1)
 
 
-def whole_table(widths, bits_of_tiers, sizes, dim, seed=0, shared_levels=False) -> CompactTable:
+def whole_table(widths, bits_of_tiers, sizes, dim, seed=0, shared_levels=False, turned=True) -> CompactTable:
     generator = torch.Generator().manual_seed(seed)
     codes = [
         torch.stack([torch.randint(0, 1 << b, (n,), generator=generator) for b in bits], dim=1)
@@ -32,6 +32,7 @@ def whole_table(widths, bits_of_tiers, sizes, dim, seed=0, shared_levels=False) 
         ]
         books.append(torch.cat(parts))
     mean, matrix = torch.randn(dim, generator=generator), torch.randn(sum(widths), dim, generator=generator)
+    matrix = matrix if turned else matrix.abs() * torch.eye(dim)
     return CompactTable.from_mixed_codes(
         Tiers.from_sizes(sizes),
         codes,
@@ -75,6 +76,15 @@ def test_any_layout(subspaces, num_tiers, num_ids, more_dims):
 def test_any_levels(bits, num_ids):
     of_tiers = [[each[g] for each in bits] for g in range(2)]
     agrees(whole_table([1] * len(bits), of_tiers, [40, 60], len(bits), shared_levels=True), num_ids)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(LEVELS, LEVELS), min_size=1, max_size=130), st.integers(1, 150), st.booleans())
+def test_coordinates_that_are_not_turned(bits, num_ids, shared_levels):
+    of_tiers = [[each[g] for each in bits] for g in range(2)]
+    table = whole_table([1] * len(bits), of_tiers, [40, 60], len(bits), shared_levels=shared_levels, turned=False)
+    assert torch.equal(table.snapshot.transform.matrix, torch.eye(len(bits), dtype=torch.int8))
+    agrees(table, num_ids)
 
 
 @pytest.mark.parametrize("length", [1, 131, 140_000])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mgqe.codec.metric import Metric
+from mgqe.codec.metric import FLOOR, Metric
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +43,19 @@ class Axes:
         encoder, decoder = root @ vectors, vectors.T @ np.linalg.inv(root)
         unit = np.sqrt((decoder**2).sum() / len(decoder))
         return cls(mean, encoder * unit, decoder / unit, float(unit**-2))
+
+    @classmethod
+    def own(cls, rows: np.ndarray, weights: np.ndarray, metric: Metric) -> Axes:
+        """The rows' own axes, in units of what an error in each costs.
+
+        e^T M e is M_11 e_1^2 + M_22 e_2^2 + ... on average if errors of different numbers have nothing to do with each
+        other, as those of codes of single numbers.
+        """
+        mean = weights @ rows / (weights.sum() or 1.0)
+        costs = metric.matrix.numpy().diagonal()
+        units = np.sqrt(np.maximum(costs, FLOOR * costs.max()))
+        unit = np.sqrt((units**-2).mean())
+        return cls(mean, np.diag(units * unit), np.diag(1.0 / (units * unit)), float(unit**-2))
 
     def coordinates(self, rows: np.ndarray) -> np.ndarray:
         """z of rows (n, d)."""

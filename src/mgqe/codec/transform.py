@@ -47,7 +47,9 @@ class Transform:
         mean, values = mean.detach().float().contiguous(), matrix.detach().float().contiguous()
         scales = column_scales = None
         if dtype == BY_COLUMNS:
-            column_scales = scales_of(values.abs().amax(dim=0))
+            peaks = values.abs().amax(dim=0)
+            alone = ((values != 0).sum(dim=0) == 1) & (peaks > 0)  # numbers that need no other steps than themselves
+            column_scales = torch.where(alone, peaks, scales_of(peaks))
             values = in_int8_steps(values, column_scales).to(torch.int8)
         elif dtype == "int8":
             scales = scales_of(values.abs().amax(dim=1))

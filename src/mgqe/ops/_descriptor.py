@@ -81,6 +81,7 @@ class CTable(ctypes.Structure):
         ("num_tiers", c_int32),
         ("num_levels", c_int32),
         ("last_tier", c_int32),
+        ("diagonal", c_int32),
         ("mapped_tiers", c_int32),
     )
 
@@ -357,6 +358,14 @@ def _mean_and_matrix(table: TableBuffers) -> tuple[Tensor | None, Tensor | None]
     return torch.nn.functional.pad(table.mean, rest), torch.nn.functional.pad(matrix, rest).contiguous()
 
 
+def _is_identity(table: TableBuffers) -> bool:
+    """Whether there are column scales and the matrix is the identity, so that it need not be multiplied with."""
+    matrix = table.matrix
+    if table.column_scales is None or matrix is None or matrix.shape[0] != matrix.shape[1]:
+        return False
+    return torch.equal(matrix, torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
+
+
 def _column_scales(table: TableBuffers) -> Tensor | None:
     """The column scales, filled up with zeros."""
     scales = table.column_scales
@@ -462,6 +471,7 @@ class Descriptor:
             num_tiers=len(tiers),
             num_levels=len(maps),
             last_tier=table.order[-1] if maps else 0,
+            diagonal=_is_identity(table),
             mapped_tiers=table.mapped_tiers,
         )
         self.address = ctypes.addressof(self.table)

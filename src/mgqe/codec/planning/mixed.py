@@ -15,7 +15,7 @@ from mgqe.codec.fit import LEVEL_STEPS, fit_codebooks, fit_levels
 from mgqe.codec.kmeans import draw_places
 from mgqe.codec.layout import MAX_WHOLE_COORDINATES, frozen_nbytes
 from mgqe.codec.mixed import flat_index, gather_mixed, nearest_mixed_codes, round_flat, round_to_steps, whole_steps
-from mgqe.codec.planning.shapes import MAX_BITS, Choice, best_shape
+from mgqe.codec.planning.shapes import MAX_BITS, Choice, Coordinates, best_shape
 from mgqe.codec.planning.waterfill import Spectrum
 from mgqe.codec.tiers import Tiers
 from mgqe.codec.transform import Transform
@@ -155,44 +155,51 @@ class MixedProblem:
 
     Attributes:
         sample, choice: the rows, and what a plan leaves open.
-        axes: the coordinates.
-        spectrum: what there is to lose in each of them.
-        matrix_errors: (d,), see :func:`_matrix_errors`.
+        turned: the coordinates of the metric.
+        own: those of the rows themselves, where these may be as good and are faster; else None.
         padding_idx: the id that looks up as zeros, or None.
     """
 
     sample: Sample
     choice: Choice
-    axes: Axes
-    spectrum: Spectrum
-    matrix_errors: np.ndarray
+    turned: Coordinates
+    own: Coordinates | None
     padding_idx: int | None
 
     @classmethod
     def of(
         cls, sample: Sample, choice: Choice, padding_idx: int | None = None, axes: Axes | None = None
     ) -> MixedProblem:
-        """Of a sample's rows. axes: the coordinates; by default those of the rows in the choice's metric."""
-        if sample.tiers.num_embeddings < WHOLE_ROWS or sample.rows.shape[1] > MAX_WHOLE_COORDINATES:
+        """Of a sample's rows. axes: the only coordinates; by default those of the rows in the choice's metric."""
+        d = sample.rows.shape[1]
+        if sample.tiers.num_embeddings < WHOLE_ROWS or d > MAX_WHOLE_COORDINATES:
             choice = replace(choice, matrix_dtype="int8")  # whose scales take fewer bytes
+        own = None
+        if choice.matrix_dtype == BY_COLUMNS and axes is None:
+            own = _coordinates(sample, choice, Axes.own(sample.rows, sample.weights, choice.metric), turned=False)
         axes = axes or Axes.of(sample.rows, sample.weights, choice.metric)
-        spectrum = spectrum_of(axes.coordinates(sample.rows), sample, choice.centroid_dtype)
-        errors = _matrix_errors(axes, choice.matrix_dtype, spectrum.total)
-        return cls(sample, choice, axes, spectrum, errors, padding_idx)
+        return cls(sample, choice, _coordinates(sample, choice, axes), own, padding_idx)
 
     def plan(self, budget: int) -> MixedPlan | None:
         """The best mixed table of the rows within so many bytes; None where nothing fits."""
-        sample, choice, spectrum = self.sample, self.choice, self.spectrum
-        shape = best_shape(
-            spectrum, sample.tiers, sample.rows.shape[1], choice, budget, self.padding_idx, self.matrix_errors
-        )
+        sample, choice, padding_idx = self.sample, self.choice, self.padding_idx
+        shape = best_shape(self.turned, self.own, sample.tiers, choice, budget, padding_idx)
         if shape is None:
             return None
-        squares = spectrum.variances.sum(1)
+        squares = shape.coordinates.spectrum.variances.sum(1)
         errors = tuple(float(share) for share in shape.lost / np.maximum(squares, 1e-300))
-        nbytes = frozen_nbytes(sample.tiers, shape.capacity, self.padding_idx, choice.centroid_dtype)
-        cost = shape.loss * float(sample.mass @ squares) * self.axes.cost
-        return MixedPlan(choice, sample.tiers, shape.capacity, self.axes, nbytes, shape.loss, errors, cost)
+        nbytes = frozen_nbytes(sample.tiers, shape.capacity, padding_idx, choice.centroid_dtype)
+        cost, axes = shape.loss * self.turned.total, shape.coordinates.axes
+        return MixedPlan(choice, sample.tiers, shape.capacity, axes, nbytes, shape.loss, errors, cost)
+
+
+def _coordinates(sample: Sample, choice: Choice, axes: Axes, turned: bool = True) -> Coordinates:
+    spectrum = spectrum_of(axes.coordinates(sample.rows), sample, choice.centroid_dtype)
+    errors = np.zeros(sample.rows.shape[1])  # of scales alone, which are float32
+    if turned:
+        errors = _matrix_errors(axes, choice.matrix_dtype, spectrum.total)
+    total = float(sample.mass @ spectrum.variances.sum(1)) * axes.cost
+    return Coordinates(axes, spectrum, errors, total, turned)
 
 
 def plan_mixed(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mgqe.codec.axes import Axes
 from mgqe.codec.capacity import BY_COLUMNS, Capacity, TierShape
 from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.metric import Metric
@@ -47,42 +48,77 @@ class Choice:
 
 
 @dataclass(frozen=True, eq=False)
-class Shape:
-    """A shape within the budget: what it is expected to lose, of all and per id of each tier (m,)."""
+class Coordinates:
+    """Coordinates that rows may be coded in.
 
-    loss: float
+    Attributes:
+        axes: what they are.
+        spectrum: what there is to lose in each.
+        matrix_errors: (d,), what the rounding of the matrix adds to the error, per unit of a coordinate's variance.
+        total: what there is to lose in all ids together, in the metric.
+        turned: whether rows are multiplied with a matrix; else coordinates are their own numbers.
+    """
+
+    axes: Axes
+    spectrum: Spectrum
+    matrix_errors: np.ndarray
+    total: float
+    turned: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """A shape within the budget.
+
+    Attributes:
+        coordinates: that rows are coded in.
+        capacity: the widths and bits.
+        lost: (m,), the squared error that an id of each tier is expected to keep.
+        loss: the share of what there is to lose.
+    """
+
+    coordinates: Coordinates
     capacity: Capacity
     lost: np.ndarray
+    loss: float
 
     def bits(self, ids: int) -> float:
         """Of a row's codes, on average."""
         return sum(tier.ids * sum(tier.code_bits) for tier in self.capacity.tiers) / max(1, ids)
 
+    @property
+    def cost(self) -> float:
+        """Of a look-up."""
+        return lookup_cost(self.capacity, self.coordinates.turned)
+
 
 def best_shape(
-    spectrum: Spectrum,
-    tiers: Tiers,
-    d: int,
-    choice: Choice,
-    budget: int,
-    padding_idx: int | None,
-    matrix_errors: np.ndarray,
+    turned: Coordinates, own: Coordinates | None, tiers: Tiers, choice: Choice, budget: int, padding_idx: int | None
 ) -> Shape | None:
     """Of the shapes within so many bytes the one that is expected to lose least; None where nothing fits.
 
     With column scales the one that looks up fastest of those that lose about as little.
 
-    matrix_errors: (d,), what the rounding of the matrix adds to the error, per unit of a coordinate's variance.
+    own: the rows' own axes, in which shapes with levels are tried; None where nothing but the loss counts.
     """
     fast = choice.matrix_dtype == BY_COLUMNS
-    kinds = [*((code_bits, LEAST_BITS) for code_bits in CODE_BITS), *(SPARE_SHAPES if fast else ())]
+    kinds = [(turned, code_bits, LEAST_BITS) for code_bits in CODE_BITS]
+    if fast:
+        kinds += [(turned, *spare) for spare in SPARE_SHAPES]
+    if own is not None:
+        kinds.append((own, LEVELS, -1.0))  # all numbers of a row
     shapes: list[Shape] = []
-    for code_bits, least_bits in kinds:
+    for coordinates, code_bits, least_bits in kinds:
+        spectrum, d = coordinates.spectrum, coordinates.spectrum.variances.shape[1]
         for capacity in _capacities(spectrum, tiers, d, choice, budget, padding_idx, code_bits, least_bits):
+            kept = capacity.num_coordinates
+            if kept < d and not coordinates.turned:
+                continue
             lost = spectrum.lost(capacity.widths, [tier.code_bits for tier in capacity.tiers])
-            coordinates = capacity.num_coordinates
-            lost += spectrum.variances[:, :coordinates] @ matrix_errors[:coordinates]
-            shapes.append(Shape(spectrum.loss(lost), capacity, lost))
+            lost += spectrum.variances[:, :kept] @ coordinates.matrix_errors[:kept]
+            # Of all shapes as a share of the same total: errors in a row's own axes cost what they cost in the metric.
+            loss = spectrum.loss(lost) * coordinates.total / max(turned.total, 1e-300)
+            shapes.append(Shape(coordinates, capacity, lost, loss))
     if not shapes:
         return None
     return _fastest(shapes, tiers.num_embeddings) if fast else min(shapes, key=lambda shape: shape.loss)
@@ -93,17 +129,17 @@ def _fastest(shapes: Sequence[Shape], ids: int) -> Shape:
 
     With LEVELS_SLACK fewer bits, shapes with levels, if a code has LEVELS_FROM bits or more on average.
     """
-    least = min(shapes, key=lambda each: each.loss)
+    least = min(shapes, key=lambda shape: shape.loss)
     bits = least.bits(ids)
 
-    def good(each: Shape) -> bool:
-        levels = each.capacity.has_levels
-        if levels and each.bits(ids) < LEVELS_FROM * len(each.capacity.widths):
-            return each is least
+    def good(shape: Shape) -> bool:
+        levels = shape.capacity.has_levels
+        if levels and shape.bits(ids) < LEVELS_FROM * len(shape.capacity.widths):
+            return shape is least
         slack = LEVELS_SLACK if levels else SLACK
-        return bool(each.loss <= least.loss * 4.0 ** (slack * bits / least.capacity.num_coordinates))
+        return bool(shape.loss <= least.loss * 4.0 ** (slack * bits / least.capacity.num_coordinates))
 
-    return min(filter(good, shapes), key=lambda each: (lookup_cost(each.capacity), each.loss))
+    return min(filter(good, shapes), key=lambda shape: (shape.cost, shape.loss))
 
 
 def _capacities(

@@ -58,6 +58,7 @@ bool mgqe_well_formed(const mgqe_table& table) {
     const bool mixed = table.tiers->layout != nullptr;
     if (!table.matrix != !table.mean || (table.matrix && !mixed)) return false;
     if (table.column_scales && !table.matrix) return false;
+    if (table.diagonal && (!table.column_scales || table.num_coordinates != table.embedding_dim)) return false;
     if (!table.matrix && table.num_coordinates != table.embedding_dim) return false;
     for (int32_t g = 0; g < table.num_tiers; ++g) {
         const mgqe_tier& tier = table.tiers[g];

@@ -225,6 +225,22 @@ inline void multiply_whole(const mgqe_table& table, const uint8_t* coordinates, 
     for (; first < dim; first += 16) multiply_bytes<kRows, 1>(table, coordinates, stride, out, first, stream);
 }
 
+// A row where the matrix is the identity: mean + scale * coordinates.
+inline void scale_bytes(const mgqe_table& table, const uint8_t* coordinates, float* out, bool stream) {
+    const int64_t dim = table.embedding_dim;
+    const __m512i middle = _mm512_set1_epi32(128);
+    stream = stream && reinterpret_cast<uintptr_t>(out) % 64 == 0;
+    for (int64_t t = 0; t < dim; t += 16) {
+        const __m128i bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(coordinates + t));
+        const __m512 numbers = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepu8_epi32(bytes), middle));
+        const __m512 scaled = _mm512_mul_ps(numbers, _mm512_loadu_ps(table.column_scales + t));
+        const __m512 row = _mm512_add_ps(_mm512_loadu_ps(table.mean + t), scaled);
+        if (t + 16 > dim) _mm512_mask_storeu_ps(out + t, static_cast<__mmask16>((1u << (dim - t)) - 1), row);
+        else if (stream) _mm512_stream_ps(out + t, row);
+        else _mm512_storeu_ps(out + t, row);
+    }
+}
+
 // The tiers of a table as they are decoded, and room for rows of coordinates.
 class Decoders {
 public:
@@ -317,6 +333,8 @@ int32_t lookup_whole(const mgqe_table& table, const int64_t* ids, int64_t begin,
         }
         decode_rows(decoders, block.rows, block.tiers, block.count);
         int64_t i = 0;
+        for (; table.diagonal && i < block.count; ++i)
+            scale_bytes(table, decoders.rows + i * decoders.stride, to[i], stream);
         for (; i + kTogether <= block.count; i += kTogether)
             multiply_whole<kTogether>(table, decoders.rows + i * decoders.stride, decoders.stride, to + i, stream);
         for (; i < block.count; ++i)

@@ -88,11 +88,32 @@ inline void multiply_few(const mgqe_table& table, const float* coordinates, int6
         multiply_tile<Vec, kRows, 1>(table, coordinates, stride, shares, out, first, stream);
 }
 
+// One row where the matrix is the identity.
+template <typename Vec>
+inline void scale_row(const mgqe_table& table, const float* coordinates, float share, float* out, bool stream) {
+    typedef typename Vec::F F;
+    const int64_t dim = table.embedding_dim;
+    stream = stream && reinterpret_cast<uintptr_t>(out) % sizeof(F) == 0;
+    for (int64_t t = 0; t < dim; t += Vec::kLanes) {
+        // The mean times 1 is the mean.
+        const F start = Vec::load(table.mean + t) * Vec::broadcast(share);
+        const F row = start + Vec::load(coordinates + t) * Vec::load(table.column_scales + t);
+        if (t + Vec::kLanes > dim) store_first<Vec>(out + t, row, dim - t);
+        else if (stream) Vec::stream(out + t, row);
+        else Vec::store(out + t, row);
+    }
+}
+
 // Rows out[i] (embedding_dim) = shares[i] * mean + coordinates[i] @ matrix, i < n; shares null: 1.
 template <typename Vec>
 void multiply_rows(const mgqe_table& table, const float* coordinates, int64_t stride, const float* shares, int64_t n,
                    float* const* out, bool stream) {
     int64_t i = 0;
+    if (table.diagonal) {
+        for (; i < n; ++i)
+            scale_row<Vec>(table, coordinates + i * stride, shares ? shares[i] : 1.0f, out[i], stream);
+        return;
+    }
     for (; i + 4 <= n; i += 4)
         multiply_few<Vec, 4>(table, coordinates + i * stride, stride, shares ? shares + i : nullptr, out + i, stream);
     for (; i < n; ++i)

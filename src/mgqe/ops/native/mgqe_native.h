@@ -15,7 +15,7 @@
 #endif
 
 // Raised whenever a signature or a struct below changes; native.py refuses a library with another number.
-#define MGQE_ABI_VERSION 6
+#define MGQE_ABI_VERSION 7
 
 enum mgqe_status {
     MGQE_OK = 0,
@@ -152,6 +152,7 @@ struct mgqe_table {
     int32_t num_tiers;         // 1 to 256
     int32_t num_levels;
     int32_t last_tier;         // the tier of mapped ids that no level claims
+    int32_t diagonal;          // 1 where there are column scales and the matrix is the identity, else 0
     int32_t mapped_tiers;      // tiers that the levels split: the first ones; 0 without levels
 };
 
