@@ -221,7 +221,9 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", default=list(BUDGETS), help="shares of the full table's bytes")
     parser.add_argument("--ids", type=int, default=65_536, help="ids of a look-up")
     parser.add_argument("--bags", type=int, default=8192, help="bags of a pooled look-up, of 20 ids each")
+    parser.add_argument("--isa", default="auto", choices=["auto", "avx512", "avx2", "neon", "scalar"], help="force one")
     options = parser.parse_args()
+    ops.set_native_isa(options.isa)
     torch.set_grad_enabled(False)
     results: list[Measurement] = []
     for n in options.rows:
