@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -24,6 +25,10 @@ _LOST = (
     "socket",
     "gloo",
 )
+
+# Seconds that gloo's threads get to release their last tensors. They do so a moment after a result is there; where
+# Python has begun to end by then, the process aborts (pytorch/pytorch#190489).
+_RELEASE = 0.1
 
 
 class RankLostError(RuntimeError):
@@ -63,3 +68,4 @@ def process_group(backend: str | None = None, timeout: timedelta = timedelta(min
     finally:
         with suppress(RuntimeError):
             dist.destroy_process_group()
+        time.sleep(_RELEASE)
