@@ -14,6 +14,7 @@ from mgqe.checks.ids import check_ids
 from mgqe.checks.scalars import as_int, optional_int
 from mgqe.files.container import RESTORE, ArtifactError
 from mgqe.ids.count_runs import CountRuns
+from mgqe.ids.given import given_keys
 from mgqe.ids.idmap_file import IdMapConfig, arrays_of, read_id_map, write_map
 from mgqe.ids.index import CHUNK, MAX_IDS, MAX_SEEDS, Index, build_index
 from mgqe.ids.keys import lookup_keys
@@ -26,14 +27,15 @@ MAX_UNKNOWN = 5  # unknown ids that an error names
 
 
 class IdMap:
-    """Maps external ids of any type to the rows of an embedding table, and back. Rows are in order of frequency.
+    """Maps external ids of any type to the rows of an embedding table, and back.
 
-    Row 0 is the most frequent id. Ids that occur equally often are in their own order, integers by value, strings by
-    their bytes. Tiers are therefore ranges of rows, ``Tiers.from_fractions(len(map))`` or ``counts=map.counts``, and
-    the frozen table has no tier map.
+    :meth:`from_log` counts the ids of a log and numbers them by frequency. Row 0 is the most frequent id. Ids that
+    occur equally often are in their own order, integers by value, strings by their bytes. Tiers are therefore ranges of
+    rows, ``Tiers.from_fractions(len(map))`` or ``counts=map.counts``, and the frozen table has no tier map.
+    :meth:`from_ids` numbers ids of rows that there are already.
 
-    :meth:`from_log` makes a map, :meth:`save` writes it to one file, and :meth:`load` maps that file into memory. A map
-    never changes, so that any number of threads may use it. docs/large_logs.md leads from a log to a table,
+    :meth:`save` writes a map to one file, and :meth:`load` maps that file into memory. A map never changes, so that
+    any number of threads may use it. docs/large_logs.md leads from a log to a table,
     docs/format.md specifies the file.
 
     Example::
@@ -107,6 +109,31 @@ class IdMap:
         )  # fmt: skip
         config = IdMapConfig(counted.kind, counted.interactions, counted.distinct, 0)
         return cls._build(counted.take_ids(), counted.runs, config, keep_ids)
+
+    @classmethod
+    def from_ids(cls, ids: Any) -> IdMap:
+        """Number ids that are all different in the order in which they are given: row i belongs to ``ids[i]``.
+
+        Args:
+            ids: (N,), one per row of a table: a list, a NumPy array, a tensor, or a column of a polars, pandas or Arrow
+                frame. Integers make a map of kind "int64" (or "uint64", where one needs it), text "string", bytes
+                "binary".
+
+        Each id counts once, so that ``counts`` says nothing about frequency.
+
+        Raises:
+            ValueError: the same id twice, missing ids, or none. TypeError: ids of other types, or of several.
+
+        Example:
+            >>> import mgqe
+            >>> ids = mgqe.IdMap.from_ids(["hat-3", "shoe-17"])
+            >>> ids.rows(["shoe-17"]), ids.ids([0])
+            (tensor([1]), ['hat-3'])
+        """
+        keys, kind = given_keys(ids)
+        values, n = keys.keys, len(keys.keys)
+        stored = values if isinstance(values, Strings) else values.view(kind)
+        return cls._build(stored, CountRuns.of(np.ones(n, np.int64)), IdMapConfig(kind, n, n, 0), keep_ids=True)
 
     @classmethod
     def _build(cls, keys: np.ndarray | Strings, runs: CountRuns, config: IdMapConfig, keep_ids: bool) -> IdMap:
