@@ -18,6 +18,7 @@ from mgqe.convert import (
 from mgqe.convert.bits_picture import plot_bits
 from mgqe.convert.calibration import Calibration, calibrate
 from mgqe.convert.export import export_onnx, portable
+from mgqe.convert.table import compress_table
 from mgqe.convert.verification import verify
 from mgqe.files.container import ArtifactError
 from mgqe.ids import IdMap
@@ -56,6 +57,7 @@ __all__ = [
     "append",
     "calibrate",
     "compress_",
+    "compress_table",
     "count_ids",
     "export_onnx",
     "extend_optimizer",

@@ -1,0 +1,143 @@
+"""compress_table: a matrix of trained rows becomes a frozen table, without a model and without training."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mgqe.checks.ids import check_dense, check_sizes, no_values
+from mgqe.checks.inference import outside_inference
+from mgqe.codec.capacity import Capacity
+from mgqe.codec.metric import Metric
+from mgqe.codec.planning import budget_bytes
+from mgqe.codec.tiers import Tiers
+from mgqe.convert.progress import Progress, shown
+from mgqe.nn.budget_planner import BudgetPlanner
+from mgqe.nn.freezing import frozen_table
+from mgqe.nn.quantizers.mixed import MixedQuantizer
+from mgqe.nn.rows.checks import SWEEP_ROWS
+from mgqe.table.compact import CompactTable
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@outside_inference
+@torch.no_grad()
+def compress_table(
+    weight: Any,
+    budget: int | float | str = "10%",
+    *,
+    counts: Tensor | Sequence[float] | None = None,
+    queries: Any = None,
+    padding_idx: int | None = None,
+    progress: Progress | bool | None = None,
+) -> CompactTable:
+    """The frozen table of a matrix of trained rows that is expected to lose least within a budget of bytes.
+
+    Rows are read in blocks, so that a matrix that is mapped from a file need not fit into memory.
+
+    Args:
+        weight: (N, d) floats: a tensor, or a NumPy array, also one that ``np.load(..., mmap_mode="r")`` maps.
+        budget: "5%" or 0.05 of the matrix's bytes, or a whole number of bytes; the table's file takes no more.
+        counts: (N,), how often each id occurs: frequent ids get more bits than rare ones.
+        queries: floats (n, d), a sample of what rows are multiplied with, such as users' vectors: bits go where inner
+            products with them feel errors. Without it errors in all directions count alike.
+        padding_idx: an id that looks up as zeros.
+        progress: called with (rows done, N); False for nothing; by default a bar, where there is a terminal.
+
+    Raises:
+        TypeError: a weight that holds no floats. ValueError: another shape, rows that are NaN or infinite, counts or
+            queries that do not fit, a budget that no table fits or that the matrix itself fits.
+
+    Example:
+        >>> import torch, mgqe
+        >>> weight = torch.randn(10_000, 64)
+        >>> table = mgqe.compress_table(weight, "10%")
+        >>> table.lookup(torch.tensor([3, 17])).shape, table.nbytes < 0.1 * weight.nbytes
+        (torch.Size([2, 64]), True)
+    """
+    rows = as_rows(weight)
+    n, d, padding = check_sizes(*rows.shape, padding_idx)
+    metric = Metric.identity(d) if queries is None else Metric.of_queries(queries)
+    if metric.embedding_dim != d:
+        raise ValueError(f"queries have {metric.embedding_dim} dimensions, the rows {d}: give what rows are scored by")
+    if n < 2:
+        raise ValueError(f"weight has {n} rows: a table of fewer than two has nothing to compress")
+    with torch.device("cpu"):  # whatever the default device
+        planner = BudgetPlanner.of(budget_bytes(budget, rows.nbytes), counts, (n, d), padding)
+        with shown(progress, "compressing") as step:
+            _refuse_bad_rows(rows, padding)
+            step(0, n)
+            fitted = planner.fit((n, d), lambda ids: _read(rows, ids), metric, torch.Generator().manual_seed(0))
+            quantizer = MixedQuantizer(planner.before(n, d), torch.empty(0), "int8", 0.0, False)
+            quantizer.adopt(fitted)
+            return frozen_table(_Planned(rows, fitted.plan.tiers, quantizer, padding, step))
+
+
+def as_rows(weight: Any) -> Tensor:
+    """A matrix of floats (N, d) as a tensor that shares its memory.
+
+    Raises TypeError or ValueError for what is none.
+    """
+    if isinstance(weight, np.ndarray):
+        if weight.dtype.kind != "f":
+            raise TypeError(f"weight must hold floats, got an array of {weight.dtype}")
+        if not weight.dtype.isnative or any(stride < 0 for stride in weight.strides):  # which torch cannot share
+            weight = np.array(weight, dtype=weight.dtype.newbyteorder("="))
+        with warnings.catch_warnings():  # of arrays that cannot be written to: nothing is
+            warnings.simplefilter("ignore", UserWarning)
+            weight = torch.from_numpy(weight)
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor or a NumPy array of shape (N, d), got {type(weight).__name__}")
+    check_dense(weight, "weight")
+    if weight.dtype not in FLOATS:
+        raise TypeError(f"weight must hold floats, got {weight.dtype}")
+    if weight.ndim != 2 or 0 in weight.shape:
+        raise ValueError(f"weight must have shape (N, d) with N and d at least 1, got {tuple(weight.shape)}")
+    if weight.is_meta:
+        raise no_values("the rows of weight")
+    return weight.detach()
+
+
+def _read(rows: Tensor, ids: Tensor) -> Tensor:
+    return rows[ids.to(rows.device)].float().cpu()
+
+
+def _refuse_bad_rows(rows: Tensor, padding: int | None) -> None:
+    for start in range(0, len(rows), SWEEP_ROWS):
+        block = rows[start : start + SWEEP_ROWS]
+        if bool(torch.isfinite(torch.stack(block.aminmax()).float()).all()):
+            continue
+        bad = ~block.float().isfinite().all(1)
+        if padding is not None and start <= padding < start + len(block):
+            bad[padding - start] = False
+        if bool(bad.any()):
+            row = start + int(bad.nonzero()[0])
+            raise ValueError(
+                f"row {row} of weight holds NaN, infinity or a number beyond float32: leave it out, or mend the file"
+            )
+
+
+class _Planned:
+    """A matrix with its plan, as freezing reads a layer."""
+
+    centroid_dtype = "int8"
+
+    def __init__(
+        self, rows: Tensor, tiers: Tiers, quantizer: MixedQuantizer, zero_row: int | None, step: Progress
+    ) -> None:
+        self.raw_weight, self.tiers, self.quantizer, self.zero_row = rows, tiers, quantizer, zero_row
+        self.capacity: Capacity = quantizer.capacity
+        self._step, self._done = step, 0
+
+    def codes_of(self, ids: Tensor, tier: int) -> Tensor:
+        """Codes (n, D_g) of ids (n,) that are all of one tier."""
+        codes = self.quantizer.codes(_read(self.raw_weight, ids), tier)
+        self._done += len(ids)
+        self._step(self._done, len(self.raw_weight))
+        return codes
