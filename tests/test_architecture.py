@@ -16,7 +16,7 @@ FLOORS = (
     ["ops", "files"],
     ["codec"],
     ["table", "ids"],
-    ["nn"],
+    ["nn", "vectors", "collection"],
     ["baselines", "torchrec"],
     ["convert"],
     [""],

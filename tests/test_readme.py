@@ -68,6 +68,17 @@ def test_the_page_on_serving_runs(tmp_path, monkeypatch):
         assert (ROOT / "docs" / target).is_file(), target
 
 
+def test_the_page_on_matrices_runs(tmp_path, monkeypatch, capsys):
+    """Its blocks continue each other."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "compress.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "docs/compress.md", "exec"), names)
+    assert "shoe-17" not in [one for ids in names["hits"].ids for one in ids]
+    assert len(capsys.readouterr().out.splitlines()) >= 2
+
+
 def test_the_page_on_conversion_runs(tmp_path, monkeypatch, capsys):
     """Its blocks continue each other."""
     monkeypatch.chdir(tmp_path)

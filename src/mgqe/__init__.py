@@ -4,6 +4,7 @@ from mgqe import baselines as baselines
 from mgqe.codec.planning import Plan, RowsPlan, plan
 from mgqe.codec.stats import CodebookStats
 from mgqe.codec.tiers import Tiers
+from mgqe.collection import Collection
 from mgqe.convert import (
     CompactEmbedding,
     CompactEmbeddingBag,
@@ -19,6 +20,7 @@ from mgqe.convert.bits_picture import plot_bits
 from mgqe.convert.calibration import Calibration, calibrate
 from mgqe.convert.export import export_onnx, portable
 from mgqe.convert.table import compress_table
+from mgqe.convert.table_check import TableCheck, check_table
 from mgqe.convert.verification import verify
 from mgqe.files.container import ArtifactError
 from mgqe.ids import IdMap
@@ -39,6 +41,7 @@ __all__ = [
     "ArtifactError",
     "Calibration",
     "CodebookStats",
+    "Collection",
     "CompactEmbedding",
     "CompactEmbeddingBag",
     "CompactTable",
@@ -53,9 +56,11 @@ __all__ = [
     "Quantization",
     "RowsPlan",
     "RowwiseAdagrad",
+    "TableCheck",
     "Tiers",
     "append",
     "calibrate",
+    "check_table",
     "compress_",
     "compress_table",
     "count_ids",

@@ -7,13 +7,17 @@ from collections.abc import Callable
 from importlib import import_module
 
 import typer
+from typer.models import CommandInfo
 
 from mgqe.cli.packages import missing_packages
 from mgqe.cli.terminal import errors
 
 EXPERIMENTS = ("polars", "matplotlib", *(("tomli",) if sys.version_info < (3, 11) else ()))
-# Module of this package that has the command -> what it needs of the packages that mgqe[recsys] brings.
+# Command -> what it needs of the packages that mgqe[recsys] brings.
 COMMANDS: dict[str, tuple[str, ...]] = {
+    "compress": (),
+    "topk": (),
+    "neighbours": (),
     "train": ("polars",),
     "compare": EXPERIMENTS,
     "study": EXPERIMENTS,
@@ -24,6 +28,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "plan": (),
 }
 
+# The modules of this package that have a command of another name.
+MODULES = {"topk": "search", "neighbours": "search"}
+
 
 def make_app() -> typer.Typer:
     """The command line with every command."""
@@ -33,8 +40,9 @@ def make_app() -> typer.Typer:
         add_completion=False,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
-        help="Compact embeddings for recommenders: train, compare and look into small tables.\n\n"
-        "Start with [bold]mgqe train --out run[/bold], which needs no data of yours.",
+        help="Compact embeddings for recommenders: compress, train, compare and search small tables.\n\n"
+        "Start with [bold]mgqe compress items.npy --budget 5%[/bold], or with [bold]mgqe train --out run[/bold], which "
+        "needs no data of yours.",
     )
     for name, packages in COMMANDS.items():
         if missing := missing_packages(packages):
@@ -42,8 +50,13 @@ def make_app() -> typer.Typer:
             needs = f"needs {', '.join(missing)}; run: pip install mgqe[recsys]"
             app.command(name, help=f"Not available: {needs}", context_settings=takes_anything)(_refuse(name, needs))
         else:
-            app.registered_commands += import_module(f"mgqe.cli.{name}").commands.registered_commands
+            module = import_module(f"mgqe.cli.{MODULES.get(name, name)}")
+            app.registered_commands += [each for each in module.commands.registered_commands if _name(each) == name]
     return app
+
+
+def _name(command: CommandInfo) -> str:
+    return command.name or command.callback.__name__  # type: ignore[union-attr]
 
 
 def _refuse(name: str, needs: str) -> Callable[[], None]:

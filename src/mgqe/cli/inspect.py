@@ -10,6 +10,7 @@ import typer
 import mgqe
 from mgqe.cli.packages import missing_packages
 from mgqe.cli.terminal import clean_errors, output
+from mgqe.collection.folder import is_collection, table_of
 from mgqe.files.atomic import fill_file
 from mgqe.recsys.study.text_table import TextTable
 from mgqe.table.base import FrozenTable
@@ -26,13 +27,18 @@ commands = typer.Typer()
 )
 @clean_errors
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A file that mgqe.save wrote, or a folder of shards.")],
+    file: Annotated[Path, typer.Argument(help="A file that mgqe.save wrote, a folder of shards, or a collection.")],
     plot: Annotated[
         Path | None, typer.Option(help="Write a picture of the bits of each tier and coordinate to this PNG file.")
     ] = None,
 ) -> None:
     if plot is not None and missing_packages(("matplotlib",)):
         raise ImportError("inspect --plot needs matplotlib")
+    if is_collection(file):
+        ids = mgqe.Collection.load(file).ids
+        about = "rows are numbered" if ids is None else f"{ids!r}"
+        output.print(f"{file}: a collection; {about}", highlight=False, markup=False, soft_wrap=True)
+        file = table_of(file)
     is_folder = file.is_dir()
     if is_folder and not (file / INDEX).exists() and (tables := sorted(file.glob("*.mgqe.safetensors"))):
         raise ValueError(f"{file} is the folder of a run: name one of its tables, such as {tables[0]}")

@@ -62,7 +62,7 @@ def compress_table(
         (torch.Size([2, 64]), True)
     """
     rows = as_rows(weight)
-    n, d, padding = check_sizes(*rows.shape, padding_idx)
+    n, d, padding = check_sizes(rows.shape[0], rows.shape[1], padding_idx)
     metric = Metric.identity(d) if queries is None else Metric.of_queries(queries)
     if metric.embedding_dim != d:
         raise ValueError(f"queries have {metric.embedding_dim} dimensions, the rows {d}: give what rows are scored by")

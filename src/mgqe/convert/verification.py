@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mgqe.collection.folder import faults
 from mgqe.convert.manifest import MANIFEST
 from mgqe.convert.model_folders import ModelFolder, open_models
 from mgqe.files.checksums import CHECKSUMS
@@ -57,8 +58,9 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> Ve
     """Read all files of an artefact, compare every block with its checksum, and check that the files fit together.
 
     Args:
-        path: a table, with the ids appended to it; a folder of shards; an id map; or any folder, such as a run's or a
-            model's, for all such files in it and in the folders below. A manifest stands for its folder.
+        path: a table, with the ids appended to it; a folder of shards; an id map; or any folder, such as a run's, a
+            model's or a collection's, for all such files in it and in the folders below. A manifest stands for its
+            folder.
         progress: called with the bytes read so far and those to read in all.
 
     Returns:
@@ -115,7 +117,7 @@ def _verify(path: Path, models: Sequence[ModelFolder], progress: Progress | None
             if file == path:
                 raise  # else another save removed it; a file that is needed is missed where it is named
         advance(before + size - done)
-    damage += [*(without_base(files) if path.is_dir() else ()), *damaged_collections(path)]
+    damage += [*(without_base(files) if path.is_dir() else ()), *damaged_collections(path), *faults(path)]
     return Verification(tuple(read), total, tuple(without), tuple(dict.fromkeys(damage)))
 
 

@@ -1,0 +1,122 @@
+"""The commands that ask a collection: topk and neighbours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from mgqe.cli.terminal import clean_errors, output
+from mgqe.collection import Collection, Hits
+from mgqe.convert.table import as_rows
+from mgqe.recsys.study.text_table import TextTable
+from mgqe.vectors.read import read_vectors
+
+commands = typer.Typer()
+Folder = Annotated[Path, typer.Argument(help="A collection, as `mgqe compress` writes it.")]
+K = Annotated[int, typer.Option("-k", help="How many to show.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
+
+
+@commands.command(
+    help="Show the ids of a collection whose vectors score highest with queries.",
+    epilog="Examples:\n\n"
+    "  mgqe topk items --queries users.npy -k 10\n\n"
+    "  mgqe topk items --users users --query-id u1 --exclude i7 --exclude i9",
+)
+@clean_errors
+def topk(
+    folder: Folder,
+    queries: Annotated[
+        Path | None, typer.Option(help="A file of query vectors, in any format that compress reads.")
+    ] = None,
+    users: Annotated[Path | None, typer.Option(help="A collection that holds the vectors of --query-id.")] = None,
+    query_id: Annotated[
+        list[str] | None, typer.Option(help="An id of --users, or else of FOLDER itself; repeatable.")
+    ] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="An id not to show; repeatable.")] = None,
+    k: K = 10,
+    score: Annotated[str, typer.Option(help="dot or cosine.")] = "dot",
+    as_json: AsJson = False,
+) -> None:
+    if (queries is None) == (not query_id):
+        raise ValueError("give either --queries, a file of vectors, or --query-id")
+    if users is not None and not query_id:
+        raise ValueError("--users goes with --query-id")
+    items = Collection.load(folder)
+    names: list[Any]
+    if query_id:
+        asked = items if users is None else Collection.load(users)
+        names = [as_id(asked, text) for text in query_id]
+        vectors = _looked_up(asked, names)
+    else:
+        assert queries is not None
+        read = read_vectors(queries)
+        vectors = as_rows(read.rows).float()
+        names = list(range(len(vectors))) if read.ids is None else list(read.ids)
+    hits = items.topk(vectors, k, exclude=[as_id(items, text) for text in exclude or ()] or None, score=score)
+    _show(names, hits, as_json)
+
+
+@commands.command(
+    help="Show the ids of a collection that are most similar to some of them, by cosine.",
+    epilog="Examples:\n\n  mgqe neighbours items shoe-17\n\n  mgqe neighbours items shoe-17 hat-3 -k 5 --json",
+)
+@clean_errors
+def neighbours(
+    folder: Folder,
+    one: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of the collection.")],
+    k: K = 10,
+    as_json: AsJson = False,
+) -> None:
+    items = Collection.load(folder)
+    names = [as_id(items, text) for text in one]
+    vectors = _looked_up(items, names)
+    _show(names, items.topk(vectors, k, exclude=[[name] for name in names], score="cosine"), as_json)
+
+
+def as_id(items: Collection, text: str) -> Any:
+    """What a user typed as an id of the collection's kind."""
+    kind = "int64" if items.ids is None else items.ids.kind
+    if kind == "string":
+        return text
+    if kind == "binary":
+        return text.encode()
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"the collection's ids are whole numbers, got {text!r}") from None
+
+
+def _looked_up(items: Collection, names: list[Any]) -> torch.Tensor:
+    try:
+        return items.lookup(names)
+    except KeyError as error:
+        raise ValueError(error.args[0]) from error
+
+
+def _show(names: list[Any], hits: Hits, as_json: bool) -> None:
+    scores = hits.scores.tolist()
+    found = [
+        {"query": _plain(name), "ids": [_plain(one) for one in ids], "scores": of_query}
+        for name, ids, of_query in zip(names, hits.ids, scores, strict=True)
+    ]
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for entry in found:
+        table = TextTable(f"{entry['query']}", ["rank", "id", "score"], left=2)
+        for rank, (one, score) in enumerate(zip(entry["ids"], entry["scores"], strict=True), 1):
+            if one is not None:
+                table.rows.append([str(rank), str(one), f"{score:.4f}"])
+        output.print(table.terminal())
+
+
+def _plain(one: Any) -> Any:
+    if isinstance(one, bytes):
+        return one.decode(errors="backslashreplace")
+    return one.item() if isinstance(one, np.generic) else one

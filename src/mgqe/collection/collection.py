@@ -1,0 +1,239 @@
+"""Collection: look-ups, top-K and growth of a table in the user's own ids."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mgqe.collection.folder import read_folder, write_folder
+from mgqe.ids import IdMap
+from mgqe.table.base import FrozenTable
+from mgqe.table.compact import CompactTable
+
+UNKNOWN = ("error", "zeros", "fallback")
+
+
+class Hits(NamedTuple):
+    """What a search returns: of one query k of each, of B queries (B, k)."""
+
+    scores: Tensor
+    ids: list[Any]
+
+
+class Collection:
+    """A frozen table with the ids of its rows, which may be of any type.
+
+    All methods take and return the user's ids. Without an id map these are the rows' numbers, 0 to N - 1.
+    ``mgqe compress`` writes a collection, :func:`mgqe.compress_table` and :meth:`mgqe.IdMap.from_ids` make its parts.
+
+    Args:
+        table: what ``freeze()``, :func:`mgqe.compress_table` or :func:`mgqe.load` return.
+        ids: of its rows: an :class:`mgqe.IdMap`, or (N,) ids as :meth:`mgqe.IdMap.from_ids` takes them; None for the
+            rows' numbers.
+
+    Raises:
+        TypeError: no frozen table. ValueError: not as many ids as rows.
+
+    Example:
+        >>> import torch, mgqe
+        >>> vectors = torch.randn(1000, 16)
+        >>> items = mgqe.Collection(mgqe.compress_table(vectors, "20%"), [f"item-{i}" for i in range(1000)])
+        >>> items.lookup(["item-17", "item-3"]).shape
+        torch.Size([2, 16])
+        >>> hits = items.neighbours("item-17", 5)
+        >>> len(hits.ids), "item-17" in hits.ids
+        (5, False)
+    """
+
+    def __init__(self, table: FrozenTable, ids: Any = None) -> None:
+        if not isinstance(table, FrozenTable):
+            raise TypeError(f"expected a frozen table, got {type(table).__name__}: give what freeze() returns")
+        id_map: IdMap | None = ids if ids is None or isinstance(ids, IdMap) else IdMap.from_ids(ids)
+        if id_map is not None and len(id_map) != table.num_embeddings:
+            raise ValueError(f"{len(id_map):,} ids for a table of {table.num_embeddings:,} rows: give one id per row")
+        self.table, self.ids = table, id_map
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], *, mmap: bool = True, verify: bool | None = None) -> Collection:
+        """Read a folder that :meth:`save` or ``mgqe compress`` wrote.
+
+        Args:
+            folder: of the collection.
+            mmap, verify: as for :func:`mgqe.load`.
+
+        Raises:
+            ArtifactError: (a ValueError) a folder of something else, or files that are missing, damaged, or of
+                different saves. OSError: a file cannot be opened.
+        """
+        return cls(*read_folder(Path(folder), mmap, verify))
+
+    def save(self, folder: str | os.PathLike[str]) -> int:
+        """Write the collection to a folder, as a whole or not at all, and return the bytes of its files.
+
+        Args:
+            folder: made if it does not exist; otherwise empty, or one that holds a collection, which is replaced.
+
+        Raises:
+            FileExistsError: the folder holds other files. OSError: a file cannot be written.
+        """
+        return write_folder(Path(folder), self.table, self.ids)
+
+    def __len__(self) -> int:
+        """N."""
+        return self.table.num_embeddings
+
+    def __contains__(self, one: Any) -> bool:
+        try:
+            return int(self.rows([one], unknown=-1)[0]) >= 0
+        except (TypeError, ValueError):  # of another type than the ids
+            return False
+
+    def __repr__(self) -> str:
+        ids = "numbered rows" if self.ids is None else f"{self.ids.kind} ids of {self.ids.nbytes:,} bytes"
+        return f"Collection({self.table!r}, {ids})"
+
+    def rows(self, ids: Any, unknown: int | None = None) -> Tensor:
+        """The rows of ids: int64, of the ids' shape. ``unknown``: the row for ids that are not there; else KeyError."""
+        if self.ids is not None:
+            return self.ids.rows(ids, unknown)
+        rows: Tensor = torch.as_tensor(np.asarray(ids) if not isinstance(ids, Tensor) else ids)
+        if rows.dtype.is_floating_point or rows.dtype in (torch.bool, torch.complex64, torch.complex128):
+            raise TypeError(f"ids must be integers, since the collection has no other ids, got {rows.dtype}")
+        rows = rows.to(torch.int64)
+        outside = (rows < 0) | (rows >= len(self))
+        if bool(outside.any()):
+            if unknown is None:
+                raise KeyError(f"there is no row {int(rows[outside].flatten()[0])}: rows are 0 to {len(self) - 1}")
+            return rows.masked_fill(outside, unknown)
+        return rows
+
+    def lookup(self, ids: Any, unknown: str = "error") -> Tensor:
+        """The vectors of ids: float32 (..., d), for ids of the shape (...).
+
+        Args:
+            ids: one id, a list, an array, a tensor or a polars column.
+            unknown: what ids that are not there give: "error"; "zeros"; or "fallback", the vector that the table has
+                for them (``table.with_fallback``).
+
+        Raises:
+            KeyError: unknown ids; the message shows some. TypeError: ids of another type. ValueError: another
+                ``unknown``, or a fallback that the table does not have.
+        """
+        if unknown not in UNKNOWN:
+            raise ValueError(f"unknown must be one of {', '.join(UNKNOWN)}, got {unknown!r}")
+        if unknown == "fallback" and getattr(self.table, "fallback", None) is None:
+            raise ValueError('unknown="fallback" needs a table with one: table.with_fallback(vector)')
+        rows = self.rows(ids, None if unknown == "error" else -1)
+        if unknown == "fallback":
+            return self.table.lookup(rows)
+        return torch.where((rows < 0).unsqueeze(-1), 0.0, self.table.lookup(rows.clamp(min=0)))
+
+    def topk(
+        self, queries: Any, k: int = 10, *, exclude: Any = None, candidates: Any = None, score: str = "dot"
+    ) -> Hits:
+        """The k ids whose vectors score highest with each query, exactly, from the codes.
+
+        Args:
+            queries: floats (d,) or (B, d).
+            k: how many, 1 to N.
+            exclude: ids not to return: a list for all queries, or B lists, one per query. Ids that are not there are
+                left out.
+            candidates: the only ids to return, in the same forms.
+            score: "dot" or "cosine".
+
+        Returns:
+            scores, falling, and ids; of B queries B lists. Where fewer than k ids may be returned, the rest is -inf
+            and None.
+
+        Raises:
+            TypeError, ValueError: as :meth:`mgqe.CompactTable.topk`; a table of another kind than CompactTable.
+        """
+        if not isinstance(self.table, CompactTable):
+            raise TypeError(f"a {type(self.table).__name__} has no top-K: make a table of codes, mgqe.compress_table")
+        vectors = torch.as_tensor(queries)
+        vectors = vectors.float() if vectors.dtype == torch.float64 else vectors
+        batched = vectors.ndim == 2
+        scores, rows = self.table.topk(
+            vectors,
+            k,
+            exclude=self._rows_of(exclude, batched),
+            candidates=self._rows_of(candidates, batched),
+            score=score,
+        )
+        return Hits(scores, self._ids_of(rows))
+
+    def neighbours(self, one: Any, k: int = 10, *, score: str = "cosine") -> Hits:
+        """The k ids most similar to one of the collection, that one left out. Raises KeyError for an unknown id."""
+        return self.topk(self.lookup([one])[0], k, exclude=[one], score=score)
+
+    def append(self, ids: Any, vectors: Any) -> None:
+        """Add ids with their vectors, in this process; :meth:`save` writes them.
+
+        Ids are numbered anew, which takes about a second per million of all ids: append many at once.
+
+        Args:
+            ids: (n,) new ids; of a collection without ids None, and the rows are numbered on.
+            vectors: floats (n, d).
+
+        Raises:
+            ValueError: an id that is there already, or twice; not as many vectors as ids. TypeError: a table that
+                cannot grow.
+        """
+        if not isinstance(self.table, CompactTable):
+            raise TypeError(f"a {type(self.table).__name__} cannot grow")
+        rows = torch.as_tensor(vectors)
+        if rows.ndim != 2:
+            raise ValueError(f"vectors must have shape (n, {self.table.embedding_dim}), got {tuple(rows.shape)}")
+        merged = self.ids
+        if self.ids is not None:
+            added = IdMap.from_ids(ids)
+            if len(added) != len(rows):
+                raise ValueError(f"{len(added):,} ids and {len(rows):,} vectors: give one id per vector")
+            new = _listed(added.ids(torch.arange(len(added))))
+            known = self.ids.rows(new, unknown=-1) >= 0
+            if bool(known.any()):
+                raise ValueError(
+                    f"{int(known.sum()):,} ids are there already, such as {new[int(known.nonzero()[0])]!r}"
+                )
+            merged = IdMap.from_ids([*_listed(self.ids.ids(torch.arange(len(self.ids)))), *new])
+        elif ids is not None:
+            raise ValueError("the collection has no ids of its own: append(None, vectors) numbers the rows on")
+        self.table.append(rows)
+        self.ids = merged
+
+    def _rows_of(self, ids: Any, batched: bool) -> Any:
+        """Rows of ids to leave out or keep; those that are not there are dropped."""
+        if ids is None:
+            return None
+        nested = batched and len(ids) and isinstance(ids[0], (list, tuple, np.ndarray, Tensor))
+        if nested:
+            return [self._known(each) for each in ids]
+        return self._known(ids)
+
+    def _known(self, ids: Any) -> Tensor:
+        if not len(ids):
+            return torch.empty(0, dtype=torch.int64)
+        rows = self.rows(ids, unknown=-1)
+        return rows[rows >= 0]
+
+    def _ids_of(self, rows: Tensor) -> list[Any]:
+        flat = rows.reshape(-1)
+        if self.ids is None:
+            named = flat.tolist()
+        else:
+            named = _listed(self.ids.ids(flat.clamp(min=0)))
+        named = [None if row < 0 else each for row, each in zip(flat.tolist(), named, strict=True)]
+        if rows.ndim == 1:
+            return named
+        k = rows.shape[1]
+        return [named[start : start + k] for start in range(0, len(named), k)]
+
+
+def _listed(ids: Any) -> list[Any]:
+    """Ids as a list of plain values."""
+    return ids.tolist() if isinstance(ids, np.ndarray) else list(ids)

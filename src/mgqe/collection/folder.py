@@ -1,0 +1,165 @@
+"""The folder of a collection: a manifest that names the file of the table and the file of the ids.
+
+The two files carry the token of their save in their names and never change. A save over an older one writes its files
+beside the older ones, replaces ``mgqe-collection.json``, and then removes the older ones, so that a reader sees either
+the older collection or the newer one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from mgqe.files.atomic import read_json, write_json
+from mgqe.files.checksums import json_checksum
+from mgqe.files.container import RESTORE, ArtifactError, stored_checksum
+from mgqe.files.locks import file_lock
+from mgqe.ids import IdMap
+from mgqe.table.base import FrozenTable
+from mgqe.table.io import load, save
+
+MANIFEST = "mgqe-collection.json"
+FORMAT, VERSION = "mgqe collection", 1
+PARTS = ("table", "ids")
+Parts = dict[str, dict[str, str]]  # part -> the name and the last checksum of its file
+_OWN_NAME = re.compile(r"(?:table|ids)\.[0-9a-f]{8}\.safetensors(?:\..*)?")
+ATTEMPTS = 100  # at reading a folder that is being replaced
+
+
+def write_folder(folder: Path, table: FrozenTable, ids: IdMap | None) -> int:
+    """Write a collection, and return the bytes of its files. FileExistsError: the folder holds something else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with file_lock(folder, exclusive=True):
+        _refuse_other_files(folder)
+        before = _own_files(folder)
+        token = secrets.token_hex(4)
+        files = {part: folder / f"{part}.{token}.safetensors" for part in PARTS}
+        try:
+            nbytes = save(table, files["table"])
+            if ids is None:
+                del files["ids"]
+            else:
+                nbytes += ids.save(files["ids"])
+            manifest = {
+                "format": FORMAT,
+                "version": VERSION,
+                **{part: {"file": file.name, "checksum": stored_checksum(file)} for part, file in files.items()},
+            }
+            manifest["checksum"] = json_checksum(manifest)
+            write_json(folder / MANIFEST, manifest)
+        except BaseException:
+            for file in files.values():
+                file.unlink(missing_ok=True)
+            raise
+        for file in before:
+            with suppress(OSError):  # of another system, open there: it belongs to no collection, and readers ignore it
+                file.unlink()
+    return nbytes + (folder / MANIFEST).stat().st_size
+
+
+def read_folder(folder: Path, mmap: bool, verify: bool | None) -> tuple[FrozenTable, IdMap | None]:
+    """The table and the ids of a folder.
+
+    Raises ArtifactError for a folder of something else, or whose files are missing, damaged or of another save.
+    """
+    for attempt in range(ATTEMPTS):
+        text = _manifest_text(folder)
+        try:
+            return _read(folder, mmap, verify)
+        except (FileNotFoundError, ArtifactError) as error:
+            if attempt + 1 == ATTEMPTS or _manifest_text(folder) == text:  # else it was replaced meanwhile
+                if isinstance(error, FileNotFoundError):
+                    raise ArtifactError(f"{error.filename} is missing, which {MANIFEST} names. {RESTORE}") from error
+                raise
+    raise AssertionError  # the last attempt returns or raises
+
+
+def is_collection(folder: Path) -> bool:
+    """Whether a folder holds a collection."""
+    return (folder / MANIFEST).is_file()
+
+
+def table_of(folder: Path) -> Path:
+    """The file of a collection's table."""
+    return folder / _checked(folder)["table"]["file"]
+
+
+def faults(path: Path) -> Iterator[str]:
+    """What is wrong with the manifests of collections at a path and below, one line each."""
+    for manifest in sorted(path.rglob(MANIFEST)) if path.is_dir() else ():
+        try:
+            yield from _file_faults(manifest.parent, _checked(manifest.parent))
+        except ArtifactError as error:
+            yield str(error)
+
+
+def _file_faults(folder: Path, parts: Parts) -> Iterator[str]:
+    for entry in parts.values():
+        file = folder / entry["file"]
+        if not file.is_file():
+            yield f"{file} is missing, which {MANIFEST} names. {RESTORE}"
+        elif stored_checksum(file) != entry["checksum"]:
+            yield f"{file}: not the file that {MANIFEST} was saved with. {RESTORE}"
+
+
+def _read(folder: Path, mmap: bool, verify: bool | None) -> tuple[FrozenTable, IdMap | None]:
+    parts = _checked(folder)
+    for fault in _file_faults(folder, parts):
+        raise ArtifactError(fault)
+    table = load(folder / parts["table"]["file"], mmap=mmap, verify=verify)
+    ids = IdMap.load(folder / parts["ids"]["file"], mmap=mmap, verify=verify) if "ids" in parts else None
+    if ids is not None and len(ids) != table.num_embeddings:
+        raise ArtifactError(f"{folder}: {len(ids):,} ids for a table of {table.num_embeddings:,} rows. {RESTORE}")
+    return table, ids
+
+
+def _manifest_text(folder: Path) -> bytes:
+    if not folder.is_dir():
+        raise FileNotFoundError(2, "there is no such folder", os.fspath(folder))
+    if not is_collection(folder):
+        raise ArtifactError(
+            f"{folder} holds no collection: it has no {MANIFEST}, which mgqe.Collection.save and `mgqe compress` write"
+        )
+    return (folder / MANIFEST).read_bytes()
+
+
+def _checked(folder: Path) -> Parts:
+    """What the manifest says of each file. ArtifactError: it is damaged, or of something else."""
+    path = folder / MANIFEST
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise ArtifactError(str(error)) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ArtifactError(f"{path}: not the manifest of a collection")
+    if content.get("version") != VERSION:
+        raise ArtifactError(
+            f"{path}: version {content.get('version')!r}, this release reads {VERSION}: install a newer mgqe"
+        )
+    if content.get("checksum") != json_checksum(content):
+        raise ArtifactError(f"{path}: damaged: its checksum is another one. {RESTORE}")
+    parts = {part: content[part] for part in PARTS if part in content}
+    for part, entry in parts.items():
+        if not isinstance(entry, dict) or not _OWN_NAME.fullmatch(str(entry.get("file"))) or "checksum" not in entry:
+            raise ArtifactError(f"{path}: entry {part!r} names no file of a collection: {json.dumps(entry)[:80]}")
+    if "table" not in parts:
+        raise ArtifactError(f"{path}: names no table. {RESTORE}")
+    return parts
+
+
+def _own_files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if _OWN_NAME.fullmatch(path.name)]
+
+
+def _refuse_other_files(folder: Path) -> None:
+    names = os.listdir(folder)
+    others = sorted(name for name in names if not _OWN_NAME.fullmatch(name) and not name.endswith((".tmp", ".lock")))
+    if others and MANIFEST not in names:
+        raise FileExistsError(
+            17, f"it holds other files ({', '.join(others[:3])}): choose an empty folder", os.fspath(folder)
+        )

@@ -1,0 +1,32 @@
+"""Matrices in NumPy's files: .npy, which is mapped, and .npz."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from mgqe.vectors.vectors import Vectors, choose
+
+
+def read_npy(path: Path) -> Vectors:
+    """The array of an .npy file. ValueError: it is cut short, or holds Python objects."""
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (EOFError, OSError, ValueError) as error:
+        raise ValueError(f"it cannot be read as .npy: {error}") from error
+    return Vectors(rows)
+
+
+def read_npz(path: Path, name: str | None) -> Vectors:
+    """An array of an .npz archive, and its array ``ids``, if there is one of as many rows."""
+    import zipfile
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {each: archive[each] for each in archive.files}
+    except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"it cannot be read as .npz: {error}") from error
+    matrices = [each for each, array in arrays.items() if array.ndim == 2 and array.dtype.kind == "f"]
+    chosen = choose(matrices, {each: array.shape for each, array in arrays.items()}, name, "array")
+    return Vectors(arrays[chosen], arrays.get("ids"), chosen)

@@ -1,0 +1,130 @@
+"""mgqe compress, topk and neighbours, from files to ids."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import mgqe
+from mgqe.cli.app import app
+
+N, D = 800, 16
+ROWS = torch.randn(N, D, generator=torch.Generator().manual_seed(0)).numpy()
+NAMES = [f"item-{i}" for i in range(N)]
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.chdir(tmp_path)
+    np.save("items.npy", ROWS)
+    np.save("users.npy", ROWS[:9] ** 3)
+    Path("names.txt").write_text("\n".join(NAMES) + "\n")
+    return CliRunner()
+
+
+def run(runner: CliRunner, *arguments: str, fails: bool = False) -> str:
+    done = runner.invoke(app, list(arguments))
+    assert (done.exit_code != 0) == fails, done.output
+    return done.output
+
+
+def test_help_teaches(runner):
+    text = " ".join(run(runner, "compress", "--help").split())
+    for part in ("mgqe compress items.npy --budget 5%", "--ids names.txt", ".parquet", "word vectors", "--queries"):
+        assert part in text
+
+
+def test_a_matrix_becomes_a_collection_and_is_asked(runner):
+    text = run(runner, "compress", "items.npy", "--ids", "names.txt", "--budget", "30%")
+    items = mgqe.Collection.load("items")
+    assert items.table.equal(mgqe.compress_table(ROWS, "30%"))
+    assert items.ids.ids([0, N - 1]) == ["item-0", f"item-{N - 1}"]
+    for part in (f"{items.table.nbytes:,}", "recall@10", "squares lost", "items.neighbours('item-0', 10)"):
+        assert part in text
+    assert max(map(len, text.splitlines())) <= 120  # sentences are not cut; tables fit 80 columns
+    found = json.loads(run(runner, "neighbours", "items", "item-5", "item-7", "-k", "3", "--json"))
+    assert [entry["query"] for entry in found] == ["item-5", "item-7"]
+    assert found[0]["ids"] == items.neighbours("item-5", 3).ids
+    found = json.loads(run(runner, "topk", "items", "--queries", "users.npy", "-k", "2", "--json"))
+    assert [entry["ids"] for entry in found] == items.topk(np.load("users.npy"), 2).ids
+    best = found[0]["ids"][0]
+    shown = run(runner, "topk", "items", "--queries", "users.npy", "-k", "2", "--exclude", best, "--exclude", "none")
+    assert best not in shown.split("rank")[1]
+    asked = json.loads(run(runner, "topk", "items", "--query-id", "item-3", "--users", "items", "-k", "1", "--json"))
+    assert asked[0]["ids"] == items.topk(items.lookup("item-3"), 1).ids
+    assert "a collection; IdMap(800 ids, string" in run(runner, "inspect", "items")
+    assert "nothing is damaged" in run(runner, "verify", "items")
+    next(Path("items").glob("ids.*")).unlink()
+    assert "is missing, which mgqe-collection.json names" in " ".join(
+        run(runner, "verify", "items", fails=True).split()
+    )
+
+
+def test_json_holds_the_figures(runner):
+    figures = json.loads(run(runner, "compress", "items.npy", "--budget", "5000", "--queries", "users.npy", "--json"))
+    assert figures["nbytes"] == sum(path.stat().st_size for path in Path("items").iterdir() if path.suffix != ".lock")
+    assert figures["matrix_nbytes"] == ROWS.nbytes
+    assert figures["asked"] == "queries"
+    assert figures["queries"] == 9
+    dense = mgqe.Collection.load("items").table.to_dense()
+    lost = float((dense - torch.from_numpy(ROWS)).square().sum() / torch.from_numpy(ROWS).square().sum())
+    assert figures["squares_lost"] == pytest.approx(lost, rel=1e-4)
+    exact = (torch.from_numpy(np.load("users.npy")) @ torch.from_numpy(ROWS).T).topk(10).indices
+    found = mgqe.Collection.load("items").topk(np.load("users.npy"), 10).ids
+    shared = [len(set(one) & set(other)) / 10 for one, other in zip(exact.tolist(), found, strict=True)]
+    assert figures["recall@10"] == pytest.approx(sum(shared) / 9)
+
+
+def test_counts_come_from_a_log_or_an_array(runner):
+    pytest.importorskip("polars")
+    log = [f"item-{i}" for i in range(N) for _ in range(1 + (i < 80) * 9)] + ["unknown"]
+    Path("clicks.csv").write_text("item\n" + "\n".join(log) + "\n")
+    counts = np.where(np.arange(N) < 80, 10, 1)
+    np.save("counts.npy", counts)
+    options = ("compress", "items.npy", "--ids", "names.txt", "--budget", "30%", "--no-check", "--out")
+    run(runner, *options, "a", "--counts", "clicks.csv", "--count-column", "item")
+    run(runner, *options, "b", "--counts", "counts.npy")
+    tables = [mgqe.Collection.load(folder).table for folder in "ab"]
+    assert tables[0].equal(tables[1])
+    assert tables[0].equal(mgqe.compress_table(ROWS, "30%", counts=counts.tolist()))
+
+
+def test_ids_of_a_column(runner):
+    pl = pytest.importorskip("polars")
+    pl.DataFrame({"sku": [i * 3 for i in range(N)], "name": NAMES, "v": ROWS.tolist()}).write_parquet("t.parquet")
+    run(runner, "compress", "t.parquet", "--ids", "sku", "--budget", "30%", "--no-check")
+    assert mgqe.Collection.load("t").neighbours(9, 1).ids[0] % 3 == 0
+    assert "whole numbers, got 'x'" in run(runner, "neighbours", "t", "x", fails=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["compress", "none.npy"], "no such file"),
+        (["compress", "items.npy", "--ids", "none.txt"], "no file none.txt"),
+        (["compress", "items.npy", "--ids", "short.txt"], "2 ids, but items.npy has 800 rows"),
+        (["compress", "items.npy", "--ids", "twice.txt"], "more than once: 'a' (rows 0 and 2)"),
+        (["compress", "items.npy", "--counts", "users.npy"], "expected 800 numbers, one per row"),
+        (["compress", "items.npy", "--counts", "names.txt"], "which column holds the ids"),
+        (["compress", "items.npy", "--budget", "100%"], "between 0% and 100%"),
+        (["compress", "items.npy", "--out", "names.txt"], "is no folder"),
+        (["compress", "items.npy", "--queries", "narrow.npy"], "queries have 3 dimensions"),
+        (["compress", "items.npy", "--out", "."], "other files"),
+        (["topk", "items"], "either --queries"),
+        (["neighbours", "nothing", "a"], "no such folder"),
+    ],
+)
+def test_mistakes_are_one_line(runner, arguments, text):
+    Path("short.txt").write_text("a\nb\n")
+    Path("twice.txt").write_text("\n".join(["a", "b", "a", *NAMES[3:]]))
+    np.save("narrow.npy", np.ones((4, 3), np.float32))
+    shown = run(runner, *arguments, fails=True)
+    assert text in " ".join(shown.split())
+    assert not Path("items").exists()

@@ -1,0 +1,219 @@
+"""read_vectors: every format gives the same rows and ids, and what cannot be read is refused by name."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mgqe.vectors.read import read_vectors
+
+ROWS = np.array([[1.5, -2.0, 0.25], [0.0, 3.0, 1e-3], [4.0, 5.0, 6.0]], np.float32)
+WORDS = ["hat-3", "größe", "shoe-17"]
+
+
+def npy(folder: Path) -> Path:
+    np.save(folder / "rows.npy", ROWS)
+    return folder / "rows.npy"
+
+
+def npz(folder: Path) -> Path:
+    np.savez(folder / "rows.npz", rows=ROWS, ids=np.array(WORDS), other=np.arange(3))
+    return folder / "rows.npz"
+
+
+def safetensors(folder: Path) -> Path:
+    save_file({"item.weight": torch.from_numpy(ROWS), "bias": torch.zeros(3)}, folder / "rows.safetensors")
+    return folder / "rows.safetensors"
+
+
+def state_dict(folder: Path) -> Path:
+    torch.save(
+        {"state": {"item.weight": torch.from_numpy(ROWS), "head.weight": torch.ones(1, 3)}, "epoch": 3}, folder / "a.pt"
+    )
+    return folder / "a.pt"
+
+
+def parquet(folder: Path) -> Path:
+    frame().write_parquet(folder / "rows.parquet")
+    return folder / "rows.parquet"
+
+
+def parquet_of_columns(folder: Path) -> Path:
+    columns().write_parquet(folder / "columns.parquet")
+    return folder / "columns.parquet"
+
+
+def csv(folder: Path) -> Path:
+    columns().write_csv(folder / "rows.csv")
+    return folder / "rows.csv"
+
+
+def csv_of_texts(folder: Path) -> Path:
+    text = "".join(f'{word},"[{", ".join(map(str, row))}]"\n' for word, row in zip(WORDS, ROWS.tolist()))
+    (folder / "texts.csv").write_text(f"id,embedding\n{text}", encoding="utf-8")
+    return folder / "texts.csv"
+
+
+def json_lines(folder: Path) -> Path:
+    lines = [json.dumps({"id": word, "vector": row}) for word, row in zip(WORDS, ROWS.tolist())]
+    (folder / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / "rows.jsonl"
+
+
+def word_text(folder: Path) -> Path:
+    return _words(folder / "rows.vec", "3 3\n")
+
+
+def glove(folder: Path) -> Path:
+    return _words(folder / "glove.txt", "")
+
+
+def _words(path: Path, header: str) -> Path:
+    lines = "".join(f"{word} {' '.join(map(str, row))}\n" for word, row in zip(WORDS, ROWS.tolist()))
+    path.write_text(header + lines, encoding="utf-8")
+    return path
+
+
+def word_binary(folder: Path) -> Path:
+    entries = (word.encode() + b" " + struct.pack("<3f", *row) + b"\n" for word, row in zip(WORDS, ROWS.tolist()))
+    (folder / "rows.bin").write_bytes(b"3 3\n" + b"".join(entries))
+    return folder / "rows.bin"
+
+
+def model2vec(folder: Path) -> Path:
+    save_file({"embeddings": torch.from_numpy(ROWS)}, folder / "model.safetensors")
+    vocabulary = {word: number for number, word in enumerate(WORDS)}
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
+    return folder
+
+
+def transformers_shards(folder: Path) -> Path:
+    save_file({"model.embed_tokens.weight": torch.from_numpy(ROWS)}, folder / "model-1.safetensors")
+    save_file({"lm_head.weight": torch.ones(3, 3)}, folder / "model-2.safetensors")
+    index = {"model.embed_tokens.weight": "model-1.safetensors", "lm_head.weight": "model-2.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return folder
+
+
+def frame():
+    pl = pytest.importorskip("polars")
+    return pl.DataFrame({"item": WORDS, "vector": ROWS.tolist(), "price": [1.0, 2.0, 3.0]})
+
+
+def columns():
+    pl = pytest.importorskip("polars")
+    return pl.DataFrame({"item": WORDS, **{f"d{j}": ROWS[:, j] for j in range(3)}})
+
+
+WITH_IDS = [
+    npz, parquet, parquet_of_columns, csv, csv_of_texts, json_lines, word_text, glove, word_binary, model2vec,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "write", [*WITH_IDS, npy, safetensors, state_dict, transformers_shards], ids=lambda f: f.__name__
+)
+def test_every_format_gives_the_same(write, tmp_path):
+    options = {"ids": "item"} if write is parquet else {}
+    read = read_vectors(write(tmp_path), **options)
+    assert np.array_equal(np.asarray(read.rows), ROWS)
+    assert (read.ids is not None) == (write in WITH_IDS)
+    if read.ids is not None:
+        assert list(read.ids) == WORDS
+
+
+def test_a_matrix_is_mapped(tmp_path):
+    assert isinstance(read_vectors(npy(tmp_path)).rows, np.memmap)
+
+
+def test_tensors_and_columns_are_named(tmp_path):
+    assert read_vectors(state_dict(tmp_path), tensor="state.head.weight").rows.shape == (1, 3)
+    assert read_vectors(safetensors(tmp_path)).name == "item.weight"
+    pl = pytest.importorskip("polars")
+    pl.DataFrame({"a": [1, 2], "b": [3, 4], "v": [[1.0], [2.0]], "w": [[5.0], [6.0]]}).write_parquet(
+        tmp_path / "t.parquet"
+    )
+    read = read_vectors(tmp_path / "t.parquet", ids="b", vectors="w")
+    assert read.rows.tolist() == [[5.0], [6.0]]
+    assert read.ids.tolist() == [3, 4]
+
+
+def written(name: str, content: bytes | str):
+    def write(folder: Path) -> Path:
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        return folder / name
+
+    return write
+
+
+def pickled(folder: Path) -> Path:
+    (folder / "a.pt").write_bytes(pickle.dumps({"rows": Path("x")}, protocol=2))
+    return folder / "a.pt"
+
+
+def several(folder: Path) -> Path:
+    save_file({"a": torch.ones(2, 2), "b": torch.ones(3, 2)}, folder / "s.safetensors")
+    return folder / "s.safetensors"
+
+
+def numpy_objects(folder: Path) -> Path:
+    np.save(folder / "o.npy", np.array([{}, {}]), allow_pickle=True)
+    return folder / "o.npy"
+
+
+def outside(folder: Path) -> Path:
+    index = {"weight_map": {"wte.weight": "../secret.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("write", "options", "text"),
+    [
+        (written("x.npy", b"\x93NUMPY"), {}, "x.npy: it cannot be read"),
+        (written("x.npz", b"PK\3\4"), {}, "cannot be read as .npz"),
+        (written("x.safetensors", b"123"), {}, "cannot be read as safetensors"),
+        (written("x.pt", b"123"), {}, "cannot be read as a state dict"),
+        (pickled, {}, "Python objects, which are not loaded"),
+        (numpy_objects, {}, "cannot be read as .npy.*Python objects"),
+        (several, {}, r"several matrices \(a 2 x 2, b 3 x 2\): name one with tensor="),
+        (several, {"tensor": "c"}, "there is no tensor 'c': it holds a 2 x 2, b 3 x 2"),
+        (npy, {"tensor": "a"}, "has no tensors to name"),
+        (npy, {"ids": "a"}, "columns are named of tables alone"),
+        (written("x.abc", b""), {}, "files .abc are not known"),
+        (written("x.vec", "a 1 2\nb 1\n"), {}, "line 2 has 1 numbers, the first vector 2"),
+        (written("x.vec", "a 1 2\nb 1 x\n"), {}, "line 2 holds text"),
+        (written("x.vec", "3 2\na 1 2\nb 1 2\n"), {}, "says 3 vectors of 2 numbers, and it has 2"),
+        (written("x.vec", ""), {}, "no word vectors"),
+        (written("x.bin", b"2 3\na " + bytes(12) + b"b " + bytes(5)), {}, "ends in vector 1 of 2"),
+        (written("x.csv", "id,vector\na,1 2\nb,1\n"), {}, "row 1 .* has 1 numbers, that in row 0 has 2"),
+        (written("x.csv", "id,vector\na,1 2\nb,1 z\n"), {}, "row 1 .* holds text"),
+        (written("x.csv", "id,u,v\na,1.5,2.5\n,1.5,2.5\n"), {}, "has no id in row 1"),
+        (written("x.csv", "id,u,v\na,1.5,2.5\nb,1.5,\n"), {}, "column 'v' has no number in row 1"),
+        (written("x.csv", "a,b\nx,y\n"), {}, "no column holds vectors"),
+        (written("x.csv", "a,b,v\nx,y,1.5\n"), {}, "which of a, b holds the ids"),
+        (written("x.csv", "id,v\nx,1.5\n"), {"ids": "z"}, "no column 'z': it has id, v"),
+        (written("x.jsonl", '{"id": 1, "vector": [1, 2]}\n{"id": 2, "vector": [1]}\n'), {}, "row 1 .* has 1 numbers"),
+        (written("x.parquet", b"PAR1"), {}, "cannot be read as .parquet"),
+        (outside, {}, "a file outside the folder"),
+        (lambda folder: folder, {}, "holds no model"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(write, options, text, tmp_path):
+    path = write(tmp_path)
+    if path.suffix in (".csv", ".jsonl", ".parquet"):
+        pytest.importorskip("polars")
+    with pytest.raises(ValueError, match=text):
+        read_vectors(path, **options)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_vectors(tmp_path / "rows.npy")
