@@ -124,7 +124,7 @@ MISTAKES: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "a fallback that is NaN": (
         lambda t: t.with_fallback(torch.full((DIM,), torch.nan)), ValueError, "the fallback holds NaN or infinity$",
     ),
-    "a list of queries": (lambda t: t.topk([1.0], 1), TypeError, r"got list: use torch\.as_tensor\(queries\)"),
+    "queries of text": (lambda t: t.topk(["a"], 1), TypeError, "queries must be floats: .* got list"),
     "a model to save": (lambda t: mgqe.save(Shop(), "x"), TypeError, r"got Shop: a model is written by"),
     "a layer to save": (
         lambda t: mgqe.save(mgqe.DPQEmbedding(N, DIM), "x"), TypeError, r"got DPQEmbedding: save what its freeze\(\)",
@@ -141,7 +141,7 @@ MISTAKES: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
         lambda t: mgqe.compress_(nn.EmbeddingBag(N, DIM)), ValueError, r"use mgqe\.MGQEmbeddingBag\.from_pretrained",
     ),
     "rows that are no tensor": (
-        lambda t: mgqe.DPQEmbedding.from_pretrained(np.ones((N, DIM))), TypeError, "got ndarray: use torch.as_tensor",
+        lambda t: mgqe.DPQEmbedding.from_pretrained([[1.0]]), TypeError, "got list: use torch.as_tensor",
     ),
     "too many centroids for one tier": (
         lambda t: mgqe.DPQEmbedding(10, DIM, num_centroids=64), ValueError, "has 10 ids .*: give it at most 10$",

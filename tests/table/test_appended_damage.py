@@ -353,8 +353,8 @@ def test_what_cannot_be_appended_to(tmp_path):
     saved(TWO, path)
     with pytest.raises(ValueError, match=r"vectors\[1\] holds NaN"):
         append(path, torch.tensor([[0.0] * 8, [torch.nan] * 8]))
-    with pytest.raises(TypeError, match="got list"):
-        append(path, [[0.0] * 8])
+    with pytest.raises(TypeError, match="vectors must be floats"):
+        append(path, [["a"] * 8])
     with pytest.raises(ValueError, match=r"tier must be in 0 .. 1"):
         append(path, torch.zeros(1, 8), tier=2)
     metadata, parts = read_raw(path)

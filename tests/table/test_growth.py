@@ -293,7 +293,7 @@ VECTORS = torch.zeros(2, 2)
 @pytest.mark.parametrize(
     ("vectors", "tier", "error", "match"),
     [
-        ([[0.0, 0.0]], None, TypeError, "torch.Tensor of floats, got list"),
+        ([["a", "b"]], None, TypeError, "vectors must be floats: a tensor, an array or a list, got list"),
         (VECTORS.double(), None, TypeError, r"float32, float16 or bfloat16, got torch.float64: convert"),
         (VECTORS.long(), None, TypeError, "got torch.int64"),
         (VECTORS[0], None, ValueError, r"shape \(n, embedding_dim=2\), got \(2,\)"),
@@ -321,7 +321,7 @@ def test_refused_vectors(vectors, tier, error, match):
 @pytest.mark.parametrize(
     ("ids", "error", "match"),
     [
-        ([0, 1], TypeError, "Tensor of integers"),
+        ([0.5, 1.0], TypeError, "ids must be integers"),
         (torch.tensor([0.0, 1.0]), TypeError, "integer dtype"),
         (torch.tensor([[0, 1]]), ValueError, r"shape \(n,\), got \(1, 2\)"),
         (torch.tensor([0, 5]), IndexError, "id 5 is out of range: the table has num_embeddings=5; append"),
@@ -397,7 +397,7 @@ def test_fallback_in_a_compiled_graph():
         (torch.zeros(1, 2), ValueError, r"fallback must have shape \(2,\), got \(1, 2\)"),
         (torch.tensor([0.0, float("nan")]), ValueError, "NaN"),
         (torch.zeros(2, dtype=torch.int64), TypeError, "float32"),
-        ([0.0, 0.0], TypeError, "torch.Tensor"),
+        (["a", "b"], TypeError, "the fallback must be floats"),
     ],
 )
 def test_refused_fallbacks(vector, error, match):

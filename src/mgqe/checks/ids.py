@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +14,23 @@ FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 INTEGER_DTYPES = frozenset(
     {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64}
 )
+
+
+def plain_ids(ids: Any) -> Tensor:
+    """Ids as a tensor: a tensor as it is, an integer, a list or an array of them as int64 on the CPU.
+
+    Raises:
+        TypeError: something else; floats and truth values are no ids.
+    """
+    if isinstance(ids, Tensor):
+        return ids
+    array = np.asarray(ids)
+    if array.size == 0:
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        what = f"got {type(ids).__name__} of {array.dtype}" if array.dtype.kind in "fbOUS" else f"got {array.dtype}"
+        raise TypeError(f"ids must be integers: a tensor, an array, a list or one of them, {what}")
+    return torch.from_numpy(array.astype(np.int64))
 
 
 def as_int64(ids: Tensor, name: str = "ids") -> Tensor:

@@ -10,10 +10,11 @@ import numpy as np
 import typer
 from torch import Tensor
 
+from mgqe.checks.rows import as_rows
 from mgqe.cli.compress_files import read_all, read_counts
 from mgqe.cli.terminal import clean_errors, make_progress, output
 from mgqe.collection import Collection
-from mgqe.convert.table import as_rows, compress_table
+from mgqe.convert.table import compress_table
 from mgqe.convert.table_check import TableCheck, check_table
 from mgqe.files.destination import check_folder
 from mgqe.ids import IdMap

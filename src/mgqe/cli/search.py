@@ -10,9 +10,9 @@ import numpy as np
 import torch
 import typer
 
+from mgqe.checks.rows import as_rows
 from mgqe.cli.terminal import clean_errors, output
 from mgqe.collection import Collection, Hits
-from mgqe.convert.table import as_rows
 from mgqe.recsys.study.text_table import TextTable
 from mgqe.vectors.read import read_vectors
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mgqe.checks.ids import check_dense, check_sizes, no_values
+from mgqe.checks.ids import check_sizes
 from mgqe.checks.inference import outside_inference
+from mgqe.checks.rows import as_rows
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning import budget_bytes
@@ -22,8 +21,6 @@ from mgqe.nn.freezing import frozen_table
 from mgqe.nn.quantizers.mixed import MixedQuantizer
 from mgqe.nn.rows.checks import SWEEP_ROWS
 from mgqe.table.compact import CompactTable
-
-FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 @outside_inference
@@ -77,31 +74,6 @@ def compress_table(
             quantizer = MixedQuantizer(planner.before(n, d), torch.empty(0), "int8", 0.0, False)
             quantizer.adopt(fitted)
             return frozen_table(_Planned(rows, fitted.plan.tiers, quantizer, padding, step))
-
-
-def as_rows(weight: Any) -> Tensor:
-    """A matrix of floats (N, d) as a tensor that shares its memory.
-
-    Raises TypeError or ValueError for what is none.
-    """
-    if isinstance(weight, np.ndarray):
-        if weight.dtype.kind != "f":
-            raise TypeError(f"weight must hold floats, got an array of {weight.dtype}")
-        if not weight.dtype.isnative or any(stride < 0 for stride in weight.strides):  # which torch cannot share
-            weight = np.array(weight, dtype=weight.dtype.newbyteorder("="))
-        with warnings.catch_warnings():  # of arrays that cannot be written to: nothing is
-            warnings.simplefilter("ignore", UserWarning)
-            weight = torch.from_numpy(weight)
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a tensor or a NumPy array of shape (N, d), got {type(weight).__name__}")
-    check_dense(weight, "weight")
-    if weight.dtype not in FLOATS:
-        raise TypeError(f"weight must hold floats, got {weight.dtype}")
-    if weight.ndim != 2 or 0 in weight.shape:
-        raise ValueError(f"weight must have shape (N, d) with N and d at least 1, got {tuple(weight.shape)}")
-    if weight.is_meta:
-        raise no_values("the rows of weight")
-    return weight.detach()
 
 
 def _read(rows: Tensor, ids: Tensor) -> Tensor:

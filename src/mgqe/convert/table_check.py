@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mgqe.checks.rows import as_rows
 from mgqe.convert.progress import Progress, shown
-from mgqe.convert.table import as_rows
 from mgqe.table.compact import CompactTable
 
 BLOCK = 65_536  # rows at a time

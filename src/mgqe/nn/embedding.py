@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
 from mgqe.checks.inference import as_normal, outside_inference
+from mgqe.checks.rows import as_rows
 from mgqe.codec.metric import Metric
 from mgqe.nn.quantized import QuantizedEmbedding
 
@@ -86,7 +88,7 @@ class MGQEmbedding(QuantizedEmbedding):
     @classmethod
     @outside_inference
     def from_pretrained(
-        cls, embeddings: Tensor, freeze: bool = False, *, queries: Tensor | None = None, **arguments: Any
+        cls, embeddings: Tensor | np.ndarray, freeze: bool = False, *, queries: Tensor | None = None, **arguments: Any
     ) -> Self:
         """A layer that starts from trained rows (N, d); other arguments as in the constructor.
 
@@ -97,6 +99,8 @@ class MGQEmbedding(QuantizedEmbedding):
         ``queries``: of layers that have a budget, floats (n, d), a sample of what the rows are multiplied with, by
         which the budget is spent: on what inner products feel, instead of on all directions alike.
         """
+        if isinstance(embeddings, np.ndarray):
+            embeddings = as_rows(embeddings, "embeddings")
         if not isinstance(embeddings, Tensor):
             raise TypeError(
                 f"embeddings must be a torch.Tensor (N, d), got {type(embeddings).__name__}: use torch.as_tensor"

@@ -10,11 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mgqe import ops
-from mgqe.checks.ids import as_int64, check_ids
+from mgqe.checks.ids import as_int64, check_ids, plain_ids
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_int
 from mgqe.files.reader import Config
@@ -41,6 +42,8 @@ class FrozenTable(ABC):
     @abstractmethod
     def lookup(self, ids: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> float32 (..., embedding_dim), on the table's device.
+
+        Ids are a tensor, an array, a list, or one integer.
 
         Raises TypeError for ids that are not integers, IndexError for ids outside [0, num_embeddings).
         """
@@ -89,11 +92,33 @@ class FrozenTable(ABC):
             IndexError: an id out of range. ValueError: offsets that do not start at 0, decrease or exceed n;
                 shapes or modes that do not fit. TypeError: other dtypes.
         """
-        return self._bag(as_int64(ids), offsets, mode, per_sample_weights, include_last_offset)
+        offsets = None if offsets is None else plain_ids(offsets)
+        return self._bag(as_int64(plain_ids(ids)), offsets, mode, per_sample_weights, include_last_offset)
 
     def _bag(self, *bags: Any) -> Tensor:
         """:meth:`bag`, of arguments in its order, the ids as int64."""
         return ops.bag_of_rows(self.lookup, self.num_embeddings, self.embedding_dim, self.padding_idx, *bags)
+
+    def __len__(self) -> int:
+        """N."""
+        return self.num_embeddings
+
+    def __bool__(self) -> bool:
+        """True, also of a table without rows: it is there."""
+        return True
+
+    def __getitem__(self, ids: Any) -> Tensor:
+        """Rows of ids, as :meth:`lookup` returns them; of a slice, its rows."""
+        if isinstance(ids, slice):
+            ids = np.arange(*ids.indices(self.num_embeddings))
+        return self.lookup(ids)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """A copy of all rows, decoded: what ``np.asarray(table)`` gives. ValueError: a copy is not wanted."""
+        if copy is False:
+            raise ValueError("a table holds codes, so that its rows are a copy: leave copy=False out")
+        rows: np.ndarray = self.to_dense().cpu().numpy()
+        return rows if dtype is None else rows.astype(dtype)
 
     def validate(self) -> None:
         """Read the values and raise ValueError if one cannot be right. Files are checked so when loaded."""
@@ -178,7 +203,7 @@ class FrozenTable(ABC):
 
     def _rows(self, ids: Tensor) -> Tensor:
         """Ids as int64, known to be in range."""
-        return check_ids(ids, self.num_embeddings)
+        return check_ids(plain_ids(ids), self.num_embeddings)
 
     def _zero_padding(self, ids: Tensor, rows: Tensor) -> Tensor:
         """Rows (..., d) with those of ``padding_idx`` set to zero."""

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from mgqe import ops
-from mgqe.checks.ids import as_int64, check_ids
+from mgqe.checks.ids import as_int64, check_ids, plain_ids
 from mgqe.checks.inference import outside_inference
+from mgqe.checks.rows import plain_vectors
 from mgqe.codec.layout import KIND, TableLayout
 from mgqe.codec.packing import unpack
 from mgqe.codec.stats import CodebookStats
@@ -202,13 +203,15 @@ class CompactTable(FrozenTable):
     # ---- reading: any number of threads, no lock, also while another thread changes the table ---------------
 
     def lookup(self, ids: Tensor) -> Tensor:
-        """Rows of ids: integers (...) -> float32 (..., d); zeros for ``padding_idx``.
+        """Rows of ids: integers (...) -> float32 (..., d); zeros for ``padding_idx``. ``table[ids]`` is the same.
+
+        Ids are a tensor, an array, a list, or one integer.
 
         Ids outside [0, num_embeddings), negative ones included, give :attr:`fallback` if there is one.
 
         Raises TypeError for ids that are not integers, IndexError for unknown ids without a fallback.
         """
-        return self._snapshot.lookup(as_int64(ids))
+        return self._snapshot.lookup(as_int64(plain_ids(ids)))
 
     def topk(
         self,
@@ -222,7 +225,7 @@ class CompactTable(FrozenTable):
         """The k ids whose vectors score highest with each query, exactly, without decoding the table.
 
         Args:
-            queries: (d,) or (B, d), float32, float16 or bfloat16.
+            queries: (d,) or (B, d), a tensor of float32, float16 or bfloat16, or an array or a list of numbers.
             k: 1 to N.
             exclude: ids not to return, such as items seen: (n,) for all queries; (B, n), -1 for no id; B tensors; or
                 a bool mask (N,) or (B, N), True for ids to leave out. Arrays, and lists of ids per query, will do.
@@ -245,7 +248,7 @@ class CompactTable(FrozenTable):
                 named.
             IndexError: an id outside the table.
         """
-        return search(self._snapshot.lookup, queries, k, exclude, candidates, score, bias)
+        return search(self._snapshot.lookup, plain_vectors(queries, "queries"), k, exclude, candidates, score, bias)
 
     def item_bias(self, bias: Tensor) -> ItemBias:
         """Biases (N,), sorted once for many calls of :meth:`topk`; 5 bytes per id. Make it again after an append.
@@ -262,7 +265,7 @@ class CompactTable(FrozenTable):
         """Codes of ids: integers (...) -> int32 (..., max D_g), -1 beyond the D_g of a coarser tier."""
         snapshot = self._snapshot
         layout = snapshot.layout
-        ids = check_ids(ids, layout.num_embeddings)
+        ids = check_ids(plain_ids(ids), layout.num_embeddings)
         array, row = snapshot.locate_in_arrays(ids)
         out = torch.full((*ids.shape, max(layout.num_subspaces)), -1, dtype=torch.int32, device=ids.device)
         for a, (g, packed) in enumerate(zip(snapshot.tier_of_array, snapshot.arrays, strict=True)):
@@ -273,7 +276,7 @@ class CompactTable(FrozenTable):
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Each id's tier, uint8 (...), and its rank among the ascending ids of that tier, int64 (...)."""
         snapshot = self._snapshot
-        return snapshot.locate(check_ids(ids, snapshot.layout.num_embeddings))
+        return snapshot.locate(check_ids(plain_ids(ids), snapshot.layout.num_embeddings))
 
     @property
     def tiers(self) -> Tiers:
@@ -358,7 +361,8 @@ class CompactTable(FrozenTable):
             TypeError, ValueError: as :meth:`assign`.
         """
         g = check_tier(tier, self.num_tiers)
-        rows = self._snapshot.packed(check_vectors(vectors, self.embedding_dim, self.device), g)
+        vectors = check_vectors(vectors, self.embedding_dim, self.device)
+        rows = self._snapshot.packed(vectors, g)
         return self.append_packed(rows, g)
 
     def append_packed(self, rows: Tensor, tier: int) -> Tensor:
@@ -387,7 +391,7 @@ class CompactTable(FrozenTable):
         """
         snapshot = self._snapshot  # an id's tier never changes, nor do centroids
         layout = snapshot.layout
-        known = check_update_ids(ids, layout.num_embeddings, layout.padding_idx, snapshot.device)
+        known = check_update_ids(plain_ids(ids), layout.num_embeddings, layout.padding_idx, snapshot.device)
         values = check_vectors(vectors, layout.embedding_dim, snapshot.device)
         if values.shape[0] != known.shape[0]:
             raise ValueError(f"ids and vectors must be as many, got {known.shape[0]} and {values.shape[0]}")

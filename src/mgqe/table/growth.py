@@ -10,13 +10,14 @@ import os
 import threading
 from dataclasses import dataclass
 from types import TracebackType
-from typing import ClassVar
+from typing import Any, ClassVar
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
 from mgqe.checks.ids import FLOAT_DTYPES, as_int64, check_dense, check_device
+from mgqe.checks.rows import plain_vectors
 from mgqe.checks.scalars import as_int
 
 
@@ -123,43 +124,42 @@ def check_tier(tier: int | None, num_tiers: int) -> int:
     return tier
 
 
-def check_fallback(vector: Tensor, embedding_dim: int, device: torch.device) -> Tensor:
+def check_fallback(vector: Any, embedding_dim: int, device: torch.device) -> Tensor:
     """A row (d,) for unknown ids as contiguous float32, a copy; errors as those of :func:`check_vectors`."""
-    if isinstance(vector, Tensor) and tuple(vector.shape) != (embedding_dim,):
+    vector = plain_vectors(vector, "the fallback")
+    if tuple(vector.shape) != (embedding_dim,):
         raise ValueError(
             f"the fallback must have shape ({embedding_dim},), got {tuple(vector.shape)}: the table has "
             f"embedding_dim={embedding_dim}"
         )
-    vectors = vector[None] if isinstance(vector, Tensor) else vector
-    return check_vectors(vectors, embedding_dim, device, "the fallback")[0].clone()
+    return check_vectors(vector[None], embedding_dim, device, "the fallback")[0].clone()
 
 
-def check_vectors(vectors: Tensor, embedding_dim: int, device: torch.device, name: str = "vectors") -> Tensor:
-    """Vectors (n, d) as contiguous float32; ``name`` is the argument's, for the message.
+def check_vectors(vectors: Any, embedding_dim: int, device: torch.device, name: str = "vectors") -> Tensor:
+    """Vectors (n, d), a tensor, an array or a list, as contiguous float32; ``name``: the argument's, for the message.
 
     Raises:
-        TypeError: no tensor of float32, float16 or bfloat16. ValueError: another shape or device, NaN or infinity.
+        TypeError: no floats, or a tensor of float64. ValueError: another shape or device, NaN or infinity.
     """
-    if not isinstance(vectors, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor of floats, got {type(vectors).__name__}: use torch.as_tensor")
-    if vectors.dtype not in FLOAT_DTYPES:
-        raise TypeError(f"{name} must be float32, float16 or bfloat16, got {vectors.dtype}: convert with .float()")
-    check_dense(vectors, name)
-    if vectors.ndim != 2 or vectors.shape[1] != embedding_dim:
+    rows = plain_vectors(vectors, name)
+    if rows.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name} must be float32, float16 or bfloat16, got {rows.dtype}: convert with .float()")
+    check_dense(rows, name)
+    if rows.ndim != 2 or rows.shape[1] != embedding_dim:
         raise ValueError(
-            f"{name} must have shape (n, embedding_dim={embedding_dim}), got {tuple(vectors.shape)}: "
+            f"{name} must have shape (n, embedding_dim={embedding_dim}), got {tuple(rows.shape)}: "
             "for a single vector pass vector[None]"
         )
-    if vectors.device != device:
+    if rows.device != device:
         verb = "are" if name == "vectors" else "is"
-        raise ValueError(f"{name} {verb} on {vectors.device}, the table on {device}: move one with .to()")
-    finite = vectors.detach().isfinite().all(dim=1)
+        raise ValueError(f"{name} {verb} on {rows.device}, the table on {device}: move one with .to()")
+    finite = rows.detach().isfinite().all(dim=1)
     if not bool(finite.all()):
         first = int((~finite).nonzero()[0])
         if name != "vectors":
             raise ValueError(f"{name} holds NaN or infinity")
         raise ValueError(f"vectors[{first}] holds NaN or infinity: leave such rows out, or repair what made them")
-    return vectors.detach().to(torch.float32).contiguous()
+    return rows.detach().to(torch.float32).contiguous()
 
 
 def check_update_ids(ids: Tensor, num_embeddings: int, padding_idx: int | None, device: torch.device) -> Tensor:
