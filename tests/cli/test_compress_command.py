@@ -96,6 +96,13 @@ def test_counts_come_from_a_log_or_an_array(runner):
     assert tables[0].equal(mgqe.compress_table(ROWS, "30%", counts=counts.tolist()))
 
 
+def test_ids_are_shown_as_they_are(runner):
+    Path("marked.txt").write_text("\n".join(f"[red]{name}" for name in NAMES))
+    run(runner, "compress", "items.npy", "--ids", "marked.txt", "--budget", "30%", "--no-check")
+    shown = run(runner, "neighbours", "items", "[red]item-3", "-k", "2")
+    assert shown.count("[red]item-") == 3
+
+
 def test_ids_of_a_column(runner):
     pl = pytest.importorskip("polars")
     pl.DataFrame({"sku": [i * 3 for i in range(N)], "name": NAMES, "v": ROWS.tolist()}).write_parquet("t.parquet")

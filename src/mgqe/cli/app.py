@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from typing import Annotated
 
 import typer
 from typer.models import CommandInfo
 
 from mgqe.cli.packages import missing_packages
-from mgqe.cli.terminal import errors
+from mgqe.cli.terminal import errors, output
 
 EXPERIMENTS = ("polars", "matplotlib", *(("tomli",) if sys.version_info < (3, 11) else ()))
 # Command -> what it needs of the packages that mgqe[recsys] brings.
@@ -26,6 +27,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "verify": (),
     "ids": ("polars",),
     "plan": (),
+    "doctor": (),
 }
 
 # The modules of this package that have a command of another name.
@@ -37,13 +39,14 @@ def make_app() -> typer.Typer:
     app = typer.Typer(
         name="mgqe",
         no_args_is_help=True,
-        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
         help="Compact embeddings for recommenders: compress, train, compare and search small tables.\n\n"
         "Start with [bold]mgqe compress items.npy --budget 5%[/bold], or with [bold]mgqe train --out run[/bold], which "
         "needs no data of yours.",
     )
+    app.callback()(_options)
     for name, packages in COMMANDS.items():
         if missing := missing_packages(packages):
             takes_anything = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -53,6 +56,22 @@ def make_app() -> typer.Typer:
             module = import_module(f"mgqe.cli.{MODULES.get(name, name)}")
             app.registered_commands += [each for each in module.commands.registered_commands if _name(each) == name]
     return app
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from mgqe.cli.doctor import about
+
+        output.print(about(), highlight=False, soft_wrap=True)
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """What comes before the command."""
 
 
 def _name(command: CommandInfo) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from rich.markup import escape
 
 from mgqe.checks.rows import as_rows
 from mgqe.cli.terminal import clean_errors, output
@@ -109,10 +110,10 @@ def _show(names: list[Any], hits: Hits, as_json: bool) -> None:
         print(json.dumps(found, indent=1))
         return
     for entry in found:
-        table = TextTable(f"{entry['query']}", ["rank", "id", "score"], left=2)
+        table = TextTable(escape(f"{entry['query']}"), ["rank", "id", "score"], left=2)
         for rank, (one, score) in enumerate(zip(entry["ids"], entry["scores"], strict=True), 1):
             if one is not None:
-                table.rows.append([str(rank), str(one), f"{score:.4f}"])
+                table.rows.append([str(rank), escape(str(one)), f"{score:.4f}"])
         output.print(table.terminal())
 
 
