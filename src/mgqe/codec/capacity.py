@@ -86,8 +86,10 @@ def tier_shapes(
 class OfTiers:
     """Something that has tier shapes, with the numbers of all tiers as tuples."""
 
+    embedding_dim: int
     tiers: tuple[TierShape, ...]
     widths: tuple[int, ...]
+    matrix_dtype: str | None
 
     @property
     def num_tiers(self) -> int:
@@ -113,6 +115,20 @@ class OfTiers:
     def codebook_of(self) -> tuple[int, ...]:
         """The codebook of each tier."""
         return tuple(tier.codebook for tier in self.tiers)
+
+    @property
+    def num_coordinates(self) -> int:
+        """L, the numbers that a row's codes decode to; d unless there is a matrix."""
+        return sum(self.widths) or self.embedding_dim
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether all subspaces are one coordinate wide, and coordinates with codes of as many bits share centroids.
+
+        In units of the coordinates; layers with such tables do not train them, so that they stay shared.
+        """
+        narrow = set(self.widths) == {1} and all(max(tier.code_bits) <= LEVEL_BITS for tier in self.tiers)
+        return narrow and self.matrix_dtype == BY_COLUMNS and len(set(self.codebook_of)) == self.num_tiers
 
     def pieces(self, tier: int) -> tuple[Piece, ...]:
         """Of a mixed table: where the pieces of a tier's rows lie, in its packed codes and in its flat codebook."""
@@ -199,20 +215,6 @@ class Capacity(OfTiers):
                 f"widths {self.widths} have {coordinates} coordinates, but embedding_dim is {self.embedding_dim}: at "
                 "most as many, and as many without a matrix"
             )
-
-    @property
-    def has_levels(self) -> bool:
-        """Whether all subspaces are one coordinate wide, and coordinates with codes of as many bits share centroids.
-
-        In units of the coordinates; layers with such tables do not train them, so that they stay shared.
-        """
-        narrow = set(self.widths) == {1} and all(max(tier.code_bits) <= LEVEL_BITS for tier in self.tiers)
-        return narrow and self.matrix_dtype == BY_COLUMNS and (not self.share_codebook or self.num_tiers == 1)
-
-    @property
-    def num_coordinates(self) -> int:
-        """L, the numbers that a row's codes decode to; d unless there is a matrix."""
-        return sum(self.widths) or self.embedding_dim
 
     @property
     def codebook_shapes(self) -> tuple[tuple[int, ...], ...]:

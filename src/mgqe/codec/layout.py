@@ -90,11 +90,6 @@ class TableLayout(OfTiers):
         return 1 + max(self.codebook_of)
 
     @property
-    def num_coordinates(self) -> int:
-        """L, the numbers that a row's codes decode to; d unless there is a matrix."""
-        return sum(self.widths) or self.embedding_dim
-
-    @property
     def whole(self) -> bool:
         """Whether coordinates are whole numbers: int8 centroids without scales, under a matrix with column scales."""
         return self.matrix_dtype == BY_COLUMNS

@@ -78,6 +78,12 @@ class Transform:
         return next(name for name, dtype in CENTROID_DTYPES.items() if dtype == self.matrix.dtype)
 
     @property
+    def turns(self) -> bool:
+        """Whether the matrix is another one than the identity."""
+        eye = torch.eye(self.embedding_dim, dtype=self.matrix.dtype, device=self.matrix.device)
+        return not torch.equal(self.matrix, eye)
+
+    @property
     def values(self) -> Tensor:
         """The matrix as it decodes, float32 (L, d)."""
         values = self.matrix.float()

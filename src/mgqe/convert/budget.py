@@ -165,7 +165,7 @@ def _by_default(
         return {}
     if config.init == "warmup":
         return {table.path: Spending(nbytes)}
-    problem = _trained_problem(table, counts.get(table.path), evidence)
+    problem = _trained_problem(table, counts.get(table.path), evidence, config)
     return dict(_fit(model, [table], [problem], nbytes, [nbytes], evidence))
 
 
@@ -211,7 +211,7 @@ def _divide_trained(
     evidence: Evidence,
 ) -> dict[str, Spending | Plan | str]:
     """The same for trained tables, which are planned together and fitted."""
-    problems = [_trained_problem(table, counts.get(table.path), evidence) for table in tables]
+    problems = [_trained_problem(table, counts.get(table.path), evidence, config) for table in tables]
     if len(tables) == 1 and not problems[0].compresses:
         return {tables[0].path: NO_GAIN}
     sizes = [problem.rows.nbytes for problem in problems]
@@ -269,12 +269,15 @@ def decoded(problems: Sequence[TableProblem], fitted: Sequence[FittedPlan]) -> I
     return (plan.decoded(problem.rows) for problem, plan in zip(problems, fitted, strict=True))
 
 
-def _trained_problem(table: ModelTable, counts: Counts | None, evidence: Evidence) -> TableProblem:
+def _trained_problem(
+    table: ModelTable, counts: Counts | None, evidence: Evidence, config: CompressConfig
+) -> TableProblem:
     weight = _weight(table)
     padding = table.module.padding_idx if zero_padding(table.module) else None
     with errors_about(table.path):
         known = None if counts is None else check_counts(counts, weight.shape[0])
-        return TableProblem(weight.detach(), known, evidence.metrics(table), padding, may_stay=True)  # type: ignore[arg-type]
+        prefer = (config.for_table(table.paths) or config).prefer  # a rule may have another
+        return TableProblem(weight.detach(), known, evidence.metrics(table), padding, True, prefer=prefer)  # type: ignore[arg-type]
 
 
 def _problem(table: ModelTable, counts: Counts | None) -> Problem | None:

@@ -38,6 +38,7 @@ def compress_(
     filter_fn: FilterFn | None = None,
     init: str | None = None,
     budget: int | float | str | None = None,
+    prefer: str | None = None,
     calibration: Calibration | None = None,
     queries: Mapping[str, Any] | None = None,
     judge: JudgeFn | None = None,
@@ -59,6 +60,7 @@ def compress_(
         init: instead of ``config.init``: "warmup" or "from_weight".
         budget: instead of ``config.budget``: "5%" or 0.05 of the tables' bytes, or bytes, for all tables together.
             Without one, each table whose capacity is left open spends the bytes of its even shape.
+        prefer: instead of ``config.prefer``: "speed" or "size", how bytes are spent.
         calibration: from :func:`mgqe.calibrate`, with ``init="from_weight"``: tables with a budget, or whose capacity
             is left open, are planned by what errors in them cost, share the budget by it, and candidates are judged by
             the model's loss on the calibration's batches.
@@ -94,6 +96,7 @@ def compress_(
     config = config or CompressConfig()
     config = config if init is None else replace(config, init=init)
     config = config if budget is None else replace(config, budget=budget)
+    config = config if prefer is None else replace(config, prefer=prefer)
     if judge is not None and not callable(judge):
         raise TypeError(f"judge must be a function of the model that returns a number, got {type(judge).__name__}")
     evidence = Evidence(calibration, queries or {}, judge)
@@ -120,7 +123,9 @@ def compress_(
     layers = [(table, _make(table, decision)) for table, decision in decisions if decision.compress]
     for table, layer in layers:
         _swap(table, layer)
-    report = CompressReport(tuple(_row(table, decision) for table, decision in decisions))
+    report = CompressReport(
+        tuple(_row(table, decision, counts_of_table.get(table.path)) for table, decision in decisions)
+    )
     if not layers:
         reasons = "; ".join(f"{row.path}: {row.why}" for row in report.rows)
         warnings.warn(f"compress_ left every table as it is: {reasons}", stacklevel=3)  # beyond the decorator
@@ -170,7 +175,7 @@ def _check_rules(config: CompressConfig, tables: list[ModelTable]) -> None:
         raise ValueError(f"rule {unused[0]!r} matches none of the model's tables: {_listed(tables)}")
 
 
-def _row(table: ModelTable, decision: Decision) -> TableReport:
+def _row(table: ModelTable, decision: Decision, counts: Counts | Tiers | None) -> TableReport:
     weight = table.module._parameters.get("weight")
     return TableReport(
         table.path,
@@ -181,6 +186,7 @@ def _row(table: ModelTable, decision: Decision) -> TableReport:
         decision.bytes_after,
         decision.compress,
         decision.why,
+        decision.lookup_share(int(table.module.embedding_dim), counts),  # type: ignore[arg-type]
     )
 
 

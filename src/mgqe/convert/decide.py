@@ -10,8 +10,9 @@ from torch import nn
 from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.planning import Plan
 from mgqe.codec.planning.mixed import FittedPlan, least_nbytes
+from mgqe.codec.planning.speed import Frequencies, lookup_share
 from mgqe.codec.planning.tables import Candidate
-from mgqe.codec.tiers import Tiers
+from mgqe.codec.tiers import Tiers, check_counts
 from mgqe.convert.find import ModelTable
 from mgqe.nn.bag import DPQEmbeddingBag, MGQEmbeddingBag
 from mgqe.nn.config import CompressConfig
@@ -69,6 +70,16 @@ class Decision:
     tiers: Tiers | None = None
     counts: Counts | None = None
     fitted: FittedPlan | None = None
+
+    def lookup_share(self, embedding_dim: int, counts: Counts | Tiers | None) -> float | None:
+        """What a look-up is expected to take as a share of nn.Embedding's time; None where no shape is known."""
+        asked = None if counts is None or isinstance(counts, Tiers) else check_counts(counts, None)
+        if self.fitted is not None:
+            return self.fitted.plan.lookup_share(asked)
+        if self.config is None or self.tiers is None:
+            return None
+        capacity = self.config.capacity_of(embedding_dim, self.tiers)
+        return lookup_share(capacity, Frequencies.of(self.tiers.num_embeddings, asked), turned=False)
 
 
 def decide(

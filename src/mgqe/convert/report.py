@@ -17,6 +17,8 @@ class TableReport:
         bytes_after: of the file of its frozen table, computed in advance; None where it was not computed.
         compressed: whether it was swapped.
         why: what it became, or why it was left.
+        lookup_share: what a look-up of the frozen table is expected to take as a share of nn.Embedding's time; None
+            where the table is left, or planned later.
     """
 
     path: str
@@ -27,6 +29,7 @@ class TableReport:
     bytes_after: int | None
     compressed: bool
     why: str
+    lookup_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,22 +54,26 @@ class CompressReport:
         return sum(row.bytes_after if row.compressed and row.bytes_after else row.bytes_before for row in self.rows)
 
     def __str__(self) -> str:
-        cells = [("table", "rows x dim", "bytes", "frozen", "", "")]
+        known = any(row.lookup_share is not None for row in self.rows)
+        cells = [("table", "rows x dim", "bytes", "frozen", "", "look-up*" if known else "", "")]
         for row in self.rows:
             after, share = "-", ""
             if row.bytes_after is not None:
                 after, share = f"{row.bytes_after:,}", _share(row.bytes_after, row.bytes_before)
             name = row.path + "".join(f" = {path}" for path in row.also)
             size = f"{row.num_embeddings:,} x {row.embedding_dim}"
-            cells.append((name, size, f"{row.bytes_before:,}", after, share, row.why))
+            lookup = "" if row.lookup_share is None else f"{row.lookup_share:.1f}"
+            cells.append((name, size, f"{row.bytes_before:,}", after, share, lookup, row.why))
         total = f"{len(self.compressed)} of {len(self.rows)} compressed"
         share = _share(self.bytes_after, self.bytes_before)
-        cells.append((total, "", f"{self.bytes_before:,}", f"{self.bytes_after:,}", share, ""))
-        widths = [max(len(line[i]) for line in cells) for i in range(5)]
+        cells.append((total, "", f"{self.bytes_before:,}", f"{self.bytes_after:,}", share, "", ""))
+        widths = [max(len(line[i]) for line in cells) for i in range(6)]
         lines = []
-        for name, size, before, after, share, why in cells:
-            numbers = zip((size, before, after, share), widths[1:], strict=True)
-            lines.append("  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in numbers), why]))
+        for name, *numbers, why in cells:
+            shown = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True) if width]
+            lines.append("  ".join([name.ljust(widths[0]), *shown, why]))
+        if known:
+            lines.append("* share of nn.Embedding's time, estimated")
         return "\n".join(line.rstrip() for line in lines)
 
 

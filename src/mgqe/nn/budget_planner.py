@@ -13,6 +13,7 @@ from mgqe.codec.capacity import Capacity, default_num_subspaces
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.budget import too_small
 from mgqe.codec.planning.mixed import FittedPlan, RowReader, least_nbytes
+from mgqe.codec.planning.shapes import SPEED
 from mgqe.codec.planning.tables import TableProblem, candidates, fit_table
 from mgqe.codec.tiers import check_counts
 from mgqe.nn.codebook_layer import CodebookLayer, revive_every
@@ -28,12 +29,14 @@ class BudgetPlanner:
         counts: float64 (N,), how often each id occurs in training; None where it is not known.
         padding_idx: the id that looks up as zeros, or None.
         is_default: nobody gave the budget; it is what the even default shape takes.
+        prefer: "speed" or "size"; see :class:`mgqe.Quantization`.
     """
 
     nbytes: int
     counts: Tensor | None
     padding_idx: int | None
     is_default: bool = False
+    prefer: str = SPEED
 
     @classmethod
     def of(
@@ -43,6 +46,7 @@ class BudgetPlanner:
         sizes: tuple[int, int],
         padding_idx: int | None,
         is_default: bool = False,
+        prefer: str = SPEED,
     ) -> BudgetPlanner:
         """For a table of ``sizes`` (N, d).
 
@@ -52,7 +56,7 @@ class BudgetPlanner:
         if nbytes < (least := least_nbytes(num_embeddings, embedding_dim, padding_idx)):
             raise too_small(nbytes, num_embeddings, embedding_dim, least, 4 * num_embeddings * embedding_dim)
         known = None if counts is None else check_counts(counts, num_embeddings).double()
-        return cls(nbytes, known, padding_idx, is_default)
+        return cls(nbytes, known, padding_idx, is_default, prefer)
 
     @staticmethod
     def before(num_embeddings: int, embedding_dim: int) -> Capacity:
@@ -62,7 +66,8 @@ class BudgetPlanner:
     def problem(self, sizes: tuple[int, int], read: RowReader, metric: Metric) -> TableProblem:
         """The table as it is now; arguments as for :meth:`fit`."""
         rows = torch.empty(sizes, device="meta")
-        return TableProblem(rows, self.counts, {metric.source: metric}, self.padding_idx, read=read)
+        metrics = {metric.source: metric}
+        return TableProblem(rows, self.counts, metrics, self.padding_idx, read=read, prefer=self.prefer)
 
     def fit(self, sizes: tuple[int, int], read: RowReader, metric: Metric, generator: torch.Generator) -> FittedPlan:
         """The plan that is expected to lose least, with its centroids; nothing judges candidates.

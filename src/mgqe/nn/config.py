@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from mgqe.codec.planning.shapes import SPEED
 from mgqe.nn.quantization import CHOSEN_BY_BUDGET, Quantization
 
 INITS = ("warmup", "from_weight")
@@ -25,6 +26,7 @@ class CompressConfig(Quantization):
             Tables whose rule has a budget of its own, or sets what a budget chooses, are not part of this one; a
             rule's budget is for each table that the rule matches. Without any, tables whose capacity is left open are
             planned one by one, each with the bytes of its even shape.
+        prefer: as for a single table; a rule may have another for a table that shares the budget.
         rows: "float32" alone: the model's own parameters train.
         init: "warmup": rows train on as they are for ``warmup_steps`` training passes (or until
             ``mgqe.start_quantizing``), for models that are not trained yet. "from_weight": codebooks start at once, by
@@ -92,11 +94,12 @@ class CompressConfig(Quantization):
     def _changed(self, change: Mapping[str, Any]) -> CompressConfig:
         """This configuration as a rule changes it.
 
-        A rule's budget replaces what this sets of what a budget chooses; a rule that sets any of that drops the budget.
+        A rule's budget replaces what this sets of what a budget chooses; a rule that sets any of that drops the budget,
+        and how it is spent.
         """
         start: dict[str, Any] = {}
         if change.get("budget") is not None:
             start = CHOSEN_BY_BUDGET
         elif set(CHOSEN_BY_BUDGET) & set(change):
-            start = {"budget": None}
+            start = {"budget": None, "prefer": SPEED}
         return replace(self, **{**start, **change, "rules": {}})

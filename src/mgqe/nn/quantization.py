@@ -17,6 +17,7 @@ from mgqe.codec.layout import CENTROID_DTYPES, frozen_nbytes
 from mgqe.codec.planning import Plan, Problem, budget_bytes
 from mgqe.codec.planning.budget import plain_budget
 from mgqe.codec.planning.mixed import least_nbytes
+from mgqe.codec.planning.shapes import PREFERENCES, SPEED
 from mgqe.codec.tiers import Tiers
 from mgqe.nn.rows.config import Rows, has_all_rows, resolve_rows
 
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Counts = Tensor | Sequence[float]
-CHOICES = {"quantizer": ("vq", "sx"), "capacity": CAPACITIES, "centroid_dtype": tuple(CENTROID_DTYPES)}
+CHOICES = {
+    "quantizer": ("vq", "sx"),
+    "capacity": CAPACITIES,
+    "centroid_dtype": tuple(CENTROID_DTYPES),
+    "prefer": PREFERENCES,
+}
 BETWEEN_TIERS = ("fractions", "capacity", "share_codebook")  # attributes that say how tiers differ
 NO_LIMIT = 2**62
 
@@ -42,6 +48,7 @@ class QuantizationOptions(TypedDict, total=False):
     centroid_dtype: str
     commitment: float
     budget: int | float | str | None
+    prefer: str
     warmup_steps: int
     rows: Rows
 
@@ -75,6 +82,10 @@ class Quantization:
             that the attributes for these must be left at their defaults. Where ids have codes before the warm-up is
             over (rows "cached" and ``CodeRows``), and with "sx", it buys an even shape from the counts alone. Default:
             the bytes of the even shape, see above.
+        prefer: how the budget is spent, or the bytes that a layer without one is planned with. "speed": of the shapes
+            that are expected to lose about as little, the one that looks up fastest (docs/method.md says how much it
+            may lose for that). "size": the one that is expected to lose least, however long look-ups take. It makes a
+            difference in tables of 16,384 rows or more; none where the budget buys an even shape.
         warmup_steps: training passes with unquantised rows before the codebooks start; a training pass is a forward
             pass in training mode. ``mgqe.start_quantizing(model)`` ends the warm-up early.
         rows: how rows are kept while they train: "float32" (or the layer's ``dtype``), "bfloat16", "cached" (codes for
@@ -101,6 +112,7 @@ class Quantization:
     centroid_dtype: str = "float32"
     commitment: float = 0.25
     budget: int | float | str | None = None
+    prefer: str = SPEED
     warmup_steps: int = 1_000
     rows: Rows = "float32"
 
@@ -124,6 +136,11 @@ class Quantization:
         if self.budget is not None:
             budget_bytes(self.budget, NO_LIMIT)
             self._check_left_to_budget()
+        if self.prefer != SPEED and (shape := self.capacity_settings):
+            raise ValueError(
+                f"prefer={self.prefer!r} says how a table is planned, but {', '.join(shape)} says its shape: leave one "
+                "or the other out"
+            )
 
     def _check_left_to_budget(self) -> None:
         if set_too := self.capacity_settings:
@@ -184,14 +201,14 @@ class Quantization:
 
     def with_plan(self, plan: Plan) -> Self:
         """This configuration with what a budget has chosen."""
-        return replace(self, budget=None, **plan.settings())
+        return replace(self, budget=None, prefer=SPEED, **plan.settings())
 
 
 # The attributes that a budget chooses, with their defaults, which stand for "not set".
 CHOSEN_BY_BUDGET: dict[str, Any] = {
     field.name: field.default
     for field in fields(Quantization)
-    if field.name not in ("quantizer", "commitment", "budget", "warmup_steps", "rows")
+    if field.name not in ("quantizer", "commitment", "budget", "prefer", "warmup_steps", "rows")
 }
 
 

@@ -94,7 +94,8 @@ class QuantizedEmbedding(RowLayer):
         planner = None
         if (nbytes := layer_budget(config, source, sizes, _weight, dtype)) is not None:
             if config.plans_on_rows:
-                planner = BudgetPlanner.of(nbytes, counts, sizes[:2], sizes[2], config.leaves_capacity_open)
+                is_default, prefer = config.leaves_capacity_open, config.prefer
+                planner = BudgetPlanner.of(nbytes, counts, sizes[:2], sizes[2], is_default, prefer)
                 source = None
             else:
                 plan = plan_layer(config, counts, *sizes, _weight, dtype)

@@ -48,6 +48,7 @@ class PlannedTable(QuantizedTable):
         self._has_counts = planner.counts is not None
         self._agreed = {
             "budget": f"{planner.nbytes:,} bytes{' for several tables' if settings.shares else ''}",
+            "prefer": planner.prefer,
             "counts": "none" if planner.counts is None else _digest(planner.counts),
         }
         self._set_tiers(settings.tiers, settings.capacity)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from mgqe.codec.fit import LEVEL_STEPS, fit_codebooks, fit_levels
 from mgqe.codec.kmeans import draw_places
 from mgqe.codec.layout import MAX_WHOLE_COORDINATES, frozen_nbytes
 from mgqe.codec.mixed import flat_index, gather_mixed, nearest_mixed_codes, round_flat, round_to_steps, whole_steps
-from mgqe.codec.planning.shapes import MAX_BITS, Choice, Coordinates, best_shape
+from mgqe.codec.planning.shapes import MAX_BITS, SPEED, Choice, Coordinates, best_shape
+from mgqe.codec.planning.speed import Frequencies, lookup_share
 from mgqe.codec.planning.waterfill import Spectrum
 from mgqe.codec.tiers import Tiers
 from mgqe.codec.transform import Transform
@@ -40,6 +41,7 @@ class MixedPlan:
         loss: the expected share of the weighted squares, in the metric, that is lost.
         errors: the same of each tier.
         cost: what all rows' errors are expected to cost together: comparable between tables whose metrics are.
+        turned: whether rows are multiplied with a matrix; else coordinates are their own numbers.
     """
 
     choice: Choice
@@ -50,6 +52,11 @@ class MixedPlan:
     loss: float
     errors: tuple[float, ...]
     cost: float
+    turned: bool = True
+
+    def lookup_share(self, counts: Tensor | None) -> float:
+        """The share of nn.Embedding's time that look-ups are expected to take; counts (N,): of ids, if known."""
+        return lookup_share(self.capacity, Frequencies.of(self.tiers.num_embeddings, counts), self.turned)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,15 +162,14 @@ class MixedProblem:
 
     Attributes:
         sample, choice: the rows, and what a plan leaves open.
-        turned: the coordinates of the metric.
-        own: those of the rows themselves, where these may be as good and are faster; else None.
+        coordinates: that are tried: those of the metric, and those of the rows themselves where these may be as good
+            and are faster.
         padding_idx: the id that looks up as zeros, or None.
     """
 
     sample: Sample
     choice: Choice
-    turned: Coordinates
-    own: Coordinates | None
+    coordinates: tuple[Coordinates, ...]
     padding_idx: int | None
 
     @classmethod
@@ -171,35 +177,42 @@ class MixedProblem:
         cls, sample: Sample, choice: Choice, padding_idx: int | None = None, axes: Axes | None = None
     ) -> MixedProblem:
         """Of a sample's rows. axes: the only coordinates; by default those of the rows in the choice's metric."""
-        d = sample.rows.shape[1]
-        if sample.tiers.num_embeddings < WHOLE_ROWS or d > MAX_WHOLE_COORDINATES:
-            choice = replace(choice, matrix_dtype="int8")  # whose scales take fewer bytes
-        own = None
-        if choice.matrix_dtype == BY_COLUMNS and axes is None:
-            own = _coordinates(sample, choice, Axes.own(sample.rows, sample.weights, choice.metric), turned=False)
-        axes = axes or Axes.of(sample.rows, sample.weights, choice.metric)
-        return cls(sample, choice, _coordinates(sample, choice, axes), own, padding_idx)
+        tried = axes or Axes.of(sample.rows, sample.weights, choice.metric)
+        spectrum = spectrum_of(tried.coordinates(sample.rows), sample, choice.centroid_dtype)
+        dtypes = _matrix_dtypes(sample, choice)
+        coordinates = [_coordinates(sample, tried, spectrum, dtype) for dtype in dtypes]
+        if BY_COLUMNS in dtypes and axes is None:
+            own = Axes.own(sample.rows, sample.weights, choice.metric)
+            spectrum = spectrum_of(own.coordinates(sample.rows), sample, choice.centroid_dtype)
+            coordinates.append(_coordinates(sample, own, spectrum, BY_COLUMNS, turned=False))
+        return cls(sample, choice, tuple(coordinates), padding_idx)
 
     def plan(self, budget: int) -> MixedPlan | None:
         """The best mixed table of the rows within so many bytes; None where nothing fits."""
         sample, choice, padding_idx = self.sample, self.choice, self.padding_idx
-        shape = best_shape(self.turned, self.own, sample.tiers, choice, budget, padding_idx)
+        shape = best_shape(self.coordinates, sample.tiers, choice, budget, padding_idx)
         if shape is None:
             return None
         squares = shape.coordinates.spectrum.variances.sum(1)
         errors = tuple(float(share) for share in shape.lost / np.maximum(squares, 1e-300))
         nbytes = frozen_nbytes(sample.tiers, shape.capacity, padding_idx, choice.centroid_dtype)
-        cost, axes = shape.loss * self.turned.total, shape.coordinates.axes
-        return MixedPlan(choice, sample.tiers, shape.capacity, axes, nbytes, shape.loss, errors, cost)
+        cost, axes, turned = shape.loss * self.coordinates[0].total, shape.coordinates.axes, shape.coordinates.turned
+        return MixedPlan(choice, sample.tiers, shape.capacity, axes, nbytes, shape.loss, errors, cost, turned)
 
 
-def _coordinates(sample: Sample, choice: Choice, axes: Axes, turned: bool = True) -> Coordinates:
-    spectrum = spectrum_of(axes.coordinates(sample.rows), sample, choice.centroid_dtype)
+def _matrix_dtypes(sample: Sample, choice: Choice) -> tuple[str, ...]:
+    """How matrices are held that are tried: in small tables by rows, whose scales take fewer bytes."""
+    if sample.tiers.num_embeddings < WHOLE_ROWS or sample.rows.shape[1] > MAX_WHOLE_COORDINATES:
+        return ("int8",)
+    return (BY_COLUMNS,) if choice.prefer == SPEED else (BY_COLUMNS, "int8")
+
+
+def _coordinates(sample: Sample, axes: Axes, spectrum: Spectrum, matrix_dtype: str, turned: bool = True) -> Coordinates:
     errors = np.zeros(sample.rows.shape[1])  # of scales alone, which are float32
     if turned:
-        errors = _matrix_errors(axes, choice.matrix_dtype, spectrum.total)
+        errors = _matrix_errors(axes, matrix_dtype, spectrum.total)
     total = float(sample.mass @ spectrum.variances.sum(1)) * axes.cost
-    return Coordinates(axes, spectrum, errors, total, turned)
+    return Coordinates(axes, spectrum, errors, total, matrix_dtype, turned)
 
 
 def plan_mixed(
@@ -229,10 +242,12 @@ def fit_plan(plan: MixedPlan, sample: Sample, generator: torch.Generator) -> Fit
     mean, decoder = torch.from_numpy(plan.axes.mean), torch.from_numpy(plan.axes.decoder[:coordinates])
     units = torch.where(deviations > 0, deviations, 1.0).float()
     steps = None
-    if plan.choice.matrix_dtype == BY_COLUMNS:
+    matrix_dtype = plan.capacity.matrix_dtype
+    assert matrix_dtype is not None  # every mixed plan has a matrix
+    if matrix_dtype == BY_COLUMNS:
         steps = _steps(books, plan.capacity, units if levels else None)
         decoder = decoder * steps[:, None]
-    return FittedPlan(plan, Transform.of(mean, decoder, plan.choice.matrix_dtype), tuple(books), units, steps)
+    return FittedPlan(plan, Transform.of(mean, decoder, matrix_dtype), tuple(books), units, steps)
 
 
 def _steps(books: Sequence[Tensor], capacity: Capacity, units: Tensor | None) -> Tensor:

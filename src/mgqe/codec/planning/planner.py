@@ -12,10 +12,13 @@ from torch import Tensor
 
 from mgqe.checks.ids import check_dense, check_sizes, no_values
 from mgqe.checks.scalars import as_float, as_int
+from mgqe.codec.capacity import Capacity
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.budget import budget_bytes, too_small
 from mgqe.codec.planning.plans import Plan, RowsPlan
 from mgqe.codec.planning.search import HEADER_SPREAD, Candidate, Space, Vocabulary
+from mgqe.codec.planning.shapes import SPEED, check_preference
+from mgqe.codec.planning.speed import Frequencies, lookup_share
 from mgqe.codec.planning.tables import TableProblem, candidates, table_plans
 from mgqe.codec.tiers import check_counts
 
@@ -32,6 +35,7 @@ def plan(
     counts: Tensor | Sequence[float] | None = None,
     weight: Tensor | None = None,
     queries: Any = None,
+    prefer: str = SPEED,
     padding_idx: int | None = None,
     max_tiers: int = MAX_TIERS,
     max_centroids: int = MAX_CENTROIDS,
@@ -56,6 +60,8 @@ def plan(
         weight: (N, d) trained rows.
         queries: with ``weight``, floats (n, d), a sample of what the rows are multiplied with, by which errors are
             measured; without, errors in all directions count alike.
+        prefer: with ``weight``: "speed", of the shapes that are expected to lose about as little the one that looks up
+            fastest, or "size", the one that is expected to lose least; see :class:`mgqe.Quantization`.
         padding_idx: an id that looks up as zeros.
         max_tiers: without ``weight``: 1 to 3.
         max_centroids: without ``weight``: the largest K; more than 256 take more than a byte a code and long in
@@ -65,14 +71,21 @@ def plan(
 
     Raises:
         ValueError: a budget that nothing fits, or that the full table fits; sizes, counts, rows or queries that do not
-            go together; rows that are NaN or all zero; queries without rows. TypeError: arguments of another type.
+            go together; rows that are NaN or all zero; queries or "size" without rows; another ``prefer``.
+        TypeError: arguments of another type.
     """
     limits: dict[str, Any] = {"max_tiers": max_tiers, "max_centroids": max_centroids, "counts_power": counts_power}
+    check_preference(prefer)
     if weight is None:
         if queries is not None:
             raise ValueError(
                 "queries say how errors in trained rows are measured, and there are no rows: give weight (N, d) too, "
                 "or leave queries out"
+            )
+        if prefer != SPEED:
+            raise ValueError(
+                f"prefer={prefer!r} chooses among the shapes of trained rows, and there are no rows: give weight "
+                "(N, d) too, or leave prefer out"
             )
         problem = Problem.of(num_embeddings, embedding_dim, counts, padding_idx, **limits)
         return problem.plan(budget_bytes(budget, problem.full_nbytes))
@@ -80,7 +93,8 @@ def plan(
     if chosen := [name for name, value in limits.items() if value != defaults[name]]:
         raise ValueError(f"{', '.join(chosen)} can be given only without weight: leave out one or the other")
     with torch.device("cpu"):  # whatever the default device
-        return _plan_rows(check_sizes(num_embeddings, embedding_dim, padding_idx), budget, counts, weight, queries)
+        sizes = check_sizes(num_embeddings, embedding_dim, padding_idx)
+        return _plan_rows(sizes, budget, counts, weight, queries, prefer)
 
 
 def _plan_rows(
@@ -89,6 +103,7 @@ def _plan_rows(
     counts: Tensor | Sequence[float] | None,
     weight: Tensor,
     queries: Any,
+    prefer: str,
 ) -> RowsPlan:
     num_embeddings, embedding_dim, padding_idx = sizes
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
@@ -108,7 +123,7 @@ def _plan_rows(
         )
     nbytes = budget_bytes(budget, weight.nbytes)
     known = None if counts is None else check_counts(counts, num_embeddings)
-    problem = TableProblem(weight.detach(), known, {metric.source: metric}, padding_idx)
+    problem = TableProblem(weight.detach(), known, {metric.source: metric}, padding_idx, prefer=prefer)
     plans = [plan for _, plan in table_plans(problem, candidates([problem])[0], nbytes)]
     best = min(plans, key=lambda plan: plan.loss)
     return RowsPlan(
@@ -120,19 +135,21 @@ def _plan_rows(
         weight.nbytes,
         best.loss,
         best.errors,
+        best.lookup_share(known),
         padding_idx,
         metric.source,
         tuple((plan.tiers.sizes, plan.loss) for plan in plans),
         known,
         queries,
+        prefer,
     )
 
 
 class Problem:
     """A table to plan for by its counts; the candidates are made once for any number of budgets."""
 
-    def __init__(self, space: Space, full_nbytes: int) -> None:
-        self.space, self.full_nbytes = space, full_nbytes
+    def __init__(self, space: Space, full_nbytes: int, counts: Tensor | None = None) -> None:
+        self.space, self.full_nbytes, self.counts = space, full_nbytes, counts
 
     @classmethod
     def of(
@@ -153,6 +170,7 @@ class Problem:
         check_limits(num_embeddings, max_tiers, max_centroids, counts_power)
         values = np.ones(num_embeddings)
         order = np.arange(num_embeddings)
+        known = None
         if counts is not None:
             with torch.device("cpu"):  # whatever the default device
                 known = check_counts(counts, num_embeddings)
@@ -164,7 +182,7 @@ class Problem:
             order, (values / values.sum())[order], bool((order[1:] > order[:-1]).all()) or len(order) == 1
         )
         space = Space(vocabulary, embedding_dim, padding_idx, 1 if counts is None else max_tiers, max_centroids)
-        return cls(space, 4 * num_embeddings * embedding_dim if full_nbytes is None else full_nbytes)
+        return cls(space, 4 * num_embeddings * embedding_dim if full_nbytes is None else full_nbytes, known)
 
     def plan(self, budget: int) -> Plan:
         """The best within so many bytes."""
@@ -181,8 +199,13 @@ class Problem:
             self.full_nbytes,
             candidate.loss,
             candidate.errors,
+            self.lookup_share(candidate.capacity(self.space.embedding_dim)),
             self.space.padding_idx,
         )
+
+    def lookup_share(self, capacity: Capacity) -> float:
+        """The share of nn.Embedding's time that look-ups are expected to take with this even shape."""
+        return lookup_share(capacity, Frequencies.of(self.space.vocabulary.size, self.counts), turned=False)
 
     def within(self, budget: int) -> Iterator[tuple[Candidate, int]]:
         """Candidates that fit, with their bytes, by rising loss."""

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from mgqe.codec.capacity import Capacity
+from mgqe.codec.planning.shapes import SPEED
+from mgqe.codec.planning.speed import in_words
 from mgqe.codec.tiers import Tiers
 
 
@@ -25,6 +27,8 @@ class Plan:
         loss: what was minimised: the mean of ``errors``, each tier weighted by the sum of its ids'
             (count + 1)^counts_power.
         errors: of each tier, the expected share of its rows' squares that is lost, if rows are Gaussian.
+        lookup_share: what a look-up is expected to take as a share of nn.Embedding's time, with ids as frequent as the
+            counts say: an estimate for one core of a server with AVX-512 (docs/method.md).
         padding_idx: the id that looks up as zeros, as it was given.
     """
 
@@ -36,6 +40,7 @@ class Plan:
     full_nbytes: int
     loss: float
     errors: tuple[float, ...]
+    lookup_share: float
     padding_idx: int | None = None
 
     @property
@@ -86,7 +91,11 @@ class Plan:
     def __str__(self) -> str:
         kind = "one codebook" if self.capacity.share_codebook else "separate codebooks"
         kind = f", {kind}" if self.tiers.num_tiers > 1 else ""
-        return f"{self.capacity.describe()}{kind}, {self.centroid_dtype} centroids"
+        kind = f"{kind}, {self.centroid_dtype} centroids{self._more()}"
+        return f"{self.capacity.describe()}{kind}, {in_words(self.lookup_share)}"
+
+    def _more(self) -> str:
+        return ""
 
 
 @dataclass(frozen=True)
@@ -99,13 +108,14 @@ class RowsPlan(Plan):
     Attributes:
         metric: what errors are measured by: "queries", or "identity" for all directions alike.
         compared: the sizes of the tiers that were compared, and the expected loss of each.
-        counts, queries: as they were given.
+        counts, queries, prefer: as they were given.
     """
 
     metric: str = "identity"
     compared: tuple[tuple[tuple[int, ...], float], ...] = ()
     counts: Tensor | None = field(default=None, repr=False, compare=False)
     queries: Any = field(default=None, repr=False, compare=False)
+    prefer: str = SPEED
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``MGQEmbedding.from_pretrained(weight, ...)``, ``padding_idx`` apart."""
@@ -113,16 +123,16 @@ class RowsPlan(Plan):
         return {**tiers, **({} if self.queries is None else {"queries": self.queries}), **self.settings()}
 
     def settings(self) -> dict[str, Any]:
-        """The budget in bytes."""
-        return {"budget": self.budget}
+        """The budget in bytes, and what was preferred if it is not the default."""
+        return {"budget": self.budget, **({} if self.prefer == SPEED else {"prefer": self.prefer})}
 
     def python(self) -> str:
         """The line that makes the same table of the same ``weight``, with the ``counts`` and ``queries`` as given."""
         names = [f"{name}={name}" for name in ("counts", "queries") if getattr(self, name) is not None]
         layer = "DPQEmbedding" if self.counts is None else "MGQEmbedding"
-        parts = ["weight", *self._padding(), *names, f"budget={self.budget:_}"]
+        prefer = [] if self.prefer == SPEED else [f'prefer="{self.prefer}"']
+        parts = ["weight", *self._padding(), *names, f"budget={self.budget:_}", *prefer]
         return f"mgqe.{layer}.from_pretrained({', '.join(parts)})"
 
-    def __str__(self) -> str:
-        coordinates = f"{self.capacity.num_coordinates} of {self.embedding_dim} coordinates"
-        return f"{super().__str__()}, {coordinates}"
+    def _more(self) -> str:
+        return f", {self.capacity.num_coordinates} of {self.embedding_dim} coordinates"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,10 +21,18 @@ CODE_BITS = (3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # of a code on average, that are tri
 LEVELS = 0.0
 SPARE_SHAPES = ((LEVELS, LEAST_BITS), (LEVELS, 0.25), (8.0, 0.25), (8.0, 0.5))
 SLACK, LEVELS_SLACK = 0.05, 0.1  # of the bits, that speed may cost
+SPEED, SIZE = "speed", "size"
+PREFERENCES = (SPEED, SIZE)  # what a plan does with shapes that lose about as little: the fastest, or the least loss
 LEVELS_FROM = 3.0  # bits of a code, from which arithmetic beats look-ups; fewer make searches slow
 MAX_BITS = 8
 ROUNDS = 8  # divisions into subspaces that are tried for each number of bits per code
 LEAST_RATE = 1.0  # bits per row, below which there is one coordinate
+
+
+def check_preference(prefer: object) -> None:
+    """Raise ValueError for what is no preference of a plan."""
+    if prefer not in PREFERENCES:
+        raise ValueError(f"prefer must be one of {PREFERENCES}, got {prefer!r}")
 
 
 @dataclass(frozen=True)
@@ -36,15 +44,17 @@ class Choice:
         fractions: the share of the ids in each tier, the most frequent first.
         metric: what an error costs.
         share_codebook: one codebook for all tiers, nested; otherwise one for each.
-        matrix_dtype, centroid_dtype: how the file holds them.
+        centroid_dtype: how the file holds centroids.
+        prefer: "speed": of the shapes that lose about as little the one that looks up fastest; "size": the one that
+            loses least.
     """
 
     counts_power: float
     fractions: tuple[float, ...]
     metric: Metric
     share_codebook: bool = False
-    matrix_dtype: str = BY_COLUMNS
     centroid_dtype: str = "int8"
+    prefer: str = SPEED
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +66,7 @@ class Coordinates:
         spectrum: what there is to lose in each.
         matrix_errors: (d,), what the rounding of the matrix adds to the error, per unit of a coordinate's variance.
         total: what there is to lose in all ids together, in the metric.
+        matrix_dtype: how the file holds the matrix.
         turned: whether rows are multiplied with a matrix; else coordinates are their own numbers.
     """
 
@@ -63,6 +74,7 @@ class Coordinates:
     spectrum: Spectrum
     matrix_errors: np.ndarray
     total: float
+    matrix_dtype: str = BY_COLUMNS
     turned: bool = True
 
 
@@ -93,35 +105,39 @@ class Shape:
 
 
 def best_shape(
-    turned: Coordinates, own: Coordinates | None, tiers: Tiers, choice: Choice, budget: int, padding_idx: int | None
+    coordinates: Sequence[Coordinates], tiers: Tiers, choice: Choice, budget: int, padding_idx: int | None
 ) -> Shape | None:
-    """Of the shapes within so many bytes the one that is expected to lose least; None where nothing fits.
+    """Of the shapes within so many bytes the best by the choice's preference; None where nothing fits.
 
-    With column scales the one that looks up fastest of those that lose about as little.
-
-    own: the rows' own axes, in which shapes with levels are tried; None where nothing but the loss counts.
+    coordinates: those of the metric first, in which the loss is measured. With column scales there are fast shapes, of
+    which it may be one that loses a little more (:func:`_fastest`). In the rows' own axes there are levels alone.
     """
-    fast = choice.matrix_dtype == BY_COLUMNS
-    kinds = [(turned, code_bits, LEAST_BITS) for code_bits in CODE_BITS]
-    if fast:
-        kinds += [(turned, *spare) for spare in SPARE_SHAPES]
-    if own is not None:
-        kinds.append((own, LEVELS, -1.0))  # all numbers of a row
     shapes: list[Shape] = []
-    for coordinates, code_bits, least_bits in kinds:
-        spectrum, d = coordinates.spectrum, coordinates.spectrum.variances.shape[1]
-        for capacity in _capacities(spectrum, tiers, d, choice, budget, padding_idx, code_bits, least_bits):
-            kept = capacity.num_coordinates
-            if kept < d and not coordinates.turned:
-                continue
-            lost = spectrum.lost(capacity.widths, [tier.code_bits for tier in capacity.tiers])
-            lost += spectrum.variances[:, :kept] @ coordinates.matrix_errors[:kept]
-            # Of all shapes as a share of the same total: errors in a row's own axes cost what they cost in the metric.
-            loss = spectrum.loss(lost) * coordinates.total / max(turned.total, 1e-300)
-            shapes.append(Shape(coordinates, capacity, lost, loss))
+    for each in coordinates:
+        spectrum, d = each.spectrum, each.spectrum.variances.shape[1]
+        for code_bits, least_bits in _kinds(each):
+            for capacity in _capacities(each, tiers, choice, budget, padding_idx, code_bits, least_bits):
+                kept = capacity.num_coordinates
+                if kept < d and not each.turned:
+                    continue
+                lost = spectrum.lost(capacity.widths, [tier.code_bits for tier in capacity.tiers])
+                lost += spectrum.variances[:, :kept] @ each.matrix_errors[:kept]
+                # Of all shapes as a share of the same total: errors in own axes cost what they cost in the metric.
+                loss = spectrum.loss(lost) * each.total / max(coordinates[0].total, 1e-300)
+                shapes.append(Shape(each, capacity, lost, loss))
     if not shapes:
         return None
-    return _fastest(shapes, tiers.num_embeddings) if fast else min(shapes, key=lambda shape: shape.loss)
+    if choice.prefer == SPEED and coordinates[0].matrix_dtype == BY_COLUMNS:
+        return _fastest(shapes, tiers.num_embeddings)
+    return min(shapes, key=lambda shape: (shape.loss, shape.cost))
+
+
+def _kinds(coordinates: Coordinates) -> Iterable[tuple[float, float]]:
+    """The bits of a code, and the fewest of a coordinate, that are tried in these coordinates."""
+    if not coordinates.turned:
+        return [(LEVELS, -1.0)]  # all numbers of a row
+    spare = SPARE_SHAPES if coordinates.matrix_dtype == BY_COLUMNS else ()
+    return [*((code_bits, LEAST_BITS) for code_bits in CODE_BITS), *spare]
 
 
 def _fastest(shapes: Sequence[Shape], ids: int) -> Shape:
@@ -143,9 +159,8 @@ def _fastest(shapes: Sequence[Shape], ids: int) -> Shape:
 
 
 def _capacities(
-    spectrum: Spectrum,
+    coordinates: Coordinates,
     tiers: Tiers,
-    d: int,
     choice: Choice,
     budget: int,
     padding_idx: int | None,
@@ -157,13 +172,14 @@ def _capacities(
     Coordinates are joined by the bits per row that rows are expected to get, from all bytes of the budget down to what
     they turn out to get.
     """
+    spectrum = coordinates.spectrum
     ids = max(1, sum(spectrum.sizes))
-    rate = min(8.0 * budget / ids, float(MAX_BITS * d))
+    rate = min(8.0 * budget / ids, float(MAX_BITS * spectrum.variances.shape[1]))
     for _ in range(ROUNDS):
         capacity = None
         while capacity is None:
             widths = _widths(spectrum.total, rate, code_bits, least_bits)
-            capacity = _with_bits(spectrum, tiers, d, choice, budget, padding_idx, widths)
+            capacity = _with_bits(coordinates, tiers, choice, budget, padding_idx, widths)
             if capacity is None and rate <= LEAST_RATE:
                 return
             rate *= 1.0 if capacity is not None else 0.5
@@ -183,39 +199,42 @@ def _widths(variances: np.ndarray, rate: float, code_bits: float, least_bits: fl
 
 
 def _with_bits(
-    spectrum: Spectrum,
+    coordinates: Coordinates,
     tiers: Tiers,
-    d: int,
     choice: Choice,
     budget: int,
     padding_idx: int | None,
     widths: tuple[int, ...],
 ) -> Capacity | None:
     """Bits for subspaces of these widths, less those that get none in any tier; None where no bits fit."""
+    spectrum, matrix_dtype = coordinates.spectrum, coordinates.matrix_dtype
     item = {"float32": 4, "float16": 2, "int8": 1}[choice.centroid_dtype]
     books = 1 if choice.share_codebook else tiers.num_tiers
     spare = 0  # bytes for a longer header: more digits, more checksums
     while True:
-        empty = _of(tiers, d, widths, [[0] * len(widths)] * tiers.num_tiers, choice)
+        empty = _of(coordinates, tiers, widths, [[0] * len(widths)] * tiers.num_tiers, choice)
         frame = frozen_nbytes(tiers, empty, padding_idx, choice.centroid_dtype) + spare
         if frame > budget:
             return None
         room = budget - frame + item * sum(widths) * books
-        most = LEVEL_BITS if choice.matrix_dtype == BY_COLUMNS and set(widths) == {1} else MAX_BITS
+        most = LEVEL_BITS if matrix_dtype == BY_COLUMNS and set(widths) == {1} else MAX_BITS
         bits = give_bits(spectrum, widths, room, item, choice.share_codebook, most)
         used = max((j + 1 for tier in bits for j, b in enumerate(tier) if b), default=1)
         if used < len(widths):
             widths = widths[:used]  # the others would cost a row of the matrix each
             continue
-        capacity = _of(tiers, d, widths, bits, choice)
+        capacity = _of(coordinates, tiers, widths, bits, choice)
         if (over := frozen_nbytes(tiers, capacity, padding_idx, choice.centroid_dtype) - budget) <= 0:
             return capacity
         spare += over
 
 
-def _of(tiers: Tiers, d: int, widths: Sequence[int], bits: Sequence[Sequence[int]], choice: Choice) -> Capacity:
+def _of(
+    coordinates: Coordinates, tiers: Tiers, widths: Sequence[int], bits: Sequence[Sequence[int]], choice: Choice
+) -> Capacity:
     shapes = tuple(
         TierShape.mixed(size, tuple(b), 0 if choice.share_codebook else g)
         for g, (size, b) in enumerate(zip(tiers.sizes, bits, strict=True))
     )
-    return Capacity(d, shapes, choice.share_codebook, False, tuple(widths), choice.matrix_dtype)
+    d = coordinates.spectrum.variances.shape[1]
+    return Capacity(d, shapes, choice.share_codebook, False, tuple(widths), coordinates.matrix_dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.budget import too_small
 from mgqe.codec.planning.mixed import FittedPlan, MixedPlan, MixedProblem, RowReader, Sample, fit_plan, least_nbytes
-from mgqe.codec.planning.shapes import Choice
+from mgqe.codec.planning.shapes import SPEED, Choice
 from mgqe.codec.planning.split import Step, split_budget
 
 STEPS = 48  # of a table's ladder of bytes
@@ -61,6 +61,7 @@ class TableProblem:
         padding_idx: the id that looks up as zeros, or None.
         may_stay: whether the table may be left as it is, where its bytes are worth it within a budget for several.
         read: gives rows of ids, all finite, where ``rows`` is on the meta device and says the shape alone; or None.
+        prefer: see :class:`mgqe.codec.planning.shapes.Choice`.
 
     Raises ValueError for rows other than the padding's that hold NaN or infinity, in a table that may be compressed.
     """
@@ -71,6 +72,7 @@ class TableProblem:
     padding_idx: int | None = None
     may_stay: bool = False
     read: RowReader | None = None
+    prefer: str = SPEED
 
     def __post_init__(self) -> None:
         if self.read is not None or (self.may_stay and not self.compresses) or len(self.rows) == 0:
@@ -89,7 +91,8 @@ class TableProblem:
     def choice(self, candidate: Candidate) -> Choice:
         """A candidate for this table: one tier without counts, the identity without the metric."""
         metric = self.metrics.get(candidate.source) or Metric.identity(self.rows.shape[1])
-        return Choice(candidate.counts_power, ONE if self.counts is None else candidate.fractions, metric)
+        fractions = ONE if self.counts is None else candidate.fractions
+        return Choice(candidate.counts_power, fractions, metric, prefer=self.prefer)
 
     def sample(self, candidate: Candidate) -> Sample:
         """Its rows as the candidate weighs and divides them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.budget import budget_bytes
 from mgqe.codec.planning.mixed import FittedPlan, least_nbytes
+from mgqe.codec.planning.shapes import SPEED
 from mgqe.codec.planning.tables import BestPlans, TableProblem, best_plans
 from mgqe.convert.budget import decoded, rows_in_place
 from mgqe.convert.calibration import calibrate
@@ -56,10 +57,12 @@ class Spent:
     """How a budget was spent.
 
     figure: of the validation part, with the tables as they were planned. candidate: the choice, in words.
+    lookup_shares: path -> what a look-up is expected to take as a share of nn.Embedding's time.
     """
 
     figure: float
     candidate: str
+    lookup_shares: Mapping[str, float] = field(default_factory=dict)
 
 
 def spend_budget(full: Any, model: nn.Module, task: Task, budget: int, batch_size: int) -> Spent:
@@ -82,11 +85,13 @@ def spend_budget(full: Any, model: nn.Module, task: Task, budget: int, batch_siz
         if _figure(other) > _figure(best):
             best, rows = other, dict(zip(free, equal, strict=True))
             words = f"{other.candidate.describe()}, {', '.join(free)} rows of equal length"
+    shares = {}
     for (path, layer), plan in zip(layers.items(), best.fitted, strict=True):
         if path in rows:
             layer.raw_weight.data.copy_(rows[path])
         layer.adopt_plan(plan)
-    return Spent(_figure(best), words)
+        shares[path] = plan.plan.lookup_share(task.tables[path].counts)
+    return Spent(_figure(best), words, shares)
 
 
 def set_metrics(full: Any, model: nn.Module, task: Task, batch_size: int) -> None:
@@ -107,6 +112,7 @@ def _plans(
             None if layer.one_tier else task.tables[path].counts,
             {metric.source: metric} if (metric := metrics[path]).source != "identity" else {},
             layer.zero_row,
+            prefer=SPEED if layer.planner is None else layer.planner.prefer,
         )
         for (path, layer), weight in zip(layers.items(), weights, strict=True)
     ]
