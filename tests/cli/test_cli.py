@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -77,6 +78,7 @@ def test_train_and_inspect(runner: CliRunner, tiny: Path, tmp_path: Path) -> Non
     assert result.exit_code == 0, result.output
     for part in ("CompactTable", "codes", "centroids", "tier_map", "header", f"{file.stat().st_size:,}", "perplexity"):
         assert part in result.output
+    assert re.search(r"look-up \d\.\d of nn\.Embedding, estimated, for ids that are alike frequent", result.output)
     mgqe.append(file, torch.zeros(1, mgqe.load(file).embedding_dim))
     result = runner.invoke(app, ["inspect", str(file)])
     appended, record = sorted(out.glob("item.mgqe.safetensors.append-*"))
@@ -177,6 +179,22 @@ def test_the_layout_of_a_file_reaches_training(
     assert (found.separator, found.quote, found.header, found.user_column) == ("::", "", False, "1")
 
 
+def test_what_is_preferred_reaches_training(runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr("mgqe.cli.train.train_run", lambda config, *_, **__: seen.append(config.embedding))
+    monkeypatch.setattr(
+        "mgqe.cli.compare.check_pending", lambda runs: seen.extend(run.config.embedding for _, run in runs.pending)
+    )
+    out = ["--out", str(tmp_path / "out")]
+    runner.invoke(app, ["train", "--prefer", "size", *out])
+    runner.invoke(app, ["train", "--prefer", "speed", "--budget", "5%", "--embedding", "dpq", *out])
+    runner.invoke(app, ["train", "--prefer", "size", "--embedding", "mgqe:budget=5%", *out])
+    assert seen == ["mgqe:budget=10%,prefer=size", "dpq:budget=5%,prefer=speed", "mgqe:budget=5%,prefer=size"]
+    seen.clear()
+    runner.invoke(app, ["compare", "--prefer", "size", "--budget", "5%", "--embedding", "full", "--seeds", "1", *out])
+    assert seen == ["full", "mgqe:budget=5%,prefer=size", "dpq:budget=5%,prefer=size"]
+
+
 def test_settings_of_a_layout_are_read_as_a_study_writes_them() -> None:
     written = ["separator=\t", "quote=", "header=False"]
     found = TINY.with_settings(written)
@@ -194,6 +212,9 @@ BAD = {
     "no such model": (["train", "--model", "svd"], "no model 'svd'"),
     "no such setting": (["train", "--set", "rate=1"], "expected NAME=VALUE with NAME one of task"),
     "setting of the wrong type": (["train", "--set", "dim=many"], "setting dim: expected int, got 'many'"),
+    "no such preference": (["train", "--prefer", "fast"], "prefer must be one of ('speed', 'size'), got 'fast'"),
+    "two preferences": (["train", "--embedding", "mgqe:prefer=size", "--prefer", "size"], "has prefer= already"),
+    "nothing to prefer": (["compare", "--embedding", "mgqe", "--prefer", "size"], "give --budget"),
     "seeds": (["compare", "--seeds", "one"], "--seeds: expected whole numbers"),
     "seed twice": (["compare", "--seeds", "1,1"], "expected each seed once"),
     "embedding twice": (["compare", "--embedding", "full", "--embedding", "full"], "expected each embedding once"),

@@ -83,12 +83,28 @@ def test_plan_of_a_trained_table(runner: CliRunner) -> None:
             f"{expected.capacity.num_coordinates} of 16 are kept",
             f"{len(expected.capacity.widths)}, of widths {' '.join(map(str, expected.capacity.widths))}",
             "alike in all directions",
+            f"lost {100 * expected.loss:.2f}% of the weighted squares",
+            f"look-up {expected.lookup_share:.1f} of nn.Embedding, estimated",
             "; ".join(
                 f"{name}: {100 * loss:.2f}% lost"
                 for name, (_, loss) in zip(("100 / 900 ids", "one tier"), expected.compared, strict=True)
             ),
         ):
             assert part in text
+
+
+def test_plan_prefers(runner: CliRunner) -> None:
+    np.save("many.npy", np.random.default_rng(0).standard_normal((20_000, 4), dtype=np.float32))
+    command = ["plan", "--weight", "many.npy", "--budget", "15%"]
+    speed, size = (
+        json.loads(runner.invoke(app, [*command, "--prefer", prefer, "--json"]).output) for prefer in ("speed", "size")
+    )
+    assert size["prefer"] == "size"
+    assert size["loss"] <= speed["loss"]
+    assert speed["lookup_share"] <= size["lookup_share"]
+    assert 'prefer="size"' in size["python"]
+    assert "prefer must be one of" in runner.invoke(app, [*command, "--prefer", "fast"]).output
+    assert "--weight" in runner.invoke(app, ["plan", "--rows=9", "--dim=8", "--budget=50%", "--prefer=size"]).output
 
 
 def test_plan_by_queries(runner: CliRunner) -> None:
@@ -113,6 +129,8 @@ def test_plan_by_queries(runner: CliRunner) -> None:
         "centroid_dtype": "int8",
         "matrix_dtype": "int8",
         "metric": "queries",
+        "prefer": "speed",
+        "lookup_share": expected.lookup_share,
         "compared": [{"tier_sizes": [1000], "loss": expected.loss}],
     }
 

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from mgqe.cli.experiments import check_jobs, seeds_of, train_with_bars
-from mgqe.cli.run_options import BUDGET_HELP, DEFAULT_BUDGET, EMBEDDINGS, Overwrite, takes_config
+from mgqe.cli.options import PREFER_HELP
+from mgqe.cli.run_options import BUDGET_HELP, DEFAULT_BUDGET, EMBEDDINGS, Overwrite, takes_config, with_budget
 from mgqe.cli.terminal import clean_errors, output, say
 from mgqe.files.destination import check_folder
 from mgqe.recsys.study.analysis import StudyResults
@@ -49,6 +50,9 @@ def compare(
             help=f"{BUDGET_HELP} Repeatable: MGQE and DPQ (one tier) within each. [default: {DEFAULT_BUDGET}]"
         ),
     ] = None,
+    prefer: Annotated[
+        str | None, typer.Option(help=f"{PREFER_HELP} Of the embeddings of --budget. [default: speed]")
+    ] = None,
     embedding: Annotated[
         list[str] | None,
         typer.Option(
@@ -60,7 +64,7 @@ def compare(
     jobs: Annotated[int, typer.Option(help="Runs at the same time, each in its own process.")] = 1,
     overwrite: Overwrite = False,
 ) -> None:
-    study = Comparison.of(config, _embeddings(embedding, budget), seeds_of(seeds))
+    study = Comparison.of(config, _embeddings(embedding, budget, prefer), seeds_of(seeds))
     check_jobs(jobs)
     check_folder(out)
     check_folders([run for _, run in study.runs()], out, overwrite)
@@ -88,8 +92,12 @@ def compare(
         raise ValueError(f"{len(failed)} of {number} runs failed: {listed}")
 
 
-def _embeddings(embeddings: list[str] | None, budgets: list[str] | None) -> list[str]:
-    """The embeddings of the options --embedding and --budget."""
+def _embeddings(embeddings: list[str] | None, budgets: list[str] | None, prefer: str | None = None) -> list[str]:
+    """The embeddings of the options --embedding, --budget and --prefer."""
     if embeddings is None:
         embeddings, budgets = ["full", "full:d=16"], budgets or [DEFAULT_BUDGET]
-    return embeddings + [f"{name}:budget={budget}" for budget in budgets or () for name in ("mgqe", "dpq")]
+    if prefer is not None and not budgets:
+        raise ValueError(
+            f"--prefer {prefer} says how --budget is spent: give --budget, or write prefer={prefer} into --embedding"
+        )
+    return embeddings + [with_budget(name, budget, prefer) for budget in budgets or () for name in ("mgqe", "dpq")]

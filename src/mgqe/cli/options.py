@@ -40,3 +40,6 @@ DataDir = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+PREFER_HELP = (
+    "speed or size: of the shapes that lose about as little the one that looks up fastest, or the one that loses least."
+)

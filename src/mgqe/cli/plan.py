@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 import mgqe
-from mgqe.cli.options import DataDir, Header, NoQuote, Quote, Separator
+from mgqe.cli.options import PREFER_HELP, DataDir, Header, NoQuote, Quote, Separator
 from mgqe.cli.plan_files import read_counts, read_queries, read_weight
 from mgqe.cli.terminal import clean_errors, output
 from mgqe.codec.capacity import resolve_capacity
@@ -20,6 +20,7 @@ from mgqe.codec.planning import COUNTS_POWER, Plan, Problem, RowsPlan, budget_by
 from mgqe.codec.planning.budget import EXPECTED
 from mgqe.codec.planning.loss import predicted
 from mgqe.codec.planning.planner import MAX_CENTROIDS, MAX_TIERS, check_limits
+from mgqe.codec.planning.shapes import SPEED, check_preference
 from mgqe.codec.tiers import Tiers
 from mgqe.ids.logs.text_layout import TextLayout
 from mgqe.recsys.study.text_table import TextTable
@@ -68,6 +69,7 @@ def plan(
     queries: Annotated[
         Path | None, typer.Option(help="With --weight: what its rows are multiplied with, .npy of floats (n, d).")
     ] = None,
+    prefer: Annotated[str, typer.Option(help=f"With --weight: {PREFER_HELP}")] = SPEED,
     dim: Annotated[int | None, typer.Option(help="d. Needed without --weight.")] = None,
     rows: Annotated[int | None, typer.Option(help="N. Needed where ids are counted, or with neither file.")] = None,
     max_tiers: Annotated[int, typer.Option(help="Without --weight: 1, 2 or 3.")] = MAX_TIERS,
@@ -86,11 +88,14 @@ def plan(
     header: Header = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
 ) -> None:
+    check_preference(prefer)
     _check_budget(budget)  # before files are read, which may take long
     if field not in ("item", "user"):
         raise ValueError(f"--field must be item or user, got {field!r}")
     if queries is not None and weight is None:
         raise ValueError("--queries goes with --weight, the table whose rows are multiplied with them")
+    if prefer != SPEED and weight is None:
+        raise ValueError("--prefer goes with --weight, the table whose shapes it chooses among")
     check_limits(2 if rows is None else rows, max_tiers, max_centroids, counts_power)
     table = None if weight is None else read_weight(weight, tensor)
     if table is None and dim is None:
@@ -114,6 +119,7 @@ def plan(
         _show_even(problem.plan(budget_bytes(budget, problem.full_nbytes)), _default(problem, counted_ids), as_json)
         return
     sample = None if queries is None else read_queries(queries)
+    limits["prefer"] = prefer
     chosen = mgqe.plan(rows, width, budget, counts=counted_ids, weight=table, queries=sample, **limits)
     assert isinstance(chosen, RowsPlan)
     _show_mixed(chosen, as_json)
@@ -141,6 +147,7 @@ def _show_mixed(chosen: RowsPlan, as_json: bool) -> None:
             "centroid_dtype": chosen.centroid_dtype,
             "matrix_dtype": capacity.matrix_dtype,
             "metric": chosen.metric,
+            "prefer": chosen.prefer,
             "compared": [{"tier_sizes": sizes, "loss": loss} for sizes, loss in chosen.compared],
         }
         print(json.dumps({**_as_json(chosen), **more}, indent=1))
@@ -153,6 +160,8 @@ def _show_mixed(chosen: RowsPlan, as_json: bool) -> None:
     facts = Table.grid(padding=(0, 2))
     for name, fact in {
         "bytes": f"{chosen.nbytes:,}, {100 * chosen.nbytes / chosen.full_nbytes:.2f}% of the table",
+        "lost": f"{_per_cent(chosen.loss)} of the weighted squares",
+        "look-up": f"{chosen.lookup_share:.1f} of nn.Embedding, estimated",
         "coordinates": f"{capacity.num_coordinates} of {chosen.embedding_dim} are kept",
         "subspaces": f"{len(capacity.widths)}, of widths {' '.join(map(str, capacity.widths))}",
         "codebooks": f"{_codebooks(chosen)}, {chosen.centroid_dtype} centroids, {capacity.matrix_dtype} matrix",
@@ -186,14 +195,16 @@ def _show_even(chosen: Plan, default: dict[str, Any], as_json: bool) -> None:
         f"{_codebooks(chosen)}, {chosen.centroid_dtype} centroids; squares lost are predicted for Gaussian rows\n",
         highlight=False,
     )
-    costs = TextTable("", ["", "bytes", "of the table", "lost, weighted"])
-    for name, nbytes, loss in (
-        ("this plan", chosen.nbytes, chosen.loss),
-        ("the even default", default["nbytes"], default["loss"]),
-        ("the even default, int8", default["int8"]["nbytes"], default["int8"]["loss"]),
+    costs = TextTable("", ["", "bytes", "of the table", "lost, weighted", "look-up*"])
+    for name, nbytes, loss, lookup in (
+        ("this plan", chosen.nbytes, chosen.loss, chosen.lookup_share),
+        ("the even default", default["nbytes"], default["loss"], default["lookup_share"]),
+        ("the even default, int8", default["int8"]["nbytes"], default["int8"]["loss"], default["lookup_share"]),
     ):
-        costs.rows.append([name, f"{nbytes:,}", f"{100 * nbytes / chosen.full_nbytes:.2f}%", _per_cent(loss)])
+        share = f"{100 * nbytes / chosen.full_nbytes:.2f}%"
+        costs.rows.append([name, f"{nbytes:,}", share, _per_cent(loss), f"{lookup:.1f}"])
     output.print(costs.terminal())
+    output.print("* share of nn.Embedding's time, estimated", highlight=False)
     _show_python(chosen)
 
 
@@ -210,6 +221,7 @@ def _default(problem: Problem, counts: Tensor | None) -> dict[str, Any]:
         "tier_sizes": tiers.sizes,
         "num_subspaces": capacity.num_subspaces,
         "num_centroids": capacity.num_centroids,
+        "lookup_share": problem.lookup_share(capacity),
     }
     costs = [
         {
@@ -253,5 +265,6 @@ def _as_json(chosen: Plan) -> dict[str, Any]:
         "tier_sizes": chosen.tiers.sizes,
         "loss": chosen.loss,
         "errors": chosen.errors,
+        "lookup_share": chosen.lookup_share,
         "python": chosen.python(),
     }

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from mgqe.cli.options import DataDir, Header, NoQuote, Quote, Separator
+from mgqe.codec.planning.shapes import check_preference
 from mgqe.recsys.data.files import FORMATS
 from mgqe.recsys.models.embeddings import METHODS
 from mgqe.recsys.models.registry import MODELS, choose_model
@@ -138,17 +139,22 @@ def config_of(
     return config.with_settings([*tuned_settings(model, data), *(setting or ())])
 
 
-def with_budget(embedding: str | None, budget: str | None) -> str:
-    """The embedding of the options --embedding and --budget; MGQE within 10% where neither is given.
+def with_budget(embedding: str | None, budget: str | None, prefer: str | None = None) -> str:
+    """The embedding of the options --embedding, --budget and --prefer; MGQE within 10% where neither of two is given.
 
-    Raises ValueError where both give a budget.
+    Raises ValueError where both give a budget, or both say what is preferred, or --prefer says something else.
     """
-    if budget is None:
-        return f"mgqe:budget={DEFAULT_BUDGET}" if embedding is None else embedding
     name = embedding or "mgqe"
-    if "budget=" in name:
-        raise ValueError(f"--embedding {name} has a budget already: leave --budget {budget} out")
-    return f"{name}{',' if ':' in name else ':'}budget={budget}"
+    given = {"budget": budget or (None if embedding else DEFAULT_BUDGET), "prefer": prefer}
+    if prefer is not None:
+        check_preference(prefer)
+    for option, value in given.items():
+        if value is None:
+            continue
+        if f"{option}=" in name:
+            raise ValueError(f"--embedding {name} has {option}= already: leave --{option} {value} out")
+        name += f"{',' if ':' in name else ':'}{option}={value}"
+    return name
 
 
 def takes_config(command: Callable[..., None]) -> Callable[..., None]:

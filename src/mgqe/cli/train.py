@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mgqe.cli.experiments import RunBar
+from mgqe.cli.options import PREFER_HELP
 from mgqe.cli.run_options import BUDGET_HELP, DEFAULT_BUDGET, EMBEDDINGS, Overwrite, takes_config, with_budget
 from mgqe.cli.terminal import clean_errors, make_progress, output, say
 from mgqe.recsys.study.text_table import TextTable
@@ -41,6 +42,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     config: TrainConfig,
     budget: Annotated[str | None, typer.Option(help=f"{BUDGET_HELP} [default: {DEFAULT_BUDGET}]")] = None,
+    prefer: Annotated[str | None, typer.Option(help=f"{PREFER_HELP} [default: speed]")] = None,
     embedding: Annotated[
         str | None,
         typer.Option(
@@ -51,7 +53,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 7,
     overwrite: Overwrite = False,
 ) -> None:
-    config = replace(config, embedding=with_budget(embedding, budget), seed=seed)
+    config = replace(config, embedding=with_budget(embedding, budget, prefer), seed=seed)
     was_finished = (out / METRICS).is_file() and not overwrite
     with make_progress() as progress:
         bar = RunBar(progress, str(config.spec))
@@ -87,6 +89,9 @@ def _figures(metrics: dict[str, Any]) -> TextTable:
         table.rows.append(
             ["the budget's plan", f"{metrics['plan']['candidate']}, d={metrics['plan']['embedding_dim']}"]
         )
+    if shares := (metrics.get("plan") or {}).get("lookup_shares"):  # not in runs of earlier versions
+        listed = ", ".join(f"{path} {share:.1f}" for path, share in shares.items())
+        table.rows.append(["look-up, share of nn.Embedding's time, estimated", listed])
     for phase, seconds in metrics["seconds_per_epoch"].items():
         if seconds is not None:
             table.rows.append([f"seconds per epoch ({phase})", f"{seconds:.2f}, {metrics['epochs'][phase]} epochs"])
