@@ -14,7 +14,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": version_of("numpy"),
         "faiss": version_of("faiss-cpu"),
+        "fbgemm": version_of("fbgemm-gpu-cpu"),
         "onnxruntime": version_of("onnxruntime"),
         "mgqe": version_of("mgqe"),
         "commit": commit() or "unknown",
@@ -142,6 +143,30 @@ def save(path: Path, benchmark: str, options: argparse.Namespace, measurements: 
     }
     path.write_text(json.dumps(content, indent=1) + "\n")
     print(f"\nwritten to {path}", file=sys.stderr)
+
+
+def read_saved(path: Path, same: Sequence[str], options: argparse.Namespace) -> list[Measurement]:
+    """What :func:`save` wrote in the file before, to go on with; nothing if there is no file.
+
+    Raises SystemExit where it was measured with another machine, version, commit, or value of an option in ``same``.
+    """
+    if not path.is_file():
+        return []
+    content = json.loads(path.read_text())
+    now: dict[str, Any] = {**environment(), **{name: vars(options)[name] for name in same}}
+    then = {**content["environment"], **content["options"]}
+    differing = [name for name, value in now.items() if name != "load_average" and then.get(name) != value]
+    if differing:
+        listed = ", ".join(f"{name} {then.get(name)!r}, now {now[name]!r}" for name in differing)
+        raise SystemExit(f"{path} holds other measurements ({listed}): choose another --out, or remove it")
+    measurements = []
+    for row in content["results"]:
+        names = list(row)
+        setting = {name: row[name] for name in names[: names.index("name")]}
+        extra = {name: row[name] for name in names[names.index("target_met") + 1 :]}
+        of_time = (row[name] for name in ("name", "median_s", "best_s", "ratio", "target"))
+        measurements.append(Measurement(setting, *of_time, extra))
+    return measurements
 
 
 def argument_parser(description: str, benchmark: str) -> argparse.ArgumentParser:

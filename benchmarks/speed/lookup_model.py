@@ -1,0 +1,169 @@
+"""What look-ups of planned shapes take: the measurements that the constants of mgqe.codec.planning.speed are fitted to.
+
+Tables of random codes have the shapes that plans have: levels, joined coordinates, turned or not, a matrix in bytes or
+in floats, and even ones. Ids are in frequency order. There is one thread, and constants are fitted by relative error.
+Sizes that the file has already, of the same commit, versions and options, are not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import asdict, astuple, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks._common import Contender, Measurement, argument_parser, measure, print_table, read_saved, save
+from benchmarks.speed.budgets import LARGE_NUMBERS, counts_of
+from benchmarks.speed.decode import zipf_ids
+from mgqe import CompactTable
+from mgqe.codec.capacity import BY_COLUMNS, Capacity, TierShape
+from mgqe.codec.layout import CENTROID_DTYPES, TableLayout
+from mgqe.codec.planning.speed import COSTS, Costs, Frequencies, lookup_share
+from mgqe.codec.tiers import Tiers
+
+LOOKUP = "nn.Embedding"
+
+
+def shapes(n: int, d: int) -> dict[str, tuple[Capacity, bool]]:
+    """Name -> (capacity, whether rows are turned), of two tiers."""
+    sizes = (n // 10, n - n // 10)
+
+    def mixed(widths: list[int], head: int, tail: int, matrix: str = BY_COLUMNS) -> Capacity:
+        tiers = [
+            TierShape.mixed(size, [bits] * len(widths), g) for g, (size, bits) in enumerate(zip(sizes, (head, tail)))
+        ]
+        return Capacity(d, tuple(tiers), False, False, tuple(widths), matrix)
+
+    def joined(codes: int, coordinates: int, matrix: str = BY_COLUMNS) -> Capacity:
+        small, more = divmod(coordinates, codes)
+        return mixed([small + (j < more) for j in range(codes)], 8, 8, matrix)
+
+    return {
+        "levels of 7 and 6 bits": (mixed([1] * d, 7, 6), False),
+        "levels of 5 and 4 bits": (mixed([1] * d, 5, 4), False),
+        "levels of 4 and 3 bits, turned": (mixed([1] * d, 4, 3), True),
+        "levels of 4 and 3 bits, half the coordinates, turned": (mixed([1] * (d // 2), 4, 3), True),
+        **{
+            f"{codes} codes, {coordinates} coordinates, turned": (joined(codes, coordinates), True)
+            for codes, coordinates in ((d // 4, d), (d // 8, d), (d // 8, d // 2), (max(2, d // 16), d * 2 // 3))
+        },
+        f"{d // 4} codes, {d} coordinates, turned in floats": (joined(d // 4, d, "int8"), True),
+        f"{d // 8} codes, {d // 2} coordinates, turned in floats": (joined(d // 8, d // 2, "int8"), True),
+        f"{d // 8} even codes": (Capacity.of(d, sizes, [d // 8] * 2, [256, 256]), False),
+        f"{d // 2} even codes": (Capacity.of(d, sizes, [d // 2] * 2, [256, 64]), False),
+    }
+
+
+def table(capacity: Capacity, turned: bool, seed: int) -> CompactTable:
+    """Of random codes."""
+    generator = torch.Generator().manual_seed(seed)
+    tiers, dtype = Tiers.from_sizes(capacity.sizes), "int8" if capacity.widths else "float32"
+    layout = TableLayout.of(tiers, capacity, dtype, None)
+    tensors: dict[str, Tensor] = {}
+    for name, (kind, shape) in layout.tensors(capacity.codebook_shapes).items():
+        if kind == torch.uint8:
+            words = torch.randint(1 << 62, (-(-shape[0] * shape[1] // 7),), generator=generator)
+            tensors[name] = words[:, None].view(torch.uint8)[:, :7].reshape(-1)[: shape[0] * shape[1]].view(shape)
+        elif kind in CENTROID_DTYPES.values() and kind.is_floating_point:
+            tensors[name] = torch.rand(shape, generator=generator)
+        else:
+            tensors[name] = torch.randint(-127, 128, shape, generator=generator).to(kind)
+    if capacity.has_levels:
+        for g, tier in enumerate(capacity.tiers):
+            levels = torch.linspace(-127, 127, 1 << tier.code_bits[0]).to(torch.int8)
+            tensors[f"centroids.{g}"] = levels.repeat(len(capacity.widths))
+    if capacity.widths and not turned:
+        tensors["matrix"] = torch.eye(capacity.embedding_dim, dtype=torch.int8)
+    return CompactTable.from_tensors(tensors, layout.to_json())
+
+
+def measured(n: int, d: int, options: argparse.Namespace) -> Iterator[Measurement]:
+    """All shapes of one size, with the share of nn.Embedding's time that is expected by the constants as they are."""
+    generator, count = np.random.default_rng(options.seed), options.numbers // d
+    full, tried = torch.nn.Embedding.from_pretrained(torch.ones(n, d)), shapes(n, d)
+    tables = {name: table(*shape, options.seed) for name, shape in tried.items()}
+    for kind in ("Zipf", "uniform"):
+        ids = [
+            zipf_ids(generator, n, count, 1.05)
+            if kind == "Zipf"
+            else torch.from_numpy(generator.integers(n, size=count))
+            for _ in range(options.calls + 1)
+        ]
+        contenders: dict[str, Contender] = {LOOKUP: lambda i, b=ids: full(b[i])}
+        contenders |= {name: lambda i, t=t, b=ids: t.lookup(b[i]) for name, t in tables.items()}
+        of_kind = measure({"rows": n, "dim": d, "ids": kind}, contenders, LOOKUP, options.rounds, options.calls)
+        print_table(of_kind, count, "id")
+        asked = Frequencies.of(n, counts_of(n) if kind == "Zipf" else None)
+        for each in of_kind:
+            share = 1.0
+            if each.name != LOOKUP:
+                capacity, turned = tried[each.name]
+                share = lookup_share(capacity, asked, turned)
+            yield replace(each, extra={"expected": round(share, 4)})
+
+
+def fitted(results: list[Measurement]) -> Costs:
+    """The costs that explain the measured shares best, by the logarithm of their errors, without a few bad ones.
+
+    Shares say nothing of the unit: full_number stays as it is.
+    """
+    problems = []
+    asked = {}
+    for each in results:
+        n, d, kind = (each.setting[name] for name in ("rows", "dim", "ids"))
+        if (n, kind) not in asked:
+            asked[n, kind] = Frequencies.of(n, counts_of(n) if kind == "Zipf" else None)
+        if each.name != LOOKUP:
+            problems.append((*shapes(n, d)[each.name], asked[n, kind], each.ratio))
+
+    def errors(logs: np.ndarray) -> np.ndarray:
+        costs = replace(Costs(*np.exp(logs)), full_number=COSTS.full_number)
+        return np.array([np.log(lookup_share(c, a, t, costs) / ratio) for c, t, a, ratio in problems])
+
+    logs, damping = np.log(astuple(COSTS)), 1e-2
+    now = errors(logs)
+    for _ in range(100):  # Levenberg-Marquardt
+        slopes = np.stack([(errors(logs + 1e-4 * unit) - now) / 1e-4 for unit in np.eye(len(logs))], 1)
+        weights = 1 / np.sqrt(1 + (now / 0.1) ** 2)
+        square = (slopes * weights[:, None]).T @ slopes
+        step = np.linalg.solve(square + damping * np.diag(np.diag(square) + 1e-6), -(slopes * weights[:, None]).T @ now)
+        then = errors(logs + step.clip(-1, 1))
+        if loss(then) < loss(now):
+            logs, now, damping = logs + step.clip(-1, 1), then, damping / 3
+        else:
+            damping *= 4
+    return Costs(*np.exp(logs))
+
+
+def loss(errors: np.ndarray) -> float:
+    """Squares of small errors, and large ones themselves."""
+    return float((np.sqrt(1 + (errors / 0.1) ** 2) - 1).sum())
+
+
+def main() -> None:
+    parser = argument_parser(__doc__ or "", "lookup-model")
+    parser.set_defaults(threads=[1], rounds=3, calls=3)
+    parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 100_000, 1_000_000, 10_000_000], help="sizes")
+    parser.add_argument("--dims", type=int, nargs="+", default=[16, 64, 128], help="dimensions per row")
+    parser.add_argument("--numbers", type=int, default=1 << 22, help="that a look-up returns")
+    options = parser.parse_args()
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(1)
+    results = read_saved(options.out, ("numbers", "rounds", "calls", "seed"), options)
+    known = {(m.setting["rows"], m.setting["dim"]) for m in results}
+    for n in options.rows:
+        for d in options.dims:
+            if (n, d) not in known and n * d <= LARGE_NUMBERS:
+                results += measured(n, d, options)
+                save(options.out, "lookup-model", options, results)
+    errors = np.array([abs(np.log(m.extra["expected"] / m.ratio)) for m in results if m.name != LOOKUP])
+    print(f"expected shares are off by a factor of {np.exp(np.median(errors)):.2f} at the median")
+    print(f"and of {np.exp(np.quantile(errors, 0.9)):.2f} at most in nine of ten; fitted to these measurements:")
+    print("\n".join(f"    {name}: float = {value:.3g}" for name, value in asdict(fitted(results)).items()))
+
+
+if __name__ == "__main__":
+    main()
