@@ -95,6 +95,7 @@ def speed() -> str:
 
 
 BUDGETS = ("20%", "10%", "5%", "2%")
+RECALL = "recall@100 of the full rows"
 
 
 def budgets() -> str:
@@ -109,7 +110,8 @@ def budgets() -> str:
         target = "" if row["target"] is None else f" ({row['target']:.2f})"
         short = row["name"].removeprefix("torch ").removesuffix(" row-wise")
         cells.setdefault((size, str(row["threads"]), what), {})[short] = f"{row['ratio']:.2f}{target}"
-    columns = [*BUDGETS, "int8", "int4"]
+    peers = ["int8", "int4", "fbgemm int8", "fbgemm int4"]
+    columns = [*BUDGETS, *(peer for peer in peers if any(peer in of for of in cells.values()))]
     rows = [
         [f"{what}: {size}", threads, *(of.get(column, "") for column in columns)]
         for (size, threads, what), of in cells.items()
@@ -120,19 +122,59 @@ def budgets() -> str:
 def budget_tables() -> str:
     """The tables of :func:`budgets`: shapes, and the time to freeze and to load them."""
     results = read("budgets")
-    rows: dict[tuple[str, int, str], list[str]] = {}
+    tables: dict[tuple[str, int, str], dict[str, Any]] = {}
     for row in results["results"] if results else ():
         if "freeze_s" in row:
-            bits = " / ".join(map(str, row["bits"]))
-            shape = f"{row['subspaces']} codes, {bits} bits, {row['coordinates']} coordinates"
-            rows[row["rows"], row["dim"], row["name"]] = [
-                f"{100 * row['share']:.1f}%", shape, f"{row['freeze_s']:.1f} s", f"{1e3 * row['load_s']:.0f} ms",
-                f"{row.get('recall@100 of the full rows', ''):}",
-            ]  # fmt: skip
-    return markdown(
-        ["table", "bytes", "shape (bits of a row by tier)", "freezing", "loading", "recall@100 of the full rows"],
-        [[f"{n} x {d}, {budget}", *cells] for (n, d, budget), cells in rows.items()],
-    )
+            key = row["rows"], row["dim"], row["name"]
+            tables[key] = {**row, **tables.get(key, {})}  # recall is in some rows alone
+    rows = []
+    for (n, d, budget), about in tables.items():
+        bits = " / ".join(map(str, about["bits"]))
+        shape = f"{about['subspaces']} codes, {bits} bits, {about['coordinates']} coordinates"
+        target = f" ({about['freeze_target_s']:.0f})" if "freeze_target_s" in about else ""
+        rows.append(
+            [f"{n} x {d}, {budget}", f"{100 * about['share']:.1f}%", shape, f"{about['freeze_s']:.1f} s{target}",
+             f"{1e3 * about['load_s']:.0f} ms", f"{about.get(RECALL, '')}"]
+        )  # fmt: skip
+    header = ["table", "bytes", "shape (bits of a row by tier)", "freezing (at most)", "loading", RECALL]
+    return markdown(header, rows)
+
+
+def budget_lookups() -> str:
+    """Expected and measured shares of nn.Embedding's time."""
+    results = read("budgets")
+    cells: dict[str, dict[str, str]] = {}
+    for row in results["results"] if results else ():
+        if "expected" in row:
+            size = f"{int(row['rows'].replace(',', '')) // 1000:,}k x {row['dim']}, {row['ids']} ids"
+            cells.setdefault(size, {})[row["name"]] = f"{row['expected']:.2f} / {row['ratio']:.2f}"
+    rows = [[size, *(of.get(budget, "") for budget in BUDGETS)] for size, of in cells.items()]
+    return markdown(["look-up: expected / measured", *BUDGETS], rows) if rows else ""
+
+
+def budget_searches() -> str:
+    """Top-100 of 1,000,000 rows of 64 numbers, one thread: shares of float32's time, and recall."""
+    results = read("budgets")
+    cells: dict[str, dict[str, Any]] = {}
+    for row in results["results"] if results else ():
+        if (row["rows"], row["dim"], row["threads"]) == ("1,000,000", 64, 1) and row["what"].startswith("top-100"):
+            cells.setdefault(row["name"], {RECALL: row.get(RECALL, "")})[row["what"]] = f"{row['ratio']:.3f}"
+    columns = ["top-100, 1 query", "top-100, 32 queries", RECALL]
+    rows = [[name, *(str(of.get(column, "")) for column in columns)] for name, of in cells.items()]
+    return markdown(["share of float32's time", *columns], rows) if rows else ""
+
+
+def lookup_model() -> str:
+    """Expected and measured shares of nn.Embedding's time, of random codes in rows of 64 numbers."""
+    results = read("lookup-model")
+    cells: dict[str, dict[str, str]] = {}
+    for row in results["results"] if results else ():
+        if row["dim"] == 64 and row["name"] != "nn.Embedding":
+            size = f"{row['rows'] // 1000:,}k, {row['ids']}"
+            cells.setdefault(row["name"], {})[size] = f"{row['expected']:.2f} / {row['ratio']:.2f}"
+    sizes = list(dict.fromkeys(size for of in cells.values() for size in of))
+    rows = [[name, *(of.get(size, "") for size in sizes)] for name, of in cells.items()]
+    return markdown(["look-up: expected / measured", *sizes], rows) if rows else ""
 
 
 def bag_targets() -> list[list[str]]:
@@ -266,6 +308,9 @@ def main() -> None:
         "ablation-2": ablation("2%"),
         "budgets": budgets(),
         "budget-tables": budget_tables(),
+        "budget-lookups": budget_lookups(),
+        "budget-searches": budget_searches(),
+        "lookup-model": lookup_model(),
         "speed": speed(),
         "topk": topk(),
         "serve": serve(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import asdict, astuple, replace
+from dataclasses import asdict, astuple, dataclass, replace
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from mgqe.codec.planning.speed import COSTS, Costs, Frequencies, lookup_share
 from mgqe.codec.tiers import Tiers
 
 LOOKUP = "nn.Embedding"
+LOOKED_UP = 1 << 22  # numbers at once: for more than 32 MB torch gets fresh memory each time
 
 
 def shapes(n: int, d: int) -> dict[str, tuple[Capacity, bool]]:
@@ -81,10 +82,11 @@ def table(capacity: Capacity, turned: bool, seed: int) -> CompactTable:
 
 
 def measured(n: int, d: int, options: argparse.Namespace) -> Iterator[Measurement]:
-    """All shapes of one size, with the share of nn.Embedding's time that is expected by the constants as they are."""
-    generator, count = np.random.default_rng(options.seed), options.numbers // d
-    full, tried = torch.nn.Embedding.from_pretrained(torch.ones(n, d)), shapes(n, d)
-    tables = {name: table(*shape, options.seed) for name, shape in tried.items()}
+    """All shapes of one size."""
+    generator, count = np.random.default_rng(options.seed), min(options.ids, LOOKED_UP // d)
+    full, tables = torch.nn.Embedding.from_pretrained(torch.ones(n, d)), {}
+    for name, shape in shapes(n, d).items():
+        tables[name] = table(*shape, options.seed)
     for kind in ("Zipf", "uniform"):
         ids = [
             zipf_ids(generator, n, count, 1.05)
@@ -96,32 +98,45 @@ def measured(n: int, d: int, options: argparse.Namespace) -> Iterator[Measuremen
         contenders |= {name: lambda i, t=t, b=ids: t.lookup(b[i]) for name, t in tables.items()}
         of_kind = measure({"rows": n, "dim": d, "ids": kind}, contenders, LOOKUP, options.rounds, options.calls)
         print_table(of_kind, count, "id")
-        asked = Frequencies.of(n, counts_of(n) if kind == "Zipf" else None)
-        for each in of_kind:
-            share = 1.0
-            if each.name != LOOKUP:
-                capacity, turned = tried[each.name]
-                share = lookup_share(capacity, asked, turned)
-            yield replace(each, extra={"expected": round(share, 4)})
+        yield from of_kind
 
 
-def fitted(results: list[Measurement]) -> Costs:
-    """The costs that explain the measured shares best, by the logarithm of their errors, without a few bad ones.
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A measured share, and what it is to be explained by."""
 
-    Shares say nothing of the unit: full_number stays as it is.
-    """
-    problems = []
-    asked = {}
+    capacity: Capacity
+    turned: bool
+    asked: Frequencies
+    share: float
+
+    def expected(self, costs: Costs = COSTS) -> float:
+        """The share that these costs expect."""
+        return lookup_share(self.capacity, self.asked, self.turned, costs)
+
+
+def problems_of(results: list[Measurement]) -> list[Problem | None]:
+    """One for each measurement; None for those of nn.Embedding."""
+    asked: dict[tuple[int, str], Frequencies] = {}
+    problems: list[Problem | None] = []
     for each in results:
         n, d, kind = (each.setting[name] for name in ("rows", "dim", "ids"))
         if (n, kind) not in asked:
             asked[n, kind] = Frequencies.of(n, counts_of(n) if kind == "Zipf" else None)
-        if each.name != LOOKUP:
-            problems.append((*shapes(n, d)[each.name], asked[n, kind], each.ratio))
+        is_peer = each.name == LOOKUP
+        problems.append(None if is_peer else Problem(*shapes(n, d)[each.name], asked[n, kind], each.ratio))
+    return problems
+
+
+def fitted(problems: list[Problem]) -> Costs:
+    """The costs that explain the shares best, by the logarithm of their errors, of which large ones count less.
+
+    Shares say nothing of the unit: full_number stays as it is.
+    """
 
     def errors(logs: np.ndarray) -> np.ndarray:
         costs = replace(Costs(*np.exp(logs)), full_number=COSTS.full_number)
-        return np.array([np.log(lookup_share(c, a, t, costs) / ratio) for c, t, a, ratio in problems])
+        return np.array([np.log(each.expected(costs) / each.share) for each in problems])
 
     logs, damping = np.log(astuple(COSTS)), 1e-2
     now = errors(logs)
@@ -148,21 +163,25 @@ def main() -> None:
     parser.set_defaults(threads=[1], rounds=3, calls=3)
     parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 100_000, 1_000_000, 10_000_000], help="sizes")
     parser.add_argument("--dims", type=int, nargs="+", default=[16, 64, 128], help="dimensions per row")
-    parser.add_argument("--numbers", type=int, default=1 << 22, help="that a look-up returns")
+    parser.add_argument("--ids", type=int, default=65_536, help="ids of a look-up; fewer of many dimensions")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)
-    results = read_saved(options.out, ("numbers", "rounds", "calls", "seed"), options)
+    results = read_saved(options.out, ("ids", "rounds", "calls", "seed"), options)
     known = {(m.setting["rows"], m.setting["dim"]) for m in results}
     for n in options.rows:
         for d in options.dims:
             if (n, d) not in known and n * d <= LARGE_NUMBERS:
                 results += measured(n, d, options)
-                save(options.out, "lookup-model", options, results)
-    errors = np.array([abs(np.log(m.extra["expected"] / m.ratio)) for m in results if m.name != LOOKUP])
+    problems = problems_of(results)
+    shares = [1.0 if each is None else each.expected() for each in problems]
+    results = [replace(m, extra={"expected": round(s, 4)}) for m, s in zip(results, shares, strict=True)]
+    save(options.out, "lookup-model", options, results)
+    errors = np.array([abs(np.log(s / m.ratio)) for m, s in zip(results, shares, strict=True) if m.name != LOOKUP])
     print(f"expected shares are off by a factor of {np.exp(np.median(errors)):.2f} at the median")
     print(f"and of {np.exp(np.quantile(errors, 0.9)):.2f} at most in nine of ten; fitted to these measurements:")
-    print("\n".join(f"    {name}: float = {value:.3g}" for name, value in asdict(fitted(results)).items()))
+    costs = asdict(fitted([each for each in problems if each is not None]))
+    print("\n".join(f"    {name}: float = {value:.3g}" for name, value in costs.items()))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ def test_swaps_in_place_and_says_what_and_why():
     assert torch.equal(model(*batch()), before)  # the warm-up: rows as they are
     assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())  # under the same names
     text = str(report).splitlines()
-    assert text[0].split() == ["table", "rows", "x", "dim", "bytes", "frozen"]
+    assert text[0].split() == ["table", "rows", "x", "dim", "bytes", "frozen", "look-up*"]
+    assert text.pop() == "* share of nn.Embedding's time, estimated"
     assert "(one tier: no counts)" in text[1]
     assert "200 ids x 8 of 128; 1,800 ids x 8 of 64" in text[2]
     assert text[4].startswith("weekday")

@@ -35,16 +35,16 @@ class Costs:
         near_line, far_line: of nn.Embedding's rows, not in the core's own cache; in none.
     """
 
-    row: float = 3.1
-    number: float = 0.22
-    level: float = 0.17
-    copy: float = 1.06
-    product: float = 0.0055
-    float_product: float = 0.0164
-    line: float = 2.2
+    row: float = 2.3
+    number: float = 0.23
+    level: float = 0.18
+    copy: float = 1.0
+    product: float = 0.0035
+    float_product: float = 0.015
+    line: float = 3.7
     full_number: float = 0.54
-    near_line: float = 3.6
-    far_line: float = 4.7
+    near_line: float = 1.9
+    far_line: float = 5.0
 
 
 COSTS = Costs()
