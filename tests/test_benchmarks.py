@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
+from pathlib import Path
 
+import pytest
 from paths import ROOT
 
 FOLDER = ROOT / "benchmarks"
@@ -42,3 +46,22 @@ def test_the_pages_name_the_scripts_that_their_figures_come_from() -> None:
         for page in links(row[3]):
             text = (FOLDER / page).read_text()
             assert f"benchmarks/{script}" in text or f"benchmarks.{module}" in text, f"{page}: {script}"
+
+
+def test_measurements_are_read_as_they_were_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks._common import Measurement, read_saved, save
+
+    path, options = tmp_path / "results.json", argparse.Namespace(rounds=3, rows=[7], out=None)
+    assert read_saved(path, ("rounds",), options) == []
+    setting = {"what": "look-up", "rows": "7", "threads": 1}
+    saved = [Measurement(setting, "5%", 0.25, 0.125, 0.5, 0.75, {"expected": 0.4}), Measurement(setting, "x", 1, 1, 2)]
+    save(path, "budgets", options, saved)
+    assert read_saved(path, ("rounds",), argparse.Namespace(rounds=3, rows=[8])) == saved
+    with pytest.raises(SystemExit, match="rounds 3, now 4"):
+        read_saved(path, ("rounds",), argparse.Namespace(rounds=4))
+    content = json.loads(path.read_text())
+    content["environment"]["commit"] = "another"
+    path.write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match="commit 'another', now"):
+        read_saved(path, ("rounds",), options)

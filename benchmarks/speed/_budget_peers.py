@@ -48,7 +48,7 @@ def searches(rows: Tensor) -> Iterator[tuple[str, Search]]:
             faiss.IndexScalarQuantizer(d, faiss.ScalarQuantizer.QT_4bit, product),
         ),
     ):
-        index.train(rows[:: max(1, n // 50_000)].numpy())
+        index.train(rows[:: max(1, n // 20_000)].numpy())
         index.add(rows.numpy())
 
         def search(queries: Tensor, index: object = index) -> Tensor:

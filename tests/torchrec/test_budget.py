@@ -69,6 +69,15 @@ def squares(vectors) -> torch.Tensor:
     return sum(part.square().mean() for part in vectors.values())
 
 
+def test_what_is_preferred_is_planned_by_and_agreed_on():
+    config = mgqe.CompressConfig(budget="25%", warmup_steps=3, prefer="size")
+    (table,) = make(config).planned_tables.values()
+    assert table.evidence.planner.prefer == "size"
+    assert table.settings()["item: prefer"] == "size"
+    with pytest.raises(ValueError, match="prefer must be one of"):
+        make(mgqe.CompressConfig(rules={"item": {"prefer": "fast"}}))
+
+
 @pytest.mark.parametrize("counts", [{"item": COUNTS}, {}], ids=["counts", "no counts"])
 def test_look_ups_are_those_of_evaluation_within_the_budget(tmp_path, counts):
     collection = make(counts=counts)
