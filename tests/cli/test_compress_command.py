@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ def test_a_matrix_becomes_a_collection_and_is_asked(runner):
     assert items.ids.ids([0, N - 1]) == ["item-0", f"item-{N - 1}"]
     for part in (f"{items.table.nbytes:,}", "recall@10", "squares lost", "items.neighbours('item-0', 10)"):
         assert part in text
+    assert re.search(r"look-up \d\.\d of nn\.Embedding, estimated", text)
     assert max(map(len, text.splitlines())) <= 120  # sentences are not cut; tables fit 80 columns
     found = json.loads(run(runner, "neighbours", "items", "item-5", "item-7", "-k", "3", "--json"))
     assert [entry["query"] for entry in found] == ["item-5", "item-7"]
@@ -72,6 +74,7 @@ def test_json_holds_the_figures(runner):
     assert figures["nbytes"] == sum(path.stat().st_size for path in Path("items").iterdir() if path.suffix != ".lock")
     assert figures["matrix_nbytes"] == ROWS.nbytes
     assert figures["asked"] == "queries"
+    assert 0 < figures["lookup_share"] < 10
     assert figures["queries"] == 9
     dense = mgqe.Collection.load("items").table.to_dense()
     lost = float((dense - torch.from_numpy(ROWS)).square().sum() / torch.from_numpy(ROWS).square().sum())
@@ -121,6 +124,7 @@ def test_ids_of_a_column(runner):
         (["compress", "items.npy", "--counts", "users.npy"], "expected 800 numbers, one per row"),
         (["compress", "items.npy", "--counts", "names.txt"], "which column holds the ids"),
         (["compress", "items.npy", "--budget", "100%"], "between 0% and 100%"),
+        (["compress", "items.npy", "--prefer", "fast"], "prefer must be one of ('speed', 'size'), got 'fast'"),
         (["compress", "items.npy", "--out", "names.txt"], "is no folder"),
         (["compress", "items.npy", "--queries", "narrow.npy"], "queries have 3 dimensions"),
         (["compress", "items.npy", "--out", "."], "other files"),

@@ -32,6 +32,17 @@ def test_it_is_the_table_of_a_layer_with_this_budget(queries):
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
+def test_it_is_told_what_to_prefer():
+    rows = matrix(20_000) @ matrix(16, 16, seed=1)
+    for prefer in ("speed", "size"):
+        table = mgqe.compress_table(rows, "12%", prefer=prefer)
+        plan = mgqe.plan(20_000, 16, "12%", weight=torch.from_numpy(rows), prefer=prefer)
+        assert table.config.tiers == plan.capacity.tiers
+        assert table.config.matrix_dtype == plan.capacity.matrix_dtype
+    with pytest.raises(ValueError, match=r"prefer must be one of \('speed', 'size'\), got None"):
+        mgqe.compress_table(rows, "12%", prefer=None)
+
+
 def test_the_file_takes_no_more_than_the_budget(tmp_path):
     rows = matrix()
     for budget in ("30%", 0.1, 20_000):

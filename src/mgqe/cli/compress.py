@@ -12,7 +12,11 @@ from torch import Tensor
 
 from mgqe.checks.rows import as_rows
 from mgqe.cli.compress_files import read_all, read_counts
+from mgqe.cli.lookups import table_lookup_share
+from mgqe.cli.options import PREFER_HELP
 from mgqe.cli.terminal import clean_errors, make_progress, output
+from mgqe.codec.planning.shapes import SPEED, check_preference
+from mgqe.codec.planning.speed import in_words
 from mgqe.collection import Collection
 from mgqe.convert.table import compress_table
 from mgqe.convert.table_check import TableCheck, check_table
@@ -59,22 +63,26 @@ def compress(
         Path | None,
         typer.Option(help="What rows are multiplied with, such as users' vectors: bits go where scores feel them."),
     ] = None,
+    prefer: Annotated[str, typer.Option(help=PREFER_HELP)] = SPEED,
     check: Annotated[bool, typer.Option(help="Compare with the full matrix.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
 ) -> None:
     folder = _folder(file, out)
+    check_preference(prefer)
     check_folder(folder)  # before the work, which may take long
     read, listed = read_all(file, tensor, ids, vectors)
     id_map = None if listed is None else IdMap.from_ids(listed)
     rows = as_rows(read.rows)
     sample = None if queries is None else read_vectors(queries).rows
     counted = None if counts is None else read_counts(counts, count_column, id_map, len(rows))
-    table, found = _work(rows, budget, counted, sample, check)
+    table, found = _work(rows, budget, counted, sample, prefer, check)
     nbytes = Collection(table, id_map).save(folder)
+    lookup = table_lookup_share(table, counted)
     if as_json:
-        print(json.dumps(_as_json(folder, rows, table, id_map, nbytes, found), indent=1))
+        share = {"lookup_share": lookup}
+        print(json.dumps({**_as_json(folder, rows, table, id_map, nbytes, found), **share}, indent=1))
     else:
-        _show(folder, rows, table, id_map, nbytes, found)
+        _show(folder, rows, table, id_map, nbytes, found, lookup)
 
 
 def _folder(file: Path, out: Path | None) -> Path:
@@ -85,7 +93,7 @@ def _folder(file: Path, out: Path | None) -> Path:
 
 
 def _work(
-    rows: Tensor, budget: str, counts: Tensor | None, queries: Any, check: bool
+    rows: Tensor, budget: str, counts: Tensor | None, queries: Any, prefer: str, check: bool
 ) -> tuple[CompactTable, TableCheck | None]:
     with make_progress() as progress:
 
@@ -93,13 +101,20 @@ def _work(
             task = progress.add_task(what, total=len(rows), detail="rows")
             return lambda done, total: progress.update(task, completed=done, total=total)
 
-        table = compress_table(rows, budget, counts=counts, queries=queries, progress=bar("compressing"))
+        known = {"counts": counts, "queries": queries, "prefer": prefer}
+        table = compress_table(rows, budget, **known, progress=bar("compressing"))
         found = check_table(rows, table, queries=queries, progress=bar("comparing")) if check else None
     return table, found
 
 
 def _show(
-    folder: Path, rows: Tensor, table: CompactTable, ids: IdMap | None, nbytes: int, found: TableCheck | None
+    folder: Path,
+    rows: Tensor,
+    table: CompactTable,
+    ids: IdMap | None,
+    nbytes: int,
+    found: TableCheck | None,
+    lookup: float,
 ) -> None:
     sizes = TextTable("", ["", "bytes", "of the matrix"])
     for name, size in {
@@ -117,6 +132,7 @@ def _show(
         tiers.rows.append([str(number), f"{tier.ids:,}", str(sum(tier.code_bits)), *lost])
     output.print()
     output.print(tiers.terminal())
+    output.print(in_words(lookup), highlight=False)
     if found is not None:
         asked = "queries" if found.asked == "queries" else "rows that look for others like them"
         figures = ", ".join(f"recall@{k} {value:.3f}" for k, value in found.recall.items())

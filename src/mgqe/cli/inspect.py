@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 import mgqe
+from mgqe.cli.lookups import table_lookup_share
 from mgqe.cli.packages import missing_packages
 from mgqe.cli.terminal import clean_errors, output
-from mgqe.codec.planning.speed import Frequencies, in_words, lookup_share
+from mgqe.codec.planning.speed import in_words
 from mgqe.collection.folder import is_collection, table_of
 from mgqe.files.atomic import fill_file
 from mgqe.recsys.study.text_table import TextTable
@@ -68,10 +69,7 @@ def inspect(
     if isinstance(table, mgqe.CompactTable):
         output.print()
         output.print(_tiers(table).terminal())
-        transform = table.snapshot.transform
-        alike = Frequencies(table.num_embeddings)
-        share = lookup_share(table.config, alike, transform is not None and transform.turns)
-        output.print(f"{in_words(share)}, for ids that are alike frequent", highlight=False)
+        output.print(f"{in_words(table_lookup_share(table))}, for ids that are alike frequent", highlight=False)
     if plot is not None:
         _draw(table, plot)
 
