@@ -40,6 +40,7 @@ def test_a_budget_counts_files_and_says_what_it_chose(config: TrainConfig, tmp_p
     assert metrics["full_embedding_bytes"] == 4 * 64 * sum(len(ids) for ids in RunData.load(config).task.ids.values())
     assert metrics["plan"] == read_json(tmp_path / "out" / "plan.json")
     assert metrics["plan"]["candidate"].startswith(("gradients, ", "identity, "))
+    assert metrics["plan"]["prefer"] == {"user": "speed", "item": "speed"}
     assert metrics["plan"]["lookup_shares"].keys() == {"user", "item"}
     assert all(0 < share < 10 for share in metrics["plan"]["lookup_shares"].values())
     assert RunData.load(config).task.evaluate(load_run(tmp_path / "out")) == metrics["quality"]

@@ -324,9 +324,11 @@ def _planned(start: Start, budget: int, data: RunData, warm_ups: Path, out: Path
     spent = [spend_budget(each.full, each.model, data.task, budget, each.config.batch_size) for each in starts]
     best = max(range(len(starts)), key=lambda number: spent[number].figure)
     chosen = starts[best]
+    layers = planned_layers(chosen.model, data.task)
     plan = {
         "embedding_dim": chosen.config.embedding_dim,
         "candidate": spent[best].candidate,
+        "prefer": {path: layer.planner.prefer for path, layer in layers.items() if layer.planner is not None},
         "lookup_shares": {path: round(share, 3) for path, share in spent[best].lookup_shares.items()},
     }
     write_json(out / PLAN, plan)
