@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,3 +161,72 @@ def test_without_torchrec_the_error_names_the_extra_and_the_install_lines(monkey
     monkeypatch.delitem(sys.modules, "mgqe.torchrec", raising=False)
     with pytest.raises(ImportError, match=r"pip install 'mgqe\[torchrec\]'.*fbgemm-gpu-cpu==1\.8\.0"):
         importlib.import_module("mgqe.torchrec")
+
+
+def mapped_from(tensor: torch.Tensor, path) -> bool:
+    """Whether a tensor's memory is mapped from a file (Linux)."""
+    address = tensor.data_ptr()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, _, _, _, _, *name = line.split(maxsplit=5)
+        low, high = (int(end, 16) for end in span.split("-"))
+        if low <= address < high:
+            return bool(name) and name[0].strip() == str(path.resolve())
+    return False
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/maps")
+@pytest.mark.parametrize("bounds", [(0, 7, N), (0, 40, 100, 101, 500, N)])
+def test_shards_of_a_table_in_frequency_order_stay_mapped(tmp_path, bounds):
+    whole, set_name = write(tmp_path / "t", bounds, ordered=True)
+    loaded = mgqe.load(tmp_path / "t")
+    arrays = [rows for rows in loaded.snapshot.arrays if rows.shape[0]]
+    shards = {shard_path(tmp_path / "t", set_name, number) for number in range(len(bounds) - 1)}
+    assert all(any(mapped_from(rows, path) for path in shards) for rows in arrays)
+    assert sum(rows.shape[0] for rows in arrays) == N
+    assert loaded.config == whole.config
+    ids = torch.randint(N, (50, 4), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loaded.bag(ids), whole.bag(ids))
+    assert torch.equal(loaded.locate(ids)[1], whole.locate(ids)[1])
+    queries = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
+    for mine, theirs in zip(loaded.topk(queries, 9), whole.topk(queries, 9), strict=True):
+        assert torch.equal(mine, theirs)
+    vectors = torch.randn(2, 8, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(loaded.append(vectors), whole.append(vectors))
+    loaded.update(ids[0, :1], vectors[:1])
+    whole.update(ids[0, :1], vectors[:1])
+    assert loaded.equal(whole)
+
+
+@pytest.mark.parametrize("padding_idx", [0, 999])
+def test_a_padding_in_any_shard(tmp_path, padding_idx):
+    table, _ = write(tmp_path / "t", (0, 500, N), ordered=True)
+    path = tmp_path / "t" / INDEX
+    metadata, tensors = read_raw(path)
+    write_raw(
+        path,
+        {**metadata, "config": json.dumps({**json.loads(metadata["config"]), "padding_idx": padding_idx})},
+        tensors,
+    )
+    loaded = mgqe.load(tmp_path / "t", verify=False)
+    assert loaded.padding_idx == padding_idx
+    assert not loaded.lookup(torch.tensor([padding_idx])).any()
+    assert torch.equal(loaded.lookup(torch.tensor([77, 600])), table.lookup(torch.tensor([77, 600])))
+
+
+@pytest.mark.parametrize("damaged", [0, 1])
+def test_codes_that_cannot_be_right_are_refused_in_any_shard(tmp_path, damaged):
+    _, set_name = write(tmp_path / "t", (0, 500, N), ordered=True)
+    path = shard_path(tmp_path / "t", set_name, damaged)
+    metadata, tensors = read_raw(path)
+    dtype, shape, content = tensors["codes.1"]
+    write_raw(path, metadata, {**tensors, "codes.1": (dtype, shape, b"\xff" * len(content))})
+    with pytest.raises(mgqe.ArtifactError, match=r"'codes\.1' has spare bits that are not zero"):
+        mgqe.load(tmp_path / "t")
+
+
+def test_more_ranges_than_kernels_take_are_joined(tmp_path):
+    bounds = (*range(0, 600, 2), N)
+    whole, _ = write(tmp_path / "t", bounds, ordered=True)
+    loaded = mgqe.load(tmp_path / "t")
+    assert len(loaded.snapshot.arrays) == 2
+    assert loaded.equal(whole)

@@ -11,13 +11,15 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mgqe.codec.layout import TableLayout
+from mgqe.codec.layout import CODES, TableLayout
+from mgqe.codec.tensors import check_codes
 from mgqe.files.atomic import write_aside
 from mgqe.files.container import (
     ArtifactError,
@@ -30,7 +32,10 @@ from mgqe.files.container import (
     tensor_bytes,
 )
 from mgqe.files.reader import MAX_ROWS, Config, Reader
+from mgqe.ops.packed_format import MAX_TIERS
 from mgqe.table.compact import CompactTable
+from mgqe.table.growth import Extent
+from mgqe.table.snapshot import Snapshot
 
 INDEX = "table.safetensors"
 INDEX_KIND = "compact-sharded"
@@ -159,7 +164,9 @@ def read_sharded(
 ) -> CompactTable:
     """The table of an index that has been read, its shards beside it.
 
-    A tier's rows are joined in memory, unless one shard has them all: these stay mapped with ``mmap``.
+    With ``mmap`` the codes of a table in frequency order stay mapped: those of a tier in a shard are a range of ids,
+    which the table holds as it holds ids appended to it. The rows of a tier in a tier map are joined in memory, unless
+    one shard has them all; so are all rows where there would be more than 256 ranges.
 
     Raises:
         ArtifactError: a shard is missing, damaged, or not as the index says; the message names it.
@@ -176,16 +183,43 @@ def read_sharded(
         _read_shard(path, set_name, number, layout.code_tensors(sizes), verify)
         for number, (path, sizes) in enumerate(zip(paths, shards, strict=True))
     ]
+    rows_of_tier = [_filled(codes_of_shard, name) for name in layout.code_tensors()]
+    split = any(len(rows) > 1 for rows in rows_of_tier)
+    arrays = layout.num_tiers + sum(map(len, rows_of_tier)) - 1
+    if mmap and split and layout.order is None and arrays <= MAX_TIERS:
+        return CompactTable(_of_ranges(tensors, layout, rows_of_tier))
     codes = {
-        name: _joined([codes[name] for codes in codes_of_shard], shape, mmap)
-        for name, (_, shape) in layout.code_tensors().items()
+        name: _joined(rows, shape, mmap)
+        for rows, (name, (_, shape)) in zip(rows_of_tier, layout.code_tensors().items(), strict=True)
     }
     return CompactTable.from_tensors({**tensors, **codes}, config)
 
 
-def _joined(rows_of_shard: Sequence[Tensor], shape: tuple[int, ...], mmap: bool) -> Tensor:
-    """A tier's packed rows from all shards, as one tensor of this shape."""
-    filled = [rows for rows in rows_of_shard if rows.shape[0]]
+def _of_ranges(tensors: dict[str, Tensor], layout: TableLayout, rows_of_tier: Sequence[Sequence[Tensor]]) -> Snapshot:
+    """A table in frequency order, whose tiers' packed rows are in several tensors: ranges of ids, none copied.
+
+    The first range is the base, with no rows in the other tiers, and the others are extents behind it.
+    """
+    ranges = [(g, rows) for g, of_tier in enumerate(rows_of_tier) for rows in of_tier]
+    first, of_first = ranges[0]
+    sizes = [of_first.shape[0] if g == first else 0 for g in range(layout.num_tiers)]
+    begun = replace(layout.resized(sizes, None), padding_idx=None)  # which may be an id of another range
+    codes = {name: torch.empty(shape, dtype=dtype) for name, (dtype, shape) in begun.code_tensors().items()}
+    codes[CODES.format(first)] = of_first
+    snapshot = Snapshot.from_tensors({**tensors, **codes}, begun.to_json())
+    for g, rows in ranges[1:]:
+        check_codes(CODES.format(g), rows, layout.tiers[g])
+    base = replace(begun, padding_idx=layout.padding_idx)
+    return replace(snapshot, base=base, extents=tuple(Extent(g, rows) for g, rows in ranges[1:]))
+
+
+def _filled(codes_of_shard: Sequence[dict[str, Tensor]], name: str) -> list[Tensor]:
+    """The packed rows of a tier in the shards that have some."""
+    return [codes[name] for codes in codes_of_shard if codes[name].shape[0]]
+
+
+def _joined(filled: list[Tensor], shape: tuple[int, ...], mmap: bool) -> Tensor:
+    """A tier's packed rows from the shards that have some, as one tensor of this shape."""
     if not filled:
         return torch.empty(shape, dtype=torch.uint8, device="cpu")
     return filled[0] if mmap and len(filled) == 1 else torch.cat(filled)

@@ -191,8 +191,10 @@ class Snapshot:
 
         A table of 256 arrays is merged first, which copies all of it.
         """
-        if self.extents and self.extents[-1].tier == tier:
-            return replace(self, extents=(*self.extents[:-1], self.extents[-1].extended(rows)))
+        last = self.extents[-1] if self.extents else None
+        # A long extent without room behind it may be mapped from a file, where it stays.
+        if last and last.tier == tier and (last.buffer or last.rows.shape[0] <= CHUNK_ROWS):
+            return replace(self, extents=(*self.extents[:-1], last.extended(rows)))
         if len(self.codes) == MAX_TIERS:
             raise ValueError(f"a table of {MAX_TIERS} tiers has no room for appended ids: train it with fewer tiers")
         if len(self.codes) + len(self.extents) == MAX_TIERS:
