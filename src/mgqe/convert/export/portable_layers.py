@@ -62,6 +62,7 @@ class PortableEmbedding(nn.Module):
         self.config = table.config
         self.dtype = dtype
         self.has_fallback = "fallback" in tensors
+        self.rows_as_one: Callable[[Tensor], Tensor] | None = None  # what stands for _rows while ONNX is written
         for name, tensor in tensors.items():
             if name.startswith("tier_map.bits"):
                 tensor = tensor.contiguous().view(torch.uint8).reshape(-1, BLOCK_BYTES)
@@ -121,6 +122,8 @@ class PortableEmbedding(nn.Module):
 
     def _rows(self, ids: Tensor) -> Tensor:
         """Ids (n,), in range or OUTSIDE -> float32 (n, d)."""
+        if self.rows_as_one is not None:
+            return self.rows_as_one(ids)
         config = self.config
         tier, rank = self._locate(ids)
         # Tiers with the same codebook and number of subspaces differ only in their codes: they are decoded together.
