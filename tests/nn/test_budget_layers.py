@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import mgqe
 from mgqe.codec.planning.mixed import Sample
-from mgqe.nn.rows import CodeRows, SketchRows
+from mgqe.nn.rows import CachedRows, CodeRows, SketchRows
 
 N, DIM = 1500, 8
 COUNTS = torch.arange(N) * 7 % 199 + 1
@@ -220,12 +220,88 @@ def test_the_checkpoint_of_an_even_sketch_loads_into_a_layer_without_a_capacity(
     assert layer.freeze().equal(even.freeze())
 
 
-@pytest.mark.parametrize("rows", ["cached", CodeRows(torch.zeros(N, DIM, dtype=torch.int64))])
-def test_rows_with_codes_before_the_warm_up_is_over_have_an_even_plan(rows):
-    layer = mgqe.DPQEmbedding(N, DIM, rows=rows, budget="60%")
+def cached(seed: int = 0, **options):
+    """A layer that has places for 350 of its 1,500 rows, so that some are encoded before there is a plan."""
+    torch.manual_seed(seed)
+    options = {"rows": CachedRows(head_rows=50, cache_rows=300), "warmup_steps": 20, **options}
+    return mgqe.MGQEmbedding(N, DIM, counts=COUNTS, **{"budget": "25%", **options})
+
+
+def test_a_cache_that_holds_all_rows_is_planned_as_full_rows_are():
+    rows, tables = make().raw_weight.detach(), []
+    for storage in ("float32", CachedRows(head_rows=N)):
+        layer = cached(rows=storage)
+        places = IDS if storage == "float32" else layer.store.place_of.long()
+        layer.raw_weight.data[places] = rows
+        torch.manual_seed(2)
+        tables.append(layer.freeze())
+    assert tables[1].equal(tables[0])
+
+
+def test_a_cache_trains_through_its_plan_and_its_checkpoint_has_it():
+    layer, other = cached(), cached(seed=1)
+    assert layer.store.head_rows == 50
+    train(layer, layer, steps=40)
+    assert layer.quantizing
+    assert layer.store.emptied > 4
+    assert layer.metric().source == "gradients"
+    assert layer.store.codes_held.shape == (N, len(layer.capacity.widths))
+    assert layer.freeze().nbytes <= 0.25 * 4 * N * DIM
+    same_bits(layer)
+    load_into(other, layer.state_dict())
+    same_bits(other)
+    assert other.freeze().equal(layer.freeze())
+
+
+def test_the_checkpoint_of_a_cache_in_its_warm_up_loads_into_one_that_has_a_plan():
+    layer, other = cached(), cached(seed=1)
+    train(layer, layer, steps=15)
+    train(other, other, steps=40)
+    assert layer.store.has_codes
+    load_into(other, layer.state_dict())
+    assert not other.quantizing
+    with torch.no_grad():
+        assert torch.equal(other(IDS), layer(IDS))
+    torch.manual_seed(3)
+    expected = layer.freeze()
+    torch.manual_seed(3)
+    assert other.freeze().equal(expected)
+
+
+def test_what_a_cache_gave_up_costs_its_plan_little():
+    """Codes of the warm-up lose 2% of these rows' squares, which is added to what the plan loses."""
+    rows, lost = make().raw_weight.detach(), []
+    for storage in ("float32", CachedRows(head_rows=0, cache_rows=300)):
+        layer = cached(rows=storage, sparse=True, budget="12%")
+        for ids in IDS.split(100):
+            layer(ids).sum().backward()
+            places = ids if storage == "float32" else layer.store.places(layer.raw_weight, ids)
+            layer.raw_weight.data[places] = rows[ids]
+            torch._C._increment_version([layer.raw_weight])  # as an optimiser's step does
+        lost.append((layer.freeze().to_dense() - rows).square().sum() / rows.square().sum())
+    assert 0.001 < lost[0] < lost[1] < lost[0] + 0.025
+
+
+def test_a_layer_that_starts_over_plans_anew():
+    for layer in (planned(), cached()):
+        train(layer, layer, steps=30)
+        layer.reset_parameters()
+        assert not layer.quantizing
+        assert not layer.capacity.widths
+        train(layer, layer, steps=30)
+        assert layer.capacity.widths
+        same_bits(layer)
+
+
+def test_codes_that_are_given_leave_nothing_to_a_budget():
+    with pytest.raises(ValueError, match=r"leave budget= out .* or start from them with rows=CachedRows"):
+        mgqe.DPQEmbedding(N, DIM, rows=CodeRows(torch.zeros(N, DIM, dtype=torch.int64)), budget="60%")
+
+
+def test_sx_has_an_even_plan():
+    layer = mgqe.DPQEmbedding(N, DIM, quantizer="sx", budget="60%")
     assert layer.planner is None
     assert not layer.capacity.widths
-    assert layer.capacity.num_subspaces == (DIM,)
 
 
 def train(layer, forward, steps: int = 8) -> list[float]:

@@ -18,6 +18,7 @@ from mgqe.codec.planning.tables import TableProblem, candidates, fit_table
 from mgqe.codec.tiers import check_counts
 from mgqe.nn.codebook_layer import CodebookLayer, revive_every
 from mgqe.nn.quantizers.mixed import MixedQuantizer
+from mgqe.nn.row_layer import RowLayer
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,3 +91,5 @@ def read_plan(layer: nn.Module, _: Any) -> None:
         before = BudgetPlanner.before(layer.tiers.num_embeddings, layer.capacity.embedding_dim)
         layer.capacity = layer.quantizer.read_layout(layer.tiers.sizes, before)
         layer.schedule.revive_every = revive_every(layer.capacity)
+        if isinstance(layer, RowLayer):
+            layer.store.read_plan(layer.quantizer, layer.tiers)

@@ -19,7 +19,7 @@ from mgqe.codec.planning.budget import plain_budget
 from mgqe.codec.planning.mixed import least_nbytes
 from mgqe.codec.planning.shapes import PREFERENCES, SPEED
 from mgqe.codec.tiers import Tiers
-from mgqe.nn.rows.config import Rows, has_all_rows, resolve_rows
+from mgqe.nn.rows.config import CodeRows, Rows, can_be_planned, has_all_rows, resolve_rows
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -79,9 +79,9 @@ class Quantization:
         commitment: beta, the weight of ||q - sg(c)||^2 in the loss.
         budget: how many bytes the frozen table's file may take: "5%" or 0.05 of the full table, or a number of bytes.
             It chooses the tiers (from counts), D, K, their codebooks and ``centroid_dtype`` (:func:`mgqe.plan`), so
-            that the attributes for these must be left at their defaults. Where ids have codes before the warm-up is
-            over (rows "cached" and ``CodeRows``), and with "sx", it buys an even shape from the counts alone. Default:
-            the bytes of the even shape, see above.
+            that the attributes for these must be left at their defaults. With "sx", whose codes are not those of the
+            nearest centroids, it buys an even shape from the counts alone; ``CodeRows``, whose codes are given, are
+            refused. Default: the bytes of the even shape, see above.
         prefer: how the budget is spent, or the bytes that a layer without one is planned with. "speed": of the shapes
             that are expected to lose about as little, the one that looks up fastest (docs/method.md says how much it
             may lose for that). "size": the one that is expected to lose least, however long look-ups take. It makes a
@@ -136,6 +136,12 @@ class Quantization:
         if self.budget is not None:
             budget_bytes(self.budget, NO_LIMIT)
             self._check_left_to_budget()
+            if isinstance(self.rows, CodeRows):
+                raise ValueError(
+                    "rows=CodeRows has the codes already, so that there is nothing for budget= to choose: leave "
+                    "budget= out and give the codes' num_subspaces= and num_centroids=, or start from them with "
+                    "rows=CachedRows(codes=...), whose codes a budget makes anew"
+                )
         if self.prefer != SPEED and (shape := self.capacity_settings):
             raise ValueError(
                 f"prefer={self.prefer!r} says how a table is planned, but {', '.join(shape)} says its shape: leave one "
@@ -186,13 +192,14 @@ class Quantization:
 
     @property
     def plans_on_rows(self) -> bool:
-        """Whether a budget is spent on the rows as they are when the warm-up ends: with VQ, and a row of every id."""
-        return self.quantizer == "vq" and has_all_rows(self.rows)
+        """Whether a budget is spent on the rows as they are when the warm-up ends: with VQ, where these can be read."""
+        return self.quantizer == "vq" and can_be_planned(self.rows)
 
     @property
     def leaves_capacity_open(self) -> bool:
         """Whether there is neither a budget nor any of what one chooses, so that all of it is planned on the rows."""
-        return self.budget is None and self.plans_on_rows and not self.capacity_settings
+        planned = self.quantizer == "vq" and has_all_rows(self.rows)
+        return self.budget is None and planned and not self.capacity_settings
 
     @property
     def capacity_settings(self) -> tuple[str, ...]:

@@ -39,6 +39,7 @@ from mgqe.nn.quantization import (
     resolve_tiers,
     tiers_or_counts,
 )
+from mgqe.nn.quantizers.base import Quantizer
 from mgqe.nn.quantizers.build import make_quantizer
 from mgqe.nn.quantizers.mixed import MixedQuantizer, planned_shape
 from mgqe.nn.row_layer import RowLayer
@@ -96,15 +97,16 @@ class QuantizedEmbedding(RowLayer):
             if config.plans_on_rows:
                 is_default, prefer = config.leaves_capacity_open, config.prefer
                 planner = BudgetPlanner.of(nbytes, counts, sizes[:2], sizes[2], is_default, prefer)
-                source = None
             else:
                 plan = plan_layer(config, counts, *sizes, _weight, dtype)
                 config, source = config.with_plan(plan), plan.tiers
-        tiers = resolve_tiers(sizes[0], source, config.fractions)
+        row_tiers = tiers = resolve_tiers(sizes[0], source, config.fractions)  # which say what rows a cache keeps
+        if planner is not None:
+            tiers = Tiers.from_sizes([sizes[0]])
         capacity = config.capacity_of(sizes[1], tiers) if planner is None else planner.before(*sizes[:2])
         max_norm, norm_type = optional_float("max_norm", max_norm), as_float("norm_type", norm_type)
         rows = resolve_rows(config.rows)
-        weight, vector_dtype = make_rows(rows, tiers, capacity, sizes[2], _weight, device, dtype)
+        weight, vector_dtype = make_rows(rows, row_tiers, capacity, sizes[2], _weight, device, dtype)
         super().__init__(tiers, capacity, config.warmup_steps, weight.device)
         self.num_embeddings, self.embedding_dim, self.padding_idx = sizes
         self.max_norm, self.norm_type = max_norm, norm_type
@@ -122,7 +124,7 @@ class QuantizedEmbedding(RowLayer):
             self.quantizer = make_quantizer(
                 config.quantizer, capacity, like, config.centroid_dtype, config.commitment, sparse, key_dim
             )
-        self.store = make_store(rows, tiers, capacity, self.quantizer, weight)
+        self.store = make_store(rows, row_tiers, capacity, self.quantizer, weight)
         if max_norm is not None and not self.store.is_full:
             raise ValueError(f'max_norm goes with rows="float32" or "bfloat16" alone, got {max_norm}')
         if self.store.codes_are_fixed:
@@ -171,10 +173,14 @@ class QuantizedEmbedding(RowLayer):
         self.raw_weight.normal_()
         if self.padding_idx is not None and self.store.is_full:
             self.raw_weight[self.padding_idx].zero_()
+        self.quantizer.reset_parameters()
+        if isinstance(self.quantizer, MixedQuantizer):
+            before = BudgetPlanner.before(self.num_embeddings, self.embedding_dim)
+            self._set_tiers(Tiers.from_sizes([self.num_embeddings]), self.quantizer.read_layout((), before))
         self.tier_sizes.copy_(torch.tensor(self.tiers.sizes, device="cpu"))
         if self.tier_of is not None and self.tiers.tier_of is not None:
             self.tier_of.copy_(self.tiers.tier_of)
-        self.quantizer.reset_parameters()
+        self.store.read_plan(self.quantizer, self.tiers)
         self.store.reset_parameters()
         self.moments.reset()
         self.schedule.set(0, self.store.codes_are_fixed)
@@ -244,7 +250,7 @@ class QuantizedEmbedding(RowLayer):
         if self.store.is_nearly_full():
             self._check_rows()
             if not self.store.has_codes:
-                self._start_codebooks()
+                self._fit(self.store.codebooks(self.quantizer))
             elif not self.quantizing:
                 self.store.lloyd_step(self.raw_weight, passes)
             self.store.flush(self.raw_weight)
@@ -261,7 +267,7 @@ class QuantizedEmbedding(RowLayer):
         if self.quantizing:
             return
         self._check_rows()
-        if self.store.has_codes:  # of these codebooks, and ids without a row have nothing else
+        if self.store.has_codes and self.planner is None:  # of these codebooks, and ids without a row have nothing else
             for _ in range(FOLLOWING_STEPS):
                 self.store.lloyd_step(self.raw_weight, self.schedule.passes)
         else:
@@ -271,10 +277,13 @@ class QuantizedEmbedding(RowLayer):
     def _start_codebooks(self, kmeans: KMeans = KMEANS) -> None:
         if self.planner is not None:
             return None if self.quantizer.is_planned else self._start_by_plan(self.planner)
-        limits = [sample_size(k, self.embedding_dim) for k in self.capacity.num_centroids]
+        self._fit(self.quantizer, kmeans)
+
+    def _fit(self, quantizer: Quantizer, kmeans: KMeans = KMEANS) -> None:
+        limits = [sample_size(k, self.embedding_dim) for k in quantizer.capacity.num_centroids]
         generator = common_generator(self.raw_weight, self.schedule.passes)
-        self.quantizer.start(self._tier_rows(limits, generator), generator, kmeans)
-        broadcast_from_first(self.quantizer)
+        quantizer.start(self._tier_rows(limits, generator), generator, kmeans)
+        broadcast_from_first(quantizer)
         self.store.codebooks_started()
 
     @in_full_precision
@@ -320,6 +329,7 @@ class QuantizedEmbedding(RowLayer):
         with torch.device("cpu"):
             self.quantizer.adopt(fitted)
         self._set_tiers(fitted.plan.tiers, fitted.plan.capacity)
+        self.store.adopt_plan(self.raw_weight, self.quantizer, self.tiers)
         self.schedule.revive_every = revive_every(self.capacity)
 
     def _become_even(self, capacity: Capacity) -> None:
@@ -358,8 +368,11 @@ class QuantizedEmbedding(RowLayer):
     @torch.no_grad()
     def codes_of(self, ids: Tensor, tier: int) -> Tensor:
         """Codes (n, D_g) int32 of ids (n,) that are all of one tier, never-seen ones included."""
-        codes = self.store.codes(ids, tier)
-        return self.quantizer.codes(self._read_rows(ids), tier) if codes is None else codes
+        kept, final = self.store.codes(ids, tier), self.store.final_codes_mask(ids)
+        if kept is not None and (final is None or bool(final.all())):
+            return kept
+        codes = self.quantizer.codes(self._read_rows(ids), tier)
+        return codes if kept is None or final is None else torch.where(final.unsqueeze(-1), kept, codes)
 
     @torch.no_grad()
     def freeze(self) -> CompactTable:

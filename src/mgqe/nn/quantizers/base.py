@@ -55,6 +55,10 @@ class Quantizer(nn.Module):
         """Rows (n, d) of one tier -> (n, D_g) int32, as the frozen table has them."""
         raise NotImplementedError
 
+    def rows_of(self, codes: Tensor, tier: int) -> Tensor:
+        """Codes (n, D_g) int32 of one tier -> rows (n, d) float32, as the frozen table has them."""
+        raise NotImplementedError
+
     def values(self, number: int) -> Tensor:
         """Codebook ``number`` in float32 as it will be served, (Dc, Kc, sc), differentiable."""
         raise NotImplementedError

@@ -17,7 +17,7 @@ from mgqe.codec.capacity import BY_COLUMNS, Capacity, TierShape
 from mgqe.codec.equations import Groups, codebook_loss, commitment_loss, straight_through
 from mgqe.codec.fit import fit_codebooks
 from mgqe.codec.kmeans import KMEANS, KMeans
-from mgqe.codec.mixed import flat_index, nearest_mixed_codes, round_flat, round_to_steps, whole_steps
+from mgqe.codec.mixed import flat_index, gather_mixed, nearest_mixed_codes, round_flat, round_to_steps, whole_steps
 from mgqe.codec.planning.mixed import FittedPlan, centroid_room
 from mgqe.codec.transform import Transform
 from mgqe.nn.quantizers.autograd import GatherFlat, SparseGradient
@@ -207,6 +207,11 @@ class MixedQuantizer(Quantizer):
     def codes(self, rows: Tensor, tier: int) -> Tensor:
         number = self.capacity.codebook_of[tier]
         return nearest_mixed_codes(self.coordinates(rows.float()), self.values(number), self.capacity.pieces(tier))
+
+    @torch.no_grad()
+    def rows_of(self, codes: Tensor, tier: int) -> Tensor:
+        z_hat = gather_mixed(codes, self.values(self.capacity.codebook_of[tier]), self.capacity.pieces(tier))
+        return self.transform.decode(self._as_stored(z_hat))
 
     def forward(self, rows: Tensor, groups: Groups, counts: Tensor) -> tuple[Tensor, Tensor | None]:
         books = [self.values(number) for number in range(len(self.capacity.codebook_shapes))]

@@ -17,6 +17,7 @@ from mgqe.codec.equations import (
     nearest_codes,
     round_centroids,
     straight_through,
+    tier_codebook,
 )
 from mgqe.codec.kmeans import KMEANS, KMeans, start_codebooks
 from mgqe.nn.quantizers.autograd import QuantizeRows, SparseGradient, loss_weights
@@ -73,6 +74,11 @@ class VQQuantizer(Quantizer):
             self.capacity.num_subspaces[tier],
             self.capacity.num_centroids[tier],
         )
+
+    def rows_of(self, codes: Tensor, tier: int) -> Tensor:
+        book = self.rounded(self.capacity.codebook_of[tier])
+        subspaces, centroids = self.capacity.num_subspaces[tier], self.capacity.num_centroids[tier]
+        return ops.gather(codes, tier_codebook(book, subspaces, centroids).contiguous())
 
     def forward(self, rows: Tensor, groups: Groups, counts: Tensor) -> tuple[Tensor, Tensor | None]:
         decoded = self.decode_tiers(rows, groups)

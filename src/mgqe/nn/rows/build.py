@@ -105,9 +105,9 @@ def make_store(rows: Rows, tiers: Tiers, capacity: Capacity, quantizer: Quantize
     if isinstance(rows, SketchRows):
         subspaces = max(capacity.num_subspaces)
         return SketchStore(rows, tiers.num_embeddings, capacity.embedding_dim, subspaces, weight, cpu_generator())
-    assert isinstance(quantizer, VQQuantizer)  # a layer with such rows has no plan
     if isinstance(rows, CachedRows):
-        return CacheStore(rows, tiers, capacity, quantizer, weight.device)
+        return CacheStore(rows, tiers, quantizer if isinstance(quantizer, VQQuantizer) else None, weight)
+    assert isinstance(quantizer, VQQuantizer)  # a layer with codes of its own has no plan
     return FixedStore(rows, tiers, capacity, quantizer, weight.device)
 
 

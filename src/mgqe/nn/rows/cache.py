@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from mgqe import ops
-from mgqe.codec.capacity import Capacity
-from mgqe.codec.equations import tier_codebook
+from mgqe.codec.capacity import DEFAULT_HEAD_CENTROIDS, MIN_CENTROIDS, Capacity, default_num_subspaces
 from mgqe.codec.packing import code_dtype
 from mgqe.codec.tiers import Tiers
 from mgqe.nn.context.ddp import common_generator
 from mgqe.nn.context.decorators import outside_graphs
 from mgqe.nn.context.hints import OptimizerHints, leave_hints
 from mgqe.nn.quantizers.autograd import ReadRows
+from mgqe.nn.quantizers.base import Quantizer
 from mgqe.nn.quantizers.vq import VQQuantizer
 from mgqe.nn.rows.config import CachedRows
 from mgqe.nn.rows.store import RowStore, StateEntry
@@ -29,8 +32,12 @@ class CacheStore(RowStore, nn.Module):
 
     Bytes per row of the vocabulary: D for its codes (2 D beyond 256 centroids) and 4 for its place.
 
+    In the warm-up of a layer with a budget rows that are given up have codes of codebooks of the store's own, fine
+    enough for a plan to be made of what these decode to. The plan then gives all ids their codes.
+
     Attributes:
         codes_held: (N, D) every id's codes, up to date for ids without a place.
+        own: the codebooks of the store's own; None where the layer's own encode rows from the start.
         place_of: int32 (N,) the row of the parameter that holds an id's row, or -1.
         owner: int64 (M,) the id in each place of the cache.
         state: int64 (5,) what checkpoints keep of the entries named here.
@@ -56,15 +63,18 @@ class CacheStore(RowStore, nn.Module):
     most_taken = StateEntry(3)
     taken_before = StateEntry(4)
 
-    def __init__(
-        self, config: CachedRows, tiers: Tiers, capacity: Capacity, quantizer: VQQuantizer, device: torch.device
-    ) -> None:
+    def __init__(self, config: CachedRows, tiers: Tiers, quantizer: VQQuantizer | None, weight: Tensor) -> None:
         super().__init__()
-        n = tiers.num_embeddings
+        n, device = tiers.num_embeddings, weight.device
         head, cache = sizes_of(config, tiers)
-        self._tiers, self._capacity = tiers, capacity
+        self._head_tiers = self._tiers = tiers
+        self.own: VQQuantizer | None = None
+        if quantizer is None:  # there will be a plan
+            self._tiers = Tiers.from_sizes([n])
+            self.own = quantizer = own_codebooks(n, weight.shape[1], weight)
+        capacity = quantizer.capacity
         # A reference that nn.Module does not see: the codebooks are the layer's.
-        self._quantizer = (quantizer,)
+        self._quantizer: tuple[Quantizer] = (quantizer,)
         self.head_rows = head
         self._init_std = None if config.codes is None else config.init_std
         shape = (n, max(capacity.num_subspaces))
@@ -81,7 +91,7 @@ class CacheStore(RowStore, nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """An empty cache, and no codes; or those that are there, with centroids at random, if it began with codes."""
-        self.heads.copy_(head_ids(self._tiers, self.head_rows))
+        self.heads.copy_(head_ids(self._head_tiers, self.head_rows))
         self.state.zero_()
         self.owner.zero_()
         self.place_of.fill_(-1)
@@ -90,8 +100,54 @@ class CacheStore(RowStore, nn.Module):
             self.codes_held.zero_()
             return
         self.codes_given = 1
-        for book in self._quantizer[0].codebooks:
+        for book in self._vq.codebooks:
             book.normal_(std=self._init_std)
+
+    @property
+    def _capacity(self) -> Capacity:
+        return self._quantizer[0].capacity
+
+    @property
+    def _vq(self) -> VQQuantizer:
+        """The codebooks, where there is no plan yet or there will be none."""
+        (quantizer,) = self._quantizer
+        assert isinstance(quantizer, VQQuantizer)
+        return quantizer
+
+    # ---- a plan --------------------------------------------------------------------------------------------
+
+    def codebooks(self, quantizer: Quantizer) -> Quantizer:
+        return self._quantizer[0]
+
+    @torch.no_grad()
+    def adopt_plan(self, weight: Tensor, quantizer: Quantizer, tiers: Tiers) -> None:
+        shape = len(self.codes_held), max(quantizer.capacity.num_subspaces)
+        codes = torch.zeros(shape, dtype=code_dtype(max(quantizer.capacity.num_centroids)), device=weight.device)
+        for g in range(tiers.num_tiers):
+            for ids in tiers.member_chunks(g, LEAST_CACHE):
+                at = ids.to(weight.device)
+                codes[at] = quantizer.codes(self.read(weight, at), g).to(codes.dtype)
+        self.codes_held = codes
+        self._quantizer, self._tiers = (quantizer,), tiers
+        self.codes_given = 1
+        self._init_std = None  # the codes that it began with are gone
+
+    def read_plan(self, quantizer: Quantizer, tiers: Tiers) -> None:
+        if quantizer.is_planned:
+            self._quantizer, self._tiers = (quantizer,), tiers
+        elif self.own is not None:
+            self._quantizer, self._tiers = (self.own,), tiers
+            subspaces = self.own.capacity.num_subspaces[0]
+            if self.codes_held.shape[1] != subspaces:  # those of a plan that is gone
+                self.codes_held = self.codes_held.new_zeros(len(self.codes_held), subspaces)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        saved = state_dict.get(f"{prefix}codes_held")
+        if self.own is not None and isinstance(saved, Tensor) and saved.shape[:1] == self.codes_held.shape[:1]:
+            self.codes_held = torch.empty(saved.shape, dtype=saved.dtype, device=self.codes_held.device)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    # ---- rows ----------------------------------------------------------------------------------------------
 
     @property
     def has_codes(self) -> bool:
@@ -113,13 +169,8 @@ class CacheStore(RowStore, nn.Module):
             return rows
         for g, chosen in self._by_tier(ids):
             codes = self.codes_held[ids[chosen], : self._capacity.num_subspaces[g]]
-            rows[chosen] = ops.gather(codes.to(torch.int32), self._book(g))
+            rows[chosen] = self._quantizer[0].rows_of(codes.to(torch.int32), g)
         return rows
-
-    def _book(self, tier: int) -> Tensor:
-        number = self._capacity.codebook_of[tier]
-        book = self._quantizer[0].rounded(number)
-        return tier_codebook(book, self._capacity.num_subspaces[tier], self._capacity.num_centroids[tier]).contiguous()
 
     def _by_tier(self, ids: Tensor) -> list[tuple[int, Tensor]]:
         if self._capacity.num_tiers == 1:
@@ -231,7 +282,7 @@ class CacheStore(RowStore, nn.Module):
 
         Centroids that none of these rows chooses stay where they are: other ids may have them.
         """
-        quantizer, capacity, generator = self._quantizer[0], self._capacity, common_generator(weight, passes)
+        quantizer, capacity, generator = self._vq, self._capacity, common_generator(weight, passes)
         for number, parameter in enumerate(quantizer.codebooks):
             sums = torch.zeros(parameter.shape, dtype=torch.float32, device=parameter.device)
             counts = torch.zeros(parameter.shape[:2], dtype=torch.float32, device=parameter.device)
@@ -245,10 +296,16 @@ class CacheStore(RowStore, nn.Module):
             parameter.copy_(torch.where((counts > 0).unsqueeze(-1), moved, parameter.float()).to(parameter.dtype))
 
     def codes(self, ids: Tensor, tier: int) -> Tensor | None:
-        """Final where none of the ids has a row."""
-        if not self.has_codes or bool((self.place_of[ids] >= 0).any()):
+        if not self.has_codes:
             return None
         return self.codes_held[ids, : self._capacity.num_subspaces[tier]].to(torch.int32)
+
+
+def own_codebooks(num_embeddings: int, embedding_dim: int, like: Tensor) -> VQQuantizer:
+    """Codebooks for one tier, fine enough for a plan to be made of what they decode to; no optimiser moves them."""
+    centroids = max(MIN_CENTROIDS, min(DEFAULT_HEAD_CENTROIDS, 1 << (num_embeddings.bit_length() - 1)))
+    capacity = Capacity.of(embedding_dim, [num_embeddings], [default_num_subspaces(embedding_dim)], [centroids])
+    return VQQuantizer(capacity, like, "float32", 0.0).requires_grad_(False)
 
 
 def sizes_of(config: CachedRows, tiers: Tiers) -> tuple[int, int]:

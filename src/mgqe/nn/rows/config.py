@@ -23,6 +23,11 @@ class CachedRows:
         cache_rows: places for the others, several times the distinct ids of a batch. Default: N / 16, at least 65,536.
         codes: integers (N, D) to start from, such as :func:`mgqe.baselines.recjpq.interaction_codes` gives, or None:
             the row of an id that has not trained is the centroid nearest to zero.
+        init_std: standard deviation that the centroids of ``codes`` start with.
+
+    With a budget the codes of the warm-up are those of one tier with D = d / 2 (d where it is odd) and 256 centroids.
+    When it ends, all ids are encoded anew by the plan. ``head_rows`` is by default the first of the ``fractions`` of
+    the ids.
     """
 
     head_rows: int | None = None
@@ -105,6 +110,11 @@ Rows = Union[str, CachedRows, CodeRows, NarrowRows, SketchRows]  # noqa: UP007  
 def has_all_rows(rows: Rows) -> bool:
     """Whether every id has a row of d numbers whenever it is asked for, and no code before the warm-up is over."""
     return isinstance(rows, SketchRows) or (isinstance(rows, str) and rows in ("float32", "bfloat16", "sketch"))
+
+
+def can_be_planned(rows: Rows) -> bool:
+    """Whether rows of d numbers can be read of all ids when the warm-up ends, and codes be made of them then."""
+    return has_all_rows(rows) or isinstance(rows, CachedRows) or (isinstance(rows, str) and rows == "cached")
 
 
 def resolve_rows(rows: Rows) -> Rows:

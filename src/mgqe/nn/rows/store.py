@@ -14,6 +14,7 @@ from mgqe.codec.kmeans import draw_places
 from mgqe.codec.tiers import Tiers
 from mgqe.nn.context.hints import OptimizerHints
 from mgqe.nn.quantizers.autograd import ReadRows
+from mgqe.nn.quantizers.base import Quantizer
 
 
 class StateEntry:
@@ -75,12 +76,27 @@ class RowStore:
         return self.codes_are_fixed
 
     def codes(self, ids: Tensor, tier: int) -> Tensor | None:
-        """Final codes (n, D_g) of ids of one tier; None where they are to be chosen by rows."""
+        """Codes (n, D_g) that are kept of ids of one tier; None where all are to be chosen by rows."""
         return None
 
     def final_codes_mask(self, ids: Tensor) -> Tensor | None:
-        """Mask (n,) of ids with final codes, whose rows are their vectors; None if there are none."""
+        """Mask (n,) of ids whose kept codes are final, and whose rows are their vectors.
+
+        None where that is so of no ids, or, with ``codes_are_fixed``, of all.
+        """
         return None
+
+    # ---- a plan --------------------------------------------------------------------------------------------
+
+    def codebooks(self, quantizer: Quantizer) -> Quantizer:
+        """What encodes rows that are given up; in the warm-up of a layer with a budget not the layer's quantizer."""
+        return quantizer
+
+    def adopt_plan(self, weight: Tensor, quantizer: Quantizer, tiers: Tiers) -> None:
+        """Called when the layer's quantizer has got its plan: what is encoded already is to have its codes."""
+
+    def read_plan(self, quantizer: Quantizer, tiers: Tiers) -> None:
+        """Called when a checkpoint was loaded into a layer with a budget, with its plan if it has one."""
 
     # ---- between two steps of an optimiser -----------------------------------------------------------------
 
