@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mgqe.recsys.data.datasets import DATA_DIR_VARIABLE, DATASETS, load_data, planted
+from mgqe.recsys.data.datasets import DATA_DIR_VARIABLE, DATASETS, DIVIDED, load_data, planted
 from mgqe.recsys.data.interactions import load_interactions
 from mgqe.recsys.data.splits import leave_one_out
+from mgqe.recsys.tasks.registry import RunData
+from mgqe.recsys.train.config import TrainConfig
 
 
 def test_leave_one_out_by_hand(tmp_path: Path) -> None:
@@ -94,3 +96,69 @@ def test_real_data(name: str) -> None:
     assert data.num_repeats == 0
     split = leave_one_out(data)
     assert len(data) - len(split.train_users) == 2 * len(split.test.users)
+
+
+# ---- published in three parts ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`beauty-split` with other files: user 1 has two test items, one of which (9) has no training interaction."""
+    known, files = DIVIDED["beauty-split"], []
+    texts = ("0 5 1\n0 6 1\n0 8 1\n1 5 1\n1 7 1\n", "0 7 1\n", "1 6 1\n1 9 1\n")
+    for file, text in zip(known.files, texts, strict=True):
+        path = tmp_path / file.file
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        files.append(replace(file, sha256=hashlib.sha256(text.encode()).hexdigest()))
+    monkeypatch.setitem(DIVIDED, "beauty-split", replace(known, files=tuple(files)))
+    return tmp_path
+
+
+def test_the_parts_are_those_of_the_files_and_nothing_is_left_out(divided: Path) -> None:
+    data = RunData.load(TrainConfig(data="beauty-split", data_dir=str(divided), eval_negatives=1))
+    split, task = data.task.split, data.task
+    assert task.ids["item"].ids.to_list() == [5, 6, 7, 8, 9]
+    assert (split.train_users.tolist(), split.train_items.tolist()) == ([0, 0, 0, 1, 1], [0, 1, 3, 0, 2])
+    assert (split.valid.users.tolist(), split.valid.items.tolist()) == ([0], [2])
+    assert (split.test.users.tolist(), split.test.items.tolist()) == ([1], [1, 4])
+    assert split.summary["rule"] == "as published"
+    assert split.summary["cold"]["test"] == {"users": 0, "items": 1, "interactions": 1}
+    assert split.several_items
+
+
+def test_several_test_items_are_judged_among_the_first_20_too(divided: Path) -> None:
+    task = RunData.load(TrainConfig(data="beauty-split", data_dir=str(divided), eval_negatives=1)).task
+    ranks = torch.tensor([1, 15])
+    found = task.catalogue_figures(ranks, task.test, "full_")
+    assert found["full_recall@10"] == 0.5
+    assert found["full_recall@20"] == 1.0
+    assert found["full_hr@10"] == found["full_hr@20"] == 1.0
+    assert found["full_ndcg@10"] < found["full_ndcg@20"] < 1.0
+
+
+def test_other_files_and_other_rules_are_refused(divided: Path) -> None:
+    settings = {"data": "beauty-split", "data_dir": str(divided)}
+    with pytest.raises(ValueError, match="published split and no order of time: it is for --task ranking alone"):
+        RunData.load(TrainConfig(task="sequential", model="sasrec", **settings))
+    with pytest.raises(ValueError, match="beauty-split has a published split: leave --split ratio:80/10/10 out"):
+        TrainConfig(split="ratio:80/10/10", **settings)
+    (divided / "beauty-split/valid.txt").write_text("0 6 1\n")
+    with pytest.raises(ValueError, match=r"another edition of beauty-split.*--train FILE --valid FILE --test FILE"):
+        RunData.load(TrainConfig(**settings))
+    (divided / "beauty-split/valid.txt").unlink()
+    with pytest.raises(ValueError, match=r"expected the file .*valid.txt; to obtain it: take the published split"):
+        RunData.load(TrainConfig(**settings))
+
+
+DIVIDED_SIZES = {"beauty-split": (52_204, 57_289, 284_530), "ml-1m-split": (6_039, 3_628, 590_733)}
+
+
+@pytest.mark.skipif(DATA_DIR_VARIABLE not in os.environ, reason=f"{DATA_DIR_VARIABLE} names no folder of data sets")
+@pytest.mark.parametrize("name", DIVIDED_SIZES)
+def test_real_parts(name: str) -> None:
+    if not (Path(os.environ[DATA_DIR_VARIABLE]) / DIVIDED[name].files[0].file).is_file():
+        pytest.skip(f"{DIVIDED[name].files[0].file} is not in {DATA_DIR_VARIABLE}")
+    split = RunData.load(TrainConfig(data=name)).task.split
+    assert (split.num_users, split.num_items, len(split.train_users)) == DIVIDED_SIZES[name]
+    assert split.summary["repeats_left_out"] == 0

@@ -40,6 +40,16 @@ def find_file(name: str, file: str, data_dir: Path | str | None, obtain: str, ho
     return path
 
 
+def _require_edition(path: Path, name: str, sha256: str, anyway: str) -> None:
+    """ValueError unless the file has that digest; `anyway` says how to use another one."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != sha256:
+        raise ValueError(
+            f"{path} is another edition of {name}: expected sha256 {sha256[:12]}..., got {digest[:12]}...; to use "
+            f"{anyway}"
+        )
+
+
 @dataclass(frozen=True)
 class KnownDataset:
     """A public data set: the name and the digest of its file, and where to obtain it.
@@ -61,12 +71,7 @@ class KnownDataset:
     def checked_path(self, data_dir: Path | str | None) -> Path:
         """The file below `data_dir` or the folder that MGQE_DATA_DIR names; ValueError if it is missing or differs."""
         path = find_file(self.name, self.file, data_dir, f"{self.obtain}; sha256 {self.sha256}", self.home)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if digest != self.sha256:
-            raise ValueError(
-                f"{path} is another edition of {self.name}: expected sha256 {self.sha256[:12]}..., got "
-                f"{digest[:12]}...; to use it anyway, pass the file itself: --data {path}"
-            )
+        _require_edition(path, self.name, self.sha256, f"it anyway, pass the file itself: --data {path}")
         return path
 
     def load(self, data_dir: Path | str | None = None) -> Interactions:
@@ -106,9 +111,48 @@ PUBLISHED = {
 }
 
 
+@dataclass(frozen=True)
+class DividedSet:
+    """A data set that was published in three files, for training, validation and the test, without an order of time.
+
+    files: of the three parts, in this order. format, columns: of all of them.
+    """
+
+    name: str
+    title: str
+    home: str
+    format: str
+    files: tuple[PublishedFile, ...]
+    columns: Columns
+
+    def load(self, data_dir: Path | str | None = None) -> list[Interactions]:
+        """Read the three parts; ValueError if a file is missing or another edition."""
+        parts = []
+        for file in self.files:
+            path = find_file(self.name, file.file, data_dir, f"{file.obtain}; sha256 {file.sha256}", self.home)
+            anyway = "such files anyway, pass them themselves: --train FILE --valid FILE --test FILE"
+            _require_edition(path, self.name, file.sha256, anyway)
+            parts.append(load_interactions(path, self.format, self.columns))
+        return parts
+
+
+DIVIDED = {
+    name: DividedSet(
+        name,
+        entries["title"],
+        entries["home"],
+        entries["format"],
+        tuple(PublishedFile(obtain=entries["obtain"], **file) for file in entries["files"]),
+        Columns(**entries.get("columns", {})),
+    )
+    for name, entries in _DECLARED["divided"].items()
+}
+SPLIT_IN_ADVANCE = (*PUBLISHED, *DIVIDED)
+
+
 def check_layout(data: str, format: str | None, columns: Columns | None) -> None:
     """ValueError if options that describe a user's own file are combined with a known data set."""
-    if data not in ("planted", *DATASETS, *PUBLISHED):
+    if data not in ("planted", *DATASETS, *SPLIT_IN_ADVANCE):
         return
     columns = columns or Columns()
     options: dict[str, str | bool | None] = {f"{role}-column": name for role, name in columns.named}
@@ -132,10 +176,10 @@ def load_data(
         raise ValueError(f"{data} has no order of time: it is for --task ctr alone")
     if data in DATASETS:
         return DATASETS[data].load(data_dir)
-    if data in PUBLISHED:
+    if data in SPLIT_IN_ADVANCE:
         raise ValueError(f"{data} has a published split and no order of time: it is for --task ranking alone")
     if not Path(data).exists() and not set(data) & {"/", os.sep, ".", "*", "?", "["}:
-        known = ", ".join(["planted", *DATASETS, *PUBLISHED])
+        known = ", ".join(["planted", *DATASETS, *SPLIT_IN_ADVANCE])
         raise ValueError(f"no data set {data!r}: expected {known}, or the path of a file of interactions")
     return load_interactions(data, format, columns)
 
@@ -178,7 +222,7 @@ def check_split(settings: DataSettings) -> None:
         raise ValueError(f"--valid {valid} needs a file for the test as well: --test FILE")
     if test is not None and rule is not None:
         raise ValueError(f"--split {rule} divides one file: leave it out, or leave out --test {test}")
-    if test is not None and data in ("planted", *DATASETS, *PUBLISHED):
+    if test is not None and data in ("planted", *DATASETS, *SPLIT_IN_ADVANCE):
         raise ValueError(f"--test {test} goes with a file of your own to train on: --train FILE, not with {data}")
-    if rule is not None and data in PUBLISHED:
+    if rule is not None and data in SPLIT_IN_ADVANCE:
         raise ValueError(f"{data} has a published split: leave --split {rule} out")

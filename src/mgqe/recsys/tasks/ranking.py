@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mgqe.recsys.data.columns import Columns
-from mgqe.recsys.data.datasets import PUBLISHED, check_layout, load_data
+from mgqe.recsys.data.datasets import DIVIDED, PUBLISHED, check_layout, load_data
 from mgqe.recsys.data.held_out import HeldOut, Split
 from mgqe.recsys.data.interactions import FileIds, Interactions
 from mgqe.recsys.data.ncf import PublishedSplit, load_published
 from mgqe.recsys.data.sampling import LEAVE_OUT, SeenItems, evaluation_negatives, sample_negatives
 from mgqe.recsys.data.seeds import derive_seed
-from mgqe.recsys.data.splits import LEAVE_ONE_OUT, leave_one_out, split, split_parts
+from mgqe.recsys.data.splits import LEAVE_ONE_OUT, leave_one_out, published_parts, split, split_parts
 from mgqe.recsys.models.gmf import GMF, TABLES
 from mgqe.recsys.models.neumf import NeuMF
 from mgqe.recsys.models.registry import MODELS
@@ -151,6 +151,12 @@ class RankingTask:
             scores, part.users, part.items, items, offsets, self.split.num_items, offsets=part.offsets
         )
 
+    def catalogue_figures(self, ranks: Tensor, part: HeldOut, prefix: str) -> dict[str, float]:
+        """The figures of a part's ranks in the catalogue: of the first 10, and of 20 where users have several items."""
+        owners = self.owners(part)
+        depths = (10,) if owners is None else (10, 20)
+        return {name: value for k in depths for name, value in rank_figures(ranks, k, prefix, owners).items()}
+
     @cached_property
     def tables(self) -> dict[str, TableInfo]:
         """Users and items."""
@@ -237,7 +243,7 @@ class RankingTask:
         user's training and validation items. `valid_` and `valid_full_` are those of the validation items, in the
         catalogue without the user's training items. `head_` and `tail_` are those of the test items among the 10% most
         frequent items in training, and of the others. If users may have several items in a part, recall@10 is added,
-        and the items of a user in a part are no rivals of each other.
+        and in the catalogue all three of the first 20; the items of a user in a part are no rivals of each other.
         """
         distinct, row_of_item = self._distinct(model)
 
@@ -252,7 +258,7 @@ class RankingTask:
             if test:
                 figures.update(head_and_tail_figures(ranks, part.items, self.split.item_counts, owners=owners))
             ranks = self.catalogue_ranks(scores, part, test)
-            figures.update(rank_figures(ranks, prefix=f"{prefix}full_", owners=owners))
+            figures.update(self.catalogue_figures(ranks, part, f"{prefix}full_"))
         return figures
 
 
@@ -264,7 +270,7 @@ def prepare(config: RunSettings) -> tuple[RankingTask, str]:
         task = RankingTask.published(data, config.seed, config.negatives, config.eval_negatives)
         digest = data_fingerprint(data.interactions, data.test_items, data.test_negatives)
     else:
-        interactions, parts = load_split(config)
+        interactions, parts = load_divided(config) if config.data in DIVIDED else load_split(config)
         task = RankingTask.prepare(
             interactions, config.seed, config.negatives, config.eval_negatives, config.eval_users, parts
         )
@@ -286,9 +292,15 @@ def load_split(config: RunSettings) -> tuple[Interactions, Split]:
     return split_parts(load(config.data), None if config.valid is None else load(config.valid), load(config.test))
 
 
+def load_divided(config: RunSettings) -> tuple[Interactions, Split]:
+    """The interactions of a data set that was published in parts, and these."""
+    check_layout(config.data, config.format, Columns.of(config))
+    return published_parts(*DIVIDED[config.data].load(config.data_dir))
+
+
 def split_tensors(config: RunSettings, parts: Split) -> list[Tensor]:
     """The tensors that a digest of the data needs besides the interactions, for other splits than leave-one-out."""
-    if config.test is None and config.split in (None, LEAVE_ONE_OUT):
+    if config.test is None and config.split in (None, LEAVE_ONE_OUT) and config.data not in DIVIDED:
         return []
     return [parts.train_users, parts.train_items, parts.valid.users, parts.valid.items, parts.valid.offsets]
 

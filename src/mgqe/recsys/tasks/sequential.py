@@ -184,7 +184,7 @@ class SequentialTask:
             if test:
                 figures.update(head_and_tail_figures(ranks, part.items, self.split.item_counts, owners=owners))
             ranks = self._catalogue_ranks(vectors, queries, test)
-            figures.update(rank_figures(ranks, prefix=f"{prefix}full_", owners=owners))
+            figures.update(base.catalogue_figures(ranks, part, f"{prefix}full_"))
         return figures
 
     def _catalogue_ranks(self, vectors: Tensor, queries: Tensor, test: bool) -> Tensor:
