@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import mgqe
+from mgqe.codec.metric import Metric
 from mgqe.codec.planning.mixed import least_nbytes
 
 torchrec = pytest.importorskip("torchrec", reason="needs torchrec and fbgemm-gpu: see docs/torchrec.md")
@@ -30,11 +31,14 @@ def table_of(name: str = "item", features: tuple[str, ...] = ("seen",), kind=Emb
     return kind(**{**same, "weight_init_min": -1.0, "weight_init_max": 1.0, **other})
 
 
-def make(config=CONFIG, tables=None, counts=None, seed: int = 0):
+def make(config=CONFIG, tables=None, counts=None, seed: int = 0, queries=None):
     """A collection of vectors whose rows have unequal spread in each dimension."""
     torch.manual_seed(seed)
     collection = sharded.QuantizedEmbeddingCollection(
-        [table_of()] if tables is None else tables, config, counts={"item": COUNTS} if counts is None else counts
+        [table_of()] if tables is None else tables,
+        config,
+        counts={"item": COUNTS} if counts is None else counts,
+        queries=queries,
     )
     for name, table in collection.tables.items():
         rows = torch.randn(table.tiers.num_embeddings, DIM) * torch.linspace(2.0, 0.1, DIM) @ torch.randn(DIM, DIM)
@@ -160,6 +164,48 @@ def test_bits_go_where_gradients_are():
         lost[name] = (vectors - rows_of(collection)).square().mean(0).detach()
     assert (lost["last"][-2:] < 0.5 * lost["all"][-2:]).all()
     assert (lost["last"][:-2] > lost["all"][:-2]).all()
+
+
+def test_queries_say_what_errors_cost():
+    made = torch.Generator().manual_seed(0)
+    queries = torch.randn(300, DIM, generator=made)
+    queries[:, 2:] = 0.0
+    lost = {}
+    for name, given in (("gradients", None), ("queries", {"item": queries})):
+        collection = make(queries=given)
+        train(collection, squares, steps=4)
+        table = collection.tables["item"]
+        assert table.gathers_metric == (given is None)
+        vectors = collection.eval()(ids_of({"seen": torch.arange(N)}))["seen"].values()
+        lost[name] = ((vectors - rows_of(collection)) @ queries.T).square().mean().item()
+    assert lost["queries"] < 0.75 * lost["gradients"]
+
+
+def test_queries_have_the_plan_of_a_layer_with_them():
+    queries = torch.randn(300, DIM, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 2.0, DIM)
+    collection, rows = make(queries={"item": queries}), rows_of(make()).detach().clone()
+    mgqe.start_quantizing(collection)
+    options = {"counts": COUNTS, "budget": FULL // 4 - 512}  # for a shard
+    layer = mgqe.MGQEmbedding.from_pretrained(rows, queries=queries, **options)
+    layer.freeze()
+    assert collection.tables["item"].capacity == layer.capacity
+    set_later = make()
+    set_later.planned_tables["item"].set_metric(Metric.of_queries(queries))
+    mgqe.start_quantizing(set_later)
+    assert set_later.tables["item"].capacity == layer.capacity
+
+
+@pytest.mark.parametrize(
+    ("config", "queries", "message"),
+    [
+        (CONFIG, {"items": torch.ones(3, DIM)}, "queries for ['items'], but the tables are ['item']"),
+        (CONFIG, {"item": torch.ones(3, 4)}, "table 'item': the metric has 4 dimensions, the table 8"),
+        (mgqe.CompressConfig(num_centroids=16), {"item": torch.ones(3, DIM)}, "table 'item': queries say how a budget"),
+    ],
+)
+def test_queries_that_do_not_fit_are_refused(config, queries, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(config, queries=queries)
 
 
 def test_dead_centroids_come_back():

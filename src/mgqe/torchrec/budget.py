@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mgqe.codec.metric import Metric
 from mgqe.codec.planning.mixed import FittedPlan, least_nbytes
 from mgqe.codec.planning.tables import candidates, share_bytes
 from mgqe.nn.budget_planner import BudgetPlanner
@@ -36,7 +37,12 @@ class Evidence:
         planner: of the table's own budget, or of the common budget.
         moments: what the table gathers.
         buffers: the table's, which stay this mapping; with :data:`SHARE`, None where the budget is the table's own.
+
+    Attributes:
+        given_metric: what an error costs, in the place of what gradients say; or None.
     """
+
+    given_metric: Metric | None = None
 
     def __init__(
         self, source: RowSource, planner: BudgetPlanner, moments: GradientMoments, buffers: Mapping[str, Any]
@@ -64,7 +70,11 @@ class Evidence:
         """What :class:`BudgetPlanner` makes a problem or a plan of: the rows as they are now, and the metric."""
         config = self.source.config
         sizes = int(config.num_embeddings), int(config.embedding_dim)
-        return {"sizes": sizes, "read": lambda ids: ask((config.name, ids)), "metric": self._moments.metric()}
+        return {
+            "sizes": sizes,
+            "read": lambda ids: ask((config.name, ids)),
+            "metric": self.given_metric or self._moments.metric(),
+        }
 
     def fit(self, generator: torch.Generator) -> FittedPlan:
         """The plan with its centroids, the same on every rank. A collective; the bytes are known.

@@ -42,6 +42,7 @@ class QuantizedRows(nn.Module):
         config: CompressConfig | None = None,
         *,
         counts: Mapping[str, Counts | Tiers] | None = None,
+        queries: Mapping[str, Any] | None = None,
         device: torch.device | str | None = None,
         seed: int = 0,
         process_group: Any = None,
@@ -50,7 +51,7 @@ class QuantizedRows(nn.Module):
         self.ranks = Ranks(process_group)
         error: Exception | None = None
         try:
-            self._build(resolve_tables(tables, config or CompressConfig(), counts or {}), device, seed)
+            self._build(resolve_tables(tables, config or CompressConfig(), counts or {}, queries), device, seed)
         except (TypeError, ValueError) as found:
             error = found
         self.ranks.refuse_together(error)
@@ -206,6 +207,8 @@ class QuantizedEmbeddingBagCollection(QuantizedRows):
             when their warm-up ends. ``init="from_weight"`` starts in the first pass.
         counts: table name -> (N,) how often each id occurs in training, the same on every rank
             (:func:`mgqe.torchrec.merge_counts`), or, without a budget, Tiers. A table without them has one tier.
+        queries: table name -> floats (n, d), a sample of what its rows are multiplied with, the same on every rank: its
+            budget is spent by these instead of by gradients.
         is_weighted: features have weights, for sums alone.
         device: where rows are made; "meta" where DistributedModelParallel will make them.
         seed: of what codebooks start and revive with.

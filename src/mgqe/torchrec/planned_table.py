@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.kmeans import KMeans
+from mgqe.codec.metric import Metric
 from mgqe.codec.tiers import Tiers
 from mgqe.nn.budget_planner import read_plan
 from mgqe.nn.codebook_layer import revive_every
@@ -19,7 +20,7 @@ from mgqe.nn.even_checkpoints import even_codebooks, refusal
 from mgqe.nn.quantizers.mixed import MAX_TIERS, MixedQuantizer, planned_shape
 from mgqe.torchrec.budget import SHARE, CommonBudget, Evidence
 from mgqe.torchrec.rows import RowSource
-from mgqe.torchrec.settings import TableSettings
+from mgqe.torchrec.settings import TableSettings, metric_for
 from mgqe.torchrec.table import QuantizedTable
 
 
@@ -50,9 +51,12 @@ class PlannedTable(QuantizedTable):
             "budget": f"{planner.nbytes:,} bytes{' for several tables' if settings.shares else ''}",
             "prefer": planner.prefer,
             "counts": "none" if planner.counts is None else _digest(planner.counts),
+            "queries": "none" if settings.metric is None else _digest(settings.metric.matrix),
         }
         self._set_tiers(settings.tiers, settings.capacity)
         self.gathers_metric = True
+        if settings.metric is not None:
+            self.set_metric(settings.metric)
         self.register_load_state_dict_post_hook(read_plan)  # type: ignore[no-untyped-call]
 
     def _make_quantizer(self, like: Tensor) -> MixedQuantizer:
@@ -63,6 +67,15 @@ class PlannedTable(QuantizedTable):
         self.tier_sizes = F.pad(self.tier_sizes, (0, MAX_TIERS - tiers.num_tiers), value=-1)
         if self._has_counts:
             self.tier_of = _tier_of_each(tiers).to(self.tier_sizes.device)
+
+    def set_metric(self, metric: Metric) -> None:
+        """Spend the table's budget by this metric instead of by the gradients that ranks gather; on every rank alike.
+
+        Raises:
+            ValueError: a metric of other dimensions.
+        """
+        self.evidence.given_metric = metric_for(self.source.config, metric)
+        self.gathers_metric = False
 
     def settings(self) -> dict[str, str]:
         """What has to be equal on all ranks, by name."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torchrec import EmbeddingBagConfig, EmbeddingConfig
@@ -12,6 +12,7 @@ from torchrec.modules.embedding_configs import data_type_to_dtype
 from mgqe.checks.names import errors_about
 from mgqe.checks.scalars import as_int
 from mgqe.codec.capacity import Capacity
+from mgqe.codec.metric import Metric
 from mgqe.codec.planning import budget_bytes
 from mgqe.codec.planning.budget import too_small_for_all
 from mgqe.codec.planning.mixed import least_nbytes
@@ -31,6 +32,7 @@ class TableSettings:
         tiers, capacity: what follows from counts and ``config``; what stands for them until there is a plan.
         planner: what a budget is spent by; None without one.
         shares: whether the planner's bytes are for several tables together.
+        metric: what an error costs, where that is given; None where gradients say it.
     """
 
     rows: Any
@@ -39,6 +41,7 @@ class TableSettings:
     capacity: Capacity
     planner: BudgetPlanner | None = None
     shares: bool = False
+    metric: Metric | None = None
 
     @property
     def name(self) -> str:
@@ -47,7 +50,10 @@ class TableSettings:
 
 
 def resolve_tables(
-    tables: Sequence[Any], config: CompressConfig, counts: Mapping[str, Counts | Tiers]
+    tables: Sequence[Any],
+    config: CompressConfig,
+    counts: Mapping[str, Counts | Tiers],
+    queries: Mapping[str, Any] | None = None,
 ) -> list[TableSettings]:
     """The user's arguments -> checked settings, one per table.
 
@@ -65,15 +71,20 @@ def resolve_tables(
     features = [feature for table in tables for feature in table.feature_names]
     if len(set(features)) != len(features):
         raise ValueError(f"a feature may belong to one table only, got {features}")
-    if unknown := sorted({*counts} - {*names}):
-        raise ValueError(f"counts for {unknown}, but the tables are {names}")
+    queries = queries or {}
+    for what, given in (("counts", counts), ("queries", queries)):
+        if unknown := sorted({*given} - {*names}):
+            raise ValueError(f"{what} for {unknown}, but the tables are {names}")
     sharing = [table for table in tables if config.shares_budget((table.name,))]
     budget = _common_budget(sharing, config) if len(sharing) > 1 else None
     settings = []
     for table in tables:
         with errors_about(f"table {table.name!r}"):
             share_of = budget if table in sharing else None
-            settings.append(_resolve(table, config.for_table((table.name,)), counts.get(table.name), share_of))
+            resolved = _resolve(table, config.for_table((table.name,)), counts.get(table.name), share_of)
+            if table.name in queries:
+                resolved = replace(resolved, metric=_metric(resolved, queries[table.name]))
+            settings.append(resolved)
     return settings
 
 
@@ -110,6 +121,19 @@ def _resolve(
     tiers = resolve_tiers(n, counts, config.fractions)
     config = (config if counts is not None else config.for_one_tier()).cut_to(tiers)
     return TableSettings(table, config, tiers, config.capacity_of(d, tiers))
+
+
+def _metric(settings: TableSettings, queries: Any) -> Metric:
+    if settings.planner is None:
+        raise ValueError("queries say how a budget is spent: give budget=, or leave them out")
+    return metric_for(settings.rows, Metric.of_queries(queries))
+
+
+def metric_for(table: Any, metric: Metric) -> Metric:
+    """The metric, which has as many dimensions as the table's rows; else ValueError."""
+    if metric.embedding_dim != int(table.embedding_dim):
+        raise ValueError(f"the metric has {metric.embedding_dim} dimensions, the table {table.embedding_dim}")
+    return metric
 
 
 def full_nbytes(table: Any) -> int:
