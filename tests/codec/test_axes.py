@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mgqe.codec.axes import Axes
+from mgqe.codec.axes import Axes, flatness
 from mgqe.codec.metric import Metric
 
 RANDOM = np.random.default_rng(0)
@@ -73,3 +73,13 @@ def test_errors_in_a_rows_own_axes_cost_what_they_cost_in_the_metric():
     costs = np.einsum("ni,ij,nj->n", errors, root @ root.T, errors)
     assert axes.cost * ((errors @ axes.encoder) ** 2).sum(1).mean() == pytest.approx(costs.mean(), rel=0.01)
     np.testing.assert_allclose(axes.coordinates(rows) @ axes.decoder + axes.mean, rows, atol=1e-12)
+
+
+def test_flatness_is_the_geometric_mean_of_the_variances_over_their_mean():
+    rows = np.array([[2.0, 1.0], [2.0, -1.0], [-2.0, 1.0], [-2.0, -1.0]]) + 5.0  # variances 4 and 1
+    assert flatness(rows, np.ones(4)) == pytest.approx(np.sqrt(4.0) / 2.5)
+    turned = rows @ np.array([[0.6, 0.8], [-0.8, 0.6]])
+    assert flatness(turned, np.ones(4)) == pytest.approx(0.8)
+    assert flatness(rows, np.array([1.0, 1.0, 0.0, 0.0])) == 0.0  # all in one direction
+    assert flatness(rows, np.zeros(4)) == 0.0
+    assert 0.97 < flatness(np.random.default_rng(0).standard_normal((4096, 64)), np.ones(4096)) < 1.0

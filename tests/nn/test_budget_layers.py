@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from functools import partial
 
 import pytest
@@ -296,6 +297,40 @@ def test_a_layer_that_starts_over_plans_anew():
 def test_codes_that_are_given_leave_nothing_to_a_budget():
     with pytest.raises(ValueError, match=r"leave budget= out .* or start from them with rows=CachedRows"):
         mgqe.DPQEmbedding(N, DIM, rows=CodeRows(torch.zeros(N, DIM, dtype=torch.int64)), budget="60%")
+
+
+WIDE = 16  # dimensions
+
+
+def warned(rows, steps: int = 3, **options) -> list[str]:
+    """The warnings of a layer that starts on these rows after so many training passes that change nothing."""
+    layer = mgqe.MGQEmbedding(N, WIDE, counts=COUNTS, budget="25%", _weight=rows.clone(), **options)
+    for _ in range(steps):
+        layer(IDS[:50])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        layer.start_quantizing()
+    return [str(warning.message) for warning in caught]
+
+
+def test_rows_that_have_learnt_nothing_are_warned_of():
+    rows = torch.randn(N, WIDE, generator=torch.Generator().manual_seed(0))
+    (text,) = warned(rows)
+    assert "MGQEmbedding of 1500 x 16 spends its budget after 3 training passes" in text
+    assert "Warm up for at least half of the training (warmup_steps=)" in text
+    (text,) = warned(rows.index_fill(0, torch.tensor([7]), torch.nan), padding_idx=7)
+    assert "drawn at random" in text
+
+
+def test_rows_that_have_learnt_or_were_given_are_not():
+    random = torch.randn(N, WIDE, generator=torch.Generator().manual_seed(0))
+    assert warned(random * torch.linspace(1.0, 0.4, WIDE)) == []  # flatness .87, more than trained tables have
+    assert warned(random, steps=0) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer = mgqe.MGQEmbedding.from_pretrained(random, counts=COUNTS, budget="25%", freeze=False)
+        layer(IDS[:50])  # the first pass starts the codebooks
+    assert layer.quantizing
 
 
 def test_sx_has_an_even_plan():

@@ -61,3 +61,17 @@ class Axes:
         """z of rows (n, d)."""
         result: np.ndarray = (rows - self.mean) @ self.encoder
         return result
+
+
+def flatness(rows: np.ndarray, weights: np.ndarray) -> float:
+    """How alike the variances of rows (n, d), weighted by (n,), are in all directions: from 0, and 1 if all are equal.
+
+    It is the geometric mean of the covariance's eigenvalues over their mean, which is what bits that follow the
+    variances leave of the error of equal bits.
+    """
+    total = weights.sum() or 1.0
+    centred = rows - weights @ rows / total
+    variances = np.linalg.eigvalsh((centred * weights[:, None]).T @ centred / total)
+    if variances[0] <= 0:
+        return 0.0
+    return float(np.exp(np.log(variances).mean()) / variances.mean())

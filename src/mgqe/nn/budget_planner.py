@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mgqe.codec.axes import flatness
 from mgqe.codec.capacity import Capacity, default_num_subspaces
+from mgqe.codec.kmeans import draw_places
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.budget import too_small
 from mgqe.codec.planning.mixed import FittedPlan, RowReader, least_nbytes
@@ -19,6 +22,11 @@ from mgqe.codec.tiers import check_counts
 from mgqe.nn.codebook_layer import CodebookLayer, revive_every
 from mgqe.nn.quantizers.mixed import MixedQuantizer
 from mgqe.nn.row_layer import RowLayer
+
+UNLEARNT = 0.92  # flatness: that of random rows is .97 or more, that of trained ones was below .86 wherever it was seen
+LOOKED_AT = 4_096  # rows
+ROWS_PER_DIMENSION = 16  # at least: with fewer, random rows are not flat either
+LEAST_DIM = 8  # with fewer dimensions trained rows may well vary alike in all of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +77,34 @@ class BudgetPlanner:
         rows = torch.empty(sizes, device="meta")
         metrics = {metric.source: metric}
         return TableProblem(rows, self.counts, metrics, self.padding_idx, read=read, prefer=self.prefer)
+
+    def warn_of_unlearnt(self, what: str, sizes: tuple[int, int], read: RowReader, passes: int) -> None:
+        """Warn if rows that have trained for so many passes vary in all directions alike, as random ones do.
+
+        Other arguments as for :meth:`fit`; ``what`` names the table. In their first pass rows are as they were given.
+        """
+        if passes > 1 and self._is_unlearnt(sizes, read):
+            warnings.warn(
+                f"{what} spends its budget after {passes} training passes, when its rows can hardly be told from rows "
+                "drawn at random: bits go by what rows are now, so that those which have yet to be learnt have none. "
+                "Warm up for at least half of the training (warmup_steps=), or start from smaller rows "
+                "(layer.raw_weight.data.normal_(std=0.1))",
+                stacklevel=2,
+            )
+
+    def _is_unlearnt(self, sizes: tuple[int, int], read: RowReader) -> bool:
+        n, d = sizes
+        if n < ROWS_PER_DIMENSION * d or d < LEAST_DIM:
+            return False
+        limit = max(LOOKED_AT, ROWS_PER_DIMENSION * d)
+        every, generator = torch.arange(n) if n <= limit else None, torch.Generator("cpu").manual_seed(0)
+        ids = draw_places(n, limit, generator) if every is None else every
+        weights = torch.ones(len(ids)) if self.counts is None else (self.counts[ids] + 1.0).sqrt()
+        if self.padding_idx is not None:
+            weights = weights.masked_fill(ids == self.padding_idx, 0.0)
+        rows = read(ids).detach().cpu().double()
+        rows = rows.masked_fill((weights == 0).unsqueeze(1), 0.0)
+        return flatness(rows.numpy(), weights.double().numpy()) > UNLEARNT
 
     def fit(self, sizes: tuple[int, int], read: RowReader, metric: Metric, generator: torch.Generator) -> FittedPlan:
         """The plan that is expected to lose least, with its centroids; nothing judges candidates.

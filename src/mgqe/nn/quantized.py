@@ -344,6 +344,7 @@ class QuantizedEmbedding(RowLayer):
         generator = common_generator(self.raw_weight, self.schedule.passes)
         with torch.device("cpu"):  # whatever the default device
             sizes, metric = (self.num_embeddings, self.embedding_dim), self.given_metric or self.metric()
+            planner.warn_of_unlearnt(f"a {self._sizes}", sizes, self._rows_to_plan, self.schedule.passes)
             fitted = planner.fit(sizes, self._rows_to_plan, metric, generator)
         self.adopt_plan(of_first(fitted))  # shapes and tiers follow from it: all processes must have the same
 

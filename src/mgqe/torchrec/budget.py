@@ -76,9 +76,10 @@ class Evidence:
             "metric": self.given_metric or self._moments.metric(),
         }
 
-    def fit(self, generator: torch.Generator) -> FittedPlan:
-        """The plan with its centroids, the same on every rank. A collective; the bytes are known.
+    def fit(self, generator: torch.Generator, passes: int) -> FittedPlan:
+        """The plan with its centroids, after so many training passes, the same on every rank.
 
+        A collective; the bytes are known.
         The headers of as many shards as there are now are paid for, unless the table is too small for that.
         """
         assert self.nbytes is not None
@@ -88,7 +89,11 @@ class Evidence:
 
         def plan(ask: Ask) -> FittedPlan:
             with torch.device("cpu"):  # whatever the default device
-                return planner.fit(generator=generator, **self.arguments(ask))
+                arguments = self.arguments(ask)
+                planner.warn_of_unlearnt(
+                    f"table {self.source.config.name!r}", arguments["sizes"], arguments["read"], passes
+                )
+                return planner.fit(generator=generator, **arguments)
 
         return self.source.ranks.led_by_first(plan, lambda question: self.source.read(question[1]))
 

@@ -90,7 +90,7 @@ class PlannedTable(QuantizedTable):
         self.evidence.complete_metric()
         if self.nbytes is None and self.common is not None:
             self.common.divide()
-        fitted = self.evidence.fit(self._generator())
+        fitted = self.evidence.fit(self._generator(), self.passes)
         with torch.device("cpu"):
             self.quantizer.adopt(fitted)
         self._set_tiers(fitted.plan.tiers, fitted.plan.capacity)
