@@ -133,9 +133,9 @@ class _Graph:
             found, places = [], []
             for i, group in enumerate(self.groups):
                 mine = self.is_any(number, [self.tiers.index(g) for g in group])
-                position, of_mine = (op.Compress(each, mine) for each in (self.position(i, number, rank), number))
+                position, of_mine, at = (op.Compress(v, mine) for v in (self.position(i, number, rank), number, place))
                 found.append(self.decoded(i, position, of_mine))
-                places.append(op.Reshape(op.NonZero(mine), self.constant([-1])))
+                places.append(at)
             place = op.ScatterElements(ids, op.Concat(*places, axis=0), place)
         if padding is not None:
             found.append(self.constant(np.zeros((1, self.width)), np.float32))
