@@ -1,5 +1,7 @@
 """Nearest centroids in subspaces of unequal widths and bits: by hand, against the twin, and what is refused."""
 
+import math
+
 import instruction_sets
 import pytest
 import torch
@@ -44,6 +46,37 @@ def test_kernel_and_twin_agree(shape, n, more):
     expected = reference.assign_mixed(rows, book, parts)
     for _ in instruction_sets.each():
         assert torch.equal(ops.assign_mixed(rows, book, parts), expected)
+
+
+VALUES = st.sampled_from([0.0, -0.0, 1.0, 1.0 + 2**-23, 1.5, -1.0, 1e-45, 1e-30, 3e6, 3e6 + 0.25, 1e20, -3e38])
+HOSTILE = st.one_of(VALUES, st.sampled_from([math.nan, math.inf, -math.inf]), st.floats(width=32))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 4), st.data())
+def test_subspaces_of_one_number_are_searched_to_the_same_code(bits, data):
+    """Repeated and hostile centroids, and rows on them, half-way between two of them, and next to that."""
+    book = data.draw(st.lists(st.one_of(VALUES, HOSTILE), min_size=1 << bits, max_size=1 << bits))
+    book = torch.tensor(book, dtype=torch.float32)
+    half = 0.5 * book + 0.5 * book.roll(1)
+    near = [torch.nextafter(half, torch.full_like(half, end)) for end in (-math.inf, math.inf)]
+    others = torch.tensor(data.draw(st.lists(HOSTILE, max_size=8)), dtype=torch.float32)
+    rows = torch.cat([book, half, *near, half * (1 + 1e-6), half * (1 - 1e-6), others]).unsqueeze(1)
+    expected = reference.assign_mixed(rows, book, layout([1], [bits]))
+    for _ in instruction_sets.each():
+        assert torch.equal(ops.assign_mixed(rows, book, layout([1], [bits])), expected)
+
+
+@pytest.mark.parametrize("bits", [5, 6, 7, 8, 9])
+def test_many_subspaces_of_one_number(bits):
+    made = torch.Generator().manual_seed(bits)
+    book = torch.randint(-127, 128, (3 << bits,), generator=made) * 0.01
+    rows = torch.cat(
+        [torch.randn(1000, 3, generator=made), torch.randint(-255, 256, (1000, 3), generator=made) * 0.005]
+    )
+    expected = reference.assign_mixed(rows, book, layout([1] * 3, [bits] * 3))
+    for _ in instruction_sets.each():
+        assert torch.equal(ops.assign_mixed(rows, book, layout([1] * 3, [bits] * 3)), expected)
 
 
 def test_what_does_not_fit_is_refused():

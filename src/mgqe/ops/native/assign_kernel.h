@@ -8,10 +8,12 @@
 // Lanes run over k. A vector `V` offers: kLanes, F (floats), I (int32), load, store, broadcast; less_product(c, a, b),
 // c - a * b rounded once or twice; iota(first) = first, first + 1, ...; next(k) = k + kLanes; keep_two(best, second,
 // index, score, k), which keeps the least two scores of a lane and the k of the least one, and passes over NaN;
-// least(v), the smallest lane; not_above(v, limit), a bit for each lane that is not larger than the limit.
+// least(v), the smallest lane; not_above(v, limit), a bit for each lane that is not larger than the limit; and search, for
+// kSearched numbers at once (search_levels).
 #ifndef MGQE_ASSIGN_KERNEL_H
 #define MGQE_ASSIGN_KERNEL_H
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 
@@ -281,8 +283,16 @@ inline void assign_lanes(const mgqe_lanes& lanes, const float* rows, int64_t row
             return assign_width<V, R, 1>(lanes, rows, row_step, n, codes, codes_step, scratch);
         case 2:
             return assign_width<V, R, 2>(lanes, rows, row_step, n, codes, codes_step, scratch);
+        case 3:
+            return assign_width<V, R, 3>(lanes, rows, row_step, n, codes, codes_step, scratch);
         case 4:
             return assign_width<V, R, 4>(lanes, rows, row_step, n, codes, codes_step, scratch);
+        case 5:
+            return assign_width<V, R, 5>(lanes, rows, row_step, n, codes, codes_step, scratch);
+        case 6:
+            return assign_width<V, R, 6>(lanes, rows, row_step, n, codes, codes_step, scratch);
+        case 7:
+            return assign_width<V, R, 7>(lanes, rows, row_step, n, codes, codes_step, scratch);
         case 8:
             return assign_width<V, R, 8>(lanes, rows, row_step, n, codes, codes_step, scratch);
         case 16:
@@ -290,6 +300,30 @@ inline void assign_lanes(const mgqe_lanes& lanes, const float* rows, int64_t row
         default:
             return assign_width<V, R, 0>(lanes, rows, row_step, n, codes, codes_step, scratch);
     }
+}
+
+// ---- subspaces of one number ----
+
+// See mgqe_kernels.
+template <typename V>
+inline uint64_t search_levels(const mgqe_levels& levels, const float* column, int32_t* codes) {
+    uint64_t unsure = 0;
+    for (int64_t first = 0; first < kSearchRows; first += V::kSearched)
+        unsure |= static_cast<uint64_t>(V::search(levels, column + first, codes + first)) << first;
+    return unsure;
+}
+
+// Eight numbers, a step of all of them at a time.
+inline uint32_t search_eight(const mgqe_levels& levels, const float* x, int32_t* codes) {
+    int64_t place[8] = {};
+    for (int64_t half = (static_cast<int64_t>(1) << levels.bits) / 2; half; half /= 2)
+        for (int i = 0; i < 8; ++i) place[i] += levels.low[place[i] + half - 1] < x[i] ? half : 0;
+    uint32_t unsure = 0;
+    for (int i = 0; i < 8; ++i) {
+        codes[i] = levels.codes[place[i]];
+        unsure |= static_cast<uint32_t>(!(x[i] >= levels.high[place[i]] && x[i] <= FLT_MAX)) << i;
+    }
+    return unsure;
 }
 
 }  // namespace

@@ -25,6 +25,20 @@ struct mgqe_lanes {
     int64_t width;
 };
 
+// The centroids of one subspace of one number, in ascending order without repetition, for a search by halves. Numbers
+// above low[i] and from high[i + 1] on are nearer to centroid i + 1 than to i; what lies between the two is too close to
+// tell in single precision. There are 2^bits of each, bits from 5 to 8.
+struct mgqe_levels {
+    const float* low;      // the largest float where there is no further centroid
+    const float* high;     // high[0] is the least float
+    const float* top;      // (32) every 2^(bits - 5)th of low
+    const int32_t* codes;  // of each
+    int32_t bits;
+};
+
+// Numbers that are searched for at once: a bit each in the answer.
+constexpr int64_t kSearchRows = 64;
+
 // Rows that an assign kernel takes at once: a multiple of the rows that share registers.
 constexpr int64_t kAssignRows = 48;
 
@@ -61,6 +75,9 @@ struct mgqe_kernels {
     // codes[i * codes_step] = nearest centroid of rows[i * row_step ... + width), i < n. scratch (kAssignRows, width).
     void (*assign)(const mgqe_lanes& lanes, const float* rows, int64_t row_step, int64_t n, int32_t* codes,
                    int64_t codes_step, float* scratch);
+    // codes[i] = nearest of the levels to column[i], i < kSearchRows. Returns a bit for each one that is to be decided
+    // exactly, such as numbers that are not finite.
+    uint64_t (*search)(const mgqe_levels& levels, const float* column, int32_t* codes);
     // Decodes ids [begin, end) of a checked table. MGQE_CORRUPT if its tier map points outside a tier. `stream`: the
     // output is too large for the caches, write around them (rows of at most kStage floats, 16-byte aligned).
     int32_t (*lookup)(const mgqe_table& table, const int64_t* ids, int64_t begin, int64_t end, float* out,

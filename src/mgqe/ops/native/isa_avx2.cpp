@@ -40,6 +40,10 @@ struct Vec {
     static uint32_t not_above(F v, float limit) {
         return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(v, _mm256_set1_ps(limit), _CMP_NGT_UQ)));
     }
+    static constexpr int kSearched = 8;
+    static uint32_t search(const mgqe_levels& levels, const float* x, int32_t* codes) {
+        return search_eight(levels, x, codes);
+    }
     static uint64_t deposit(uint64_t word, uint64_t lanes, int64_t) { return _pdep_u64(word, lanes); }
     static constexpr bool kSpreads = true;
     template <int kShift>
@@ -66,6 +70,6 @@ struct Half {
 
 }  // namespace
 
-const mgqe_kernels mgqe_kernels_avx2 = {lay_out_lanes, assign_lanes<Vec, 3>, lookup_ids<Half, Vec>,
+const mgqe_kernels mgqe_kernels_avx2 = {lay_out_lanes, assign_lanes<Vec, 3>, search_levels<Vec>, lookup_ids<Half, Vec>,
                                           pool_bags<Half, Vec>, write_book<Half>, multiply_dense<Vec>,
                                           square_rows<Vec>};

@@ -36,6 +36,26 @@ struct Vec {
     static uint32_t not_above(F v, float limit) {
         return _cvtmask16_u32(_mm512_cmp_ps_mask(v, _mm512_set1_ps(limit), _CMP_NGT_UQ));
     }
+    static constexpr int kSearched = 16;
+    // The first five steps in registers.
+    static uint32_t search(const mgqe_levels& levels, const float* from, int32_t* codes) {
+        const F x = load(from), first = load(levels.top), second = load(levels.top + 16);
+        I place = _mm512_setzero_si512();
+        for (int32_t half = 16; half; half /= 2) {
+            const I at = _mm512_add_epi32(place, _mm512_set1_epi32(half - 1));
+            const __mmask16 above = _mm512_cmp_ps_mask(_mm512_permutex2var_ps(first, at, second), x, _CMP_LT_OQ);
+            place = _mm512_mask_add_epi32(place, above, place, _mm512_set1_epi32(half));
+        }
+        place = _mm512_slli_epi32(place, static_cast<unsigned>(levels.bits - 5));
+        for (int32_t half = (1 << (levels.bits - 5)) / 2; half; half /= 2) {
+            const F low = _mm512_i32gather_ps(_mm512_add_epi32(place, _mm512_set1_epi32(half - 1)), levels.low, 4);
+            place = _mm512_mask_add_epi32(place, _mm512_cmp_ps_mask(low, x, _CMP_LT_OQ), place, _mm512_set1_epi32(half));
+        }
+        store_i(codes, _mm512_i32gather_epi32(place, levels.codes, 4));
+        const __mmask16 sure = _mm512_cmp_ps_mask(x, _mm512_i32gather_ps(place, levels.high, 4), _CMP_GE_OQ);
+        const __mmask16 finite = _mm512_cmp_ps_mask(x, broadcast(FLT_MAX), _CMP_LE_OQ);
+        return _cvtmask16_u32(_knot_mask16(_kand_mask16(sure, finite)));
+    }
     static uint64_t deposit(uint64_t word, uint64_t lanes, int64_t) { return _pdep_u64(word, lanes); }
     static constexpr bool kSpreads = true;
     template <int kShift>
@@ -62,6 +82,6 @@ struct Half {
 
 }  // namespace
 
-const mgqe_kernels mgqe_kernels_avx512 = {lay_out_lanes, assign_lanes<Vec, 6>, lookup_ids<Half, Vec>,
+const mgqe_kernels mgqe_kernels_avx512 = {lay_out_lanes, assign_lanes<Vec, 6>, search_levels<Vec>, lookup_ids<Half, Vec>,
                                             pool_bags<Half, Vec>, write_book<Half>, multiply_dense<Vec>,
                                             square_rows<Vec>};

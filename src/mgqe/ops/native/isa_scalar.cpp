@@ -84,6 +84,10 @@ struct Vec {
         for (int lane = 0; lane < kLanes; ++lane) lanes |= static_cast<uint32_t>(above[lane] + 1) << lane;
         return lanes;
     }
+    static constexpr int kSearched = 8;
+    static uint32_t search(const mgqe_levels& levels, const float* x, int32_t* codes) {
+        return search_eight(levels, x, codes);
+    }
     static uint64_t deposit(uint64_t word, uint64_t lanes, int64_t bits) {
         uint64_t bytes = 0;
         for (int j = 0; j < 8; ++j) bytes |= (word << ((8 - bits) * j)) & (lanes & (static_cast<uint64_t>(255) << (8 * j)));
@@ -119,6 +123,6 @@ struct Half {
 
 }  // namespace
 
-const mgqe_kernels mgqe_kernels_scalar = {lay_out_lanes, assign_lanes<Vec, kRowsAtOnce>, lookup_ids<Half, Vec>,
+const mgqe_kernels mgqe_kernels_scalar = {lay_out_lanes, assign_lanes<Vec, kRowsAtOnce>, search_levels<Vec>, lookup_ids<Half, Vec>,
                                             pool_bags<Half, Vec>, write_book<Half>, multiply_dense<Vec>,
                                             square_rows<Vec>};
