@@ -12,6 +12,9 @@ from mgqe.ops._descriptor import TableBuffers
 from mgqe.ops._gather import decode_error, gather, scatter
 from mgqe.ops._library import native_available, native_isa, native_openmp, set_native_isa
 from mgqe.ops._lookup import PreparedLookup, lookup, max_code
+from mgqe.ops._mixed_coder import MixedCoder
+from mgqe.ops._quantize_mixed import quantize_mixed, scatter_mixed
+from mgqe.ops._sum_rows import sum_rows
 from mgqe.ops._topk import METHODS as TOPK_METHODS
 from mgqe.ops._topk import bias_levels, topk
 from mgqe.ops._topk_job import BiasLevels, IdLists, TopKJob
@@ -22,6 +25,7 @@ __all__ = [
     "TOPK_METHODS",
     "BiasLevels",
     "IdLists",
+    "MixedCoder",
     "PreparedLookup",
     "TableBuffers",
     "TopKJob",
@@ -38,8 +42,11 @@ __all__ = [
     "native_available",
     "native_isa",
     "native_openmp",
+    "quantize_mixed",
     "scatter",
+    "scatter_mixed",
     "set_native_isa",
+    "sum_rows",
     "topk",
     "transform",
     "unique",

@@ -17,7 +17,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from ctypes import c_int32, c_int64, c_void_p
+from ctypes import c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,9 @@ _SIGNATURES: dict[str, list[Any]] = {
     "mgqe_has_openmp": [],
     "mgqe_assign": [c_void_p] * 3 + [c_int64] * 4 + [c_void_p, c_int32],
     "mgqe_assign_mixed": [c_void_p] + [c_int64] * 2 + [c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int32],
+    "mgqe_quantize_mixed": [c_void_p] * 9 + [c_int32],
+    "mgqe_scatter_mixed": [c_void_p] * 4 + [c_float, c_void_p, c_int64, c_int32],
+    "mgqe_sum_rows": [c_void_p] * 2 + [c_int64] * 3 + [c_void_p, c_int32],
     "mgqe_gather": [c_void_p] * 2 + [c_int64] * 5 + [c_void_p, c_int32],
     "mgqe_decode_error": [c_void_p] * 4 + [c_int64] * 5 + [c_void_p] * 3 + [c_int32],
     "mgqe_scatter": [c_void_p] * 3 + [c_int64] * 5 + [c_void_p] * 2 + [c_int32],

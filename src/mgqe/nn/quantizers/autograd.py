@@ -79,8 +79,8 @@ class RepeatVectors(torch.autograd.Function):
         """(n, d) -> (u, d)."""
         kind = torch.promote_types(grad.dtype, torch.float32)
         native = grad.device.type == "cpu" and kind == torch.float32 and not torch.is_grad_enabled()
-        if native and ctx.shape[0]:
-            total = ops.scatter(grad, ctx.index.unsqueeze(-1), None, 1, *ctx.shape)[0].squeeze(0)
+        if native:
+            total = ops.sum_rows(grad.float(), ctx.index, ctx.shape[0])
         else:
             zeros = torch.zeros(ctx.shape, dtype=kind, device=grad.device)
             total = zeros.index_add(0, ctx.index, grad.to(kind))
@@ -241,10 +241,11 @@ class ScaleGradient(torch.autograd.Function):
         return grad * factors.unsqueeze(-1).to(grad.dtype), None
 
 
-def sparse_rows(dense: Tensor) -> Tensor:
-    """A tensor as a sparse one over its first dimension, all rows in it.
+def sparse_rows(dense: Tensor, num_rows: int | None = None) -> Tensor:
+    """A tensor as a sparse one over its first dimension, all rows in it; of ``num_rows``, if these are more.
 
     Not ``dense.to_sparse(1)``: that looks for rows of zeros, which takes longer than the rest of a training step.
     """
     index = torch.arange(dense.shape[0], device=dense.device).unsqueeze(0)
-    return torch.sparse_coo_tensor(index, dense, dense.shape, check_invariants=False, is_coalesced=True)
+    shape = (dense.shape[0] if num_rows is None else num_rows, *dense.shape[1:])
+    return torch.sparse_coo_tensor(index, dense, shape, check_invariants=False, is_coalesced=True)

@@ -8,6 +8,7 @@ taken in z, are those of the metric.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from mgqe.codec.planning.mixed import FittedPlan, centroid_room
 from mgqe.codec.transform import Transform
 from mgqe.nn.quantizers.autograd import GatherFlat, SparseGradient
 from mgqe.nn.quantizers.base import Quantizer
+from mgqe.nn.quantizers.mixed_autograd import QuantizeCoordinates
+from mgqe.nn.quantizers.prepared_plan import PreparedPlan
 
 MAX_TIERS = 8  # of a plan
 ROW_NUMBERS = 256  # of the codebooks' parameter
@@ -61,6 +64,7 @@ class MixedQuantizer(Quantizer):
         super().__init__(capacity, centroid_dtype, sparse)
         d, device = capacity.embedding_dim, like.device
         self.commitment = commitment
+        self._prepared: PreparedPlan | None = None
         self.codebooks = nn.ParameterList([nn.Parameter(like.new_zeros(planned_shape(d)))])
         self.register_buffer("mean", torch.zeros(d, device=device))
         self.register_buffer("matrix", torch.zeros(d, d, dtype=torch.int8, device=device))
@@ -228,6 +232,41 @@ class MixedQuantizer(Quantizer):
         share = coordinates / self.capacity.embedding_dim  # the losses are means over the numbers of a row
         loss = share * (codebook_loss(z, z_hat, counts) + self.commitment * commitment_loss(z, z_hat, counts))
         return vectors, loss
+
+    def quantize(
+        self, rows: Tensor, groups: Groups, counts: Tensor, gathered: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        trains = self.training and torch.is_grad_enabled()
+        if isinstance(groups, Tensor) or not (trains and gathered and self.is_fused):
+            return super().quantize(rows, groups, counts)
+        plan = self._prepared_plan()
+        vectors, loss = QuantizeCoordinates.apply(  # type: ignore[no-untyped-call]
+            rows,
+            counts,
+            groups,
+            plan.coder,
+            plan.values(self.codebooks[0].detach(), self.centroid_dtype),
+            self.commitment,
+            self.sparse,
+            None if self.capacity.has_levels else self.codebooks[0],
+        )
+        return vectors, loss
+
+    @property
+    def is_fused(self) -> bool:
+        # Not where a subclass has another ``forward``.
+        return type(self).forward is MixedQuantizer.forward
+
+    def _prepared_plan(self) -> PreparedPlan:
+        """What the steps of training have in common; made anew when a buffer has changed."""
+        buffers = (self.mean, self.matrix, self.matrix_scales, self.encoder, self.units, self.steps)
+        if self._prepared is None or not self._prepared.is_of(self.capacity, buffers):
+            self._prepared = PreparedPlan.of(self.capacity, buffers)
+        return self._prepared
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, whose buffers are others."""
+        return {**self.__dict__, "_prepared": None}
 
     def _as_stored(self, z_hat: Tensor) -> Tensor:
         """Coordinates as the matrix takes them."""

@@ -204,3 +204,21 @@ int32_t mgqe_scatter(const float* grad, const int32_t* codes, const float* weigh
     });
     return MGQE_OK;
 }
+
+int32_t mgqe_sum_rows(const float* grad, const int64_t* index, int64_t n, int64_t dim, int64_t rows, float* sums,
+                      int32_t threads) {
+    if (n < 0 || dim < 1 || rows < 0) return MGQE_BAD_ARGUMENT;
+    for (int64_t i = 0; i < n; ++i)
+        if (static_cast<uint64_t>(index[i]) >= static_cast<uint64_t>(rows)) return MGQE_OUT_OF_RANGE;
+    // Threads own rows of the sums.
+    mgqe_parallel(rows, mgqe_team(n * dim, 1 << 16, threads), [&](int64_t begin, int64_t end) {
+        memset(sums + begin * dim, 0, static_cast<size_t>((end - begin) * dim) * sizeof(float));
+        for (int64_t i = 0; i < n; ++i) {
+            if (index[i] < begin || index[i] >= end) continue;
+            float* const to = sums + index[i] * dim;
+            const float* const from = grad + i * dim;
+            for (int64_t t = 0; t < dim; ++t) to[t] += from[t];
+        }
+    });
+    return MGQE_OK;
+}

@@ -97,6 +97,49 @@ struct mgqe_piece {
 MGQE_API int32_t mgqe_assign_mixed(const float* coordinates, int64_t n, int64_t L, const float* codebook, int64_t entries,
                                    const mgqe_piece* pieces, int64_t D, int32_t* codes, int32_t threads);
 
+// One tier of a coder.
+struct mgqe_coder_tier {
+    const mgqe_piece* pieces;  // (num_subspaces); num_centroids are those of the codebook
+    int64_t entries;           // of its codebook
+    int64_t start;             // where that begins among the values
+};
+
+// What turns rows into codes of a mixed table and back while its centroids train.
+struct mgqe_coder {
+    const float* mean;           // (dim)
+    const float* encoder;        // (dim, num_coordinates)
+    const float* matrix;         // (num_coordinates, dim)
+    const float* column_scales;  // (dim) or null
+    const float* units;          // (num_coordinates)
+    const float* steps;          // (num_coordinates) or null
+    const mgqe_coder_tier* tiers;
+    int64_t num_tiers;
+    int64_t dim;
+    int64_t num_coordinates;
+    int64_t num_subspaces;
+};
+
+// Rows (n, dim), tier after tier, tier_rows (num_tiers) of each, through their codes. z (n, L) = (rows - mean) @ encoder,
+// as mgqe_transform multiplies. A centroid is whole steps of its coordinates, value * unit / step rounded half to even
+// and at most 127 in size; without steps it is the values. codes (n, D) are the nearest centroids, as mgqe_assign_mixed
+// has them. vectors (n, dim) = mean + (numbers @ matrix) * column scale, of centroids in steps; without column scales
+// mean + numbers @ matrix, as mgqe_transform multiplies; NaN where the row is not finite. A row weighs counts (n) / (the
+// sum of counts * dim): errors (n, L) = weight * (z - centroid), loss (1) = the sum of weight * ||z - centroid||^2.
+MGQE_API int32_t mgqe_quantize_mixed(const mgqe_coder* coder, const float* rows, const int64_t* counts,
+                                     const int64_t* tier_rows, const float* values, int32_t* codes, float* vectors,
+                                     float* errors, float* loss, int32_t threads);
+
+// sums (size) = scale * unit times the sum of the gradients (n, L) of coordinates, by the values that codes (n, D) chose.
+// Zeros behind the last value. MGQE_OUT_OF_RANGE for a code of more than its bits; nothing is written
+// then. The order of additions does not depend on threads.
+MGQE_API int32_t mgqe_scatter_mixed(const mgqe_coder* coder, const float* grad, const int32_t* codes,
+                                    const int64_t* tier_rows, float scale, float* sums, int64_t size, int32_t threads);
+
+// sums (rows, dim) = the sum of the gradients (n, dim) whose index (n) is that row. MGQE_OUT_OF_RANGE for an index outside
+// [0, rows). Additions run in the order of gradients whatever the threads.
+MGQE_API int32_t mgqe_sum_rows(const float* grad, const int64_t* index, int64_t n, int64_t dim, int64_t rows, float* sums,
+                               int32_t threads);
+
 // Floats that a flat codebook has behind its last centroid, so that centroids may be read in whole vectors.
 enum { MGQE_BOOK_ROOM = 16 };
 

@@ -1,0 +1,129 @@
+"""The gradients of a plan's codes, written out; see :mod:`mgqe.nn.quantizers.autograd`. Eager mode only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mgqe import ops
+from mgqe.nn.quantizers.autograd import loss_weights, sparse_rows
+from mgqe.ops.flat_index import flat_index
+from mgqe.ops.reference_mixed import numbers_of
+
+
+class QuantizeCoordinates(torch.autograd.Function):
+    """Rows to the vectors of their codes, straight through, and the loss in coordinates.
+
+    Equals ``MixedQuantizer.forward``: ``straight_through``, and ``codebook_loss + beta * commitment_loss`` of
+    coordinates z; the two losses have one value, sum_i w_i ||z_i - c_i||^2, and differ in where their gradients go.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        counts: Tensor,
+        tier_rows: Sequence[int],
+        coder: ops.MixedCoder,
+        values: Tensor,
+        commitment: float,
+        sparse: bool,
+        parameter: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Vectors (u, d), float64 for rows of float64 and else float32, and the loss, a float32 scalar.
+
+        Args:
+            rows: (u, d), tier after tier.
+            counts: (u,) how often each row counts in the loss.
+            tier_rows: how many of the rows each tier has.
+            coder: the plan.
+            values: of all codebooks, as the coder takes them.
+            commitment: beta.
+            sparse: the gradient of the parameter is sparse, with entries for those of its rows that hold values.
+            parameter: what the values were made from, with room behind them; None where they do not train.
+        """
+        made = ops.quantize_mixed(rows.float(), counts, tier_rows, coder, values)
+        # Not save_for_backward, which one backward pass frees: the task's loss and the layer's may have a pass each.
+        ctx.made, ctx.counts, ctx.tier_rows, ctx.coder, ctx.values = made, counts, tier_rows, coder, values
+        ctx.commitment, ctx.sparse, ctx.rows, ctx.parameter = commitment, sparse, rows, parameter
+        ctx.set_materialize_grads(False)
+        vectors = made.vectors.to(torch.promote_types(rows.dtype, torch.float32))
+        return vectors, made.loss * (1 + commitment)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The vectors' gradient goes to the rows; the loss's to the rows, times beta, and to the centroids chosen."""
+        if torch.is_grad_enabled():  # create_graph=True, as a gradient penalty asks for
+            return _composed_gradients(ctx, grad, grad_loss)
+        of_rows = of_parameter = None
+        if ctx.needs_input_grad[0]:
+            of_rows = _row_gradient(ctx, grad, grad_loss).to(ctx.rows.dtype)
+        if grad_loss is not None and ctx.needs_input_grad[7]:
+            of_parameter = _parameter_gradient(ctx, grad_loss)
+        return of_rows, None, None, None, None, None, None, of_parameter
+
+
+def _row_gradient(ctx: Any, grad: Tensor | None, grad_loss: Tensor | None) -> Tensor:
+    errors: Tensor = ctx.made.errors
+    decoder: Tensor = ctx.coder.encoder.T
+    if grad_loss is None:
+        return torch.zeros_like(ctx.made.vectors) if grad is None else grad
+    scale: Tensor = grad_loss * (2 * ctx.commitment)
+    if grad is None:
+        return errors @ decoder * scale
+    if grad.dtype == torch.float32 and grad.device.type == "cpu":
+        return torch.addmm(grad, errors, decoder, alpha=float(scale))
+    return torch.addcmul(grad, (errors @ decoder).to(grad.dtype), scale.to(grad.dtype))
+
+
+def _parameter_gradient(ctx: Any, grad_loss: Tensor) -> Tensor:
+    """That of a parameter (R, 256, 1): of the rows that hold values, if it is sparse."""
+    num_rows, *shape = ctx.parameter.shape
+    of_row = math.prod(shape)
+    used = -(-ctx.coder.num_values // of_row) if ctx.sparse else num_rows
+    sums = ops.scatter_mixed(ctx.made.errors, ctx.made.codes, ctx.tier_rows, ctx.coder, grad_loss * -2, used * of_row)
+    dense = sums.view(used, *shape).to(ctx.parameter.dtype)
+    return sparse_rows(dense, num_rows) if ctx.sparse else dense
+
+
+def _composed_gradients(ctx: Any, grad: Tensor | None, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradients with a graph of their own, so that they can be differentiated again."""
+    rows, parameter, coder = ctx.rows, ctx.parameter, ctx.coder
+    exact = rows.float()
+    z = (exact - coder.mean) @ coder.encoder
+    moved = torch.zeros_like(ctx.values)
+    if parameter is not None:
+        flat = parameter.view(-1)[: len(moved)].float()
+        moved = flat - flat.detach()
+    chosen = []
+    for tier, codes in enumerate(torch.split(ctx.made.codes, list(ctx.tier_rows))):
+        places = flat_index(coder.layouts[tier], z.device).places(codes)
+        numbers = numbers_of(coder, ctx.values, tier)[places]
+        fixed = numbers if coder.steps is None else numbers * coder.steps
+        chosen.append(fixed + coder.book(moved, tier)[places] * coder.units)
+    centroids, weights = torch.cat(chosen), loss_weights(ctx.counts, rows.shape[1])
+    codebook_loss = (weights * (centroids - z.detach()).square().sum(1)).sum()
+    commitment_loss = (weights * (z - centroids.detach()).square().sum(1)).sum()
+    loss = codebook_loss + ctx.commitment * commitment_loss
+    # The vectors' values are not needed, only how they depend on the rows: straight through.
+    outputs = [(out, g) for out, g in ((exact, grad), (loss, grad_loss)) if g is not None]
+    inputs = [tensor for tensor in (rows, parameter) if tensor is not None and tensor.requires_grad]
+    gradients = iter(
+        torch.autograd.grad(
+            [out for out, _ in outputs],
+            inputs,
+            [g.to(out.dtype) for out, g in outputs],
+            create_graph=True,
+            allow_unused=True,
+        )
+    )
+    of_rows, of_parameter = (
+        next(gradients) if tensor is not None and tensor.requires_grad else None for tensor in (rows, parameter)
+    )
+    if ctx.sparse and of_parameter is not None:
+        of_parameter = sparse_rows(of_parameter)
+    return of_rows, None, None, None, None, None, None, of_parameter

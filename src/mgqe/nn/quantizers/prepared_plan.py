@@ -1,0 +1,70 @@
+"""PreparedPlan: what the training steps of a layer with a plan have in common, worked out once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mgqe import ops
+from mgqe.codec.capacity import BY_COLUMNS, Capacity
+from mgqe.codec.mixed import flat_index, round_flat
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedPlan:
+    """A plan's buffers as the kernels take them.
+
+    Attributes:
+        capacity, buffers, versions: what it was made from.
+        coder: all but the centroids.
+        units: of each number of the codebooks, that of its coordinate; None where the coder has steps.
+    """
+
+    capacity: Capacity
+    buffers: tuple[Tensor, ...]
+    versions: list[int | None]
+    coder: ops.MixedCoder
+    units: Tensor | None
+
+    @classmethod
+    def of(cls, capacity: Capacity, buffers: tuple[Tensor, ...]) -> PreparedPlan:
+        """From the buffers of a MixedQuantizer: mean, matrix, matrix scales, encoder, units and steps."""
+        mean, matrix, scales, encoder, units, steps = buffers
+        length, is_whole = capacity.num_coordinates, capacity.matrix_dtype == BY_COLUMNS
+        values = matrix[:length].float()
+        coder = ops.MixedCoder(
+            mean.clone(),
+            encoder[:, :length].contiguous(),
+            values if is_whole else values * scales[:length, None],
+            scales.clone() if is_whole else None,
+            units[:length].clone(),
+            steps[:length].clone() if is_whole else None,
+            tuple(capacity.pieces(tier) for tier in range(capacity.num_tiers)),
+            capacity.codebook_of,
+            tuple(size for (size,) in capacity.codebook_shapes),
+        )
+        books = range(len(coder.sizes))
+        coordinates = [flat_index(capacity.pieces_of_codebook(number), mean.device).coordinate for number in books]
+        return cls(capacity, buffers, _versions(buffers), coder, None if is_whole else units[torch.cat(coordinates)])
+
+    def is_of(self, capacity: Capacity, buffers: tuple[Tensor, ...]) -> bool:
+        """Whether it was made from these, and they have not changed since."""
+        same = self.capacity is capacity and all(a is b for a, b in zip(self.buffers, buffers, strict=True))
+        versions = _versions(buffers)
+        return same and None not in versions and versions == self.versions
+
+    def values(self, parameter: Tensor, centroid_dtype: str) -> Tensor:
+        """The codebooks of a parameter, flat, as the coder takes them."""
+        flat = parameter.view(-1)[: self.coder.num_values].float()
+        if self.units is None:
+            return flat
+        books = enumerate(torch.split(flat * self.units, list(self.coder.sizes)))
+        rounded = [round_flat(book, self.capacity.pieces_of_codebook(c), centroid_dtype) for c, book in books]
+        return torch.cat(rounded)
+
+
+def _versions(tensors: tuple[Tensor, ...]) -> list[int | None]:
+    """How often each tensor was changed in place; None where torch does not count."""
+    return [None if tensor.is_inference() else tensor._version for tensor in tensors]

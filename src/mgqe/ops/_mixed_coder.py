@@ -1,0 +1,91 @@
+"""MixedCoder: what turns the rows of a layer with a plan into codes and back."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_int64, c_void_p
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+from torch import Tensor
+
+from mgqe.ops._descriptor import CPiece, c_pieces
+from mgqe.ops.pieces import Piece
+
+
+class CCoderTier(ctypes.Structure):
+    """mgqe_coder_tier."""
+
+    _fields_ = (("pieces", ctypes.POINTER(CPiece)), ("entries", c_int64), ("start", c_int64))
+
+
+class CCoder(ctypes.Structure):
+    """mgqe_coder."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("mean", "encoder", "matrix", "column_scales", "units", "steps")),
+        ("tiers", ctypes.POINTER(CCoderTier)),
+        *((name, c_int64) for name in ("num_tiers", "dim", "num_coordinates", "num_subspaces")),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class MixedCoder:
+    """What turns rows into codes and back in a plan: all but the centroids, which training moves.
+
+    Training moves numbers that are centroids in units of their coordinates. Where there are steps, these are the values
+    that the kernels take: the values times the units, in whole steps from -127 to 127, are the numbers that the matrix
+    takes, and times the steps these are the centroids. Without steps all three are the values.
+
+    Attributes:
+        mean: float32 ``(d,)``, as are all the others, contiguous.
+        encoder: ``(d, L)``: coordinates are ``(rows - mean) @ encoder``.
+        matrix: ``(L, d)``: rows are ``mean + numbers @ matrix``.
+        column_scales: ``(d,)``, which the products are multiplied with before the mean is added; or None.
+        units: ``(L,)``; also what gradients of values are multiplied with.
+        steps: ``(L,)``, or None.
+        layouts: the subspaces as the rows of each tier have them.
+        codebook_of: the codebook of each tier.
+        sizes: how many values each flat codebook holds. The codebooks lie one after another.
+    """
+
+    mean: Tensor
+    encoder: Tensor
+    matrix: Tensor
+    column_scales: Tensor | None
+    units: Tensor
+    steps: Tensor | None
+    layouts: tuple[tuple[Piece, ...], ...]
+    codebook_of: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Where each tier's codebook begins."""
+        starts = list(accumulate(self.sizes, initial=0))
+        return tuple(starts[number] for number in self.codebook_of)
+
+    @property
+    def num_values(self) -> int:
+        """Of all codebooks."""
+        return sum(self.sizes)
+
+    def book(self, values: Tensor, tier: int) -> Tensor:
+        """The flat codebook of a tier among all of them."""
+        return values[self.starts[tier] :][: self.sizes[self.codebook_of[tier]]]
+
+    @cached_property
+    def c_coder(self) -> CCoder:
+        """The coder as the kernels read it; valid while this object lives."""
+        tiers = (CCoderTier * len(self.layouts))()
+        for g, layout in enumerate(self.layouts):
+            tiers[g].pieces = c_pieces(layout)
+            tiers[g].entries, tiers[g].start = self.sizes[self.codebook_of[g]], self.starts[g]
+        coder = CCoder(tiers=tiers, num_tiers=len(self.layouts))
+        for name in ("mean", "encoder", "matrix", "column_scales", "units", "steps"):
+            tensor = getattr(self, name)
+            setattr(coder, name, None if tensor is None else tensor.data_ptr())
+        coder.dim, coder.num_coordinates = self.encoder.shape
+        coder.num_subspaces = len(self.layouts[0])
+        return coder
