@@ -17,7 +17,7 @@
 #include "decode_kernel.h"
 #include "isa.h"
 #include "lookup_kernel.h"
-#include "lookup_whole.h"
+#include "whole.h"
 
 namespace {
 
@@ -315,24 +315,25 @@ struct BagScratch {
     int64_t stride;              // of the rows that are pooled
     float* rows = nullptr;       // those rows
     float* memory = nullptr;
-    mgqe_whole* whole = nullptr;  // decodes rows of whole numbers, where the processor can
+    const mgqe_whole_kernels* const kernels;  // for rows of whole numbers, where the processor has them
+    mgqe_whole* whole = nullptr;
 
     BagScratch(const mgqe_table& of, const mgqe_bags& bags)
         : table(of), multiplied_late(of.matrix && bags.mode != MGQE_MAX), coordinates(of), sums(of),
           ids(bags.books ? kBlock : rows_at_once(largest(of.embedding_dim, coordinates.stride))),
           columns(multiplied_late ? (of.num_coordinates + 15) / 16 * 16 : of.embedding_dim),
-          stride(of.embedding_dim) {}
+          stride(of.embedding_dim), kernels(of.byte_matrix ? mgqe_active_whole() : nullptr) {}
     BagScratch(const BagScratch&) = delete;
     BagScratch& operator=(const BagScratch&) = delete;
     ~BagScratch() {
         free(memory);
-        if (whole) mgqe_free_whole(whole);
+        if (whole) kernels->release(whole);
     }
 
     bool reserve() {
         const bool mixed = is_mixed(table);
         if (mixed && !coordinates.reserve(ids)) return false;
-        if (table.byte_matrix && mgqe_has_byte_products() && !(whole = mgqe_whole_of(table))) return false;
+        if (kernels && !(whole = kernels->prepare(table))) return false;
         if (multiplied_late && !sums.reserve(kWaitingBags)) return false;
         if (mixed && (multiplied_late || !table.matrix)) {
             rows = coordinates.row(0);
@@ -419,8 +420,9 @@ struct BagWalk {
         for (int64_t i = 0; i < block.count; ++i)
             block.rows[i].out = mixed ? scratch.coordinates.row(i) : scratch.rows + i * scratch.stride;
         if (scratch.whole) {
-            mgqe_whole_decode(*scratch.whole, block.rows, block.tiers, block.count);
-            for (int64_t i = 0; i < block.count && !adds_bytes; ++i) mgqe_whole_row(*scratch.whole, i, block.rows[i].out);
+            scratch.kernels->read(scratch.whole, block.rows, block.tiers, block.count);
+            for (int64_t i = 0; i < block.count && !adds_bytes; ++i)
+                scratch.kernels->row(scratch.whole, i, block.rows[i].out);
         } else {
             decode_block(table, decoders, block, false);
         }
@@ -441,12 +443,12 @@ struct BagWalk {
             const int64_t from = block.rows_before(at - begin), to = block.rows_before(stop - begin);
             if (from < to) {
                 if (adds_bytes && counted + to - from <= kExactSums)
-                    mgqe_whole_sum(*scratch.whole, from, to, counted == 0, sums());
+                    scratch.kernels->sum(scratch.whole, from, to, counted == 0, sums());
                 else if (bags.books)
                     poolers.pieces(tiers, D, block, from, to, counted == 0, sums());
                 else {
                     for (int64_t i = from; i < to && adds_bytes; ++i)
-                        mgqe_whole_row(*scratch.whole, i, scratch.coordinates.row(i));
+                        scratch.kernels->row(scratch.whole, i, scratch.coordinates.row(i));
                     poolers.rows(scratch.rows + from * scratch.stride, scratch.stride, block.weights + from, to - from,
                                  scratch.columns, counted == 0, sums());
                 }

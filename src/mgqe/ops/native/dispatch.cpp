@@ -2,10 +2,10 @@
 #include <atomic>
 
 #include "isa.h"
-#include "lookup_whole.h"
 #include "mgqe_native.h"
 #include "parallel.h"
 #include "topk.h"
+#include "whole.h"
 
 #include <pthread.h>
 
@@ -108,20 +108,11 @@ const mgqe_kernels& mgqe_active() {
     }
 }
 
-#if !defined(__x86_64__)
-mgqe_whole* mgqe_whole_of(const mgqe_table&) { return nullptr; }
-void mgqe_free_whole(mgqe_whole*) {}
-void mgqe_whole_decode(const mgqe_whole&, const mgqe_row*, const int32_t*, int64_t) {}
-void mgqe_whole_row(const mgqe_whole&, int64_t, float*) {}
-void mgqe_whole_sum(const mgqe_whole&, int64_t, int64_t, bool, float*) {}
-#endif
-
-bool mgqe_has_byte_products() {
+const mgqe_whole_kernels* mgqe_active_whole() {
 #if defined(__x86_64__)
-    return mgqe_get_isa() == MGQE_AVX512 && has_vbmi() && has_vnni();
-#else
-    return false;
+    if (mgqe_get_isa() == MGQE_AVX512 && has_vbmi() && has_vnni()) return &mgqe_whole_vbmi;
 #endif
+    return nullptr;
 }
 
 mgqe_scanner mgqe_active_scanner() {

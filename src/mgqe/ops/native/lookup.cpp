@@ -2,10 +2,10 @@
 #include <atomic>
 
 #include "isa.h"
-#include "lookup_whole.h"
 #include "mgqe_native.h"
 #include "parallel.h"
 #include "table_checks.h"
+#include "whole.h"
 
 namespace {
 
@@ -84,10 +84,8 @@ int32_t mgqe_lookup(const mgqe_table* table, const int64_t* ids, int64_t n, floa
     if (!ids_in_range(ids, n, table->num_embeddings)) return MGQE_OUT_OF_RANGE;
     const mgqe_kernels& kernels = mgqe_active();
     const bool stream = streams(*table, out, n);
-    auto lookup = kernels.lookup;
-#if defined(__x86_64__)
-    if (table->byte_matrix && mgqe_has_byte_products()) lookup = mgqe_lookup_whole;
-#endif
+    const mgqe_whole_kernels* const whole = table->byte_matrix ? mgqe_active_whole() : nullptr;
+    const auto lookup = whole ? whole->lookup : kernels.lookup;
     std::atomic<int32_t> status{MGQE_OK};
     mgqe_parallel(n, mgqe_team(n, kRowsPerThread, threads), [&](int64_t begin, int64_t end) {
         const int32_t own = lookup(*table, ids, begin, end, out, stream);

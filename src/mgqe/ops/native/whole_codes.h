@@ -1,0 +1,60 @@
+// Where the bytes of a row's codes and centroids are, for tables of whole numbers (whole_kernel.h).
+#ifndef MGQE_WHOLE_CODES_H
+#define MGQE_WHOLE_CODES_H
+
+#include <stdint.h>
+
+#include "bits.h"
+#include "mgqe_native.h"
+
+namespace {
+
+constexpr int32_t kCopied = 8;  // bytes of a centroid that are copied at once
+
+// Eight bytes of a centroid: those of a piece, from so many on. A wide centroid is several copies.
+struct Copy {
+    const mgqe_piece* piece;
+    int32_t ahead;
+};
+
+// Calls use(copy) for each copy of a row, in order. All tiers of a table have as many, for the same coordinates.
+template <typename Use>
+inline void for_each_copy(const mgqe_tier& tier, const Use& use) {
+    for (int32_t j = 0; j < tier.num_subspaces; ++j)
+        for (int32_t ahead = 0; ahead < tier.layout[j].width; ahead += kCopied) use(Copy{&tier.layout[j], ahead});
+}
+
+// The codes of some copies are in two loads of `half` bytes, which read nothing outside the row. 0: in the whole of a row
+// of less than four bytes.
+struct Halves {
+    int64_t low, high, half;
+    int64_t row_bytes;
+
+    // `least`: of the powers of two, from 4 on, that a load may be.
+    void lay_out(const mgqe_tier& tier, const Copy* copies, int count, int64_t least) {
+        const mgqe_piece& last = *copies[count - 1].piece;
+        const int64_t begin = copies[0].piece->bit / 8, end = (last.bit + last.bits + 7) / 8;
+        row_bytes = tier.row_bytes;
+        half = least;
+        while (2 * half < end - begin) half *= 2;
+        while (half > row_bytes) half /= 2;
+        if (half < 4) half = 0;
+        low = half == 0 ? 0 : begin + half <= row_bytes ? begin : row_bytes - half;
+        high = half && end > half ? end - half : 0;
+    }
+
+    // Where byte `byte` of the row is in the two loads, one after the other. A byte behind the row is of no code.
+    uint8_t place(int64_t byte) const {
+        if (byte >= row_bytes) byte = row_bytes - 1;
+        return static_cast<uint8_t>(half == 0 || byte < low + half ? byte - low : half + byte - high);
+    }
+
+    uint64_t four_and_four(const uint8_t* row) const {
+        return little_endian(row + low, 4) | little_endian(row + high, 4) << 32;
+    }
+    uint64_t short_row(const uint8_t* row) const { return row_bytes ? few_bytes(row, row_bytes) : 0; }
+};
+
+}  // namespace
+
+#endif
