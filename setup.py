@@ -45,6 +45,7 @@ ISA_FLAGS = {
     "isa_avx512.cpp": [*AVX2, "-mfma", *AVX512],
     "topk_avx2.cpp": [*AVX2, "-mfma"],
     "topk_vbmi.cpp": [*AVX2, "-mfma", *AVX512, "-mavx512vbmi"],
+    "whole_avx2.cpp": [*AVX2, "-mfma"],
     "whole_vbmi.cpp": [*AVX2, "-mfma", *AVX512, "-mavx512vbmi", "-mavx512vnni"],
 }
 X86 = ("x86_64", "amd64")

@@ -110,7 +110,9 @@ const mgqe_kernels& mgqe_active() {
 
 const mgqe_whole_kernels* mgqe_active_whole() {
 #if defined(__x86_64__)
-    if (mgqe_get_isa() == MGQE_AVX512 && has_vbmi() && has_vnni()) return &mgqe_whole_vbmi;
+    const int32_t isa = mgqe_get_isa();
+    if (isa == MGQE_AVX512 && has_vbmi() && has_vnni()) return &mgqe_whole_vbmi;
+    if (isa == MGQE_AVX512 || isa == MGQE_AVX2) return &mgqe_whole_avx2;
 #endif
     return nullptr;
 }

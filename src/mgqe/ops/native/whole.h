@@ -25,6 +25,7 @@ struct mgqe_whole_kernels {
 };
 
 #if defined(__x86_64__)
+extern const mgqe_whole_kernels mgqe_whole_avx2;
 extern const mgqe_whole_kernels mgqe_whole_vbmi;  // AVX-512 VBMI and VNNI
 #endif
 

@@ -3,6 +3,7 @@
 #define MGQE_WHOLE_CODES_H
 
 #include <stdint.h>
+#include <string.h>
 
 #include "bits.h"
 #include "mgqe_native.h"
@@ -54,6 +55,30 @@ struct Halves {
     }
     uint64_t short_row(const uint8_t* row) const { return row_bytes ? few_bytes(row, row_bytes) : 0; }
 };
+
+// A tier's levels (256), those of b bits from 2^b on. In the table each comes one earlier, but for those of seven bits.
+inline void copy_levels(const mgqe_tier& tier, uint8_t* levels) {
+    levels[0] = 0;
+    memcpy(levels + 1, tier.levels, 127);
+    memcpy(levels + 128, tier.levels + 128, 128);
+}
+
+template <int kBytes>
+struct Half {
+    static constexpr int kHalf = kBytes;
+};
+
+// Calls use(Half<...>) with the bytes of a load as a constant.
+template <typename Use>
+inline void with_half(int64_t half, const Use& use) {
+    switch (half) {
+        case 32: return use(Half<32>{});
+        case 16: return use(Half<16>{});
+        case 8: return use(Half<8>{});
+        case 4: return use(Half<4>{});
+        default: return use(Half<0>{});
+    }
+}
 
 }  // namespace
 

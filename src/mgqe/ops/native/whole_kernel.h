@@ -35,8 +35,6 @@ struct WholeTier {
     typename W::PlaceCodes* places;  // groups of kPlaces, or null
     typename W::LevelCodes* levels;  // groups of kLevels, or null
     int64_t groups;
-    // Those of b bits begin at 2^b.
-    alignas(64) uint8_t level[256];
 };
 
 // Rows of a block that are of one tier: `count` of them, rows[at[i]].
@@ -167,9 +165,6 @@ private:
             WholeTier<W>& tier = tiers[g];
             tier.book = from.bytes;
             if (from.levels) {
-                // In the table each comes one earlier, but for those of seven bits.
-                memcpy(tier.level + 1, from.levels, 127);
-                memcpy(tier.level + 128, from.levels + 128, 128);
                 tier.levels = levels;
                 for_each_group<W::kLevels>(from, [&](const Copy* some, int count) {
                     W::lay_out_levels(from, some, count, *levels++);

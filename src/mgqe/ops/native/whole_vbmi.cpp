@@ -5,23 +5,6 @@
 
 namespace {
 
-template <int kBytes>
-struct Half {
-    static constexpr int kHalf = kBytes;
-};
-
-// Calls use(Half<...>) with the bytes of a load as a constant.
-template <typename Use>
-inline void with_half(int64_t half, const Use& use) {
-    switch (half) {
-        case 32: return use(Half<32>{});
-        case 16: return use(Half<16>{});
-        case 8: return use(Half<8>{});
-        case 4: return use(Half<4>{});
-        default: return use(Half<0>{});
-    }
-}
-
 template <int kHalf>
 inline __m512i load_codes(const uint8_t* row, const Halves& halves) {
     const uint8_t* const low = row + halves.low;
@@ -156,12 +139,14 @@ struct Vbmi {
     // Eight codes from the eight bytes that they are in.
     static constexpr int kLevels = 64;
     struct LevelCodes {
-        alignas(64) uint8_t from[kLevels], shift[kLevels], mask[kLevels], level[kLevels];
+        alignas(64) uint8_t from[kLevels], shift[kLevels], mask[kLevels], place[kLevels];
+        alignas(64) uint8_t levels[256];
         uint64_t sevens;  // which codes have seven bits
         Halves halves;
     };
     static void lay_out_levels(const mgqe_tier& tier, const Copy* copies, int count, LevelCodes& codes) {
         codes.halves.lay_out(tier, copies, count, 4);
+        copy_levels(tier, codes.levels);
         for (int at = 0; at < round_up(count, 8); ++at) {
             const int64_t byte = copies[at / 8 * 8].piece->bit / 8;
             codes.from[at] = codes.halves.place(byte + at % 8);
@@ -169,7 +154,7 @@ struct Vbmi {
             const mgqe_piece& piece = *copies[at].piece;
             codes.shift[at] = static_cast<uint8_t>(piece.bit - 8 * byte);
             codes.mask[at] = static_cast<uint8_t>((1 << piece.bits) - 1);
-            codes.level[at] = static_cast<uint8_t>(1 << piece.bits);
+            codes.place[at] = static_cast<uint8_t>(1 << piece.bits);
             codes.sevens |= static_cast<uint64_t>(piece.bits == 7) << at;
         }
     }
@@ -178,25 +163,24 @@ struct Vbmi {
         for (int64_t group = 0; group < tier.groups; ++group, out += kLevels) {
             const LevelCodes& codes = tier.levels[group];
             with_half(codes.halves.half, [&](auto half) {
-                if (codes.sevens) decode_group<half.kHalf, true>(tier, codes, mine, out, stride);
-                else decode_group<half.kHalf, false>(tier, codes, mine, out, stride);
+                if (codes.sevens) decode_group<half.kHalf, true>(codes, mine, out, stride);
+                else decode_group<half.kHalf, false>(codes, mine, out, stride);
             });
         }
     }
     template <int kHalf, bool kSevens>
-    static void decode_group(const WholeTier<Vbmi>& tier, const LevelCodes& codes, const RowsOfTier& mine, uint8_t* out,
-                             int64_t stride) {
-        const __m512i a = _mm512_load_si512(tier.level), b = _mm512_load_si512(tier.level + 64);
-        const __m512i c = _mm512_load_si512(tier.level + 128), d = _mm512_load_si512(tier.level + 192);
+    static void decode_group(const LevelCodes& codes, const RowsOfTier& mine, uint8_t* out, int64_t stride) {
+        const __m512i a = _mm512_load_si512(codes.levels), b = _mm512_load_si512(codes.levels + 64);
+        const __m512i c = _mm512_load_si512(codes.levels + 128), d = _mm512_load_si512(codes.levels + 192);
         const __m512i from = _mm512_load_si512(codes.from), shift = _mm512_load_si512(codes.shift);
-        const __m512i mask = _mm512_load_si512(codes.mask), level = _mm512_load_si512(codes.level);
+        const __m512i mask = _mm512_load_si512(codes.mask), first = _mm512_load_si512(codes.place);
         const __mmask64 sevens = codes.sevens;
         const Halves halves = codes.halves;
         for (int64_t i = 0; i < mine.count; ++i) {
             const int64_t at = mine.at[i];
             const __m512i eights = _mm512_permutexvar_epi8(from, load_codes<kHalf>(mine.rows[at].codes, halves));
             const __m512i shifted = _mm512_multishift_epi64_epi8(shift, eights);
-            const __m512i place = _mm512_ternarylogic_epi64(shifted, mask, level, 0xea);  // (shifted & mask) | level
+            const __m512i place = _mm512_ternarylogic_epi64(shifted, mask, first, 0xea);  // (shifted & mask) | first
             __m512i found = _mm512_permutex2var_epi8(a, place, b);
             if (kSevens) found = _mm512_mask_mov_epi8(found, sevens, _mm512_permutex2var_epi8(c, place, d));
             _mm512_store_si512(out + at * stride, found);

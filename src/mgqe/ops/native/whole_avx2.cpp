@@ -1,0 +1,287 @@
+// Tables of whole numbers with AVX2: codes and levels by shuffles of 16 bytes, products of 16-bit numbers.
+#include <immintrin.h>
+
+#include "whole_kernel.h"
+
+namespace {
+
+constexpr int kAtOnce = 8;      // codes in 16 bytes of a row
+constexpr int kSegment = 16;   // levels in a register
+constexpr int kSegments = 8;   // of codes of 7 bits, and of all others
+constexpr uint8_t kNone = 128;  // the place of a code in the other's levels: found as 0
+
+// The code at each 16-bit number: its first two bytes, lifted until its highest bit is the highest, and shifted down.
+struct EightCodes {
+    alignas(16) uint8_t from[2 * kAtOnce];
+    alignas(16) uint16_t lift[kAtOnce];
+    Halves halves;
+
+    void lay_out(const mgqe_tier& tier, const Copy* copies, int count) {
+        halves.lay_out(tier, copies, count, 16);
+        for (int at = 0; at < count; ++at) {
+            const mgqe_piece& piece = *copies[at].piece;
+            if (piece.bits == 0) continue;
+            from[2 * at] = halves.place(piece.bit / 8);
+            from[2 * at + 1] = halves.place(piece.bit / 8 + 1);
+            lift[at] = static_cast<uint16_t>(256 >> piece.bit % 8);
+        }
+    }
+};
+
+template <int kHalf>
+inline __m128i load_codes(const uint8_t* row, const Halves& halves) {
+    if constexpr (kHalf >= 16) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + halves.low));
+    if constexpr (kHalf == 8) {
+        const uint64_t low = window(row + halves.low), high = window(row + halves.high);
+        return _mm_set_epi64x(static_cast<long long>(high), static_cast<long long>(low));
+    }
+    const uint64_t word = kHalf == 4 ? halves.four_and_four(row) : halves.short_row(row);
+    return _mm_cvtsi64_si128(static_cast<long long>(word));
+}
+
+inline __m256i load(const void* from) { return _mm256_load_si256(static_cast<const __m256i*>(from)); }
+inline __m128i load_half(const void* from) { return _mm_load_si128(static_cast<const __m128i*>(from)); }
+
+// Eight numbers from `at` on of a row of dim.
+inline void write(float* out, int64_t at, int64_t dim, __m256 numbers, bool stream) {
+    float* const to = out + at;
+    if (at + 8 > dim) {
+        alignas(32) float all[8];
+        _mm256_store_ps(all, numbers);
+        for (int64_t t = at; t < dim; ++t) out[t] = all[t - at];
+    } else if (stream && reinterpret_cast<uintptr_t>(to) % 32 == 0) {
+        _mm256_stream_ps(to, numbers);
+    } else {
+        _mm256_storeu_ps(to, numbers);
+    }
+}
+
+// The matrix as the table has it: columns of four coordinates, a byte each, which are widened on the way.
+class Matrix {
+public:
+    explicit Matrix(const mgqe_table& of) : table(of), stride(round_up(of.num_coordinates, 16)) {}
+    Matrix(const Matrix&) = delete;
+    Matrix& operator=(const Matrix&) = delete;
+    ~Matrix() { free(words); }
+
+    bool reserve() {
+        void* memory = nullptr;
+        if (posix_memalign(&memory, 32, static_cast<size_t>(kTogether * stride) * sizeof(uint16_t)) != 0) return false;
+        words = static_cast<uint16_t*>(memory);
+        return true;
+    }
+
+    void multiply(const uint8_t* const* bytes, const mgqe_row* rows, int64_t n, bool stream) const {
+        int64_t i = 0;
+        for (; i + kTogether <= n; i += kTogether) multiply_rows<kTogether>(bytes + i, rows + i, stream);
+        for (; i < n; ++i) multiply_rows<1>(bytes + i, rows + i, stream);
+    }
+
+private:
+    static constexpr int kTogether = 4;
+    const mgqe_table& table;
+    const int64_t stride;
+    uint16_t* words = nullptr;  // kTogether rows
+
+    // Columns [first, first + 8) of kRows rows: mean + scale * (coordinates @ matrix). A column has two sums.
+    template <int kRows>
+    void multiply_columns(const mgqe_row* rows, int64_t first, bool stream) const {
+        const int64_t dim = table.embedding_dim, quads = (table.num_coordinates + 3) / 4;
+        const int64_t step = 4 * round_up(dim, MGQE_MATRIX_STEP);
+        __m256i sums[kRows][2];
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_si256();
+        const int8_t* from = table.byte_matrix + 4 * first;
+        for (int64_t quad = 0; quad < quads; ++quad, from += step) {
+            const __m256i low = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+            const __m256i high = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 16)));
+#pragma GCC unroll 4
+            for (int r = 0; r < kRows; ++r) {
+                int64_t four;
+                __builtin_memcpy(&four, words + r * stride + 4 * quad, 8);
+                const __m256i z = _mm256_set1_epi64x(four);
+                sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(z, low));
+                sums[r][1] = _mm256_add_epi32(sums[r][1], _mm256_madd_epi16(z, high));
+            }
+        }
+        const __m256i start = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table.byte_sums + first));
+        const __m256 mean = _mm256_loadu_ps(table.mean + first), scale = _mm256_loadu_ps(table.column_scales + first);
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+            const __m256i pairs = _mm256_permute4x64_epi64(_mm256_hadd_epi32(sums[r][0], sums[r][1]), 0xd8);
+            const __m256 numbers = _mm256_cvtepi32_ps(_mm256_add_epi32(start, pairs));
+            write(rows[r].out, first, dim, _mm256_add_ps(mean, _mm256_mul_ps(numbers, scale)), stream);
+        }
+    }
+
+    template <int kRows>
+    void multiply_rows(const uint8_t* const* bytes, const mgqe_row* rows, bool stream) const {
+        for (int r = 0; r < kRows; ++r)
+            for (int64_t k = 0; k < table.num_coordinates; k += 16) {
+                const __m128i some = _mm_load_si128(reinterpret_cast<const __m128i*>(bytes[r] + k));
+                __m256i* const to = reinterpret_cast<__m256i*>(words + r * stride + k);
+                _mm256_store_si256(to, _mm256_cvtepu8_epi16(some));
+            }
+        for (int64_t first = 0; first < table.embedding_dim; first += 8) multiply_columns<kRows>(rows, first, stream);
+    }
+};
+
+struct Avx2 {
+    using Matrix = ::Matrix;
+    static constexpr int kLanes = 8;
+    typedef uint8_t Bytes __attribute__((vector_size(8)));
+    typedef uint16_t ShortWords __attribute__((vector_size(16)));
+    typedef int32_t Ints __attribute__((vector_size(32)));
+    typedef float Floats __attribute__((vector_size(32)));
+    typedef uint16_t Words __attribute__((vector_size(32)));
+
+    static constexpr int kPlaces = kAtOnce;
+    struct PlaceCodes {
+        EightCodes eight;
+        alignas(16) uint16_t mask[kAtOnce], width[kAtOnce], entry[kAtOnce];
+    };
+    static void lay_out_places(const mgqe_tier& tier, const Copy* copies, int count, PlaceCodes& codes) {
+        codes.eight.lay_out(tier, copies, count);
+        for (int at = 0; at < count; ++at) {
+            const mgqe_piece& piece = *copies[at].piece;
+            codes.mask[at] = static_cast<uint16_t>((1 << piece.bits) - 1);
+            codes.width[at] = static_cast<uint16_t>(piece.width);
+            codes.entry[at] = static_cast<uint16_t>(piece.entry + copies[at].ahead);
+        }
+    }
+    // Those of row i go to out + i * stride.
+    static void places(const PlaceCodes& codes, const RowsOfTier& mine, uint16_t* out, int64_t stride) {
+        const EightCodes& eight = codes.eight;
+        with_half(eight.halves.half, [&](auto half) {
+            for (int64_t i = 0; i < mine.count; ++i) {
+                const int64_t at = mine.at[i];
+                const __m128i row = load_codes<half.kHalf>(mine.rows[at].codes, eight.halves);
+                const __m128i pairs = _mm_shuffle_epi8(row, load_half(eight.from));
+                const __m128i lifted = _mm_mullo_epi16(pairs, load_half(eight.lift));
+                const __m128i code = _mm_and_si128(_mm_srli_epi16(lifted, 8), load_half(codes.mask));
+                const __m128i distance = _mm_mullo_epi16(code, load_half(codes.width));
+                const __m128i place = _mm_add_epi16(distance, load_half(codes.entry));
+                _mm_store_si128(reinterpret_cast<__m128i*>(out + at * stride), place);
+            }
+        });
+    }
+
+    // Levels are in segments of 16. A code's place less 16, less 32, ... finds in one segment after another how its level
+    // differs from the one 16 before, until the place is negative, which finds zero. Codes of 7 bits are apart.
+    static constexpr int kLevels = 32;
+    struct Segments {
+        alignas(32) uint8_t mask[kLevels], start[kLevels];
+        alignas(16) uint8_t changes[kSegments][kSegment];
+        int count;  // 0: no such code
+    };
+    struct LevelCodes {
+        EightCodes eights[kLevels / kAtOnce];
+        Segments few, sevens;
+    };
+    static void lay_out_levels(const mgqe_tier& tier, const Copy* copies, int count, LevelCodes& codes) {
+        for (int e = 0; e < kLevels / kAtOnce; ++e) {
+            const int left = count - kAtOnce * e;
+            if (left > 0) codes.eights[e].lay_out(tier, copies + kAtOnce * e, left < kAtOnce ? left : kAtOnce);
+            else codes.eights[e].halves = codes.eights[0].halves;
+        }
+        lay_out_segments(tier, copies, count, 0, 6, codes.few);
+        lay_out_segments(tier, copies, count, 7, 7, codes.sevens);
+    }
+    // Of the codes of some numbers of bits.
+    static void lay_out_segments(const mgqe_tier& tier, const Copy* copies, int count, int least, int most, Segments& to) {
+        int first = 2 * kSegments, last = 0;
+        for (int at = 0; at < count; ++at) {
+            const int bits = copies[at].piece->bits, begin = (1 << bits) / kSegment;
+            if (bits < least || bits > most) continue;
+            first = begin < first ? begin : first;
+            const int end = begin ? 2 * begin : 1;
+            last = end > last ? end : last;
+        }
+        memset(to.start, kNone, kLevels);
+        for (int at = 0; at < count; ++at) {
+            const int bits = copies[at].piece->bits;
+            if (bits < least || bits > most) continue;
+            to.mask[at] = static_cast<uint8_t>((1 << bits) - 1);
+            to.start[at] = static_cast<uint8_t>((1 << bits) - kSegment * first);
+        }
+        uint8_t levels[256];
+        copy_levels(tier, levels);
+        for (int segment = first; segment < last; ++segment)
+            for (int t = kSegment * segment; t < kSegment * (segment + 1); ++t) {
+                const int before = segment == first ? 0 : levels[t - kSegment];
+                to.changes[segment - first][t % kSegment] = static_cast<uint8_t>(levels[t] ^ before);
+            }
+        to.count = last > first ? last - first : 0;
+    }
+    // The bytes of row i go to out + i * stride.
+    static void decode_levels(const WholeTier<Avx2>& tier, const RowsOfTier& mine, uint8_t* out, int64_t stride) {
+        for (int64_t group = 0; group < tier.groups; ++group, out += kLevels) {
+            const LevelCodes& codes = tier.levels[group];
+            with_half(codes.eights[0].halves.half, [&](auto half) {
+                if (codes.sevens.count) decode_some<half.kHalf, kSegments>(codes, mine, out, stride);
+                else decode_some<half.kHalf, 0>(codes, mine, out, stride);
+            });
+        }
+    }
+    template <int kHalf, int kSevens>
+    static void decode_some(const LevelCodes& codes, const RowsOfTier& mine, uint8_t* out, int64_t stride) {
+        const int count = codes.few.count;
+        if (count == 0) decode_group<kHalf, kSevens, 0>(codes, mine, out, stride);
+        else if (count == 1) decode_group<kHalf, kSevens, 1>(codes, mine, out, stride);
+        else if (count == 2) decode_group<kHalf, kSevens, 2>(codes, mine, out, stride);
+        else if (count <= 4) decode_group<kHalf, kSevens, 4>(codes, mine, out, stride);
+        else decode_group<kHalf, kSevens, kSegments>(codes, mine, out, stride);
+    }
+    template <int kHalf, int kSevens, int kFew>
+    static void decode_group(const LevelCodes& codes, const RowsOfTier& mine, uint8_t* out, int64_t stride) {
+        const EightCodes* const eights = codes.eights;
+        // What is packed together comes from every other eight.
+        const __m256i from[2] = {both(eights[0].from, eights[2].from), both(eights[1].from, eights[3].from)};
+        const __m256i lift[2] = {both(eights[0].lift, eights[2].lift), both(eights[1].lift, eights[3].lift)};
+        for (int64_t i = 0; i < mine.count; ++i) {
+            const int64_t at = mine.at[i];
+            const uint8_t* const row = mine.rows[at].codes;
+            __m256i code[2];
+#pragma GCC unroll 2
+            for (int odd = 0; odd < 2; ++odd) {
+                const __m256i bytes = _mm256_set_m128i(load_codes<kHalf>(row, eights[odd + 2].halves),
+                                                       load_codes<kHalf>(row, eights[odd].halves));
+                const __m256i pairs = _mm256_shuffle_epi8(bytes, from[odd]);
+                code[odd] = _mm256_srli_epi16(_mm256_mullo_epi16(pairs, lift[odd]), 8);
+            }
+            const __m256i packed = _mm256_packus_epi16(code[0], code[1]);
+            const __m256i found = _mm256_xor_si256(find<kFew>(codes.few, packed), find<kSevens>(codes.sevens, packed));
+            _mm256_store_si256(reinterpret_cast<__m256i*>(out + at * stride), found);
+        }
+    }
+    static __m256i both(const void* low, const void* high) { return _mm256_set_m128i(load_half(high), load_half(low)); }
+    // The levels of codes with bits above them, of the first kCount segments.
+    template <int kCount>
+    static __m256i find(const Segments& segments, __m256i codes) {
+        __m256i found = _mm256_setzero_si256();
+        __m256i place = _mm256_add_epi8(_mm256_and_si256(codes, load(segments.mask)), load(segments.start));
+#pragma GCC unroll 8
+        for (int segment = 0; segment < kCount; ++segment) {
+            const __m256i changes = _mm256_broadcastsi128_si256(load_half(segments.changes[segment]));
+            found = _mm256_xor_si256(found, _mm256_shuffle_epi8(changes, place));
+            place = _mm256_subs_epi8(place, _mm256_set1_epi8(kSegment));
+        }
+        return found;
+    }
+
+    static void scale(const mgqe_table& table, const uint8_t* bytes, float* out, bool stream) {
+        const __m256i middle = _mm256_set1_epi32(kMiddle);
+        for (int64_t t = 0; t < table.embedding_dim; t += 8) {
+            const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + t));
+            const __m256 numbers = _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_cvtepu8_epi32(eight), middle));
+            const __m256 scaled = _mm256_mul_ps(numbers, _mm256_loadu_ps(table.column_scales + t));
+            write(out, t, table.embedding_dim, _mm256_add_ps(_mm256_loadu_ps(table.mean + t), scaled), stream);
+        }
+    }
+
+    static void fence() { _mm_sfence(); }
+};
+
+}  // namespace
+
+const mgqe_whole_kernels mgqe_whole_avx2 = whole_kernels<Avx2>();
