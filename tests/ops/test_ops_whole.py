@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instruction_sets import ALL, instruction_set
 
 from mgqe import ops
 from mgqe.codec.tiers import Tiers
@@ -94,3 +95,12 @@ def test_long_bags(length):
     ids = torch.full((length,), 17)
     offsets = torch.tensor([0])
     assert torch.equal(ops.bag(table.snapshot.lookup, ids, offsets), reference_bag(table, ids, offsets, "sum", None))
+
+
+@pytest.mark.parametrize("isa", ALL)
+def test_each_instruction_set(isa):
+    """Codes of all numbers of bits in tiers of rows of 0 to 60 bytes, with shared levels and without."""
+    with instruction_set(isa):
+        for bits in ([0, 0, 2, 7] * 3, [6, 7] * 32 + [5], [1, 0, 3], [4, 5, 6, 3, 2] * 13):
+            agrees(whole_table([1] * len(bits), [bits, bits[::-1]], [9, 5], len(bits), shared_levels=True), 70)
+        agrees(whole_table([2, 9, 20, 1, 8], [[8, 5, 7, 0, 3], [1, 8, 8, 2, 8]], [9, 5], 40), 70)

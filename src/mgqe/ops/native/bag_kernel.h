@@ -385,6 +385,19 @@ struct BagWalk {
         return b + 1 < bags.count ? bags.offsets[b + 1] : bags.n;
     }
 
+    // Where a block of ids that begins at `start` ends: with a bag if it can, so that few bags are in two blocks.
+    // `ahead`: the first bag that may end there.
+    int64_t end_of_block(int64_t start, int64_t end, int64_t last_bag, int64_t& ahead) const {
+        const int64_t most = start + scratch.ids < end ? start + scratch.ids : end;
+        int64_t stop = start;
+        for (; ahead < last_bag; ++ahead) {
+            const int64_t bag_end = end_of(ahead);
+            if (bag_end > most) break;
+            stop = bag_end;
+        }
+        return stop > start ? stop : most;
+    }
+
     // Where the bag is pooled.
     float* sums() const {
         return scratch.multiplied_late ? scratch.sums.row(waiting) : bags.out + bag * table.embedding_dim;
@@ -470,14 +483,14 @@ struct BagWalk {
             return in_lines ? locate_plain_block<true>(locator, bags.ids + first, last - first, block)
                             : locate_plain_block<false>(locator, bags.ids + first, last - first, block);
         };
-        const int64_t begin = bag == 0 ? 0 : end_of(bag - 1), end = end_of(last_bag - 1), block_ids = scratch.ids;
+        const int64_t begin = bag == 0 ? 0 : end_of(bag - 1), end = end_of(last_bag - 1);
         BagBlock blocks[2];
         int now = 0;
-        int64_t start = begin;
-        int64_t next = begin + block_ids < end ? begin + block_ids : end;
+        int64_t start = begin, ahead = bag;
+        int64_t next = end_of_block(begin, end, last_bag, ahead);
         if (!locate_ids(begin, next, blocks[now])) return MGQE_CORRUPT;
         for (;;) {
-            const int64_t after = next + block_ids < end ? next + block_ids : end;
+            const int64_t after = end_of_block(next, end, last_bag, ahead);
             if (next < end && !locate_ids(next, after, blocks[now ^ 1])) return MGQE_CORRUPT;
             pool_block(blocks[now], start, next, last_bag);
             if (next >= end) break;

@@ -7,7 +7,7 @@
 #include "isa.h"
 #include "mgqe_native.h"
 
-// What a call has laid out of a table, and room for a block of rows. Each instruction set has a class of its own for it.
+// What a call has laid out of a table, and room for a block of rows. Each instruction set has a class for it.
 struct mgqe_whole;
 
 // For tables with a byte_matrix. Sums of whole numbers are exact, so that the bits are those of the other kernels.

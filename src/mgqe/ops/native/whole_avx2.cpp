@@ -166,8 +166,8 @@ struct Avx2 {
         });
     }
 
-    // Levels are in segments of 16. A code's place less 16, less 32, ... finds in one segment after another how its level
-    // differs from the one 16 before, until the place is negative, which finds zero. Codes of 7 bits are apart.
+    // Levels are in segments of 16. A code's place less 16, less 32, ... finds in one segment after another how its
+    // level differs from the one 16 before, until the place is negative, which finds zero. Codes of 7 bits are apart.
     static constexpr int kLevels = 32;
     struct Segments {
         alignas(32) uint8_t mask[kLevels], start[kLevels];
@@ -188,7 +188,8 @@ struct Avx2 {
         lay_out_segments(tier, copies, count, 7, 7, codes.sevens);
     }
     // Of the codes of some numbers of bits.
-    static void lay_out_segments(const mgqe_tier& tier, const Copy* copies, int count, int least, int most, Segments& to) {
+    static void lay_out_segments(const mgqe_tier& tier, const Copy* copies, int count, int least, int most,
+                                 Segments& to) {
         int first = 2 * kSegments, last = 0;
         for (int at = 0; at < count; ++at) {
             const int bits = copies[at].piece->bits, begin = (1 << bits) / kSegment;

@@ -25,8 +25,8 @@ inline void for_each_copy(const mgqe_tier& tier, const Use& use) {
         for (int32_t ahead = 0; ahead < tier.layout[j].width; ahead += kCopied) use(Copy{&tier.layout[j], ahead});
 }
 
-// The codes of some copies are in two loads of `half` bytes, which read nothing outside the row. 0: in the whole of a row
-// of less than four bytes.
+// The codes of some copies are in two loads of `half` bytes, which read nothing outside the row. 0: in the whole of a
+// row of less than four bytes. With AVX2 16 stands for a single load, which holds eight codes.
 struct Halves {
     int64_t low, high, half;
     int64_t row_bytes;

@@ -1,7 +1,7 @@
 // Look-ups and sums in tables of whole numbers, included by each whole_*.cpp.
 //
-// A centroid is some bytes, each 128 more than a coordinate. A row's codes are unpacked many at a time into the places of
-// its centroids. Bags add centroids up from there; else they are copied into a row of bytes. Where coordinates share
+// A centroid is some bytes, each 128 more than a coordinate. A row's codes are unpacked many at a time into the places
+// of its centroids. Bags add centroids up from there; else they are copied into a row of bytes. Where coordinates share
 // their centroids, the levels, codes are unpacked and levels found in registers, and bags add up rows of bytes.
 // What an instruction set `W` offers is listed where it is used:
 //   PlaceCodes, kPlaces, lay_out_places(), places();

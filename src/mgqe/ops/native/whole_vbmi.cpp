@@ -131,7 +131,8 @@ struct Vbmi {
                 const __m512i shifted = _mm512_srlv_epi16(pairs, _mm512_load_si512(codes.shift));
                 const __m512i code = _mm512_and_si512(shifted, _mm512_load_si512(codes.mask));
                 const __m512i distance = _mm512_mullo_epi16(code, _mm512_load_si512(codes.width));
-                _mm512_store_si512(out + mine.at[i] * stride, _mm512_add_epi16(distance, _mm512_load_si512(codes.entry)));
+                const __m512i place = _mm512_add_epi16(distance, _mm512_load_si512(codes.entry));
+                _mm512_store_si512(out + mine.at[i] * stride, place);
             }
         });
     }
