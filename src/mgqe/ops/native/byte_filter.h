@@ -113,11 +113,16 @@ inline void add_column(const uint8_t* column, const uint8_t* table, int64_t stri
 }
 
 // Which of `rows` rows (a multiple of 512) may reach the needed sum: one bit per row. `columns` (number, column_step)
-// holds one byte per row.
+// holds one byte per row. `entries` (number - 1): how many each column can name, where that differs, else null.
 template <class F, int64_t kStride>
 inline void pass_rows(const uint8_t* columns, int64_t rows, int64_t number, int64_t column_step,
-                      const uint8_t* tables, int64_t last_stride, int64_t needed, uint64_t* masks) {
+                      const uint8_t* tables, const int32_t* entries, int64_t last_entries, int64_t needed,
+                      uint64_t* masks) {
     constexpr int64_t kRows = F::kVectors * F::kLanes;
+    const auto add = [&](int64_t j, const uint8_t* column, const uint8_t* table, typename F::Bytes* sums) {
+        if (!entries && (j + 1 < number || last_entries == kStride)) return add_column<F, kStride>(column, table, sums);
+        add_column<F>(column, table, j + 1 < number ? entries[j] : last_entries, sums);
+    };
     for (int64_t row = 0; row < rows; row += kRows) {
         typename F::Bytes sums[F::kVectors];
         const uint8_t* column = columns + row;
@@ -125,12 +130,7 @@ inline void pass_rows(const uint8_t* columns, int64_t rows, int64_t number, int6
         if (number <= kNarrowColumns) {
             for (int v = 0; v < F::kVectors; ++v) sums[v] = F::zero();
 #pragma GCC unroll 1
-            for (int64_t j = 0; j + 1 < number; ++j, column += column_step, table += kStride)
-                add_column<F, kStride>(column, table, sums);
-            if (last_stride == kStride)
-                add_column<F, kStride>(column, table, sums);
-            else
-                add_column<F>(column, table, last_stride, sums);
+            for (int64_t j = 0; j < number; ++j, column += column_step, table += kStride) add(j, column, table, sums);
             F::at_least(sums, needed, masks, row);
             continue;
         }
@@ -140,12 +140,7 @@ inline void pass_rows(const uint8_t* columns, int64_t rows, int64_t number, int6
             for (int v = 0; v < F::kVectors; ++v) sums[v] = F::zero();
             const int64_t stop = first + kGroup < number ? first + kGroup : number;
 #pragma GCC unroll 1
-            for (int64_t j = first; j < stop; ++j, column += column_step, table += kStride) {
-                if (j + 1 < number || last_stride == kStride)
-                    add_column<F, kStride>(column, table, sums);
-                else
-                    add_column<F>(column, table, last_stride, sums);
-            }
+            for (int64_t j = first; j < stop; ++j, column += column_step, table += kStride) add(j, column, table, sums);
             for (int v = 0; v < F::kVectors; ++v) words[v] = F::widen(words[v], sums[v]);
         }
         F::words_at_least(words, needed, masks, row);
@@ -154,16 +149,17 @@ inline void pass_rows(const uint8_t* columns, int64_t rows, int64_t number, int6
 
 template <class F>
 inline void pass_rows(const uint8_t* columns, int64_t rows, int64_t number, int64_t column_step,
-                      const uint8_t* tables, int64_t stride, int64_t last_stride, int64_t needed, uint64_t* masks) {
+                      const uint8_t* tables, int64_t stride, const int32_t* entries, int64_t last_entries,
+                      int64_t needed, uint64_t* masks) {
     switch (stride) {
         case 16:
-            return pass_rows<F, 16>(columns, rows, number, column_step, tables, last_stride, needed, masks);
+            return pass_rows<F, 16>(columns, rows, number, column_step, tables, entries, last_entries, needed, masks);
         case 64:
-            return pass_rows<F, 64>(columns, rows, number, column_step, tables, last_stride, needed, masks);
+            return pass_rows<F, 64>(columns, rows, number, column_step, tables, entries, last_entries, needed, masks);
         case 128:
-            return pass_rows<F, 128>(columns, rows, number, column_step, tables, last_stride, needed, masks);
+            return pass_rows<F, 128>(columns, rows, number, column_step, tables, entries, last_entries, needed, masks);
         default:
-            return pass_rows<F, 256>(columns, rows, number, column_step, tables, last_stride, needed, masks);
+            return pass_rows<F, 256>(columns, rows, number, column_step, tables, entries, last_entries, needed, masks);
     }
 }
 

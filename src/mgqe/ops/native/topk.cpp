@@ -59,6 +59,7 @@ struct Plan {
     Buffer<float> books;  // float16 and int8 codebooks as float32
     Buffer<const float*> book_of;
     Buffer<mgqe_code_group> groups;
+    Buffer<int32_t> entries;
     Buffer<float> norms;
     Buffer<uint8_t> hidden_rows;  // of a mask for all queries
     int64_t num_tiles = 0;
@@ -69,9 +70,10 @@ struct Plan {
 
     int32_t prepare() {
         const int32_t m = table.num_tiers;
-        int64_t codes = 0, grouped = 0;
+        int64_t codes = 0, grouped = 0, counted = 0;
         for (int32_t g = 0; g < m; ++g) codes += table.tiers[g].num_subspaces;
-        if (!views.reserve(m) || !book_of.reserve(m) || !groups.reserve(codes) || !decode_books())
+        if (!views.reserve(m) || !book_of.reserve(m) || !groups.reserve(codes) || !entries.reserve(codes) ||
+            !decode_books())
             return MGQE_NO_MEMORY;
         for (int32_t g = 0; g < m; ++g) {
             const mgqe_tier& tier = table.tiers[g];
@@ -86,6 +88,12 @@ struct Plan {
             view.first_position = table.starts[g];
             view.stride = entry_stride(tier.bits);
             view.table_offset = table_entries;
+            if (tier.layout) {
+                int32_t* const own = entries.data + counted;
+                for (int64_t j = 0; j < D; ++j) own[j] = static_cast<int32_t>(entry_stride(tier.layout[j].bits));
+                counted += D;
+                if (std::any_of(own, own + D, [&](int32_t each) { return each != view.stride; })) view.entries = own;
+            }
             view.filtered = mgqe_has_filter(tier.bits) && D < kMostColumns && tier.row_bytes > 0;
             if (view.filtered) {
                 view.groups = groups.data + grouped;

@@ -36,6 +36,7 @@ struct mgqe_tier_view {
     int64_t tile_rows;       // a multiple of 256
     int64_t first_position;  // rows of the tiers before
     int64_t stride;
+    const int32_t* entries;  // how many of these each code of a mixed tier can name, null where that is `stride`
     int64_t table_offset;    // of this tier in a query's partial scores
     const float* book;       // the codebook as float32
     const float* norms;      // (D, stride) squared norms of the pieces, where the job needs them, else null

@@ -239,6 +239,10 @@ private:
         return view.tier->num_subspaces + (scan.bias != nullptr ? 1 : 0);
     }
     int64_t last_stride(const mgqe_tier_view& view) const { return scan.bias ? 256 : view.stride; }
+    // How many of these the last column can name.
+    int64_t last_entries(const mgqe_tier_view& view) const {
+        return scan.bias ? 256 : view.entries ? view.entries[view.tier->num_subspaces - 1] : view.stride;
+    }
     // Where a tier's byte entries start among a query's: its own 256 for the bias after each tier before it.
     int64_t bytes_offset(int64_t tier) const { return scan.tiers[tier].table_offset + 256 * tier; }
 
@@ -497,8 +501,8 @@ private:
         if (needed == 65536) return;
         uint64_t masks[kMostTileRows / 64];
         const uint8_t* tables = byte_tables + q * tables_step + bytes_offset(tile.tier);
-        pass_rows<F>(columns, tile.rows, columns_of(view), view.tile_rows, tables, view.stride, last_stride(view), needed,
-                     masks);
+        pass_rows<F>(columns, tile.rows, columns_of(view), view.tile_rows, tables, view.stride, view.entries,
+                     last_entries(view), needed, masks);
         uint16_t passed[kMostTileRows];
         int64_t count = 0;
         for (int64_t row = 0; row < tile.rows; row += 64) {
