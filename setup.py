@@ -43,6 +43,7 @@ AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
 ISA_FLAGS = {
     "isa_avx2.cpp": [*AVX2, "-mfma"],
     "isa_avx512.cpp": [*AVX2, "-mfma", *AVX512],
+    "level_products.cpp": [*AVX2, "-mfma", *AVX512, "-mavx512vbmi", "-mavx512vnni"],
     "topk_avx2.cpp": [*AVX2, "-mfma"],
     "topk_vbmi.cpp": [*AVX2, "-mfma", *AVX512, "-mavx512vbmi"],
     "whole_avx2.cpp": [*AVX2, "-mfma"],

@@ -108,10 +108,25 @@ const mgqe_kernels& mgqe_active() {
     }
 }
 
+#if !defined(__x86_64__)
+void mgqe_pass_levels(const mgqe_level_rows&, const uint8_t*, const uint8_t*, int64_t, const uint8_t*,
+                      const mgqe_level_queries&, const int32_t*, const uint8_t*, uint8_t*, uint16_t*, int32_t*) {}
+void mgqe_score_levels(const mgqe_level_rows&, const uint8_t*, const uint8_t*, const mgqe_level_hit*, int64_t, int64_t,
+                       uint8_t*, float*) {}
+#endif
+
+bool mgqe_has_byte_products() {
+#if defined(__x86_64__)
+    return mgqe_get_isa() == MGQE_AVX512 && has_vbmi() && has_vnni();
+#else
+    return false;
+#endif
+}
+
 const mgqe_whole_kernels* mgqe_active_whole() {
 #if defined(__x86_64__)
     const int32_t isa = mgqe_get_isa();
-    if (isa == MGQE_AVX512 && has_vbmi() && has_vnni()) return &mgqe_whole_vbmi;
+    if (mgqe_has_byte_products()) return &mgqe_whole_vbmi;
     if (isa == MGQE_AVX512 || isa == MGQE_AVX2) return &mgqe_whole_avx2;
 #endif
     return nullptr;

@@ -12,6 +12,7 @@
 #include "bits.h"
 #include "byte_filter.h"
 #include "isa.h"
+#include "level_layout.h"
 #include "locate.h"
 #include "mixed_codes.h"
 #include "packed_blocks.h"
@@ -27,6 +28,7 @@ constexpr int64_t kQueriesPerThread = kQueriesAtOnce;           // from here on 
 constexpr int64_t kTilesPerThread = 8;
 constexpr int64_t kFewLeft = 4;                      // of a mask: 1 / 4 of the rows
 constexpr int64_t kManyCandidates = 4096;
+constexpr int64_t kLeastLevels = 9;                  // coordinates of a row: fewer are as fast as columns
 constexpr int64_t kScanShare = 8;                    // k above 1 / 8 of the rows: nothing to filter
 
 // Memory that frees itself.
@@ -60,6 +62,8 @@ struct Plan {
     Buffer<const float*> book_of;
     Buffer<mgqe_code_group> groups;
     Buffer<int32_t> entries;
+    Buffer<mgqe_level_rows> level_rows;
+    Buffer<mgqe_level_vector> level_vectors_of;
     Buffer<float> norms;
     Buffer<uint8_t> hidden_rows;  // of a mask for all queries
     int64_t num_tiles = 0;
@@ -70,11 +74,16 @@ struct Plan {
 
     int32_t prepare() {
         const int32_t m = table.num_tiers;
-        int64_t codes = 0, grouped = 0, counted = 0;
-        for (int32_t g = 0; g < m; ++g) codes += table.tiers[g].num_subspaces;
+        int64_t codes = 0, grouped = 0, vectors = 0, counted = 0;
+        for (int32_t g = 0; g < m; ++g) {
+            codes += table.tiers[g].num_subspaces;
+            if (has_level_rows(table.tiers[g])) vectors += level_vectors(table.tiers[g]);
+        }
         if (!views.reserve(m) || !book_of.reserve(m) || !groups.reserve(codes) || !entries.reserve(codes) ||
             !decode_books())
             return MGQE_NO_MEMORY;
+        if (!level_rows.reserve(m) || !level_vectors_of.reserve(vectors)) return MGQE_NO_MEMORY;
+        vectors = 0;
         for (int32_t g = 0; g < m; ++g) {
             const mgqe_tier& tier = table.tiers[g];
             const int64_t D = tier.num_subspaces;
@@ -100,6 +109,13 @@ struct Plan {
                 view.num_groups = group_codes(tier, groups.data + grouped);
                 grouped += view.num_groups;
             }
+            if (view.filtered && has_level_rows(tier)) {
+                level_rows.data[g] =
+                    lay_out_levels(tier, view.groups, view.num_groups, level_vectors_of.data + vectors);
+                view.level_rows = level_rows.data + g;
+                view.filtered = false;
+                vectors += view.level_rows->number;
+            }
             num_tiles += (tier.rows + view.tile_rows - 1) / view.tile_rows;
             table_entries += D * view.stride;
         }
@@ -111,6 +127,11 @@ struct Plan {
         const bool cosine = job.cosine && !table.matrix;
         if ((cosine || method == MGQE_TOPK_BLOCKS) && !find_norms()) return MGQE_NO_MEMORY;
         return cosine && long_rows() ? MGQE_LONG_ROWS : MGQE_OK;
+    }
+
+    // Whether products of bytes filter a tier: only where coordinates share levels, which tables with a matrix alone have.
+    bool has_level_rows(const mgqe_tier& tier) const {
+        return tier.levels && table.matrix && tier.num_subspaces >= kLeastLevels && mgqe_has_byte_products();
     }
 
     // A mask by position, if it leaves so few rows that many are asked for in vain, each of which would have to find
@@ -236,7 +257,8 @@ private:
         double rows = 0, blocks = 0;
         for (int32_t g = 0; g < table.num_tiers; ++g) {
             const mgqe_tier& tier = table.tiers[g];
-            rows += static_cast<double>(tier.rows) * row_cost(tier, filter && views.data[g].filtered);
+            rows += static_cast<double>(tier.rows) *
+                    (filter && views.data[g].level_rows ? level_cost(tier) : row_cost(tier, filter && views.data[g].filtered));
             blocks += static_cast<double>(tier.rows) * block_cost(tier);
         }
         if (blocks < rows) return MGQE_TOPK_BLOCKS;
@@ -253,6 +275,8 @@ private:
         const double entry = tier.bits <= 4 ? 0.03 : tier.bits <= 6 ? 0.055 : tier.bits == 7 ? 0.1 : 0.18;
         return 0.1 + D * (wide ? 0.033 : entry);
     }
+
+    static double level_cost(const mgqe_tier& tier) { return 0.5 + 0.02 * tier.num_subspaces; }
 
     double block_cost(const mgqe_tier& tier) const {
         const int32_t isa = mgqe_get_isa();

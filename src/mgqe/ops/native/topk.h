@@ -8,6 +8,7 @@
 
 #include <stdint.h>
 
+#include "level_rows.h"
 #include "mgqe_native.h"
 
 // A row among the best so far.
@@ -30,7 +31,7 @@ struct mgqe_code_group {
 // beyond the codebook repeating its last centroid as the look-up does, and at least 16.
 struct mgqe_tier_view {
     const mgqe_tier* tier;
-    const mgqe_code_group* groups;  // of its codes, where there is a byte filter
+    const mgqe_code_group* groups;  // of its codes, where there is a filter
     int64_t num_groups;
     int64_t first_tile;
     int64_t tile_rows;       // a multiple of 256
@@ -43,6 +44,7 @@ struct mgqe_tier_view {
     double norm_low;         // bounds of a row's norm, where there are norms
     double norm_high;
     bool filtered;           // a byte filter exists for this layout
+    const mgqe_level_rows* level_rows;  // where products of bytes filter instead (level_filter.h), else null
 };
 
 struct mgqe_query {

@@ -15,6 +15,7 @@
 #include "bits.h"
 #include "blocks.h"
 #include "byte_filter.h"
+#include "level_filter.h"
 #include "mixed_codes.h"
 #include "packed_blocks.h"
 #include "partial_scores.h"
@@ -194,7 +195,10 @@ public:
           lots((of.num_queries + kLot - 1) / kLot) {}
 
     int32_t run(int64_t begin, int64_t end) {
-        if (!allocate()) return MGQE_NO_MEMORY;
+        if (!allocate() || (filters && !levels.prepare(scan))) {
+            free(memory);
+            return MGQE_NO_MEMORY;
+        }
         const int64_t passes[3][2] = {{64, 0}, {8, 64}, {1, 8}};  // every .. th, but not every .. th
         for (const auto& pass : passes) {
             const int64_t step = pass[0];
@@ -234,6 +238,7 @@ private:
     float* block = nullptr;        // (kBlockRows, block_stride)
     uint16_t* passing = nullptr;   // (kLot, kBlockRows): which rows of a block
     int64_t tables_step = 0;       // bytes of a query's tables
+    LevelFilter levels;
 
     int64_t columns_of(const mgqe_tier_view& view) const {
         return view.tier->num_subspaces + (scan.bias != nullptr ? 1 : 0);
@@ -318,6 +323,7 @@ private:
 
     void visit(const Tile& tile) {
         if (multiplies && multiplied[tile.tier]) return visit_blocks(tile);
+        if (filters && tile.view->level_rows) return visit_levels(tile);
         bool have_columns = false;
         for (int64_t q = 0; q < scan.num_queries; ++q) {
             if (filters && tile.view->filtered && patience[q].skip == 0) {
@@ -379,6 +385,27 @@ private:
         made.bytes = bound_tables(from, columns_of(view), view.stride, last_stride(view), magnitude,
                                   byte_tables + q * tables_step + bytes_offset(tile.tier));
         return made;
+    }
+
+    // ---- rows of levels ----
+
+    void visit_levels(const Tile& tile) {
+        const mgqe_tier_view& view = *tile.view;
+        const mgqe_tier& tier = *view.tier;
+        const uint8_t* const end = tier.codes + tier.rows * tier.row_bytes;
+        const uint8_t* const bias = scan.bias ? scan.bias_codes + view.first_position + tile.first : nullptr;
+        for (int64_t q = 0; q < scan.num_queries; ++q) levels.needs[q] = levels.needed(q, tile.tier, threshold(q));
+        mgqe_pass_levels(*view.level_rows, tile.codes, end, tile.rows, tile.upcoming, levels.queries, levels.needs, bias,
+                         levels.bytes, levels.passed, levels.counts);
+        mgqe_score_levels(*view.level_rows, tile.codes, end, levels.hits, levels.list_hits(), tier.num_subspaces,
+                          levels.bytes, levels.scores);
+        const float* found = levels.scores;
+        for (int64_t q = 0; q < scan.num_queries; found += levels.counts[q++]) {
+            const int64_t count = levels.counts[q];
+            if (!count) continue;
+            memcpy(scores, found, static_cast<size_t>(count) * sizeof(float));
+            offer_rows(q, tile, levels.passed + q * kMostLevelRows, count);
+        }
     }
 
     // ---- decoded blocks times queries ----
