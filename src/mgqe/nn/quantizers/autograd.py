@@ -179,19 +179,22 @@ def _composed_gradients(ctx: Any, grad: Tensor | None, grad_loss: Tensor | None)
     commitment_loss = (ctx.weights * (exact - decoded.detach()).square().sum(1)).sum()
     loss = codebook_loss + ctx.commitment * commitment_loss
     # The vectors' values are not needed, only how they depend on the rows: straight through.
-    outputs = [(out, g) for out, g in ((exact, grad), (loss, grad_loss)) if g is not None]
-    inputs = [tensor for tensor in ctx.inputs if tensor.requires_grad]
+    first, *others = differentiable_gradients([(exact, grad), (loss, grad_loss)], ctx.inputs)
+    return first, None, None, None, None, None, *others
+
+
+def differentiable_gradients(
+    outputs: Sequence[tuple[Tensor, Tensor | None]], inputs: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The gradients of inputs, with a graph of their own, from outputs and their gradients; None for what has none."""
+    known = [(out, g.to(out.dtype)) for out, g in outputs if g is not None]
+    trained = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
     gradients = iter(
         torch.autograd.grad(
-            [out for out, _ in outputs],
-            inputs,
-            [g.to(out.dtype) for out, g in outputs],
-            create_graph=True,
-            allow_unused=True,
+            [out for out, _ in known], trained, [g for _, g in known], create_graph=True, allow_unused=True
         )
     )
-    first, *others = (next(gradients) if tensor.requires_grad else None for tensor in ctx.inputs)
-    return first, None, None, None, None, None, *others
+    return [next(gradients) if tensor is not None and tensor.requires_grad else None for tensor in inputs]
 
 
 class GatherFlat(torch.autograd.Function):

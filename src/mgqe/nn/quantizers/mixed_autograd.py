@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mgqe import ops
-from mgqe.nn.quantizers.autograd import loss_weights, sparse_rows
+from mgqe.nn.quantizers.autograd import differentiable_gradients, loss_weights, sparse_rows
 from mgqe.ops.flat_index import flat_index
 from mgqe.ops.reference_mixed import numbers_of
 
@@ -110,20 +110,7 @@ def _composed_gradients(ctx: Any, grad: Tensor | None, grad_loss: Tensor | None)
     commitment_loss = (weights * (z - centroids.detach()).square().sum(1)).sum()
     loss = codebook_loss + ctx.commitment * commitment_loss
     # The vectors' values are not needed, only how they depend on the rows: straight through.
-    outputs = [(out, g) for out, g in ((exact, grad), (loss, grad_loss)) if g is not None]
-    inputs = [tensor for tensor in (rows, parameter) if tensor is not None and tensor.requires_grad]
-    gradients = iter(
-        torch.autograd.grad(
-            [out for out, _ in outputs],
-            inputs,
-            [g.to(out.dtype) for out, g in outputs],
-            create_graph=True,
-            allow_unused=True,
-        )
-    )
-    of_rows, of_parameter = (
-        next(gradients) if tensor is not None and tensor.requires_grad else None for tensor in (rows, parameter)
-    )
+    of_rows, of_parameter = differentiable_gradients([(exact, grad), (loss, grad_loss)], [rows, parameter])
     if ctx.sparse and of_parameter is not None:
         of_parameter = sparse_rows(of_parameter)
     return of_rows, None, None, None, None, None, None, of_parameter
