@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mgqe.checks.ids import as_int64, plain_ids
+from mgqe.checks.rows import plain_vectors
 from mgqe.collection.folder import read_folder, write_folder
 from mgqe.ids import IdMap
 from mgqe.table.base import FrozenTable
@@ -101,10 +103,7 @@ class Collection:
         """The rows of ids: int64, of the ids' shape. ``unknown``: the row for ids that are not there; else KeyError."""
         if self.ids is not None:
             return self.ids.rows(ids, unknown)
-        rows: Tensor = torch.as_tensor(np.asarray(ids) if not isinstance(ids, Tensor) else ids)
-        if rows.dtype.is_floating_point or rows.dtype in (torch.bool, torch.complex64, torch.complex128):
-            raise TypeError(f"ids must be integers, since the collection has no other ids, got {rows.dtype}")
-        rows = rows.to(torch.int64)
+        rows = as_int64(plain_ids(ids))
         outside = (rows < 0) | (rows >= len(self))
         if bool(outside.any()):
             if unknown is None:
@@ -155,7 +154,7 @@ class Collection:
         """
         if not isinstance(self.table, CompactTable):
             raise TypeError(f"a {type(self.table).__name__} has no top-K: make a table of codes, mgqe.compress_table")
-        vectors = torch.as_tensor(queries)
+        vectors = plain_vectors(queries, "queries")
         vectors = vectors.float() if vectors.dtype == torch.float64 else vectors
         batched = vectors.ndim == 2
         scores, rows = self.table.topk(
@@ -186,7 +185,7 @@ class Collection:
         """
         if not isinstance(self.table, CompactTable):
             raise TypeError(f"a {type(self.table).__name__} cannot grow")
-        rows = torch.as_tensor(vectors)
+        rows = plain_vectors(vectors, "vectors")
         if rows.ndim != 2:
             raise ValueError(f"vectors must have shape (n, {self.table.embedding_dim}), got {tuple(rows.shape)}")
         merged = self.ids

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ def read_frame(path: Path, ids: str | None, vector: str | None, separator: str =
         ImportError: polars is not installed. ValueError: no such column, missing values, or vectors of unequal length;
             the message names the row.
     """
-    return frame_vectors(_reader(path, separator)(), ids, vector)
+    return frame_vectors(_frame(path, separator), ids, vector)
 
 
 def frame_vectors(frame: Any, ids: str | None = None, vector: str | None = None) -> Vectors:
@@ -54,20 +53,17 @@ def frame_vectors(frame: Any, ids: str | None = None, vector: str | None = None)
     return Vectors(rows, _ids(frame, ids, rest), name)
 
 
-def _reader(path: Path, separator: str) -> Callable[[], Any]:
+def _frame(path: Path, separator: str) -> Any:
     import polars as pl
 
-    def read() -> Any:
-        try:
-            if path.suffix in (".parquet", ".pq"):
-                return pl.read_parquet(path)
-            if path.suffix in (".jsonl", ".ndjson", ".json"):
-                return pl.read_ndjson(path, infer_schema_length=1000)
-            return pl.read_csv(path, separator=separator, infer_schema_length=10_000)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise ValueError(f"it cannot be read as {path.suffix}: {error}") from error
-
-    return read
+    try:
+        if path.suffix in (".parquet", ".pq"):
+            return pl.read_parquet(path)
+        if path.suffix in (".jsonl", ".ndjson", ".json"):
+            return pl.read_ndjson(path, infer_schema_length=1000)
+        return pl.read_csv(path, separator=separator, infer_schema_length=10_000)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ValueError(f"it cannot be read as {path.suffix}: {error}") from error
 
 
 def _ids(frame: Any, wanted: str | None, rest: list[str]) -> Any:
