@@ -14,9 +14,10 @@ from recsys_data import tiny_config, write_tiny
 from torch import Tensor, nn
 
 from mgqe.recsys.data.interactions import Interactions
+from mgqe.recsys.tasks.losses import shared_softmax_loss
 from mgqe.recsys.tasks.ranking import RankingTask
 from mgqe.recsys.tasks.registry import RunData
-from mgqe.recsys.tasks.sequential import Batch, SequentialTask, shared_softmax_loss
+from mgqe.recsys.tasks.sequential import Batch, SequentialTask
 from mgqe.recsys.train.artifacts import load_run
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.run import train_run
@@ -230,7 +231,7 @@ def test_tuned_settings(data: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": "hinge"}, "loss must be one of bce, softmax, ce, got 'hinge'"),
+        ({"loss": "hinge"}, "loss must be one of bce, softmax, ce for --task sequential, got 'hinge'"),
         ({"windows": "first"}, "windows must be one of last, random, all, got 'first'"),
         ({"max_length": 0}, "max_length must be a whole number of 1 or more, got 0"),
     ],

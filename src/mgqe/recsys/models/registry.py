@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from mgqe.checks.names import did_you_mean
-from mgqe.recsys.models import deepfm, gmf, neumf, sasrec, wide_deep
+from mgqe.recsys.models import deepfm, gmf, mf, neumf, sasrec, wide_deep
 from mgqe.recsys.models.settings import ModelSettings
 
 
@@ -31,7 +31,8 @@ class ModelInfo:
 
 
 MODELS = {
-    "gmf": ModelInfo("ranking", gmf.build, "generalised matrix factorisation (He et al. 2017)", gmf.TABLES),
+    "gmf": ModelInfo("ranking", gmf.build, "generalised matrix factorisation (He et al. 2017)", mf.TABLES),
+    "mf": ModelInfo("ranking", mf.build, "matrix factorisation, by BPR (Rendle et al. 2009) or a softmax", mf.TABLES),
     "neumf": ModelInfo("ranking", neumf.build, "neural matrix factorisation (He et al. 2017)", neumf.TABLES),
     "sasrec": ModelInfo("sequential", sasrec.build, "causal self-attention (Kang and McAuley 2018)"),
     "wide_deep": ModelInfo("ctr", wide_deep.build, "a linear part and a network (Cheng et al. 2016)"),

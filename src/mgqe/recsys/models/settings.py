@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from mgqe.checks.scalars import as_int
 from mgqe.recsys.models.embeddings import Spec
 
-LOSSES = ("bce", "softmax", "ce")  # of sequential models
+LOSSES = {  # of each task; the first is the default
+    "ranking": ("bce", "bpr", "softmax", "ce"),
+    "sequential": ("bce", "softmax", "ce"),
+    "ctr": ("bce",),
+}
 WINDOWS = ("last", "random", "all")
 
 
@@ -16,7 +20,8 @@ class ModelSettings:
     """A model, its task and its embeddings.
 
     embedding: a description as in mgqe.recsys.models.embeddings. dim: d, unless the description has one.
-    max_length, num_blocks, num_heads, loss, windows: of sequential models, see SequentialTask and SASRec.
+    loss: one of those of its task, see RankingTask and SequentialTask.
+    max_length, num_blocks, num_heads, windows: of sequential models, see SequentialTask and SASRec.
     mlp_layers: the layers of NeuMF's network. NeuMF has two tables of d dimensions per user or item.
     """
 
@@ -37,9 +42,10 @@ class ModelSettings:
             as_int(name, getattr(self, name), 1)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be 0 or more and below 1, got {self.dropout}")
-        for name, known in (("loss", LOSSES), ("windows", WINDOWS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.task in LOSSES:
+            check_loss("loss", self.loss, self.task)
+        if self.windows not in WINDOWS:
+            raise ValueError(f"windows must be one of {', '.join(WINDOWS)}, got {self.windows!r}")
         Spec.parse(self.embedding)
 
     @property
@@ -50,3 +56,9 @@ class ModelSettings:
     def embedding_dim(self) -> int:
         """d of this run: that of the description, else that of the configuration."""
         return self.spec.dim or self.dim
+
+
+def check_loss(name: str, loss: str, task: str) -> None:
+    """ValueError unless the setting `name` is a loss of the task."""
+    if loss not in LOSSES[task]:
+        raise ValueError(f"{name} must be one of {', '.join(LOSSES[task])} for --task {task}, got {loss!r}")

@@ -20,10 +20,11 @@ from mgqe.recsys.data.ncf import PublishedSplit, load_published
 from mgqe.recsys.data.sampling import LEAVE_OUT, SeenItems, evaluation_negatives, sample_negatives
 from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.data.splits import LEAVE_ONE_OUT, leave_one_out, published_parts, split, split_parts
-from mgqe.recsys.models.gmf import GMF, TABLES
+from mgqe.recsys.models.mf import MF, TABLES
 from mgqe.recsys.models.neumf import NeuMF
 from mgqe.recsys.models.registry import MODELS
 from mgqe.recsys.tasks.base import RunSettings, TableInfo, Validation
+from mgqe.recsys.tasks.losses import pairwise_loss, pointwise_loss, shared_softmax_loss
 from mgqe.recsys.tasks.metrics import (
     CatalogueScorer,
     catalogue_ranks,
@@ -34,9 +35,10 @@ from mgqe.recsys.tasks.metrics import (
     sampled_ranks,
 )
 
-Batch = tuple[Tensor, Tensor]
-Model = GMF | NeuMF
+Batch = tuple[Tensor, Tensor, Tensor | None]
+Model = MF | NeuMF
 MIN_STEPS = 64
+PAIR_LOSSES = {"bce": pointwise_loss, "bpr": pairwise_loss}
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,10 @@ class RankingTask:
 
     seen: the users' items in training, which are no negatives.
     valid, test: the users to evaluate, with their held-out items and negatives.
-    table_fields: path of each of the model's tables -> "user" or "item"; by default those of GMF.
+    table_fields: path of each of the model's tables -> "user" or "item"; by default those of MF.
+    loss_name: "bce": each positive and its own negatives, one by one; "bpr": the positive against each of them;
+        "softmax": cross-entropy against negatives that a batch shares; "ce": cross-entropy over the catalogue. The last
+        two are for models whose score is a product of two vectors.
     """
 
     split: Split
@@ -71,6 +76,7 @@ class RankingTask:
     table_fields: Mapping[str, str] = field(default_factory=lambda: TABLES)
     ids: Mapping[str, FileIds] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
+    loss_name: str = "bce"
     metric: str = "hr@10"
     selects_by: str = "full_ndcg@10"
     judges_by: str = "full_log_rank"
@@ -174,22 +180,43 @@ class RankingTask:
         return -(-num // positives_per_step(num, batch_size))
 
     def batches(self, batch_size: int, phase: str, epoch: int) -> Iterator[Batch]:
-        """Batches (users (b,), items (b, 1 + num_negatives)), the positive first, set by seed, phase and epoch."""
+        """Batches (users (b,), items (b, c), shared negatives), set by seed, phase and epoch.
+
+        The first item of each row is the positive. "bce" and "bpr" have num_negatives more in it and none shared,
+        "softmax" has so many shared ones, (num_negatives,), which are uniform, and "ce" has neither.
+        """
         generator = torch.Generator().manual_seed(derive_seed(self.seed, phase, epoch))
-        users = self.split.train_users
+        users, items = self.split.train_users, self.split.train_items[:, None]
         size = positives_per_step(users.numel(), batch_size)
-        negatives = sample_negatives(users, self.seen, self.num_negatives, generator)
-        items = torch.cat([self.split.train_items[:, None], negatives], dim=1)
+        if self.loss_name in PAIR_LOSSES:
+            items = torch.cat([items, sample_negatives(users, self.seen, self.num_negatives, generator)], dim=1)
         for chosen in torch.split(torch.randperm(users.numel(), generator=generator), size):
-            yield users[chosen], items[chosen]
+            shared = None
+            if self.loss_name == "softmax":
+                shared = torch.randint(self.split.num_items, (self.num_negatives,), generator=generator)
+            yield users[chosen], items[chosen], shared
+
+    def with_loss(self, loss: str | None, num_negatives: int | None) -> RankingTask:
+        """The same task trained by another loss, or with other negatives; None leaves either as it is."""
+        return replace(self, loss_name=loss or self.loss_name, num_negatives=num_negatives or self.num_negatives)
 
     def loss(self, model: Model, batch: Batch) -> Tensor:
-        """Mean binary cross-entropy of all pairs, with label 1 for positives and 0 for negatives."""
-        users, items = batch
-        scores = model(users, items)
-        target = torch.zeros_like(scores)
-        target[:, 0] = 1.0
-        return F.binary_cross_entropy_with_logits(scores, target)
+        """Mean over the pairs, or over the positives."""
+        users, items, shared = batch
+        if self.loss_name in PAIR_LOSSES:
+            return PAIR_LOSSES[self.loss_name](model(users, items))
+        if not isinstance(model, MF):
+            raise ValueError(
+                f"loss={self.loss_name} is for models whose score is a product of two vectors, such as mf and gmf, not "
+                f"{type(model).__name__}: set loss=bce or loss=bpr"
+            )
+        targets = items[:, 0]
+        if shared is None:
+            return F.cross_entropy(model.score_catalogue(users, model.catalogue(self.split.num_items)), targets)
+        query = model.query(users)
+        vectors = model.item(torch.cat([targets, shared]))
+        target_vectors, shared_vectors = vectors.tensor_split([targets.numel()])
+        return shared_softmax_loss(query, (query * target_vectors).sum(dim=1), shared_vectors, targets, shared)
 
     def check_negatives(self) -> None:
         """ValueError if a user of the training part has every item, so that there are no negatives."""
@@ -275,9 +302,10 @@ def prepare(config: RunSettings) -> tuple[RankingTask, str]:
             interactions, config.seed, config.negatives, config.eval_negatives, config.eval_users, parts
         )
         digest = data_fingerprint(interactions, *split_tensors(config, parts))
-    task.check_negatives()
+    if config.loss in PAIR_LOSSES:
+        task.check_negatives()
     fields = MODELS[config.model].tables or {}
-    return replace(task, table_fields=fields), digest
+    return replace(task, table_fields=fields, loss_name=config.loss), digest
 
 
 def load_split(config: RunSettings) -> tuple[Interactions, Split]:

@@ -17,6 +17,7 @@ from mgqe.recsys.data.sampling import sample_negatives
 from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.models.sasrec import SASRec
 from mgqe.recsys.tasks.base import RunSettings, TableInfo, Validation
+from mgqe.recsys.tasks.losses import shared_softmax_loss
 from mgqe.recsys.tasks.metrics import head_and_tail_figures, rank_figures, sampled_ranks
 from mgqe.recsys.tasks.ranking import RankingTask, data_fingerprint, load_split, split_tensors
 
@@ -142,8 +143,7 @@ class SequentialTask:
 
     def with_loss(self, loss: str | None, num_negatives: int | None) -> SequentialTask:
         """The same task trained by another loss, or with other negatives; None leaves either as it is."""
-        base = self.base if num_negatives is None else replace(self.base, num_negatives=num_negatives)
-        return replace(self, base=base, loss_name=loss or self.loss_name)
+        return replace(self, base=self.base.with_loss(None, num_negatives), loss_name=loss or self.loss_name)
 
     def loss(self, model: SASRec, batch: Batch) -> Tensor:
         """Mean over the batch's positions, with one look-up in the item table."""
@@ -235,19 +235,6 @@ def _ranges(starts: Tensor, sizes: Tensor) -> Tensor:
     """The numbers starts[i] to starts[i] + sizes[i] - 1 for all i, one after the other: int64 (sum of sizes,)."""
     first = sizes.cumsum(0) - sizes
     return (starts - first).repeat_interleave(sizes) + torch.arange(int(sizes.sum()))
-
-
-def shared_softmax_loss(
-    hidden: Tensor, positive: Tensor, vectors: Tensor, targets: Tensor, negatives: Tensor
-) -> Tensor:
-    """Mean of -log(e^positive / (e^positive + sum over the negatives of e^score)).
-
-    hidden (n, d); positive (n,), the scores of the targets (n,); vectors (c, d) of the negatives (c,), which all
-    positions share. At a position whose target is a negative, that negative does not count.
-    """
-    scores = hidden @ vectors.T
-    scores = scores.masked_fill(targets[:, None] == negatives, -torch.inf)
-    return (torch.logaddexp(positive, scores.logsumexp(dim=1)) - positive).mean()
 
 
 def prepare(config: RunSettings) -> tuple[SequentialTask, str]:

@@ -18,7 +18,7 @@ from mgqe.checks.scalars import as_float, as_int
 from mgqe.recsys.data.datasets import check_split
 from mgqe.recsys.models.embeddings import Spec
 from mgqe.recsys.models.registry import choose_model
-from mgqe.recsys.models.settings import LOSSES
+from mgqe.recsys.models.settings import check_loss
 from mgqe.recsys.tasks.base import RunSettings
 from mgqe.recsys.train.loop import PhaseConfig
 
@@ -52,8 +52,8 @@ class TrainConfig(RunSettings):
     quantised_epochs: of the third phase, through the codes, for the embeddings that have one, from
         quantised_learning_rate to zero; None stands for 3e-4, and with a budget for 1e-3. centroid_learning_rate: None
         stands for quantised_learning_rate, and with a budget for 1.7e-3 standard deviations.
-    quantised_loss, quantised_negatives: of sequential models in the third phase. None stands for those of the other
-        phases, and with a budget for softmax with 1,024 negatives, since the top of the catalogue suffers first.
+    quantised_loss, quantised_negatives: in the third phase. None stands for those of the other phases, and for
+        sequential models with a budget for softmax with 1,024 negatives, since the top of the catalogue suffers first.
     threads: how many torch may use; the last bits of a result depend on it.
     """
 
@@ -87,11 +87,8 @@ class TrainConfig(RunSettings):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.centroid_learning_rate is not None and not 0 <= self.centroid_learning_rate < math.inf:
             raise ValueError(f"centroid_learning_rate must be 0 or more, got {self.centroid_learning_rate}")
-        if self.quantised_loss is not None and (self.task != "sequential" or self.quantised_loss not in LOSSES):
-            raise ValueError(
-                f"quantised_loss is one of {', '.join(LOSSES)}, for sequential models, got {self.quantised_loss!r} for "
-                f"{self.task}"
-            )
+        if self.quantised_loss is not None:
+            check_loss("quantised_loss", self.quantised_loss, self.task)
         if self.quantised_negatives is not None:
             as_int("quantised_negatives", self.quantised_negatives, 1)
         for name in ("max_epochs", "warm_up_epochs", "anneal_epochs", "quantised_epochs"):

@@ -31,6 +31,7 @@ from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.models.embeddings import Spec, build, cut_to_tiers
 from mgqe.recsys.models.registry import build_model
 from mgqe.recsys.tasks.base import TableInfo
+from mgqe.recsys.tasks.ranking import RankingTask
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.tasks.sequential import SequentialTask
 from mgqe.recsys.train.artifacts import CONFIG, MODEL, TABLE, bytes_by_part, codebook_stats, load_run, ship
@@ -307,7 +308,7 @@ def _quantised(
         start_quantizing(start.model)
     config = start.config.with_third_phase(bool(planned_layers(start.model, data.task)))
     phase, task = config.phase("quantised", data.task.selects_by), data.task
-    if isinstance(task, SequentialTask):
+    if isinstance(task, RankingTask | SequentialTask):
         task = task.with_loss(config.quantised_loss, config.quantised_negatives)
     optimizer = make_optimizer(start.model, phase)
     carry_optimizer(start.phases["annealed"].optimizer, optimizer_names(start.full), start.model, optimizer)
