@@ -23,7 +23,7 @@ from benchmarks._common import QUALITY, environment
 from mgqe import CompactTable
 from mgqe.recsys.models.embeddings import build
 from mgqe.recsys.models.gmf import GMF
-from mgqe.recsys.tasks.metrics import hit_rate, sampled_ranks
+from mgqe.recsys.tasks.metrics import RankMetric, sampled_ranks
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.run import anneal, warm_up
@@ -87,7 +87,7 @@ def run(config: TrainConfig, data: RunData, folder: Path, table: str) -> dict[st
         "ids": len(rows),
         "seed": config.seed,
         "judged": sum(len(r) for r in ranks["full"]),
-        "hr@10": {name: hit_rate(torch.cat(r), 10) for name, r in ranks.items()},
+        "hr@10": {name: RankMetric("hr").figure(torch.cat(r)) for name, r in ranks.items()},
         "error": {name: float(e.sum() / norms.sum()) for name, e in errors.items() if name != "full"},
         "error_by_tier": {
             name: [float(e[own_tier == g].sum() / norms[own_tier == g].sum()) for g in range(whole.num_tiers)]

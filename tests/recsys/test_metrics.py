@@ -10,15 +10,13 @@ from torch import Tensor
 
 from mgqe.recsys.tasks import metrics
 from mgqe.recsys.tasks.metrics import (
+    RankMetric,
     auc,
     auc_placements,
     calibration_error,
     calibration_ratio,
     catalogue_ranks,
-    hit_rate,
     log_loss,
-    ndcg,
-    ndcg_values,
     rank_among,
     rank_figures,
     sampled_ranks,
@@ -39,10 +37,20 @@ def test_rank_by_hand() -> None:
 
 def test_metrics_by_hand() -> None:
     ranks = torch.tensor([0, 1, 9, 10])
-    assert hit_rate(ranks, 10) == 0.75
-    assert ndcg(ranks, 10) == pytest.approx((1 + 1 / math.log2(3) + 1 / math.log2(11)) / 4)
+    assert RankMetric("hr").figure(ranks) == RankMetric("recall").figure(ranks) == 0.75
+    assert RankMetric("ndcg").figure(ranks) == pytest.approx((1 + 1 / math.log2(3) + 1 / math.log2(11)) / 4)
+    assert RankMetric("mrr").figure(ranks) == pytest.approx((1 + 1 / 2 + 1 / 10) / 4)
     assert rank_figures(ranks, 1, "x_") == {"x_hr@1": 0.25, "x_ndcg@1": 0.25}
-    assert math.isnan(hit_rate(ranks[:0], 10))
+    assert math.isnan(RankMetric("hr").figure(ranks[:0]))
+
+
+def test_figures_are_read_from_names() -> None:
+    assert RankMetric.parse(" Recall@20") == RankMetric("recall", 20)
+    assert RankMetric.parse_list("ndcg@5,mrr@7,ndcg@5") == (RankMetric("ndcg", 5), RankMetric("mrr", 7))
+    assert RankMetric.parse_list("") == ()
+    for text in ("recall", "recall@0", "map@10", "ndcg@ten", "@10"):
+        with pytest.raises(ValueError, match="expected a figure such as hr@20, ndcg@20, recall@20, mrr@20, got"):
+            RankMetric.parse(text)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.5, NAN])
@@ -160,5 +168,5 @@ def test_the_standard_error_is_that_of_paired_differences() -> None:
 
 def test_the_values_of_users_have_ndcg_as_their_mean() -> None:
     ranks, owners = torch.tensor([0, 3, 12, 1]), torch.tensor([0, 0, 1, 2])
-    assert ndcg_values(ranks).tolist() == pytest.approx([1.0, 1 / math.log2(5), 0.0, 1 / math.log2(3)])
-    assert float(ndcg_values(ranks, owners=owners).mean()) == rank_figures(ranks, owners=owners)["ndcg@10"]
+    assert RankMetric("ndcg").values(ranks).tolist() == pytest.approx([1.0, 1 / math.log2(5), 0.0, 1 / math.log2(3)])
+    assert RankMetric("ndcg").figure(ranks, owners) == rank_figures(ranks, owners=owners)["ndcg@10"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import polars as pl
 import pytest
 import torch
+from recsys_data import tiny_config, write_tiny
 from torch import nn
 
 from mgqe.recsys.data.interactions import Interactions
@@ -16,6 +18,7 @@ from mgqe.recsys.models.neumf import NeuMF
 from mgqe.recsys.tasks.losses import pairwise_loss, pointwise_loss
 from mgqe.recsys.tasks.ranking import RankingTask
 from mgqe.recsys.train.config import TrainConfig
+from mgqe.recsys.train.run import train_run
 
 
 def sigmoid(x: float) -> float:
@@ -112,3 +115,20 @@ def test_a_network_has_no_softmax():
 def test_a_loss_belongs_to_its_task(settings: dict[str, str], message: str):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**settings)
+
+
+def test_chosen_figures_of_the_catalogue_select_and_are_reported(tmp_path):
+    config = replace(tiny_config(write_tiny(tmp_path)), embedding="full", metrics="recall@3,mrr@5", select_by="mrr@4")
+    metrics = train_run(config, tmp_path / "run")
+    quality, history = metrics["quality"], metrics["history"]["full"]
+    assert quality["full_recall@3"] <= quality["full_hr@10"]
+    assert 0 < quality["full_mrr@5"] <= quality["full_ndcg@10"]
+    best = max(record["full_mrr@4"] for record in history)
+    assert history[metrics["best_epoch"]["full"]]["full_mrr@4"] == best
+
+
+def test_figures_of_ranks_are_refused_where_nothing_is_ranked():
+    with pytest.raises(ValueError, match="metrics=recall@20 is for models that rank: --task ctr has the AUC"):
+        TrainConfig(task="ctr", model="deepfm", metrics="recall@20")
+    with pytest.raises(ValueError, match=r"expected a figure such as .* got 'map@5'"):
+        TrainConfig(select_by="map@5")

@@ -24,7 +24,7 @@ from mgqe.recsys.data.context_rows import ContextRows, split_by_rule
 from mgqe.recsys.data.held_out import HeldOut, Split
 from mgqe.recsys.data.interactions import Interactions, load_interactions
 from mgqe.recsys.data.splits import SplitRule, split, split_parts
-from mgqe.recsys.tasks.metrics import catalogue_ranks, head_and_tail_figures, rank_figures, sampled_ranks
+from mgqe.recsys.tasks.metrics import RankMetric, catalogue_ranks, head_and_tail_figures, rank_figures, sampled_ranks
 from mgqe.recsys.tasks.ranking import RankingTask
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.config import TrainConfig
@@ -305,6 +305,7 @@ def test_figures_of_several_items_by_hand() -> None:
     found = rank_figures(ranks, k=5, owners=owners)
     assert found["recall@5"] == 1.0
     assert found["ndcg@5"] == pytest.approx(((1 + 1 / math.log2(6)) / best + 0.5) / 2)
+    assert RankMetric("mrr", 4).figure(ranks, owners) == pytest.approx((1 + 1 / 3) / 2)  # of the first of them
     # A perfect list of more items than k has NDCG 1 and recalls k of them.
     perfect = rank_figures(torch.zeros(20, dtype=torch.int64), k=10, owners=torch.zeros(20, dtype=torch.int64))
     assert perfect == {"hr@10": 1.0, "ndcg@10": 1.0, "recall@10": 0.5}

@@ -24,7 +24,7 @@ _UNUSUAL = "if it has no usual name; its number without a header."
 # Settings that are options of their own, and so not among those of --set.
 _OPTIONS = (
     "data", "data_dir", "format", "user_column", "item_column", "time_column", "separator", "quote", "header", "split",
-    "valid", "test", "task", "model", "embedding", "seed", "label", "threads",
+    "valid", "test", "task", "model", "embedding", "seed", "label", "threads", "metrics", "select_by",
 )  # fmt: skip
 
 Data = Annotated[
@@ -83,6 +83,21 @@ Set = Annotated[
         rich_help_panel=_TRAINING,
     ),
 ]
+Metrics = Annotated[
+    str,
+    typer.Option(
+        help="More figures of the whole catalogue, joined by commas: hr, ndcg, recall or mrr at any depth, as in "
+        "recall@20,mrr@10.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+SelectBy = Annotated[
+    str,
+    typer.Option(
+        help="The figure of the whole catalogue by which the best epoch is chosen on validation.",
+        rich_help_panel=_TRAINING,
+    ),
+]
 Threads = Annotated[int, typer.Option(help="Threads for torch, per run.", rich_help_panel=_TRAINING)]
 TaskName = Annotated[
     str | None,
@@ -127,6 +142,8 @@ def config_of(
     task: TaskName = None,
     model: ModelName = None,
     threads: Threads = 1,
+    metrics: Metrics = "",
+    select_by: SelectBy = "ndcg@10",
     setting: Set = None,
 ) -> TrainConfig:
     """The configuration that the options describe, with the settings that are tuned for its model and data."""
@@ -135,7 +152,8 @@ def config_of(
     config = TrainConfig(
         data=data, data_dir=data_dir, format=format, user_column=user_column, item_column=item_column,
         time_column=time_column, separator=separator, quote="" if no_quote else quote, header=header, split=split,
-        valid=valid, test=test, task=task, model=model, threads=threads,
+        valid=valid, test=test, task=task, model=model, threads=threads, metrics=metrics,
+        select_by=select_by,
     )  # fmt: skip
     return config.with_settings([*tuned_settings(model, data), *(setting or ())])
 

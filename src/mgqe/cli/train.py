@@ -13,6 +13,7 @@ from mgqe.cli.options import PREFER_HELP
 from mgqe.cli.run_options import BUDGET_HELP, DEFAULT_BUDGET, EMBEDDINGS, Overwrite, takes_config, with_budget
 from mgqe.cli.terminal import clean_errors, make_progress, output, say
 from mgqe.recsys.study.text_table import TextTable
+from mgqe.recsys.tasks.metrics import RankMetric
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.run import METRICS, train_run
 
@@ -83,6 +84,10 @@ def _figures(metrics: dict[str, Any]) -> TextTable:
     }
     for title, names in figures_of[metrics["metric"]].items():
         table.rows.append([title, "  ".join(f"{quality[name]:.4f}" for name in names)])
+    asked = RankMetric.parse_list(metrics["config"].get("metrics", ""))  # not in runs of earlier versions
+    if asked:
+        values = "  ".join(f"{quality[f'full_{metric}']:.4f}" for metric in asked)
+        table.rows.append([f"{', '.join(map(str, asked))} (full catalogue)", values])
     table.rows.extend(_split_rows(metrics.get("split", {})))
     table.rows.append(["bytes of the tables' files", f"{size:,} = {100 * size / full:.1f}% of {full:,}"])
     if metrics.get("plan"):

@@ -11,15 +11,28 @@ from torch import Tensor, nn
 from mgqe.recsys.data.interactions import FileIds
 from mgqe.recsys.data.settings import DataSettings
 from mgqe.recsys.models.settings import ModelSettings
+from mgqe.recsys.tasks.metrics import RankMetric
 
 
 @dataclass(frozen=True)
 class RunSettings(DataSettings, ModelSettings):
-    """The settings of a run that a task reads."""
+    """The settings of a run that a task reads.
+
+    metrics: more figures of the whole catalogue, such as `recall@20,mrr@10`. select_by: the one of validation by which
+    epochs are chosen. App-install models have neither: they are judged by the AUC.
+    """
+
+    metrics: str = ""
+    select_by: str = "ndcg@10"
 
     def __post_init__(self) -> None:
         DataSettings.__post_init__(self)
         ModelSettings.__post_init__(self)
+        for name in ("metrics", "select_by"):
+            if self.task == "ctr" and getattr(self, name) != getattr(RunSettings, name):
+                raise ValueError(f"{name}={getattr(self, name)} is for models that rank: --task ctr has the AUC")
+        RankMetric.parse_list(self.metrics)
+        RankMetric.parse(self.select_by)
         if self.context_columns.strip() and self.task != "ctr":
             raise ValueError(
                 f"context_columns={self.context_columns} is for --task ctr, not {self.task}: leave it out, or say "

@@ -1,19 +1,22 @@
-"""HR@k, NDCG@k and recall@k from the ranks of held-out items, in which ties count against the model; AUC; calibration.
+"""HR, NDCG, recall and MRR at k from the ranks of held-out items, ties counting against the model; AUC; calibration.
 
 A rank, from 0, is the number of rivals with at least the same score; other items of the user in the same part are no
-rivals. With one relevant item per user, HR@k = [rank < k] and NDCG@k = [rank < k] / log2(rank + 2). With several, they
-are all in the user's list: HR@k = [at least one is among the first k], NDCG@k is the DCG of the list over that of the
-best possible list, and recall@k is the share of them among the first k. Each figure is a mean over users.
+rivals. With one relevant item per user, HR@k = recall@k = [rank < k], NDCG@k = [rank < k] / log2(rank + 2), and MRR@k =
+[rank < k] / (rank + 1). With several, they are all in the user's list: HR@k = [at least one is among the first k],
+NDCG@k is the DCG of the list over that of the best possible list, recall@k is the share of them among the first k, and
+MRR@k is of the first of them. Each figure is a mean over users.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+KINDS = ("hr", "ndcg", "recall", "mrr")
 FULL_CATALOGUE_CELLS = 2**24  # scores in memory when the whole catalogue is ranked: 64 MiB of float32
 
 
@@ -27,20 +30,11 @@ def rank_among(positive: Tensor, others: Tensor) -> Tensor:
     return torch.where(positive.isnan(), torch.full_like(ranks, others.shape[1]), ranks)
 
 
-def hit_rate(ranks: Tensor, k: int) -> float:
-    """HR@k with one relevant item per user: the share of `ranks` (n,) below k. NaN if there are none."""
-    return float((ranks < k).double().mean())
-
-
-def ndcg(ranks: Tensor, k: int) -> float:
-    """NDCG@k with one relevant item per user: the mean of [rank < k] / log2(rank + 2). NaN if there are none."""
-    return float(_gains(ranks, k).mean())
-
-
-def _gains(positions: Tensor, k: int) -> Tensor:
-    """The gains in DCG@k of items at positions (n,), from 0: float64 (n,)."""
-    gains = 1.0 / torch.log2(positions.double() + 2.0)
-    return torch.where(positions < k, gains, torch.zeros_like(gains))
+def _gains(positions: Tensor, k: int, kind: str) -> Tensor:
+    """What items at positions (n,), from 0, are worth: float64 (n,); nothing from k on."""
+    places = positions.double()
+    worth = {"ndcg": 1.0 / torch.log2(places + 2.0), "mrr": 1.0 / (places + 1.0)}.get(kind, torch.ones_like(places))
+    return torch.where(positions < k, worth, torch.zeros_like(worth))
 
 
 def _list_positions(ranks: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,31 +50,56 @@ def _list_positions(ranks: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
     return ranks[order] + within, torch.arange(users.numel()).repeat_interleave(counts)
 
 
+@dataclass(frozen=True)
+class RankMetric:
+    """A figure of ranks at a depth, such as recall@20. kind: one of KINDS."""
+
+    kind: str
+    k: int = 10
+
+    @classmethod
+    def parse(cls, text: str) -> RankMetric:
+        """From `recall@20`, in letters of any case; ValueError for anything else."""
+        kind, at, k = text.strip().lower().partition("@")
+        if kind not in KINDS or not at or not k.isascii() or not k.isdigit() or int(k) < 1:
+            raise ValueError(f"expected a figure such as {', '.join(f'{known}@20' for known in KINDS)}, got {text!r}")
+        return cls(kind, int(k))
+
+    @classmethod
+    def parse_list(cls, text: str) -> tuple[RankMetric, ...]:
+        """From `recall@20,ndcg@20`, each once; none from an empty text."""
+        return tuple(dict.fromkeys(cls.parse(part) for part in text.split(",") if part.strip()))
+
+    def __str__(self) -> str:
+        return f"{self.kind}@{self.k}"
+
+    def values(self, ranks: Tensor, owners: Tensor | None = None) -> Tensor:
+        """The figure of each user, float64 (u,); owners: int64 (n,), the user of each rank, all different if None."""
+        if owners is None:
+            return _gains(ranks, self.k, self.kind)
+        positions, users = _list_positions(ranks, owners)
+        num = torch.bincount(users)
+        if self.kind == "mrr":
+            return _gains(positions[num.cumsum(0) - num], self.k, self.kind)
+        gains = torch.zeros(num.numel(), dtype=torch.float64).index_add_(0, users, _gains(positions, self.k, self.kind))
+        if self.kind == "hr":
+            return gains.clamp(max=1)
+        if self.kind == "recall":
+            return gains / num
+        return gains / _gains(torch.arange(self.k), self.k, "ndcg").cumsum(0)[num.clamp(max=self.k) - 1]
+
+    def figure(self, ranks: Tensor, owners: Tensor | None = None) -> float:
+        """The mean over users; NaN if there are none."""
+        return float(self.values(ranks, owners).mean())
+
+
 def rank_figures(ranks: Tensor, k: int = 10, prefix: str = "", owners: Tensor | None = None) -> dict[str, float]:
     """{prefix}hr@k and {prefix}ndcg@k, and with `owners` (n,), the user of each rank, {prefix}recall@k.
 
-    Without `owners`, each rank is that of a different user.
+    Without `owners`, each rank is that of a different user, whose recall is HR.
     """
-    if owners is None:
-        return {f"{prefix}hr@{k}": hit_rate(ranks, k), f"{prefix}ndcg@{k}": ndcg(ranks, k)}
-    positions, users = _list_positions(ranks, owners)
-    num = torch.bincount(users)
-    hits = torch.zeros(num.numel(), dtype=torch.float64).index_add_(0, users, (positions < k).double())
-    return {
-        f"{prefix}hr@{k}": float((hits > 0).double().mean()),
-        f"{prefix}ndcg@{k}": float(ndcg_values(ranks, k, owners).mean()),
-        f"{prefix}recall@{k}": float((hits / num).mean()),
-    }
-
-
-def ndcg_values(ranks: Tensor, k: int = 10, owners: Tensor | None = None) -> Tensor:
-    """NDCG@k of each user, float64 (u,); owners as for `rank_figures`."""
-    if owners is None:
-        return _gains(ranks, k)
-    positions, users = _list_positions(ranks, owners)
-    num = torch.bincount(users)
-    gains = torch.zeros(num.numel(), dtype=torch.float64).index_add_(0, users, _gains(positions, k))
-    return gains / _gains(torch.arange(k), k).cumsum(0)[num.clamp(max=k) - 1]
+    metrics = [RankMetric(kind, k) for kind in (("hr", "ndcg") if owners is None else ("hr", "ndcg", "recall"))]
+    return {f"{prefix}{metric}": metric.figure(ranks, owners) for metric in metrics}
 
 
 def mean_log_rank(ranks: Tensor) -> float:

@@ -27,10 +27,10 @@ from mgqe.recsys.tasks.base import RunSettings, TableInfo, Validation
 from mgqe.recsys.tasks.losses import pairwise_loss, pointwise_loss, shared_softmax_loss
 from mgqe.recsys.tasks.metrics import (
     CatalogueScorer,
+    RankMetric,
     catalogue_ranks,
     head_and_tail_figures,
     mean_log_rank,
-    ndcg_values,
     rank_figures,
     sampled_ranks,
 )
@@ -38,6 +38,7 @@ from mgqe.recsys.tasks.metrics import (
 Batch = tuple[Tensor, Tensor, Tensor | None]
 Model = MF | NeuMF
 MIN_STEPS = 64
+NDCG_10 = RankMetric("ndcg", 10)
 PAIR_LOSSES = {"bce": pointwise_loss, "bpr": pairwise_loss}
 
 
@@ -65,6 +66,7 @@ class RankingTask:
     loss_name: "bce": each positive and its own negatives, one by one; "bpr": the positive against each of them;
         "softmax": cross-entropy against negatives that a batch shares; "ce": cross-entropy over the catalogue. The last
         two are for models whose score is a product of two vectors.
+    metrics: more figures of the whole catalogue. selects: that by which epochs are chosen.
     """
 
     split: Split
@@ -77,8 +79,9 @@ class RankingTask:
     ids: Mapping[str, FileIds] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     loss_name: str = "bce"
+    metrics: tuple[RankMetric, ...] = ()
+    selects: RankMetric = NDCG_10
     metric: str = "hr@10"
-    selects_by: str = "full_ndcg@10"
     judges_by: str = "full_log_rank"
 
     @classmethod
@@ -146,6 +149,10 @@ class RankingTask:
         """How the data were split and the size of each part."""
         return self.split.summary
 
+    @property
+    def selects_by(self) -> str:
+        return f"full_{self.selects}"
+
     def owners(self, part: HeldOut) -> Tensor | None:
         """The user of each item of a part, for `rank_figures`; None if the rule gives each user one item."""
         return part.owners if self.split.several_items else None
@@ -161,7 +168,9 @@ class RankingTask:
         """The figures of a part's ranks in the catalogue: of the first 10, and of 20 where users have several items."""
         owners = self.owners(part)
         depths = (10,) if owners is None else (10, 20)
-        return {name: value for k in depths for name, value in rank_figures(ranks, k, prefix, owners).items()}
+        figures = {name: value for k in depths for name, value in rank_figures(ranks, k, prefix, owners).items()}
+        more = {f"{prefix}{metric}": metric.figure(ranks, owners) for metric in (*self.metrics, self.selects)}
+        return {**figures, **more}
 
     @cached_property
     def tables(self) -> dict[str, TableInfo]:
@@ -240,9 +249,11 @@ class RankingTask:
     def validation_of(self, sampled: Tensor, in_catalogue: Tensor) -> Validation:
         """From the ranks of the validation items."""
         owners = self.owners(self.valid)
+        selecting = self.selects.values(in_catalogue, owners)
         figures = {**rank_figures(sampled, owners=owners), **rank_figures(in_catalogue, prefix="full_", owners=owners)}
+        figures[self.selects_by] = float(selecting.mean())
         figures["full_log_rank"] = -mean_log_rank(in_catalogue)
-        return Validation(figures, (ndcg_values(in_catalogue, owners=owners),))
+        return Validation(figures, (selecting,))
 
     @torch.no_grad()
     def _distinct(self, model: Model) -> tuple[Tensor, Tensor]:
@@ -305,7 +316,12 @@ def prepare(config: RunSettings) -> tuple[RankingTask, str]:
     if config.loss in PAIR_LOSSES:
         task.check_negatives()
     fields = MODELS[config.model].tables or {}
-    return replace(task, table_fields=fields, loss_name=config.loss), digest
+    return replace(task, table_fields=fields, loss_name=config.loss, **chosen_metrics(config)), digest
+
+
+def chosen_metrics(config: RunSettings) -> dict[str, Any]:
+    """The fields of a task that the settings `metrics` and `select_by` decide."""
+    return {"metrics": RankMetric.parse_list(config.metrics), "selects": RankMetric.parse(config.select_by)}
 
 
 def load_split(config: RunSettings) -> tuple[Interactions, Split]:

@@ -19,7 +19,7 @@ from mgqe.recsys.models.sasrec import SASRec
 from mgqe.recsys.tasks.base import RunSettings, TableInfo, Validation
 from mgqe.recsys.tasks.losses import shared_softmax_loss
 from mgqe.recsys.tasks.metrics import head_and_tail_figures, rank_figures, sampled_ranks
-from mgqe.recsys.tasks.ranking import RankingTask, data_fingerprint, load_split, split_tensors
+from mgqe.recsys.tasks.ranking import RankingTask, chosen_metrics, data_fingerprint, load_split, split_tensors
 
 EVAL_BATCH = 512  # histories per batch of the evaluation
 
@@ -55,7 +55,6 @@ class SequentialTask:
     loss_name: str = "bce"
     windows: str = "last"
     metric: str = "hr@10"
-    selects_by: str = "full_ndcg@10"
     judges_by: str = "full_log_rank"
 
     @property
@@ -65,6 +64,10 @@ class SequentialTask:
     @property
     def seed(self) -> int:
         return self.base.seed
+
+    @property
+    def selects_by(self) -> str:
+        return self.base.selects_by
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -243,6 +246,7 @@ def prepare(config: RunSettings) -> tuple[SequentialTask, str]:
     base = RankingTask.prepare(
         interactions, config.seed, config.negatives, config.eval_negatives, config.eval_users, parts
     )
+    base = replace(base, **chosen_metrics(config))
     if config.loss == "bce":
         base.check_negatives()
     task = SequentialTask(base, config.max_length, config.loss, config.windows)
