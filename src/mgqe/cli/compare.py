@@ -19,6 +19,7 @@ from mgqe.recsys.study.pictures import comparison_picture
 from mgqe.recsys.study.records import read_results
 from mgqe.recsys.study.runs import RESULTS, check_pending, pending_runs
 from mgqe.recsys.study.tables import comparison_table
+from mgqe.recsys.train.advice import advice
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.run import METRICS
 
@@ -81,6 +82,9 @@ def compare(
         number = len(study.pairs[PAIR].seeds)
         over = "1 seed" if number == 1 else f"{number} seeds, mean and 95% interval"
         output.print(comparison_table(results, PAIR, f"{config.data}: {config.model} with {over}").terminal())
+        advised = (advice(record) for group in results.groups(PAIR) for record in group.by_seed.values())
+        for note in next((notes for notes in advised if notes), []):
+            say(note)
         title = f"{config.data}, {config.model}: size against quality"
         image = comparison_picture(results, PAIR, out / PICTURE, title)
         output.print(f"results {out / RESULTS}\npicture {image}", soft_wrap=True, highlight=False)

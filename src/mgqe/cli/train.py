@@ -14,6 +14,7 @@ from mgqe.cli.run_options import BUDGET_HELP, DEFAULT_BUDGET, EMBEDDINGS, Overwr
 from mgqe.cli.terminal import clean_errors, make_progress, output, say
 from mgqe.recsys.study.text_table import TextTable
 from mgqe.recsys.tasks.metrics import RankMetric
+from mgqe.recsys.train.advice import advice
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.run import METRICS, train_run
 
@@ -63,6 +64,8 @@ def train(
         output.print(f"{out} holds this run already; --overwrite trains it again")
     output.print(_figures(metrics).terminal())
     output.print(f"written to {out}", soft_wrap=True, highlight=False)
+    for note in advice(metrics):
+        say(note)
 
 
 def _figures(metrics: dict[str, Any]) -> TextTable:
@@ -78,16 +81,18 @@ def _figures(metrics: dict[str, Any]) -> TextTable:
             "calibration error, mean predicted / mean observed": ("ece", "calibration"),
         },
         "hr@10": {
-            f"{ranked} ({sampled} sampled negatives)": figures,
-            f"{ranked} (full catalogue)": tuple(f"full_{name}" for name in figures),
+            f"{ranked} in the whole catalogue": tuple(f"full_{name}" for name in figures),
+            "the same of the most frequent items": tuple(f"popularity_full_{name}" for name in figures),
+            f"{ranked} among {sampled} sampled items": figures,
         },
     }
     for title, names in figures_of[metrics["metric"]].items():
-        table.rows.append([title, "  ".join(f"{quality[name]:.4f}" for name in names)])
+        if all(name in quality for name in names):  # runs of earlier versions have no popularity
+            table.rows.append([title, "  ".join(f"{quality[name]:.4f}" for name in names)])
     asked = RankMetric.parse_list(metrics["config"].get("metrics", ""))  # not in runs of earlier versions
     if asked:
         values = "  ".join(f"{quality[f'full_{metric}']:.4f}" for metric in asked)
-        table.rows.append([f"{', '.join(map(str, asked))} (full catalogue)", values])
+        table.rows.append([f"{', '.join(map(str, asked))} in the whole catalogue", values])
     table.rows.extend(_split_rows(metrics.get("split", {})))
     table.rows.append(["bytes of the tables' files", f"{size:,} = {100 * size / full:.1f}% of {full:,}"])
     if metrics.get("plan"):

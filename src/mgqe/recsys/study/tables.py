@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 
-from mgqe.recsys.study.analysis import NAMES, SECOND, Cell, Group, Interval, StudyResults
+from mgqe.recsys.study.analysis import NAMES, RELATIVE, SECOND, Cell, Group, Interval, StudyResults
 from mgqe.recsys.study.records import Record
 from mgqe.recsys.study.text_table import TextTable
 
@@ -36,23 +36,28 @@ def points(interval: Interval | None) -> str:
 
 
 def comparison_table(study: StudyResults, pair: str, title: str) -> TextTable:
-    """Every embedding of a pair on test, the largest first, in 80 columns."""
+    """Every embedding of a pair on test, the largest first, in 80 columns.
+
+    Rankings are of the whole catalogue, beside HR@10 among sampled items and what the most frequent items get. Where
+    there is a full table, what differs from it is in the last column, with its interval.
+    """
     groups = study.groups(pair)
-    metric = groups[0].metric
-    second = SECOND[metric]
-    table = TextTable(title, ["embedding", "bytes", "of full", NAMES[metric], NAMES[second], "points to full"])
+    full = study.full(pair) if pair in study.pairs() else None
+    columns = {NAMES[groups[0].metric]: groups[0].metric, NAMES[SECOND[groups[0].metric]]: SECOND[groups[0].metric]}
+    if RELATIVE in groups[0].leading:
+        columns = {"NDCG@10": RELATIVE, "HR@10": "full_hr@10", "sampled HR@10": "hr@10"}
+    leading, *others = columns.values()
+    gap = "% to full" if leading == RELATIVE else "points to full"
+    table = TextTable(title, ["embedding", "bytes", "of full", *columns, gap])
     for group in groups:
-        compared = pair in study.pairs() and group.embedding != study.full(pair).embedding
-        table.rows.append(
-            [
-                group.embedding,
-                f"{group.nbytes:,.0f}",
-                f"{100 * group.share:.1f}%",
-                group.figure(metric).text(),
-                f"{group.figure(second).mean:.4f}",
-                points(group.over(study.full(pair), metric)) if compared else "",
-            ]
-        )
+        figure = group.figure(leading)
+        row = [group.embedding, f"{group.nbytes:,.0f}", f"{100 * group.share:.1f}%"]
+        row += [f"{figure.mean:.4f}" if full else figure.text(), *(f"{group.figure(name).mean:.4f}" for name in others)]
+        table.rows.append([*row, points(group.over(full, leading)) if full and group is not full else ""])
+    popularity = [groups[0].figure(f"popularity_{name}").mean for name in columns.values()]
+    if not math.isnan(popularity[0]):  # runs of earlier versions have none, nor those that rank nothing
+        cells = ["" if math.isnan(value) else f"{value:.4f}" for value in popularity]
+        table.rows.append(["popularity", "", "", *cells, ""])
     return table
 
 

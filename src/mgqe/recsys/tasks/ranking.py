@@ -172,6 +172,19 @@ class RankingTask:
         more = {f"{prefix}{metric}": metric.figure(ranks, owners) for metric in (*self.metrics, self.selects)}
         return {**figures, **more}
 
+    def popularity_figures(self) -> dict[str, float]:
+        """`popularity_full_` and `popularity_valid_full_`: of a list of the most frequent items, the same for everyone.
+
+        Of equally frequent items, lower rows come first.
+        """
+        scores = torch.empty(self.split.num_items)
+        scores[self.split.item_counts.argsort(descending=True, stable=True)] = -torch.arange(float(scores.numel()))
+        figures = {}
+        for test, part, prefix in ((True, self.test, "popularity_"), (False, self.valid, "popularity_valid_")):
+            ranks = self.catalogue_ranks(lambda users: scores.repeat(users.numel(), 1), part, test)
+            figures.update(self.catalogue_figures(ranks, part, f"{prefix}full_"))
+        return figures
+
     @cached_property
     def tables(self) -> dict[str, TableInfo]:
         """Users and items."""
@@ -279,9 +292,10 @@ class RankingTask:
 
         hr@10 and ndcg@10 of the test items among sampled negatives, and as `full_` in the whole catalogue without the
         user's training and validation items. `valid_` and `valid_full_` are those of the validation items, in the
-        catalogue without the user's training items. `head_` and `tail_` are those of the test items among the 10% most
-        frequent items in training, and of the others. If users may have several items in a part, recall@10 is added,
-        and in the catalogue all three of the first 20; the items of a user in a part are no rivals of each other.
+        catalogue without the user's training items. `popularity_` before these are those of the most frequent items.
+        `head_` and `tail_` are those of the test items among the 10% most frequent items in training, and of the
+        others. If users may have several items in a part, recall@10 is added, and in the catalogue all three of the
+        first 20; the items of a user in a part are no rivals of each other.
         """
         distinct, row_of_item = self._distinct(model)
 
@@ -297,7 +311,7 @@ class RankingTask:
                 figures.update(head_and_tail_figures(ranks, part.items, self.split.item_counts, owners=owners))
             ranks = self.catalogue_ranks(scores, part, test)
             figures.update(self.catalogue_figures(ranks, part, f"{prefix}full_"))
-        return figures
+        return {**figures, **self.popularity_figures()}
 
 
 def prepare(config: RunSettings) -> tuple[RankingTask, str]:

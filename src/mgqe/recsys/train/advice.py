@@ -1,0 +1,33 @@
+"""What a finished run should make its reader doubt, in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mgqe.recsys.tasks.base import RunSettings
+
+EARLY = 2  # epochs
+
+
+def advice(metrics: dict[str, Any]) -> list[str]:
+    """Warnings about a run's figures, from what `metrics.json` or a study's record holds; none where all is well.
+
+    A small table that is as good as a full one says nothing where the full one is no better than a list of the most
+    frequent items, or where its training went wrong after an epoch or two.
+    """
+    quality, notes = metrics["quality"], []
+    figure = f"valid_full_{RunSettings.select_by}"
+    popular = quality.get(f"popularity_{figure}")  # not in runs of earlier versions, nor where nothing is ranked
+    if popular is not None and quality[figure] <= popular:
+        notes.append(
+            f"the model ranks no better than the most frequent items do ({quality[figure]:.4f} and {popular:.4f} of "
+            "NDCG@10 in the whole catalogue, on validation): it has learnt too little; try --set loss=softmax --set "
+            "negatives=256, another learning_rate or weight_decay, or more epochs"
+        )
+    if metrics["best_epoch"].get("full", EARLY + 1) <= EARLY < metrics["epochs"]["full"] - EARLY:
+        notes.append(
+            f"validation was best after epoch {metrics['best_epoch']['full']} of {metrics['epochs']['full']}, and fell "
+            "from then on: the rows fit the training part too closely; try a smaller learning_rate, a larger "
+            "weight_decay or --set dropout=0.5"
+        )
+    return notes
