@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from mgqe.cli.app import app
 from mgqe.recsys.data.context_rows import ContextRows, split_by_rule
-from mgqe.recsys.data.held_out import HeldOut, Split
+from mgqe.recsys.data.held_out import HeldOut, Split, core
 from mgqe.recsys.data.interactions import Interactions, load_interactions
 from mgqe.recsys.data.splits import SplitRule, split, split_parts
 from mgqe.recsys.tasks.metrics import RankMetric, catalogue_ranks, head_and_tail_figures, rank_figures, sampled_ranks
@@ -586,3 +586,32 @@ def test_rows_without_time_by_ratio() -> None:
     for rule, message in (("leave-one-out", "needs an order of time"), ("time:20%", "--time-column")):
         with pytest.raises(ValueError, match=message):
             split_by_rule(rows, rule, 0)
+
+
+def test_a_core_is_what_stays_when_all_are_counted_anew() -> None:
+    # Item d has one user. Without it user y has one item; without y, item c has one user, and then x has two.
+    data = interactions_in_order(x="abc", y="cd", z="ab")
+    dense = core(data, 2)
+    assert [dense.user_ids.id(row) for row in range(dense.num_users)] == ["x", "z"]
+    assert [dense.item_ids.id(row) for row in range(dense.num_items)] == ["a", "b"]
+    assert dense.users.tolist() == [0, 0, 1, 1]
+    assert dense.items.tolist() == [0, 1, 0, 1]
+    assert core(data, 1).users.tolist() == data.users.tolist()
+    with pytest.raises(ValueError, match=r"--k-core 3: .* but none of the 7 interactions is left"):
+        core(data, 3)
+
+
+def test_what_a_core_leaves_out_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    rows = [(user, item) for user in range(6) for item in range(6) if item != user] + [(7, 1), (7, 2), (8, 9)]
+    pl.DataFrame(rows, schema=["user", "item"], orient="row").write_csv(path)
+    task = RunData.load(tiny_config(path, k_core=3, eval_negatives=1)).task
+    assert task.split_summary["left_out_by_k_core"] == {"users": 2, "items": 1, "interactions": 3}
+    assert (task.split.num_users, task.split.num_items) == (6, 6)
+    for changes, message in (
+        ({"task": "ctr", "model": "deepfm"}, "--k-core 3 is for models that rank"),
+        ({"data": "beauty-split"}, "--k-core 3 is for data that are divided here"),
+        ({"data": "planted", "k_core": 0}, "k_core must be a whole number of 1 or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TrainConfig(**{"k_core": 3, **changes})

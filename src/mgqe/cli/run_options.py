@@ -24,7 +24,7 @@ _UNUSUAL = "if it has no usual name; its number without a header."
 # Settings that are options of their own, and so not among those of --set.
 _OPTIONS = (
     "data", "data_dir", "format", "user_column", "item_column", "time_column", "separator", "quote", "header", "split",
-    "valid", "test", "task", "model", "embedding", "seed", "label", "threads", "metrics", "select_by",
+    "valid", "test", "task", "model", "embedding", "seed", "label", "threads", "metrics", "select_by", "k_core",
 )  # fmt: skip
 
 Data = Annotated[
@@ -56,6 +56,15 @@ SplitBy = Annotated[
         "last of the time), time:2015-06-01 (from then on), or validation and test as in time:10%/20%; latest:20% of "
         "the interactions. Default: leave-one-out. By the other rules, users and items that "
         "are not in the training part are left out and counted.",
+        rich_help_panel=_DATA,
+    ),
+]
+KCore = Annotated[
+    int,
+    typer.Option(
+        "--k-core",
+        help="Leave out users and items with fewer interactions than this, counted anew until none has, before the "
+        "split.",
         rich_help_panel=_DATA,
     ),
 ]
@@ -136,6 +145,7 @@ def config_of(
     no_quote: NoQuote = False,
     header: Header = None,
     split: SplitBy = None,
+    k_core: KCore = 1,
     train: TrainFile = None,
     valid: ValidFile = None,
     test: TestFile = None,
@@ -152,7 +162,7 @@ def config_of(
     config = TrainConfig(
         data=data, data_dir=data_dir, format=format, user_column=user_column, item_column=item_column,
         time_column=time_column, separator=separator, quote="" if no_quote else quote, header=header, split=split,
-        valid=valid, test=test, task=task, model=model, threads=threads, metrics=metrics,
+        k_core=k_core, valid=valid, test=test, task=task, model=model, threads=threads, metrics=metrics,
         select_by=select_by,
     )  # fmt: skip
     return config.with_settings([*tuned_settings(model, data), *(setting or ())])

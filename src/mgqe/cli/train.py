@@ -116,6 +116,9 @@ def _split_rows(split: dict[str, Any]) -> list[list[str]]:
     cold = split["cold"]["test"]
     ids = ", ".join(f"{number:,} {name}" for name, number in cold.items() if name != "interactions" and number)
     rows = [[f"split {split['rule']}: train, validation, test", sizes]]
+    if (dropped := split.get("left_out_by_k_core")) is not None:
+        listed = ", ".join(f"{number:,} {name}" for name, number in dropped.items())
+        rows.append(["left out by the k-core, before the split", listed])
     if cold["interactions"]:
         what = "left out of" if split["cold_rule"].startswith("left out") else "in"
         rows.append([f"interactions {what} the test whose ids were never trained", f"{cold['interactions']:,}: {ids}"])

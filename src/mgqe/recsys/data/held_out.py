@@ -154,11 +154,38 @@ def without_cold(interactions: Interactions, labels: Tensor) -> tuple[Interactio
     """The interactions whose user and item are in the training part, with new row numbers, and their labels."""
     masks = cold_masks((interactions.users, interactions.items), labels)
     known = ~torch.stack(masks).any(0)
-    users, user_ids = renumber(interactions.users[known], interactions.user_ids)
-    items, item_ids = renumber(interactions.items[known], interactions.item_ids)
-    times = None if interactions.times is None else interactions.times[known]
+    return only(interactions, known), labels[known]
+
+
+def core(interactions: Interactions, k: int) -> Interactions:
+    """The k-core: users and items with fewer than `k` interactions are left out until none is; rows are renumbered.
+
+    ValueError if nothing is left.
+    """
+    kept = torch.ones(len(interactions), dtype=torch.bool)
+    while True:
+        few = torch.zeros_like(kept)
+        for rows in (interactions.users, interactions.items):
+            few |= torch.bincount(rows[kept], minlength=int(rows.max()) + 1)[rows] < k
+        few &= kept
+        if not few.any():
+            break
+        kept &= ~few
+        if not kept.any():
+            raise ValueError(
+                f"--k-core {k}: expected users and items with {k} interactions with each other, but none of the "
+                f"{len(interactions)} interactions is left: ask for fewer"
+            )
+    return only(interactions, kept)
+
+
+def only(interactions: Interactions, kept: Tensor) -> Interactions:
+    """The interactions that a mask (n,) names, with new numbers for the users and items that have any."""
+    users, user_ids = renumber(interactions.users[kept], interactions.user_ids)
+    items, item_ids = renumber(interactions.items[kept], interactions.item_ids)
+    times = None if interactions.times is None else interactions.times[kept]
     offsets = offsets_of(users, len(user_ids))
-    return Interactions(users, items, offsets, user_ids, item_ids, interactions.num_repeats, times), labels[known]
+    return Interactions(users, items, offsets, user_ids, item_ids, interactions.num_repeats, times)
 
 
 def renumber(rows: Tensor, ids: FileIds) -> tuple[Tensor, FileIds]:

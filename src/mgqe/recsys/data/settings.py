@@ -15,6 +15,7 @@ class DataSettings:
     separator, quote, header: the layout of a text file, see mgqe.recsys.data.columns.Columns.
     context_columns: for a user's own file and task "ctr": names of its columns of categories, joined by commas.
     split: a rule of mgqe.recsys.data.splits; None: leave-one-out, or for task "ctr" without times, at random.
+    k_core: users and items with fewer interactions, counted anew until none has, are left out before the split.
     valid, test: files for validation and test, if `data` is a file for training; they replace a rule.
     negatives: per positive in training. eval_negatives, eval_users: of sampled metrics.
     """
@@ -30,6 +31,7 @@ class DataSettings:
     header: bool | None = None
     context_columns: str = ""
     split: str | None = None
+    k_core: int = 1
     valid: str | None = None
     test: str | None = None
     seed: int = 7
@@ -38,5 +40,5 @@ class DataSettings:
     eval_users: int = 10_000
 
     def __post_init__(self) -> None:
-        for name in ("negatives", "eval_negatives", "eval_users"):
+        for name in ("k_core", "negatives", "eval_negatives", "eval_users"):
             as_int(name, getattr(self, name), 1)

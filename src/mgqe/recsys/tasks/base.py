@@ -31,6 +31,8 @@ class RunSettings(DataSettings, ModelSettings):
         for name in ("metrics", "select_by"):
             if self.task == "ctr" and getattr(self, name) != getattr(RunSettings, name):
                 raise ValueError(f"{name}={getattr(self, name)} is for models that rank: --task ctr has the AUC")
+        if self.task == "ctr" and self.k_core > 1:
+            raise ValueError(f"--k-core {self.k_core} is for models that rank, not for --task ctr: leave it out")
         RankMetric.parse_list(self.metrics)
         RankMetric.parse(self.select_by)
         if self.context_columns.strip() and self.task != "ctr":

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mgqe.recsys.data.columns import Columns
 from mgqe.recsys.data.datasets import DIVIDED, PUBLISHED, check_layout, load_data
-from mgqe.recsys.data.held_out import HeldOut, Split
+from mgqe.recsys.data.held_out import HeldOut, Split, core
 from mgqe.recsys.data.interactions import FileIds, Interactions
 from mgqe.recsys.data.ncf import PublishedSplit, load_published
 from mgqe.recsys.data.sampling import LEAVE_OUT, SeenItems, evaluation_negatives, sample_negatives
@@ -346,7 +346,16 @@ def load_split(config: RunSettings) -> tuple[Interactions, Split]:
         return load_data(path, config.data_dir, config.format, columns)
 
     if config.test is None:
-        return split(load(config.data), config.split or LEAVE_ONE_OUT)
+        data = load(config.data)
+        dense = core(data, config.k_core) if config.k_core > 1 else data
+        interactions, parts = split(dense, config.split or LEAVE_ONE_OUT)
+        if dense is not data:
+            left_out = {
+                name: getattr(data, f"num_{name}") - getattr(dense, f"num_{name}") for name in ("users", "items")
+            }
+            left_out["interactions"] = len(data) - len(dense)
+            parts = replace(parts, summary={**parts.summary, "left_out_by_k_core": left_out})
+        return interactions, parts
     return split_parts(load(config.data), None if config.valid is None else load(config.valid), load(config.test))
 
 
