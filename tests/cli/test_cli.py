@@ -67,6 +67,12 @@ def test_train_and_inspect(runner: CliRunner, tiny: Path, tmp_path: Path) -> Non
     assert result.exit_code == 0, result.output
     metrics = json.loads((out / "metrics.json").read_text())
     assert f"{metrics['quality']['hr@10']:.4f}" in result.output
+    asked = ["topk", str(out / "item"), "--users", str(out / "user"), "--query-id", "7", "-k", "3", "--json"]
+    found = json.loads(runner.invoke(app, asked).output)
+    assert found[0]["query"] == 7
+    assert (
+        found[0]["ids"] == mgqe.Collection.load(out / "item").topk(mgqe.Collection.load(out / "user").lookup(7), 3).ids
+    )
     again = runner.invoke(app, [*command, "--seed", "3"])
     assert again.exit_code == 0
     assert "holds this run already" in flat(again.output)

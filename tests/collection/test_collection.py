@@ -10,6 +10,7 @@ import torch
 
 import mgqe
 from mgqe import Collection
+from mgqe.files.checksums import json_checksum
 
 N, D = 600, 16
 NAMES = [f"item-{i}" for i in range(N)]
@@ -121,6 +122,20 @@ def test_appended_ids_are_found_and_saved(items, tmp_path):
             grown.append(["x", "y"], vectors)
 
 
+def test_queries_are_weighted_and_the_folder_keeps_the_weights(table, tmp_path):
+    weight = torch.linspace(-1, 2, D)
+    items = Collection(table, NAMES, query_weight=weight)
+    query = torch.randn(D, generator=torch.Generator().manual_seed(2))
+    items.save(tmp_path / "items")
+    for each in (items, Collection.load(tmp_path / "items")):
+        assert torch.equal(each.query_weight, weight)
+        assert each.topk(query, 5).ids == Collection(table, NAMES).topk(query * weight, 5).ids
+        assert each.topk(query, 5, score="cosine").ids == Collection(table, NAMES).topk(query, 5, score="cosine").ids
+    for wrong in (weight[1:], torch.full((D,), torch.inf), weight[None]):
+        with pytest.raises(ValueError, match="query_weight must be 16 finite floats"):
+            Collection(table, NAMES, query_weight=wrong)
+
+
 def test_what_does_not_belong_together(table):
     with pytest.raises(ValueError, match="2 ids for a table of 600 rows"):
         Collection(table, ["a", "b"])
@@ -154,7 +169,11 @@ def test_damaged_and_foreign_folders(table, tmp_path):
         ({**content, "version": 2}, "version 2"),
         ({**content, "extra": 1}, "checksum"),
         ({"format": "x"}, "not the manifest"),
+        ({**content, "query_weight": [1.0]}, "1 weights for 16 coordinates"),
+        ({**content, "query_weight": ["a"]}, "must be a list of numbers"),
     ):
+        if "query_weight" in changed:
+            changed["checksum"] = json_checksum(changed)
         manifest.write_text(json.dumps(changed))
         with pytest.raises(mgqe.ArtifactError, match=text):
             Collection.load(folder)

@@ -31,7 +31,7 @@ from mgqe.recsys.train.run import build_tables, train_run
 QUANTISED = "mgqe:D=4,K=4/2"
 FILES = {
     "config.json", "metrics.json", "model.safetensors", "user.mgqe.safetensors", "item.mgqe.safetensors",
-    "user_ids.parquet", "item_ids.parquet", ".lock",
+    "user_ids.parquet", "item_ids.parquet", "user", "item", ".lock",
 }  # fmt: skip
 
 

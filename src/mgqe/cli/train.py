@@ -25,7 +25,8 @@ commands = typer.Typer()
     help="Train a recommender on compact embeddings and write small files that serve.\n\n"
     "Writes OUT/user.mgqe.safetensors and OUT/item.mgqe.safetensors (the tables), OUT/user_ids.parquet and "
     "OUT/item_ids.parquet (your ids, row by row), OUT/model.safetensors and OUT/metrics.json. The figures are of "
-    "the files, loaded again. Interrupted, the same command goes on where it stopped.\n\n"
+    "the files, loaded again. OUT/user and OUT/item are collections of the same tables, which answer in your ids. "
+    "Interrupted, the same command goes on where it stopped.\n\n"
     f"[bold]Embeddings[/bold] (--embedding NAME or NAME:key=value,key=value)\n\n{EMBEDDINGS}",
     epilog="Examples:\n\n"
     "  mgqe train --out run\n\n"
@@ -36,7 +37,8 @@ commands = typer.Typer()
     "  mgqe train --data ratings.dat --separator :: --no-header --user-column 1 --item-column 2 --time-column 4 "
     "--out run\n\n"
     "  mgqe train --data clicks.csv --split time:10%/10% --out later\n\n"
-    "  mgqe train --train may.csv --valid june.csv --test july.csv --out months",
+    "  mgqe train --train may.csv --valid june.csv --test july.csv --out months\n\n"
+    "  mgqe topk run/item --users run/user --query-id u1 -k 10",
 )
 @clean_errors
 @takes_config

@@ -37,9 +37,11 @@ class Collection:
         table: what ``freeze()``, :func:`mgqe.compress_table` or :func:`mgqe.load` return.
         ids: of its rows: an :class:`mgqe.IdMap`, or (N,) ids as :meth:`mgqe.IdMap.from_ids` takes them; None for the
             rows' numbers.
+        query_weight: floats (d,), what each coordinate counts in dot products with queries, for vectors of a model that
+            weights them; None for 1.
 
     Raises:
-        TypeError: no frozen table. ValueError: not as many ids as rows.
+        TypeError: no frozen table. ValueError: not as many ids as rows, or weights as coordinates.
 
     Example:
         >>> import torch, mgqe
@@ -52,13 +54,14 @@ class Collection:
         (5, False)
     """
 
-    def __init__(self, table: FrozenTable, ids: Any = None) -> None:
+    def __init__(self, table: FrozenTable, ids: Any = None, query_weight: Any = None) -> None:
         if not isinstance(table, FrozenTable):
             raise TypeError(f"expected a frozen table, got {type(table).__name__}: give what freeze() returns")
         id_map: IdMap | None = ids if ids is None or isinstance(ids, IdMap) else IdMap.from_ids(ids)
         if id_map is not None and len(id_map) != table.num_embeddings:
             raise ValueError(f"{len(id_map):,} ids for a table of {table.num_embeddings:,} rows: give one id per row")
         self.table, self.ids = table, id_map
+        self.query_weight = None if query_weight is None else _checked_weight(query_weight, table.embedding_dim)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, mmap: bool = True, verify: bool | None = None) -> Collection:
@@ -83,7 +86,7 @@ class Collection:
         Raises:
             FileExistsError: the folder holds other files. OSError: a file cannot be written.
         """
-        return write_folder(Path(folder), self.table, self.ids)
+        return write_folder(Path(folder), self.table, self.ids, self.query_weight)
 
     def __len__(self) -> int:
         """N."""
@@ -143,7 +146,7 @@ class Collection:
             exclude: ids not to return: a list for all queries, or B lists, one per query. Ids that are not there are
                 left out.
             candidates: the only ids to return, in the same forms.
-            score: "dot" or "cosine".
+            score: "dot", weighted by :attr:`query_weight` where there is one, or "cosine".
 
         Returns:
             scores, falling, and ids; of B queries B lists. Where fewer than k ids may be returned, the rest is -inf
@@ -156,6 +159,8 @@ class Collection:
             raise TypeError(f"a {type(self.table).__name__} has no top-K: make a table of codes, mgqe.compress_table")
         vectors = plain_vectors(queries, "queries")
         vectors = vectors.float() if vectors.dtype == torch.float64 else vectors
+        if self.query_weight is not None and score == "dot" and vectors.shape[-1:] == self.query_weight.shape:
+            vectors = vectors * self.query_weight.to(vectors)
         batched = vectors.ndim == 2
         scores, rows = self.table.topk(
             vectors,
@@ -231,6 +236,15 @@ class Collection:
             return named
         k = rows.shape[1]
         return [named[start : start + k] for start in range(0, len(named), k)]
+
+
+def _checked_weight(weight: Any, dim: int) -> Tensor:
+    vector = plain_vectors(weight, "query_weight").detach().cpu().float()
+    if tuple(vector.shape) != (dim,) or not bool(vector.isfinite().all()):
+        raise ValueError(
+            f"query_weight must be {dim} finite floats, one per coordinate, got shape {tuple(vector.shape)}"
+        )
+    return vector
 
 
 def _listed(ids: Any) -> list[Any]:

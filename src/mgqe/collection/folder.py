@@ -11,9 +11,14 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
+from math import isfinite
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from mgqe.files.atomic import read_json, write_json
 from mgqe.files.checksums import json_checksum
@@ -26,13 +31,20 @@ from mgqe.table.io import load, save
 MANIFEST = "mgqe-collection.json"
 FORMAT, VERSION = "mgqe collection", 1
 PARTS = ("table", "ids")
+QUERY_WEIGHT = "query_weight"  # in the manifest: a list of d floats
 Parts = dict[str, dict[str, str]]  # part -> the name and the last checksum of its file
 _OWN_NAME = re.compile(r"(?:table|ids)\.[0-9a-f]{8}\.safetensors(?:\..*)?")
 ATTEMPTS = 100  # at reading a folder that is being replaced
 
 
-def write_folder(folder: Path, table: FrozenTable, ids: IdMap | None) -> int:
-    """Write a collection, and return the bytes of its files. FileExistsError: the folder holds something else."""
+def write_folder(folder: Path, table: FrozenTable | Path, ids: IdMap | None, query_weight: Tensor | None = None) -> int:
+    """Write a collection, and return the bytes of its files.
+
+    Args:
+        table: or the file of one, which then gets a second name in the folder, without a copy where the system can.
+
+    Raises FileExistsError if the folder holds something else.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(folder, exclusive=True):
         _refuse_other_files(folder)
@@ -40,16 +52,18 @@ def write_folder(folder: Path, table: FrozenTable, ids: IdMap | None) -> int:
         token = secrets.token_hex(4)
         files = {part: folder / f"{part}.{token}.safetensors" for part in PARTS}
         try:
-            nbytes = save(table, files["table"])
+            nbytes = _link(table, files["table"]) if isinstance(table, Path) else save(table, files["table"])
             if ids is None:
                 del files["ids"]
             else:
                 nbytes += ids.save(files["ids"])
-            manifest = {
+            manifest: dict[str, Any] = {
                 "format": FORMAT,
                 "version": VERSION,
                 **{part: {"file": file.name, "checksum": stored_checksum(file)} for part, file in files.items()},
             }
+            if query_weight is not None:
+                manifest[QUERY_WEIGHT] = query_weight.tolist()
             manifest["checksum"] = json_checksum(manifest)
             write_json(folder / MANIFEST, manifest)
         except BaseException:
@@ -62,8 +76,25 @@ def write_folder(folder: Path, table: FrozenTable, ids: IdMap | None) -> int:
     return nbytes + (folder / MANIFEST).stat().st_size
 
 
-def read_folder(folder: Path, mmap: bool, verify: bool | None) -> tuple[FrozenTable, IdMap | None]:
-    """The table and the ids of a folder.
+def remove_folder(folder: Path) -> None:
+    """Remove a collection, and its folder if nothing else is in it."""
+    for file in (folder / MANIFEST, *_own_files(folder)):
+        file.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _link(source: Path, target: Path) -> int:
+    """Another name of a file that is never changed in place; a copy where the system has no such names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    return target.stat().st_size
+
+
+def read_folder(folder: Path, mmap: bool, verify: bool | None) -> tuple[FrozenTable, IdMap | None, list[float] | None]:
+    """The table, the ids and the weight of queries of a folder.
 
     Raises ArtifactError for a folder of something else, or whose files are missing, damaged or of another save.
     """
@@ -86,14 +117,14 @@ def is_collection(folder: Path) -> bool:
 
 def table_of(folder: Path) -> Path:
     """The file of a collection's table."""
-    return folder / _checked(folder)["table"]["file"]
+    return folder / _parts(folder)[0]["table"]["file"]
 
 
 def faults(path: Path) -> Iterator[str]:
     """What is wrong with the manifests of collections at a path and below, one line each."""
     for manifest in sorted(path.rglob(MANIFEST)) if path.is_dir() else ():
         try:
-            yield from _file_faults(manifest.parent, _checked(manifest.parent))
+            yield from _file_faults(manifest.parent, _parts(manifest.parent)[0])
         except ArtifactError as error:
             yield str(error)
 
@@ -107,15 +138,17 @@ def _file_faults(folder: Path, parts: Parts) -> Iterator[str]:
             yield f"{file}: not the file that {MANIFEST} was saved with. {RESTORE}"
 
 
-def _read(folder: Path, mmap: bool, verify: bool | None) -> tuple[FrozenTable, IdMap | None]:
-    parts = _checked(folder)
+def _read(folder: Path, mmap: bool, verify: bool | None) -> tuple[FrozenTable, IdMap | None, list[float] | None]:
+    parts, query_weight = _parts(folder)
     for fault in _file_faults(folder, parts):
         raise ArtifactError(fault)
     table = load(folder / parts["table"]["file"], mmap=mmap, verify=verify)
     ids = IdMap.load(folder / parts["ids"]["file"], mmap=mmap, verify=verify) if "ids" in parts else None
     if ids is not None and len(ids) != table.num_embeddings:
         raise ArtifactError(f"{folder}: {len(ids):,} ids for a table of {table.num_embeddings:,} rows. {RESTORE}")
-    return table, ids
+    if query_weight is not None and len(query_weight) != table.embedding_dim:
+        raise ArtifactError(f"{folder}: {len(query_weight)} weights for {table.embedding_dim} coordinates. {RESTORE}")
+    return table, ids, query_weight
 
 
 def _manifest_text(folder: Path) -> bytes:
@@ -128,8 +161,8 @@ def _manifest_text(folder: Path) -> bytes:
     return (folder / MANIFEST).read_bytes()
 
 
-def _checked(folder: Path) -> Parts:
-    """What the manifest says of each file. ArtifactError: it is damaged, or of something else."""
+def _parts(folder: Path) -> tuple[Parts, list[float] | None]:
+    """What the manifest says of each file, and of queries. ArtifactError: it is damaged, or of something else."""
     path = folder / MANIFEST
     try:
         content = read_json(path)
@@ -149,7 +182,12 @@ def _checked(folder: Path) -> Parts:
             raise ArtifactError(f"{path}: entry {part!r} names no file of a collection: {json.dumps(entry)[:80]}")
     if "table" not in parts:
         raise ArtifactError(f"{path}: names no table. {RESTORE}")
-    return parts
+    query_weight = content.get(QUERY_WEIGHT)
+    if query_weight is not None and not (
+        isinstance(query_weight, list) and all(isinstance(each, float) and isfinite(each) for each in query_weight)
+    ):
+        raise ArtifactError(f"{path}: entry {QUERY_WEIGHT!r} must be a list of numbers. {RESTORE}")
+    return parts, query_weight
 
 
 def _own_files(folder: Path) -> list[Path]:

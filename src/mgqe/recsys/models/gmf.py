@@ -24,6 +24,11 @@ class GMF(MF):
         self.weight = nn.Parameter(torch.ones(embedding_dim))
         self.bias = nn.Parameter(torch.zeros(()))
 
+    @property
+    def query_weight(self) -> Tensor:
+        """w (d,): scores are dot products of the tables' rows with these weights, plus b."""
+        return self.weight.detach()
+
     def query(self, users: Tensor) -> Tensor:
         """w * p_u: ids (n,) -> (n, d)."""
         query: Tensor = self.dropout(self.user(users) * self.weight)

@@ -37,6 +37,7 @@ from mgqe.recsys.tasks.sequential import SequentialTask
 from mgqe.recsys.train.artifacts import CONFIG, MODEL, TABLE, bytes_by_part, codebook_stats, load_run, ship
 from mgqe.recsys.train.budget import budget_for, check_budget, planned_layers, set_metrics, spend_budget
 from mgqe.recsys.train.checkpoint import LAST, load_state
+from mgqe.recsys.train.collections import remove_collections, write_collections
 from mgqe.recsys.train.config import TrainConfig, warm_up_key
 from mgqe.recsys.train.loop import OnEpoch, PhaseResult, carry_optimizer, make_optimizer, optimizer_names, run_phase
 from mgqe.recsys.train.provenance import commit, machine, versions
@@ -152,7 +153,9 @@ def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch, data
             model = _on_rows_of(config, data, model)
     for field, ids in task.ids.items():
         fill_file(out / f"{field}_ids.parquet", ids.save)
-    metrics = _metrics(config, data, out, phases, ship(model, task.tables, out))
+    sizes = ship(model, task.tables, out)
+    write_collections(model, task.tables, task.ids, out)
+    metrics = _metrics(config, data, out, phases, sizes)
     metrics["seconds"] = time.perf_counter() - started
     write_json(out / METRICS, metrics)
     (out / DATA).unlink()
@@ -390,6 +393,7 @@ def _clear(out: Path) -> None:
         *out.glob("*_ids.parquet"),
     ):
         path.unlink(missing_ok=True)
+    remove_collections(out)
     for folder in out.glob("phase-*"):
         with contextlib.suppress(OSError):
             shutil.rmtree(folder)
