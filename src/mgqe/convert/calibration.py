@@ -75,7 +75,7 @@ def calibrate(
         loss_fn: called as ``loss_fn(model, batch)``; returns the loss that was trained, a scalar tensor, without
             penalties on weights. For batch i torch's generators are seeded with i.
         progress: called with the batches done and those in all (None if not known). Default: a bar where standard
-            error is a terminal, and a line at the end. False: neither.
+            error is a terminal, elsewhere a line every five seconds, and a line at the end. False: neither.
 
     Returns:
         the metrics by path, and the batches to judge other tables by.

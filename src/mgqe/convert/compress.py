@@ -18,6 +18,7 @@ from mgqe.convert.budget import Evidence, JudgeFn, allocate
 from mgqe.convert.calibration import Calibration
 from mgqe.convert.decide import Decision, decide, make_layer
 from mgqe.convert.find import ModelTable, find_tables
+from mgqe.convert.progress import Progress, shown
 from mgqe.convert.report import CompressReport, TableReport
 from mgqe.convert.tied import tie
 from mgqe.nn.bag import MGQEmbeddingBag
@@ -42,6 +43,7 @@ def compress_(
     calibration: Calibration | None = None,
     queries: Mapping[str, Any] | None = None,
     judge: JudgeFn | None = None,
+    progress: Progress | bool | None = None,
 ) -> CompressReport:
     """Swap the model's ``nn.Embedding`` and ``nn.EmbeddingBag`` modules for quantised ones, in place.
 
@@ -71,6 +73,8 @@ def compress_(
             gradients, with a candidate's rows in place of the trained ones, which are put back, and random draws are
             the same each time. It is called up to 19 times: for six candidates by each of gradients, queries and the
             identity, and for another division of the bytes.
+        progress: called with (tables done, tables in all); False for nothing; by default a bar, where there is a
+            terminal, and else a line every five seconds.
 
     Returns:
         a report of what was compressed and what was not, and why; ``print`` it.
@@ -111,16 +115,24 @@ def compress_(
     _check_rules(config, tables)
     evidence.check_use(chosen, config, counts_of_table)
 
-    plans = allocate(model, chosen, config, counts_of_table, evidence)
-    decisions: list[tuple[ModelTable, Decision]] = []
-    for table in tables:
-        if table not in chosen:
-            decisions.append((table, Decision(why="left: filter_fn")))
-            continue
-        with errors_about(table.path):
-            decisions.append((table, decide(table, config, counts_of_table.get(table.path), plans.get(table.path))))
-    # All layers are made before the first is swapped, so that an error leaves the model as it was.
-    layers = [(table, _make(table, decision)) for table, decision in decisions if decision.compress]
+    with shown(progress, "compressing tables") as step:
+        step(0, len(chosen))
+        plans = allocate(model, chosen, config, counts_of_table, evidence)
+        decisions: list[tuple[ModelTable, Decision]] = []
+        for table in tables:
+            if table not in chosen:
+                decisions.append((table, Decision(why="left: filter_fn")))
+                continue
+            with errors_about(table.path):
+                decision = decide(table, config, counts_of_table.get(table.path), plans.get(table.path))
+                decisions.append((table, decision))
+        # All layers are made before the first is swapped, so that an error leaves the model as it was.
+        layers = []
+        done = len(chosen) - sum(decision.compress for _, decision in decisions)
+        for table, decision in decisions:
+            if decision.compress:
+                layers.append((table, _make(table, decision)))
+                step(done := done + 1, len(chosen))
     for table, layer in layers:
         _swap(table, layer)
     report = CompressReport(

@@ -49,7 +49,8 @@ def compress_table(
         prefer: "speed", of the tables that are expected to lose about as little the one that looks up fastest, or
             "size", the one that is expected to lose least; see :class:`mgqe.Quantization`.
         padding_idx: an id that looks up as zeros.
-        progress: called with (rows done, N); False for nothing; by default a bar, where there is a terminal.
+        progress: called with (rows done, N); False for nothing; by default a bar, where there is a terminal, and
+            else a line every five seconds.
 
     Raises:
         TypeError: a weight that holds no floats. ValueError: another shape, rows that are NaN or infinite, counts or
