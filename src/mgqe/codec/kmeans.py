@@ -21,9 +21,11 @@ from mgqe.codec.equations import nearest_codes
 MAX_SAMPLE_ROWS = 65_536
 ROWS_PER_CENTROID = 64
 WORK_LIMIT = 5e11  # multiply-adds of one k-means, which bounds rows and iterations for huge codebooks
-SPREAD_ROWS = 16_384  # that k-means++ draws from
+START_ROWS = 16_384  # that several starts are compared on
+SPREAD_ROWS, SPREAD_PER_CENTROID = 4_096, 16  # that k-means++ draws from
 FAR_MEAN = 16.0  # standard deviations; beyond this, sums of rows lose the digits in which the rows differ
 LEAST_PEAK, LARGEST_PEAK = 1e-12, 1e15  # between these squares and sums of squares stay in float32
+ENOUGH = 2e-4  # of the errors; a thorough k-means ends where an iteration takes off less
 REVIVE_ROWS = 16_384
 REVIVE_EVERY = 100
 
@@ -34,7 +36,9 @@ class KMeans:
 
     Attributes:
         iterations: of Lloyd's algorithm, at most.
-        starts: how often to begin again; every subspace keeps its best result.
+        starts: how often to begin again; every subspace keeps its best result. Several starts are compared on a sample
+            of the rows, and the best goes on with all of them, until an iteration takes off less than 0.0002 of the
+            errors.
         spread: begin every second time, the first included, with centroids far apart, by k-means++ (Arthur and
             Vassilvitskii, 2007), instead of on random rows.
     """
@@ -181,20 +185,26 @@ def _fit(
 ) -> Tensor:
     """:func:`kmeans` of rows that are sampled already; ``pieces`` are theirs."""
     count, new = fixed.shape[0], num_centroids - fixed.shape[1]
+
+    def start(number: int) -> Tensor:
+        spread = effort.spread and number % 2 == 0
+        made = spread_pieces(pieces, fixed, new, generator) if spread else draw_pieces(pieces, count, new, generator)
+        return torch.cat([fixed, made], dim=1)
+
+    if effort.starts == 1:
+        return _lloyd(sampled, pieces, start(0), fixed, generator, effort.iterations)
+    limit = max(START_ROWS, ROWS_PER_CENTROID * num_centroids)
+    fewer = [(draw_rows(rows, limit, generator), subspaces) for rows, subspaces in sampled]
     best, least = fixed, fixed.new_full((1,), float("inf"))
     for number in range(effort.starts):
-        if effort.spread and number % 2 == 0:
-            start = spread_pieces(pieces, fixed, new, generator)
-        else:
-            start = draw_pieces(pieces, count, new, generator)
-        book = _lloyd(sampled, pieces, torch.cat([fixed, start], dim=1), fixed, generator, effort.iterations)
-        if effort.starts == 1:
-            return book
-        errors = _errors(sampled, book)
+        book = _lloyd(fewer, pieces, start(number), fixed, generator, effort.iterations, ENOUGH)
+        errors = _errors(fewer, book)
         better = (errors < least).repeat_interleave(count // errors.numel()).view(-1, 1, 1)
         best = torch.where(better, book, best) if number else book
         least = torch.minimum(errors, least)
-    return best
+    if all(len(few) == len(rows) for (few, _), (rows, _) in zip(fewer, sampled, strict=True)):
+        return best
+    return _lloyd(sampled, pieces, best, fixed, generator, effort.iterations, ENOUGH)
 
 
 def _errors(sampled: Sequence[tuple[Tensor, int]], book: Tensor) -> Tensor:
@@ -214,11 +224,17 @@ def _lloyd(
     fixed: Tensor,
     generator: torch.Generator,
     iterations: int,
+    enough: float = 0.0,
 ) -> Tensor:
-    """Lloyd's algorithm from the centroids in ``book`` (Dc, K, sc), of which the first stay as ``fixed``."""
+    """Lloyd's algorithm from the centroids in ``book`` (Dc, K, sc), of which the first stay as ``fixed``.
+
+    It ends after an iteration that takes off less than ``enough`` of the errors; 0: after all iterations.
+    """
     count, num_centroids, _ = book.shape
     first = fixed.shape[1]
-    work = pieces.numel() * num_centroids
+    work = sum(rows.numel() for rows, _ in sampled) * num_centroids
+    squares = sum(float(rows.double().square().sum()) for rows, _ in sampled) if enough else 0.0
+    before = math.inf
     for _ in range(max(1, min(iterations, int(WORK_LIMIT / max(1, work))))):
         sums = torch.zeros_like(book)
         counts = torch.zeros(book.shape[:2], dtype=torch.float32, device=book.device)
@@ -232,6 +248,12 @@ def _lloyd(
         fitted = torch.where((counts > 0).unsqueeze(-1), fitted, spare)
         fitted[:, :first] = fixed
         book = fitted
+        if enough:
+            products = (sums.double() * book).sum() * 2 - (counts.double() * book.double().square().sum(-1)).sum()
+            errors = squares - float(products)  # of these codes with the new centroids
+            if errors > (1 - enough) * before:
+                break
+            before = errors
     return book
 
 
@@ -292,7 +314,7 @@ def spread_pieces(pieces: Tensor, fixed: Tensor, num: int, generator: torch.Gene
     """Starting centroids by k-means++: each a piece drawn by its squared distance to the nearest one so far.
 
     Args:
-        pieces: (n, D, sc) pieces of rows, of which at most ``SPREAD_ROWS`` are looked at.
+        pieces: (n, D, sc) pieces of rows, of which at most ``SPREAD_ROWS``, or 16 per centroid, are looked at.
         fixed: (Dc, H, sc) centroids that are there already.
         num: how many more.
 
@@ -303,7 +325,8 @@ def spread_pieces(pieces: Tensor, fixed: Tensor, num: int, generator: torch.Gene
         pieces = pieces.reshape(-1, 1, pieces.shape[-1])
     if len(pieces) <= num or num == 0:
         return draw_pieces(pieces, fixed.shape[0], num, generator)
-    points = draw_rows(pieces, SPREAD_ROWS, generator).transpose(0, 1).contiguous()
+    limit = max(SPREAD_ROWS, SPREAD_PER_CENTROID * (num + fixed.shape[1]))
+    points = draw_rows(pieces, limit, generator).transpose(0, 1).contiguous()
     count, n, width = points.shape
     every = torch.arange(count, device=points.device)
     near = torch.full((count, n), float("inf"), dtype=torch.float32, device=points.device)
