@@ -1,4 +1,8 @@
-"""Advisory locks on files (``flock``). The system releases those of a process that dies; some systems have none."""
+"""Advisory locks, which the system releases when a process dies.
+
+On POSIX the files themselves are locked (``flock``): several processes may append to a table that only one replaces,
+and nothing is left beside it. Folders, and on other systems files as well, have a lock file of the package filelock.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 FOLDER_LOCK = ".lock"  # the file whose lock stands for its folder's
 fcntl: Any = import_module("fcntl") if os.name == "posix" else None
@@ -43,9 +49,13 @@ def unlock(descriptor: int) -> None:
 def file_lock(path: Path, exclusive: bool) -> Iterator[None]:
     """Lock a file: shared to append to it (not exclusive), alone to replace it (exclusive). Readers take no lock.
 
-    If there is no file yet, or the system has no such locks, nothing is locked. Appending therefore checks afterwards
-    whether the file is still the one that it appended to.
+    If there is no file yet, or the file system has no such locks, nothing is locked. Appending therefore checks
+    afterwards whether the file is still the one that it appended to. Without ``flock`` all locks are exclusive.
     """
+    if fcntl is None:
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            yield
+        return
     descriptor = _lock(path, exclusive)
     try:
         yield
@@ -57,8 +67,6 @@ def file_lock(path: Path, exclusive: bool) -> Iterator[None]:
 
 def _lock(path: Path, exclusive: bool) -> int | None:
     """A descriptor of the locked file; None if it cannot be locked."""
-    if fcntl is None:
-        return None
     descriptor = None
     try:
         while True:
@@ -80,9 +88,5 @@ def _lock(path: Path, exclusive: bool) -> int | None:
 def folder_lock(folder: Path) -> Iterator[None]:
     """Hold a folder, which is made if it is missing, for this process; others that want it wait."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / FOLDER_LOCK).open("w") as file:
-        try_lock(file.fileno(), wait=True)
-        try:
-            yield
-        finally:
-            unlock(file.fileno())
+    with FileLock(folder / FOLDER_LOCK):
+        yield
