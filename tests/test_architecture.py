@@ -17,7 +17,7 @@ FLOORS = (
     ["codec"],
     ["table", "ids"],
     ["nn", "vectors", "collection"],
-    ["baselines", "torchrec"],
+    ["baselines", "torchrec", "server"],
     ["convert"],
     [""],
     ["recsys"],

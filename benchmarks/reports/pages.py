@@ -234,7 +234,7 @@ def topk() -> str:
 
 
 def serve() -> str:
-    """The example server under load."""
+    """`mgqe serve` under load."""
     results = read("serve")
     rows = [
         [row["request"], str(row["clients"]), f"{row['requests_per_s']:,.0f}", f"{row['p50_ms']:.1f} ms",

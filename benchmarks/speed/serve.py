@@ -1,4 +1,4 @@
-"""examples/serve_topk.py under load on loopback: throughput, and p50 and p99 of the time until the answer is read.
+"""`mgqe serve` under load on loopback: throughput, and p50 and p99 of the time until the answer is read.
 
 Starts the server on a free port with a table of random codes, and for each kind of request keeps --clients connections
 busy, each sending its next request when it has the last one's answer. The clients run in processes of their own but on
@@ -28,29 +28,22 @@ from typing import Any
 import torch
 
 import mgqe
-from benchmarks._common import ROOT, SPEED, environment
+from benchmarks._common import SPEED, environment
 from benchmarks.speed._topk import make_table
-
-SERVER = ROOT / "examples" / "serve_topk.py"
 
 
 @contextmanager
-def running(path: Path, server_script: Path = SERVER) -> Iterator[int]:
-    """The server's port, once it answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen([sys.executable, str(server_script), str(path), "--port", str(port)], env=paths) as server:
+def running(path: Path) -> Iterator[int]:
+    """The server's port, once it listens."""
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "mgqe.cli", "serve", str(path), "--port", "0"]
+    with subprocess.Popen(command, env=paths, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
         try:
-            for _ in range(300):
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                if server.poll() is not None:
-                    raise SystemExit("the server stopped")
-                time.sleep(0.1)
-            yield port
+            line = server.stdout.readline()
+            if not line:
+                raise SystemExit("the server stopped")
+            yield int(line.rsplit(":", 1)[1])
         finally:
             server.terminate()
 
@@ -141,7 +134,6 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="*", default=[1, 8, 32], help="connections at once")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each kind of request and number of clients")
     parser.add_argument("--abandoned", type=int, default=50, help="requests whose clients have gone")
-    parser.add_argument("--server", type=Path, default=SERVER, help="another server than examples/serve_topk.py")
     parser.add_argument("--out", type=Path, default=SPEED / "serve.json", help="where the JSON goes")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
@@ -161,7 +153,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "items.safetensors"
         mgqe.save(table, path)
-        with running(path, options.server) as port:
+        with running(path) as port:
             check(port, table)
             for name, (where, bodies) in (kinds if options.clients else {}).items():
                 load(port, where, bodies, 1, 0.5)  # warm
@@ -187,7 +179,7 @@ def main() -> None:
                     )
             alone, seconds = after_abandoned(port, options.abandoned, options.rows)
             print(f"a look-up after {options.abandoned} abandoned requests of {alone:.3f} s each: {seconds:.3f} s")
-    kept = {key: value for key, value in vars(options).items() if key not in ("out", "server")}
+    kept = {key: value for key, value in vars(options).items() if key != "out"}
     content = {
         "benchmark": "serve",
         "options": kept,

@@ -8,17 +8,20 @@ from importlib import import_module
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from typer.models import CommandInfo
 
 from mgqe.cli.packages import missing_packages
 from mgqe.cli.terminal import errors, output
 
 EXPERIMENTS = ("polars", "matplotlib", *(("tomli",) if sys.version_info < (3, 11) else ()))
-# Command -> what it needs of the packages that mgqe[recsys] brings.
+SERVER = ("starlette", "uvicorn", "httptools", "pydantic", "orjson")
+# Command -> what it needs of the packages that its extra brings.
 COMMANDS: dict[str, tuple[str, ...]] = {
     "compress": (),
     "topk": (),
     "neighbours": (),
+    "serve": SERVER,
     "train": ("polars",),
     "compare": EXPERIMENTS,
     "study": EXPERIMENTS,
@@ -29,6 +32,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "plan": (),
     "doctor": (),
 }
+
+EXTRAS = {"serve": "serve"}  # command -> the extra that has its packages; else recsys
 
 # The modules of this package that have a command of another name.
 MODULES = {"topk": "search", "neighbours": "search"}
@@ -50,8 +55,10 @@ def make_app() -> typer.Typer:
     for name, packages in COMMANDS.items():
         if missing := missing_packages(packages):
             takes_anything = {"ignore_unknown_options": True, "allow_extra_args": True}
-            needs = f"needs {', '.join(missing)}; run: pip install mgqe[recsys]"
-            app.command(name, help=f"Not available: {needs}", context_settings=takes_anything)(_refuse(name, needs))
+            needs = f"needs {', '.join(missing)}; run: pip install 'mgqe[{EXTRAS.get(name, 'recsys')}]'"
+            app.command(name, help=f"Not available: {escape(needs)}", context_settings=takes_anything)(
+                _refuse(name, needs)
+            )
         else:
             module = import_module(f"mgqe.cli.{MODULES.get(name, name)}")
             app.registered_commands += [each for each in module.commands.registered_commands if _name(each) == name]

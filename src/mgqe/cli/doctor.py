@@ -27,7 +27,7 @@ EXTRAS = {
     "onnx": "mgqe.export_onnx (mgqe[onnx])",
     "onnxruntime": "running what it writes (mgqe[onnx])",
     "torchrec": "mgqe.torchrec (mgqe[torchrec])",
-    "starlette": "the example server (mgqe[serve])",
+    "starlette": "mgqe serve (mgqe[serve])",
 }
 CORE = ("torch", "numpy", "safetensors", "xxhash", "typer", "rich")
 

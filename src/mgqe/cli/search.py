@@ -12,13 +12,13 @@ import typer
 from rich.markup import escape
 
 from mgqe.checks.rows import as_rows
+from mgqe.cli.open_collection import Folder, Ids, open_collection
 from mgqe.cli.terminal import clean_errors, output
 from mgqe.collection import Collection, Hits
 from mgqe.recsys.study.text_table import TextTable
 from mgqe.vectors.read import read_vectors
 
 commands = typer.Typer()
-Folder = Annotated[Path, typer.Argument(help="A collection, as `mgqe compress` writes it.")]
 K = Annotated[int, typer.Option("-k", help="How many to show.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 
@@ -32,6 +32,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing el
 @clean_errors
 def topk(
     folder: Folder,
+    ids: Ids = None,
     queries: Annotated[
         Path | None, typer.Option(help="A file of query vectors, in any format that compress reads.")
     ] = None,
@@ -48,10 +49,10 @@ def topk(
         raise ValueError("give either --queries, a file of vectors, or --query-id")
     if users is not None and not query_id:
         raise ValueError("--users goes with --query-id")
-    items = Collection.load(folder)
+    items = open_collection(folder, ids)
     names: list[Any]
     if query_id:
-        asked = items if users is None else Collection.load(users)
+        asked = items if users is None else open_collection(users)
         names = [as_id(asked, text) for text in query_id]
         vectors = _looked_up(asked, names)
     else:
@@ -71,10 +72,11 @@ def topk(
 def neighbours(
     folder: Folder,
     one: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of the collection.")],
+    ids: Ids = None,
     k: K = 10,
     as_json: AsJson = False,
 ) -> None:
-    items = Collection.load(folder)
+    items = open_collection(folder, ids)
     names = [as_id(items, text) for text in one]
     vectors = _looked_up(items, names)
     _show(names, items.topk(vectors, k, exclude=[[name] for name in names], score="cosine"), as_json)
