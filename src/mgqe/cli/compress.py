@@ -14,7 +14,7 @@ from mgqe.checks.rows import as_rows
 from mgqe.cli.compress_files import read_all, read_counts
 from mgqe.cli.lookups import table_lookup_share
 from mgqe.cli.options import PREFER_HELP
-from mgqe.cli.terminal import clean_errors, make_progress, output
+from mgqe.cli.terminal import AsJson, clean_errors, make_progress, output
 from mgqe.codec.planning.shapes import SPEED, check_preference
 from mgqe.codec.planning.speed import in_words
 from mgqe.collection import Collection
@@ -65,7 +65,7 @@ def compress(
     ] = None,
     prefer: Annotated[str, typer.Option(help=PREFER_HELP)] = SPEED,
     check: Annotated[bool, typer.Option(help="Compare with the full matrix.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     folder = _folder(file, out)
     check_preference(prefer)

@@ -7,7 +7,6 @@ import os
 import platform
 import warnings
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
 
 import torch
 import typer
@@ -16,7 +15,7 @@ from rich.table import Table
 
 import mgqe
 from mgqe import ops
-from mgqe.cli.terminal import clean_errors, output
+from mgqe.cli.terminal import AsJson, clean_errors, output
 
 commands = typer.Typer()
 # What each extra brings -> what works with it.
@@ -37,7 +36,7 @@ CORE = ("torch", "numpy", "safetensors", "xxhash", "typer", "rich")
     epilog="Examples:\n\n  mgqe doctor\n\n  mgqe doctor --json",
 )
 @clean_errors
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False) -> None:
+def doctor(as_json: AsJson = False) -> None:
     facts = {"mgqe": mgqe.__version__, "python": platform.python_version(), "system": platform.platform()}
     facts.update({name: _version(name) or "missing" for name in CORE})
     kernels = _kernels()

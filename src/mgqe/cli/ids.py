@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mgqe.cli.inspections import map_figures
 from mgqe.cli.options import Header, NoQuote, Quote, Separator
-from mgqe.cli.terminal import clean_errors, make_progress, output
+from mgqe.cli.terminal import AsJson, clean_errors, make_progress, output
 from mgqe.files.destination import check_file
 from mgqe.ids import IdMap
 from mgqe.ids.logs.id_columns import KINDS
-from mgqe.recsys.study.text_table import TextTable
 
 MIB = 1 << 20
 commands = typer.Typer()
@@ -52,6 +53,7 @@ def ids(
     quote: Quote = '"',
     no_quote: NoQuote = False,
     header: Header = None,
+    as_json: AsJson = False,
 ) -> None:
     if memory < 1:
         raise ValueError(f"--memory: expected a whole number of MiB, 1 or more, got {memory}")
@@ -76,14 +78,11 @@ def ids(
     except (KeyError, TypeError) as error:  # no such column, ids of another type
         raise ValueError(error.args[0]) from error
     nbytes = id_map.save(out)
-    table = TextTable(f"{', '.join(column)}: {id_map.kind} ids", ["figure", "value"])
-    table.rows.append(["interactions", f"{id_map.interactions:,}"])
-    table.rows.append(["different ids", f"{id_map.distinct:,}"])
-    table.rows.append(["rows", f"{len(id_map):,} with {100 * id_map.share(len(id_map)):.1f}% of the interactions"])
-    for percent in (1, 10):
-        rows = max(1, len(id_map) * percent // 100)
-        table.rows.append([f"the most frequent {percent}%", f"{100 * id_map.share(rows):.1f}% of the interactions"])
-    table.rows.append(["bytes of the map", f"{nbytes:,} = {nbytes / len(id_map):.1f} per id"])
+    table, facts = map_figures(id_map, nbytes)
+    if as_json:
+        print(json.dumps({"out": str(out), "columns": column, **facts}, indent=1))
+        return
+    output.print(f"{', '.join(column)}: {id_map.kind} ids", highlight=False, markup=False)
     output.print(table.terminal())
     output.print(f"written to {out}", soft_wrap=True, highlight=False)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 import mgqe
 from mgqe.cli.options import PREFER_HELP, DataDir, Header, NoQuote, Quote, Separator
 from mgqe.cli.plan_files import read_counts, read_queries, read_weight
-from mgqe.cli.terminal import clean_errors, output
+from mgqe.cli.terminal import AsJson, clean_errors, output
 from mgqe.codec.capacity import resolve_capacity
 from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.planning import COUNTS_POWER, Plan, Problem, RowsPlan, budget_bytes
@@ -86,7 +86,7 @@ def plan(
     quote: Quote = '"',
     no_quote: NoQuote = False,
     header: Header = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     check_preference(prefer)
     _check_budget(budget)  # before files are read, which may take long

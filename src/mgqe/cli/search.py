@@ -13,14 +13,13 @@ from rich.markup import escape
 
 from mgqe.checks.rows import as_rows
 from mgqe.cli.open_collection import Folder, Ids, open_collection
-from mgqe.cli.terminal import clean_errors, output
+from mgqe.cli.terminal import AsJson, clean_errors, output
 from mgqe.collection import Collection, Hits
 from mgqe.recsys.study.text_table import TextTable
 from mgqe.vectors.read import read_vectors
 
 commands = typer.Typer()
 K = Annotated[int, typer.Option("-k", help="How many to show.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 
 
 @commands.command(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Annotated, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 P = ParamSpec("P")
 R = TypeVar("R")
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 output = Console()
 errors = Console(stderr=True)
 
@@ -48,7 +49,7 @@ def _message(error: Exception) -> str:
 
 
 def make_progress() -> Progress:
-    """Bars on standard error that vanish when the work is done; tasks have a field `detail`."""
+    """Bars on a terminal's standard error that vanish when the work is done; tasks have a field `detail`."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -56,7 +57,7 @@ def make_progress() -> Progress:
         TextColumn("{task.fields[detail]}"),
         TimeElapsedColumn(),
     )
-    return Progress(*columns, console=errors, transient=True)
+    return Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
 
 
 def say(note: str) -> None:

@@ -62,10 +62,10 @@ def open_models(path: Path, stack: ExitStack) -> list[ModelFolder]:
     if not path.is_dir():
         return []
     folders = [path, *(each for each in sorted(path.rglob("*")) if each.is_dir())]
-    return [_open(folder, stack) for folder in folders if _is_model(folder)]
+    return [_open(folder, stack) for folder in folders if is_model(folder)]
 
 
-def _is_model(folder: Path) -> bool:
+def is_model(folder: Path) -> bool:
     """Whether a folder holds a model, or did before it lost its manifest."""
     manifest = folder / MANIFEST
     if manifest.is_file():

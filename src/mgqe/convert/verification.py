@@ -143,14 +143,14 @@ def stored_files(path: Path) -> list[Path]:
     files = sorted(
         file
         for file in path.rglob("*")
-        if not file.name.startswith(".") and file.is_file() and (_STORED.fullmatch(file.name) or _begins_as_ours(file))
+        if not file.name.startswith(".") and file.is_file() and (_STORED.fullmatch(file.name) or begins_as_ours(file))
     )
     if not files:
         raise FileNotFoundError(2, "no file in this folder is one that mgqe writes and can verify", str(path))
     return files
 
 
-def _begins_as_ours(file: Path) -> bool:
+def begins_as_ours(file: Path) -> bool:
     """Whether a file, of any name, begins like those that mgqe writes."""
     with suppress(OSError), open(file, "rb") as content:
         return content.read(8 + len(_BEGINNING))[8:] == _BEGINNING
