@@ -259,7 +259,7 @@ def test_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 1
-    assert capsys.readouterr().err.strip().endswith("needs no_such_package; run: pip install mgqe[cli]")
+    assert capsys.readouterr().err.strip().endswith("needs no_such_package; run: pip install 'mgqe[cli]'")
 
 
 def test_a_command_needs_its_own_packages_alone(tiny: Path, tmp_path: Path) -> None:
@@ -285,10 +285,10 @@ def test_a_command_needs_its_own_packages_alone(tiny: Path, tmp_path: Path) -> N
         done = call(*arguments)
         assert done.returncode == 1
         assert f"mgqe: {arguments[0]} needs polars" in done.stderr
-        assert "pip install mgqe[recsys]" in done.stderr
+        assert "pip install 'mgqe[recsys]'" in done.stderr
     done = call("inspect", str(out), "--plot", str(tmp_path / "bits.png"))
     assert done.returncode == 1
-    assert "inspect --plot needs matplotlib; run: pip install mgqe[recsys]" in done.stderr
+    assert "inspect --plot needs matplotlib; run: pip install 'mgqe[recsys]'" in done.stderr
     done = call("plan", "--counts", "planted", "--dim=8", "--budget=50%")
     assert done.returncode == 1
     assert "polars" in done.stderr

@@ -12,7 +12,7 @@ NEEDED = ("typer", "rich")  # by every command
 def main() -> None:
     """Entry point: run the command line, or say in one line what has to be installed for it."""
     if missing := missing_packages(NEEDED):
-        print(f"mgqe: the command line needs {', '.join(missing)}; run: pip install mgqe[cli]", file=sys.stderr)
+        print(f"mgqe: the command line needs {', '.join(missing)}; run: pip install 'mgqe[cli]'", file=sys.stderr)
         raise SystemExit(1)
     from mgqe.cli.app import app
 

@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "topk": (),
     "neighbours": (),
     "serve": SERVER,
+    "export": (),
+    "convert": (),
     "train": ("polars",),
     "compare": EXPERIMENTS,
     "study": EXPERIMENTS,

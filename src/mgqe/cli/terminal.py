@@ -32,7 +32,8 @@ def clean_errors(command: Callable[P, R]) -> Callable[P, R]:
             errors.print(f"mgqe: {' '.join(_message(error).split())}", style="red", markup=False, soft_wrap=True)
             raise typer.Exit(2) from None
         except ImportError as error:  # a package that only some uses of a command need
-            errors.print(f"mgqe: {error}; run: pip install mgqe[recsys]", style="red", markup=False, soft_wrap=True)
+            remedy = "" if "pip install" in str(error) else "; run: pip install 'mgqe[recsys]'"
+            errors.print(f"mgqe: {error}{remedy}", style="red", markup=False, soft_wrap=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             errors.print("mgqe: interrupted; the same command goes on from the last epoch", style="yellow")

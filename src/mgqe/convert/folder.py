@@ -29,7 +29,7 @@ from mgqe.convert.manifest import (
     decode_manifest,
     encode_manifest,
 )
-from mgqe.convert.read import manifest_bytes
+from mgqe.convert.read import SavedModel, manifest_bytes
 from mgqe.convert.saves import dense_name, remove_other_saves, remove_save, retry_where_busy, saved_files
 from mgqe.convert.tied import ties_of
 from mgqe.convert.wrappers import class_name_of, plain_paths, wrapper_chain
@@ -79,14 +79,35 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str]) -> int:
     table_paths = [path for paths in tables.values() for path in paths]
     dense, aliases = dense_state(model, table_paths, plain)
     ties = tuple(_ties(model, tables, plain))
-    target = Path(folder)
+    return _write_model(Path(folder), model_class_name(model), tables, ties, dense, aliases)
+
+
+def rewrite_model(saved: SavedModel, folder: Path) -> int:
+    """Write a model that was read from a folder, of any version, in the present one; returns the bytes of its files.
+
+    Raises FileExistsError, OSError: as :func:`save_model`.
+    """
+    manifest = saved.manifest
+    tables = {table: list(entry.paths) for table, entry in zip(saved.tables, manifest.tables, strict=True)}
+    dense = {name: tensor for name, tensor in saved.dense.items() if name not in manifest.dense.aliases}
+    return _write_model(folder, manifest.class_name, tables, manifest.ties, dense, manifest.dense.aliases)
+
+
+def _write_model(
+    target: Path,
+    class_name: str,
+    tables: TablePaths,
+    ties: tuple[Tie, ...],
+    dense: Mapping[str, Tensor],
+    aliases: dict[str, str],
+) -> int:
     target.mkdir(parents=True, exist_ok=True)
     with file_lock(target, exclusive=True):
         _refuse_other_files(target)
         token, replaced = secrets.token_hex(4), _current_token(target)
         try:
             dense_entry = _write_dense(target, token, dense, aliases)  # first, since locks are taken on this file
-            manifest = Manifest(model_class_name(model), _write_tables(target, token, tables), ties, dense_entry)
+            manifest = Manifest(class_name, _write_tables(target, token, tables), ties, dense_entry)
             text = encode_manifest(manifest)
             retry_where_busy(lambda: write_whole(target / MANIFEST, len(text), [text]))
         except BaseException:

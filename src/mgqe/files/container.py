@@ -33,7 +33,7 @@ from mgqe.files.reader import Config
 FORMAT = "mgqe"
 VERSION = "2"
 OLD_VERSIONS = ("1",)  # without checksums
-NO_CHECKSUMS = "a file of version 1 has no checksums to verify: load it and save it again"
+NO_CHECKSUMS = "a file of version 1 has no checksums to verify: `mgqe convert`, or load and save, writes it anew"
 MAX_CONFIG_CHARS = 1 << 20
 DATA_ALIGNMENT = 64  # the first tensor starts on a cache line; the header is padded with spaces
 MAX_MESSAGE = 2000  # characters

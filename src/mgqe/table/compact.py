@@ -27,6 +27,7 @@ from mgqe.codec.transform import Transform
 from mgqe.files.reader import Config
 from mgqe.table.base import FrozenTable
 from mgqe.table.faiss import to_faiss
+from mgqe.table.from_faiss import faiss_codes
 from mgqe.table.growth import Origin, WriterLock, check_fallback, check_tier, check_update_ids, check_vectors
 from mgqe.table.search import Ids, ItemBias, TopK, item_bias, search
 from mgqe.table.snapshot import Snapshot
@@ -173,6 +174,30 @@ class CompactTable(FrozenTable):
             tiers, codes, codebooks, codebook_of, widths, code_bits, padding_idx, centroid_dtype, transform
         )
         return cls.from_tensors(tensors, layout.to_json())
+
+    @classmethod
+    def from_faiss(cls, index: Any) -> CompactTable:
+        """A table with the codes and centroids of a faiss index, of one tier; nothing is trained.
+
+        Look-ups give what ``index.reconstruct`` does: the same float32 numbers, behind a rotation to rounding. The
+        table's top-K is by inner product or cosine, whatever the metric of the index.
+
+        Args:
+            index: an ``IndexPQ`` with codes of at most 16 bits, or an ``IndexPreTransform`` of an orthonormal transform
+                (OPQ) and one. An index with ids of its own is read by ``mgqe convert``.
+
+        Raises:
+            TypeError, ValueError: another index; the message says what to do. ImportError: faiss is not installed.
+        """
+        found = faiss_codes(index)
+        tiers = Tiers.from_sizes([len(found.codes)])
+        if found.matrix is None or found.mean is None:
+            return cls.from_codes(tiers, [found.codes], [found.centroids], [0], [1 << found.bits])
+        subspaces, _, width = found.centroids.shape
+        return cls.from_mixed_codes(
+            tiers, [found.codes], [found.centroids.reshape(-1)], [0], [width] * subspaces, [[found.bits] * subspaces],
+            mean=found.mean, matrix=found.matrix, matrix_dtype="float32",
+        )  # fmt: skip
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], config: Config) -> Self:

@@ -46,7 +46,7 @@ class IndexGroup:
 
 def to_faiss(snapshot: Snapshot) -> Any:
     """The index of a table; see :meth:`CompactTable.to_faiss`."""
-    faiss = _import_faiss()
+    faiss = import_faiss("table.to_faiss()")
     if snapshot.layout.widths:
         raise ValueError(
             "faiss has one width and one number of bits for all codes of an index, and this table is mixed: search it "
@@ -73,11 +73,12 @@ def to_faiss(snapshot: Snapshot) -> Any:
     return whole
 
 
-def _import_faiss() -> Any:
+def import_faiss(what: str) -> Any:
+    """faiss. ImportError, which says what needs it: it is not installed."""
     try:
         return importlib.import_module("faiss")
     except ImportError as error:
-        raise ImportError("table.to_faiss() needs faiss: run pip install 'mgqe[faiss]'") from error
+        raise ImportError(f"{what} needs faiss: run pip install 'mgqe[faiss]'") from error
 
 
 def _groups(snapshot: Snapshot) -> list[IndexGroup]:
