@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,26 @@ Folder = Annotated[
 Ids = Annotated[
     Path | None, typer.Option("--ids", help="Of a table, the id map of its rows. Without, rows have their numbers.")
 ]
+
+
+Users = Annotated[
+    Path | None,
+    typer.Option(
+        help="A collection with the vectors of queries' ids. Of a run's folder, its users; else FOLDER itself."
+    ),
+]
+RUN_ITEMS, RUN_USERS = "item", "user"  # the collections in the folder of a run
+
+
+def open_pair(folder: Path, ids: Path | None, users: Path | None) -> tuple[Collection, Collection]:
+    """The collection that is asked, and the one that has the vectors of queries' ids; of a run, its items and users.
+
+    Raises as :func:`open_collection`.
+    """
+    if is_collection(folder / RUN_ITEMS) and not is_collection(folder):
+        folder, users = folder / RUN_ITEMS, users or folder / RUN_USERS
+    items = open_collection(folder, ids)
+    return items, items if users is None else open_collection(users)
 
 
 def open_collection(path: Path, ids: Path | None = None) -> Collection:
@@ -44,3 +64,16 @@ def open_collection(path: Path, ids: Path | None = None) -> Collection:
         what = "several collections" if inside else "no collection, but tables"
         raise ValueError(f"{path} holds {what}: name one of {', '.join(map(str, found))}")
     return Collection.load(path)  # which says what is missing
+
+
+def as_id(items: Collection, text: str) -> Any:
+    """What a user typed as an id of the collection's kind."""
+    kind = "int64" if items.ids is None else items.ids.kind
+    if kind == "string":
+        return text
+    if kind == "binary":
+        return text.encode()
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"the collection's ids are whole numbers, got {text!r}") from None

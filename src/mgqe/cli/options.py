@@ -7,6 +7,17 @@ from typing import Annotated
 import typer
 
 _PANEL = "Data"
+UNUSUAL = "if it has no usual name; its number without a header."
+Format = Annotated[
+    str | None,
+    typer.Option(
+        help="Layout of your file: csv, parquet, inter, pairs, lines. By default it is recognised. pairs: `user item` "
+        "rows in time order; lines: `user item item ...`.",
+        rich_help_panel=_PANEL,
+    ),
+]
+UserColumn = Annotated[str | None, typer.Option(help=f"Column with the user, {UNUSUAL}", rich_help_panel=_PANEL)]
+ItemColumn = Annotated[str | None, typer.Option(help=f"Column with the item, {UNUSUAL}", rich_help_panel=_PANEL)]
 Separator = Annotated[
     str | None,
     typer.Option(

@@ -10,9 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mgqe.cli.options import DataDir, Header, NoQuote, Quote, Separator
+from mgqe.cli.options import UNUSUAL, DataDir, Format, Header, ItemColumn, NoQuote, Quote, Separator, UserColumn
 from mgqe.codec.planning.shapes import check_preference
-from mgqe.recsys.data.files import FORMATS
 from mgqe.recsys.models.embeddings import METHODS
 from mgqe.recsys.models.registry import MODELS, choose_model
 from mgqe.recsys.train.config import TrainConfig
@@ -20,7 +19,6 @@ from mgqe.recsys.train.tuned import tuned_settings
 
 EMBEDDINGS = "\n\n".join(f"  [bold]{name}[/bold]: {method.summary}" for name, method in METHODS.items())
 _DATA, _TRAINING = "Data", "Training"
-_UNUSUAL = "if it has no usual name; its number without a header."
 # Settings that are options of their own, and so not among those of --set.
 _OPTIONS = (
     "data", "data_dir", "format", "user_column", "item_column", "time_column", "separator", "quote", "header", "split",
@@ -37,17 +35,7 @@ Data = Annotated[
         rich_help_panel=_DATA,
     ),
 ]
-Format = Annotated[
-    str | None,
-    typer.Option(
-        help=f"Layout of your file: {', '.join(FORMATS)}. By default it is recognised. pairs: `user item` rows in "
-        "time order; lines: `user item item ...`.",
-        rich_help_panel=_DATA,
-    ),
-]
-UserColumn = Annotated[str | None, typer.Option(help=f"Column with the user, {_UNUSUAL}", rich_help_panel=_DATA)]
-ItemColumn = Annotated[str | None, typer.Option(help=f"Column with the item, {_UNUSUAL}", rich_help_panel=_DATA)]
-TimeColumn = Annotated[str | None, typer.Option(help=f"Column with the time, {_UNUSUAL}", rich_help_panel=_DATA)]
+TimeColumn = Annotated[str | None, typer.Option(help=f"Column with the time, {UNUSUAL}", rich_help_panel=_DATA)]
 SplitBy = Annotated[
     str | None,
     typer.Option(

@@ -12,7 +12,9 @@ import typer
 from rich.markup import escape
 
 from mgqe.checks.rows import as_rows
-from mgqe.cli.open_collection import Folder, Ids, open_collection
+from mgqe.cli.open_collection import Folder, Ids, Users, as_id, open_collection, open_pair
+from mgqe.cli.options import Format, Header, ItemColumn, NoQuote, Quote, Separator, UserColumn
+from mgqe.cli.seen import LogLayout, seen_items
 from mgqe.cli.terminal import AsJson, clean_errors, output
 from mgqe.collection import Collection, Hits
 from mgqe.recsys.study.text_table import TextTable
@@ -26,7 +28,8 @@ K = Annotated[int, typer.Option("-k", help="How many to show.")]
     help="Show the ids of a collection whose vectors score highest with queries.",
     epilog="Examples:\n\n"
     "  mgqe topk items --queries users.npy -k 10\n\n"
-    "  mgqe topk items --users users --query-id u1 --exclude i7 --exclude i9",
+    "  mgqe topk items --users users --query-id u1 --exclude i7 --exclude i9\n\n"
+    "  mgqe topk run --query-id u1 --exclude-seen clicks.csv -k 10",
 )
 @clean_errors
 def topk(
@@ -35,23 +38,35 @@ def topk(
     queries: Annotated[
         Path | None, typer.Option(help="A file of query vectors, in any format that compress reads.")
     ] = None,
-    users: Annotated[Path | None, typer.Option(help="A collection that holds the vectors of --query-id.")] = None,
+    users: Users = None,
     query_id: Annotated[
         list[str] | None, typer.Option(help="An id of --users, or else of FOLDER itself; repeatable.")
     ] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="An id not to show; repeatable.")] = None,
     k: K = 10,
     score: Annotated[str, typer.Option(help="dot or cosine.")] = "dot",
+    exclude_seen: Annotated[
+        str | None,
+        typer.Option(help="A log of interactions, as `mgqe train` reads it: what a --query-id has in it is not shown."),
+    ] = None,
+    format: Format = None,
+    user_column: UserColumn = None,
+    item_column: ItemColumn = None,
+    separator: Separator = None,
+    quote: Quote = '"',
+    no_quote: NoQuote = False,
+    header: Header = None,
     as_json: AsJson = False,
 ) -> None:
     if (queries is None) == (not query_id):
         raise ValueError("give either --queries, a file of vectors, or --query-id")
     if users is not None and not query_id:
         raise ValueError("--users goes with --query-id")
-    items = open_collection(folder, ids)
+    if exclude_seen is not None and not query_id:
+        raise ValueError("--exclude-seen goes with --query-id, whose items are left out")
+    items, asked = open_pair(folder, ids, users)
     names: list[Any]
     if query_id:
-        asked = items if users is None else open_collection(users)
         names = [as_id(asked, text) for text in query_id]
         vectors = _looked_up(asked, names)
     else:
@@ -59,7 +74,12 @@ def topk(
         read = read_vectors(queries)
         vectors = as_rows(read.rows).float()
         names = list(range(len(vectors))) if read.ids is None else list(read.ids)
-    hits = items.topk(vectors, k, exclude=[as_id(items, text) for text in exclude or ()] or None, score=score)
+    left_out = [as_id(items, text) for text in exclude or ()]
+    lists: Any = left_out or None
+    if exclude_seen is not None:
+        layout = LogLayout(format, user_column, item_column, separator, "" if no_quote else quote, header)
+        lists = [[*left_out, *of_user] for of_user in seen_items(exclude_seen, names, items, layout)]
+    hits = items.topk(vectors, k, exclude=lists, score=score)
     _show(names, hits, as_json)
 
 
@@ -79,19 +99,6 @@ def neighbours(
     names = [as_id(items, text) for text in one]
     vectors = _looked_up(items, names)
     _show(names, items.topk(vectors, k, exclude=[[name] for name in names], score="cosine"), as_json)
-
-
-def as_id(items: Collection, text: str) -> Any:
-    """What a user typed as an id of the collection's kind."""
-    kind = "int64" if items.ids is None else items.ids.kind
-    if kind == "string":
-        return text
-    if kind == "binary":
-        return text.encode()
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"the collection's ids are whole numbers, got {text!r}") from None
 
 
 def _looked_up(items: Collection, names: list[Any]) -> torch.Tensor:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mgqe.cli.open_collection import Folder, Ids, open_collection
+from mgqe.cli.open_collection import Folder, Ids, Users, open_pair
 from mgqe.cli.terminal import clean_errors, output
 
 commands = typer.Typer()
@@ -21,6 +20,7 @@ commands = typer.Typer()
     "There is neither authentication nor encryption: put a proxy that has both before it.",
     epilog="Examples:\n\n"
     "  mgqe serve items --port 8000\n\n"
+    "  mgqe serve run\n\n"
     "  mgqe serve items.safetensors --ids item-ids.safetensors\n\n"
     '  curl localhost:8000/topk -d \'{"ids": ["shoe-17"], "k": 5, "exclude": ["shoe-17"]}\'',
 )
@@ -28,9 +28,7 @@ commands = typer.Typer()
 def serve(
     folder: Folder,
     ids: Ids = None,
-    users: Annotated[
-        Path | None, typer.Option(help="A collection whose vectors are the queries of the ids that /topk gets.")
-    ] = None,
+    users: Users = None,
     unknown: Annotated[
         str, typer.Option(help="What ids that are not there give: error, zeros or fallback. Requests may say another.")
     ] = "error",
@@ -45,8 +43,7 @@ def serve(
 ) -> None:
     from mgqe import server  # whose packages other commands do without
 
-    items = open_collection(folder, ids)
-    asked = None if users is None else open_collection(users)
+    items, asked = open_pair(folder, ids, users)
     limits = {"max_k": max_k, "max_queries": max_queries, "workers": workers}
     app = server.make_app(items, asked, unknown=unknown, **limits)  # type: ignore[arg-type]
     shape = f"{len(items):,} ids x {items.table.embedding_dim} dimensions"
