@@ -18,6 +18,7 @@ from mgqe.convert.budget import Evidence, JudgeFn, allocate
 from mgqe.convert.calibration import Calibration
 from mgqe.convert.decide import Decision, decide, make_layer
 from mgqe.convert.find import ModelTable, find_tables
+from mgqe.convert.pretrained import adopt
 from mgqe.convert.progress import Progress, shown
 from mgqe.convert.report import CompressReport, TableReport
 from mgqe.convert.tied import tie
@@ -135,6 +136,7 @@ def compress_(
                 step(done := done + 1, len(chosen))
     for table, layer in layers:
         _swap(table, layer)
+    adopt(model)
     report = CompressReport(
         tuple(_row(table, decision, counts_of_table.get(table.path)) for table, decision in decisions)
     )

@@ -8,6 +8,7 @@ from torch import nn
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.names import errors_about
 from mgqe.convert.find import Slot, walk_modules
+from mgqe.convert.pretrained import adopt
 from mgqe.convert.tied import tie, ties_of
 from mgqe.nn.bag import MGQEmbeddingBag
 from mgqe.nn.compact import CompactEmbedding, CompactEmbeddingBag
@@ -60,6 +61,7 @@ def freeze_(model: nn.Module) -> dict[str, FrozenTable]:
             if isinstance(tied_layer, QuantizedEmbedding) and tied_layer in replacements:
                 module._parameters.pop(name, None)
                 tie(module, name, replacements[tied_layer])
+    adopt(model)
     model.eval()
     return {path: compact.table for layer, compact in replacements.items() for path, _ in locations[layer]}
 

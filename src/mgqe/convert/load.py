@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mgqe.convert.fit import Fit, compare
 from mgqe.convert.folder import model_class_name
 from mgqe.convert.manifest import Manifest
+from mgqe.convert.pretrained import adopt
 from mgqe.convert.read import read_model
 from mgqe.convert.tied import tie
 from mgqe.convert.wrappers import WRAPPER_CLASSES, class_name_of, wrapper_chain
@@ -68,6 +69,7 @@ def load_model(model: Model, folder: str | os.PathLike[str], *, verify: bool | N
                 + "\n  ".join(map(_shortened, fit.problems))
             )
         _insert_tables(model, fit)
+        adopt(model)
         _materialise(model)
         model.load_state_dict(fit.dense, strict=False)  # the tables' keys are missing; compare() checked the others
     return model.eval()
