@@ -19,7 +19,7 @@ FLOORS = (
     ["nn", "vectors", "collection"],
     ["baselines", "torchrec", "server"],
     ["convert"],
-    ["integrations"],
+    ["hub", "integrations"],
     [""],
     ["recsys"],
     ["cli"],

@@ -68,6 +68,20 @@ def test_the_page_on_serving_runs(tmp_path, monkeypatch):
         assert (ROOT / "docs" / target).is_file(), target
 
 
+def test_the_page_on_hubs_runs(tmp_path, monkeypatch):
+    """Its blocks continue each other."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "integrations.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        if not any(
+            f"import {package}" in block and not importlib.util.find_spec(package) for package in ("lightning",)
+        ):
+            exec(compile(block, "docs/integrations.md", "exec"), names)
+    assert "item-17" not in names["hits"].ids
+    assert "| recall@10 against the full matrix | 0." in (tmp_path / "items" / "README.md").read_text()
+
+
 def test_the_page_on_matrices_runs(tmp_path, monkeypatch, capsys):
     """Its blocks continue each other."""
     monkeypatch.chdir(tmp_path)

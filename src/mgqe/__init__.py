@@ -23,6 +23,7 @@ from mgqe.convert.table import compress_table
 from mgqe.convert.table_check import TableCheck, check_table
 from mgqe.convert.verification import verify
 from mgqe.files.container import ArtifactError
+from mgqe.hub import from_pretrained, push_to_hub, save_pretrained
 from mgqe.ids import IdMap
 from mgqe.ids.counting import count_ids, merge_counts
 from mgqe.nn.bag import DPQEmbeddingBag, MGQEmbeddingBag
@@ -68,15 +69,18 @@ __all__ = [
     "extend_optimizer",
     "freeze_",
     "freeze_to",
+    "from_pretrained",
     "load",
     "load_model",
     "merge_counts",
     "plan",
     "plot_bits",
     "portable",
+    "push_to_hub",
     "quantization_loss",
     "save",
     "save_model",
+    "save_pretrained",
     "start_quantizing",
     "verify",
 ]

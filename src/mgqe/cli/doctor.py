@@ -23,6 +23,7 @@ EXTRAS = {
     "polars": "logs, data sets, Parquet and CSV (mgqe[recsys])",
     "matplotlib": "pictures (mgqe[recsys])",
     "faiss-cpu": "table.to_faiss (mgqe[faiss])",
+    "huggingface_hub": "mgqe.push_to_hub, and names of repositories (mgqe[hub])",
     "onnx": "mgqe.export_onnx (mgqe[onnx])",
     "onnxruntime": "running what it writes (mgqe[onnx])",
     "torchrec": "mgqe.torchrec (mgqe[torchrec])",
