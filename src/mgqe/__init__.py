@@ -16,9 +16,12 @@ from mgqe.convert import (
     load_model,
     save_model,
 )
-from mgqe.convert.bits_picture import plot_bits
 from mgqe.convert.calibration import Calibration, calibrate
 from mgqe.convert.export import export_onnx, portable
+from mgqe.convert.pictures.bits import plot_bits
+from mgqe.convert.pictures.errors import plot_errors
+from mgqe.convert.pictures.sizes import plot_sizes
+from mgqe.convert.pictures.usage import plot_usage
 from mgqe.convert.table import compress_table
 from mgqe.convert.table_check import TableCheck, check_table
 from mgqe.convert.verification import verify
@@ -75,6 +78,9 @@ __all__ = [
     "merge_counts",
     "plan",
     "plot_bits",
+    "plot_errors",
+    "plot_sizes",
+    "plot_usage",
     "portable",
     "push_to_hub",
     "quantization_loss",

@@ -10,7 +10,7 @@ import torch
 import mgqe
 from mgqe.codec.capacity import TierShape
 from mgqe.codec.planning.tables import Candidate, TableProblem, fit_table
-from mgqe.convert.bits_picture import Cell, cells_of
+from mgqe.convert.pictures.bits import Cell, cells_of
 
 pytest.importorskip("matplotlib")
 COUNTS = (10_000 / torch.arange(1, 2001)).long()

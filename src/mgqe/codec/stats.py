@@ -50,17 +50,18 @@ def tier_stats(tier: int, num_ids: int, histogram: Tensor, code_bits: Sequence[i
     subspaces, centroids = histogram.shape
     if num_ids == 0:
         return CodebookStats(tier, 0, subspaces, centroids, 0, 0.0, 0.0)
-    shares = histogram / histogram.sum(1, keepdim=True)
+    reachable, used, perplexity = (part.mean().item() for part in subspace_use(histogram, num_ids, code_bits))
+    return CodebookStats(tier, num_ids, subspaces, centroids, reachable, used, perplexity)
+
+
+def subspace_use(histogram: Tensor, num_ids: int, code_bits: Sequence[int] = ()) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each subspace of a tier: centroids within reach, centroids in use, and perplexity, float64 (D,).
+
+    The arguments are those of :func:`tier_stats`. In a tier without ids nothing is in use.
+    """
+    subspaces, centroids = histogram.shape
+    within = [1 << bits for bits in code_bits] or [centroids] * subspaces
+    reachable = torch.tensor(within, dtype=torch.float64, device=histogram.device).clamp(max=num_ids)
+    shares = histogram / histogram.sum(1, keepdim=True).clamp(min=1)
     entropy = -torch.special.xlogy(shares, shares).sum(1)
-    reachable: float = min(centroids, num_ids)
-    if code_bits:
-        reachable = sum(min(1 << bits, num_ids) for bits in code_bits) / subspaces
-    return CodebookStats(
-        tier=tier,
-        num_ids=num_ids,
-        num_subspaces=subspaces,
-        num_centroids=centroids,
-        reachable=reachable,
-        used=float((histogram > 0).sum(1).double().mean()),
-        perplexity=float(entropy.exp().mean()),
-    )
+    return reachable, (histogram > 0).sum(1).double(), entropy.exp()

@@ -301,17 +301,22 @@ class Snapshot:
         """How the codes of each tier use its centroids."""
         stats = []
         for g, tier in enumerate(self.layout.tiers):
-            subspaces, k = tier.num_subspaces, tier.num_centroids
-            histogram = torch.zeros((subspaces, k), dtype=torch.float64, device=self.device)
-            for rows in self.chunks(g):
-                histogram += code_histogram(unpack(rows, subspaces, tier.packing), k)
-            if self.base.widths or self.centroids[tier.codebook].shape[0] > 1 or subspaces == 1:
+            histogram = self.code_histogram(g)
+            if self.base.widths or self.centroids[tier.codebook].shape[0] > 1 or tier.num_subspaces == 1:
                 stats.append(tier_stats(g, tier.ids, histogram, tier.code_bits))
             else:
                 of_all_subspaces = tier_stats(g, tier.ids, histogram.sum(dim=0, keepdim=True))
-                reachable = min(k, tier.ids * subspaces)
-                stats.append(replace(of_all_subspaces, num_subspaces=subspaces, reachable=reachable))
+                reachable = min(tier.num_centroids, tier.ids * tier.num_subspaces)
+                stats.append(replace(of_all_subspaces, num_subspaces=tier.num_subspaces, reachable=reachable))
         return stats
+
+    def code_histogram(self, tier: int) -> Tensor:
+        """How many ids of a tier have each code of each subspace: float64 (D, K)."""
+        shape = self.layout.tiers[tier]
+        histogram = torch.zeros((shape.num_subspaces, shape.num_centroids), dtype=torch.float64, device=self.device)
+        for rows in self.chunks(tier):
+            histogram += code_histogram(unpack(rows, shape.num_subspaces, shape.packing), shape.num_centroids)
+        return histogram
 
     def validate(self) -> None:
         """Raise ValueError if a value of the base cannot be right; extents have what :meth:`packed` made."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mgqe.codec.capacity import Capacity, TierShape
 from mgqe.codec.layout import TableLayout
+from mgqe.convert.pictures.figure import new_figure
 from mgqe.nn.codebook_layer import CodebookLayer
 from mgqe.nn.compact import CompactEmbedding, CompactEmbeddingBag
 from mgqe.table.compact import CompactTable
@@ -57,18 +58,13 @@ def plot_bits(table_or_layer: Any) -> Figure:
         RuntimeError: a layer with a budget that is still in its warm-up: its bits are chosen when that ends.
     """
     shape = _shape_of(table_or_layer)
-    try:
-        from matplotlib import pyplot
-        from matplotlib.cm import ScalarMappable
-        from matplotlib.colors import Normalize
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        raise ImportError("plot_bits needs matplotlib: run pip install 'mgqe[recsys]'") from error
-
     d, rows = shape.embedding_dim, [cells_of(tier, shape.widths, shape.embedding_dim) for tier in shape.tiers]
     wide = min(MOST_INCHES, max(LEAST_INCHES, COORDINATE_INCHES * d + 2.5))
-    figure = pyplot.figure(figsize=(wide, TIER_INCHES * len(rows) + 1.6), layout="constrained")
-    pyplot.close(figure)  # a notebook shows what is returned, and would show an open figure a second time
+    figure = new_figure("plot_bits", wide, TIER_INCHES * len(rows) + 1.6)
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.ticker import MaxNLocator
+
     axes = figure.add_subplot()
     most = max(1.0, *(cell.bits / cell.width for row in rows for cell in row))
     colours = ScalarMappable(Normalize(0.0, most), "Blues")
