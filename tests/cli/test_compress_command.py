@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 import mgqe
 from mgqe.cli.app import app
+from mgqe.cli.terminal import make_progress
 
 N, D = 800, 16
 ROWS = torch.randn(N, D, generator=torch.Generator().manual_seed(0)).numpy()
@@ -139,3 +141,9 @@ def test_mistakes_are_one_line(runner, arguments, text):
     shown = run(runner, *arguments, fails=True)
     assert text in " ".join(shown.split())
     assert not Path("items").exists()
+
+
+def test_bars_are_for_terminals_alone(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as notebooks set it: colours, but no bars
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    assert make_progress().disable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Callable
 from typing import Annotated, ParamSpec, TypeVar
 
@@ -58,7 +59,8 @@ def make_progress() -> Progress:
         TextColumn("{task.fields[detail]}"),
         TimeElapsedColumn(),
     )
-    return Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
+    # Not errors.is_terminal: where FORCE_COLOR asks for colours, as notebooks do, rich takes a pipe for a terminal.
+    return Progress(*columns, console=errors, transient=True, disable=not sys.stderr.isatty())
 
 
 def say(note: str) -> None:
