@@ -256,10 +256,12 @@ class Records:
         """What is there."""
         return {r["arm"] for r in self.records if (r["pair"], r["seed"], r["budget"]) == (pair, seed, budget)}
 
-    def add(self, pair: str, seed: int, budget: str, arm: str, nbytes: int, figures: dict[str, float]) -> None:
+    def add(
+        self, pair: str, seed: int, budget: str, arm: str, nbytes: int, figures: dict[str, float], **about: Any
+    ) -> None:
         """Add a record to the file, and print it."""
         record = {"pair": pair, "seed": seed, "budget": budget, "arm": arm, "nbytes": nbytes, "figures": figures}
-        self.records.append({**record, "commit": commit()})
+        self.records.append({**record, **about, "commit": commit()})
         write_json(self.path, {"environment": environment(), "records": self.records})
         shown = {name: round(figures[name], 4) for name in ("auc", "hr@10", "full_ndcg@10") if name in figures}
         print(pair, seed, budget, arm, f"{nbytes:,}", shown, flush=True)
