@@ -1,6 +1,7 @@
 """Any model in three lines: compress_, train, freeze_; and a folder to keep the frozen model in."""
 
 from mgqe.convert.compress import compress_
+from mgqe.convert.fold import fold_matrix
 from mgqe.convert.folder import save_model
 from mgqe.convert.freeze import freeze_
 from mgqe.convert.load import load_model
@@ -17,6 +18,7 @@ __all__ = [
     "TableReport",
     "compress_",
     "extend_optimizer",
+    "fold_matrix",
     "freeze_",
     "load_model",
     "save_model",

@@ -26,6 +26,7 @@ from mgqe.codec.tiers import Tiers
 from mgqe.codec.transform import Transform
 from mgqe.files.reader import Config
 from mgqe.table.base import FrozenTable
+from mgqe.table.coordinates import in_coordinates
 from mgqe.table.faiss import to_faiss
 from mgqe.table.from_faiss import faiss_codes
 from mgqe.table.growth import Origin, WriterLock, check_fallback, check_tier, check_update_ids, check_vectors
@@ -445,6 +446,37 @@ class CompactTable(FrozenTable):
         other._writer = self._writer  # both append into the same spare room
         other.origin = self.origin
         return other
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether rows are coordinates that are multiplied with a matrix; not where that is the identity."""
+        transform = self._snapshot.transform
+        return transform is not None and transform.turns
+
+    @outside_inference
+    def coordinates(self, with_mean: bool = True) -> tuple[CompactTable, Tensor]:
+        """A table of the coordinates of the rows, which look-ups need not multiply, and the matrix to do it with.
+
+        For a model whose next step is linear: :func:`mgqe.fold_matrix` multiplies a linear layer's weights once. The
+        codes are shared with this table, and files of the new one are of the usual format. There may be a few more
+        coordinates than :attr:`TableLayout.num_coordinates`, for the mean, and for vectors that are fast to write.
+
+        Args:
+            with_mean: whether a coordinate, the same of all ids but padding's, stands for the mean. So it is right for
+                padding, for bags, and for empty ones.
+
+        Returns:
+            the table, and the matrix, float32 (L, d): ``table.lookup(ids) @ matrix`` are the rows of this table, apart
+            from rounding. Without a mean these are the rows less the mean, but for padding.
+
+        Raises:
+            ValueError: a table without a matrix; a fallback that no coordinates give.
+        """
+        transform = self._snapshot.transform
+        if transform is None or not transform.turns:
+            raise ValueError("the rows of this table are not multiplied with a matrix: look it up as it is")
+        snapshot, matrix = in_coordinates(self._snapshot, transform, with_mean)
+        return type(self)(snapshot), matrix
 
     def to(self, device: torch.device | str) -> Self:
         """The same table on another device."""
