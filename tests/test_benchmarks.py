@@ -65,3 +65,16 @@ def test_measurements_are_read_as_they_were_saved(tmp_path: Path, monkeypatch: p
     path.write_text(json.dumps(content))
     with pytest.raises(SystemExit, match="commit 'another', now"):
         read_saved(path, ("rounds",), options)
+
+
+def test_fitted_costs_are_written_where_the_planner_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.speed.lookup_model import with_costs
+
+    from mgqe.codec.planning import speed
+
+    source = Path(speed.__file__).read_text()
+    names: dict[str, type[speed.Costs]] = {"__name__": speed.__name__}  # type: ignore[dict-item]
+    exec(compile(with_costs(source, speed.Costs(row=1.25, product=0.004)), "speed.py", "exec"), names)
+    written = names["Costs"]()
+    assert (written.row, written.product, written.line) == (1.2, 0.004, speed.Costs().line)

@@ -2,14 +2,18 @@
 
 Tables of random codes have the shapes that plans have: levels, joined coordinates, turned or not, a matrix in bytes or
 in floats, and even ones. Ids are in frequency order. There is one thread, and constants are fitted by relative error.
-Sizes that the file has already, of the same commit, versions and options, are not measured again.
+Sizes that the file has already, of the same commit, versions and options, are not measured again. ``--fit`` writes the
+constants that fit best into mgqe/codec/planning/speed.py. The errors of these are then those of the measurements that
+they were fitted to: measure once more, into another ``--out``, to see how well they do on others.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, astuple, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +25,7 @@ from benchmarks.speed.decode import zipf_ids
 from mgqe import CompactTable
 from mgqe.codec.capacity import BY_COLUMNS, Capacity, TierShape
 from mgqe.codec.layout import CENTROID_DTYPES, TableLayout
+from mgqe.codec.planning import speed
 from mgqe.codec.planning.speed import COSTS, Costs, Frequencies, lookup_share
 from mgqe.codec.tiers import Tiers
 
@@ -150,7 +155,15 @@ def fitted(problems: list[Problem]) -> Costs:
             logs, now, damping = logs + step.clip(-1, 1), then, damping / 3
         else:
             damping *= 4
-    return Costs(*np.exp(logs))
+    return Costs(*(float(f"{cost:.2g}") for cost in np.exp(logs)))
+
+
+def with_costs(source: str, costs: Costs) -> str:
+    """The source of mgqe.codec.planning.speed with these constants."""
+    for name, value in asdict(costs).items():
+        source, found = re.subn(rf"^    {name}: float = .*$", f"    {name}: float = {value:.2g}", source, flags=re.M)
+        assert found == 1, name
+    return source
 
 
 def loss(errors: np.ndarray) -> float:
@@ -164,6 +177,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 100_000, 1_000_000, 10_000_000], help="sizes")
     parser.add_argument("--dims", type=int, nargs="+", default=[16, 64, 128], help="dimensions per row")
     parser.add_argument("--ids", type=int, default=65_536, help="ids of a look-up; fewer of many dimensions")
+    parser.add_argument("--fit", action="store_true", help="write the constants that fit best into the package")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)
@@ -174,14 +188,19 @@ def main() -> None:
             if (n, d) not in known and n * d <= LARGE_NUMBERS:
                 results += measured(n, d, options)
     problems = problems_of(results)
-    shares = [1.0 if each is None else each.expected() for each in problems]
+    costs = fitted([each for each in problems if each is not None])
+    used = costs if options.fit else COSTS
+    shares = [1.0 if each is None else each.expected(used) for each in problems]
     results = [replace(m, extra={"expected": round(s, 4)}) for m, s in zip(results, shares, strict=True)]
     save(options.out, "lookup-model", options, results)
-    errors = np.array([abs(np.log(s / m.ratio)) for m, s in zip(results, shares, strict=True) if m.name != LOOKUP])
-    print(f"expected shares are off by a factor of {np.exp(np.median(errors)):.2f} at the median")
-    print(f"and of {np.exp(np.quantile(errors, 0.9)):.2f} at most in nine of ten; fitted to these measurements:")
-    costs = asdict(fitted([each for each in problems if each is not None]))
-    print("\n".join(f"    {name}: float = {value:.3g}" for name, value in costs.items()))
+    off = np.array([abs(np.log(s / m.ratio)) for m, s in zip(results, shares, strict=True) if m.name != LOOKUP])
+    print(f"expected shares are off by a factor of {np.exp(np.median(off)):.2f} at the median")
+    print(f"and of {np.exp(np.quantile(off, 0.9)):.2f} at most in nine of ten; fitted to these measurements:")
+    print("\n".join(f"    {name}: float = {value:.2g}" for name, value in asdict(costs).items()))
+    if options.fit:
+        path = Path(speed.__file__)
+        path.write_text(with_costs(path.read_text(), costs))
+        print(f"written to {path}")
 
 
 if __name__ == "__main__":
