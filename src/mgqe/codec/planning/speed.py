@@ -35,16 +35,16 @@ class Costs:
         near_line, far_line: of nn.Embedding's rows, not in the core's own cache; in none.
     """
 
-    row: float = 2.3
-    number: float = 0.23
-    level: float = 0.18
-    copy: float = 1.0
-    product: float = 0.0035
-    float_product: float = 0.015
-    line: float = 3.7
+    row: float = 2.9
+    number: float = 0.18
+    level: float = 0.12
+    copy: float = 1.1
+    product: float = 0.0031
+    float_product: float = 0.013
+    line: float = 1.4
     full_number: float = 0.54
-    near_line: float = 1.9
-    far_line: float = 5.0
+    near_line: float = 3.2
+    far_line: float = 3.2
 
 
 COSTS = Costs()
