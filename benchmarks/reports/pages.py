@@ -191,6 +191,21 @@ def lookup_model_errors() -> str:
     )
 
 
+def fold() -> str:
+    """Shares of the full table's time, with the matrix and without."""
+    results = read("fold")
+    cells: dict[str, dict[tuple[str, str], str]] = {}
+    for row in results["results"] if results else ():
+        if row["name"] != "nn.Embedding":
+            cells.setdefault(f"{row['what']}, {row['ids']} ids", {})[row["budget"], row["name"]] = f"{row['ratio']:.2f}"
+    budgets = list(dict.fromkeys(budget for of in cells.values() for budget, _ in of))
+    rows = [
+        [what, *(f"{of[budget, 'table']} / {of[budget, 'matrix folded']}" for budget in budgets)]
+        for what, of in cells.items()
+    ]
+    return markdown(["share of the full table's time: as it is / matrix folded", *budgets], rows) if rows else ""
+
+
 def bag_targets() -> list[list[str]]:
     """The speed table's rows of the pooled look-ups; packed tails against whole bytes, the rest against torch."""
     results = read("bag")
@@ -324,13 +339,14 @@ def main() -> None:
         "budget-tables": budget_tables(),
         "budget-lookups": budget_lookups(),
         "budget-searches": budget_searches(),
+        "fold": fold(),
         "lookup-model": lookup_model(),
         "lookup-model-errors": lookup_model_errors(),
         "speed": speed(),
         "topk": topk(),
         "serve": serve(),
     }
-    for page in ("method", "speed", "serving"):
+    for page in ("convert", "method", "speed", "serving"):
         fill_page(ROOT / "docs" / f"{page}.md", parts)
 
 
