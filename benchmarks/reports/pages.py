@@ -191,6 +191,22 @@ def lookup_model_errors() -> str:
     )
 
 
+def zipf() -> str:
+    """Nanoseconds per id, of Zipf ids and of uniform ones."""
+    results = read("zipf")
+    cells: dict[str, dict[str, dict[str, float]]] = {}
+    for row in results["results"] if results else ():
+        cells.setdefault(row["what"], {}).setdefault(row["table"], {})[row["name"]] = row["median_s"]
+    if not cells:
+        return ""
+    tables, each = list(next(iter(cells.values()))), 1e9 / results["options"]["ids"]
+    rows = [
+        [what, *(f"{each * of[table]['Zipf']:.0f} / {each * of[table]['uniform']:.0f}" for table in tables)]
+        for what, of in cells.items()
+    ]
+    return markdown(["ns per id: Zipf / uniform", *tables], rows)
+
+
 def fold() -> str:
     """Shares of the full table's time, with the matrix and without."""
     results = read("fold")
@@ -340,6 +356,7 @@ def main() -> None:
         "budget-lookups": budget_lookups(),
         "budget-searches": budget_searches(),
         "fold": fold(),
+        "zipf": zipf(),
         "lookup-model": lookup_model(),
         "lookup-model-errors": lookup_model_errors(),
         "speed": speed(),
