@@ -5,7 +5,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 READY := .venv/ready
 INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-NATIVE_SOURCES := $(wildcard src/mgqe/ops/native/*.cpp src/mgqe/ops/native/*.h)
+NATIVE_SOURCES := $(wildcard src/mgqe/ops/native/*.cpp src/mgqe/ops/native/*.h src/mgqe_reader/*/*.cpp src/mgqe_reader/*/*.h)
 
 BENCHMARKS := append assign bag convert_forward decode epoch export row_storage serve single topk topk_methods train_step
 MINUTES ?= 5

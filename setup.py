@@ -25,7 +25,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-NATIVE = Path("src/mgqe/ops/native")
+KERNELS, READER = Path("src/mgqe/ops/native"), Path("src/mgqe_reader")
 SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
 # -ffp-contract=off: no fused multiply-add, so that every instruction set and the torch twin round alike.
 FLAGS = [
@@ -49,6 +49,8 @@ ISA_FLAGS = {
     "whole_avx2.cpp": [*AVX2, "-mfma"],
     "whole_vbmi.cpp": [*AVX2, "-mfma", *AVX512, "-mavx512vbmi", "-mavx512vnni"],
 }
+# The reader refuses files by exceptions, none of which leaves it.
+READER_FLAGS = ["-fexceptions", f"-I{KERNELS}", f"-I{READER / 'include'}"]
 X86 = ("x86_64", "amd64")
 
 
@@ -87,6 +89,16 @@ def target_is_x86(compiler: list[str]) -> bool:
     return machine.lower() in X86
 
 
+def sources_of_library() -> list[Path]:
+    """The kernels, and what reads files without Python."""
+    return [*sorted(KERNELS.glob("*.cpp")), *sorted((READER / "native").glob("*.cpp"))]
+
+
+def own_flags(source: Path) -> list[str]:
+    """The flags that a translation unit has and others have not."""
+    return READER_FLAGS if source.parent.parent == READER else ISA_FLAGS.get(source.name, [])
+
+
 def compile_native(output: Path) -> None:
     """Compiles every translation unit with its own instruction-set flags and links the shared library.
 
@@ -100,10 +112,10 @@ def compile_native(output: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         openmp = openmp_flags(compiler, scratch)
-        sources = [p for p in sorted(NATIVE.glob("*.cpp")) if x86 or p.name not in ISA_FLAGS]
-        objects = [str(scratch / f"{source.stem}.o") for source in sources]
+        sources = [path for path in sources_of_library() if x86 or path.name not in ISA_FLAGS]
+        objects = [str(scratch / f"{source.stem}-{number}.o") for number, source in enumerate(sources)]
         commands = [
-            [*compiler, *FLAGS, *openmp, *ISA_FLAGS.get(source.name, []), *extra, "-c", str(source), "-o", made]
+            [*compiler, *FLAGS, *openmp, *own_flags(source), *extra, "-c", str(source), "-o", made]
             for source, made in zip(sources, objects)
         ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -154,8 +166,8 @@ setup(
     ext_modules=[
         Extension(
             "mgqe.ops.libmgqe_native",
-            sources=sorted(str(p) for p in NATIVE.glob("*.cpp")),
-            depends=sorted(str(p) for p in NATIVE.glob("*.h")),
+            sources=[str(path) for path in sources_of_library()],
+            depends=[str(path) for path in sorted([*KERNELS.glob("*.h"), *READER.rglob("*.h")])],
             optional=True,
         )
     ],
