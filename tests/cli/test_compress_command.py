@@ -63,7 +63,7 @@ def test_a_matrix_becomes_a_collection_and_is_asked(runner):
     assert best not in shown.split("rank")[1]
     asked = json.loads(run(runner, "topk", "items", "--query-id", "item-3", "--users", "items", "-k", "1", "--json"))
     assert asked[0]["ids"] == items.topk(items.lookup("item-3"), 1).ids
-    assert "a collection; IdMap(800 ids, string" in run(runner, "inspect", "items")
+    assert "a collection, CompactTable, 800 ids x 16 dimensions, ids of kind string" in run(runner, "inspect", "items")
     assert "nothing is damaged" in run(runner, "verify", "items")
     next(Path("items").glob("ids.*")).unlink()
     assert "is missing, which mgqe-collection.json names" in " ".join(
@@ -96,8 +96,10 @@ def test_counts_come_from_a_log_or_an_array(runner):
     options = ("compress", "items.npy", "--ids", "names.txt", "--budget", "30%", "--no-check", "--out")
     run(runner, *options, "a", "--counts", "clicks.csv", "--count-column", "item")
     run(runner, *options, "b", "--counts", "counts.npy")
-    tables = [mgqe.Collection.load(folder).table for folder in "ab"]
-    assert tables[0].equal(tables[1])
+    Path("clicks.dat").write_text("".join(f"u::{one}\n" for one in log))
+    run(runner, *options, "c", "--counts", "clicks.dat", "--separator", "::", "--no-header", "--count-column", "2")
+    tables = [mgqe.Collection.load(folder).table for folder in "abc"]
+    assert all(table.equal(tables[0]) for table in tables)
     assert tables[0].equal(mgqe.compress_table(ROWS, "30%", counts=counts.tolist()))
 
 

@@ -176,6 +176,40 @@ def test_plan_from_files_and_known_data(runner: CliRunner) -> None:
     assert runner.invoke(app, ["plan", "--rows", "1000", "--dim", "8", "--budget", "20%"]).exit_code == 0
 
 
+def test_ids_of_any_type_are_counted_in_every_layout(runner: CliRunner) -> None:
+    import polars
+
+    names = [f"shoe-{n}" for n in np.repeat(np.arange(100), np.arange(100) + 1)]
+    log = polars.DataFrame({"user": ["u1"] * len(names), "item": names})
+    log.write_parquet("log.parquet")
+    log.write_csv("log.csv")
+    Path("log.dat").write_text("".join(f"u1::{name}\n" for name in names))
+    Path("log.txt").write_text("".join(f"u1 {name}\n" for name in names))
+    np.save("names.npy", np.array(names))
+    polars.DataFrame({"item": np.repeat(np.arange(100) * 1000, np.arange(100) + 1)}).write_csv("numbers.csv")
+    outputs = [
+        runner.invoke(app, ["plan", "--counts", *arguments, "--dim", "8", "--budget", "60%", "--json"]).stdout
+        for arguments in (
+            ["log.parquet", "--column", "item"],
+            ["log.parquet"],
+            ["log.csv"],
+            ["log.dat", "--separator", "::", "--no-header", "--column", "2"],
+            ["log.txt", "--format", "pairs"],
+            ["names.npy"],
+            ["numbers.csv", "--column", "item"],
+            ["log.csv", "--rows", "100"],
+        )
+    ]
+    assert len(set(outputs)) == 1
+    assert json.loads(outputs[0])["num_embeddings"] == 100
+    more = runner.invoke(
+        app, ["plan", "--counts", "log.csv", "--rows", "120", "--dim", "8", "--budget", "60%", "--json"]
+    )
+    assert json.loads(more.stdout)["num_embeddings"] == 120
+    result = runner.invoke(app, ["plan", "--counts", "log.csv", "--weight", "rows.npy", "--budget", "5%"])
+    assert "the log's ids are of kind string, and rows have numbers" in flat(result.stderr)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -190,16 +224,16 @@ def test_plan_from_files_and_known_data(runner: CliRunner) -> None:
         ("--counts ml-2m --dim 16 --budget 5%", "expected a file (.npy, .parquet, .pq, .csv) or a known data set"),
         ("--counts ml-1m --dim 16 --budget 5%", "needs a data directory"),
         ("--counts planted --field genre --dim 16 --budget 5%", "--field must be item or user"),
-        ("--counts rows.npy --dim 16 --budget 5%", "counts must have shape"),
+        ("--counts rows.npy --dim 16 --budget 5%", "expected one number per id, got float32 (1000, 16): `mgqe"),
         ("--counts model.safetensors --dim 16 --budget 5%", "expected a file"),
         ("--weight rows.npy --dim 8 --budget 5%", "--dim is 8, but rows.npy has rows of 16"),
-        ("--weight counts.npy --budget 5%", "expected rows of floats (N, d), got torch.int64 of shape (1000,)"),
-        ("--weight nothing.npy --budget 5%", "no file nothing.npy"),
-        ("--weight rows.csv --budget 5%", "no file rows.csv"),
-        ("--weight model.safetensors --budget 5%", "say which with --tensor"),
+        ("--weight counts.npy --budget 5%", "expected rows of numbers (N, d), got shape (1000,)"),
+        ("--weight nothing.npy --budget 5%", "nothing.npy: there is no such file"),
+        ("--weight rows.csv --budget 5%", "rows.csv: there is no such file"),
+        ("--weight model.safetensors --budget 5%", "several matrices (item.weight 1000 x 16, user.weight 5 x 16)"),
         ("--weight model.safetensors --tensor items --budget 5%", "no tensor 'items': it holds item.weight"),
-        ("--weight rows.npy --queries nothing.npy --budget 5%", "--queries: no file nothing.npy"),
-        ("--weight rows.npy --queries counts.npy --budget 5%", "queries must be a float tensor or array"),
+        ("--weight rows.npy --queries nothing.npy --budget 5%", "nothing.npy: there is no such file"),
+        ("--weight rows.npy --queries counts.npy --budget 5%", "expected rows of numbers (N, d), got shape (1000,)"),
         ("--weight rows.npy --queries narrow.npy --budget 5%", "shape (n, 16), as many dimensions as rows, got (n, 3)"),
         ("--counts counts.npy --dim 16 --queries queries.npy --budget 5%", "--queries goes with --weight"),
         ("--weight rows.npy --max-tiers 2 --budget 5%", "max_tiers can be given only without weight"),
@@ -208,11 +242,11 @@ def test_plan_from_files_and_known_data(runner: CliRunner) -> None:
         ("--weight bad.npy --budget 5%", "cannot be read as .npy"),
         ("--weight bad.safetensors --budget 5%", "cannot be read"),
         ("--counts one.csv --dim 8 --budget 5%", "say which column"),
-        ("--counts one.csv --column n --dim 8 --budget 5%", "--rows (N) is needed"),
-        ("--counts counts.npy --rows 900 --dim 16 --budget 5%", "--rows is 900, but there are 1000 counts"),
+        ("--counts one.csv --column n --rows 2 --dim 8 --budget 5%", "id 2 is outside the rows, 0 to 1"),
+        ("--counts counts.npy --rows 900 --dim 16 --budget 5%", "expected 900 numbers, one per row, got int64 (1000,)"),
         ("--weight rows.npy --rows 900 --budget 5%", "--rows is 900, but rows.npy has 1000 rows"),
         ("--counts empty.csv --column n --counted --dim 8 --budget 5%", "cannot be read"),
-        ("--counts words.npy --dim 8 --budget 5%", "expected one number per id, got <U1"),
+        ("--counts words.npy --dim 8 --budget 5% --rows 2", "3 ids occur, more than --rows 2"),
         ("--counts one.csv --column m --rows 9 --dim 8 --budget 5%", "no column 'm': the file has n"),
         ("--counts one.csv --column m --counted --dim 8 --budget 5%", "no column 'm': the file has n"),
     ],
@@ -224,7 +258,7 @@ def test_mistakes_are_one_line(runner: CliRunner, arguments: str, words: str) ->
     Path("empty.csv").write_text("")
     np.save("narrow.npy", QUERIES[:, :3].numpy())
     np.save("nan.npy", np.where(np.arange(10)[:, None] == 0, np.nan, np.ones((10, 100))))
-    np.save("words.npy", np.array(["a", "b"]))
+    np.save("words.npy", np.array(["a", "b", "c"]))
     result = runner.invoke(app, ["plan", *arguments.split()])
     assert result.exit_code == 2, result.output
     assert words in flat(result.stderr)

@@ -11,9 +11,10 @@ import typer
 from torch import Tensor
 
 from mgqe.checks.rows import as_rows
-from mgqe.cli.compress_files import read_all, read_counts
+from mgqe.cli.compress_files import read_all
+from mgqe.cli.counts_files import Counts
 from mgqe.cli.lookups import table_lookup_share
-from mgqe.cli.options import PREFER_HELP
+from mgqe.cli.options import PREFER_HELP, Header, NoQuote, Quote, Separator
 from mgqe.cli.terminal import AsJson, clean_errors, make_progress, output
 from mgqe.codec.planning.shapes import SPEED, check_preference
 from mgqe.codec.planning.speed import in_words
@@ -58,13 +59,19 @@ def compress(
             "log whose --count-column is counted."
         ),
     ] = None,
-    count_column: Annotated[str | None, typer.Option(help="Of a log, the column of ids to count.")] = None,
+    count_column: Annotated[
+        str | None, typer.Option(help="Of a log, the column of ids to count, if it has no usual name of items.")
+    ] = None,
     queries: Annotated[
         Path | None,
         typer.Option(help="What rows are multiplied with, such as users' vectors: bits go where scores feel them."),
     ] = None,
     prefer: Annotated[str, typer.Option(help=PREFER_HELP)] = SPEED,
     check: Annotated[bool, typer.Option(help="Compare with the full matrix.")] = True,
+    separator: Separator = None,
+    quote: Quote = '"',
+    no_quote: NoQuote = False,
+    header: Header = None,
     as_json: AsJson = False,
 ) -> None:
     folder = _folder(file, out)
@@ -74,7 +81,10 @@ def compress(
     id_map = None if listed is None else IdMap.from_ids(listed)
     rows = as_rows(read.rows)
     sample = None if queries is None else read_vectors(queries).rows
-    counted = None if counts is None else read_counts(counts, count_column, id_map, len(rows))
+    counted = None
+    if counts is not None:
+        source = Counts(counts, count_column, separator=separator, quote="" if no_quote else quote, header=header)
+        counted = source.read(len(rows), id_map)
     table, found = _work(rows, budget, counted, sample, prefer, check)
     nbytes = Collection(table, id_map).save(folder)
     lookup = table_lookup_share(table, counted)

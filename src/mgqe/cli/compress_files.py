@@ -1,4 +1,4 @@
-"""What the command compress reads beside the vectors: ids, counts and queries."""
+"""What the command compress reads beside the vectors: ids."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from mgqe.ids import IdMap
-from mgqe.ids.logs.paths import path_exists
 from mgqe.vectors.read import FRAMES, read_vectors
 from mgqe.vectors.vectors import Vectors
 
@@ -54,35 +50,3 @@ def read_ids(path: Path) -> Any:
     if not isinstance(listed, list):
         raise ValueError(f"--ids {path}: expected a JSON list of ids, got {type(listed).__name__}")
     return listed
-
-
-def read_counts(source: str, column: str | None, ids: IdMap | None, num_rows: int) -> Tensor:
-    """How often the id of each row occurs: (N,).
-
-    Args:
-        source: an .npy file of counts, one per row; or a log of ids, whose ``column`` is counted.
-        ids: of the rows; None where they are numbered.
-    """
-    if source.endswith(".npy"):
-        try:
-            numbers = np.load(source, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise ValueError(f"--counts {source}: cannot be read as .npy: {error}") from error
-        if numbers.shape != (num_rows,) or numbers.dtype.kind not in "iuf":
-            raise ValueError(
-                f"--counts {source}: expected {num_rows:,} numbers, one per row, got {numbers.dtype} {numbers.shape}"
-            )
-        return torch.from_numpy(numbers)
-    if not path_exists(source):
-        raise ValueError(f"--counts: no file {source}")
-    if column is None:
-        raise ValueError(f"--counts {source}: say which column holds the ids that are counted: --count-column")
-    try:
-        counted = IdMap.from_log(source, column, kind=None if ids is None else ids.kind)
-        wanted = torch.arange(num_rows) if ids is None else ids.ids(torch.arange(num_rows))
-        rows = counted.rows(wanted, unknown=-1)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"--counts {source}: {error.args[0]}") from error
-    if not bool((rows >= 0).any()):
-        raise ValueError(f"--counts {source}: none of the ids in column {column!r} is the id of a row")
-    return torch.where(rows >= 0, counted.counts[rows.clamp(min=0)], 0)

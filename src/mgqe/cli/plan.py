@@ -11,8 +11,9 @@ from rich.table import Table
 from torch import Tensor
 
 import mgqe
-from mgqe.cli.options import PREFER_HELP, DataDir, Header, NoQuote, Quote, Separator
-from mgqe.cli.plan_files import read_counts, read_queries, read_weight
+from mgqe.checks.rows import as_rows
+from mgqe.cli.counts_files import Counts
+from mgqe.cli.options import PREFER_HELP, DataDir, Format, Header, NoQuote, Quote, Separator
 from mgqe.cli.terminal import AsJson, clean_errors, output
 from mgqe.codec.capacity import resolve_capacity
 from mgqe.codec.layout import frozen_nbytes
@@ -22,8 +23,8 @@ from mgqe.codec.planning.loss import predicted
 from mgqe.codec.planning.planner import MAX_CENTROIDS, MAX_TIERS, check_limits
 from mgqe.codec.planning.shapes import SPEED, check_preference
 from mgqe.codec.tiers import Tiers
-from mgqe.ids.logs.text_layout import TextLayout
 from mgqe.recsys.study.text_table import TextTable
+from mgqe.vectors.read import read_vectors
 
 NO_LIMIT = 2**62
 commands = typer.Typer()
@@ -39,14 +40,15 @@ commands = typer.Typer()
     "without a budget spends. Both are shown with their exact bytes, and with the line of Python that makes the "
     "table.\n\n"
     "[bold]Counts[/bold] say how often each id occurs in training: an .npy file with one number per id; Parquet or "
-    "text files with one row per interaction (--column holds the ids) or one per id (--column holds the counts, "
-    "with --counted); or the name of a known data set, whose training part is counted (--field user or item). Without "
-    "counts there is one tier.",
+    "text files with one row per interaction (--column holds the ids, which may be numbers or text) or one per id "
+    "(--column holds the counts, with --counted); a log as mgqe train reads it; or the name of a known data set, whose "
+    "training part is counted. Of the last two --field says whether items or users are counted. Without counts there "
+    "is one tier.",
     epilog="Examples:\n\n"
     "  mgqe plan --weight items.npy --counts counts.npy --budget 5%\n\n"
     "  mgqe plan --weight items.npy --queries users.npy --budget 5% --json\n\n"
     "  mgqe plan --counts counts.npy --dim 64 --budget 5%\n\n"
-    "  mgqe plan --counts clicks.parquet --column item --rows 5000 --dim 64 --budget 200000\n\n"
+    "  mgqe plan --counts clicks.parquet --column item --dim 64 --budget 200000\n\n"
     "  mgqe plan --counts ml-1m --data-dir DATA --field item --dim 64 --budget 10%",
 )
 @clean_errors
@@ -61,17 +63,20 @@ def plan(
     counted: Annotated[
         bool, typer.Option("--counted", help="--column holds counts, one row per id, not the ids of interactions.")
     ] = False,
-    field: Annotated[str, typer.Option(help="Of a known data set: item or user.")] = "item",
+    field: Annotated[str, typer.Option(help="Of a log or a known data set: item or user.")] = "item",
     weight: Annotated[
-        Path | None, typer.Option(help="A trained table (N, d): .npy, or .safetensors (with --tensor).")
+        Path | None, typer.Option(help="A trained table (N, d), in any format that compress reads.")
     ] = None,
-    tensor: Annotated[str | None, typer.Option(help="Which tensor of a .safetensors file.")] = None,
+    tensor: Annotated[str | None, typer.Option(help="Of a file with several matrices, the name of one.")] = None,
     queries: Annotated[
-        Path | None, typer.Option(help="With --weight: what its rows are multiplied with, .npy of floats (n, d).")
+        Path | None,
+        typer.Option(help="With --weight: what its rows are multiplied with, floats (n, d) in the same formats."),
     ] = None,
     prefer: Annotated[str, typer.Option(help=f"With --weight: {PREFER_HELP}")] = SPEED,
     dim: Annotated[int | None, typer.Option(help="d. Needed without --weight.")] = None,
-    rows: Annotated[int | None, typer.Option(help="N. Needed where ids are counted, or with neither file.")] = None,
+    rows: Annotated[
+        int | None, typer.Option(help="N. Default: that of --weight, or as many as there are counts or ids.")
+    ] = None,
     max_tiers: Annotated[int, typer.Option(help="Without --weight: 1, 2 or 3.")] = MAX_TIERS,
     max_centroids: Annotated[int, typer.Option(help="Without --weight: the largest K.")] = MAX_CENTROIDS,
     counts_power: Annotated[
@@ -82,7 +87,8 @@ def plan(
         ),
     ] = COUNTS_POWER,
     data_dir: DataDir = None,
-    separator: Separator = ",",
+    format: Format = None,
+    separator: Separator = None,
     quote: Quote = '"',
     no_quote: NoQuote = False,
     header: Header = None,
@@ -97,7 +103,7 @@ def plan(
     if prefer != SPEED and weight is None:
         raise ValueError("--prefer goes with --weight, the table whose shapes it chooses among")
     check_limits(2 if rows is None else rows, max_tiers, max_centroids, counts_power)
-    table = None if weight is None else read_weight(weight, tensor)
+    table = None if weight is None else as_rows(read_vectors(weight, tensor=tensor).rows)
     if table is None and dim is None:
         raise ValueError("--dim (d) is needed without --weight")
     if table is not None and dim not in (None, table.shape[1]):
@@ -105,8 +111,10 @@ def plan(
     if table is not None and rows not in (None, len(table)):
         raise ValueError(f"--rows is {rows}, but {weight} has {len(table)} rows: leave --rows out")
     rows = rows if table is None else len(table)
-    layout = TextLayout.of("," if separator is None else separator, "" if no_quote else quote, header)
-    counted_ids = None if counts is None else read_counts(counts, column, counted, field, rows, data_dir, layout)
+    counted_ids = None
+    if counts is not None:
+        named = Counts(counts, column, counted, field, data_dir, format, separator, "" if no_quote else quote, header)
+        counted_ids = named.read(rows, is_numbered=table is not None)
     if counted_ids is not None and rows not in (None, len(counted_ids)):
         raise ValueError(f"--rows is {rows}, but there are {len(counted_ids)} counts, one per id: leave --rows out")
     rows = rows if counted_ids is None else len(counted_ids)
@@ -118,7 +126,7 @@ def plan(
         problem = Problem.of(rows, width, counted_ids, **limits)
         _show_even(problem.plan(budget_bytes(budget, problem.full_nbytes)), _default(problem, counted_ids), as_json)
         return
-    sample = None if queries is None else read_queries(queries)
+    sample = None if queries is None else as_rows(read_vectors(queries).rows, "queries")
     limits["prefer"] = prefer
     chosen = mgqe.plan(rows, width, budget, counts=counted_ids, weight=table, queries=sample, **limits)
     assert isinstance(chosen, RowsPlan)
