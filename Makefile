@@ -36,11 +36,11 @@ test-newest: .venv-newest/ready  ## the same tests on the newest releases
 	.venv-newest/bin/python -m pytest $(PARALLEL) -m "not slow"
 
 test-torchrec: .venv-torchrec/ready  ## all tests with torchrec, accelerate and lightning
-	.venv-torchrec/bin/python -m pytest tests/torchrec tests/nn/test_loops.py
+	.venv-torchrec/bin/python -m pytest tests/torchrec tests/nn/test_loops.py tests/integrations
 
 test-third-party: .venv-third-party/ready  ## the tests with RecBole, DeepCTR-Torch and transformers
 	.venv-third-party/bin/python -m pytest tests/convert/test_recbole.py tests/convert/test_deepctr.py \
-		tests/convert/test_transformers.py
+		tests/convert/test_transformers.py tests/hub
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks reliability examples docs/site setup.py

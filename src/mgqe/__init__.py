@@ -34,6 +34,7 @@ from mgqe.nn.bag import DPQEmbeddingBag, MGQEmbeddingBag
 from mgqe.nn.embedding import DPQEmbedding, MGQEmbedding
 from mgqe.nn.freezing_to_file import freeze_to
 from mgqe.nn.model import quantization_loss, start_quantizing
+from mgqe.nn.monitor import table_metrics
 from mgqe.nn.optim import RowwiseAdagrad
 from mgqe.nn.quantization import Quantization
 from mgqe.table.appended import append
@@ -90,5 +91,6 @@ __all__ = [
     "save_model",
     "save_pretrained",
     "start_quantizing",
+    "table_metrics",
     "verify",
 ]
