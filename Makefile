@@ -43,11 +43,11 @@ test-third-party: .venv-third-party/ready  ## the tests with RecBole, DeepCTR-To
 		tests/convert/test_transformers.py tests/hub
 
 lint: setup
-	$(BIN)/ruff check src tests benchmarks reliability examples docs/site setup.py
-	$(BIN)/ruff format --check src tests benchmarks reliability examples docs/site setup.py
+	$(BIN)/ruff check src tests benchmarks reliability examples docs/site docs/gallery setup.py
+	$(BIN)/ruff format --check src tests benchmarks reliability examples docs/site docs/gallery setup.py
 	$(BIN)/mypy
 
-docs: setup  ## the documentation as a site in build/site; a broken link is an error
+docs: setup  ## the documentation as a site in build/site; its notebooks are run; a broken link is an error
 	$(BIN)/pip install -q -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -d build/site  # with -q a broken link would pass
 

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
-    """Rewrite ``](../path)`` of a page in docs/."""
+    """Rewrite ``](../path)`` of a page in docs/, and ``](../../path)`` of one in a folder of docs/."""
+    up = r"\.\./" * (1 + page.file.src_uri.count("/"))
 
     def to_repository(match: re.Match[str]) -> str:
         path = match[1]
@@ -20,4 +21,4 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
             raise PluginError(f"{page.file.src_path}: there is no {path} in the repository")
         return f"]({config['repo_url']}/blob/main/{path}"
 
-    return re.sub(r"\]\(\.\./([^)#]+)", to_repository, markdown)
+    return re.sub(rf"\]\({up}([^)#]+)", to_repository, markdown)
