@@ -88,8 +88,9 @@ def test_a_shard_that_is_cut_short_swapped_or_of_another_freeze(tmp_path):
         ("surplus", 1, "unexpected config entries"),
     ],
 )
-def test_indices_that_cannot_be_right(tmp_path, entry, value, message):
-    write(tmp_path / "t", (0, 500, N))
+@pytest.mark.parametrize("ordered", [True, False])
+def test_indices_that_cannot_be_right(tmp_path, entry, value, message, ordered):
+    write(tmp_path / "t", (0, 500, N), ordered)
     metadata, tensors = read_raw(tmp_path / "t" / INDEX)
     config = {**json.loads(metadata["config"]), entry: value}
     write_raw(tmp_path / "t" / INDEX, {**metadata, "config": json.dumps(config)}, tensors)

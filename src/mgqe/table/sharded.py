@@ -176,7 +176,9 @@ def read_sharded(
     set_name = reader.value("set")
     if not isinstance(set_name, str) or not re.fullmatch(r"[0-9a-f]{16}", set_name):
         raise ValueError("config entry 'set' must be 16 hexadecimal digits")
-    layout = TableLayout.read(Reader({}, config))
+    rest = Reader({}, config)
+    layout = TableLayout.read(rest)
+    rest.finish()
     shards = _shard_sizes(reader.value("shards"), layout.sizes)
     paths = [shard_path(index.parent, set_name, number) for number in range(len(shards))]
     codes_of_shard = [
