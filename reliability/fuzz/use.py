@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 import mgqe
+import mgqe_reader
 from mgqe.files import consistent
 from mgqe.ids import IdMap
 from mgqe.recsys.train.artifacts import load_run as load_run
 from mgqe.table.base import FrozenTable
+from reliability.fuzz.both_readers import load_both, require_same_ids, require_same_table
 from reliability.fuzz.models import Shop, Words
 
 Verify = bool
@@ -56,11 +59,14 @@ def _load(load: Callable[..., Any], *arguments: Any, verify: Verify) -> Any:
 def use_table(folder: Path, verify: Verify) -> bytes:
     """The digest of a frozen table: rows, bags, top-K, and the file to which it is saved."""
     index = folder if _is_sharded(folder) else folder / "table.safetensors"
-    table: FrozenTable = _load(mgqe.load, index, verify=verify)
+    table: FrozenTable
+    table, without_torch = load_both(partial(_load, mgqe.load, verify=verify), mgqe_reader.load, index)
     digest = Digest()
     n = min(table.num_embeddings, MAX_IDS)
     ids = torch.arange(n)
     rows = table.lookup(ids)
+    if isinstance(table, mgqe.CompactTable):
+        require_same_table(without_torch, table, rows)
     digest.add(table.num_embeddings, table.embedding_dim, table.padding_idx, rows)
     if n:
         digest.add(table.bag(ids, torch.tensor([0, n // 2]), mode="mean"), table.bag(ids[None], mode="max"))
@@ -97,9 +103,11 @@ def _search(table: mgqe.CompactTable, rows: Tensor, digest: Digest) -> None:
 
 def use_id_map(folder: Path, verify: Verify) -> bytes:
     """The digest of an id map: its ids, rows and counts, and the file to which it is saved."""
-    ids = _load(IdMap.load, folder / "ids.safetensors", verify=verify)
+    load = partial(_load, IdMap.load, verify=verify)
+    ids, without_torch = load_both(load, mgqe_reader.IdMap.load, folder / "ids.safetensors")
     if verify:
         ids.validate()
+        require_same_ids(without_torch, ids)
     digest = Digest()
     rows = torch.arange(len(ids))
     digest.add(len(ids), ids.kind, ids.interactions, ids.distinct, ids.counts, ids.share(1))

@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <map>
@@ -88,6 +89,8 @@ struct Record {
 
 Record read_record(const std::string& path, const std::string& fingerprint, const Reading& reading) {
     Record record;
+    struct stat status;
+    if (stat(path.c_str(), &status)) return record;
     try {
         const StoredFile file = open_stored(path, reading);
         if (file.kind != "compact-append-record") refuse("holds " + shown(file.kind) + ", no record of appended files");
@@ -97,7 +100,6 @@ Record read_record(const std::string& path, const std::string& fingerprint, cons
         config.finish();
         Tensors(file.tensors).finish();
     } catch (Refused& refused) {
-        if (refused.status == MGQE_READER_CANNOT_OPEN) return {};
         refused.message = path + ": " + refused.message + ". Restore this file";
         throw;
     }
