@@ -82,6 +82,22 @@ def test_the_page_on_hubs_runs(tmp_path, monkeypatch):
     assert "| recall@10 against the full matrix | 0." in (tmp_path / "items" / "README.md").read_text()
 
 
+def test_the_page_on_reading_without_torch_runs(tmp_path, monkeypatch):
+    """Its blocks continue each other."""
+    monkeypatch.chdir(tmp_path)
+    if not ops.native_available():
+        pytest.skip("the reader is in the compiled library")
+    page = (ROOT / "docs" / "reader.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "docs/reader.md", "exec"), names)
+    assert names["rows"].shape == (2, 32)
+    assert len(names["hits"].ids[1]) == 10
+    assert names["ids"].shape == (2, 3)
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
+        assert (ROOT / "docs" / target).is_file(), target
+
+
 def test_the_page_on_matrices_runs(tmp_path, monkeypatch, capsys):
     """Its blocks continue each other."""
     monkeypatch.chdir(tmp_path)

@@ -232,6 +232,7 @@ def test_needs_numpy_alone_and_is_there_at_once():
     assert float(seconds) < 2  # 0.02 on an idle machine; this one may be busy
 
 
+@pytest.mark.skipif("MGQE_LIBRARY" in os.environ, reason="another library than the one that is installed")
 def test_adds_less_than_two_megabytes():
     package = mgqe_reader.include_folder().parent
     shipped = [path for path in package.rglob("*") if path.suffix in (".py", ".h") and path.parent.name != "native"]
