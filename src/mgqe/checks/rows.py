@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mgqe.checks.columns import column_values, is_column
 from mgqe.checks.ids import check_dense, no_values
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -50,16 +51,20 @@ def shared(array: np.ndarray, name: str) -> Tensor:
 
 
 def plain_vectors(vectors: Any, name: str) -> Tensor:
-    """Vectors as a tensor: a tensor as it is, an array or a list of floats as float32 on the CPU.
+    """Vectors as a tensor: a tensor as it is, an array, a list or a column of a frame as float32 on the CPU.
 
-    Raises TypeError for what holds no numbers.
+    Raises TypeError for what holds no numbers, ValueError for a column with missing vectors.
     """
     if isinstance(vectors, Tensor):
         return vectors
+    if is_column(vectors):
+        vectors = column_values(vectors)
     try:
         array = np.asarray(vectors)
     except ValueError as error:  # lists of unequal lengths
         raise TypeError(f"{name} must be vectors of one length: {error}") from error
     if array.dtype.kind not in "fiu":
-        raise TypeError(f"{name} must be floats: a tensor, an array or a list, got {type(vectors).__name__}")
+        raise TypeError(
+            f"{name} must be floats: a tensor, an array, a list or a column of a frame, got {type(vectors).__name__}"
+        )
     return torch.from_numpy(np.array(array, dtype=np.float32))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mgqe.checks.columns import column_values, is_column
 from mgqe.checks.ids import as_int64, plain_ids
 from mgqe.checks.rows import plain_vectors
 from mgqe.collection.folder import read_folder, write_folder
@@ -25,6 +26,31 @@ class Hits(NamedTuple):
 
     scores: Tensor
     ids: list[Any]
+
+    def to_frame(self, queries: Any = None) -> Any:
+        """A polars frame with columns query, rank (from 1), id and score, one row per id that was found.
+
+        ``to_pandas()`` and ``to_arrow()`` of the frame make others of it.
+
+        Args:
+            queries: (B,) what each query is called; by default its number, from 0.
+
+        Raises:
+            ImportError: polars is not installed. ValueError: not as many names as queries.
+        """
+        pl = _polars("to_frame")
+        scores, ids = (self.scores, self.ids) if self.scores.ndim == 2 else (self.scores[None], [self.ids])
+        names = range(len(ids)) if queries is None else column_values(queries) if is_column(queries) else list(queries)
+        if len(names) != len(ids):
+            raise ValueError(f"{len(names)} names for {len(ids)} queries: give one name per query")
+        found = [
+            (name, rank, one, score)
+            for name, of_query, scores_of_query in zip(names, ids, scores.tolist(), strict=True)
+            for rank, (one, score) in enumerate(zip(of_query, scores_of_query, strict=True), 1)
+            if one is not None
+        ]
+        schema = {"query": None, "rank": pl.Int64, "id": None, "score": pl.Float32}
+        return pl.DataFrame(found, schema=schema, orient="row", infer_schema_length=None)
 
 
 class Collection:
@@ -118,7 +144,7 @@ class Collection:
         """The vectors of ids: float32 (..., d), for ids of the shape (...).
 
         Args:
-            ids: one id, a list, an array, a tensor or a polars column.
+            ids: one id, a list, an array, a tensor, or a column of a polars, pandas or Arrow frame.
             unknown: what ids that are not there give: "error"; "zeros"; or "fallback", the vector that the table has
                 for them (``table.with_fallback``).
 
@@ -135,16 +161,39 @@ class Collection:
             return self.table.lookup(rows)
         return torch.where((rows < 0).unsqueeze(-1), 0.0, self.table.lookup(rows.clamp(min=0)))
 
+    def to_frame(self, ids: Any = None, unknown: str = "error") -> Any:
+        """A polars frame with columns id and vector, an array of d float32, of the ids, or of all.
+
+        ``to_pandas()`` and ``to_arrow()`` of the frame make others of it.
+
+        Args:
+            ids: (n,) as in :meth:`lookup`; None for all, in row order. unknown: as in :meth:`lookup`.
+
+        Raises:
+            ImportError: polars is not installed. KeyError, TypeError, ValueError: as :meth:`lookup`.
+        """
+        pl = _polars("to_frame")
+        if ids is None:
+            vectors = self.table.lookup(torch.arange(len(self)))
+            names: Any = range(len(self)) if self.ids is None else _listed(self.ids.ids(torch.arange(len(self))))
+        else:
+            vectors = self.lookup(ids, unknown)
+            if vectors.ndim != 2:
+                raise ValueError(f"ids must be a list, got the shape {tuple(vectors.shape[:-1])}")
+            names = column_values(ids) if is_column(ids) else ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        shape = pl.Array(pl.Float32, self.table.embedding_dim)
+        return pl.DataFrame({"id": names, "vector": pl.Series(vectors.cpu().numpy(), dtype=shape)})
+
     def topk(
         self, queries: Any, k: int = 10, *, exclude: Any = None, candidates: Any = None, score: str = "dot"
     ) -> Hits:
         """The k ids whose vectors score highest with each query, exactly, from the codes.
 
         Args:
-            queries: floats (d,) or (B, d).
+            queries: floats (d,) or (B, d): a tensor, an array, a list, or a column of vectors of a frame.
             k: how many, 1 to N.
-            exclude: ids not to return: a list for all queries, or B lists, one per query. Ids that are not there are
-                left out.
+            exclude: ids not to return: a list for all queries, or B lists, one per query, or columns of these. Ids
+                that are not there are left out.
             candidates: the only ids to return, in the same forms.
             score: "dot", weighted by :attr:`query_weight` where there is one, or "cosine".
 
@@ -182,7 +231,7 @@ class Collection:
 
         Args:
             ids: (n,) new ids; of a collection without ids None, and the rows are numbered on.
-            vectors: floats (n, d).
+            vectors: floats (n, d), as a tensor, an array, a list, or a column of vectors of a frame.
 
         Raises:
             ValueError: an id that is there already, or twice; not as many vectors as ids. TypeError: a table that
@@ -214,6 +263,7 @@ class Collection:
         """Rows of ids to leave out or keep; those that are not there are dropped."""
         if ids is None:
             return None
+        ids = column_values(ids) if is_column(ids) else ids
         nested = batched and len(ids) and isinstance(ids[0], (list, tuple, np.ndarray, Tensor))
         if nested:
             return [self._known(each) for each in ids]
@@ -245,6 +295,14 @@ def _checked_weight(weight: Any, dim: int) -> Tensor:
             f"query_weight must be {dim} finite floats, one per coordinate, got shape {tuple(vector.shape)}"
         )
     return vector
+
+
+def _polars(name: str) -> Any:
+    try:
+        import polars
+    except ImportError as error:
+        raise ImportError(f"{name} needs polars: pip install 'mgqe[recsys]'") from error
+    return polars
 
 
 def _listed(ids: Any) -> list[Any]:

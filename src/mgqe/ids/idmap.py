@@ -163,7 +163,8 @@ class IdMap:
         """The rows of ids: int64, of the ids' shape.
 
         Args:
-            ids: a tensor, a NumPy array, a polars Series, a list, or one id, of the map's kind.
+            ids: a tensor, a NumPy array, a column of a polars, pandas or Arrow frame, a list, or one id, of the map's
+                kind.
             unknown: the row for unknown ids, such as -1 for a table with a fallback. By default they are an error.
 
         Raises:

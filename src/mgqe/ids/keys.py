@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from mgqe.checks.columns import column_values, is_column
 from mgqe.checks.ids import check_dense, no_values
 from mgqe.ids.logs.id_columns import INTEGERS
 from mgqe.ids.strings import WORD, Strings
@@ -37,7 +38,7 @@ class LookupKeys:
 
 
 def lookup_keys(ids: Any, kind: str) -> LookupKeys:
-    """The keys of a tensor, an array, a polars Series, a list, or one id.
+    """The keys of a tensor, an array, a column of a frame, a list, or one id.
 
     Raises:
         TypeError: ids of another kind than the map's. ValueError: missing ids (null, None).
@@ -46,6 +47,8 @@ def lookup_keys(ids: Any, kind: str) -> LookupKeys:
         if ids.null_count():
             raise ValueError(f"{ids.null_count():,} missing ids (null): drop or fill them first")
         ids = ids.to_numpy() if kind in INTEGERS and ids.dtype.is_integer() else ids.to_list()
+    elif is_column(ids):
+        ids = column_values(ids)
     if isinstance(ids, Tensor):
         check_dense(ids)
         if ids.is_meta:
