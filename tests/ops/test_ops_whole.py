@@ -18,8 +18,14 @@ LEVELS = st.integers(0, 7)
 SUBSPACES = st.lists(st.tuples(st.integers(1, 20), st.lists(st.integers(0, 8), min_size=3, max_size=3)), min_size=1)
 
 
-def whole_table(widths, bits_of_tiers, sizes, dim, seed=0, shared_levels=False, turned=True) -> CompactTable:
+def whole_table(
+    widths, bits_of_tiers, tiers, dim, seed=0, shared_levels=False, turned=True, padding_idx=None
+) -> CompactTable:
+    """Tiers are given by their sizes, or as the tier of each id."""
     generator = torch.Generator().manual_seed(seed)
+    of_ids = isinstance(tiers, torch.Tensor)
+    tiers = Tiers.from_assignment(tiers) if of_ids else Tiers.from_sizes(tiers)
+    sizes = tiers.sizes
     codes = [
         torch.stack([torch.randint(0, 1 << b, (n,), generator=generator) for b in bits], dim=1)
         for n, bits in zip(sizes, bits_of_tiers, strict=True)
@@ -35,12 +41,13 @@ def whole_table(widths, bits_of_tiers, sizes, dim, seed=0, shared_levels=False, 
     mean, matrix = torch.randn(dim, generator=generator), torch.randn(sum(widths), dim, generator=generator)
     matrix = matrix if turned else matrix.abs() * torch.eye(dim)
     return CompactTable.from_mixed_codes(
-        Tiers.from_sizes(sizes),
+        tiers,
         codes,
         books,
         range(len(sizes)),
         widths,
         bits_of_tiers,
+        padding_idx,
         centroid_dtype="int8",
         mean=mean,
         matrix=matrix,
@@ -104,3 +111,38 @@ def test_each_instruction_set(isa):
         for bits in ([0, 0, 2, 7] * 3, [6, 7] * 32 + [5], [1, 0, 3], [4, 5, 6, 3, 2] * 13):
             agrees(whole_table([1] * len(bits), [bits, bits[::-1]], [9, 5], len(bits), shared_levels=True), 70)
         agrees(whole_table([2, 9, 20, 1, 8], [[8, 5, 7, 0, 3], [1, 8, 8, 2, 8]], [9, 5], 40), 70)
+
+
+@pytest.mark.parametrize("isa", ALL)
+@pytest.mark.parametrize("shared_levels", [False, True])
+def test_ids_that_come_again(isa, shared_levels):
+    """Rows that a call keeps are those of their ids, also where ids that share a place alternate, and with padding."""
+    widths, bits = ([1] * 19, [[7] * 19, [4, 5] * 9 + [6]]) if shared_levels else ([3, 9, 7], [[8, 8, 3], [5, 0, 8]])
+    tier_of = torch.arange(20_000) % 3 > 0
+    with instruction_set(isa):
+        table = whole_table(widths, bits, tier_of, 19, shared_levels=shared_levels, padding_idx=7)
+        few = torch.tensor([5, 5 + 4096, 5, 5 + 8192, 7, 5 + 4096, 19_999, 4095]).repeat(700)
+        many = torch.cat([torch.arange(6000) % 61, torch.arange(0, 20_000, 3), torch.arange(9000) % 5000])
+        lookup = table.snapshot.lookup
+        for ids in (few, many):
+            assert torch.equal(lookup(ids), reference.lookup(ids, lookup.table))
+            offsets = torch.cat([torch.arange(0, 200), torch.tensor([200, 400]), torch.arange(500, len(ids), 20)])
+            for mode in ("sum", "mean", "max"):
+                twin = reference_bag(table, ids, offsets, mode, None)
+                assert torch.equal(ops.bag(lookup, ids, offsets, mode), twin), mode
+
+
+@pytest.mark.parametrize("size", [1, 127])
+def test_sums_of_bags_beyond_exact_numbers(size):
+    """Where the sums of a bag times the matrix leave 2^24, they are rounded as the torch twin rounds them."""
+    table = whole_table([40, 40], [[8, 8]], [300], 80, seed=5)
+    book = table.snapshot.lookup.table.centroids[0]
+    matrix = table.snapshot.lookup.table.matrix
+    book.copy_(torch.where(book > 0, size, -size))
+    matrix.copy_(torch.where(matrix > 0, 127, 126))
+    buffers = table.snapshot.lookup.table
+    lookup = ops.PreparedLookup(buffers)
+    ids = torch.arange(3000) % 300
+    offsets = torch.cat([torch.arange(0, 600, 3), torch.arange(600, 3000, 60)])
+    bags = _Bags(ids, offsets, None, len(offsets))
+    assert torch.equal(ops.bag(lookup, ids, offsets), _run_reference(lookup, bags, "sum"))

@@ -17,6 +17,7 @@
 #include "decode_kernel.h"
 #include "isa.h"
 #include "lookup_kernel.h"
+#include "row_cache.h"
 #include "whole.h"
 
 namespace {
@@ -53,6 +54,12 @@ struct BagBlock : Block {
     int32_t kept[kBlock + 1];  // how many of the block's first i ids are not padding; unused if `plain`
     bool plain = false;        // no id is padding
     BagBlock() { memset(tiers, 0, sizeof tiers); }
+    // Of tables of whole numbers: the rows that are not in the cache are located; the block's bytes, when they are decoded.
+    int32_t fresh[kBlock];         // of the rows located: which row of the block each one is
+    uint8_t* keep[kBlock];         // and where it is kept, or null
+    const uint8_t* bytes[kBlock];  // of every row
+    int64_t num_fresh = 0;
+    bool all_fresh = true;         // all rows of the block are located, in order, and none is kept
     int64_t rows_before(int64_t i) const { return plain ? i : kept[i]; }
 };
 
@@ -300,6 +307,53 @@ inline bool locate_plain_block(const Locator& locator, const int64_t* ids, int64
     return true;
 }
 
+// The same for tables of whole numbers, where rows may be in the cache.
+template <typename Locator>
+__attribute__((noinline)) bool locate_fresh_rows(const Locator& locator, RowCache& cache, int64_t padding_idx,
+                                                 const mgqe_bags& bags, int64_t begin, int64_t end, BagBlock& block) {
+    const RowPlaces places = cache.places;
+    const int64_t* const ids = bags.ids + begin;
+    const float* const weights = bags.weights;
+    const int64_t number = end - begin;
+    int64_t count = 0, num_fresh = 0, fresh_ids[kBlock];
+    const bool plain = padding_idx < 0;
+    for (int64_t i = 0; i < number; ++i) {
+        const int64_t id = ids[i];
+        if (!plain) {
+            block.kept[i] = static_cast<int32_t>(count);
+            if (id == padding_idx) continue;
+        }
+        block.bytes[count] = places.row(id);
+        if (weights) block.weights[count] = weights[begin + i];
+        block.fresh[num_fresh] = static_cast<int32_t>(count);
+        fresh_ids[num_fresh] = id;
+        num_fresh += !places.has(id);
+        ++count;
+    }
+    if (!plain) block.kept[number] = static_cast<int32_t>(count);
+    cache.count(count, count - num_fresh);
+    for (int64_t i = 0; i < num_fresh; ++i) {
+        const int64_t id = fresh_ids[i];
+        const uint8_t* codes;
+        int64_t bytes;
+        if (!locator.find(id, codes, block.tiers[i], bytes)) return false;
+        if (bytes <= kLine) {
+            __builtin_prefetch(codes, 0, 3);
+            __builtin_prefetch(codes + bytes - 1, 0, 3);
+        } else {
+            prefetch(codes, bytes);
+        }
+        block.rows[i].codes = codes;
+        block.keep[i] = places.take(id) ? places.row(id) : nullptr;
+    }
+    block.plain = plain;
+    block.all_fresh = false;
+    block.count = count;
+    block.num_fresh = num_fresh;
+    return true;
+}
+
+constexpr int64_t kManyIds = 1024;   // from which on it is worth a look at the whole matrix
 constexpr int64_t kWaitingBags = 4;  // that are multiplied together
 constexpr int64_t kMostOnes = 1 << 24;
 constexpr int64_t kExactSums = (1 << 24) / 127;  // bytes that float32 adds up exactly, too
@@ -317,12 +371,15 @@ struct BagScratch {
     float* memory = nullptr;
     const mgqe_whole_kernels* const kernels;  // for rows of whole numbers, where the processor has them
     mgqe_whole* whole = nullptr;
+    RowCache cache;              // of those; levels are decoded as soon as they are found there
 
-    BagScratch(const mgqe_table& of, const mgqe_bags& bags)
+    // For so many ids.
+    BagScratch(const mgqe_table& of, const mgqe_bags& bags, int64_t count)
         : table(of), multiplied_late(of.matrix && bags.mode != MGQE_MAX), coordinates(of), sums(of),
           ids(bags.books ? kBlock : rows_at_once(largest(of.embedding_dim, coordinates.stride))),
           columns(multiplied_late ? (of.num_coordinates + 15) / 16 * 16 : of.embedding_dim),
-          stride(of.embedding_dim), kernels(of.byte_matrix ? mgqe_active_whole() : nullptr) {}
+          stride(of.embedding_dim), kernels(of.byte_matrix ? mgqe_active_whole() : nullptr),
+          cache(of.num_embeddings, kernels && !of.tiers->levels ? count : 0, kernels ? kernels->row_bytes(of) : 0) {}
     BagScratch(const BagScratch&) = delete;
     BagScratch& operator=(const BagScratch&) = delete;
     ~BagScratch() {
@@ -333,7 +390,7 @@ struct BagScratch {
     bool reserve() {
         const bool mixed = is_mixed(table);
         if (mixed && !coordinates.reserve(ids)) return false;
-        if (kernels && !(whole = kernels->prepare(table))) return false;
+        if (kernels && (!(whole = kernels->prepare(table)) || !cache.reserve())) return false;
         if (multiplied_late && !sums.reserve(kWaitingBags)) return false;
         if (mixed && (multiplied_late || !table.matrix)) {
             rows = coordinates.row(0);
@@ -356,7 +413,7 @@ struct BagWalk {
     const mgqe_decoder* const decoders;
     const Poolers<V> poolers;
     BagTiers tiers;
-    const BagScratch& scratch;
+    BagScratch& scratch;
     const bool adds_bytes;  // sums of coordinates that are whole numbers, and exact
     int64_t bag;      // the one being pooled
     int64_t counted;  // ids of it so far
@@ -364,12 +421,20 @@ struct BagWalk {
     int64_t waiting;  // bags whose coordinates are pooled and have yet to be multiplied
     float shares[kWaitingBags];
     float* waiting_rows[kWaitingBags];
+    const int64_t most_multiplied;  // rows of a bag whose sums are multiplied as whole numbers
+    int64_t whole_waiting;          // such bags that have yet to be multiplied
+    float whole_shares[kWholeBags];
+    float* whole_rows[kWholeBags];
 
-    BagWalk(const mgqe_table& of, const mgqe_bags& which, const mgqe_decoder* decode, const BagScratch& buffers,
+    BagWalk(const mgqe_table& of, const mgqe_bags& which, const mgqe_decoder* decode, BagScratch& buffers,
             int64_t first)
         : table(of), bags(which), decoders(decode), poolers(of, which), scratch(buffers),
           adds_bytes(buffers.whole && buffers.multiplied_late && !which.weights), bag(first), counted(0),
-          total(0), waiting(0) {
+          total(0), waiting(0),
+          most_multiplied(adds_bytes && which.mode == MGQE_SUM && which.n >= kManyIds
+                              ? buffers.kernels->most_multiplied(buffers.whole)
+                              : 0),
+          whole_waiting(0) {
         for (int32_t g = 0; bags.books && g < table.num_tiers; ++g) {
             const mgqe_tier& tier = table.tiers[g];
             tiers.book[g] = bags.books[g];
@@ -422,6 +487,20 @@ struct BagWalk {
         total = 0;
     }
 
+    // A bag whose rows are all in the block.
+    void pool_whole_bag(const uint8_t* const* bytes, int64_t rows) {
+        scratch.kernels->sum_bag(scratch.whole, bytes, rows, whole_waiting);
+        whole_shares[whole_waiting] = static_cast<float>(rows);
+        whole_rows[whole_waiting++] = bags.out + bag * table.embedding_dim;
+        if (whole_waiting == kWholeBags) multiply_whole_waiting();
+        ++bag;
+    }
+
+    void multiply_whole_waiting() {
+        scratch.kernels->multiply_bags(scratch.whole, whole_shares, whole_waiting, whole_rows);
+        whole_waiting = 0;
+    }
+
     void multiply_waiting() {
         multiply_rows<V>(table, scratch.sums.row(0), scratch.sums.stride, shares, waiting, waiting_rows, false);
         waiting = 0;
@@ -429,14 +508,14 @@ struct BagWalk {
 
     // The rows of a block, or, where sums are multiplied, their coordinates.
     void decode_rows_of(BagBlock& block) const {
-        const bool mixed = is_mixed(table);
-        for (int64_t i = 0; i < block.count; ++i)
-            block.rows[i].out = mixed ? scratch.coordinates.row(i) : scratch.rows + i * scratch.stride;
         if (scratch.whole) {
-            scratch.kernels->read(scratch.whole, block.rows, block.tiers, block.count);
+            read_bytes_of(block);
             for (int64_t i = 0; i < block.count && !adds_bytes; ++i)
-                scratch.kernels->row(scratch.whole, i, block.rows[i].out);
+                scratch.kernels->row(scratch.whole, block.bytes[i], scratch.coordinates.row(i));
         } else {
+            const bool mixed = is_mixed(table);
+            for (int64_t i = 0; i < block.count; ++i)
+                block.rows[i].out = mixed ? scratch.coordinates.row(i) : scratch.rows + i * scratch.stride;
             decode_block(table, decoders, block, false);
         }
         if (!table.matrix || scratch.multiplied_late) return;
@@ -444,6 +523,18 @@ struct BagWalk {
         for (int64_t i = 0; i < block.count; ++i) out[i] = scratch.rows + i * scratch.stride;
         const CoordinateRows& from = scratch.coordinates;
         multiply_rows<V>(table, from.row(0), from.stride, nullptr, block.count, out, false);
+    }
+
+    void read_bytes_of(BagBlock& block) const {
+        if (block.all_fresh)
+            return scratch.kernels->read(scratch.whole, block.rows, block.tiers, block.count, block.bytes);
+        const uint8_t* bytes[kBlock];
+        scratch.kernels->read(scratch.whole, block.rows, block.tiers, block.num_fresh, bytes);
+        const size_t row_bytes = static_cast<size_t>(scratch.kernels->row_bytes(table));
+        for (int64_t i = 0; i < block.num_fresh; ++i) {
+            block.bytes[block.fresh[i]] = bytes[i];
+            if (block.keep[i]) memcpy(block.keep[i], bytes[i], row_bytes);
+        }
     }
 
     // Ids [begin, end) are in `block`: every bag that ends among them is finished.
@@ -454,14 +545,19 @@ struct BagWalk {
             const int64_t bag_end = end_of(bag);
             const int64_t stop = bag_end < end ? bag_end : end;
             const int64_t from = block.rows_before(at - begin), to = block.rows_before(stop - begin);
+            if (counted == 0 && bag_end <= end && from < to && to - from <= most_multiplied) {
+                pool_whole_bag(block.bytes + from, to - from);
+                at = stop;
+                continue;
+            }
             if (from < to) {
                 if (adds_bytes && counted + to - from <= kExactSums)
-                    scratch.kernels->sum(scratch.whole, from, to, counted == 0, sums());
+                    scratch.kernels->sum(scratch.whole, block.bytes + from, to - from, counted == 0, sums());
                 else if (bags.books)
                     poolers.pieces(tiers, D, block, from, to, counted == 0, sums());
                 else {
                     for (int64_t i = from; i < to && adds_bytes; ++i)
-                        scratch.kernels->row(scratch.whole, i, scratch.coordinates.row(i));
+                        scratch.kernels->row(scratch.whole, block.bytes[i], scratch.coordinates.row(i));
                     poolers.rows(scratch.rows + from * scratch.stride, scratch.stride, block.weights + from, to - from,
                                  scratch.columns, counted == 0, sums());
                 }
@@ -479,6 +575,9 @@ struct BagWalk {
         const Locator locator(table);
         const bool plain = table.padding_idx < 0 && !bags.weights, in_lines = rows_in_lines(table);
         const auto locate_ids = [&](int64_t first, int64_t last, BagBlock& block) {
+            if (scratch.cache.is_useful())
+                return locate_fresh_rows(locator, scratch.cache, table.padding_idx, bags, first, last, block);
+            block.all_fresh = true;
             if (!plain) return locate_bag_block(locator, table.padding_idx, bags, first, last, block);
             return in_lines ? locate_plain_block<true>(locator, bags.ids + first, last - first, block)
                             : locate_plain_block<false>(locator, bags.ids + first, last - first, block);
@@ -499,13 +598,14 @@ struct BagWalk {
             now ^= 1;
         }
         if (waiting) multiply_waiting();
+        if (whole_waiting) multiply_whole_waiting();
         return MGQE_OK;
     }
 };
 
 template <typename Locator, typename V>
-int32_t walk_bags(const mgqe_table& table, const mgqe_bags& bags, const mgqe_decoder* decoders,
-                  const BagScratch& scratch, int64_t begin, int64_t end) {
+int32_t walk_bags(const mgqe_table& table, const mgqe_bags& bags, const mgqe_decoder* decoders, BagScratch& scratch,
+                  int64_t begin, int64_t end) {
     BagWalk<Locator, V> walk(table, bags, decoders, scratch, begin);
     return walk.run(end);
 }
@@ -513,7 +613,8 @@ int32_t walk_bags(const mgqe_table& table, const mgqe_bags& bags, const mgqe_dec
 template <typename H, typename V>
 int32_t pool_bags(const mgqe_table& table, const mgqe_bags& bags, int64_t begin, int64_t end) {
     mgqe_decoder decoders[kMaxTiers];
-    BagScratch scratch(table, bags);
+    const int64_t ids = bags.n * (end - begin) / bags.count;  // about
+    BagScratch scratch(table, bags, ids);
     if (!bags.books) {
         select_decoders<H>(table, decoders);
         if (!scratch.reserve()) return MGQE_NO_MEMORY;

@@ -16,13 +16,23 @@ struct mgqe_whole_kernels {
     int32_t (*lookup)(const mgqe_table& table, const int64_t* ids, int64_t begin, int64_t end, float* out, bool stream);
     mgqe_whole* (*prepare)(const mgqe_table& table);  // null without memory
     void (*release)(mgqe_whole* whole);
-    // Reads the codes of a block of n rows, at most 64, of tiers tiers[i]; the next two are about this block.
-    void (*read)(mgqe_whole* whole, const mgqe_row* rows, const int32_t* tiers, int64_t n);
-    // out[k] = coordinate k of row i of the block. Up to 15 floats more are written.
-    void (*row)(mgqe_whole* whole, int64_t i, float* out);
-    // out[k] = the sum of coordinate k of rows [from, to) of the block; added to out[k] unless `fresh`. The same.
-    void (*sum)(mgqe_whole* whole, int64_t from, int64_t to, bool fresh, float* out);
+    // Bytes of a row: one for each coordinate, 128 more than it, filled up to a multiple of 64.
+    int64_t (*row_bytes)(const mgqe_table& table);
+    // Decodes the codes of a block of n rows, at most 64, of tiers tiers[i]: bytes[i] is row i until the next call.
+    void (*read)(mgqe_whole* whole, const mgqe_row* rows, const int32_t* tiers, int64_t n, const uint8_t** bytes);
+    // out[k] = coordinate k of a row. Up to 15 floats more are written.
+    void (*row)(const mgqe_whole* whole, const uint8_t* bytes, float* out);
+    // out[k] = the sum of coordinate k of n rows, at most 64; added to out[k] unless `fresh`. The same.
+    void (*sum)(const mgqe_whole* whole, const uint8_t* const* bytes, int64_t n, bool fresh, float* out);
+    // Sums of so many rows are multiplied with the matrix as whole numbers, and are exact in float32, too; 0: of none.
+    int64_t (*most_multiplied)(const mgqe_whole* whole);
+    // Sums coordinates of n rows, at most so many: they are bag number `bag`, less than kWholeBags.
+    void (*sum_bag)(mgqe_whole* whole, const uint8_t* const* bytes, int64_t n, int64_t bag);
+    // out[b] = shares[b] * mean + column scales * (the sums of bag b @ matrix), b < n, as multiply_rows has it.
+    void (*multiply_bags)(const mgqe_whole* whole, const float* shares, int64_t n, float* const* out);
 };
+
+constexpr int64_t kWholeBags = 4;
 
 #if defined(__x86_64__)
 extern const mgqe_whole_kernels mgqe_whole_avx2;

@@ -280,6 +280,12 @@ struct Avx2 {
         }
     }
 
+    static constexpr bool kMultipliesWords = false;  // no faster than float32
+
+    static void copy(const float* from, float* to, int64_t dim, bool stream) {
+        for (int64_t t = 0; t < dim; t += 8) write(to, t, dim, _mm256_load_ps(from + t), stream);
+    }
+
     static void fence() { _mm_sfence(); }
 };
 

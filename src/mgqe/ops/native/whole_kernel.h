@@ -1,12 +1,13 @@
 // Look-ups and sums in tables of whole numbers, included by each whole_*.cpp.
 //
 // A centroid is some bytes, each 128 more than a coordinate. A row's codes are unpacked many at a time into the places
-// of its centroids. Bags add centroids up from there; else they are copied into a row of bytes. Where coordinates share
-// their centroids, the levels, codes are unpacked and levels found in registers, and bags add up rows of bytes.
+// of its centroids, which are copied into a row of bytes. Where coordinates share their centroids, the levels, codes are
+// unpacked and levels found in registers. Bags add up rows of bytes.
 // What an instruction set `W` offers is listed where it is used:
 //   PlaceCodes, kPlaces, lay_out_places(), places();
 //   LevelCodes, kLevels, lay_out_levels(), decode_levels();
-//   Matrix, multiply(), scale(), fence(); Words, a vector of 16-bit numbers.
+//   Matrix, multiply(), scale(), copy(), fence(); Words, a vector of 16-bit numbers;
+//   kMultipliesWords, and then multiply_words(): sums of bags with the matrix.
 #ifndef MGQE_WHOLE_KERNEL_H
 #define MGQE_WHOLE_KERNEL_H
 
@@ -19,13 +20,13 @@
 #include "isa.h"
 #include "lookup_kernel.h"
 #include "mgqe_native.h"
+#include "row_cache.h"
 #include "whole.h"
 #include "whole_codes.h"
 
 namespace {
 
 constexpr int kMiddle = 128;  // a byte less its coordinate
-constexpr int kSummed = 8;    // copies that are summed at once
 
 inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
@@ -62,7 +63,6 @@ public:
             if (table.tiers[g].levels) level_groups += groups_of(W::kLevels);
             else place_groups += groups_of(W::kPlaces);
         }
-        in_bytes = level_groups > 0;
         num_places = round_up(copies, W::kPlaces);
         const size_t sizes[] = {
             size_of<WholeTier<W>>(table.num_tiers),
@@ -71,7 +71,7 @@ public:
             size_of<uint8_t>(kBlock * stride),
             size_of<uint16_t>(kBlock * num_places),
             size_of<uint16_t>(copies),
-            size_of<uint16_t>(2 * stride),
+            size_of<uint16_t>(kWholeBags * words_of_bag()),
         };
         size_t total = 0;
         for (const size_t size : sizes) total += size;
@@ -88,7 +88,7 @@ public:
         rows = static_cast<uint8_t*>(part(3));
         places = static_cast<uint16_t*>(part(4));
         coordinates = static_cast<uint16_t*>(part(5));
-        sums = static_cast<uint16_t*>(part(6));
+        words = static_cast<uint16_t*>(part(6));
         uint16_t* coordinate = coordinates;
         for_each_copy(table.tiers[0], [&](const Copy& copy) {
             *coordinate++ = static_cast<uint16_t>(copy.piece->coordinate + copy.ahead);
@@ -97,7 +97,7 @@ public:
     }
 
     // A tier at a time.
-    void read(const mgqe_row* block, const int32_t* tier_of, int64_t n) {
+    void read(const mgqe_row* block, const int32_t* tier_of, int64_t n, const uint8_t** bytes) const {
         RowsOfTier mine;
         mine.rows = block;
         const bool one = table.num_tiers == 1;
@@ -111,18 +111,10 @@ public:
             if (mine.count) read_tier(tiers[g], mine);
             left -= mine.count;
         }
-        if (!in_bytes)
-            for (int64_t i = 0; i < n; ++i) books[i] = tiers[one ? 0 : tier_of[i]].book;
+        for (int64_t i = 0; i < n; ++i) bytes[i] = rows + i * stride;
     }
 
-    // The bytes of a row that was read.
-    const uint8_t* bytes(int64_t i) const {
-        if (!in_bytes) copy(i, books[i]);
-        return rows + i * stride;
-    }
-
-    void row(int64_t i, float* out) const {
-        const uint8_t* const from = bytes(i);
+    void row(const uint8_t* from, float* out) const {
         for (int64_t k = 0; k < table.num_coordinates; k += W::kLanes) {
             typename W::Bytes some;
             __builtin_memcpy(&some, from + k, sizeof some);
@@ -131,26 +123,74 @@ public:
         }
     }
 
-    void sum(int64_t from, int64_t to, bool fresh, float* out) {
-        if (in_bytes) sum_bytes(from, to);
-        else sum_centroids(from, to);
-        const int32_t middles = static_cast<int32_t>(kMiddle * (to - from));
-        for (int64_t k = 0; k < table.num_coordinates; k += W::kLanes) {
-            typename W::ShortWords some;
-            __builtin_memcpy(&some, sums + k, sizeof some);
-            Floats numbers = __builtin_convertvector(__builtin_convertvector(some, Ints) - middles, Floats);
-            if (!fresh) {
-                Floats before;
-                __builtin_memcpy(&before, out + k, sizeof before);
-                numbers += before;
+    void sum(const uint8_t* const* bytes, int64_t n, bool fresh, float* out) const {
+        const int32_t middles = static_cast<int32_t>(kMiddle * n);
+        for (int64_t at = 0; at < table.num_coordinates; at += 64) {
+            Words evens[kVectors], odds[kVectors];
+            sum_bytes(bytes, n, at, evens, odds);
+            uint16_t even[32], odd[32], sums[64];
+            __builtin_memcpy(even, evens, sizeof even);
+            __builtin_memcpy(odd, odds, sizeof odd);
+            for (int pair = 0; pair < 32; ++pair) {
+                sums[2 * pair] = even[pair];
+                sums[2 * pair + 1] = odd[pair];
             }
-            __builtin_memcpy(out + k, &numbers, sizeof numbers);
+            for (int64_t k = at; k < table.num_coordinates && k < at + 64; k += W::kLanes) {
+                typename W::ShortWords some;
+                __builtin_memcpy(&some, sums + (k - at), sizeof some);
+                Floats numbers = __builtin_convertvector(__builtin_convertvector(some, Ints) - middles, Floats);
+                if (!fresh) {
+                    Floats before;
+                    __builtin_memcpy(&before, out + k, sizeof before);
+                    numbers += before;
+                }
+                __builtin_memcpy(out + k, &numbers, sizeof numbers);
+            }
         }
+    }
+
+    // How many rows' sums, at most 64, times the matrix stay below 2^24 in size, as do the sums on the way there.
+    int64_t most_multiplied() const {
+        if (!W::kMultipliesWords || table.diagonal) return 0;
+        int64_t most = 1;
+        const int64_t columns = round_up(table.embedding_dim, MGQE_MATRIX_STEP);
+        for (int64_t t = 0; t < columns; ++t) {
+            int64_t sum = 0;
+            for (int64_t quad = 0; quad < (table.num_coordinates + 3) / 4; ++quad)
+                for (int64_t k = 0; k < 4; ++k) sum += abs(table.byte_matrix[(quad * columns + t) * 4 + k]);
+            most = sum > most ? sum : most;
+        }
+        const int64_t rows = (int64_t{1} << 24) / (kMiddle * most);
+        return rows < kBlock ? rows : kBlock;
+    }
+
+    // As W::multiply_words wants them: the sums of 64 coordinates at a time, the even ones first.
+    void sum_bag(const uint8_t* const* bytes, int64_t n, int64_t bag) {
+        const uint16_t middles = static_cast<uint16_t>(kMiddle * n);
+        uint16_t* to = words + bag * words_of_bag();
+        for (int64_t at = 0; at < table.num_coordinates; at += 64, to += 64) {
+            Words even[kVectors], odd[kVectors];
+            sum_bytes(bytes, n, at, even, odd);
+            for (int v = 0; v < kVectors; ++v) {
+                even[v] -= middles;
+                odd[v] -= middles;
+            }
+            __builtin_memcpy(to, even, sizeof even);
+            __builtin_memcpy(to + 32, odd, sizeof odd);
+        }
+    }
+
+    void multiply_bags(const float* shares, int64_t n, float* const* out) const {
+        if constexpr (W::kMultipliesWords) W::multiply_words(table, words, words_of_bag(), shares, n, out);
     }
 
 private:
     typedef typename W::Ints Ints;
     typedef typename W::Floats Floats;
+    typedef typename W::Words Words;
+    static constexpr int kVectors = 64 / sizeof(Words);
+
+    int64_t words_of_bag() const { return round_up(table.num_coordinates, 64); }
 
     template <typename T>
     static size_t size_of(int64_t count) {
@@ -196,89 +236,112 @@ private:
         if (tier.levels) return W::decode_levels(tier, mine, rows, stride);
         for (int64_t group = 0; group < tier.groups; ++group)
             W::places(tier.places[group], mine, places + group * W::kPlaces, num_places);
-        for (int64_t i = 0; i < mine.count && in_bytes; ++i) copy(mine.at[i], tier.book);
+        for (int64_t i = 0; i < mine.count; ++i) copy(mine.at[i], tier.book);
     }
 
     // What is copied beyond a centroid lies in the next ones, which are copied later, or behind the row.
     void copy(int64_t i, const uint8_t* book) const {
         const uint16_t *const to = coordinates, *const from = places + i * num_places;
         uint8_t* const bytes = rows + i * stride;
+#pragma GCC unroll 8
         for (int64_t c = 0, end = copies; c < end; ++c) __builtin_memcpy(bytes + to[c], book + from[c], kCopied);
     }
 
-    // In 16 bits: at most 64 bytes are added. The even bytes of a vector, the low ones of its 16-bit numbers, are added
-    // together with the odd ones, and these taken off in the end.
-    void sum_bytes(int64_t from, int64_t to) {
-        typedef typename W::Words Words;
-        constexpr int kVectors = 64 / sizeof(Words);
-        for (int64_t k = 0; k < stride; k += 64) {
-            Words both[kVectors] = {}, odd[kVectors] = {};
-            const uint8_t* row = rows + from * stride + k;
-            for (int64_t i = from; i < to; ++i, row += stride) {
+    // Bytes [at, at + 64) of n rows, in 16 bits: at most 64 are added. The even bytes of a vector, the low ones of its
+    // 16-bit numbers, are added together with the odd ones, and these taken off in the end.
+    static void sum_bytes(const uint8_t* const* bytes, int64_t n, int64_t at, Words* evens, Words* odds) {
+        Words both[kVectors] = {}, odd[kVectors] = {};
+        for (int64_t i = 0; i < n; ++i) {
+            const uint8_t* const row = bytes[i] + at;
 #pragma GCC unroll 4
-                for (int v = 0; v < kVectors; ++v) {
-                    Words words;
-                    __builtin_memcpy(&words, row + v * sizeof(Words), sizeof(Words));
-                    both[v] += words;
-                    odd[v] += words >> 8;
-                }
-            }
-            uint16_t of_both[32], of_odd[32];
-            __builtin_memcpy(of_both, both, sizeof of_both);
-            __builtin_memcpy(of_odd, odd, sizeof of_odd);
-            for (int pair = 0; pair < 32; ++pair) {
-                sums[k + 2 * pair] = static_cast<uint16_t>(of_both[pair] - (of_odd[pair] << 8));
-                sums[k + 2 * pair + 1] = of_odd[pair];
+            for (int v = 0; v < kVectors; ++v) {
+                Words words;
+                __builtin_memcpy(&words, row + v * sizeof(Words), sizeof(Words));
+                both[v] += words;
+                odd[v] += words >> 8;
             }
         }
-    }
-
-    // The same of centroids: those of kCount copies from `first` on.
-    template <int kCount>
-    void sum_copies(int64_t from, int64_t to, int64_t first) {
-        typedef uint8_t Eight __attribute__((vector_size(8)));
-        typedef uint16_t EightWords __attribute__((vector_size(16)));
-        EightWords totals[kCount] = {};
-        const uint16_t* place = places + from * num_places + first;
-        for (int64_t i = from; i < to; ++i, place += num_places) {
-            const uint8_t* const book = books[i];
-#pragma GCC unroll 8
-            for (int c = 0; c < kCount; ++c) {
-                Eight eight;
-                __builtin_memcpy(&eight, book + place[c], kCopied);
-                totals[c] += __builtin_convertvector(eight, EightWords);
-            }
-        }
-        for (int c = 0; c < kCount; ++c)
-            __builtin_memcpy(sums + coordinates[first + c], &totals[c], sizeof(EightWords));
-    }
-
-    void sum_centroids(int64_t from, int64_t to) {
-        int64_t first = 0;
-        for (; first + kSummed <= copies; first += kSummed) sum_copies<kSummed>(from, to, first);
-        switch (copies - first) {
-            case 7: return sum_copies<7>(from, to, first);
-            case 6: return sum_copies<6>(from, to, first);
-            case 5: return sum_copies<5>(from, to, first);
-            case 4: return sum_copies<4>(from, to, first);
-            case 3: return sum_copies<3>(from, to, first);
-            case 2: return sum_copies<2>(from, to, first);
-            case 1: return sum_copies<1>(from, to, first);
-            default: return;
+        for (int v = 0; v < kVectors; ++v) {
+            evens[v] = both[v] - (odd[v] << 8);
+            odds[v] = odd[v];
         }
     }
 
     int64_t copies = 0;
-    bool in_bytes = false;  // rows are bytes when they have been read
     void* memory = nullptr;
     WholeTier<W>* tiers = nullptr;
     uint16_t* coordinates = nullptr;  // that each copy begins with
-    uint16_t* sums = nullptr;
     uint8_t* rows = nullptr;  // `stride` bytes each
     uint16_t* places = nullptr;
+    uint16_t* words = nullptr;  // sums of bags that wait to be multiplied
     int64_t num_places = 0;  // of a row
-    const uint8_t* books[kBlock];
 };
+
+// Ids located, and their codes asked for, but for those whose rows are in the cache, or will be when they are copied.
+struct CachedBlock : Block {
+    int64_t kept;  // rows [kept, count) go to the cache
+    struct {
+        const float* from;
+        float* to;
+    } copies[kBlock];
+    int64_t num_copies;
+};
+
+// Fills a block from ids [begin, end); padding rows are zeroed on the way. False if the tier map is damaged.
+template <typename Locator>
+bool locate_new(const Locator& locator, RowCache& cache, int64_t padding_idx, int64_t dim, const int64_t* ids,
+                int64_t begin, int64_t end, float* out, CachedBlock& block) {
+    block.num_copies = 0;
+    if (!cache.is_useful()) {
+        const bool sound = locate_block(locator, padding_idx, dim, ids, begin, end, out, block);
+        block.kept = block.count;
+        return sound;
+    }
+    const RowPlaces places = cache.places;
+    int64_t fresh[kBlock], num_fresh = 0;
+    for (int64_t i = begin; i < end; ++i) {
+        const int64_t id = ids[i];
+        float* const to = out + i * dim;
+        if (id == padding_idx) {
+            memset(to, 0, static_cast<size_t>(dim) * sizeof(float));
+            continue;
+        }
+        const bool has = places.has(id);
+        block.copies[block.num_copies] = {reinterpret_cast<const float*>(places.row(id)), to};
+        block.num_copies += has;
+        fresh[num_fresh] = i;
+        num_fresh += !has;
+    }
+    cache.count(end - begin, block.num_copies);
+    mgqe_row kept[kBlock];
+    int32_t kept_tiers[kBlock];
+    int64_t count = 0, num_kept = 0;
+    for (int64_t i = 0; i < num_fresh; ++i) {
+        const int64_t id = ids[fresh[i]];
+        float* const to = out + fresh[i] * dim;
+        const uint8_t* codes;
+        int32_t tier;
+        int64_t bytes;
+        if (!locator.find(id, codes, tier, bytes)) return false;
+        prefetch(codes, bytes);
+        if (places.take(id)) {
+            float* const row = reinterpret_cast<float*>(places.row(id));
+            kept[num_kept] = {codes, row};
+            kept_tiers[num_kept++] = tier;
+            block.copies[block.num_copies++] = {row, to};
+        } else {
+            block.rows[count] = {codes, to};
+            block.tiers[count++] = tier;
+        }
+    }
+    block.kept = count;
+    for (int64_t i = 0; i < num_kept; ++i) {
+        block.rows[count] = kept[i];
+        block.tiers[count++] = kept_tiers[i];
+    }
+    block.count = count;
+    return true;
+}
 
 template <typename W, typename Locator>
 int32_t lookup_whole_located(const mgqe_table& table, const int64_t* ids, int64_t begin, int64_t end, float* out,
@@ -287,23 +350,26 @@ int32_t lookup_whole_located(const mgqe_table& table, const int64_t* ids, int64_
     const int64_t dim = table.embedding_dim, padding_idx = table.padding_idx;
     Whole<W> whole(table);
     typename W::Matrix matrix(table);
-    if (!whole.reserve() || !matrix.reserve()) return MGQE_NO_MEMORY;
-    Block blocks[2];
+    RowCache cache(table.num_embeddings, end - begin, round_up(dim * int64_t{sizeof(float)}, 64));
+    if (!whole.reserve() || !matrix.reserve() || !cache.reserve()) return MGQE_NO_MEMORY;
+    const auto write = [&](const uint8_t* const* bytes, const mgqe_row* rows, int64_t n, bool around) {
+        if (!table.diagonal) return matrix.multiply(bytes, rows, n, around);
+        for (int64_t i = 0; i < n; ++i) W::scale(table, bytes[i], rows[i].out, around);
+    };
+    CachedBlock blocks[2];
     int now = 0;
     int64_t next = begin + kBlock < end ? begin + kBlock : end;
-    bool sound = locate_block(locator, padding_idx, dim, ids, begin, next, out, blocks[now]);
+    bool sound = locate_new(locator, cache, padding_idx, dim, ids, begin, next, out, blocks[now]);
     while (sound) {
         const int64_t after = next + kBlock < end ? next + kBlock : end;
         const bool more = next < end;
-        if (more) sound = locate_block(locator, padding_idx, dim, ids, next, after, out, blocks[now ^ 1]);
-        const Block& block = blocks[now];
-        whole.read(block.rows, block.tiers, block.count);
+        if (more) sound = locate_new(locator, cache, padding_idx, dim, ids, next, after, out, blocks[now ^ 1]);
+        const CachedBlock& block = blocks[now];
         const uint8_t* bytes[kBlock];
-        for (int64_t i = 0; i < block.count; ++i) bytes[i] = whole.bytes(i);
-        if (table.diagonal)
-            for (int64_t i = 0; i < block.count; ++i) W::scale(table, bytes[i], block.rows[i].out, stream);
-        else
-            matrix.multiply(bytes, block.rows, block.count, stream);
+        whole.read(block.rows, block.tiers, block.count, bytes);
+        write(bytes, block.rows, block.kept, stream);
+        write(bytes + block.kept, block.rows + block.kept, block.count - block.kept, false);
+        for (int64_t i = 0; i < block.num_copies; ++i) W::copy(block.copies[i].from, block.copies[i].to, dim, stream);
         if (!more) break;
         now ^= 1;
         next = after;
@@ -326,6 +392,11 @@ Whole<W>* own(mgqe_whole* whole) {
 }
 
 template <typename W>
+const Whole<W>* own(const mgqe_whole* whole) {
+    return reinterpret_cast<const Whole<W>*>(whole);
+}
+
+template <typename W>
 mgqe_whole* prepare_whole(const mgqe_table& table) {
     Whole<W>* whole = new (std::nothrow) Whole<W>(table);
     if (whole && !whole->reserve()) {
@@ -340,12 +411,20 @@ constexpr mgqe_whole_kernels whole_kernels() {
     return {lookup_whole<W>,
             prepare_whole<W>,
             [](mgqe_whole* whole) { delete own<W>(whole); },
-            [](mgqe_whole* whole, const mgqe_row* rows, const int32_t* tiers, int64_t n) {
-                own<W>(whole)->read(rows, tiers, n);
+            [](const mgqe_table& table) { return round_up(table.num_coordinates, 64); },
+            [](mgqe_whole* whole, const mgqe_row* rows, const int32_t* tiers, int64_t n, const uint8_t** bytes) {
+                own<W>(whole)->read(rows, tiers, n, bytes);
             },
-            [](mgqe_whole* whole, int64_t i, float* out) { own<W>(whole)->row(i, out); },
-            [](mgqe_whole* whole, int64_t from, int64_t to, bool fresh, float* out) {
-                own<W>(whole)->sum(from, to, fresh, out);
+            [](const mgqe_whole* whole, const uint8_t* bytes, float* out) { own<W>(whole)->row(bytes, out); },
+            [](const mgqe_whole* whole, const uint8_t* const* bytes, int64_t n, bool fresh, float* out) {
+                own<W>(whole)->sum(bytes, n, fresh, out);
+            },
+            [](const mgqe_whole* whole) { return own<W>(whole)->most_multiplied(); },
+            [](mgqe_whole* whole, const uint8_t* const* bytes, int64_t n, int64_t bag) {
+                own<W>(whole)->sum_bag(bytes, n, bag);
+            },
+            [](const mgqe_whole* whole, const float* shares, int64_t n, float* const* out) {
+                own<W>(whole)->multiply_bags(shares, n, out);
             }};
 }
 

@@ -203,6 +203,80 @@ struct Vbmi {
         }
     }
 
+    // out[b] = shares[b] * mean + scale * (sums of bag b @ matrix). Two products at once: the matrix has four coordinates
+    // together, and the first and third of them are as 16-bit numbers what the even sums are.
+    static constexpr bool kMultipliesWords = true;
+    static void multiply_words(const mgqe_table& table, const uint16_t* words, int64_t stride, const float* shares,
+                               int64_t n, float* const* out) {
+        const int64_t dim = table.embedding_dim;
+        int64_t first = 0;
+        if (n == kWholeBags)
+            for (; first + 48 < dim; first += 64)
+                multiply_columns<kWholeBags, 4>(table, words, stride, shares, out, first);
+        for (; first < dim; first += 16)
+            for (int64_t b = 0; b < n; ++b)
+                multiply_columns<1, 1>(table, words + b * stride, stride, shares + b, out + b, first);
+    }
+    template <int kBags, int kVectors>
+    static void multiply_columns(const mgqe_table& table, const uint16_t* words, int64_t stride, const float* shares,
+                                 float* const* out, int64_t first) {
+        const int64_t dim = table.embedding_dim, quads = (table.num_coordinates + 3) / 4;
+        const int64_t step = 4 * round_up(dim, MGQE_MATRIX_STEP);
+        __m512i sums[kBags][kVectors];
+#pragma GCC unroll 4
+        for (int b = 0; b < kBags; ++b)
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; ++v) sums[b][v] = _mm512_setzero_si512();
+        const int8_t* from = table.byte_matrix + 4 * first;
+        for (int64_t quad = 0; quad < quads; ++quad, from += step) {
+            const uint16_t* const pairs = words + quad / 16 * 64 + quad % 16 * 2;
+            __m512i even[kVectors], odd[kVectors];
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; ++v) {
+                const __m512i four = _mm512_loadu_si512(from + 64 * v);
+                even[v] = _mm512_srai_epi16(_mm512_slli_epi16(four, 8), 8);
+                odd[v] = _mm512_srai_epi16(four, 8);
+            }
+#pragma GCC unroll 4
+            for (int b = 0; b < kBags; ++b) {
+                int32_t evens, odds;
+                __builtin_memcpy(&evens, pairs + b * stride, 4);
+                __builtin_memcpy(&odds, pairs + b * stride + 32, 4);
+                const __m512i z_even = _mm512_set1_epi32(evens), z_odd = _mm512_set1_epi32(odds);
+#pragma GCC unroll 4
+                for (int v = 0; v < kVectors; ++v) {
+                    sums[b][v] = _mm512_dpwssd_epi32(sums[b][v], z_even, even[v]);
+                    sums[b][v] = _mm512_dpwssd_epi32(sums[b][v], z_odd, odd[v]);
+                }
+            }
+        }
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+            const int64_t at = first + 16 * v;
+            const __m512 mean = _mm512_loadu_ps(table.mean + at), scale = _mm512_loadu_ps(table.column_scales + at);
+#pragma GCC unroll 4
+            for (int b = 0; b < kBags; ++b) {
+                const __m512 start = _mm512_mul_ps(mean, _mm512_set1_ps(shares[b]));
+                const __m512 row = _mm512_add_ps(start, _mm512_mul_ps(_mm512_cvtepi32_ps(sums[b][v]), scale));
+                if (at >= dim) continue;
+                const uint32_t left = dim - at < 16 ? (1u << (dim - at)) - 1 : 0xffff;
+                _mm512_mask_storeu_ps(out[b] + at, static_cast<__mmask16>(left), row);
+            }
+        }
+    }
+
+    static void copy(const float* from, float* to, int64_t dim, bool stream) {
+        stream = stream && reinterpret_cast<uintptr_t>(to) % 64 == 0;
+        int64_t t = 0;
+        for (; t + 16 <= dim; t += 16) {
+            const __m512 row = _mm512_load_ps(from + t);
+            if (stream) _mm512_stream_ps(to + t, row);
+            else _mm512_storeu_ps(to + t, row);
+        }
+        if (t < dim)
+            _mm512_mask_storeu_ps(to + t, static_cast<__mmask16>((1u << (dim - t)) - 1), _mm512_load_ps(from + t));
+    }
+
     static void fence() { _mm_sfence(); }
 };
 
