@@ -11,6 +11,7 @@ import time
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from paths import GOLDEN
@@ -263,35 +264,59 @@ def test_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 def test_a_command_needs_its_own_packages_alone(tiny: Path, tmp_path: Path) -> None:
-    """Neither polars nor matplotlib is there: train says so, inspect, verify and plan work."""
+    """Neither polars nor matplotlib is there: train says so, and what reads no logs and draws nothing works."""
     out = tmp_path / "out"
     mgqe.save(mgqe.MGQEmbedding(100, 8, counts=torch.arange(100, 0, -1), num_centroids=4).freeze(), out)
-    hide = "import sys; sys.modules.update(polars=None, matplotlib=None); from mgqe.cli import main; main()"
+    np.save(tmp_path / "items.npy", np.random.default_rng(0).standard_normal((300, 8)).astype(np.float32))
+    np.save(tmp_path / "counts.npy", np.arange(300))
+    (tmp_path / "names.txt").write_text("".join(f"shoe-{n}\n" for n in range(300)))
+    items = str(tmp_path / "items")
+    known = ["--ids", str(tmp_path / "names.txt"), "--counts", str(tmp_path / "counts.npy")]
+    needs = "needs polars"
+    calls: list[tuple[list[str], int, str]] = [
+        (["--help"], 0, "Not available"),
+        (["inspect", str(out)], 0, "a table, CompactTable"),
+        (["verify", str(out)], 0, "nothing is damaged"),
+        (["compress", f"{items}.npy", *known, "--budget", "60%", "--no-check"], 0, "written to"),
+        (["neighbours", items, "shoe-3"], 0, "rank"),
+        (["inspect", items], 0, "a collection"),
+        (["verify", items], 0, "nothing is damaged"),
+        (["convert", str(out), "--out", str(tmp_path / "again")], 0, "in the present version"),
+        (["plan", "--rows=100", "--dim=8", "--budget=50%"], 0, "100 ids x 8"),
+        (["train", "--out", str(out)], 1, needs),
+        (["ids", "log.csv", "--column", "a"], 1, needs),
+        (["compare"], 1, needs),
+        (["study", "x"], 1, "pip install 'mgqe[recsys]'"),
+        (["inspect", str(out), "--plot", "x.png"], 1, "needs matplotlib; run: pip install 'mgqe[recsys]'"),
+        (["plan", "--counts", "planted", "--dim=8", "--budget=50%"], 1, "polars"),
+    ]
+    hide = "import json, sys; sys.modules.update(polars=None, matplotlib=None)\n"
+    hide += "from typer.testing import CliRunner; from mgqe.cli.app import app\n"
+    hide += "answers = [CliRunner().invoke(app, call) for call in json.loads(sys.argv[1])]\n"
+    hide += "print(json.dumps([(answer.exit_code, answer.output) for answer in answers]))"
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2]), "COLUMNS": "200"}
+    command = [sys.executable, "-c", hide, json.dumps([arguments for arguments, _, _ in calls])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for (arguments, code, words), (exit_code, text) in zip(calls, json.loads(done.stdout), strict=True):
+        assert (exit_code, words in flat(text)) == (code, True), (arguments, text)
 
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", hide, *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
-    for arguments in (
-        ["--help"],
-        ["inspect", str(out)],
-        ["verify", str(out)],
-        ["plan", "--rows=100", "--dim=8", "--budget=50%"],
-    ):
-        done = call(*arguments)
-        assert done.returncode == 0, done.stderr
-    for arguments in (["train", "--out", str(out)], ["ids", "log.csv", "--column", "a"], ["compare"], ["study", "x"]):
-        done = call(*arguments)
-        assert done.returncode == 1
-        assert f"mgqe: {arguments[0]} needs polars" in done.stderr
-        assert "pip install 'mgqe[recsys]'" in done.stderr
-    done = call("inspect", str(out), "--plot", str(tmp_path / "bits.png"))
-    assert done.returncode == 1
-    assert "inspect --plot needs matplotlib; run: pip install 'mgqe[recsys]'" in done.stderr
-    done = call("plan", "--counts", "planted", "--dim=8", "--budget=50%")
-    assert done.returncode == 1
-    assert "polars" in done.stderr
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_closed_pipe_is_silent(tmp_path: Path, as_json: bool) -> None:
+    """As after `| head -1`: the reader has gone before all is written."""
+    rows = np.random.default_rng(0).standard_normal((300, 8)).astype(np.float32)
+    mgqe.Collection(mgqe.compress_table(torch.from_numpy(rows), "60%")).save(tmp_path / "items")
+    np.save(tmp_path / "queries.npy", rows)  # 300 answers, more than a pipe holds
+    arguments = ["topk", str(tmp_path / "items"), "--queries", str(tmp_path / "queries.npy"), "-k", "50"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    command = [sys.executable, "-m", "mgqe.cli", *arguments, *["--json"][:as_json]]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
 
 
 def test_kill_and_go_on(tiny: Path, tmp_path: Path) -> None:

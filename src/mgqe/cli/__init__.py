@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from mgqe.cli.packages import missing_packages
@@ -16,4 +17,15 @@ def main() -> None:
         raise SystemExit(1)
     from mgqe.cli.app import app
 
-    app()
+    try:
+        app()
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Write what is left, unless nobody reads it any more, as after ``mgqe ... | head -1``."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python ends

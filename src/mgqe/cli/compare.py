@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from mgqe.cli.experiments import check_jobs, seeds_of, train_with_bars
 from mgqe.cli.options import PREFER_HELP
 from mgqe.cli.run_options import BUDGET_HELP, DEFAULT_BUDGET, EMBEDDINGS, Overwrite, takes_config, with_budget
-from mgqe.cli.terminal import clean_errors, output, say
+from mgqe.cli.terminal import AsJson, clean_errors, output, say
 from mgqe.files.destination import check_folder
 from mgqe.recsys.study.analysis import StudyResults
 from mgqe.recsys.study.comparison import PAIR, Comparison
@@ -64,6 +65,7 @@ def compare(
     seeds: Annotated[str, typer.Option(help="Seeds, joined by commas.")] = "1,2,3",
     jobs: Annotated[int, typer.Option(help="Runs at the same time, each in its own process.")] = 1,
     overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     study = Comparison.of(config, _embeddings(embedding, budget, prefer), seeds_of(seeds))
     check_jobs(jobs)
@@ -77,19 +79,23 @@ def compare(
     for note in check_pending(runs):
         say(note)
     new = train_with_bars(runs, out, jobs, lambda pair, run: run.name, overwrite)
-    results = StudyResults(study, read_results(out / RESULTS).records)
-    if results.groups(PAIR):
+    records = read_results(out / RESULTS).records
+    results = StudyResults(study, records)
+    title = f"{config.data}, {config.model}: size against quality"
+    if as_json:
+        image = comparison_picture(results, PAIR, out / PICTURE, title) if results.groups(PAIR) else None
+        print(json.dumps({"results": records, "picture": image and str(image)}, indent=1))
+    elif results.groups(PAIR):
         number = len(study.pairs[PAIR].seeds)
         over = "1 seed" if number == 1 else f"{number} seeds, mean and 95% interval"
         output.print(comparison_table(results, PAIR, f"{config.data}: {config.model} with {over}").terminal())
-        advised = (advice(record) for group in results.groups(PAIR) for record in group.by_seed.values())
-        for note in next((notes for notes in advised if notes), []):
-            say(note)
-        title = f"{config.data}, {config.model}: size against quality"
         image = comparison_picture(results, PAIR, out / PICTURE, title)
         output.print(f"results {out / RESULTS}\npicture {image}", soft_wrap=True, highlight=False)
+    advised = (advice(record) for group in results.groups(PAIR) for record in group.by_seed.values())
+    for note in next((notes for notes in advised if notes), []):
+        say(note)
     number = len(runs.pending) + len(runs.recorded)
-    if runs.recorded:
+    if runs.recorded and not as_json:
         output.print(f"{len(runs.recorded)} of {number} runs were finished before; --overwrite trains them again")
     if failed := [record for record in new if record["status"] == "failed"]:
         listed = "; ".join(f"{record['embedding']}, seed {record['seed']}: {record['reason']}" for record in failed)

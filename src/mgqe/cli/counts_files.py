@@ -91,11 +91,15 @@ class Counts:
 
     def _is_data_set(self) -> bool:
         """Whether it names a known data set; nothing else that is no file or pattern does."""
-        from mgqe.recsys.data.datasets import DATASETS
-
         if Path(self.source).suffix.lower() in FILES:
             return False
-        return not path_exists(self.source) or self.source in DATASETS or self.source.endswith(".safetensors")
+        if not path_exists(self.source) or self.source.endswith(".safetensors"):
+            return True
+        if Path(self.source).is_file():
+            return False
+        from mgqe.recsys.data.datasets import DATASETS
+
+        return self.source in DATASETS
 
     def _of_data_set(self) -> Tensor:
         from mgqe.recsys.data.datasets import DATASETS, load_data

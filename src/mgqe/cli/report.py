@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from mgqe.cli.terminal import clean_errors, output
+from mgqe.cli.terminal import AsJson, clean_errors, output
 from mgqe.files.destination import check_folder
 from mgqe.recsys.study.analysis import StudyResults
 from mgqe.recsys.study.declaration import FILE, read_declaration
@@ -37,6 +39,7 @@ def report(
         list[Path] | None,
         typer.Option(help="Put the tables between <!-- NAME --> and <!-- /NAME --> of this text file; repeatable."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     for path in into or ():
         if not path.is_file():
@@ -48,12 +51,17 @@ def report(
         raise ValueError(f"{out / RESULTS} has no results: run mgqe study {out / FILE} --out {out}")
     results = StudyResults(declaration, records)
     tables = all_tables(results)
+    drawn = all_pictures(results, pictures or out / "pictures")
+    missing = {path: fill(path, {name: table.markdown() for name, table in tables.items()}) for path in into or ()}
+    if as_json:
+        shown = {name: asdict(table) for name, table in tables.items()}
+        print(json.dumps({"tables": shown, "pictures": [str(path) for path in drawn]}, indent=1))
+        return
     wide = Console(width=max(output.width, 170), soft_wrap=True)  # wider than the terminal rather than cut off
     for name, table in tables.items():
         wide.print(table.terminal())
         wide.print(f"({name})\n", style="dim")
-    for path in all_pictures(results, pictures or out / "pictures"):
+    for path in drawn:
         output.print(f"picture {path}", soft_wrap=True, highlight=False)
-    for path in into or ():
-        missing = fill(path, {name: table.markdown() for name, table in tables.items()})
-        output.print(f"{path}: {len(tables) - len(missing)} tables written", soft_wrap=True, highlight=False)
+    for path, lacking in missing.items():
+        output.print(f"{path}: {len(tables) - len(lacking)} tables written", soft_wrap=True, highlight=False)

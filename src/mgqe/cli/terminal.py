@@ -27,6 +27,8 @@ def clean_errors(command: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*arguments: P.args, **options: P.kwargs) -> R:
         try:
             return command(*arguments, **options)
+        except BrokenPipeError:  # nobody reads the output any more
+            raise typer.Exit(1) from None
         except (ValueError, TypeError, OSError) as error:
             if os.environ.get("MGQE_TRACEBACK"):
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ import typer
 from mgqe.cli.experiments import RunBar
 from mgqe.cli.options import PREFER_HELP
 from mgqe.cli.run_options import BUDGET_HELP, DEFAULT_BUDGET, EMBEDDINGS, Overwrite, takes_config, with_budget
-from mgqe.cli.terminal import clean_errors, make_progress, output, say
+from mgqe.cli.terminal import AsJson, clean_errors, make_progress, output, say
 from mgqe.recsys.study.text_table import TextTable
 from mgqe.recsys.tasks.metrics import RankMetric
 from mgqe.recsys.train.advice import advice
@@ -56,12 +57,16 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 7,
     overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     config = replace(config, embedding=with_budget(embedding, budget, prefer), seed=seed)
     was_finished = (out / METRICS).is_file() and not overwrite
     with make_progress() as progress:
         bar = RunBar(progress, str(config.spec))
         metrics = train_run(config, out, overwrite, on_epoch=bar.show, on_note=say)
+    if as_json:
+        print(json.dumps(metrics, indent=1))
+        return
     if was_finished:
         output.print(f"{out} holds this run already; --overwrite trains it again")
     output.print(_figures(metrics).terminal())
