@@ -183,6 +183,36 @@ def test_a_frozen_model_grows(make, mean_resizing, tmp_path):
     assert torch.equal(logits(type(model).from_pretrained(tmp_path)), logits(model))
 
 
+def test_a_model_inside_ones_own_is_saved(tmp_path):
+    own = torch.nn.ModuleDict({"encoder": bert(), "rank": torch.nn.Linear(DIM, 1)})
+    mgqe.compress_(own, init="from_weight")
+    mgqe.freeze_(own)
+    own["encoder"].save_pretrained(tmp_path)
+    loaded = transformers.BertForMaskedLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(loaded), logits(own["encoder"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tables: tables.update(version=9), "version 9 of mgqe's tables, this release reads 1"),
+        (lambda tables: tables["ties"][0].update(table="nowhere"), "'ties' names 'nowhere'"),
+        (lambda tables: tables["tables"][0].update(paths=[]), "'paths' must be a list"),
+        (lambda tables: tables["tables"][0].update(mode="most"), "'mode' must be one of"),
+        (lambda tables: tables.pop("tables"), "no entry 'tables'"),
+        (lambda tables: tables["ties"][0].update(name="forward"), "ties 'forward' of a Linear"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(change, message, tmp_path):
+    frozen(gpt2).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    change(config["quantization_config"])
+    path.write_text(json.dumps(config))
+    with pytest.raises(mgqe.ArtifactError, match=message):
+        transformers.GPT2LMHeadModel.from_pretrained(tmp_path)
+
+
 def test_a_model_whose_output_layer_is_its_own_grows():
     torch.manual_seed(0)
     config = transformers.GPT2Config(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from importlib import import_module
 
 from torch import nn
@@ -14,4 +15,5 @@ def adopt(model: nn.Module) -> None:
     """Let the transformers models in a converted model save their tables, and transformers read them."""
     modeling = sys.modules.get("transformers.modeling_utils")  # where it is not imported there is no such model
     if modeling is not None and mix_into(model, modeling.PreTrainedModel):
-        import_module("mgqe.convert.pretrained_quantizer")
+        with suppress(ImportError):  # releases that take no further methods refuse what is saved
+            import_module("mgqe.convert.pretrained_quantizer")

@@ -7,6 +7,7 @@ bytes of a table from the weights' file. When all weights are read, the frozen t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mgqe.checks.names import errors_about
-from mgqe.convert.manifest import Tie
+from mgqe.convert.find import Slot
+from mgqe.convert.manifest import Tie, reading
 from mgqe.convert.pretrained_model import mix_into
 from mgqe.convert.pretrained_state import METHOD, PretrainedTable, read_entries, table_of
 from mgqe.convert.tied import tie
@@ -79,7 +81,8 @@ class MGQEQuantizer(HfQuantizer):  # type: ignore[misc]
         settings = self.quantization_config.settings
         if settings.get("trains"):
             raise ValueError(_still_trains(model))
-        self._tables, self._ties = read_entries(settings)
+        with reading(Path(str(model.config.name_or_path)) / "config.json"):
+            self._tables, self._ties = read_entries(settings)
         for table in self._tables:
             paths = [path for path in (_path_in(model, each) for each in table.paths) if path is not None]
             if not paths:
@@ -101,20 +104,24 @@ class MGQEQuantizer(HfQuantizer):  # type: ignore[misc]
                         with errors_about(child.table.paths[0]):
                             frozen[child] = child.unpacked()
                     module._modules[name] = frozen[child]
-        for head, name, table in [*self._saved_ties(model, frozen), *_made_ties(model, frozen)]:
-            head._parameters.pop(name, None)
+        ties = {**dict(self._saved_ties(model, frozen)), **dict(_made_ties(model, frozen))}
+        for (head, name), table in ties.items():
+            if name not in head._parameters:
+                kind = type(head).__name__
+                raise ArtifactError(f"config.json ties {name!r} of a {kind}, which has no such parameter")
+            head._parameters.pop(name)
             tie(head, name, table)
             _trim_bias(head, table)
         self.remove_quantization_config(model)  # the tables say it themselves
         mix_into(model, PreTrainedModel)
         return model
 
-    def _saved_ties(self, model: Any, frozen: dict[_Packed, nn.Module]) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    def _saved_ties(self, model: Any, frozen: dict[_Packed, nn.Module]) -> Iterator[tuple[Slot, nn.Module]]:
         """The ties that config.json names, of modules that this class has."""
         by_path = {each.table.paths[0]: module for each, module in frozen.items()}
         for each in self._ties:
             if (path := _path_in(model, each.path)) is not None:
-                yield model.get_submodule(path), each.name, by_path[each.table]
+                yield (model.get_submodule(path), each.name), by_path[each.table]
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         """Whether save_pretrained works."""
@@ -126,13 +133,13 @@ class MGQEQuantizer(HfQuantizer):  # type: ignore[misc]
         return True
 
 
-def _made_ties(model: nn.Module, frozen: dict[_Packed, nn.Module]) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+def _made_ties(model: nn.Module, frozen: dict[_Packed, nn.Module]) -> Iterator[tuple[Slot, nn.Module]]:
     """The ties that transformers made: a base was saved, and its output layer is new."""
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
             for packed, table in frozen.items():
                 if parameter is packed.weight:
-                    yield module, name, table
+                    yield (module, name), table
 
 
 def _trim_bias(head: Any, table: Any) -> None:

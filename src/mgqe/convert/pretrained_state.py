@@ -122,13 +122,19 @@ def read_entries(settings: Mapping[str, Any]) -> tuple[list[PretrainedTable], li
     version = settings.get("version")
     if version != VERSION:
         raise ValueError(f"config.json: version {version!r} of mgqe's tables, this release reads {VERSION}")
-    tables = [_read_table(Reader({}, entry)) for entry in settings.get("tables", ())]
-    return tables, [Tie(entry["path"], entry["name"], entry["table"]) for entry in settings.get("ties", ())]
+    tables = [_read_table(Reader({}, entry)) for entry in settings["tables"]]
+    ties = [Tie(entry["path"], entry["name"], entry["table"]) for entry in settings["ties"]]
+    if unknown := {tie.table for tie in ties} - {table.paths[0] for table in tables}:
+        raise ValueError(f"'ties' names {unknown.pop()!r}, which is no table's first path")
+    return tables, ties
 
 
 def _read_table(reader: Reader) -> PretrainedTable:
+    paths = reader.value("paths")
+    if not isinstance(paths, list) or not paths:
+        raise ValueError(f"a table's 'paths' must be a list of module paths, got {paths!r}")
     table = PretrainedTable(
-        tuple(map(str, reader.value("paths"))),
+        tuple(map(str, paths)),
         reader.integer("nbytes", 0, MAX_ROWS),
         reader.optional_integer("padding_idx", 0, MAX_ROWS),
         reader.optional_choice("mode", MODES),

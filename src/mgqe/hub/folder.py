@@ -84,7 +84,9 @@ def write(thing: Any, folder: Path, name: str, source: str, about: About) -> int
         what, tables = f"A {type(thing).__name__} with frozen embeddings", _tables(thing)
         others = {"other weights": sum(parameter.nbytes for parameter in thing.parameters())}
         opening = opening.replace("thing", "model")
-        if not isinstance(thing, ConvertedPretrained):
+        if isinstance(thing, ConvertedPretrained):
+            opening += _by_transformers(type(thing).__name__, source)
+        else:
             opening = opening.replace(")", f", model={type(thing).__name__}(...))  # an instance of the model's class")
     else:
         raise TypeError(f"expected a frozen table, a Collection or a model, got {type(thing).__name__}")
@@ -157,6 +159,14 @@ def _asked(items: Collection) -> str:
     )
 
 
+def _by_transformers(architecture: str, source: str) -> str:
+    return (
+        "\n\n# The same by transformers, which refuses the model without the second import:\n"
+        "import transformers\nimport mgqe.integrations.transformers\n\n"
+        f"model = transformers.{architecture}.from_pretrained({json.dumps(source)})"
+    )
+
+
 def _write_model(model: nn.Module, folder: Path) -> int:
     if not isinstance(model, ConvertedPretrained):
         return save_model(model, folder)
@@ -209,9 +219,9 @@ def _transformers_class(architecture: str) -> Any:
         raise ImportError(f"{architecture} is a model of transformers: pip install 'transformers>=5'") from error
     import_module("mgqe.convert.pretrained_quantizer")
     cls = getattr(transformers, architecture, None)
-    if cls is None:
+    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise ArtifactError(
-            f"transformers {transformers.__version__} has no {architecture}: import mgqe.integrations.transformers, "
-            "and call from_pretrained of the model's own class"
+            f"transformers {transformers.__version__} has no model {architecture}: import "
+            "mgqe.integrations.transformers, and call from_pretrained of the model's own class"
         )
     return cls
