@@ -36,11 +36,13 @@ test-newest: .venv-newest/ready  ## the same tests on the newest releases
 	.venv-newest/bin/python -m pytest $(PARALLEL) -m "not slow"
 
 test-torchrec: .venv-torchrec/ready  ## all tests with torchrec, accelerate and lightning
-	.venv-torchrec/bin/python -m pytest tests/torchrec tests/nn/test_loops.py tests/integrations
+	.venv-torchrec/bin/python -m pytest tests/torchrec tests/nn/test_loops.py tests/integrations \
+		tests/convert/test_short_examples.py
 
-test-third-party: .venv-third-party/ready  ## the tests with RecBole, DeepCTR-Torch and transformers
+test-third-party: .venv-third-party/ready .venv-fuxictr/ready  ## the tests with RecBole, DeepCTR-Torch, FuxiCTR and transformers
 	.venv-third-party/bin/python -m pytest tests/convert/test_recbole.py tests/convert/test_deepctr.py \
-		tests/convert/test_transformers.py tests/hub
+		tests/convert/test_short_examples.py tests/convert/test_transformers.py tests/hub
+	.venv-fuxictr/bin/python -m pytest tests/convert/test_short_examples.py
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks reliability examples docs/site docs/gallery setup.py
@@ -105,6 +107,13 @@ $(READY): pyproject.toml setup.py constraints.txt $(NATIVE_SOURCES)
 	$(PYTHON) -m venv .venv-third-party
 	.venv-third-party/bin/pip install -q $(INDEX) -c constraints.txt torch
 	.venv-third-party/bin/pip install -q -c constraints.txt -r requirements-third-party.txt -e ".[dev]"
+	touch $@
+
+# FuxiCTR and RecBole want different releases of ray, so that each has an environment of its own.
+.venv-fuxictr/ready: pyproject.toml setup.py constraints.txt $(NATIVE_SOURCES)
+	$(PYTHON) -m venv .venv-fuxictr
+	.venv-fuxictr/bin/pip install -q $(INDEX) -c constraints.txt torch
+	.venv-fuxictr/bin/pip install -q -c constraints.txt fuxictr==2.3.10 -e ".[dev]"
 	touch $@
 
 clean:
