@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import mmap
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from raw_safetensors import read_raw, write_raw
-from sharded_table import N, write
+from sharded_table import N, write, write_shards
 
 import mgqe
 from mgqe.table.sharded import INDEX, new_set, shard_path, write_shard
@@ -177,8 +179,9 @@ def mapped_from(tensor: torch.Tensor, path) -> bool:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/maps")
 @pytest.mark.parametrize("bounds", [(0, 7, N), (0, 40, 100, 101, 500, N)])
-def test_shards_of_a_table_in_frequency_order_stay_mapped(tmp_path, bounds):
-    whole, set_name = write(tmp_path / "t", bounds, ordered=True)
+@pytest.mark.parametrize("ordered", [True, False])
+def test_shards_stay_mapped(tmp_path, bounds, ordered):
+    whole, set_name = write(tmp_path / "t", bounds, ordered)
     loaded = mgqe.load(tmp_path / "t")
     arrays = [rows for rows in loaded.snapshot.arrays if rows.shape[0]]
     shards = {shard_path(tmp_path / "t", set_name, number) for number in range(len(bounds) - 1)}
@@ -225,9 +228,44 @@ def test_codes_that_cannot_be_right_are_refused_in_any_shard(tmp_path, damaged):
         mgqe.load(tmp_path / "t")
 
 
-def test_more_ranges_than_kernels_take_are_joined(tmp_path):
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/statm")
+def test_shards_with_a_tier_map_take_no_memory_of_their_own(tmp_path):
+    n, width = 200_000, 64
+    made = torch.Generator().manual_seed(0)
+    tiers = mgqe.Tiers.from_counts(torch.rand(n, generator=made), fractions=(0.1, 0.9))
+    codes = [torch.randint(256, (size, width), generator=made) for size in tiers.sizes]
+    book = torch.randn(width, 256, 1, generator=made)
+    table = mgqe.CompactTable.from_codes(tiers, codes, [book], (0, 0), (256, 256))
+    write_shards(tmp_path / "t", table, tiers, (0, 60_000, 120_000, n))
+
+    def private_pages() -> int:  # of this process, less those of files
+        _, resident, of_files, *_ = map(int, Path("/proc/self/statm").read_text().split())
+        return resident - of_files
+
+    mgqe.load(tmp_path / "t", verify=False)  # whatever the first call sets up
+    before = private_pages()
+    loaded = mgqe.load(tmp_path / "t", verify=False)
+    grown = (private_pages() - before) * mmap.PAGESIZE
+    assert grown < n * width / 4, f"{grown:,} bytes for {n * width:,} of codes"
+    ids = torch.randint(n, (500,), generator=made)
+    assert torch.equal(loaded.lookup(ids), table.lookup(ids))
+
+
+def test_joining_by_hand_gives_the_whole_table(tmp_path):
+    whole, _ = write(tmp_path / "t", (0, 7, 500, N), ordered=False)
+    loaded = mgqe.load(tmp_path / "t")
+    assert len(loaded.snapshot.codes) > loaded.num_tiers == 2
+    merged = loaded.snapshot.merged()
+    assert len(merged.codes) == 2
+    assert mgqe.CompactTable(merged).equal(whole)
+    assert pickle.loads(pickle.dumps(loaded)).equal(whole)
+    loaded.validate()
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_more_ranges_than_kernels_take_are_joined(tmp_path, ordered):
     bounds = (*range(0, 600, 2), N)
-    whole, _ = write(tmp_path / "t", bounds, ordered=True)
+    whole, _ = write(tmp_path / "t", bounds, ordered)
     loaded = mgqe.load(tmp_path / "t")
     assert len(loaded.snapshot.arrays) == 2
     assert loaded.equal(whole)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ctypes import POINTER, c_int32, c_int64, c_void_p
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -56,6 +56,8 @@ class CTier(ctypes.Structure):
         ("num_centroids", c_int32),
         ("width", c_int32),
         ("dtype", c_int32),
+        ("preceding", c_int32),
+        ("following", c_int32),
     )
 
 
@@ -98,6 +100,8 @@ class TableBuffers:
         map_bits, map_ranks, order: the tier map (:class:`mgqe.codec.tier_map.TierMap`); empty when ids are in
             frequency order, tier g then being the next ``sizes[g]`` ids. Tiers beyond those in ``order`` are
             extents: ranges of ids appended after the map was made.
+        splits: of each tier of the map, how many entries of ``codes``, one after another, have its rows, each with an
+            entry of its own in ``sizes`` and the other lists; empty where each has one. Operators take joined ones.
         sizes, bits, num_subspaces, codebook_of: of each tier: its ids, the bits of a code, the codes of a row, and the
             codebook.
         embedding_dim: d.
@@ -131,6 +135,7 @@ class TableBuffers:
     matrix: Tensor | None = None
     matrix_scales: Tensor | None = None
     column_scales: Tensor | None = None
+    splits: Sequence[int] = ()
 
     @property
     def is_mixed(self) -> bool:
@@ -154,8 +159,19 @@ class TableBuffers:
 
     @property
     def mapped_tiers(self) -> int:
-        """Tiers that the tier map splits, the first ones; 0 when every tier is a range of ids."""
-        return len(self.order) if self.map_bits else 0
+        """Entries of tiers that the tier map splits, the first ones; 0 when every tier is a range of ids."""
+        return sum(self.splits) or (len(self.order) if self.map_bits else 0)
+
+    @property
+    def entries(self) -> list[range]:
+        """Of each tier of the map, its entries."""
+        ends = list(accumulate(self.splits or [1] * len(self.order), initial=0))
+        return [range(start, end) for start, end in pairwise(ends)]
+
+    @property
+    def mapped_sizes(self) -> list[int]:
+        """Of each tier of the map, its ids."""
+        return [sum(self.sizes[a] for a in of_tier) for of_tier in self.entries]
 
     @property
     def mapped_ids(self) -> int:
@@ -164,13 +180,32 @@ class TableBuffers:
 
     def with_plain_numbers(self) -> TableBuffers:
         """The same table, its numbers as plain ints; raises TypeError for anything that is no whole number."""
-        names = ("order", "sizes", "bits", "num_subspaces", "codebook_of", "widths", "code_bits")
+        names = ("order", "sizes", "bits", "num_subspaces", "codebook_of", "widths", "code_bits", "splits")
         numbers: dict[str, Any] = {name: as_ints(name, getattr(self, name)) for name in names}
         numbers |= {name: as_int(name, getattr(self, name)) for name in ("embedding_dim", "padding_idx")}
         return replace(self, **numbers)
 
+    def joined(self) -> TableBuffers:
+        """The same table, with the rows of a tier in one tensor."""
+        if not self.splits:
+            return self
+        entries = [*self.entries, *(range(a, a + 1) for a in range(self.mapped_tiers, len(self.sizes)))]
+        firsts = [of_tier[0] for of_tier in entries]
+        return replace(
+            self,
+            codes=[torch.cat([self.codes[a] for a in of_tier]) for of_tier in entries],
+            sizes=[sum(self.sizes[a] for a in of_tier) for of_tier in entries],
+            bits=[self.bits[a] for a in firsts],
+            num_subspaces=[self.num_subspaces[a] for a in firsts],
+            codebook_of=[self.codebook_of[a] for a in firsts],
+            code_bits=[bits for a in firsts for bits in self.bits_of(a)] if self.is_mixed else self.code_bits,
+            splits=(),
+        )
+
     def arguments(self) -> list[Any]:
         """The attributes in order, as the operators take them. One by one: compilers do not see through ``vars``."""
+        if self.splits:
+            return self.joined().arguments()
         tensors = [list(t) for t in (self.codes, self.centroids, self.scales, self.map_bits, self.map_ranks)]
         numbers = [list(n) for n in (self.order, self.sizes, self.bits, self.num_subspaces, self.codebook_of)]
         even = [*tensors, *numbers, self.embedding_dim, self.padding_idx]
@@ -307,9 +342,15 @@ class TableBuffers:
         levels, mapped = len(self.map_bits), self.mapped_tiers
         if levels == 0:
             return
+        if self.splits and (len(self.splits) != len(self.order) or min(self.splits) < 1):
+            raise ValueError(f"splits must be at least 1 for each of {len(self.order)} tiers, got {self.splits}")
         if mapped > m or len(self.map_ranks) != levels or sorted(self.order) != list(range(levels + 1)):
             raise ValueError(f"a tier map of {mapped} tiers has {mapped - 1} levels and an order of all tiers")
-        for level, length in enumerate(level_lengths(self.sizes, self.order)):
+        for of_tier in self.entries:
+            shapes = {(self.bits[a], self.num_subspaces[a], self.codebook_of[a], *self.bits_of(a)) for a in of_tier}
+            if len(shapes) > 1:
+                raise ValueError("the entries of a tier must have the same bits, subspaces and codebook")
+        for level, length in enumerate(level_lengths(self.mapped_sizes, self.order)):
             blocks = -(-length // BLOCK_BITS)
             words, ranks = self.map_bits[level], self.map_ranks[level]
             if words.dtype != torch.int64 or ranks.dtype != torch.int32:
@@ -445,10 +486,14 @@ class Descriptor:
             if book.dtype == torch.int8:
                 tier.scales = scales[table.codebook_of[g]].data_ptr()
         levels = (CLevel * len(maps))()
-        lengths = level_lengths(table.sizes, table.order)
+        entries = table.entries if maps else []
+        for of_tier in entries:
+            for number, a in enumerate(of_tier):
+                tiers[a].preceding, tiers[a].following = number, len(of_tier) - 1 - number
+        lengths = level_lengths(table.mapped_sizes, table.order) if maps else ()
         for level, length, tier_number, (bits, ranks) in zip(levels, lengths, table.order, maps):
             level.bits, level.ranks = bits.data_ptr(), ranks.data_ptr()
-            level.length, level.tier = length, tier_number
+            level.length, level.tier = length, entries[tier_number][0]
         starts = (c_int64 * (len(table.sizes) + 1))(*accumulate(table.sizes, initial=0))
         mean, matrix = _mean_and_matrix(table)
         column_scales = _column_scales(table)
@@ -470,7 +515,7 @@ class Descriptor:
             mapped_ids=table.mapped_ids,
             num_tiers=len(tiers),
             num_levels=len(maps),
-            last_tier=table.order[-1] if maps else 0,
+            last_tier=entries[table.order[-1]][0] if maps else 0,
             diagonal=_is_identity(table),
             mapped_tiers=table.mapped_tiers,
         )

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch  # noqa: F401  Loaded first, so that the library shares torch's OpenMP runtime and its thread pool.
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 ISA_NAMES = ("scalar", "avx2", "avx512", "neon")
 _LIBRARY = Path(__file__).with_name("libmgqe_native" + (".dylib" if sys.platform == "darwin" else ".so"))
 

@@ -229,7 +229,18 @@ def tiers_and_ranks(ids: Tensor, table: TableBuffers) -> tuple[Tensor, Tensor]:
         return range_tier, range_rank
     mapped = ids < table.mapped_ids
     tier, rank = locate_in_map(torch.where(mapped, ids, 0), table.order, table.map_bits, table.map_ranks)
+    if table.splits:
+        tier, rank = in_entries(tier, rank, table.sizes, table.splits)
     return torch.where(mapped, tier, range_tier), torch.where(mapped, rank, range_rank)
+
+
+def in_entries(tier: Tensor, rank: Tensor, sizes: Sequence[int], splits: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Tier and rank in it -> which entry of ``sizes``, and the row there, both int64; see :class:`TableBuffers`."""
+    starts = torch.tensor([*accumulate(sizes[: sum(splits)], initial=0)][:-1], dtype=torch.int64, device=tier.device)
+    firsts = torch.tensor([*accumulate(splits, initial=0)][:-1], dtype=torch.int64, device=tier.device)
+    position = starts[firsts[tier]] + rank
+    entry = torch.bucketize(position, starts, right=True) - 1
+    return entry, position - starts[entry]
 
 
 def locate_in_map(

@@ -87,7 +87,7 @@ class CompactTable(FrozenTable):
     @property
     def num_tiers(self) -> int:
         """m."""
-        return len(self._snapshot.codes)
+        return self._snapshot.base.num_tiers
 
     @property
     def device(self) -> torch.device:

@@ -170,8 +170,8 @@ def load(path: PathOrFile, *, mmap: bool = True, verify: bool | None = None) -> 
             for reading bytes, which is read into memory from where it is to its end.
         mmap: map the file: rows are read from the disk when first looked up, and shared between processes.
             The file must then not be cut short while the table lives (saving over it and appending to it are
-            safe, and do not change a loaded table). False reads everything into memory. Of a folder whose ids are
-            not in frequency order, tiers that several shards share are read into memory either way.
+            safe, and do not change a loaded table). False reads everything into memory. Of a folder, tiers that
+            would be in more than 256 parts together are read into memory either way.
         verify: compare the files with their checksums. None: the header, and the tensors, smallest first, that have no
             more than 64 MiB together; without ``mmap`` all. True: all, which reads the whole file. False: none.
             :func:`mgqe.verify` does it later. Files of version 1 have no checksums.

@@ -164,9 +164,9 @@ def read_sharded(
 ) -> CompactTable:
     """The table of an index that has been read, its shards beside it.
 
-    With ``mmap`` the codes of a table in frequency order stay mapped: those of a tier in a shard are a range of ids,
-    which the table holds as it holds ids appended to it. The rows of a tier in a tier map are joined in memory, unless
-    one shard has them all; so are all rows where there would be more than 256 ranges.
+    With ``mmap`` codes stay mapped. In a table in frequency order those of a tier in a shard are a range of ids, which
+    the table holds as it holds ids appended to it; in a tier map a tier has several arrays, one behind the other. Where
+    there would be more than 256 ranges or arrays, the rows of a tier are joined in memory.
 
     Raises:
         ArtifactError: a shard is missing, damaged, or not as the index says; the message names it.
@@ -190,6 +190,10 @@ def read_sharded(
     arrays = layout.num_tiers + sum(map(len, rows_of_tier)) - 1
     if mmap and split and layout.order is None and arrays <= MAX_TIERS:
         return CompactTable(_of_ranges(tensors, layout, rows_of_tier))
+    if mmap and split and layout.order is not None and arrays <= MAX_TIERS:
+        no_rows = [torch.empty((0, tier.row_bytes), dtype=torch.uint8) for tier in layout.tiers]
+        filled = [rows or [none] for rows, none in zip(rows_of_tier, no_rows, strict=True)]
+        return CompactTable(Snapshot.from_tensors(tensors, config, filled))
     codes = {
         name: _joined(rows, shape, mmap)
         for rows, (name, (_, shape)) in zip(rows_of_tier, layout.code_tensors().items(), strict=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from mgqe.codec.tiers import Tiers
 from mgqe.codec.transform import Transform
 from mgqe.files.reader import MAX_ROWS, Config, Reader, require_finite
 from mgqe.ops.packed_format import MAX_TIERS
+from mgqe.ops.reference import in_entries
 from mgqe.table.growth import Extent
 
 CHUNK_ROWS = 1 << 16  # ids worked on at once in a sweep over a table
@@ -41,13 +42,14 @@ CHUNK_ROWS = 1 << 16  # ids worked on at once in a sweep over a table
 class Snapshot:
     """The base, as a file holds it, and the extents behind it. Nothing in it changes, spare room aside.
 
-    Packed rows are in *arrays*: one for each tier of the base, then one for each extent in order of ids. The kernels
-    take an array for a tier. A *tier* is one of the m that the table was made with; it has the rows of its base array,
-    then those of its extents.
+    Packed rows are in *arrays*: those of each tier of the base, mostly one, then one for each extent in order of ids.
+    The kernels take an array for a tier. A *tier* is one of the m that the table was made with; it has the rows of its
+    base arrays, then those of its extents.
 
     Attributes:
         base: the layout of the base.
-        codes: the packed rows of each tier of the base.
+        codes: the packed rows of each tier of the base, tier after tier.
+        splits: how many of these each tier has, where there is a tier map; empty where each has one.
         centroids, scales: of each codebook, as stored; scales are empty unless centroids are int8.
         tier_map: where each id of the base is; None for ids in frequency order.
         extents: the rows appended since.
@@ -65,6 +67,7 @@ class Snapshot:
     extents: tuple[Extent, ...] = ()
     fallback: Tensor | None = None
     transform: Transform | None = None
+    splits: tuple[int, ...] = ()
     layout: TableLayout = field(init=False)
     lookup: ops.PreparedLookup = field(init=False)
 
@@ -91,6 +94,7 @@ class Snapshot:
             matrix=None if self.transform is None else self.transform.matrix,
             matrix_scales=None if self.transform is None else self.transform.scales,
             column_scales=None if self.transform is None else self.transform.column_scales,
+            splits=self.splits,
         )
         object.__setattr__(self, "lookup", ops.PreparedLookup(buffers, self.fallback))
 
@@ -116,7 +120,8 @@ class Snapshot:
     @property
     def tier_of_array(self) -> tuple[int, ...]:
         """The tier of every array."""
-        return (*range(len(self.codes)), *(extent.tier for extent in self.extents))
+        of_base = (g for g, number in enumerate(self.splits or [1] * len(self.codes)) for _ in range(number))
+        return (*of_base, *(extent.tier for extent in self.extents))
 
     @property
     def device(self) -> torch.device:
@@ -142,6 +147,8 @@ class Snapshot:
             base = self.tier_map or Tiers.from_sizes(self.base.sizes)
             tier, row = base.locate(known)
             array = tier.to(torch.int64)
+            if self.splits:
+                array, row = in_entries(array, row, [rows.shape[0] for rows in self.codes], self.splits)
         if not self.extents:
             return array, row
         lengths = [extent.rows.shape[0] for extent in self.extents]
@@ -152,7 +159,7 @@ class Snapshot:
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Ids int64 (...), known to be in range -> tier, uint8 (...), and rank in the tier, int64 (...)."""
         array, row = self.locate_in_arrays(ids)
-        totals, ranks_before = [0] * len(self.codes), []
+        totals, ranks_before = [0] * self.base.num_tiers, []
         for g, rows in zip(self.tier_of_array, self.arrays, strict=True):
             ranks_before.append(totals[g])
             totals[g] += rows.shape[0]
@@ -195,7 +202,7 @@ class Snapshot:
         # A long extent without room behind it may be mapped from a file, where it stays.
         if last and last.tier == tier and (last.buffer or last.rows.shape[0] <= CHUNK_ROWS):
             return replace(self, extents=(*self.extents[:-1], last.extended(rows)))
-        if len(self.codes) == MAX_TIERS:
+        if self.base.num_tiers == MAX_TIERS:
             raise ValueError(f"a table of {MAX_TIERS} tiers has no room for appended ids: train it with fewer tiers")
         if len(self.codes) + len(self.extents) == MAX_TIERS:
             return self.merged().appended(rows, tier)
@@ -229,17 +236,22 @@ class Snapshot:
         return build_tier_map(self.tiers()).to(self.device)
 
     def merged(self) -> Snapshot:
-        """The same table without extents: the codes of a tier in one tensor."""
-        if not self.extents:
+        """The same table without extents and splits: the codes of a tier in one tensor."""
+        if not self.extents and not self.splits:
             return self
-        codes = tuple(torch.cat(self.arrays_of(g)) for g in range(len(self.codes)))
-        return replace(self, base=self.layout, codes=codes, tier_map=self.merged_map(), extents=())
+        codes = tuple(torch.cat(self.arrays_of(g)) for g in range(self.base.num_tiers))
+        return replace(self, base=self.layout, codes=codes, splits=(), tier_map=self.merged_map(), extents=())
 
     # ---- tensors by name ---------------------------------------------------------------------------------
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor], config: Config) -> Snapshot:
-        """The inverse of :meth:`tensor_chunks`; see :meth:`CompactTable.from_tensors`."""
+    def from_tensors(
+        cls, tensors: dict[str, Tensor], config: Config, rows_of_tier: Sequence[Sequence[Tensor]] = ()
+    ) -> Snapshot:
+        """The inverse of :meth:`tensor_chunks`; see :meth:`CompactTable.from_tensors`.
+
+        rows_of_tier: of each tier, the packed rows in one tensor or several, where ``tensors`` has no codes.
+        """
         reader = Reader(tensors, config)
         layout = TableLayout.read(reader)
         dtype, codebooks = CENTROID_DTYPES[layout.centroid_dtype], range(layout.num_codebooks)
@@ -251,12 +263,13 @@ class Snapshot:
         for g, tier in enumerate(layout.tiers if not layout.widths else ()):
             check_codebook(g, layout.embedding_dim, tier, book_shapes[tier.codebook])
         shapes = layout.tensors(book_shapes)
-        others = {name: reader.tensor(name, *shapes[name]) for name in shapes if name not in centroids}
+        given = {*centroids, *(layout.code_tensors() if rows_of_tier else ())}
+        others = {name: reader.tensor(name, *shapes[name]) for name in shapes if name not in given}
         fallback = None
         if reader.holds(FALLBACK):
             fallback = reader.tensor(FALLBACK, torch.float32, (layout.embedding_dim,))
         reader.finish()
-        codes = tuple(others[name] for name in layout.code_tensors())
+        codes = tuple(chain.from_iterable(rows_of_tier)) or tuple(others[name] for name in layout.code_tensors())
         no_scales = torch.empty(0, dtype=torch.float32, device=codes[0].device)
         scales = tuple(others.get(SCALES.format(c), no_scales) for c in codebooks)
         tier_map = None if layout.order is None else read_map(others, layout.order)
@@ -266,11 +279,12 @@ class Snapshot:
         if layout.matrix_dtype is not None:
             of_matrix = others.get(MATRIX_SCALES), others.get(COLUMN_SCALES)
             transform = Transform(others[MEAN], others[MATRIX], *of_matrix)
-        return cls(layout, codes, tuple(centroids.values()), scales, tier_map, (), fallback, transform)
+        splits = tuple(map(len, rows_of_tier)) if tier_map is not None else ()
+        return cls(layout, codes, tuple(centroids.values()), scales, tier_map, (), fallback, transform, splits)
 
     def tensor_chunks(self) -> dict[str, list[Tensor]]:
         """The tensors of a file of it, each as the chunks that make it when joined along the first axis."""
-        tensors = {CODES.format(g): self.arrays_of(g) for g in range(len(self.codes))}
+        tensors = {CODES.format(g): self.arrays_of(g) for g in range(self.base.num_tiers)}
         tensors.update({CENTROIDS.format(c): [book] for c, book in enumerate(self.centroids)})
         if self.base.centroid_dtype == "int8" and not self.base.whole:
             tensors.update({SCALES.format(c): [scales] for c, scales in enumerate(self.scales)})
@@ -321,8 +335,8 @@ class Snapshot:
     def validate(self) -> None:
         """Raise ValueError if a value of the base cannot be right; extents have what :meth:`packed` made."""
         self.validate_codebooks()
-        for g, (tier, packed) in enumerate(zip(self.base.tiers, self.codes, strict=True)):
-            check_codes(CODES.format(g), packed, tier)
+        for g, packed in zip(self.tier_of_array, self.codes):  # without extents
+            check_codes(CODES.format(g), packed, self.base.tiers[g])
         if self.tier_map is not None:
             check_map(self.tier_map, self.base.sizes)
         if self.fallback is not None:

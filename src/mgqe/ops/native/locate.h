@@ -31,6 +31,17 @@ inline Place locate_range(const mgqe_table& table, int64_t id, int32_t first = 0
     return {tier, id - table.starts[tier]};
 }
 
+// Row `rank` of a tier, in the one of its entries that has it, of which `first` is the first. Tier -1 where none has.
+inline Place place_in(const mgqe_table& table, int64_t first, int64_t rank) {
+    const mgqe_tier* tier = table.tiers + first;
+    if (rank < 0) return {-1, 0};
+    for (; rank >= tier->rows; ++tier) {
+        if (!tier->following) return {-1, 0};
+        rank -= tier->rows;
+    }
+    return {tier - table.tiers, rank};
+}
+
 // Ids in any order: each level's bit says whether the id belongs to that level's tier; its rank is the number of
 // ones before it, or, if it goes on, its place among those that go on is the number of zeros before it. Ids that were
 // appended after the map was made are in ranges. Tier -1 if the map is damaged and points to no row.
@@ -53,8 +64,8 @@ inline Place locate_map(const mgqe_table& table, int64_t id) {
         }
         at -= rank;
     }
-    if (static_cast<uint64_t>(at) >= static_cast<uint64_t>(table.tiers[tier].rows)) return {-1, 0};
-    return {tier, at};
+    if (static_cast<uint64_t>(at) < static_cast<uint64_t>(table.tiers[tier].rows)) return {tier, at};
+    return place_in(table, tier, at);
 }
 
 inline Place locate(const mgqe_table& table, int64_t id) {

@@ -43,6 +43,24 @@ bool pieces_fit(const mgqe_table& table, const mgqe_tier& tier) {
     return coordinate == table.num_coordinates && tier.row_bytes == (bit + 7) / 8 && tier.bits == widest;
 }
 
+// Whether the entries of each tier follow one another, those of ids in ranges alone.
+bool entries_fit(const mgqe_table& table) {
+    for (int32_t g = 0; g < table.num_tiers; ++g) {
+        const mgqe_tier& tier = table.tiers[g];
+        if (tier.preceding < 0 || tier.following < 0) return false;
+        if (g >= table.mapped_tiers && (tier.preceding || tier.following)) return false;
+        if (tier.preceding && (g == 0 || table.tiers[g - 1].following == 0)) return false;
+        if (!tier.following) continue;
+        if (g + 1 >= table.mapped_tiers) return false;
+        const mgqe_tier& next = table.tiers[g + 1];
+        if (next.preceding != tier.preceding + 1 || next.following != tier.following - 1) return false;
+        if (next.row_bytes != tier.row_bytes) return false;
+    }
+    for (int32_t l = 0; l < table.num_levels; ++l)
+        if (table.tiers[table.levels[l].tier].preceding) return false;
+    return table.num_levels == 0 || table.tiers[table.last_tier].preceding == 0;
+}
+
 }  // namespace
 
 bool mgqe_well_formed(const mgqe_table& table) {
@@ -52,6 +70,7 @@ bool mgqe_well_formed(const mgqe_table& table) {
     if (table.num_levels > 0 && (table.last_tier < 0 || table.last_tier >= mapped)) return false;
     for (int32_t l = 0; l < table.num_levels; ++l)
         if (table.levels[l].tier < 0 || table.levels[l].tier >= mapped) return false;
+    if (!entries_fit(table)) return false;
     if (table.starts[0] != 0 || table.starts[table.num_tiers] != table.num_embeddings) return false;
     if (table.starts[mapped] != table.mapped_ids) return false;
     if (table.padding_idx < -1 || table.padding_idx >= table.num_embeddings || table.embedding_dim < 1) return false;

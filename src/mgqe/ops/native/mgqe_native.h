@@ -15,7 +15,7 @@
 #endif
 
 // Raised whenever a signature or a struct below changes; native.py refuses a library with another number.
-#define MGQE_ABI_VERSION 7
+#define MGQE_ABI_VERSION 8
 
 enum mgqe_status {
     MGQE_OK = 0,
@@ -143,7 +143,7 @@ MGQE_API int32_t mgqe_sum_rows(const float* grad, const int64_t* index, int64_t 
 // Floats that a flat codebook has behind its last centroid, so that centroids may be read in whole vectors.
 enum { MGQE_BOOK_ROOM = 16 };
 
-// One tier of a frozen table: packed codes and the centroids they name.
+// One tier of a frozen table, or a part of one: packed codes and the centroids they name.
 struct mgqe_tier {
     const uint8_t* codes;   // (rows, row_bytes); code j of a row at bits [j * bits, (j + 1) * bits), low bits first
     const void* centroids;  // (pieces, num_centroids, width) of dtype; in a mixed table (book_floats) of float32
@@ -161,6 +161,8 @@ struct mgqe_tier {
     int32_t num_centroids;
     int32_t width;
     int32_t dtype;          // an mgqe_dtype
+    int32_t preceding;      // of a tier of the tier map whose rows are in several places, which are then entries of their
+    int32_t following;      // own, one after another: how many come before this one, and after it. Else 0
 };
 
 enum mgqe_dtype { MGQE_FLOAT32 = 0, MGQE_FLOAT16 = 1, MGQE_INT8 = 2 };
@@ -170,7 +172,7 @@ struct mgqe_level {
     const uint64_t* bits;  // (4 * ceil(length / 256)), least significant bit first
     const int32_t* ranks;  // (ceil(length / 256)) ones before each 256 bits
     int64_t length;
-    int64_t tier;
+    int64_t tier;  // the first of its entries
 };
 
 // Rows of a matrix are a multiple of so many floats.
@@ -194,9 +196,9 @@ struct mgqe_table {
     int64_t mapped_ids;        // ids that the levels split; those from here on are in tiers that are ranges
     int32_t num_tiers;         // 1 to 256
     int32_t num_levels;
-    int32_t last_tier;         // the tier of mapped ids that no level claims
+    int32_t last_tier;         // the first entry of the tier of mapped ids that no level claims
     int32_t diagonal;          // 1 where there are column scales and the matrix is the identity, else 0
-    int32_t mapped_tiers;      // tiers that the levels split: the first ones; 0 without levels
+    int32_t mapped_tiers;      // entries of tiers that the levels split: the first ones; 0 without levels
 };
 
 // Decodes ids (n) into out (n, embedding_dim). MGQE_OUT_OF_RANGE before anything is read if an id is outside
