@@ -344,6 +344,42 @@ def ablation(budget: str) -> str:
     return markdown([f"{budget} of the bytes, less full", *ABLATED.values()], rows)
 
 
+def levels() -> str:
+    """Tables of centroids / of levels, within the same bytes: means over the seeds that have both."""
+    results = read("levels")
+    figures: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
+    for r in results["records"] if results else ():
+        figures.setdefault((r["budget"], r["arm"]), {})[r["seed"]] = {**r["figures"], "share": r["nbytes"]}
+    full = figures.get(("100%", "full"), {})
+    rows = []
+    for budget in dict.fromkeys(budget for budget, arm in figures if arm == "levels"):
+        pair = [figures[budget, arm] for arm in ("centroids", "levels")]
+        seeds = sorted(set(pair[0]) & set(pair[1]))
+
+        def mean(of_arm: dict[int, dict[str, float]], name: str, digits: int, seeds: list[int] = seeds) -> str:
+            return f"{statistics.fmean(of_arm[seed][name] for seed in seeds):.{digits}f}"
+
+        cells = [" / ".join(mean(of_arm, name, 4) for of_arm in pair) for name in FIGURES]
+        nbytes = " / ".join(
+            f"{100 * statistics.fmean(of_arm[s]['share'] / full[s]['share'] for s in seeds):.1f}%" for of_arm in pair
+        )
+        rows.append([budget, str(len(seeds)), nbytes, *cells])
+    if not rows:
+        return ""
+    of_full = [f"{statistics.fmean(each[name] for each in full.values()):.4f}" for name in FIGURES]
+    rows.append(["full table", str(len(full)), "100%", *of_full])
+    return markdown(["centroids / levels", "seeds", "bytes", *FIGURES.values()], rows)
+
+
+FIGURES = {
+    "valid_hr@10": "valid HR@10",
+    "valid_full_ndcg@10": "valid NDCG@10, whole catalogue",
+    "hr@10": "test HR@10",
+    "full_hr@10": "test HR@10, whole catalogue",
+    "full_ndcg@10": "test NDCG@10, whole catalogue",
+}
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     parts = {f"recipes-{data}": recipes(data) for data in TITLES}
@@ -356,6 +392,7 @@ def main() -> None:
         "budget-lookups": budget_lookups(),
         "budget-searches": budget_searches(),
         "fold": fold(),
+        "levels": levels(),
         "zipf": zipf(),
         "lookup-model": lookup_model(),
         "lookup-model-errors": lookup_model_errors(),
