@@ -17,7 +17,7 @@ WHAT ?=
 # As many processes of tests as there are cores.
 PARALLEL := -n auto --dist worksteal
 
-.PHONY: demo test test-all test-lowest test-newest test-torchrec test-third-party lint docs sanitize fuzz kill bench study clean setup
+.PHONY: demo test test-all test-lowest test-newest test-torchrec test-third-party test-neon lint docs sanitize fuzz kill bench study clean setup
 
 demo: setup  ## train full tables, small ones and those of a budget on generated data; table, picture, look-up
 	$(BIN)/mgqe compare --out runs/demo --seeds 1 --jobs 2 --embedding full --embedding full:d=8 --budget 10%
@@ -62,6 +62,9 @@ sanitize: setup  ## the kernels' tests under AddressSanitizer and UndefinedBehav
 	MGQE_LIBRARY=$(CURDIR)/build/sanitized/mgqe/ops/libmgqe_native.so ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		$(BIN)/python -m pytest -q $(PARALLEL) -m "not slow" tests/ops
+
+test-neon: setup  ## the searches, look-ups and bags of a build for arm64, emulated (g++-aarch64-linux-gnu, qemu-user)
+	$(BIN)/python -m pytest -q -n 0 -rs tests/ops/test_native_checks.py -k neon
 
 fuzz: setup  ## damage small artefacts at random for MINUTES (or FILES=N of them), from SEED, in JOBS processes
 	$(BIN)/python -m reliability.fuzz --minutes $(MINUTES) --seed $(SEED) --jobs $(JOBS) \
