@@ -45,8 +45,8 @@ test-third-party: .venv-third-party/ready .venv-fuxictr/ready  ## the tests with
 	.venv-fuxictr/bin/python -m pytest tests/convert/test_short_examples.py
 
 lint: setup
-	$(BIN)/ruff check src tests benchmarks reliability examples docs/site docs/gallery setup.py
-	$(BIN)/ruff format --check src tests benchmarks reliability examples docs/site docs/gallery setup.py
+	$(BIN)/ruff check src tests benchmarks reliability examples docs/site docs/gallery setup.py reader
+	$(BIN)/ruff format --check src tests benchmarks reliability examples docs/site docs/gallery setup.py reader
 	$(BIN)/mypy
 
 docs: setup  ## the documentation as a site in build/site; its notebooks are run; a broken link is an error

@@ -25,7 +25,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-KERNELS, READER = Path("src/mgqe/ops/native"), Path("src/mgqe_reader")
+ROOT = Path(os.path.relpath(Path(__file__).parent))  # reader/setup.py uses this file as well
+KERNELS, READER = ROOT / "src/mgqe/ops/native", ROOT / "src/mgqe_reader"
 SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
 # -ffp-contract=off: no fused multiply-add, so that every instruction set and the torch twin round alike.
 FLAGS = [
@@ -162,14 +163,18 @@ class PlatformWheel(bdist_wheel):
         return "py3", "none", platform_tag if built else "any"
 
 
-setup(
-    ext_modules=[
-        Extension(
-            "mgqe.ops.libmgqe_native",
-            sources=[str(path) for path in sources_of_library()],
-            depends=[str(path) for path in sorted([*KERNELS.glob("*.h"), *READER.rglob("*.h")])],
-            optional=True,
-        )
-    ],
-    cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},
-)
+def library(name: str) -> Extension:
+    """The library under a dotted name, as setuptools knows it."""
+    return Extension(
+        name,
+        sources=[str(path) for path in sources_of_library()],
+        depends=[str(path) for path in sorted([*KERNELS.glob("*.h"), *READER.rglob("*.h")])],
+        optional=True,
+    )
+
+
+if __name__ == "__main__":
+    setup(
+        ext_modules=[library("mgqe.ops.libmgqe_native")],
+        cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},
+    )

@@ -7,7 +7,7 @@ import sys
 import zipfile
 
 import pytest
-from paths import ROOT
+from paths import GOLDEN, ROOT
 
 pytestmark = pytest.mark.slow
 SOURCES = ["pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"]
@@ -28,8 +28,9 @@ def project(tmp_path):
             shutil.copy(ROOT / name, copy)
     if not (copy / "README.md").exists():
         (copy / "README.md").write_text("mgqe\n")
-    built = shutil.ignore_patterns("*.so", "*.dylib", "__pycache__", "*.egg-info")
-    shutil.copytree(ROOT / "src", copy / "src", ignore=built)
+    built = shutil.ignore_patterns("*.so", "*.dylib", "__pycache__", "*.egg-info", "build")
+    for name in ("src", "reader"):
+        shutil.copytree(ROOT / name, copy / name, ignore=built)
     return copy
 
 
@@ -72,12 +73,34 @@ def test_wheel_serves_any_python(project, tmp_path):
     assert len(libraries) == 1
     assert libraries[0].startswith("mgqe/ops/libmgqe_native")
     assert "mgqe/py.typed" in names
-    assert not [name for name in names if name.endswith((".cpp", ".h"))]
+    assert [name for name in names if name.endswith((".cpp", ".h"))] == ["mgqe_reader/include/mgqe.h"]
     zipfile.ZipFile(made).extractall(tmp_path / "site")
     answer, errors = use(tmp_path / "site", tmp_path)
     assert answer.endswith("[0, 1, 2, 3]")
     assert not answer.startswith("none")
     assert "RuntimeWarning" not in errors
+
+
+@needs_compiler
+def test_wheel_of_the_reader_is_whole_without_mgqe(project, tmp_path):
+    made = wheel(project / "reader")
+    assert made.name.startswith("mgqe_reader-")
+    site = tmp_path / "site"
+    zipfile.ZipFile(made).extractall(site)
+    assert {path.name.partition("-")[0] for path in site.iterdir()} == {"mgqe_reader"}
+    assert sum(path.stat().st_size for path in site.rglob("*") if path.is_file()) < 2_000_000
+    read = "import sys; sys.modules['torch'] = None; import mgqe_reader as r; print(r.load(sys.argv[1]).lookup(4))"
+    table = str(GOLDEN / "compact-small.safetensors")
+    assert run([sys.executable, "-c", read, table], tmp_path, PYTHONPATH=str(site)).stdout == "[ 0.25 -0.25]\n"
+
+
+def test_wheel_of_the_reader_needs_a_compiler(project):
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", "out", "."]
+    done = subprocess.run(
+        pip, cwd=project / "reader", env={**os.environ, "CXX": "/nonexistent/c++"}, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "mgqe-reader needs a C++ compiler" in done.stdout + done.stderr
 
 
 def test_wheel_without_a_compiler_falls_back_with_one_warning(project, tmp_path):
@@ -129,3 +152,7 @@ def test_source_distribution_holds_the_kernels(project, tmp_path):
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     expected = {p.name for p in (ROOT / "src/mgqe/ops/native").iterdir()}
     assert {p.name for p in (unpacked / "src/mgqe/ops/native").iterdir()} == expected
+    reader = {p.name for p in (ROOT / "src/mgqe_reader/native").iterdir()}
+    assert {p.name for p in (unpacked / "src/mgqe_reader/native").iterdir()} == reader
+    assert (unpacked / "src/mgqe_reader/include/mgqe.h").is_file()
+    assert (unpacked / "reader/setup.py").is_file()

@@ -28,3 +28,12 @@ def test_the_lowest_releases_are_those_of_pyproject():
     assert {name: pinned.get(name) for name in lower_bounds()} == {
         name: re.sub(r"(\.0)+$", "", version) for name, version in lower_bounds().items()
     }
+
+
+def test_the_reader_has_the_version_of_mgqe():
+    mgqe, reader = (
+        tomllib.loads((ROOT / name).read_text())["project"] for name in ("pyproject.toml", "reader/pyproject.toml")
+    )
+    assert reader["version"] == mgqe["version"]
+    assert reader["requires-python"] == mgqe["requires-python"]
+    assert set(reader["dependencies"]) < set(mgqe["dependencies"])
