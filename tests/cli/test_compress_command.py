@@ -128,6 +128,9 @@ def test_ids_of_a_column(runner):
         (["compress", "items.npy", "--counts", "users.npy"], "expected 800 numbers, one per row"),
         (["compress", "items.npy", "--counts", "names.txt"], "which column holds the ids"),
         (["compress", "items.npy", "--budget", "100%"], "between 0% and 100%"),
+        (["compress", "items.npy", "--budget", "50"], "50"),
+        (["compress", "nan.npy"], "row 7 of weight holds NaN"),
+        (["neighbours", "other", "a"], "other holds no collection"),
         (["compress", "items.npy", "--prefer", "fast"], "prefer must be one of ('speed', 'size'), got 'fast'"),
         (["compress", "items.npy", "--out", "names.txt"], "is no folder"),
         (["compress", "items.npy", "--queries", "narrow.npy"], "queries have 3 dimensions"),
@@ -139,6 +142,9 @@ def test_ids_of_a_column(runner):
 def test_mistakes_are_one_line(runner, arguments, text):
     Path("short.txt").write_text("a\nb\n")
     Path("twice.txt").write_text("\n".join(["a", "b", "a", *NAMES[3:]]))
+    np.save("nan.npy", np.where(np.arange(N)[:, None] == 7, np.nan, ROWS).astype(np.float32))
+    Path("other").mkdir()
+    Path("other/settings.xml").touch()
     np.save("narrow.npy", np.ones((4, 3), np.float32))
     shown = run(runner, *arguments, fails=True)
     assert text in " ".join(shown.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -158,6 +159,21 @@ def pickled(folder: Path) -> Path:
     return folder / "a.pt"
 
 
+PICKLES = (".npy", ".npz", ".pt", ".bin")
+
+
+class Harmful:
+    """What a pickle of it does when it is loaded: make a folder."""
+
+    def __reduce__(self):
+        return os.mkdir, ("harmed",)
+
+
+def disguised(name: str):
+    """A pickle under the name of another format."""
+    return written(name, pickle.dumps(Harmful()))
+
+
 def several(folder: Path) -> Path:
     save_file({"a": torch.ones(2, 2), "b": torch.ones(3, 2)}, folder / "s.safetensors")
     return folder / "s.safetensors"
@@ -182,7 +198,9 @@ def outside(folder: Path) -> Path:
         (written("x.safetensors", b"123"), {}, "cannot be read as safetensors"),
         (written("x.pt", b"123"), {}, "cannot be read as a state dict"),
         (pickled, {}, "Python objects, which are not loaded"),
-        (numpy_objects, {}, "cannot be read as .npy.*Python objects"),
+        (numpy_objects, {}, "Python objects, which are not loaded since that runs code: save an array of floats"),
+        *((disguised(f"x{ending}"), {}, "Python objects, which are not loaded") for ending in PICKLES),
+        (disguised("x.safetensors"), {}, "cannot be read as safetensors"),
         (several, {}, r"several matrices \(a 2 x 2, b 3 x 2\): name one with tensor="),
         (several, {"tensor": "c"}, "there is no tensor 'c': it holds a 2 x 2, b 3 x 2"),
         (npy, {"tensor": "a"}, "has no tensors to name"),
@@ -195,6 +213,7 @@ def outside(folder: Path) -> Path:
         (written("x.bin", b"2 3\na " + bytes(12) + b"b " + bytes(5)), {}, "ends in vector 1 of 2"),
         (written("x.csv", "id,vector\na,1 2\nb,1\n"), {}, "row 1 .* has 1 numbers, that in row 0 has 2"),
         (written("x.csv", "id,vector\na,1 2\nb,1 z\n"), {}, "row 1 .* holds text"),
+        (written("x.csv", "id,u,v\na,1.5,2.5\nb,oops,2.5\n"), {}, "row 1 of column 'u' holds text .*: 'oops'"),
         (written("x.csv", "id,u,v\na,1.5,2.5\n,1.5,2.5\n"), {}, "has no id in row 1"),
         (written("x.csv", "id,u,v\na,1.5,2.5\nb,1.5,\n"), {}, "column 'v' has no number in row 1"),
         (written("x.csv", "a,b\nx,y\n"), {}, "no column holds vectors"),
@@ -206,14 +225,27 @@ def outside(folder: Path) -> Path:
         (lambda folder: folder, {}, "holds no model"),
     ],
 )
-def test_what_cannot_be_read_is_refused(write, options, text, tmp_path):
+def test_what_cannot_be_read_is_refused(write, options, text, tmp_path, monkeypatch, recwarn):
+    monkeypatch.chdir(tmp_path)
     path = write(tmp_path)
     if path.suffix in (".csv", ".jsonl", ".parquet"):
         pytest.importorskip("polars")
     with pytest.raises(ValueError, match=text):
         read_vectors(path, **options)
+    assert not [each for each in recwarn if each.category is UserWarning]
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_other_columns_are_left_out(tmp_path):
+    pytest.importorskip("polars")
+    (tmp_path / "a.csv").write_text("sku,title,u\n1,hat,1.5\nx2,shoe 7,2.5\n3,coat,3.5\n")
+    read = read_vectors(tmp_path / "a.csv", ids="sku")
+    assert read.rows.tolist() == [[1.5], [2.5], [3.5]]
+    assert read.ids == ["1", "x2", "3"]
 
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_vectors(tmp_path / "rows.npy")
+    with pytest.raises(FileNotFoundError, match="hf download google/bert --local-dir FOLDER"):
+        read_vectors("google/bert")

@@ -14,7 +14,7 @@ def read_npy(path: Path) -> Vectors:
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except (EOFError, OSError, ValueError) as error:
-        raise ValueError(f"it cannot be read as .npy: {error}") from error
+        raise _unread(".npy", error) from error
     return Vectors(rows)
 
 
@@ -26,7 +26,14 @@ def read_npz(path: Path, name: str | None) -> Vectors:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {each: archive[each] for each in archive.files}
     except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"it cannot be read as .npz: {error}") from error
+        raise _unread(".npz", error) from error
     matrices = [each for each, array in arrays.items() if array.ndim == 2 and array.dtype.kind == "f"]
     chosen = choose(matrices, {each: array.shape for each, array in arrays.items()}, name, "array")
     return Vectors(arrays[chosen], arrays.get("ids"), chosen)
+
+
+def _unread(kind: str, error: Exception) -> ValueError:
+    """What a user is told. NumPy itself recommends to run what pickles hold."""
+    if "pickle" in str(error) or "Python objects" in str(error):
+        return ValueError("it holds Python objects, which are not loaded since that runs code: save an array of floats")
+    return ValueError(f"it cannot be read as {kind}: {error}")

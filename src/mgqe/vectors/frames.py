@@ -48,6 +48,7 @@ def frame_vectors(frame: Any, ids: str | None = None, vector: str | None = None)
         dimensions = [each for each, kind in frame.schema.items() if kind.is_float() and each != ids]
         if not dimensions:
             raise ValueError(f"no column holds vectors or floats: it has {', '.join(frame.columns)}")
+        _refuse_text_among_numbers(frame.drop(dimensions), ids)
         name, rows = "", _rows_of_columns(frame.select(dimensions))
     rest = [each for each in frame.columns if each not in (vector, *(() if vector else dimensions))]
     return Vectors(rows, _ids(frame, ids, rest), name)
@@ -78,6 +79,21 @@ def _ids(frame: Any, wanted: str | None, rest: list[str]) -> Any:
     if column.null_count():
         raise ValueError(f"column {wanted!r} has no id in row {int(column.is_null().arg_max())}: give every row one")
     return column.to_numpy() if column.dtype.is_integer() else column.to_list()
+
+
+def _refuse_text_among_numbers(frame: Any, ids: str | None) -> None:
+    """ValueError for a column of text that is a dimension but for a few cells."""
+    import polars as pl
+
+    are_ids = {name for name in frame.columns if name == ids or name.lower() in ID_NAMES} or set(frame.columns[:1])
+    for column in frame.iter_columns():
+        if column.dtype == pl.String and column.name not in are_ids:
+            unread = column.cast(pl.Float32, strict=False).is_null() & column.is_not_null()
+            if 0 < int(unread.sum()) <= len(column) / 2:
+                row = int(unread.arg_max())
+                raise ValueError(
+                    f"row {row} of column {column.name!r} holds text where numbers should be: {column[row]!r}"
+                )
 
 
 def _rows_of_columns(frame: Any) -> np.ndarray:

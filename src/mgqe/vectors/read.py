@@ -38,7 +38,10 @@ def read_vectors(
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(2, "there is no such file", os.fspath(path))
+        what = "there is no such file"
+        if len(path.parts) == 2 and not path.suffix and not path.parent.exists():
+            what += f"; if it is the name of a model on a hub, download it first: hf download {path} --local-dir FOLDER"
+        raise FileNotFoundError(2, what, os.fspath(path))
     try:
         return _read(path, tensor, ids, vectors)
     except ValueError as error:

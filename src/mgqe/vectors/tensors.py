@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,15 +41,15 @@ def read_state_dict(path: Path, name: str | None) -> Vectors:
     Raises ValueError for a file that holds anything but tensors and plain values, whose code would have to run.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pickles that are refused below
+            # Files from before torch 1.6 are no archives, and cannot be mapped.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises many kinds
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)  # files from before torch 1.6
-        except Exception:
-            raise ValueError(
-                "it cannot be read as a state dict of torch, or holds Python objects, which are not loaded since that "
-                f"runs code: save {{name: tensor}} (model.state_dict()). torch says: {_first_line(error)}"
-            ) from error
+        raise ValueError(
+            "it cannot be read as a state dict of torch, or holds Python objects, which are not loaded since that "
+            "runs code: save {name: tensor} (model.state_dict())"
+        ) from error
     tensors = dict(_tensors(content, ""))
     matrices = [key for key, value in tensors.items() if value.ndim == 2 and value.dtype in FLOATS]
     chosen = choose(likely(matrices, name), {key: tuple(value.shape) for key, value in tensors.items()}, name, "tensor")
@@ -66,7 +68,3 @@ def _tensors(content: Any, prefix: str) -> Any:
     elif isinstance(content, Mapping):
         for key, value in content.items():
             yield from _tensors(value, f"{prefix}.{key}" if prefix else str(key))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
