@@ -350,7 +350,9 @@ int32_t lookup_whole_located(const mgqe_table& table, const int64_t* ids, int64_
     const int64_t dim = table.embedding_dim, padding_idx = table.padding_idx;
     Whole<W> whole(table);
     typename W::Matrix matrix(table);
-    RowCache cache(table.num_embeddings, end - begin, round_up(dim * int64_t{sizeof(float)}, 64));
+    // Levels that are only scaled are decoded as soon as a row is found in the cache.
+    const bool at_once = table.diagonal && table.tiers->levels;
+    RowCache cache(table.num_embeddings, at_once ? 0 : end - begin, dim * int64_t{sizeof(float)});
     if (!whole.reserve() || !matrix.reserve() || !cache.reserve()) return MGQE_NO_MEMORY;
     const auto write = [&](const uint8_t* const* bytes, const mgqe_row* rows, int64_t n, bool around) {
         if (!table.diagonal) return matrix.multiply(bytes, rows, n, around);
