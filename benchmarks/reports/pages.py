@@ -207,6 +207,17 @@ def zipf() -> str:
     return markdown(["ns per id: Zipf / uniform", *tables], rows)
 
 
+def bounds() -> str:
+    """Nanoseconds per id of tables and of what they cannot do without."""
+    results = read("bounds")
+    cells: dict[str, dict[str, str]] = {}
+    for row in results["results"] if results else ():
+        cells.setdefault(row["name"], {})[row["what"]] = f"{1e9 * row['median_s'] / row['ids']:.1f}"
+    columns = list(dict.fromkeys(what for of in cells.values() for what in of))
+    rows = [[name, *(of.get(what, "") for what in columns)] for name, of in cells.items()]
+    return markdown(["ns per id", *columns], rows) if rows else ""
+
+
 def fold() -> str:
     """Shares of the full table's time, with the matrix and without."""
     results = read("fold")
@@ -394,6 +405,7 @@ def main() -> None:
         "fold": fold(),
         "levels": levels(),
         "zipf": zipf(),
+        "bounds": bounds(),
         "lookup-model": lookup_model(),
         "lookup-model-errors": lookup_model_errors(),
         "speed": speed(),

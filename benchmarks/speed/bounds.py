@@ -1,7 +1,10 @@
-"""What tables of budgets cannot take less time than: their parts alone, beside nn.Embedding and nn.EmbeddingBag.
+"""What tables of budgets cannot take less time than: parts of the work alone, beside nn.Embedding and nn.EmbeddingBag.
 
-Each part is torch's, in one run with the whole: rows are written (look-ups of float32 end there), codes are read, sums
-are multiplied with a matrix, and rows that fit the second-level cache are added up, as many as bags have.
+Each part is torch's, in one run with the whole: the codes of the ids are read, rows of float32 are written (where
+look-ups end), sums of bags are multiplied with a matrix, and rows that fit the second-level cache are added up, as many
+as bags have.
+
+python -m benchmarks.speed.bounds
 """
 
 from __future__ import annotations
@@ -15,22 +18,22 @@ from torch import Tensor
 from benchmarks._common import Contender, Measurement, argument_parser, measure, print_table, save
 from benchmarks.speed.budgets import BUDGETS, full_rows, planned
 from benchmarks.speed.decode import zipf_ids
-from mgqe import CompactTable, ops
+from mgqe import CompactTable
 
-LOOKUP, BAG = "nn.Embedding", "nn.EmbeddingBag"
 IDS, BAGS, LENGTH = 65_536, 8192, 20
-CACHED = 4096  # rows: 1 MB of them
+CACHED = 4096  # rows: 1 MB of them at 64 dimensions
+LOOKUP, BAG = "look-up, Zipf ids", f"bags of {LENGTH}, Zipf ids"
 
 
-def read_codes(table: CompactTable, ids: list[Tensor]) -> Contender:
+def code_reader(table: CompactTable, ids: list[Tensor]) -> Contender:
     """Copies the codes of ids, all from the largest tier."""
     codes = max(table.snapshot.lookup.table.codes, key=len)
     wrapped = [each % len(codes) for each in ids]
     return lambda i: codes.index_select(0, wrapped[i])
 
 
-def over(f: Callable[[Tensor], Tensor], batches: list[Tensor]) -> Contender:
-    return lambda i: f(batches[i])
+def over(call: Callable[[Tensor], Tensor], batches: list[Tensor]) -> Contender:
+    return lambda i: call(batches[i])
 
 
 def main() -> None:
@@ -42,36 +45,41 @@ def main() -> None:
     torch.set_grad_enabled(False)
     n, d = options.rows, options.dim
     rows = full_rows(n, d, options.seed)
-    tables = {budget: planned(rows, budget, freeze=True).freeze() for budget in BUDGETS}
+    tables = {budget: planned(rows, budget).freeze() for budget in BUDGETS}
     full, pooled = torch.nn.Embedding.from_pretrained(rows), torch.nn.EmbeddingBag.from_pretrained(rows, mode="sum")
     cached = torch.nn.EmbeddingBag.from_pretrained(rows[:CACHED].clone(), mode="sum")
     generator = np.random.default_rng(options.seed)
-    batches = [zipf_ids(generator, n, IDS, 1.05) for _ in range(options.calls + 1)]
+    singles = [zipf_ids(generator, n, IDS, 1.05) for _ in range(options.calls + 1)]
     bags = [zipf_ids(generator, n, BAGS * LENGTH, 1.05) for _ in range(options.calls + 1)]
     offsets = torch.arange(0, BAGS * LENGTH, LENGTH)
-    sums, matrix = torch.randn(BAGS, d), torch.randn(d, d)
     few = [each % CACHED for each in bags]
-    lookups: dict[str, Contender] = {LOOKUP: over(full, batches)}
-    lookups |= {budget: over(table.lookup, batches) for budget, table in tables.items()}
-    lookups |= {f"codes of {budget} read": read_codes(table, batches) for budget, table in tables.items()}
-    lookups["rows written"] = lambda i: torch.full((IDS, d), float(i))
-    sizes: dict[str, Contender] = {BAG: over(lambda ids: pooled(ids, offsets), bags)}
-    sizes |= {
-        budget: over(lambda ids, p=table.snapshot.lookup: ops.bag(p, ids, offsets), bags)  # type: ignore[misc]
-        for budget, table in tables.items()
+    sums, matrix = torch.randn(BAGS, d), torch.randn(d, d)
+    contenders: dict[str, dict[str, Contender]] = {
+        LOOKUP: {
+            "the full table": over(full, singles),
+            **{f"{budget} table": over(table.lookup, singles) for budget, table in tables.items()},
+            **{f"codes of the {budget} table, read": code_reader(table, singles) for budget, table in tables.items()},
+            "rows of float32, written": lambda i: torch.full((IDS, d), float(i)),
+        },
+        BAG: {
+            "the full table": over(lambda ids: pooled(ids, offsets), bags),
+            **{
+                f"{budget} table": over(lambda ids, table=table: table.bag(ids, offsets), bags)  # type: ignore[misc]
+                for budget, table in tables.items()
+            },
+            **{f"codes of the {budget} table, read": code_reader(table, bags) for budget, table in tables.items()},
+            "sums, multiplied with a matrix": lambda i: sums @ matrix,
+            "rows in the cache, added up": over(lambda ids: cached(ids, offsets), few),
+        },
     }
-    sizes |= {f"codes of {budget} read": read_codes(table, bags) for budget, table in tables.items()}
-    sizes["sums multiplied"] = lambda i: sums @ matrix
-    sizes["cached rows added"] = over(lambda ids: cached(ids, offsets), few)
     results: list[Measurement] = []
+    ids = {LOOKUP: IDS, BAG: BAGS * LENGTH}
     for threads in options.threads:
         torch.set_num_threads(threads)
-        of_both = ((f"look-up of {IDS:,}", lookups, LOOKUP, IDS), (f"bags of {LENGTH}", sizes, BAG, BAGS * LENGTH))
-        for what, contenders, peer, per in of_both:
-            setting = {"what": what, "rows": f"{n:,}", "dim": d, "ids": "Zipf", "threads": threads}
-            new = measure(setting, contenders, peer, options.rounds, options.calls)
-            print_table(new, per, "id")
-            results += new
+        for what, named in contenders.items():
+            setting = {"what": what, "rows": n, "dim": d, "ids": ids[what], "threads": threads}
+            results += measure(setting, named, "the full table", options.rounds, options.calls)
+            print_table(results[-len(named) :], ids[what], "id")
     save(options.out, "bounds", options, results)
 
 
