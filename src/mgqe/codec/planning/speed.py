@@ -35,16 +35,16 @@ class Costs:
         near_line, far_line: of nn.Embedding's rows, not in the core's own cache; in none.
     """
 
-    row: float = 2.9
-    number: float = 0.18
-    level: float = 0.12
-    copy: float = 1.1
-    product: float = 0.0031
-    float_product: float = 0.013
-    line: float = 1.4
+    row: float = 3
+    number: float = 0.15
+    level: float = 0.15
+    copy: float = 0.94
+    product: float = 0.0024
+    float_product: float = 0.011
+    line: float = 0.49
     full_number: float = 0.54
-    near_line: float = 3.2
-    far_line: float = 3.2
+    near_line: float = 1.6
+    far_line: float = 3.5
 
 
 COSTS = Costs()
