@@ -108,7 +108,7 @@ def test_what_is_read_unasked_is_bounded_and_smallest_first(tmp_path, monkeypatc
 def test_files_without_checksums_load_and_a_wish_to_verify_them_warns(tmp_path):
     old = GOLDEN / "version-1" / "compact-small.safetensors"
     mgqe.load(old)
-    with pytest.warns(RuntimeWarning, match="version 1 has no checksums to verify: load it and save it"):
+    with pytest.warns(RuntimeWarning, match="version 1 has no checksums to verify: `mgqe convert`, or load"):
         mgqe.load(old, verify=True)
     mgqe.save(mgqe.load(old), tmp_path / "a")
     mgqe.load(tmp_path / "a", verify=True)

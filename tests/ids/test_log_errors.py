@@ -11,10 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import mgqe
-from mgqe.cli.app import app
 from mgqe.recsys.data.columns import Columns
 from mgqe.recsys.data.interactions import load_interactions
 from mgqe.recsys.tasks.registry import RunData
@@ -165,13 +163,6 @@ def test_a_runs_settings_are_plain_whatever_numbers_and_paths_they_are_given(num
         TrainConfig(dim=8.5)
     with pytest.raises(TypeError, match="dropout must be a number, got 'no'"):
         TrainConfig(dropout="no")
-
-
-def test_inspecting_a_runs_folder_asks_for_one_of_its_tables(tmp_path):
-    written(tmp_path / "item.mgqe.safetensors", "")
-    result = CliRunner().invoke(app, ["inspect", str(tmp_path)])
-    assert result.exit_code == 2
-    assert f"is the folder of a run: name one of its tables, such as {tmp_path}" in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize("columns", [Columns(user="2", item="1"), Columns(time="3")])

@@ -293,7 +293,7 @@ VECTORS = torch.zeros(2, 2)
 @pytest.mark.parametrize(
     ("vectors", "tier", "error", "match"),
     [
-        ([["a", "b"]], None, TypeError, "vectors must be floats: a tensor, an array or a list, got list"),
+        ([["a", "b"]], None, TypeError, "must be floats: a tensor, an array, a list or a column of a frame, got list"),
         (VECTORS.double(), None, TypeError, r"float32, float16 or bfloat16, got torch.float64: convert"),
         (VECTORS.long(), None, TypeError, "got torch.int64"),
         (VECTORS[0], None, ValueError, r"shape \(n, embedding_dim=2\), got \(2,\)"),

@@ -194,6 +194,8 @@ def outside(folder: Path) -> Path:
     ("write", "options", "text"),
     [
         (written("x.npy", b"\x93NUMPY"), {}, "x.npy: it cannot be read"),
+        (written("x.npy", b"nothing"), {}, "it cannot be read as .npy: it does not begin as such files do"),
+        (written("x.npz", b""), {}, "it cannot be read as .npz: it does not begin as such files do"),
         (written("x.npz", b"PK\3\4"), {}, "cannot be read as .npz"),
         (written("x.safetensors", b"123"), {}, "cannot be read as safetensors"),
         (written("x.pt", b"123"), {}, "cannot be read as a state dict"),

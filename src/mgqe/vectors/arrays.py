@@ -8,10 +8,14 @@ import numpy as np
 
 from mgqe.vectors.vectors import Vectors, choose
 
+STARTS = {".npy": b"\x93NUMPY", ".npz": b"PK"}
+PICKLE = b"\x80"  # of protocol 2 and later
+
 
 def read_npy(path: Path) -> Vectors:
     """The array of an .npy file. ValueError: it is cut short, or holds Python objects."""
     try:
+        _check_start(path, ".npy")
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except (EOFError, OSError, ValueError) as error:
         raise _unread(".npy", error) from error
@@ -23,6 +27,7 @@ def read_npz(path: Path, name: str | None) -> Vectors:
     import zipfile
 
     try:
+        _check_start(path, ".npz")
         with np.load(path, allow_pickle=False) as archive:
             arrays = {each: archive[each] for each in archive.files}
     except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
@@ -30,6 +35,13 @@ def read_npz(path: Path, name: str | None) -> Vectors:
     matrices = [each for each, array in arrays.items() if array.ndim == 2 and array.dtype.kind == "f"]
     chosen = choose(matrices, {each: array.shape for each, array in arrays.items()}, name, "array")
     return Vectors(arrays[chosen], arrays.get("ids"), chosen)
+
+
+def _check_start(path: Path, kind: str) -> None:
+    """ValueError unless the file begins as its kind does, or as a pickle. NumPy calls everything else a pickle, too."""
+    with path.open("rb") as file:
+        if not file.read(8).startswith((STARTS[kind], PICKLE)):
+            raise ValueError("it does not begin as such files do")
 
 
 def _unread(kind: str, error: Exception) -> ValueError:

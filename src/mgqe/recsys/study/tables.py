@@ -45,7 +45,8 @@ def comparison_table(study: StudyResults, pair: str, title: str) -> TextTable:
     full = study.full(pair) if pair in study.pairs() else None
     columns = {NAMES[groups[0].metric]: groups[0].metric, NAMES[SECOND[groups[0].metric]]: SECOND[groups[0].metric]}
     if RELATIVE in groups[0].leading:
-        columns = {"NDCG@10": RELATIVE, "HR@10": "full_hr@10", "sampled HR@10": "hr@10"}
+        columns = {"NDCG@10": RELATIVE, "HR@10": "full_hr@10", "sampled": "hr@10"}
+        title += "; of the whole catalogue, and HR@10 among sampled items"
     leading, *others = columns.values()
     gap = "% to full" if leading == RELATIVE else "points to full"
     table = TextTable(title, ["embedding", "bytes", "of full", *columns, gap])
