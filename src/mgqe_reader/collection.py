@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mgqe_reader.arrays import integers
+from mgqe_reader.arrays import floats, integers
 from mgqe_reader.ids import IdMap
 from mgqe_reader.library import library
 from mgqe_reader.table import Table, load
@@ -28,12 +28,14 @@ class Collection:
     Attributes:
         table: the :class:`Table`.
         ids: the :class:`IdMap`, or None.
+        query_weight: float32 (d,), what each coordinate counts in the dot products of the collection's model, or None.
     """
 
     def __init__(self, table: Table) -> None:
         self.table = table
         handle = library().mgqe_reader_ids(table.handle)
         self.ids = None if handle is None else IdMap(handle, table)
+        self.query_weight = table.copied("mgqe_reader_query_weight")
 
     @classmethod
     def load(
@@ -94,12 +96,15 @@ class Collection:
             k: how many, 1 to N.
             exclude: ids not to return: a list for all queries, or B lists. Ids that are not there are left out.
             candidates: the only ids to return, in the same forms.
-            score: "dot" or "cosine".
+            score: "dot", weighted by :attr:`query_weight` where there is one, or "cosine".
 
         Returns:
             scores, falling, and ids; of B queries B lists. Where fewer than k ids may be returned, the rest is -inf
             and None.
         """
+        if self.query_weight is not None and score == "dot":
+            vectors = floats(queries, "queries")
+            queries = vectors * self.query_weight if vectors.shape[-1:] == self.query_weight.shape else vectors
         scores, rows = self.table.topk(queries, k, self._rows_of(exclude), self._rows_of(candidates), score)
         return Hits(scores, self._ids_of(rows))
 

@@ -29,6 +29,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "mgqe_reader_padding_idx": (c_int64, [c_void_p]),
     "mgqe_reader_fallback": (c_void_p, [c_void_p]),
     "mgqe_reader_ids": (c_void_p, [c_void_p]),
+    "mgqe_reader_query_weight": (c_void_p, [c_void_p]),
     "mgqe_reader_lookup": (c_int32, [c_void_p, c_void_p, c_int64, c_void_p, c_int32]),
     "mgqe_reader_bag": (
         c_int32,

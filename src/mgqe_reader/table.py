@@ -59,10 +59,12 @@ class Table:
         self.embedding_dim: int = lib.mgqe_reader_embedding_dim(handle)
         padding = lib.mgqe_reader_padding_idx(handle)
         self.padding_idx: int | None = None if padding < 0 else padding
-        address = lib.mgqe_reader_fallback(handle)
-        self.fallback: np.ndarray | None = None
-        if address is not None:
-            self.fallback = np.array((ctypes.c_float * self.embedding_dim).from_address(address))
+        self.fallback = self.copied("mgqe_reader_fallback")
+
+    def copied(self, function: str) -> np.ndarray | None:
+        """The d floats that a function of the library points to, or None."""
+        address = getattr(self._lib, function)(self._handle)
+        return None if address is None else np.array((ctypes.c_float * self.embedding_dim).from_address(address))
 
     def __len__(self) -> int:
         """N."""

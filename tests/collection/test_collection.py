@@ -169,8 +169,10 @@ def test_damaged_and_foreign_folders(table, tmp_path):
         ({**content, "version": 2}, "version 2"),
         ({**content, "extra": 1}, "checksum"),
         ({"format": "x"}, "not the manifest"),
-        ({**content, "query_weight": [1.0]}, "1 weights for 16 coordinates"),
-        ({**content, "query_weight": ["a"]}, "must be a list of numbers"),
+        ({**content, "query_weight": "0000803f"}, "1 weights for 16 coordinates"),
+        ({**content, "query_weight": [1.0]}, "holds no finite float32 in hexadecimal digits"),
+        ({**content, "query_weight": "0000807f" * 16}, "holds no finite float32"),
+        ({**content, "query_weight": "00803f"}, "holds no finite float32"),
     ):
         if "query_weight" in changed:
             changed["checksum"] = json_checksum(changed)

@@ -9,6 +9,7 @@ from paths import GOLDEN
 
 import mgqe
 import mgqe_reader
+from mgqe.files.checksums import json_checksum
 
 MAPS = sorted(GOLDEN.rglob("idmap/*.safetensors"))
 
@@ -73,6 +74,26 @@ def items(tmp_path):
     folder = tmp_path / "items"
     mgqe.Collection(mgqe.compress_table(vectors(), "60%"), [f"item-{i}" for i in range(50)]).save(folder)
     return folder
+
+
+def test_the_weights_of_queries(tmp_path):
+    weight = np.linspace(0.5, 2, vectors().shape[1], dtype=np.float32)
+    theirs = mgqe.Collection(mgqe.compress_table(vectors(), "60%"), query_weight=weight)
+    theirs.save(tmp_path / "items")
+    mine = mgqe_reader.Collection.load(tmp_path / "items")
+    assert np.array_equal(mine.query_weight, weight)
+    queries = np.asarray(vectors(), dtype=np.float32)[:5]
+    for score in ("dot", "cosine"):
+        found, expected = mine.topk(queries, 7, score=score), theirs.topk(queries, 7, score=score)
+        assert found.ids == expected.ids
+        assert np.array_equal(found.scores, expected.scores.numpy())
+    manifest = tmp_path / "items" / "mgqe-collection.json"
+    content = json.loads(manifest.read_text())
+    for digits, text in (("0000803f", "1 weights for"), ("00g0803f", "holds no finite"), ("0000807f", "no finite")):
+        changed = {**content, "query_weight": digits}
+        manifest.write_text(json.dumps({**changed, "checksum": json_checksum(changed)}))
+        with pytest.raises(mgqe_reader.ArtifactError, match=text):
+            mgqe_reader.Collection.load(tmp_path / "items")
 
 
 def test_unknown_ids(items):

@@ -84,7 +84,7 @@ def test_table_and_picture(tmp_path: Path) -> None:
     console.print(comparison_table(results, PAIR, "title").terminal())
     text = console.export_text()
     table = [line.split() for line in text.splitlines() if line.strip()]
-    assert table[2:] == [
+    assert table[1:] == [
         ["embedding", "bytes", "of", "full", "NDCG@10", "HR@10", "sampled", "%", "to", "full"],
         ["full", "1,000", "100.0%", "0.1240", "0.1550", "0.6200"],
         ["full:d=4", "250", "25.0%", "0.1000", "0.1250", "0.5000", "-16.67"],

@@ -14,10 +14,11 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from mgqe.files.atomic import read_json, write_json
@@ -31,7 +32,7 @@ from mgqe.table.io import load, save
 MANIFEST = "mgqe-collection.json"
 FORMAT, VERSION = "mgqe collection", 1
 PARTS = ("table", "ids")
-QUERY_WEIGHT = "query_weight"  # in the manifest: a list of d floats
+QUERY_WEIGHT = "query_weight"  # in the manifest: d float32, little-endian, in hexadecimal digits, which lose no bit
 Parts = dict[str, dict[str, str]]  # part -> the name and the last checksum of its file
 _OWN_NAME = re.compile(r"(?:table|ids)\.[0-9a-f]{8}\.safetensors(?:\..*)?")
 ATTEMPTS = 100  # at reading a folder that is being replaced
@@ -63,7 +64,7 @@ def write_folder(folder: Path, table: FrozenTable | Path, ids: IdMap | None, que
                 **{part: {"file": file.name, "checksum": stored_checksum(file)} for part, file in files.items()},
             }
             if query_weight is not None:
-                manifest[QUERY_WEIGHT] = query_weight.tolist()
+                manifest[QUERY_WEIGHT] = query_weight.numpy().astype("<f4").tobytes().hex()
             manifest["checksum"] = json_checksum(manifest)
             write_json(folder / MANIFEST, manifest)
         except BaseException:
@@ -93,7 +94,7 @@ def _link(source: Path, target: Path) -> int:
     return target.stat().st_size
 
 
-def read_folder(folder: Path, mmap: bool, verify: bool | None) -> tuple[FrozenTable, IdMap | None, list[float] | None]:
+def read_folder(folder: Path, mmap: bool, verify: bool | None) -> tuple[FrozenTable, IdMap | None, Tensor | None]:
     """The table, the ids and the weight of queries of a folder.
 
     Raises ArtifactError for a folder of something else, or whose files are missing, damaged or of another save.
@@ -138,7 +139,7 @@ def _file_faults(folder: Path, parts: Parts) -> Iterator[str]:
             yield f"{file}: not the file that {MANIFEST} was saved with. {RESTORE}"
 
 
-def _read(folder: Path, mmap: bool, verify: bool | None) -> tuple[FrozenTable, IdMap | None, list[float] | None]:
+def _read(folder: Path, mmap: bool, verify: bool | None) -> tuple[FrozenTable, IdMap | None, Tensor | None]:
     parts, query_weight = _parts(folder)
     for fault in _file_faults(folder, parts):
         raise ArtifactError(fault)
@@ -161,7 +162,7 @@ def _manifest_text(folder: Path) -> bytes:
     return (folder / MANIFEST).read_bytes()
 
 
-def _parts(folder: Path) -> tuple[Parts, list[float] | None]:
+def _parts(folder: Path) -> tuple[Parts, Tensor | None]:
     """What the manifest says of each file, and of queries. ArtifactError: it is damaged, or of something else."""
     path = folder / MANIFEST
     try:
@@ -182,12 +183,19 @@ def _parts(folder: Path) -> tuple[Parts, list[float] | None]:
             raise ArtifactError(f"{path}: entry {part!r} names no file of a collection: {json.dumps(entry)[:80]}")
     if "table" not in parts:
         raise ArtifactError(f"{path}: names no table. {RESTORE}")
-    query_weight = content.get(QUERY_WEIGHT)
-    if query_weight is not None and not (
-        isinstance(query_weight, list) and all(isinstance(each, float) and isfinite(each) for each in query_weight)
-    ):
-        raise ArtifactError(f"{path}: entry {QUERY_WEIGHT!r} must be a list of numbers. {RESTORE}")
-    return parts, query_weight
+    return parts, _query_weight(path, content[QUERY_WEIGHT]) if QUERY_WEIGHT in content else None
+
+
+def _query_weight(path: Path, digits: object) -> Tensor:
+    """The weights of queries that a manifest has."""
+    try:
+        weight = torch.from_numpy(np.frombuffer(bytes.fromhex(digits), "<f4").astype(np.float32))  # type: ignore[arg-type]
+        finite = bool(weight.isfinite().all())
+    except (TypeError, ValueError):
+        finite = False
+    if not finite:
+        raise ArtifactError(f"{path}: entry {QUERY_WEIGHT!r} holds no finite float32 in hexadecimal digits. {RESTORE}")
+    return weight
 
 
 def _own_files(folder: Path) -> list[Path]:

@@ -72,6 +72,10 @@ MGQE_READER_API int64_t mgqe_reader_padding_idx(const mgqe_reader* reader);    /
 MGQE_READER_API const float* mgqe_reader_fallback(const mgqe_reader* reader);  /* (d) the row of other ids, or null */
 MGQE_READER_API const mgqe_ids* mgqe_reader_ids(const mgqe_reader* reader);    /* of a collection, or null */
 
+/* (d) What each coordinate counts in the inner products of a collection's model: multiply queries by it, coordinate by
+ * coordinate, before mgqe_reader_topk; or null where all count alike. */
+MGQE_READER_API const float* mgqe_reader_query_weight(const mgqe_reader* reader);
+
 /* ---- reading. `threads`: how many a call may use at most; 0 for as many as there are processors ------------------- */
 
 /* Rows of ids (n) into out (n, d). Ids outside the table get the fallback, or are MGQE_READER_OUT_OF_RANGE. */

@@ -1,6 +1,8 @@
 #include "collection.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 
 #include "json.h"
 #include "xxh3.h"
@@ -33,6 +35,22 @@ std::string path_of(const Json& entry, const std::string& part, const std::strin
     return path;
 }
 
+// Float32, little-endian, in hexadecimal digits.
+std::vector<float> weights_of(const Json& entry) {
+    const std::string& digits = entry.text;
+    std::vector<float> weights(digits.size() / 8);
+    bool fits = entry.type == Json::kString && digits.size() % 8 == 0 && hexadecimal_digits(digits);
+    for (size_t i = 0; fits && i < weights.size(); ++i) {
+        uint32_t bits = 0;
+        for (int byte = 3; byte >= 0; --byte)
+            bits = bits << 8 | static_cast<uint32_t>(std::stoul(digits.substr(8 * i + 2 * byte, 2), nullptr, 16));
+        std::memcpy(&weights[i], &bits, sizeof bits);
+        fits = std::isfinite(weights[i]);
+    }
+    if (!fits) refuse(std::string("entry 'query_weight' holds no finite float32 in hexadecimal digits") + kRestore);
+    return weights;
+}
+
 }  // namespace
 
 CollectionFiles read_manifest(const std::string& folder) {
@@ -53,8 +71,9 @@ CollectionFiles read_manifest(const std::string& folder) {
         const std::string content = dump_json(manifest);
         if (hexadecimal(xxh3_digest(content.data(), content.size())) != expected)
             refuse(std::string("damaged: its checksum is another one") + kRestore);
-        const Json *table = manifest.find("table"), *ids = manifest.find("ids");
+        const Json *table = manifest.find("table"), *ids = manifest.find("ids"), *weight = manifest.find("query_weight");
         if (!table) refuse(std::string("names no table") + kRestore);
-        return CollectionFiles{path_of(*table, "table", folder), ids ? path_of(*ids, "ids", folder) : std::string()};
+        return CollectionFiles{path_of(*table, "table", folder), ids ? path_of(*ids, "ids", folder) : std::string(),
+                               weight ? weights_of(*weight) : std::vector<float>()};
     });
 }

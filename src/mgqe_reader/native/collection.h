@@ -3,6 +3,7 @@
 #define MGQE_COLLECTION_H
 
 #include <string>
+#include <vector>
 
 #include "container.h"
 
@@ -10,10 +11,11 @@ constexpr char kManifest[] = "mgqe-collection.json";
 
 struct CollectionFiles {
     std::string table;
-    std::string ids;  // empty: rows have no ids of their own
+    std::string ids;                  // empty: rows have no ids of their own
+    std::vector<float> query_weight;  // empty, or (d) what each coordinate counts in inner products
 };
 
-// The paths of both, each with the checksum that the manifest was saved with.
+// The paths of the files, each with the checksum that the manifest was saved with.
 CollectionFiles read_manifest(const std::string& folder);
 
 #endif

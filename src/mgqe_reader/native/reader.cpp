@@ -7,6 +7,7 @@
 #include <memory>
 #include <new>
 #include <thread>
+#include <vector>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -22,6 +23,7 @@
 struct mgqe_reader {
     std::unique_ptr<Table> table;
     std::unique_ptr<mgqe_ids> ids;
+    std::vector<float> query_weight;
 };
 
 static_assert(MGQE_READER_BAD_ARGUMENT == int{MGQE_BAD_ARGUMENT} && MGQE_READER_NO_MEMORY == int{MGQE_NO_MEMORY} &&
@@ -71,6 +73,10 @@ std::unique_ptr<mgqe_reader> open_once(const std::string& path, bool collection,
     }
     const CollectionFiles files = read_manifest(path);
     opened->table = open_table(files.table, reading);
+    opened->query_weight = files.query_weight;
+    const int64_t dim = opened->table->native().embedding_dim, weights = static_cast<int64_t>(opened->query_weight.size());
+    if (weights && weights != dim)
+        refuse(path + ": " + number(weights) + " weights for " + number(dim) + " coordinates");
     if (files.ids.empty()) return opened;
     opened->ids = std::make_unique<mgqe_ids>(files.ids, reading);
     const int64_t rows = opened->table->native().num_embeddings;
@@ -277,6 +283,9 @@ int64_t mgqe_reader_embedding_dim(const mgqe_reader* reader) { return reader->ta
 int64_t mgqe_reader_padding_idx(const mgqe_reader* reader) { return reader->table->native().padding_idx; }
 const float* mgqe_reader_fallback(const mgqe_reader* reader) { return reader->table->fallback(); }
 const mgqe_ids* mgqe_reader_ids(const mgqe_reader* reader) { return reader->ids.get(); }
+const float* mgqe_reader_query_weight(const mgqe_reader* reader) {
+    return reader->query_weight.empty() ? nullptr : reader->query_weight.data();
+}
 
 int32_t mgqe_reader_lookup(const mgqe_reader* reader, const int64_t* ids, int64_t n, float* out, int32_t threads) {
     return guarded([&] {
