@@ -85,6 +85,10 @@ def test_faiss_in_both_directions(tmp_path: Path) -> None:
     assert (code, "a collection of a faiss index" in text) == (0, True), text
     back = mgqe.Collection.load(tmp_path / "back")
     assert torch.equal(back.lookup([3, 147]), table.lookup([1, 49]))
+    assert "row numbers" not in text
+    mgqe.Collection(table, [f"item-{i}" for i in range(50)]).save(tmp_path / "named")
+    code, text = invoke("convert", tmp_path / "named", "--out", tmp_path / "named.faiss")
+    assert (code, "faiss holds ids of int64 alone" in text, "row numbers" in text) == (0, True, True), text
 
 
 def test_what_cannot_be_converted_is_one_line(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import typer
 import mgqe
 from mgqe.cli.artefacts import Artefact, artefact_at
 from mgqe.cli.open_collection import open_collection
-from mgqe.cli.terminal import clean_errors, output
+from mgqe.cli.terminal import clean_errors, output, say
 from mgqe.collection import Collection
-from mgqe.convert.faiss_files import ENDINGS, is_faiss_file, read_faiss_file, write_faiss_file
+from mgqe.convert.faiss_files import ENDINGS, INTEGERS, is_faiss_file, read_faiss_file, write_faiss_file
 from mgqe.convert.folder import rewrite_model
 from mgqe.convert.read import read_model
 from mgqe.files.destination import check_file, check_folder
@@ -42,7 +42,10 @@ def convert(
         nbytes, what = read_faiss_file(source).save(out), "a collection of a faiss index"
     elif out.suffix.lower() in ENDINGS:
         check_file(out)
-        nbytes, what = write_faiss_file(open_collection(source), out), "a faiss index"
+        items = open_collection(source)
+        nbytes, what = write_faiss_file(items, out), "a faiss index"
+        if items.ids is not None and items.ids.kind != INTEGERS:
+            say(f"faiss holds ids of int64 alone: {out} answers with row numbers, whose ids {source} has")
     else:
         artefact = artefact_at(source)
         nbytes, what = _rewrite(artefact, out), f"{artefact}, in the present version"

@@ -12,6 +12,7 @@ from mgqe.table.compact import CompactTable
 from mgqe.table.faiss import import_faiss
 
 ENDINGS = (".faiss", ".index")
+INTEGERS = "int64"  # the only kind of ids that faiss holds
 
 
 def is_faiss_file(path: Path) -> bool:
@@ -56,7 +57,7 @@ def write_faiss_file(items: Collection, path: Path) -> int:
             "the tiers differ in subspaces or codebooks, which faiss holds in an IndexShards and cannot write: use "
             "table.to_faiss() in memory, or make a table with one codebook and one num_subspaces"
         )
-    if items.ids is not None and items.ids.kind == "int64":
+    if items.ids is not None and items.ids.kind == INTEGERS:
         rows, index.ntotal = index.ntotal, 0  # an IndexIDMap takes empty indexes only
         named = faiss.IndexIDMap(index)
         index.ntotal = named.ntotal = rows
