@@ -53,16 +53,26 @@ def test_the_page_on_new_ids_runs(tmp_path, monkeypatch):
         assert (ROOT / "docs" / target).is_file(), target
 
 
+def run_page(name: str, optional: str | None = None) -> tuple[str, dict[str, Any]]:
+    """A page of docs and the names that its Python blocks leave, which continue each other.
+
+    optional: a package; blocks that import it are left out where it is not installed.
+    """
+    page = (ROOT / "docs" / name).read_text()
+    names: dict[str, Any] = {}
+    left_out = optional if optional and not importlib.util.find_spec(optional) else None
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        if left_out is None or f"import {left_out}" not in block:
+            exec(compile(block, f"docs/{name}", "exec"), names)
+    return page, names
+
+
 def test_the_page_on_serving_runs(tmp_path, monkeypatch):
     """Its blocks continue each other."""
     monkeypatch.chdir(tmp_path)
     if not ops.native_available():
         pytest.skip("the page forces an instruction set of the kernels")
-    page = (ROOT / "docs" / "serving.md").read_text()
-    names: dict[str, Any] = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        if "import faiss" not in block or importlib.util.find_spec("faiss"):
-            exec(compile(block, "docs/serving.md", "exec"), names)
+    page, names = run_page("serving.md", "faiss")
     assert names["ids"].shape == (2, 10)
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
         assert (ROOT / "docs" / target).is_file(), target
@@ -71,13 +81,7 @@ def test_the_page_on_serving_runs(tmp_path, monkeypatch):
 def test_the_page_on_hubs_runs(tmp_path, monkeypatch):
     """Its blocks continue each other."""
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "integrations.md").read_text()
-    names: dict[str, Any] = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        if not any(
-            f"import {package}" in block and not importlib.util.find_spec(package) for package in ("lightning",)
-        ):
-            exec(compile(block, "docs/integrations.md", "exec"), names)
+    _, names = run_page("integrations.md", "lightning")
     assert "item-17" not in names["hits"].ids
     assert "| recall@10 against the full matrix | 0." in (tmp_path / "items" / "README.md").read_text()
 
@@ -87,10 +91,7 @@ def test_the_page_on_reading_without_torch_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if not ops.native_available():
         pytest.skip("the reader is in the compiled library")
-    page = (ROOT / "docs" / "reader.md").read_text()
-    names: dict[str, Any] = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(compile(block, "docs/reader.md", "exec"), names)
+    page, names = run_page("reader.md")
     assert names["rows"].shape == (2, 32)
     assert len(names["hits"].ids[1]) == 10
     assert names["ids"].shape == (2, 3)
@@ -101,10 +102,7 @@ def test_the_page_on_reading_without_torch_runs(tmp_path, monkeypatch):
 def test_the_page_on_matrices_runs(tmp_path, monkeypatch, capsys):
     """Its blocks continue each other."""
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "compress.md").read_text()
-    names: dict[str, Any] = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(compile(block, "docs/compress.md", "exec"), names)
+    _, names = run_page("compress.md")
     assert "shoe-17" not in [one for ids in names["hits"].ids for one in ids]
     assert len(capsys.readouterr().out.splitlines()) >= 2
 
