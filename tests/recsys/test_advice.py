@@ -40,6 +40,6 @@ def test_popularity_ranks_items_by_their_counts(tmp_path):
         seen = set(split.train_items[split.train_offsets[user] : split.train_offsets[user + 1]].tolist())
         listed = [other for other in order if other not in seen][:10]
         hits += item in listed
-    found = task.popularity_figures()["popularity_valid_full_hr@10"]
+    found = task.popularity_figures["popularity_valid_full_hr@10"]
     assert found == pytest.approx(hits / task.valid.users.numel())
     assert torch.equal(counts, torch.bincount(split.train_items, minlength=split.num_items))

@@ -172,6 +172,7 @@ class RankingTask:
         more = {f"{prefix}{metric}": metric.figure(ranks, owners) for metric in (*self.metrics, self.selects)}
         return {**figures, **more}
 
+    @cached_property
     def popularity_figures(self) -> dict[str, float]:
         """`popularity_full_` and `popularity_valid_full_`: of a list of the most frequent items, the same for everyone.
 
@@ -311,7 +312,7 @@ class RankingTask:
                 figures.update(head_and_tail_figures(ranks, part.items, self.split.item_counts, owners=owners))
             ranks = self.catalogue_ranks(scores, part, test)
             figures.update(self.catalogue_figures(ranks, part, f"{prefix}full_"))
-        return {**figures, **self.popularity_figures()}
+        return {**figures, **self.popularity_figures}
 
 
 def prepare(config: RunSettings) -> tuple[RankingTask, str]:

@@ -188,7 +188,7 @@ class SequentialTask:
                 figures.update(head_and_tail_figures(ranks, part.items, self.split.item_counts, owners=owners))
             ranks = self._catalogue_ranks(vectors, queries, test)
             figures.update(base.catalogue_figures(ranks, part, f"{prefix}full_"))
-        return {**figures, **base.popularity_figures()}
+        return {**figures, **base.popularity_figures}
 
     def _catalogue_ranks(self, vectors: Tensor, queries: Tensor, test: bool) -> Tensor:
         """Ranks of a part's items in the whole catalogue, whose vectors are (num_items, d)."""
