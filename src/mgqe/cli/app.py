@@ -14,7 +14,7 @@ from typer.models import CommandInfo
 from mgqe.cli.packages import missing_packages
 from mgqe.cli.terminal import errors, output
 
-EXPERIMENTS = ("polars", "matplotlib", *(("tomli",) if sys.version_info < (3, 11) else ()))
+EXPERIMENTS = ("polars", "matplotlib", "torchmetrics", *(("tomli",) if sys.version_info < (3, 11) else ()))
 SERVER = ("starlette", "uvicorn", "httptools", "pydantic", "orjson")
 # Command -> what it needs of the packages that its extra brings.
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "serve": SERVER,
     "export": (),
     "convert": (),
-    "train": ("polars",),
+    "train": ("polars", "torchmetrics"),
     "compare": EXPERIMENTS,
     "study": EXPERIMENTS,
     "report": EXPERIMENTS,

@@ -22,6 +22,7 @@ commands = typer.Typer()
 EXTRAS = {
     "polars": "logs, data sets, Parquet and CSV (mgqe[recsys])",
     "matplotlib": "pictures (mgqe[recsys])",
+    "torchmetrics": "AUC and calibration (mgqe[recsys])",
     "faiss-cpu": "table.to_faiss (mgqe[faiss])",
     "huggingface_hub": "mgqe.push_to_hub, and names of repositories (mgqe[hub])",
     "onnx": "mgqe.export_onnx (mgqe[onnx])",
