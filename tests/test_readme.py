@@ -161,6 +161,14 @@ def test_the_page_on_budgets_runs(capsys):
         assert (ROOT / "docs" / target).is_file(), target
 
 
+def test_the_page_on_own_methods_runs(monkeypatch, capsys):
+    """Its class is that of the example, which is within the 40 lines that the page promises."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    run_page("add_a_method.md")
+    assert capsys.readouterr().out == "5.2% of the bytes\n"
+    assert len((ROOT / "examples" / "own_method.py").read_text().splitlines()) <= 40
+
+
 def test_the_page_on_large_logs_runs(tmp_path, monkeypatch, capsys):
     """Its blocks continue each other; what it shows of an error is what is printed."""
     pytest.importorskip("polars")

@@ -12,7 +12,7 @@ import pytest
 from mgqe.recsys.study.analysis import Interval, StudyResults
 from mgqe.recsys.study.declaration import StudyDeclaration, read_declaration
 from mgqe.recsys.study.records import run_key
-from mgqe.recsys.study.tables import against_full, against_others, all_tables, points
+from mgqe.recsys.study.tables import against_full, against_others, all_tables, leaderboard, points
 from mgqe.recsys.study.text_table import TextTable, fill
 
 DECLARATION = """
@@ -119,8 +119,13 @@ def test_tables(study: StudyResults) -> None:
     assert against_others(study).rows == [
         ["A", "HR@10", "20%", "19.0%", "14.0%", "+0.50 ± 0.00", "scalar", "+14.50 ± 0.00"]
     ]
+    assert leaderboard(study).rows == [
+        ["20%", "MGQE", "-0.50 ± 0.00", "1.0", "1"],
+        ["20%", "DPQ", "-1.00 ± 0.00", "2.0", "1"],
+        ["20%", "scalar", "-15.00 ± 0.00", "3.0", "1"],
+    ]
     tables = all_tables(study)
-    assert {"against-full", "against-others", "pair-a", "codebooks", "cost", "failed"} == set(tables)
+    assert {"against-full", "against-others", "leaderboard", "pair-a", "codebooks", "cost", "failed"} == set(tables)
     assert tables["pair-a"].rows[0][1:6] == ["full", "`full`", "100.00%", "", "0.7100"]
     assert [row[4] for row in tables["pair-a"].rows[1:]] == ["0.6500", "", ""]  # of curves that start there
     assert tables["cost"].rows == [["A", "2.0", "3.0", "1.50", "5", "1 MiB"]]

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import mgqe
-from mgqe.recsys.models.embeddings import METHODS, FrozenEmbedding, Spec, build
+from mgqe.recsys.models.embeddings import FrozenEmbedding, Spec, build
+from mgqe.recsys.models.methods import METHODS
 
 COUNTS = torch.arange(60, 0, -1)
 SPECS = (

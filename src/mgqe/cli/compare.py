@@ -13,6 +13,7 @@ from mgqe.cli.options import PREFER_HELP
 from mgqe.cli.run_options import BUDGET_HELP, DEFAULT_BUDGET, EMBEDDINGS, Overwrite, takes_config, with_budget
 from mgqe.cli.terminal import AsJson, clean_errors, output, say
 from mgqe.files.destination import check_folder
+from mgqe.recsys.models.methods import import_methods
 from mgqe.recsys.study.analysis import StudyResults
 from mgqe.recsys.study.comparison import PAIR, Comparison
 from mgqe.recsys.study.execute import Run, check_folders
@@ -67,7 +68,9 @@ def compare(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    study = Comparison.of(config, _embeddings(embedding, budget, prefer), seeds_of(seeds))
+    embeddings = _embeddings(embedding, budget, prefer)
+    import_methods(embeddings)
+    study = Comparison.of(config, embeddings, seeds_of(seeds))
     check_jobs(jobs)
     check_folder(out)
     check_folders([run for _, run in study.runs()], out, overwrite)

@@ -12,7 +12,7 @@ import typer
 
 from mgqe.cli.options import UNUSUAL, DataDir, Format, Header, ItemColumn, NoQuote, Quote, Separator, UserColumn
 from mgqe.codec.planning.shapes import check_preference
-from mgqe.recsys.models.embeddings import METHODS
+from mgqe.recsys.models.methods import METHODS
 from mgqe.recsys.models.registry import MODELS, choose_model
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.tuned import tuned_settings

@@ -13,6 +13,7 @@ from mgqe.cli.experiments import RunBar
 from mgqe.cli.options import PREFER_HELP
 from mgqe.cli.run_options import BUDGET_HELP, DEFAULT_BUDGET, EMBEDDINGS, Overwrite, takes_config, with_budget
 from mgqe.cli.terminal import AsJson, clean_errors, make_progress, output, say
+from mgqe.recsys.models.methods import import_methods
 from mgqe.recsys.study.text_table import TextTable
 from mgqe.recsys.tasks.metrics import RankMetric
 from mgqe.recsys.train.advice import advice
@@ -59,7 +60,9 @@ def train(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    config = replace(config, embedding=with_budget(embedding, budget, prefer), seed=seed)
+    description = with_budget(embedding, budget, prefer)
+    import_methods([description])
+    config = replace(config, embedding=description, seed=seed)
     was_finished = (out / METRICS).is_file() and not overwrite
     with make_progress() as progress:
         bar = RunBar(progress, str(config.spec))

@@ -1,6 +1,7 @@
 """Makes embedding modules from descriptions such as `full`, `mgqe:D=32,K=64/16`, `lowrank:r=8`.
 
-A description is a name and, after a colon, options: `NAME:key=value,key=value`. Several values are joined by slashes
+A description is a name and, after a colon, options: `NAME:key=value,key=value`. The name is one of METHODS or that of a
+class of one's own, `module.Class`. Several values are joined by slashes
 (`K=256/64`). The name of a field before a key sets it for the tables of that field (`item.K=64/16`). The keys are the
 keywords of the class; the usual ones also have short names.
 """
@@ -11,79 +12,23 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mgqe import baselines
 from mgqe.checks.names import did_you_mean
 from mgqe.codec.capacity import DEFAULT_HEAD_CENTROIDS, DEFAULT_TAIL_CENTROIDS, default_num_subspaces
 from mgqe.codec.planning.budget import budget_bytes
 from mgqe.codec.planning.mixed import least_nbytes
 from mgqe.codec.tiers import Tiers
-from mgqe.nn.embedding import DPQEmbedding, MGQEmbedding
+from mgqe.nn.embedding import MGQEmbedding
 from mgqe.nn.quantization import BETWEEN_TIERS, CHOSEN_BY_BUDGET, Quantization, QuantizationOptions, default_budget
+from mgqe.recsys.models.methods import Method, method_named
 
 Value = int | float | bool | str | tuple[int | float, ...]
-NEVER = 2**62  # warm-up steps of a layer whose warm-up the training loop ends
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method of embedding.
-
-    layer: the class of the embedding. short: short names of its keywords. summary: one line for --help. fixed: keywords
-    that a description cannot set.
-    kind: `trained`: trained once, as it is. `post`: trained as a full table and compressed at the end. `quantised`:
-    trained as a full table for a warm-up, and then through its codes.
-    """
-
-    layer: type[nn.Module]
-    kind: Literal["trained", "post", "quantised"]
-    summary: str
-    short: Mapping[str, str] = field(default_factory=dict)
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-
-
-_CODES = {"D": "num_subspaces", "K": "num_centroids", "centroids": "centroid_dtype"}
-_NO_WARM_UP_OF_ITS_OWN = {"warmup_steps": NEVER}
-METHODS: dict[str, Method] = {
-    "full": Method(baselines.FullEmbedding, "trained", "a full table; full:d=16 is one with 16 dimensions"),
-    "mgqe": Method(
-        MGQEmbedding,
-        "quantised",
-        "codes, more centroids for frequent ids: mgqe:D=32,K=64/16,centroids=int8 or mgqe:budget=5%",
-        _CODES,
-        _NO_WARM_UP_OF_ITS_OWN,
-    ),
-    "dpq": Method(DPQEmbedding, "quantised", "codes, all ids alike: dpq:D=32,K=64", _CODES, _NO_WARM_UP_OF_ITS_OWN),
-    "pq": Method(baselines.PQEmbedding, "post", "codes of a trained full table: pq:D=32,K=64", _CODES),
-    "scalar": Method(
-        baselines.ScalarQuantizedEmbedding, "post", "a trained full table, b bits per value: scalar:bits=4"
-    ),
-    "lowrank": Method(baselines.LowRankEmbedding, "trained", "N x r times r x d: lowrank:r=8", {"r": "rank"}),
-    "hash": Method(
-        baselines.HashEmbedding,
-        "trained",
-        "ids share rows: hash:buckets=500,hashes=2",
-        {"buckets": "num_buckets", "hashes": "num_hashes"},
-    ),
-    "qr": Method(
-        baselines.QREmbedding,
-        "trained",
-        "quotient and remainder: qr:remainders=64,operation=mult",
-        {"remainders": "num_remainders"},
-    ),
-    "recjpq": Method(
-        baselines.RecJPQEmbedding,
-        "trained",
-        "fixed codes from an SVD of who took what: recjpq:D=16,K=256,centroids=int8",
-        _CODES,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -98,10 +43,7 @@ class Spec:
     def parse(cls, text: str) -> Spec:
         """ValueError says what is wrong with `text` and what could be meant."""
         name, _, rest = text.strip().partition(":")
-        if name not in METHODS:
-            raise ValueError(
-                f"no embedding {name!r}{did_you_mean(name, METHODS)}: expected one of {', '.join(METHODS)}"
-            )
+        method_named(name)
         options: dict[str, Value] = {}
         for part in filter(None, (part.strip() for part in rest.split(","))):
             key, equals, value = (side.strip() for side in part.partition("="))
@@ -140,7 +82,7 @@ class Spec:
 
     @property
     def method(self) -> Method:
-        return METHODS[self.name]
+        return method_named(self.name)
 
     def __str__(self) -> str:
         pairs = [("d", self.dim)] if self.dim is not None else []

@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from mgqe.checks.names import did_you_mean
+from mgqe.recsys.models.methods import import_methods
 from mgqe.recsys.models.registry import choose_model
 from mgqe.recsys.study.execute import Run
 from mgqe.recsys.study.records import run_key
@@ -223,6 +224,7 @@ def _declaration(entries: _Entries, data_dir: str | None) -> StudyDeclaration:
     entries.finish()
     declaration = StudyDeclaration(title, pairs, tuple(methods), tuple(ablations))
     for pair in pairs.values():
+        import_methods(declaration.embeddings(pair, 0))
         for embedding in dict.fromkeys(declaration.embeddings(pair, 0)):
             pair.config.with_embedding(embedding)  # reads the description
     return declaration

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -17,6 +18,7 @@ from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
+from mgqe.recsys.models.methods import own_modules
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.loop import EpochReport, OnEpoch
@@ -93,7 +95,8 @@ def execute(runs: Sequence[Run], out: Path, jobs: int, overwrite: bool, on_event
         reports = manager.Queue()
         listener = threading.Thread(target=_listen, args=(reports, runs, on_event), daemon=True)
         listener.start()
-        with ProcessPoolExecutor(jobs, context, _start_worker) as pool:
+        modules = own_modules(run.config.embedding for run in runs)
+        with ProcessPoolExecutor(jobs, context, _start_worker, (modules,)) as pool:
             try:
                 work = [pool.submit(_work, run, out, overwrite, reports, at) for at, run in enumerate(runs)]
                 for future in as_completed(work):
@@ -133,8 +136,13 @@ def _tell(run: Run, on_event: OnEvent) -> OnEpoch:
     return lambda report: on_event(Event(run, report))
 
 
-def _start_worker() -> None:
-    """Let this worker end at once when it is interrupted: its checkpoint is whole, and a traceback says nothing."""
+def _start_worker(modules: tuple[str, ...]) -> None:
+    """Let this worker end at once when it is interrupted: its checkpoint is whole, and a traceback says nothing.
+
+    modules: of the embeddings' classes that are not the library's.
+    """
+    for module in modules:
+        importlib.import_module(module)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _end_with_parent()
 

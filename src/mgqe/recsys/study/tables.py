@@ -15,9 +15,11 @@ OURS = "MGQE"
 def all_tables(study: StudyResults) -> dict[str, TextTable]:
     """All tables that have rows, by name.
 
-    Names: `against-full`, `against-others`, `pair-NAME`, `ablation-NAME-PAIR`, `codebooks`, `cost`, `failed`.
+    Names: `against-full`, `against-others`, `leaderboard`, `pair-NAME`, `ablation-NAME-PAIR`, `codebooks`, `cost`,
+    `failed`.
     """
     tables = {"against-full": against_full(study), "against-others": against_others(study)}
+    tables["leaderboard"] = leaderboard(study)
     tables.update({f"pair-{pair}": pair_table(study, pair) for pair in study.pairs()})
     for ablation in study.declaration.ablations:
         for pair in ablation.pairs:
@@ -115,6 +117,37 @@ def against_others(study: StudyResults, method: str = OURS, near: str = "DPQ") -
                     ]
                 )
     return table
+
+
+def leaderboard(study: StudyResults) -> TextTable:
+    """Every method less the full tables by the first figure of each pair, best mean rank first, budget by budget.
+
+    The mean rank, from 1, is over the pairs that a method has been run on, among the methods that were run there.
+    """
+    pairs = study.pairs()
+    table = TextTable(
+        "Leaderboard: NDCG@10 over the whole catalogue less that of the full tables in per cent, or AUC in points",
+        ["budget", "method", *(study.title(pair) for pair in pairs), "mean rank", "pairs"],
+        left=2,
+    )
+    for budget in sorted({budget for pair in pairs for budget in study.budgets(pair)}, reverse=True):
+        gaps: dict[str, dict[str, Interval]] = {}
+        for pair in pairs:
+            full = study.full(pair)
+            for method in study.declaration.method_names:
+                cell = study.cell(pair, method, budget)
+                if cell is not None and (gap := cell.group.over(full, full.leading[0])) is not None:
+                    gaps.setdefault(method, {})[pair] = gap
+        ranks = {method: statistics.fmean(_rank(gaps, method, pair) for pair in own) for method, own in gaps.items()}
+        for method, own in sorted(gaps.items(), key=lambda entry: ranks[entry[0]]):
+            cells = [points(own.get(pair)) for pair in pairs]
+            table.rows.append([f"{budget:g}%", method, *cells, f"{ranks[method]:.1f}", str(len(own))])
+    return table
+
+
+def _rank(gaps: dict[str, dict[str, Interval]], method: str, pair: str) -> int:
+    """1 + the number of methods that are ahead of this one on a pair."""
+    return 1 + sum(own[pair].mean > gaps[method][pair].mean for own in gaps.values() if pair in own)
 
 
 def pair_table(study: StudyResults, pair: str) -> TextTable:
