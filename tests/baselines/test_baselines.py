@@ -18,6 +18,7 @@ from mgqe.baselines import (
     QREmbedding,
     RecJPQEmbedding,
     ScalarQuantizedEmbedding,
+    SVDEmbedding,
 )
 from mgqe.baselines.hashing import bucket_of
 from mgqe.baselines.recjpq import interaction_codes, left_factors, quantile_codes
@@ -35,6 +36,23 @@ def squared_error(layer):
 
 
 # Full and low-rank
+
+
+def test_svd_keeps_the_first_singular_vectors():
+    # Singular values 3 and 1, along (1, 0) and (0, 1): rank 1 keeps the first column.
+    layer = with_weight(SVDEmbedding(3, 2, rank=1), torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
+    assert torch.allclose(layer.freeze().lookup(torch.arange(3)), torch.tensor([[3.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))
+    weight = torch.randn(50, 12, generator=torch.Generator().manual_seed(0))
+    layer = with_weight(SVDEmbedding(50, 12, rank=5), weight)
+    u, s, v = torch.linalg.svd(weight, full_matrices=False)
+    best = u[:, :5] * s[:5] @ v[:5]
+    assert torch.allclose(layer.freeze().lookup(torch.arange(50)), best, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [0, 9])
+def test_a_rank_of_no_table_is_refused(rank):
+    with pytest.raises(ValueError, match=f"rank must be from 1 to embedding_dim=8, got {rank}"):
+        SVDEmbedding(5, 8, rank=rank)
 
 
 def test_full_is_nn_embedding():

@@ -21,6 +21,7 @@ BASELINES = {
     "PQEmbedding": {"num_centroids": 16},
     "QREmbedding": {},
     "RecJPQEmbedding": {"num_centroids": 4},
+    "SVDEmbedding": {"rank": 2},
     "ScalarQuantizedEmbedding": {},
 }
 

@@ -134,6 +134,15 @@ def test_every_method_has_help_and_a_class() -> None:
         assert str(Spec.parse(name)) == name
 
 
+def test_low_rank_rows_start_small_by_their_own_factors() -> None:
+    """The projection keeps its size, or rows would need many more steps to grow than those of a full table."""
+    layer = build(Spec.parse("lowrank:r=4"), "item", 60, 8, COUNTS, 0.01, 0)
+    assert float(layer(torch.arange(60)).detach().std()) == pytest.approx(0.01)
+    assert float(layer.projection.detach().std()) == pytest.approx(0.5, rel=0.3)
+    layer = build(Spec.parse("qr:remainders=8"), "item", 60, 8, COUNTS, 0.01, 0)
+    assert float(layer.quotients.detach().std()) == pytest.approx(0.1, rel=0.3)
+
+
 def test_recjpq_gets_the_interactions() -> None:
     pairs = (torch.arange(60).repeat(3), torch.arange(180) % 7)
     spec = Spec.parse("recjpq:D=4,K=8")

@@ -21,6 +21,7 @@ from mgqe.baselines import (
     QREmbedding,
     RecJPQEmbedding,
     ScalarQuantizedEmbedding,
+    SVDEmbedding,
 )
 
 ROWS, DIM = 50, 8
@@ -88,6 +89,7 @@ SUBJECTS = [
     Subject("nn.Embedding", nn.Embedding, freezes=False),
     Subject("full", FullEmbedding),
     Subject("low rank", LowRankEmbedding, {"rank": 3}, agreement=1e-6, half_agreement=1e-2, max_norm=False),
+    Subject("SVD, all of it", SVDEmbedding, {"rank": lambda rows: 8}, agreement=1e-5, half_agreement=1e-2),
     Subject("scalar, 8 bits", ScalarQuantizedEmbedding, {"bits": 8}, agreement=6e-3, half_agreement=6e-3),
     Subject(
         "scalar, 3 bits a row",

@@ -10,6 +10,7 @@ from mgqe.baselines.pq import PQEmbedding
 from mgqe.baselines.quotient_remainder import QREmbedding, QRTable
 from mgqe.baselines.recjpq import RecJPQEmbedding
 from mgqe.baselines.scalar import ScalarQuantizedEmbedding, ScalarTable
+from mgqe.baselines.svd import SVDEmbedding
 
 __all__ = [
     "FullEmbedding",
@@ -22,6 +23,7 @@ __all__ = [
     "QREmbedding",
     "QRTable",
     "RecJPQEmbedding",
+    "SVDEmbedding",
     "ScalarQuantizedEmbedding",
     "ScalarTable",
 ]

@@ -24,6 +24,9 @@ class ComposedEmbedding(nn.Module):
     """
 
     printed: ClassVar[tuple[str, ...]] = ()  # attributes to print
+    # The parameters to multiply where rows should start smaller; none: all. Those of a product that are multiplied
+    # together become small together, and then take many more steps to grow than the rows of a full table.
+    row_parameters: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -79,6 +79,7 @@ class LowRankEmbedding(ComposedEmbedding):
     """
 
     printed = ("rank",)
+    row_parameters = ("factors",)
 
     @outside_inference
     def __init__(

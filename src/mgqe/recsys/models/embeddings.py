@@ -217,13 +217,16 @@ def build(
 
 
 def _scale(module: nn.Module, std: float, ids: Tensor) -> None:
-    """Multiply all parameters by one factor, after which the vectors of `ids` have standard deviation `std`.
+    """Multiply the rows' parameters by one factor, after which the vectors of `ids` have standard deviation `std`.
 
-    Vectors are homogeneous in the parameters, of degree 1 for sums of rows and 2 for products; the degree is measured.
+    These are those of `row_parameters` where the class has it, else all. Vectors are homogeneous in them, of
+    degree 1 for sums of rows and 2 for products; the degree is measured.
     """
+    names = getattr(module, "row_parameters", ()) or [name for name, _ in module.named_parameters()]
+    parameters = [module.get_parameter(name) for name in names]
 
     def spread(factor: float) -> float:
-        for parameter in module.parameters():
+        for parameter in parameters:
             parameter.mul_(factor)
         return float(module(ids).std())
 

@@ -53,6 +53,7 @@ METHODS: dict[str, Method] = {
         baselines.ScalarQuantizedEmbedding, "post", "a trained full table, b bits per value: scalar:bits=4"
     ),
     "lowrank": Method(baselines.LowRankEmbedding, "trained", "N x r times r x d: lowrank:r=8", {"r": "rank"}),
+    "svd": Method(baselines.SVDEmbedding, "post", "a trained full table, cut to rank r: svd:r=8", {"r": "rank"}),
     "hash": Method(
         baselines.HashEmbedding,
         "trained",

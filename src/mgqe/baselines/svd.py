@@ -1,0 +1,49 @@
+"""Low rank after training: the rows of a trained full table on their first right singular vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mgqe.baselines.base import cpu_values
+from mgqe.baselines.full import FullEmbedding
+from mgqe.baselines.low_rank import LowRankTable
+from mgqe.checks.inference import outside_inference
+from mgqe.checks.scalars import as_int
+from mgqe.table.base import FrozenTable
+
+
+class SVDEmbedding(FullEmbedding):
+    """Trains as a full table W; ``freeze()`` keeps its best approximation of rank r (Eckart and Young, 1936).
+
+    Arguments up to ``dtype`` are nn.Embedding's. The eval-mode forward pass is that of the full table: look-ups
+    in the frozen one differ from it by what is left out.
+
+    Args:
+        rank: r; default d / 8, at least 1.
+
+    Raises:
+        ValueError: a rank that is not from 1 to d, and as FullEmbedding.
+    """
+
+    def __init__(self, *args: Any, rank: int | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rank = max(1, self.embedding_dim // 8) if rank is None else as_int("rank", rank)
+        if not 1 <= self.rank <= self.embedding_dim:
+            raise ValueError(f"rank must be from 1 to embedding_dim={self.embedding_dim}, got {self.rank}")
+
+    @outside_inference
+    def freeze(self) -> FrozenTable:  # type: ignore[override]  # nn.Embedding annotates a bool it never sets
+        """A :class:`LowRankTable` of W V and V.T, where V has the first r eigenvectors of W.T W."""
+        weight = cpu_values(self, "weight").float()
+        if self.padding_idx is not None:
+            weight[self.padding_idx] = 0.0
+        # In float64, where the squared singular values of a table keep all the digits that float32 rows have.
+        _, vectors = torch.linalg.eigh(weight.T.double() @ weight.double())  # ascending
+        projection = vectors[:, -self.rank :].flip(1).T.float().contiguous()
+        return LowRankTable(weight @ projection.T, projection, self.padding_idx)
+
+    def extra_repr(self) -> str:
+        """Sizes, for print."""
+        return f"{super().extra_repr()}, rank={self.rank}"
