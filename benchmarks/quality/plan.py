@@ -33,7 +33,7 @@ from mgqe.recsys.models.registry import MODELS
 from mgqe.recsys.tasks.ranking import RankingTask
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.config import TrainConfig
-from mgqe.recsys.train.run import anneal, warm_up
+from mgqe.recsys.train.run import full_model
 from mgqe.recsys.train.tuned import tuned_settings
 
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -77,8 +77,7 @@ class Judge:
 
     def __init__(self, config: TrainConfig, work: Path) -> None:
         self.data = RunData.load(config)
-        self.model, first = warm_up(config, self.data, work, lambda report: None)
-        anneal(config, self.data, self.model, first, work, lambda report: None)
+        self.model, _ = full_model(config, self.data, work, lambda report: None)
         self.model.eval()
         infos = self.data.task.tables
         self.rows = {path: self.model.get_submodule(path).weight.detach().clone() for path in infos}

@@ -33,6 +33,8 @@ class ModelInfo:
 MODELS = {
     "gmf": ModelInfo("ranking", gmf.build, "generalised matrix factorisation (He et al. 2017)", mf.TABLES),
     "mf": ModelInfo("ranking", mf.build, "matrix factorisation, by BPR (Rendle et al. 2009) or a softmax", mf.TABLES),
+    # The tables are those of matrix factorisation once they are trained: see run.py.
+    "lightgcn": ModelInfo("ranking", mf.build, "rows propagated over the graph (He et al. 2020)", mf.TABLES),
     "neumf": ModelInfo("ranking", neumf.build, "neural matrix factorisation (He et al. 2017)", neumf.TABLES),
     "sasrec": ModelInfo("sequential", sasrec.build, "causal self-attention (Kang and McAuley 2018)"),
     "wide_deep": ModelInfo("ctr", wide_deep.build, "a linear part and a network (Cheng et al. 2016)"),

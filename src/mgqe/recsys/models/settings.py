@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mgqe.checks.scalars import as_int
-from mgqe.recsys.models.embeddings import Spec
+from mgqe.recsys.models.embeddings import METHODS, Spec
 
 LOSSES = {  # of each task; the first is the default
     "ranking": ("bce", "bpr", "softmax", "ce"),
@@ -23,6 +23,7 @@ class ModelSettings:
     loss: one of those of its task, see RankingTask and SequentialTask.
     max_length, num_blocks, num_heads, windows: of sequential models, see SequentialTask and SASRec.
     mlp_layers: the layers of NeuMF's network. NeuMF has two tables of d dimensions per user or item.
+    graph_layers: how often LightGCN propagates its rows; 0 is matrix factorisation.
     """
 
     task: str = "ranking"
@@ -36,17 +37,20 @@ class ModelSettings:
     loss: str = "bce"
     windows: str = "last"
     mlp_layers: int = 3
+    graph_layers: int = 3
 
     def __post_init__(self) -> None:
         for name in ("dim", "max_length", "num_blocks", "num_heads", "mlp_layers"):
             as_int(name, getattr(self, name), 1)
+        as_int("graph_layers", self.graph_layers, 0)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be 0 or more and below 1, got {self.dropout}")
         if self.task in LOSSES:
             check_loss("loss", self.loss, self.task)
         if self.windows not in WINDOWS:
             raise ValueError(f"windows must be one of {', '.join(WINDOWS)}, got {self.windows!r}")
-        Spec.parse(self.embedding)
+        if self.model == "lightgcn":
+            check_propagated(self.spec)
 
     @property
     def spec(self) -> Spec:
@@ -62,3 +66,13 @@ def check_loss(name: str, loss: str, task: str) -> None:
     """ValueError unless the setting `name` is a loss of the task."""
     if loss not in LOSSES[task]:
         raise ValueError(f"{name} must be one of {', '.join(LOSSES[task])} for --task {task}, got {loss!r}")
+
+
+def check_propagated(spec: Spec) -> None:
+    """ValueError for an embedding that cannot hold LightGCN's propagated rows, since it has none of its own."""
+    holding = [name for name, method in METHODS.items() if name == "full" or method.kind != "trained"]
+    if spec.name not in holding:
+        raise ValueError(
+            f"--model lightgcn serves the rows that it propagated over the graph, and {spec.name} has no rows to keep "
+            f"these in: give one of {', '.join(holding)}, or --model mf for {spec.name}"
+        )

@@ -20,6 +20,7 @@ from mgqe.recsys.data.ncf import PublishedSplit, load_published
 from mgqe.recsys.data.sampling import LEAVE_OUT, SeenItems, evaluation_negatives, sample_negatives
 from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.data.splits import LEAVE_ONE_OUT, leave_one_out, published_parts, split, split_parts
+from mgqe.recsys.models.lightgcn import LightGCN
 from mgqe.recsys.models.mf import MF, TABLES
 from mgqe.recsys.models.neumf import NeuMF
 from mgqe.recsys.models.registry import MODELS
@@ -36,7 +37,7 @@ from mgqe.recsys.tasks.metrics import (
 )
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
-Model = MF | NeuMF
+Model = MF | NeuMF | LightGCN
 MIN_STEPS = 64
 NDCG_10 = RankMetric("ndcg", 10)
 PAIR_LOSSES = {"bce": pointwise_loss, "bpr": pairwise_loss}
@@ -225,7 +226,7 @@ class RankingTask:
 
     def loss(self, model: Model, batch: Batch) -> Tensor:
         """Mean over the pairs, or over the positives."""
-        users, items, shared = batch
+        model, (users, items, shared) = scoring(model), batch
         if self.loss_name in PAIR_LOSSES:
             return PAIR_LOSSES[self.loss_name](model(users, items))
         if not isinstance(model, MF):
@@ -252,6 +253,7 @@ class RankingTask:
         full_log_rank is minus the mean logarithm of the rank in the catalogue. Every rank changes it, so that it tells
         plans of one model apart by less noise than ndcg@10.
         """
+        model = scoring(model)
         distinct, row_of_item = self._distinct(model)
         sampled = self._sampled(model, row_of_item, self.valid)
 
@@ -270,12 +272,12 @@ class RankingTask:
         return Validation(figures, (selecting,))
 
     @torch.no_grad()
-    def _distinct(self, model: Model) -> tuple[Tensor, Tensor]:
+    def _distinct(self, model: MF | NeuMF) -> tuple[Tensor, Tensor]:
         """The distinct rows (v, ...) of the catalogue, and the row of each item: int64 (num_items,)."""
         distinct, row_of_item = torch.unique(model.catalogue(self.split.num_items), dim=0, return_inverse=True)
         return distinct, row_of_item
 
-    def _sampled(self, model: Model, row_of_item: Tensor, part: EvalPart) -> Tensor:
+    def _sampled(self, model: MF | NeuMF, row_of_item: Tensor, part: EvalPart) -> Tensor:
         """Ranks of a part's items among sampled negatives.
 
         A matrix product may give equal rows unequal last bits, but items that share all their codes must tie.
@@ -298,6 +300,7 @@ class RankingTask:
         others. If users may have several items in a part, recall@10 is added, and in the catalogue all three of the
         first 20; the items of a user in a part are no rivals of each other.
         """
+        model = scoring(model)
         distinct, row_of_item = self._distinct(model)
 
         def scores(users: Tensor) -> Tensor:
@@ -371,6 +374,11 @@ def split_tensors(config: RunSettings, parts: Split) -> list[Tensor]:
     if config.test is None and config.split in (None, LEAVE_ONE_OUT) and config.data not in DIVIDED:
         return []
     return [parts.train_users, parts.train_items, parts.valid.users, parts.valid.items, parts.valid.offsets]
+
+
+def scoring(model: Model) -> MF | NeuMF:
+    """What scores: the model itself, or for LightGCN its propagated rows, which are computed once per call."""
+    return model.propagated() if isinstance(model, LightGCN) else model
 
 
 def positives_per_step(positives: int, limit: int) -> int:

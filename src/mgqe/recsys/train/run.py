@@ -1,10 +1,11 @@
 """One run from a data set to files: three phases of training, frozen tables, figures of what ships.
 
 Phase 1 trains full tables (or whatever the embedding is, if it is not one that compresses a full table) until
-validation stops improving; phase 2 goes on while the learning rate falls to zero. Every method has these two. Phase 3,
-for the embeddings that are trained through their codes, starts the codebooks on the rows and trains on, the learning
-rate falling to zero again. Each phase goes back to its best epoch on validation. The tables are then frozen, saved,
-loaded again, and it is the loaded ones that are judged.
+validation stops improving; phase 2 goes on while the learning rate falls to zero. Every method has these two. LightGCN
+propagates rows in these, and is matrix factorisation on the propagated rows from then on. Phase 3, for the embeddings
+that are trained through their codes, starts the codebooks on the rows and trains on, the learning rate falling to zero
+again. Each phase goes back to its best epoch on validation. The tables are then frozen, saved, loaded again, and it is
+the loaded ones that are judged.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mgqe.codec.planning.mixed import least_nbytes
 from mgqe.files.atomic import fill_file, read_json, write_json
@@ -29,6 +30,7 @@ from mgqe.files.destination import check_folder
 from mgqe.files.locks import FOLDER_LOCK, folder_lock
 from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.models.embeddings import Spec, build, cut_to_tiers
+from mgqe.recsys.models.lightgcn import LightGCN, normalised_adjacency
 from mgqe.recsys.models.registry import build_model
 from mgqe.recsys.tasks.base import TableInfo
 from mgqe.recsys.tasks.ranking import RankingTask
@@ -247,6 +249,8 @@ def build_tables(config: TrainConfig, data: RunData, warm_up: bool = False) -> A
 def warm_up(config: TrainConfig, data: RunData, warm_ups: Path, on_epoch: OnEpoch) -> tuple[Any, PhaseResult]:
     """Phase 1, or what an earlier run left of it in the folder `warm_ups`."""
     model = build_tables(config.warm_up(), data, warm_up=True)
+    if config.model == "lightgcn":
+        model = LightGCN(model, _adjacency(data), config.graph_layers)
     directory = warm_ups / f"phase-full-{warm_up_key(config, data.fingerprint)}"
     with folder_lock(directory):
         return model, run_phase(
@@ -269,9 +273,19 @@ def anneal(
 def full_model(
     config: TrainConfig, data: RunData, warm_ups: Path, on_epoch: OnEpoch
 ) -> tuple[Any, dict[str, PhaseResult]]:
-    """Phases 1 and 2."""
+    """Phases 1 and 2, and for LightGCN the model that is served."""
     model, first = warm_up(config, data, warm_ups, on_epoch)
-    return model, {"full": first, "annealed": anneal(config, data, model, first, warm_ups, on_epoch)}
+    annealed = anneal(config, data, model, first, warm_ups, on_epoch)
+    if isinstance(model, LightGCN):
+        model = model.served()
+        annealed = replace(annealed, optimizer={"state": {}})  # of the rows before they were propagated
+    return model, {"full": first, "annealed": annealed}
+
+
+def _adjacency(data: RunData) -> Tensor:
+    """The graph of the training interactions."""
+    split = data.task.split
+    return normalised_adjacency(split.train_users, split.train_items, split.num_users, split.num_items)
 
 
 @dataclass(frozen=True, eq=False)
