@@ -52,10 +52,9 @@ class Propagate(torch.autograd.Function):
 
 def mean_of_layers(vectors: Tensor, adjacency: Tensor, num_layers: int) -> Tensor:
     """The mean of adjacency^k @ vectors over k = 0 to num_layers."""
-    total = layer = vectors
+    total = vectors
     for _ in range(num_layers):
-        layer = adjacency @ layer
-        total = total + layer
+        total = torch.addmm(vectors, adjacency, total)  # Horner's rule: one pass over the rows per layer
     return total / (num_layers + 1)
 
 
