@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -20,6 +21,7 @@ from mgqe.cli.app import app
 from mgqe.recsys.data.columns import Columns
 from mgqe.recsys.data.context_rows import ContextRows, load_rows, split_rows
 from mgqe.recsys.data.datasets import DATA_DIR_VARIABLE, DATASETS
+from mgqe.recsys.models.dcn_v2 import DCNV2
 from mgqe.recsys.models.deepfm import DeepFM
 from mgqe.recsys.models.wide_deep import WideDeep
 from mgqe.recsys.tasks.ctr import CtrTask, table_info
@@ -212,6 +214,38 @@ def test_deepfm_by_hand() -> None:
     assert model(*PAIRS).tolist() == [[65.75, 15.75], [-0.75, -0.75]]
 
 
+def test_dcn_v2_by_hand() -> None:
+    # x_0 = [user; weather; item]. W_0 adds the weather to the first coordinate, b_0 is 1 there; W_1 takes the last
+    # coordinate into the second. User 0, item 0: x_0 = [1, 2, 2, 1, 1]; W_0 x_0 + b_0 = [3, 0, 0, 0, 0], so that
+    # x_1 = [4, 2, 2, 1, 1]; W_1 x_1 = [0, 1, 0, 0, 0], x_2 = [4, 4, 2, 1, 1]. <w, x_2> = .5*4 + 2 + .25 + 2 = 6.25,
+    # and the network has 60. Item 1: x_0 = [1, 2, 2, -1, 0], x_2 = [4, 2, 2, -1, 0]: 2 + 2 + .25 - 2 = 2.25, and 20.
+    # User 1: x_0 = [0, 1, -1, -1, 0] = x_2: 0 - 1 + .25 - 2 = -2.75.
+    first, second = torch.zeros(5, 5), torch.zeros(5, 5)
+    first[0, 2] = second[1, 4] = 1.0
+    model = by_hand(
+        lambda tables, hidden: DCNV2(tables, hidden, cross_layers=2),
+        **{
+            "cross.0.weight": first.tolist(),
+            "cross.0.bias": [1.0, 0.0, 0.0, 0.0, 0.0],
+            "cross.1.weight": second.tolist(),
+            "cross.1.bias": [0.0] * 5,
+        },
+    )
+    assert model(*PAIRS).tolist() == [[66.25, 22.25], [-2.75, -2.75]]
+
+
+def test_dcn_v2_without_crosses_is_wide_and_deep() -> None:
+    model = random_model(functools.partial(DCNV2, cross_layers=1))
+    assert isinstance(model, DCNV2)
+    context, items = torch.tensor([[0, 1, 2], [4, 1, 0]]), torch.tensor([[1, 1], [8, 1]])
+    wide_deep = random_model(WideDeep)
+    state = model.state_dict()
+    wide_deep.load_state_dict({name: state[name] for name in wide_deep.state_dict()})
+    for parameter in model.cross.parameters():
+        parameter.data.zero_()
+    torch.testing.assert_close(model(context, items), wide_deep(context, items))
+
+
 def random_model(kind: Callable[..., WideDeep], with_context: bool = True) -> WideDeep:
     torch.manual_seed(0)
     sizes = {"item": (9, 6), "user": (5, 6), "wet": (3, 2), "city": (4, 6)}
@@ -240,7 +274,7 @@ def test_the_models_are_their_equations(with_context: bool) -> None:
         torch.testing.assert_close(found[row, place], (wide + model.last(z)).squeeze() + double_sum)
 
 
-@pytest.mark.parametrize("kind", [WideDeep, DeepFM])
+@pytest.mark.parametrize("kind", [WideDeep, DeepFM, DCNV2])
 def test_gradients(kind: Callable[..., WideDeep]) -> None:
     model = random_model(kind).double()
     context, items = torch.tensor([[0, 1, 2], [4, 1, 0]]), torch.tensor([[1, 1], [8, 1]])
@@ -272,6 +306,22 @@ def test_a_run(log: Path, tmp_path: Path, model: str, embedding: str) -> None:
     assert (out / "city_ids.parquet").is_file()
 
 
+def test_dcn_v2_on_a_budget(log: Path, tmp_path: Path) -> None:
+    config = ctr_config(log, model="dcn_v2", embedding="mgqe:budget=20%", dim=32, hidden="16/8", cross_layers=2)
+    metrics = train_run(config, tmp_path / "out")
+    assert metrics["embedding_bytes"] <= 0.2 * metrics["full_embedding_bytes"]
+    model = load_run(tmp_path / "out")
+    assert [layer.in_features for layer in model.cross] == [3 * 32 + 16] * 2
+    assert [layer.out_features for layer in (model.context_layer, *model.layers)] == [16, 8]
+    assert RunData.load(config).task.evaluate(model) == metrics["quality"]
+
+
+@pytest.mark.parametrize("hidden", ["", "128/", "128,64", "0", "-5"])
+def test_units_that_are_none(hidden: str) -> None:
+    with pytest.raises(ValueError, match="hidden must be the units of each layer, as in 128/64"):
+        TrainConfig(hidden=hidden)
+
+
 def test_the_command(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     command = f"train --model deepfm --data {log} --embedding full --out {tmp_path / 'out'} --set context_columns=city"
@@ -282,7 +332,7 @@ def test_the_command(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "AUC of frequent items, of the others" in result.output
 
 
-@pytest.mark.parametrize("model", ["wide_deep", "deepfm"])
+@pytest.mark.parametrize("model", ["wide_deep", "deepfm", "dcn_v2"])
 @pytest.mark.parametrize("data", ["frappe", "amazon-apps", "mine.csv"])
 def test_tuned_settings(model: str, data: str) -> None:
     config = TrainConfig(data=data, task="ctr", model=model).with_settings(tuned_settings(model, data))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgqe.recsys.models.settings import ModelSettings
-from mgqe.recsys.models.wide_deep import HIDDEN, WideDeep, fields_of
+from mgqe.recsys.models.settings import HIDDEN, ModelSettings
+from mgqe.recsys.models.wide_deep import WideDeep, fields_of
 
 
 class DeepFM(WideDeep):
@@ -58,4 +58,4 @@ class DeepFM(WideDeep):
 
 def build(config: ModelSettings, tables: Mapping[str, nn.Module]) -> DeepFM:
     """From the tables "fields.user", "fields.item" and those of the context."""
-    return DeepFM(fields_of(tables), dropout=config.dropout)
+    return DeepFM(fields_of(tables), config.hidden_units, config.dropout)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from mgqe.checks.names import did_you_mean
-from mgqe.recsys.models import deepfm, gmf, mf, neumf, sasrec, wide_deep
+from mgqe.recsys.models import dcn_v2, deepfm, gmf, mf, neumf, sasrec, wide_deep
 from mgqe.recsys.models.settings import ModelSettings
 
 
@@ -39,6 +39,7 @@ MODELS = {
     "sasrec": ModelInfo("sequential", sasrec.build, "causal self-attention (Kang and McAuley 2018)"),
     "wide_deep": ModelInfo("ctr", wide_deep.build, "a linear part and a network (Cheng et al. 2016)"),
     "deepfm": ModelInfo("ctr", deepfm.build, "factorisation machine and network (Guo et al. 2017)"),
+    "dcn_v2": ModelInfo("ctr", dcn_v2.build, "crosses of all features and a network (Wang et al. 2021)"),
 }
 
 

@@ -12,6 +12,7 @@ LOSSES = {  # of each task; the first is the default
     "sequential": ("bce", "softmax", "ce"),
     "ctr": ("bce",),
 }
+HIDDEN = (128, 64)  # units of the layers of networks for app installs and clicks
 WINDOWS = ("last", "random", "all")
 
 
@@ -24,6 +25,7 @@ class ModelSettings:
     max_length, num_blocks, num_heads, windows: of sequential models, see SequentialTask and SASRec.
     mlp_layers: the layers of NeuMF's network. NeuMF has two tables of d dimensions per user or item.
     graph_layers: how often LightGCN propagates its rows; 0 is matrix factorisation.
+    hidden: units of the layers of the network of a model for task "ctr", as in 128/64. cross_layers: of DCNV2.
     """
 
     task: str = "ranking"
@@ -38,9 +40,11 @@ class ModelSettings:
     windows: str = "last"
     mlp_layers: int = 3
     graph_layers: int = 3
+    hidden: str = "/".join(map(str, HIDDEN))
+    cross_layers: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("dim", "max_length", "num_blocks", "num_heads", "mlp_layers"):
+        for name in ("dim", "max_length", "num_blocks", "num_heads", "mlp_layers", "cross_layers"):
             as_int(name, getattr(self, name), 1)
         as_int("graph_layers", self.graph_layers, 0)
         if not 0 <= self.dropout < 1:
@@ -49,8 +53,16 @@ class ModelSettings:
             check_loss("loss", self.loss, self.task)
         if self.windows not in WINDOWS:
             raise ValueError(f"windows must be one of {', '.join(WINDOWS)}, got {self.windows!r}")
+        if not all(units.isascii() and units.isdigit() and int(units) for units in self.hidden.split("/")):
+            raise ValueError(f"hidden must be the units of each layer, as in 128/64, got {self.hidden!r}")
+        spec = self.spec  # an error says what is wrong with the description
         if self.model == "lightgcn":
-            check_propagated(self.spec)
+            check_propagated(spec)
+
+    @property
+    def hidden_units(self) -> tuple[int, ...]:
+        """The units of each layer."""
+        return tuple(map(int, self.hidden.split("/")))
 
     @property
     def spec(self) -> Spec:

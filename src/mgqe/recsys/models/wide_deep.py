@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mgqe.recsys.models.distinct import distinct_items
-from mgqe.recsys.models.settings import ModelSettings
+from mgqe.recsys.models.settings import HIDDEN, ModelSettings
 
-HIDDEN = (128, 64)  # units of the network's layers
 PREFIX = "fields."  # of the path of each table
 
 
@@ -71,12 +70,16 @@ class WideDeep(nn.Module):
     def wide_and_deep(self, vectors: list[Tensor], item: Tensor, inverse: Tensor) -> Tensor:
         """<w, x> + b + <v, z_L> of the results of `look_up`: (b, c)."""
         joined = torch.cat(vectors, dim=1)
+        wide: Tensor = self.wide_context(joined) + F.embedding(inverse, self.wide_item(item)).squeeze(2)
+        return wide + self.deep(joined, item, inverse)
+
+    def deep(self, joined: Tensor, item: Tensor, inverse: Tensor) -> Tensor:
+        """<v, z_L> of the context's vectors, one after the other (b, sum of d_field), and of the items': (b, c)."""
         z = F.embedding(inverse, self.item_layer(item)).add_(self.context_layer(joined)[:, None])
         z = self.dropout(z.relu_())
         for layer in self.layers:
             z = self.dropout(layer(z).relu_())
-        wide = self.wide_context(joined) + F.embedding(inverse, self.wide_item(item)).squeeze(2)
-        logits: Tensor = wide + self.last(z).squeeze(2)
+        logits: Tensor = self.last(z).squeeze(2)
         return logits
 
 
@@ -91,4 +94,4 @@ def fields_of(tables: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 
 def build(config: ModelSettings, tables: Mapping[str, nn.Module]) -> WideDeep:
     """From the tables "fields.user", "fields.item" and those of the context."""
-    return WideDeep(fields_of(tables), dropout=config.dropout)
+    return WideDeep(fields_of(tables), config.hidden_units, config.dropout)

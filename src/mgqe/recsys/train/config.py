@@ -37,8 +37,8 @@ OF_PHASE_3 = (
 # Settings that the prepared data do not depend on.
 OF_TRAINING = (
     "embedding", "label", "batch_size", "learning_rate", "weight_decay", "dropout", "init_std", "max_epochs",
-    "patience", "warm_up_epochs", "threads", "num_blocks", "num_heads", "mlp_layers",
-    "graph_layers", *OF_PHASE_2, *OF_PHASE_3,
+    "patience", "warm_up_epochs", "threads", "num_blocks", "num_heads", "mlp_layers", "hidden",
+    "cross_layers", "graph_layers", *OF_PHASE_2, *OF_PHASE_3,
 )  # fmt: skip
 
 

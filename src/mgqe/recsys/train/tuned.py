@@ -19,6 +19,10 @@ TUNED: dict[tuple[str, str | None], tuple[str, ...]] = {
     ("deepfm", None): (*_CTR, "weight_decay=1e-5", "batch_size=4096", "max_epochs=20"),
     ("deepfm", "frappe"): (*_CTR_FRAPPE, "batch_size=1024"),
     ("deepfm", "amazon-apps"): _CTR_APPS,
+    # Not tuned: DeepFM's.
+    ("dcn_v2", None): (*_CTR, "weight_decay=1e-5", "batch_size=4096", "max_epochs=20"),
+    ("dcn_v2", "frappe"): (*_CTR_FRAPPE, "batch_size=1024"),
+    ("dcn_v2", "amazon-apps"): _CTR_APPS,
     ("sasrec", None): _SASREC,
     ("sasrec", "ml-1m"): (*_SASREC, "max_length=100", "windows=random", "max_epochs=24"),
     ("sasrec", "amazon-games"): (*_SASREC, "loss=softmax", "negatives=256", "dropout=0.5", "init_std=0.05"),
