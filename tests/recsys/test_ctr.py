@@ -24,7 +24,7 @@ from mgqe.recsys.data.datasets import DATA_DIR_VARIABLE, DATASETS
 from mgqe.recsys.models.dcn_v2 import DCNV2
 from mgqe.recsys.models.deepfm import DeepFM
 from mgqe.recsys.models.wide_deep import WideDeep
-from mgqe.recsys.tasks.ctr import CtrTask, table_info
+from mgqe.recsys.tasks.ctr import CtrTask, field_table
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.artifacts import load_run
 from mgqe.recsys.train.config import TrainConfig
@@ -145,13 +145,12 @@ def test_evaluated_positives_are_capped(log: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_small_fields_stay_full() -> None:
-    column = torch.tensor([0, 0, 2])
-    small = table_info("weekday", 100, column, column, (64, 64))
+    small = field_table("weekday", torch.tensor([2, 0, 1] + [0] * 97), (64, 64))
     assert (small.dim, small.full_dim, small.fixed) == (16, 16, "full")
-    assert small.counts[:3].tolist() == [2, 0, 1]
-    smaller = table_info("weekday", 100, column, column, (8, 64))
+    assert small.num_embeddings == 100
+    smaller = field_table("weekday", torch.ones(100, dtype=torch.int64), (8, 64))
     assert (smaller.dim, smaller.full_dim) == (8, 16)
-    large = table_info("city", 101, column, column, (64, 64))
+    large = field_table("city", torch.ones(101, dtype=torch.int64), (64, 64))
     assert (large.dim, large.full_dim, large.fixed) == (None, None, None)
 
 

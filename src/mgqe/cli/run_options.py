@@ -30,8 +30,8 @@ Data = Annotated[
     typer.Option(
         show_default="planted",
         help="[bold]planted[/bold] (generated), ml-1m, ml-1m-ncf, ml-1m-split, ml-100k, amazon-apps, amazon-games, "
-        "beauty-split, frappe (files in --data-dir), or the path of your own file, of a folder of files, or a "
-        "pattern in quotes.",
+        "beauty-split, frappe, criteo, avazu (files in --data-dir), criteo-like (generated), or the path of your own "
+        "file, of a folder of files, or a pattern in quotes.",
         rich_help_panel=_DATA,
     ),
 ]

@@ -84,9 +84,10 @@ def _figures(metrics: dict[str, Any]) -> TextTable:
     sampled = metrics["config"]["negatives" if metrics["metric"] == "auc" else "eval_negatives"]
     recall = "recall@10" in quality  # of splits that give users several test items
     ranked, figures = ("HR@10, NDCG@10" + ", recall@10" * recall, ("hr@10", "ndcg@10", "recall@10")[: 2 + recall])
+    of_what = f"{sampled} sampled negatives per positive" if "head_auc" in quality else "of the test rows"
     figures_of: dict[str, dict[str, tuple[str, ...]]] = {
         "auc": {
-            f"AUC, log loss ({sampled} sampled negatives per positive)": ("auc", "logloss"),
+            f"AUC, log loss ({of_what})": ("auc", "logloss"),
             "AUC of frequent items, of the others": ("head_auc", "tail_auc"),
             "calibration error, mean predicted / mean observed": ("ece", "calibration"),
         },
@@ -123,7 +124,7 @@ def _split_rows(split: dict[str, Any]) -> list[list[str]]:
     if not split or "interactions" not in split:
         return []
     sizes = "  ".join(f"{size:,}" for size in split["interactions"].values())
-    cold = split["cold"]["test"]
+    cold = split.get("cold", {}).get("test", {"interactions": 0})  # logs of clicks do not say
     ids = ", ".join(f"{number:,} {name}" for name, number in cold.items() if name != "interactions" and number)
     rows = [[f"split {split['rule']}: train, validation, test", sizes]]
     if (dropped := split.get("left_out_by_k_core")) is not None:

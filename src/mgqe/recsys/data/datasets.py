@@ -22,7 +22,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-DATA_DIR_VARIABLE = "MGQE_DATA_DIR"
+DATA_DIR_VARIABLE, CACHE_DIR_VARIABLE = "MGQE_DATA_DIR", "MGQE_CACHE_DIR"
 
 
 def find_file(name: str, file: str, data_dir: Path | str | None, obtain: str, home: str) -> Path:
@@ -150,9 +150,48 @@ DIVIDED = {
 SPLIT_IN_ADVANCE = (*PUBLISHED, *DIVIDED)
 
 
+@dataclass(frozen=True)
+class ClickLogInfo:
+    """A log of clicks, which mgqe.recsys.data.clicks reads. min_count: as in its Encoding, unless it is set.
+
+    files, home, obtain: what they are, and where they come from; empty for the log that is made up.
+    """
+
+    title: str
+    min_count: int
+    files: str = ""
+    home: str = ""
+    obtain: str = ""
+
+
+CLICK_LOGS = {name: ClickLogInfo(**entries) for name, entries in _DECLARED["clicks"].items()}
+KNOWN = ("planted", *DATASETS, *SPLIT_IN_ADVANCE, *CLICK_LOGS)
+
+
+def encoded_home(name: str, data_dir: Path | str | None, made_up: bool = False) -> Path:
+    """The folder for what is encoded, or made up, of the log `name`.
+
+    It is below the folder that MGQE_CACHE_DIR names, else below the data directory; for a log that is made up, without
+    either, below the user's cache. ValueError if it cannot be written.
+    """
+    chosen = os.environ.get(CACHE_DIR_VARIABLE) or data_dir or os.environ.get(DATA_DIR_VARIABLE)
+    if chosen is None and made_up:
+        chosen = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mgqe"
+    home = Path(chosen or ".") / name
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{home}: cannot be made ({error.strerror}): set {CACHE_DIR_VARIABLE} to a folder for the encoded log"
+        ) from None
+    if not os.access(home, os.W_OK):
+        raise ValueError(f"{home}: cannot be written: set {CACHE_DIR_VARIABLE} to a folder for the encoded log")
+    return home
+
+
 def check_layout(data: str, format: str | None, columns: Columns | None) -> None:
     """ValueError if options that describe a user's own file are combined with a known data set."""
-    if data not in ("planted", *DATASETS, *SPLIT_IN_ADVANCE):
+    if data not in KNOWN:
         return
     columns = columns or Columns()
     options: dict[str, str | bool | None] = {f"{role}-column": name for role, name in columns.named}
@@ -178,8 +217,10 @@ def load_data(
         return DATASETS[data].load(data_dir)
     if data in SPLIT_IN_ADVANCE:
         raise ValueError(f"{data} has a published split and no order of time: it is for --task ranking alone")
+    if data in CLICK_LOGS:
+        raise ValueError(f"{data} is a log of clicks: it is for --task ctr alone, as with --model dcn_v2")
     if not Path(data).exists() and not set(data) & {"/", os.sep, ".", "*", "?", "["}:
-        known = ", ".join(["planted", *DATASETS, *SPLIT_IN_ADVANCE])
+        known = ", ".join(KNOWN)
         raise ValueError(f"no data set {data!r}: expected {known}, or the path of a file of interactions")
     return load_interactions(data, format, columns)
 
@@ -222,7 +263,7 @@ def check_split(settings: DataSettings) -> None:
         raise ValueError(f"--valid {valid} needs a file for the test as well: --test FILE")
     if test is not None and rule is not None:
         raise ValueError(f"--split {rule} divides one file: leave it out, or leave out --test {test}")
-    if test is not None and data in ("planted", *DATASETS, *SPLIT_IN_ADVANCE):
+    if test is not None and data in KNOWN:
         raise ValueError(f"--test {test} goes with a file of your own to train on: --train FILE, not with {data}")
     if settings.k_core > 1 and (test is not None or data in SPLIT_IN_ADVANCE):
         raise ValueError(
@@ -230,3 +271,24 @@ def check_split(settings: DataSettings) -> None:
         )
     if rule is not None and data in SPLIT_IN_ADVANCE:
         raise ValueError(f"{data} has a published split: leave --split {rule} out")
+
+
+def check_clicks(settings: DataSettings) -> None:
+    """ValueError for settings of logs of clicks with other data, and the other way round."""
+    if settings.data not in CLICK_LOGS:
+        for name in ("min_count", "hash_size", "log_rows"):
+            if getattr(settings, name) != getattr(DataSettings, name):
+                logs = ", ".join(CLICK_LOGS)
+                raise ValueError(
+                    f"{name}={getattr(settings, name)} is for logs of clicks ({logs}), not for {settings.data}"
+                )
+        return
+    if settings.log_rows != DataSettings.log_rows and settings.data != "criteo-like":
+        raise ValueError(f"log_rows={settings.log_rows} is for criteo-like, which is made up, not for {settings.data}")
+    if settings.negatives != DataSettings.negatives:
+        raise ValueError(
+            f"negatives={settings.negatives} is for data without labels: {settings.data} has rows without a click"
+        )
+    if settings.context_columns.strip():
+        raise ValueError(f"context_columns are for a file of your own: all fields of {settings.data} are used")
+    check_layout(settings.data, settings.format, None)

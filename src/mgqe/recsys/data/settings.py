@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mgqe.checks.scalars import as_int
+from mgqe.checks.scalars import as_int, optional_int
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,8 @@ class DataSettings:
     split: a rule of mgqe.recsys.data.splits; None: leave-one-out, or for task "ctr" without times, at random.
     k_core: users and items with fewer interactions, counted anew until none has, are left out before the split.
     valid, test: files for validation and test, if `data` is a file for training; they replace a rule.
+    min_count, hash_size: of logs of clicks, see mgqe.recsys.data.clicks.encode.Encoding; None: the log's own, and none.
+    log_rows: of the log that is made up, criteo-like.
     negatives: per positive in training. eval_negatives, eval_users: of sampled metrics.
     """
 
@@ -34,11 +36,17 @@ class DataSettings:
     k_core: int = 1
     valid: str | None = None
     test: str | None = None
+    min_count: int | None = None
+    hash_size: int | None = None
+    log_rows: int = 200_000
     seed: int = 7
     negatives: int = 4
     eval_negatives: int = 99
     eval_users: int = 10_000
 
     def __post_init__(self) -> None:
+        as_int("log_rows", self.log_rows, 1000)
+        for name in ("min_count", "hash_size"):
+            optional_int(name, getattr(self, name), 1)
         for name in ("k_core", "negatives", "eval_negatives", "eval_users"):
             as_int(name, getattr(self, name), 1)

@@ -51,5 +51,5 @@ class DCNV2(WideDeep):
 
 
 def build(config: ModelSettings, tables: Mapping[str, nn.Module]) -> DCNV2:
-    """From the tables "fields.user", "fields.item" and those of the context."""
+    """From the tables "fields.NAME"."""
     return DCNV2(fields_of(tables), config.hidden_units, config.dropout, config.cross_layers)

@@ -42,7 +42,7 @@ class DeepFM(WideDeep):
         """
         projected = [self._project(name, rows) for name, rows in zip(self.context, vectors, strict=True)]
         total = projected[0] if len(projected) == 1 else torch.stack(projected).sum(dim=0)
-        rivals = F.embedding(inverse, self._project("item", item))
+        rivals = F.embedding(inverse, self._project(self.item, item))
         pairs = (rivals * total[:, None]).sum(dim=2)
         if len(projected) > 1:
             squares = torch.stack([rows.square().sum(dim=1) for rows in projected]).sum(dim=0)
@@ -57,5 +57,5 @@ class DeepFM(WideDeep):
 
 
 def build(config: ModelSettings, tables: Mapping[str, nn.Module]) -> DeepFM:
-    """From the tables "fields.user", "fields.item" and those of the context."""
+    """From the tables "fields.NAME"."""
     return DeepFM(fields_of(tables), config.hidden_units, config.dropout)

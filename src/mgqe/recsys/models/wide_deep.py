@@ -16,9 +16,16 @@ from mgqe.recsys.models.settings import HIDDEN, ModelSettings
 PREFIX = "fields."  # of the path of each table
 
 
+def item_field(names: Iterable[str]) -> str:
+    """The field whose ids are scored for a context: "item"; in logs of clicks, which have none, the last by name."""
+    names = set(names)
+    return "item" if "item" in names else max(names)
+
+
 def field_order(names: Iterable[str]) -> tuple[str, ...]:
-    """The fields without the item, in the order of the models' columns: the user, then the others by name."""
-    return ("user", *sorted(set(names) - {"user", "item"}))
+    """The fields without the item field, in the order of the models' columns: any user, then the others by name."""
+    names = set(names)
+    return (*({"user"} & names), *sorted(names - {"user", item_field(names)}))
 
 
 class WideDeep(nn.Module):
@@ -34,16 +41,16 @@ class WideDeep(nn.Module):
     W_1 x is the sum of two terms: that of the context is computed once per positive, that of the item once per
     distinct item.
 
-    tables: field -> module that maps int64 ids (...) to (..., d_field), "user" and "item" among them. hidden: units
+    tables: field -> module that maps int64 ids (...) to (..., d_field); ids of `item_field` are scored. hidden: units
     of the layers. dropout: share of the units of each layer that are set to zero in training.
     """
 
     def __init__(self, tables: Mapping[str, nn.Module], hidden: Sequence[int] = HIDDEN, dropout: float = 0.0) -> None:
         super().__init__()
-        self.context = field_order(tables)
-        self.fields = nn.ModuleDict({name: tables[name] for name in (*self.context, "item")})
+        self.context, self.item = field_order(tables), item_field(tables)
+        self.fields = nn.ModuleDict({name: tables[name] for name in (*self.context, self.item)})
         self.dims = {name: _dim(table) for name, table in self.fields.items()}
-        item = self.dims["item"]
+        item = self.dims[self.item]
         others = sum(self.dims.values()) - item
         self.wide_context, self.wide_item = nn.Linear(others, 1), nn.Linear(item, 1, bias=False)
         self.context_layer, self.item_layer = nn.Linear(others, hidden[0]), nn.Linear(item, hidden[0], bias=False)
@@ -63,7 +70,7 @@ class WideDeep(nn.Module):
         """The vectors (b, d_field) of each field of the context, those (v, d_item) of the v distinct items, and the
         positions of `items` among these, int64 (b, c)."""
         vectors = [self.fields[name](column) for name, column in zip(self.context, context.unbind(1), strict=True)]
-        table: Any = self.fields["item"]
+        table: Any = self.fields[self.item]
         distinct, inverse = distinct_items(items, table.num_embeddings)
         return vectors, table(distinct), inverse
 
@@ -93,5 +100,5 @@ def fields_of(tables: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def build(config: ModelSettings, tables: Mapping[str, nn.Module]) -> WideDeep:
-    """From the tables "fields.user", "fields.item" and those of the context."""
+    """From the tables "fields.NAME"."""
     return WideDeep(fields_of(tables), config.hidden_units, config.dropout)

@@ -48,7 +48,7 @@ class CtrTask:
 
     fields: names of the context's columns, "user" first. context: int64 (n, f - 1), items: int64 (n,): the training
     part. seen: the users' items in it.
-    dims: (of this run, of a run of full tables), which the dimensions of small fields do not exceed; see `table_info`.
+    dims: (of this run, of a run of full tables), which the dimensions of small fields do not exceed; see `field_table`.
     """
 
     fields: tuple[str, ...]
@@ -126,7 +126,8 @@ class CtrTask:
         users, tables = self.context[:, 0], {}
         for name, column in (*zip(self.fields, self.context.unbind(1), strict=True), ("item", self.items)):
             other = users if name == "item" else self.items
-            tables[f"{PREFIX}{name}"] = table_info(name, len(self.ids[name]), column, other, self.dims)
+            counts = torch.bincount(column, minlength=len(self.ids[name]))
+            tables[f"{PREFIX}{name}"] = field_table(name, counts, self.dims, (column, other))
         return tables
 
     def num_batches(self, batch_size: int) -> int:
@@ -171,20 +172,22 @@ class CtrTask:
         }
 
 
-def table_info(name: str, num_ids: int, column: Tensor, other: Tensor, dims: tuple[int, int]) -> TableInfo:
+def field_table(
+    name: str, counts: Tensor, dims: tuple[int, int], pairs: tuple[Tensor, Tensor] | None = None
+) -> TableInfo:
     """The table of the field `name`.
 
     A field with at most SMALL_FIELD = 100 ids keeps a full table whatever the run's embedding is, since codebooks would
     cost more than they save. It has SMALL_DIM = 16 dimensions, or those of the run if they are fewer.
 
-    column: the field's ids in the training part, int64 (n,); other: the ids of the other side, int64 (n,). dims: d of
-    the run, and of a run of full tables.
+    counts: int64 (num_ids,), how often each id occurs in the training part. dims: d of the run, and of a run of full
+    tables. pairs: as in TableInfo.
     """
-    counts = torch.bincount(column, minlength=num_ids)
+    num_ids = counts.numel()
     if num_ids > SMALL_FIELD:
-        return TableInfo(name, num_ids, counts, pairs=(column, other))
+        return TableInfo(name, num_ids, counts, pairs=pairs)
     dim, full_dim = (min(SMALL_DIM, each) for each in dims)
-    return TableInfo(name, num_ids, counts, dim, fixed="full", pairs=(column, other), full_dim=full_dim)
+    return TableInfo(name, num_ids, counts, dim, fixed="full", pairs=pairs, full_dim=full_dim)
 
 
 def _labels(logits: Tensor) -> Tensor:
@@ -201,7 +204,11 @@ def _logits(model: WideDeep, part: EvalRows) -> Tensor:
 
 
 def _figures(logits: Tensor) -> dict[str, float]:
-    labels, logits = _labels(logits).reshape(-1), logits.reshape(-1)
+    return probability_figures(_labels(logits).reshape(-1), logits.reshape(-1))
+
+
+def probability_figures(labels: Tensor, logits: Tensor) -> dict[str, float]:
+    """auc, logloss, ece (calibration_error) and calibration (calibration_ratio); labels and logits (n,)."""
     probabilities = logits.double().sigmoid()
     return {
         "auc": auc(labels, logits),

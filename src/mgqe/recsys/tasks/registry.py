@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mgqe.recsys.tasks import ctr, ranking, sequential
+from mgqe.recsys.data.datasets import CLICK_LOGS
+from mgqe.recsys.tasks import clicks, ctr, ranking, sequential
 from mgqe.recsys.tasks.base import RunSettings
 
 # Name -> function from a run's settings to its data, split and prepared, and a digest of their rows.
@@ -27,5 +28,6 @@ class RunData:
     @classmethod
     def load(cls, config: RunSettings) -> RunData:
         """Read, split and prepare the data of a configuration; ValueError says what is wrong with them."""
-        task, fingerprint = TASKS[config.task](config)
+        prepare = clicks.prepare if config.task == "ctr" and config.data in CLICK_LOGS else TASKS[config.task]
+        task, fingerprint = prepare(config)
         return cls(task, fingerprint)

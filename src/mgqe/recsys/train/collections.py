@@ -24,12 +24,12 @@ def write_collections(
     The table's file gets a second name there, and is not copied where the system lets files have several names.
 
     Args:
-        ids: field -> the data's ids of its rows.
+        ids: field -> the data's ids of its rows; without them, the table is asked by its rows.
     """
     weight = getattr(model, "query_weight", None)
     maps = {field: IdMap.from_ids(plain_column(of_field.ids)) for field, of_field in ids.items()}
     for path, info in tables.items():
-        write_folder(out / path, out / f"{path}{TABLE}", maps[info.field], weight)
+        write_folder(out / path, out / f"{path}{TABLE}", maps.get(info.field), weight)
     return list(tables)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from mgqe.checks.scalars import as_float, as_int
-from mgqe.recsys.data.datasets import check_split
+from mgqe.recsys.data.datasets import check_clicks, check_split
 from mgqe.recsys.models.embeddings import Spec
 from mgqe.recsys.models.registry import choose_model
 from mgqe.recsys.models.settings import check_loss
@@ -81,6 +81,7 @@ class TrainConfig(RunSettings):
         choose_model(self.task, self.model)
         super().__post_init__()
         check_split(self)
+        check_clicks(self)
         for name in ("batch_size", "patience", "threads"):
             as_int(name, getattr(self, name), 1)
         for name in ("learning_rate", "anneal_learning_rate", "quantised_learning_rate", "init_std"):
