@@ -297,7 +297,8 @@ def test_a_part_without_clicks(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"with and without a click in the part train .latest:9%/10%., got 81 rows, 81"
     ):
-        encode(criteo(tmp_path / "train.txt"), tmp_path, Encoding(2, None, RowParts.parse("latest:10%", 0)))
+        encode(criteo(tmp_path / "train.txt"), tmp_path / "criteo", Encoding(2, None, RowParts.parse("latest:10%", 0)))
+    assert not (tmp_path / "criteo").exists()
 
 
 def test_batches_hold_every_row_once(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ Memory holds one piece of the log and the counts. Interrupted, it goes on with t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,9 +67,16 @@ def encode(source: ClickSource, home: Path, encoding: Encoding, progress: Progre
     """
     folder = home / encoding.folder_name(source)
     if not (folder / LOG).is_file():
-        with folder_lock(folder):
-            if not (folder / LOG).is_file():
-                _encode(source, folder, encoding, progress)
+        try:
+            with folder_lock(folder):
+                if not (folder / LOG).is_file():
+                    _encode(source, folder, encoding, progress)
+        except ValueError:
+            if not (folder / COUNTED).is_file():  # a file is wrong: nothing is left behind
+                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):  # there is something else
+                    home.rmdir()
+            raise
     return EncodedLog.open(folder)
 
 
