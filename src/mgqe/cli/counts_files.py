@@ -87,7 +87,7 @@ class Counts:
             frame = read_any(self.source, self.format, columns)
         except ValueError as error:
             raise ValueError(f"say which column holds the ids: no log as `mgqe train` reads it: {error}") from error
-        return IdMap.from_log(frame, self.field, kind=kind)
+        return IdMap.from_log(frame.rename({"session": "user"}, strict=False), self.field, kind=kind)
 
     def _is_data_set(self) -> bool:
         """Whether it names a known data set; nothing else that is no file or pattern does."""

@@ -21,7 +21,8 @@ EMBEDDINGS = "\n\n".join(f"  [bold]{name}[/bold]: {method.summary}" for name, me
 _DATA, _TRAINING = "Data", "Training"
 # Settings that are options of their own, and so not among those of --set.
 _OPTIONS = (
-    "data", "data_dir", "format", "user_column", "item_column", "time_column", "separator", "quote", "header", "split",
+    "data", "data_dir", "format", "user_column", "session_column", "item_column", "repeats", "time_column", "separator",
+    "quote", "header", "split",
     "valid", "test", "task", "model", "embedding", "seed", "label", "threads", "metrics", "select_by", "k_core",
 )  # fmt: skip
 
@@ -32,6 +33,22 @@ Data = Annotated[
         help="[bold]planted[/bold] (generated), ml-1m, ml-1m-ncf, ml-1m-split, ml-100k, amazon-apps, amazon-games, "
         "beauty-split, frappe, criteo, avazu (files in --data-dir), criteo-like (generated), or the path of your own "
         "file, of a folder of files, or a pattern in quotes.",
+        rich_help_panel=_DATA,
+    ),
+]
+SessionColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="For sequential models: column with the session, instead of the user. An item that comes again in a "
+        "session stays there, and the last item of each is judged, whatever came before it.",
+        rich_help_panel=_DATA,
+    ),
+]
+Repeats = Annotated[
+    str | None,
+    typer.Option(
+        help="keep or drop an item that comes again; keep is for sequential models. Default: keep it in sessions; of "
+        "users only the first time counts.",
         rich_help_panel=_DATA,
     ),
 ]
@@ -126,6 +143,7 @@ def config_of(
     data_dir: DataDir = None,
     format: Format = None,
     user_column: UserColumn = None,
+    session_column: SessionColumn = None,
     item_column: ItemColumn = None,
     time_column: TimeColumn = None,
     separator: Separator = None,
@@ -133,6 +151,7 @@ def config_of(
     no_quote: NoQuote = False,
     header: Header = None,
     split: SplitBy = None,
+    repeats: Repeats = None,
     k_core: KCore = 1,
     train: TrainFile = None,
     valid: ValidFile = None,
@@ -148,10 +167,10 @@ def config_of(
     task, model = choose_model(task, model)
     data = _data_of(data, train, test)
     config = TrainConfig(
-        data=data, data_dir=data_dir, format=format, user_column=user_column, item_column=item_column,
-        time_column=time_column, separator=separator, quote="" if no_quote else quote, header=header, split=split,
-        k_core=k_core, valid=valid, test=test, task=task, model=model, threads=threads, metrics=metrics,
-        select_by=select_by,
+        data=data, data_dir=data_dir, format=format, user_column=user_column, session_column=session_column,
+        item_column=item_column, time_column=time_column, separator=separator, quote="" if no_quote else quote,
+        header=header, split=split, repeats=repeats, k_core=k_core, valid=valid, test=test, task=task, model=model,
+        threads=threads, metrics=metrics, select_by=select_by,
     )  # fmt: skip
     return config.with_settings([*tuned_settings(model, data), *(setting or ())])
 

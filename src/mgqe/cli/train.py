@@ -66,7 +66,7 @@ def train(
     was_finished = (out / METRICS).is_file() and not overwrite
     with make_progress() as progress:
         bar = RunBar(progress, str(config.spec))
-        metrics = train_run(config, out, overwrite, on_epoch=bar.show, on_note=say)
+        metrics = train_run(config, out, overwrite, on_epoch=bar.show, on_note=say, on_data=say)
     if as_json:
         print(json.dumps(metrics, indent=1))
         return

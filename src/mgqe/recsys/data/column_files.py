@@ -16,12 +16,15 @@ from mgqe.ids.logs.log import ROW, Log, open_log, parquet_schema
 from mgqe.ids.logs.paths import LogFile
 from mgqe.ids.logs.text import COUNT, excerpt, first_lines, parse_header
 from mgqe.ids.logs.text_layout import NO_QUOTE, TextLayout
-from mgqe.recsys.data.columns import USUAL, Columns, pick_columns
+from mgqe.recsys.data.columns import USUAL, Columns, owner_of, pick_columns
 from mgqe.recsys.data.row_locator import FILE, RowLocator
 
 
 def read_table(source: Path | str, files: Sequence[LogFile], format: str, columns: Columns) -> pl.DataFrame:
-    """The user, item, time and context columns of csv, inter or Parquet files; ValueError for missing values."""
+    """The user (or session), item, time and context columns of csv, inter or Parquet files.
+
+    ValueError for missing values.
+    """
     path, head, layout = files[0].path, [""], TextLayout("\t", "", columns.header)
     if format == "parquet":
         names = list(parquet_schema(pl, path))
@@ -49,7 +52,11 @@ def read_table(source: Path | str, files: Sequence[LogFile], format: str, column
 def _check_no_header(path: str, head: list[str], layout: TextLayout, column_of_role: dict[str, str]) -> None:
     """ValueError if the first line, which the user says is data, has the usual names of a user and an item column."""
     first = [name.lower() for name in parse_header(path, head, replace(layout, header=True)).names]
-    positions = {role: int(column_of_role[role]) - 1 for role in ("user", "item") if column_of_role[role].isdigit()}
+    positions = {
+        role: int(name) - 1
+        for role, name in column_of_role.items()
+        if role in USUAL and role != "time" and name.isdigit()
+    }
     if len(positions) == 2 and all(first[position] in USUAL[role] for role, position in positions.items()):
         raise ValueError(
             f"{path}: expected no header, but line 1 looks like one: {excerpt(head[0])}: leave out header=False "
@@ -147,7 +154,7 @@ def _check_missing(log: Log, frame: pl.DataFrame, locator: RowLocator, column_of
         bad = column.is_null() | (column.is_nan() if column.dtype.is_float() else False)
         if column.dtype == pl.String and (role in USUAL or locator.unit == "line"):
             bad = bad | ~column.str.contains(r"\S").fill_null(True)
-        if column.dtype == pl.String and role in ("user", "item"):
+        if column.dtype == pl.String and role in (owner_of(frame), "item"):
             bad = bad | _words_for_none(column)
         if bad.any():
             row = int(bad.arg_true()[0])

@@ -1,9 +1,11 @@
-"""The columns of a file that hold the user, the item, the time and the context, and the file's layout."""
+"""The columns of a file that hold the user or session, the item, the time and the context, and the file's layout."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import polars as pl
 
 from mgqe.ids.logs.text import looks_like_data
 from mgqe.ids.logs.text_layout import NO_HEADER, TextLayout
@@ -11,7 +13,8 @@ from mgqe.recsys.data.settings import DataSettings
 
 SEPARATORS = (",", "\t", ";", "|", "::")
 USUAL = {
-    "user": ("user", "user_id", "userid", "uid", "reviewerid", "reviewer_id", "customer_id", "visitorid", "session_id"),
+    "user": ("user", "user_id", "userid", "uid", "reviewerid", "reviewer_id", "customer_id", "visitorid"),
+    "session": ("session_id", "sessionid", "session"),
     "item": (
         "item", "item_id", "itemid", "iid", "movie", "movie_id", "movieid", "product", "product_id", "productid",
         "asin", "book_id", "track_id", "business_id", "article_id", "app_id",
@@ -24,6 +27,7 @@ USUAL = {
 class Columns:
     """Names of the columns that hold the user, the item and the time; None: look for a usual name.
 
+    session: instead of the user; where neither is named, a column with a usual name of a user comes first.
     context: names of further columns to read, each a category (weekday, country, ...).
     separator, quote, header: how csv files are laid out, see mgqe.ids.logs.text_layout. separator None: the one that
         occurs most often in the first line. Without a header, columns are named by their numbers from 1.
@@ -36,19 +40,20 @@ class Columns:
     separator: str | None = None
     quote: str | None = '"'
     header: bool | None = None
+    session: str | None = None
 
     @classmethod
     def of(cls, config: DataSettings, context: tuple[str, ...] = ()) -> Columns:
         """From a run's configuration."""
         return cls(
             config.user_column, config.item_column, config.time_column, context, config.separator, config.quote,
-            config.header,
+            config.header, config.session_column,
         )  # fmt: skip
 
     @property
     def named(self) -> list[tuple[str, str]]:
         """(role, name) of the columns that are named."""
-        roles = (("user", self.user), ("item", self.item), ("time", self.time))
+        roles = (("user", self.user), ("session", self.session), ("item", self.item), ("time", self.time))
         return [(role, name) for role, name in roles if name is not None]
 
     @property
@@ -67,7 +72,7 @@ def pick_columns(path: str, names: Sequence[str], columns: Columns) -> dict[str,
     column_of_role: dict[str, str] = {}
     lowered = {name.lower(): name for name in reversed(names)}
     all_names = ", ".join(names)
-    for role, name in (("user", columns.user), ("item", columns.item), ("time", columns.time)):
+    for role, name in (_owner(columns, lowered), ("item", columns.item), ("time", columns.time)):
         if name is not None and name not in names and name.split(":")[0] not in names:
             raise ValueError(
                 f"{path}: no column {name!r} for the {role}; it has {all_names}{_no_header(names, columns)}"
@@ -76,7 +81,7 @@ def pick_columns(path: str, names: Sequence[str], columns: Columns) -> dict[str,
         if name is None and role != "time":
             how = f"name it with --{role}-column"
             if columns.header is False:
-                how = f"the file has no header: say which number it has, --{role}-column {1 if role == 'user' else 2}"
+                how = f"the file has no header: say which number it has, --{role}-column {2 if role == 'item' else 1}"
             raise ValueError(
                 f"{path}: no column that looks like the {role} (such as {', '.join(USUAL[role][:3])}); it has "
                 f"{all_names}; {how}{_no_header(names, columns)}"
@@ -96,6 +101,19 @@ def pick_columns(path: str, names: Sequence[str], columns: Columns) -> dict[str,
         raise ValueError(f"{path}, line 1: expected distinct column names, got {all_names}")
     column_of_role.update((name, name) for name in columns.context)
     return column_of_role
+
+
+def _owner(columns: Columns, lowered: Mapping[str, str]) -> tuple[str, str | None]:
+    """Whose a row is, "user" or "session", and the name of its column; `lowered`: names in lower case -> names."""
+    if columns.session is not None:
+        return "session", columns.session
+    has_user = columns.user is not None or any(usual in lowered for usual in USUAL["user"])
+    return "session" if not has_user and any(usual in lowered for usual in USUAL["session"]) else "user", columns.user
+
+
+def owner_of(frame: pl.DataFrame) -> str:
+    """Whose the rows of a frame are: the name of its column, "user" or "session"."""
+    return "session" if "session" in frame.columns and "user" not in frame.columns else "user"
 
 
 def _check_distinct(path: str, column_of_role: dict[str, str]) -> None:

@@ -66,6 +66,7 @@ class ContextRows:
     @classmethod
     def from_frame(cls, frame: pl.DataFrame) -> ContextRows:
         """From a frame with `user`, `item`, optionally `time`, and further columns, which are the context."""
+        frame = frame.rename({"session": "user"}, strict=False)
         ordered = "time" in frame.columns
         ids = {name: FileIds(frame[name].unique().sort().alias("id")) for name in frame.columns if name != "time"}
         rows = frame.with_columns(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -74,9 +74,9 @@ class KnownDataset:
         _require_edition(path, self.name, self.sha256, f"it anyway, pass the file itself: --data {path}")
         return path
 
-    def load(self, data_dir: Path | str | None = None) -> Interactions:
+    def load(self, data_dir: Path | str | None = None, keep_repeats: bool = False) -> Interactions:
         """Read its interactions; ValueError if the file is missing or another edition."""
-        return load_interactions(self.checked_path(data_dir), self.format)
+        return load_interactions(self.checked_path(data_dir), self.format, None, keep_repeats)
 
 
 _DECLARED = tomllib.loads(resources.files(__package__).joinpath("datasets.toml").read_text(encoding="utf-8"))
@@ -205,16 +205,23 @@ def check_layout(data: str, format: str | None, columns: Columns | None) -> None
 
 
 def load_data(
-    data: str, data_dir: Path | str | None = None, format: str | None = None, columns: Columns | None = None
+    data: str,
+    data_dir: Path | str | None = None,
+    format: str | None = None,
+    columns: Columns | None = None,
+    keep_repeats: bool | None = False,
 ) -> Interactions:
-    """A known data set by name, `planted`, or a file by path. ValueError lists the known names."""
+    """A known data set by name, `planted`, or a file by path; keep_repeats: as in load_interactions.
+
+    ValueError lists the known names.
+    """
     check_layout(data, format, columns)
     if data == "planted":
-        return planted()
+        return replace(planted(), keeps_repeats=bool(keep_repeats))
     if data in DATASETS and not DATASETS[data].ordered:
         raise ValueError(f"{data} has no order of time: it is for --task ctr alone")
     if data in DATASETS:
-        return DATASETS[data].load(data_dir)
+        return DATASETS[data].load(data_dir, bool(keep_repeats))
     if data in SPLIT_IN_ADVANCE:
         raise ValueError(f"{data} has a published split and no order of time: it is for --task ranking alone")
     if data in CLICK_LOGS:
@@ -222,7 +229,7 @@ def load_data(
     if not Path(data).exists() and not set(data) & {"/", os.sep, ".", "*", "?", "["}:
         known = ", ".join(KNOWN)
         raise ValueError(f"no data set {data!r}: expected {known}, or the path of a file of interactions")
-    return load_interactions(data, format, columns)
+    return load_interactions(data, format, columns, keep_repeats)
 
 
 def planted(

@@ -1,4 +1,4 @@
-"""Reads files of interactions into a data frame with the columns `user`, `item` and, if there is one, `time`."""
+"""Reads files of interactions into a data frame with columns `user` or `session`, `item` and perhaps `time`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mgqe.ids.logs.paths import log_files
 from mgqe.ids.logs.text import first_lines, is_recbole
 from mgqe.ids.logs.text_layout import NO_HEADER
 from mgqe.recsys.data.column_files import read_table
-from mgqe.recsys.data.columns import SEPARATORS, Columns
+from mgqe.recsys.data.columns import SEPARATORS, Columns, owner_of
 from mgqe.recsys.data.line_files import read_lines, read_pairs
 
 FORMATS = ("csv", "parquet", "inter", "pairs", "lines")
@@ -87,7 +87,7 @@ def read_frame(source: Path | str, format: str, columns: Columns) -> pl.DataFram
         raise ValueError(f"{source}: cannot be read: {error.strerror or error}") from error
     if frame.height == 0:
         raise ValueError(f"{source} holds no interactions: expected at least one")
-    return frame.with_columns(_as_ids(source, frame[name]) for name in ("user", "item", *columns.context))
+    return frame.with_columns(_as_ids(source, frame[name]) for name in (owner_of(frame), "item", *columns.context))
 
 
 def read_any(source: Path | str, format: str | None, columns: Columns) -> pl.DataFrame:

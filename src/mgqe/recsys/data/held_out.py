@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 from mgqe.recsys.data.interactions import FileIds, Interactions, offsets_of
 
 TRAIN, VALID, TEST = range(3)  # labels of interactions
+# Of interactions that are read before a judged one, and neither trained on nor judged.
+READ_BEFORE_VALID, READ_BEFORE_TEST = 3, 4
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Split:
     train_offsets: int64 (num_users + 1,); the items of user u are [offsets[u], offsets[u + 1]).
     summary: how the data were split and the size of each part, for the results.
     several_items: whether a user may have several items in a held-out part, so that recall is reported too.
+    repeats: whether users take items again, so that those that they had are ranked like any others.
+    read: what is read before the judged items of validation and of the test, and neither trained on nor judged.
     """
 
     num_users: int
@@ -69,6 +73,8 @@ class Split:
     test: HeldOut
     summary: dict[str, Any] = field(default_factory=dict)
     several_items: bool = False
+    repeats: bool = False
+    read: tuple[HeldOut, HeldOut] | None = None
 
     @property
     def user_counts(self) -> Tensor:
@@ -83,28 +89,45 @@ class Split:
     def histories(self, test: bool) -> tuple[Tensor, Tensor]:
         """The items of each user before a held-out part: (items (n,), offsets (num_users + 1,)), int64.
 
-        Before validation these are the training items; before the test, the validation items follow them.
+        Before validation these are the training items; before the test, the validation items follow them. What is only
+        read comes before the items of its part.
         """
-        if not test:
+        later = [] if self.read is None else [self.read[0]]
+        if test:
+            later += [self.valid] if self.read is None else [self.valid, self.read[1]]
+        if not later:
             return self.train_items, self.train_offsets
-        users = torch.cat([self.train_users, self.valid.users[self.valid.owners]])
-        order = users.argsort(stable=True)  # keeps a user's validation items behind the training items
-        return torch.cat([self.train_items, self.valid.items])[order], offsets_of(users[order], self.num_users)
+        users = torch.cat([self.train_users, *(part.users[part.owners] for part in later)])
+        order = users.argsort(stable=True)  # keeps a user's later items behind the earlier ones
+        items = torch.cat([self.train_items, *(part.items for part in later)])
+        return items[order], offsets_of(users[order], self.num_users)
+
+    def known(self, test: bool) -> tuple[Tensor, Tensor]:
+        """The items of each user that are not ranked in a held-out part: as `histories`, none where items repeat."""
+        if not self.repeats:
+            return self.histories(test)
+        return self.train_items[:0], torch.zeros(self.num_users + 1, dtype=torch.int64)
 
 
 def split_by_labels(interactions: Interactions, labels: Tensor, several_items: bool = True) -> Split:
-    """Split by labels (TRAIN, VALID or TEST), int64 (n,). No interaction is left out, and rows keep their numbers."""
+    """Split by labels (TRAIN, VALID, ...), int64 (n,). No interaction is left out, and rows keep their numbers."""
     users, items = interactions.users, interactions.items
-    train, valid, test = (labels == label for label in (TRAIN, VALID, TEST))
+    train = labels == TRAIN
+
+    def part(label: int) -> HeldOut:
+        return HeldOut.of_pairs(users[labels == label], items[labels == label])
+
     return Split(
         num_users=interactions.num_users,
         num_items=interactions.num_items,
         train_users=users[train],
         train_items=items[train],
         train_offsets=offsets_of(users[train], interactions.num_users),
-        valid=HeldOut.of_pairs(users[valid], items[valid]),
-        test=HeldOut.of_pairs(users[test], items[test]),
-        several_items=several_items,
+        valid=part(VALID),
+        test=part(TEST),
+        several_items=several_items and not interactions.keeps_repeats,
+        repeats=interactions.keeps_repeats,
+        read=(part(READ_BEFORE_VALID), part(READ_BEFORE_TEST)) if interactions.keeps_repeats else None,
     )
 
 
@@ -125,7 +148,9 @@ def count_cold(fields: Sequence[str], columns: Sequence[Tensor], labels: Tensor)
     for part, label in (("valid", VALID), ("test", TEST)):
         inside = labels == label
         ids = {
-            (f"{name}s" if name in ("user", "item") else name): int(torch.unique(rows[mask & inside]).numel())
+            (f"{name}s" if name in ("user", "session", "item") else name): int(
+                torch.unique(rows[mask & inside]).numel()
+            )
             for name, rows, mask in zip(fields, columns, masks, strict=True)
         }
         counts[part] = {**ids, "interactions": int((any_cold & inside).sum())}
@@ -134,7 +159,7 @@ def count_cold(fields: Sequence[str], columns: Sequence[Tensor], labels: Tensor)
 
 def part_sizes(labels: Tensor) -> dict[str, int]:
     """Part -> number of its interactions."""
-    train, valid, test = torch.bincount(labels, minlength=3).tolist()
+    train, valid, test = torch.bincount(labels, minlength=3)[:3].tolist()
     return {"train": train, "valid": valid, "test": test}
 
 
@@ -151,10 +176,38 @@ def require_parts(labels: Tensor, rule: str, why: str) -> None:
 
 
 def without_cold(interactions: Interactions, labels: Tensor) -> tuple[Interactions, Tensor]:
-    """The interactions whose user and item are in the training part, with new row numbers, and their labels."""
-    masks = cold_masks((interactions.users, interactions.items), labels)
-    known = ~torch.stack(masks).any(0)
+    """The interactions whose user and item are in the training part, with new row numbers, and their labels.
+
+    Of a session only the item must be there: it is read, and has no row of its own.
+    """
+    known = ~torch.stack(cold_masks(tuple(trained_columns(interactions).values()), labels)).any(0)
     return only(interactions, known), labels[known]
+
+
+def trained_columns(interactions: Interactions) -> dict[str, Tensor]:
+    """Name -> rows (n,) of what has no vector without a training interaction: items, and users that are no sessions."""
+    users = (
+        {}
+        if interactions.owner == "session" and interactions.keeps_repeats
+        else {interactions.owner: interactions.users}
+    )
+    return {**users, "item": interactions.items}
+
+
+def judge_last(users: Tensor, labels: Tensor) -> Tensor:
+    """Labels (n,) in which of each user's VALID and TEST interactions only the last is judged; users (n,) ascending.
+
+    The others are read before it. One that nothing precedes is read, too, since nothing could be ranked from it.
+    """
+    labels = labels.clone()
+    starts = torch.ones_like(users, dtype=torch.bool)
+    starts[1:] = users[1:] != users[:-1]
+    for label, read in ((VALID, READ_BEFORE_VALID), (TEST, READ_BEFORE_TEST)):
+        positions = (labels == label).nonzero().squeeze(1)
+        last = torch.ones_like(positions, dtype=torch.bool)
+        last[:-1] = users[positions[1:]] != users[positions[:-1]]
+        labels[positions[~last | starts[positions]]] = read
+    return labels
 
 
 def core(interactions: Interactions, k: int) -> Interactions:
@@ -185,7 +238,9 @@ def only(interactions: Interactions, kept: Tensor) -> Interactions:
     items, item_ids = renumber(interactions.items[kept], interactions.item_ids)
     times = None if interactions.times is None else interactions.times[kept]
     offsets = offsets_of(users, len(user_ids))
-    return Interactions(users, items, offsets, user_ids, item_ids, interactions.num_repeats, times)
+    return replace(
+        interactions, users=users, items=items, offsets=offsets, user_ids=user_ids, item_ids=item_ids, times=times
+    )
 
 
 def renumber(rows: Tensor, ids: FileIds) -> tuple[Tensor, FileIds]:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from mgqe.checks.scalars import as_int
-from mgqe.recsys.data.columns import Columns
+from mgqe.recsys.data.columns import Columns, owner_of
 from mgqe.recsys.data.files import FORMATS, read_any
 
 
@@ -83,11 +83,13 @@ class FileIds:
 class Interactions:
     """Interactions, which are pairs of a user and an item that the user took, in order.
 
-    users, items: int64 (n,) rows, grouped by user (ascending), each user's items in time order and distinct.
+    users, items: int64 (n,) rows, grouped by user (ascending), each user's items in time order, and distinct unless
+        keeps_repeats.
     offsets: int64 (num_users + 1,); user u's interactions are [offsets[u], offsets[u + 1]).
     user_ids, item_ids: the file's ids of the rows.
-    num_repeats: interactions left out because the user already had that item (the first one is kept).
+    num_repeats: interactions with an item that the user already had; left out unless keeps_repeats.
     times: float64 (n,), the file's times, if it has any; dates and times of day as seconds since 1970, UTC.
+    owner: whose interactions are grouped: a "user"'s or a "session"'s. Sessions stand wherever users do.
     """
 
     users: Tensor
@@ -97,6 +99,8 @@ class Interactions:
     item_ids: FileIds
     num_repeats: int = 0
     times: Tensor | None = None
+    owner: str = "user"
+    keeps_repeats: bool = False
 
     def __len__(self) -> int:
         return int(self.users.numel())
@@ -110,21 +114,28 @@ class Interactions:
         return len(self.item_ids)
 
     @classmethod
-    def from_frame(cls, frame: pl.DataFrame) -> Interactions:
-        """From a frame with columns `user`, `item` and optionally `time`; without it, each user's rows are in order."""
+    def from_frame(cls, frame: pl.DataFrame, keep_repeats: bool = False) -> Interactions:
+        """From a frame with columns `user` or `session`, `item` and optionally `time`; without it, rows are in order.
+
+        keep_repeats: keep what a user takes again, in its place; by default only the first time counts.
+        """
         if frame.height == 0:
             raise ValueError("no interactions: expected at least one (user, item) pair")
         frame = frame.with_row_index("position")
         order = ["position"] if "time" not in frame.columns else ["time", "position"]
+        owner = owner_of(frame)
+        frame = frame.rename({owner: "user"})
         user_ids, item_ids = (FileIds(frame[name].unique().sort().alias("id")) for name in ("user", "item"))
         frame = _with_rows(_with_rows(frame, "user", user_ids), "item", item_ids)
         frame = frame.sort(["user_row", *order])
         distinct = frame.unique(subset=["user_row", "item_row"], keep="first", maintain_order=True)
-        users = torch.from_numpy(distinct["user_row"].to_numpy().copy())
-        items = torch.from_numpy(distinct["item_row"].to_numpy().copy())
-        times = times_of(distinct["time"]) if "time" in distinct.columns else None
         repeats = frame.height - distinct.height
-        return cls(users, items, offsets_of(users, len(user_ids)), user_ids, item_ids, repeats, times)
+        kept = frame if keep_repeats else distinct
+        users = torch.from_numpy(kept["user_row"].to_numpy().copy())
+        items = torch.from_numpy(kept["item_row"].to_numpy().copy())
+        times = times_of(kept["time"]) if "time" in kept.columns else None
+        offsets = offsets_of(users, len(user_ids))
+        return cls(users, items, offsets, user_ids, item_ids, repeats, times, owner, keep_repeats)
 
 
 def times_of(column: pl.Series) -> Tensor:
@@ -145,13 +156,17 @@ def _with_rows(frame: pl.DataFrame, name: str, ids: FileIds) -> pl.DataFrame:
     return frame.join(pl.DataFrame({name: ids.ids, f"{name}_row": rows}), on=name, how="left")
 
 
-def load_interactions(path: Path | str, format: str | None = None, columns: Columns | None = None) -> Interactions:
+def load_interactions(
+    path: Path | str, format: str | None = None, columns: Columns | None = None, keep_repeats: bool | None = False
+) -> Interactions:
     """Read interactions from a file, a folder of files as Spark writes it, or a pattern.
 
     format: one of FORMATS, or None to recognise it. columns: the names of the user, item and time columns of a csv,
     parquet or inter file if they are unusual, and the layout of a csv file.
+    keep_repeats: as in Interactions.from_frame; None: where the file has sessions.
     ValueError names the file, the line, what was expected and the remedy.
     """
     if format is not None and format not in FORMATS:
         raise ValueError(f"unknown format {format!r}: expected one of {', '.join(FORMATS)}")
-    return Interactions.from_frame(read_any(path, format, columns or Columns()))
+    frame = read_any(path, format, columns or Columns())
+    return Interactions.from_frame(frame, owner_of(frame) == "session" if keep_repeats is None else keep_repeats)

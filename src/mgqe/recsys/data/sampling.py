@@ -8,7 +8,7 @@ from torch import Tensor
 from mgqe.recsys.data.interactions import FileIds
 
 BITSET_LIMIT = 512 * 2**20  # bytes; beyond it, seen pairs are found by binary search
-LEAVE_OUT = "leave the user out of the data"
+LEAVE_OUT = "leave the {owner} out of the data"
 
 
 class SeenItems:
@@ -16,7 +16,7 @@ class SeenItems:
 
     users, items: int64 (n,), in any order, repeats allowed. Each possible pair takes one packed bit, if all fit in
     `bitset_limit` bytes; otherwise pairs are searched among the sorted keys user * num_items + item. user_ids: the
-    names of users in errors; without it, errors name their rows.
+    names of users in errors; without it, errors name their rows. owner: what errors call them.
     """
 
     def __init__(
@@ -27,20 +27,21 @@ class SeenItems:
         num_items: int,
         bitset_limit: int = BITSET_LIMIT,
         user_ids: FileIds | None = None,
+        owner: str = "user",
     ) -> None:
         self.num_users, self.num_items = num_users, num_items
-        self.user_ids = user_ids
+        self.user_ids, self.owner = user_ids, owner
         keys = torch.unique(users * num_items + items)  # sorted
         self.counts = torch.bincount(keys // num_items, minlength=num_users)
         self.stride = (num_items + 7) // 8
         self._bits: Tensor | None = None
         self._keys = keys
         if num_users * self.stride <= bitset_limit:
-            owner = torch.div(keys, num_items, rounding_mode="floor")
-            item = keys - owner * num_items
+            of_key = torch.div(keys, num_items, rounding_mode="floor")
+            item = keys - of_key * num_items
             # Distinct keys set distinct bits, so that adding them equals a bitwise or.
             bits = torch.zeros(num_users * self.stride, dtype=torch.uint8)
-            bits.index_add_(0, owner * self.stride + (item >> 3), _bit(item))
+            bits.index_add_(0, of_key * self.stride + (item >> 3), _bit(item))
             self._bits = bits
 
     def has(self, users: Tensor, items: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ class SeenItems:
         return items[~self.has(torch.full_like(items, user), items)]
 
     def check_unseen(self, users: Tensor, num: int, remedy: str) -> None:
-        """ValueError if one of `users` lacks fewer than `num` items; {lacks} in `remedy` stands for their number."""
+        """ValueError if one of `users` lacks fewer than `num` items; {lacks} and {owner} in `remedy` are filled in."""
         if users.numel() == 0:
             return
         lacking = self.num_items - self.counts[users]
@@ -68,8 +69,8 @@ class SeenItems:
             return
         name = f"row {row}" if self.user_ids is None else f"{self.user_ids.id(row)!r}"
         raise ValueError(
-            f"user {name} lacks only {lacks} of {self.num_items} items: expected at least {num} to draw negatives "
-            f"from; {remedy.format(lacks=lacks) if lacks else LEAVE_OUT}"
+            f"{self.owner} {name} lacks only {lacks} of {self.num_items} items: expected at least {num} to draw "
+            f"negatives from; {(remedy if lacks else LEAVE_OUT).format(lacks=lacks, owner=self.owner)}"
         )
 
 
@@ -105,7 +106,7 @@ def evaluation_negatives(users: Tensor, seen: SeenItems, num: int, seed: int, op
 
     The seed determines them. ValueError if a user lacks fewer than `num` items; it names the setting `option`.
     """
-    seen.check_unseen(users, num, f"ask for fewer negatives (--set {option}={{lacks}}) or leave the user out")
+    seen.check_unseen(users, num, f"ask for fewer negatives (--set {option}={{lacks}}) or leave the {{owner}} out")
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(seen.num_items, (users.numel(), num), generator=generator)
     owner = users[:, None]

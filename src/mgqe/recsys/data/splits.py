@@ -13,6 +13,9 @@ on the 10% before the last 20%, `time:2015-05-01/2015-06-01` on May. With one va
 of the interactions before the test. Interactions of the same moment stay in one part. All training interactions come
 before all validation interactions, and these before all test interactions.
 
+Where repeats are kept, as in sessions, each part judges the last of a user's interactions in it, which is ranked from
+all that the user had before. `time` and `latest` then put whole sessions into a part, by their last interaction.
+
 With `leave-one-out` and `ratio`, all interactions of a user who has fewer than 3 are for training. With all rules but
 `leave-one-out`, validation and test interactions of users or items without a training interaction are left out and
 counted.
@@ -35,9 +38,11 @@ from mgqe.recsys.data.held_out import (
     VALID,
     Split,
     count_cold,
+    judge_last,
     part_sizes,
     require_parts,
     split_by_labels,
+    trained_columns,
     without_cold,
 )
 from mgqe.recsys.data.interactions import Interactions
@@ -255,9 +260,18 @@ def split(interactions: Interactions, rule: str | SplitRule = LEAVE_ONE_OUT) -> 
     numbers. ValueError says why a rule does not fit the data.
     """
     rule = SplitRule.parse(rule) if isinstance(rule, str) else rule
-    parts = label(rule, interactions.users, interactions.times)
+    parts = _label_sessions(rule, interactions) or label(rule, interactions.users, interactions.times)
     summary = {"rule": rule.text, **starts_summary(interactions.times, parts.starts)}
     return _build_split(interactions, parts.labels, summary, rule.kind != LEAVE_ONE_OUT)
+
+
+def _label_sessions(rule: SplitRule, interactions: Interactions) -> Labels | None:
+    """The part of each interaction, which is that of its session's last one; None unless the rule divides by time."""
+    if interactions.owner != "session" or not interactions.keeps_repeats or rule.kind not in ("time", "latest"):
+        return None
+    ends = None if interactions.times is None else interactions.times[interactions.offsets[1:] - 1]
+    parts = label(rule, torch.arange(interactions.num_users), ends)
+    return Labels(parts.labels[interactions.users], parts.starts)
 
 
 def starts_summary(times: Tensor | None, starts: dict[str, float]) -> dict[str, object]:
@@ -271,6 +285,7 @@ def starts_summary(times: Tensor | None, starts: dict[str, float]) -> dict[str, 
 def split_parts(train: Interactions, valid: Interactions | None, test: Interactions) -> tuple[Interactions, Split]:
     """Split into the parts that are passed; an interaction in several parts stays only in the first of them.
 
+    Where repeats are kept, all of them stay, and a session that is in several files goes on from one to the next.
     Without `valid`, the last training item of each user with two or more is for validation. Users and items without a
     training interaction are left out and rows get new numbers.
     """
@@ -309,9 +324,10 @@ def hold_out_last(users: Tensor, labels: Tensor) -> Tensor:
 
 
 def _merge_parts(train: Interactions, valid: Interactions | None, test: Interactions) -> Interactions:
-    """All interactions of the parts, each once, in the first part that has it; `times` holds the part's label."""
+    """All interactions of the parts, each in the first part that has it; `times` holds the part's label."""
     parts = ((TRAIN, train), (VALID, valid), (TEST, test))
-    return Interactions.from_frame(concat_parts([_frame(part, label) for label, part in parts if part is not None]))
+    frames = [_frame(part, label, train.owner) for label, part in parts if part is not None]
+    return Interactions.from_frame(concat_parts(frames), train.keeps_repeats)
 
 
 def concat_parts(frames: list[pl.DataFrame]) -> pl.DataFrame:
@@ -322,10 +338,10 @@ def concat_parts(frames: list[pl.DataFrame]) -> pl.DataFrame:
     return pl.concat(frames)
 
 
-def _frame(part: Interactions, label: int) -> pl.DataFrame:
+def _frame(part: Interactions, label: int, owner: str) -> pl.DataFrame:
     users, items = (
         ids.ids.gather(rows.numpy()).alias(name)
-        for name, ids, rows in (("user", part.user_ids, part.users), ("item", part.item_ids, part.items))
+        for name, ids, rows in ((owner, part.user_ids, part.users), ("item", part.item_ids, part.items))
     )
     return pl.DataFrame([users, items]).with_columns(pl.lit(label, pl.Int64).alias("time"))
 
@@ -333,14 +349,26 @@ def _frame(part: Interactions, label: int) -> pl.DataFrame:
 def _build_split(
     interactions: Interactions, labels: Tensor, summary: dict[str, object], drop_cold: bool
 ) -> tuple[Interactions, Split]:
-    """The split; its summary has the sizes of the parts and the numbers of cold ids."""
-    columns = (interactions.users, interactions.items)
-    summary = {**summary, "cold": count_cold(("user", "item"), columns, labels)}
+    """The split; its summary has sizes of the parts, numbers of cold ids, and that of users too short to be judged."""
+    columns = trained_columns(interactions)
+    summary = {**summary, "cold": count_cold(tuple(columns), tuple(columns.values()), labels)}
     summary["cold_rule"] = LEFT_OUT if drop_cold else JUDGED
     if drop_cold:
         interactions, labels = without_cold(interactions, labels)
         require_parts(labels, str(summary["rule"]), "all others are of users or items without a training interaction")
+    if interactions.keeps_repeats:
+        labels = judge_last(interactions.users, labels)
+        require_parts(labels, str(summary["rule"]), f"no {interactions.owner} there has an item before the last one")
+        summary["only_read"] = int((labels > TEST).sum())
     parts = split_by_labels(interactions, labels, several_items=drop_cold)
-    sizes = part_sizes(labels)
     users = {"valid": parts.valid.users.numel(), "test": parts.test.users.numel()}
-    return interactions, replace(parts, summary={**summary, "interactions": sizes, "users_with_items": users})
+    summary["too_short"] = int((interactions.offsets.diff() < _least(str(summary["rule"]), interactions)).sum())
+    summary |= {"interactions": part_sizes(labels), f"{interactions.owner}s_with_items": users}
+    return interactions, replace(parts, summary=summary)
+
+
+def _least(rule: str, interactions: Interactions) -> int:
+    """How many interactions a user must have to be judged; 0 where the rule does not say."""
+    if rule.partition(":")[0] in (LEAVE_ONE_OUT, "ratio"):
+        return 3
+    return 2 if interactions.keeps_repeats else 0

@@ -22,7 +22,7 @@ from mgqe.recsys.models.methods import own_modules
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.loop import EpochReport, OnEpoch
-from mgqe.recsys.train.run import check_place, check_run, train_run
+from mgqe.recsys.train.run import check_place, check_run, data_notes, train_run
 
 WARM_UPS = "warm-ups"
 
@@ -61,8 +61,8 @@ def check_folders(runs: Sequence[Run], out: Path, overwrite: bool) -> None:
 def check_configs(configs: Sequence[TrainConfig]) -> list[str]:
     """Load each data set and build each embedding once, so that what cannot work is said before hours are spent.
 
-    Returns what is cut to fit small tables, in words, each note once. ValueError names a file, or an embedding that
-    does not fit.
+    Returns what the data hold and what is cut to fit small tables, in words, each note once.
+    ValueError names a file, or an embedding that does not fit.
     """
     notes: dict[str, None] = {}
     by_data: dict[TrainConfig, list[TrainConfig]] = {}
@@ -70,6 +70,7 @@ def check_configs(configs: Sequence[TrainConfig]) -> list[str]:
         by_data.setdefault(config.of_checks(), []).append(config)
     for with_same_data in by_data.values():
         data = RunData.load(with_same_data[0])
+        notes.update((note, None) for note in data_notes(with_same_data[0], data))
         for config in with_same_data:
             try:
                 cuts = check_run(config, data)

@@ -33,6 +33,12 @@ class RunSettings(DataSettings, ModelSettings):
                 raise ValueError(f"{name}={getattr(self, name)} is for models that rank: --task ctr has the AUC")
         if self.task == "ctr" and self.k_core > 1:
             raise ValueError(f"--k-core {self.k_core} is for models that rank, not for --task ctr: leave it out")
+        for option, value in (("--session-column", self.session_column), ("--repeats", self.repeats)):
+            if self.task != "sequential" and value not in (None, "drop"):
+                raise ValueError(
+                    f"{option} {value} is for models that read a sequence (--model sasrec): in --task {self.task} an "
+                    "item counts once"
+                )
         RankMetric.parse_list(self.metrics)
         RankMetric.parse(self.select_by)
         if self.context_columns.strip() and self.task != "ctr":

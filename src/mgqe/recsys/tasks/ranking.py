@@ -101,8 +101,9 @@ class RankingTask:
         """
         split = leave_one_out(interactions) if split is None else split
         anywhere = SeenItems(
-            interactions.users, interactions.items, split.num_users, split.num_items, user_ids=interactions.user_ids
-        )
+            interactions.users, interactions.items, split.num_users, split.num_items,
+            user_ids=interactions.user_ids, owner=interactions.owner,
+        )  # fmt: skip
         evaluated = {}
         for name, part in (("valid", split.valid), ("test", split.test)):
             if part.users.numel() > eval_users:
@@ -136,7 +137,9 @@ class RankingTask:
         shape = (split.num_users, split.num_items)
         return cls(
             split=split,
-            seen=SeenItems(split.train_users, split.train_items, *shape, user_ids=interactions.user_ids),
+            seen=SeenItems(
+                split.train_users, split.train_items, *shape, user_ids=interactions.user_ids, owner=interactions.owner
+            ),
             valid=valid,
             test=test,
             num_negatives=num_negatives,
@@ -160,7 +163,7 @@ class RankingTask:
 
     def catalogue_ranks(self, scores: CatalogueScorer, part: HeldOut, test: bool) -> Tensor:
         """Ranks of a part's items in the catalogue without the users' earlier items: int64 (n,)."""
-        items, offsets = self.split.histories(test)
+        items, offsets = self.split.known(test)
         return catalogue_ranks(
             scores, part.users, part.items, items, offsets, self.split.num_items, offsets=part.offsets
         )
@@ -343,11 +346,13 @@ def chosen_metrics(config: RunSettings) -> dict[str, Any]:
 
 
 def load_split(config: RunSettings) -> tuple[Interactions, Split]:
-    """The interactions of a configuration, and their split."""
+    """The interactions of a configuration, and their split; sequential models alone keep repeats."""
     columns = Columns.of(config)
+    sequential = {"keep": True, "drop": False, None: None}[config.repeats]
+    keep_repeats = sequential if config.task == "sequential" else False
 
     def load(path: str) -> Interactions:
-        return load_data(path, config.data_dir, config.format, columns)
+        return load_data(path, config.data_dir, config.format, columns, keep_repeats)
 
     if config.test is None:
         data = load(config.data)
@@ -355,8 +360,8 @@ def load_split(config: RunSettings) -> tuple[Interactions, Split]:
         interactions, parts = split(dense, config.split or LEAVE_ONE_OUT)
         if dense is not data:
             left_out = {
-                name: getattr(data, f"num_{name}") - getattr(dense, f"num_{name}") for name in ("users", "items")
-            }
+                f"{data.owner}s": data.num_users - dense.num_users, "items": data.num_items - dense.num_items
+            }  # fmt: skip
             left_out["interactions"] = len(data) - len(dense)
             parts = replace(parts, summary={**parts.summary, "left_out_by_k_core": left_out})
         return interactions, parts
@@ -371,6 +376,12 @@ def load_divided(config: RunSettings) -> tuple[Interactions, Split]:
 
 def split_tensors(config: RunSettings, parts: Split) -> list[Tensor]:
     """The tensors that a digest of the data needs besides the interactions, for other splits than leave-one-out."""
+    if parts.repeats:
+        return [
+            parts.train_users,
+            parts.train_items,
+            *(each for part in (parts.valid, parts.test) for each in (part.users, part.items)),
+        ]
     if config.test is None and config.split in (None, LEAVE_ONE_OUT) and config.data not in DIVIDED:
         return []
     return [parts.train_users, parts.train_items, parts.valid.users, parts.valid.items, parts.valid.offsets]
@@ -387,14 +398,16 @@ def positives_per_step(positives: int, limit: int) -> int:
     return min(limit, max(256, 1 << max(0, most.bit_length() - 1)))
 
 
-def data_summary(interactions: Interactions, judged_users: int) -> dict[str, Any]:
-    """The entries of a task's summary that describe its data."""
+def data_summary(interactions: Interactions, judged: int) -> dict[str, Any]:
+    """The entries of a task's summary that describe its data. judged: the number of users in the test."""
+    owners, kept = f"{interactions.owner}s", interactions.keeps_repeats
     return {
-        "users": interactions.num_users,
+        owners: interactions.num_users,
         "items": interactions.num_items,
         "interactions": len(interactions),
-        "repeats_left_out": interactions.num_repeats,
-        "judged_users": judged_users,
+        "repeats_left_out": 0 if kept else interactions.num_repeats,
+        **({"repeats_kept": interactions.num_repeats} if kept else {}),
+        f"judged_{owners}": judged,
     }
 
 

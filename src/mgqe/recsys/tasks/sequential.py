@@ -71,7 +71,8 @@ class SequentialTask:
 
     @property
     def summary(self) -> dict[str, Any]:
-        return self.base.summary
+        """Also how many users have a single training item, from which nothing is learnt."""
+        return {**self.base.summary, "untrained": int((self.split.train_offsets.diff() == 1).sum())}
 
     @property
     def split_summary(self) -> dict[str, Any]:

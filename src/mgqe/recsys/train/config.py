@@ -245,7 +245,7 @@ def warm_up_key(config: TrainConfig, fingerprint: str, annealed: bool = False) -
         values.update({name: getattr(config, name) for name in OF_PHASE_2})
     idle = (
         "data", "data_dir", "format", "user_column", "item_column", "time_column", "separator", "quote",
-        "header", "label", "metrics",
+        "header", "session_column", "repeats", "label", "metrics",
     )  # fmt: skip
     defaults = {field.name: field.default for field in fields(TrainConfig)}
     changed = {

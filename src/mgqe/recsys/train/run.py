@@ -32,6 +32,7 @@ from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.models.embeddings import Spec, build, cut_to_tiers
 from mgqe.recsys.models.lightgcn import LightGCN, normalised_adjacency
 from mgqe.recsys.models.registry import build_model
+from mgqe.recsys.tasks.account import data_note
 from mgqe.recsys.tasks.base import TableInfo
 from mgqe.recsys.tasks.ranking import RankingTask
 from mgqe.recsys.tasks.registry import RunData
@@ -56,6 +57,7 @@ def train_run(
     on_epoch: OnEpoch = lambda report: None,
     data: Callable[[], RunData] | None = None,
     on_note: Callable[[str], None] = warnings.warn,
+    on_data: Callable[[str], None] = lambda note: None,
 ) -> dict[str, Any]:
     """Run `config` in the folder `out` and return what OUT/metrics.json then holds.
 
@@ -64,7 +66,8 @@ def train_run(
 
     warm_ups: a folder where runs share phases 1 and 2.
     data: returns the data of `config`, for runs that share them; by default they are loaded.
-    on_note: is called, before training, with what is cut to fit a small table.
+    on_note: is called, before training, with what is cut to fit a small table. on_data: with what the data hold, and
+        what of them was left out.
 
     Mistakes that can be recognised are refused before training, and before anything is written or, with `overwrite`,
     removed, so that the same folder takes the corrected configuration.
@@ -77,6 +80,8 @@ def train_run(
     torch.set_num_threads(config.threads)
     try:
         ready = RunData.load(config) if data is None else data()
+        for note in data_notes(config, ready):
+            on_data(note)
         for note in check_run(config, ready):
             on_note(note)
         if overwrite:
@@ -87,6 +92,11 @@ def train_run(
                 return _run(config, out, Path(warm_ups) if warm_ups else out, on_epoch, ready)
     finally:
         torch.set_num_threads(threads)
+
+
+def data_notes(config: TrainConfig, data: RunData) -> list[str]:
+    """What the data of a run hold, and what of them was left out, in words."""
+    return [f"{config.data}: {data_note(data.task.summary, data.task.split_summary)}"]
 
 
 def check_run(config: TrainConfig, data: RunData) -> list[str]:

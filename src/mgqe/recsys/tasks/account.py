@@ -1,0 +1,32 @@
+"""What was done with the data before training, in words, from the summaries that a run's record holds, too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def data_note(summary: dict[str, Any], split: dict[str, Any]) -> str:
+    """How much there is, what was left out and why, in one line."""
+    owners = "sessions" if "sessions" in summary else "users"
+    said = [f"{summary[owners]:,} {owners}, {summary['items']:,} items, {summary['interactions']:,} interactions"]
+    if kept := summary.get("repeats_kept"):
+        said.append(f"{kept:,} repeats stay")
+    if short := split.get("too_short"):
+        said.append(f"{short:,} {owners} too short to be judged")
+    if short := summary.get("untrained"):
+        said.append(f"{short:,} too short to train on")
+    return "; ".join([*said, _left_out(owners, summary, split)])
+
+
+def _left_out(owners: str, summary: dict[str, Any], split: dict[str, Any]) -> str:
+    parts = []
+    repeats = summary.get("repeats_left_out", 0) + split.get("repeats_left_out", 0)
+    if repeats:
+        parts.append(f"{repeats:,} repeats (the first of each item stays)")
+    if core := split.get("left_out_by_k_core"):
+        listed = ", ".join(f"{number:,} {name}" for name, number in core.items())
+        parts.append(f"{listed} by the k-core")
+    cold = sum(part["interactions"] for part in split.get("cold", {}).values())
+    if cold and split["cold_rule"].startswith("left out"):
+        parts.append(f"{cold:,} interactions to judge, of {owners} or items that are not in training")
+    return f"left out: {'; '.join(parts)}" if parts else "nothing left out"
