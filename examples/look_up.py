@@ -7,6 +7,7 @@ python examples/look_up.py runs/demo
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import torch
 
 import mgqe
 from mgqe.recsys.data.interactions import FileIds
+from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.artifacts import load_run
+from mgqe.recsys.train.config import TrainConfig
 
 
 def main() -> None:
@@ -34,10 +37,12 @@ def main() -> None:
 
     model = load_run(folder)  # both tables, frozen, and the model's own weights
     items = FileIds.load(folder / "item_ids.parquet")
+    config = TrainConfig(**json.loads((folder / "config.json").read_text()))
+    had, offsets = RunData.load(config).task.split.histories(test=True)  # each user's items before the test
     with torch.no_grad():
-        scores = model.score_catalogue(torch.tensor([0]), table.to_dense())[0]
-    best = scores.topk(5).indices
-    print(f"the best 5 items for the first user: {[items.id(int(row)) for row in best]}")
+        query = model.query(torch.tensor([0]))  # what items are multiplied with, for the first user
+    best = table.topk(query, 5, exclude=had[: offsets[1]]).ids[0]
+    print(f"the best 5 items for the first user that it has not had: {[items.id(int(row)) for row in best]}")
 
 
 def find_run(out: Path) -> Path:
