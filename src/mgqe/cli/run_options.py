@@ -57,9 +57,11 @@ SplitBy = Annotated[
     str | None,
     typer.Option(
         "--split",
-        help="How the data are divided: leave-one-out; ratio:80/10/10 of each user's items, in order; time:20% (the "
+        help="How the data are divided: leave-one-out (the last item of each user is for the test); random (any "
+        "item is); ratio:80/10/10 of each user's items, in order; time:20% (the "
         "last of the time), time:2015-06-01 (from then on), or validation and test as in time:10%/20%; latest:20% of "
-        "the interactions. Default: leave-one-out. By the other rules, users and items that "
+        "the interactions. Default: leave-one-out, or random where a "
+        "file has no times. By the other rules, users and items that "
         "are not in the training part are left out and counted.",
         rich_help_panel=_DATA,
     ),
@@ -81,7 +83,8 @@ ValidFile = Annotated[
     str | None,
     typer.Option(
         "--valid",
-        help="A file to validate on. Default: the last training item of each user with two or more.",
+        help="A file to validate on. Default: the last training item of each user with two or more, a random one where "
+        "files have no times.",
         rich_help_panel=_DATA,
     ),
 ]

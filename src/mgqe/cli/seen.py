@@ -41,7 +41,8 @@ def seen_items(log: str, users: Sequence[Any], items: Collection, layout: LogLay
         layout.user_column, layout.item_column, separator=layout.separator, quote=layout.quote, header=layout.header
     )
     names = [_text(user) for user in users]
-    frame = read_any(log, layout.format, columns).select(pl.col("user").cast(pl.String), pl.col("item").cast(pl.String))
+    frame = read_any(log, layout.format, columns).rename({"session": "user"}, strict=False)
+    frame = frame.select(pl.col("user").cast(pl.String), pl.col("item").cast(pl.String))
     rows = frame.filter(pl.col("user").is_in(names)).unique().group_by("user").agg("item").rows()
     seen = {user: [one for text in of_user if (one := _of_kind(items, text)) is not None] for user, of_user in rows}
     for name in dict.fromkeys(names):

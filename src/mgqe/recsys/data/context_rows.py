@@ -121,7 +121,7 @@ def load_rows(data: str, data_dir: str | None, format: str | None, columns: Colu
         interactions.users[:, None],
         interactions.items,
         ids,
-        True,
+        interactions.ordered,
         interactions.num_repeats,
         interactions.times,
     )

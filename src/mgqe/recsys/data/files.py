@@ -13,7 +13,8 @@ from mgqe.recsys.data.column_files import read_table
 from mgqe.recsys.data.columns import SEPARATORS, Columns, owner_of
 from mgqe.recsys.data.line_files import read_lines, read_pairs
 
-FORMATS = ("csv", "parquet", "inter", "pairs", "lines")
+IN_ORDER = ("pairs", "lines")  # formats whose lines are in time order; of the others a column of times says it
+FORMATS = ("csv", "parquet", "inter", *IN_ORDER)
 
 
 def recognise(source: Path | str) -> str:
@@ -83,6 +84,8 @@ def read_frame(source: Path | str, format: str, columns: Columns) -> pl.DataFram
         raise ValueError(
             f"{source}: cannot be read as {format}: damaged, or it holds NUL bytes; name its layout with --format"
         ) from None
+    except FileNotFoundError as error:
+        raise ValueError(error.args[0]) from None
     except OSError as error:
         raise ValueError(f"{source}: cannot be read: {error.strerror or error}") from error
     if frame.height == 0:
@@ -91,11 +94,16 @@ def read_frame(source: Path | str, format: str, columns: Columns) -> pl.DataFram
 
 
 def read_any(source: Path | str, format: str | None, columns: Columns) -> pl.DataFrame:
-    """Like read_frame; format None means csv if `columns` has a separator or a header, else it is recognised."""
+    """Like read_frame, with what `format_of` makes of the format."""
+    return read_frame(source, format_of(source, format, columns), columns)
+
+
+def format_of(source: Path | str, format: str | None, columns: Columns) -> str:
+    """The format; None means csv if `columns` has a separator or a header, else it is recognised."""
     try:
         if format is None and columns.lays_out and not log_files(source)[0].parquet:
-            format = "csv"
-        return read_frame(source, format or recognise(source), columns)
+            return "csv"
+        return format or recognise(source)
     except FileNotFoundError as error:
         raise ValueError(error.args[0]) from None
 

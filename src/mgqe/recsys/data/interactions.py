@@ -17,7 +17,7 @@ row of an id.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from mgqe.checks.scalars import as_int
 from mgqe.recsys.data.columns import Columns, owner_of
-from mgqe.recsys.data.files import FORMATS, read_any
+from mgqe.recsys.data.files import FORMATS, IN_ORDER, format_of, read_frame
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class Interactions:
     num_repeats: interactions with an item that the user already had; left out unless keeps_repeats.
     times: float64 (n,), the file's times, if it has any; dates and times of day as seconds since 1970, UTC.
     owner: whose interactions are grouped: a "user"'s or a "session"'s. Sessions stand wherever users do.
+    ordered: whether the order is that of time, as far as the file says so.
     """
 
     users: Tensor
@@ -101,6 +102,7 @@ class Interactions:
     times: Tensor | None = None
     owner: str = "user"
     keeps_repeats: bool = False
+    ordered: bool = True
 
     def __len__(self) -> int:
         return int(self.users.numel())
@@ -168,5 +170,9 @@ def load_interactions(
     """
     if format is not None and format not in FORMATS:
         raise ValueError(f"unknown format {format!r}: expected one of {', '.join(FORMATS)}")
-    frame = read_any(path, format, columns or Columns())
-    return Interactions.from_frame(frame, owner_of(frame) == "session" if keep_repeats is None else keep_repeats)
+    columns = columns or Columns()
+    format = format_of(path, format, columns)
+    frame = read_frame(path, format, columns)
+    keep_repeats = owner_of(frame) == "session" if keep_repeats is None else keep_repeats
+    ordered = format in IN_ORDER or "time" in frame.columns
+    return replace(Interactions.from_frame(frame, keep_repeats), ordered=ordered)

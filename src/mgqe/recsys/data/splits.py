@@ -2,6 +2,7 @@
 
 =====================  ==================================================================================
 `leave-one-out`        the last item of each user is for the test, the one before it for validation
+`random`               a random item of each user is for the test, another one for validation
 `ratio:80/10/10`       of each user's items in order, the first 80% are for training, the last 10% for the test
 `time:20%`             the last 20% of the time between the first interaction and the last are for the test
 `time:2015-06-01`      interactions from this moment on are for the test; a number if times are numbers
@@ -16,9 +17,12 @@ before all validation interactions, and these before all test interactions.
 Where repeats are kept, as in sessions, each part judges the last of a user's interactions in it, which is ranked from
 all that the user had before. `time` and `latest` then put whole sessions into a part, by their last interaction.
 
-With `leave-one-out` and `ratio`, all interactions of a user who has fewer than 3 are for training. With all rules but
-`leave-one-out`, validation and test interactions of users or items without a training interaction are left out and
-counted.
+Where nothing says in which order a user took the items, `ratio` takes them in random order. Random is what SEED says,
+whatever the run's seed is, so that all runs on a file have one split.
+
+With `leave-one-out`, `random` and `ratio`, all interactions of a user who has fewer than 3 are for training. With all
+rules but `leave-one-out` and `random`, validation and test interactions of users or items without a training
+interaction are left out and counted.
 """
 
 from __future__ import annotations
@@ -48,9 +52,13 @@ from mgqe.recsys.data.held_out import (
 from mgqe.recsys.data.interactions import Interactions
 
 LEAVE_ONE_OUT = "leave-one-out"
-KINDS = (LEAVE_ONE_OUT, "ratio", "time", "latest")
+RANDOM = "random"
+ONE_EACH = (LEAVE_ONE_OUT, RANDOM)  # rules that hold out one item of each user
+KINDS = (*ONE_EACH, "ratio", "time", "latest")
+SEED = 0
 EXPECTED = (
-    "expected leave-one-out, ratio:80/10/10, time:20%, time:2015-06-01, time:10%/20% (validation/test) or latest:20%"
+    "expected leave-one-out, random, ratio:80/10/10, time:20%, time:2015-06-01, time:10%/20% (validation/test) or "
+    "latest:20%"
 )
 DEFAULT_VALID = Fraction(1, 10)  # of the interactions before the test
 LEFT_OUT = "left out: validation and test interactions whose user or item no training interaction has"
@@ -74,10 +82,10 @@ class SplitRule:
     def parse(cls, text: str) -> SplitRule:
         """ValueError says what is wrong with `text` and what could be meant."""
         kind, colon, rest = text.strip().partition(":")
-        if kind not in KINDS or (kind == LEAVE_ONE_OUT) == bool(colon):
+        if kind not in KINDS or (kind in ONE_EACH) == bool(colon):
             hint = "" if kind in KINDS else did_you_mean(kind, KINDS)
             raise ValueError(f"--split {text}: no such rule{hint}: {EXPECTED}")
-        if kind == LEAVE_ONE_OUT:
+        if kind in ONE_EACH:
             return cls(kind, kind)
         parts = [part.strip() for part in rest.split("/")]
         values = _ratio(text, parts) if kind == "ratio" else _boundaries(text, kind, parts)
@@ -256,13 +264,24 @@ def leave_one_out(interactions: Interactions) -> Split:
 def split(interactions: Interactions, rule: str | SplitRule = LEAVE_ONE_OUT) -> tuple[Interactions, Split]:
     """Split by a rule of this module; returns the interactions that are left, and their parts.
 
-    With all rules but leave-one-out, users and items without a training interaction are left out and rows get new
-    numbers. ValueError says why a rule does not fit the data.
+    With all rules but leave-one-out and random, users and items without a training interaction are left out and rows
+    get new numbers. ValueError says why a rule does not fit the data.
     """
     rule = SplitRule.parse(rule) if isinstance(rule, str) else rule
-    parts = _label_sessions(rule, interactions) or label(rule, interactions.users, interactions.times)
-    summary = {"rule": rule.text, **starts_summary(interactions.times, parts.starts)}
-    return _build_split(interactions, parts.labels, summary, rule.kind != LEAVE_ONE_OUT)
+    at_random = rule.kind == RANDOM or (rule.kind == "ratio" and not interactions.ordered)
+    generator = torch.Generator().manual_seed(SEED) if at_random else None
+    parts = _label_sessions(rule, interactions) or label(rule, interactions.users, interactions.times, generator)
+    summary = {"rule": rule.text, "order": order_of(interactions, at_random)}
+    summary |= starts_summary(interactions.times, parts.starts)
+    return _build_split(interactions, parts.labels, summary, rule.kind not in ONE_EACH)
+
+
+def order_of(interactions: Interactions, at_random: bool) -> str:
+    """In which order a user's interactions were divided, for the results."""
+    no_times = "" if interactions.times is not None else "; no column of times"
+    if at_random:
+        return f"random, seed {SEED}{no_times}"
+    return "by time" if interactions.times is not None else f"the file's{no_times}"
 
 
 def _label_sessions(rule: SplitRule, interactions: Interactions) -> Labels | None:
@@ -286,7 +305,8 @@ def split_parts(train: Interactions, valid: Interactions | None, test: Interacti
     """Split into the parts that are passed; an interaction in several parts stays only in the first of them.
 
     Where repeats are kept, all of them stay, and a session that is in several files goes on from one to the next.
-    Without `valid`, the last training item of each user with two or more is for validation. Users and items without a
+    Without `valid`, the last training item of each user with two or more is for validation, or a random one where
+    `train` is not in order. Users and items without a
     training interaction are left out and rows get new numbers.
     """
     parts = _merge_parts(train, valid, test)
@@ -297,8 +317,9 @@ def split_parts(train: Interactions, valid: Interactions | None, test: Interacti
         "repeats_left_out": sum(len(part) for part in (train, valid, test) if part is not None) - len(parts),
     }
     if valid is None:
-        summary["valid"] = "the last training item of each user with two or more"
-        labels = hold_out_last(parts.users, labels)
+        which = "the last" if train.ordered else f"a random (seed {SEED})"
+        summary["valid"] = f"{which} training item of each {train.owner} with two or more"
+        labels = hold_out_last(parts.users, labels, None if train.ordered else torch.Generator().manual_seed(SEED))
     require_parts(labels, "files", "each of the files must have interactions that no earlier one has")
     return _build_split(replace(parts, times=None), labels, summary, True)
 
@@ -314,9 +335,15 @@ def published_parts(train: Interactions, valid: Interactions, test: Interactions
     return interactions, replace(split, several_items=True)
 
 
-def hold_out_last(users: Tensor, labels: Tensor) -> Tensor:
-    """Labels (n,) in which the last TRAIN interaction of each user with two or more is VALID; users (n,) ascending."""
+def hold_out_last(users: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Labels (n,) in which the last TRAIN interaction of each user with two or more is VALID; users (n,) ascending.
+
+    generator: takes a random one instead of the last.
+    """
     positions = (labels == TRAIN).nonzero().squeeze(1)
+    if generator is not None:
+        positions = positions[torch.randperm(positions.numel(), generator=generator)]
+        positions = positions[users[positions].argsort(stable=True)]
     _, counts = torch.unique_consecutive(users[positions], return_counts=True)
     labels = labels.clone()
     labels[positions[counts.cumsum(0) - 1][counts >= 2]] = VALID
@@ -369,6 +396,6 @@ def _build_split(
 
 def _least(rule: str, interactions: Interactions) -> int:
     """How many interactions a user must have to be judged; 0 where the rule does not say."""
-    if rule.partition(":")[0] in (LEAVE_ONE_OUT, "ratio"):
+    if rule.partition(":")[0] in (*ONE_EACH, "ratio"):
         return 3
     return 2 if interactions.keeps_repeats else 0

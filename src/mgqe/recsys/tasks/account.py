@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+HELD_OUT = {"leave-one-out": "the last item", "random": "a random item"}
+
 
 def data_note(summary: dict[str, Any], split: dict[str, Any]) -> str:
     """How much there is, what was left out and why, in one line."""
@@ -16,6 +18,21 @@ def data_note(summary: dict[str, Any], split: dict[str, Any]) -> str:
     if short := summary.get("untrained"):
         said.append(f"{short:,} too short to train on")
     return "; ".join([*said, _left_out(owners, summary, split)])
+
+
+def split_note(summary: dict[str, Any], split: dict[str, Any]) -> str:
+    """How the data were divided, and how many users are judged, in one line."""
+    owner = "session" if "sessions" in summary else "user"
+    rule = split.get("rule", "as published")
+    said = f"split {rule}"
+    if rule in HELD_OUT:
+        said += f": {HELD_OUT[rule]} of each {owner} is held out"
+    if order := split.get("order"):
+        said += f" (order: {order})"
+    if valid := split.get("valid"):
+        said += f"; validation: {valid}"
+    judged = summary.get(f"judged_{owner}s")
+    return said if judged is None else f"{said}; {judged:,} of {summary[f'{owner}s']:,} {owner}s are judged"
 
 
 def _left_out(owners: str, summary: dict[str, Any], split: dict[str, Any]) -> str:

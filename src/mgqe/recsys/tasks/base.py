@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mgqe.recsys.data.interactions import FileIds
 from mgqe.recsys.data.settings import DataSettings
+from mgqe.recsys.data.splits import RANDOM
 from mgqe.recsys.models.settings import ModelSettings
 from mgqe.recsys.tasks.metrics import RankMetric
 
@@ -39,6 +40,11 @@ class RunSettings(DataSettings, ModelSettings):
                     f"{option} {value} is for models that read a sequence (--model sasrec): in --task {self.task} an "
                     "item counts once"
                 )
+        if self.split == RANDOM and self.task != "ranking":
+            raise ValueError(
+                f"--split {RANDOM} holds out any item of a user, and is for models that rank, not for --task "
+                f"{self.task}: leave it out"
+            )
         RankMetric.parse_list(self.metrics)
         RankMetric.parse(self.select_by)
         if self.context_columns.strip() and self.task != "ctr":

@@ -19,7 +19,7 @@ from mgqe.recsys.data.interactions import FileIds, Interactions
 from mgqe.recsys.data.ncf import PublishedSplit, load_published
 from mgqe.recsys.data.sampling import LEAVE_OUT, SeenItems, evaluation_negatives, sample_negatives
 from mgqe.recsys.data.seeds import derive_seed
-from mgqe.recsys.data.splits import LEAVE_ONE_OUT, leave_one_out, published_parts, split, split_parts
+from mgqe.recsys.data.splits import LEAVE_ONE_OUT, RANDOM, leave_one_out, published_parts, split, split_parts
 from mgqe.recsys.models.lightgcn import LightGCN
 from mgqe.recsys.models.mf import MF, TABLES
 from mgqe.recsys.models.neumf import NeuMF
@@ -333,7 +333,7 @@ def prepare(config: RunSettings) -> tuple[RankingTask, str]:
         task = RankingTask.prepare(
             interactions, config.seed, config.negatives, config.eval_negatives, config.eval_users, parts
         )
-        digest = data_fingerprint(interactions, *split_tensors(config, parts))
+        digest = data_fingerprint(interactions, *split_tensors(parts))
     if config.loss in PAIR_LOSSES:
         task.check_negatives()
     fields = MODELS[config.model].tables or {}
@@ -352,12 +352,13 @@ def load_split(config: RunSettings) -> tuple[Interactions, Split]:
     keep_repeats = sequential if config.task == "sequential" else False
 
     def load(path: str) -> Interactions:
-        return load_data(path, config.data_dir, config.format, columns, keep_repeats)
+        data = load_data(path, config.data_dir, config.format, columns, keep_repeats)
+        return replace(data, ordered=True) if config.task == "sequential" else data  # the file's order, if no other
 
     if config.test is None:
         data = load(config.data)
         dense = core(data, config.k_core) if config.k_core > 1 else data
-        interactions, parts = split(dense, config.split or LEAVE_ONE_OUT)
+        interactions, parts = split(dense, config.split or (LEAVE_ONE_OUT if dense.ordered else RANDOM))
         if dense is not data:
             left_out = {
                 f"{data.owner}s": data.num_users - dense.num_users, "items": data.num_items - dense.num_items
@@ -374,7 +375,7 @@ def load_divided(config: RunSettings) -> tuple[Interactions, Split]:
     return published_parts(*DIVIDED[config.data].load(config.data_dir))
 
 
-def split_tensors(config: RunSettings, parts: Split) -> list[Tensor]:
+def split_tensors(parts: Split) -> list[Tensor]:
     """The tensors that a digest of the data needs besides the interactions, for other splits than leave-one-out."""
     if parts.repeats:
         return [
@@ -382,7 +383,7 @@ def split_tensors(config: RunSettings, parts: Split) -> list[Tensor]:
             parts.train_items,
             *(each for part in (parts.valid, parts.test) for each in (part.users, part.items)),
         ]
-    if config.test is None and config.split in (None, LEAVE_ONE_OUT) and config.data not in DIVIDED:
+    if parts.summary["rule"] == LEAVE_ONE_OUT:
         return []
     return [parts.train_users, parts.train_items, parts.valid.users, parts.valid.items, parts.valid.offsets]
 

@@ -253,4 +253,4 @@ def prepare(config: RunSettings) -> tuple[SequentialTask, str]:
     task = SequentialTask(base, config.max_length, config.loss, config.windows)
     if task.trained_users.numel() == 0:
         raise ValueError("no user has 2 training interactions: a sequential model learns from one item to the next")
-    return task, data_fingerprint(interactions, *split_tensors(config, parts))
+    return task, data_fingerprint(interactions, *split_tensors(parts))

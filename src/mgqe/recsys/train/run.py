@@ -32,7 +32,7 @@ from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.models.embeddings import Spec, build, cut_to_tiers
 from mgqe.recsys.models.lightgcn import LightGCN, normalised_adjacency
 from mgqe.recsys.models.registry import build_model
-from mgqe.recsys.tasks.account import data_note
+from mgqe.recsys.tasks.account import data_note, split_note
 from mgqe.recsys.tasks.base import TableInfo
 from mgqe.recsys.tasks.ranking import RankingTask
 from mgqe.recsys.tasks.registry import RunData
@@ -95,8 +95,8 @@ def train_run(
 
 
 def data_notes(config: TrainConfig, data: RunData) -> list[str]:
-    """What the data of a run hold, and what of them was left out, in words."""
-    return [f"{config.data}: {data_note(data.task.summary, data.task.split_summary)}"]
+    """What the data of a run hold, what of them was left out, and how they were divided, in words."""
+    return [f"{config.data}: {note(data.task.summary, data.task.split_summary)}" for note in (data_note, split_note)]
 
 
 def check_run(config: TrainConfig, data: RunData) -> list[str]:
