@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.progress import Progress, TaskID
 
-from mgqe.cli.terminal import make_progress
+from mgqe.cli.terminal import errors, make_progress
 from mgqe.recsys.study.declaration import Pair
 from mgqe.recsys.study.execute import Event, Run
 from mgqe.recsys.study.records import Record
@@ -18,15 +18,22 @@ STAGES = {"full": "first phase", "annealed": "annealing", "quantised": "through 
 
 
 class RunBar:
-    """A run's progress bar: the epoch's batches, the best validation figure so far."""
+    """A run's progress bar: the epoch's batches, the best validation figure so far. Without a terminal, its epochs."""
 
     def __init__(self, progress: Progress, name: str) -> None:
         self.progress, self.name = progress, name
         self.task: TaskID | None = None
 
     def show(self, report: EpochReport) -> None:
-        best = "" if report.best is None else f"best {report.metric.upper()} {report.best:.4f} (validation)"
+        figure = report.metric.removeprefix("full_").upper()
+        best = "" if report.best is None else f"best {figure} {report.best:.4f} (validation)"
         detail = f"{STAGES.get(report.phase, report.phase)}, epoch {report.epoch}  {best}"
+        if self.progress.disable:
+            if report.record is not None:
+                now = f"loss {report.record['loss']:.4f}, {figure} {report.record[report.metric]:.4f}, {best}"
+                line = f"{self.name}: {detail.partition('  ')[0]} of at most {report.max_epochs}: {now}"
+                errors.print(line, markup=False, highlight=False, soft_wrap=True)
+            return
         if self.task is None:
             self.task = self.progress.add_task(self.name, total=report.batches, detail=detail)
         self.progress.update(self.task, completed=report.batch, total=report.batches, detail=detail)
