@@ -139,7 +139,10 @@ def test_compare(runner: CliRunner, tiny: Path, tmp_path: Path) -> None:
         ("mgqe:D=4,K=4/2@quantised_epochs=1", 1),
         ("mgqe:D=4,K=4/2@quantised_epochs=1", 2),
     ]
-    assert sum(line.startswith(("full ", "mgqe:D")) for line in result.output.splitlines()) == 2
+    assert sum(line.startswith(("full ", "mgqe:D")) for line in result.stdout.splitlines()) == 4  # of two tables
+    said = flat(result.output)
+    assert "60 of 60 users judged" in said
+    assert "full, seed 1: first phase, epoch 1 of at most" in said  # the output is no terminal
     assert (out / "size_quality.png").is_file()
     assert "% to full" in result.output
     assert "ranks no better than the most frequent items do" in result.output
@@ -150,6 +153,10 @@ def test_compare(runner: CliRunner, tiny: Path, tmp_path: Path) -> None:
     assert "4 of 6 runs were finished before" in flat(result.output)
     assert (out / "runs/full-seed1/metrics.json").stat().st_mtime_ns == before
     assert len(read_results(out / "results.jsonl").records) == 6
+    result = runner.invoke(app, [*command, "--embedding", "full"])
+    assert [line.split()[0] for line in result.stdout.splitlines() if line.startswith(("full ", "mgqe:D", "pq:"))] == [
+        "full", "mgqe:D=4,K=4/2@quantised_epochs=1", "pq:D=4,K=4",
+    ] * 2  # fmt: skip
 
 
 def test_parallel_runs_give_the_same(tiny: Path, tmp_path: Path) -> None:

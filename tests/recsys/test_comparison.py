@@ -16,7 +16,7 @@ from mgqe.recsys.study.comparison import PAIR, Comparison
 from mgqe.recsys.study.pictures import comparison_picture
 from mgqe.recsys.study.records import run_key, write_results
 from mgqe.recsys.study.runs import RESULTS, pending_runs
-from mgqe.recsys.study.tables import comparison_table
+from mgqe.recsys.study.tables import comparison_table, head_and_tail_table
 
 STUDY = Comparison.of(TINY, ["mgqe:D=4", "full", "full:d=4"], [1, 2, 3])
 
@@ -31,11 +31,15 @@ def record(embedding: str, seed: int, size: int, hit_rate: float) -> dict[str, A
         "metric": "hr@10",
         "embedding_bytes": size,
         "full_embedding_bytes": 1000,
+        "data_summary": {"users": 1200, "items": 80, "judged_users": 1100},
         "quality": {
             "hr@10": hit_rate,
             "ndcg@10": hit_rate / 2,
             "full_hr@10": hit_rate / 4,
             "full_ndcg@10": hit_rate / 5,
+            "head_full_ndcg@10": hit_rate / 2,
+            "tail_full_ndcg@10": hit_rate / 8,
+            "head_full_hr@10": hit_rate,
             "popularity_full_hr@10": 0.03,
             "popularity_full_ndcg@10": 0.01,
         },
@@ -84,7 +88,7 @@ def test_table_and_picture(tmp_path: Path) -> None:
     console.print(comparison_table(results, PAIR, "title").terminal())
     text = console.export_text()
     table = [line.split() for line in text.splitlines() if line.strip()]
-    assert table[1:] == [
+    assert table[2:] == [
         ["embedding", "bytes", "of", "full", "NDCG@10", "HR@10", "sampled", "%", "to", "full"],
         ["full", "1,000", "100.0%", "0.1240", "0.1550", "0.6200"],
         ["full:d=4", "250", "25.0%", "0.1000", "0.1250", "0.5000", "-16.67"],
@@ -96,6 +100,33 @@ def test_table_and_picture(tmp_path: Path) -> None:
         path = comparison_picture(some, PAIR, tmp_path / "deep" / "picture.png", "title")
         assert path.read_bytes()[:4] == b"\x89PNG"
         assert path.stat().st_size > 10_000
+
+
+def test_head_and_tail_of_the_catalogue() -> None:
+    results = StudyResults(STUDY, RECORDS)
+    table = head_and_tail_table(results, PAIR)
+    assert table.header == ["embedding", "NDCG@10 head", "NDCG@10 tail", "HR@10 head", "HR@10 tail"]
+    assert table.rows[0] == ["full", "0.3100", "0.0775", "0.6200", ""]  # the records have no tail_full_hr@10
+    older = [{**each, "quality": {"hr@10": 0.5, "ndcg@10": 0.2}} for each in RECORDS]
+    assert head_and_tail_table(StudyResults(STUDY, older), PAIR).rows == []
+
+
+def test_the_title_says_how_many_users_are_judged() -> None:
+    results = StudyResults(STUDY, RECORDS)
+    assert comparison_table(results, PAIR, "title").title.endswith("; 1,100 of 1,200 users judged")
+    older = [{name: value for name, value in each.items() if name != "data_summary"} for each in RECORDS]
+    assert "judged" not in comparison_table(StudyResults(STUDY, older), PAIR, "title").title
+
+
+def test_earlier_rows_are_shown() -> None:
+    other_data = Comparison.of(replace(TINY, data="ml-1m"), ["full"], [1])
+    now = Comparison.of(TINY, ["full", "dpq:D=4"], [2])
+    failed = {**record("qr", 1, 1, 0.5), "status": "failed"}
+    shown = now.with_earlier([*RECORDS, failed])
+    assert list(shown.embeddings(shown.pairs[PAIR], 0)) == ["full", "dpq:D=4", "mgqe:D=4", "full:d=4"]
+    assert shown.pairs[PAIR].seeds == (2, 1, 3)
+    assert len(StudyResults(shown, RECORDS).groups(PAIR)) == 3
+    assert list(other_data.with_earlier(RECORDS).embeddings(other_data.pairs[PAIR], 0)) == ["full"]
 
 
 def test_runs_that_share_a_warm_up_follow_the_one_that_makes_it() -> None:

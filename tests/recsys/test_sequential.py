@@ -216,7 +216,8 @@ def test_a_run(tiny: Path, tmp_path: Path, embedding: str, loss: str) -> None:
     out = tmp_path / "out"
     metrics = train_run(config, out)
     assert metrics == json.loads((out / "metrics.json").read_text())
-    parts = ("", "full_", "valid_", "valid_full_", "head_", "tail_", "popularity_full_", "popularity_valid_full_")
+    parts = ("", "full_", "valid_", "valid_full_", "head_", "tail_", "head_full_", "tail_full_")
+    parts += ("popularity_full_", "popularity_valid_full_")
     assert set(metrics["quality"]) == {f"{part}{name}@10" for part in parts for name in ("hr", "ndcg")}
     assert set(metrics["embedding_bytes_by_table"]) == {"item"}
     assert RunData.load(config).task.evaluate(load_run(out)) == metrics["quality"]

@@ -68,7 +68,8 @@ def test_a_run(tiny: Path, tmp_path: Path, embedding: str) -> None:
     assert (tables["user"].num_embeddings, tables["item"].num_embeddings) == (users, items)
     assert metrics["full_embedding_bytes"] == (users + items) * 8 * 4
     quality = metrics["quality"]
-    parts = ("", "full_", "valid_", "valid_full_", "head_", "tail_", "popularity_full_", "popularity_valid_full_")
+    parts = ("", "full_", "valid_", "valid_full_", "head_", "tail_", "head_full_", "tail_full_")
+    parts += ("popularity_full_", "popularity_valid_full_")
     assert set(quality) == {f"{part}{m}@10" for part in parts for m in ("hr", "ndcg")}
     assert all(0 <= value <= 1 for value in quality.values())
     assert metrics["data_summary"]["interactions"] == len(tiny.read_text().splitlines())

@@ -20,7 +20,7 @@ from mgqe.recsys.study.execute import Run, check_folders
 from mgqe.recsys.study.pictures import comparison_picture
 from mgqe.recsys.study.records import read_results
 from mgqe.recsys.study.runs import RESULTS, check_pending, pending_runs
-from mgqe.recsys.study.tables import comparison_table
+from mgqe.recsys.study.tables import comparison_table, head_and_tail_table
 from mgqe.recsys.train.advice import advice
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.run import METRICS
@@ -32,8 +32,8 @@ commands = typer.Typer()
 @commands.command(
     help="Train several embeddings with several seeds; show quality against counted bytes.\n\n"
     "Writes OUT/results.jsonl, one line per run as mgqe study does, OUT/size_quality.png, and a folder for each run "
-    "in OUT/runs. Embeddings that compress a full table share its training, once per seed. Finished runs are kept: "
-    "add an embedding or a seed and only that is trained. An embedding may have settings of its own: "
+    "in OUT/runs. Embeddings that compress a full table share its training, once per seed. Finished runs are kept "
+    "and shown: name another embedding or seed and only that is trained. An embedding may have settings of its own: "
     "full:d=16@weight_decay=0.\n\n"
     f"[bold]Embeddings[/bold] (--embedding NAME or NAME:key=value,key=value, repeatable)\n\n{EMBEDDINGS}",
     epilog="Examples:\n\n"
@@ -83,15 +83,20 @@ def compare(
         say(note)
     new = train_with_bars(runs, out, jobs, lambda pair, run: run.name, overwrite)
     records = read_results(out / RESULTS).records
-    results = StudyResults(study, records)
+    results = StudyResults(study.with_earlier(records), records)
     title = f"{config.data}, {config.model}: size against quality"
     if as_json:
         image = comparison_picture(results, PAIR, out / PICTURE, title) if results.groups(PAIR) else None
         print(json.dumps({"results": records, "picture": image and str(image)}, indent=1))
     elif results.groups(PAIR):
-        number = len(study.pairs[PAIR].seeds)
-        over = "1 seed" if number == 1 else f"{number} seeds, mean and 95% interval"
+        seeds_each = [len(group.by_seed) for group in results.groups(PAIR)]
+        fewest, most = min(seeds_each), max(seeds_each)
+        over = f"{most} seed{'s' * (most > 1)}" if fewest == most else f"{fewest} to {most} seeds"
+        over += ", mean and 95% interval" if most > 1 else ""
         output.print(comparison_table(results, PAIR, f"{config.data}: {config.model} with {over}").terminal())
+        if (parts := head_and_tail_table(results, PAIR)).rows:
+            output.print()
+            output.print(parts.terminal())
         image = comparison_picture(results, PAIR, out / PICTURE, title)
         output.print(f"results {out / RESULTS}\npicture {image}", soft_wrap=True, highlight=False)
     advised = (advice(record) for group in results.groups(PAIR) for record in group.by_seed.values())

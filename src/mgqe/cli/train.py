@@ -15,6 +15,7 @@ from mgqe.cli.run_options import BUDGET_HELP, DEFAULT_BUDGET, EMBEDDINGS, Overwr
 from mgqe.cli.terminal import AsJson, clean_errors, make_progress, output, say
 from mgqe.recsys.models.methods import import_methods
 from mgqe.recsys.study.text_table import TextTable
+from mgqe.recsys.tasks.account import judged_note
 from mgqe.recsys.tasks.metrics import RankMetric
 from mgqe.recsys.train.advice import advice
 from mgqe.recsys.train.config import TrainConfig
@@ -94,6 +95,7 @@ def _figures(metrics: dict[str, Any]) -> TextTable:
         "hr@10": {
             f"{ranked} in the whole catalogue": tuple(f"full_{name}" for name in figures),
             "the same of the most frequent items": tuple(f"popularity_full_{name}" for name in figures),
+            "NDCG@10 there of frequent items, of the others": ("head_full_ndcg@10", "tail_full_ndcg@10"),
             f"{ranked} among {sampled} sampled items": figures,
         },
     }
@@ -104,6 +106,8 @@ def _figures(metrics: dict[str, Any]) -> TextTable:
     if asked:
         values = "  ".join(f"{quality[f'full_{metric}']:.4f}" for metric in asked)
         table.rows.append([f"{', '.join(map(str, asked))} in the whole catalogue", values])
+    if judged := judged_note(metrics.get("data_summary", {})):
+        table.rows.append(["judged", judged])
     table.rows.extend(_split_rows(metrics.get("split", {})))
     table.rows.append(["bytes of the tables' files", f"{size:,} = {100 * size / full:.1f}% of {full:,}"])
     if metrics.get("plan"):

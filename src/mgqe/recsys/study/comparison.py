@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from mgqe.recsys.study.declaration import Ablation, Pair, StudyDeclaration, folder_name
 from mgqe.recsys.study.execute import Run
+from mgqe.recsys.study.records import Record, run_key
 from mgqe.recsys.train.config import TrainConfig
 
 PAIR = "comparison"
@@ -30,6 +32,22 @@ class Comparison(StudyDeclaration):
         title = f"{base.data}: {base.model}"
         block = Ablation(PAIR, "embedding", {embedding: embedding for embedding in embeddings}, (PAIR,))
         return cls(title, {PAIR: Pair(PAIR, title, base, tuple(seeds))}, (), (block,))
+
+    def with_earlier(self, records: Sequence[Record]) -> Comparison:
+        """This comparison with the embeddings and seeds of earlier records of the same data and settings."""
+        base, seeds = self.pairs[PAIR].config, dict.fromkeys(self.pairs[PAIR].seeds)
+        listed = {base.with_embedding(embedding): embedding for embedding in self.ablations[0].listed}
+        for record in records:
+            if record["status"] != "done":
+                continue
+            try:
+                config = base.with_embedding(record["embedding"])
+            except ValueError:  # of another version
+                continue
+            if run_key(PAIR, replace(config, seed=record["seed"])) == record["key"]:
+                listed.setdefault(config, record["embedding"])
+                seeds.setdefault(record["seed"])
+        return Comparison.of(base, list(listed.values()), list(seeds))
 
     def runs(self, pairs: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[tuple[Pair, Run]]:
         """All runs; of those that share a warm-up one comes early, so that the others find it done."""

@@ -8,6 +8,7 @@ import statistics
 from mgqe.recsys.study.analysis import NAMES, RELATIVE, SECOND, Cell, Group, Interval, StudyResults
 from mgqe.recsys.study.records import Record
 from mgqe.recsys.study.text_table import TextTable
+from mgqe.recsys.tasks.account import judged_note
 
 OURS = "MGQE"
 
@@ -41,14 +42,17 @@ def comparison_table(study: StudyResults, pair: str, title: str) -> TextTable:
     """Every embedding of a pair on test, the largest first, in 80 columns.
 
     Rankings are of the whole catalogue, beside HR@10 among sampled items and what the most frequent items get. Where
-    there is a full table, what differs from it is in the last column, with its interval.
+    there is a full table, what differs from it is in the last column, with its interval. The title ends with how many
+    users are judged.
     """
     groups = study.groups(pair)
     full = study.full(pair) if pair in study.pairs() else None
     columns = {NAMES[groups[0].metric]: groups[0].metric, NAMES[SECOND[groups[0].metric]]: SECOND[groups[0].metric]}
     if RELATIVE in groups[0].leading:
         columns = {"NDCG@10": RELATIVE, "HR@10": "full_hr@10", "sampled": "hr@10"}
-        title += "; of the whole catalogue, and HR@10 among sampled items"
+        title += "; NDCG@10 and HR@10 in the whole catalogue, and HR@10 among sampled items"
+    if judged := judged_note(next(iter(groups[0].by_seed.values())).get("data_summary", {})):
+        title += f"; {judged} judged"
     leading, *others = columns.values()
     gap = "% to full" if leading == RELATIVE else "points to full"
     table = TextTable(title, ["embedding", "bytes", "of full", *columns, gap])
@@ -61,6 +65,22 @@ def comparison_table(study: StudyResults, pair: str, title: str) -> TextTable:
     if not math.isnan(popularity[0]):  # runs of earlier versions have none, nor those that rank nothing
         cells = ["" if math.isnan(value) else f"{value:.4f}" for value in popularity]
         table.rows.append(["popularity", "", "", *cells, ""])
+    return table
+
+
+def head_and_tail_table(study: StudyResults, pair: str) -> TextTable:
+    """Every embedding of a pair on the frequent items of the test and on the others; without rows if none says so."""
+    groups = study.groups(pair)
+    names = {"AUC": "auc"} if groups[0].metric == "auc" else {"NDCG@10": RELATIVE, "HR@10": "full_hr@10"}
+    columns = {f"{label} {part}": f"{part}_{name}" for label, name in names.items() for part in ("head", "tail")}
+    within = "" if groups[0].metric == "auc" else " in the whole catalogue"
+    table = TextTable(
+        f"Of the 10% most frequent items (head) and of the others (tail){within}", ["embedding", *columns]
+    )
+    for group in groups:
+        figures = [group.figure(name).mean for name in columns.values()]
+        if not all(map(math.isnan, figures)):  # runs of earlier versions have none
+            table.rows.append([group.embedding, *("" if math.isnan(each) else f"{each:.4f}" for each in figures)])
     return table
 
 

@@ -31,8 +31,15 @@ def split_note(summary: dict[str, Any], split: dict[str, Any]) -> str:
         said += f" (order: {order})"
     if valid := split.get("valid"):
         said += f"; validation: {valid}"
-    judged = summary.get(f"judged_{owner}s")
-    return said if judged is None else f"{said}; {judged:,} of {summary[f'{owner}s']:,} {owner}s are judged"
+    judged = judged_note(summary)
+    return f"{said}; {judged} are judged" if judged else said
+
+
+def judged_note(summary: dict[str, Any]) -> str:
+    """How many users are judged in the test, as `321 of 400 users`; empty where rows are judged, not users."""
+    owners = "sessions" if "sessions" in summary else "users"
+    judged = summary.get(f"judged_{owners}")
+    return "" if judged is None else f"{judged:,} of {summary[owners]:,} {owners}"
 
 
 def _left_out(owners: str, summary: dict[str, Any], split: dict[str, Any]) -> str:

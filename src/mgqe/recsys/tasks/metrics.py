@@ -142,9 +142,9 @@ def head_items(counts: Tensor, share: float = 0.1) -> Tensor:
 
 
 def head_and_tail_figures(
-    ranks: Tensor, items: Tensor, counts: Tensor, k: int = 10, owners: Tensor | None = None
+    ranks: Tensor, items: Tensor, counts: Tensor, k: int = 10, owners: Tensor | None = None, prefix: str = ""
 ) -> dict[str, float]:
-    """`rank_figures` of the ranks (n,) of head items, prefix `head_`, and of tail items, prefix `tail_`.
+    """`rank_figures` of the ranks (n,) of head items, `head_{prefix}`, and of tail items, `tail_{prefix}`.
 
     items: (n,), the ranked items; counts: (num_items,) as for `head_items`; owners as for `rank_figures`. The items of
     the other group do not count as relevant. NaN for a group without items.
@@ -152,8 +152,10 @@ def head_and_tail_figures(
     in_head = head_items(counts)[items]
     return {
         name: value
-        for prefix, group in (("head_", in_head), ("tail_", ~in_head))
-        for name, value in rank_figures(ranks[group], k, prefix, None if owners is None else owners[group]).items()
+        for part, group in (("head_", in_head), ("tail_", ~in_head))
+        for name, value in rank_figures(
+            ranks[group], k, part + prefix, None if owners is None else owners[group]
+        ).items()
     }
 
 

@@ -176,6 +176,14 @@ class RankingTask:
         more = {f"{prefix}{metric}": metric.figure(ranks, owners) for metric in (*self.metrics, self.selects)}
         return {**figures, **more}
 
+    def head_and_tail(self, sampled: Tensor, in_catalogue: Tensor) -> dict[str, float]:
+        """`head_`, `tail_`, and in the catalogue `head_full_` and `tail_full_`, from the ranks of the test items."""
+        owners, figures = self.owners(self.test), {}
+        for prefix, ranks in (("", sampled), ("full_", in_catalogue)):
+            parts = head_and_tail_figures(ranks, self.test.items, self.split.item_counts, owners=owners, prefix=prefix)
+            figures.update(parts)
+        return figures
+
     @cached_property
     def popularity_figures(self) -> dict[str, float]:
         """`popularity_full_` and `popularity_valid_full_`: of a list of the most frequent items, the same for everyone.
@@ -299,9 +307,10 @@ class RankingTask:
         hr@10 and ndcg@10 of the test items among sampled negatives, and as `full_` in the whole catalogue without the
         user's training and validation items. `valid_` and `valid_full_` are those of the validation items, in the
         catalogue without the user's training items. `popularity_` before these are those of the most frequent items.
-        `head_` and `tail_` are those of the test items among the 10% most frequent items in training, and of the
-        others. If users may have several items in a part, recall@10 is added, and in the catalogue all three of the
-        first 20; the items of a user in a part are no rivals of each other.
+        `head_` and `tail_` (in the catalogue `head_full_` and `tail_full_`) are those of the test items among the 10%
+        most frequent items in training, and of the others. If users may have several items in a part, recall@10 is
+        added, and in the catalogue all three of the first 20; the items of a user in a part are no rivals of each
+        other.
         """
         model = scoring(model)
         distinct, row_of_item = self._distinct(model)
@@ -312,12 +321,12 @@ class RankingTask:
         figures = {}
         for test, part, prefix in ((True, self.test, ""), (False, self.valid, "valid_")):
             owners = self.owners(part)
-            ranks = self._sampled(model, row_of_item, part)
-            figures.update(rank_figures(ranks, prefix=prefix, owners=owners))
-            if test:
-                figures.update(head_and_tail_figures(ranks, part.items, self.split.item_counts, owners=owners))
+            sampled = self._sampled(model, row_of_item, part)
+            figures.update(rank_figures(sampled, prefix=prefix, owners=owners))
             ranks = self.catalogue_ranks(scores, part, test)
             figures.update(self.catalogue_figures(ranks, part, f"{prefix}full_"))
+            if test:
+                figures.update(self.head_and_tail(sampled, ranks))
         return {**figures, **self.popularity_figures}
 
 

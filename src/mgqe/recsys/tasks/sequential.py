@@ -18,7 +18,7 @@ from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.models.sasrec import SASRec
 from mgqe.recsys.tasks.base import RunSettings, TableInfo, Validation
 from mgqe.recsys.tasks.losses import shared_softmax_loss
-from mgqe.recsys.tasks.metrics import head_and_tail_figures, rank_figures, sampled_ranks
+from mgqe.recsys.tasks.metrics import rank_figures, sampled_ranks
 from mgqe.recsys.tasks.ranking import RankingTask, chosen_metrics, data_fingerprint, load_split, split_tensors
 
 EVAL_BATCH = 512  # histories per batch of the evaluation
@@ -183,12 +183,12 @@ class SequentialTask:
         figures = {}
         for test, part, prefix in ((True, base.test, ""), (False, base.valid, "valid_")):
             queries, owners = self.queries(model, test), base.owners(part)
-            ranks = self._ranks(vectors, queries, test)
-            figures.update(rank_figures(ranks, prefix=prefix, owners=owners))
-            if test:
-                figures.update(head_and_tail_figures(ranks, part.items, self.split.item_counts, owners=owners))
+            sampled = self._ranks(vectors, queries, test)
+            figures.update(rank_figures(sampled, prefix=prefix, owners=owners))
             ranks = self._catalogue_ranks(vectors, queries, test)
             figures.update(base.catalogue_figures(ranks, part, f"{prefix}full_"))
+            if test:
+                figures.update(base.head_and_tail(sampled, ranks))
         return {**figures, **base.popularity_figures}
 
     def _catalogue_ranks(self, vectors: Tensor, queries: Tensor, test: bool) -> Tensor:
