@@ -8,6 +8,7 @@ from torch import Tensor
 from mgqe.recsys.data.interactions import FileIds
 
 BITSET_LIMIT = 512 * 2**20  # bytes; beyond it, seen pairs are found by binary search
+SORTED_ROWS = 512  # rows of negatives that are sorted and checked at once
 LEAVE_OUT = "leave the {owner} out of the data"
 
 
@@ -112,9 +113,13 @@ def evaluation_negatives(users: Tensor, seen: SeenItems, num: int, seed: int, op
     owner = users[:, None]
     pending = torch.arange(users.numel())
     for _ in range(64):
-        rows = drawn[pending].sort(dim=1).values
-        wrong = seen.has(owner[pending], rows)
-        wrong[:, 1:] |= rows[:, 1:] == rows[:, :-1]
+        rows = drawn[pending]
+        wrong = torch.empty(rows.shape, dtype=torch.bool)
+        # In pieces, since each step takes several times the memory of the rows.
+        for some, bad, of in zip(*(torch.split(each, SORTED_ROWS) for each in (rows, wrong, pending)), strict=True):
+            some.copy_(some.sort(dim=1).values)
+            bad.copy_(seen.has(owner[of], some))
+            bad[:, 1:] |= some[:, 1:] == some[:, :-1]
         again = torch.randint(seen.num_items, (int(wrong.sum()),), generator=generator)
         rows[wrong] = again
         drawn[pending] = rows

@@ -16,6 +16,7 @@ from typing import Any
 
 from mgqe.files.atomic import require_replaceable, write_text
 from mgqe.recsys.train.config import TrainConfig
+from mgqe.recsys.train.memory import OF_PROCESS
 
 Record = dict[str, Any]
 WITHOUT_EFFECT = ("data_dir", "threads", "label")  # settings that decide no result
@@ -64,9 +65,10 @@ def record_of(pair: str, config: TrainConfig, metrics: Record) -> Record:
     return {
         **_head(pair, config, "done"),
         **{name: metrics[name] for name in FROM_METRICS},
-        # An older version's run states neither.
+        # An older version's run states none of these.
         "split": metrics.get("split"),
         "plan": metrics.get("plan"),
+        "peak_memory_of": metrics.get("peak_memory_of", OF_PROCESS),
         "history": {name: _columns(metrics["history"][name]) for name in phases},
     }
 

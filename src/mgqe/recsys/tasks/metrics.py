@@ -18,6 +18,9 @@ from torch.nn import functional as F
 
 KINDS = ("hr", "ndcg", "recall", "mrr")
 FULL_CATALOGUE_CELLS = 2**24  # scores in memory when the whole catalogue is ranked: 64 MiB of float32
+SAMPLED_CELLS = (
+    4096 * 101
+)  # scores in memory among sampled items, each with a vector of its own: 100 MiB of 64 dimensions
 
 
 def rank_among(positive: Tensor, others: Tensor) -> Tensor:
@@ -165,20 +168,16 @@ CatalogueScorer = Callable[[Tensor], Tensor]  # users (n,) -> scores (n, num_ite
 
 @torch.no_grad()
 def sampled_ranks(
-    score: Scorer,
-    users: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    batch_size: int = 4096,
-    owners: Tensor | None = None,
+    score: Scorer, users: Tensor, positives: Tensor, negatives: Tensor, owners: Tensor | None = None
 ) -> Tensor:
-    """Ranks of `positives` (n,) among `negatives` (u, c) of `users` (u,): int64 (n,), `batch_size` at a time.
+    """Ranks of `positives` (n,) among `negatives` (u, c) of `users` (u,): int64 (n,), SAMPLED_CELLS scores at a time.
 
     owners: int64 (n,), the position in `users` of each positive's user; without it, each user has one positive. A
     negative that is the positive itself is left out, since no item is its own rival.
     """
     ranks = []
     owners = torch.arange(users.numel()) if owners is None else owners
+    batch_size = min(4096, max(1, SAMPLED_CELLS // (1 + negatives.shape[1])))
     for whose, positive in zip(
         torch.split(owners, batch_size), torch.split(positives[:, None], batch_size), strict=True
     ):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -43,6 +42,7 @@ from mgqe.recsys.train.checkpoint import LAST, load_state
 from mgqe.recsys.train.collections import remove_collections, write_collections
 from mgqe.recsys.train.config import TrainConfig, warm_up_key
 from mgqe.recsys.train.loop import OnEpoch, PhaseResult, carry_optimizer, make_optimizer, optimizer_names, run_phase
+from mgqe.recsys.train.memory import peak_memory, start_peak
 from mgqe.recsys.train.provenance import commit, machine, versions
 
 DATA, METRICS, PLAN = "data.json", "metrics.json", "plan.json"
@@ -76,7 +76,7 @@ def train_run(
     if check_place(config, out, overwrite) and (out / METRICS).is_file():
         metrics: dict[str, Any] = read_json(out / METRICS)
         return metrics
-    threads = torch.get_num_threads()
+    peak_of, threads = start_peak(), torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
         ready = RunData.load(config) if data is None else data()
@@ -89,7 +89,7 @@ def train_run(
         with _refused_leaves_nothing(out):
             write_json(out / CONFIG, asdict(config))
             with folder_lock(out):
-                return _run(config, out, Path(warm_ups) if warm_ups else out, on_epoch, ready)
+                return _run(config, out, Path(warm_ups) if warm_ups else out, on_epoch, ready, peak_of)
     finally:
         torch.set_num_threads(threads)
 
@@ -153,7 +153,9 @@ def _has_trained(out: Path) -> bool:
     return True
 
 
-def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch, data: RunData) -> dict[str, Any]:
+def _run(
+    config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch, data: RunData, peak_of: str
+) -> dict[str, Any]:
     started = time.perf_counter()
     task = data.task
     _check_same_data(out / DATA, data)
@@ -167,7 +169,7 @@ def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch, data
         fill_file(out / f"{field}_ids.parquet", ids.save)
     sizes = ship(model, task.tables, out)
     write_collections(model, task.tables, task.ids, out)
-    metrics = _metrics(config, data, out, phases, sizes)
+    metrics = _metrics(config, data, out, phases, sizes, peak_of)
     metrics["seconds"] = time.perf_counter() - started
     write_json(out / METRICS, metrics)
     (out / DATA).unlink()
@@ -177,9 +179,9 @@ def _run(config: TrainConfig, out: Path, warm_ups: Path, on_epoch: OnEpoch, data
 
 
 def _metrics(
-    config: TrainConfig, data: RunData, out: Path, phases: dict[str, PhaseResult], sizes: dict[str, int]
+    config: TrainConfig, data: RunData, out: Path, phases: dict[str, PhaseResult], sizes: dict[str, int], peak_of: str
 ) -> dict[str, Any]:
-    """What OUT/metrics.json holds. sizes: bytes of each table's file."""
+    """What OUT/metrics.json holds. sizes: bytes of each table's file. peak_of: what the peak of memory is of."""
     task = data.task
     return {
         "task": config.task,
@@ -198,7 +200,8 @@ def _metrics(
         "embedding_bytes_by_table": sizes,
         "embedding_bytes_by_part": bytes_by_part(out, task.tables),
         "codebooks": codebook_stats(out, task.tables),
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": peak_memory(),
+        "peak_memory_of": peak_of,
         "seconds_per_epoch": {name: phase.seconds_per_epoch for name, phase in phases.items()},
         "epochs": {name: len(phase.history) - 1 for name, phase in phases.items()},
         "best_epoch": {name: phase.best_epoch for name, phase in phases.items()},
@@ -371,16 +374,6 @@ def _on_rows_of(config: TrainConfig, data: RunData, full: nn.Module) -> Any:
         raise RuntimeError(f"{config.embedding} does not keep full rows: {missing.unexpected_keys} do not exist there")
     torch.manual_seed(derive_seed(config.seed, "codebooks"))
     return model
-
-
-def _peak_memory() -> int | None:
-    """The most memory that this process has used so far, in bytes; None where the system does not say."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _check_same(saved: dict[str, Any], config: TrainConfig, out: Path) -> None:
