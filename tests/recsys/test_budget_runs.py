@@ -46,6 +46,20 @@ def test_a_budget_counts_files_and_says_what_it_chose(config: TrainConfig, tmp_p
     assert RunData.load(config).task.evaluate(load_run(tmp_path / "out")) == metrics["quality"]
 
 
+def test_pq_within_a_budget_is_the_plan_without_training_through_codes(config: TrainConfig, tmp_path: Path) -> None:
+    same = replace(config, max_epochs=1, anneal_epochs=1)
+    found = train_run(replace(same, embedding="pq:budget=10%"), tmp_path / "pq")
+    written_out = train_run(replace(same, embedding="dpq:budget=10%", quantised_epochs=0), tmp_path / "dpq")
+    assert found["epochs"]["quantised"] == 0
+    assert found["quality"] == written_out["quality"]
+    assert found["embedding_bytes"] <= 0.1 * found["full_embedding_bytes"]
+    for name in ("user", "item"):
+        tables = [mgqe.load(tmp_path / each / f"{name}.mgqe.safetensors") for each in ("pq", "dpq")]
+        assert tables[0].equal(tables[1])
+    with pytest.raises(ValueError, match="embedding pq:D=4,budget=10%"):
+        build_tables(replace(same, embedding="pq:D=4,budget=10%"), RunData.load(config))
+
+
 @pytest.mark.parametrize("width", [64, 32])
 def test_the_width_with_the_better_figure_is_taken(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int

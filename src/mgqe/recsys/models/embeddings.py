@@ -26,7 +26,7 @@ from mgqe.codec.planning.mixed import least_nbytes
 from mgqe.codec.tiers import Tiers
 from mgqe.nn.embedding import MGQEmbedding
 from mgqe.nn.quantization import BETWEEN_TIERS, CHOSEN_BY_BUDGET, Quantization, QuantizationOptions, default_budget
-from mgqe.recsys.models.methods import Method, method_named
+from mgqe.recsys.models.methods import PLANNED_PQ, Method, method_named
 
 Value = int | float | bool | str | tuple[int | float, ...]
 
@@ -82,7 +82,14 @@ class Spec:
 
     @property
     def method(self) -> Method:
+        if self.name == "pq" and any(key.rpartition(".")[2] == "budget" for key, _ in self.options):
+            return PLANNED_PQ
         return method_named(self.name)
+
+    @property
+    def trains_codes(self) -> bool:
+        """Whether training goes on through the codes."""
+        return self.method.kind == "quantised" and self.method is not PLANNED_PQ
 
     def __str__(self) -> str:
         pairs = [("d", self.dim)] if self.dim is not None else []

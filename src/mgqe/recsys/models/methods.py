@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -48,7 +48,7 @@ METHODS: dict[str, Method] = {
         _NO_WARM_UP_OF_ITS_OWN,
     ),
     "dpq": Method(DPQEmbedding, "quantised", "codes, all ids alike: dpq:D=32,K=64", _CODES, _NO_WARM_UP_OF_ITS_OWN),
-    "pq": Method(baselines.PQEmbedding, "post", "codes of a trained full table: pq:D=32,K=64", _CODES),
+    "pq": Method(baselines.PQEmbedding, "post", "codes of a trained full table: pq:D=32,K=64 or pq:budget=5%", _CODES),
     "scalar": Method(
         baselines.ScalarQuantizedEmbedding, "post", "a trained full table, b bits per value: scalar:bits=4"
     ),
@@ -73,6 +73,8 @@ METHODS: dict[str, Method] = {
         _CODES,
     ),
 }
+# What `pq` is with a budget: DPQ's plan of the trained rows, and no training through its codes.
+PLANNED_PQ = replace(METHODS["dpq"], summary="dpq with a budget, at the end of training")
 
 
 def method_named(name: str) -> Method:

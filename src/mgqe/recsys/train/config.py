@@ -161,7 +161,10 @@ class TrainConfig(RunSettings):
         rate, fixed = {
             "full": (self.learning_rate, self.warm_up_epochs),
             "annealed": (self.anneal_learning_rate, self.anneal_epochs),
-            "quantised": (self.quantised_learning_rate or QUANTISED_RATE, self.quantised_epochs),
+            "quantised": (
+                self.quantised_learning_rate or QUANTISED_RATE,
+                self.quantised_epochs if self.spec.trains_codes else 0,
+            ),
         }[name]
         centroids = self.centroid_learning_rate
         return PhaseConfig(
