@@ -84,6 +84,9 @@ def test_plan_of_a_trained_table(runner: CliRunner) -> None:
             f"{len(expected.capacity.widths)}, of widths {' '.join(map(str, expected.capacity.widths))}",
             "alike in all directions",
             f"lost {100 * expected.loss:.2f}% of the weighted squares",
+            "head, tail {:.2%} lost of the 10% of ids that are most frequent, {:.2%} of the others".format(
+                *expected.head_and_tail
+            ),
             f"look-up {expected.lookup_share:.1f} of nn.Embedding, estimated",
             "; ".join(
                 f"{name}: {100 * loss:.2f}% lost"
@@ -122,6 +125,7 @@ def test_plan_by_queries(runner: CliRunner) -> None:
         "tier_sizes": [1000],
         "loss": expected.loss,
         "errors": [expected.loss],
+        "head_and_tail": None,
         "python": "mgqe.DPQEmbedding.from_pretrained(weight, queries=queries, budget=5_120)",
         "code_bits": [list(expected.capacity.tiers[0].code_bits)],
         "widths": list(expected.capacity.widths),

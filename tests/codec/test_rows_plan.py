@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import mgqe
 from mgqe.codec.planning import mixed
+from mgqe.codec.planning.head_tail import head_and_tail
 
 N, D = 3000, 16
 
@@ -97,6 +100,36 @@ def test_tiers_that_were_compared():
     assert planned().compared == (((3000,), planned().loss),)
     few = mgqe.plan(200, D, 1_300, counts=COUNTS[:200], weight=ROWS[:200])
     assert [sizes for sizes, _ in few.compared] == [(200,)]  # codebooks of two tiers do not fit
+
+
+@pytest.mark.parametrize("budget", [4_000, "5%", "20%"])
+def test_head_and_tail_lose_about_what_is_predicted(budget):
+    plan = planned(budget, counts=COUNTS)
+    table = mgqe.MGQEmbedding.from_pretrained(ROWS, **plan.arguments()).freeze()
+    lost = (table.to_dense() - ROWS).square().sum(1)
+    squares = (ROWS - ROWS.mean(0)).square().sum(1)
+    head = torch.zeros(N, dtype=torch.bool)
+    head[COUNTS.argsort(descending=True, stable=True)[: N // 10]] = True
+    measured = [float(lost[group].sum() / squares[group].sum()) for group in (head, ~head)]
+    assert plan.head_and_tail == pytest.approx(measured, rel=0.25)
+    assert plan.head_and_tail[0] <= 1.05 * plan.head_and_tail[1]
+    assert planned(budget).head_and_tail is None
+
+
+def test_head_and_tail_by_hand():
+    plan = SimpleNamespace(
+        tiers=mgqe.Tiers.from_sizes((10,)),
+        axes=SimpleNamespace(coordinates=lambda rows: rows),
+        errors=(0.1,),
+        choice=SimpleNamespace(counts_power=0.0),
+    )
+    rows, counts = torch.ones(10, 1), torch.ones(10)
+    rows[3], counts[3] = 2.0, 5.0
+    # The mean square is 1.3, of which each row loses .13: the frequent one of 4, the nine others of 1.
+    assert head_and_tail(plan, rows, counts) == pytest.approx((0.0325, 0.13))
+    rows[8] = torch.nan
+    # Without the padding, the mean square is 12 / 9.
+    assert head_and_tail(plan, rows, counts, padding_idx=8) == pytest.approx((1.2 / 9 / 4, 1.2 / 9))
 
 
 def test_no_centroids_are_fitted(monkeypatch):

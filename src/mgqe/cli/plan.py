@@ -156,6 +156,7 @@ def _show_mixed(chosen: RowsPlan, as_json: bool) -> None:
             "matrix_dtype": capacity.matrix_dtype,
             "metric": chosen.metric,
             "prefer": chosen.prefer,
+            "head_and_tail": chosen.head_and_tail,
             "compared": [{"tier_sizes": sizes, "loss": loss} for sizes, loss in chosen.compared],
         }
         print(json.dumps({**_as_json(chosen), **more}, indent=1))
@@ -169,6 +170,7 @@ def _show_mixed(chosen: RowsPlan, as_json: bool) -> None:
     for name, fact in {
         "bytes": f"{chosen.nbytes:,}, {100 * chosen.nbytes / chosen.full_nbytes:.2f}% of the table",
         "lost": f"{_per_cent(chosen.loss)} of the weighted squares",
+        **_head_and_tail(chosen),
         "look-up": f"{chosen.lookup_share:.1f} of nn.Embedding, estimated",
         "coordinates": f"{capacity.num_coordinates} of {chosen.embedding_dim} are kept",
         "subspaces": f"{len(capacity.widths)}, of widths {' '.join(map(str, capacity.widths))}",
@@ -180,6 +182,14 @@ def _show_mixed(chosen: RowsPlan, as_json: bool) -> None:
     output.print()
     output.print(facts)
     _show_python(chosen)
+
+
+def _head_and_tail(chosen: RowsPlan) -> dict[str, str]:
+    """What frequent ids and the others lose; nothing where no counts say which are frequent."""
+    if chosen.head_and_tail is None:
+        return {}
+    head, tail = map(_per_cent, chosen.head_and_tail)
+    return {"head, tail": f"{head} lost of the 10% of ids that are most frequent, {tail} of the others"}
 
 
 def _tiers(sizes: tuple[int, ...]) -> str:

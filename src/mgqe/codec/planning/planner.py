@@ -15,6 +15,7 @@ from mgqe.checks.scalars import as_float, as_int
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.budget import budget_bytes, too_small
+from mgqe.codec.planning.head_tail import head_and_tail
 from mgqe.codec.planning.plans import Plan, RowsPlan
 from mgqe.codec.planning.search import HEADER_SPREAD, Candidate, Space, Vocabulary
 from mgqe.codec.planning.shapes import SPEED, check_preference
@@ -142,6 +143,7 @@ def _plan_rows(
         known,
         queries,
         prefer,
+        None if known is None else head_and_tail(best, weight, known, padding_idx),
     )
 
 

@@ -108,6 +108,8 @@ class RowsPlan(Plan):
     Attributes:
         metric: what errors are measured by: "queries", or "identity" for all directions alike.
         compared: the sizes of the tiers that were compared, and the expected loss of each.
+        head_and_tail: the expected shares of the squares, ids counting alike, that are lost of the 10% of ids that are
+            most frequent, and of the others; None without counts.
         counts, queries, prefer: as they were given.
     """
 
@@ -116,6 +118,7 @@ class RowsPlan(Plan):
     counts: Tensor | None = field(default=None, repr=False, compare=False)
     queries: Any = field(default=None, repr=False, compare=False)
     prefer: str = SPEED
+    head_and_tail: tuple[float, float] | None = None
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``MGQEmbedding.from_pretrained(weight, ...)``, ``padding_idx`` apart."""
