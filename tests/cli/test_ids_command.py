@@ -79,3 +79,39 @@ def test_mistakes_are_one_line_and_leave_nothing(run, tmp_path, options, message
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("u1 5 7 9\nu2 7\n", ["--format", "lines"]),
+        ("u1 5\nu1 7\nu1 9\nu2 7\n", []),
+        ("user_id:token\titem_id:token\nu1\t5\nu1\t7\nu1\t9\nu2\t7\n", []),
+        ("visitorid,itemid\nu1,5\nu1,7\nu1,9\nu2,7\n", []),
+        ("session_id;item\nu1;5\nu1;7\nu1;9\nu2;7\n", ["--separator", ";"]),
+    ],
+)
+def test_every_layout_that_train_reads(run, tmp_path, text, options):
+    (tmp_path / "log.txt").write_text(text)
+    result = run("log.txt", "--field", "item", *options, "--out", "items")
+    assert result.exit_code == 0, result.output
+    assert IdMap.load("items").ids(range(3)).tolist() == [7, 5, 9]
+    assert run("log.txt", "--field", "user", *options, "--out", "users").exit_code == 0
+    assert IdMap.load("users").ids(range(2)) == ["u1", "u2"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "which ids? Give --column NAME, or --field item"),
+        (["--column", "item", "--field", "item"], "which ids?"),
+        (["--field", "shop"], "--field must be item or user, got 'shop'"),
+        (["--column", "item", "--format", "lines"], "--format lines goes with --field"),
+    ],
+)
+def test_which_ids(run, tmp_path, options, message):
+    (tmp_path / "log.txt").write_text("1 2\n1 3\n")
+    result = run("log.txt", *options, "--out", "items")
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert not (tmp_path / "items").exists()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mgqe.cli.train_layouts import read_ids
 from mgqe.ids import IdMap
 from mgqe.ids.logs.numbers import read_numbers
 from mgqe.ids.logs.paths import path_exists
@@ -79,15 +80,11 @@ class Counts:
             return IdMap.from_log(
                 self.source, self.column, kind=kind, separator=separator, quote=self.quote, header=self.header
             )
-        from mgqe.recsys.data.columns import Columns
-        from mgqe.recsys.data.files import read_any
-
         try:
-            columns = Columns(separator=self.separator, quote=self.quote, header=self.header)
-            frame = read_any(self.source, self.format, columns)
+            frame = read_ids([self.source], self.field, self.format, self.separator, self.quote, self.header)
         except ValueError as error:
             raise ValueError(f"say which column holds the ids: no log as `mgqe train` reads it: {error}") from error
-        return IdMap.from_log(frame.rename({"session": "user"}, strict=False), self.field, kind=kind)
+        return IdMap.from_log(frame, self.field, kind=kind)
 
     def _is_data_set(self) -> bool:
         """Whether it names a known data set; nothing else that is no file or pattern does."""

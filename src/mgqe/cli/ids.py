@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mgqe.cli.inspections import map_figures
-from mgqe.cli.options import Header, NoQuote, Quote, Separator
+from mgqe.cli.options import Format, Header, NoQuote, Quote, Separator
 from mgqe.cli.terminal import AsJson, clean_errors, make_progress, output
+from mgqe.cli.train_layouts import read_ids
 from mgqe.files.destination import check_file
 from mgqe.ids import IdMap
 from mgqe.ids.logs.id_columns import KINDS
@@ -27,6 +28,7 @@ commands = typer.Typer()
     "  mgqe ids 'clicks-*.parquet' --column item --out items.safetensors\n\n"
     "  mgqe ids clicks.csv --column product --kind string --min-count 5 --out products.safetensors\n\n"
     "  mgqe ids ratings.dat --separator :: --no-header --column 2 --out films.safetensors\n\n"
+    "  mgqe ids lists.txt --field item --format lines --out items.safetensors\n\n"
     "  mgqe ids 'sessions/*.parquet' --column clicked --column bought --ignore 0 --memory 1000 --out items.safetensors",
 )
 @clean_errors
@@ -34,11 +36,19 @@ def ids(
     log: Annotated[list[str], typer.Argument(help="Files, folders of files, or a pattern in quotes.")],
     out: Annotated[Path, typer.Option(help="The file to write.")],
     column: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             help="Column that holds ids, its number without a header; repeatable, for one numbering of several."
         ),
-    ],
+    ] = None,
+    field: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of --column: item or user, of a log in any layout that mgqe train reads, which is then read "
+            "into memory."
+        ),
+    ] = None,
+    format: Format = None,
     min_count: Annotated[int, typer.Option(help="Leave out ids that occur less often.")] = 1,
     max_ids: Annotated[int | None, typer.Option(help="Keep at most so many, the most frequent.")] = None,
     kind: Annotated[
@@ -49,7 +59,7 @@ def ids(
         int, typer.Option(help="MiB for counting. If the different ids do not fit, the log is read several times.")
     ] = 4096,
     keep_ids: Annotated[bool, typer.Option(help="Keep the strings, or 64-bit hashes of them alone.")] = True,
-    separator: Separator = ",",
+    separator: Separator = None,
     quote: Quote = '"',
     no_quote: NoQuote = False,
     header: Header = None,
@@ -57,22 +67,28 @@ def ids(
 ) -> None:
     if memory < 1:
         raise ValueError(f"--memory: expected a whole number of MiB, 1 or more, got {memory}")
+    if (column is None) == (field is None):
+        raise ValueError("which ids? Give --column NAME, or --field item (or user) for a log as mgqe train reads it")
+    if format is not None and field is None:
+        raise ValueError(f"--format {format} goes with --field; --column reads Parquet and text with columns")
     check_file(out)  # before the work, which may take long
+    marks = "" if no_quote else quote
+    source: Any = log if field is None else read_ids(log, field, format, separator, marks, header)
+    names = [field] if field is not None else column or []
+    layout: dict[str, Any] = {"separator": separator or ",", "quote": marks, "header": header}
     try:
         with make_progress() as progress:
             task = progress.add_task("counting", total=1, detail="")
             id_map = IdMap.from_log(
-                log,
-                column,
+                source,
+                names,
                 min_count=min_count,
                 max_ids=max_ids,
                 memory_limit=memory * MIB,
                 kind=kind,
                 ignore=[text if kind == "string" else as_id(text) for text in ignore or ()],
                 keep_ids=keep_ids,
-                separator="," if separator is None else separator,
-                quote="" if no_quote else quote,
-                header=header,
+                **(layout if field is None else {}),
                 on_pass=lambda done, of: progress.update(task, completed=done, total=of, detail="passes over the log"),
             )
     except (KeyError, TypeError) as error:  # no such column, ids of another type
@@ -80,9 +96,9 @@ def ids(
     nbytes = id_map.save(out)
     table, facts = map_figures(id_map, nbytes)
     if as_json:
-        print(json.dumps({"out": str(out), "columns": column, **facts}, indent=1))
+        print(json.dumps({"out": str(out), "columns": names, **facts}, indent=1))
         return
-    output.print(f"{', '.join(column)}: {id_map.kind} ids", highlight=False, markup=False)
+    output.print(f"{', '.join(names)}: {id_map.kind} ids", highlight=False, markup=False)
     output.print(table.terminal())
     output.print(f"written to {out}", soft_wrap=True, highlight=False)
 
