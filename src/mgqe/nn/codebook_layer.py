@@ -29,14 +29,17 @@ class Batch(NamedTuple):
         ids: (u,) distinct; under torch.compile u is n, and the rest repeats the first id with a count of 0.
         inverse: (n,) the position among them of each id that was looked up.
         counts: (u,) how often each was looked up.
-        groups: how many of them each tier has, tiers in order; under torch.compile each one's tier (u,). Empty where
-            rows are not quantised.
+        groups: how many of them each tier has, tiers in order; under torch.compile and on a GPU each one's tier
+            (u,). Empty where rows are not quantised.
+        repeats: ``ids`` are the n ids that were looked up, those that occur several times included: ``inverse`` is 0,
+            1, 2 and so on.
     """
 
     ids: Tensor
     inverse: Tensor
     counts: Tensor
     groups: Groups = ()
+    repeats: bool = False
 
 
 class CodebookLayer(nn.Module):

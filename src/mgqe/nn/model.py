@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -71,9 +74,37 @@ def start_quantizing(model: nn.Module) -> int:
     """
     waiting = [layer for layer in _layers(model) if not layer.quantizing]
     for layer in waiting:
-        try:
+        with errors_about_layer(model, layer):
             layer.start_quantizing()
-        except ValueError as error:
-            path = next((name for name, module in model.named_modules() if module is layer), "")
-            raise ValueError(f"{path}: {error}" if path else str(error)) from error
     return len(waiting)
+
+
+def check_ids(model: nn.Module) -> None:
+    """Raise an error if a quantised embedding of the model was asked for an id out of range. Waits for the devices.
+
+    On the CPU the forward pass itself raises. On a GPU a check would make it wait, so that the layer keeps the id,
+    reads the nearest valid one in its place, and raises at the next of these: this function, ``model.eval()``,
+    ``state_dict()``, a move to another device, the start or the revival of codebooks, and freezing.
+
+    Raises:
+        IndexError: names the layer's path and the id. It is raised once.
+
+    Example:
+        >>> import torch, mgqe
+        >>> model = torch.nn.Sequential(mgqe.DPQEmbedding(100, 8))
+        >>> vectors = model(torch.arange(10))
+        >>> mgqe.check_ids(model)
+    """
+    for layer in quantized_layers(model):
+        with errors_about_layer(model, layer):
+            layer.check_ids()
+
+
+@contextmanager
+def errors_about_layer(model: nn.Module, layer: nn.Module) -> Iterator[None]:
+    """Put the path of a layer of a model before the message of an IndexError or ValueError within."""
+    try:
+        yield
+    except (IndexError, ValueError) as error:
+        path = next((name for name, module in model.named_modules() if module is layer), "")
+        raise type(error)(f"{path}: {error}" if path else str(error)) from error

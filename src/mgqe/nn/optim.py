@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mgqe import ops
 from mgqe.checks.scalars import as_int, optional_float
+from mgqe.checks.waiting import reads_wait
 from mgqe.nn.context.hints import hints_of
 
 
@@ -173,6 +174,8 @@ def summed_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
     kind = torch.promote_types(values.dtype, torch.float32)
     if grad.is_coalesced():
         return rows, values.to(kind, copy=True)
+    if reads_wait(rows.device):
+        return _summed_in_place(rows, values.to(kind))
     distinct, index, _ = ops.unique(rows, grad.shape[0])
     if distinct.numel() == rows.numel():
         return rows, values.to(kind, copy=True)
@@ -181,6 +184,16 @@ def summed_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
         return distinct, ops.scatter(values.float(), index.unsqueeze(-1), None, *shape)[0].squeeze(0)
     sums = torch.zeros(distinct.shape[0], values.shape[1], dtype=kind, device=values.device)
     return distinct, sums.index_add_(0, index, values.to(kind))
+
+
+def _summed_in_place(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`summed_rows` without a wait for the device: as many rows as there were, some more than once.
+
+    Those have the same sum each time, so that it does not matter which of them is written last.
+    """
+    distinct, index, counts = ops.unique_padded(rows)
+    sums = torch.zeros_like(values).index_add_(0, index, values)
+    return distinct, torch.where((counts > 0).unsqueeze(1), sums, sums[:1])
 
 
 def round_at_random(values: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -29,6 +29,7 @@ from mgqe.nn.context.decorators import in_full_precision, outside_graphs
 from mgqe.nn.context.hints import OptimizerHints, leave_hints
 from mgqe.nn.even_checkpoints import default_capacity, even_codebooks, even_quantizer, refusal
 from mgqe.nn.freezing import frozen_table
+from mgqe.nn.id_guard import IdGuard
 from mgqe.nn.quantization import (
     Counts,
     Quantization,
@@ -108,6 +109,7 @@ class QuantizedEmbedding(RowLayer):
         rows = resolve_rows(config.rows)
         weight, vector_dtype = make_rows(rows, row_tiers, capacity, sizes[2], _weight, device, dtype)
         super().__init__(tiers, capacity, config.warmup_steps, weight.device)
+        self.id_guard = IdGuard()
         self.num_embeddings, self.embedding_dim, self.padding_idx = sizes
         self.max_norm, self.norm_type = max_norm, norm_type
         self.scale_grad_by_freq = scale_grad_by_freq
@@ -266,6 +268,7 @@ class QuantizedEmbedding(RowLayer):
         """
         if self.quantizing:
             return
+        self.check_ids()
         self._check_rows()
         if self.store.has_codes and self.planner is None:  # of these codebooks, and ids without a row have nothing else
             for _ in range(FOLLOWING_STEPS):
@@ -290,6 +293,7 @@ class QuantizedEmbedding(RowLayer):
     @torch.no_grad()
     def revive(self) -> None:
         """Move centroids that no id chooses onto rows that are far from theirs."""
+        self.check_ids()
         generator = common_generator(self.raw_weight, self.schedule.passes)
         limits = [revive_size(k) for k in self.capacity.num_centroids]
         self.quantizer.revive(self._tier_rows(limits, generator), generator)
@@ -394,6 +398,7 @@ class QuantizedEmbedding(RowLayer):
     @torch.no_grad()
     def prepare_to_freeze(self) -> None:
         """Check the rows, and start the codebooks if they have not been."""
+        self.check_ids()
         self._check_rows()
         self.start_quantizing()
 

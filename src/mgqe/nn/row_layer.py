@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +10,16 @@ from torch import Tensor, nn
 
 from mgqe import ops
 from mgqe.checks.ids import as_int64, check_ids, no_values
+from mgqe.checks.waiting import reads_wait
 from mgqe.nn.codebook_layer import Batch, CodebookLayer
 from mgqe.nn.context.ddp import is_sharded, recomputing
 from mgqe.nn.context.decorators import in_full_precision, outside_graphs
+from mgqe.nn.id_guard import IdGuard
 from mgqe.nn.quantizers.autograd import RepeatVectors, mask_rows
 from mgqe.nn.rows import RowStore
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class RowLayer(CodebookLayer):
@@ -22,6 +27,7 @@ class RowLayer(CodebookLayer):
 
     Attributes:
         store: where rows are while they train.
+        id_guard: what a GPU has to say about ids; :meth:`check_ids` asks it.
         row_storage: ``rows=``, or the class of its configuration.
         num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse: nn.Embedding's.
         zero_padding: ``padding_idx`` looks up as zeros whatever its row holds. False: as its row, quantised like the
@@ -30,6 +36,7 @@ class RowLayer(CodebookLayer):
 
     zero_padding: bool = True
     store: RowStore
+    id_guard: IdGuard
     row_storage: str
     num_embeddings: int
     embedding_dim: int
@@ -82,18 +89,25 @@ class RowLayer(CodebookLayer):
     # ---- ids -----------------------------------------------------------------------------------------------
 
     def _int64(self, ids: Tensor) -> Tensor:
-        """Ids as int64; TypeError where they are on the meta device and the rows are not."""
+        """Ids as int64, on a GPU with a later error for those out of range; see :class:`IdGuard`.
+
+        TypeError where they are on the meta device and the rows are not.
+        """
         ids = as_int64(ids)
         if ids.is_meta and not self.raw_weight.is_meta:
             raise no_values()
-        return ids
+        return self.id_guard.admit(ids, self.num_embeddings)
 
     def _checked_ids(self, ids: Tensor) -> Tensor:
-        """Ids as int64 that are safe to index with. On other devices than the CPU the look-up itself refuses."""
+        """Ids as int64 that are safe to index with. In graphs the look-up itself refuses."""
         ids = self._int64(ids)
-        if ids.device.type != "cpu" or torch.compiler.is_compiling():
+        if ids.device.type != "cpu" or reads_wait(ids.device) or torch.compiler.is_compiling():
             return ids
         return check_ids(ids, self.num_embeddings)
+
+    def check_ids(self) -> None:
+        """Raise IndexError if an id out of range was looked up on a GPU since the last such check."""
+        self.id_guard.refuse_noted(self.num_embeddings, self._sizes)
 
     @property
     def zero_row(self) -> int | None:
@@ -120,7 +134,7 @@ class RowLayer(CodebookLayer):
     @outside_graphs
     @in_full_precision
     def _row_vectors(self, flat: Tensor) -> tuple[Tensor, Batch]:
-        batch = Batch(*ops.unique(flat, self.num_embeddings))
+        batch = self._static_batch(flat) if reads_wait(flat.device) else Batch(*ops.unique(flat, self.num_embeddings))
         vectors = self.store.vectors(self._rows_of(batch.ids, left_out=self.padding_idx))
         padding = self._is_padding(batch.ids)
         return vectors if padding is None else mask_rows(vectors, padding, self.zero_padding), batch
@@ -144,6 +158,8 @@ class RowLayer(CodebookLayer):
 
     def _repeated(self, vectors: Tensor, batch: Batch) -> Tensor:
         """The vectors (u, d) of a batch's distinct ids -> those of all its ids (n, d)."""
+        if batch.repeats:
+            return vectors.to(self.vector_dtype)
         by_tier = not isinstance(batch.groups, Tensor) and len(batch.groups) > 0
         if not (by_tier and self.quantizer.is_fused and self.store.gathers(self.raw_weight)):
             # torch's own function, as for the rest of the pass
@@ -152,14 +168,26 @@ class RowLayer(CodebookLayer):
         return RepeatVectors.apply(vectors, batch.inverse, counts, self.vector_dtype)  # type: ignore[no-any-return, no-untyped-call]
 
     def _batch_by_tier(self, flat: Tensor) -> Batch:
-        if not torch.compiler.is_compiling():
+        # Graphs, and steps that wait for no device, have static shapes, whatever number of ids a tier has.
+        if reads_wait(flat.device):
+            ids, inverse, counts, _, repeats = self._static_batch(flat)
+        elif not torch.compiler.is_compiling():
             return Batch(*ops.unique_by_tier(flat, self.tiers.sizes, self.tier_of))
-        # Graphs have static shapes: nothing may depend on how many ids are in a tier.
-        if self.training:
-            ids, inverse, counts = ops.unique(flat, self.num_embeddings)
+        elif self.training:
+            (ids, inverse, counts), repeats = ops.unique(flat, self.num_embeddings), False
         else:  # finding duplicates would save nothing
-            ids, inverse, counts = flat, torch.arange(flat.shape[0], device=flat.device), torch.ones_like(flat)
-        return Batch(ids, inverse, counts, self._tier_numbers(ids))
+            ids, inverse, counts, _, repeats = repeating_batch(flat)
+        return Batch(ids, inverse, counts, self._tier_numbers(ids), repeats)
+
+    def _static_batch(self, flat: Tensor) -> Batch:
+        """A batch whose shapes do not depend on the ids, made without a wait for the device.
+
+        Each id is read and quantised as often as it occurs, which changes no sum; but where something depends on which
+        ids are distinct, these are found, by sorting.
+        """
+        if self.training and (self.scale_grad_by_freq or self.quantizer.counts_distinct):
+            return Batch(*ops.unique_padded(flat))
+        return repeating_batch(flat)
 
     def _tier_numbers(self, ids: Tensor) -> Tensor:
         if self.capacity.num_tiers == 1:
@@ -196,3 +224,24 @@ class RowLayer(CodebookLayer):
         if self.max_norm is not None:
             with torch.no_grad():
                 torch.embedding_renorm_(self.raw_weight.detach(), ids, self.max_norm, self.norm_type)
+
+    # ---- points at which the layer waits for its device anyway ---------------------------------------------
+
+    def train(self, mode: bool = True) -> Self:
+        """As nn.Module; on the way to evaluation errors about ids that a GPU has kept are raised."""
+        if not mode:
+            self.check_ids()
+        return super().train(mode)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self.check_ids()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.check_ids()
+        return super()._apply(fn, recurse)
+
+
+def repeating_batch(flat: Tensor) -> Batch:
+    """The batch of flat ids (n,) in which each is read as often as it occurs."""
+    return Batch(flat, torch.arange(flat.shape[0], device=flat.device), torch.ones_like(flat), repeats=True)

@@ -19,7 +19,7 @@ from mgqe.ops._topk import METHODS as TOPK_METHODS
 from mgqe.ops._topk import bias_levels, topk
 from mgqe.ops._topk_job import BiasLevels, IdLists, TopKJob
 from mgqe.ops._transform import transform
-from mgqe.ops._unique import unique, unique_by_tier
+from mgqe.ops._unique import unique, unique_by_tier, unique_padded
 
 __all__ = [
     "TOPK_METHODS",
@@ -51,4 +51,5 @@ __all__ = [
     "transform",
     "unique",
     "unique_by_tier",
+    "unique_padded",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor
 from mgqe.ops import reference
 from mgqe.ops._checks import float_matrix, same_device
 from mgqe.ops._eager import runs_now
-from mgqe.ops._library import check, library
+from mgqe.ops._library import check, library_on
 from mgqe.ops.packed_format import MAX_CENTROIDS
 
 
@@ -65,7 +65,7 @@ def _assign(rows: Tensor, centroids: Tensor, bias: Tensor | None) -> Tensor:
     rows = float_matrix("rows", rows, 2)
     centroids = float_matrix("centroids", centroids, 3)
     bias = None if bias is None else float_matrix("bias", bias, 2)
-    lib = library() if rows.device.type == "cpu" else None
+    lib = library_on(rows.device)
     if lib is None:
         return reference.assign(rows, centroids, bias)
     codes = torch.empty(n, num_subspaces, dtype=torch.int32, device=rows.device)

@@ -11,7 +11,7 @@ from mgqe.ops import reference
 from mgqe.ops._checks import float_matrix, same_device
 from mgqe.ops._descriptor import c_pieces
 from mgqe.ops._eager import runs_now
-from mgqe.ops._library import check, library
+from mgqe.ops._library import check, library_on
 from mgqe.ops.pieces import Piece, pieces
 
 
@@ -49,7 +49,7 @@ def _assign(coordinates: Tensor, codebook: Tensor, layout: tuple[Piece, ...]) ->
             f"coordinates {tuple(coordinates.shape)} and a codebook of {codebook.shape[0]} numbers do not fit: the "
             f"subspaces have {length} coordinates, and centroids of {needed} numbers"
         )
-    lib = library() if coordinates.device.type == "cpu" else None
+    lib = library_on(coordinates.device)
     if lib is None:
         return reference.assign_mixed(coordinates, codebook, layout)
     codes = torch.empty((coordinates.shape[0], len(layout)), dtype=torch.int32, device="cpu")

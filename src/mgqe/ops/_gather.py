@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from mgqe.checks.scalars import as_int
+from mgqe.checks.waiting import reads_wait
 from mgqe.ops import reference
 from mgqe.ops._checks import all_below, code_error, code_matrix, codebook_layout, float_matrix, same_device
 from mgqe.ops._eager import runs_now
-from mgqe.ops._library import check, library
+from mgqe.ops._library import check, library_on
 
 
 def gather(codes: Tensor, codebook: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ def _gather(codes: Tensor, codebook: Tensor) -> Tensor:
     same_device(codes=codes, codebook=codebook)
     codebook = float_matrix("codebook", codebook, 3)
     n, num_subspaces = codes.shape
-    lib = library() if codes.device.type == "cpu" else None
+    lib = library_on(codes.device)
     if lib is None:
         _refuse_bad_codes(codes, codebook.shape[1])
         return reference.gather(codes, codebook)
@@ -96,7 +97,7 @@ def decode_error(rows: Tensor, codes: Tensor, codebook: Tensor, weights: Tensor)
     n, num_subspaces = codes.shape
     if tuple(rows.shape) != (n, dim) or tuple(weights.shape) != (n,):
         raise ValueError(f"rows must be {(n, dim)} and weights {(n,)}, got {tuple(rows.shape)}, {tuple(weights.shape)}")
-    lib = library() if codes.device.type == "cpu" else None
+    lib = library_on(codes.device)
     if lib is None:
         _refuse_bad_codes(codes, codebook.shape[1])
         return reference.decode_error(rows, codes, codebook, weights)
@@ -120,7 +121,7 @@ def decode_error(rows: Tensor, codes: Tensor, codebook: Tensor, weights: Tensor)
 
 def _refuse_bad_codes(codes: Tensor, num_centroids: int) -> None:
     """On a GPU every training step would have to wait for the answer."""
-    if codes.device.type == "cpu" and not all_below(codes, num_centroids):
+    if codes.device.type == "cpu" and not reads_wait(codes.device) and not all_below(codes, num_centroids):
         raise code_error(codes, num_centroids)
 
 
@@ -202,7 +203,7 @@ def _scatter(
     same_device(grad=grad, codes=codes, weights=weights)
     grad = float_matrix("grad", grad, 2)
     weights = None if weights is None else float_matrix("weights", weights, 1)
-    lib = library() if grad.device.type == "cpu" else None
+    lib = library_on(grad.device)
     if lib is None:
         _refuse_bad_codes(codes, num_centroids)
         return reference.scatter(grad, codes, weights, pieces, num_centroids, width)

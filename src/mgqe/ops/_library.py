@@ -21,7 +21,9 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
-import torch  # noqa: F401  Loaded first, so that the library shares torch's OpenMP runtime and its thread pool.
+import torch  # Loaded first, so that the library shares torch's OpenMP runtime and its thread pool.
+
+from mgqe.checks.waiting import reads_wait
 
 ABI_VERSION = 8
 ISA_NAMES = ("scalar", "avx2", "avx512", "neon")
@@ -110,6 +112,11 @@ def library() -> ctypes.CDLL | None:
     if forced:
         _set_isa(lib, forced)
     return lib
+
+
+def library_on(device: torch.device) -> ctypes.CDLL | None:
+    """The library for tensors on the CPU; None on other devices, where torch does the work."""
+    return library() if device.type == "cpu" and not reads_wait(device) else None
 
 
 def _set_isa(lib: ctypes.CDLL, name: str) -> None:

@@ -13,7 +13,7 @@ from mgqe.ops import reference
 from mgqe.ops._checks import FALLBACK, all_below, id_error, id_tensor
 from mgqe.ops._descriptor import EVEN_SCHEMA, MIXED_SCHEMA, Descriptor, TableBuffers
 from mgqe.ops._eager import runs_now
-from mgqe.ops._library import LONG_ROWS, OUT_OF_RANGE, check, library
+from mgqe.ops._library import LONG_ROWS, OUT_OF_RANGE, check, library, library_on
 from mgqe.ops.packed_format import MAX_BITS
 
 
@@ -33,8 +33,7 @@ class PreparedLookup:
         table.check()
         self.table = table
         self.fallback = fallback
-        native = library() is not None and table.device.type == "cpu"
-        self.descriptor = Descriptor(table) if native else None
+        self.descriptor = Descriptor(table) if library_on(table.device) is not None else None
         self._num_embeddings = table.num_embeddings
         self._row_squares: Tensor | None = None
 
@@ -155,7 +154,7 @@ def max_code(packed: Tensor, num_subspaces: int, bits: int) -> int:
     row_bytes = -(-num_subspaces * bits // 8)
     if packed.dim() != 2 or packed.shape[1] != row_bytes:
         raise ValueError(f"packed codes must have shape (n, {row_bytes}), got {tuple(packed.shape)}")
-    lib = library() if packed.device.type == "cpu" else None
+    lib = library_on(packed.device)
     if lib is None:
         return reference.max_code(packed, num_subspaces, bits)
     packed = packed.contiguous()

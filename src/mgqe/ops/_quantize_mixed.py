@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mgqe.checks.waiting import reads_wait
 from mgqe.ops import reference_mixed
 from mgqe.ops._checks import same_device
-from mgqe.ops._library import check, library
+from mgqe.ops._library import check, library_on
 from mgqe.ops._mixed_coder import MixedCoder
 
 
@@ -58,7 +59,7 @@ def quantize_mixed(
     for name, tensor, dtype, shape in expected:
         if tensor.dtype != dtype or tensor.shape != shape:
             raise ValueError(f"{name} must be {dtype} of shape {shape}, got {tensor.dtype} {tuple(tensor.shape)}")
-    lib = library() if rows.device.type == "cpu" else None
+    lib = library_on(rows.device)
     if lib is None:
         return Quantized(*reference_mixed.quantize_mixed(rows, counts, tier_rows, coder, values))
     rows, counts, values = rows.detach().contiguous(), counts.contiguous(), values.detach().contiguous()
@@ -105,9 +106,10 @@ def scatter_mixed(
         IndexError: a code outside its codebook (nothing is added). Codes on a GPU are trusted: a check would wait.
     """
     same_device(grad=grad, codes=codes)
-    lib = library() if grad.device.type == "cpu" else None
+    lib = library_on(grad.device)
     if lib is None:
-        if grad.device.type == "cpu" and not _in_range(codes, tier_rows, coder):
+        trusted = grad.device.type != "cpu" or reads_wait(grad.device)
+        if not trusted and not _in_range(codes, tier_rows, coder):
             raise _code_error()
         return reference_mixed.scatter_mixed(grad, codes, tier_rows, coder, scale, size)
     grad, codes = grad.detach().contiguous(), codes.contiguous()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mgqe.ops._library import check, library
+from mgqe.ops._library import check, library_on
 
 
 def sum_rows(rows: Tensor, index: Tensor, num_sums: int) -> Tensor:
@@ -24,7 +24,7 @@ def sum_rows(rows: Tensor, index: Tensor, num_sums: int) -> Tensor:
     Raises:
         IndexError: an index out of range. Those on a GPU are trusted: a check would wait.
     """
-    lib = library() if rows.device.type == "cpu" and rows.dtype == torch.float32 else None
+    lib = library_on(rows.device) if rows.dtype == torch.float32 else None
     if lib is None:
         return torch.zeros((num_sums, rows.shape[1]), dtype=rows.dtype, device=rows.device).index_add(0, index, rows)
     rows, index = rows.detach().contiguous(), index.contiguous()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mgqe.ops import reference
 from mgqe.ops._eager import runs_now
-from mgqe.ops._library import check, library
+from mgqe.ops._library import check, library_on
 
 
 def transform(rows: Tensor, mean: Tensor, matrix: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def transform(rows: Tensor, mean: Tensor, matrix: Tensor) -> Tensor:
         came = ", ".join(f"{t.dtype} {tuple(t.shape)} on {t.device}" for t in tensors)
         raise ValueError(f"expected float32 rows (n, L), a mean (d,) and a matrix (L, d) on one device, got {came}")
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    lib = library() if rows.device.type == "cpu" and runs_now(*tensors) and not differentiable else None
+    lib = library_on(rows.device) if runs_now(*tensors) and not differentiable else None
     if lib is None:
         return reference.transform(rows, mean, matrix)
     rows, mean, matrix = (t.detach().contiguous() for t in tensors)

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from mgqe.checks.ids import check_dense, no_values
 from mgqe.checks.scalars import as_int, as_ints
+from mgqe.checks.waiting import reads_wait
 from mgqe.ops import reference
 from mgqe.ops._checks import all_below, id_error, id_tensor, same_device
 from mgqe.ops._eager import runs_now
-from mgqe.ops._library import check, library
+from mgqe.ops._library import check, library_on
 
 
 def unique(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,7 +54,7 @@ def _distinct(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor]
     ids = _checked_ids(ids)
     if ids.is_meta:
         raise no_values()
-    lib = library() if ids.device.type == "cpu" else None
+    lib = library_on(ids.device)
     if lib is None:
         if not all_below(ids, num_embeddings):
             raise id_error(ids, num_embeddings)
@@ -101,7 +102,7 @@ def unique_by_tier(
         if tier_of.dtype != torch.uint8 or tuple(tier_of.shape) != (num_embeddings,):
             raise ValueError(f"tier_of must be uint8 of shape {(num_embeddings,)}, got {tuple(tier_of.shape)}")
         tier_of = tier_of.contiguous()
-    lib = library() if ids.device.type == "cpu" else None
+    lib = library_on(ids.device)
     if lib is None:
         uniq, inverse, counts = _distinct(ids, num_embeddings)
         return reference.sort_by_tier(uniq, inverse, counts, sizes, tier_of)
@@ -124,7 +125,30 @@ def unique_by_tier(
     return uniq[:total], inverse, counts[:total], list(distinct_per_tier)
 
 
+def unique_padded(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Distinct ids in rising order, with shapes that do not depend on the values, and without a wait for the device.
+
+    Args:
+        ids: integers ``(n,)``. They are not checked.
+
+    Returns:
+        int64 ``uniq``, ``inverse`` and ``counts`` as from :func:`unique`, all ``(n,)``; the entries of ``uniq`` beyond
+        the distinct ids repeat the first one with a count of 0, and ``inverse`` points at none of them.
+    """
+    ids = _checked_ids(ids)
+    if ids.shape[0] == 0:
+        return ids, ids, ids
+    rising, order = ids.sort(stable=True)
+    slot = torch.nn.functional.pad(rising[1:] != rising[:-1], (1, 0)).cumsum(0)
+    inverse = torch.empty_like(ids).scatter_(0, order, slot)
+    counts = torch.zeros_like(ids).scatter_add_(0, slot, torch.ones_like(ids))
+    return rising[:1].expand_as(ids).clone().scatter_(0, slot, rising), inverse, counts
+
+
 def _padded(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if reads_wait(ids.device):  # the layers check ids in a way of their own there
+        uniq, inverse, counts = unique_padded(ids)
+        return uniq, inverse, counts, (counts > 0).sum().unsqueeze(0)
     distinct, inverse, counts = _distinct(ids, num_embeddings)
     spare = ids.shape[0] - distinct.shape[0]
     uniq = torch.cat([distinct, distinct[:1].expand(spare)])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mgqe import ops
+from mgqe.checks.waiting import reads_wait
 from mgqe.ops import reference
 
 
@@ -37,7 +38,9 @@ class ReadRows(torch.autograd.Function):
         shape, index = (ctx.num_rows, grad.shape[1]), ctx.index
         if not ctx.sparse:
             return grad.new_zeros(shape).index_add_(0, index, grad), None, None, None
-        if ctx.left_out is not None:
+        if ctx.left_out is not None and reads_wait(index.device):  # where a mask would wait to learn its shape
+            grad = grad.masked_fill((index == ctx.left_out).unsqueeze(-1), 0.0)
+        elif ctx.left_out is not None:
             index, grad = index[index != ctx.left_out], grad[index != ctx.left_out]
         return torch.sparse_coo_tensor(index.unsqueeze(0), grad, shape, check_invariants=False), None, None, None
 
@@ -78,7 +81,12 @@ class RepeatVectors(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         """(n, d) -> (u, d)."""
         kind = torch.promote_types(grad.dtype, torch.float32)
-        native = grad.device.type == "cpu" and kind == torch.float32 and not torch.is_grad_enabled()
+        native = (
+            grad.device.type == "cpu"
+            and not reads_wait(grad.device)
+            and kind == torch.float32
+            and not torch.is_grad_enabled()
+        )
         if native:
             total = ops.sum_rows(grad.float(), ctx.index, ctx.shape[0])
         else:

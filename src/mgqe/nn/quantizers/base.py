@@ -25,6 +25,7 @@ class Quantizer(nn.Module):
     """
 
     largest_value = math.inf  # of a row's numbers that can be quantised
+    counts_distinct = False  # whether its statistics are those of distinct ids, however often each occurs
     follows_rows = False  # whether the codebooks learn from the rows alone, through the loss
 
     def __init__(self, capacity: Capacity, centroid_dtype: str, sparse: bool) -> None:
@@ -72,7 +73,8 @@ class Quantizer(nn.Module):
 
         Args:
             rows: (u, d).
-            groups: how many of the rows each tier has, tiers in order; under torch.compile each row's tier (u,).
+            groups: how many of the rows each tier has, tiers in order; under torch.compile and on a GPU each row's
+                tier (u,).
             counts: (u,) each row's weight in losses and statistics, 0 for padding.
 
         Returns:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mgqe import ops
+from mgqe.checks.waiting import reads_wait
 from mgqe.nn.quantizers.autograd import differentiable_gradients, loss_weights, sparse_rows
 from mgqe.ops.flat_index import flat_index
 from mgqe.ops.reference_mixed import numbers_of
@@ -75,7 +76,7 @@ def _row_gradient(ctx: Any, grad: Tensor | None, grad_loss: Tensor | None) -> Te
     scale: Tensor = grad_loss * (2 * ctx.commitment)
     if grad is None:
         return errors @ decoder * scale
-    if grad.dtype == torch.float32 and grad.device.type == "cpu":
+    if grad.dtype == torch.float32 and grad.device.type == "cpu" and not reads_wait(grad.device):
         return torch.addmm(grad, errors, decoder, alpha=float(scale))
     return torch.addcmul(grad, (errors @ decoder).to(grad.dtype), scale.to(grad.dtype))
 

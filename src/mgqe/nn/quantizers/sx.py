@@ -49,6 +49,7 @@ class SXQuantizer(Quantizer):
             are computed outside training.
     """
 
+    counts_distinct = True
     largest_value = 1e8  # of a row's numbers; variances of products with keys are their fourth powers
     lift: tuple[Lift, ...] = ()  # in a tuple, where nn.Module does not see it
 

@@ -19,7 +19,7 @@ from mgqe.nn.quantizers.autograd import ReadRows
 from mgqe.nn.quantizers.base import Quantizer
 from mgqe.nn.quantizers.vq import VQQuantizer
 from mgqe.nn.rows.config import CachedRows
-from mgqe.nn.rows.store import RowStore, StateEntry
+from mgqe.nn.rows.store import HostState, RowStore, StateEntry
 
 FULL = 0.75  # of the cache taken: it is encoded and emptied before the next step
 SLACK = 1.5  # and at the latest when this many times the largest step would not fit any more
@@ -27,7 +27,7 @@ LEAST_CACHE = 65_536
 SAMPLE = 1 << 20  # rows of a tier that one step of Lloyd's algorithm looks at
 
 
-class CacheStore(RowStore, nn.Module):
+class CacheStore(HostState, RowStore, nn.Module):
     """Rows of a parameter (H + M, d): H of the most frequent ids, then M places that others take while they train.
 
     Bytes per row of the vocabulary: D for its codes (2 D beyond 256 centroids) and 4 for its place.

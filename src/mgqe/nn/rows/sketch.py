@@ -13,14 +13,14 @@ from mgqe.codec.packing import code_dtype
 from mgqe.nn.context.ddp import cpu_generator
 from mgqe.nn.context.decorators import outside_graphs
 from mgqe.nn.rows.config import SketchRows
-from mgqe.nn.rows.store import RowStore, StateEntry, chunks
+from mgqe.nn.rows.store import HostState, RowStore, StateEntry, chunks
 
 LEAST_BUCKETS = 256
 CHUNK = 1 << 17
 ITERATIONS = KMeans(iterations=10)
 
 
-class SketchStore(RowStore, nn.Module):
+class SketchStore(HostState, RowStore, nn.Module):
     """Row i in subspace j: centroids[j, pointers[i, j]] + entry (j, h_j(i)) of the hashed table, the parameter.
 
     Bytes per row of the vocabulary: D for its pointers (2 D beyond 256 centroids), and its share of the hashed table.

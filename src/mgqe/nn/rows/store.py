@@ -34,6 +34,21 @@ class StateEntry:
         store.state[self.position] = value
 
 
+class HostState:
+    """Of a store that is a module: its buffer ``state`` stays on the CPU wherever the layer moves.
+
+    The integers in it decide what comes before a pass, which must not wait for a GPU.
+    """
+
+    state: Tensor
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        state = self.state
+        super()._apply(fn, recurse)  # type: ignore[misc]
+        self.state = state
+        return self
+
+
 class RowStore:
     """Rows of N ids behind a parameter, the layer's ``raw_weight``, which may be smaller than N rows.
 

@@ -1,0 +1,70 @@
+"""IdGuard: ids out of range where a look-up must not wait for an answer; noted on the device, an error later."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mgqe.checks.inference import outside_inference
+from mgqe.checks.waiting import reads_wait
+
+
+class IdGuard:
+    """Keeps a layer's look-ups from reading outside its rows on a device that does not say so before the next wait.
+
+    On a GPU a check before each look-up would stop the training step until the device has caught up, and a device-side
+    assertion would end the process. Here the lowest and the highest id are kept in a tensor of two numbers, and the
+    look-up goes on with the nearest valid id. The layer calls :meth:`refuse_noted` where it waits anyway.
+
+    Attributes:
+        extremes: int64 (2,), the lowest id so far or 0, and minus the highest one or 0; None where none was looked up.
+    """
+
+    def __init__(self) -> None:
+        self.extremes: Tensor | None = None
+
+    def admit(self, ids: Tensor, num_embeddings: int) -> Tensor:
+        """Ids int64 (...), those out of range replaced by the nearest valid id. Changes nothing on the CPU.
+
+        Raises:
+            IndexError: there are ids but no rows.
+        """
+        if ids.numel() == 0 or not reads_wait(ids.device):
+            return ids
+        if num_embeddings == 0:
+            raise IndexError("ids were looked up, but the table has no rows")
+        self._note(ids)
+        return ids.clamp(0, num_embeddings - 1)
+
+    @outside_inference
+    def _note(self, ids: Tensor) -> None:
+        low, high = torch.aminmax(ids.detach())
+        extremes = torch.stack((low, -high))
+        if self.extremes is None:
+            self.extremes = extremes.clamp(max=0)
+        else:
+            self.extremes.copy_(torch.minimum(self.extremes, extremes))
+
+    def refuse_noted(self, num_embeddings: int, owner: str) -> None:
+        """Raise IndexError, once, if an id out of range was admitted. Waits for the device.
+
+        Args:
+            num_embeddings: valid ids are 0 to ``num_embeddings - 1``.
+            owner: the layer, for the message.
+        """
+        if self.extremes is None:
+            return
+        device, (low, minus_high) = self.extremes.device, self.extremes.tolist()
+        self.extremes = None
+        wrong = low if low < 0 else -minus_high
+        if not 0 <= wrong < num_embeddings:
+            raise IndexError(
+                f"id {wrong} is out of range: valid ids of a {owner} are 0 to {num_embeddings - 1}. It was looked up "
+                f"on {device}, where passes do not wait for the check, since ids were last checked, and was read as "
+                "the nearest valid id: map unknown ids to a reserved row first, and call mgqe.check_ids(model) after "
+                "the pass to find the batch"
+            )
+
+    def __reduce__(self) -> tuple[type[IdGuard], tuple[()]]:
+        """Copies have seen nothing."""
+        return IdGuard, ()

@@ -1,0 +1,202 @@
+"""A training step on a GPU waits for nothing: counted on the CPU, where layers take the ways of a GPU."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from waits import Waits
+
+import mgqe
+from mgqe.checks.waiting import as_on_gpu
+from mgqe.nn.rows import CachedRows
+
+N, DIM = 300, 16
+COUNTS = torch.arange(N, 0, -1)
+EVEN = {"num_centroids": (16, 8)}
+LAYERS = {
+    "default": (mgqe.MGQEmbedding, {"counts": COUNTS}),
+    "budget": (mgqe.MGQEmbedding, {"counts": COUNTS, "budget": "12%"}),
+    "even": (mgqe.MGQEmbedding, {"counts": COUNTS, **EVEN}),
+    "even, shuffled": (mgqe.MGQEmbedding, {"counts": torch.arange(N) * 7 % 101, **EVEN}),
+    "subspaces": (mgqe.MGQEmbedding, {"counts": COUNTS, "capacity": "subspaces", "num_subspaces": (8, 4)}),
+    "padding, int8": (mgqe.MGQEmbedding, {"counts": COUNTS, "padding_idx": 3, "centroid_dtype": "int8", **EVEN}),
+    "bfloat16 rows": (mgqe.MGQEmbedding, {"counts": COUNTS, "rows": "bfloat16", **EVEN}),
+    "narrow": (mgqe.DPQEmbedding, {"rows": "narrow", "quantizer": "sx", "num_centroids": 16}),
+    "sketch": (mgqe.DPQEmbedding, {"rows": "sketch", "num_centroids": 16}),
+    "sx": (mgqe.MGQEmbedding, {"counts": COUNTS, "quantizer": "sx", **EVEN}),
+    "dpq": (mgqe.DPQEmbedding, {"num_centroids": 16}),
+    "by frequency": (mgqe.DPQEmbedding, {"num_centroids": 16, "scale_grad_by_freq": True}),
+    "bag": (mgqe.MGQEmbeddingBag, {"counts": COUNTS, "mode": "sum", "padding_idx": 3}),
+    "dpq bag": (mgqe.DPQEmbeddingBag, {"num_centroids": 16}),
+}
+each_layer = pytest.mark.parametrize(("make", "arguments"), LAYERS.values(), ids=LAYERS)
+both = pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+
+
+@pytest.fixture(autouse=True)
+def without_triton(monkeypatch):
+    """Whose interpreter is slow, and reads what it computes with."""
+    monkeypatch.setenv("MGQE_TRITON", "0")
+
+
+def make_layer(make, arguments, warm_up=0, **more):
+    torch.manual_seed(0)
+    return make(N, DIM, **{"warmup_steps": warm_up, **arguments, **more})
+
+
+def batches():
+    made = torch.Generator().manual_seed(1)
+    return [torch.randint(N, (8, 6), generator=made) for _ in range(5)]
+
+
+def step(layer, optimizer, ids):
+    optimizer.zero_grad()
+    loss = layer(ids).square().mean() + mgqe.quantization_loss(layer)
+    loss.backward()
+    optimizer.step()
+
+
+def host_state(layer):
+    return [buffer for name, buffer in layer.named_buffers() if name == "store.state"]
+
+
+def test_the_state_of_a_store_stays_on_the_cpu():
+    for rows in ("sketch", "cached"):
+        layer = make_layer(mgqe.DPQEmbedding, {"rows": rows, "num_centroids": 16})
+        (state,) = host_state(layer)
+        assert host_state(layer.to("meta")) == [state]
+
+
+@both
+@each_layer
+def test_a_step_waits_for_nothing(make, arguments, sparse):
+    layer = make_layer(make, arguments, sparse=sparse)
+    optimizer = mgqe.RowwiseAdagrad(layer.parameters(), lr=0.01)
+    first, second, *rest = batches()
+    with as_on_gpu():
+        step(layer, optimizer, first)  # starts the codebooks, and keeps what later steps need
+        step(layer, optimizer, second)
+        with Waits(*host_state(layer)) as waits:
+            for ids in rest:
+                step(layer, optimizer, ids)
+    assert layer.quantizing
+    assert waits.counts == {}
+
+
+@each_layer
+def test_a_step_of_the_warm_up_waits_for_nothing(make, arguments):
+    layer = make_layer(make, arguments, warm_up=100)
+    optimizer = mgqe.RowwiseAdagrad(layer.parameters(), lr=0.01)
+    first, second, *rest = batches()
+    with as_on_gpu():
+        step(layer, optimizer, first)
+        step(layer, optimizer, second)
+        with Waits(*host_state(layer)) as waits:
+            for ids in rest:
+                step(layer, optimizer, ids)
+    assert not layer.quantizing
+    assert waits.counts == {}
+
+
+def test_what_does_wait_is_what_the_page_says():
+    """docs/gpu.md: rows="cached" and max_norm."""
+    first, second, third, *_ = batches()
+    for arguments, expected in (({"rows": CachedRows(cache_rows=256)}, True), ({"max_norm": 1.0}, True), ({}, False)):
+        layer = make_layer(mgqe.DPQEmbedding, {"num_centroids": 16, **arguments})
+        optimizer = mgqe.RowwiseAdagrad(layer.parameters(), lr=0.01)
+        with as_on_gpu():
+            step(layer, optimizer, first)
+            step(layer, optimizer, second)
+            with Waits() as waits:
+                step(layer, optimizer, third)
+        assert bool(waits.counts) == expected, arguments
+
+
+@both
+@each_layer
+def test_a_step_is_that_of_the_cpu(make, arguments, sparse):
+    """But for codes that sums in another order decide: SX chooses by float32 scores, of which narrow rows have ties."""
+    if arguments.get("rows") == "narrow":
+        return
+    ids = batches()[0]
+    mine = make_layer(make, arguments, sparse=sparse)
+    mine.start_quantizing()
+    theirs = copy.deepcopy(mine)
+    results = []
+    for layer, context in ((mine, torch.enable_grad()), (theirs, as_on_gpu())):
+        with context:
+            out = layer(ids)
+            loss = mgqe.quantization_loss(layer)
+            (out.square().sum() + loss).backward()
+        gradients = [p.grad.to_dense() for p in layer.parameters() if p.grad is not None]
+        results.append([out.detach(), loss.detach(), *gradients])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(b, a, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_an_optimizers_step_is_that_of_the_cpu(sparse):
+    results = []
+    for context in (torch.enable_grad(), as_on_gpu()):
+        layer = make_layer(mgqe.DPQEmbedding, {"num_centroids": 16, "sparse": sparse})
+        layer.start_quantizing()
+        optimizer = mgqe.RowwiseAdagrad(layer.parameters(), lr=0.1, weight_decay=0.01)
+        with context:
+            for ids in batches():
+                step(layer, optimizer, ids)
+        results.append(layer.raw_weight.detach())
+    torch.testing.assert_close(results[1], results[0], atol=1e-4, rtol=1e-3)
+
+
+# ---- ids out of range ----------------------------------------------------------------------------------------
+
+
+def waiting_points(layer):
+    return {
+        "check_ids": lambda: mgqe.check_ids(torch.nn.Sequential(layer)),
+        "eval": layer.eval,
+        "state_dict": layer.state_dict,
+        "freeze": layer.freeze,
+        "start": layer.start_quantizing,
+        "to": layer.double,
+    }
+
+
+@pytest.mark.parametrize("point", ["check_ids", "eval", "state_dict", "freeze", "start", "to"])
+@pytest.mark.parametrize(("wrong", "named"), [(N, N), (-1, -1), (N + 5, N + 5)])
+def test_ids_out_of_range_are_an_error_at_the_next_wait(point, wrong, named):
+    layer = make_layer(mgqe.DPQEmbedding, {"num_centroids": 16}, warm_up=100)
+    with as_on_gpu():
+        vectors = layer(torch.tensor([2, wrong, 5]))
+        assert torch.equal(vectors[1], layer.raw_weight[min(max(wrong, 0), N - 1)])
+        layer(torch.tensor([1]))
+    with pytest.raises(IndexError, match=rf"id {named} is out of range.*DPQEmbedding of 300 x 16 are 0 to 299"):
+        waiting_points(layer)[point]()
+    waiting_points(layer)[point]()  # it is raised once
+
+
+def test_the_error_names_the_layers_path():
+    model = torch.nn.ModuleDict({"item": make_layer(mgqe.DPQEmbedding, {"num_centroids": 16})})
+    with as_on_gpu():
+        model["item"](torch.tensor([N]))
+    with pytest.raises(IndexError, match=r"^item: id 300 "):
+        mgqe.check_ids(model)
+    mgqe.check_ids(model)
+
+
+def test_on_the_cpu_the_pass_itself_raises():
+    layer = make_layer(mgqe.DPQEmbedding, {"num_centroids": 16})
+    with pytest.raises(IndexError, match="300"):
+        layer(torch.tensor([N]))
+    mgqe.check_ids(layer)
+
+
+def test_ids_of_inference_mode_are_noted():
+    layer = make_layer(mgqe.DPQEmbedding, {"num_centroids": 16}).eval()
+    with as_on_gpu(), torch.inference_mode():
+        layer(torch.tensor([N]))
+        layer(torch.tensor([0]))
+    with pytest.raises(IndexError, match="id 300"):
+        layer.check_ids()
