@@ -1,8 +1,8 @@
 """The operations that training and look-up spend their time in.
 
-Each is a Python function here, a native kernel (CPU, float32), a pure-torch twin for every other case
-(:mod:`mgqe.ops.reference`), and, where its shapes allow it, a ``torch.ops.mgqe`` operator with a fake kernel, so that
-``torch.compile(fullgraph=True)`` works.
+Each is a Python function here, a native kernel (CPU, float32), for some a kernel for GPUs
+(:mod:`mgqe.ops.triton_kernels`), a pure-torch twin for every other case (:mod:`mgqe.ops.reference`), and, where its
+shapes allow it, a ``torch.ops.mgqe`` operator with a fake kernel, so that ``torch.compile(fullgraph=True)`` works.
 """
 
 from mgqe.ops._assign import assign

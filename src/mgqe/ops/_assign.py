@@ -9,6 +9,7 @@ from mgqe.ops import reference
 from mgqe.ops._checks import float_matrix, same_device
 from mgqe.ops._eager import runs_now
 from mgqe.ops._library import check, library_on
+from mgqe.ops._triton import triton_on
 from mgqe.ops.packed_format import MAX_CENTROIDS
 
 
@@ -67,6 +68,11 @@ def _assign(rows: Tensor, centroids: Tensor, bias: Tensor | None) -> Tensor:
     bias = None if bias is None else float_matrix("bias", bias, 2)
     lib = library_on(rows.device)
     if lib is None:
+        if (kernels := triton_on(rows.device)) is not None:
+            subspaces, number, width = centroids.shape
+            each = [number] * subspaces
+            found: Tensor = kernels.assign(rows, centroids, [width] * subspaces, each, each, bias)
+            return found
         return reference.assign(rows, centroids, bias)
     codes = torch.empty(n, num_subspaces, dtype=torch.int32, device=rows.device)
     check(

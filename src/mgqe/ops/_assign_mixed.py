@@ -12,6 +12,7 @@ from mgqe.ops._checks import float_matrix, same_device
 from mgqe.ops._descriptor import c_pieces
 from mgqe.ops._eager import runs_now
 from mgqe.ops._library import check, library_on
+from mgqe.ops._triton import triton_on
 from mgqe.ops.pieces import Piece, pieces
 
 
@@ -51,6 +52,10 @@ def _assign(coordinates: Tensor, codebook: Tensor, layout: tuple[Piece, ...]) ->
         )
     lib = library_on(coordinates.device)
     if lib is None:
+        if (kernels := triton_on(coordinates.device)) is not None:
+            widths, room = [piece.width for piece in layout], [piece.num_centroids for piece in layout]
+            found: Tensor = kernels.assign(coordinates, codebook, widths, room, [1 << piece.bits for piece in layout])
+            return found
         return reference.assign_mixed(coordinates, codebook, layout)
     codes = torch.empty((coordinates.shape[0], len(layout)), dtype=torch.int32, device="cpu")
     check(

@@ -17,6 +17,7 @@ from mgqe.ops._descriptor import EVEN_SCHEMA, MIXED_SCHEMA, TableBuffers
 from mgqe.ops._eager import runs_now
 from mgqe.ops._library import BAD_OFFSETS, OUT_OF_RANGE, check, library
 from mgqe.ops._lookup import PreparedLookup
+from mgqe.ops._triton import triton_on
 
 MODES = {"sum": 0, "mean": 1, "max": 2}
 _EXPECTED = "ids of shape (B, L), or ids (n,) with offsets (B,), or (B + 1,) with include_last_offset=True"
@@ -195,6 +196,10 @@ def _reference(
         offsets = torch.arange(bags.num_bags, device=bags.ids.device) * (n // max(1, bags.num_bags))
     elif not _in_order(offsets, n):
         raise _offsets_error(offsets, n)
+    if (kernels := triton_on(bags.ids.device)) is not None:
+        rows = rows_of(bags.ids)
+        pooled: Tensor = kernels.bag_of_rows(rows, bags.ids, offsets, mode, bags.weights, padding_idx)
+        return pooled
     return reference_bag.bag(rows_of, bags.ids, offsets, embedding_dim, mode, bags.weights, padding_idx)
 
 
@@ -260,24 +265,26 @@ def _run_reference(prepared: PreparedLookup, bags: _Bags, mode: str) -> Tensor:
     rows_of: Callable[[Tensor], Tensor] = prepared
     if all_below(bags.ids, table.num_embeddings):
         if table.matrix is not None and mode != "max":
-            return _sums_of_coordinates(table, bags, mode)
-        rows_of = functools.partial(reference.lookup, table=table)
+            return _sums_of_coordinates(prepared, bags, mode)
+        rows_of = prepared.gpu_table or functools.partial(reference.lookup, table=table)
     elif prepared.fallback is None:
         raise id_error(bags.ids, table.num_embeddings, FALLBACK)
     return _reference(rows_of, table.embedding_dim, table.padding_idx, bags, mode)
 
 
-def _sums_of_coordinates(table: TableBuffers, bags: _Bags, mode: str) -> Tensor:
+def _sums_of_coordinates(prepared: PreparedLookup, bags: _Bags, mode: str) -> Tensor:
     """Bags of rows that are mean + coordinates @ matrix: coordinates are pooled, and multiplied once per bag.
 
     So is a 1, whose sum says how often the mean is in the bag.
     """
+    table, gpu_table = prepared.table, prepared.gpu_table
     matrix, mean = table.matrix_values(), table.mean
     assert matrix is not None  # mypy: the caller has looked
     assert mean is not None
 
     def coordinates_and_one(ids: Tensor) -> Tensor:
-        return torch.nn.functional.pad(reference.coordinates(ids, table), (0, 1), value=1.0)
+        numbers = reference.coordinates(ids, table) if gpu_table is None else gpu_table.numbers(ids)
+        return torch.nn.functional.pad(numbers, (0, 1), value=1.0)
 
     pooled = _reference(coordinates_and_one, table.num_coordinates + 1, table.padding_idx, bags, mode)
     return reference.transform(pooled[:, :-1], pooled[:, -1:] * mean, matrix, table.column_scales)

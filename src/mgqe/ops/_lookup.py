@@ -14,6 +14,7 @@ from mgqe.ops._checks import FALLBACK, all_below, id_error, id_tensor
 from mgqe.ops._descriptor import EVEN_SCHEMA, MIXED_SCHEMA, Descriptor, TableBuffers
 from mgqe.ops._eager import runs_now
 from mgqe.ops._library import LONG_ROWS, OUT_OF_RANGE, check, library, library_on
+from mgqe.ops._triton import gpu_table
 from mgqe.ops.packed_format import MAX_BITS
 
 
@@ -26,6 +27,7 @@ class PreparedLookup:
         table: the table.
         fallback: float32 ``(d,)``, the row of every id outside the table; None to refuse such ids.
         descriptor: the table as the kernels read it; None where the torch twin does the work.
+        gpu_table: the table as the kernels for GPUs read it; None where it is not on one, or Triton is missing.
     """
 
     def __init__(self, table: TableBuffers, fallback: Tensor | None = None) -> None:
@@ -34,6 +36,7 @@ class PreparedLookup:
         self.table = table
         self.fallback = fallback
         self.descriptor = Descriptor(table) if library_on(table.device) is not None else None
+        self.gpu_table = gpu_table(table)
         self._num_embeddings = table.num_embeddings
         self._row_squares: Tensor | None = None
 
@@ -85,6 +88,9 @@ class PreparedLookup:
         if descriptor is None or lib is None:
             if not all_below(ids, self._num_embeddings):
                 return self._run_unknown(ids)
+            if self.gpu_table is not None:
+                found: Tensor = self.gpu_table(ids.reshape(-1))
+                return found.view(*ids.shape, self.table.embedding_dim)
             return reference.lookup(ids, self.table)
         rows = torch.empty((*ids.shape, self.table.embedding_dim), dtype=torch.float32, device=ids.device)
         status = lib.mgqe_lookup(

@@ -8,6 +8,7 @@ from torch import Tensor
 from mgqe.ops import reference
 from mgqe.ops._eager import runs_now
 from mgqe.ops._library import check, library_on
+from mgqe.ops._triton import triton_on
 
 
 def transform(rows: Tensor, mean: Tensor, matrix: Tensor) -> Tensor:
@@ -32,6 +33,10 @@ def transform(rows: Tensor, mean: Tensor, matrix: Tensor) -> Tensor:
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     lib = library_on(rows.device) if runs_now(*tensors) and not differentiable else None
     if lib is None:
+        kernels = triton_on(rows.device) if runs_now(*tensors) and not differentiable else None
+        if kernels is not None:
+            made: Tensor = kernels.transform(rows.contiguous(), mean.contiguous(), matrix.contiguous())
+            return made
         return reference.transform(rows, mean, matrix)
     rows, mean, matrix = (t.detach().contiguous() for t in tensors)
     out = torch.empty(rows.shape[0], matrix.shape[1], dtype=torch.float32, device="cpu")

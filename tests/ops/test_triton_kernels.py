@@ -1,0 +1,226 @@
+"""The kernels for GPUs against their twins in torch: on a GPU where there is one, else in Triton's interpreter."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="needs Triton, which runs on CPUs by its interpreter: pip install triton")
+
+from ops_tables import MIXED, mixed_table, table
+from whole_tables import whole_table
+
+import mgqe
+from mgqe import ops
+from mgqe.checks.waiting import as_on_gpu
+from mgqe.ops import reference, triton_kernels
+from mgqe.ops.pieces import pieces
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+EXACT = DEVICE == "cuda"  # the interpreter rounds the product and the sum of an fma, which a GPU and the twin do once
+
+
+def numbers(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- codes ---------------------------------------------------------------------------------------------------
+
+
+def even(rows, centroids, bias=None):
+    subspaces, count, width = centroids.shape
+    on = [None if t is None else t.to(DEVICE) for t in (rows, centroids, bias)]
+    return triton_kernels.assign(*on[:2], [width] * subspaces, [count] * subspaces, [count] * subspaces, on[2]).cpu()
+
+
+@pytest.mark.parametrize(
+    ("n", "subspaces", "count", "width"), [(3, 1, 2, 1), (70, 3, 5, 4), (65, 2, 64, 3), (5, 1, 130, 2), (0, 2, 4, 2)]
+)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_codes_are_those_of_the_twin(n, subspaces, count, width, with_bias):
+    rows, centroids = numbers(n, subspaces * width), numbers(subspaces, count, width, seed=1)
+    bias = numbers(subspaces, count, seed=2) if with_bias else None
+    assert torch.equal(even(rows, centroids, bias), reference.assign(rows, centroids, bias))
+
+
+def test_the_most_centroids(monkeypatch):
+    module = importlib.import_module("mgqe.ops.triton_kernels.assign")
+    monkeypatch.setattr(module, "CENTROIDS", 8192)  # at a time, for the interpreter's sake
+    rows, centroids = numbers(2, 1), numbers(1, 65_536, 1, seed=1)
+    assert torch.equal(even(rows, centroids), reference.assign(rows, centroids, None))
+
+
+def test_ties_go_to_the_lowest_index_also_across_blocks():
+    centroids = torch.tensor([1.0, 3.0, 1.0, 3.0] * 40).reshape(1, 160, 1)
+    assert even(torch.tensor([[1.2], [2.0], [3.5]]), centroids).flatten().tolist() == [0, 0, 1]
+    assert even(torch.tensor([[2.0]]), centroids.flip(1)).item() == 0
+
+
+def test_numbers_that_are_no_numbers():
+    inf, nan = float("inf"), float("nan")
+    centroids = torch.tensor([nan, inf, 2.0, -inf, 1.0]).reshape(1, 5, 1)
+    rows = torch.tensor([[1.4], [nan], [inf], [-inf], [3e38]])
+    assert torch.equal(even(rows, centroids), reference.assign(rows, centroids, None))
+    assert even(rows, torch.full((1, 3, 1), nan)).flatten().tolist() == [0] * 5
+    assert even(torch.tensor([[0.0]]), torch.tensor([nan, inf]).reshape(1, 2, 1)).item() == 1
+
+
+def test_rows_far_from_all_centroids():
+    rows, centroids = numbers(40, 3) * 1e9, numbers(1, 20, 3, seed=1)
+    assert torch.equal(even(rows, centroids), reference.assign(rows, centroids, None))
+
+
+@pytest.mark.parametrize("bits", [(3, 0, 5, 1), (7, 2, 1, 4)])
+def test_codes_of_unequal_subspaces(bits):
+    layout = pieces((1, 4, 2, 6), bits, (128, 8, 32, 16))
+    z = numbers(37, 13)
+    book = numbers(sum(p.width * p.num_centroids for p in layout), seed=3)
+    z[5, :3] = float("nan")
+    with as_on_gpu():
+        codes = ops.assign_mixed(z.to(DEVICE), book.to(DEVICE), layout).cpu()
+    assert torch.equal(codes, reference.assign_mixed(z, book, layout))
+
+
+# ---- rows times a matrix -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "length", "dim"), [(1, 1, 1), (33, 5, 70), (3, 40, 7)])
+def test_rows_times_a_matrix(n, length, dim):
+    rows, mean, matrix = numbers(n, length), numbers(dim, seed=1), numbers(length, dim, seed=2)
+    with as_on_gpu():
+        made = ops.transform(rows.to(DEVICE), mean.to(DEVICE), matrix.to(DEVICE)).cpu()
+    expected = reference.transform(rows, mean, matrix)
+    assert torch.equal(made, expected) if EXACT else torch.allclose(made, expected, atol=1e-5)
+
+
+# ---- look-ups ------------------------------------------------------------------------------------------------
+
+EVEN = {
+    "float32": {},
+    "float16": {"dtype": torch.float16},
+    "int8": {"dtype": torch.int8},
+    "shuffled": {"shuffled": True},
+    "several words of the map": {
+        "shuffled": True,
+        "sizes": (30, 300, 100),
+        "counts": (256, 64, 2),
+        "subspaces": (4,) * 3,
+    },
+    "an empty tier": {"shuffled": True, "sizes": (30, 0, 90), "counts": (256, 64, 8), "subspaces": (4,) * 3},
+    "padding": {"padding_idx": 7},
+    "one codebook for all subspaces": {"pieces": 1},
+    "tiers of other subspaces": {"subspaces": (8, 4), "pieces": 8, "width": 3},
+    "codebooks of their own": {"own_books": True},
+    "many centroids": {"sizes": (9, 20), "counts": (3000, 5)},
+}
+
+
+def on_device(parts):
+    moved = {
+        name: [t.to(DEVICE) for t in getattr(parts, name)]
+        for name in ("codes", "centroids", "scales", "map_bits", "map_ranks")
+    }
+    singles = {
+        name: None if (t := getattr(parts, name)) is None else t.to(DEVICE)
+        for name in ("mean", "matrix", "matrix_scales", "column_scales")
+    }
+    return ops.TableBuffers(**{**vars(parts), **moved, **singles})
+
+
+def check_lookup(parts, exact=True):
+    ids = torch.arange(2 * parts.num_embeddings) * 7 % parts.num_embeddings
+    with as_on_gpu():
+        prepared = ops.PreparedLookup(on_device(parts))
+        assert prepared.gpu_table is not None
+        rows = prepared(ids.to(DEVICE).view(2, -1)).cpu().flatten(0, 1)
+    expected = reference.lookup(ids, parts)
+    assert torch.equal(rows, expected) if exact or EXACT else torch.allclose(rows, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("arguments", EVEN.values(), ids=EVEN)
+def test_lookups_of_even_tables(arguments):
+    check_lookup(table(**arguments)[0])
+
+
+@pytest.mark.parametrize("arguments", MIXED.values(), ids=MIXED)
+def test_lookups_of_mixed_tables(arguments):
+    check_lookup(mixed_table(**arguments)[0])
+
+
+@pytest.mark.parametrize(
+    "more", [{"matrix": torch.float32, "dim": 40}, {"matrix": torch.int8, "dim": 9, "padding_idx": 3}]
+)
+def test_lookups_through_a_matrix(more):
+    check_lookup(mixed_table(**{"sizes": (9, 40), **more})[0], exact=False)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_lookups_of_whole_numbers(shuffled):
+    tiers = torch.arange(98) * 5 % 3 if shuffled else [5, 90, 3]
+    bits = [(3, 8, 0, 5), (2, 6, 1, 8), (0, 4, 4, 4)]
+    check_lookup(whole_table([2, 1, 4, 30], bits, tiers, 41, padding_idx=2).snapshot.lookup.table)
+
+
+def test_ids_outside_the_table():
+    parts, *_ = table(sizes=(5, 9))
+    with as_on_gpu():
+        prepared = ops.PreparedLookup(on_device(parts), torch.zeros(parts.embedding_dim, device=DEVICE))
+        assert prepared(torch.tensor([99], device=DEVICE)).abs().sum() == 0
+        with pytest.raises(IndexError, match="id 14"):
+            ops.PreparedLookup(on_device(parts))(torch.tensor([14], device=DEVICE))
+
+
+# ---- bags ----------------------------------------------------------------------------------------------------
+
+BAGS = {
+    "even": table(padding_idx=7, sizes=(9, 40))[0],
+    "through a matrix": mixed_table(matrix=torch.float32, dim=9, sizes=(9, 40))[0],
+    "whole numbers": whole_table([2, 1, 4], [(3, 8, 0), (2, 6, 1)], [9, 40], 7, padding_idx=2).snapshot.lookup.table,
+}
+
+
+@pytest.mark.parametrize("parts", BAGS.values(), ids=BAGS)
+@pytest.mark.parametrize(("mode", "weighted"), [("sum", False), ("sum", True), ("mean", False), ("max", False)])
+def test_bags(parts, mode, weighted):
+    ids = torch.arange(23) * 7 % parts.num_embeddings
+    offsets = torch.tensor([0, 0, 7, 8])
+    weights = torch.linspace(-1, 1, 23) if weighted else None
+    expected = ops.bag(ops.PreparedLookup(parts), ids, offsets, mode, weights)
+    with as_on_gpu():
+        prepared = ops.PreparedLookup(on_device(parts))
+        on = [None if t is None else t.to(DEVICE) for t in (ids, offsets, weights)]
+        made = ops.bag(prepared, on[0], on[1], mode, on[2]).cpu()
+    assert torch.equal(made, expected) if parts.mean is None or EXACT else torch.allclose(made, expected, atol=1e-5)
+    assert not made[0].any()
+
+
+# ---- layers --------------------------------------------------------------------------------------------------
+
+LAYERS = {
+    "default": {"counts": torch.arange(60, 0, -1)},
+    "even": {"counts": torch.arange(60) * 7 % 31, "num_centroids": (6, 4), "padding_idx": 3},
+    "sx": {"counts": torch.arange(60, 0, -1), "num_centroids": 4, "quantizer": "sx"},
+}
+
+
+@pytest.mark.parametrize("arguments", LAYERS.values(), ids=LAYERS)
+def test_layers_are_those_of_the_cpu(arguments):
+    torch.manual_seed(0)
+    layer = mgqe.MGQEmbedding(60, 8, warmup_steps=0, **arguments)
+    layer.start_quantizing()
+    ids = torch.arange(60)
+    twin = copy.deepcopy(layer).to(DEVICE)
+    with as_on_gpu():
+        vectors = twin(ids.to(DEVICE))
+        (vectors.square().sum() + mgqe.quantization_loss(twin)).backward()
+        frozen = twin.eval().freeze()
+        seen = twin(ids.to(DEVICE)).cpu()
+    (layer(ids).square().sum() + mgqe.quantization_loss(layer)).backward()
+    assert torch.allclose(twin.raw_weight.grad.cpu(), layer.raw_weight.grad, atol=1e-4)
+    table = layer.eval().freeze()
+    same = (table.lookup(ids) - frozen.lookup(ids)).abs().amax(1) < 1e-5
+    assert same.float().mean() > 0.95  # but for codes that rounding decides, where statistics are folded into keys
+    assert torch.allclose(seen, frozen.lookup(ids), atol=1e-5)

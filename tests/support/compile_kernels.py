@@ -1,0 +1,70 @@
+"""Compiles every kernel for a GPU that need not be there, and prints which instructions each has, as JSON.
+
+``python compile_kernels.py 90`` is for compute capability 9.0. TRITON_INTERPRET must not be set.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+assign, bag, lookup, transform = (
+    importlib.import_module(f"mgqe.ops.triton_kernels.{name}") for name in ("assign", "bag", "lookup", "transform")
+)
+FLOATS, LONGS, INTS, BYTES = "*fp32", "*i64", "*i32", "*i8"
+POINTERS = {
+    "assign": {"book": FLOATS, "coordinates": LONGS, "subspaces": LONGS, "middle": FLOATS, "longest": "*fp64"}
+    | {"rows": FLOATS, "bias": FLOATS, "codes": INTS},
+    "rows": {"rows": FLOATS, "mean": FLOATS, "matrix": FLOATS, "out": FLOATS, "weights": FLOATS}
+    | {"ids": LONGS, "offsets": LONGS},
+    "lookup": {"ids": LONGS, "starts": LONGS, "levels": LONGS, "first_entry": LONGS, "tiers": INTS, "places": LONGS}
+    | {"addresses": LONGS, "row_bytes": LONGS, "fields": LONGS, "out": FLOATS, "scales": FLOATS, "mean": FLOATS},
+}
+WHOLE = {"book": BYTES, "matrix": BYTES}
+TILE = {"IDS": lookup.IDS, "COORDINATES": lookup.COORDINATES}
+NEAREST = {"ROWS": assign.ROWS, "CENTROIDS": assign.CENTROIDS}
+COLUMNS = {"ROWS": transform.ROWS, "COLUMNS": transform.COLUMNS}
+KERNELS = {
+    "middle": (assign._middle, POINTERS["assign"], {"BLOCK": 256}),
+    "longest": (assign._longest, POINTERS["assign"], {"BLOCK": 256}),
+    "nearest": (assign._nearest, POINTERS["assign"], {"HAS_BIAS": False, **NEAREST}),
+    "nearest with bias": (assign._nearest, POINTERS["assign"], {"HAS_BIAS": True, **NEAREST}),
+    "transform": (transform._transform, POINTERS["rows"], COLUMNS),
+    "sum": (bag._bag, POINTERS["rows"], {"MODE": 0, "HAS_WEIGHTS": True, "COLUMNS": 64}),
+    "mean": (bag._bag, POINTERS["rows"], {"MODE": 1, "HAS_WEIGHTS": False, "COLUMNS": 64}),
+    "max": (bag._bag, POINTERS["rows"], {"MODE": 2, "HAS_WEIGHTS": False, "COLUMNS": 64}),
+    "locate": (lookup._locate, POINTERS["lookup"], {"HAS_MAP": True, "IDS": lookup.IDS}),
+    "decode": (lookup._decode, POINTERS["lookup"] | {"book": FLOATS}, TILE),
+    "decode whole": (
+        lookup._decode_whole,
+        POINTERS["lookup"] | {"book": BYTES, "matrix": BYTES},
+        {**TILE, "COLUMNS": 64},
+    ),
+}
+INSTRUCTIONS = {"fma.f64": r"fma\.rn\.f64", "fma.f32": r"fma\.rn\.f32", "tensor cores": r"mma\S*s8|imma"}
+
+
+def compiled(kernel, types, constants, capability):
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
+    places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=places)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False})
+
+
+def main() -> None:
+    found = {}
+    for name, (kernel, types, constants) in KERNELS.items():
+        made = compiled(kernel, types, constants, int(sys.argv[1]))
+        counts = {what: len(re.findall(pattern, made.asm["ptx"])) for what, pattern in INSTRUCTIONS.items()}
+        found[name] = {"cubin bytes": len(made.asm["cubin"]), **counts}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
