@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mgqe.checks.devices import usable_device
 from mgqe.checks.ids import check_sizes
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_float, optional_float
@@ -91,6 +92,7 @@ class QuantizedEmbedding(RowLayer):
         **options: Unpack[QuantizationOptions],
     ) -> None:
         sizes = check_sizes(num_embeddings, embedding_dim, padding_idx)
+        device = None if device is None else usable_device(device)
         config = merge_options(type(self), self.one_tier, config, options)
         source = tiers_or_counts(type(self), self.one_tier, config, counts, tiers)
         planner = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mgqe.checks.devices import memory_for_rows
 from mgqe.checks.inference import as_normal
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.tiers import Tiers
@@ -79,8 +80,10 @@ def make_weight(
     if weight is not None:
         if tuple(weight.shape) != (num_embeddings, embedding_dim):
             raise ValueError(f"_weight must have shape {(num_embeddings, embedding_dim)}, got {tuple(weight.shape)}")
-        return as_normal(weight.detach()).to(device=device, dtype=dtype)
-    rows = torch.empty(num_embeddings, embedding_dim, device=device, dtype=dtype).normal_()
+        with memory_for_rows(num_embeddings, embedding_dim):
+            return as_normal(weight.detach()).to(device=device, dtype=dtype)
+    with memory_for_rows(num_embeddings, embedding_dim):
+        rows = torch.empty(num_embeddings, embedding_dim, device=device, dtype=dtype).normal_()
     if padding_idx is not None:
         rows[padding_idx] = 0
     return rows

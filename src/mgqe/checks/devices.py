@@ -1,0 +1,53 @@
+"""Devices that users name: whether they are there, and what to do where they are not or have too little memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def usable_device(device: torch.device | str | int) -> torch.device:
+    """A device that tensors can be made on. "auto" is the GPU that torch uses by default, or the CPU without one.
+
+    Raises:
+        ValueError: no device has this name, or it is a GPU and torch sees none, or fewer of them.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be cpu, cuda, cuda:1 and so on, or auto, got {device!r}") from error
+    if found.type != "cuda":
+        return found
+    if torch.version.cuda is None and torch.version.hip is None:
+        raise ValueError(
+            f"device={str(device)!r} needs a build of torch with CUDA, and this one, {torch.__version__}, has none: "
+            "install torch as https://pytorch.org/get-started says for your CUDA version, or use device='cpu'"
+        )
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"device={str(device)!r} needs a GPU, and torch sees none: check that nvidia-smi lists one and that "
+            "CUDA_VISIBLE_DEVICES does not hide it, or use device='cpu'"
+        )
+    if found.index is not None and found.index >= torch.cuda.device_count():
+        number = torch.cuda.device_count()
+        raise ValueError(
+            f"device={str(device)!r} is not there: torch sees {number} GPU(s), the first of which is cuda:0"
+        )
+    return found
+
+
+@contextmanager
+def memory_for_rows(num_embeddings: int, embedding_dim: int) -> Iterator[None]:
+    """Say what to do where rows do not fit into a GPU's memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            f"a table of {num_embeddings:,} x {embedding_dim} numbers does not fit into the GPU's memory ({error}). "
+            'rows="bfloat16" takes half of it, rows="cached" full rows for the ids that train now alone '
+            "(docs/large_tables.md); a frozen table is 5 to 50 times smaller"
+        ) from error
