@@ -1,60 +1,44 @@
 // Tables of whole numbers with AVX2: codes and levels by shuffles of 16 bytes, products of 16-bit numbers.
 #include <immintrin.h>
 
+#include "whole_eights.h"
 #include "whole_kernel.h"
 
 namespace {
 
-constexpr int kAtOnce = 8;      // codes in 16 bytes of a row
 constexpr int kSegment = 16;   // levels in a register
 constexpr int kSegments = 8;   // of codes of 7 bits, and of all others
 constexpr uint8_t kNone = 128;  // the place of a code in the other's levels: found as 0
 
-// The code at each 16-bit number: its first two bytes, lifted until its highest bit is the highest, and shifted down.
-struct EightCodes {
-    alignas(16) uint8_t from[2 * kAtOnce];
-    alignas(16) uint16_t lift[kAtOnce];
-    Halves halves;
-
-    void lay_out(const mgqe_tier& tier, const Copy* copies, int count) {
-        halves.lay_out(tier, copies, count, 16);
-        for (int at = 0; at < count; ++at) {
-            const mgqe_piece& piece = *copies[at].piece;
-            if (piece.bits == 0) continue;
-            from[2 * at] = halves.place(piece.bit / 8);
-            from[2 * at + 1] = halves.place(piece.bit / 8 + 1);
-            lift[at] = static_cast<uint16_t>(256 >> piece.bit % 8);
-        }
-    }
-};
-
-template <int kHalf>
-inline __m128i load_codes(const uint8_t* row, const Halves& halves) {
-    if constexpr (kHalf >= 16) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + halves.low));
-    if constexpr (kHalf == 8) {
-        const uint64_t low = window(row + halves.low), high = window(row + halves.high);
-        return _mm_set_epi64x(static_cast<long long>(high), static_cast<long long>(low));
-    }
-    const uint64_t word = kHalf == 4 ? halves.four_and_four(row) : halves.short_row(row);
-    return _mm_cvtsi64_si128(static_cast<long long>(word));
-}
-
 inline __m256i load(const void* from) { return _mm256_load_si256(static_cast<const __m256i*>(from)); }
 inline __m128i load_half(const void* from) { return _mm_load_si128(static_cast<const __m128i*>(from)); }
-
-// Eight numbers from `at` on of a row of dim.
-inline void write(float* out, int64_t at, int64_t dim, __m256 numbers, bool stream) {
-    float* const to = out + at;
-    if (at + 8 > dim) {
-        alignas(32) float all[8];
-        _mm256_store_ps(all, numbers);
-        for (int64_t t = at; t < dim; ++t) out[t] = all[t - at];
-    } else if (stream && reinterpret_cast<uintptr_t>(to) % 32 == 0) {
-        _mm256_stream_ps(to, numbers);
-    } else {
-        _mm256_storeu_ps(to, numbers);
-    }
+template <int kHalf>
+inline __m128i load_row(const uint8_t* row, const Halves& halves) {
+    return reinterpret_cast<__m128i>(load_codes<kHalf>(row, halves));
 }
+
+// Of rows, what whole_kernel.h wants and the matrix, too.
+struct Lanes {
+    static constexpr int kLanes = 8;
+    typedef int32_t Ints __attribute__((vector_size(32)));
+    typedef float Floats __attribute__((vector_size(32)));
+    typedef uint16_t Words __attribute__((vector_size(32)));
+
+    static Ints widen(const uint8_t* from) {
+        return reinterpret_cast<Ints>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+    }
+    static Ints widen(const uint16_t* from) {
+        return reinterpret_cast<Ints>(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+    }
+    static void write(float* to, Floats row, int64_t left, bool around) {
+        if (left < kLanes)
+            for (int64_t t = 0; t < left; ++t) to[t] = row[t];
+        else if (around)
+            _mm256_stream_ps(to, row);
+        else
+            _mm256_storeu_ps(to, row);
+    }
+};
 
 // The matrix as the table has it: columns of four coordinates, a byte each, which are widened on the way.
 class Matrix {
@@ -105,12 +89,14 @@ private:
             }
         }
         const __m256i start = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table.byte_sums + first));
-        const __m256 mean = _mm256_loadu_ps(table.mean + first), scale = _mm256_loadu_ps(table.column_scales + first);
+        const auto mean = load_vector<Lanes::Floats>(table.mean + first);
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
             const __m256i pairs = _mm256_permute4x64_epi64(_mm256_hadd_epi32(sums[r][0], sums[r][1]), 0xd8);
-            const __m256 numbers = _mm256_cvtepi32_ps(_mm256_add_epi32(start, pairs));
-            write(rows[r].out, first, dim, _mm256_add_ps(mean, _mm256_mul_ps(numbers, scale)), stream);
+            const auto total = reinterpret_cast<Lanes::Ints>(_mm256_add_epi32(start, pairs));
+            float* const to = rows[r].out + first;
+            const auto row = add_scaled<Lanes>(mean, table, first, total);
+            Lanes::write(to, row, dim - first, goes_around<Lanes>(to, stream));
         }
     }
 
@@ -126,45 +112,8 @@ private:
     }
 };
 
-struct Avx2 {
+struct Avx2 : Lanes, EightPlaces {
     using Matrix = ::Matrix;
-    static constexpr int kLanes = 8;
-    typedef uint8_t Bytes __attribute__((vector_size(8)));
-    typedef uint16_t ShortWords __attribute__((vector_size(16)));
-    typedef int32_t Ints __attribute__((vector_size(32)));
-    typedef float Floats __attribute__((vector_size(32)));
-    typedef uint16_t Words __attribute__((vector_size(32)));
-
-    static constexpr int kPlaces = kAtOnce;
-    struct PlaceCodes {
-        EightCodes eight;
-        alignas(16) uint16_t mask[kAtOnce], width[kAtOnce], entry[kAtOnce];
-    };
-    static void lay_out_places(const mgqe_tier& tier, const Copy* copies, int count, PlaceCodes& codes) {
-        codes.eight.lay_out(tier, copies, count);
-        for (int at = 0; at < count; ++at) {
-            const mgqe_piece& piece = *copies[at].piece;
-            codes.mask[at] = static_cast<uint16_t>((1 << piece.bits) - 1);
-            codes.width[at] = static_cast<uint16_t>(piece.width);
-            codes.entry[at] = static_cast<uint16_t>(piece.entry + copies[at].ahead);
-        }
-    }
-    // Those of row i go to out + i * stride.
-    static void places(const PlaceCodes& codes, const RowsOfTier& mine, uint16_t* out, int64_t stride) {
-        const EightCodes& eight = codes.eight;
-        with_half(eight.halves.half, [&](auto half) {
-            for (int64_t i = 0; i < mine.count; ++i) {
-                const int64_t at = mine.at[i];
-                const __m128i row = load_codes<half.kHalf>(mine.rows[at].codes, eight.halves);
-                const __m128i pairs = _mm_shuffle_epi8(row, load_half(eight.from));
-                const __m128i lifted = _mm_mullo_epi16(pairs, load_half(eight.lift));
-                const __m128i code = _mm_and_si128(_mm_srli_epi16(lifted, 8), load_half(codes.mask));
-                const __m128i distance = _mm_mullo_epi16(code, load_half(codes.width));
-                const __m128i place = _mm_add_epi16(distance, load_half(codes.entry));
-                _mm_store_si128(reinterpret_cast<__m128i*>(out + at * stride), place);
-            }
-        });
-    }
 
     // Levels are in segments of 16. A code's place less 16, less 32, ... finds in one segment after another how its
     // level differs from the one 16 before, until the place is negative, which finds zero. Codes of 7 bits are apart.
@@ -190,14 +139,8 @@ struct Avx2 {
     // Of the codes of some numbers of bits.
     static void lay_out_segments(const mgqe_tier& tier, const Copy* copies, int count, int least, int most,
                                  Segments& to) {
-        int first = 2 * kSegments, last = 0;
-        for (int at = 0; at < count; ++at) {
-            const int bits = copies[at].piece->bits, begin = (1 << bits) / kSegment;
-            if (bits < least || bits > most) continue;
-            first = begin < first ? begin : first;
-            const int end = begin ? 2 * begin : 1;
-            last = end > last ? end : last;
-        }
+        const SegmentRange range(copies, count, least, most, kSegment);
+        const int first = range.first, last = range.last;
         memset(to.start, kNone, kLevels);
         for (int at = 0; at < count; ++at) {
             const int bits = copies[at].piece->bits;
@@ -245,8 +188,8 @@ struct Avx2 {
             __m256i code[2];
 #pragma GCC unroll 2
             for (int odd = 0; odd < 2; ++odd) {
-                const __m256i bytes = _mm256_set_m128i(load_codes<kHalf>(row, eights[odd + 2].halves),
-                                                       load_codes<kHalf>(row, eights[odd].halves));
+                const __m256i bytes = _mm256_set_m128i(load_row<kHalf>(row, eights[odd + 2].halves),
+                                                       load_row<kHalf>(row, eights[odd].halves));
                 const __m256i pairs = _mm256_shuffle_epi8(bytes, from[odd]);
                 code[odd] = _mm256_srli_epi16(_mm256_mullo_epi16(pairs, lift[odd]), 8);
             }
@@ -270,21 +213,7 @@ struct Avx2 {
         return found;
     }
 
-    static void scale(const mgqe_table& table, const uint8_t* bytes, float* out, bool stream) {
-        const __m256i middle = _mm256_set1_epi32(kMiddle);
-        for (int64_t t = 0; t < table.embedding_dim; t += 8) {
-            const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + t));
-            const __m256 numbers = _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_cvtepu8_epi32(eight), middle));
-            const __m256 scaled = _mm256_mul_ps(numbers, _mm256_loadu_ps(table.column_scales + t));
-            write(out, t, table.embedding_dim, _mm256_add_ps(_mm256_loadu_ps(table.mean + t), scaled), stream);
-        }
-    }
-
     static constexpr bool kMultipliesWords = false;  // no faster than float32
-
-    static void copy(const float* from, float* to, int64_t dim, bool stream) {
-        for (int64_t t = 0; t < dim; t += 8) write(to, t, dim, _mm256_load_ps(from + t), stream);
-    }
 
     static void fence() { _mm_sfence(); }
 };

@@ -6,7 +6,9 @@
 // What an instruction set `W` offers is listed where it is used:
 //   PlaceCodes, kPlaces, lay_out_places(), places();
 //   LevelCodes, kLevels, lay_out_levels(), decode_levels();
-//   Matrix, multiply(), scale(), copy(), fence(); Words, a vector of 16-bit numbers;
+//   Matrix, which multiplies (whole_matrix.h has one for sets that add four products of bytes at once);
+//   Ints and Floats, vectors of kLanes numbers; widen(), as many bytes or 16-bit numbers as Ints;
+//   Words, a vector of 16-bit numbers; write(), Floats to a row, of which `left` numbers are missing; fence();
 //   kMultipliesWords, and then multiply_words(): sums of bags with the matrix.
 #ifndef MGQE_WHOLE_KERNEL_H
 #define MGQE_WHOLE_KERNEL_H
@@ -29,6 +31,27 @@ namespace {
 constexpr int kMiddle = 128;  // a byte less its coordinate
 
 inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+template <typename Vector, typename T>
+inline Vector load_vector(const T* from) {
+    Vector loaded;
+    __builtin_memcpy(&loaded, from, sizeof loaded);
+    return loaded;
+}
+
+// Numbers [at, at + kLanes) of a row: start + column scale * sum, each rounded.
+template <typename W>
+inline typename W::Floats add_scaled(typename W::Floats start, const mgqe_table& table, int64_t at,
+                                     typename W::Ints sums) {
+    typedef typename W::Floats Floats;
+    return start + __builtin_convertvector(sums, Floats) * load_vector<Floats>(table.column_scales + at);
+}
+
+// Whether a row is written around the caches, for which it must be aligned.
+template <typename W>
+inline bool goes_around(const float* row, bool stream) {
+    return stream && reinterpret_cast<uintptr_t>(row) % sizeof(typename W::Floats) == 0;
+}
 
 template <typename W>
 struct WholeTier {
@@ -116,9 +139,7 @@ public:
 
     void row(const uint8_t* from, float* out) const {
         for (int64_t k = 0; k < table.num_coordinates; k += W::kLanes) {
-            typename W::Bytes some;
-            __builtin_memcpy(&some, from + k, sizeof some);
-            const Floats numbers = __builtin_convertvector(__builtin_convertvector(some, Ints) - kMiddle, Floats);
+            const Floats numbers = __builtin_convertvector(W::widen(from + k) - kMiddle, Floats);
             __builtin_memcpy(out + k, &numbers, sizeof numbers);
         }
     }
@@ -136,14 +157,8 @@ public:
                 sums[2 * pair + 1] = odd[pair];
             }
             for (int64_t k = at; k < table.num_coordinates && k < at + 64; k += W::kLanes) {
-                typename W::ShortWords some;
-                __builtin_memcpy(&some, sums + (k - at), sizeof some);
-                Floats numbers = __builtin_convertvector(__builtin_convertvector(some, Ints) - middles, Floats);
-                if (!fresh) {
-                    Floats before;
-                    __builtin_memcpy(&before, out + k, sizeof before);
-                    numbers += before;
-                }
+                Floats numbers = __builtin_convertvector(W::widen(sums + (k - at)) - middles, Floats);
+                if (!fresh) numbers += load_vector<Floats>(out + k);
                 __builtin_memcpy(out + k, &numbers, sizeof numbers);
             }
         }
@@ -255,8 +270,7 @@ private:
             const uint8_t* const row = bytes[i] + at;
 #pragma GCC unroll 4
             for (int v = 0; v < kVectors; ++v) {
-                Words words;
-                __builtin_memcpy(&words, row + v * sizeof(Words), sizeof(Words));
+                const Words words = load_vector<Words>(row + v * sizeof(Words));
                 both[v] += words;
                 odd[v] += words >> 8;
             }
@@ -343,6 +357,25 @@ bool locate_new(const Locator& locator, RowCache& cache, int64_t padding_idx, in
     return true;
 }
 
+// A row of a table whose coordinates are only scaled.
+template <typename W>
+inline void scale(const mgqe_table& table, const uint8_t* bytes, float* out, bool stream) {
+    typedef typename W::Floats Floats;
+    const bool around = goes_around<W>(out, stream);
+    for (int64_t t = 0; t < table.embedding_dim; t += W::kLanes) {
+        const Floats mean = load_vector<Floats>(table.mean + t);
+        const Floats row = add_scaled<W>(mean, table, t, W::widen(bytes + t) - kMiddle);
+        W::write(out + t, row, table.embedding_dim - t, around);
+    }
+}
+
+template <typename W>
+inline void copy(const float* from, float* to, int64_t dim, bool stream) {
+    const bool around = goes_around<W>(to, stream);
+    for (int64_t t = 0; t < dim; t += W::kLanes)
+        W::write(to + t, load_vector<typename W::Floats>(from + t), dim - t, around);
+}
+
 template <typename W, typename Locator>
 int32_t lookup_whole_located(const mgqe_table& table, const int64_t* ids, int64_t begin, int64_t end, float* out,
                              bool stream) {
@@ -356,7 +389,7 @@ int32_t lookup_whole_located(const mgqe_table& table, const int64_t* ids, int64_
     if (!whole.reserve() || !matrix.reserve() || !cache.reserve()) return MGQE_NO_MEMORY;
     const auto write = [&](const uint8_t* const* bytes, const mgqe_row* rows, int64_t n, bool around) {
         if (!table.diagonal) return matrix.multiply(bytes, rows, n, around);
-        for (int64_t i = 0; i < n; ++i) W::scale(table, bytes[i], rows[i].out, around);
+        for (int64_t i = 0; i < n; ++i) scale<W>(table, bytes[i], rows[i].out, around);
     };
     CachedBlock blocks[2];
     int now = 0;
@@ -371,7 +404,7 @@ int32_t lookup_whole_located(const mgqe_table& table, const int64_t* ids, int64_
         whole.read(block.rows, block.tiers, block.count, bytes);
         write(bytes, block.rows, block.kept, stream);
         write(bytes + block.kept, block.rows + block.kept, block.count - block.kept, false);
-        for (int64_t i = 0; i < block.num_copies; ++i) W::copy(block.copies[i].from, block.copies[i].to, dim, stream);
+        for (int64_t i = 0; i < block.num_copies; ++i) copy<W>(block.copies[i].from, block.copies[i].to, dim, stream);
         if (!more) break;
         now ^= 1;
         next = after;

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "whole_kernel.h"
+#include "whole_matrix.h"
 
 namespace {
 
@@ -26,81 +27,34 @@ inline __m512i load_codes(const uint8_t* row, const Halves& halves) {
     return _mm512_castsi128_si512(_mm_cvtsi64_si128(static_cast<long long>(word)));
 }
 
-// The matrix as the table has it: columns of four coordinates, a byte each.
-class Matrix {
-public:
-    explicit Matrix(const mgqe_table& of) : table(of) {}
-    bool reserve() { return true; }
-    void multiply(const uint8_t* const* bytes, const mgqe_row* rows, int64_t n, bool stream) const {
-        int64_t i = 0;
-        for (; i + kTogether <= n; i += kTogether) multiply_rows<kTogether>(bytes + i, rows + i, stream);
-        for (; i < n; ++i) multiply_rows<1>(bytes + i, rows + i, stream);
-    }
-
-private:
-    static constexpr int kTogether = 4;
-    const mgqe_table& table;
-
-    // Columns [first, first + 16 * kVectors) of kRows rows: mean + scale * (coordinates @ matrix).
-    template <int kRows, int kVectors>
-    void multiply_columns(const uint8_t* const* bytes, const mgqe_row* rows, int64_t first, bool stream) const {
-        const int64_t dim = table.embedding_dim, quads = (table.num_coordinates + 3) / 4;
-        const int64_t step = round_up(dim, MGQE_MATRIX_STEP);
-        __m512i sums[kRows][kVectors];
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v)
-#pragma GCC unroll 4
-            for (int r = 0; r < kRows; ++r) sums[r][v] = _mm512_loadu_si512(table.byte_sums + first + 16 * v);
-        const int8_t* from = table.byte_matrix + 4 * first;
-        for (int64_t quad = 0; quad < quads; ++quad, from += 4 * step) {
-            __m512i values[kVectors];
-#pragma GCC unroll 4
-            for (int v = 0; v < kVectors; ++v) values[v] = _mm512_loadu_si512(from + 64 * v);
-#pragma GCC unroll 4
-            for (int r = 0; r < kRows; ++r) {
-                int32_t four;
-                __builtin_memcpy(&four, bytes[r] + 4 * quad, 4);
-                const __m512i z = _mm512_set1_epi32(four);
-#pragma GCC unroll 4
-                for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_dpbusd_epi32(sums[r][v], z, values[v]);
-            }
-        }
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) {
-            const int64_t at = first + 16 * v;
-            const __m512 mean = _mm512_loadu_ps(table.mean + at), scale = _mm512_loadu_ps(table.column_scales + at);
-#pragma GCC unroll 4
-            for (int r = 0; r < kRows; ++r) {
-                const __m512 row = _mm512_add_ps(mean, _mm512_mul_ps(_mm512_cvtepi32_ps(sums[r][v]), scale));
-                float* const to = rows[r].out + at;
-                if (at + 16 > dim) {
-                    if (at < dim) _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << (dim - at)) - 1), row);
-                } else if (stream && reinterpret_cast<uintptr_t>(to) % 64 == 0) {
-                    _mm512_stream_ps(to, row);
-                } else {
-                    _mm512_storeu_ps(to, row);
-                }
-            }
-        }
-    }
-
-    template <int kRows>
-    void multiply_rows(const uint8_t* const* bytes, const mgqe_row* rows, bool stream) const {
-        const int64_t dim = table.embedding_dim;
-        int64_t first = 0;
-        for (; first + 48 < dim; first += 64) multiply_columns<kRows, 4>(bytes, rows, first, stream);
-        for (; first < dim; first += 16) multiply_columns<kRows, 1>(bytes, rows, first, stream);
-    }
-};
-
 struct Vbmi {
-    using Matrix = ::Matrix;
     static constexpr int kLanes = 16;
-    typedef uint8_t Bytes __attribute__((vector_size(16)));
-    typedef uint16_t ShortWords __attribute__((vector_size(32)));
     typedef int32_t Ints __attribute__((vector_size(64)));
     typedef float Floats __attribute__((vector_size(64)));
     typedef uint16_t Words __attribute__((vector_size(64)));
+
+    static Ints widen(const uint8_t* from) {
+        return reinterpret_cast<Ints>(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+    }
+    static Ints widen(const uint16_t* from) {
+        const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+        return reinterpret_cast<Ints>(_mm512_cvtepu16_epi32(words));
+    }
+    static void write(float* to, __m512 row, int64_t left, bool around) {
+        if (left < kLanes) _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << left) - 1), row);
+        else if (around) _mm512_stream_ps(to, row);
+        else _mm512_storeu_ps(to, row);
+    }
+
+    // Bytes are not signed: what that adds to the sums is taken off at their start.
+    using Matrix = ByteMatrix<Vbmi>;
+    using Products = __m512i;
+    static Ints start(const int32_t* byte_sums) { return load_vector<Ints>(byte_sums); }
+    static Products load_products(const int8_t* from) { return _mm512_loadu_si512(from); }
+    static Products spread(int32_t four) { return _mm512_set1_epi32(four); }
+    static Ints add_products(Ints sums, Products bytes, Products values) {
+        return reinterpret_cast<Ints>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums), bytes, values));
+    }
 
     // Each code from the two bytes that it begins in.
     static constexpr int kPlaces = 32;
@@ -188,21 +142,6 @@ struct Vbmi {
         }
     }
 
-    static void scale(const mgqe_table& table, const uint8_t* bytes, float* out, bool stream) {
-        const int64_t dim = table.embedding_dim;
-        const __m512i middle = _mm512_set1_epi32(kMiddle);
-        stream = stream && reinterpret_cast<uintptr_t>(out) % 64 == 0;
-        for (int64_t t = 0; t < dim; t += 16) {
-            const __m128i sixteen = _mm_load_si128(reinterpret_cast<const __m128i*>(bytes + t));
-            const __m512 numbers = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepu8_epi32(sixteen), middle));
-            const __m512 scaled = _mm512_mul_ps(numbers, _mm512_loadu_ps(table.column_scales + t));
-            const __m512 row = _mm512_add_ps(_mm512_loadu_ps(table.mean + t), scaled);
-            if (t + 16 > dim) _mm512_mask_storeu_ps(out + t, static_cast<__mmask16>((1u << (dim - t)) - 1), row);
-            else if (stream) _mm512_stream_ps(out + t, row);
-            else _mm512_storeu_ps(out + t, row);
-        }
-    }
-
     // out[b] = shares[b] * mean + scale * (sums of bag b @ matrix). Two products at once: the matrix has four coordinates
     // together, and the first and third of them are as 16-bit numbers what the even sums are.
     static constexpr bool kMultipliesWords = true;
@@ -253,28 +192,14 @@ struct Vbmi {
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) {
             const int64_t at = first + 16 * v;
-            const __m512 mean = _mm512_loadu_ps(table.mean + at), scale = _mm512_loadu_ps(table.column_scales + at);
+            const Floats mean = load_vector<Floats>(table.mean + at);
 #pragma GCC unroll 4
             for (int b = 0; b < kBags; ++b) {
-                const __m512 start = _mm512_mul_ps(mean, _mm512_set1_ps(shares[b]));
-                const __m512 row = _mm512_add_ps(start, _mm512_mul_ps(_mm512_cvtepi32_ps(sums[b][v]), scale));
-                if (at >= dim) continue;
-                const uint32_t left = dim - at < 16 ? (1u << (dim - at)) - 1 : 0xffff;
-                _mm512_mask_storeu_ps(out[b] + at, static_cast<__mmask16>(left), row);
+                const Floats start = mean * shares[b];
+                const Floats row = add_scaled<Vbmi>(start, table, at, reinterpret_cast<Ints>(sums[b][v]));
+                write(out[b] + at, row, dim - at, false);
             }
         }
-    }
-
-    static void copy(const float* from, float* to, int64_t dim, bool stream) {
-        stream = stream && reinterpret_cast<uintptr_t>(to) % 64 == 0;
-        int64_t t = 0;
-        for (; t + 16 <= dim; t += 16) {
-            const __m512 row = _mm512_load_ps(from + t);
-            if (stream) _mm512_stream_ps(to + t, row);
-            else _mm512_storeu_ps(to + t, row);
-        }
-        if (t < dim)
-            _mm512_mask_storeu_ps(to + t, static_cast<__mmask16>((1u << (dim - t)) - 1), _mm512_load_ps(from + t));
     }
 
     static void fence() { _mm_sfence(); }
