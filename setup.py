@@ -41,7 +41,7 @@ FLAGS = [
 ]
 AVX2 = ["-mavx2", "-mf16c", "-mbmi", "-mbmi2", "-mpopcnt"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
-ISA_FLAGS = {
+X86_FLAGS = {
     "isa_avx2.cpp": [*AVX2, "-mfma"],
     "isa_avx512.cpp": [*AVX2, "-mfma", *AVX512],
     "level_products.cpp": [*AVX2, "-mfma", *AVX512, "-mavx512vbmi", "-mavx512vnni"],
@@ -50,9 +50,11 @@ ISA_FLAGS = {
     "whole_avx2.cpp": [*AVX2, "-mfma"],
     "whole_vbmi.cpp": [*AVX2, "-mfma", *AVX512, "-mavx512vbmi", "-mavx512vnni"],
 }
+ARM64_FLAGS = {"whole_neon.cpp": [], "whole_dotprod.cpp": ["-march=armv8.2-a+dotprod"]}
 # The reader refuses files by exceptions, none of which leaves it.
 READER_FLAGS = ["-fexceptions", f"-I{KERNELS}", f"-I{READER / 'include'}"]
-X86 = ("x86_64", "amd64")
+# The translation units of each kind of processor, with their flags.
+ISA_FLAGS = {"x86_64": X86_FLAGS, "amd64": X86_FLAGS, "aarch64": ARM64_FLAGS, "arm64": ARM64_FLAGS}
 
 
 def find_compiler() -> list[str]:
@@ -83,11 +85,11 @@ def openmp_flags(compiler: list[str], scratch: Path) -> list[str]:
     return ["-fopenmp"]
 
 
-def target_is_x86(compiler: list[str]) -> bool:
-    """Whether the compiler makes x86-64 code, which matters when it is a cross compiler."""
+def target_machine(compiler: list[str]) -> str:
+    """The processor that the compiler makes code for, which is another one where it is a cross compiler."""
     done = subprocess.run([*compiler, "-dumpmachine"], capture_output=True, text=True)
     machine = done.stdout.split("-")[0] if done.returncode == 0 and done.stdout else platform.machine()
-    return machine.lower() in X86
+    return machine.lower()
 
 
 def sources_of_library() -> list[Path]:
@@ -95,9 +97,13 @@ def sources_of_library() -> list[Path]:
     return [*sorted(KERNELS.glob("*.cpp")), *sorted((READER / "native").glob("*.cpp"))]
 
 
-def own_flags(source: Path) -> list[str]:
-    """The flags that a translation unit has and others have not."""
-    return READER_FLAGS if source.parent.parent == READER else ISA_FLAGS.get(source.name, [])
+def own_flags(source: Path, machine: str) -> list[str] | None:
+    """The flags that a translation unit has and others have not; None if it is for other processors."""
+    if source.parent.parent == READER:
+        return READER_FLAGS
+    of_machine = ISA_FLAGS.get(machine, {})
+    elsewhere = any(source.name in flags for flags in ISA_FLAGS.values())
+    return of_machine.get(source.name, None if elsewhere else [])
 
 
 def compile_native(output: Path) -> None:
@@ -108,16 +114,17 @@ def compile_native(output: Path) -> None:
     """
     compiler = find_compiler()
     extra = shlex.split(os.environ.get("MGQE_CXXFLAGS", ""))
-    x86 = target_is_x86(compiler)
+    machine = target_machine(compiler)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         openmp = openmp_flags(compiler, scratch)
-        sources = [path for path in sources_of_library() if x86 or path.name not in ISA_FLAGS]
-        objects = [str(scratch / f"{source.stem}-{number}.o") for number, source in enumerate(sources)]
+        flags_of = {source: own_flags(source, machine) for source in sources_of_library()}
+        units = [(source, flags) for source, flags in flags_of.items() if flags is not None]
+        objects = [str(scratch / f"{source.stem}-{number}.o") for number, (source, _) in enumerate(units)]
         commands = [
-            [*compiler, *FLAGS, *openmp, *own_flags(source), *extra, "-c", str(source), "-o", made]
-            for source, made in zip(sources, objects)
+            [*compiler, *FLAGS, *openmp, *flags, *extra, "-c", str(source), "-o", made]
+            for (source, flags), made in zip(units, objects)
         ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(run, commands))

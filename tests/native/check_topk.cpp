@@ -1,5 +1,5 @@
 // Random tables and queries: every instruction set and every method of mgqe_topk must find the very same bits, and so
-// must look-ups and bags.
+// must look-ups and bags. Without an instruction set of its own a table of whole numbers is looked up in float32.
 //
 // A program of its own, so that it can run where Python cannot: on an emulated processor, under a memory checker.
 // Prints what differed and returns 1; returns 0 if nothing did.
@@ -35,19 +35,27 @@ struct Map {
     }
 };
 
-// Subspaces of widths and bits of their own, and perhaps a matrix.
+// Subspaces of widths and bits of their own, and perhaps a matrix. Or coordinates and the matrix are whole numbers, with a
+// scale per column: then the matrix may be the identity, and subspaces of one coordinate may share their centroids.
 struct Mixed {
     std::vector<std::vector<mgqe_piece>> layouts;
-    std::vector<float> matrix, mean, squares;
+    std::vector<float> matrix, mean, scales;
+    std::vector<int8_t> byte_matrix;
+    std::vector<int32_t> byte_sums;
     int64_t coordinates = 0, dim = 0;
+    const bool whole = pick(0, 1), shared = whole && pick(0, 1), diagonal = whole && pick(0, 2) == 0;
 
     Mixed(int32_t D, int64_t m, std::vector<std::vector<int32_t>>& bits) : layouts(m) {
-        const int32_t widest = static_cast<int32_t>(pick(0, 4) ? 8 : 11);
+        const int32_t widest = static_cast<int32_t>(shared ? pick(5, 7) : whole || pick(0, 4) ? 8 : 11);
+        const int32_t usual = widest < 8 ? widest : 8, least = pick(0, 2) ? 0 : usual - 1;
+        int64_t left = (1 << 16) - MGQE_BOOK_ROOM - 1;  // numbers that a book of whole numbers may still have
         std::vector<int32_t> most(D), widths(D);
         for (int32_t j = 0; j < D; ++j) {
-            widths[j] = static_cast<int32_t>(pick(1, pick(0, 9) ? 4 : 20));
+            widths[j] = static_cast<int32_t>(shared ? 1 : pick(1, pick(0, 9) ? 4 : 20));
+            if (whole && left < 256 * (widths[j] + 4 * (D - j - 1))) widths[j] = 1;
+            left -= 256 * widths[j];
             for (int64_t g = 0; g < m; ++g) {
-                bits[g].push_back(pick(0, 3) ? static_cast<int32_t>(pick(0, widest)) : 8);
+                bits[g].push_back(pick(0, 3) ? static_cast<int32_t>(pick(least, widest)) : usual);
                 most[j] = std::max(most[j], bits[g][j]);
             }
         }
@@ -66,17 +74,45 @@ struct Mixed {
             book_floats = at.entry + MGQE_BOOK_ROOM;
         }
         dim = coordinates;
-        if (pick(0, 1)) return;
-        dim = pick(1, 70);
+        if (!whole && pick(0, 1)) return;
+        if (!diagonal) dim = pick(1, 70);
         const int64_t step = (dim + MGQE_MATRIX_STEP - 1) / MGQE_MATRIX_STEP * MGQE_MATRIX_STEP;
         matrix.resize(coordinates * step);
         mean.resize(step);
         for (int64_t k = 0; k < coordinates; ++k)
-            for (int64_t t = 0; t < dim; ++t) matrix[k * step + t] = normal();
+            for (int64_t t = 0; t < dim; ++t)
+                matrix[k * step + t] = diagonal ? k == t : whole ? static_cast<float>(pick(-127, 127)) : normal();
         for (int64_t t = 0; t < dim; ++t) mean[t] = normal();
+        if (!whole) return;
+        scales.resize(step);
+        byte_matrix.resize((coordinates + 3) / 4 * 4 * step);
+        byte_sums.resize(step);
+        for (int64_t t = 0; t < dim; ++t) scales[t] = normal();
+        for (int64_t k = 0; k < coordinates; ++k)
+            for (int64_t t = 0; t < dim; ++t) {
+                const int8_t number = static_cast<int8_t>(matrix[k * step + t]);
+                byte_matrix[(k / 4 * step + t) * 4 + k % 4] = number;
+                byte_sums[t] -= 128 * number;
+            }
+    }
+
+    // Centroids of whole numbers, as bytes, and the levels that they share.
+    void make_book(std::vector<float>& book) {
+        std::vector<float> common(128);
+        for (float& x : common) x = static_cast<float>(pick(-127, 127));
+        for (float& x : book) x = static_cast<float>(pick(-127, 127));
+        if (shared)
+            for (const mgqe_piece& piece : layouts[0])
+                std::copy_n(common.begin(), piece.num_centroids, book.begin() + piece.entry);
+        for (const float x : book) bytes.push_back(static_cast<uint8_t>(x + 128));
+        levels.resize(256);
+        for (int b = 0; b < 8; ++b)
+            for (int i = 0; i < 1 << b; ++i)
+                levels[(b < 7 ? (1 << b) - 1 : 128) + i] = static_cast<uint8_t>(common[i] + 128);
     }
 
     int64_t book_floats = 0;
+    std::vector<uint8_t> bytes, levels;
 };
 
 struct Made {
@@ -108,6 +144,7 @@ struct Made {
         book.resize(mixed.empty() ? (shared ? 1 : D) * static_cast<size_t>(most) * width : mixed[0].book_floats);
         const bool whole = pick(0, 3) == 0;  // whole numbers tie
         for (float& x : book) x = whole ? static_cast<float>(pick(-1, 1)) : normal();
+        if (!mixed.empty() && mixed[0].whole) mixed[0].make_book(book);
         for (int64_t g = 0; g < m; ++g) {
             int64_t row_bits = 0;
             for (int32_t b : code_bits[g]) row_bits += b;
@@ -131,6 +168,8 @@ struct Made {
                 tier.layout = mixed[0].layouts[g].data();
                 tier.book_floats = mixed[0].book_floats;
                 tier.bits = std::max(1, *std::max_element(code_bits[g].begin(), code_bits[g].end()));
+                tier.bytes = mixed[0].whole ? mixed[0].bytes.data() : nullptr;
+                tier.levels = mixed[0].shared ? mixed[0].levels.data() : nullptr;
             }
             tiers.push_back(tier);
             starts.push_back(starts.back() + rows);
@@ -147,6 +186,12 @@ struct Made {
         if (!mixed.empty() && !mixed[0].matrix.empty()) {
             table.matrix = mixed[0].matrix.data();
             table.mean = mixed[0].mean.data();
+        }
+        if (!mixed.empty() && mixed[0].whole) {
+            table.column_scales = mixed[0].scales.data();
+            table.byte_matrix = mixed[0].byte_matrix.data();
+            table.byte_sums = mixed[0].byte_sums.data();
+            table.diagonal = mixed[0].diagonal;
         }
         table.padding_idx = pick(0, 2) ? -1 : pick(0, starts.back() - 1);
         table.num_tiers = static_cast<int32_t>(m);
@@ -204,15 +249,22 @@ int main(int argc, char** argv) {
         }
         Found expected;
         std::vector<int64_t> ids(n / 5 * 5 + 5);
-        for (int64_t& id : ids) id = pick(0, n - 1);
-        std::vector<float> looked_up, sums;
+        const int64_t often = pick(0, 1) ? n : pick(1, n);  // ids below it, which may come again and again
+        for (int64_t& id : ids) id = pick(0, often - 1);
+        std::vector<float> looked_up, sums, weights(ids.size());
+        for (float& x : weights) x = normal();
         for (int32_t isa = MGQE_SCALAR; isa <= MGQE_NEON; ++isa) {
             if (mgqe_set_isa(isa) != MGQE_OK) continue;
             const int64_t asked = static_cast<int64_t>(ids.size());
-            std::vector<float> rows(asked * d), bags(asked / 5 * d);
+            std::vector<float> rows(asked * d), bags((asked / 5 + 3) * d);
             if (mgqe_lookup(&made.table, ids.data(), asked, rows.data(), 1 + round % 2) != MGQE_OK) return 1;
-            if (mgqe_bag(&made.table, ids.data(), asked, nullptr, asked / 5, round % 3, nullptr, bags.data(), 1) != MGQE_OK)
-                return 1;
+            const auto pool = [&](int64_t number, int32_t mode, const float* by, int64_t to) {
+                float* const out = bags.data() + to * d;
+                return mgqe_bag(&made.table, ids.data(), asked, nullptr, number, mode, by, out, 1) == MGQE_OK;
+            };
+            bool pooled = pool(asked / 5, round % 3, nullptr, 0) && pool(1, MGQE_SUM, weights.data(), asked / 5);
+            pooled = pooled && pool(1, MGQE_SUM, nullptr, asked / 5 + 1) && pool(1, MGQE_MAX, nullptr, asked / 5 + 2);
+            if (!pooled) return printf("round %d: isa %d, no bags\n", round, isa), 1;
             if (looked_up.empty()) looked_up = rows, sums = bags;
             if (memcmp(rows.data(), looked_up.data(), rows.size() * sizeof(float)) ||
                 memcmp(bags.data(), sums.data(), bags.size() * sizeof(float)))

@@ -4,6 +4,7 @@
 #if defined(__aarch64__)
 #include <arm_neon.h>
 
+#include "byte_table.h"
 #include "columns.h"
 #endif
 
@@ -20,25 +21,7 @@ struct Vectors {
     };
 
     template <int kEntries>
-    struct Table {
-        static constexpr int kQuarters = kEntries < 64 ? 1 : kEntries / 64;
-        uint8x16x4_t quarters[kQuarters];
-        explicit Table(const uint8_t* from) {
-            if (kEntries == 16) {
-                quarters[0].val[0] = vld1q_u8(from);
-                return;
-            }
-            for (int q = 0; q < kQuarters; ++q) quarters[q] = vld1q_u8_x4(from + 64 * q);
-        }
-        Bytes look_up(Bytes codes) const {
-            if (kEntries == 16) return vqtbl1q_u8(quarters[0].val[0], codes);
-            // A code beyond a table leaves what is there; one below wraps around to beyond.
-            Bytes found = vqtbl4q_u8(quarters[0], codes);
-            for (int q = 1; q < kQuarters; ++q)
-                found = vqtbx4q_u8(found, quarters[q], vsubq_u8(codes, vdupq_n_u8(static_cast<uint8_t>(64 * q))));
-            return found;
-        }
-    };
+    using Table = ByteTable<kEntries>;
 
     static Bytes zero() { return vdupq_n_u8(0); }
     static Bytes load(const uint8_t* p) { return vld1q_u8(p); }

@@ -37,6 +37,9 @@ constexpr int64_t kWholeBags = 4;
 #if defined(__x86_64__)
 extern const mgqe_whole_kernels mgqe_whole_avx2;
 extern const mgqe_whole_kernels mgqe_whole_vbmi;  // AVX-512 VBMI and VNNI
+#elif defined(__aarch64__)
+extern const mgqe_whole_kernels mgqe_whole_neon;
+extern const mgqe_whole_kernels mgqe_whole_dotprod;  // with products of bytes, of Armv8.2
 #endif
 
 // Those of the instruction set in use, or null where it has none.
