@@ -271,7 +271,7 @@ def split(interactions: Interactions, rule: str | SplitRule = LEAVE_ONE_OUT) -> 
     at_random = rule.kind == RANDOM or (rule.kind == "ratio" and not interactions.ordered)
     generator = torch.Generator().manual_seed(SEED) if at_random else None
     parts = _label_sessions(rule, interactions) or label(rule, interactions.users, interactions.times, generator)
-    summary = {"rule": rule.text, "order": order_of(interactions, at_random)}
+    summary: dict[str, object] = {"rule": rule.text, "order": order_of(interactions, at_random)}
     summary |= starts_summary(interactions.times, parts.starts)
     return _build_split(interactions, parts.labels, summary, rule.kind not in ONE_EACH)
 

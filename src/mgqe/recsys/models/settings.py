@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mgqe.checks.scalars import as_int
-from mgqe.recsys.models.embeddings import METHODS, Spec
+from mgqe.recsys.models.embeddings import Spec
+from mgqe.recsys.models.methods import METHODS
 
 LOSSES = {  # of each task; the first is the default
     "ranking": ("bce", "bpr", "softmax", "ce"),
