@@ -24,7 +24,7 @@ def head_and_tail(plan: MixedPlan, rows: Tensor, counts: Tensor, padding_idx: in
     """
     tiers = plan.tiers
     tier_of = np.repeat(np.arange(tiers.num_tiers), tiers.sizes) if tiers.tier_of is None else tiers.tier_of.numpy()
-    chunks = rows.detach().split(CHUNK)
+    chunks = torch.split(rows.detach(), CHUNK)
     squares = np.concatenate([(plan.axes.coordinates(each.cpu().double().numpy()) ** 2).sum(1) for each in chunks])
     weights = (counts.cpu().double().numpy() + 1.0) ** plan.choice.counts_power
     if padding_idx is not None:
