@@ -22,6 +22,7 @@ from mgqe.recsys.train.artifacts import load_run
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.loop import EpochReport
 from mgqe.recsys.train.run import full_model, train_run
+from mgqe.recsys.train.tuned import tuned_settings
 
 # User 0 has items 0 and 1, user 1 has item 1: degrees 2, 1 and 1, 2, 0.
 USERS, ITEMS = torch.tensor([0, 1, 0]), torch.tensor([1, 1, 0])
@@ -165,6 +166,12 @@ def test_tables_that_hold_no_rows_are_refused(embedding: str) -> None:
     message = rf"{name} has no rows .*: give one of full, mgqe, dpq, pq, scalar, or --model mf for {name}"
     with pytest.raises(ValueError, match=message):
         TrainConfig(model="lightgcn", embedding=embedding)
+
+
+@pytest.mark.parametrize("data", ["beauty-split", "ml-1m-split", "clicks.csv"])
+def test_tuned_settings(data: str) -> None:
+    config = TrainConfig(data=data, model="lightgcn").with_settings(tuned_settings("lightgcn", data))
+    assert (config.loss, config.weight_decay) == ("softmax", 0)
 
 
 def test_fewer_layers_than_none_are_refused() -> None:

@@ -16,8 +16,13 @@ _CLICKS = (
 )  # fmt: skip
 _CRITEO_LIKE = ("dim=16", "learning_rate=1e-3", "batch_size=1024", "max_epochs=10", "patience=1", "anneal_epochs=1")
 
+# Every step propagates all rows, whatever its batch: few epochs, of large steps.
+_LIGHTGCN = ("loss=softmax", "negatives=512", "learning_rate=1e-2", "weight_decay=0", "max_epochs=30",
+             "anneal_epochs=5", "anneal_learning_rate=5e-3")  # fmt: skip
+
 # (model, data set) -> NAME=VALUE of TrainConfig; (model, None): for all data that have no entry of their own.
 TUNED: dict[tuple[str, str | None], tuple[str, ...]] = {
+    ("lightgcn", None): _LIGHTGCN,
     ("gmf", "amazon-apps"): ("weight_decay=2e-6",),
     ("wide_deep", None): (*_CTR, "weight_decay=1e-5", "batch_size=4096", "max_epochs=20"),
     ("wide_deep", "frappe"): (*_CTR_FRAPPE, "batch_size=512"),
