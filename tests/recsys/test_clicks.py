@@ -76,7 +76,7 @@ def criteo(path: Path, block: int = 4000) -> TextSource:
 
 
 def frame_of(source: TextSource | ParquetSource) -> pl.DataFrame:
-    return pl.concat([piece.frame() for piece in source.pieces()])
+    return pl.concat([chunk.frame() for chunk in source.chunks()])
 
 
 def test_criteo_by_hand(tmp_path: Path) -> None:
@@ -225,14 +225,14 @@ def test_parts_of_rows() -> None:
 
 
 def all_rows(log: EncodedLog, part: str) -> torch.Tensor:
-    pieces = [log.read(part, piece) for piece in range(len(log.sizes[part]))]
-    return torch.cat([torch.cat([rows, labels[:, None].int()], dim=1) for rows, labels in pieces])
+    chunks = [log.read(part, chunk) for chunk in range(len(log.sizes[part]))]
+    return torch.cat([torch.cat([rows, labels[:, None].int()], dim=1) for rows, labels in chunks])
 
 
 def test_the_encoded_log_is_the_log(tmp_path: Path) -> None:
     source = criteo(write_criteo(tmp_path / "train.txt"))
     log = encode(source, tmp_path, Encoding(2, None, TENTHS))
-    assert len(log.sizes["train"]) > 10  # several pieces
+    assert len(log.sizes["train"]) > 10  # several chunks
     frame, parts = frame_of(source), TENTHS.of_rows(0, 300, 0)
     for part, number in (("train", 0), ("valid", 1), ("test", 2)):
         rows = all_rows(log, part)

@@ -1,6 +1,6 @@
 """Encodes a log of clicks into Parquet in two passes: one counts the values of each field, the other numbers them.
 
-Memory holds one piece of the log and the counts. Interrupted, it goes on with the pieces that are missing.
+Memory holds one chunk of the log and the counts. Interrupted, it goes on with the chunks that are missing.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from xxhash import xxh3_64
 from mgqe.convert.progress import Progress, shown
 from mgqe.files.atomic import fill_file, read_json, write_json
 from mgqe.files.locks import folder_lock
-from mgqe.recsys.data.clicks.encoded import LOG, EncodedLog, digest_of, piece_file, vocabulary_file
+from mgqe.recsys.data.clicks.encoded import LOG, EncodedLog, chunk_file, digest_of, vocabulary_file
 from mgqe.recsys.data.clicks.layouts import LABEL
 from mgqe.recsys.data.clicks.parts import PARTS, RowParts
-from mgqe.recsys.data.clicks.sources import ClickSource, Piece
+from mgqe.recsys.data.clicks.sources import Chunk, ClickSource
 from mgqe.recsys.data.clicks.vocabulary import MISSING, FieldCounter, Vocabulary
 from mgqe.recsys.data.held_out import TRAIN
 
@@ -85,8 +85,8 @@ def _encode(source: ClickSource, folder: Path, encoding: Encoding, progress: Pro
         total = 0
         if encoding.parts.latest is not None:
             with shown(progress, "counting rows") as step:
-                for at, piece in enumerate(source.pieces(), start=1):
-                    total += piece.num_rows
+                for at, chunk in enumerate(source.chunks(), start=1):
+                    total += chunk.num_rows
                     step(at, None)
         with shown(progress, "counting values") as step:
             _count(source, folder, encoding, total, step)
@@ -108,18 +108,18 @@ def _encode(source: ClickSource, folder: Path, encoding: Encoding, progress: Pro
 def _count(source: ClickSource, folder: Path, encoding: Encoding, total: int, step: Progress) -> None:
     """The first pass: vocabularies of the training part, and COUNTED. total: the rows, where the parts depend on it."""
     counters = {field: FieldCounter(encoding.hash_size) for field in source.fields}
-    num_pieces, sizes, clicks = 0, np.zeros(len(PARTS), np.int64), np.zeros(len(PARTS), np.int64)
+    num_chunks, sizes, clicks = 0, np.zeros(len(PARTS), np.int64), np.zeros(len(PARTS), np.int64)
     content = xxh3_64()
-    for first, piece in _numbered(source):
-        content.update(piece.content())
-        frame = piece.frame()
-        parts = encoding.parts.of_rows(first, piece.num_rows, total)
+    for first, chunk in _numbered(source):
+        content.update(chunk.content())
+        frame = chunk.frame()
+        parts = encoding.parts.of_rows(first, chunk.num_rows, total)
         sizes += np.bincount(parts, minlength=len(PARTS))
         clicks += np.bincount(parts, frame[LABEL].to_numpy(), len(PARTS)).astype(np.int64)
         for field, counter in counters.items():
             counter.add(_values(frame, field)[parts == TRAIN])
-        num_pieces += 1
-        step(num_pieces, None)
+        num_chunks += 1
+        step(num_chunks, None)
     for number, name in PARTS.items():
         if not 0 < clicks[number] < sizes[number]:
             raise ValueError(
@@ -131,7 +131,7 @@ def _count(source: ClickSource, folder: Path, encoding: Encoding, total: int, st
     write_json(
         folder / COUNTED,
         {
-            "pieces": num_pieces,
+            "chunks": num_chunks,
             "rows": int(sizes.sum()),
             "clicks": {name: int(clicks[number]) for number, name in PARTS.items()},
             "content": content.hexdigest(),
@@ -142,30 +142,30 @@ def _count(source: ClickSource, folder: Path, encoding: Encoding, total: int, st
 def _write(
     source: ClickSource, folder: Path, encoding: Encoding, about: dict[str, Any], step: Progress
 ) -> dict[str, list[int]]:
-    """The second pass: a file per piece and part, unless it is there; returns the rows of each."""
+    """The second pass: a file per chunk and part, unless it is there; returns the rows of each."""
     vocabularies = {field: Vocabulary.load(vocabulary_file(folder, field)) for field in source.fields}
     sizes: dict[str, list[int]] = {name: [] for name in PARTS.values()}
-    for at, (first, piece) in enumerate(_numbered(source)):
-        parts = encoding.parts.of_rows(first, piece.num_rows, about["rows"])
-        files = {number: piece_file(folder, name, at) for number, name in PARTS.items()}
+    for at, (first, chunk) in enumerate(_numbered(source)):
+        parts = encoding.parts.of_rows(first, chunk.num_rows, about["rows"])
+        files = {number: chunk_file(folder, name, at) for number, name in PARTS.items()}
         if not all(file.is_file() for file in files.values()):
-            frame = piece.frame()
+            frame = chunk.frame()
             rows = {field: vocabularies[field].rows(_values(frame, field)) for field in source.fields}
             encoded = pl.DataFrame({LABEL: frame[LABEL], **rows})
             for number, file in files.items():
                 fill_file(file, encoded.filter(pl.Series(parts == number)).write_parquet)
         for number, name in PARTS.items():
             sizes[name].append(int((parts == number).sum()))
-        step(at + 1, about["pieces"])
+        step(at + 1, about["chunks"])
     return sizes
 
 
-def _numbered(source: ClickSource) -> Iterator[tuple[int, Piece]]:
-    """Each piece with the number of its first row."""
+def _numbered(source: ClickSource) -> Iterator[tuple[int, Chunk]]:
+    """Each chunk with the number of its first row."""
     first = 0
-    for piece in source.pieces():
-        yield first, piece
-        first += piece.num_rows
+    for chunk in source.chunks():
+        yield first, chunk
+        first += chunk.num_rows
 
 
 def _values(frame: pl.DataFrame, field: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A log of clicks in Parquet: a file of rows and labels for each piece and part, which are read in batches."""
+"""A log of clicks in Parquet: a file of rows and labels for each chunk and part, which are read in batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mgqe.recsys.data.clicks.layouts import LABEL
 from mgqe.recsys.data.clicks.vocabulary import Vocabulary
 
 LOG = "log.json"  # is there once everything is
-MIXED = 8  # pieces that are in memory together, in which rows change places
+TOGETHER = 8  # chunks that are in memory together, in which rows change places
 
 Rows = tuple[Tensor, Tensor]  # rows of the fields' tables int32 (n, f), labels float32 (n,)
 
@@ -27,16 +27,16 @@ def vocabulary_file(folder: Path, field: str) -> Path:
     return folder / f"vocabulary-{field}.parquet"
 
 
-def piece_file(folder: Path, part: str, piece: int) -> Path:
-    """The file of a part of a piece: the fields as uint32, the label as uint8."""
-    return folder / f"{part}-{piece:05d}.parquet"
+def chunk_file(folder: Path, part: str, chunk: int) -> Path:
+    """The file of a part of a chunk: the fields as uint32, the label as uint8."""
+    return folder / f"{part}-{chunk:05d}.parquet"
 
 
 @dataclass(frozen=True)
 class EncodedLog:
     """A log that `encode` has written in `folder`.
 
-    fields: in the order of the columns. sizes: part -> rows of each piece. clicks: part -> its rows with label 1.
+    fields: in the order of the columns. sizes: part -> rows of each chunk. clicks: part -> its rows with label 1.
     digest: of the log's content and of the settings that it was encoded with. split: the rule.
     """
 
@@ -63,22 +63,22 @@ class EncodedLog:
         """Field -> its rows."""
         return {field: Vocabulary.load(vocabulary_file(self.folder, field)) for field in self.fields}
 
-    def read(self, part: str, piece: int) -> Rows:
-        """A piece of a part, in the order of the log."""
-        frame = pl.read_parquet(piece_file(self.folder, part, piece))
+    def read(self, part: str, chunk: int) -> Rows:
+        """A chunk of a part, in the order of the log."""
+        frame = pl.read_parquet(chunk_file(self.folder, part, chunk))
         columns = [torch.from_numpy(frame[field].cast(pl.Int32).to_numpy().copy()) for field in self.fields]
         return torch.stack(columns, dim=1), torch.from_numpy(frame[LABEL].cast(pl.Float32).to_numpy().copy())
 
     def shuffled(self, part: str, batch_size: int, generator: torch.Generator) -> Iterator[Rows]:
         """All rows of a part, `batch_size` at a time, in an order that `generator` determines.
 
-        The pieces come in random order, MIXED at a time, and the rows of these in random order.
+        The chunks come in random order, TOGETHER at a time, and the rows of these in random order.
         """
         sizes = self.sizes[part]
-        order = [piece for piece in torch.randperm(len(sizes), generator=generator).tolist() if sizes[piece]]
+        order = [chunk for chunk in torch.randperm(len(sizes), generator=generator).tolist() if sizes[chunk]]
         left: Rows | None = None
-        for start in range(0, len(order), MIXED):
-            read = [self.read(part, piece) for piece in order[start : start + MIXED]]
+        for start in range(0, len(order), TOGETHER):
+            read = [self.read(part, chunk) for chunk in order[start : start + TOGETHER]]
             read = read if left is None else [left, *read]
             rows, labels = (torch.cat(columns) for columns in zip(*read, strict=True))
             places = torch.randperm(len(labels), generator=generator)
@@ -91,12 +91,12 @@ class EncodedLog:
             yield left
 
     def spread(self, part: str, most: int) -> Iterator[Rows]:
-        """At most `most` rows of a part, evenly spread over it, in the order of the log, piece by piece."""
+        """At most `most` rows of a part, evenly spread over it, in the order of the log, chunk by chunk."""
         step, position = -(-self.num_rows(part) // most), 0
-        for piece, size in enumerate(self.sizes[part]):
+        for chunk, size in enumerate(self.sizes[part]):
             first = -position % step
             if first < size:
-                rows, labels = self.read(part, piece)
+                rows, labels = self.read(part, chunk)
                 yield rows[first::step], labels[first::step]
             position += size
 

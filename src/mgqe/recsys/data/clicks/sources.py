@@ -1,4 +1,4 @@
-"""Logs of clicks as they lie on disk: their files, and their rows, one piece after the other."""
+"""Logs of clicks as they lie on disk: their files, and their rows, one chunk after the other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mgqe.recsys.data.datasets import CLICK_LOGS, DATA_DIR_VARIABLE
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """Rows that are read together.
 
     content: what identifies them. frame: reads LABEL (uint8) and the fields (int64, null where one is missing).
@@ -36,8 +36,8 @@ class ClickSource(Protocol):
     def files(self) -> Sequence[Path]: ...
     @property
     def fields(self) -> tuple[str, ...]: ...
-    def pieces(self) -> Iterator[Piece]:
-        """All rows, in order, in the same pieces each time; ValueError names the line that is wrong."""
+    def chunks(self) -> Iterator[Chunk]:
+        """All rows, in order, in the same chunks each time; ValueError names the line that is wrong."""
 
     def texts(self, field: str, values: Sequence[int]) -> list[str]:
         """Values of a field as text."""
@@ -55,11 +55,11 @@ class TextSource:
     def fields(self) -> tuple[str, ...]:
         return tuple(self.layout.fields)
 
-    def pieces(self) -> Iterator[Piece]:
+    def chunks(self) -> Iterator[Chunk]:
         layout = self.layout
         for file in self.files:
             for block in text_blocks(str(file), layout.separator, tuple(layout.kinds), layout.header, self.block):
-                yield Piece(len(block), partial(getattr, block, "content"), partial(layout.parse, block))
+                yield Chunk(len(block), partial(getattr, block, "content"), partial(layout.parse, block))
 
     def texts(self, field: str, values: Sequence[int]) -> list[str]:
         return self.layout.texts(field, values)
@@ -67,15 +67,15 @@ class TextSource:
 
 @dataclass(frozen=True)
 class ParquetSource:
-    """Parquet files with the columns LABEL and `fields`, integers without missing values, one piece each."""
+    """Parquet files with the columns LABEL and `fields`, integers without missing values, one chunk each."""
 
     files: Sequence[Path]
     fields: tuple[str, ...]
 
-    def pieces(self) -> Iterator[Piece]:
+    def chunks(self) -> Iterator[Chunk]:
         for file in self.files:
             frame = pl.read_parquet(file, columns=[LABEL, *self.fields])
-            yield Piece(frame.height, partial(_bytes, frame), partial(_with_int64, frame, self.fields))
+            yield Chunk(frame.height, partial(_bytes, frame), partial(_with_int64, frame, self.fields))
 
     def texts(self, field: str, values: Sequence[int]) -> list[str]:
         return [str(value) for value in values]
