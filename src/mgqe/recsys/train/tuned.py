@@ -14,7 +14,11 @@ _CLICKS = (
     "dim=16", "hidden=1000/1000/1000/1000/1000", "dropout=0.1", "learning_rate=1e-3", "weight_decay=1e-5",
     "batch_size=10000", "max_epochs=10", "patience=1", "anneal_epochs=1", "quantised_epochs=1",
 )  # fmt: skip
-_CRITEO_LIKE = ("dim=16", "learning_rate=1e-3", "batch_size=1024", "max_epochs=10", "patience=1", "anneal_epochs=1")
+# Of three weight decays, the one of the best AUC on validation with DCN-V2; more epochs fit the rows too closely.
+_CRITEO_LIKE = (
+    "dim=16", "learning_rate=1e-3", "weight_decay=2e-4", "init_std=0.02", "batch_size=1024", "max_epochs=6",
+    "patience=1", "anneal_epochs=1", "quantised_epochs=2",
+)  # fmt: skip
 
 # Every step propagates all rows, whatever its batch: few epochs, of large steps.
 _LIGHTGCN = ("loss=softmax", "negatives=512", "learning_rate=1e-2", "weight_decay=0", "max_epochs=30",
