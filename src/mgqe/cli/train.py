@@ -40,6 +40,7 @@ commands = typer.Typer()
     "  mgqe train --data ratings.dat --separator :: --no-header --user-column 1 --item-column 2 --time-column 4 "
     "--out run\n\n"
     "  mgqe train --data clicks.csv --split time:10%/10% --out later\n\n"
+    "  mgqe train --data criteo --data-dir DATA --model dcn_v2 --budget 5% --out criteo\n\n"
     "  mgqe train --train may.csv --valid june.csv --test july.csv --out months\n\n"
     "  mgqe topk run/item --users run/user --query-id u1 -k 10",
 )

@@ -71,7 +71,7 @@ class Layout:
         for name, kind in read.items():
             wrong = numbers[name].is_null() & (kind.required | text[name].is_not_null())
             if wrong.any():
-                at = int(wrong.arg_max() or 0)
+                at = int(wrong.arg_true()[0])
                 raise ValueError(
                     f"{block.where(at)}, column {name!r}: expected {kind.expected}, got "
                     f"{excerpt(text[name][at] or '')}: correct or drop that line"
