@@ -51,6 +51,13 @@ DataDir = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="Where training steps are made, such as cuda; judging, planning and freezing are on the CPU.",
+        rich_help_panel="Training",
+    ),
+]
 PREFER_HELP = (
     "speed or size: of the shapes that lose about as little the one that looks up fastest, or the one that loses least."
 )

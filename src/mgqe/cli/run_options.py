@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mgqe.cli.options import UNUSUAL, DataDir, Format, Header, ItemColumn, NoQuote, Quote, Separator, UserColumn
+from mgqe.cli.options import UNUSUAL, DataDir, Device, Format, Header, ItemColumn, NoQuote, Quote, Separator, UserColumn
 from mgqe.codec.planning.shapes import check_preference
 from mgqe.recsys.models.methods import METHODS
 from mgqe.recsys.models.registry import MODELS, choose_model
@@ -22,8 +22,8 @@ _DATA, _TRAINING = "Data", "Training"
 # Settings that are options of their own, and so not among those of --set.
 _OPTIONS = (
     "data", "data_dir", "format", "user_column", "session_column", "item_column", "repeats", "time_column", "separator",
-    "quote", "header", "split",
-    "valid", "test", "task", "model", "embedding", "seed", "label", "threads", "metrics", "select_by", "k_core",
+    "quote", "header", "split", "valid", "test", "task", "model", "embedding", "seed", "label", "threads", "device",
+    "metrics", "select_by", "k_core",
 )  # fmt: skip
 
 Data = Annotated[
@@ -162,6 +162,7 @@ def config_of(
     task: TaskName = None,
     model: ModelName = None,
     threads: Threads = 1,
+    device: Device = "cpu",
     metrics: Metrics = "",
     select_by: SelectBy = "ndcg@10",
     setting: Set = None,
@@ -173,7 +174,7 @@ def config_of(
         data=data, data_dir=data_dir, format=format, user_column=user_column, session_column=session_column,
         item_column=item_column, time_column=time_column, separator=separator, quote="" if no_quote else quote,
         header=header, split=split, repeats=repeats, k_core=k_core, valid=valid, test=test, task=task, model=model,
-        threads=threads, metrics=metrics, select_by=select_by,
+        threads=threads, device=device, metrics=metrics, select_by=select_by,
     )  # fmt: skip
     return config.with_settings([*tuned_settings(model, data), *(setting or ())])
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mgqe.cli.experiments import check_jobs, seeds_of, train_with_bars
-from mgqe.cli.options import DataDir
+from mgqe.cli.options import DataDir, Device
 from mgqe.cli.terminal import clean_errors, output, say
 from mgqe.files.atomic import fill_file
 from mgqe.files.destination import check_folder
@@ -35,13 +35,14 @@ def study(
     config: Annotated[Path, typer.Argument(help="The declaration.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the results. Default: the declaration's.")] = None,
     data_dir: DataDir = None,
+    device: Device = "cpu",
     pair: Annotated[list[str] | None, typer.Option("--pair", help="Only this task and data set; repeatable.")] = None,
     seeds: Annotated[str, typer.Option(help="Only these seeds, joined by commas.")] = "",
     jobs: Annotated[int, typer.Option(help="Runs at the same time. Default: as many as there are cores.")] = 0,
     retry: Annotated[bool, typer.Option("--retry", help="Run again what failed before.")] = False,
     dry: Annotated[bool, typer.Option("--dry", help="List the runs to do, and do nothing.")] = False,
 ) -> None:
-    declaration = read_declaration(config, data_dir)
+    declaration = read_declaration(config, data_dir, device)
     out = out or config.parent
     runs = pending_runs(declaration, out, pair or (), seeds_of(seeds) if seeds else (), retry)
     if damaged := ", ".join(map(str, runs.results.damaged)):

@@ -96,7 +96,7 @@ def _figures(metrics: dict[str, Any]) -> TextTable:
         "hr@10": {
             f"{ranked} in the whole catalogue": tuple(f"full_{name}" for name in figures),
             "the same of the most frequent items": tuple(f"popularity_full_{name}" for name in figures),
-            "NDCG@10 there of frequent items, of the others": ("head_full_ndcg@10", "tail_full_ndcg@10"),
+            "NDCG@10 there of head and tail items": ("head_full_ndcg@10", "tail_full_ndcg@10"),
             f"{ranked} among {sampled} sampled items": figures,
         },
     }

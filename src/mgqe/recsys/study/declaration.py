@@ -167,8 +167,11 @@ def folder_name(config: TrainConfig) -> str:
     return f"{re.sub(r'[^A-Za-z0-9.=@-]+', '_', config.name)}-seed{config.seed}"
 
 
-def read_declaration(path: Path, data_dir: str | None = None) -> StudyDeclaration:
-    """The study that a file declares; ValueError says what is wrong in it and where."""
+def read_declaration(path: Path, data_dir: str | None = None, device: str = "cpu") -> StudyDeclaration:
+    """The study that a file declares; ValueError says what is wrong in it and where.
+
+    data_dir, device: of its runs, as TrainConfig has them.
+    """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -176,7 +179,12 @@ def read_declaration(path: Path, data_dir: str | None = None) -> StudyDeclaratio
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a TOML file: {error}") from error
     try:
-        return _declaration(_Entries(content, "the file"), data_dir)
+        declaration = _declaration(_Entries(content, "the file"), data_dir)
+        pairs = {
+            name: replace(pair, config=replace(pair.config, device=device)) if device != "cpu" else pair
+            for name, pair in declaration.pairs.items()
+        }
+        return replace(declaration, pairs=pairs)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -19,7 +19,7 @@ from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.memory import OF_PROCESS
 
 Record = dict[str, Any]
-WITHOUT_EFFECT = ("data_dir", "threads", "label")  # settings that decide no result
+WITHOUT_EFFECT = ("data_dir", "threads", "device", "label")  # settings that decide no result
 # What a record has from a run's metrics unchanged.
 FROM_METRICS = (
     "metric", "quality", "embedding_bytes", "full_embedding_bytes", "embedding_bytes_by_table",

@@ -47,8 +47,8 @@ def _left_out(owners: str, summary: dict[str, Any], split: dict[str, Any]) -> st
     repeats = summary.get("repeats_left_out", 0) + split.get("repeats_left_out", 0)
     if repeats:
         parts.append(f"{repeats:,} repeats (the first of each item stays)")
-    if core := split.get("left_out_by_k_core"):
-        listed = ", ".join(f"{number:,} {name}" for name, number in core.items())
+    if any((core := split.get("left_out_by_k_core", {})).values()):
+        listed = ", ".join(f"{number:,} {name}" for name, number in core.items() if number)
         parts.append(f"{listed} by the k-core")
     cold = sum(part["interactions"] for part in split.get("cold", {}).values())
     if cold and split["cold_rule"].startswith("left out"):

@@ -20,6 +20,7 @@ from mgqe.recsys.models.embeddings import Spec
 from mgqe.recsys.models.registry import choose_model
 from mgqe.recsys.models.settings import check_loss
 from mgqe.recsys.tasks.base import RunSettings
+from mgqe.recsys.train.device import parse_device
 from mgqe.recsys.train.loop import PhaseConfig
 
 # Raised when the phases or a default change, so that no result of an older schedule is taken for a newer one.
@@ -37,7 +38,7 @@ OF_PHASE_3 = (
 # Settings that the prepared data do not depend on.
 OF_TRAINING = (
     "embedding", "label", "batch_size", "learning_rate", "weight_decay", "dropout", "init_std", "max_epochs",
-    "patience", "warm_up_epochs", "threads", "num_blocks", "num_heads", "mlp_layers", "hidden",
+    "patience", "warm_up_epochs", "threads", "device", "num_blocks", "num_heads", "mlp_layers", "hidden",
     "cross_layers", "graph_layers", *OF_PHASE_2, *OF_PHASE_3,
 )  # fmt: skip
 
@@ -55,7 +56,8 @@ class TrainConfig(RunSettings):
         stands for quantised_learning_rate, and with a budget for 1.7e-3 standard deviations.
     quantised_loss, quantised_negatives: in the third phase. None stands for those of the other phases, and for
         sequential models with a budget for softmax with 1,024 negatives, since the top of the catalogue suffers first.
-    threads: how many torch may use; the last bits of a result depend on it.
+    threads: how many torch may use; the last bits of a result depend on it. device: that training steps are made on;
+        judging, planning and freezing are on the CPU.
     """
 
     label: str = ""
@@ -74,6 +76,7 @@ class TrainConfig(RunSettings):
     quantised_loss: str | None = None
     quantised_negatives: int | None = None
     threads: int = 1
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for name, kind in _kinds().items():
@@ -82,6 +85,7 @@ class TrainConfig(RunSettings):
         super().__post_init__()
         check_split(self)
         check_clicks(self)
+        parse_device(self.device)
         for name in ("batch_size", "patience", "threads"):
             as_int(name, getattr(self, name), 1)
         for name in ("learning_rate", "anneal_learning_rate", "quantised_learning_rate", "init_std"):
@@ -129,7 +133,7 @@ class TrainConfig(RunSettings):
 
     def of_data(self) -> TrainConfig:
         """Equal for configurations whose data are prepared in the same way; it may differ more often than it must."""
-        return replace(self.warm_up(), embedding="full", threads=1)
+        return replace(self.warm_up(), embedding="full", threads=1, device="cpu")
 
     def of_checks(self) -> TrainConfig:
         """Equal for configurations whose checks before training, with one seed, need the data only once."""

@@ -18,6 +18,7 @@ from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.tasks.base import TrainingTask
 from mgqe.recsys.tasks.metrics import standard_error
 from mgqe.recsys.train.checkpoint import LAST, best_path, load_state, save_epoch
+from mgqe.recsys.train.device import CPU, made_on, moved, on_device
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,13 @@ def run_phase(
     on_epoch: OnEpoch,
     optimizer: torch.optim.Adam | None = None,
     auxiliary_loss: Callable[[nn.Module], Tensor] | None = None,
+    device: torch.device = CPU,
 ) -> PhaseResult:
     """Train until validation has not improved for `patience` epochs, then go back to the best epoch.
 
     Epoch 0 is the model as it is passed, and may be the best one. `directory` holds the checkpoints; if it has some of
-    an earlier run of the same phase, that run goes on. auxiliary_loss: added to the task's.
+    an earlier run of the same phase, that run goes on. auxiliary_loss: added to the task's. device: of the steps; the
+    rest is on the CPU.
     """
     optimizer = optimizer or make_optimizer(model, phase)
     state = load_state(directory / LAST)
@@ -164,7 +167,8 @@ def run_phase(
         epoch += 1
         best = history[best_epoch][phase.select_by]
         started = time.perf_counter()
-        loss = _train_epoch(model, task, phase, epoch, optimizer, auxiliary_loss, on_epoch, best)
+        with moved(model, optimizer, device):
+            loss = _train_epoch(model, task, phase, epoch, optimizer, auxiliary_loss, on_epoch, best, device)
         seconds = time.perf_counter() - started
         model.eval()
         validation = task.validation(model)
@@ -196,8 +200,11 @@ def _train_epoch(
     auxiliary_loss: Callable[[nn.Module], Tensor] | None,
     on_epoch: OnEpoch,
     best: float,
+    device: torch.device = CPU,
 ) -> float:
     """One pass over the training part; returns the mean loss."""
+    if device.type == "cuda":  # dropout draws there, and a run that goes on must draw the same
+        torch.cuda.manual_seed(derive_seed(task.seed, phase.name, epoch, "cuda"))
     model.train()
     batches = task.num_batches(phase.batch_size)
     total = torch.zeros(())
@@ -205,13 +212,14 @@ def _train_epoch(
         if phase.anneal:
             done = (epoch - 1 + (number - 1) / batches) / phase.max_epochs
             _set_rates(optimizer, phase, 1.0 - done)
-        loss = task.loss(model, batch)
-        if auxiliary_loss is not None:
-            loss = loss + auxiliary_loss(model)
+        with made_on(device):
+            loss = task.loss(model, on_device(batch, device))
+            if auxiliary_loss is not None:
+                loss = loss + auxiliary_loss(model)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        total += loss.detach()
+        total += loss.detach().cpu()
         if number % 20 == 0:
             on_epoch(EpochReport(phase.name, epoch, phase.max_epochs, number, batches, best, None, phase.select_by))
     mean = float(total) / batches

@@ -41,6 +41,7 @@ from mgqe.recsys.train.budget import budget_for, check_budget, planned_layers, s
 from mgqe.recsys.train.checkpoint import LAST, load_state
 from mgqe.recsys.train.collections import remove_collections, write_collections
 from mgqe.recsys.train.config import TrainConfig, warm_up_key
+from mgqe.recsys.train.device import check_device
 from mgqe.recsys.train.loop import OnEpoch, PhaseResult, carry_optimizer, make_optimizer, optimizer_names, run_phase
 from mgqe.recsys.train.memory import peak_memory, start_peak
 from mgqe.recsys.train.provenance import commit, machine, versions
@@ -104,6 +105,7 @@ def check_run(config: TrainConfig, data: RunData) -> list[str]:
 
     ValueError names a table that the description does not fit, or a setting of the model that cannot be.
     """
+    check_device(config.device)
     full, model = build_tables(config.warm_up(), data, warm_up=True), build_tables(config, data)
     if config.spec.shared_budget is not None and planned_layers(model, data.task):
         check_budget(full, model, data.task, config.spec.shared_budget)
@@ -267,7 +269,12 @@ def warm_up(config: TrainConfig, data: RunData, warm_ups: Path, on_epoch: OnEpoc
     directory = warm_ups / f"phase-full-{warm_up_key(config, data.fingerprint)}"
     with folder_lock(directory):
         return model, run_phase(
-            model, data.task, config.warm_up().phase("full", data.task.selects_by), directory, on_epoch
+            model,
+            data.task,
+            config.warm_up().phase("full", data.task.selects_by),
+            directory,
+            on_epoch,
+            device=torch.device(config.device),
         )
 
 
@@ -280,7 +287,7 @@ def anneal(
     carry_optimizer(first.optimizer, optimizer_names(model), model, optimizer)
     directory = warm_ups / f"phase-annealed-{warm_up_key(config, data.fingerprint, annealed=True)}"
     with folder_lock(directory):
-        return run_phase(model, data.task, phase, directory, on_epoch, optimizer)
+        return run_phase(model, data.task, phase, directory, on_epoch, optimizer, device=torch.device(config.device))
 
 
 def full_model(
@@ -342,7 +349,9 @@ def _quantised(
         task = task.with_loss(config.quantised_loss, config.quantised_negatives)
     optimizer = make_optimizer(start.model, phase)
     carry_optimizer(start.phases["annealed"].optimizer, optimizer_names(start.full), start.model, optimizer)
-    third = run_phase(start.model, task, phase, directory, on_epoch, optimizer, quantization_loss)
+    third = run_phase(
+        start.model, task, phase, directory, on_epoch, optimizer, quantization_loss, torch.device(config.device)
+    )
     return start.model, {**start.phases, "quantised": third}
 
 
