@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from mgqe.cli.app import app
 from mgqe.recsys.data.context_rows import ContextRows, split_by_rule
-from mgqe.recsys.data.held_out import HeldOut, Split, core
+from mgqe.recsys.data.held_out import HeldOut, Split, core, frequent
 from mgqe.recsys.data.interactions import Interactions, load_interactions
 from mgqe.recsys.data.splits import SplitRule, split, split_parts
 from mgqe.recsys.tasks.metrics import RankMetric, catalogue_ranks, head_and_tail_figures, rank_figures, sampled_ranks
@@ -599,6 +599,20 @@ def test_a_core_is_what_stays_when_all_are_counted_anew() -> None:
     assert core(data, 1).users.tolist() == data.users.tolist()
     with pytest.raises(ValueError, match=r"--k-core 3: .* but none of the 7 interactions is left"):
         core(data, 3)
+
+
+def test_a_minimum_count_is_of_items_and_comes_first(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    rows = [(user, item, item) for user in range(6) for item in range(6) if item != user]
+    rows += [(0, 7, 7), (1, 7, 8), (9, 8, 9)]
+    pl.DataFrame(rows, schema=["user", "item", "time"], orient="row").write_csv(path)
+    task = RunData.load(tiny_config(path, min_count=3, eval_negatives=1)).task
+    assert task.split_summary["left_out_by_min_count"] == {"users": 1, "items": 2, "interactions": 3}
+    assert "left_out_by_k_core" not in task.split_summary
+    with pytest.raises(ValueError, match="--min-count 9: no item has more than 3 interactions"):
+        frequent(interactions_in_order(x="ab", y="a", z="a"), 9)
+    with pytest.raises(ValueError, match="--min-count 3 is for data that are divided here"):
+        TrainConfig(data="beauty-split", min_count=3)
 
 
 def test_what_a_core_leaves_out_is_counted(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ _DATA, _TRAINING = "Data", "Training"
 _OPTIONS = (
     "data", "data_dir", "format", "user_column", "session_column", "item_column", "repeats", "time_column", "separator",
     "quote", "header", "split", "valid", "test", "task", "model", "embedding", "seed", "label", "threads", "device",
-    "metrics", "select_by", "k_core",
+    "metrics", "select_by", "min_count", "k_core",
 )  # fmt: skip
 
 Data = Annotated[
@@ -73,6 +73,12 @@ KCore = Annotated[
         help="Leave out users and items with fewer interactions than this, counted anew until none has, before the "
         "split.",
         rich_help_panel=_DATA,
+    ),
+]
+MinCount = Annotated[
+    int,
+    typer.Option(
+        "--min-count", help="Leave out items with fewer interactions than this, first.", rich_help_panel=_DATA
     ),
 ]
 TrainFile = Annotated[
@@ -155,6 +161,7 @@ def config_of(
     header: Header = None,
     split: SplitBy = None,
     repeats: Repeats = None,
+    min_count: MinCount = 1,
     k_core: KCore = 1,
     train: TrainFile = None,
     valid: ValidFile = None,
@@ -173,7 +180,8 @@ def config_of(
     config = TrainConfig(
         data=data, data_dir=data_dir, format=format, user_column=user_column, session_column=session_column,
         item_column=item_column, time_column=time_column, separator=separator, quote="" if no_quote else quote,
-        header=header, split=split, repeats=repeats, k_core=k_core, valid=valid, test=test, task=task, model=model,
+        header=header, split=split, repeats=repeats, min_count=min_count, k_core=k_core, valid=valid, test=test,
+        task=task, model=model,
         threads=threads, device=device, metrics=metrics, select_by=select_by,
     )  # fmt: skip
     return config.with_settings([*tuned_settings(model, data), *(setting or ())])

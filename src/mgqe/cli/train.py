@@ -15,7 +15,7 @@ from mgqe.cli.run_options import BUDGET_HELP, DEFAULT_BUDGET, EMBEDDINGS, Overwr
 from mgqe.cli.terminal import AsJson, clean_errors, make_progress, output, say
 from mgqe.recsys.models.methods import import_methods
 from mgqe.recsys.study.text_table import TextTable
-from mgqe.recsys.tasks.account import judged_note
+from mgqe.recsys.tasks.account import LEFT_OUT_BY, judged_note
 from mgqe.recsys.tasks.metrics import RankMetric
 from mgqe.recsys.train.advice import advice
 from mgqe.recsys.train.config import TrainConfig
@@ -132,9 +132,11 @@ def _split_rows(split: dict[str, Any]) -> list[list[str]]:
     cold = split.get("cold", {}).get("test", {"interactions": 0})  # logs of clicks do not say
     ids = ", ".join(f"{number:,} {name}" for name, number in cold.items() if name != "interactions" and number)
     rows = [[f"split {split['rule']}: train, validation, test", sizes]]
-    if (dropped := split.get("left_out_by_k_core")) is not None:
+    for name, what in LEFT_OUT_BY.items():
+        if (dropped := split.get(name)) is None:
+            continue
         listed = ", ".join(f"{number:,} {name}" for name, number in dropped.items())
-        rows.append(["left out by the k-core, before the split", listed])
+        rows.append([f"left out by {what}, before the split", listed])
     if cold["interactions"]:
         what = "left out of" if split["cold_rule"].startswith("left out") else "in"
         rows.append([f"interactions {what} the test whose ids were never trained", f"{cold['interactions']:,}: {ids}"])

@@ -272,10 +272,9 @@ def check_split(settings: DataSettings) -> None:
         raise ValueError(f"--split {rule} divides one file: leave it out, or leave out --test {test}")
     if test is not None and data in KNOWN:
         raise ValueError(f"--test {test} goes with a file of your own to train on: --train FILE, not with {data}")
-    if settings.k_core > 1 and (test is not None or data in SPLIT_IN_ADVANCE):
-        raise ValueError(
-            f"--k-core {settings.k_core} is for data that are divided here, not in parts already: leave it out"
-        )
+    for option, number in (("--k-core", settings.k_core), ("--min-count", settings.min_count)):
+        if number > 1 and (test is not None or data in SPLIT_IN_ADVANCE):
+            raise ValueError(f"{option} {number} is for data that are divided here, not in parts already: leave it out")
     if rule is not None and data in SPLIT_IN_ADVANCE:
         raise ValueError(f"{data} has a published split: leave --split {rule} out")
 

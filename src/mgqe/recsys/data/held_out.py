@@ -232,6 +232,15 @@ def core(interactions: Interactions, k: int) -> Interactions:
     return only(interactions, kept)
 
 
+def frequent(interactions: Interactions, min_count: int) -> Interactions:
+    """The interactions with items that have `min_count` or more; rows are renumbered. ValueError if nothing is left."""
+    kept = torch.bincount(interactions.items)[interactions.items] >= min_count
+    if not kept.any():
+        most = int(torch.bincount(interactions.items).max())
+        raise ValueError(f"--min-count {min_count}: no item has more than {most} interactions: ask for fewer")
+    return only(interactions, kept)
+
+
 def only(interactions: Interactions, kept: Tensor) -> Interactions:
     """The interactions that a mask (n,) names, with new numbers for the users and items that have any."""
     users, user_ids = renumber(interactions.users[kept], interactions.user_ids)

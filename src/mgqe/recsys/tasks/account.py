@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+LEFT_OUT_BY = {"left_out_by_min_count": "the minimum count of items", "left_out_by_k_core": "the k-core"}
 HELD_OUT = {"leave-one-out": "the last item", "random": "a random item"}
 
 
@@ -47,9 +48,10 @@ def _left_out(owners: str, summary: dict[str, Any], split: dict[str, Any]) -> st
     repeats = summary.get("repeats_left_out", 0) + split.get("repeats_left_out", 0)
     if repeats:
         parts.append(f"{repeats:,} repeats (the first of each item stays)")
-    if any((core := split.get("left_out_by_k_core", {})).values()):
-        listed = ", ".join(f"{number:,} {name}" for name, number in core.items() if number)
-        parts.append(f"{listed} by the k-core")
+    for name, what in LEFT_OUT_BY.items():
+        if any((fewer := split.get(name, {})).values()):
+            listed = ", ".join(f"{number:,} {name}" for name, number in fewer.items() if number)
+            parts.append(f"{listed} by {what}")
     cold = sum(part["interactions"] for part in split.get("cold", {}).values())
     if cold and split["cold_rule"].startswith("left out"):
         parts.append(f"{cold:,} interactions to judge, of {owners} or items that are not in training")

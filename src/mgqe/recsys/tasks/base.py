@@ -32,8 +32,9 @@ class RunSettings(DataSettings, ModelSettings):
         for name in ("metrics", "select_by"):
             if self.task == "ctr" and getattr(self, name) != getattr(RunSettings, name):
                 raise ValueError(f"{name}={getattr(self, name)} is for models that rank: --task ctr has the AUC")
-        if self.task == "ctr" and self.k_core > 1:
-            raise ValueError(f"--k-core {self.k_core} is for models that rank, not for --task ctr: leave it out")
+        for option, number in (("--k-core", self.k_core), ("--min-count", self.min_count)):
+            if self.task == "ctr" and number > 1:
+                raise ValueError(f"{option} {number} is for models that rank, not for --task ctr: leave it out")
         for option, value in (("--session-column", self.session_column), ("--repeats", self.repeats)):
             if self.task != "sequential" and value not in (None, "drop"):
                 raise ValueError(

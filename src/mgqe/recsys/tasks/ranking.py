@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mgqe.recsys.data.columns import Columns
 from mgqe.recsys.data.datasets import DIVIDED, PUBLISHED, check_layout, load_data
-from mgqe.recsys.data.held_out import HeldOut, Split, core
+from mgqe.recsys.data.held_out import HeldOut, Split, core, frequent
 from mgqe.recsys.data.interactions import FileIds, Interactions
 from mgqe.recsys.data.ncf import PublishedSplit, load_published
 from mgqe.recsys.data.sampling import LEAVE_OUT, SeenItems, evaluation_negatives, sample_negatives
@@ -366,16 +366,23 @@ def load_split(config: RunSettings) -> tuple[Interactions, Split]:
 
     if config.test is None:
         data = load(config.data)
-        dense = core(data, config.k_core) if config.k_core > 1 else data
+        kept = frequent(data, config.min_count) if config.min_count > 1 else data
+        dense = core(kept, config.k_core) if config.k_core > 1 else kept
         interactions, parts = split(dense, config.split or (LEAVE_ONE_OUT if dense.ordered else RANDOM))
-        if dense is not data:
-            left_out = {
-                f"{data.owner}s": data.num_users - dense.num_users, "items": data.num_items - dense.num_items
-            }  # fmt: skip
-            left_out["interactions"] = len(data) - len(dense)
-            parts = replace(parts, summary={**parts.summary, "left_out_by_k_core": left_out})
+        for name, before, after in (("min_count", data, kept), ("k_core", kept, dense)):
+            if after is not before:
+                parts.summary[f"left_out_by_{name}"] = _fewer(before, after)
         return interactions, parts
     return split_parts(load(config.data), None if config.valid is None else load(config.valid), load(config.test))
+
+
+def _fewer(before: Interactions, after: Interactions) -> dict[str, int]:
+    """How many users, items and interactions were left out."""
+    return {
+        f"{before.owner}s": before.num_users - after.num_users,
+        "items": before.num_items - after.num_items,
+        "interactions": len(before) - len(after),
+    }
 
 
 def load_divided(config: RunSettings) -> tuple[Interactions, Split]:
