@@ -169,6 +169,10 @@ def test_the_page_on_own_methods_runs(monkeypatch, capsys):
     assert len((ROOT / "examples" / "own_method.py").read_text().splitlines()) <= 40
 
 
+def test_the_page_on_gpus_runs():
+    run_page("gpu.md")
+
+
 def test_the_page_on_large_logs_runs(tmp_path, monkeypatch, capsys):
     """Its blocks continue each other; what it shows of an error is what is printed."""
     pytest.importorskip("polars")

@@ -1,0 +1,158 @@
+"""What all parts of the comparison share: sizes, the clock, and what is skipped and why."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Contender = Callable[[int], object]
+Built = Callable[[], Contender]
+
+
+class Skip(Exception):
+    """Why something is not measured: a package that is missing, no time left."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is."""
+
+    rows: int = 10_000_000
+    dim: int = 64
+    batch: int = 65_536  # ids of a training step
+    lookups: int = 1_000_000
+    bags: int = 16_384
+    bag_length: int = 64
+    queries: tuple[int, ...] = (1, 1024)
+    k: int = 100
+    planned_rows: int = 1_000_000  # of the layer whose shape is planned, which reads rows on the CPU
+    rounds: int = 5
+    calls: int = 5
+    epochs: bool = True
+
+    @classmethod
+    def small(cls) -> Sizes:
+        """For a run that shows that the script works."""
+        return cls(3_000, 16, 128, 256, 8, 4, (1, 3), 5, 1_000, 1, 1, False)
+
+
+@dataclass
+class Run:
+    """One run of the comparison.
+
+    Attributes:
+        device: where everything is.
+        sizes: how large.
+        deadline: on the clock of time.monotonic; nothing begins after it.
+        rows: what was measured, as the JSON has it.
+        skipped: what was not, and why.
+    """
+
+    device: torch.device
+    sizes: Sizes
+    deadline: float
+    rows: list[dict[str, object]] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def wait(self) -> None:
+        """Until the device has done all that it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def generator(self, seed: int = 0) -> torch.Generator:
+        """For numbers that are drawn on the device."""
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def zipf(self, n: int, rows: int, seed: int) -> Tensor:
+        """Ids (n,) int64 in order of frequency: id i about as often as 1 / (i + 1)."""
+        uniform = torch.rand(n, generator=self.generator(seed), device=self.device, dtype=torch.float64)
+        return ((rows + 1) ** uniform - 1).long().clamp_(max=rows - 1)
+
+    def skip(self, what: str, why: str, name: str = "") -> None:
+        """Say that something is left out: a whole comparison, or one contender of it by ``name``."""
+        self.skipped[f"{what}: {name}" if name else what] = why
+        print(f"  skipped {name or what}: {why}", flush=True)
+
+    def compare(self, what: str, contenders: Mapping[str, Built], peer: str, targets: Mapping[str, float]) -> None:
+        """Time contenders in turns, and print and keep their medians beside the peer's; each is built here, or skipped.
+
+        ``peer``: the contender that ratios are taken to. ``targets``: the most that a ratio is to be, on a GPU.
+        """
+        print(f"\n{what}", flush=True)
+        ready: dict[str, tuple[Contender, int]] = {}
+        for name, build in contenders.items():
+            if time.monotonic() > self.deadline:
+                self.skip(what, "no time left", name)
+                continue
+            self.wait()
+            before = self._allocated()
+            try:
+                contender = build()
+                self._reset_peak()
+                contender(0)
+                self.wait()
+            except (Skip, ImportError, torch.OutOfMemoryError) as reason:
+                self.skip(what, " ".join(str(reason).split())[:200], name)
+                continue
+            ready[name] = contender, self._peak() - before
+        seconds: dict[str, list[float]] = {name: [] for name in ready}
+        for _ in range(self.sizes.rounds):
+            for name, (contender, _) in ready.items():
+                if time.monotonic() <= self.deadline or not seconds[name]:
+                    seconds[name] += self._timed(contender)
+        medians = {name: statistics.median(times) for name, times in seconds.items()}
+        for name, median in medians.items():
+            ratio = median / medians[peer] if peer in medians else None
+            target = targets.get(name) if self.device.type == "cuda" else None
+            self.rows.append(
+                {
+                    "what": what,
+                    "name": name,
+                    "median_s": median,
+                    "best_s": min(seconds[name]),
+                    "calls": len(seconds[name]),
+                    "peer": peer,
+                    "ratio": ratio,
+                    "target": target,
+                    "target_met": None if target is None or ratio is None else ratio <= target,
+                    "peak_bytes": ready[name][1] if self.device.type == "cuda" else None,
+                }
+            )
+            print(table_line(self.rows[-1]), flush=True)
+
+    def _timed(self, contender: Contender) -> list[float]:
+        contender(0)
+        seconds = []
+        for i in range(1, self.sizes.calls + 1):
+            self.wait()
+            start = time.perf_counter()
+            contender(i)
+            self.wait()
+            seconds.append(time.perf_counter() - start)
+        return seconds
+
+    def _allocated(self) -> int:
+        return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0
+
+    def _reset_peak(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def _peak(self) -> int:
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
+
+
+def table_line(row: Mapping[str, object]) -> str:
+    """A measurement in one line of at most 80 columns."""
+    ratio, target, peak = row["ratio"], row["target"], row["peak_bytes"]
+    text = f"  {row['name']!s:<30}{float(row['median_s']) * 1e3:>11.3f} ms"  # type: ignore[arg-type]
+    text += f"{ratio:>8.3f}" if isinstance(ratio, float) else " " * 8
+    text += f"{peak / 2**20:>9,.0f} MiB" if isinstance(peak, int) else ""
+    if isinstance(target, float):
+        text += f"  {'met' if row['target_met'] else 'MISSED'} ({target:g})"
+    return text

@@ -1,0 +1,303 @@
+"""What is timed on a GPU, beside torch's own modules and the packages that are installed."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import mgqe
+from benchmarks.gpu._settings import Built, Contender, Run, Skip
+from mgqe.recsys.tasks.registry import RunData
+from mgqe.recsys.train.config import TrainConfig
+from mgqe.recsys.train.loop import make_optimizer
+from mgqe.recsys.train.run import build_tables
+
+STEP, LOOKUP, BAG, TOPK = 1.3, 0.6, 0.7, 0.3  # the most that ratios are to be
+EPOCHS = {"gmf": "mgqe:D=16,K=256/64", "sasrec": "mgqe:D=16,K=256/64"}
+
+
+# ---- tables ------------------------------------------------------------------------------------------------------
+
+
+def even_table(run: Run, rows: int) -> mgqe.CompactTable:
+    """A frozen table of d / 4 subspaces of 256 and 64 centroids, codes at random, on the device."""
+    dim, made = run.sizes.dim, torch.Generator().manual_seed(0)
+    tiers = mgqe.Tiers.from_fractions(rows, (0.1, 0.9))
+    counts = (256, 64)
+    codes = [
+        torch.randint(k, (n, dim // 4), generator=made, dtype=torch.int32)
+        for n, k in zip(tiers.sizes, counts, strict=True)
+    ]
+    book = torch.randn(dim // 4, max(counts), 4, generator=made)
+    return mgqe.CompactTable.from_codes(tiers, codes, [book], [0, 0], counts).to(run.device)
+
+
+def whole_table(run: Run, rows: int) -> mgqe.CompactTable:
+    """A frozen table as budgets make them: whole centroids of 1 to 8 bits and a whole matrix, on the device."""
+    dim, made = run.sizes.dim, torch.Generator().manual_seed(1)
+    tiers = mgqe.Tiers.from_fractions(rows, (0.1, 0.9))
+    widths = [2] * (dim // 4) + [4] * (dim // 8)
+    bits = [[8 - j * 4 // len(widths) - 2 * g for j in range(len(widths))] for g in range(2)]
+    codes = [
+        torch.stack([torch.randint(1 << b, (n,), generator=made, dtype=torch.int32) for b in of_tier], 1)
+        for n, of_tier in zip(tiers.sizes, bits, strict=True)
+    ]
+    sizes = [sum(w << b for w, b in zip(widths, of_tier, strict=True)) for of_tier in bits]
+    books = [torch.randint(-127, 128, (size,), generator=made).float() for size in sizes]
+    mean, matrix = torch.randn(dim, generator=made), torch.randn(dim, dim, generator=made)
+    table = mgqe.CompactTable.from_mixed_codes(
+        tiers, codes, books, [0, 1], widths, bits, None, "int8", mean=mean, matrix=matrix, matrix_dtype="int8_columns"
+    )
+    return table.to(run.device)
+
+
+def frozen_memory(run: Run) -> dict[str, Any]:
+    """How much of the device's memory a frozen table takes once it is ready, beside the bytes that it says."""
+    if run.device.type != "cuda":
+        raise Skip("the memory of GPUs alone is measured")
+    run.wait()
+    before = torch.cuda.memory_allocated(run.device)
+    table = even_table(run, run.sizes.rows)
+    table.lookup(torch.zeros(1, dtype=torch.int64, device=run.device))
+    run.wait()
+    return {"bytes_of_table": table.nbytes, "bytes_allocated": torch.cuda.memory_allocated(run.device) - before}
+
+
+# ---- training ----------------------------------------------------------------------------------------------------
+
+
+def step_of(run: Run, layer: nn.Module, rows: int) -> Contender:
+    """A step of training: a batch of Zipf ids, a loss, the way back, RowwiseAdagrad with sparse gradients."""
+    batches = [run.zipf(run.sizes.batch, rows, seed) for seed in range(4)]
+    target = torch.randn(run.sizes.batch, run.sizes.dim, device=run.device, generator=run.generator(9))
+    optimizer = mgqe.RowwiseAdagrad(layer.parameters(), lr=0.01)
+    turn = itertools.count()
+
+    def step(_: int) -> None:
+        loss = (layer(batches[next(turn) % len(batches)]) - target).square().mean() + mgqe.quantization_loss(layer)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def training(run: Run) -> None:
+    """Steps of layers whose codebooks have started, beside nn.Embedding(sparse=True) with the same optimiser."""
+    dim = run.sizes.dim
+
+    def full(number: int) -> Built:
+        return lambda: step_of(run, nn.Embedding(number, dim, sparse=True, device=run.device), number)
+
+    def quantised(number: int, **options: Any) -> Built:
+        def build() -> Contender:
+            torch.manual_seed(0)
+            layer = mgqe.MGQEmbedding(number, dim, sparse=True, device=run.device, warmup_steps=0, **options)
+            mgqe.start_quantizing(layer)
+            return step_of(run, layer, number)
+
+        return build
+
+    rows = run.sizes.rows
+    tiers = {"tiers": mgqe.Tiers.from_fractions(rows, (0.1, 0.9)), "num_centroids": (256, 64)}
+    contenders = {
+        "nn.Embedding": full(rows),
+        "mgqe 256/64": quantised(rows, **tiers),
+        "mgqe 256/64, bfloat16 rows": quantised(rows, rows="bfloat16", **tiers),
+    }
+    targets = dict.fromkeys(contenders.keys() - {"nn.Embedding"}, STEP)
+    run.compare(f"training step, {run.sizes.batch:,} Zipf ids, {rows:,} rows", contenders, "nn.Embedding", targets)
+    rows = run.sizes.planned_rows
+    counts = torch.arange(rows, 0, -1)
+    planned = {"nn.Embedding": full(rows), "mgqe default": quantised(rows, counts=counts)}
+    what = f"training step, {run.sizes.batch:,} Zipf ids, {rows:,} rows"
+    run.compare(what, planned, "nn.Embedding", {"mgqe default": STEP})
+
+
+# ---- frozen tables -----------------------------------------------------------------------------------------------
+
+
+def lookups(run: Run) -> None:
+    """Uniform ids of frozen tables, beside nn.Embedding."""
+    rows, n = run.sizes.rows, run.sizes.lookups
+    ids = [torch.randint(rows, (n,), device=run.device, generator=run.generator(s)) for s in range(3)]
+
+    def full() -> Contender:
+        weight = torch.randn(rows, run.sizes.dim, device=run.device)
+        return lambda i: nn.functional.embedding(ids[i % 3], weight)
+
+    def frozen(table: mgqe.CompactTable) -> Contender:
+        return lambda i: table.lookup(ids[i % 3])
+
+    contenders = {
+        "nn.Embedding": full,
+        "mgqe 256/64": lambda: frozen(even_table(run, rows)),
+        "mgqe of a budget": lambda: frozen(whole_table(run, rows)),
+        "fbgemm int8, bags of 1": lambda: fbgemm(run, "INT8", rows, n, 1),
+        "fbgemm int4, bags of 1": lambda: fbgemm(run, "INT4", rows, n, 1),
+    }
+    targets = {"mgqe 256/64": LOOKUP, "mgqe of a budget": LOOKUP}
+    run.compare(f"look-up of {n:,} uniform ids, {rows:,} rows", contenders, "nn.Embedding", targets)
+
+
+def bags(run: Run) -> None:
+    """Sums of bags of Zipf ids, beside nn.EmbeddingBag and fbgemm's tables of 8 and 4 bits."""
+    rows, number, length = run.sizes.rows, run.sizes.bags, run.sizes.bag_length
+    ids = [run.zipf(number * length, rows, s) for s in range(3)]
+    offsets = torch.arange(0, number * length, length, device=run.device)
+
+    def full() -> Contender:
+        weight = torch.randn(rows, run.sizes.dim, device=run.device)
+        return lambda i: nn.functional.embedding_bag(ids[i % 3], weight, offsets, mode="sum")
+
+    def frozen(table: mgqe.CompactTable) -> Contender:
+        return lambda i: table.bag(ids[i % 3], offsets, "sum")
+
+    contenders = {
+        "nn.EmbeddingBag": full,
+        "mgqe 256/64": lambda: frozen(even_table(run, rows)),
+        "mgqe of a budget": lambda: frozen(whole_table(run, rows)),
+        "fbgemm int8": lambda: fbgemm(run, "INT8", rows, number, length),
+        "fbgemm int4": lambda: fbgemm(run, "INT4", rows, number, length),
+    }
+    targets = {"mgqe 256/64": BAG, "mgqe of a budget": BAG}
+    run.compare(f"{number:,} bags of {length} Zipf ids, {rows:,} rows", contenders, "nn.EmbeddingBag", targets)
+
+
+def fbgemm(run: Run, kind: str, rows: int, number: int, length: int) -> Contender:
+    """fbgemm's table of so many bits, sums of bags of Zipf ids (uniform ones in bags of one id)."""
+    if run.device.type != "cuda":
+        raise Skip("fbgemm is compared on GPUs")
+    from fbgemm_gpu.split_embedding_configs import SparseType
+    from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
+    from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTableBatchedEmbeddingBagsCodegen
+
+    table = IntNBitTableBatchedEmbeddingBagsCodegen(
+        [("", rows, run.sizes.dim, SparseType[kind], EmbeddingLocation.DEVICE)],
+        device=run.device,
+        output_dtype=SparseType.FP32,
+    )
+    table.fill_random_weights()
+    drawn = [
+        torch.randint(rows, (number,), device=run.device) if length == 1 else run.zipf(number * length, rows, s)
+        for s in range(3)
+    ]
+    ids = [each.int() for each in drawn]
+    offsets = torch.arange(0, number * length + 1, length, device=run.device, dtype=torch.int32)
+    return lambda i: table(ids[i % 3], offsets)
+
+
+# ---- top-K -------------------------------------------------------------------------------------------------------
+
+
+def top_k(run: Run) -> None:
+    """The 100 rows of highest inner product, exactly, beside a product of half precision and faiss's or cuvs's."""
+    rows, dim, k = run.sizes.rows, run.sizes.dim, run.sizes.k
+    for number in run.sizes.queries:
+        queries = torch.randn(number, dim, device=run.device, generator=run.generator(5))
+
+        def product(queries: Tensor = queries) -> Contender:
+            weight = torch.randn(rows, dim, device=run.device).to(torch.float16)
+            return lambda _: half_product(queries.to(torch.float16), weight, k)
+
+        def frozen(queries: Tensor = queries) -> Contender:
+            table = even_table(run, rows)
+            return lambda _: table.topk(queries, k)
+
+        contenders: dict[str, Built] = {
+            "float16 product, torch.topk": product,
+            "mgqe 256/64": frozen,
+            "faiss on the GPU, flat": lambda q=queries: faiss_flat(run, rows, q, k),
+            "cuvs, brute force": lambda q=queries: cuvs_flat(run, rows, q, k),
+        }
+        targets = {"mgqe 256/64": TOPK} if number > 1 else {}
+        what = f"top-{k} of {rows:,} rows, {number:,} queries"
+        run.compare(what, contenders, "float16 product, torch.topk", targets)
+
+
+def half_product(queries: Tensor, weight: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of each query by a product in half precision, a million rows at a time."""
+    parts = []
+    for start in range(0, len(weight), 1 << 20):
+        scores, at = torch.topk(queries @ weight[start : start + (1 << 20)].T, min(k, len(weight) - start))
+        parts.append((scores, at + start))
+    scores, ids = (torch.cat(each, 1) for each in zip(*parts, strict=True))
+    best, at = torch.topk(scores, k)
+    return best, ids.gather(1, at)
+
+
+def faiss_flat(run: Run, rows: int, queries: Tensor, k: int) -> Contender:
+    """faiss's exact index in half precision."""
+    import faiss
+
+    if run.device.type != "cuda" or not hasattr(faiss, "StandardGpuResources"):
+        raise Skip("this faiss is not the build for GPUs" if run.device.type == "cuda" else "compared on GPUs")
+    options = faiss.GpuIndexFlatConfig()
+    options.useFloat16 = True
+    index = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), run.sizes.dim, options)
+    for start in range(0, rows, 1 << 20):
+        index.add(torch.randn(min(1 << 20, rows - start), run.sizes.dim).numpy())
+    host = queries.cpu().numpy()
+    return lambda _: index.search(host, k)
+
+
+def cuvs_flat(run: Run, rows: int, queries: Tensor, k: int) -> Contender:
+    """cuvs's exact index."""
+    if run.device.type != "cuda":
+        raise Skip("compared on GPUs")
+    from cuvs.neighbors import brute_force
+
+    index = brute_force.build(torch.randn(rows, run.sizes.dim, device=run.device), metric="inner_product")
+    return lambda _: brute_force.search(index, queries, k)
+
+
+# ---- epochs ------------------------------------------------------------------------------------------------------
+
+
+def epochs(run: Run) -> None:
+    """An epoch of GMF and of SASRec on the demo's data, beside full tables."""
+    if not run.sizes.epochs:
+        run.skip("epochs", "left out of --small")
+        return
+    for model, spec in EPOCHS.items():
+        contenders = {name: lambda m=model, s=s: epoch(run, m, s) for name, s in (("full", "full"), ("mgqe", spec))}
+        run.compare(f"an epoch of {model} on the demo's data", contenders, "full", {})
+
+
+def epoch(run: Run, model: str, spec: str) -> Contender:
+    """Trains an epoch: batches are drawn on the CPU, as `mgqe train` draws them, and moved."""
+    config = TrainConfig(data="planted", model=model, embedding=spec)
+    data = RunData.load(config)
+    module = build_tables(config, data).to(run.device)
+    mgqe.start_quantizing(module)
+    phase = config.phase("quantised")
+    optimizer = make_optimizer(module, phase)
+    module.train()
+
+    def train(number: int) -> None:
+        for batch in data.task.batches(phase.batch_size, "benchmark", number):
+            loss = data.task.loss(module, moved(batch, run.device)) + mgqe.quantization_loss(module)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+
+    return train
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """A batch with its tensors on the device."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, tuple):
+        return tuple(moved(each, device) for each in batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        parts = {f.name: moved(getattr(batch, f.name), device) for f in dataclasses.fields(batch)}
+        return dataclasses.replace(batch, **parts)
+    return batch
+
+
+PARTS = (training, lookups, bags, top_k, epochs)

@@ -1,0 +1,86 @@
+"""On a GPU: results against the CPU's, then times and memory against nn.Embedding, fbgemm, faiss and cuvs.
+
+python -m benchmarks.gpu.compare    (or benchmarks/gpu.sh)
+
+It takes under eight minutes and needs no network. Nothing new begins when the minutes are over, and what is left out is
+printed with its reason. --small --device cpu shows that the script works, on any machine; its times say nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks._common import ROOT, environment
+from benchmarks.gpu._checks import check_all
+from benchmarks.gpu._settings import Run, Sizes, Skip
+from benchmarks.gpu._speed import PARTS, frozen_memory
+from mgqe.checks.devices import usable_device
+from mgqe.checks.waiting import reads_wait
+from mgqe.ops._triton import triton_on
+
+
+def gpu(device: torch.device) -> dict[str, Any]:
+    """What the device is."""
+    if device.type != "cuda":
+        return {"device": str(device)}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "device": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory_bytes": properties.total_memory,
+        "multiprocessors": properties.multi_processor_count,
+        "cuda": torch.version.cuda,
+        "triton_kernels": triton_on(device) is not None,
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run everything; the exit status is 1 if a result was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1 and so on, or cpu (default: cuda)")
+    parser.add_argument("--small", action="store_true", help="small tables, one call of each")
+    parser.add_argument("--minutes", type=float, default=7.5, help="after which nothing new begins (default: 7.5)")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "gpu" / "results" / "compare.json")
+    options = parser.parse_args(arguments)
+    try:
+        device = usable_device(options.device)
+    except ValueError as error:
+        parser.error(f"{error} (with --small)")
+    began = time.monotonic()
+    sizes = Sizes.small() if options.small else Sizes()
+    run = Run(device, sizes, began + 60 * options.minutes)
+    torch.manual_seed(0)
+    checks = check_all(run)
+    for part in PARTS:
+        part(run)
+    memory: dict[str, Any] = {}
+    try:
+        memory = frozen_memory(run)
+        print(f"\na frozen table of {sizes.rows:,} rows: {memory}", flush=True)
+    except (Skip, torch.OutOfMemoryError) as why:
+        run.skip("memory of a frozen table", str(why))
+    content = {
+        "benchmark": "gpu",
+        "options": {"device": str(device), "small": options.small, "minutes": options.minutes},
+        "environment": {**environment(), **gpu(device), "waits": reads_wait(device)},
+        "seconds": round(time.monotonic() - began, 1),
+        "checks": checks,
+        "frozen_table": memory,
+        "results": run.rows,
+        "skipped": run.skipped,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"\n{content['seconds']} s, written to {options.out}", file=sys.stderr)
+    return int(any(result.startswith("WRONG") for result in checks.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

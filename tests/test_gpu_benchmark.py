@@ -1,0 +1,50 @@
+"""benchmarks/gpu.sh works on small tables and without a GPU, so that a machine with one is not lent in vain."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from paths import ROOT
+
+
+@pytest.fixture
+def compare(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.gpu.compare import main
+
+    return main
+
+
+def test_a_small_run_on_the_cpu(compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "compare.json"
+    assert compare(["--small", "--device", "cpu", "--out", str(out)]) == 0
+    content = json.loads(out.read_text())
+    assert content["checks"]["codes"] == content["checks"]["frozen tables"] == content["checks"]["training"] == "right"
+    names = {(row["what"].split()[0], row["name"]) for row in content["results"]}
+    assert {("training", "mgqe default"), ("look-up", "mgqe of a budget"), ("top-5", "mgqe 256/64")} <= names
+    assert content["skipped"]["8 bags of 4 Zipf ids, 3,000 rows: fbgemm int4"] == "fbgemm is compared on GPUs"
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines if " ms" in line) <= 80
+
+
+def test_nothing_begins_when_the_time_is_over(compare, tmp_path: Path) -> None:
+    out = tmp_path / "compare.json"
+    compare(["--small", "--device", "cpu", "--minutes", "0", "--out", str(out)])
+    content = json.loads(out.read_text())
+    assert content["results"] == []
+    assert "no time left" in content["skipped"].values()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_error_says_what_to_do(compare, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        compare([])
+    assert "use device='cpu' (with --small)" in capsys.readouterr().err
+
+
+def test_the_script_is_sound_shell() -> None:
+    subprocess.run(["sh", "-n", str(ROOT / "benchmarks" / "gpu.sh")], check=True)
