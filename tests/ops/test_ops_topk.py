@@ -1,5 +1,6 @@
 """mgqe.ops.topk: every kernel gives the bits of the torch twin; adversarial orders; buffer ends; forced paths."""
 
+import math
 import mmap
 
 import pytest
@@ -473,3 +474,14 @@ def test_tensors_that_are_too_small_are_refused(wrong, says):
     prepared = ops.PreparedLookup(make_parts(sizes=(50,), counts=(4,), subspaces=(2,), pieces=2, width=2))
     with pytest.raises(ValueError, match=f"the search's .*{says} do not fit 1 queries of a table of 50 x 4"):
         ops.topk(prepared, ops.TopKJob(**{"queries": torch.ones(1, 4), "k": 3, **wrong}))
+
+
+@settings(max_examples=60)
+@given(st.lists(st.sampled_from([-math.inf, -1.5, -0.0, 0.0, 1e-40, 1.5, 3e38]), min_size=4, max_size=30), st.data())
+def test_keys_of_score_and_id_order_as_sorting_does(scores, data):
+    order = data.draw(st.permutations(range(len(scores))))
+    ids = torch.tensor([[-1 if score == -math.inf else 7 * i for score, i in zip(scores, order, strict=True)]])
+    values = torch.tensor([scores])
+    mine, sorted_ones = reference_topk.merge_by_keys(values, ids, 4), reference_topk._merge(values, ids, 4)
+    assert torch.equal(mine[0], sorted_ones[0])
+    assert torch.equal(mine[1], sorted_ones[1])

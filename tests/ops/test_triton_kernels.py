@@ -16,7 +16,7 @@ from whole_tables import whole_table
 import mgqe
 from mgqe import ops
 from mgqe.checks.waiting import as_on_gpu
-from mgqe.ops import reference, triton_kernels
+from mgqe.ops import reference, reference_topk, triton_kernels
 from mgqe.ops.pieces import pieces
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -195,6 +195,30 @@ def test_bags(parts, mode, weighted):
         made = ops.bag(prepared, on[0], on[1], mode, on[2]).cpu()
     assert torch.equal(made, expected) if parts.mean is None or EXACT else torch.allclose(made, expected, atol=1e-5)
     assert not made[0].any()
+
+
+# ---- top-K ---------------------------------------------------------------------------------------------------
+
+SEARCHED = {
+    "tiers of other subspaces": table(sizes=(9, 60), subspaces=(8, 4), pieces=8, width=3, shuffled=True)[0],
+    "padding": table(sizes=(9, 60), padding_idx=7)[0],
+    "mixed": mixed_table(sizes=(9, 60))[0],
+    "through a matrix": mixed_table(sizes=(9, 60), matrix=torch.float32, dim=9)[0],
+}
+
+
+@pytest.mark.parametrize("parts", SEARCHED.values(), ids=SEARCHED)
+@pytest.mark.parametrize("cosine", [False, True])
+def test_top_k(parts, cosine):
+    queries = numbers(3, parts.embedding_dim)
+    queries /= queries.norm(dim=1, keepdim=True)
+    job = ops.TopKJob(queries, 12, cosine, hidden=torch.arange(69) % 7 == 0)
+    expected = reference_topk.topk(parts, job)
+    on = ops.TopKJob(queries.to(DEVICE), 12, cosine, hidden=job.hidden.to(DEVICE))
+    with as_on_gpu():
+        scores, ids, _ = ops.topk(ops.PreparedLookup(on_device(parts)), on)
+    assert torch.equal(ids.cpu(), expected[1])
+    assert torch.allclose(scores.cpu(), expected[0], atol=1e-6)
 
 
 # ---- layers --------------------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-assign, bag, lookup, transform = (
-    importlib.import_module(f"mgqe.ops.triton_kernels.{name}") for name in ("assign", "bag", "lookup", "transform")
+assign, bag, lookup, scores, transform = (
+    importlib.import_module(f"mgqe.ops.triton_kernels.{name}")
+    for name in ("assign", "bag", "lookup", "scores", "transform")
 )
 FLOATS, LONGS, INTS, BYTES = "*fp32", "*i64", "*i32", "*i8"
 POINTERS = {
@@ -40,6 +41,7 @@ KERNELS = {
     "mean": (bag._bag, POINTERS["rows"], {"MODE": 1, "HAS_WEIGHTS": False, "COLUMNS": 64}),
     "max": (bag._bag, POINTERS["rows"], {"MODE": 2, "HAS_WEIGHTS": False, "COLUMNS": 64}),
     "locate": (lookup._locate, POINTERS["lookup"], {"HAS_MAP": True, "IDS": lookup.IDS}),
+    "score": (scores._score, POINTERS["lookup"] | {"entries": INTS, "partial": FLOATS}, {"IDS": scores.IDS}),
     "decode": (lookup._decode, POINTERS["lookup"] | {"book": FLOATS}, TILE),
     "decode whole": (
         lookup._decode_whole,

@@ -76,7 +76,7 @@ def topk(prepared: PreparedLookup, job: TopKJob, method: str = "auto") -> tuple[
         _check_lists(job, table.num_embeddings)
         _check_finite(job.queries)
         reference_topk.check_range(table, job)
-        return reference_topk.topk(table, job)
+        return reference_topk.topk(table, job, prepared.gpu_table)
     shape = (job.queries.shape[0], job.k)
     scores = torch.empty(shape, dtype=torch.float32, device="cpu")
     ids = torch.empty(shape, dtype=torch.int64, device="cpu")

@@ -63,6 +63,7 @@ def gpu_table(table: TableBuffers) -> Any:
         codes=table.codes,
         starts=starts,
         coordinates=[_coordinates(table, g, book_starts[table.codebook_of[g]]) for g in range(len(table.sizes))],
+        subspaces=[_codes(table, g) for g in range(len(table.sizes))],
         book=torch.cat([book.reshape(-1) for book in books]),
         levels=levels,
         first_entry=[starts[of_tier[0]] for of_tier in table.entries] if mapped else [],
@@ -73,6 +74,14 @@ def gpu_table(table: TableBuffers) -> Any:
         matrix=table.matrix if whole else _contiguous(table.matrix_values()),
         column_scales=table.column_scales,
     )
+
+
+def _codes(table: TableBuffers, tier: int) -> list[tuple[int, int]]:
+    """Of each code of a tier's rows: bit, bits."""
+    if table.is_mixed:
+        return [(piece.bit, piece.bits) for piece in table.pieces(tier)]
+    bits = table.bits[tier]
+    return [(j * bits, bits) for j in range(table.num_subspaces[tier])]
 
 
 def _contiguous(matrix: Tensor | None) -> Tensor | None:

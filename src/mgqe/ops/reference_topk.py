@@ -1,6 +1,9 @@
-"""Top-K in pure torch: the oracle of the native kernels, and what every other device runs on."""
+"""Top-K in pure torch: the oracle of the native kernels, and what other devices run on; GPUs have kernels for parts."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,13 +13,15 @@ from mgqe.ops._topk_job import IdLists, TopKJob
 from mgqe.ops.reference import codes_of, lookup, tiers_and_ranks
 
 _ROWS_AT_ONCE = 1 << 16
+_ROWS_AT_ONCE_ON_GPU = 1 << 20
 _QUERIES_AT_ONCE = 64
+MAX_KEYED_IDS = 2**32 - 1  # beside a score in 64 bits
 
 
-def topk(table: TableBuffers, job: TopKJob) -> tuple[Tensor, Tensor, int]:
-    """See :func:`mgqe.ops.topk`; every row is scored."""
+def topk(table: TableBuffers, job: TopKJob, gpu_table: Any = None) -> tuple[Tensor, Tensor, int]:
+    """See :func:`mgqe.ops.topk`; every row is scored. ``gpu_table``: what reads codes and rows on a GPU."""
     queries, n = job.queries, table.num_embeddings
-    results = [_topk_of(table, job, start) for start in range(0, queries.shape[0], _QUERIES_AT_ONCE)]
+    results = [_topk_of(table, job, start, gpu_table) for start in range(0, queries.shape[0], _QUERIES_AT_ONCE)]
     if not results:
         return queries.new_empty((0, job.k)), queries.new_empty((0, job.k), dtype=torch.int64), 0
     return torch.cat([s for s, _ in results]), torch.cat([i for _, i in results]), n * queries.shape[0]
@@ -84,20 +89,24 @@ def _check_lengths(table: TableBuffers) -> None:
             )
 
 
-def _topk_of(table: TableBuffers, job: TopKJob, first: int) -> tuple[Tensor, Tensor]:
+def _topk_of(table: TableBuffers, job: TopKJob, first: int, gpu_table: Any) -> tuple[Tensor, Tensor]:
     queries = job.queries[first : first + _QUERIES_AT_ONCE]
     tables, norms = _tables(table, queries, job.cosine)
     best = queries.new_full((queries.shape[0], job.k), -torch.inf)
     ids = torch.full_like(best, -1, dtype=torch.int64)
-    for start in range(0, table.num_embeddings, _ROWS_AT_ONCE):
-        rows = torch.arange(start, min(start + _ROWS_AT_ONCE, table.num_embeddings), device=queries.device)
-        scores = _scores(table, rows, tables, norms, job.cosine)
+    at_once, merge, scores_of = _ROWS_AT_ONCE, _merge, _scorer(table, tables, norms, job.cosine)
+    if gpu_table is not None and table.num_embeddings <= MAX_KEYED_IDS:
+        at_once, merge = _ROWS_AT_ONCE_ON_GPU, merge_by_keys
+        scores_of = _scorer_on_gpu(table, gpu_table, tables, norms, job.cosine)
+    for start in range(0, table.num_embeddings, at_once):
+        rows = torch.arange(start, min(start + at_once, table.num_embeddings), device=queries.device)
+        scores = scores_of(rows)
         if job.bias is not None:
             scores = scores + job.bias.bias[rows]
         eligible = ~scores.isnan() & _allowed(job, rows, first, queries.shape[0])
         eligible_ids = torch.where(eligible, rows, -1)
         scores = torch.where(eligible, scores, -torch.inf)
-        best, ids = _merge(torch.cat([best, scores], dim=1), torch.cat([ids, eligible_ids], dim=1), job.k)
+        best, ids = merge(torch.cat([best, scores], dim=1), torch.cat([ids, eligible_ids], dim=1), job.k)
     return best, ids
 
 
@@ -181,12 +190,34 @@ def _scores(table: TableBuffers, rows: Tensor, tables: list[Tensor], norms: list
         sums = _entries(entries, codes)
         if cosine:
             norm = _entries(norms[g], codes) if norms else squared_lengths(lookup(rows[mine], table))
-            # By way of double, which rounds right; a vector library's float32 root may be off by a bit.
-            sums = torch.where(norm > 0, sums / norm.double().sqrt().float(), 0.0)
+            sums = _cosines(sums, norm)
         scores[:, mine] = sums
     if table.padding_idx >= 0:
         scores[:, rows == table.padding_idx] = 0.0
     return scores
+
+
+def _cosines(sums: Tensor, norm: Tensor) -> Tensor:
+    # By way of double, which rounds right; a vector library's float32 root may be off by a bit.
+    return torch.where(norm > 0, sums / norm.double().sqrt().float(), 0.0)
+
+
+def _scorer(table: TableBuffers, tables: list[Tensor], norms: list[Tensor], cosine: bool) -> Callable[[Tensor], Tensor]:
+    return lambda rows: _scores(table, rows, tables, norms, cosine)
+
+
+def _scorer_on_gpu(
+    table: TableBuffers, gpu_table: Any, tables: list[Tensor], norms: list[Tensor], cosine: bool
+) -> Callable[[Tensor], Tensor]:
+    """As :func:`_scorer`, by the kernels for GPUs."""
+    sums_of = gpu_table.scorer(tables)
+    norm_of = gpu_table.scorer(norms) if norms else lambda rows: squared_lengths(gpu_table(rows))
+
+    def scores_of(rows: Tensor) -> Tensor:
+        scores: Tensor = _cosines(sums_of(rows), norm_of(rows)) if cosine else sums_of(rows)
+        return scores.masked_fill(rows == table.padding_idx, 0.0)
+
+    return scores_of
 
 
 def _allowed(job: TopKJob, rows: Tensor, first: int, count: int) -> Tensor:
@@ -212,4 +243,16 @@ def _merge(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
     order = torch.where(ids < 0, torch.iinfo(torch.int64).max, ids).argsort(dim=1, stable=True)
     scores, ids = scores.gather(1, order), ids.gather(1, order)
     best = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return scores.gather(1, best), ids.gather(1, best)
+
+
+def merge_by_keys(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As :func:`_merge`, without sorting everything: of keys whose upper half falls and rises with the score.
+
+    ids: at most MAX_KEYED_IDS; -1 for none, whose score is -infinity.
+    """
+    bits = (scores + 0.0).view(torch.int32)  # -0 has the bits of 0
+    rising = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF).long() << 32
+    keys = torch.where(ids < 0, torch.iinfo(torch.int64).min, rising | (MAX_KEYED_IDS - ids.clamp(min=0)))
+    best = torch.topk(keys, k, dim=1).indices
     return scores.gather(1, best), ids.gather(1, best)

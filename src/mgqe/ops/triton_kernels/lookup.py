@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mgqe.ops.triton_kernels.codes import read_codes
+from mgqe.ops.triton_kernels.scores import Scorer
 from mgqe.ops.triton_kernels.transform import transform
 
 IDS, COORDINATES = 32, 32  # of a program
@@ -91,15 +93,11 @@ def _numbers(addresses, row_bytes, fields, book, tier, place, inside, coordinate
     """What the codes of rows (IDS,) name at coordinates (C,): (IDS, C); zeros beyond either."""
     there = inside[:, None] & (coordinate < length)[None, :]
     field = fields + (tier[:, None].to(tl.int64) * length + coordinate[None, :]) * FIELDS
-    bit = tl.load(field, mask=there, other=0)
-    mask = (tl.full(bit.shape, 1, tl.int64) << tl.load(field + 1, mask=there, other=0)) - 1
     size = tl.load(row_bytes + tier, mask=inside, other=0)
-    row = (tl.load(addresses + tier, mask=inside, other=0) + place * size)[:, None] + (bit >> 3)
-    left = size[:, None] - (bit >> 3)  # bytes of the row from here on
-    word = tl.load(row.to(tl.pointer_type(tl.uint8)), mask=there & (left > 0), other=0).to(tl.int64)
-    word |= tl.load((row + 1).to(tl.pointer_type(tl.uint8)), mask=there & (left > 1), other=0).to(tl.int64) << 8
-    word |= tl.load((row + 2).to(tl.pointer_type(tl.uint8)), mask=there & (left > 2), other=0).to(tl.int64) << 16
-    code = tl.minimum((word >> (bit & 7)) & mask, tl.load(field + 4, mask=there, other=0))
+    row = tl.load(addresses + tier, mask=inside, other=0) + place * size
+    bit, bits = tl.load(field, mask=there, other=0), tl.load(field + 1, mask=there, other=0)
+    code = read_codes(row[:, None], size[:, None], bit, bits, there)
+    code = tl.minimum(code, tl.load(field + 4, mask=there, other=0))
     at = tl.load(field + 3, mask=there, other=0) + code * tl.load(field + 2, mask=there, other=0)
     return tl.load(book + at, mask=there, other=0)
 
@@ -182,6 +180,7 @@ class GpuTable:
         starts: where each entry's ids begin, in the order of entries.
         coordinates: of each entry, of each coordinate: where its code begins in a row, the code's bits, the width of
             the subspace, the place in ``book`` of its number in centroid 0, and the last centroid.
+        subspaces: of each entry, of each code of a row: where it begins, and its bits.
         book: the numbers of all codebooks, flat: float32, or int8 where ``matrix`` is.
         levels: of each level of the tier map that has ids: its words int64, its ranks int32, and the tier that it
             splits off; empty where ids are in the order of tiers.
@@ -195,6 +194,7 @@ class GpuTable:
     codes: Sequence[Tensor]
     starts: Sequence[int]
     coordinates: Sequence[Sequence[tuple[int, int, int, int, int]]]
+    subspaces: Sequence[Sequence[tuple[int, int]]]
     book: Tensor
     levels: Sequence[tuple[Tensor, Tensor, int]]
     first_entry: Sequence[int]
@@ -241,7 +241,7 @@ class GpuTable:
         out = torch.empty((n, length), dtype=torch.float32, device=ids.device)
         if n:
             grid = (triton.cdiv(n, IDS), triton.cdiv(length, COORDINATES))
-            found = self._found(ids)
+            found = (*self._found(ids), self.book)
             _decode[grid](*found, out, n, length, self.padding_idx, IDS=IDS, COORDINATES=COORDINATES)
         return out
 
@@ -265,7 +265,15 @@ class GpuTable:
             HAS_MAP=self.mapped_ids > 0,
             IDS=IDS,
         )
-        return ids, tiers, places, self._addresses, self._row_bytes, self._fields, self.book
+        return ids, tiers, places, self._addresses, self._row_bytes, self._fields
+
+    def scorer(self, tables: Sequence[Tensor]) -> Scorer:
+        """What scores ids by partial scores: of each entry float32 (B, D, K), of each code of its rows."""
+        return Scorer.of(self, tables)
+
+    def place(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """Where the rows of ids (n,) lie, as :class:`Scorer` takes it: entries, rows there, addresses and sizes."""
+        return self._found(ids)[1:5]
 
     def _whole_rows(self, ids: Tensor) -> Tensor:
         assert self.matrix is not None  # mypy: column scales come with a matrix
@@ -275,6 +283,7 @@ class GpuTable:
         if n:
             _decode_whole[(triton.cdiv(n, IDS), triton.cdiv(dim, columns))](
                 *self._found(ids),
+                self.book,
                 self.matrix,
                 self.column_scales,
                 self.mean,
