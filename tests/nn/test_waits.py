@@ -100,6 +100,24 @@ def test_a_step_of_the_warm_up_waits_for_nothing(make, arguments):
     assert waits.counts == {}
 
 
+@each_layer
+def test_a_step_has_nothing_to_do_with_the_cpu(make, arguments):
+    """`meta` stands in for a GPU: a tensor of the CPU in between would be copied, or be an error."""
+    layer = make_layer(make, arguments)
+    layer.start_quantizing()
+    layer.to("meta")
+    optimizer = mgqe.RowwiseAdagrad(layer.parameters(), lr=0.01)
+    first, second, third, *_ = (ids.to("meta") for ids in batches())
+    with as_on_gpu():
+        step(layer, optimizer, first)
+        step(layer, optimizer, second)
+        with Waits(*host_state(layer)) as waits:
+            step(layer, optimizer, third)
+    assert layer.raw_weight.grad.is_meta
+    state = {"select": 2, "_local_scalar_dense": 2} if host_state(layer) else {}
+    assert waits.with_the_cpu == state
+
+
 def test_what_does_wait_is_what_the_page_says():
     """docs/gpu.md: rows="cached" and max_norm."""
     first, second, third, *_ = batches()
@@ -184,6 +202,19 @@ def test_the_error_names_the_layers_path():
     with pytest.raises(IndexError, match=r"^item: id 300 "):
         mgqe.check_ids(model)
     mgqe.check_ids(model)
+
+
+def test_compiled_layers_note_ids_too():
+    layer = make_layer(mgqe.DPQEmbedding, {"num_centroids": 16})
+    layer.start_quantizing()
+    layer.eval()
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with as_on_gpu():
+        assert torch.allclose(compiled(torch.tensor([3, 3, 7])), layer(torch.tensor([3, 3, 7])))
+        compiled(torch.tensor([3, N, 7]))
+    with pytest.raises(IndexError, match="id 300"):
+        layer.check_ids()
 
 
 def test_on_the_cpu_the_pass_itself_raises():

@@ -6,6 +6,7 @@ from collections import Counter
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # Operators that, on a GPU, stop the program until the device has caught up.
 WAITING = {
@@ -25,18 +26,23 @@ WAITING = {
 
 
 class Waits(TorchDispatchMode):
-    """Counts the operators within that would wait, by name; ``index`` and ``index_put_`` where a mask chooses."""
+    """Counts the operators within that would wait, by name; ``index`` and ``index_put_`` where a mask chooses.
+
+
+    Attributes:
+        counts: of the operators that would wait.
+        with_the_cpu: of those that read or make a tensor on the CPU, where the layer is elsewhere.
+    """
 
     def __init__(self, *on_the_cpu: torch.Tensor) -> None:
         """``on_the_cpu``: tensors that stay there where the others move to a GPU, so that reading them is no wait."""
         super().__init__()
         self.free = {tensor.untyped_storage().data_ptr() for tensor in on_the_cpu}
         self.counts: Counter[str] = Counter()
-        self.launched = 0
+        self.with_the_cpu: Counter[str] = Counter()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
-        self.launched += 1
         if name == "_local_scalar_dense" and args[0].untyped_storage().data_ptr() in self.free:
             pass
         elif name in WAITING:
@@ -45,4 +51,8 @@ class Waits(TorchDispatchMode):
             chosen = [each for each in args[1] if each is not None]
             if any(each.dtype in (torch.bool, torch.uint8) for each in chosen):
                 self.counts[f"{name} with a mask"] += 1
-        return function(*args, **(kwargs or {}))
+        made = function(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, made)) if isinstance(leaf, torch.Tensor)]
+        if any(tensor.device.type == "cpu" for tensor in tensors):
+            self.with_the_cpu[name] += 1
+        return made

@@ -38,7 +38,7 @@ def in_full_precision(method: Function) -> Function:
     @functools.wraps(method)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         device = self.tier_sizes.device.type
-        if not torch.is_autocast_enabled(device):
+        if device == "meta" or not torch.is_autocast_enabled(device):
             return method(self, *args, **kwargs)
         with torch.autocast(device, enabled=False):
             return method(self, *args, **kwargs)
