@@ -52,7 +52,9 @@ class Grid:
 
 GRIDS = {
     "implicit ALS": Grid(
-        AlternatingLeastSquares, DIM, {"iterations": (15,), "regularization": (1.0, 10.0, 100.0), "alpha": (2.0, 10.0, 40.0)}
+        AlternatingLeastSquares,
+        DIM,
+        {"iterations": (15,), "regularization": (1.0, 10.0, 100.0), "alpha": (2.0, 10.0, 40.0)},
     ),
     "implicit BPR": Grid(
         BayesianPersonalizedRanking,

@@ -416,8 +416,8 @@ def test_tuned_settings(model: str, data: str) -> None:
     ("changes", "message"),
     [
         (
-            {"data": "planted", "min_count": 2},
-            "min_count=2 is for logs of clicks .criteo, avazu, criteo-like., not for",
+            {"data": "planted", "hash_size": 2},
+            "hash_size=2 is for logs of clicks .criteo, avazu, criteo-like., not for",
         ),
         ({"data": "planted", "log_rows": 5000}, "log_rows=5000 is for logs of clicks"),
         ({"data": "avazu", "log_rows": 5000}, "log_rows=5000 is for criteo-like, which is made up, not for avazu"),

@@ -76,9 +76,12 @@ KCore = Annotated[
     ),
 ]
 MinCount = Annotated[
-    int,
+    int | None,
     typer.Option(
-        "--min-count", help="Leave out items with fewer interactions than this, first.", rich_help_panel=_DATA
+        "--min-count",
+        help="Leave out items with fewer interactions than this, first. In logs of clicks, values of a field that "
+        "occur less often share one row.",
+        rich_help_panel=_DATA,
     ),
 ]
 TrainFile = Annotated[
@@ -161,7 +164,7 @@ def config_of(
     header: Header = None,
     split: SplitBy = None,
     repeats: Repeats = None,
-    min_count: MinCount = 1,
+    min_count: MinCount = None,
     k_core: KCore = 1,
     train: TrainFile = None,
     valid: ValidFile = None,

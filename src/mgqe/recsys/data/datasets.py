@@ -272,7 +272,7 @@ def check_split(settings: DataSettings) -> None:
         raise ValueError(f"--split {rule} divides one file: leave it out, or leave out --test {test}")
     if test is not None and data in KNOWN:
         raise ValueError(f"--test {test} goes with a file of your own to train on: --train FILE, not with {data}")
-    for option, number in (("--k-core", settings.k_core), ("--min-count", settings.min_count)):
+    for option, number in (("--k-core", settings.k_core), ("--min-count", settings.min_count or 1)):
         if number > 1 and (test is not None or data in SPLIT_IN_ADVANCE):
             raise ValueError(f"{option} {number} is for data that are divided here, not in parts already: leave it out")
     if rule is not None and data in SPLIT_IN_ADVANCE:
@@ -282,7 +282,7 @@ def check_split(settings: DataSettings) -> None:
 def check_clicks(settings: DataSettings) -> None:
     """ValueError for settings of logs of clicks with other data, and the other way round."""
     if settings.data not in CLICK_LOGS:
-        for name in ("min_count", "hash_size", "log_rows"):
+        for name in ("hash_size", "log_rows"):
             if getattr(settings, name) != getattr(DataSettings, name):
                 logs = ", ".join(CLICK_LOGS)
                 raise ValueError(

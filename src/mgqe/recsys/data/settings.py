@@ -19,11 +19,11 @@ class DataSettings:
     separator, quote, header: the layout of a text file, see mgqe.recsys.data.columns.Columns.
     context_columns: for a user's own file and task "ctr": names of its columns of categories, joined by commas.
     split: a rule of mgqe.recsys.data.splits; None: leave-one-out, or for task "ctr" without times, at random.
-    min_count: items with fewer interactions are left out first.
+    min_count: items with fewer interactions are left out first; in logs of clicks, values that occur less often share a
+        row, see mgqe.recsys.data.clicks.encode.Encoding. None: none are, and the log's own number.
     k_core: users and items with fewer interactions, counted anew until none has, are left out before the split.
     valid, test: files for validation and test, if `data` is a file for training; they replace a rule.
-    min_count, hash_size: of logs of clicks, see mgqe.recsys.data.clicks.encode.Encoding; None: the log's own, and none.
-    log_rows: of the log that is made up, criteo-like.
+    hash_size: of logs of clicks, see Encoding; None: no hashing. log_rows: of the log that is made up, criteo-like.
     negatives: per positive in training. eval_negatives, eval_users: of sampled metrics.
     """
 
@@ -40,11 +40,10 @@ class DataSettings:
     context_columns: str = ""
     split: str | None = None
     repeats: str | None = None
-    min_count: int = 1
+    min_count: int | None = None
     k_core: int = 1
     valid: str | None = None
     test: str | None = None
-    min_count: int | None = None
     hash_size: int | None = None
     log_rows: int = 200_000
     seed: int = 7
@@ -63,5 +62,5 @@ class DataSettings:
             )
         if self.repeats not in (None, *REPEATS):
             raise ValueError(f"--repeats must be one of {', '.join(REPEATS)}, got {self.repeats}")
-        for name in ("min_count", "k_core", "negatives", "eval_negatives", "eval_users"):
+        for name in ("k_core", "negatives", "eval_negatives", "eval_users"):
             as_int(name, getattr(self, name), 1)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from mgqe.recsys.data.datasets import CLICK_LOGS
 from mgqe.recsys.data.interactions import FileIds
 from mgqe.recsys.data.settings import DataSettings
 from mgqe.recsys.data.splits import RANDOM
@@ -32,7 +33,8 @@ class RunSettings(DataSettings, ModelSettings):
         for name in ("metrics", "select_by"):
             if self.task == "ctr" and getattr(self, name) != getattr(RunSettings, name):
                 raise ValueError(f"{name}={getattr(self, name)} is for models that rank: --task ctr has the AUC")
-        for option, number in (("--k-core", self.k_core), ("--min-count", self.min_count)):
+        min_count = 1 if self.min_count is None or self.data in CLICK_LOGS else self.min_count
+        for option, number in (("--k-core", self.k_core), ("--min-count", min_count)):
             if self.task == "ctr" and number > 1:
                 raise ValueError(f"{option} {number} is for models that rank, not for --task ctr: leave it out")
         for option, value in (("--session-column", self.session_column), ("--repeats", self.repeats)):

@@ -366,7 +366,7 @@ def load_split(config: RunSettings) -> tuple[Interactions, Split]:
 
     if config.test is None:
         data = load(config.data)
-        kept = frequent(data, config.min_count) if config.min_count > 1 else data
+        kept = data if config.min_count in (None, 1) else frequent(data, config.min_count)
         dense = core(kept, config.k_core) if config.k_core > 1 else kept
         interactions, parts = split(dense, config.split or (LEAVE_ONE_OUT if dense.ordered else RANDOM))
         for name, before, after in (("min_count", data, kept), ("k_core", kept, dense)):
