@@ -64,7 +64,7 @@ def test_a_constant_scorer_has_no_hits(value: float) -> None:
     assert ranks.tolist() == [99] * 7
 
 
-def test_sampled_ranks_do_not_depend_on_the_batch() -> None:
+def test_sampled_ranks_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(50, 30, generator=generator).round(decimals=1)
     users = torch.arange(50)
@@ -75,7 +75,8 @@ def test_sampled_ranks_do_not_depend_on_the_batch() -> None:
         return scores[users].gather(1, items)
 
     whole = sampled_ranks(score, users, positives, negatives)
-    assert torch.equal(whole, sampled_ranks(score, users, positives, negatives, batch_size=7))
+    monkeypatch.setattr(metrics, "SAMPLED_CELLS", 7 * 10)
+    assert torch.equal(whole, sampled_ranks(score, users, positives, negatives))
     by_hand = [
         sum(bool(scores[u, n] >= scores[u, positives[u]]) for n in negatives[u].tolist() if n != positives[u])
         for u in range(50)
