@@ -78,6 +78,15 @@ def test_the_page_on_serving_runs(tmp_path, monkeypatch):
         assert (ROOT / "docs" / target).is_file(), target
 
 
+def test_the_page_on_logs_of_clicks_runs(capsys):
+    pytest.importorskip("polars")
+    page, _ = run_page("click_logs.md")
+    printed = capsys.readouterr().out.strip()
+    assert f"# {printed}" in page
+    for target in re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", page):
+        assert (ROOT / "docs" / target).is_file(), target
+
+
 def test_the_page_on_hubs_runs(tmp_path, monkeypatch):
     """Its blocks continue each other."""
     monkeypatch.chdir(tmp_path)
