@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
@@ -23,9 +24,10 @@ EPOCHS = {"gmf": "mgqe:D=16,K=256/64", "sasrec": "mgqe:D=16,K=256/64"}
 # ---- tables ------------------------------------------------------------------------------------------------------
 
 
-def even_table(run: Run, rows: int) -> mgqe.CompactTable:
-    """A frozen table of d / 4 subspaces of 256 and 64 centroids, codes at random, on the device."""
-    dim, made = run.sizes.dim, torch.Generator().manual_seed(0)
+@functools.cache
+def even_table(rows: int, dim: int) -> mgqe.CompactTable:
+    """A frozen table of d / 4 subspaces of 256 and 64 centroids, codes at random, on the CPU."""
+    made = torch.Generator().manual_seed(0)
     tiers = mgqe.Tiers.from_fractions(rows, (0.1, 0.9))
     counts = (256, 64)
     codes = [
@@ -33,12 +35,13 @@ def even_table(run: Run, rows: int) -> mgqe.CompactTable:
         for n, k in zip(tiers.sizes, counts, strict=True)
     ]
     book = torch.randn(dim // 4, max(counts), 4, generator=made)
-    return mgqe.CompactTable.from_codes(tiers, codes, [book], [0, 0], counts).to(run.device)
+    return mgqe.CompactTable.from_codes(tiers, codes, [book], [0, 0], counts)
 
 
-def whole_table(run: Run, rows: int) -> mgqe.CompactTable:
-    """A frozen table as budgets make them: whole centroids of 1 to 8 bits and a whole matrix, on the device."""
-    dim, made = run.sizes.dim, torch.Generator().manual_seed(1)
+@functools.cache
+def whole_table(rows: int, dim: int) -> mgqe.CompactTable:
+    """A frozen table as budgets make them: whole centroids of 1 to 8 bits and a whole matrix, on the CPU."""
+    made = torch.Generator().manual_seed(1)
     tiers = mgqe.Tiers.from_fractions(rows, (0.1, 0.9))
     widths = [2] * (dim // 4) + [4] * (dim // 8)
     bits = [[8 - j * 4 // len(widths) - 2 * g for j in range(len(widths))] for g in range(2)]
@@ -49,10 +52,9 @@ def whole_table(run: Run, rows: int) -> mgqe.CompactTable:
     sizes = [sum(w << b for w, b in zip(widths, of_tier, strict=True)) for of_tier in bits]
     books = [torch.randint(-127, 128, (size,), generator=made).float() for size in sizes]
     mean, matrix = torch.randn(dim, generator=made), torch.randn(dim, dim, generator=made)
-    table = mgqe.CompactTable.from_mixed_codes(
+    return mgqe.CompactTable.from_mixed_codes(
         tiers, codes, books, [0, 1], widths, bits, None, "int8", mean=mean, matrix=matrix, matrix_dtype="int8_columns"
     )
-    return table.to(run.device)
 
 
 def frozen_memory(run: Run) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def frozen_memory(run: Run) -> dict[str, Any]:
         raise Skip("the memory of GPUs alone is measured")
     run.wait()
     before = torch.cuda.memory_allocated(run.device)
-    table = even_table(run, run.sizes.rows)
+    table = even_table(run.sizes.rows, run.sizes.dim).to(run.device)
     table.lookup(torch.zeros(1, dtype=torch.int64, device=run.device))
     run.wait()
     return {"bytes_of_table": table.nbytes, "bytes_allocated": torch.cuda.memory_allocated(run.device) - before}
@@ -135,8 +137,8 @@ def lookups(run: Run) -> None:
 
     contenders = {
         "nn.Embedding": full,
-        "mgqe 256/64": lambda: frozen(even_table(run, rows)),
-        "mgqe of a budget": lambda: frozen(whole_table(run, rows)),
+        "mgqe 256/64": lambda: frozen(even_table(rows, run.sizes.dim).to(run.device)),
+        "mgqe of a budget": lambda: frozen(whole_table(rows, run.sizes.dim).to(run.device)),
         "fbgemm int8, bags of 1": lambda: fbgemm(run, "INT8", rows, n, 1),
         "fbgemm int4, bags of 1": lambda: fbgemm(run, "INT4", rows, n, 1),
     }
@@ -159,8 +161,8 @@ def bags(run: Run) -> None:
 
     contenders = {
         "nn.EmbeddingBag": full,
-        "mgqe 256/64": lambda: frozen(even_table(run, rows)),
-        "mgqe of a budget": lambda: frozen(whole_table(run, rows)),
+        "mgqe 256/64": lambda: frozen(even_table(rows, run.sizes.dim).to(run.device)),
+        "mgqe of a budget": lambda: frozen(whole_table(rows, run.sizes.dim).to(run.device)),
         "fbgemm int8": lambda: fbgemm(run, "INT8", rows, number, length),
         "fbgemm int4": lambda: fbgemm(run, "INT4", rows, number, length),
     }
@@ -205,7 +207,7 @@ def top_k(run: Run) -> None:
             return lambda _: half_product(queries.to(torch.float16), weight, k)
 
         def frozen(queries: Tensor = queries) -> Contender:
-            table = even_table(run, rows)
+            table = even_table(rows, dim).to(run.device)
             return lambda _: table.topk(queries, k)
 
         contenders: dict[str, Built] = {
