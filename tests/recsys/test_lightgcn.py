@@ -95,6 +95,14 @@ def test_what_is_served_scores_as_what_is_trained() -> None:
     assert served.user is trained.user
 
 
+def test_the_graph_moves_with_the_rows_and_is_not_saved() -> None:
+    trained = model(num_layers=2)
+    assert trained.state_dict().keys() == {"user.weight", "item.weight"}
+    assert all(vectors.dtype == torch.float64 for vectors in trained.double().vectors())
+    meta = model(num_layers=2).to("meta")
+    assert meta.adjacency.is_meta
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     data = write_tiny(tmp_path_factory.mktemp("data"))
@@ -163,7 +171,7 @@ def test_a_killed_run_ends_alike(config: TrainConfig, tmp_path: Path) -> None:
 @pytest.mark.parametrize("embedding", ["hash:buckets=20", "lowrank:r=2", "qr:remainders=8", "recjpq:D=4,K=8"])
 def test_tables_that_hold_no_rows_are_refused(embedding: str) -> None:
     name = embedding.partition(":")[0]
-    message = rf"{name} has no rows .*: give one of full, mgqe, dpq, pq, scalar, or --model mf for {name}"
+    message = rf"{name} has no rows .*: give one of full, mgqe, dpq, pq, scalar, svd, or --model mf for {name}"
     with pytest.raises(ValueError, match=message):
         TrainConfig(model="lightgcn", embedding=embedding)
 

@@ -88,7 +88,9 @@ class LightGCN(nn.Module):
         self.user: Any = tables.user
         self.item: Any = tables.item
         self.dropout = tables.dropout
-        self.adjacency, self.num_layers = adjacency, num_layers  # no part of the state: the data have it
+        self.adjacency: Tensor
+        self.register_buffer("adjacency", adjacency, persistent=False)  # moves with the rows; the data have it
+        self.num_layers = num_layers
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         """p (num_users, d) and q (num_items, d), with a gradient to the rows."""
