@@ -182,6 +182,12 @@ def test_tuned_settings(data: str) -> None:
     assert (config.loss, config.weight_decay) == ("softmax", 0)
 
 
+def test_settings_of_factorisation_on_sparse_data() -> None:
+    config = TrainConfig(data="beauty-split", model="mf").with_settings(tuned_settings("mf", "beauty-split"))
+    assert (config.loss, config.weight_decay, config.init_std) == ("softmax", 1e-5, 0.02)
+    assert tuned_settings("mf", "ml-1m-split") == ()
+
+
 def test_fewer_layers_than_none_are_refused() -> None:
     with pytest.raises(ValueError, match="graph_layers must be a whole number of 0 or more"):
         TrainConfig(model="lightgcn", graph_layers=-1)

@@ -20,6 +20,9 @@ _CRITEO_LIKE = (
     "patience=1", "anneal_epochs=1", "quantised_epochs=2",
 )  # fmt: skip
 
+# Users have five interactions, which rows fit too closely without a penalty and from a large start.
+_MF_BEAUTY = ("loss=softmax", "negatives=512", "learning_rate=1e-2", "weight_decay=1e-5", "init_std=0.02",
+              "anneal_epochs=5", "anneal_learning_rate=5e-3")  # fmt: skip
 # Every step propagates all rows, whatever its batch: few epochs, of large steps.
 _LIGHTGCN = ("loss=softmax", "negatives=512", "learning_rate=1e-2", "weight_decay=0", "max_epochs=30",
              "anneal_epochs=5", "anneal_learning_rate=5e-3")  # fmt: skip
@@ -27,6 +30,7 @@ _LIGHTGCN = ("loss=softmax", "negatives=512", "learning_rate=1e-2", "weight_deca
 # (model, data set) -> NAME=VALUE of TrainConfig; (model, None): for all data that have no entry of their own.
 TUNED: dict[tuple[str, str | None], tuple[str, ...]] = {
     ("lightgcn", None): _LIGHTGCN,
+    ("mf", "beauty-split"): _MF_BEAUTY,
     ("gmf", "amazon-apps"): ("weight_decay=2e-6",),
     ("wide_deep", None): (*_CTR, "weight_decay=1e-5", "batch_size=4096", "max_epochs=20"),
     ("wide_deep", "frappe"): (*_CTR_FRAPPE, "batch_size=512"),
