@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything that is to be shown on a GPU, in one run of under eight minutes: first that results are those of the CPU,
+# Everything that is to be shown on a GPU, in one run that is made for eight minutes: first that results are those of the CPU,
 # then times and memory beside other packages. It needs no network. From a clone, on a machine with a GPU:
 #
 #     pip install -e '.[recsys,triton]'           # torch for CUDA brings Triton

@@ -2,7 +2,7 @@
 
 python -m benchmarks.gpu.compare    (or benchmarks/gpu.sh)
 
-It takes under eight minutes and needs no network. Nothing new begins when the minutes are over, and what is left out is
+It is made for eight minutes and needs no network. Nothing new begins when the minutes are over, and what is left out is
 printed with its reason. --small --device cpu shows that the script works, on any machine; its times say nothing.
 """
 
@@ -43,11 +43,12 @@ def gpu(device: torch.device) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run everything; the exit status is 1 if a result was wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1 and so on, or cpu (default: cuda)")
     parser.add_argument("--small", action="store_true", help="small tables, one call of each")
     parser.add_argument("--minutes", type=float, default=7.5, help="after which nothing new begins (default: 7.5)")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "gpu" / "results" / "compare.json")
+    out = ROOT / "benchmarks" / "gpu" / "results" / "compare.json"
+    parser.add_argument("--out", type=Path, default=out, help="where the JSON goes (default: beside the script)")
     options = parser.parse_args(arguments)
     try:
         device = usable_device(options.device)

@@ -28,6 +28,7 @@ EXTRAS = {
     "onnx": "mgqe.export_onnx (mgqe[onnx])",
     "onnxruntime": "running what it writes (mgqe[onnx])",
     "torchrec": "mgqe.torchrec (mgqe[torchrec])",
+    "triton": "kernels for GPUs (mgqe[triton])",
     "starlette": "mgqe serve (mgqe[serve])",
 }
 CORE = ("torch", "numpy", "safetensors", "xxhash", "typer", "rich")

@@ -122,8 +122,14 @@ class RowLayer(CodebookLayer):
 
     @property
     def _reads_parameter(self) -> bool:
-        """Whether vectors are rows of the parameter as it is, so that nn.Embedding's own functions do."""
-        return self.store.is_full and not self.quantizing and self.raw_weight.dtype == self.vector_dtype
+        """Whether vectors are rows of the parameter as it is, and nn.Embedding's own functions do.
+
+        Not where these would wait for a GPU: their sparse gradient leaves padding out by a mask.
+        """
+        if not self.store.is_full or self.quantizing or self.raw_weight.dtype != self.vector_dtype:
+            return False
+        masks = self.sparse and self.padding_idx is not None and not torch.compiler.is_compiling()
+        return not (masks and reads_wait(self.raw_weight.device))
 
     def _distinct_vectors(self, flat: Tensor) -> tuple[Tensor, Batch]:
         """Vectors (u, d) of the distinct ids among flat ids (n,), zeros for padding."""
