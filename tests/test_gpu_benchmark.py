@@ -46,5 +46,15 @@ def test_without_a_gpu_the_error_says_what_to_do(compare, capsys: pytest.Capture
     assert "use device='cpu' (with --small)" in capsys.readouterr().err
 
 
+def test_operators_and_kernels_are_counted(compare, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("triton", reason="needs Triton, which runs on CPUs by its interpreter: pip install triton")
+    from benchmarks.gpu.operators import main
+
+    main()
+    counts = {line[:28].strip(): line[28:].split() for line in capsys.readouterr().out.splitlines()[1:]}
+    assert counts["nn.Embedding"][2] == "0"
+    assert int(counts["mgqe, default"][2]) > 0
+
+
 def test_the_script_is_sound_shell() -> None:
     subprocess.run(["sh", "-n", str(ROOT / "benchmarks" / "gpu.sh")], check=True)
