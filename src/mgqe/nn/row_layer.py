@@ -191,7 +191,7 @@ class RowLayer(CodebookLayer):
         Each id is read and quantised as often as it occurs, which changes no sum; but where something depends on which
         ids are distinct, these are found, by sorting.
         """
-        if self.training and (self.scale_grad_by_freq or self.quantizer.counts_distinct):
+        if self.scale_grad_by_freq or (self.training and self.quantizer.counts_distinct):
             return Batch(*ops.unique_padded(flat))
         return repeating_batch(flat)
 
