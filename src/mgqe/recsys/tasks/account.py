@@ -10,6 +10,9 @@ HELD_OUT = {"leave-one-out": "the last item", "random": "a random item"}
 
 def data_note(summary: dict[str, Any], split: dict[str, Any]) -> str:
     """How much there is, what was left out and why, in one line."""
+    if "clicks" in summary:  # a log of clicks, whose rows are nobody's
+        rows, clicks = summary["interactions"], sum(summary["clicks"].values())
+        return f"{rows:,} rows of {len(summary['fields'])} fields, {clicks:,} clicks; nothing left out"
     owners = "sessions" if "sessions" in summary else "users"
     said = [f"{summary[owners]:,} {owners}, {summary['items']:,} items, {summary['interactions']:,} interactions"]
     if kept := summary.get("repeats_kept"):

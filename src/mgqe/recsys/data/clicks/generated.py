@@ -18,9 +18,9 @@ FIELDS = tuple(f"C{number}" for number in range(1, 27))
 SMALLEST = 10  # ids of the smallest field
 ROWS_PER_ID = 4  # of the largest field: 40 million rows have 10 million ids
 POWER = 1.1  # an id's frequency falls with its number to this power
-RANK = 4  # of the crosses of fields
-OWN, CROSSED = 0.3, 0.18  # standard deviations of an id's own effect, and of its coordinates in the crosses
-BIAS = -1.0  # a fifth to a quarter of the rows are clicks; in Criteo's log a quarter are
+RANK = 2  # of the crosses of fields
+OWN, CROSSED = 0.2, 0.35  # standard deviations of an id's own effect, and of its coordinates in the crosses
+BIAS = -2.0  # a quarter of the rows are clicks, as in Criteo's log
 CHUNK = 2**17  # rows of a file
 
 
@@ -72,7 +72,8 @@ def draw(num_rows: int, chunk: int, seed: int = 0) -> tuple[np.ndarray, np.ndarr
 
 def generate(home: Path, num_rows: int, seed: int = 0, progress: Progress | bool | None = None) -> ParquetSource:
     """Write the log into a folder below `home`, a chunk at a time, or find there what was written before."""
-    folder = home / f"{num_rows}-rows-seed-{seed}"
+    # The constants above are part of the name: what other versions made up is another log.
+    folder = home / f"{num_rows}-rows-seed-{seed}-rank-{RANK}-{OWN}-{CROSSED}"
     files = [folder / f"rows-{chunk:05d}.parquet" for chunk in range(-(-num_rows // CHUNK))]
     if not all(file.is_file() for file in files):
         with folder_lock(folder), shown(progress, "making up clicks") as step:
