@@ -21,6 +21,7 @@ from mgqe.recsys.tasks.base import Task
 
 BATCHES = 60  # that the metrics come from
 FULL_HEADER = 512  # bytes of a full table's file beside its rows, at most
+NAMED = 3  # tables that an error names
 
 
 def planned_layers(model: nn.Module, task: Task) -> dict[str, QuantizedEmbedding]:
@@ -46,8 +47,10 @@ def check_budget(full: Any, model: nn.Module, task: Task, budget: int | float | 
     sizes = [(layer.num_embeddings, layer.embedding_dim, layer.zero_row) for layer in layers.values()]
     least, total = sum(least_nbytes(*size) for size in sizes), budget_for(full, layers, task, budget)
     if total < least:
+        first, others = list(layers)[:NAMED], len(layers) - NAMED
+        named = ", ".join(first) + (f" and {others} more tables" if others > 0 else "")
         raise ValueError(
-            f"budget={budget}: {total:,} bytes are left for {', '.join(layers)}, of which the least is {least:,}: give "
+            f"budget={budget}: {total:,} bytes are left for {named}, of which the least is {least:,}: give "
             "a larger budget"
         )
 
