@@ -428,8 +428,9 @@ def test_instruction_sets_read_extents_alike(isa):
 
 def test_without_the_native_library(monkeypatch):
     """The torch twin on its own: the library is looked for once a process, so it is hidden here."""
+    monkeypatch.setattr("mgqe.ops._lookup.library", lambda: None)
     for module in ("_lookup", "_assign"):
-        monkeypatch.setattr(f"mgqe.ops.{module}.library", lambda: None)
+        monkeypatch.setattr(f"mgqe.ops.{module}.library_on", lambda device: None)
     for layout in LAYOUTS.values():
         test_a_growing_table_equals_one_made_whole(layout)
         test_fallback(layout)
