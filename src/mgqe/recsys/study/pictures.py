@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mgqe.files.atomic import fill_file
-from mgqe.recsys.study.analysis import NAMES, Group, Interval, StudyResults
+from mgqe.recsys.study.analysis import NAMES, RELATIVE, Group, Interval, StudyResults
 from mgqe.recsys.study.declaration import Ablation
 from mgqe.recsys.study.tables import OURS, records_by_tier
 
@@ -30,7 +30,8 @@ LOOKS = {
     "qr": ("#7F7F7F", "*"),
 }
 OTHER_LOOK = ("#7F7F7F", "d")
-DEPTH = 6.0  # how many points below the full tables a picture of size against quality reaches
+# How far below the full tables a picture of size against quality reaches: in per cent, or in points.
+DEPTHS = {"full_ndcg@10": 40.0, "hr@10": 6.0, "auc": 1.5}
 _TIER_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
 
 
@@ -96,13 +97,14 @@ def _share_axis(axes: Any, shares: Sequence[float], label: str) -> None:
     axes.set_xlabel(label, fontsize=9)
 
 
-def _look(group: Group) -> tuple[str, str]:
-    return LOOKS.get(group.embedding_method, OTHER_LOOK)
+def _look(group: Group, method: str = "") -> tuple[str, str]:
+    """Colour and marker of a study's method, as which an embedding of another name may count."""
+    return LOOKS.get(method.lower()) or LOOKS.get(group.embedding_method, OTHER_LOOK)
 
 
-def _line(axes: Any, points: Sequence[tuple[Group, Interval]]) -> Any:
+def _line(axes: Any, points: Sequence[tuple[Group, Interval]], method: str = "") -> Any:
     """Draw a method's groups by their share of the full tables' bytes, with intervals; MGQE's line stands out."""
-    colour, marker = _look(points[0][0])
+    colour, marker = _look(points[0][0], method)
     is_mgqe = points[0][0].embedding_method == "mgqe"
     return axes.errorbar(
         [100 * group.share for group, _ in points],
@@ -135,7 +137,7 @@ def _note(axes: Any, text: str, point: tuple[float, float], above: bool, colour:
 def comparison(study: StudyResults, pair: str, title: str) -> Any:
     """One panel: bytes in per cent of the full tables' against the figure on test, with each embedding's options."""
     groups = study.groups(pair)
-    metric = groups[0].metric
+    metric = groups[0].leading[0]
     figure, (axes,) = _panels(1, width=8.5, height=5.2, below=0.0)
     if pair in study.pairs():
         axes.axhline(study.full(pair).figure(metric).mean, color="#555555", linewidth=0.9, linestyle=(0, (4, 4)))
@@ -150,14 +152,18 @@ def comparison(study: StudyResults, pair: str, title: str) -> Any:
         axes, [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100], "bytes of the tables' files, of the full tables' (log scale)"
     )
     axes.margins(x=0.14, y=0.12)
-    axes.set_ylabel(f"{NAMES.get(metric, metric)} on test", fontsize=9)
+    axes.set_ylabel(f"{NAMES[metric].removesuffix(', %')} on test", fontsize=9)
     axes.set_title(title, loc="left", fontsize=11)
     axes.legend(lines, list(by_method), loc="lower right", framealpha=0.95, fontsize=9)
     return figure
 
 
+def _gap_label(name: str) -> str:
+    return f"{NAMES[name]} to full" if name == RELATIVE else f"{NAMES[name]}, points to full"
+
+
 def size_quality(study: StudyResults) -> Any:
-    """One panel per pair: bytes in per cent of the full tables' against points to the full tables, with intervals."""
+    """One panel per pair: bytes in per cent of the full tables' against the distance to these, with intervals."""
     pairs = study.pairs()
     if not pairs:
         return None
@@ -165,23 +171,24 @@ def size_quality(study: StudyResults) -> Any:
     handles: dict[str, Any] = {}
     for pair, axes in zip(pairs, panels, strict=True):
         full = study.full(pair)
+        leading = full.leading[0]
         lowest = highest = 0.0
         for method in study.declaration.method_names:
-            gaps = [(cell.group, cell.group.over(full, full.metric)) for cell in study.cells_of(pair, method)]
+            gaps = [(cell.group, cell.group.over(full, leading)) for cell in study.cells_of(pair, method)]
             points = [(group, gap) for group, gap in gaps if gap is not None]
             if not points:
                 continue
-            handles.setdefault(method, _line(axes, points))
+            handles.setdefault(method, _line(axes, points, method))
             lowest = min([lowest, *(gap.mean for _, gap in points)])
             highest = max([highest, *(gap.mean for _, gap in points)])
-        depth = DEPTH if full.metric == "hr@10" else 0.25 * DEPTH
+        depth = DEPTHS[leading]
         axes.axhline(0.0, color="#333333", linewidth=1.0, linestyle=(0, (5, 4)), zorder=2)
         _share_axis(axes, [2, 5, 10, 20], "bytes of the tables' files, of the full tables'")
         axes.set_xlim(1.2, 26)
         axes.set_ylim(max(1.15 * lowest, -depth) - 0.05 * depth, max(0.22 * depth, 1.3 * highest))
-        mean = full.figure(full.metric).mean
-        axes.set_title(f"{study.title(pair)} (full: {mean:.3f})", loc="left", fontsize=10)
-        axes.set_ylabel(f"{NAMES.get(full.metric, full.metric)} on test, points to full", fontsize=9)
+        mean = full.figure(leading).mean
+        axes.set_title(f"{study.title(pair)} (full: {mean:.3g})", loc="left", fontsize=10)
+        axes.set_ylabel(_gap_label(leading), fontsize=9)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=-(-len(handles) // 2), fontsize=9)
     return figure
 
