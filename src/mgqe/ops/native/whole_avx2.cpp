@@ -55,14 +55,18 @@ public:
         return true;
     }
 
-    void multiply(const uint8_t* const* bytes, const mgqe_row* rows, int64_t n, bool stream) const {
-        int64_t i = 0;
-        for (; i + kTogether <= n; i += kTogether) multiply_rows<kTogether>(bytes + i, rows + i, stream);
-        for (; i < n; ++i) multiply_rows<1>(bytes + i, rows + i, stream);
+    template <int kRows>
+    void multiply_rows(const uint8_t* const* bytes, const mgqe_row* rows, bool stream) const {
+        for (int r = 0; r < kRows; ++r)
+            for (int64_t k = 0; k < table.num_coordinates; k += 16) {
+                const __m128i some = _mm_load_si128(reinterpret_cast<const __m128i*>(bytes[r] + k));
+                __m256i* const to = reinterpret_cast<__m256i*>(words + r * stride + k);
+                _mm256_store_si256(to, _mm256_cvtepu8_epi16(some));
+            }
+        for (int64_t first = 0; first < table.embedding_dim; first += 8) multiply_columns<kRows>(rows, first, stream);
     }
 
 private:
-    static constexpr int kTogether = 4;
     const mgqe_table& table;
     const int64_t stride;
     uint16_t* words = nullptr;  // kTogether rows
@@ -98,17 +102,6 @@ private:
             const auto row = add_scaled<Lanes>(mean, table, first, total);
             Lanes::write(to, row, dim - first, goes_around<Lanes>(to, stream));
         }
-    }
-
-    template <int kRows>
-    void multiply_rows(const uint8_t* const* bytes, const mgqe_row* rows, bool stream) const {
-        for (int r = 0; r < kRows; ++r)
-            for (int64_t k = 0; k < table.num_coordinates; k += 16) {
-                const __m128i some = _mm_load_si128(reinterpret_cast<const __m128i*>(bytes[r] + k));
-                __m256i* const to = reinterpret_cast<__m256i*>(words + r * stride + k);
-                _mm256_store_si256(to, _mm256_cvtepu8_epi16(some));
-            }
-        for (int64_t first = 0; first < table.embedding_dim; first += 8) multiply_columns<kRows>(rows, first, stream);
     }
 };
 

@@ -53,6 +53,16 @@ inline bool goes_around(const float* row, bool stream) {
     return stream && reinterpret_cast<uintptr_t>(row) % sizeof(typename W::Floats) == 0;
 }
 
+constexpr int kTogether = 4;  // rows that are multiplied with the matrix at once
+
+template <typename Matrix>
+inline void multiply(const Matrix& matrix, const uint8_t* const* bytes, const mgqe_row* rows, int64_t n, bool stream) {
+    int64_t i = 0;
+    for (; i + kTogether <= n; i += kTogether)
+        matrix.template multiply_rows<kTogether>(bytes + i, rows + i, stream);
+    for (; i < n; ++i) matrix.template multiply_rows<1>(bytes + i, rows + i, stream);
+}
+
 template <typename W>
 struct WholeTier {
     const uint8_t* book;
@@ -388,7 +398,7 @@ int32_t lookup_whole_located(const mgqe_table& table, const int64_t* ids, int64_
     RowCache cache(table.num_embeddings, at_once ? 0 : end - begin, dim * int64_t{sizeof(float)});
     if (!whole.reserve() || !matrix.reserve() || !cache.reserve()) return MGQE_NO_MEMORY;
     const auto write = [&](const uint8_t* const* bytes, const mgqe_row* rows, int64_t n, bool around) {
-        if (!table.diagonal) return matrix.multiply(bytes, rows, n, around);
+        if (!table.diagonal) return multiply(matrix, bytes, rows, n, around);
         for (int64_t i = 0; i < n; ++i) scale<W>(table, bytes[i], rows[i].out, around);
     };
     CachedBlock blocks[2];

@@ -17,14 +17,16 @@ class ByteMatrix {
 public:
     explicit ByteMatrix(const mgqe_table& of) : table(of) {}
     bool reserve() { return true; }
-    void multiply(const uint8_t* const* bytes, const mgqe_row* rows, int64_t n, bool stream) const {
-        int64_t i = 0;
-        for (; i + kTogether <= n; i += kTogether) multiply_rows<kTogether>(bytes + i, rows + i, stream);
-        for (; i < n; ++i) multiply_rows<1>(bytes + i, rows + i, stream);
+
+    template <int kRows>
+    void multiply_rows(const uint8_t* const* bytes, const mgqe_row* rows, bool stream) const {
+        const int64_t dim = table.embedding_dim;
+        int64_t first = 0;
+        for (; first + 3 * kLanes < dim; first += 4 * kLanes) multiply_columns<kRows, 4>(bytes, rows, first, stream);
+        for (; first < dim; first += kLanes) multiply_columns<kRows, 1>(bytes, rows, first, stream);
     }
 
 private:
-    static constexpr int kTogether = 4;
     static constexpr int64_t kLanes = W::kLanes;
     const mgqe_table& table;
 
@@ -63,14 +65,6 @@ private:
                 W::write(to, add_scaled<W>(mean, table, at, sums[r][v]), dim - at, goes_around<W>(to, stream));
             }
         }
-    }
-
-    template <int kRows>
-    void multiply_rows(const uint8_t* const* bytes, const mgqe_row* rows, bool stream) const {
-        const int64_t dim = table.embedding_dim;
-        int64_t first = 0;
-        for (; first + 3 * kLanes < dim; first += 4 * kLanes) multiply_columns<kRows, 4>(bytes, rows, first, stream);
-        for (; first < dim; first += kLanes) multiply_columns<kRows, 1>(bytes, rows, first, stream);
     }
 };
 
