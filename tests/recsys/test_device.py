@@ -26,6 +26,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_names_of_devices(tiny: Path) -> None:
     assert check_device("cpu") == torch.device("cpu")
+    assert check_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(ValueError, match="--device gpu: expected a device of torch such as cpu, cuda"):
         tiny_config(tiny, device="gpu")
 

@@ -8,18 +8,27 @@ from contextlib import contextmanager
 import torch
 
 
-def usable_device(device: torch.device | str | int) -> torch.device:
-    """A device that tensors can be made on. "auto" is the GPU that torch uses by default, or the CPU without one.
+def named_device(device: torch.device | str | int) -> torch.device:
+    """The device of a name, whether it is there or not. "auto" is torch's default GPU, or the CPU without one.
 
     Raises:
-        ValueError: no device has this name, or it is a GPU and torch sees none, or fewer of them.
+        ValueError: no device has this name.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
+        return torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device must be cpu, cuda, cuda:1 and so on, or auto, got {device!r}") from error
+
+
+def usable_device(device: torch.device | str | int) -> torch.device:
+    """As :func:`named_device`, of a device that tensors can be made on.
+
+    Raises:
+        ValueError: no device has this name, or it is a GPU and torch sees none, or fewer of them.
+    """
+    found = named_device(device)
     if found.type != "cuda":
         return found
     if torch.version.cuda is None and torch.version.hip is None:

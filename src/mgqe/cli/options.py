@@ -54,7 +54,8 @@ DataDir = Annotated[
 Device = Annotated[
     str,
     typer.Option(
-        help="Where training steps are made, such as cuda; judging, planning and freezing are on the CPU.",
+        help="Where training steps are made: cpu, cuda, cuda:1, or auto, the GPU where there is one. Judging, "
+        "planning and freezing are on the CPU.",
         rich_help_panel="Training",
     ),
 ]

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mgqe.checks.devices import named_device, usable_device
+
 CPU = torch.device("cpu")
 
 
@@ -17,8 +19,8 @@ def check_device(name: str) -> torch.device:
     """The device; ValueError for one that torch does not know, or does not find here."""
     device = parse_device(name)
     try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=usable_device(device))
+    except (ValueError, RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"--device {name}: torch cannot use it here ({reason}): leave it out, or say cpu") from None
     return device
@@ -27,9 +29,9 @@ def check_device(name: str) -> torch.device:
 def parse_device(name: str) -> torch.device:
     """The device; ValueError for a name that torch does not know."""
     try:
-        return torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device {name}: expected a device of torch such as cpu, cuda or cuda:1") from None
+        return named_device(name)
+    except ValueError:
+        raise ValueError(f"--device {name}: expected a device of torch such as cpu, cuda or cuda:1, or auto") from None
 
 
 @contextmanager

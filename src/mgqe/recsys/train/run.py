@@ -41,7 +41,7 @@ from mgqe.recsys.train.budget import budget_for, check_budget, planned_layers, s
 from mgqe.recsys.train.checkpoint import LAST, load_state
 from mgqe.recsys.train.collections import remove_collections, write_collections
 from mgqe.recsys.train.config import TrainConfig, warm_up_key
-from mgqe.recsys.train.device import check_device
+from mgqe.recsys.train.device import check_device, parse_device
 from mgqe.recsys.train.loop import OnEpoch, PhaseResult, carry_optimizer, make_optimizer, optimizer_names, run_phase
 from mgqe.recsys.train.memory import peak_memory, start_peak
 from mgqe.recsys.train.provenance import commit, machine, versions
@@ -274,7 +274,7 @@ def warm_up(config: TrainConfig, data: RunData, warm_ups: Path, on_epoch: OnEpoc
             config.warm_up().phase("full", data.task.selects_by),
             directory,
             on_epoch,
-            device=torch.device(config.device),
+            device=parse_device(config.device),
         )
 
 
@@ -287,7 +287,7 @@ def anneal(
     carry_optimizer(first.optimizer, optimizer_names(model), model, optimizer)
     directory = warm_ups / f"phase-annealed-{warm_up_key(config, data.fingerprint, annealed=True)}"
     with folder_lock(directory):
-        return run_phase(model, data.task, phase, directory, on_epoch, optimizer, device=torch.device(config.device))
+        return run_phase(model, data.task, phase, directory, on_epoch, optimizer, device=parse_device(config.device))
 
 
 def full_model(
@@ -350,7 +350,7 @@ def _quantised(
     optimizer = make_optimizer(start.model, phase)
     carry_optimizer(start.phases["annealed"].optimizer, optimizer_names(start.full), start.model, optimizer)
     third = run_phase(
-        start.model, task, phase, directory, on_epoch, optimizer, quantization_loss, torch.device(config.device)
+        start.model, task, phase, directory, on_epoch, optimizer, quantization_loss, parse_device(config.device)
     )
     return start.model, {**start.phases, "quantised": third}
 
