@@ -25,18 +25,22 @@ else:
 DATA_DIR_VARIABLE, CACHE_DIR_VARIABLE = "MGQE_DATA_DIR", "MGQE_CACHE_DIR"
 
 
-def find_file(name: str, file: str, data_dir: Path | str | None, obtain: str, home: str) -> Path:
-    """The data set's `file` below `data_dir` or the folder that MGQE_DATA_DIR names; ValueError if it is missing."""
+def require_data_dir(name: str, data_dir: Path | str | None, wanted: str, obtain: str, home: str) -> Path:
+    """`data_dir`, or the folder that MGQE_DATA_DIR names; ValueError without either. wanted: what must be in DIR."""
     data_dir = data_dir or os.environ.get(DATA_DIR_VARIABLE)
-    where = f"{data_dir or 'DIR'}/{file}"
     if data_dir is None:
         raise ValueError(
-            f"{name} needs a data directory: pass --data-dir DIR or set {DATA_DIR_VARIABLE}, with the file at {where} "
+            f"{name} needs a data directory: pass --data-dir DIR or set {DATA_DIR_VARIABLE}, with {wanted} "
             f"({obtain}; {home})"
         )
-    path = Path(data_dir) / file
+    return Path(data_dir)
+
+
+def find_file(name: str, file: str, data_dir: Path | str | None, obtain: str, home: str) -> Path:
+    """The data set's `file` below `data_dir` or the folder that MGQE_DATA_DIR names; ValueError if it is missing."""
+    path = require_data_dir(name, data_dir, f"the file at DIR/{file}", obtain, home) / file
     if not path.is_file():
-        raise ValueError(f"{name}: expected the file {where}; to obtain it: {obtain} ({home})")
+        raise ValueError(f"{name}: expected the file {path}; to obtain it: {obtain} ({home})")
     return path
 
 

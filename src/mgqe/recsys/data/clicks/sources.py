@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import polars as pl
 
 from mgqe.recsys.data.clicks.layouts import AVAZU, CRITEO, LABEL, Layout
 from mgqe.recsys.data.clicks.text_blocks import BLOCK, text_blocks
-from mgqe.recsys.data.datasets import CLICK_LOGS, DATA_DIR_VARIABLE
+from mgqe.recsys.data.datasets import CLICK_LOGS, require_data_dir
 
 
 @dataclass(frozen=True)
@@ -91,18 +90,13 @@ def _with_int64(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
 
 def find_log(name: str, data_dir: str | None) -> TextSource:
     """The files of `criteo` or `avazu` in `data_dir`, or in a folder of that name there; ValueError says which."""
-    known, data_dir = CLICK_LOGS[name], data_dir or os.environ.get(DATA_DIR_VARIABLE)
-    if data_dir is None:
-        raise ValueError(
-            f"{name} needs a data directory: pass --data-dir DIR or set {DATA_DIR_VARIABLE}, with {known.files} in "
-            f"DIR/{name} or in DIR ({known.obtain}; {known.home})"
-        )
-    for folder in (Path(data_dir) / name, Path(data_dir)):
+    known = CLICK_LOGS[name]
+    below = require_data_dir(name, data_dir, f"{known.files} in DIR/{name} or in DIR", known.obtain, known.home)
+    for folder in (below / name, below):
         if found := (_criteo_files(folder) if name == "criteo" else _one_of(folder, "train", "train.csv")):
             return TextSource(found, CRITEO if name == "criteo" else AVAZU)
     raise ValueError(
-        f"{name}: expected {known.files} in {Path(data_dir) / name} or in {data_dir}; to obtain them: {known.obtain} "
-        f"({known.home})"
+        f"{name}: expected {known.files} in {below / name} or in {below}; to obtain them: {known.obtain} ({known.home})"
     )
 
 
