@@ -110,6 +110,14 @@ class TrainingTask(Protocol):
         """The validation figures, and the values of the examples that the figure which selects is the mean of."""
 
 
+class JudgedByAuc:
+    """What tasks of labels have in common: the AUC chooses epochs and plans, and leads their tables."""
+
+    metric: str = "auc"
+    selects_by: str = "auc"
+    judges_by: str = "auc"
+
+
 class Task(TrainingTask, Protocol):
     """A data set, split and prepared for one kind of model."""
 

@@ -22,7 +22,7 @@ from mgqe.recsys.data.datasets import CLICK_LOGS, encoded_home
 from mgqe.recsys.data.interactions import FileIds
 from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.models.wide_deep import PREFIX, WideDeep, field_order, item_field
-from mgqe.recsys.tasks.base import RunSettings, TableInfo, Validation
+from mgqe.recsys.tasks.base import JudgedByAuc, RunSettings, TableInfo, Validation
 from mgqe.recsys.tasks.ctr import field_table, probability_figures
 from mgqe.recsys.tasks.metrics import auc, auc_placements, log_loss
 from mgqe.recsys.tasks.ranking import positives_per_step
@@ -34,7 +34,7 @@ SPLIT_SEED = 0  # not the run's: runs of several seeds have one encoded log and 
 
 
 @dataclass(frozen=True)
-class ClickTask:
+class ClickTask(JudgedByAuc):
     """A log of clicks, encoded and divided.
 
     ids: field -> the log's values of its rows as text; fields whose values are hashed have none.
@@ -46,9 +46,6 @@ class ClickTask:
     seed: int
     dims: tuple[int, int] = (64, 64)
     summary: dict[str, Any] = field(default_factory=dict)
-    metric: str = "auc"
-    selects_by: str = "auc"
-    judges_by: str = "auc"
     split_summary: dict[str, Any] = field(default_factory=dict)
 
     @cached_property

@@ -19,7 +19,7 @@ from mgqe.recsys.data.sampling import LEAVE_OUT, SeenItems, evaluation_negatives
 from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.data.splits import LEAVE_ONE_OUT
 from mgqe.recsys.models.wide_deep import PREFIX, WideDeep
-from mgqe.recsys.tasks.base import RunSettings, TableInfo, Validation
+from mgqe.recsys.tasks.base import JudgedByAuc, RunSettings, TableInfo, Validation
 from mgqe.recsys.tasks.metrics import auc, auc_placements, calibration_error, calibration_ratio, head_items, log_loss
 from mgqe.recsys.tasks.ranking import positives_per_step
 
@@ -38,7 +38,7 @@ class EvalRows:
 
 
 @dataclass(frozen=True)
-class CtrTask:
+class CtrTask(JudgedByAuc):
     """A data set, split and prepared for training and evaluation.
 
     A positive is a row of the data; a negative has its user and context and another item. In training, that is any
@@ -62,9 +62,6 @@ class CtrTask:
     seed: int
     dims: tuple[int, int] = (64, 64)
     summary: dict[str, Any] = field(default_factory=dict)
-    metric: str = "auc"
-    selects_by: str = "auc"
-    judges_by: str = "auc"
     split_summary: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
