@@ -184,8 +184,7 @@ def config_of(
         data=data, data_dir=data_dir, format=format, user_column=user_column, session_column=session_column,
         item_column=item_column, time_column=time_column, separator=separator, quote="" if no_quote else quote,
         header=header, split=split, repeats=repeats, min_count=min_count, k_core=k_core, valid=valid, test=test,
-        task=task, model=model,
-        threads=threads, device=device, metrics=metrics, select_by=select_by,
+        task=task, model=model, threads=threads, device=device, metrics=metrics, select_by=select_by,
     )  # fmt: skip
     return config.with_settings([*tuned_settings(model, data), *(setting or ())])
 

@@ -18,9 +18,8 @@ from torch.nn import functional as F
 
 KINDS = ("hr", "ndcg", "recall", "mrr")
 FULL_CATALOGUE_CELLS = 2**24  # scores in memory when the whole catalogue is ranked: 64 MiB of float32
-SAMPLED_CELLS = (
-    4096 * 101
-)  # scores in memory among sampled items, each with a vector of its own: 100 MiB of 64 dimensions
+# Scores in memory among sampled items, each with a vector of its own: 100 MiB of 64 dimensions.
+SAMPLED_CELLS = 4096 * 101
 
 
 def rank_among(positive: Tensor, others: Tensor) -> Tensor:
@@ -263,7 +262,7 @@ def calibration_error(labels: Tensor, probabilities: Tensor, bins: int = 15) -> 
     """Expected calibration error (Guo et al., "On Calibration of Modern Neural Networks", 2017, eq. 3).
 
     The sum over `bins` intervals of [0, 1], equally wide, of (share of the rows in it) * |mean label - mean
-    probability|. labels, probabilities: (n,).
+    probability|. labels: (n,), 1 or 0; probabilities: (n,).
     """
     from torchmetrics.functional.classification import binary_calibration_error
 
