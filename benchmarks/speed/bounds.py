@@ -2,7 +2,8 @@
 
 Each part is torch's, in one run with the whole: the codes of the ids are read, rows of float32 are written (where
 look-ups end), sums of bags are multiplied with a matrix, and rows that fit the second-level cache are added up, as many
-as bags have.
+as bags have. Of a training step the parts are a step of the same layer in its warm-up, which has no codes, the codes of
+its ids alone, and one product of matrices that multiplies as many numbers as the search for these codes.
 
 python -m benchmarks.speed.bounds
 """
@@ -16,13 +17,15 @@ import torch
 from torch import Tensor
 
 from benchmarks._common import Contender, Measurement, argument_parser, measure, print_table, save
-from benchmarks.speed.budgets import BUDGETS, full_rows, planned
+from benchmarks.speed.budgets import BUDGETS, full_rows, planned, training_step
 from benchmarks.speed.decode import zipf_ids
-from mgqe import CompactTable
+from mgqe import CompactTable, MGQEmbedding
 
 IDS, BAGS, LENGTH = 65_536, 8192, 20
 CACHED = 4096  # rows: 1 MB of them at 64 dimensions
-LOOKUP, BAG = "look-up, Zipf ids", f"bags of {LENGTH}, Zipf ids"
+TRAINED = 4096  # ids of a training step
+NEVER = 2**62  # warm-up steps
+LOOKUP, BAG, STEP = "look-up, Zipf ids", f"bags of {LENGTH}, Zipf ids", "training step, Zipf ids"
 
 
 def code_reader(table: CompactTable, ids: list[Tensor]) -> Contender:
@@ -34,6 +37,29 @@ def code_reader(table: CompactTable, ids: list[Tensor]) -> Contender:
 
 def over(call: Callable[[Tensor], Tensor], batches: list[Tensor]) -> Contender:
     return lambda i: call(batches[i])
+
+
+def codes_finder(layer: MGQEmbedding, ids: Tensor) -> Contender:
+    """Finds the codes of the distinct ids, tier after tier."""
+    tiers = _ids_of_tiers(layer, ids)
+    return lambda i: [layer.codes_of(of_tier, g) for g, of_tier in enumerate(tiers)]
+
+
+def as_many_products(layer: MGQEmbedding, ids: Tensor) -> Contender:
+    """For each tier a product of matrices with as many multiplications: of rows with the axes, and with centroids."""
+    capacity, d, factors = layer.capacity, layer.embedding_dim, []
+    for tier, of_tier in zip(capacity.tiers, _ids_of_tiers(layer, ids), strict=True):
+        codes = zip(capacity.widths, tier.code_bits, strict=True)
+        per_row = d * capacity.num_coordinates + (0 if capacity.has_levels else sum(w << bits for w, bits in codes))
+        factors.append((torch.randn(len(of_tier), d), torch.randn(d, per_row // d)))
+    return lambda i: [left @ right for left, right in factors]
+
+
+def _ids_of_tiers(layer: MGQEmbedding, ids: Tensor) -> list[Tensor]:
+    """The distinct ids in each tier; all ids are in the order of their counts."""
+    distinct = ids.unique()
+    ends = torch.searchsorted(distinct, torch.tensor(layer.tiers.starts[1:-1]))
+    return list(distinct.tensor_split(ends))
 
 
 def main() -> None:
@@ -54,6 +80,11 @@ def main() -> None:
     offsets = torch.arange(0, BAGS * LENGTH, LENGTH)
     few = [each % CACHED for each in bags]
     sums, matrix = torch.randn(BAGS, d), torch.randn(d, d)
+    trained = [zipf_ids(generator, n, TRAINED, 1.05) for _ in range(options.calls + 1)]
+    layers = {budget: planned(rows, budget, sparse=True) for budget in BUDGETS}
+    warm_up = planned(rows, BUDGETS[0], sparse=True, warmup_steps=NEVER)
+    for layer in layers.values():
+        layer.start_quantizing()
     contenders: dict[str, dict[str, Contender]] = {
         LOOKUP: {
             "the full table": over(full, singles),
@@ -71,9 +102,22 @@ def main() -> None:
             "sums, multiplied with a matrix": lambda i: sums @ matrix,
             "rows in the cache, added up": over(lambda ids: cached(ids, offsets), few),
         },
+        STEP: {
+            "the full table": training_step(torch.nn.Embedding(n, d, sparse=True), trained),
+            "a layer in its warm-up": training_step(warm_up, trained),
+            **{f"{budget} table": training_step(layer, trained) for budget, layer in layers.items()},
+            **{
+                f"codes for the {budget} table, found": codes_finder(each, trained[0])
+                for budget, each in layers.items()
+            },
+            **{
+                f"products of these for the {budget} table": as_many_products(each, trained[0])
+                for budget, each in layers.items()
+            },
+        },
     }
     results: list[Measurement] = []
-    ids = {LOOKUP: IDS, BAG: BAGS * LENGTH}
+    ids = {LOOKUP: IDS, BAG: BAGS * LENGTH, STEP: TRAINED}
     for threads in options.threads:
         torch.set_num_threads(threads)
         for what, named in contenders.items():

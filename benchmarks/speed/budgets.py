@@ -200,11 +200,11 @@ class Setting:
     def step(self) -> Iterator[list[Measurement]]:
         """A training step of 4,096 Zipf ids."""
         ids = self.ids("Zipf", 4096)
-        functions: dict[str, Contender] = {STEP: _step(torch.nn.Embedding(self.n, self.d, sparse=True), ids)}
+        functions: dict[str, Contender] = {STEP: training_step(torch.nn.Embedding(self.n, self.d, sparse=True), ids)}
         for budget in self.options.budgets:
             layer = planned(self.rows, budget, sparse=True)
             layer.start_quantizing()
-            functions[budget] = _step(layer, ids)
+            functions[budget] = training_step(layer, ids)
         yield self.measured("training step", functions, STEP, 4096, "Zipf")
 
 
@@ -230,7 +230,8 @@ def _load(table: CompactTable) -> dict[str, object]:
         return {"load_s": round(time.perf_counter() - start, 4), "file": os.path.getsize(path)}
 
 
-def _step(layer: torch.nn.Module, ids: list[Tensor]) -> Contender:
+def training_step(layer: torch.nn.Module, ids: list[Tensor]) -> Contender:
+    """A step with SparseAdam that draws the vectors of ids to zero."""
     optimizer = torch.optim.SparseAdam(list(layer.parameters()), lr=1e-3)
     layer.train()
 
