@@ -1,38 +1,41 @@
-"""Full tables of `mgqe train` beside models of the library implicit: the same split, judged by the same program.
+"""Full tables of `mgqe train` beside models of implicit and RecBole: the same split, judged by the same program.
 
-Each of implicit's models is trained with every setting of a small grid, and that with the best recall@20 of the
-validation part is judged on the test part. All have 64 floats per user and item (BPR: 63 and a bias). Two rows train
-nothing: the most frequent items, and what users with the same items have, which is a walk of three steps in the graph
-of the training interactions.
+Each of the libraries' models is trained with every setting of a small grid, and that with the best recall@20 of the
+validation part is judged on the test part. All have 64 floats per user and item (implicit's BPR: 63 and a bias). Two
+rows train nothing: the most frequent items, and what users with the same items have, which is a walk of three steps in
+the graph of the training interactions. RecBole needs the environment that `make test-third-party` makes.
 
     pip install implicit
     mgqe train --data ml-1m-split --data-dir DIR --model lightgcn --embedding full --out run
     python -m benchmarks.quality.reference_points --data ml-1m-split --data-dir DIR --run run
+    python -m benchmarks.quality.reference_points --data ml-1m-split --data-dir DIR --model "RecBole BPR"
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
+import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from implicit.als import AlternatingLeastSquares
-from implicit.bpr import BayesianPersonalizedRanking
 from scipy.sparse import csr_matrix, diags_array
 from torch import nn
 
 from benchmarks._common import QUALITY, environment
+from benchmarks.quality._recbole import recbole_factors
 from mgqe.recsys.models.mf import MF
 from mgqe.recsys.tasks.ranking import RankingTask
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.artifacts import load_run
 from mgqe.recsys.train.config import TrainConfig
+from mgqe.recsys.train.provenance import version_of
 
 DIM = 64
 FIGURES = ("recall@20", "ndcg@20")
@@ -40,28 +43,57 @@ FIGURES = ("recall@20", "ndcg@20")
 
 @dataclass(frozen=True)
 class Grid:
-    """A model of implicit, and the values to try for each of its settings."""
+    """A library's model, and the values to try for each of its settings.
 
-    model: Callable[..., Any]
-    factors: int
-    values: dict[str, tuple[float, ...]]
+    train: settings, task and seed -> matrix factorisation whose products are the model's scores.
+    """
 
-    def settings(self) -> list[dict[str, float]]:
+    train: Callable[[dict[str, Any], RankingTask, int], MF]
+    values: dict[str, tuple[Any, ...]]
+
+    def settings(self) -> list[dict[str, Any]]:
         return [dict(zip(self.values, chosen, strict=True)) for chosen in product(*self.values.values())]
+
+
+def of_implicit(name: str, factors: int) -> Callable[[dict[str, Any], RankingTask, int], MF]:
+    """Trains a class of implicit, named as module.Class."""
+
+    def train(settings: dict[str, Any], task: RankingTask, seed: int) -> MF:
+        module, _, of = name.rpartition(".")
+        make = getattr(importlib.import_module(f"implicit.{module}"), of)
+        model = make(factors=factors, random_state=seed, num_threads=1, use_gpu=False, **settings)
+        model.fit(training_matrix(task), show_progress=False)
+        tables = (torch.from_numpy(table).float() for table in (model.user_factors, model.item_factors))
+        return MF(*(nn.Embedding.from_pretrained(table) for table in tables)).eval()
+
+    return train
 
 
 GRIDS = {
     "implicit ALS": Grid(
-        AlternatingLeastSquares,
-        DIM,
+        of_implicit("als.AlternatingLeastSquares", DIM),
         {"iterations": (15,), "regularization": (1.0, 10.0, 100.0), "alpha": (2.0, 10.0, 40.0)},
     ),
     "implicit BPR": Grid(
-        BayesianPersonalizedRanking,
-        DIM - 1,
+        of_implicit("bpr.BayesianPersonalizedRanking", DIM - 1),
         {"iterations": (30, 100), "regularization": (0.01, 0.03), "learning_rate": (0.03,)},
     ),
+    "RecBole BPR": Grid(
+        partial(recbole_factors, "BPR"),
+        {"learning_rate": (1e-3, 3e-3), "weight_decay": (0.0, 1e-6), "train_batch_size": (4096,), "epochs": (100,)},
+    ),
+    "RecBole LightGCN": Grid(
+        partial(recbole_factors, "LightGCN"),
+        {
+            "learning_rate": (5e-3,),
+            "reg_weight": (1e-5, 1e-3),
+            "n_layers": (3,),
+            "train_batch_size": (16_384,),
+            "epochs": (100,),
+        },
+    ),
 }
+WITHOUT_RECBOLE = tuple(name for name in GRIDS if not name.startswith("RecBole"))
 
 
 def training_matrix(task: RankingTask) -> csr_matrix:
@@ -88,14 +120,6 @@ def walked(task: RankingTask) -> list[dict[str, Any]]:
     return [max(tried, key=lambda each: each[f"valid_{FIGURES[0]}"])]
 
 
-def trained(grid: Grid, settings: dict[str, float], task: RankingTask, seed: int) -> MF:
-    """A model of implicit on the training part; its scores are products of its factors."""
-    model = grid.model(factors=grid.factors, random_state=seed, num_threads=1, use_gpu=False, **settings)
-    model.fit(training_matrix(task), show_progress=False)
-    factors = (torch.from_numpy(table).float() for table in (model.user_factors, model.item_factors))
-    return MF(*(nn.Embedding.from_pretrained(table) for table in factors)).eval()
-
-
 def figures_of(quality: dict[str, float], prefix: str = "") -> dict[str, float]:
     """Of the whole catalogue: plain names for the test part, `valid_` for the validation part."""
     return {f"{part}{name}": quality[f"{prefix}{part}full_{name}"] for part in ("", "valid_") for name in FIGURES}
@@ -113,9 +137,10 @@ def main() -> None:
     parser.add_argument("--data", default="ml-1m-split", help="as of `mgqe train`")
     parser.add_argument("--data-dir")
     parser.add_argument("--run", action="append", default=[], metavar="OUT", help="a run of `mgqe train`; repeatable")
-    parser.add_argument("--model", action="append", choices=list(GRIDS), help="of implicit; by default all")
+    parser.add_argument("--model", action="append", choices=list(GRIDS), help="by default those of implicit")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eval-users", type=int, default=10_000)
+    parser.add_argument("--out", type=Path, help="default: benchmarks/quality/results/reference-points-DATA.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     config = TrainConfig(
@@ -126,19 +151,29 @@ def main() -> None:
     records = [{"name": "the most frequent items", **figures_of(task.popularity_figures, "popularity_")}, *walked(task)]
     for record in records:
         shown(record)
-    for name in options.model or GRIDS:
+    for name in options.model or WITHOUT_RECBOLE:
         tried = []
         for settings in GRIDS[name].settings():
-            model = trained(GRIDS[name], settings, task, options.seed)
+            model = GRIDS[name].train(settings, task, options.seed)
             figure = task.validation(model).figures[f"full_{FIGURES[0]}"]
             print(f"{name} {settings}: validation {FIGURES[0]} {figure:.4f}", flush=True)
             tried.append((figure, settings, model))
         _, settings, model = max(tried, key=lambda each: each[0])
         records.append(shown({"name": name, "settings": settings, **figures_of(task.evaluate(model))}))
     records += [shown({"name": run, **figures_of(task.evaluate(load_run(run)))}) for run in options.run]
-    out = QUALITY / f"reference-points-{options.data}.json"
-    about = {**environment(), "implicit": importlib.metadata.version("implicit")}
-    out.write_text(json.dumps({"environment": about, "options": vars(options), "runs": records}, indent=1) + "\n")
+    out = options.out or QUALITY / f"reference-points-{options.data}.json"
+    about = {**environment(), "implicit": version_of("implicit"), "recbole": version_of("recbole")}
+    out.write_text(
+        json.dumps(
+            {
+                "environment": about,
+                "options": {**vars(options), "out": str(out.name), "data_dir": None},
+                "runs": records,
+            },
+            indent=1,
+        )
+        + "\n"
+    )
     print(out)
 
 
