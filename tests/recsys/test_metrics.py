@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
+from unittest.mock import patch
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from mgqe.recsys.tasks import metrics
@@ -110,6 +115,45 @@ def test_catalogue_ranks_against_a_loop(cells: int, monkeypatch: pytest.MonkeyPa
             lambda u: scores[u].clone(), users, positives, seen_items, seen_offsets, num_items, extra
         )
         assert found.tolist() == expected
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10_000))
+def test_catalogue_ranks_with_equal_items_repeats_and_several_positives(seed: int) -> None:
+    rng = random.Random(seed)
+    num_items, num_users, num_columns = rng.randint(3, 9), rng.randint(1, 5), rng.randint(1, 4)
+    column_of = torch.tensor([rng.randrange(num_columns) for _ in range(num_items)])
+    num_columns = int(column_of.max()) + 1
+    values = [*range(4), NAN]
+    scores = torch.tensor([[float(rng.choice(values)) for _ in range(num_columns)] for _ in range(num_users)])
+    # A user may have had an item twice, and may take one again that is then to be found.
+    seen = [[rng.randrange(num_items) for _ in range(rng.randint(0, 4))] for _ in range(num_users)]
+    users = torch.tensor(sorted(rng.sample(range(num_users), rng.randint(1, num_users))))
+    wanted = [rng.sample(range(num_items), rng.randint(1, 3)) for _ in users]
+    expected = []
+    for user, items in zip(users.tolist(), wanted, strict=True):
+        rivals = [item for item in range(num_items) if item not in {*items, *seen[user]}]
+        for item in items:
+            best = scores[user, column_of[item]]
+            wins = sum(bool(scores[user, column_of[other]] >= best) for other in rivals)
+            expected.append(len(rivals) if math.isnan(best) else wins)
+
+    def offsets(lists: list[list[int]]) -> torch.Tensor:
+        return torch.tensor([0, *itertools.accumulate(map(len, lists))])
+
+    flat = [torch.tensor(list(itertools.chain(*lists)), dtype=torch.int64) for lists in (wanted, seen)]
+    with patch.object(metrics, "FULL_CATALOGUE_CELLS", rng.choice([1, 2 * num_columns, 2**24])):
+        found = catalogue_ranks(
+            lambda u: scores[u].clone(),
+            users,
+            flat[0],
+            flat[1],
+            offsets(seen),
+            num_items,
+            offsets=offsets(wanted),
+            column_of=column_of,
+        )
+    assert found.tolist() == expected
 
 
 def test_auc_by_hand() -> None:

@@ -162,7 +162,8 @@ def head_and_tail_figures(
 
 
 Scorer = Callable[[Tensor, Tensor], Tensor]  # (users (n,), items (n, c)) -> scores (n, c)
-CatalogueScorer = Callable[[Tensor], Tensor]  # users (n,) -> scores (n, num_items)
+# Users (n,) -> scores (n, num_items), which are overwritten.
+CatalogueScorer = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -196,48 +197,57 @@ def catalogue_ranks(
     num_items: int,
     also_seen: Tensor | None = None,
     offsets: Tensor | None = None,
+    column_of: Tensor | None = None,
 ) -> Tensor:
     """Ranks of `positives` (n,) among all items without those that `users` (u,) have seen: int64 (n,).
 
     seen_items, seen_offsets: user u has seen seen_items[seen_offsets[u] : seen_offsets[u + 1]];
     also_seen: (u,), one more item that each user has seen.
     offsets: (u + 1,), the positives of users[i] are positives[offsets[i] : offsets[i + 1]], one or more, which are no
-    rivals of each other; without it, each user has one. At most FULL_CATALOGUE_CELLS scores are in memory.
+    rivals of each other; without it, each user has one.
+    column_of: (num_items,), the column of each item in what `score` gives, where equal items share one; without it,
+    column i is item i's. At most FULL_CATALOGUE_CELLS scores are in memory.
     """
     ranks = []
     offsets = torch.arange(users.numel() + 1) if offsets is None else offsets
-    batch_size = max(1, FULL_CATALOGUE_CELLS // max(1, num_items))
+    column_of = torch.arange(num_items) if column_of is None else column_of
+    exact = torch.float32 if num_items <= 2**24 else torch.float64  # sums of whole numbers up to num_items
+    items_of_column = torch.bincount(column_of).to(exact)
+    batch_size = max(1, FULL_CATALOGUE_CELLS // max(1, items_of_column.numel()))
     for start in range(0, users.numel(), batch_size):
         owners = users[start : start + batch_size]
         bounds = offsets[start : start + len(owners) + 1]
-        positive, num = positives[bounds[0] : bounds[-1]], bounds.diff()
-        whose = torch.arange(owners.numel()).repeat_interleave(num)
+        positive = positives[bounds[0] : bounds[-1]]
+        whose = torch.arange(owners.numel()).repeat_interleave(bounds.diff())
         scores = score(owners)
-        best = scores[whose, positive]
-        lengths = seen_offsets[owners + 1] - seen_offsets[owners]
-        # Row and position in the user's list of every seen item of the batch.
-        row = torch.arange(owners.numel()).repeat_interleave(lengths)
-        within = torch.arange(row.numel()) - (lengths.cumsum(0) - lengths)[row]
-        # NaN never wins, so that an item with this score is left out.
-        scores[row, seen_items[seen_offsets[owners][row] + within]] = torch.nan
+        best = scores[whose, column_of[positive]]
+        # What each user has no ranks for: (row, item), each once, since a user may have had an item twice.
+        row, seen = ranges(seen_offsets[owners], seen_offsets[owners + 1])
+        pairs = [row * num_items + seen_items[seen], whose * num_items + positive]
         if also_seen is not None:
-            scores[torch.arange(len(owners)), also_seen[start : start + batch_size]] = torch.nan
-        scores[whose, positive] = torch.nan
-        rank = torch.cat(
-            [
-                (_rows(scores, rows) >= values[:, None]).sum(dim=1)
-                for rows, values in zip(torch.split(whose, batch_size), torch.split(best, batch_size), strict=True)
-            ]
-        )
-        others = (num_items - num - lengths - int(also_seen is not None))[whose]
-        ranks.append(torch.where(best.isnan(), others, rank))
+            pairs.append(torch.arange(len(owners)) * num_items + also_seen[start : start + batch_size])
+        pair = torch.unique(torch.cat(pairs))
+        row, left_out = pair // num_items, column_of[pair % num_items]
+        ends = torch.searchsorted(row, torch.arange(owners.numel() + 1))
+        of, at = ranges(ends[whose], ends[whose + 1])
+        # Counted before the scores are overwritten; NaN never wins.
+        no_rivals = torch.zeros(whose.numel(), dtype=torch.int64)
+        no_rivals.index_add_(0, of, (scores[row, left_out][at] >= best[of]).long())
+        one_each = whose.numel() == owners.numel()
+        above = [
+            (scores if one_each else scores[rows]).ge_(values[:, None]).to(exact) @ items_of_column
+            for rows, values in zip(torch.split(whose, batch_size), torch.split(best, batch_size), strict=True)
+        ]
+        others = num_items - ends.diff()[whose]
+        ranks.append(torch.where(best.isnan(), others, torch.cat(above).long() - no_rivals))
     return torch.cat(ranks) if ranks else torch.zeros(0, dtype=torch.int64)
 
 
-def _rows(scores: Tensor, rows: Tensor) -> Tensor:
-    """scores[rows], without a copy if these are all rows in order."""
-    is_all = rows.numel() == len(scores) and bool((rows == torch.arange(len(scores))).all())
-    return scores if is_all else scores[rows]
+def ranges(starts: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """(r, place) of all places from starts[r] to ends[r] - 1, range after range: int64 (n,) each."""
+    lengths = ends - starts
+    which = torch.arange(lengths.numel()).repeat_interleave(lengths)
+    return which, torch.arange(which.numel()) + (starts - (lengths.cumsum(0) - lengths))[which]
 
 
 def auc(labels: Tensor, scores: Tensor) -> float:

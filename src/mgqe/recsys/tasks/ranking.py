@@ -161,11 +161,16 @@ class RankingTask:
         """The user of each item of a part, for `rank_figures`; None if the rule gives each user one item."""
         return part.owners if self.split.several_items else None
 
-    def catalogue_ranks(self, scores: CatalogueScorer, part: HeldOut, test: bool) -> Tensor:
-        """Ranks of a part's items in the catalogue without the users' earlier items: int64 (n,)."""
-        items, offsets = self.split.known(test)
+    def catalogue_ranks(
+        self, scores: CatalogueScorer, part: HeldOut, test: bool, column_of: Tensor | None = None
+    ) -> Tensor:
+        """Ranks of a part's items in the catalogue without the users' earlier items: int64 (n,).
+
+        column_of: (num_items,), the column of each item in the scores, where equal items share one.
+        """
+        known, num_items = self.split.known(test), self.split.num_items
         return catalogue_ranks(
-            scores, part.users, part.items, items, offsets, self.split.num_items, offsets=part.offsets
+            scores, part.users, part.items, *known, num_items, offsets=part.offsets, column_of=column_of
         )
 
     def catalogue_figures(self, ranks: Tensor, part: HeldOut, prefix: str) -> dict[str, float]:
@@ -269,9 +274,9 @@ class RankingTask:
         sampled = self._sampled(model, row_of_item, self.valid)
 
         def scores(users: Tensor) -> Tensor:
-            return model.score_catalogue(users, distinct)[:, row_of_item]
+            return model.score_catalogue(users, distinct)
 
-        return self.validation_of(sampled, self.catalogue_ranks(scores, self.valid, False))
+        return self.validation_of(sampled, self.catalogue_ranks(scores, self.valid, False, row_of_item))
 
     def validation_of(self, sampled: Tensor, in_catalogue: Tensor) -> Validation:
         """From the ranks of the validation items."""
@@ -316,14 +321,14 @@ class RankingTask:
         distinct, row_of_item = self._distinct(model)
 
         def scores(users: Tensor) -> Tensor:
-            return model.score_catalogue(users, distinct)[:, row_of_item]
+            return model.score_catalogue(users, distinct)
 
         figures = {}
         for test, part, prefix in ((True, self.test, ""), (False, self.valid, "valid_")):
             owners = self.owners(part)
             sampled = self._sampled(model, row_of_item, part)
             figures.update(rank_figures(sampled, prefix=prefix, owners=owners))
-            ranks = self.catalogue_ranks(scores, part, test)
+            ranks = self.catalogue_ranks(scores, part, test, row_of_item)
             figures.update(self.catalogue_figures(ranks, part, f"{prefix}full_"))
             if test:
                 figures.update(self.head_and_tail(sampled, ranks))

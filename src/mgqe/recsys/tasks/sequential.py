@@ -18,7 +18,7 @@ from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.models.sasrec import SASRec
 from mgqe.recsys.tasks.base import RunSettings, TableInfo, Validation
 from mgqe.recsys.tasks.losses import shared_softmax_loss
-from mgqe.recsys.tasks.metrics import rank_figures, sampled_ranks
+from mgqe.recsys.tasks.metrics import ranges, rank_figures, sampled_ranks
 from mgqe.recsys.tasks.ranking import RankingTask, chosen_metrics, data_fingerprint, load_split, split_tensors
 
 EVAL_BATCH = 512  # histories per batch of the evaluation
@@ -112,7 +112,7 @@ class SequentialTask:
         batches = self.num_batches(batch_size)
         cuts = torch.searchsorted(done, torch.arange(1, batches) * int(done[-1]) // batches)
         for chosen in torch.tensor_split(order, cuts):
-            items = self.split.train_items[_ranges(starts[chosen], sizes[chosen])]
+            items = self.split.train_items[ranges(starts[chosen], starts[chosen] + sizes[chosen])[1]]
             yield Batch(items, sizes[chosen], self._negatives(users[chosen], sizes[chosen], generator))
 
     def _windows(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,7 +198,7 @@ class SequentialTask:
         distinct, row_of_item = torch.unique(vectors, dim=0, return_inverse=True)
         row = torch.empty(self.split.num_users, dtype=torch.int64)
         row[part.users] = torch.arange(part.users.numel())
-        return self.base.catalogue_ranks(lambda users: (queries[row[users]] @ distinct.T)[:, row_of_item], part, test)
+        return self.base.catalogue_ranks(lambda users: queries[row[users]] @ distinct.T, part, test, row_of_item)
 
     @torch.no_grad()
     def queries(self, model: SASRec, test: bool) -> Tensor:
@@ -212,7 +212,7 @@ class SequentialTask:
             users = evaluated[rows]
             ends = offsets[users + 1]
             sizes = torch.minimum(ends - offsets[users], torch.tensor(self.max_length))
-            hidden.append(model(items[_ranges(ends - sizes, sizes)], sizes))
+            hidden.append(model(items[ranges(ends - sizes, ends)[1]], sizes))
         queries = torch.empty(evaluated.numel(), hidden[0].shape[1])
         queries[order] = torch.cat(hidden)
         return queries
@@ -233,12 +233,6 @@ class SequentialTask:
             part.negatives,
             owners=part.owners,
         )
-
-
-def _ranges(starts: Tensor, sizes: Tensor) -> Tensor:
-    """The numbers starts[i] to starts[i] + sizes[i] - 1 for all i, one after the other: int64 (sum of sizes,)."""
-    first = sizes.cumsum(0) - sizes
-    return (starts - first).repeat_interleave(sizes) + torch.arange(int(sizes.sum()))
 
 
 def prepare(config: RunSettings) -> tuple[SequentialTask, str]:
