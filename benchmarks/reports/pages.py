@@ -218,6 +218,19 @@ def bounds() -> str:
     return markdown(["ns per id", *columns], rows) if rows else ""
 
 
+def instruction_sets() -> str:
+    """Shares of the full table's time by instruction set."""
+    results = read("instruction-sets")
+    rows_of = results["results"] if results else []
+    cells: dict[str, dict[str, list[str]]] = {}
+    for row in rows_of:
+        if row["name"] != "full":
+            cells.setdefault(row["what"], {}).setdefault(row["budget"], []).append(f"{row['ratio']:.2f}")
+    names = list(dict.fromkeys(row["name"] for row in rows_of if row["name"] != "full"))
+    rows = [[what, *(" / ".join(of[budget]) for budget in BUDGETS)] for what, of in cells.items()]
+    return markdown([f"share of the full table's time: {' / '.join(names)}", *BUDGETS], rows) if rows else ""
+
+
 def fold() -> str:
     """Shares of the full table's time, with the matrix and without."""
     results = read("fold")
@@ -406,6 +419,7 @@ def main() -> None:
         "levels": levels(),
         "zipf": zipf(),
         "bounds": bounds(),
+        "instruction-sets": instruction_sets(),
         "lookup-model": lookup_model(),
         "lookup-model-errors": lookup_model_errors(),
         "speed": speed(),
