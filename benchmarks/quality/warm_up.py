@@ -64,11 +64,11 @@ def run(kind: str, share: float, data: RunData, config: TrainConfig, options: ar
 
 
 def figures(task: Any, model: GMF) -> dict[str, float]:
-    """Of the test items; and the mean logarithm of the ranks of the validation items, which varies least."""
+    """Of the test items; and the figure of the validation items that plans are judged by, which varies least."""
     found = task.evaluate(model.eval())
-    log_rank = -task.validation(model).figures["full_log_rank"]
     named = {name: found[name] for name in ("full_ndcg@10", "full_hr@10", "hr@10")}
-    return {name: round(value, 5) for name, value in {**named, "valid_log_rank": log_rank}.items()}
+    named["valid_full_ndcg"] = task.validation(model).figures["full_ndcg"]
+    return {name: round(value, 5) for name, value in named.items()}
 
 
 def main() -> None:

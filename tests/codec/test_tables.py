@@ -88,7 +88,7 @@ def test_a_budget_below_the_least_names_it():
 def test_candidates_are_every_source_with_every_shape_and_the_default_comes_first():
     listed = candidates([problem()])
     assert listed[0] == Candidate(0.5, (0.1, 0.9), "gradients")
-    assert len(listed) == len(set(listed)) == 12
+    assert len(listed) == len(set(listed)) == 14
     assert {candidate.source for candidate in listed} == {"gradients", "identity"}
     assert candidates([problem(lookups=0.0, counts=False)]) == [Candidate(0.0, ONE, "identity")]
 
@@ -100,9 +100,9 @@ def test_the_judge_decides_and_hears_every_candidate():
         return float(fitted[0].plan.tiers.num_tiers)
 
     best = best_plans([problem()], 6_000, judge, lambda candidate, figure: heard.append((candidate, figure)))
-    assert len(heard) == 12
-    assert best.candidate.fractions == (0.1, 0.3, 0.6)
-    assert best.figure == best.fitted[0].plan.tiers.num_tiers == 3
+    assert len(heard) == 14
+    assert best.candidate.fractions == (0.02, 0.08, 0.3, 0.6)
+    assert best.figure == best.fitted[0].plan.tiers.num_tiers == 4
     default = best_plans([problem()], 6_000)
     assert default.candidate == candidates([problem()])[0]
     assert default.figure is None

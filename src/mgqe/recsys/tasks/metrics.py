@@ -104,12 +104,12 @@ def rank_figures(ranks: Tensor, k: int = 10, prefix: str = "", owners: Tensor | 
     return {f"{prefix}{metric}": metric.figure(ranks, owners) for metric in metrics}
 
 
-def mean_log_rank(ranks: Tensor) -> float:
-    """The mean of ln(rank + 1): from 0, which is best.
+def uncut_ndcg(ranks: Tensor) -> float:
+    """The mean of 1 / log2(rank + 2), NDCG without a k: every rank counts, the first ones most.
 
-    It tells models apart that NDCG@k cannot, since every rank changes it, not only those below k.
+    It tells plans of one model apart by less noise than NDCG@k, which is zero for most users.
     """
-    return float((ranks.double() + 1.0).log().mean())
+    return float((1.0 / torch.log2(ranks.double() + 2.0)).mean())
 
 
 def auc_placements(labels: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:

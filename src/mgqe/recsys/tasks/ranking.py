@@ -31,9 +31,9 @@ from mgqe.recsys.tasks.metrics import (
     RankMetric,
     catalogue_ranks,
     head_and_tail_figures,
-    mean_log_rank,
     rank_figures,
     sampled_ranks,
+    uncut_ndcg,
 )
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
@@ -83,7 +83,7 @@ class RankingTask:
     metrics: tuple[RankMetric, ...] = ()
     selects: RankMetric = NDCG_10
     metric: str = "hr@10"
-    judges_by: str = "full_log_rank"
+    judges_by: str = "full_ndcg"
 
     @classmethod
     def prepare(
@@ -266,8 +266,7 @@ class RankingTask:
     def validation(self, model: Model) -> Validation:
         """hr@10 and ndcg@10 of the validation items against their sampled negatives, and `full_` in the catalogue.
 
-        full_log_rank is minus the mean logarithm of the rank in the catalogue. Every rank changes it, so that it tells
-        plans of one model apart by less noise than ndcg@10.
+        full_ndcg has no k: every rank changes it, so that it tells plans of one model apart by less noise.
         """
         model = scoring(model)
         distinct, row_of_item = self._distinct(model)
@@ -284,7 +283,7 @@ class RankingTask:
         selecting = self.selects.values(in_catalogue, owners)
         figures = {**rank_figures(sampled, owners=owners), **rank_figures(in_catalogue, prefix="full_", owners=owners)}
         figures[self.selects_by] = float(selecting.mean())
-        figures["full_log_rank"] = -mean_log_rank(in_catalogue)
+        figures["full_ndcg"] = uncut_ndcg(in_catalogue)
         return Validation(figures, (selecting,))
 
     @torch.no_grad()

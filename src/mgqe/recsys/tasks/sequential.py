@@ -55,7 +55,7 @@ class SequentialTask:
     loss_name: str = "bce"
     windows: str = "last"
     metric: str = "hr@10"
-    judges_by: str = "full_log_rank"
+    judges_by: str = "full_ndcg"
 
     @property
     def split(self) -> Split:
