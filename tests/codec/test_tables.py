@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.mixed import spectrum_of
+from mgqe.codec.planning.shapes import centroid_room
 from mgqe.codec.planning.tables import (
     ONE,
     Candidate,
@@ -17,6 +18,7 @@ from mgqe.codec.planning.tables import (
     fit_tables,
     proportional,
     share_bytes,
+    table_plans,
 )
 
 CANDIDATE = Candidate(0.5, ONE, "gradients")
@@ -196,3 +198,13 @@ def test_shares_are_within_the_budget_and_none_is_below_its_least(tables, more):
     even = proportional(problems, budget)
     assert sum(even) <= budget
     assert all(each.least <= share for each, share in zip(problems, even, strict=True))
+
+
+@pytest.mark.parametrize("share", [0.06, 0.08, 0.09])
+def test_many_tiers_have_no_more_centroids_than_a_layer_has_room_for(share):
+    # Without the limit these have 6,304 to 6,496 numbers of centroids, and room is for 6,144.
+    rows = torch.randn(60_000, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 9) ** -0.25
+    table = TableProblem(rows, torch.arange(60_000, 0, -1))
+    _, plan = next(table_plans(table, Candidate(0.25, (0.02, 0.08, 0.3, 0.6), "identity"), int(share * rows.nbytes)))
+    assert plan.tiers.num_tiers == 4
+    assert sum(size for (size,) in plan.capacity.codebook_shapes) <= centroid_room(8)

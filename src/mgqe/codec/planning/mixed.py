@@ -15,7 +15,7 @@ from mgqe.codec.fit import LEVEL_STEPS, fit_codebooks, fit_levels
 from mgqe.codec.kmeans import draw_places
 from mgqe.codec.layout import MAX_WHOLE_COORDINATES, frozen_nbytes
 from mgqe.codec.mixed import flat_index, gather_mixed, nearest_mixed_codes, round_flat, round_to_steps, whole_steps
-from mgqe.codec.planning.shapes import MAX_BITS, SPEED, Choice, Coordinates, best_shape
+from mgqe.codec.planning.shapes import SPEED, Choice, Coordinates, best_shape
 from mgqe.codec.planning.speed import Frequencies, lookup_share
 from mgqe.codec.planning.waterfill import Spectrum
 from mgqe.codec.tiers import Tiers
@@ -24,7 +24,6 @@ from mgqe.ops.pieces import Piece
 
 SAMPLE_ROWS = 65_536  # of a tier
 WHOLE_ROWS = 16_384  # of a table, from which look-ups take long enough for a matrix with column scales to pay
-MOST_TIERS = 3
 RowReader = Callable[[Tensor], Tensor]  # ids int64 (n,) on the CPU -> their rows (n, d)
 WEIGHT_SHARES = 16  # by which a plan sees how unequal the weights of a tier are
 
@@ -273,11 +272,6 @@ def least_nbytes(num_embeddings: int, embedding_dim: int, padding_idx: int | Non
     """Bytes of the smallest mixed table of this size: one code of one bit per row."""
     capacity = Capacity(embedding_dim, (TierShape.mixed(num_embeddings, (1,)),), True, False, (1,), "int8")
     return frozen_nbytes(Tiers.from_sizes([num_embeddings]), capacity, padding_idx, "int8")
-
-
-def centroid_room(embedding_dim: int) -> int:
-    """How many numbers of centroids a plan may have at most."""
-    return MOST_TIERS * embedding_dim << MAX_BITS
 
 
 def spectrum_of(coordinates: np.ndarray, sample: Sample, centroid_dtype: str = "float32") -> Spectrum:

@@ -25,8 +25,14 @@ SPEED, SIZE = "speed", "size"
 PREFERENCES = (SPEED, SIZE)  # what a plan does with shapes that lose about as little: the fastest, or the least loss
 LEVELS_FROM = 3.0  # bits of a code, from which arithmetic beats look-ups; fewer make searches slow
 MAX_BITS = 8
+FULL_BOOKS = 3  # tiers whose codes may all have MAX_BITS; more tiers must do with as many centroids
 ROUNDS = 8  # divisions into subspaces that are tried for each number of bits per code
 LEAST_RATE = 1.0  # bits per row, below which there is one coordinate
+
+
+def centroid_room(embedding_dim: int) -> int:
+    """How many numbers of centroids a plan may have at most; layers that are to be planned have a parameter of them."""
+    return FULL_BOOKS * embedding_dim << MAX_BITS
 
 
 def check_preference(prefer: object) -> None:
@@ -119,6 +125,8 @@ def best_shape(
             for capacity in _capacities(each, tiers, choice, budget, padding_idx, code_bits, least_bits):
                 kept = capacity.num_coordinates
                 if kept < d and not each.turned:
+                    continue
+                if sum(size for (size,) in capacity.codebook_shapes) > centroid_room(d):
                     continue
                 lost = spectrum.lost(capacity.widths, [tier.code_bits for tier in capacity.tiers])
                 lost += spectrum.variances[:, :kept] @ each.matrix_errors[:kept]

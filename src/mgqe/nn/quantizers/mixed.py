@@ -19,7 +19,8 @@ from mgqe.codec.equations import Groups, codebook_loss, commitment_loss, straigh
 from mgqe.codec.fit import fit_codebooks
 from mgqe.codec.kmeans import KMEANS, KMeans
 from mgqe.codec.mixed import flat_index, gather_mixed, nearest_mixed_codes, round_flat, round_to_steps, whole_steps
-from mgqe.codec.planning.mixed import FittedPlan, centroid_room
+from mgqe.codec.planning.mixed import FittedPlan
+from mgqe.codec.planning.shapes import centroid_room
 from mgqe.codec.transform import Transform
 from mgqe.nn.quantizers.autograd import GatherFlat, SparseGradient
 from mgqe.nn.quantizers.base import Quantizer
