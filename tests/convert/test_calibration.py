@@ -120,7 +120,7 @@ def test_the_metric_is_that_of_a_layer_in_its_warm_up():
 
 
 @pytest.mark.parametrize("started", [False, True])
-@pytest.mark.parametrize("rows", ["float32", "bfloat16", "cached", "narrow"])
+@pytest.mark.parametrize("rows", ["float32", "bfloat16", "cached", "narrow", "sketch"])
 def test_quantised_layers(rows, started):
     quantizer = "sx" if rows == "narrow" else "vq"
     model = Sum(mgqe.DPQEmbedding(N, DIM, num_centroids=8, rows=rows, quantizer=quantizer))
@@ -179,6 +179,57 @@ def test_rows_that_a_model_reads_by_itself(sparse):
     metric = mgqe.calibrate(Model(), [batch], call, progress=False).metrics["table"]
     assert metric.lookups == 3  # rows without a gradient are none
     torch.testing.assert_close(metric.matrix, second_moment(batch[1]), rtol=1e-5, atol=1e-6)
+
+
+def test_sparse_gradients():
+    tables = nn.ModuleDict({"row": nn.Embedding(N, DIM, sparse=True), "bag": nn.EmbeddingBag(N, DIM, sparse=True)})
+    ids, vectors = torch.tensor([[4, 9], [2, 2]]), torch.randn(2, 2, DIM)
+
+    def fn(model, batch):
+        return (model["row"](batch[0]) * vectors).sum() + (model["bag"](batch[0]) * vectors[0]).sum()
+
+    metrics = mgqe.calibrate(tables, [(ids,)], fn, progress=False).metrics
+    torch.testing.assert_close(metrics["row"].matrix, second_moment(vectors.view(-1, DIM)), rtol=1e-5, atol=1e-6)
+    pulls = (vectors[0] / 2).repeat_interleave(2, dim=0)  # each id has half of a mean
+    torch.testing.assert_close(metrics["bag"].matrix, second_moment(pulls), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "weighted", "max"])
+def test_bags_by_offsets_count_as_each_of_their_ids_would(mode):
+    weights = torch.tensor([2.0, -1.0, 0.5]) if mode == "weighted" else None
+    bag = nn.EmbeddingBag(N, DIM, mode="sum" if mode == "weighted" else mode)
+    pull = torch.tensor([[1.0, 0, 0, 0], [0, 3.0, 0, 0]])
+    batch = (torch.tensor([5, 6, 7]), torch.tensor([0, 2]), weights)
+    calibration = mgqe.calibrate(bag, [batch], lambda m, b: (m(*b) * pull).sum(), progress=False)
+    of_first = {"sum": 2.0, "mean": 0.5, "weighted": 5.0, "max": 1.0}[mode]  # 1 + 1, 1/4 + 1/4, 4 + 1, one of both
+    of_second = 9 * (0.25 if mode == "weighted" else 1.0)
+    expected = torch.diag(torch.tensor([of_first, of_second, 0, 0], dtype=torch.float64)) / 3
+    torch.testing.assert_close(calibration.metrics[""].matrix, expected)
+    assert calibration.metrics[""].lookups == 3
+
+
+def test_mixed_precision():
+    class Model(Sum):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(DIM, DIM, bias=False)
+
+        def forward(self, ids):
+            return self.head(self.table(ids)).float().sum()
+
+    model, ids = Model(), torch.tensor([3, 8])
+
+    def autocast(model, batch):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return model(batch)
+
+    row = model.head.weight.detach().bfloat16().double().sum(0)
+    expected = torch.outer(row, row)
+    under_autocast = mgqe.calibrate(model, [ids], autocast, progress=False).metrics["table"]
+    halved = mgqe.calibrate(model.bfloat16(), [ids], lambda m, b: m(b), progress=False).metrics["table"]
+    for metric in (under_autocast, halved):
+        assert metric.matrix.dtype == torch.float64
+        torch.testing.assert_close(metric.matrix, expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max()))
 
 
 # ---- the model is as it was ----------------------------------------------------------------------------------
