@@ -11,7 +11,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import mgqe
-from mgqe.codec.planning.mixed import Sample
+from mgqe.codec.metric import Metric
+from mgqe.codec.planning.mixed import Sample, least_nbytes
 from mgqe.nn.rows import CachedRows, CodeRows, SketchRows
 
 N, DIM = 1500, 8
@@ -378,6 +379,49 @@ def test_queries_spend_the_bits_on_what_inner_products_feel():
     by_queries = mgqe.DPQEmbedding.from_pretrained(rows, budget="12%", queries=queries).freeze()
     lost = [((table.to_dense() - rows) @ queries.T).square().mean() for table in (plain, by_queries)]
     assert lost[1] < 0.2 * lost[0]
+
+
+def test_a_measured_metric_spends_the_bits_as_queries_do():
+    """``set_metric`` takes what ``mgqe.calibrate`` has measured of rows that are compressed by themselves."""
+    rows = torch.randn(N, DIM, generator=torch.Generator().manual_seed(0))
+    queries = torch.randn(300, DIM) * (torch.arange(DIM) < 2)
+    batch = (IDS[:300], queries)
+    table = torch.nn.Embedding.from_pretrained(rows)
+    measured = mgqe.calibrate(table, [batch], lambda model, b: (model(b[0]) * b[1]).sum(), progress=False).metrics[""]
+    options = {"counts": COUNTS, "budget": "25%"}
+    layer, plain = (mgqe.MGQEmbedding.from_pretrained(rows, **options) for _ in range(2))
+    layer.set_metric(measured)
+    by_queries = mgqe.MGQEmbedding.from_pretrained(rows, queries=queries, **options)
+    for each in (layer, plain, by_queries):
+        each.start_quantizing()
+    assert layer.capacity == by_queries.capacity != plain.capacity
+    torch.testing.assert_close(layer.quantizer.transform.mean, by_queries.quantizer.transform.mean)
+    with pytest.raises(ValueError, match="the metric has 3 dimensions, the layer 8"):
+        layer.set_metric(Metric.identity(3))
+    with pytest.raises(ValueError, match="make the layer with budget="):
+        mgqe.DPQEmbedding(N, DIM, num_centroids=4).set_metric(measured)
+
+
+@pytest.mark.parametrize("n", [1, 2, 300])
+@pytest.mark.parametrize("dim", [1, 3])
+@pytest.mark.parametrize("counts", ["none", "alike", "of one id"])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_the_smallest_tables_are_planned_and_frozen(n, dim, counts, zeros):
+    torch.manual_seed(0)
+    rows = torch.zeros(n, dim) if zeros else torch.randn(n, dim)
+    known = {"none": {}, "alike": {"counts": torch.ones(n)}, "of one id": {"counts": torch.arange(n) == n - 1}}[counts]
+    known = {name: values.long() for name, values in known.items()}
+    least = least_nbytes(n, dim, None)
+    if least >= rows.nbytes:
+        with pytest.raises(ValueError, match="budget"):
+            (mgqe.MGQEmbedding if known else mgqe.DPQEmbedding)(n, dim, budget=least, **known)
+        return
+    layer = (mgqe.MGQEmbedding if known else mgqe.DPQEmbedding)(n, dim, _weight=rows, budget=least, **known)
+    layer.start_quantizing()
+    table = layer.freeze()
+    assert table.nbytes <= least
+    with torch.no_grad():
+        assert torch.equal(layer.eval()(torch.arange(n)), table.lookup(torch.arange(n)))
 
 
 def test_queries_that_do_not_fit_are_refused():

@@ -300,6 +300,14 @@ def test_training_is_the_same_bit_for_bit(arguments):
     assert gathered.keys() - plain.keys() == extra
 
 
+@pytest.mark.parametrize("arguments", [*ARGUMENTS.values(), {"rows": "sketch"}], ids=[*ARGUMENTS, "sketch"])
+def test_the_metric_is_that_of_the_vectors_whatever_holds_the_rows(arguments):
+    layer, ids, queries = make(**arguments), torch.tensor([2, 5, 5, 9, 30]), torch.randn(5, DIM)
+    vectors = layer(ids)
+    (vectors * queries).sum().backward()
+    assert_metric(layer, queries)
+
+
 def test_layers_that_have_codes_from_the_beginning_have_nothing_to_gather():
     layer = make(rows=CodeRows(torch.randint(8, (N, 2))))
     layer(torch.arange(5)).sum().backward()
