@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mgqe
+from mgqe.codec.capacity import BY_COLUMNS
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.mixed import MixedPlan, Sample, fit_plan, least_nbytes, plan_mixed
 from mgqe.codec.planning.shapes import Choice
@@ -96,6 +97,27 @@ def test_the_loss_is_what_was_predicted(power, fractions, share):
         assert lost == pytest.approx(error, rel=0.1 if power < 1 else 0.3)  # a few ids have most of a head's weight
     assert float(weights @ errors / (weights @ squares)) == pytest.approx(plan.loss, rel=0.1)
     assert plan.cost == pytest.approx(float(plan.loss * (weights @ squares) / weights.mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("share", "spread", "has_levels", "turned"),
+    [(0.05, 0.5, False, True), (0.12, 1.0, True, True), (0.1, 0.0, True, False), (0.2, 0.0, True, False)],
+)
+def test_the_loss_of_shapes_of_large_tables_is_what_was_predicted(monkeypatch, share, spread, has_levels, turned):
+    """Coordinates and matrix are whole numbers there, and levels are shared by coordinates."""
+    monkeypatch.setattr("mgqe.codec.planning.mixed.WHOLE_ROWS", 1)
+    n, d = 6000, 16
+    generator = torch.Generator().manual_seed(0)
+    axes, _ = torch.linalg.qr(torch.randn(d, d, generator=generator))
+    rows = (torch.randn(n, d, generator=generator) * torch.arange(1, d + 1) ** -spread) @ axes
+    plan, sample = planned(rows, counts_of(n), (0.1, 0.9), int(share * 4 * n * d))
+    assert plan.capacity.matrix_dtype == BY_COLUMNS
+    assert (plan.capacity.has_levels, plan.turned) == (has_levels, turned)
+    weights = (counts_of(n).double() + 1) ** 0.5
+    errors = (rows - decoded(plan, sample, rows)).double().square().sum(1)
+    squares = (rows.double() - torch.from_numpy(plan.axes.mean)).square().sum(1)
+    lost = float(weights @ errors / (weights @ squares))
+    assert lost == pytest.approx(plan.loss, rel=0.1 if lost > 0.001 else 0.35)  # where rounding to bytes is most of it
 
 
 def test_errors_count_in_the_metric():

@@ -78,7 +78,7 @@ def test_rows_that_are_alike_in_all_directions_are_not_turned():
     same_bits(layer)
 
 
-def test_levels_lose_no_more_than_predicted():
+def test_levels_lose_little_of_rows():
     layer = planned("25%")
     rows = layer.raw_weight.detach()
     lost = (layer.freeze().to_dense() - rows).square().sum() / (rows - rows.mean(0)).square().sum()
