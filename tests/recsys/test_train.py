@@ -20,12 +20,13 @@ from mgqe.files.atomic import fill_file
 from mgqe.files.weights import read_weights, save_weights
 from mgqe.recsys.data.datasets import DATA_DIR_VARIABLE
 from mgqe.recsys.data.interactions import FileIds
+from mgqe.recsys.tasks.base import Validation
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train import loop
 from mgqe.recsys.train.artifacts import load_run
 from mgqe.recsys.train.checkpoint import best_path, load_state, save_epoch
 from mgqe.recsys.train.config import TrainConfig, warm_up_key
-from mgqe.recsys.train.loop import EpochReport
+from mgqe.recsys.train.loop import EpochReport, PhaseConfig
 from mgqe.recsys.train.run import build_tables, train_run
 
 QUANTISED = "mgqe:D=4,K=4/2"
@@ -94,6 +95,51 @@ def test_training_learns(tiny: Path, tmp_path: Path) -> None:
     losses = [record["loss"] for record in metrics["history"]["full"][1:]]
     assert losses[-1] < 0.9 * losses[0]
     assert metrics["quality"]["valid_hr@10"] > metrics["history"]["full"][0]["hr@10"]
+
+
+class Scripted:
+    """A task of one batch, whose validation says what is written here, epoch by epoch."""
+
+    seed = 0
+
+    def __init__(self, epochs: list[list[float]]) -> None:
+        self.epochs = iter([torch.tensor(values).double() for values in epochs])
+
+    def num_batches(self, batch_size: int) -> int:
+        return 1
+
+    def batches(self, batch_size: int, phase: str, epoch: int) -> list[None]:
+        return [None]
+
+    def loss(self, model: torch.nn.Module, batch: None) -> torch.Tensor:
+        return model.weight.sum()  # type: ignore[union-attr, operator]
+
+    def validation(self, model: torch.nn.Module) -> Validation:
+        values = next(self.epochs)
+        return Validation({"full_ndcg@10": float(values.mean())}, (values,))
+
+
+@pytest.mark.parametrize(("beyond_error", "best"), [(True, 0), (False, 1)])
+def test_an_epoch_replaces_the_start_only_beyond_the_standard_error(
+    tmp_path: Path, beyond_error: bool, best: int
+) -> None:
+    """Differences of 1, 0, 0, 0 have the mean 1/4, and the standard error 1/4 as well."""
+    phase = PhaseConfig("quantised", 1, 0.1, 0.0, 1, 5, 0.1, beyond_error=beyond_error)
+    task = Scripted([[0.0, 1.0, 0.0, 1.0], [1.0, 1.0, 0.0, 1.0]])
+    assert loop.run_phase(torch.nn.Linear(1, 1), task, phase, tmp_path, lambda report: None).best_epoch == best
+
+
+def test_after_an_epoch_beyond_the_error_any_gain_counts(tmp_path: Path) -> None:
+    phase = PhaseConfig("quantised", 1, 0.1, 0.0, 3, 5, 0.1, beyond_error=True)
+    task = Scripted([[0.0, 1.0, 0.0, 1.0], [1.0, 1.0, 0.0, 1.0], [1.0, 2.0, 1.0, 2.0], [1.0, 2.0, 1.0, 2.1]])
+    assert loop.run_phase(torch.nn.Linear(1, 1), task, phase, tmp_path, lambda report: None).best_epoch == 3
+
+
+def test_the_third_phase_is_kept_beyond_the_error_alone_and_selects_by_the_whole_catalogue() -> None:
+    for config in (TrainConfig(), TrainConfig(task="sequential", model="sasrec")):
+        phases = {name: config.with_third_phase(True).phase(name) for name in ("full", "annealed", "quantised")}
+        assert [phase.beyond_error for phase in phases.values()] == [False, False, True]
+        assert {phase.select_by for phase in phases.values()} == {"full_ndcg@10"}
 
 
 @pytest.mark.parametrize("embedding", ["full", QUANTISED, "dpq:D=4,K=4,quantizer=sx"])

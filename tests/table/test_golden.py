@@ -202,15 +202,17 @@ def test_the_documented_mixed_table():
     assert all(f"({', '.join(f'{x:g}' for x in row)})" in text for row in rows)
 
 
-def test_an_appended_file_of_a_mixed_table(tmp_path):
+@pytest.mark.parametrize("name", ["mixed-three-tiers-int8-matrix.safetensors", "mixed-column-scales.safetensors"])
+def test_an_appended_file_of_a_mixed_table(name, tmp_path):
     """Its name tells the mean and the matrix, too, by which the codes have their meaning."""
-    path = tmp_path / "table"
-    save(golden_tables()["mixed-three-tiers-int8-matrix.safetensors"], path)
-    append(path, torch.linspace(-1, 1, 12).reshape(2, 6))
-    append(path, torch.linspace(-2, 1, 6).reshape(1, 6), tier=0)
+    path, whole = tmp_path / "table", golden_tables()[name]
+    n, d = whole.num_embeddings, whole.embedding_dim
+    save(whole, path)
+    append(path, torch.linspace(-1, 1, 2 * d).reshape(2, d))
+    append(path, torch.linspace(-2, 1, d).reshape(1, d), tier=0)
     reader, table = FormatReader(path), load(path)
-    assert table.num_embeddings == reader.num_embeddings == 303
-    assert table.lookup(torch.arange(303)).tolist() == [reader.row(i) for i in range(303)]
+    assert table.num_embeddings == reader.num_embeddings == n + 3
+    assert table.lookup(torch.arange(n + 3)).tolist() == [reader.row(i) for i in range(n + 3)]
 
 
 def test_the_documented_appended_file():
