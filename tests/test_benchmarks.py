@@ -48,6 +48,44 @@ def test_the_pages_name_the_scripts_that_their_figures_come_from() -> None:
             assert f"benchmarks/{script}" in text or f"benchmarks.{module}" in text, f"{page}: {script}"
 
 
+@pytest.mark.parametrize("page", ["convert", "method", "speed", "serving"])
+def test_the_tables_of_the_pages_are_those_of_the_results(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    pages = pytest.importorskip("benchmarks.reports.pages")
+    assert page in pages.PAGES
+    written = (ROOT / "docs" / f"{page}.md").read_text()
+    (tmp_path / page).write_text(written)
+    pages.fill_page(tmp_path / page, pages.parts())
+    assert (tmp_path / page).read_text() == written, "python -m benchmarks.reports.pages writes them"
+
+
+def test_what_misses_its_target_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    pages = pytest.importorskip("benchmarks.reports.pages")
+    where = {"rows": "1,000,000", "dim": 64, "threads": 1}
+    lookup, limit = {**where, "what": "look-up", "ids": "Zipf"}, {"freeze_target_s": 3.0}
+    search = {**where, "what": "top-100, 1 query", "target": None, "target_met": None, "ratio": 1.0}
+    index = {"against": "faiss IndexPQ", "rows": "1,000,000", "queries": 1, "k": 100, "threads": 1, "name": "mgqe"}
+    results = {
+        "budgets": [
+            {**lookup, "name": "20%", "ratio": 0.6, "target": 0.5, "target_met": False},
+            {**lookup, "name": "5%", "ratio": 0.4, "target": 0.5, "target_met": True, "freeze_s": 3.2, **limit},
+            {**search, "name": "5%", "median_s": 0.2},
+            {**search, "name": "faiss IndexPQ, 16 bytes", "median_s": 1.0},
+        ],
+        "topk": [{**index, "codes": "D=8 K=256", "ratio": 0.09}, {**index, "codes": "D=16 K=256", "ratio": 0.11}],
+    }
+    monkeypatch.setattr(pages, "read", lambda name: {"results": results[name]})
+    assert [line.split(" | ")[:3] for line in pages.budget_misses().splitlines()[2:]] == [
+        ["| look-up, Zipf ids: 1,000k x 64", "20%", "0.600"],
+        ["| freezing 1,000k x 64, seconds", "5%", "3.2"],
+        ["| top-100, 1 query: 1,000k x 64, of the time of faiss IndexPQ", "5%", "0.200"],
+        ["| top-100, 1 query: 1,000k x 64, of the time of faiss IndexPQ", "D=16 K=256", "0.110"],
+    ]
+
+
 def test_measurements_are_read_as_they_were_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks._common import Measurement, read_saved, save
