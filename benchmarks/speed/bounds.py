@@ -3,7 +3,8 @@
 Each part is torch's, in one run with the whole: the codes of the ids are read, rows of float32 are written (where
 look-ups end), sums of bags are multiplied with a matrix, and rows that fit the second-level cache are added up, as many
 as bags have. Of a training step the parts are a step of the same layer in its warm-up, which has no codes, the codes of
-its ids alone, and one product of matrices that multiplies as many numbers as the search for these codes.
+its ids alone, and one product of matrices that multiplies as many numbers as the search for these codes. Steps of the
+warm-up are also timed sixteen at once, of which one gathers gradients, against a layer that gathers none.
 
 python -m benchmarks.speed.bounds
 """
@@ -20,12 +21,15 @@ from benchmarks._common import Contender, Measurement, argument_parser, measure,
 from benchmarks.speed.budgets import BUDGETS, full_rows, planned, training_step
 from benchmarks.speed.decode import zipf_ids
 from mgqe import CompactTable, MGQEmbedding
+from mgqe.nn.metric import RARELY
 
 IDS, BAGS, LENGTH = 65_536, 8192, 20
 CACHED = 4096  # rows: 1 MB of them at 64 dimensions
 TRAINED = 4096  # ids of a training step
 NEVER = 2**62  # warm-up steps
 LOOKUP, BAG, STEP = "look-up, Zipf ids", f"bags of {LENGTH}, Zipf ids", "training step, Zipf ids"
+WARM_UP = f"{RARELY} steps of the warm-up, Zipf ids"
+MOST = {WARM_UP: {"gradients gathered": 1.05}}  # times the first of a kind
 
 
 def code_reader(table: CompactTable, ids: list[Tensor]) -> Contender:
@@ -37,6 +41,12 @@ def code_reader(table: CompactTable, ids: list[Tensor]) -> Contender:
 
 def over(call: Callable[[Tensor], Tensor], batches: list[Tensor]) -> Contender:
     return lambda i: call(batches[i])
+
+
+def many_steps(layer: MGQEmbedding, ids: list[Tensor]) -> Contender:
+    """As many training steps as have one in which gradients are gathered."""
+    step = training_step(layer, ids)
+    return lambda i: [step((i + k) % len(ids)) for k in range(RARELY)]
 
 
 def codes_finder(layer: MGQEmbedding, ids: Tensor) -> Contender:
@@ -82,7 +92,8 @@ def main() -> None:
     sums, matrix = torch.randn(BAGS, d), torch.randn(d, d)
     trained = [zipf_ids(generator, n, TRAINED, 1.05) for _ in range(options.calls + 1)]
     layers = {budget: planned(rows, budget, sparse=True) for budget in BUDGETS}
-    warm_up = planned(rows, BUDGETS[0], sparse=True, warmup_steps=NEVER)
+    warm_up, gathers, gathers_none = (planned(rows, BUDGETS[0], sparse=True, warmup_steps=NEVER) for _ in range(3))
+    gathers_none.gathers_metric = False
     for layer in layers.values():
         layer.start_quantizing()
     contenders: dict[str, dict[str, Contender]] = {
@@ -115,14 +126,18 @@ def main() -> None:
                 for budget, each in layers.items()
             },
         },
+        WARM_UP: {
+            "no gradients gathered": many_steps(gathers_none, trained),
+            "gradients gathered": many_steps(gathers, trained),
+        },
     }
     results: list[Measurement] = []
-    ids = {LOOKUP: IDS, BAG: BAGS * LENGTH, STEP: TRAINED}
+    ids = {LOOKUP: IDS, BAG: BAGS * LENGTH, STEP: TRAINED, WARM_UP: RARELY * TRAINED}
     for threads in options.threads:
         torch.set_num_threads(threads)
         for what, named in contenders.items():
             setting = {"what": what, "rows": n, "dim": d, "ids": ids[what], "threads": threads}
-            results += measure(setting, named, "the full table", options.rounds, options.calls)
+            results += measure(setting, named, next(iter(named)), options.rounds, options.calls, MOST.get(what))
             print_table(results[-len(named) :], ids[what], "id")
     save(options.out, "bounds", options, results)
 
