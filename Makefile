@@ -7,7 +7,8 @@ READY := .venv/ready
 INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 NATIVE_SOURCES := $(wildcard src/mgqe/ops/native/*.cpp src/mgqe/ops/native/*.h src/mgqe_reader/*/*.cpp src/mgqe_reader/*/*.h)
 
-BENCHMARKS := append assign bag convert_forward decode epoch export row_storage serve single topk topk_methods train_step
+BENCHMARKS := append assign bag bounds budgets convert_forward decode epoch export fold lookup_model planning row_storage serve \
+	single topk topk_methods train_step zipf
 MINUTES ?= 5
 SEED ?= 0
 FILES ?=

@@ -399,6 +399,20 @@ def test_tables_that_no_batch_reaches():
     )
 
 
+def test_gradients_that_are_all_zero():
+    refused(
+        ValueError,
+        "no table can be calibrated: the loss does not depend on table",
+        Sum(),
+        sums(),
+        lambda model, batch: 0.0 * call(model, batch),
+    )
+    model = nn.ModuleDict({"used": Sum(), "silent": Sum()})
+    with pytest.warns(UserWarning, match=r"the loss does not depend on silent\.table"):
+        calibration = mgqe.calibrate(model, sums(), lambda m, b: m["used"](*b) + 0.0 * m["silent"](*b), progress=False)
+    assert calibration.metrics["silent.table"].source == "identity"
+
+
 def test_batches_with_gradients_that_are_not_finite_are_left_out():
     model, batches = Sum(), sums()
     batches[1] = (batches[1][0], batches[1][1] * 0)
