@@ -18,7 +18,8 @@ Arms, each within the bytes of the budget, shared by the tables in proportion to
 
     python -m benchmarks.quality.ablation --data-dir DIR --work runs/ablation
 
-Results go to benchmarks/quality/results/ablation.json one by one; what is there is not done again.
+Results go to benchmarks/quality/results/ablation.json one by one; what is there is not done again. The bound alone, of
+another pair or another budget: ``--pairs sasrec-ml-1m --budgets 2% --arms ideal``.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ PAIRS = {  # as in studies/budget
     "gmf-ml-1m": ("gmf", "ml-1m", ()),
     "sasrec-games": ("sasrec", "amazon-games", ("max_epochs=24", "anneal_epochs=5")),
     "wide-deep-frappe": ("wide_deep", "frappe", ()),
+    "sasrec-ml-1m": ("sasrec", "ml-1m", ("max_length=50", "max_epochs=16", "anneal_epochs=4")),
 }
+ABLATED = ("gmf-ml-1m", "sasrec-games", "wide-deep-frappe")
 ONE_TIER = Candidate(0.25, (1.0,), "gradients")
 
 
@@ -215,6 +218,7 @@ ARMS: dict[str, Callable[[TableProblem, int], Any]] = {
     "tiers": tiers_plan,
     "additive": lambda problem, nbytes: code_table(problem, ONE_TIER, nbytes, "additive", 0),
 }
+OTHER_ARMS = ("ideal", "ideal, equal", "budget", "trained")  # that are not coded table by table
 
 
 def results(trained: Trained, budget: str, done: set[str], work: Path) -> Iterator[tuple[str, int, dict[str, float]]]:
@@ -271,8 +275,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", required=True, help="folder of the data sets")
     parser.add_argument("--work", type=Path, default=Path("runs/ablation"), help="warm-ups and runs")
-    parser.add_argument("--pairs", nargs="+", default=list(PAIRS), choices=list(PAIRS))
+    parser.add_argument("--pairs", nargs="+", default=list(ABLATED), choices=list(PAIRS))
     parser.add_argument("--budgets", nargs="+", default=["5%", "2%"])
+    parser.add_argument("--arms", nargs="+", default=[*ARMS, *OTHER_ARMS], choices=[*ARMS, *OTHER_ARMS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -287,7 +292,8 @@ def main() -> None:
         if "full" not in records.arms(pair, seed, "100%"):
             records.add(pair, seed, "100%", "full", trained.full_nbytes, trained.figures())
         for budget in options.budgets:
-            for arm, nbytes, figures in results(trained, budget, records.arms(pair, seed, budget), options.work):
+            done = records.arms(pair, seed, budget) | {*ARMS, *OTHER_ARMS}.difference(options.arms)
+            for arm, nbytes, figures in results(trained, budget, done, options.work):
                 records.add(pair, seed, budget, arm, nbytes, figures)
 
 
