@@ -190,6 +190,12 @@ def outside(folder: Path) -> Path:
     return folder
 
 
+def uneven_parquet(folder):
+    pl = pytest.importorskip("polars")
+    pl.DataFrame({"id": [1, 2], "vector": [[1.5, 2.5], [1.5]]}).write_parquet(folder / "x.parquet")
+    return folder / "x.parquet"
+
+
 @pytest.mark.parametrize(
     ("write", "options", "text"),
     [
@@ -213,15 +219,23 @@ def outside(folder: Path) -> Path:
         (written("x.vec", "3 2\na 1 2\nb 1 2\n"), {}, "says 3 vectors of 2 numbers, and it has 2"),
         (written("x.vec", ""), {}, "no word vectors"),
         (written("x.bin", b"2 3\na " + bytes(12) + b"b " + bytes(5)), {}, "ends in vector 1 of 2"),
-        (written("x.csv", "id,vector\na,1 2\nb,1\n"), {}, "row 1 .* has 1 numbers, that in row 0 has 2"),
-        (written("x.csv", "id,vector\na,1 2\nb,1 z\n"), {}, "row 1 .* holds text"),
-        (written("x.csv", "id,u,v\na,1.5,2.5\nb,oops,2.5\n"), {}, "row 1 of column 'u' holds text .*: 'oops'"),
-        (written("x.csv", "id,u,v\na,1.5,2.5\n,1.5,2.5\n"), {}, "has no id in row 1"),
-        (written("x.csv", "id,u,v\na,1.5,2.5\nb,1.5,\n"), {}, "column 'v' has no number in row 1"),
+        (written("x.csv", "id,vector\na,1 2\nb,1\n"), {}, "in line 3 has 1 numbers, the first one 2"),
+        (written("x.csv", "id,vector\na,1 2\nb,1 z\n"), {}, "line 3 holds text"),
+        (written("x.csv", 'id,vector\n"a\nb",1 2\nb,1 z\n'), {}, "row 1 holds text"),
+        (written("x.csv", "id,u,v\na,1.5,2.5\nb,oops,2.5\n"), {}, "column 'u': line 3 holds text .*: 'oops'"),
+        (written("x.csv", "id,u,v\na,1.5,2.5\n,1.5,2.5\n"), {}, "has no id in line 3: give every row one"),
+        (written("x.csv", "id,u,v\na,1.5,2.5\nb,1.5,\n"), {}, "column 'v' has no number in line 3"),
         (written("x.csv", "a,b\nx,y\n"), {}, "no column holds vectors"),
         (written("x.csv", "a,b,v\nx,y,1.5\n"), {}, "which of a, b holds the ids"),
         (written("x.csv", "id,v\nx,1.5\n"), {"ids": "z"}, "no column 'z': it has id, v"),
-        (written("x.jsonl", '{"id": 1, "vector": [1, 2]}\n{"id": 2, "vector": [1]}\n'), {}, "row 1 .* has 1 numbers"),
+        (written("x.jsonl", '{"id": 1, "vector": [1, 2]}\n{"id": 2, "vector": [1]}\n'), {}, "in line 2 has 1 numbers"),
+        (written("x.jsonl", '{"vector": [1, 2]}\n{"vector": [1, "z"]}\n'), {}, "line 2 holds text .*: 'z'"),
+        (written("x.jsonl", '{"vector": [1, 2]}\n{"vector": [1, null]}\n'), {}, "line 2 lacks a number"),
+        (written("x.jsonl", '{"vector": [1, 2]}\n{"vector": [1,\n'), {}, "line 2: expected one JSON object"),
+        (written("x.json", '[{"vector": [1, 2]}]\n'), {}, "line 1: expected one JSON object"),
+        (written("x.csv", "id,u,v\na,1.5,2.5\nb,1.5,2.5,3.5\n"), {}, "line 3 has 4 fields, the first line 3"),
+        (written("x.csv", "id,u,v\na,1.5,2.5\nb,nan,2.5\n"), {}, "column 'u': line 3 holds text .*: 'nan'"),
+        (uneven_parquet, {}, "the vector in row 1 has 1 numbers"),
         (written("x.parquet", b"PAR1"), {}, "cannot be read as .parquet"),
         (outside, {}, "a file outside the folder"),
         (lambda folder: folder, {}, "holds no model"),

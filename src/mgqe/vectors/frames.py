@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,22 @@ import numpy as np
 
 from mgqe.vectors.vectors import Vectors
 
+PARQUET = (".parquet", ".pq")
+JSON_LINES = (".jsonl", ".ndjson", ".json")
 VECTOR_NAMES = ("vector", "embedding", "vec", "emb", "embeddings", "vectors", "values")
 ID_NAMES = ("id", "ids", "item", "item_id", "itemid", "key", "word", "token", "name", "user", "user_id")
+
+
+class BadRow(ValueError):
+    """A row that cannot be read: what is said before its place, and after it."""
+
+    def __init__(self, before: str, row: Any, after: str = "") -> None:
+        self.before, self.row, self.after = before, int(row), after
+        super().__init__(self.at(f"row {self.row}"))
+
+    def at(self, place: str) -> str:
+        """The message, with the row called ``place``."""
+        return f"{self.before} {place}{self.after}"
 
 
 def read_frame(path: Path, ids: str | None, vector: str | None, separator: str = ",") -> Vectors:
@@ -23,9 +39,24 @@ def read_frame(path: Path, ids: str | None, vector: str | None, separator: str =
 
     Raises:
         ImportError: polars is not installed. ValueError: no such column, missing values, or vectors of unequal length;
-            the message names the row.
+            the message names the line, or, where rows are no lines, the row from 0.
     """
-    return frame_vectors(_frame(path, separator), ids, vector)
+    frame = _frame(path, separator)
+    try:
+        return frame_vectors(frame, ids, vector)
+    except BadRow as error:
+        line = _line(path, error.row, len(frame))
+        raise error if line is None else ValueError(error.at(f"line {line}")) from None
+
+
+def _line(path: Path, row: int, rows: int) -> int | None:
+    """The line of a text file that holds a row; None if rows are no lines of it."""
+    if path.suffix.lower() in PARQUET:
+        return None
+    before = 0 if path.suffix.lower() in JSON_LINES else 1
+    with path.open("rb") as file:
+        lines = sum(1 for _ in file)
+    return row + before + 1 if lines == rows + before else None
 
 
 def frame_vectors(frame: Any, ids: str | None = None, vector: str | None = None) -> Vectors:
@@ -58,13 +89,37 @@ def _frame(path: Path, separator: str) -> Any:
     import polars as pl
 
     try:
-        if path.suffix in (".parquet", ".pq"):
+        if path.suffix.lower() in PARQUET:
             return pl.read_parquet(path)
-        if path.suffix in (".jsonl", ".ndjson", ".json"):
+        if path.suffix.lower() in JSON_LINES:
             return pl.read_ndjson(path, infer_schema_length=1000)
         return pl.read_csv(path, separator=separator, infer_schema_length=10_000)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"it cannot be read as {path.suffix}: {error}") from error
+        raise ValueError(_bad_line(path, separator) or f"it cannot be read as {path.suffix}: {error}") from error
+
+
+def _bad_line(path: Path, separator: str) -> str | None:
+    """What is wrong with the first line that is no record of a text file; None where every line is one."""
+    if path.suffix.lower() in PARQUET:
+        return None
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        if path.suffix.lower() in JSON_LINES:
+            return next(
+                (f"line {n}: expected one JSON object" for n, line in enumerate(file, 1) if _no_object(line)), None
+            )
+        reader = csv.reader(file, delimiter=separator)
+        width = len(next(reader, ()))
+        for fields in reader:
+            if len(fields) > width:
+                return f"line {reader.line_num} has {len(fields)} fields, the first line {width}"
+    return None
+
+
+def _no_object(line: str) -> bool:
+    try:
+        return bool(line.strip()) and not isinstance(json.loads(line), dict)
+    except ValueError:
+        return True
 
 
 def _ids(frame: Any, wanted: str | None, rest: list[str]) -> Any:
@@ -77,29 +132,28 @@ def _ids(frame: Any, wanted: str | None, rest: list[str]) -> Any:
         wanted = named[0]
     column = frame[wanted]
     if column.null_count():
-        raise ValueError(f"column {wanted!r} has no id in row {int(column.is_null().arg_max())}: give every row one")
+        raise BadRow(f"column {wanted!r} has no id in", column.is_null().arg_max(), ": give every row one")
     return column.to_numpy() if column.dtype.is_integer() else column.to_list()
 
 
 def _refuse_text_among_numbers(frame: Any, ids: str | None) -> None:
-    """ValueError for a column of text that is a dimension but for a few cells."""
+    """ValueError for a column of text that is a dimension but for a few cells, such as nan, which polars calls text."""
     import polars as pl
 
     are_ids = {name for name in frame.columns if name == ids or name.lower() in ID_NAMES} or set(frame.columns[:1])
     for column in frame.iter_columns():
         if column.dtype == pl.String and column.name not in are_ids:
-            unread = column.cast(pl.Float32, strict=False).is_null() & column.is_not_null()
+            numbers = column.cast(pl.Float32, strict=False)
+            unread = (numbers.is_null() | numbers.is_nan()) & column.is_not_null()
             if 0 < int(unread.sum()) <= len(column) / 2:
                 row = int(unread.arg_max())
-                raise ValueError(
-                    f"row {row} of column {column.name!r} holds text where numbers should be: {column[row]!r}"
-                )
+                raise _text(column, row)
 
 
 def _rows_of_columns(frame: Any) -> np.ndarray:
     for column in frame.iter_columns():
         if column.null_count():
-            raise ValueError(f"column {column.name!r} has no number in row {int(column.is_null().arg_max())}")
+            raise BadRow(f"column {column.name!r} has no number in", column.is_null().arg_max())
     rows: np.ndarray = frame.to_numpy().astype(np.float32, copy=False)
     return rows
 
@@ -111,24 +165,26 @@ def _rows_of_column(column: Any) -> np.ndarray:
         column = _numbers_of_texts(column)
     lengths = column.list.len() if isinstance(column.dtype, pl.List) else None
     if column.null_count():
-        raise ValueError(f"column {column.name!r} has no vector in row {int(column.is_null().arg_max())}")
+        raise BadRow(f"column {column.name!r} has no vector in", column.is_null().arg_max())
     if lengths is not None:
         uneven = (lengths != lengths[0]).arg_true()
         if len(uneven):
             row = int(uneven[0])
-            raise ValueError(
-                f"the vector in row {row} of column {column.name!r} has {lengths[row]} numbers, that in row 0 has "
-                f"{lengths[0]}: all must be as long"
+            raise BadRow(
+                f"column {column.name!r}: the vector in",
+                row,
+                f" has {lengths[row]} numbers, the first one {lengths[0]}: all must be as long",
             )
         column = column.list.to_array(int(lengths[0]))
     try:
-        numbers = column.cast(pl.Array(pl.Float32, column.dtype.size))
+        flat = column.cast(pl.Array(pl.Float32, column.dtype.size), strict=False).explode()
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"column {column.name!r} holds no vectors of numbers: {error}") from error
-    flat = numbers.explode()
     if flat.null_count():
-        row = int(flat.is_null().arg_max()) // column.dtype.size
-        raise ValueError(f"the vector in row {row} of column {column.name!r} lacks a number")
+        entry = int(flat.is_null().arg_max())
+        row, found = entry // column.dtype.size, column.explode()[entry]
+        what = "lacks a number" if found is None else f"holds text where numbers should be: {found!r}"
+        raise BadRow(f"column {column.name!r}: the vector in", row, f" {what}")
     rows: np.ndarray = flat.to_numpy().reshape(len(column), column.dtype.size)
     return rows
 
@@ -141,5 +197,9 @@ def _numbers_of_texts(column: Any) -> Any:
     unread = numbers.list.eval(pl.element().is_null()).list.any()
     if unread.any():
         row = int(unread.arg_max())
-        raise ValueError(f"row {row} of column {column.name!r} holds text where numbers should be: {column[row]!r}")
+        raise _text(column, row)
     return numbers
+
+
+def _text(column: Any, row: int) -> BadRow:
+    return BadRow(f"column {column.name!r}:", row, f" holds text where numbers should be: {column[row]!r}")
