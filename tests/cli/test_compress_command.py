@@ -51,7 +51,7 @@ def test_a_matrix_becomes_a_collection_and_is_asked(runner):
     assert items.ids.ids([0, N - 1]) == ["item-0", f"item-{N - 1}"]
     for part in (f"{items.table.nbytes:,}", "recall@10", "squares lost", "items.neighbours('item-0', 10)"):
         assert part in text
-    assert re.search(r"look-up \d\.\d of nn\.Embedding, estimated", text)
+    assert re.search(r"look-up \d\.\d of nn\.Embedding's time, estimated", text)
     assert max(map(len, text.splitlines())) <= 120  # sentences are not cut; tables fit 80 columns
     found = json.loads(run(runner, "neighbours", "items", "item-5", "item-7", "-k", "3", "--json"))
     assert [entry["query"] for entry in found] == ["item-5", "item-7"]
@@ -110,6 +110,23 @@ def test_ids_are_shown_as_they_are(runner):
     assert shown.count("[red]item-") == 3
 
 
+def test_the_matrix_that_was_taken_is_named(runner):
+    torch.save({"item.weight": torch.from_numpy(ROWS), "out.weight": torch.ones(2, ROWS.shape[1])}, "model.pt")
+    shown = run(runner, "compress", "model.pt", "--no-check")
+    assert f"matrix item.weight {N} x {ROWS.shape[1]}" in shown
+    assert json.loads(run(runner, "compress", "model.pt", "--no-check", "--json"))["matrix"] == "item.weight"
+
+
+def test_ids_that_are_not_there_are_named(runner):
+    run(runner, "compress", "items.npy", "--ids", "names.txt", "--budget", "30%", "--no-check")
+    assert "no id 'hat', 'cap' in the collection" in run(
+        runner, "neighbours", "items", "hat", NAMES[0], "cap", fails=True
+    )
+    run(runner, "compress", "items.npy", "--out", "rows", "--budget", "30%", "--no-check")
+    shown = run(runner, "topk", "rows", "--query-id", str(N), fails=True)
+    assert f"no id {N} in the collection: ids are the rows' numbers, 0 to {N - 1}" in shown
+
+
 def test_ids_of_a_column(runner):
     pl = pytest.importorskip("polars")
     pl.DataFrame({"sku": [i * 3 for i in range(N)], "name": NAMES, "v": ROWS.tolist()}).write_parquet("t.parquet")
@@ -129,8 +146,14 @@ def test_ids_of_a_column(runner):
         (["compress", "items.npy", "--counts", "names.txt"], "which column holds the ids"),
         (["compress", "items.npy", "--budget", "100%"], "between 0% and 100%"),
         (["compress", "items.npy", "--budget", "50"], "50"),
-        (["compress", "nan.npy"], "row 7 of weight holds NaN"),
+        (["compress", "nan.npy"], "nan.npy: row 7 of weight holds NaN"),
+        (["compress", "whole.npy"], "whole.npy must hold floats, got an array of int64: make them with .astype"),
+        (["compress", "items.npy", "--queries", "whole.npy"], "whole.npy must hold floats"),
+        (["compress", "google/bert"], "no such file; if it is the name of a model on a hub, download it first"),
+        (["compress", "bert-base-uncased"], "if it is the name of a model on a hub, download it first"),
         (["neighbours", "other", "a"], "other holds no collection"),
+        (["neighbours", "nan.npy", "a"], "nan.npy: expected a collection or a table; `mgqe compress` makes a"),
+        (["neighbours", "names.txt", "a"], "names.txt: no file of mgqe"),
         (["compress", "items.npy", "--prefer", "fast"], "prefer must be one of ('speed', 'size'), got 'fast'"),
         (["compress", "items.npy", "--out", "names.txt"], "is no folder"),
         (["compress", "items.npy", "--queries", "narrow.npy"], "queries have 3 dimensions"),
@@ -145,6 +168,7 @@ def test_mistakes_are_one_line(runner, arguments, text):
     np.save("nan.npy", np.where(np.arange(N)[:, None] == 7, np.nan, ROWS).astype(np.float32))
     Path("other").mkdir()
     Path("other/settings.xml").touch()
+    np.save("whole.npy", np.ones((N, 3), np.int64))
     np.save("narrow.npy", np.ones((4, 3), np.float32))
     shown = run(runner, *arguments, fails=True)
     assert text in " ".join(shown.split())

@@ -96,8 +96,10 @@ def test_what_cannot_be_converted_is_one_line(tmp_path: Path) -> None:
     run.mkdir()
     shutil.copy(GOLDEN / "hash.safetensors", run / "item.mgqe.safetensors")
     (tmp_path / "text").write_text("dear reader")
-    for source, message in {run: "whose files belong together", tmp_path / "text": "no file of mgqe"}.items():
-        code, text = invoke("convert", source, "--out", tmp_path / "out")
+    (tmp_path / "rows.npy").write_bytes(b"\x93NUMPY")
+    messages = {"run": "whose files belong together", "text": "no file of mgqe", "rows.npy": "`mgqe compress` makes a"}
+    for source, message in messages.items():
+        code, text = invoke("convert", tmp_path / source, "--out", tmp_path / "out")
         assert (code, len(text.splitlines()), message in text) == (2, 1, True), text
 
 

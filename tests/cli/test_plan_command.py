@@ -87,7 +87,7 @@ def test_plan_of_a_trained_table(runner: CliRunner) -> None:
             "head, tail {:.2%} lost of the 10% of ids that are most frequent, {:.2%} of the others".format(
                 *expected.head_and_tail
             ),
-            f"look-up {expected.lookup_share:.1f} of nn.Embedding, estimated",
+            f"look-up {expected.lookup_share:.1f} of nn.Embedding's time, estimated",
             "; ".join(
                 f"{name}: {100 * loss:.2f}% lost"
                 for name, (_, loss) in zip(("100 / 900 ids", "one tier"), expected.compared, strict=True)
@@ -190,6 +190,8 @@ def test_ids_of_any_type_are_counted_in_every_layout(runner: CliRunner) -> None:
     Path("log.dat").write_text("".join(f"u1::{name}\n" for name in names))
     Path("log.txt").write_text("".join(f"u1 {name}\n" for name in names))
     np.save("names.npy", np.array(names))
+    for path in ("map", "map.safetensors"):
+        mgqe.IdMap.from_log("log.csv", "item").save(path)
     polars.DataFrame({"item": np.repeat(np.arange(100) * 1000, np.arange(100) + 1)}).write_csv("numbers.csv")
     outputs = [
         runner.invoke(app, ["plan", "--counts", *arguments, "--dim", "8", "--budget", "60%", "--json"]).stdout
@@ -200,6 +202,8 @@ def test_ids_of_any_type_are_counted_in_every_layout(runner: CliRunner) -> None:
             ["log.dat", "--separator", "::", "--no-header", "--column", "2"],
             ["log.txt", "--format", "pairs"],
             ["names.npy"],
+            ["map"],
+            ["map.safetensors"],
             ["numbers.csv", "--column", "item"],
             ["log.csv", "--rows", "100"],
         )
@@ -225,11 +229,11 @@ def test_ids_of_any_type_are_counted_in_every_layout(runner: CliRunner) -> None:
         ("--counts counts.npy --dim 16 --budget 0", "--budget 0: a budget is"),
         ("--counts counts.npy --dim 16 --budget 200%", "--budget 200%: a budget is"),
         ("--counts nothing.npy --dim 16 --budget 5%", "no file nothing.npy"),
-        ("--counts ml-2m --dim 16 --budget 5%", "expected a file (.npy, .parquet, .pq, .csv) or a known data set"),
+        ("--counts ml-2m --dim 16 --budget 5%", "expected a file (.npy, .safetensors, .parquet, .pq, .csv) or a known"),
         ("--counts ml-1m --dim 16 --budget 5%", "needs a data directory"),
         ("--counts planted --field genre --dim 16 --budget 5%", "--field must be item or user"),
         ("--counts rows.npy --dim 16 --budget 5%", "expected one number per id, got float32 (1000, 16): `mgqe"),
-        ("--counts model.safetensors --dim 16 --budget 5%", "expected a file"),
+        ("--counts model.safetensors --dim 16 --budget 5%", "expected an id map, as `mgqe ids`"),
         ("--weight rows.npy --dim 8 --budget 5%", "--dim is 8, but rows.npy has rows of 16"),
         ("--weight counts.npy --budget 5%", "expected rows of numbers (N, d), got shape (1000,)"),
         ("--weight nothing.npy --budget 5%", "nothing.npy: there is no such file"),

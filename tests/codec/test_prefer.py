@@ -140,7 +140,7 @@ def test_share_by_hand():
 def test_plans_say_it():
     rows = rows_of(32, 0.5)
     plan = mgqe.plan(N, 32, "15%", weight=rows)
-    assert f"look-up {plan.lookup_share:.1f} of nn.Embedding, estimated" in str(plan)
+    assert f"look-up {plan.lookup_share:.1f} of nn.Embedding's time, estimated" in str(plan)
     even = mgqe.plan(N, 32, "15%", counts=COUNTS)
     assert even.lookup_share == lookup_share(even.capacity, Frequencies.of(N, COUNTS), turned=False)
-    assert str(even).endswith(f"look-up {even.lookup_share:.1f} of nn.Embedding, estimated")
+    assert str(even).endswith(f"look-up {even.lookup_share:.1f} of nn.Embedding's time, estimated")

@@ -196,7 +196,7 @@ def test_an_id_map_says_who_reads_it_and_what_unknown_is_for(tmp_path: Path) -> 
         mgqe.load(tmp_path / "map")
     with pytest.raises(TypeError, match=r"got IdMap: use its save\(\)"):
         mgqe.save(known, tmp_path / "x")  # type: ignore[arg-type]
-    with pytest.raises(KeyError, match=r"does not know 1 of the ids: 8\. Leave them out, or pass a row"):
+    with pytest.raises(KeyError, match=r"does not know 1 of the ids: 8\. Leave them out, or say with unknown="):
         known.rows([7, 8])
     with pytest.raises(IndexError, match="row 2 is out of range: valid rows are 0 to 1"):
         known.ids([2])

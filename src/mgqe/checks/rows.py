@@ -31,7 +31,7 @@ def as_rows(weight: Any, name: str = "weight") -> Tensor:
         raise TypeError(f"{name} must be a tensor or a NumPy array of shape (N, d), got {type(weight).__name__}")
     check_dense(weight, name)
     if weight.dtype not in FLOATS:
-        raise TypeError(f"{name} must hold floats, got {weight.dtype}")
+        raise TypeError(f"{name} must hold floats, got {weight.dtype}: make them with .float()")
     if weight.ndim != 2 or 0 in weight.shape:
         raise ValueError(f"{name} must have shape (N, d) with N and d at least 1, got {tuple(weight.shape)}")
     if weight.is_meta:
@@ -42,7 +42,8 @@ def as_rows(weight: Any, name: str = "weight") -> Tensor:
 def shared(array: np.ndarray, name: str) -> Tensor:
     """An array of floats as a tensor, which shares its memory where torch can. TypeError: no floats."""
     if array.dtype.kind != "f":
-        raise TypeError(f"{name} must hold floats, got an array of {array.dtype}")
+        remedy = ": make them with .astype('float32')" if array.dtype.kind in "iub" else ""
+        raise TypeError(f"{name} must hold floats, got an array of {array.dtype}{remedy}")
     if not array.dtype.isnative or any(stride < 0 for stride in array.strides):  # which torch cannot share
         array = np.array(array, dtype=array.dtype.newbyteorder("="))
     with warnings.catch_warnings():  # of arrays that cannot be written to: nothing is

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from rich.markup import escape
 from torch import Tensor
 
 from mgqe.checks.rows import as_rows
@@ -79,20 +80,24 @@ def compress(
     check_folder(folder)  # before the work, which may take long
     read, listed = read_all(file, tensor, ids, vectors)
     id_map = None if listed is None else IdMap.from_ids(listed)
-    rows = as_rows(read.rows)
-    sample = None if queries is None else read_vectors(queries).rows
+    rows = as_rows(read.rows, str(file))
+    sample = None if queries is None else as_rows(read_vectors(queries).rows, str(queries))
     counted = None
     if counts is not None:
         source = Counts(counts, count_column, separator=separator, quote="" if no_quote else quote, header=header)
         counted = source.read(len(rows), id_map)
-    table, found = _work(rows, budget, counted, sample, prefer, check)
+    try:
+        table, found = _work(rows, budget, counted, sample, prefer, check)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     nbytes = Collection(table, id_map).save(folder)
     lookup = table_lookup_share(table, counted)
     if as_json:
         share = {"lookup_share": lookup}
-        print(json.dumps({**_as_json(folder, rows, table, id_map, nbytes, found), **share}, indent=1))
+        named = {"matrix": read.name}
+        print(json.dumps({**_as_json(folder, rows, table, id_map, nbytes, found), **named, **share}, indent=1))
     else:
-        _show(folder, rows, table, id_map, nbytes, found, lookup)
+        _show(folder, read.name, rows, table, id_map, nbytes, found, lookup)
 
 
 def _folder(file: Path, out: Path | None) -> Path:
@@ -119,6 +124,7 @@ def _work(
 
 def _show(
     folder: Path,
+    matrix: str,
     rows: Tensor,
     table: CompactTable,
     ids: IdMap | None,
@@ -128,7 +134,7 @@ def _show(
 ) -> None:
     sizes = TextTable("", ["", "bytes", "of the matrix"])
     for name, size in {
-        f"matrix {len(rows):,} x {rows.shape[1]}": rows.nbytes,
+        escape(" ".join(["matrix", *([matrix] if matrix else []), f"{len(rows):,} x {rows.shape[1]}"])): rows.nbytes,
         "table": table.nbytes,
         "ids": 0 if ids is None else ids.nbytes,
         "files": nbytes,

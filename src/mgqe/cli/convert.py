@@ -65,6 +65,10 @@ def _rewrite(artefact: Artefact, out: Path) -> int:
     if artefact.kind in ("table", "shards", "id map"):
         check_file(out)
         return IdMap.load(path).save(out) if artefact.kind == "id map" else mgqe.save(mgqe.load(path), out)
+    if artefact.kind == "counts":
+        raise ValueError(
+            f"{path}: an array is no artefact that has versions: `mgqe compress` makes a table of a matrix"
+        )
     raise ValueError(
         f"{path} is {artefact}, whose files belong together: convert one of its tables, into another folder"
     )

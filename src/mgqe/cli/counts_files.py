@@ -1,4 +1,4 @@
-"""What --counts names: .npy of one number per id, a log whose ids are counted, or a known data set."""
+"""What --counts names: .npy of one number per id, an id map, a log whose ids are counted, or a known data set."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from mgqe.cli.train_layouts import read_ids
+from mgqe.convert.verification import begins_as_ours
+from mgqe.files.container import ArtifactError
 from mgqe.ids import IdMap
 from mgqe.ids.logs.numbers import read_numbers
 from mgqe.ids.logs.paths import path_exists
 from mgqe.ids.logs.text_layout import TextLayout
 
-FILES = (".npy", ".parquet", ".pq", ".csv")  # and any file that exists, whatever its name
+FILES = (".npy", ".safetensors", ".parquet", ".pq", ".csv")  # and any file that exists, whatever its name
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Counts:
     """Where counts come from.
 
     Attributes:
-        source: a file, a folder or a pattern; or the name of a known data set.
+        source: a file, such as an id map that `mgqe ids` wrote, a folder or a pattern; or the name of a known data set.
         column: of a log, the column of ids; None: the one of ``field``, as `mgqe train` finds it.
         is_counted: ``column`` holds counts, one row per id, instead of ids.
         field: item or user.
@@ -61,10 +63,13 @@ class Counts:
             array = _load(path) if path.suffix.lower() == ".npy" else None
             if array is not None and array.dtype.kind != "U":
                 return as_counts(array, num_embeddings)
+            if array is not None:
+                return _of_rows(_map_of(array), num_embeddings, ids, is_numbered)
+            if path.suffix == ".safetensors" or (path.is_file() and begins_as_ours(path)):
+                return _of_rows(_load_map(path), num_embeddings, ids, is_numbered)
             if self.is_counted:
                 return self._numbers()
-            counted = self._count(None if ids is None else ids.kind) if array is None else _map_of(array)
-            return _of_rows(counted, num_embeddings, ids, is_numbered)
+            return _of_rows(self._count(None if ids is None else ids.kind), num_embeddings, ids, is_numbered)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"--counts {self.source}: {error.args[0]}") from error
 
@@ -90,7 +95,7 @@ class Counts:
         """Whether it names a known data set; nothing else that is no file or pattern does."""
         if Path(self.source).suffix.lower() in FILES:
             return False
-        if not path_exists(self.source) or self.source.endswith(".safetensors"):
+        if not path_exists(self.source):
             return True
         if Path(self.source).is_file():
             return False
@@ -136,6 +141,13 @@ def _load(path: Path) -> np.ndarray:
     if not isinstance(array, np.ndarray):
         raise ValueError("expected one array, got an archive")
     return array
+
+
+def _load_map(path: Path) -> IdMap:
+    try:
+        return IdMap.load(path)
+    except ArtifactError as error:
+        raise ValueError(f"expected an id map, as `mgqe ids` writes it: {error}") from error
 
 
 def _map_of(ids: np.ndarray) -> IdMap:

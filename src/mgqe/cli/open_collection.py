@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import mgqe
+from mgqe.cli.artefacts import artefact_at
 from mgqe.collection import Collection
 from mgqe.collection.folder import MANIFEST, is_collection
 from mgqe.ids import IdMap
@@ -27,6 +28,7 @@ Users = Annotated[
         help="A collection with the vectors of queries' ids. Of a run's folder, its users; else FOLDER itself."
     ),
 ]
+TABLES = ("table", "shards", "collection")  # what has rows to look up, as a kind of artefact
 RUN_ITEMS, RUN_USERS = "item", "user"  # the collections in the folder of a run
 
 
@@ -51,6 +53,8 @@ def open_collection(path: Path, ids: Path | None = None) -> Collection:
 
     Raises ValueError for anything else, and OSError; the message names what can be asked in the folder.
     """
+    if path.is_file() and artefact_at(path).kind not in TABLES:
+        raise ValueError(f"{path}: expected a collection or a table; `mgqe compress` makes a collection of a matrix")
     if path.is_file() or (path / INDEX).is_file():
         return Collection(mgqe.load(path), None if ids is None else IdMap.load(ids))
     if ids is not None:

@@ -39,11 +39,11 @@ commands = typer.Typer()
     "even default (the 10% of ids that are most frequent with 256 centroids, the others with 64), whose bytes a layer "
     "without a budget spends. Both are shown with their exact bytes, and with the line of Python that makes the "
     "table.\n\n"
-    "[bold]Counts[/bold] say how often each id occurs in training: an .npy file with one number per id; Parquet or "
-    "text files with one row per interaction (--column holds the ids, which may be numbers or text) or one per id "
-    "(--column holds the counts, with --counted); a log as mgqe train reads it; or the name of a known data set, whose "
-    "training part is counted. Of the last two --field says whether items or users are counted. Without counts there "
-    "is one tier.",
+    "[bold]Counts[/bold] say how often each id occurs in training: an .npy file with one number per id; an id map "
+    "of `mgqe ids`; Parquet or text files with one row per interaction (--column holds the ids, which may be numbers "
+    "or text) or one per id (--column holds the counts, with --counted); a log as mgqe train reads it; or the name of "
+    "a known data set, whose training part is counted. Of the last two --field says whether items or users are "
+    "counted. Without counts there is one tier.",
     epilog="Examples:\n\n"
     "  mgqe plan --weight items.npy --counts counts.npy --budget 5%\n\n"
     "  mgqe plan --weight items.npy --queries users.npy --budget 5% --json\n\n"
@@ -103,7 +103,7 @@ def plan(
     if prefer != SPEED and weight is None:
         raise ValueError("--prefer goes with --weight, the table whose shapes it chooses among")
     check_limits(2 if rows is None else rows, max_tiers, max_centroids, counts_power)
-    table = None if weight is None else as_rows(read_vectors(weight, tensor=tensor).rows)
+    table = None if weight is None else as_rows(read_vectors(weight, tensor=tensor).rows, str(weight))
     if table is None and dim is None:
         raise ValueError("--dim (d) is needed without --weight")
     if table is not None and dim not in (None, table.shape[1]):
@@ -126,7 +126,7 @@ def plan(
         problem = Problem.of(rows, width, counted_ids, **limits)
         _show_even(problem.plan(budget_bytes(budget, problem.full_nbytes)), _default(problem, counted_ids), as_json)
         return
-    sample = None if queries is None else as_rows(read_vectors(queries).rows, "queries")
+    sample = None if queries is None else as_rows(read_vectors(queries).rows, str(queries))
     limits["prefer"] = prefer
     chosen = mgqe.plan(rows, width, budget, counts=counted_ids, weight=table, queries=sample, **limits)
     assert isinstance(chosen, RowsPlan)
@@ -171,7 +171,7 @@ def _show_mixed(chosen: RowsPlan, as_json: bool) -> None:
         "bytes": f"{chosen.nbytes:,}, {100 * chosen.nbytes / chosen.full_nbytes:.2f}% of the table",
         "lost": f"{_per_cent(chosen.loss)} of the weighted squares",
         **_head_and_tail(chosen),
-        "look-up": f"{chosen.lookup_share:.1f} of nn.Embedding, estimated",
+        "look-up": f"{chosen.lookup_share:.1f} of nn.Embedding's time, estimated",
         "coordinates": f"{capacity.num_coordinates} of {chosen.embedding_dim} are kept",
         "subspaces": f"{len(capacity.widths)}, of widths {' '.join(map(str, capacity.widths))}",
         "codebooks": f"{_codebooks(chosen)}, {chosen.centroid_dtype} centroids, {capacity.matrix_dtype} matrix",

@@ -72,7 +72,7 @@ def topk(
     else:
         assert queries is not None
         read = read_vectors(queries)
-        vectors = as_rows(read.rows).float()
+        vectors = as_rows(read.rows, str(queries)).float()
         names = list(range(len(vectors))) if read.ids is None else list(read.ids)
     left_out = [as_id(items, text) for text in exclude or ()]
     lists: Any = left_out or None
@@ -102,10 +102,11 @@ def neighbours(
 
 
 def _looked_up(items: Collection, names: list[Any]) -> torch.Tensor:
-    try:
-        return items.lookup(names)
-    except KeyError as error:
-        raise ValueError(error.args[0]) from error
+    known = (items.rows(names, unknown=-1) >= 0).tolist()
+    if missing := [name for name, is_known in zip(names, known, strict=True) if not is_known]:
+        rule = f": ids are the rows' numbers, 0 to {len(items) - 1}" if items.ids is None else ""
+        raise ValueError(f"there is no id {', '.join(map(repr, missing))} in the collection{rule}")
+    return items.lookup(names)
 
 
 def _show(names: list[Any], hits: Hits, as_json: bool) -> None:

@@ -183,8 +183,8 @@ class IdMap:
             if unknown is None:
                 examples = ", ".join(map(repr, lookup.ids_at(missing[:MAX_UNKNOWN])))
                 raise KeyError(
-                    f"the map does not know {missing.size:,} of the ids: {examples}. Leave them out, or pass a row for "
-                    "them as unknown= (-1 for a table with a fallback)"
+                    f"the map does not know {missing.size:,} of the ids: {examples}. Leave them out, or say with "
+                    "unknown= what they give"
                 )
             rows[missing] = unknown
         return torch.from_numpy(rows).reshape(lookup.shape)

@@ -39,7 +39,7 @@ def read_vectors(
     path = Path(path)
     if not path.exists():
         what = "there is no such file"
-        if len(path.parts) == 2 and not path.suffix and not path.parent.exists():
+        if not path.suffix and (len(path.parts) == 1 or (len(path.parts) == 2 and not path.parent.exists())):
             what += f"; if it is the name of a model on a hub, download it first: hf download {path} --local-dir FOLDER"
         raise FileNotFoundError(2, what, os.fspath(path))
     try:

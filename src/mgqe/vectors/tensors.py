@@ -14,7 +14,7 @@ from torch import Tensor
 from mgqe.vectors.vectors import Vectors, choose
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-TABLE_NAMES = ("embed", "wte", "word_embeddings", "item", "user")  # what matrices of vectors are called
+TABLE_NAMES = ("emb", "wte", "item", "user")  # what matrices of vectors are called
 
 
 def read_safetensors(path: Path, name: str | None) -> Vectors:

@@ -109,4 +109,4 @@ def lookup_share(shape: OfTiers, asked: Frequencies, turned: bool = True, costs:
 
 def in_words(share: float) -> str:
     """For plans and reports."""
-    return f"look-up {share:.1f} of nn.Embedding, estimated"
+    return f"look-up {share:.1f} of nn.Embedding's time, estimated"
