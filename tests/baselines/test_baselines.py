@@ -11,6 +11,7 @@ from raw_safetensors import read_raw, write_raw
 
 import mgqe
 from mgqe.baselines import (
+    CCEmbedding,
     FullEmbedding,
     HashEmbedding,
     LowRankEmbedding,
@@ -89,7 +90,7 @@ def test_low_rank_refuses(rank):
         LowRankEmbedding(5, 8, rank=rank)
 
 
-@pytest.mark.parametrize("make", [LowRankEmbedding, HashEmbedding, QREmbedding, RecJPQEmbedding])
+@pytest.mark.parametrize("make", [LowRankEmbedding, HashEmbedding, QREmbedding, RecJPQEmbedding, CCEmbedding])
 def test_composed_rows_start_with_variance_one(make):
     torch.manual_seed(0)
     rows = make(20_000, 128)(torch.arange(20_000)).detach()
@@ -448,6 +449,19 @@ def nan_in(name, letter="f"):
         ("quotient-remainder", config(num_remainders=0), "'num_remainders'"),
         ("quotient-remainder", config(num_embeddings=13), "'quotients' must have shape"),
         ("quotient-remainder", nan_in("remainders"), "'remainders' holds NaN"),
+        ("cce", config(num_columns=4), "'num_columns' must divide embedding_dim=6, got 4"),
+        ("cce", config(num_centroids=4), "'clusters' must have shape"),
+        ("cce", config(num_centroids=17), "'codes' must have shape"),
+        ("cce", config(clustered=-1), "'clustered'"),
+        ("cce", nan_in("helpers", "e"), "'helpers' holds NaN"),
+        ("cce", with_tensor("codes", content=b"\x07" * 9), "'codes' holds a code that is not below num_centroids=5"),
+        ("cce", with_tensor("codes", content=b"\xff" * 9), "'codes' has spare bits"),
+        ("additive-int8", config(num_codebooks=2), "'codes' must have shape|'codebooks' must have shape"),
+        ("additive-int8", config(centroid_dtype="float32"), "'codebooks' must be torch.float32"),
+        ("additive-int8", drop("scales"), "'scales' is missing"),
+        ("additive-int8", nan_in("scales"), "'scales' holds NaN"),
+        ("additive-float16", nan_in("codebooks", "e"), "'codebooks' holds NaN"),
+        ("additive-float16", with_tensor("codes", content=b"\xff" * 7), "'codes' has spare bits"),
     ],
 )
 def test_bad_files(name, change, match, tmp_path):

@@ -15,6 +15,8 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without t
 
 N, DIM = 60, 8
 BASELINES = {
+    "AdditiveEmbedding": {},
+    "CCEmbedding": {},
     "FullEmbedding": {},
     "HashEmbedding": {},
     "LowRankEmbedding": {"rank": 2},

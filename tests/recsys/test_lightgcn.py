@@ -168,10 +168,14 @@ def test_a_killed_run_ends_alike(config: TrainConfig, tmp_path: Path) -> None:
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-@pytest.mark.parametrize("embedding", ["hash:buckets=20", "lowrank:r=2", "qr:remainders=8", "recjpq:D=4,K=8"])
+@pytest.mark.parametrize(
+    "embedding", ["hash:buckets=20", "lowrank:r=2", "qr:remainders=8", "recjpq:D=4,K=8", "cce:K=8"]
+)
 def test_tables_that_hold_no_rows_are_refused(embedding: str) -> None:
     name = embedding.partition(":")[0]
-    message = rf"{name} has no rows .*: give one of full, mgqe, dpq, pq, scalar, svd, or --model mf for {name}"
+    message = (
+        rf"{name} has no rows .*: give one of full, mgqe, dpq, pq, scalar, svd, additive, or --model mf for {name}"
+    )
     with pytest.raises(ValueError, match=message):
         TrainConfig(model="lightgcn", embedding=embedding)
 

@@ -23,6 +23,8 @@ SPECS = (
     "hash:buckets=10,hashes=2",
     "qr:remainders=8",
     "recjpq:D=4,K=8,centroids=int8",
+    "cce:columns=2,K=8,clusterings=2",
+    "additive:M=3,K=8,centroids=int8,temperature=0.5",
 )
 
 

@@ -158,7 +158,7 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-@pytest.mark.parametrize("embedding", ["full", QUANTISED])
+@pytest.mark.parametrize("embedding", ["full", QUANTISED, "cce:columns=2,K=4,clusterings=2", "additive:M=2,K=4"])
 def test_resumed_equals_uninterrupted(tiny: Path, tmp_path: Path, embedding: str) -> None:
     config = tiny_config(tiny, embedding=embedding, dropout=0.1)
     whole = train_run(config, tmp_path / "whole")

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 import mgqe
 from mgqe.baselines import (
+    AdditiveEmbedding,
+    CCEmbedding,
     FullEmbedding,
     HashEmbedding,
     LowRankEmbedding,
@@ -125,6 +127,22 @@ SUBJECTS = [
             max_norm=False,
         )
         for kind in ("float32", "int8")
+    ],
+    Subject(
+        "CCE",
+        CCEmbedding,
+        {"num_columns": 2, "num_centroids": lambda rows: max(1, min(12, rows))},
+        half_agreement=1e-2,
+        max_norm=False,
+    ),
+    *[
+        Subject(
+            f"additive, {kind}",
+            AdditiveEmbedding,
+            {"num_codebooks": 3, "num_centroids": lambda rows: max(1, min(12, rows)), "centroid_dtype": kind},
+            max_norm=False,
+        )
+        for kind in ("float32", "float16", "int8")
     ],
     *quantised("MGQE", mgqe.MGQEmbedding, counts=shuffled_counts, **TIERED),
     *quantised("MGQE in frequency order", mgqe.MGQEmbedding, tiers=mgqe.Tiers.from_fractions, **TIERED),

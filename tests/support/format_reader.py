@@ -284,6 +284,24 @@ class FormatReader:
             return [float32(a * b) for a, b in zip(first, second, strict=True)]
         return [float32(a + b) for a, b in zip(first, second, strict=True)]
 
+    def _cce(self, row_id: int) -> list[float]:
+        columns, k = self.config["num_columns"], self.config["num_centroids"]
+        row: list[float] = []
+        for j, code in enumerate(self.unpacked("codes", row_id, columns, max(1, (k - 1).bit_length()))):
+            helper = hash_number(row_id, self.config["clustered"] * columns + j, self.config["seed"], k)
+            pair = zip(self.vector("clusters", j * k + code), self.vector("helpers", j * k + helper), strict=True)
+            row += [float32(a + b) for a, b in pair]
+        return row
+
+    def _additive(self, row_id: int) -> list[float]:
+        books, k, d = (self.config[name] for name in ("num_codebooks", "num_centroids", "embedding_dim"))
+        row = [0.0] * d
+        for m, code in enumerate(self.unpacked("codes", row_id, books, max(1, (k - 1).bit_length()))):
+            scale = self.numbers("scales", m, 1)[0] if self.config["centroid_dtype"] == "int8" else 1.0
+            words = self.numbers("codebooks", (m * k + code) * d, d)
+            row = [float32(have + float32(word * scale)) for have, word in zip(row, words, strict=True)]
+        return row
+
 
 def hash_number(row_id: int, which: int, seed: int, num_buckets: int) -> int:
     """h_which(id)."""

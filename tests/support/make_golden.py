@@ -15,7 +15,7 @@ import torch
 from paths import GOLDEN
 from torch import Tensor
 
-from mgqe.baselines import FullTable, HashTable, LowRankTable, QRTable, ScalarTable
+from mgqe.baselines import AdditiveTable, CCETable, FullTable, HashTable, LowRankTable, QRTable, ScalarTable
 from mgqe.codec.packing import pack
 from mgqe.codec.tiers import Tiers
 from mgqe.ids import IdMap
@@ -180,6 +180,24 @@ def golden_tables() -> dict[str, FrozenTable]:
         "hash.safetensors": HashTable(golden_weight(5, 2), num_embeddings=40, num_hashes=3, seed=7, padding_idx=1),
         "quotient-remainder.safetensors": QRTable(
             golden_weight(4, 2), golden_weight(3, 1), num_embeddings=11, operation="concat", padding_idx=None
+        ),
+        "cce.safetensors": CCETable(
+            pack(golden_codes(9, 2, 5), 3),
+            golden_weight(10, 3),
+            golden_weight(10, 3).half().flip(0),
+            num_columns=2,
+            seed=7,
+            clustered=4,
+            padding_idx=None,
+        ),
+        "additive-int8.safetensors": AdditiveTable(
+            pack(golden_codes(7, 3, 6), 3),
+            (4 * golden_centroids(3, 6, 2)).to(torch.int8),
+            torch.tensor([0.5, 0.1, 3.0])[:, None, None],
+            padding_idx=2,
+        ),
+        "additive-float16.safetensors": AdditiveTable(
+            pack(golden_codes(7, 2, 4), 2), golden_centroids(2, 4, 3).half(), None, padding_idx=None
         ),
     }
 

@@ -16,6 +16,9 @@ from mgqe.table.io import load, save
 
 # Files of versions 1 and 2 must stay readable, so a change here needs a new version of the format.
 SHA256 = {
+    "additive-float16.safetensors": "e0f93bd2ac211296dac1ab575c8517e4da4aa6f5884252049a87f426d4183ef1",
+    "additive-int8.safetensors": "07d4d1da34e7e575aee3eaa41836ff84078f2bc2eae99d9ae39cbe4d64724441",
+    "cce.safetensors": "8e7535c3316e81f3539f3273cc9e05c1b9fae00615b62c220fc981fd59d8cea9",
     "compact-fallback.safetensors": "592edc147da5f7281d50737aa66e829cd1cd5640cde49ef5153ed45038903593",
     "compact-frequency-order.safetensors": "898e2bd4dab4812c066154dc50b6d9d5270d0a09291bd84dc43a83eb90157020",
     "compact-own-codebooks-float16.safetensors": "6a58def9fb15b26fb8ebeeb82238a80e34811a4f5a16cd4ba79b158e98b6c691",

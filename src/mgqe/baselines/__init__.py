@@ -3,6 +3,8 @@
 A full table with a smaller d is ``FullEmbedding`` with a smaller ``embedding_dim``.
 """
 
+from mgqe.baselines.additive import AdditiveEmbedding, AdditiveTable
+from mgqe.baselines.cce import CCEmbedding, CCETable
 from mgqe.baselines.full import FullEmbedding, FullTable
 from mgqe.baselines.hashing import HashEmbedding, HashTable
 from mgqe.baselines.low_rank import LowRankEmbedding, LowRankTable
@@ -13,6 +15,10 @@ from mgqe.baselines.scalar import ScalarQuantizedEmbedding, ScalarTable
 from mgqe.baselines.svd import SVDEmbedding
 
 __all__ = [
+    "AdditiveEmbedding",
+    "AdditiveTable",
+    "CCETable",
+    "CCEmbedding",
     "FullEmbedding",
     "FullTable",
     "HashEmbedding",

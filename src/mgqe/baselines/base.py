@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from mgqe.checks.ids import FLOAT_DTYPES, check_sizes
 from mgqe.checks.inference import outside_inference
-from mgqe.checks.scalars import as_float
+from mgqe.checks.scalars import as_float, as_int
+from mgqe.codec.packing import bits_for, spare_bits_are_zero, unpack
 from mgqe.files.reader import MAX_DIM, MAX_ROWS, Config, Reader
 from mgqe.nn.context.ddp import is_sharded
+from mgqe.ops.packed_format import MAX_CENTROIDS
 from mgqe.table.base import FrozenTable
 
 
@@ -110,3 +112,20 @@ def read_sizes(reader: Reader) -> tuple[int, int, int | None]:
     """The entries of :func:`sizes_of`: N, d and ``padding_idx``."""
     n = reader.integer("num_embeddings", 0, MAX_ROWS)
     return n, reader.integer("embedding_dim", 1, MAX_DIM), reader.optional_integer("padding_idx", 0, n - 1)
+
+
+def check_centroids(num_centroids: int | None, num_embeddings: int) -> int:
+    """K, by default 256, or fewer where there are fewer rows; ValueError for more than there are rows."""
+    most = max(1, min(num_embeddings, MAX_CENTROIDS))
+    if num_centroids is None:
+        return min(256, most)
+    return as_int("num_centroids", num_centroids, 1, most)
+
+
+def check_packed_codes(codes: Tensor, num_codes: int, num_centroids: int) -> None:
+    """Raise ValueError if packed codes (N, row_bytes) name a centroid that there is not, or have spare bits set."""
+    bits = bits_for(num_centroids)
+    if not spare_bits_are_zero(codes, num_codes, bits):
+        raise ValueError("tensor 'codes' has spare bits that are not zero")
+    if num_centroids < 1 << bits and codes.numel() and int(unpack(codes, num_codes, bits).max()) >= num_centroids:
+        raise ValueError(f"tensor 'codes' holds a code that is not below num_centroids={num_centroids}")

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mgqe.baselines import AdditiveEmbedding
 from mgqe.checks.names import did_you_mean
 from mgqe.codec.capacity import DEFAULT_HEAD_CENTROIDS, DEFAULT_TAIL_CENTROIDS, default_num_subspaces
 from mgqe.codec.planning.budget import budget_bytes
@@ -218,6 +219,8 @@ def build(
         weight = getattr(module, "weight", None)
         if isinstance(weight, nn.Parameter) and weight.shape == (num_embeddings, embedding_dim):
             weight.normal_(std=std)  # equal for all embeddings that start from full rows
+            if isinstance(module, AdditiveEmbedding):
+                module.codebooks.mul_(std)  # of sums like rows of standard deviation 1, until they start on the rows
         else:
             _scale(module, std, torch.arange(min(num_embeddings, 1000)))
     return module

@@ -72,6 +72,18 @@ METHODS: dict[str, Method] = {
         "fixed codes from an SVD of who took what: recjpq:D=16,K=256,centroids=int8",
         _CODES,
     ),
+    "cce": Method(
+        baselines.CCEmbedding,
+        "trained",
+        "shared rows, clustered after the first epochs: cce:columns=4,K=64,clusterings=4",
+        {"columns": "num_columns", "K": "num_centroids"},
+    ),
+    "additive": Method(
+        baselines.AdditiveEmbedding,
+        "quantised",
+        "sums of codewords, trained like dpq: additive:M=8,K=32,centroids=int8",
+        {"M": "num_codebooks", "K": "num_centroids", "centroids": "centroid_dtype"},
+    ),
 }
 # What `pq` is with a budget: DPQ's plan of the trained rows, and no training through its codes.
 PLANNED_PQ = replace(METHODS["dpq"], summary="dpq with a budget, at the end of training")

@@ -139,6 +139,9 @@ def run_phase(
 ) -> PhaseResult:
     """Train until validation has not improved for `patience` epochs, then go back to the best epoch.
 
+    Modules with a method `start_epoch` are told the number of each epoch of phase "full" before it begins; what they
+    then do has to follow from their state, since an epoch that was interrupted begins again.
+
     Epoch 0 is the model as it is passed, and may be the best one. `directory` holds the checkpoints; if it has some of
     an earlier run of the same phase, that run goes on. auxiliary_loss: added to the task's. device: of the steps; the
     rest is on the CPU.
@@ -167,6 +170,8 @@ def run_phase(
         epoch += 1
         best = history[best_epoch][phase.select_by]
         started = time.perf_counter()
+        if phase.name == "full":
+            _start_epoch(model, epoch)
         with moved(model, optimizer, device):
             loss = _train_epoch(model, task, phase, epoch, optimizer, auxiliary_loss, on_epoch, best, device)
         seconds = time.perf_counter() - started
@@ -189,6 +194,13 @@ def run_phase(
         raise ValueError(f"{directory}: the best epoch's file is missing; train from the beginning with --overwrite")
     model.load_state_dict(ended["model"])
     return PhaseResult(best_epoch, history, ended["optimizer"])
+
+
+def _start_epoch(model: nn.Module, epoch: int) -> None:
+    for module in model.modules():
+        start = getattr(module, "start_epoch", None)
+        if start is not None:
+            start(epoch)
 
 
 def _train_epoch(

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mgqe.baselines import AdditiveEmbedding
 from mgqe.codec.planning.mixed import least_nbytes
 from mgqe.files.atomic import fill_file, read_json, write_json
 from mgqe.files.destination import check_folder
@@ -343,6 +344,9 @@ def _quantised(
         elif layers:
             set_metrics(start.full, start.model, data.task, config.batch_size)
         start_quantizing(start.model)
+        for path in data.task.tables:
+            if isinstance(layer := start.model.get_submodule(path), AdditiveEmbedding):
+                layer.start_quantizing()
     config = start.config.with_third_phase(bool(planned_layers(start.model, data.task)))
     phase, task = config.phase("quantised", data.task.selects_by), data.task
     if isinstance(task, RankingTask | SequentialTask):
