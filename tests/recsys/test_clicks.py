@@ -429,6 +429,10 @@ def test_tuned_settings(model: str, data: str) -> None:
         ({"data": "criteo", "format": "csv"}, "--format is for a file of your own, not for the data set criteo"),
         ({"data": "criteo", "min_count": 0}, "min_count must be a whole number of 1 or more"),
         ({"data": "criteo", "log_rows": 999}, "log_rows must be a whole number of 1,?000 or more"),
+        (
+            {"data": "criteo", "embedding": "recjpq:D=4,K=16"},
+            "recjpq makes its codes from who took what.*rows of criteo",
+        ),
         ({"data": "criteo", "test": "x.csv"}, "--test x.csv goes with a file of your own"),
     ],
 )

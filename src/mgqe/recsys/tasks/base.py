@@ -48,6 +48,11 @@ class RunSettings(DataSettings, ModelSettings):
                 f"--split {RANDOM} holds out any item of a user, and is for models that rank, not for --task "
                 f"{self.task}: leave it out"
             )
+        if self.data in CLICK_LOGS and self.spec.name == "recjpq":
+            raise ValueError(
+                f"recjpq makes its codes from who took what, and the rows of {self.data} are no interactions of two "
+                "sides: give another embedding, such as dpq or hash, or data with users and items"
+            )
         RankMetric.parse_list(self.metrics)
         RankMetric.parse(self.select_by)
         if self.context_columns.strip() and self.task != "ctr":
