@@ -208,6 +208,10 @@ def test_what_is_preferred_reaches_training(runner: CliRunner, tmp_path: Path, m
     seen.clear()
     runner.invoke(app, ["compare", "--prefer", "size", "--budget", "5%", "--embedding", "full", "--seeds", "1", *out])
     assert seen == ["full", "mgqe:budget=5%,prefer=size", "dpq:budget=5%,prefer=size"]
+    seen.clear()
+    runner.invoke(app, ["train", "--prefer-tail", *out])
+    runner.invoke(app, ["compare", "--prefer-tail", "--budget", "5%", "--embedding", "full", "--seeds", "1", *out])
+    assert seen == ["mgqe:budget=10%,prefer_tail=true", "full", "mgqe:budget=5%,prefer_tail=true", "dpq:budget=5%"]
 
 
 def test_settings_of_a_layout_are_read_as_a_study_writes_them() -> None:
@@ -229,6 +233,9 @@ BAD = {
     "setting of the wrong type": (["train", "--set", "dim=many"], "setting dim: expected int, got 'many'"),
     "no such preference": (["train", "--prefer", "fast"], "prefer must be one of ('speed', 'size'), got 'fast'"),
     "two preferences": (["train", "--embedding", "mgqe:prefer=size", "--prefer", "size"], "has prefer= already"),
+    "no tail to prefer": (["train", "--embedding", "dpq", "--prefer-tail"], "no option 'prefer_tail'"),
+    "two tails": (["train", "--embedding", "mgqe:prefer_tail=true", "--prefer-tail"], "leave --prefer-tail out"),
+    "no budget to prefer the tail in": (["compare", "--embedding", "mgqe", "--prefer-tail"], "give --budget"),
     "nothing to prefer": (["compare", "--embedding", "mgqe", "--prefer", "size"], "give --budget"),
     "seeds": (["compare", "--seeds", "one"], "--seeds: expected whole numbers"),
     "seed twice": (["compare", "--seeds", "1,1"], "expected each seed once"),

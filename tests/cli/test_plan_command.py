@@ -110,6 +110,23 @@ def test_plan_prefers(runner: CliRunner) -> None:
     assert "--weight" in runner.invoke(app, ["plan", "--rows=9", "--dim=8", "--budget=50%", "--prefer=size"]).output
 
 
+def test_plan_prefers_the_tail(runner: CliRunner) -> None:
+    command = ["plan", "--weight", "rows.npy", "--counts", "counts.npy", "--budget", "8%"]
+    default, alike = (
+        json.loads(runner.invoke(app, [*command, *more, "--json"]).output) for more in ([], ["--prefer-tail"])
+    )
+    assert (default["prefer_tail"], alike["prefer_tail"]) == (False, True)
+    expected = mgqe.plan(1000, 16, "8%", counts=COUNTS, weight=ROWS, prefer_tail=True)
+    assert alike["head_and_tail"] == list(expected.head_and_tail)
+    assert alike["head_and_tail"] != default["head_and_tail"]
+    assert "prefer_tail=True" in alike["python"]
+    assert "ids count by the root of their counts" in flat(runner.invoke(app, command).output)
+    assert "ids count alike (--prefer-tail)" in flat(runner.invoke(app, [*command, "--prefer-tail"]).output)
+    without = runner.invoke(app, ["plan", "--weight", "rows.npy", "--budget", "8%", "--prefer-tail"])
+    assert without.exit_code == 2
+    assert "--prefer-tail goes with --weight and --counts" in flat(without.output)
+
+
 def test_plan_by_queries(runner: CliRunner) -> None:
     command = ["plan", "--weight", "rows.npy", "--queries", "queries.npy", "--budget", "8%"]
     expected = mgqe.plan(1000, 16, "8%", weight=ROWS, queries=QUERIES)
@@ -134,6 +151,7 @@ def test_plan_by_queries(runner: CliRunner) -> None:
         "matrix_dtype": "int8",
         "metric": "queries",
         "prefer": "speed",
+        "prefer_tail": False,
         "lookup_share": expected.lookup_share,
         "compared": [{"tier_sizes": [1000], "loss": expected.loss}],
     }

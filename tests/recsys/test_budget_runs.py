@@ -46,6 +46,12 @@ def test_a_budget_counts_files_and_says_what_it_chose(config: TrainConfig, tmp_p
     assert RunData.load(config).task.evaluate(load_run(tmp_path / "out")) == metrics["quality"]
 
 
+def test_a_run_may_prefer_the_tail(config: TrainConfig, tmp_path: Path) -> None:
+    metrics = train_run(replace(config, embedding=f"{BUDGET},prefer_tail=true", max_epochs=1), tmp_path / "out")
+    assert metrics["plan"]["prefer_tail"] == {"user": True, "item": True}
+    assert metrics["plan"]["candidate"].removesuffix(", user rows of equal length").endswith("counts^0")
+
+
 def test_pq_within_a_budget_is_the_plan_without_training_through_codes(config: TrainConfig, tmp_path: Path) -> None:
     same = replace(config, max_epochs=1, anneal_epochs=1)
     found = train_run(replace(same, embedding="pq:budget=10%"), tmp_path / "pq")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mgqe.cli.experiments import check_jobs, seeds_of, train_with_bars
-from mgqe.cli.options import PREFER_HELP
+from mgqe.cli.options import PREFER_HELP, PREFER_TAIL_HELP
 from mgqe.cli.run_options import BUDGET_HELP, DEFAULT_BUDGET, EMBEDDINGS, Overwrite, takes_config, with_budget
 from mgqe.cli.terminal import AsJson, clean_errors, output, say
 from mgqe.files.destination import check_folder
@@ -56,6 +56,9 @@ def compare(
     prefer: Annotated[
         str | None, typer.Option(help=f"{PREFER_HELP} Of the embeddings of --budget. [default: speed]")
     ] = None,
+    prefer_tail: Annotated[
+        bool, typer.Option("--prefer-tail", help=f"{PREFER_TAIL_HELP} Of MGQE within --budget.")
+    ] = False,
     embedding: Annotated[
         list[str] | None,
         typer.Option(
@@ -68,7 +71,7 @@ def compare(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    embeddings = _embeddings(embedding, budget, prefer)
+    embeddings = _embeddings(embedding, budget, prefer, prefer_tail)
     import_methods(embeddings)
     study = Comparison.of(config, embeddings, seeds_of(seeds))
     check_jobs(jobs)
@@ -110,12 +113,19 @@ def compare(
         raise ValueError(f"{len(failed)} of {number} runs failed: {listed}")
 
 
-def _embeddings(embeddings: list[str] | None, budgets: list[str] | None, prefer: str | None = None) -> list[str]:
-    """The embeddings of the options --embedding, --budget and --prefer."""
+def _embeddings(
+    embeddings: list[str] | None, budgets: list[str] | None, prefer: str | None = None, prefer_tail: bool = False
+) -> list[str]:
+    """The embeddings of the options --embedding, --budget, --prefer and --prefer-tail."""
     if embeddings is None:
         embeddings, budgets = ["full", "full:d=16"], budgets or [DEFAULT_BUDGET]
     if prefer is not None and not budgets:
         raise ValueError(
             f"--prefer {prefer} says how --budget is spent: give --budget, or write prefer={prefer} into --embedding"
         )
-    return embeddings + [with_budget(name, budget, prefer) for budget in budgets or () for name in ("mgqe", "dpq")]
+    if prefer_tail and not budgets:
+        raise ValueError(
+            "--prefer-tail says how --budget is spent: give --budget, or write prefer_tail=true into --embedding"
+        )
+    one_tier = [(name, prefer_tail and name == "mgqe") for name in ("mgqe", "dpq")]  # DPQ knows no rare ids
+    return embeddings + [with_budget(name, budget, prefer, tail) for budget in budgets or () for name, tail in one_tier]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,9 +16,9 @@ from mgqe.checks.rows import as_rows
 from mgqe.cli.compress_files import read_all
 from mgqe.cli.counts_files import Counts
 from mgqe.cli.lookups import table_lookup_share
-from mgqe.cli.options import PREFER_HELP, Header, NoQuote, Quote, Separator
+from mgqe.cli.options import PREFER_HELP, PREFER_TAIL_HELP, Header, NoQuote, Quote, Separator
 from mgqe.cli.terminal import AsJson, clean_errors, make_progress, output
-from mgqe.codec.planning.shapes import SPEED, check_preference
+from mgqe.codec.planning.shapes import SPEED, check_prefer_tail, check_preference
 from mgqe.codec.planning.speed import in_words
 from mgqe.collection import Collection
 from mgqe.convert.table import compress_table
@@ -68,6 +69,7 @@ def compress(
         typer.Option(help="What rows are multiplied with, such as users' vectors: bits go where scores feel them."),
     ] = None,
     prefer: Annotated[str, typer.Option(help=PREFER_HELP)] = SPEED,
+    prefer_tail: Annotated[bool, typer.Option("--prefer-tail", help=f"With --counts: {PREFER_TAIL_HELP}")] = False,
     check: Annotated[bool, typer.Option(help="Compare with the full matrix.")] = True,
     separator: Separator = None,
     quote: Quote = '"',
@@ -77,6 +79,7 @@ def compress(
 ) -> None:
     folder = _folder(file, out)
     check_preference(prefer)
+    check_prefer_tail(prefer_tail, counts)
     check_folder(folder)  # before the work, which may take long
     read, listed = read_all(file, tensor, ids, vectors)
     id_map = None if listed is None else IdMap.from_ids(listed)
@@ -86,8 +89,9 @@ def compress(
     if counts is not None:
         source = Counts(counts, count_column, separator=separator, quote="" if no_quote else quote, header=header)
         counted = source.read(len(rows), id_map)
+    known = {"counts": counted, "queries": sample, "prefer": prefer, "prefer_tail": prefer_tail}
     try:
-        table, found = _work(rows, budget, counted, sample, prefer, check)
+        table, found = _work(rows, budget, known, check)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     nbytes = Collection(table, id_map).save(folder)
@@ -107,18 +111,15 @@ def _folder(file: Path, out: Path | None) -> Path:
     return folder
 
 
-def _work(
-    rows: Tensor, budget: str, counts: Tensor | None, queries: Any, prefer: str, check: bool
-) -> tuple[CompactTable, TableCheck | None]:
+def _work(rows: Tensor, budget: str, known: Mapping[str, Any], check: bool) -> tuple[CompactTable, TableCheck | None]:
     with make_progress() as progress:
 
         def bar(what: str) -> Any:
             task = progress.add_task(what, total=len(rows), detail="rows")
             return lambda done, total: progress.update(task, completed=done, total=total)
 
-        known = {"counts": counts, "queries": queries, "prefer": prefer}
         table = compress_table(rows, budget, **known, progress=bar("compressing"))
-        found = check_table(rows, table, queries=queries, progress=bar("comparing")) if check else None
+        found = check_table(rows, table, queries=known["queries"], progress=bar("comparing")) if check else None
     return table, found
 
 

@@ -59,6 +59,10 @@ Device = Annotated[
         rich_help_panel="Training",
     ),
 ]
+PREFER_TAIL_HELP = (
+    "Let every id count alike in the plan, however rare: rare ids keep more, and frequent ones less. By default an id "
+    "weighs a power of its count."
+)
 PREFER_HELP = (
     "speed or size: of the shapes that lose about as little the one that looks up fastest, or the one that loses least."
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 import mgqe
 from mgqe.checks.rows import as_rows
 from mgqe.cli.counts_files import Counts
-from mgqe.cli.options import PREFER_HELP, DataDir, Format, Header, NoQuote, Quote, Separator
+from mgqe.cli.options import PREFER_HELP, PREFER_TAIL_HELP, DataDir, Format, Header, NoQuote, Quote, Separator
 from mgqe.cli.terminal import AsJson, clean_errors, output
 from mgqe.codec.capacity import resolve_capacity
 from mgqe.codec.layout import frozen_nbytes
@@ -73,6 +73,9 @@ def plan(
         typer.Option(help="With --weight: what its rows are multiplied with, floats (n, d) in the same formats."),
     ] = None,
     prefer: Annotated[str, typer.Option(help=f"With --weight: {PREFER_HELP}")] = SPEED,
+    prefer_tail: Annotated[
+        bool, typer.Option("--prefer-tail", help=f"With --weight and --counts: {PREFER_TAIL_HELP}")
+    ] = False,
     dim: Annotated[int | None, typer.Option(help="d. Needed without --weight.")] = None,
     rows: Annotated[
         int | None, typer.Option(help="N. Default: that of --weight, or as many as there are counts or ids.")
@@ -102,6 +105,11 @@ def plan(
         raise ValueError("--queries goes with --weight, the table whose rows are multiplied with them")
     if prefer != SPEED and weight is None:
         raise ValueError("--prefer goes with --weight, the table whose shapes it chooses among")
+    if prefer_tail and (weight is None or counts is None):
+        raise ValueError(
+            "--prefer-tail goes with --weight and --counts: the rows that are planned, and which ids are rare; without "
+            "--weight, --counts-power 0 lets all ids count alike"
+        )
     check_limits(2 if rows is None else rows, max_tiers, max_centroids, counts_power)
     table = None if weight is None else as_rows(read_vectors(weight, tensor=tensor).rows, str(weight))
     if table is None and dim is None:
@@ -127,7 +135,7 @@ def plan(
         _show_even(problem.plan(budget_bytes(budget, problem.full_nbytes)), _default(problem, counted_ids), as_json)
         return
     sample = None if queries is None else as_rows(read_vectors(queries).rows, str(queries))
-    limits["prefer"] = prefer
+    limits.update(prefer=prefer, prefer_tail=prefer_tail)
     chosen = mgqe.plan(rows, width, budget, counts=counted_ids, weight=table, queries=sample, **limits)
     assert isinstance(chosen, RowsPlan)
     _show_mixed(chosen, as_json)
@@ -156,6 +164,7 @@ def _show_mixed(chosen: RowsPlan, as_json: bool) -> None:
             "matrix_dtype": capacity.matrix_dtype,
             "metric": chosen.metric,
             "prefer": chosen.prefer,
+            "prefer_tail": chosen.prefer_tail,
             "head_and_tail": chosen.head_and_tail,
             "compared": [{"tier_sizes": sizes, "loss": loss} for sizes, loss in chosen.compared],
         }
@@ -176,6 +185,7 @@ def _show_mixed(chosen: RowsPlan, as_json: bool) -> None:
         "subspaces": f"{len(capacity.widths)}, of widths {' '.join(map(str, capacity.widths))}",
         "codebooks": f"{_codebooks(chosen)}, {chosen.centroid_dtype} centroids, {capacity.matrix_dtype} matrix",
         "errors count": "by the queries" if chosen.metric == "queries" else "alike in all directions (no --queries)",
+        **_weights(chosen),
         "tiers compared": "; ".join(f"{_tiers(sizes)}: {_per_cent(loss)} lost" for sizes, loss in chosen.compared),
     }.items():
         facts.add_row(name, fact)
@@ -190,6 +200,13 @@ def _head_and_tail(chosen: RowsPlan) -> dict[str, str]:
         return {}
     head, tail = map(_per_cent, chosen.head_and_tail)
     return {"head, tail": f"{head} lost of the 10% of ids that are most frequent, {tail} of the others"}
+
+
+def _weights(chosen: RowsPlan) -> dict[str, str]:
+    """How much each id counts; nothing where no counts say which are frequent."""
+    if chosen.counts is None:
+        return {}
+    return {"ids count": "alike (--prefer-tail)" if chosen.prefer_tail else "by the root of their counts"}
 
 
 def _tiers(sizes: tuple[int, ...]) -> str:

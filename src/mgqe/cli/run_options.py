@@ -189,8 +189,8 @@ def config_of(
     return config.with_settings([*tuned_settings(model, data), *(setting or ())])
 
 
-def with_budget(embedding: str | None, budget: str | None, prefer: str | None = None) -> str:
-    """The embedding of the options --embedding, --budget and --prefer; MGQE within 10% where neither of two is given.
+def with_budget(embedding: str | None, budget: str | None, prefer: str | None = None, prefer_tail: bool = False) -> str:
+    """The embedding of the options --embedding, --budget, --prefer and --prefer-tail; by default MGQE within 10%.
 
     Raises ValueError where both give a budget, or both say what is preferred, or --prefer says something else.
     """
@@ -198,11 +198,14 @@ def with_budget(embedding: str | None, budget: str | None, prefer: str | None = 
     given = {"budget": budget or (None if embedding else DEFAULT_BUDGET), "prefer": prefer}
     if prefer is not None:
         check_preference(prefer)
+    if prefer_tail:
+        given["prefer_tail"] = "true"
     for option, value in given.items():
         if value is None:
             continue
         if f"{option}=" in name:
-            raise ValueError(f"--embedding {name} has {option}= already: leave --{option} {value} out")
+            written = "--prefer-tail" if option == "prefer_tail" else f"--{option} {value}"
+            raise ValueError(f"--embedding {name} has {option}= already: leave {written} out")
         name += f"{',' if ':' in name else ':'}{option}={value}"
     return name
 

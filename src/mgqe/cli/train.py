@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mgqe.cli.experiments import RunBar
-from mgqe.cli.options import PREFER_HELP
+from mgqe.cli.options import PREFER_HELP, PREFER_TAIL_HELP
 from mgqe.cli.run_options import BUDGET_HELP, DEFAULT_BUDGET, EMBEDDINGS, Overwrite, takes_config, with_budget
 from mgqe.cli.terminal import AsJson, clean_errors, make_progress, output, say
 from mgqe.recsys.models.methods import import_methods
@@ -51,6 +51,7 @@ def train(
     config: TrainConfig,
     budget: Annotated[str | None, typer.Option(help=f"{BUDGET_HELP} [default: {DEFAULT_BUDGET}]")] = None,
     prefer: Annotated[str | None, typer.Option(help=f"{PREFER_HELP} [default: speed]")] = None,
+    prefer_tail: Annotated[bool, typer.Option("--prefer-tail", help=PREFER_TAIL_HELP)] = False,
     embedding: Annotated[
         str | None,
         typer.Option(
@@ -62,7 +63,7 @@ def train(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    description = with_budget(embedding, budget, prefer)
+    description = with_budget(embedding, budget, prefer, prefer_tail)
     import_methods([description])
     config = replace(config, embedding=description, seed=seed)
     was_finished = (out / METRICS).is_file() and not overwrite

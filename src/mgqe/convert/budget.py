@@ -276,8 +276,9 @@ def _trained_problem(
     padding = table.module.padding_idx if zero_padding(table.module) else None
     with errors_about(table.path):
         known = None if counts is None else check_counts(counts, weight.shape[0])
-        prefer = (config.for_table(table.paths) or config).prefer  # a rule may have another
-        return TableProblem(weight.detach(), known, evidence.metrics(table), padding, True, prefer=prefer)  # type: ignore[arg-type]
+        own = config.for_table(table.paths) or config  # a rule may prefer something else
+        preferred: dict[str, Any] = {"prefer": own.prefer, "prefer_tail": own.prefer_tail}
+        return TableProblem(weight.detach(), known, evidence.metrics(table), padding, True, **preferred)  # type: ignore[arg-type]
 
 
 def _problem(table: ModelTable, counts: Counts | None) -> Problem | None:

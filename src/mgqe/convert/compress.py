@@ -41,6 +41,7 @@ def compress_(
     init: str | None = None,
     budget: int | float | str | None = None,
     prefer: str | None = None,
+    prefer_tail: bool | None = None,
     calibration: Calibration | None = None,
     queries: Mapping[str, Any] | None = None,
     judge: JudgeFn | None = None,
@@ -64,6 +65,7 @@ def compress_(
         budget: instead of ``config.budget``: "5%" or 0.05 of the tables' bytes, or bytes, for all tables together.
             Without one, each table whose capacity is left open spends the bytes of its even shape.
         prefer: instead of ``config.prefer``: "speed" or "size", how bytes are spent.
+        prefer_tail: instead of ``config.prefer_tail``: True lets every id count alike, however rare it is.
         calibration: from :func:`mgqe.calibrate`, with ``init="from_weight"``: tables with a budget, or whose capacity
             is left open, are planned by what errors in them cost, share the budget by it, and candidates are judged by
             the model's loss on the calibration's batches.
@@ -102,6 +104,7 @@ def compress_(
     config = config if init is None else replace(config, init=init)
     config = config if budget is None else replace(config, budget=budget)
     config = config if prefer is None else replace(config, prefer=prefer)
+    config = config if prefer_tail is None else replace(config, prefer_tail=prefer_tail)
     if judge is not None and not callable(judge):
         raise TypeError(f"judge must be a function of the model that returns a number, got {type(judge).__name__}")
     evidence = Evidence(calibration, queries or {}, judge)

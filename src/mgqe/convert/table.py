@@ -14,7 +14,7 @@ from mgqe.checks.rows import as_rows
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning import budget_bytes
-from mgqe.codec.planning.shapes import SPEED, check_preference
+from mgqe.codec.planning.shapes import SPEED, check_prefer_tail, check_preference
 from mgqe.codec.tiers import Tiers
 from mgqe.convert.progress import Progress, shown
 from mgqe.nn.budget_planner import BudgetPlanner
@@ -33,6 +33,7 @@ def compress_table(
     counts: Tensor | Sequence[float] | None = None,
     queries: Any = None,
     prefer: str = SPEED,
+    prefer_tail: bool = False,
     padding_idx: int | None = None,
     progress: Progress | bool | None = None,
 ) -> CompactTable:
@@ -48,13 +49,15 @@ def compress_table(
             products with them feel errors. Without it errors in all directions count alike.
         prefer: "speed", of the tables that are expected to lose about as little the one that looks up fastest, or
             "size", the one that is expected to lose least; see :class:`mgqe.Quantization`.
+        prefer_tail: with counts: every id counts alike, so that rare ids keep more and frequent ones less.
         padding_idx: an id that looks up as zeros.
         progress: called with (rows done, N); False for nothing; by default a bar, where there is a terminal, and
             else a line every five seconds.
 
     Raises:
         TypeError: a weight that holds no floats. ValueError: another shape, rows that are NaN or infinite, counts or
-            queries that do not fit, a budget that no table fits or that the matrix itself fits, another ``prefer``.
+            queries that do not fit, a budget that no table fits or that the matrix itself fits, another ``prefer``,
+            ``prefer_tail`` without counts.
 
     Example:
         >>> import torch, mgqe
@@ -64,6 +67,7 @@ def compress_table(
         (torch.Size([2, 64]), True)
     """
     check_preference(prefer)
+    check_prefer_tail(prefer_tail, counts)
     rows = as_rows(weight)
     n, d, padding = check_sizes(rows.shape[0], rows.shape[1], padding_idx)
     metric = Metric.identity(d) if queries is None else Metric.of_queries(queries)
@@ -72,7 +76,8 @@ def compress_table(
     if n < 2:
         raise ValueError(f"weight has {n} rows: a table of fewer than two has nothing to compress")
     with torch.device("cpu"):  # whatever the default device
-        planner = BudgetPlanner.of(budget_bytes(budget, rows.nbytes), counts, (n, d), padding, prefer=prefer)
+        how: dict[str, Any] = {"prefer": prefer, "prefer_tail": prefer_tail}
+        planner = BudgetPlanner.of(budget_bytes(budget, rows.nbytes), counts, (n, d), padding, **how)
         with shown(progress, "compressing") as step:
             _refuse_bad_rows(rows, padding)
             step(0, n)

@@ -38,7 +38,7 @@ class BudgetPlanner:
         counts: float64 (N,), how often each id occurs in training; None where it is not known.
         padding_idx: the id that looks up as zeros, or None.
         is_default: nobody gave the budget; it is what the even default shape takes.
-        prefer: "speed" or "size"; see :class:`mgqe.Quantization`.
+        prefer: "speed" or "size"; prefer_tail: whether all ids count alike; see :class:`mgqe.Quantization`.
     """
 
     nbytes: int
@@ -46,6 +46,7 @@ class BudgetPlanner:
     padding_idx: int | None
     is_default: bool = False
     prefer: str = SPEED
+    prefer_tail: bool = False
 
     @classmethod
     def of(
@@ -56,6 +57,7 @@ class BudgetPlanner:
         padding_idx: int | None,
         is_default: bool = False,
         prefer: str = SPEED,
+        prefer_tail: bool = False,
     ) -> BudgetPlanner:
         """For a table of ``sizes`` (N, d).
 
@@ -65,7 +67,7 @@ class BudgetPlanner:
         if nbytes < (least := least_nbytes(num_embeddings, embedding_dim, padding_idx)):
             raise too_small(nbytes, num_embeddings, embedding_dim, least, 4 * num_embeddings * embedding_dim)
         known = None if counts is None else check_counts(counts, num_embeddings).double()
-        return cls(nbytes, known, padding_idx, is_default, prefer)
+        return cls(nbytes, known, padding_idx, is_default, prefer, prefer_tail)
 
     @staticmethod
     def before(num_embeddings: int, embedding_dim: int) -> Capacity:
@@ -76,7 +78,8 @@ class BudgetPlanner:
         """The table as it is now; arguments as for :meth:`fit`."""
         rows = torch.empty(sizes, device="meta")
         metrics = {metric.source: metric}
-        return TableProblem(rows, self.counts, metrics, self.padding_idx, read=read, prefer=self.prefer)
+        preferred: dict[str, Any] = {"prefer": self.prefer, "prefer_tail": self.prefer_tail}
+        return TableProblem(rows, self.counts, metrics, self.padding_idx, read=read, **preferred)
 
     def warn_of_unlearnt(self, what: str, sizes: tuple[int, int], read: RowReader, passes: int) -> None:
         """Warn if rows that have trained for so many passes vary in all directions alike, as random ones do.

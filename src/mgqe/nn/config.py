@@ -26,7 +26,8 @@ class CompressConfig(Quantization):
             Tables whose rule has a budget of its own, or sets what a budget chooses, are not part of this one; a
             rule's budget is for each table that the rule matches. Without any, tables whose capacity is left open are
             planned one by one, each with the bytes of its even shape.
-        prefer: as for a single table; a rule may have another for a table that shares the budget.
+        prefer, prefer_tail: as for a single table; a rule may have others for a table that shares the budget. Tables
+            without counts, whose ids count alike, are planned as if there were no ``prefer_tail``.
         rows: "float32" alone: the model's own parameters train.
         init: "warmup": rows train on as they are for ``warmup_steps`` training passes (or until
             ``mgqe.start_quantizing``), for models that are not trained yet. "from_weight": codebooks start at once, by
@@ -101,5 +102,5 @@ class CompressConfig(Quantization):
         if change.get("budget") is not None:
             start = CHOSEN_BY_BUDGET
         elif set(CHOSEN_BY_BUDGET) & set(change):
-            start = {"budget": None, "prefer": SPEED}
+            start = {"budget": None, "prefer": SPEED, "prefer_tail": False}
         return replace(self, **{**start, **change, "rules": {}})

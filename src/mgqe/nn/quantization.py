@@ -14,7 +14,7 @@ from mgqe.checks.names import did_you_mean
 from mgqe.checks.scalars import as_float, as_floats, as_int, as_ints, is_sequence, optional_int
 from mgqe.codec.capacity import CAPACITIES, MIN_CENTROIDS, Capacity, resolve_capacity
 from mgqe.codec.layout import CENTROID_DTYPES, frozen_nbytes
-from mgqe.codec.planning import Plan, Problem, budget_bytes
+from mgqe.codec.planning import COUNTS_POWER, Plan, Problem, budget_bytes
 from mgqe.codec.planning.budget import plain_budget
 from mgqe.codec.planning.mixed import least_nbytes
 from mgqe.codec.planning.shapes import PREFERENCES, SPEED
@@ -31,7 +31,7 @@ CHOICES = {
     "centroid_dtype": tuple(CENTROID_DTYPES),
     "prefer": PREFERENCES,
 }
-BETWEEN_TIERS = ("fractions", "capacity", "share_codebook")  # attributes that say how tiers differ
+BETWEEN_TIERS = ("fractions", "capacity", "share_codebook", "prefer_tail")  # attributes that say how tiers differ
 NO_LIMIT = 2**62
 
 
@@ -49,6 +49,7 @@ class QuantizationOptions(TypedDict, total=False):
     commitment: float
     budget: int | float | str | None
     prefer: str
+    prefer_tail: bool
     warmup_steps: int
     rows: Rows
 
@@ -86,6 +87,9 @@ class Quantization:
             that are expected to lose about as little, the one that looks up fastest (docs/method.md says how much it
             may lose for that). "size": the one that is expected to lose least, however long look-ups take. It makes a
             difference in tables of 16,384 rows or more; none where the budget buys an even shape.
+        prefer_tail: how much rare ids count where a budget is spent, or the default bytes. By default an id's error
+            weighs more if it is frequent, (count + 1) to a power, 0.5 unless a judge of the whole model prefers
+            another. True: every id weighs the same, so that rare ids keep more and frequent ones less. It needs counts.
         warmup_steps: training passes with unquantised rows before the codebooks start; a training pass is a forward
             pass in training mode. ``mgqe.start_quantizing(model)`` ends the warm-up early. A budget is spent when it
             ends, on the rows as they are then: give at least half of the passes of the training, better three quarters
@@ -115,6 +119,7 @@ class Quantization:
     commitment: float = 0.25
     budget: int | float | str | None = None
     prefer: str = SPEED
+    prefer_tail: bool = False
     warmup_steps: int = 1_000
     rows: Rows = "float32"
 
@@ -147,6 +152,11 @@ class Quantization:
         if self.prefer != SPEED and (shape := self.capacity_settings):
             raise ValueError(
                 f"prefer={self.prefer!r} says how a table is planned, but {', '.join(shape)} says its shape: leave one "
+                "or the other out"
+            )
+        if self.prefer_tail and (shape := self.capacity_settings):
+            raise ValueError(
+                f"prefer_tail=True says how a table is planned, but {', '.join(shape)} says its shape: leave one "
                 "or the other out"
             )
 
@@ -210,14 +220,14 @@ class Quantization:
 
     def with_plan(self, plan: Plan) -> Self:
         """This configuration with what a budget has chosen."""
-        return replace(self, budget=None, prefer=SPEED, **plan.settings())
+        return replace(self, budget=None, prefer=SPEED, prefer_tail=False, **plan.settings())
 
 
 # The attributes that a budget chooses, with their defaults, which stand for "not set".
 CHOSEN_BY_BUDGET: dict[str, Any] = {
     field.name: field.default
     for field in fields(Quantization)
-    if field.name not in ("quantizer", "commitment", "budget", "prefer", "warmup_steps", "rows")
+    if field.name not in ("quantizer", "commitment", "budget", "prefer", "prefer_tail", "warmup_steps", "rows")
 }
 
 
@@ -326,7 +336,9 @@ def plan_layer(
     """The even shape that a layer's budget buys, from the counts."""
     itemsize = (weight.dtype if weight is not None else dtype or torch.get_default_dtype()).itemsize
     full_nbytes = num_embeddings * embedding_dim * itemsize
-    problem = Problem.of(num_embeddings, embedding_dim, counts, padding_idx, full_nbytes=full_nbytes)
+    power = 0.0 if config.prefer_tail else COUNTS_POWER
+    sizes = num_embeddings, embedding_dim
+    problem = Problem.of(*sizes, counts, padding_idx, counts_power=power, full_nbytes=full_nbytes)
     return problem.plan(budget_bytes(config.budget, full_nbytes))
 
 

@@ -98,8 +98,8 @@ class QuantizedEmbedding(RowLayer):
         planner = None
         if (nbytes := layer_budget(config, source, sizes, _weight, dtype)) is not None:
             if config.plans_on_rows:
-                is_default, prefer = config.leaves_capacity_open, config.prefer
-                planner = BudgetPlanner.of(nbytes, counts, sizes[:2], sizes[2], is_default, prefer)
+                how = config.leaves_capacity_open, config.prefer, config.prefer_tail
+                planner = BudgetPlanner.of(nbytes, counts, sizes[:2], sizes[2], *how)
             else:
                 plan = plan_layer(config, counts, *sizes, _weight, dtype)
                 config, source = config.with_plan(plan), plan.tiers

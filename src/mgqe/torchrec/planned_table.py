@@ -50,6 +50,7 @@ class PlannedTable(QuantizedTable):
         self._agreed = {
             "budget": f"{planner.nbytes:,} bytes{' for several tables' if settings.shares else ''}",
             "prefer": planner.prefer,
+            "prefer_tail": str(planner.prefer_tail),
             "counts": "none" if planner.counts is None else _digest(planner.counts),
             "queries": "none" if settings.metric is None else _digest(settings.metric.matrix),
         }

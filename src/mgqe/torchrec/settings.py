@@ -115,7 +115,8 @@ def _resolve(
     else:
         nbytes = budget_bytes(config.budget, full_nbytes(table)) if common_budget is None else common_budget
     if nbytes is not None and not isinstance(counts, Tiers):
-        planner = BudgetPlanner.of(nbytes, counts, (n, d), None, config.leaves_capacity_open, config.prefer)
+        how = config.leaves_capacity_open, config.prefer, config.prefer_tail
+        planner = BudgetPlanner.of(nbytes, counts, (n, d), None, *how)
         before = planner.before(n, d)
         return TableSettings(table, config, Tiers.from_sizes([n]), before, planner, common_budget is not None)
     tiers = resolve_tiers(n, counts, config.fractions)

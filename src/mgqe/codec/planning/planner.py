@@ -18,7 +18,7 @@ from mgqe.codec.planning.budget import budget_bytes, too_small
 from mgqe.codec.planning.head_tail import head_and_tail
 from mgqe.codec.planning.plans import Plan, RowsPlan
 from mgqe.codec.planning.search import HEADER_SPREAD, Candidate, Space, Vocabulary
-from mgqe.codec.planning.shapes import SPEED, check_preference
+from mgqe.codec.planning.shapes import SPEED, check_prefer_tail, check_preference
 from mgqe.codec.planning.speed import Frequencies, lookup_share
 from mgqe.codec.planning.tables import TableProblem, candidates, table_plans
 from mgqe.codec.tiers import check_counts
@@ -37,6 +37,7 @@ def plan(
     weight: Tensor | None = None,
     queries: Any = None,
     prefer: str = SPEED,
+    prefer_tail: bool = False,
     padding_idx: int | None = None,
     max_tiers: int = MAX_TIERS,
     max_centroids: int = MAX_CENTROIDS,
@@ -63,6 +64,8 @@ def plan(
             measured; without, errors in all directions count alike.
         prefer: with ``weight``: "speed", of the shapes that are expected to lose about as little the one that looks up
             fastest, or "size", the one that is expected to lose least; see :class:`mgqe.Quantization`.
+        prefer_tail: with ``weight`` and counts: every id's error counts alike, so that rare ids keep more and frequent
+            ones less; see :class:`mgqe.Quantization`.
         padding_idx: an id that looks up as zeros.
         max_tiers: without ``weight``: 1 to 3.
         max_centroids: without ``weight``: the largest K; more than 256 take more than a byte a code and long in
@@ -72,7 +75,8 @@ def plan(
 
     Raises:
         ValueError: a budget that nothing fits, or that the full table fits; sizes, counts, rows or queries that do not
-            go together; rows that are NaN or all zero; queries or "size" without rows; another ``prefer``.
+            go together; rows that are NaN or all zero; queries, "size" or ``prefer_tail`` without rows; another
+            ``prefer``; ``prefer_tail`` without counts.
         TypeError: arguments of another type.
     """
     limits: dict[str, Any] = {"max_tiers": max_tiers, "max_centroids": max_centroids, "counts_power": counts_power}
@@ -88,6 +92,11 @@ def plan(
                 f"prefer={prefer!r} chooses among the shapes of trained rows, and there are no rows: give weight "
                 "(N, d) too, or leave prefer out"
             )
+        if prefer_tail:
+            raise ValueError(
+                "prefer_tail says how errors in trained rows count, and there are no rows: give weight (N, d) too, or "
+                "counts_power=0 instead"
+            )
         problem = Problem.of(num_embeddings, embedding_dim, counts, padding_idx, **limits)
         return problem.plan(budget_bytes(budget, problem.full_nbytes))
     defaults = {"max_tiers": MAX_TIERS, "max_centroids": MAX_CENTROIDS, "counts_power": COUNTS_POWER}
@@ -95,7 +104,7 @@ def plan(
         raise ValueError(f"{', '.join(chosen)} can be given only without weight: leave out one or the other")
     with torch.device("cpu"):  # whatever the default device
         sizes = check_sizes(num_embeddings, embedding_dim, padding_idx)
-        return _plan_rows(sizes, budget, counts, weight, queries, prefer)
+        return _plan_rows(sizes, budget, counts, weight, queries, prefer, prefer_tail)
 
 
 def _plan_rows(
@@ -105,7 +114,9 @@ def _plan_rows(
     weight: Tensor,
     queries: Any,
     prefer: str,
+    prefer_tail: bool,
 ) -> RowsPlan:
+    check_prefer_tail(prefer_tail, counts)
     num_embeddings, embedding_dim, padding_idx = sizes
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
@@ -124,7 +135,9 @@ def _plan_rows(
         )
     nbytes = budget_bytes(budget, weight.nbytes)
     known = None if counts is None else check_counts(counts, num_embeddings)
-    problem = TableProblem(weight.detach(), known, {metric.source: metric}, padding_idx, prefer=prefer)
+    problem = TableProblem(
+        weight.detach(), known, {metric.source: metric}, padding_idx, prefer=prefer, prefer_tail=prefer_tail
+    )
     plans = [plan for _, plan in table_plans(problem, candidates([problem])[0], nbytes)]
     best = min(plans, key=lambda plan: plan.loss)
     return RowsPlan(
@@ -144,6 +157,7 @@ def _plan_rows(
         queries,
         prefer,
         None if known is None else head_and_tail(best, weight, known, padding_idx),
+        prefer_tail,
     )
 
 

@@ -110,7 +110,7 @@ class RowsPlan(Plan):
         compared: the sizes of the tiers that were compared, and the expected loss of each.
         head_and_tail: the expected shares of the squares, ids counting alike, that are lost of the 10% of ids that are
             most frequent, and of the others; None without counts.
-        counts, queries, prefer: as they were given.
+        counts, queries, prefer, prefer_tail: as they were given.
     """
 
     metric: str = "identity"
@@ -119,6 +119,7 @@ class RowsPlan(Plan):
     queries: Any = field(default=None, repr=False, compare=False)
     prefer: str = SPEED
     head_and_tail: tuple[float, float] | None = None
+    prefer_tail: bool = False
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``MGQEmbedding.from_pretrained(weight, ...)``, ``padding_idx`` apart."""
@@ -127,13 +128,15 @@ class RowsPlan(Plan):
 
     def settings(self) -> dict[str, Any]:
         """The budget in bytes, and what was preferred if it is not the default."""
-        return {"budget": self.budget, **({} if self.prefer == SPEED else {"prefer": self.prefer})}
+        prefer = {} if self.prefer == SPEED else {"prefer": self.prefer}
+        return {"budget": self.budget, **prefer, **({"prefer_tail": True} if self.prefer_tail else {})}
 
     def python(self) -> str:
         """The line that makes the same table of the same ``weight``, with the ``counts`` and ``queries`` as given."""
         names = [f"{name}={name}" for name in ("counts", "queries") if getattr(self, name) is not None]
         layer = "DPQEmbedding" if self.counts is None else "MGQEmbedding"
         prefer = [] if self.prefer == SPEED else [f'prefer="{self.prefer}"']
+        prefer += ["prefer_tail=True"] if self.prefer_tail else []
         parts = ["weight", *self._padding(), *names, f"budget={self.budget:_}", *prefer]
         return f"mgqe.{layer}.from_pretrained({', '.join(parts)})"
 

@@ -41,6 +41,15 @@ def check_preference(prefer: object) -> None:
         raise ValueError(f"prefer must be one of {PREFERENCES}, got {prefer!r}")
 
 
+def check_prefer_tail(prefer_tail: object, counts: object) -> None:
+    """Raise ValueError where rare ids are preferred and no counts say which ones are rare."""
+    if prefer_tail and counts is None:
+        raise ValueError(
+            "prefer_tail=True lets rare ids count as much as frequent ones, and without counts all ids count alike: "
+            "give counts (N,) too, or leave prefer_tail out"
+        )
+
+
 @dataclass(frozen=True)
 class Choice:
     """What a plan leaves open: how ids are weighted and divided, what an error costs, how centroids are shared.

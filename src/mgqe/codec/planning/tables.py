@@ -63,6 +63,7 @@ class TableProblem:
         may_stay: whether the table may be left as it is, where its bytes are worth it within a budget for several.
         read: gives rows of ids, all finite, where ``rows`` is on the meta device and says the shape alone; or None.
         prefer: see :class:`mgqe.codec.planning.shapes.Choice`.
+        prefer_tail: every id counts alike, whatever its count and the candidate's power.
 
     Raises ValueError for rows other than the padding's that hold NaN or infinity, in a table that may be compressed.
     """
@@ -74,6 +75,7 @@ class TableProblem:
     may_stay: bool = False
     read: RowReader | None = None
     prefer: str = SPEED
+    prefer_tail: bool = False
 
     def __post_init__(self) -> None:
         if self.read is not None or (self.may_stay and not self.compresses) or len(self.rows) == 0:
@@ -93,7 +95,8 @@ class TableProblem:
         """A candidate for this table: one tier without counts, the identity without the metric."""
         metric = self.metrics.get(candidate.source) or Metric.identity(self.rows.shape[1])
         fractions = ONE if self.counts is None else candidate.fractions
-        return Choice(candidate.counts_power, fractions, metric, prefer=self.prefer)
+        power = 0.0 if self.prefer_tail else candidate.counts_power
+        return Choice(power, fractions, metric, prefer=self.prefer)
 
     def sample(self, candidate: Candidate) -> Sample:
         """Its rows as the candidate weighs and divides them."""
@@ -129,6 +132,8 @@ def candidates(problems: Sequence[TableProblem]) -> list[Candidate]:
     """The candidates for these tables, the default first."""
     sources = list(dict.fromkeys(source for problem in problems for source in problem.metrics))
     shapes = SHAPES if any(problem.counts is not None for problem in problems) else ((0.0, ONE),)
+    if all(problem.prefer_tail for problem in problems):
+        shapes = tuple(dict.fromkeys((0.0, tiers) for _, tiers in shapes))
     return [Candidate(power, tiers, source) for source in [*sources, "identity"] for power, tiers in shapes]
 
 

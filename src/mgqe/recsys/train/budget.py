@@ -116,6 +116,7 @@ def _plans(
             {metric.source: metric} if (metric := metrics[path]).source != "identity" else {},
             layer.zero_row,
             prefer=SPEED if layer.planner is None else layer.planner.prefer,
+            prefer_tail=layer.planner is not None and layer.planner.prefer_tail,
         )
         for (path, layer), weight in zip(layers.items(), weights, strict=True)
     ]

@@ -373,6 +373,7 @@ def _planned(start: Start, budget: int, data: RunData, warm_ups: Path, out: Path
         "embedding_dim": chosen.config.embedding_dim,
         "candidate": spent[best].candidate,
         "prefer": {path: layer.planner.prefer for path, layer in layers.items() if layer.planner is not None},
+        "prefer_tail": {path: layer.planner.prefer_tail for path, layer in layers.items() if layer.planner is not None},
         "lookup_shares": {path: round(share, 3) for path, share in spent[best].lookup_shares.items()},
     }
     write_json(out / PLAN, plan)
