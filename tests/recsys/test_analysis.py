@@ -57,6 +57,7 @@ def record(
         "full_embedding_bytes": 1000,
         "seconds_per_epoch": {"full": 2.0, "quantised": 3.0},
         "epochs": {"full": 3, "annealed": 2},
+        "best_epoch": {"full": 2, "annealed": 2},
         "peak_memory_bytes": 2**20,
         "codebooks": {"item": [{"tier": 0, "used": 3.0, "num_centroids": 4, "perplexity": 2.0}]},
         "history": {"quantised": {"hr@10": [0.65, valid]}} if embedding.startswith("mgqe") else {},
@@ -132,6 +133,23 @@ def test_tables(study: StudyResults) -> None:
     assert tables["codebooks"].rows[0][2:] == ["0", "4", "3.0 = 75%", "2.0"]
     assert points(Interval(0.1234, math.nan)) == "+0.12"
     assert points(None) == ""
+
+
+def test_weak_full_tables_are_named(study: StudyResults) -> None:
+    """Those of seeds 2 and 3, by what the most frequent items get; a compact table that is as weak is not."""
+    assert "doubted" not in all_tables(study)
+    cell = study.cell("a", "scalar", 20)
+    assert cell is not None
+    for group in (study.full("a"), cell.group):
+        for seed, record in group.by_seed.items():
+            record["quality"].update({"valid_full_ndcg@10": 0.1, "popularity_valid_full_ndcg@10": 0.05 * seed})
+    rows = all_tables(study)["doubted"].rows
+    assert [row[:2] for row in rows] == [["A", "2"], ["A", "3"]]
+    assert rows[0][2].startswith("the model ranks no better than the most frequent items do (0.1000 and 0.1000")
+    study.full("a").by_seed[1].update(epochs={"full": 9, "annealed": 2}, best_epoch={"full": 1})
+    first, *_ = all_tables(study)["doubted"].rows
+    assert first[1] == "1"
+    assert first[2].startswith("validation was best after epoch 1 of 9")
 
 
 def test_the_whole_catalogue_leads_and_is_compared_in_per_cent(study: StudyResults) -> None:

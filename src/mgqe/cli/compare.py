@@ -102,9 +102,10 @@ def compare(
             output.print(parts.terminal())
         image = comparison_picture(results, PAIR, out / PICTURE, title)
         output.print(f"results {out / RESULTS}\npicture {image}", soft_wrap=True, highlight=False)
-    advised = (advice(record) for group in results.groups(PAIR) for record in group.by_seed.values())
-    for note in next((notes for notes in advised if notes), []):
-        say(note)
+    doubted = (record for group in results.groups(PAIR) for record in group.by_seed.values() if advice(record))
+    if record := next(doubted, None):  # the largest table's comes first
+        for note in advice(record):
+            say(f"{record['embedding']}, seed {record['seed']}: {note}")
     number = len(runs.pending) + len(runs.recorded)
     if runs.recorded and not as_json:
         output.print(f"{len(runs.recorded)} of {number} runs were finished before; --overwrite trains them again")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mgqe.cli.terminal import AsJson, clean_errors, output
+from mgqe.cli.terminal import AsJson, clean_errors, output, say
 from mgqe.files.destination import check_folder
 from mgqe.recsys.study.analysis import StudyResults
 from mgqe.recsys.study.declaration import FILE, read_declaration
@@ -61,6 +61,8 @@ def report(
     for name, table in tables.items():
         wide.print(table.terminal())
         wide.print(f"({name})\n", style="dim")
+    if "doubted" in tables:
+        say("some full tables are weak, so that what is level with them proves nothing: see the table `doubted`")
     for path in drawn:
         output.print(f"picture {path}", soft_wrap=True, highlight=False)
     for path, lacking in missing.items():

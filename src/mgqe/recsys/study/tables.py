@@ -9,6 +9,7 @@ from mgqe.recsys.study.analysis import NAMES, RELATIVE, SECOND, Cell, Group, Int
 from mgqe.recsys.study.records import Record
 from mgqe.recsys.study.text_table import TextTable
 from mgqe.recsys.tasks.account import judged_note
+from mgqe.recsys.train.advice import advice
 
 OURS = "MGQE"
 
@@ -17,7 +18,7 @@ def all_tables(study: StudyResults) -> dict[str, TextTable]:
     """All tables that have rows, by name.
 
     Names: `against-full`, `against-others`, `leaderboard`, `pair-NAME`, `ablation-NAME-PAIR`, `codebooks`, `cost`,
-    `failed`.
+    `doubted`, `failed`.
     """
     tables = {"against-full": against_full(study), "against-others": against_others(study)}
     tables["leaderboard"] = leaderboard(study)
@@ -28,6 +29,7 @@ def all_tables(study: StudyResults) -> dict[str, TextTable]:
                 tables[f"ablation-{ablation.name}-{pair}"] = ablation_table(study, ablation.name, pair)
     tables["codebooks"] = codebook_table(study)
     tables["cost"] = cost_table(study)
+    tables["doubted"] = doubted_table(study)
     if study.failed:
         tables["failed"] = failed_table(study)
     return {name: table for name, table in tables.items() if table.rows}
@@ -303,6 +305,18 @@ def cost_table(study: StudyResults) -> TextTable:
                 f"{memory / 2**20:,.0f} MiB",
             ]
         )
+    return table
+
+
+def doubted_table(study: StudyResults) -> TextTable:
+    """What the full tables' runs are doubted for (:func:`advice`); without rows where all is well.
+
+    A compact table that is level with a weak full one proves nothing, so that these come before any comparison.
+    """
+    table = TextTable("Full tables whose training should be doubted", ["task and data", "seed", "why"], left=3)
+    for pair in study.pairs():
+        for seed, record in study.full(pair).by_seed.items():
+            table.rows.extend([study.title(pair), str(seed), note] for note in advice(record))
     return table
 
 
