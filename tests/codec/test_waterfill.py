@@ -142,6 +142,46 @@ def test_never_more_bytes_than_there_are_and_never_a_larger_loss(table, extra, s
     assert spectrum.loss(spectrum.lost(widths, bits)) <= 1 + 1e-9
 
 
+def plain_bits(spectrum, widths, room, max_bits):
+    """What give_bits says with a codebook per tier: all gains worked out anew for each bit, the largest first."""
+    sizes, starts = spectrum.sizes, np.cumsum([0, *widths])
+    bits, full = [[0] * len(widths) for _ in sizes], [False] * len(sizes)
+    used, refused = sum(widths) * len(sizes), set()
+
+    def gain(g, j):
+        errors = [spectrum.error(g, starts[j], starts[j + 1], bits[g][j] + more) for more in (0, 1)]
+        mass = float(spectrum.weights[g] * sizes[g])
+        return (mass * errors[0] - mass * errors[1]) / (sizes[g] / 8 + (widths[j] << bits[g][j]))
+
+    while True:
+        able = [
+            (gain(g, j), -g, -j)
+            for g, size in enumerate(sizes)
+            for j in range(len(widths))
+            if not full[g] and (g, j) not in refused and bits[g][j] < min(max_bits, int(np.log2(max(1, size))))
+        ]
+        best, g, j = max(able, default=(0.0, 0, 0))
+        if best <= 0:
+            return bits
+        g, j = -g, -j
+        opens = sizes[g] if sum(bits[g]) % 8 == 0 else 0
+        if used + opens + (widths[j] << bits[g][j]) > room:
+            full[g] = opens > 0
+            refused.add((g, j))
+            continue
+        used += opens + (widths[j] << bits[g][j])
+        bits[g][j] += 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(tables, st.integers(0, 40_000))
+def test_bits_go_one_by_one_where_they_take_off_most(table, extra):
+    sizes, widths, seed = table
+    spectrum = spectrum_of(sizes, widths, seed)
+    room = sum(widths) * len(sizes) + extra
+    assert give_bits(spectrum, widths, room, 1, False, 8) == plain_bits(spectrum, widths, room, 8)
+
+
 @given(st.integers(1, 6), st.integers(3, 12))
 @settings(max_examples=20, deadline=None)
 def test_rows_fill_whole_bytes(wanted, subspaces):

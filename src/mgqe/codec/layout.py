@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
@@ -219,4 +220,9 @@ def _is_permutation(order: Sequence[object], m: int) -> bool:
 def frozen_nbytes(tiers: Tiers, capacity: Capacity, padding_idx: int | None, centroid_dtype: str) -> int:
     """Bytes of the file that ``mgqe.save`` writes of a layer of these tiers and this capacity once frozen, exactly."""
     layout = TableLayout.of(tiers, capacity, centroid_dtype, padding_idx)
-    return encode_header(layout.tensors(capacity.codebook_shapes), KIND, layout.to_json())[1]
+    return _file_nbytes(layout, tuple(capacity.codebook_shapes))
+
+
+@lru_cache(maxsize=4096)  # plans ask for the same shapes again and again
+def _file_nbytes(layout: TableLayout, codebook_shapes: tuple[tuple[int, ...], ...]) -> int:
+    return encode_header(layout.tensors(codebook_shapes), KIND, layout.to_json())[1]

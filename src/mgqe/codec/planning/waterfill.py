@@ -174,16 +174,19 @@ def give_bits(
     def error_of(g: int, j: int, b: int) -> float:
         return mass[g] * spectrum.error(g, starts[j], starts[j + 1], b)
 
+    now = [[error_of(g, j, 0) for j in range(subspaces)] for g in range(m)]  # errors with the bits so far
+    after = [[0.0] * subspaces for _ in range(m)]  # and with one more; many gains are worked out, each needs both
+
     def more_centroids(g: int, j: int) -> int:
         """Bytes of centroids that one more bit needs."""
         largest = max(bits[h][j] for h in range(m)) if share_codebook else bits[g][j]
         return widths[j] * centroid_bytes << bits[g][j] if bits[g][j] >= largest else 0
 
     def gain(g: int, j: int) -> float:
-        b = bits[g][j]
-        if b >= top[g]:
+        if bits[g][j] >= top[g]:
             return -1.0
-        return (error_of(g, j, b) - error_of(g, j, b + 1)) / (spectrum.sizes[g] / 8 + more_centroids(g, j))
+        after[g][j] = error_of(g, j, bits[g][j] + 1)
+        return (now[g][j] - after[g][j]) / (spectrum.sizes[g] / 8 + more_centroids(g, j))
 
     used = sum(widths) * centroid_bytes * (1 if share_codebook else m)
     heap = [(-gain(g, j), g, j) for g in range(m) for j in range(subspaces)]
@@ -191,7 +194,8 @@ def give_bits(
     full = [False] * m
     while heap:
         negative, g, j = heapq.heappop(heap)
-        current = gain(g, j)
+        # In a shared codebook another tier may have paid for the centroids since; else the gain is as it was.
+        current = gain(g, j) if share_codebook else -negative
         if current <= 0 or full[g]:
             continue
         if -negative > current * (1 + 1e-12):
@@ -205,5 +209,6 @@ def give_bits(
             continue
         used += opens + more_centroids(g, j)
         bits[g][j] += 1
+        now[g][j] = after[g][j]
         heapq.heappush(heap, (-gain(g, j), g, j))
     return bits
