@@ -1,14 +1,17 @@
-"""How many kernels a training step launches on a GPU, counted on the CPU: operators of torch, and kernels of Triton.
+"""What a training step gives a GPU to do, counted on the CPU: operators of torch, kernels of Triton, bytes moved.
 
 TRITON_INTERPRET=1 python -m benchmarks.gpu.operators
 
-Layers take the ways of a GPU, and Triton's kernels run in its interpreter. Views and allocations are not counted, nor
-that an operator of torch may launch more than one kernel.
+Layers take the ways of a GPU, and Triton's kernels run in its interpreter. What only the host does is not counted
+(views, allocations, questions about a tensor), nor that an operator of torch may launch more than one kernel.
+Operators of mgqe count as what they call. Bytes are those of the tensors that an operator or a kernel takes and gives,
+each once; of tensors with a row per id of the table those of the batch's rows. Caches make the true number smaller.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -16,12 +19,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import mgqe
 from mgqe.checks.waiting import as_on_gpu
 
-ROWS, DIM, BATCH = 300, 16, 32
+ROWS, DIM, BATCHES = 300, 16, (32, 64)
 COUNTS = torch.arange(ROWS, 0, -1)
 LAYERS = {
     "nn.Embedding": None,
@@ -30,38 +35,74 @@ LAYERS = {
     "mgqe, default": {},
     "mgqe, sx": {"num_centroids": (16, 8), "quantizer": "sx"},
 }
+ON_HOST = {"promote_types", "sparse_dim", "is_coalesced", "_sparse_coo_tensor_with_dims_and_tensors", "set_"}
 
 
-class Operators(TorchDispatchMode):
-    """Counts operators of torch that compute something."""
+class Step(TorchDispatchMode):
+    """Counts what is launched within.
 
-    def __init__(self) -> None:
+    Attributes:
+        operators: of torch that compute something, by name.
+        kernels: of Triton, by name.
+        bytes: that both read and write.
+    """
+
+    def __init__(self, batch: int) -> None:
         super().__init__()
-        self.count = 0
+        self.batch = batch
+        self.operators: Counter[str] = Counter()
+        self.kernels: Counter[str] = Counter()
+        self.bytes = 0
+        self._in_kernel = False
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        returns = function._schema.returns
-        is_view = any(each.alias_info is not None and not each.alias_info.is_write for each in returns)
-        if not is_view and "empty" not in function.overloadpacket.__name__:
-            self.count += 1
-        return function(*args, **(kwargs or {}))
+        if function.namespace == "mgqe":
+            with self:  # what is in it, which a mode does not see otherwise
+                return OPDEFS[function._schema.name]._init_fn(*args, **(kwargs or {}))
+        made = function(*args, **(kwargs or {}))
+        name = function.overloadpacket.__name__
+        is_view = any(each.alias_info is not None and not each.alias_info.is_write for each in function._schema.returns)
+        on_host = is_view or "empty" in name or name in ON_HOST or function.namespace == "profiler"
+        if not on_host and not self._in_kernel:
+            self.operators[name] += 1
+            self._move(args, kwargs, made)
+        return made
+
+    @contextmanager
+    def kernel(self, name: str, arguments: Any) -> Iterator[None]:
+        """A launch of Triton; the interpreter itself moves its arguments by operators of torch."""
+        self.kernels[name] += 1
+        self._move(arguments)
+        self._in_kernel = True
+        try:
+            yield
+        finally:
+            self._in_kernel = False
+
+    def _move(self, *what: Any) -> None:
+        tensors = {id(leaf): leaf for leaf in tree_leaves(what) if isinstance(leaf, torch.Tensor)}
+        for tensor in tensors.values():
+            if tensor.is_sparse:
+                continue
+            rows = tensor.shape[0] if tensor.dim() else 1
+            self.bytes += tensor.nbytes * self.batch // ROWS if rows == ROWS else tensor.nbytes
 
 
 @contextmanager
-def counted_kernels() -> Iterator[list[int]]:
-    """A list with one entry for each kernel of Triton that is launched within."""
+def counted(step: Step) -> Iterator[None]:
+    """Within, a step's launches are counted, those of Triton's interpreter, too."""
     from triton.runtime.interpreter import GridExecutor
 
-    launched: list[int] = []
     call = GridExecutor.__call__
 
     def counting(self: Any, *args: Any, **kwargs: Any) -> Any:
-        launched.append(1)
-        return call(self, *args, **kwargs)
+        with step.kernel(self.fn.__name__, (args, kwargs)):
+            return call(self, *args, **kwargs)
 
     GridExecutor.__call__ = counting
     try:
-        yield launched
+        with step:
+            yield
     finally:
         GridExecutor.__call__ = call
 
@@ -78,29 +119,37 @@ def make(options: dict[str, Any] | None) -> nn.Module:
     return layer
 
 
-def step(layer: nn.Module, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> None:
+def train(layer: nn.Module, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> None:
     """One step of training."""
     optimizer.zero_grad(set_to_none=True)
     (layer(ids).square().mean() + mgqe.quantization_loss(layer)).backward()
     optimizer.step()
 
 
+def third_step(options: dict[str, Any] | None, batch: int) -> Step:
+    """What the third step of a layer launches; the first two keep what later ones need."""
+    layer = make(options)
+    optimizer = mgqe.RowwiseAdagrad(layer.parameters(), lr=0.01)
+    ids = [torch.randint(ROWS, (batch,)) for _ in range(3)]
+    step = Step(batch)
+    with as_on_gpu():
+        train(layer, optimizer, ids[0])
+        train(layer, optimizer, ids[1])
+        with counted(step):
+            train(layer, optimizer, ids[2])
+    return step
+
+
 def main() -> None:
     """Print the counts of each layer's third step."""
     if find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1":
         raise SystemExit("this needs Triton in its interpreter: pip install triton, and set TRITON_INTERPRET=1")
-    print(f"{'layer':<28}{'tiers':>6}{'operators':>11}{'of Triton':>11}")
+    print(f"{'layer':<28}{'operators':>11}{'of Triton':>11}{'bytes per id':>14}")
     for name, options in LAYERS.items():
-        layer = make(options)
-        optimizer = mgqe.RowwiseAdagrad(layer.parameters(), lr=0.01)
-        batches = [torch.randint(ROWS, (BATCH,)) for _ in range(3)]
-        with as_on_gpu():
-            step(layer, optimizer, batches[0])
-            step(layer, optimizer, batches[1])
-            with Operators() as operators, counted_kernels() as kernels:
-                step(layer, optimizer, batches[2])
-        tiers = layer.tiers.num_tiers if isinstance(layer, mgqe.MGQEmbedding) else 1
-        print(f"{name:<28}{tiers:>6}{operators.count:>11}{len(kernels):>11}", flush=True)
+        small, large = (third_step(options, batch) for batch in BATCHES)
+        operators, kernels = small.operators.total(), small.kernels.total()
+        per_id = (large.bytes - small.bytes) / (BATCHES[1] - BATCHES[0])
+        print(f"{name:<28}{operators:>11}{kernels:>11}{per_id:>14,.0f}", flush=True)
 
 
 if __name__ == "__main__":
