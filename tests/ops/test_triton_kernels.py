@@ -16,7 +16,7 @@ from whole_tables import whole_table
 import mgqe
 from mgqe import ops
 from mgqe.checks.waiting import as_on_gpu
-from mgqe.ops import reference, reference_topk, triton_kernels
+from mgqe.ops import _topk_gpu, reference, reference_topk, triton_kernels
 from mgqe.ops.pieces import pieces
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -207,18 +207,57 @@ SEARCHED = {
 }
 
 
+@pytest.mark.parametrize("first_rows", [8, 1 << 16], ids=["by thresholds", "at once"])
 @pytest.mark.parametrize("parts", SEARCHED.values(), ids=SEARCHED)
 @pytest.mark.parametrize("cosine", [False, True])
-def test_top_k(parts, cosine):
+def test_top_k(parts, cosine, first_rows, monkeypatch):
+    monkeypatch.setattr(_topk_gpu, "FIRST_ROWS", first_rows)
     queries = numbers(3, parts.embedding_dim)
     queries /= queries.norm(dim=1, keepdim=True)
-    job = ops.TopKJob(queries, 12, cosine, hidden=torch.arange(69) % 7 == 0)
+    check_top_k(parts, ops.TopKJob(queries, 12, cosine, hidden=torch.arange(69) % 7 == 0))
+
+
+def check_top_k(parts, job):
     expected = reference_topk.topk(parts, job)
-    on = ops.TopKJob(queries.to(DEVICE), 12, cosine, hidden=job.hidden.to(DEVICE))
+    tensors = {name: None if (t := getattr(job, name)) is None else t.to(DEVICE) for name in ("queries", "hidden")}
+    lists = {
+        name: None if (t := getattr(job, name)) is None else ops.IdLists(t.ids.to(DEVICE), t.spans.to(DEVICE))
+        for name in ("excluded", "candidates")
+    }
+    bias = None if job.bias is None else ops.BiasLevels(*(t.to(DEVICE) for t in vars(job.bias).values()))
     with as_on_gpu():
-        scores, ids, _ = ops.topk(ops.PreparedLookup(on_device(parts)), on)
+        scores, ids, _ = ops.topk(
+            ops.PreparedLookup(on_device(parts)), ops.TopKJob(**{**vars(job), **tensors, **lists, "bias": bias})
+        )
     assert torch.equal(ids.cpu(), expected[1])
     assert torch.allclose(scores.cpu(), expected[0], atol=1e-6)
+
+
+# Of 69 rows 32 differ, so that most scores are ties; the rows of a block of 8 are fewer than k.
+TIED = table(sizes=(9, 60), counts=(4, 2), subspaces=(2, 2), pieces=2, width=2)[0]
+SOME = ops.IdLists(torch.tensor([5, 9, 60, 61, 62, 5, 3]), torch.tensor([[0, 4], [4, 4], [4, 7]]))
+OPTIONS = {
+    "ties": {},
+    "one per row": {"hidden": torch.stack([torch.arange(69) % p == 0 for p in (2, 3, 5)])},
+    "excluded": {"excluded": SOME},
+    "candidates": {"candidates": SOME},
+    "bias": {"bias": ops.BiasLevels(torch.arange(69) % 5 - 2.0, torch.empty(0), torch.empty(0))},
+    "nothing allowed": {"hidden": torch.ones(69, dtype=torch.bool)},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_top_k_by_thresholds(options, monkeypatch):
+    monkeypatch.setattr(_topk_gpu, "FIRST_ROWS", 8)
+    check_top_k(TIED, ops.TopKJob(numbers(3, 4), 20, **options))
+
+
+def test_top_k_where_more_rows_beat_the_threshold_than_there_is_room_for(monkeypatch):
+    monkeypatch.setattr(_topk_gpu, "FIRST_ROWS", 8)
+    rising = ops.BiasLevels(torch.arange(69.0), torch.empty(0), torch.empty(0))
+    whole = _topk_gpu._Search.__init__
+    monkeypatch.setattr(_topk_gpu._Search, "__init__", lambda self, *a: (whole(self, *a), setattr(self, "room", 5))[0])
+    check_top_k(TIED, ops.TopKJob(numbers(20, 4), 3, bias=rising))
 
 
 # ---- layers --------------------------------------------------------------------------------------------------
@@ -248,3 +287,128 @@ def test_layers_are_those_of_the_cpu(arguments):
     same = (table.lookup(ids) - frozen.lookup(ids)).abs().amax(1) < 1e-5
     assert same.float().mean() > 0.95  # but for codes that rounding decides, where statistics are folded into keys
     assert torch.allclose(seen, frozen.lookup(ids), atol=1e-5)
+
+
+# ---- steps of all tiers at once ------------------------------------------------------------------------------
+
+TIERED = {
+    "one codebook": {"fractions": (0.5, 0.5), "num_centroids": (70, 6)},
+    "codebooks of their own": {"num_centroids": (6, 20), "share_codebook": False},
+    "fewer subspaces, finer codebook": {"capacity": "subspaces", "num_subspaces": (4, 2), "num_centroids": 6},
+    "one tier, padding": {"fractions": (1.0,), "num_centroids": 8, "padding_idx": 3},
+    "int8": {"num_centroids": (6, 4), "centroid_dtype": "int8"},
+    "a plan": {"budget": "40%"},
+    "default": {},
+}
+
+
+def a_step(layer, ids):
+    """Vectors, loss and gradients."""
+    vectors = layer(ids)
+    loss = mgqe.quantization_loss(layer)
+    (vectors * torch.linspace(-1, 1, vectors.shape[1], device=vectors.device)).sum().add(3 * loss).backward()
+    return [vectors.detach(), loss.detach(), *(p.grad.to_dense() for p in layer.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("arguments", TIERED.values(), ids=TIERED)
+def test_a_step_is_that_of_the_twin(arguments, monkeypatch):
+    torch.manual_seed(0)
+    counts = torch.arange(150) * 7 % 31
+    layer = mgqe.MGQEmbedding(150, 8, counts=counts, warmup_steps=0, sparse="budget" in arguments, **arguments)
+    layer.start_quantizing()
+    layer.to(DEVICE)
+    with torch.no_grad():
+        layer.raw_weight[5] *= 1e12  # far from all centroids
+    ids = (torch.arange(90) * 11 % 40).to(DEVICE)
+    twin = copy.deepcopy(layer)
+    with as_on_gpu():
+        mine = a_step(layer, ids)
+        monkeypatch.setenv("MGQE_TRITON", "0")
+        theirs = a_step(twin, ids)
+    assert (
+        torch.equal(mine[0], theirs[0])
+        if EXACT or "num_centroids" in arguments
+        else torch.allclose(mine[0], theirs[0], atol=1e-5)
+    )
+    for a, b in zip(mine[1:], theirs[1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_second_derivative_is_that_of_the_twin(monkeypatch):
+    torch.manual_seed(0)
+    layer = mgqe.MGQEmbedding(
+        60, 8, counts=torch.arange(60) % 7, warmup_steps=0, capacity="subspaces", num_subspaces=(4, 2)
+    )
+    layer.start_quantizing()
+    layer.to(DEVICE)
+    found = []
+    for triton_on in ("1", "0"):
+        monkeypatch.setenv("MGQE_TRITON", triton_on)
+        each = copy.deepcopy(layer)
+        with as_on_gpu():
+            each(torch.arange(30, device=DEVICE)).square().sum()
+            (slope,) = torch.autograd.grad(mgqe.quantization_loss(each), each.raw_weight, create_graph=True)
+            slope.square().sum().backward()
+        found.append([p.grad for p in each.parameters()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+# ---- Adagrad -------------------------------------------------------------------------------------------------
+
+# Runs of a row: short, longer than a block, and longer than what one turn of the second kernel takes.
+ROWS_OF_GRADIENTS = {
+    "distinct": torch.arange(40) * 7 % 50,
+    "runs": torch.arange(100) % 3 * 11,
+    "one row": torch.full((700,), 4),
+    "no rows": torch.arange(0),
+    "one": torch.tensor([2]),
+}
+
+
+@pytest.mark.parametrize("rows", ROWS_OF_GRADIENTS.values(), ids=ROWS_OF_GRADIENTS)
+@pytest.mark.parametrize(("dtype", "decay"), [(torch.float32, 0.0), (torch.float32, 0.1), (torch.float16, 0.0)])
+def test_rowwise_adagrad(rows, dtype, decay, monkeypatch):
+    gradients = [torch.sparse_coo_tensor(rows[None], numbers(len(rows), 5, seed=s).to(dtype), (50, 5)) for s in (1, 2)]
+    found = []
+    for triton_on in ("1", "0"):
+        monkeypatch.setenv("MGQE_TRITON", triton_on)
+        parameter = torch.nn.Parameter(numbers(50, 5).to(DEVICE, dtype))
+        optimizer = mgqe.RowwiseAdagrad([parameter], lr=0.1, weight_decay=decay)
+        with as_on_gpu():
+            for gradient in gradients:
+                parameter.grad = gradient.to(DEVICE)
+                optimizer.step()
+        found.append([parameter.detach(), optimizer.state[parameter].get("sum", torch.zeros(50))])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_adagrad_of_whole_tensors(monkeypatch):
+    found = []
+    for triton_on in ("1", "0"):
+        monkeypatch.setenv("MGQE_TRITON", triton_on)
+        parameter = torch.nn.Parameter(numbers(3, 70, 7).to(DEVICE))
+        optimizer = mgqe.RowwiseAdagrad([parameter], lr=0.1, weight_decay=0.01)
+        with as_on_gpu():
+            for seed in (1, 2):
+                parameter.grad = (
+                    numbers(3, 70, 7, seed=seed).to(DEVICE).masked_fill_(torch.arange(7, device=DEVICE) == 3, 0.0)
+                )
+                optimizer.step()
+        found.append(parameter.detach())
+    torch.testing.assert_close(*found)
+
+
+def test_rounding_at_random_keeps_small_steps():
+    """Of bfloat16 rows: each number becomes one of its two neighbours, and the mean is exact."""
+    parameter = torch.nn.Parameter(torch.ones(400, 4, dtype=torch.bfloat16, device=DEVICE))
+    optimizer = mgqe.RowwiseAdagrad([parameter], lr=0.001)
+    with as_on_gpu():
+        parameter.grad = torch.sparse_coo_tensor(
+            torch.arange(400)[None], torch.ones(400, 4, dtype=torch.bfloat16), (400, 4)
+        ).to(DEVICE)
+        optimizer.step()
+    below = 1 - 2**-8  # the bfloat16 under 1
+    assert set(parameter.detach().flatten().tolist()) == {1.0, below}
+    assert parameter.detach().double().mean().item() == pytest.approx(0.999, abs=2e-4)

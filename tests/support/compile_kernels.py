@@ -20,8 +20,9 @@ assign, bag, lookup, scores, transform = (
 )
 FLOATS, LONGS, INTS, BYTES = "*fp32", "*i64", "*i32", "*i8"
 POINTERS = {
-    "assign": {"book": FLOATS, "coordinates": LONGS, "subspaces": LONGS, "middle": FLOATS, "longest": "*fp64"}
-    | {"rows": FLOATS, "bias": FLOATS, "codes": INTS},
+    "assign": {"book": FLOATS, "searches": LONGS, "middle": FLOATS, "longest": "*fp64", "codes": INTS, "tiers": LONGS}
+    | dict.fromkeys(("rows", "bias", "units", "steps", "weights", "taken", "errors", "losses", "scale", "sums"), FLOATS)
+    | {"weight": "fp32", "factor": "fp32"},
     "rows": {"rows": FLOATS, "mean": FLOATS, "matrix": FLOATS, "out": FLOATS, "weights": FLOATS}
     | {"ids": LONGS, "offsets": LONGS},
     "lookup": {"ids": LONGS, "starts": LONGS, "levels": LONGS, "first_entry": LONGS, "tiers": INTS, "places": LONGS}
@@ -29,13 +30,26 @@ POINTERS = {
 }
 WHOLE = {"book": BYTES, "matrix": BYTES}
 TILE = {"IDS": lookup.IDS, "COORDINATES": lookup.COORDINATES}
-NEAREST = {"ROWS": assign.ROWS, "CENTROIDS": assign.CENTROIDS}
+BLOCKS = {"ROWS": assign.ROWS, "CENTROIDS": assign.CENTROIDS}
+FLAGS = ("HAS_BIAS", "HAS_TIERS", "HAS_STEPS", "HAS_WEIGHTS", "DECODES")
+
+
+def nearest(*flags):
+    return assign._nearest, POINTERS["assign"], {flag: flag in flags for flag in FLAGS} | BLOCKS
+
+
 COLUMNS = {"ROWS": transform.ROWS, "COLUMNS": transform.COLUMNS}
 KERNELS = {
-    "middle": (assign._middle, POINTERS["assign"], {"BLOCK": 256}),
-    "longest": (assign._longest, POINTERS["assign"], {"BLOCK": 256}),
-    "nearest": (assign._nearest, POINTERS["assign"], {"HAS_BIAS": False, **NEAREST}),
-    "nearest with bias": (assign._nearest, POINTERS["assign"], {"HAS_BIAS": True, **NEAREST}),
+    "frame": (assign._frame, POINTERS["assign"], {"HAS_STEPS": True, "BLOCK": 256}),
+    "nearest": nearest(),
+    "nearest with bias": nearest("HAS_BIAS"),
+    "nearest of tiers, decoded": nearest("HAS_TIERS", "HAS_WEIGHTS", "DECODES"),
+    "nearest of steps, decoded": nearest("HAS_TIERS", "HAS_STEPS", "DECODES"),
+    "scatter": (
+        assign._scatter,
+        POINTERS["assign"],
+        {"HAS_TIERS": True, "HAS_UNITS": True, "PART": assign.PART, **BLOCKS},
+    ),
     "transform": (transform._transform, POINTERS["rows"], COLUMNS),
     "sum": (bag._bag, POINTERS["rows"], {"MODE": 0, "HAS_WEIGHTS": True, "COLUMNS": 64}),
     "mean": (bag._bag, POINTERS["rows"], {"MODE": 1, "HAS_WEIGHTS": False, "COLUMNS": 64}),

@@ -107,7 +107,7 @@ class MGQEmbeddingBag(MGQEmbedding):
         else:
             flat = ids.reshape(-1)
             vectors, batch = self._distinct_vectors(flat)
-            table, index, norm, sparse = vectors.to(self.vector_dtype), batch.inverse, None, False
+            table, index, norm, sparse = vectors.to(self.vector_dtype), batch.positions, None, False
             if padding is not None:
                 # The zero vector of padding_idx moves to a row past the others, whatever its position was.
                 padding, is_padding = table.shape[0], flat == padding

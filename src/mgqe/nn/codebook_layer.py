@@ -27,19 +27,22 @@ class Batch(NamedTuple):
 
     Attributes:
         ids: (u,) distinct; under torch.compile u is n, and the rest repeats the first id with a count of 0.
-        inverse: (n,) the position among them of each id that was looked up.
-        counts: (u,) how often each was looked up.
+        inverse: (n,) the position among them of each id that was looked up. None: ``ids`` are the n ids that were
+            looked up, those that occur several times included.
+        counts: (u,) how often each was looked up; None for once.
         groups: how many of them each tier has, tiers in order; under torch.compile and on a GPU each one's tier
             (u,). Empty where rows are not quantised.
-        repeats: ``ids`` are the n ids that were looked up, those that occur several times included: ``inverse`` is 0,
-            1, 2 and so on.
     """
 
     ids: Tensor
-    inverse: Tensor
-    counts: Tensor
+    inverse: Tensor | None
+    counts: Tensor | None
     groups: Groups = ()
-    repeats: bool = False
+
+    @property
+    def positions(self) -> Tensor:
+        """The inverse, made where there is none."""
+        return torch.arange(self.ids.shape[0], device=self.ids.device) if self.inverse is None else self.inverse
 
 
 class CodebookLayer(nn.Module):

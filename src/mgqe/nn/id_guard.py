@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mgqe import ops
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.waiting import reads_wait
 
@@ -17,7 +18,7 @@ class IdGuard:
     look-up goes on with the nearest valid id. The layer calls :meth:`refuse_noted` where it waits anyway.
 
     Attributes:
-        extremes: int64 (2,), the lowest id so far or 0, and minus the highest one or 0; None where none was looked up.
+        extremes: int64 (2,), 0 or less: see :func:`mgqe.ops.admit`; None where no id was looked up.
     """
 
     def __init__(self) -> None:
@@ -33,17 +34,13 @@ class IdGuard:
             return ids
         if num_embeddings == 0:
             raise IndexError("ids were looked up, but the table has no rows")
-        self._note(ids)
-        return ids.clamp(0, num_embeddings - 1)
+        return self._admitted(ids.detach(), num_embeddings)
 
     @outside_inference
-    def _note(self, ids: Tensor) -> None:
-        low, high = torch.aminmax(ids.detach())
-        extremes = torch.stack((low, -high))
+    def _admitted(self, ids: Tensor, num_embeddings: int) -> Tensor:
         if self.extremes is None:
-            self.extremes = extremes.clamp(max=0)
-        else:
-            self.extremes.copy_(torch.minimum(self.extremes, extremes))
+            self.extremes = torch.zeros(2, dtype=torch.int64, device=ids.device)
+        return ops.admit(ids, self.extremes, num_embeddings)
 
     def refuse_noted(self, num_embeddings: int, owner: str) -> None:
         """Raise IndexError, once, if an id out of range was admitted. Waits for the device.

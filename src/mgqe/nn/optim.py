@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
                 if parameter.grad.is_sparse and parameter.dim() == 2:
                     self._sparse_step(parameter, parameter.grad, group)
                 else:  # of codebooks, which are few numbers, also where their gradient is sparse
-                    self._dense_step(parameter, parameter.grad.to_dense(), group)
+                    self._dense_step(parameter, dense_gradient(parameter), group)
         return loss
 
     def _sparse_step(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
@@ -83,11 +84,15 @@ class RowwiseAdagrad(torch.optim.Optimizer):
                 f"RowwiseAdagrad takes gradients that are sparse over rows alone, got {grad.sparse_dim()} sparse axes "
                 f"for a parameter of shape {tuple(parameter.shape)}"
             )
-        rows, values = summed_rows(grad)
+        rows, values = grad._indices()[0], grad._values()
         if rows.numel() == 0:
             return
         sums = self._accumulator(parameter, (parameter.shape[0],))
         self._renew(parameter, sums)
+        numbers = group["lr"], group["eps"], group["weight_decay"]
+        if ops.adagrad_rows(parameter, sums, rows, values, *numbers, self._noise(parameter, group)):
+            return
+        rows, values = summed_rows(grad)
         current = parameter.detach().index_select(0, rows).to(values.dtype)
         if group["weight_decay"]:
             values = values.add(current, alpha=group["weight_decay"])
@@ -98,16 +103,19 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         parameter.index_copy_(0, rows, self._rounded(current, parameter.dtype, group))
 
     def _dense_step(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        sums = self._accumulator(parameter, tuple(parameter.shape))
+        self._renew(parameter, sums)
+        rate = group["lr"]
+        if hints_of(parameter).follows_rows:
+            rate = rate / 100 if group["codebook_lr"] is None else group["codebook_lr"]
+        numbers = rate, group["eps"], group["weight_decay"]
+        if ops.adagrad_all(parameter, sums, grad, *numbers, self._noise(parameter, group)):
+            return
         kind = torch.promote_types(parameter.dtype, torch.float32)
         grad, current = grad.to(kind), parameter.detach().to(kind)
         if group["weight_decay"]:
             grad = grad.add(current, alpha=group["weight_decay"])
-        sums = self._accumulator(parameter, tuple(parameter.shape))
-        self._renew(parameter, sums)
         sums.add_(grad.square())
-        rate = group["lr"]
-        if hints_of(parameter).follows_rows:
-            rate = rate / 100 if group["codebook_lr"] is None else group["codebook_lr"]
         scale = sums.sqrt().add_(group["eps"]).reciprocal_().mul_(-rate).masked_fill_(sums == 0, 0.0)
         moved = current.addcmul(grad, scale.to(kind))
         parameter.copy_(self._rounded(moved, parameter.dtype, group))
@@ -133,6 +141,12 @@ class RowwiseAdagrad(torch.optim.Optimizer):
             if used.numel():
                 sums[hints.first_renewed :] = used.mean()
             self.state[parameter]["renewed"] = hints.renewals
+
+    def _noise(self, parameter: Tensor, group: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
+        """What draws the numbers that round a parameter at random; None where it is rounded to nearest."""
+        if parameter.dtype != torch.bfloat16 or not group["stochastic_rounding"]:
+            return None
+        return partial(noise_of, generator=self._generator if parameter.device.type == "cpu" else None)
 
     def _rounded(self, values: Tensor, dtype: torch.dtype, group: dict[str, Any]) -> Tensor:
         if dtype == torch.bfloat16 and group["stochastic_rounding"]:
@@ -203,6 +217,19 @@ def round_at_random(values: Tensor, generator: torch.Generator | None = None) ->
     off. Infinity and NaN stay what they are.
     """
     bits = values.contiguous().view(torch.int32)
-    noise = torch.randint(0, 1 << 16, bits.shape, dtype=torch.int32, device=values.device, generator=generator)
-    rounded = ((bits + noise) & -65536).view(torch.float32)
+    rounded = ((bits + noise_of(bits, generator)) & -65536).view(torch.float32)
     return torch.where(values.isfinite(), rounded, values).to(torch.bfloat16)
+
+
+def noise_of(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Numbers below 2^16 in a tensor's shape, int32."""
+    return torch.randint(0, 1 << 16, like.shape, dtype=torch.int32, device=like.device, generator=generator)
+
+
+def dense_gradient(parameter: Tensor) -> Tensor:
+    """A parameter's gradient, whole; the layers' sparse ones of codebooks have all rows, in their order."""
+    grad = parameter.grad
+    assert grad is not None
+    if grad.is_sparse and grad.is_coalesced() and grad._values().shape == parameter.shape:
+        return grad._values()
+    return grad.to_dense()

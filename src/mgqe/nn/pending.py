@@ -92,7 +92,7 @@ class PendingLosses:
         if not loss.requires_grad:  # frozen parameters: nothing to count, the latest value is there to be read
             self._losses = [entry for entry in self._losses if entry.loss.requires_grad]
         # A node of its own: a hook on one of a function's outputs is also called for the others' backward passes.
-        entry = PendingLoss(loss.clone(), self.latest_pass)
+        entry = PendingLoss(loss.view_as(loss), self.latest_pass)
         if loss.requires_grad:
             hook = _counter(weakref.ref(entry))  # weak, since the entry holds the graph that holds the hook
             entry.loss.register_hook(hook)  # type: ignore[no-untyped-call]

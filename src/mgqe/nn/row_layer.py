@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -150,7 +152,7 @@ class RowLayer(CodebookLayer):
         batch = self._batch_by_tier(flat)
         rows, counts, padding = self._rows_of(batch.ids), batch.counts, self._is_padding(batch.ids)
         if padding is not None:
-            counts = counts.masked_fill(padding, 0)
+            counts = padding.logical_not().long() if counts is None else counts.masked_fill(padding, 0)
             rows = rows if self.zero_padding else mask_rows(rows, padding, False)
         gathered = self.store.gathers(self.raw_weight)
         vectors, loss = self.quantizer.quantize(rows, batch.groups, counts, gathered)
@@ -164,7 +166,7 @@ class RowLayer(CodebookLayer):
 
     def _repeated(self, vectors: Tensor, batch: Batch) -> Tensor:
         """The vectors (u, d) of a batch's distinct ids -> those of all its ids (n, d)."""
-        if batch.repeats:
+        if batch.inverse is None:
             return vectors.to(self.vector_dtype)
         by_tier = not isinstance(batch.groups, Tensor) and len(batch.groups) > 0
         if not (by_tier and self.quantizer.is_fused and self.store.gathers(self.raw_weight)):
@@ -175,15 +177,18 @@ class RowLayer(CodebookLayer):
 
     def _batch_by_tier(self, flat: Tensor) -> Batch:
         # Graphs, and steps that wait for no device, have static shapes, whatever number of ids a tier has.
+        compiling = torch.compiler.is_compiling()
         if reads_wait(flat.device):
-            ids, inverse, counts, _, repeats = self._static_batch(flat)
-        elif not torch.compiler.is_compiling():
+            batch = self._static_batch(flat)
+        elif not compiling:
             return Batch(*ops.unique_by_tier(flat, self.tiers.sizes, self.tier_of))
         elif self.training:
-            (ids, inverse, counts), repeats = ops.unique(flat, self.num_embeddings), False
+            batch = Batch(*ops.unique(flat, self.num_embeddings))
         else:  # finding duplicates would save nothing
-            ids, inverse, counts, _, repeats = repeating_batch(flat)
-        return Batch(ids, inverse, counts, self._tier_numbers(ids), repeats)
+            batch = Batch(flat, None, None)
+        if self.capacity.num_tiers == 1 and batch.inverse is None and not compiling:
+            return batch._replace(groups=[flat.shape[0]])
+        return batch._replace(groups=self._tier_numbers(batch.ids))
 
     def _static_batch(self, flat: Tensor) -> Batch:
         """A batch whose shapes do not depend on the ids, made without a wait for the device.
@@ -193,14 +198,16 @@ class RowLayer(CodebookLayer):
         """
         if self.scale_grad_by_freq or (self.training and self.quantizer.counts_distinct):
             return Batch(*ops.unique_padded(flat))
-        return repeating_batch(flat)
+        return Batch(flat, None, None)
 
     def _tier_numbers(self, ids: Tensor) -> Tensor:
         if self.capacity.num_tiers == 1:
             return torch.zeros_like(ids)
         if self.tier_of is not None:
             return self.tier_of[ids]
-        return torch.bucketize(ids, self.tier_sizes.cumsum(0)[:-1], right=True)
+        if torch.compiler.is_compiling():
+            return torch.bucketize(ids, self.tier_sizes.cumsum(0)[:-1], right=True)
+        return torch.bucketize(ids, tier_ends(self.tiers.sizes, ids.device), right=True)
 
     @outside_graphs
     def _keep_loss(self, loss: Tensor) -> None:
@@ -248,6 +255,7 @@ class RowLayer(CodebookLayer):
         return super()._apply(fn, recurse)
 
 
-def repeating_batch(flat: Tensor) -> Batch:
-    """The batch of flat ids (n,) in which each is read as often as it occurs."""
-    return Batch(flat, torch.arange(flat.shape[0], device=flat.device), torch.ones_like(flat), repeats=True)
+@lru_cache(maxsize=256)
+def tier_ends(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where each tier but the last ends, int64, of tiers that are ranges of ids."""
+    return torch.tensor(list(accumulate(sizes))[:-1], dtype=torch.int64, device=device)

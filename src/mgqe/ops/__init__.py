@@ -5,15 +5,19 @@ Each is a Python function here, a native kernel (CPU, float32), for some a kerne
 shapes allow it, a ``torch.ops.mgqe`` operator with a fake kernel, so that ``torch.compile(fullgraph=True)`` works.
 """
 
+from mgqe.ops._adagrad import adagrad_all, adagrad_rows
+from mgqe.ops._admit import admit
 from mgqe.ops._assign import assign
 from mgqe.ops._assign_mixed import assign_mixed
 from mgqe.ops._bag import bag, bag_of_rows, check_bags
+from mgqe.ops._by_tier import quantize_by_tier, quantizes_by_tier, row_weights, scatter_by_tier
 from mgqe.ops._descriptor import TableBuffers
 from mgqe.ops._gather import decode_error, gather, scatter
 from mgqe.ops._library import native_available, native_isa, native_openmp, set_native_isa
 from mgqe.ops._lookup import PreparedLookup, lookup, max_code
 from mgqe.ops._mixed_coder import MixedCoder
 from mgqe.ops._quantize_mixed import quantize_mixed, scatter_mixed
+from mgqe.ops._round import round_subspaces
 from mgqe.ops._sum_rows import sum_rows
 from mgqe.ops._topk import METHODS as TOPK_METHODS
 from mgqe.ops._topk import bias_levels, topk
@@ -29,6 +33,9 @@ __all__ = [
     "PreparedLookup",
     "TableBuffers",
     "TopKJob",
+    "adagrad_all",
+    "adagrad_rows",
+    "admit",
     "assign",
     "assign_mixed",
     "bag",
@@ -42,8 +49,13 @@ __all__ = [
     "native_available",
     "native_isa",
     "native_openmp",
+    "quantize_by_tier",
     "quantize_mixed",
+    "quantizes_by_tier",
+    "round_subspaces",
+    "row_weights",
     "scatter",
+    "scatter_by_tier",
     "scatter_mixed",
     "set_native_isa",
     "sum_rows",

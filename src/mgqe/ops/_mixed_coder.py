@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mgqe.ops._descriptor import CPiece, c_pieces
 from mgqe.ops.pieces import Piece
+from mgqe.ops.searches import Searches, mixed_searches
 
 
 class CCoderTier(ctypes.Structure):
@@ -74,6 +75,11 @@ class MixedCoder:
     def book(self, values: Tensor, tier: int) -> Tensor:
         """The flat codebook of a tier among all of them."""
         return values[self.starts[tier] :][: self.sizes[self.codebook_of[tier]]]
+
+    @cached_property
+    def searches(self) -> Searches:
+        """Of all tiers, as the kernels for GPUs take them."""
+        return mixed_searches(self.layouts, self.starts, self.num_values)
 
     @cached_property
     def c_coder(self) -> CCoder:

@@ -12,6 +12,7 @@ from mgqe.ops import reference_topk
 from mgqe.ops._descriptor import TableBuffers
 from mgqe.ops._library import LONG_ROWS, NOT_FINITE, OUT_OF_RANGE, OVERFLOW, check, library
 from mgqe.ops._lookup import PreparedLookup
+from mgqe.ops._topk_gpu import topk_on_gpu
 from mgqe.ops._topk_job import BiasLevels, TopKJob
 
 METHODS = {"auto": 0, "scan": 1, "filter": 2, "blocks": 3}
@@ -76,7 +77,9 @@ def topk(prepared: PreparedLookup, job: TopKJob, method: str = "auto") -> tuple[
         _check_lists(job, table.num_embeddings)
         _check_finite(job.queries)
         reference_topk.check_range(table, job)
-        return reference_topk.topk(table, job, prepared.gpu_table)
+        if prepared.gpu_table is not None and table.num_embeddings <= reference_topk.MAX_KEYED_IDS:
+            return topk_on_gpu(table, job, prepared.gpu_table)
+        return reference_topk.topk(table, job)
     shape = (job.queries.shape[0], job.k)
     scores = torch.empty(shape, dtype=torch.float32, device="cpu")
     ids = torch.empty(shape, dtype=torch.int64, device="cpu")

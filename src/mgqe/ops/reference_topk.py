@@ -1,9 +1,6 @@
-"""Top-K in pure torch: the oracle of the native kernels, and what other devices run on; GPUs have kernels for parts."""
+"""Top-K in pure torch: the oracle of the native kernels, and what other devices run on."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,15 +10,15 @@ from mgqe.ops._topk_job import IdLists, TopKJob
 from mgqe.ops.reference import codes_of, lookup, tiers_and_ranks
 
 _ROWS_AT_ONCE = 1 << 16
-_ROWS_AT_ONCE_ON_GPU = 1 << 20
 _QUERIES_AT_ONCE = 64
 MAX_KEYED_IDS = 2**32 - 1  # beside a score in 64 bits
+LEAST_KEY = -(2**63)  # of no row: no score has its upper half
 
 
-def topk(table: TableBuffers, job: TopKJob, gpu_table: Any = None) -> tuple[Tensor, Tensor, int]:
-    """See :func:`mgqe.ops.topk`; every row is scored. ``gpu_table``: what reads codes and rows on a GPU."""
+def topk(table: TableBuffers, job: TopKJob) -> tuple[Tensor, Tensor, int]:
+    """See :func:`mgqe.ops.topk`; every row is scored."""
     queries, n = job.queries, table.num_embeddings
-    results = [_topk_of(table, job, start, gpu_table) for start in range(0, queries.shape[0], _QUERIES_AT_ONCE)]
+    results = [_topk_of(table, job, start) for start in range(0, queries.shape[0], _QUERIES_AT_ONCE)]
     if not results:
         return queries.new_empty((0, job.k)), queries.new_empty((0, job.k), dtype=torch.int64), 0
     return torch.cat([s for s, _ in results]), torch.cat([i for _, i in results]), n * queries.shape[0]
@@ -61,7 +58,7 @@ def check_range(table: TableBuffers, job: TopKJob) -> None:
     most = torch.finfo(torch.float32).max
     bias = 0.0 if job.bias is None or job.bias.bias.numel() == 0 else float(job.bias.bias.abs().max())
     for start in range(0, job.queries.shape[0], _QUERIES_AT_ONCE):
-        tables, _ = _tables(table, job.queries[start : start + _QUERIES_AT_ONCE], False)
+        tables, _ = tables_of(table, job.queries[start : start + _QUERIES_AT_ONCE], False)
         for g, scores in enumerate(tables):
             if table.sizes[g]:
                 largest = scores[:, :, : 1 << table.bits[g]].abs().double().amax(2).sum(1) + bias
@@ -89,28 +86,24 @@ def _check_lengths(table: TableBuffers) -> None:
             )
 
 
-def _topk_of(table: TableBuffers, job: TopKJob, first: int, gpu_table: Any) -> tuple[Tensor, Tensor]:
+def _topk_of(table: TableBuffers, job: TopKJob, first: int) -> tuple[Tensor, Tensor]:
     queries = job.queries[first : first + _QUERIES_AT_ONCE]
-    tables, norms = _tables(table, queries, job.cosine)
+    tables, norms = tables_of(table, queries, job.cosine)
     best = queries.new_full((queries.shape[0], job.k), -torch.inf)
     ids = torch.full_like(best, -1, dtype=torch.int64)
-    at_once, merge, scores_of = _ROWS_AT_ONCE, _merge, _scorer(table, tables, norms, job.cosine)
-    if gpu_table is not None and table.num_embeddings <= MAX_KEYED_IDS:
-        at_once, merge = _ROWS_AT_ONCE_ON_GPU, merge_by_keys
-        scores_of = _scorer_on_gpu(table, gpu_table, tables, norms, job.cosine)
-    for start in range(0, table.num_embeddings, at_once):
-        rows = torch.arange(start, min(start + at_once, table.num_embeddings), device=queries.device)
-        scores = scores_of(rows)
+    for start in range(0, table.num_embeddings, _ROWS_AT_ONCE):
+        rows = torch.arange(start, min(start + _ROWS_AT_ONCE, table.num_embeddings), device=queries.device)
+        scores = _scores(table, rows, tables, norms, job.cosine)
         if job.bias is not None:
             scores = scores + job.bias.bias[rows]
-        eligible = ~scores.isnan() & _allowed(job, rows, first, queries.shape[0])
+        eligible = ~scores.isnan() & allowed_ids(job, rows, first, queries.shape[0])
         eligible_ids = torch.where(eligible, rows, -1)
         scores = torch.where(eligible, scores, -torch.inf)
-        best, ids = merge(torch.cat([best, scores], dim=1), torch.cat([ids, eligible_ids], dim=1), job.k)
+        best, ids = _merge(torch.cat([best, scores], dim=1), torch.cat([ids, eligible_ids], dim=1), job.k)
     return best, ids
 
 
-def _tables(table: TableBuffers, queries: Tensor, cosine: bool) -> tuple[list[Tensor], list[Tensor]]:
+def tables_of(table: TableBuffers, queries: Tensor, cosine: bool) -> tuple[list[Tensor], list[Tensor]]:
     """Partial scores of each tier, and squared norms for cosine."""
     if table.is_mixed:
         return _mixed_tables(table, queries, cosine)
@@ -190,37 +183,20 @@ def _scores(table: TableBuffers, rows: Tensor, tables: list[Tensor], norms: list
         sums = _entries(entries, codes)
         if cosine:
             norm = _entries(norms[g], codes) if norms else squared_lengths(lookup(rows[mine], table))
-            sums = _cosines(sums, norm)
+            sums = cosines(sums, norm)
         scores[:, mine] = sums
     if table.padding_idx >= 0:
         scores[:, rows == table.padding_idx] = 0.0
     return scores
 
 
-def _cosines(sums: Tensor, norm: Tensor) -> Tensor:
+def cosines(sums: Tensor, norm: Tensor) -> Tensor:
+    """Sums divided by the roots of squared lengths, 0 where these are."""
     # By way of double, which rounds right; a vector library's float32 root may be off by a bit.
     return torch.where(norm > 0, sums / norm.double().sqrt().float(), 0.0)
 
 
-def _scorer(table: TableBuffers, tables: list[Tensor], norms: list[Tensor], cosine: bool) -> Callable[[Tensor], Tensor]:
-    return lambda rows: _scores(table, rows, tables, norms, cosine)
-
-
-def _scorer_on_gpu(
-    table: TableBuffers, gpu_table: Any, tables: list[Tensor], norms: list[Tensor], cosine: bool
-) -> Callable[[Tensor], Tensor]:
-    """As :func:`_scorer`, by the kernels for GPUs."""
-    sums_of = gpu_table.scorer(tables)
-    norm_of = gpu_table.scorer(norms) if norms else lambda rows: squared_lengths(gpu_table(rows))
-
-    def scores_of(rows: Tensor) -> Tensor:
-        scores: Tensor = _cosines(sums_of(rows), norm_of(rows)) if cosine else sums_of(rows)
-        return scores.masked_fill(rows == table.padding_idx, 0.0)
-
-    return scores_of
-
-
-def _allowed(job: TopKJob, rows: Tensor, first: int, count: int) -> Tensor:
+def allowed_ids(job: TopKJob, rows: Tensor, first: int, count: int) -> Tensor:
     """Which of the ids ``(n,)`` each query may get: bool ``(B, n)``."""
     allowed = torch.ones((count, rows.shape[0]), dtype=torch.bool, device=rows.device)
     if job.hidden is not None:
@@ -246,13 +222,19 @@ def _merge(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return scores.gather(1, best), ids.gather(1, best)
 
 
-def merge_by_keys(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """As :func:`_merge`, without sorting everything: of keys whose upper half falls and rises with the score.
+def keys_of(scores: Tensor, ids: Tensor) -> Tensor:
+    """Scores float32 (B, n), ids int64 (B, n) or (n,), at most MAX_KEYED_IDS -> int64 (B, n): higher ones come first.
 
-    ids: at most MAX_KEYED_IDS; -1 for none, whose score is -infinity.
+    The upper half rises with the score, the lower half falls with the id.
     """
     bits = (scores + 0.0).view(torch.int32)  # -0 has the bits of 0
     rising = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF).long() << 32
-    keys = torch.where(ids < 0, torch.iinfo(torch.int64).min, rising | (MAX_KEYED_IDS - ids.clamp(min=0)))
-    best = torch.topk(keys, k, dim=1).indices
-    return scores.gather(1, best), ids.gather(1, best)
+    return rising | (MAX_KEYED_IDS - ids)
+
+
+def of_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """The scores and the ids of keys (B, k); -infinity and -1 of LEAST_KEY."""
+    rising = (keys >> 32).int()
+    scores = torch.where(rising >= 0, rising, rising ^ 0x7FFFFFFF).view(torch.float32)
+    none = keys == LEAST_KEY
+    return scores.masked_fill(none, -torch.inf), (MAX_KEYED_IDS - (keys & MAX_KEYED_IDS)).masked_fill(none, -1)

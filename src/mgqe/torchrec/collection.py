@@ -124,7 +124,7 @@ class QuantizedRows(nn.Module):
                 raise
             # The others are on their way into the same look-ups: ask for nothing there, and raise with them after.
             error, batches = wrong, {name: no_ids(table.tier_sizes.device) for name, table in tables.items()}
-        sizes = [batch.inverse.shape[0] for batch in batches.values()]
+        sizes = [batch.positions.shape[0] for batch in batches.values()]
         sizes_of_ranks = self.ranks.gather_numbers(
             [*sizes, int(error is not None)], next(iter(batches.values())).ids.device
         )
@@ -139,7 +139,7 @@ class QuantizedRows(nn.Module):
             self.ranks.refuse_together(error)
         shares = [n * self.ranks.size / max(1, total) for n, total in zip(sizes, totals.sum(0).tolist(), strict=False)]
         return jagged, {
-            name: (table.quantize(rows[name], batches[name], share), batches[name].inverse)
+            name: (table.quantize(rows[name], batches[name], share), batches[name].positions)
             for (name, table), share in zip(tables.items(), shares, strict=True)
         }
 

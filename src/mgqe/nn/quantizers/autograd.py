@@ -15,11 +15,13 @@ from torch import Tensor
 from mgqe import ops
 from mgqe.checks.waiting import reads_wait
 from mgqe.ops import reference
+from mgqe.ops.searches import Searches
 
 
-def loss_weights(counts: Tensor, dim: int) -> Tensor:
-    """Integers (u,), how often each row counts, -> its share (u,) float32 of a mean over ids and dimensions."""
-    return counts.to(torch.float32).div_(counts.sum().clamp_(min=1).mul_(dim))
+def loss_weights(counts: Tensor | None, rows: Tensor) -> Tensor:
+    """How often each of the rows (u, d) counts, None for once -> its share (u,) float32 of a mean over ids and d."""
+    weights = ops.row_weights(counts, *rows.shape)
+    return weights if isinstance(weights, Tensor) else torch.full(rows.shape[:1], weights, device=rows.device)
 
 
 class ReadRows(torch.autograd.Function):
@@ -145,14 +147,8 @@ class QuantizeRows(torch.autograd.Function):
         """The vectors' gradient goes to the rows; the loss's to the rows, times beta, and to the centroids chosen."""
         if torch.is_grad_enabled():  # create_graph=True, as a gradient penalty asks for
             return _composed_gradients(ctx, grad, grad_loss)
-        rows, *parameters = ctx.inputs
-        grad_rows = None
-        if ctx.needs_input_grad[0]:
-            total = torch.zeros_like(ctx.errors) if grad is None else grad
-            if grad_loss is not None:
-                scale = (grad_loss * (2 * ctx.commitment)).to(total.dtype)
-                total = torch.addcmul(total, ctx.errors.to(total.dtype), scale)
-            grad_rows = total.to(rows.dtype)
+        parameters = ctx.inputs[1:]
+        grad_rows = _row_gradient(ctx, ctx.errors, grad, grad_loss)
         sums: list[Tensor | None] = [None for _ in parameters]
         if grad_loss is not None:
             errors = torch.split(ctx.errors, [len(codes) for codes, _ in ctx.blocks])
@@ -169,7 +165,16 @@ class QuantizeRows(torch.autograd.Function):
 
 
 def _composed_gradients(ctx: Any, grad: Tensor | None, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The gradients of :class:`QuantizeRows` with a graph of their own, so that they can be differentiated again.
+    """The gradients of :class:`QuantizeRows` with a graph of their own, so that they can be differentiated again."""
+    parameters = ctx.inputs[1:]
+    books = [book + (p.float() - p.detach().float()) for book, p in zip(ctx.books, parameters, strict=True)]
+    decoded = torch.cat([reference.gather(codes, books[number]) for codes, number in ctx.blocks])
+    first, *others = _gradients_of(ctx, decoded, grad, grad_loss)
+    return first, None, None, None, None, None, *others
+
+
+def _gradients_of(ctx: Any, decoded: Tensor, grad: Tensor | None, grad_loss: Tensor | None) -> list[Tensor | None]:
+    """Those of the inputs of a function that quantises rows, of what the codes decode to in the parameters' graph.
 
     Raises:
         RuntimeError: the layer has sparse gradients, which torch differentiates once.
@@ -179,16 +184,78 @@ def _composed_gradients(ctx: Any, grad: Tensor | None, grad_loss: Tensor | None)
             "create_graph=True (a gradient penalty, a second derivative) does not go with sparse=True, whose gradients "
             "are differentiated once: make the layer with sparse=False"
         )
-    rows, *parameters = ctx.inputs
-    exact = rows.float()
-    books = [book + (p.float() - p.detach().float()) for book, p in zip(ctx.books, parameters, strict=True)]
-    decoded = torch.cat([reference.gather(codes, books[number]) for codes, number in ctx.blocks])
+    exact = ctx.inputs[0].float()
     codebook_loss = (ctx.weights * (decoded - exact.detach()).square().sum(1)).sum()
     commitment_loss = (ctx.weights * (exact - decoded.detach()).square().sum(1)).sum()
     loss = codebook_loss + ctx.commitment * commitment_loss
     # The vectors' values are not needed, only how they depend on the rows: straight through.
-    first, *others = differentiable_gradients([(exact, grad), (loss, grad_loss)], ctx.inputs)
-    return first, None, None, None, None, None, *others
+    return differentiable_gradients([(exact, grad), (loss, grad_loss)], ctx.inputs)
+
+
+class QuantizeByTier(torch.autograd.Function):
+    """As :class:`QuantizeRows`, of rows of all tiers at once, by the kernels for GPUs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        counts: Tensor | None,
+        tiers: Tensor | None,
+        searches: Searches,
+        books: Sequence[Tensor],
+        commitment: float,
+        sparse: bool,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Vectors (u, d), float64 for rows of float64 and else float32, and the loss, a float32 scalar.
+
+        Args:
+            rows: (u, d).
+            counts: (u,) how often each row counts in the loss; None for once.
+            tiers: (u,) each row's tier; None where there is one.
+            searches: where each tier's centroids are in the books, one after another.
+            books, commitment, sparse, parameters: as in :class:`QuantizeRows`.
+        """
+        flat = torch.cat([book.reshape(-1) for book in books]) if len(books) > 1 else books[0].reshape(-1)
+        weights = ops.row_weights(counts, *rows.shape)
+        made = ops.quantize_by_tier(rows.float(), tiers, weights, flat, searches, 1 + commitment)
+        ctx.made, ctx.weights, ctx.tiers, ctx.searches, ctx.book = made, weights, tiers, searches, flat
+        ctx.commitment, ctx.sparse, ctx.inputs = commitment, sparse, (rows, *parameters)
+        ctx.set_materialize_grads(False)
+        return made.vectors.to(torch.promote_types(rows.dtype, torch.float32)), made.loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
+        """As that of :class:`QuantizeRows`."""
+        rows, *parameters = ctx.inputs
+        if torch.is_grad_enabled():
+            changes = torch.cat([(p.float() - p.detach().float()).reshape(-1) for p in parameters])
+            decoded = (ctx.book + changes)[ctx.searches.places(ctx.made.codes, ctx.tiers)]
+            if isinstance(ctx.weights, float):
+                ctx.weights = loss_weights(None, rows)
+            first, *others = _gradients_of(ctx, decoded, grad, grad_loss)
+            return first, None, None, None, None, None, None, *others
+        grad_rows = _row_gradient(ctx, ctx.made.errors, grad, grad_loss)
+        of_parameters: list[Tensor | None] = [None for _ in parameters]
+        if grad_loss is not None and any(ctx.needs_input_grad[7:]):
+            made = ctx.made
+            sums = ops.scatter_by_tier(made.errors, ctx.tiers, made.codes, ctx.searches, grad_loss, -2.0)
+            parts = torch.split(sums, [p.numel() for p in parameters])
+            for number, (part, parameter) in enumerate(zip(parts, parameters, strict=True)):
+                if ctx.needs_input_grad[7 + number]:
+                    dense = part.view(parameter.shape).to(parameter.dtype)
+                    of_parameters[number] = sparse_rows(dense) if ctx.sparse else dense
+        return grad_rows, None, None, None, None, None, None, *of_parameters
+
+
+def _row_gradient(ctx: Any, errors: Tensor, grad: Tensor | None, grad_loss: Tensor | None) -> Tensor | None:
+    """That of rows through which the vectors' gradient goes straight, and of the commitment loss."""
+    if not ctx.needs_input_grad[0]:
+        return None
+    total = torch.zeros_like(errors) if grad is None else grad
+    if grad_loss is not None:
+        total = torch.addcmul(total, errors.to(total.dtype), grad_loss.to(total.dtype), value=2 * ctx.commitment)
+    return total.to(ctx.inputs[0].dtype)
 
 
 def differentiable_gradients(

@@ -83,12 +83,15 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def quantize(
-        self, rows: Tensor, groups: Groups, counts: Tensor, gathered: bool = True
+        self, rows: Tensor, groups: Groups, counts: Tensor | None, gathered: bool = True
     ) -> tuple[Tensor, Tensor | None]:
         """Like :meth:`forward`, by the fastest way; the vectors may be float32 where rows have half precision.
 
-        ``gathered``: the rows are rows of a parameter, and not computed from several.
+        ``counts``: None where each row counts once. ``gathered``: the rows are rows of a parameter, and not computed
+        from several.
         """
+        if counts is None:
+            counts = torch.ones(rows.shape[0], dtype=torch.int64, device=rows.device)
         vectors, loss = self(rows, groups, counts)
         return vectors, loss
 

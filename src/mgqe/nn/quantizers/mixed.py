@@ -235,10 +235,12 @@ class MixedQuantizer(Quantizer):
         return vectors, loss
 
     def quantize(
-        self, rows: Tensor, groups: Groups, counts: Tensor, gathered: bool = True
+        self, rows: Tensor, groups: Groups, counts: Tensor | None, gathered: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        trains = self.training and torch.is_grad_enabled()
-        if isinstance(groups, Tensor) or not (trains and gathered and self.is_fused):
+        fuses = self.training and torch.is_grad_enabled() and gathered and self.is_fused
+        if isinstance(groups, Tensor) and (torch.compiler.is_compiling() or not ops.quantizes_by_tier(rows.device)):
+            fuses = False
+        if not fuses:
             return super().quantize(rows, groups, counts)
         plan = self._prepared_plan()
         vectors, loss = QuantizeCoordinates.apply(  # type: ignore[no-untyped-call]

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from mgqe import ops
 from mgqe.checks.waiting import reads_wait
+from mgqe.codec.mixed import whole_steps
 from mgqe.nn.quantizers.autograd import differentiable_gradients, loss_weights, sparse_rows
-from mgqe.ops.flat_index import flat_index
-from mgqe.ops.reference_mixed import numbers_of
 
 
 class QuantizeCoordinates(torch.autograd.Function):
@@ -27,8 +26,8 @@ class QuantizeCoordinates(torch.autograd.Function):
     def forward(
         ctx: Any,
         rows: Tensor,
-        counts: Tensor,
-        tier_rows: Sequence[int],
+        counts: Tensor | None,
+        tier_rows: Sequence[int] | Tensor,
         coder: ops.MixedCoder,
         values: Tensor,
         commitment: float,
@@ -39,8 +38,8 @@ class QuantizeCoordinates(torch.autograd.Function):
 
         Args:
             rows: (u, d), tier after tier.
-            counts: (u,) how often each row counts in the loss.
-            tier_rows: how many of the rows each tier has.
+            counts: (u,) how often each row counts in the loss; None for once.
+            tier_rows: how many of the rows each tier has, or on a GPU each row's tier (u,).
             coder: the plan.
             values: of all codebooks, as the coder takes them.
             commitment: beta.
@@ -73,12 +72,13 @@ def _row_gradient(ctx: Any, grad: Tensor | None, grad_loss: Tensor | None) -> Te
     decoder: Tensor = ctx.coder.encoder.T
     if grad_loss is None:
         return torch.zeros_like(ctx.made.vectors) if grad is None else grad
-    scale: Tensor = grad_loss * (2 * ctx.commitment)
+    factor: float = 2 * ctx.commitment
     if grad is None:
-        return errors @ decoder * scale
+        scaled: Tensor = errors @ decoder * (grad_loss * factor)
+        return scaled
     if grad.dtype == torch.float32 and grad.device.type == "cpu" and not reads_wait(grad.device):
-        return torch.addmm(grad, errors, decoder, alpha=float(scale))
-    return torch.addcmul(grad, (errors @ decoder).to(grad.dtype), scale.to(grad.dtype))
+        return torch.addmm(grad, errors, decoder, alpha=float(grad_loss) * factor)
+    return torch.addcmul(grad, (errors @ decoder).to(grad.dtype), grad_loss.to(grad.dtype), value=factor)
 
 
 def _parameter_gradient(ctx: Any, grad_loss: Tensor) -> Tensor:
@@ -100,13 +100,16 @@ def _composed_gradients(ctx: Any, grad: Tensor | None, grad_loss: Tensor | None)
     if parameter is not None:
         flat = parameter.view(-1)[: len(moved)].float()
         moved = flat - flat.detach()
-    chosen = []
-    for tier, codes in enumerate(torch.split(ctx.made.codes, list(ctx.tier_rows))):
-        places = flat_index(coder.layouts[tier], z.device).places(codes)
-        numbers = numbers_of(coder, ctx.values, tier)[places]
-        fixed = numbers if coder.steps is None else numbers * coder.steps
-        chosen.append(fixed + coder.book(moved, tier)[places] * coder.units)
-    centroids, weights = torch.cat(chosen), loss_weights(ctx.counts, rows.shape[1])
+    # Where the numbers are that the codes name; coordinates, units and steps are those of all tiers.
+    tiers = ctx.tier_rows
+    if not isinstance(tiers, Tensor):
+        tiers = torch.arange(len(tiers), device="cpu").repeat_interleave(torch.tensor(tiers, device="cpu")).to(z.device)
+    places = coder.searches.places(ctx.made.codes, tiers)
+    named = ctx.values[places]
+    if coder.steps is not None:
+        named = whole_steps(named * coder.units, coder.steps).clamp(-127, 127) * coder.steps
+    centroids = named + moved[places] * coder.units
+    weights = loss_weights(ctx.counts, rows)
     codebook_loss = (weights * (centroids - z.detach()).square().sum(1)).sum()
     commitment_loss = (weights * (z - centroids.detach()).square().sum(1)).sum()
     loss = codebook_loss + ctx.commitment * commitment_loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ class PreparedPlan:
         capacity, buffers, versions: what it was made from.
         coder: all but the centroids.
         units: of each number of the codebooks, that of its coordinate; None where the coder has steps.
+        spans: (D, 2), from where to where each subspace of each codebook goes.
     """
 
     capacity: Capacity
@@ -27,6 +29,7 @@ class PreparedPlan:
     versions: list[int | None]
     coder: ops.MixedCoder
     units: Tensor | None
+    spans: Tensor
 
     @classmethod
     def of(cls, capacity: Capacity, buffers: tuple[Tensor, ...]) -> PreparedPlan:
@@ -47,7 +50,14 @@ class PreparedPlan:
         )
         books = range(len(coder.sizes))
         coordinates = [flat_index(capacity.pieces_of_codebook(number), mean.device).coordinate for number in books]
-        return cls(capacity, buffers, _versions(buffers), coder, None if is_whole else units[torch.cat(coordinates)])
+        of_numbers = None if is_whole else units[torch.cat(coordinates)]
+        starts = accumulate(coder.sizes, initial=0)
+        spans = [
+            (start + piece.entry, start + piece.entry + piece.width * piece.num_centroids)
+            for start, number in zip(starts, books, strict=False)
+            for piece in capacity.pieces_of_codebook(number)
+        ]
+        return cls(capacity, buffers, _versions(buffers), coder, of_numbers, torch.tensor(spans, device=mean.device))
 
     def is_of(self, capacity: Capacity, buffers: tuple[Tensor, ...]) -> bool:
         """Whether it was made from these, and they have not changed since."""
@@ -60,9 +70,10 @@ class PreparedPlan:
         flat = parameter.view(-1)[: self.coder.num_values].float()
         if self.units is None:
             return flat
+        if centroid_dtype == "int8" and (rounded := ops.round_subspaces(flat, self.units, self.spans)) is not None:
+            return rounded
         books = enumerate(torch.split(flat * self.units, list(self.coder.sizes)))
-        rounded = [round_flat(book, self.capacity.pieces_of_codebook(c), centroid_dtype) for c, book in books]
-        return torch.cat(rounded)
+        return torch.cat([round_flat(book, self.capacity.pieces_of_codebook(c), centroid_dtype) for c, book in books])
 
 
 def _versions(tensors: tuple[Tensor, ...]) -> list[int | None]:

@@ -20,8 +20,9 @@ from mgqe.codec.equations import (
     tier_codebook,
 )
 from mgqe.codec.kmeans import KMEANS, KMeans, start_codebooks
-from mgqe.nn.quantizers.autograd import QuantizeRows, SparseGradient, loss_weights
+from mgqe.nn.quantizers.autograd import QuantizeByTier, QuantizeRows, SparseGradient, loss_weights
 from mgqe.nn.quantizers.base import Quantizer
+from mgqe.ops.searches import even_searches
 
 
 class VQQuantizer(Quantizer):
@@ -44,6 +45,8 @@ class VQQuantizer(Quantizer):
         self._alike = (
             capacity.share_codebook and len({(tier.num_subspaces, tier.num_centroids) for tier in capacity.tiers}) == 1
         )
+        shapes = zip(capacity.num_subspaces, capacity.num_centroids, strict=True)
+        self._searches = even_searches(capacity.codebook_shapes, capacity.codebook_of, list(shapes))
         self.codebooks = nn.ParameterList(nn.Parameter(like.new_zeros(shape)) for shape in capacity.codebook_shapes)
 
     @torch.no_grad()
@@ -92,17 +95,39 @@ class VQQuantizer(Quantizer):
         return vectors, loss
 
     def quantize(
-        self, rows: Tensor, groups: Groups, counts: Tensor, gathered: bool = True
+        self, rows: Tensor, groups: Groups, counts: Tensor | None, gathered: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        trains = self.training and torch.is_grad_enabled()
-        if isinstance(groups, Tensor) or not (trains and gathered and self.is_fused):
+        fuses = self.training and torch.is_grad_enabled() and gathered and self.is_fused
+        if fuses and self._quantizes_by_tier(rows, groups):
+            tiers = groups if isinstance(groups, Tensor) else None
+            return QuantizeByTier.apply(  # type: ignore[no-any-return, no-untyped-call]
+                rows,
+                counts,
+                tiers,
+                self._searches,
+                self._rounded_books(),
+                self.commitment,
+                self.sparse,
+                *self.codebooks,
+            )
+        if not fuses or isinstance(groups, Tensor):
             return super().quantize(rows, groups, counts)
-        books = [self.rounded(number) for number in range(len(self.codebooks))]
-        weights, blocks = loss_weights(counts, rows.shape[1]), self._blocks(rows, groups)
-        vectors, loss = QuantizeRows.apply(  # type: ignore[no-untyped-call]
-            rows, weights, blocks, books, self.commitment, self.sparse, *self.codebooks
+        return QuantizeRows.apply(  # type: ignore[no-any-return, no-untyped-call]
+            rows,
+            loss_weights(counts, rows),
+            self._blocks(rows, groups),
+            self._rounded_books(),
+            self.commitment,
+            self.sparse,
+            *self.codebooks,
         )
-        return vectors, loss
+
+    def _quantizes_by_tier(self, rows: Tensor, groups: Groups) -> bool:
+        in_any_order = isinstance(groups, Tensor) or len(groups) == 1
+        return in_any_order and not torch.compiler.is_compiling() and ops.quantizes_by_tier(rows.device)
+
+    def _rounded_books(self) -> list[Tensor]:
+        return [self.rounded(number) for number in range(len(self.codebooks))]
 
     @property
     def is_fused(self) -> bool:

@@ -4,9 +4,25 @@ They are launched for any number of rows without being compiled again. With TRIT
 the first import they run on the CPU, slowly: that is how they are tested without a GPU.
 """
 
-from mgqe.ops.triton_kernels.assign import assign
+from mgqe.ops.triton_kernels.adagrad import move_all, move_rows
+from mgqe.ops.triton_kernels.assign import assign, nearest, scatter
 from mgqe.ops.triton_kernels.bag import bag_of_rows
+from mgqe.ops.triton_kernels.ids import admit
 from mgqe.ops.triton_kernels.lookup import GpuTable
+from mgqe.ops.triton_kernels.rounding import round_subspaces
+from mgqe.ops.triton_kernels.search import keep_above
 from mgqe.ops.triton_kernels.transform import transform
 
-__all__ = ["GpuTable", "assign", "bag_of_rows", "transform"]
+__all__ = [
+    "GpuTable",
+    "admit",
+    "assign",
+    "bag_of_rows",
+    "keep_above",
+    "move_all",
+    "move_rows",
+    "nearest",
+    "round_subspaces",
+    "scatter",
+    "transform",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -70,6 +71,11 @@ class Scorer:
             fields.append(of_entry + [(0, -1, 0, 0)] * (most - len(of_entry)))
         partial = torch.cat([each.flatten(1) for each in tables], 1)
         return cls(table, torch.tensor(fields, dtype=torch.int64, device=partial.device), partial)
+
+    @cached_property
+    def by_code(self) -> Tensor:
+        """The partial scores (P, B): those of a code with all queries lie together."""
+        return self.partial.T.contiguous()
 
     def __call__(self, ids: Tensor) -> Tensor:
         n, (queries, length) = ids.shape[0], self.partial.shape
