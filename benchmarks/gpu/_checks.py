@@ -7,6 +7,8 @@ import traceback
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 import mgqe
 from benchmarks.gpu._settings import Run, Skip
@@ -109,28 +111,84 @@ def late_errors(run: Run) -> None:
 
 
 def graphs(run: Run) -> None:
-    """A step is captured as a CUDA graph, and its replay gives what the step gives."""
+    """Passes, losses and the optimiser's step are captured as a CUDA graph, whose replay gives what the step gives."""
     if run.device.type != "cuda":
         raise Skip("CUDA graphs are of GPUs")
-    there = layer("even").to(run.device)
-    ids = torch.randint(N, (512,), device=run.device)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            there.zero_grad(set_to_none=True)
+    for name in LAYERS:
+        there = layer(name).to(run.device)
+        optimizer = mgqe.RowwiseAdagrad(there.parameters(), lr=0.01)
+        ids = torch.randint(N, (512,), device=run.device)
+
+        def step(
+            there: mgqe.MGQEmbedding = there, optimizer: torch.optim.Optimizer = optimizer, ids: Tensor = ids
+        ) -> None:
+            optimizer.zero_grad(set_to_none=True)
             (there(ids).square().mean() + mgqe.quantization_loss(there)).backward()
-    torch.cuda.current_stream().wait_stream(side)
-    there.zero_grad(set_to_none=True)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        (there(ids).square().mean() + mgqe.quantization_loss(there)).backward()
-    ids.copy_(torch.randint(N, (512,), device=run.device))
-    graph.replay()
-    captured = there.raw_weight.grad.clone()
-    there.zero_grad(set_to_none=True)
-    (there(ids).square().mean() + mgqe.quantization_loss(there)).backward()
-    torch.testing.assert_close(captured, there.raw_weight.grad, atol=1e-5, rtol=1e-4)
+            optimizer.step()
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side), mgqe.one_graph(there):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with mgqe.one_graph(there), torch.cuda.graph(graph):
+            step()
+        ids.copy_(torch.randint(N, (512,), device=run.device))
+        before = {key: value.clone() for key, value in there.state_dict().items()}
+        sums = [(state["sum"], state["sum"].clone()) for state in optimizer.state.values()]
+        graph.replay()
+        captured = there.raw_weight.detach().clone()
+        there.load_state_dict(before)
+        for now, earlier in sums:
+            now.copy_(earlier)
+        with mgqe.one_graph(there):
+            step()
+        torch.testing.assert_close(there.raw_weight.detach(), captured, atol=1e-4, rtol=1e-3)
+
+
+def compiled(run: Run) -> None:
+    """torch.compile(fullgraph=True) of forward pass and loss in training gives the step's gradients."""
+    ids = torch.randint(N, (512,), generator=torch.Generator().manual_seed(3)).to(run.device)
+    for name in LAYERS:
+        there = layer(name).to(run.device)
+        twin = copy.deepcopy(there)
+
+        def loss_of(ids: Tensor, there: mgqe.MGQEmbedding = there) -> Tensor:
+            return there(ids).square().mean() + mgqe.quantization_loss(there)
+
+        torch.compiler.reset()
+        with mgqe.one_graph(there):
+            torch.compile(loss_of, fullgraph=True, backend="aot_eager")(ids).backward()
+        (twin(ids).square().mean() + mgqe.quantization_loss(twin)).backward()
+        torch.testing.assert_close(there.raw_weight.grad, twin.raw_weight.grad, atol=1e-4, rtol=1e-3)
+
+
+def nccl(run: Run) -> None:
+    """Two processes, DistributedDataParallel over NCCL: codebooks and rows stay alike."""
+    if run.device.type != "cuda" or torch.cuda.device_count() < 2:
+        raise Skip("needs two GPUs; gloo is tested on the CPU")
+    torch.multiprocessing.spawn(_train_in_parallel, (29_531,), nprocs=2)
+
+
+def _train_in_parallel(rank: int, port: int) -> None:
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)
+    dist.init_process_group("nccl", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    there = layer("even").to(device)
+    parallel = torch.nn.parallel.DistributedDataParallel(there, device_ids=[rank])
+    optimizer = torch.optim.Adagrad(there.parameters(), lr=0.01)
+    for step in range(5):
+        ids = torch.randint(N, (256,), generator=torch.Generator().manual_seed(2 * step + rank)).to(device)
+        optimizer.zero_grad()
+        (parallel(ids).square().mean() + mgqe.quantization_loss(there)).backward()
+        optimizer.step()
+    mine = there.raw_weight.detach()
+    theirs = mine.clone()
+    dist.broadcast(theirs, 0)
+    assert torch.equal(mine, theirs), "rows differ between the processes"
+    dist.destroy_process_group()
 
 
 CHECKS: dict[str, Callable[[Run], None]] = {
@@ -140,6 +198,8 @@ CHECKS: dict[str, Callable[[Run], None]] = {
     "no waits in a step": no_waits,
     "ids out of range": late_errors,
     "CUDA graphs": graphs,
+    "torch.compile": compiled,
+    "NCCL": nccl,
 }
 
 

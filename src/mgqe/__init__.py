@@ -33,7 +33,7 @@ from mgqe.ids.counting import count_ids, merge_counts
 from mgqe.nn.bag import DPQEmbeddingBag, MGQEmbeddingBag
 from mgqe.nn.embedding import DPQEmbedding, MGQEmbedding
 from mgqe.nn.freezing_to_file import freeze_to
-from mgqe.nn.model import check_ids, quantization_loss, start_quantizing
+from mgqe.nn.model import check_ids, one_graph, quantization_loss, start_quantizing
 from mgqe.nn.monitor import table_metrics
 from mgqe.nn.optim import RowwiseAdagrad
 from mgqe.nn.quantization import Quantization
@@ -80,6 +80,7 @@ __all__ = [
     "load",
     "load_model",
     "merge_counts",
+    "one_graph",
     "plan",
     "plot_bits",
     "plot_errors",

@@ -14,9 +14,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-assign, bag, lookup, scores, transform = (
+adagrad, assign, bag, ids, lookup, rounding, scores, search, transform = (
     importlib.import_module(f"mgqe.ops.triton_kernels.{name}")
-    for name in ("assign", "bag", "lookup", "scores", "transform")
+    for name in ("adagrad", "assign", "bag", "ids", "lookup", "rounding", "scores", "search", "transform")
 )
 FLOATS, LONGS, INTS, BYTES = "*fp32", "*i64", "*i32", "*i8"
 POINTERS = {
@@ -25,6 +25,9 @@ POINTERS = {
     | {"weight": "fp32", "factor": "fp32"},
     "rows": {"rows": FLOATS, "mean": FLOATS, "matrix": FLOATS, "out": FLOATS, "weights": FLOATS}
     | {"ids": LONGS, "offsets": LONGS},
+    "adagrad": {"rows": LONGS, "order": LONGS, "noise": INTS}
+    | dict.fromkeys(("values", "sums", "state", "gradients", "parameter"), FLOATS)
+    | dict.fromkeys(("rate", "eps", "decay"), "fp32"),
     "lookup": {"ids": LONGS, "starts": LONGS, "levels": LONGS, "first_entry": LONGS, "tiers": INTS, "places": LONGS}
     | {"addresses": LONGS, "row_bytes": LONGS, "fields": LONGS, "out": FLOATS, "scales": FLOATS, "mean": FLOATS},
 }
@@ -38,7 +41,10 @@ def nearest(*flags):
     return assign._nearest, POINTERS["assign"], {flag: flag in flags for flag in FLAGS} | BLOCKS
 
 
-COLUMNS = {"ROWS": transform.ROWS, "COLUMNS": transform.COLUMNS}
+COLUMNS = {"ROWS": transform.ROWS, "COLUMNS": transform.COLUMNS, "HAS_SHIFT": True, "HAS_MEAN": True}
+ADAGRAD = {"HAS_DECAY": True, "HAS_NOISE": True}
+RUNS = {"BLOCK": adagrad.BLOCK, "COLUMNS": 64}
+KEEP = {"HAS_ROOTS": True, "HAS_BIAS": True, "HAS_ALLOWED": True, "IDS": search.IDS, "QUERIES": search.QUERIES}
 KERNELS = {
     "frame": (assign._frame, POINTERS["assign"], {"HAS_STEPS": True, "BLOCK": 256}),
     "nearest": nearest(),
@@ -50,12 +56,37 @@ KERNELS = {
         POINTERS["assign"],
         {"HAS_TIERS": True, "HAS_UNITS": True, "PART": assign.PART, **BLOCKS},
     ),
-    "transform": (transform._transform, POINTERS["rows"], COLUMNS),
+    "transform": (transform._transform, POINTERS["rows"] | {"shift": FLOATS}, {**COLUMNS, "HAS_SCALES": False}),
+    "transform with scales": (
+        transform._transform,
+        POINTERS["rows"] | {"shift": FLOATS, "scales": FLOATS},
+        {**COLUMNS, "HAS_SCALES": True},
+    ),
+    "sum of runs": (adagrad._sum_runs, POINTERS["adagrad"], RUNS),
+    "Adagrad of rows": (adagrad._move_rows, POINTERS["adagrad"], {**ADAGRAD, **RUNS, "PARTS": adagrad.PARTS}),
+    "Adagrad of bfloat16": (
+        adagrad._move_all,
+        POINTERS["adagrad"] | {"parameter": "*bf16"},
+        {**ADAGRAD, "ELEMENTS": adagrad.ELEMENTS},
+    ),
+    "ids": (ids._admit, {"ids": LONGS, "extremes": LONGS, "out": LONGS}, {"IDS": ids.IDS}),
+    "rounding": (
+        rounding._round_subspaces,
+        {"values": FLOATS, "units": FLOATS, "spans": LONGS, "out": FLOATS},
+        {"BLOCK": rounding.BLOCK},
+    ),
     "sum": (bag._bag, POINTERS["rows"], {"MODE": 0, "HAS_WEIGHTS": True, "COLUMNS": 64}),
     "mean": (bag._bag, POINTERS["rows"], {"MODE": 1, "HAS_WEIGHTS": False, "COLUMNS": 64}),
     "max": (bag._bag, POINTERS["rows"], {"MODE": 2, "HAS_WEIGHTS": False, "COLUMNS": 64}),
     "locate": (lookup._locate, POINTERS["lookup"], {"HAS_MAP": True, "IDS": lookup.IDS}),
     "score": (scores._score, POINTERS["lookup"] | {"entries": INTS, "partial": FLOATS}, {"IDS": scores.IDS}),
+    "keep": (
+        search._keep,
+        POINTERS["lookup"]
+        | {"entries": INTS, "counts": INTS, "kept": LONGS, "thresholds": LONGS, "allowed": "*u8"}
+        | dict.fromkeys(("partial", "roots", "bias"), FLOATS),
+        KEEP,
+    ),
     "decode": (lookup._decode, POINTERS["lookup"] | {"book": FLOATS}, TILE),
     "decode whole": (
         lookup._decode_whole,

@@ -101,6 +101,13 @@ class CodebookLayer(nn.Module):
         """Move centroids that no id chooses onto rows that are far from theirs."""
         raise NotImplementedError
 
+    def refusal_of_one_graph(self) -> str | None:
+        """Why there can be no pass within :func:`mgqe.one_graph`, as an error text; None where there can."""
+        return f"mgqe.one_graph() does not take a {type(self).__name__}"
+
+    def tell_optimizer(self) -> None:
+        """Leave hints about the parameters."""
+
     def _step_is_over(self) -> bool:
         """Whether an optimiser has taken the step to which the last passes belong."""
         raise NotImplementedError

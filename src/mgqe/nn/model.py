@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mgqe.nn.codebook_layer import CodebookLayer
 from mgqe.nn.context.decorators import outside_graphs
+from mgqe.nn.context.one_graph import in_one_graph, passes_in_one_graph
 from mgqe.nn.quantized import QuantizedEmbedding
 
 
@@ -29,7 +30,6 @@ def _layers(model: nn.Module) -> list[CodebookLayer]:
     return [module for module in seen if isinstance(module, CodebookLayer)]
 
 
-@outside_graphs
 def quantization_loss(model: nn.Module) -> Tensor:
     """The sum of the layers' auxiliary losses of this step's forward passes: add it to the task's loss.
 
@@ -51,6 +51,19 @@ def quantization_loss(model: nn.Module) -> Tensor:
         >>> loss = model(torch.arange(10)).square().mean() + mgqe.quantization_loss(model)
         >>> loss.backward()
     """
+    return _loss_in_graph(model) if in_one_graph() else _pending_loss(model)
+
+
+def _loss_in_graph(model: nn.Module) -> Tensor:
+    layers = [module for module in model.modules() if isinstance(module, CodebookLayer)]
+    losses = [loss.float() for layer in layers for loss in layer.losses.in_graph]
+    for layer in layers:
+        layer.losses.in_graph.clear()
+    return torch.stack(losses).sum() if losses else next(model.parameters()).new_zeros((), dtype=torch.float32)
+
+
+@outside_graphs
+def _pending_loss(model: nn.Module) -> Tensor:
     layers = _layers(model)
     latest = max((layer.latest_pass for layer in layers), default=0)
     ended = max((layer.ended_pass for layer in layers), default=0)
@@ -61,6 +74,36 @@ def quantization_loss(model: nn.Module) -> Tensor:
         return torch.stack([loss.float().to(losses[0].device) for loss in losses]).sum()
     parameter = next(model.parameters(), None)
     return torch.zeros((), dtype=torch.float32, device=None if parameter is None else parameter.device)
+
+
+@contextmanager
+def one_graph(model: nn.Module) -> Iterator[None]:
+    """Within, a training step of the model is one graph: for ``torch.compile(fullgraph=True)`` and CUDA graphs.
+
+    A pass is neither counted nor followed by anything: centroids that no id chooses revive when ``layer.revive()`` is
+    called. :func:`quantization_loss` belongs into the graph, after the passes. To be entered around every call of what
+    is compiled or captured.
+
+    Raises:
+        RuntimeError: a layer that is still in its warm-up (:func:`start_quantizing` ends it), or whose rows are kept in
+            another way than "float32" or "bfloat16".
+
+    Example:
+        >>> import torch, mgqe
+        >>> model = mgqe.DPQEmbedding(100, 8)
+        >>> _ = mgqe.start_quantizing(model)
+        >>> def loss_of(ids):
+        ...     return model(ids).square().mean() + mgqe.quantization_loss(model)
+        >>> step = torch.compile(loss_of, fullgraph=True, backend="eager")
+        >>> with mgqe.one_graph(model):
+        ...     step(torch.arange(10)).backward()
+    """
+    for layer in _layers(model):
+        if (refusal := layer.refusal_of_one_graph()) is not None:
+            raise RuntimeError(f"{path_of(model, layer)}{refusal}")
+        layer.tell_optimizer()
+    with passes_in_one_graph():
+        yield
 
 
 def start_quantizing(model: nn.Module) -> int:
@@ -106,5 +149,10 @@ def errors_about_layer(model: nn.Module, layer: nn.Module) -> Iterator[None]:
     try:
         yield
     except (IndexError, ValueError) as error:
-        path = next((name for name, module in model.named_modules() if module is layer), "")
-        raise type(error)(f"{path}: {error}" if path else str(error)) from error
+        raise type(error)(f"{path_of(model, layer)}{error}") from error
+
+
+def path_of(model: nn.Module, layer: nn.Module) -> str:
+    """Where a layer is in a model, as error texts begin: "path: ", or nothing where the model is the layer."""
+    path = next((name for name, module in model.named_modules() if module is layer), "")
+    return f"{path}: " if path else ""

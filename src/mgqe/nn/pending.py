@@ -55,11 +55,13 @@ class PendingLosses:
         latest_pass: the number of the layer's latest training pass.
         ended_pass: the number of the layer's last training pass of the step before: what other layers of the model did
             up to that pass belongs to that step or an earlier one.
+        in_graph: losses of passes within :func:`mgqe.one_graph`, until they are read there.
     """
 
     def __init__(self) -> None:
         self.latest_pass = self.ended_pass = 0
         self._losses: list[PendingLoss] = []
+        self.in_graph: list[Tensor] = []
 
     def __len__(self) -> int:
         return len(self._losses)

@@ -28,6 +28,7 @@ from mgqe.nn.codebook_layer import revive_every
 from mgqe.nn.context.ddp import broadcast_from_first, common_generator, data_parallel, of_first, recomputing
 from mgqe.nn.context.decorators import in_full_precision, outside_graphs
 from mgqe.nn.context.hints import OptimizerHints, leave_hints
+from mgqe.nn.context.one_graph import in_one_graph
 from mgqe.nn.even_checkpoints import default_capacity, even_codebooks, even_quantizer, refusal
 from mgqe.nn.freezing import frozen_table
 from mgqe.nn.id_guard import IdGuard
@@ -193,8 +194,17 @@ class QuantizedEmbedding(RowLayer):
 
     def _begin_pass(self) -> None:
         """What comes before every forward pass."""
-        if self._trains:
+        if self._trains and not in_one_graph():
             self._begin_training_pass()
+
+    def refusal_of_one_graph(self) -> str | None:
+        if self.quantizing and self.store.is_full:
+            return None
+        return (
+            "mgqe.one_graph() takes layers whose codebooks have started (mgqe.start_quantizing(model)) and whose rows "
+            f'are "float32" or "bfloat16", got a {self._sizes} with rows={self.row_storage!r}'
+            f"{'' if self.quantizing else ', in its warm-up'}"
+        )
 
     @outside_graphs
     def _begin_training_pass(self) -> None:
@@ -217,7 +227,7 @@ class QuantizedEmbedding(RowLayer):
         if self._ends_step(rows_stepped, codebooks_stepped):
             self.losses.end_step()  # those of the passes before, read or not
         if stepped:
-            self._tell_optimizer()
+            self.tell_optimizer()
         if rows_stepped:  # else the gradients of the rows may be waiting for a step of their own
             self._tend_store()
         self._count_pass(stepped, self.store.may_revive)
@@ -234,7 +244,8 @@ class QuantizedEmbedding(RowLayer):
     def _losses_are_past(self) -> bool:
         return self.watcher.same_rows(self.raw_weight) and self._step_is_over()
 
-    def _tell_optimizer(self) -> None:
+    def tell_optimizer(self) -> None:
+        """Which parameters follow others; see :class:`mgqe.nn.context.hints.OptimizerHints`."""
         follow = OptimizerHints(follows_rows=self.quantizer.follows_rows and not self.store.codes_are_fixed)
         for book in self.quantizer.parameters():
             leave_hints(book, follow)

@@ -16,6 +16,7 @@ from mgqe.checks.waiting import reads_wait
 from mgqe.nn.codebook_layer import Batch, CodebookLayer
 from mgqe.nn.context.ddp import is_sharded, recomputing
 from mgqe.nn.context.decorators import in_full_precision, outside_graphs
+from mgqe.nn.context.one_graph import in_one_graph
 from mgqe.nn.id_guard import IdGuard
 from mgqe.nn.quantizers.autograd import RepeatVectors, mask_rows
 from mgqe.nn.rows import RowStore
@@ -158,7 +159,9 @@ class RowLayer(CodebookLayer):
         vectors, loss = self.quantizer.quantize(rows, batch.groups, counts, gathered)
         if not self._tracks and (final := self.store.final_codes_mask(batch.ids)) is not None:
             vectors = torch.where(final.unsqueeze(-1), rows, vectors)  # as frozen: no code is chosen again
-        if loss is not None:
+        if loss is not None and in_one_graph():
+            self.losses.in_graph.append(loss)
+        elif loss is not None:
             self._keep_loss(loss)
         if padding is not None and self.zero_padding:
             vectors = mask_rows(vectors, padding, True)

@@ -78,7 +78,8 @@ def _keep(
         may = may & (tl.load(allowed + query[None, :] * allowed_step + at[:, None], mask=both, other=0) != 0)
     rising = (score + 0.0).to(tl.int32, bitcast=True)  # -0 has the bits of 0
     rising = tl.where(rising >= 0, rising, rising ^ 0x7FFFFFFF)
-    key = (rising.to(tl.int64) << 32) | (LAST_ID - (first_id + at))[:, None]
+    falling = tl.zeros_like(at) + LAST_ID - first_id - at
+    key = (rising.to(tl.int64) << 32) | falling[:, None]
     passes = (may & (key > tl.load(thresholds + query, mask=asked, other=0)[None, :])).to(tl.int32)
     number = tl.sum(passes, 0)
     if tl.max(number, 0) > 0:
