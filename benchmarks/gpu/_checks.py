@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import mgqe
-from benchmarks.gpu._settings import Run, Skip
+from benchmarks.gpu._settings import Run, Skip, captured
 from mgqe import ops
 from mgqe.checks.waiting import reads_wait
 from mgqe.ops import reference
@@ -126,26 +126,18 @@ def graphs(run: Run) -> None:
             (there(ids).square().mean() + mgqe.quantization_loss(there)).backward()
             optimizer.step()
 
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side), mgqe.one_graph(there):
-            for _ in range(3):
-                step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with mgqe.one_graph(there), torch.cuda.graph(graph):
-            step()
+        graph = captured(step, there)
         ids.copy_(torch.randint(N, (512,), device=run.device))
         before = {key: value.clone() for key, value in there.state_dict().items()}
         sums = [(state["sum"], state["sum"].clone()) for state in optimizer.state.values()]
         graph.replay()
-        captured = there.raw_weight.detach().clone()
+        replayed = there.raw_weight.detach().clone()
         there.load_state_dict(before)
         for now, earlier in sums:
             now.copy_(earlier)
         with mgqe.one_graph(there):
             step()
-        torch.testing.assert_close(there.raw_weight.detach(), captured, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(there.raw_weight.detach(), replayed, atol=1e-4, rtol=1e-3)
 
 
 def compiled(run: Run) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import mgqe
-from benchmarks.gpu._settings import Built, Contender, Run, Skip
+from benchmarks.gpu._settings import Built, Contender, Run, Skip, captured
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.loop import make_optimizer
@@ -72,35 +72,48 @@ def frozen_memory(run: Run) -> dict[str, Any]:
 # ---- training ----------------------------------------------------------------------------------------------------
 
 
-def step_of(run: Run, layer: nn.Module, rows: int) -> Contender:
-    """A step of training: a batch of Zipf ids, a loss, the way back, RowwiseAdagrad with sparse gradients."""
+def step_of(run: Run, layer: nn.Module, rows: int, replayed: bool = False) -> Contender:
+    """A step of training: a batch of Zipf ids, a loss, the way back, RowwiseAdagrad with sparse gradients.
+
+    ``replayed``: captured as a CUDA graph before.
+    """
     batches = [run.zipf(run.sizes.batch, rows, seed) for seed in range(4)]
     target = torch.randn(run.sizes.batch, run.sizes.dim, device=run.device, generator=run.generator(9))
     optimizer = mgqe.RowwiseAdagrad(layer.parameters(), lr=0.01)
     turn = itertools.count()
 
-    def step(_: int) -> None:
-        loss = (layer(batches[next(turn) % len(batches)]) - target).square().mean() + mgqe.quantization_loss(layer)
+    ids = batches[0].clone()
+
+    def step() -> None:
+        loss = (layer(ids) - target).square().mean() + mgqe.quantization_loss(layer)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
 
-    return step
+    if replayed and run.device.type != "cuda":
+        raise Skip("CUDA graphs are of GPUs")
+    run_step = captured(step, layer).replay if replayed else step
+
+    def next_step(_: int) -> None:
+        ids.copy_(batches[next(turn) % len(batches)])
+        run_step()
+
+    return next_step
 
 
 def training(run: Run) -> None:
     """Steps of layers whose codebooks have started, beside nn.Embedding(sparse=True) with the same optimiser."""
     dim = run.sizes.dim
 
-    def full(number: int) -> Built:
-        return lambda: step_of(run, nn.Embedding(number, dim, sparse=True, device=run.device), number)
+    def full(number: int, replayed: bool = False) -> Built:
+        return lambda: step_of(run, nn.Embedding(number, dim, sparse=True, device=run.device), number, replayed)
 
-    def quantised(number: int, **options: Any) -> Built:
+    def quantised(number: int, replayed: bool = False, **options: Any) -> Built:
         def build() -> Contender:
             torch.manual_seed(0)
             layer = mgqe.MGQEmbedding(number, dim, sparse=True, device=run.device, warmup_steps=0, **options)
             mgqe.start_quantizing(layer)
-            return step_of(run, layer, number)
+            return step_of(run, layer, number, replayed)
 
         return build
 
@@ -110,8 +123,10 @@ def training(run: Run) -> None:
         "nn.Embedding": full(rows),
         "mgqe 256/64": quantised(rows, **tiers),
         "mgqe 256/64, bfloat16 rows": quantised(rows, rows="bfloat16", **tiers),
+        "nn.Embedding, replayed": full(rows, replayed=True),
+        "mgqe 256/64, replayed": quantised(rows, replayed=True, **tiers),
     }
-    targets = dict.fromkeys(contenders.keys() - {"nn.Embedding"}, STEP)
+    targets = dict.fromkeys(("mgqe 256/64", "mgqe 256/64, bfloat16 rows"), STEP)
     run.compare(f"training step, {run.sizes.batch:,} Zipf ids, {rows:,} rows", contenders, "nn.Embedding", targets)
     rows = run.sizes.planned_rows
     counts = torch.arange(rows, 0, -1)
@@ -302,4 +317,6 @@ def moved(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-PARTS = (training, lookups, bags, top_k, epochs)
+# Of the script's minutes, with those of the checks before.
+CHECKS_SHARE = 0.3
+PARTS = {training: 0.2, lookups: 0.1, bags: 0.1, top_k: 0.2, epochs: 0.1}

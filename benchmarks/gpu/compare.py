@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 import time
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from benchmarks._common import ROOT, environment
 from benchmarks.gpu._checks import check_all
 from benchmarks.gpu._settings import Run, Sizes, Skip
-from benchmarks.gpu._speed import PARTS, frozen_memory
+from benchmarks.gpu._speed import CHECKS_SHARE, PARTS, frozen_memory
 from mgqe.checks.devices import usable_device
 from mgqe.checks.waiting import reads_wait
 from mgqe.ops._triton import triton_on
@@ -41,6 +42,12 @@ def gpu(device: torch.device) -> dict[str, Any]:
     }
 
 
+def until(minutes: float) -> list[tuple[str, float]]:
+    """Each part and the minute until which it may begin things; what a part leaves is the next one's."""
+    shares = {"checks": CHECKS_SHARE, **{part.__name__: share for part, share in PARTS.items()}}
+    return list(zip(shares, (minutes * share for share in accumulate(shares.values())), strict=True))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run everything; the exit status is 1 if a result was wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -58,8 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
     sizes = Sizes.small() if options.small else Sizes()
     run = Run(device, sizes, began + 60 * options.minutes)
     torch.manual_seed(0)
+    print(
+        f"Minutes until which each part begins things: {', '.join(f'{n} {t:.1f}' for n, t in until(options.minutes))}"
+    )
     checks = check_all(run)
-    for part in PARTS:
+    for part, (_, minutes) in zip(PARTS, until(options.minutes)[1:], strict=True):
+        run.deadline = began + 60 * minutes
         part(run)
     memory: dict[str, Any] = {}
     try:
