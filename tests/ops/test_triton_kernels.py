@@ -16,6 +16,7 @@ from whole_tables import whole_table
 import mgqe
 from mgqe import ops
 from mgqe.checks.waiting import as_on_gpu
+from mgqe.codec.mixed import round_flat
 from mgqe.ops import _topk_gpu, reference, reference_topk, triton_kernels
 from mgqe.ops.pieces import pieces
 
@@ -332,6 +333,39 @@ def test_a_step_is_that_of_the_twin(arguments, monkeypatch):
     )
     for a, b in zip(mine[1:], theirs[1:], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.0, 1e-44, 3e38], ids=["usual", "zeros", "denormal", "large"])
+def test_codebooks_are_rounded_as_by_the_twin(factor):
+    layouts = [pieces((1, 4, 2), (3, 0, 5), (8, 2, 300)), pieces((3,), (2,), (4,))]
+    sizes = [sum(p.width * p.num_centroids for p in layout) for layout in layouts]
+    values, units = numbers(sum(sizes)).clamp_(-1, 1) * factor, torch.ones(sum(sizes))
+    values[-2] = float("nan")
+    starts = (0, sizes[0])
+    spans = [
+        (start + p.entry, start + p.entry + p.width * p.num_centroids)
+        for start, layout in zip(starts, layouts, strict=True)
+        for p in layout
+    ]
+    made = triton_kernels.round_subspaces(values.to(DEVICE), units.to(DEVICE), torch.tensor(spans, device=DEVICE)).cpu()
+    parts = zip(torch.split(values, sizes), layouts, strict=True)
+    assert torch.equal(
+        made.nan_to_num(7), torch.cat([round_flat(v, layout, "int8") for v, layout in parts]).nan_to_num(7)
+    )
+
+
+def test_ids_out_of_range_are_noted():
+    layer = mgqe.DPQEmbedding(60, 4, num_centroids=4, warmup_steps=100).to(DEVICE)
+    with as_on_gpu():
+        vectors = layer(torch.tensor([[3, -7], [59, 64]], device=DEVICE).T)
+        assert torch.equal(vectors.detach(), layer.raw_weight.detach()[[[3, 59], [0, 59]]])
+    with pytest.raises(IndexError, match="id -7 is out of range"):
+        layer.check_ids()
+    layer.check_ids()
+    with as_on_gpu():
+        layer(torch.tensor([2000], device=DEVICE))
+    with pytest.raises(IndexError, match="id 2000 is out of range"):
+        layer.check_ids()
 
 
 def test_a_second_derivative_is_that_of_the_twin(monkeypatch):

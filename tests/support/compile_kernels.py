@@ -109,7 +109,9 @@ def main() -> None:
     for name, (kernel, types, constants) in KERNELS.items():
         made = compiled(kernel, types, constants, int(sys.argv[1]))
         counts = {what: len(re.findall(pattern, made.asm["ptx"])) for what, pattern in INSTRUCTIONS.items()}
-        found[name] = {"cubin bytes": len(made.asm["cubin"]), **counts}
+        numbers = [p for p in kernel.params if not p.is_constexpr and p.name not in types]
+        specialised = [p.name for p in numbers if not p.do_not_specialize]
+        found[name] = {"cubin bytes": len(made.asm["cubin"]), "specialised": specialised, **counts}
     print(json.dumps(found))
 
 

@@ -105,8 +105,8 @@ class CodebookLayer(nn.Module):
         """Why there can be no pass within :func:`mgqe.one_graph`, as an error text; None where there can."""
         return f"mgqe.one_graph() does not take a {type(self).__name__}"
 
-    def tell_optimizer(self) -> None:
-        """Leave hints about the parameters."""
+    def prepare_for_one_graph(self) -> None:
+        """What passes need that come within :func:`mgqe.one_graph`."""
 
     def _step_is_over(self) -> bool:
         """Whether an optimiser has taken the step to which the last passes belong."""

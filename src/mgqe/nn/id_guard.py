@@ -38,9 +38,13 @@ class IdGuard:
 
     @outside_inference
     def _admitted(self, ids: Tensor, num_embeddings: int) -> Tensor:
-        if self.extremes is None:
-            self.extremes = torch.zeros(2, dtype=torch.int64, device=ids.device)
-        return ops.admit(ids, self.extremes, num_embeddings)
+        return ops.admit(ids, self.prepared(ids.device), num_embeddings)
+
+    def prepared(self, device: torch.device) -> Tensor:
+        """The extremes on a device, made where there are none."""
+        if self.extremes is None or self.extremes.device != device:
+            self.extremes = torch.zeros(2, dtype=torch.int64, device=device)
+        return self.extremes
 
     def refuse_noted(self, num_embeddings: int, owner: str) -> None:
         """Raise IndexError, once, if an id out of range was admitted. Waits for the device.
@@ -52,7 +56,8 @@ class IdGuard:
         if self.extremes is None:
             return
         device, (low, minus_high) = self.extremes.device, self.extremes.tolist()
-        self.extremes = None
+        with torch.inference_mode(False):
+            self.extremes.zero_()  # a graph that was captured goes on with this tensor
         wrong = low if low < 0 else -minus_high
         if not 0 <= wrong < num_embeddings:
             raise IndexError(

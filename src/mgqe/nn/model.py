@@ -101,7 +101,7 @@ def one_graph(model: nn.Module) -> Iterator[None]:
     for layer in _layers(model):
         if (refusal := layer.refusal_of_one_graph()) is not None:
             raise RuntimeError(f"{path_of(model, layer)}{refusal}")
-        layer.tell_optimizer()
+        layer.prepare_for_one_graph()
     with passes_in_one_graph():
         yield
 

@@ -17,6 +17,7 @@ from mgqe.checks.devices import usable_device
 from mgqe.checks.ids import check_sizes
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_float, optional_float
+from mgqe.checks.waiting import reads_wait
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.kmeans import KMEANS, KMeans, revive_size, sample_size
 from mgqe.codec.metric import Metric
@@ -206,6 +207,11 @@ class QuantizedEmbedding(RowLayer):
             f"{'' if self.quantizing else ', in its warm-up'}"
         )
 
+    def prepare_for_one_graph(self) -> None:
+        self._tell_optimizer()
+        if reads_wait(self.raw_weight.device):
+            self.id_guard.prepared(self.raw_weight.device)
+
     @outside_graphs
     def _begin_training_pass(self) -> None:
         """Settle what the last step left, count the pass, and start or revive codebooks where that is due.
@@ -227,7 +233,7 @@ class QuantizedEmbedding(RowLayer):
         if self._ends_step(rows_stepped, codebooks_stepped):
             self.losses.end_step()  # those of the passes before, read or not
         if stepped:
-            self.tell_optimizer()
+            self._tell_optimizer()
         if rows_stepped:  # else the gradients of the rows may be waiting for a step of their own
             self._tend_store()
         self._count_pass(stepped, self.store.may_revive)
@@ -244,8 +250,7 @@ class QuantizedEmbedding(RowLayer):
     def _losses_are_past(self) -> bool:
         return self.watcher.same_rows(self.raw_weight) and self._step_is_over()
 
-    def tell_optimizer(self) -> None:
-        """Which parameters follow others; see :class:`mgqe.nn.context.hints.OptimizerHints`."""
+    def _tell_optimizer(self) -> None:
         follow = OptimizerHints(follows_rows=self.quantizer.follows_rows and not self.store.codes_are_fixed)
         for book in self.quantizer.parameters():
             leave_hints(book, follow)

@@ -62,6 +62,8 @@ def on_device(batch: Any, device: torch.device) -> Any:
     """A batch of a task, tensors in tuples and dataclasses, on the device."""
     if device == CPU:
         return batch
+    if isinstance(batch, Tensor) and device.type == "cuda":  # from memory that the copy can be made from without a wait
+        return batch.pin_memory().to(device, non_blocking=True)
     if isinstance(batch, Tensor):
         return batch.to(device)
     if isinstance(batch, tuple):
