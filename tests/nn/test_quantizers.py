@@ -75,9 +75,10 @@ def test_reset_gives_zeros(name: str) -> None:
 
 
 def test_shares_of_the_loss_add_up_to_one_per_dimension() -> None:
-    weights = loss_weights(torch.tensor([3, 0, 1]), dim=2)
+    weights = loss_weights(torch.tensor([3, 0, 1]), torch.empty(3, 2))
     assert weights.tolist() == [3 / 8, 0, 1 / 8]
-    assert not loss_weights(torch.tensor([0, 0]), dim=2).any()
+    assert not loss_weights(torch.tensor([0, 0]), torch.empty(2, 2)).any()
+    assert loss_weights(None, torch.empty(4, 2)).tolist() == [1 / 8] * 4
 
 
 @pytest.mark.parametrize("sparse", [False, True])
