@@ -118,3 +118,8 @@ def test_clustering_needs_finite_tables():
 def test_refusals(options, match):
     with pytest.raises(ValueError, match=match):
         CCEmbedding(50, 8, **options)
+
+
+def test_default_sizes():
+    assert [CCEmbedding(50, d).num_columns for d in (64, 24, 6, 7)] == [16, 8, 2, 1]
+    assert [CCEmbedding(n, 4).num_centroids for n in (50, 5000)] == [50, 256]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MAX_SEED = 2**31 - 1
 MAX_CLUSTERINGS = 2**16
-DEFAULT_COLUMNS = 4
+DEFAULT_COLUMNS = (16, 8, 4, 2, 1)  # the first that divides d; more columns did better (docs/method.md)
 DEFAULT_CLUSTERINGS = 4
 
 
@@ -126,7 +126,7 @@ class CCEmbedding(ComposedEmbedding):
     Arguments up to ``dtype`` are nn.Embedding's (``max_norm`` must be None).
 
     Args:
-        num_columns: c, a divisor of d; default 4, or the largest of 4, 2 and 1 that divides d.
+        num_columns: c, a divisor of d; default 16, or the largest of 8, 4, 2 and 1 that divides d.
         num_centroids: K, rows of each of the two tables of a column; default 256, or fewer where there are fewer rows.
         clusterings: how often ``mgqe train`` clusters: after each of the first so many epochs.
         seed: of the hashes and of k-means, 0 to 2**31 - 1.
@@ -157,7 +157,7 @@ class CCEmbedding(ComposedEmbedding):
     ) -> None:
         super().__init__(num_embeddings, embedding_dim, *torch_arguments, **torch_keywords)
         n, d = self.num_embeddings, self.embedding_dim
-        default = next(c for c in (DEFAULT_COLUMNS, 2, 1) if d % c == 0)
+        default = next(c for c in DEFAULT_COLUMNS if d % c == 0)
         self.num_columns = default if num_columns is None else as_int("num_columns", num_columns, 1)
         if d % self.num_columns:
             raise ValueError(f"embedding_dim={d} is not divisible by num_columns={self.num_columns}")

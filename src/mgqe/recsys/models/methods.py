@@ -75,7 +75,7 @@ METHODS: dict[str, Method] = {
     "cce": Method(
         baselines.CCEmbedding,
         "trained",
-        "shared rows, clustered after the first epochs: cce:columns=4,K=64,clusterings=4",
+        "shared rows, clustered after the first epochs: cce:columns=16,K=64",
         {"columns": "num_columns", "K": "num_centroids"},
     ),
     "additive": Method(
