@@ -13,6 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks._common import SPEED, Measurement, save
+
 README = Path(__file__).parents[2] / "README.md"
 TIMED = """
 import sys, tempfile, time, warnings
@@ -48,13 +50,21 @@ def seconds(native: bool) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=5, help="runs of each kind, one after the other")
-    turns = parser.parse_args().turns
+    parser.add_argument("--out", type=Path, default=SPEED / "without-kernels.json", help="where the JSON goes")
+    options = parser.parse_args()
     measured: dict[bool, list[float]] = {True: [], False: []}
-    for _ in range(turns):
+    for _ in range(options.turns):
         for native in measured:
             measured[native].append(seconds(native))
     kernels, without = (statistics.median(measured[native]) for native in (True, False))
     print(f"with kernels {kernels:.2f} s, without {without:.2f} s: {without / kernels:.1f} times as long")
+    named = {"with kernels": measured[True], "without": measured[False]}
+    found = [
+        Measurement({"what": "README's first example"}, name, median, min(times), median / kernels)
+        for name, times in named.items()
+        for median in [statistics.median(times)]
+    ]
+    save(options.out, "without_kernels", options, found)
 
 
 if __name__ == "__main__":
