@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import mgqe
 from mgqe import cli
-from mgqe.cli.app import app
+from mgqe.cli.app import COMMANDS, app
 from mgqe.recsys.study.comparison import Comparison
 from mgqe.recsys.study.execute import Event
 from mgqe.recsys.study.records import read_results
@@ -59,6 +59,22 @@ def test_help_teaches(runner: CliRunner) -> None:
         assert part in text
     text = flat(runner.invoke(app, ["compare", "--help"]).output)
     assert "--seeds 1,2,3 --jobs 2" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"), [("mgqe comp", {"compress", "compare"}), ("mgqe compress --qu", {"--queries", "--quote"})]
+)
+def test_shells_complete_commands_and_options(runner: CliRunner, words: str, offered: set[str]) -> None:
+    env = {"_MGQE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    assert set(runner.invoke(app, [], env=env, prog_name="mgqe").output.split()) == offered
+
+
+def test_help_is_whole_at_80_columns(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in COMMANDS:
+        lines = runner.invoke(app, [command, "-h"]).output.splitlines()
+        assert max(map(len, lines)) <= 80, command
+        assert not [line for line in lines if "…" in line], command
 
 
 def test_train_and_inspect(runner: CliRunner, tiny: Path, tmp_path: Path) -> None:

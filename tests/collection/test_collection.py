@@ -143,6 +143,12 @@ def test_what_does_not_belong_together(table):
         Collection(torch.nn.Linear(2, 2))
 
 
+def test_a_table_is_not_looked_for_in_a_collection(items, tmp_path):
+    items.save(tmp_path / "items")
+    with pytest.raises(IsADirectoryError, match=r"a collection: read it with mgqe\.Collection\.load\(folder\)"):
+        mgqe.load(tmp_path / "items")
+
+
 def test_damaged_and_foreign_folders(table, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder"):
         Collection.load(tmp_path / "nothing")

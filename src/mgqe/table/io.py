@@ -209,6 +209,12 @@ def _index_of(folder: str | os.PathLike[str]) -> Path:
         raise IsADirectoryError(
             errno.EISDIR, "a folder of a whole model: read it with mgqe.load_model(model, folder)", os.fspath(folder)
         )
+    if (Path(folder) / "mgqe-collection.json").is_file():
+        raise IsADirectoryError(
+            errno.EISDIR,
+            "a collection: read it with mgqe.Collection.load(folder), which has its .table",
+            os.fspath(folder),
+        )
     raise IsADirectoryError(
         errno.EISDIR,
         f"a folder without {INDEX}, which is written last: no table, or one whose freezing was interrupted. "
