@@ -54,8 +54,8 @@ def test_operators_and_kernels_are_counted(compare, capsys: pytest.CaptureFixtur
     counts = {line[:28].strip(): line[28:].split() for line in capsys.readouterr().out.splitlines()[1:]}
     launched = {name: int(operators) + int(kernels) for name, (operators, kernels, _) in counts.items()}
     assert int(counts["mgqe, default"][1]) > 0
-    # A step of two tiers launches no more than this beside what nn.Embedding does: docs/gpu.md.
-    assert launched["mgqe, 16 and 8 centroids"] - launched["nn.Embedding"] <= 16
+    # So many launches more than nn.Embedding has a step of two tiers: docs/gpu.md.
+    assert launched["mgqe, 16 and 8 centroids"] - launched["nn.Embedding"] <= 11
 
 
 def test_the_script_is_sound_shell() -> None:
