@@ -12,7 +12,6 @@ import argparse
 import json
 import sys
 import time
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +41,6 @@ def gpu(device: torch.device) -> dict[str, Any]:
     }
 
 
-def until(minutes: float) -> list[tuple[str, float]]:
-    """Each part and the minute until which it may begin things; what a part leaves is the next one's."""
-    shares = {"checks": CHECKS_SHARE, **{part.__name__: share for part, share in PARTS.items()}}
-    return list(zip(shares, (minutes * share for share in accumulate(shares.values())), strict=True))
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run everything; the exit status is 1 if a result was wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -65,12 +58,15 @@ def main(arguments: list[str] | None = None) -> int:
     sizes = Sizes.small() if options.small else Sizes()
     run = Run(device, sizes, began + 60 * options.minutes)
     torch.manual_seed(0)
-    print(
-        f"Minutes until which each part begins things: {', '.join(f'{n} {t:.1f}' for n, t in until(options.minutes))}"
-    )
+    shares = {"checks": CHECKS_SHARE, **{part.__name__: share for part, share in PARTS.items()}}
+    parts = ", ".join(f"{name} {options.minutes * share:.1f}" for name, share in shares.items())
+    print(f"Minutes of each part: {parts}", flush=True)
     checks = check_all(run)
-    for part, (_, minutes) in zip(PARTS, until(options.minutes)[1:], strict=True):
-        run.deadline = began + 60 * minutes
+    total, planned = 60 * options.minutes, began + 60 * options.minutes * CHECKS_SHARE
+    for part, share in PARTS.items():
+        planned += total * share
+        # What earlier parts left may be used; where they took longer, this one has its share all the same.
+        run.deadline = min(began + total, max(planned, time.monotonic() + total * share))
         part(run)
     memory: dict[str, Any] = {}
     try:

@@ -23,7 +23,7 @@ POINTERS = {
     "assign": {"book": FLOATS, "searches": LONGS, "middle": FLOATS, "longest": "*fp64", "codes": INTS, "tiers": LONGS}
     | dict.fromkeys(("rows", "bias", "units", "steps", "weights", "taken", "errors", "losses", "scale", "sums"), FLOATS)
     | {"weight": "fp32", "factor": "fp32"},
-    "rows": {"rows": FLOATS, "mean": FLOATS, "matrix": FLOATS, "out": FLOATS, "weights": FLOATS}
+    "rows": dict.fromkeys(("rows", "shift", "mean", "matrix", "scales", "out", "weights"), FLOATS)
     | {"ids": LONGS, "offsets": LONGS},
     "adagrad": {"rows": LONGS, "order": LONGS, "noise": INTS}
     | dict.fromkeys(("values", "sums", "state", "gradients", "parameter"), FLOATS)
@@ -56,12 +56,8 @@ KERNELS = {
         POINTERS["assign"],
         {"HAS_TIERS": True, "HAS_UNITS": True, "PART": assign.PART, **BLOCKS},
     ),
-    "transform": (transform._transform, POINTERS["rows"] | {"shift": FLOATS}, {**COLUMNS, "HAS_SCALES": False}),
-    "transform with scales": (
-        transform._transform,
-        POINTERS["rows"] | {"shift": FLOATS, "scales": FLOATS},
-        {**COLUMNS, "HAS_SCALES": True},
-    ),
+    "transform": (transform._transform, POINTERS["rows"], {**COLUMNS, "HAS_SCALES": False}),
+    "transform with scales": (transform._transform, POINTERS["rows"], {**COLUMNS, "HAS_SCALES": True}),
     "sum of runs": (adagrad._sum_runs, POINTERS["adagrad"], RUNS),
     "Adagrad of rows": (adagrad._move_rows, POINTERS["adagrad"], {**ADAGRAD, **RUNS, "PARTS": adagrad.PARTS}),
     "Adagrad of bfloat16": (
