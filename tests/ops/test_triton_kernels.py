@@ -358,7 +358,7 @@ def test_ids_out_of_range_are_noted():
     layer = mgqe.DPQEmbedding(60, 4, num_centroids=4, warmup_steps=100).to(DEVICE)
     with as_on_gpu():
         vectors = layer(torch.tensor([[3, -7], [59, 64]], device=DEVICE).T)
-        assert torch.equal(vectors.detach(), layer.raw_weight.detach()[[[3, 59], [0, 59]]])
+        assert torch.equal(vectors.detach(), layer.raw_weight.detach()[torch.tensor([[3, 59], [0, 59]], device=DEVICE)])
     with pytest.raises(IndexError, match="id -7 is out of range"):
         layer.check_ids()
     layer.check_ids()
