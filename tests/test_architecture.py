@@ -100,6 +100,7 @@ FOREIGN = {
     "_buffers": "torch.nn.Module: likewise",
     "_modules": "torch.nn.Module: a submodule is replaced under a name that attribute access does not reach",
     "_non_persistent_buffers_set": "torch.nn.Module: nothing else says which buffers state_dict leaves out",
+    "_replace": "typing.NamedTuple: the method that its documentation names",
     "_version": "torch.Tensor: counts the changes in place, by which a layer sees an optimiser's step",
     "_init_weights": "transformers: how a model starts the rows of new tokens",
     "_values": "torch.sparse: the public values() needs a coalesced tensor, which costs a sort",

@@ -101,7 +101,9 @@ def test_train_and_inspect(runner: CliRunner, tiny: Path, tmp_path: Path) -> Non
     assert result.exit_code == 0, result.output
     for part in ("CompactTable", "codes", "centroids", "tier_map", "header", f"{file.stat().st_size:,}", "perplexity"):
         assert part in result.output
-    assert re.search(r"look-up \d\.\d of nn\.Embedding, estimated, for ids that are alike frequent", result.output)
+    assert re.search(
+        r"look-up \d\.\d of nn\.Embedding's time, estimated, for ids that are alike frequent", result.output
+    )
     mgqe.append(file, torch.zeros(1, mgqe.load(file).embedding_dim))
     result = runner.invoke(app, ["inspect", str(file)])
     appended, record = sorted(out.glob("item.mgqe.safetensors.append-*"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mgqe.codec.tier_map import build_tier_map, peel_order, unpack_bits
 from mgqe.codec.tiers import Tiers
-from mgqe.ops.packed_format import level_lengths
+from mgqe.ops.layout.packed_format import level_lengths
 from mgqe.ops.reference import popcount
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mgqe import ops
 from mgqe.ops import reference
-from mgqe.ops.pieces import pieces
+from mgqe.ops.layout.pieces import pieces
 
 
 def layout(widths, bits, more=0):

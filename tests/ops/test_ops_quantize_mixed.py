@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mgqe import ops
 from mgqe.ops import reference_mixed
-from mgqe.ops.pieces import pieces
+from mgqe.ops.layout.pieces import pieces
 
 
 def coder(dim, widths, bits_of_tiers, columns, seed=0):

@@ -18,7 +18,7 @@ from mgqe import ops
 from mgqe.checks.waiting import as_on_gpu
 from mgqe.codec.mixed import round_flat
 from mgqe.ops import _topk_gpu, reference, reference_topk, triton_kernels
-from mgqe.ops.pieces import pieces
+from mgqe.ops.layout.pieces import pieces
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EXACT = DEVICE == "cuda"  # the interpreter rounds the product and the sum of an fma, which a GPU and the twin do once

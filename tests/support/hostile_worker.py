@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ops_tables import MIXED, mixed_table
 
 from mgqe import CompactTable, ops
-from mgqe.ops.packed_format import level_lengths
+from mgqe.ops.layout.packed_format import level_lengths
 
 OUTCOMES: Counter[str] = Counter()
 REFUSALS = (ValueError, IndexError)

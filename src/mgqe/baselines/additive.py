@@ -19,7 +19,7 @@ from mgqe.codec.kmeans import kmeans
 from mgqe.codec.packing import bits_for, pack, row_bytes, unpack
 from mgqe.files.reader import Config, Reader, require_finite
 from mgqe.nn.quantizers.autograd import ScaleGradient
-from mgqe.ops.packed_format import MAX_CENTROIDS
+from mgqe.ops.layout.packed_format import MAX_CENTROIDS
 from mgqe.table.base import FrozenTable
 from mgqe.table.io import register_kind
 

@@ -13,7 +13,7 @@ from mgqe.checks.scalars import as_float, as_int
 from mgqe.codec.packing import bits_for, spare_bits_are_zero, unpack
 from mgqe.files.reader import MAX_DIM, MAX_ROWS, Config, Reader
 from mgqe.nn.context.ddp import is_sharded
-from mgqe.ops.packed_format import MAX_CENTROIDS
+from mgqe.ops.layout.packed_format import MAX_CENTROIDS
 from mgqe.table.base import FrozenTable
 
 

@@ -18,7 +18,7 @@ from mgqe.codec.hashing import bucket_of
 from mgqe.codec.kmeans import kmeans
 from mgqe.codec.packing import bits_for, code_dtype, pack, row_bytes, unpack
 from mgqe.files.reader import MAX_DIM, Config, Reader, require_finite
-from mgqe.ops.packed_format import MAX_CENTROIDS
+from mgqe.ops.layout.packed_format import MAX_CENTROIDS
 from mgqe.table.base import FrozenTable
 from mgqe.table.io import register_kind
 

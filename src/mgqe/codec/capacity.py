@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from mgqe.checks.scalars import as_int, as_ints, is_sequence
 from mgqe.codec.packing import Bits, bits_for, row_bytes
-from mgqe.ops.packed_format import LEVEL_BITS, MAX_CENTROIDS
-from mgqe.ops.pieces import Piece, check_bits, codebook_sizes, pieces
+from mgqe.ops.layout.packed_format import LEVEL_BITS, MAX_CENTROIDS
+from mgqe.ops.layout.pieces import Piece, check_bits, codebook_sizes, pieces
 
 BY_COLUMNS = "int8_columns"  # a matrix of int8 with a scale per column, for coordinates that are int8, too
 MIN_CENTROIDS = 2

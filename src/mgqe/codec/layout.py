@@ -17,7 +17,7 @@ from mgqe.codec.tier_map import MAX_MAPPED_IDS, map_order
 from mgqe.codec.tiers import Tiers
 from mgqe.files.container import Shapes, encode_header
 from mgqe.files.reader import MAX_DIM, MAX_ROWS, Config, Reader
-from mgqe.ops.packed_format import BLOCK_BITS, MAX_BITS, MAX_CENTROIDS, MAX_TIERS, WORDS_PER_BLOCK, level_lengths
+from mgqe.ops.layout.packed_format import BLOCK_BITS, MAX_BITS, MAX_CENTROIDS, MAX_TIERS, WORDS_PER_BLOCK, level_lengths
 
 KIND = "compact"  # the name under which files record such a table
 CENTROID_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}

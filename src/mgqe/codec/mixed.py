@@ -7,7 +7,7 @@ from torch import Tensor
 from mgqe.codec.equations import in_int8_steps, round_centroids, scales_of
 from mgqe.ops import assign_mixed as nearest_mixed_codes
 from mgqe.ops.flat_index import flat_index
-from mgqe.ops.pieces import Piece
+from mgqe.ops.layout.pieces import Piece
 from mgqe.ops.reference import gather_mixed
 
 __all__ = [

@@ -14,8 +14,8 @@ from typing import Union
 import torch
 from torch import Tensor
 
-from mgqe.ops.packed_format import MAX_BITS, MAX_CENTROIDS
-from mgqe.ops.pieces import check_bits, mixed_row_bytes
+from mgqe.ops.layout.packed_format import MAX_BITS, MAX_CENTROIDS
+from mgqe.ops.layout.pieces import check_bits, mixed_row_bytes
 from mgqe.ops.reference import codes_of
 
 Bits = Union[int, Sequence[int]]  # noqa: UP007  Of all codes of a row, or of each; evaluated on import.

@@ -29,8 +29,8 @@ from mgqe.codec.tier_map import TierMap, block_counts, build_tier_map, map_order
 from mgqe.codec.tiers import Tiers
 from mgqe.codec.transform import Transform
 from mgqe.ops import max_code
-from mgqe.ops.packed_format import level_lengths
-from mgqe.ops.pieces import Piece, check_bits
+from mgqe.ops.layout.packed_format import level_lengths
+from mgqe.ops.layout.pieces import Piece, check_bits
 
 
 def lay_out(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mgqe.codec.tiers import Tiers
-from mgqe.ops.packed_format import BLOCK_BITS, WORDS_PER_BLOCK
+from mgqe.ops.layout.packed_format import BLOCK_BITS, WORDS_PER_BLOCK
 from mgqe.ops.reference import locate_in_map, popcount
 
 MAX_MAPPED_IDS = 2**31 - 1  # ranks are int32

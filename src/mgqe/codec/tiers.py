@@ -19,7 +19,7 @@ from torch import Tensor
 from mgqe.checks.ids import check_dense, check_ids, no_values
 from mgqe.checks.inference import as_normal
 from mgqe.checks.scalars import as_floats, as_int, as_ints, optional_int
-from mgqe.ops.packed_format import MAX_TIERS
+from mgqe.ops.layout.packed_format import MAX_TIERS
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from mgqe.ops._checks import float_matrix, same_device
 from mgqe.ops._eager import runs_now
 from mgqe.ops._library import check, library_on
 from mgqe.ops._triton import triton_on
-from mgqe.ops.packed_format import MAX_CENTROIDS
+from mgqe.ops.layout.packed_format import MAX_CENTROIDS
 
 
 def assign(rows: Tensor, centroids: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from mgqe.ops._descriptor import c_pieces
 from mgqe.ops._eager import runs_now
 from mgqe.ops._library import check, library_on
 from mgqe.ops._triton import triton_on
-from mgqe.ops.pieces import Piece, pieces
+from mgqe.ops.layout.pieces import Piece, pieces
 
 
 def assign_mixed(coordinates: Tensor, codebook: Tensor, layout: tuple[Piece, ...]) -> Tensor:

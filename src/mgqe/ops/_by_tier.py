@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mgqe.ops._checks import same_device
 from mgqe.ops._triton import triton_on
-from mgqe.ops.searches import Searches
+from mgqe.ops.layout.searches import Searches
 
 
 class ByTier(NamedTuple):

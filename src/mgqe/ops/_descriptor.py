@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mgqe.checks.scalars import as_int, as_ints
 from mgqe.ops._checks import codebook_layout
-from mgqe.ops.packed_format import BLOCK_BITS, LEVEL_BITS, MAX_BITS, MAX_TIERS, WORDS_PER_BLOCK, level_lengths
-from mgqe.ops.pieces import Piece, check_bits, codebook_sizes, mixed_row_bytes, pieces
+from mgqe.ops.layout.packed_format import BLOCK_BITS, LEVEL_BITS, MAX_BITS, MAX_TIERS, WORDS_PER_BLOCK, level_lengths
+from mgqe.ops.layout.pieces import Piece, check_bits, codebook_sizes, mixed_row_bytes, pieces
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
 

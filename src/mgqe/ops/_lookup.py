@@ -15,7 +15,7 @@ from mgqe.ops._descriptor import EVEN_SCHEMA, MIXED_SCHEMA, Descriptor, TableBuf
 from mgqe.ops._eager import runs_now
 from mgqe.ops._library import LONG_ROWS, OUT_OF_RANGE, check, library, library_on
 from mgqe.ops._triton import gpu_table
-from mgqe.ops.packed_format import MAX_BITS
+from mgqe.ops.layout.packed_format import MAX_BITS
 
 
 class PreparedLookup:

@@ -11,8 +11,8 @@ from itertools import accumulate
 from torch import Tensor
 
 from mgqe.ops._descriptor import CPiece, c_pieces
-from mgqe.ops.pieces import Piece
-from mgqe.ops.searches import Searches, mixed_searches
+from mgqe.ops.layout.pieces import Piece
+from mgqe.ops.layout.searches import Searches, mixed_searches
 
 
 class CCoderTier(ctypes.Structure):

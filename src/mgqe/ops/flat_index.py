@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mgqe.ops.pieces import Piece
+from mgqe.ops.layout.pieces import Piece
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mgqe.ops._descriptor import TableBuffers
 from mgqe.ops.flat_index import flat_index
-from mgqe.ops.packed_format import WORDS_PER_BLOCK
-from mgqe.ops.pieces import Piece
+from mgqe.ops.layout.packed_format import WORDS_PER_BLOCK
+from mgqe.ops.layout.pieces import Piece
 
 # Scores held at once. Torch temporaries much above the caches are slow and erratic.
 _SCORES_AT_ONCE = 1 << 20

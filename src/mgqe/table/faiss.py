@@ -14,7 +14,7 @@ from mgqe.codec.equations import tier_codebook
 from mgqe.codec.layout import TableLayout
 from mgqe.codec.packing import bits_for, pack, row_bytes, unpack
 from mgqe.codec.tiers import Tiers
-from mgqe.ops.packed_format import MAX_BITS, MAX_CENTROIDS
+from mgqe.ops.layout.packed_format import MAX_BITS, MAX_CENTROIDS
 from mgqe.table.snapshot import Snapshot
 
 # faiss has a kernel for subspaces of 2 dimensions that takes 8 centroids at a time, and refuses fewer.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mgqe.codec.packing import CHUNK_CODES, row_bytes, unpack
-from mgqe.ops.packed_format import MAX_BITS
+from mgqe.ops.layout.packed_format import MAX_BITS
 from mgqe.table.faiss import import_faiss
 
 REMEDY = "compress its vectors: `mgqe compress vectors.npy`, of numpy.save('vectors.npy', index.reconstruct_n())"

@@ -32,7 +32,7 @@ from mgqe.files.container import (
     tensor_bytes,
 )
 from mgqe.files.reader import MAX_ROWS, Config, Reader
-from mgqe.ops.packed_format import MAX_TIERS
+from mgqe.ops.layout.packed_format import MAX_TIERS
 from mgqe.table.compact import CompactTable
 from mgqe.table.growth import Extent
 from mgqe.table.snapshot import Snapshot

@@ -31,7 +31,7 @@ from mgqe.codec.tier_map import TierMap, build_tier_map, peel_order
 from mgqe.codec.tiers import Tiers
 from mgqe.codec.transform import Transform
 from mgqe.files.reader import MAX_ROWS, Config, Reader, require_finite
-from mgqe.ops.packed_format import MAX_TIERS
+from mgqe.ops.layout.packed_format import MAX_TIERS
 from mgqe.ops.reference import in_entries
 from mgqe.table.growth import Extent
 

@@ -20,7 +20,7 @@ from mgqe.codec.planning.speed import Frequencies, lookup_share
 from mgqe.codec.planning.waterfill import Spectrum
 from mgqe.codec.tiers import Tiers
 from mgqe.codec.transform import Transform
-from mgqe.ops.pieces import Piece
+from mgqe.ops.layout.pieces import Piece
 
 SAMPLE_ROWS = 65_536  # of a tier
 WHOLE_ROWS = 16_384  # of a table, from which look-ups take long enough for a matrix with column scales to pay

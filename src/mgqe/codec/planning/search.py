@@ -21,7 +21,7 @@ from mgqe.codec.planning.rate import rounding, tier_error
 from mgqe.codec.tier_map import peel_order
 from mgqe.codec.tiers import Tiers
 from mgqe.files.checksums import BLOCK_BYTES, DIGEST_BYTES
-from mgqe.ops.packed_format import level_lengths
+from mgqe.ops.layout.packed_format import level_lengths
 
 ENDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)  # shares of ids where a tier may end
 MIN_TIER = 32  # ids

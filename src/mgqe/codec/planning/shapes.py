@@ -14,7 +14,7 @@ from mgqe.codec.metric import Metric
 from mgqe.codec.planning.speed import lookup_cost
 from mgqe.codec.planning.waterfill import LEAST_BITS, Spectrum, bits_at, give_bits, joined
 from mgqe.codec.tiers import Tiers
-from mgqe.ops.packed_format import LEVEL_BITS
+from mgqe.ops.layout.packed_format import LEVEL_BITS
 
 CODE_BITS = (3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # of a code on average, that are tried
 # Shapes that are fast: codes of one coordinate each, which share their levels; and fewer coordinates.

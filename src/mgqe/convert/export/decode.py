@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mgqe.codec.packing import Bits
-from mgqe.ops.pieces import Piece
+from mgqe.ops.layout.pieces import Piece
 
 BLOCK_BYTES = 32  # 256 bits, for which there is one rank
 

@@ -27,7 +27,7 @@ from mgqe.codec.layout import COLUMN_SCALES, FALLBACK, MATRIX, MATRIX_SCALES, ME
 from mgqe.convert.export.coordinates import BYTE, coordinates_of, in_bytes
 from mgqe.convert.export.portable_layers import PortableEmbedding
 from mgqe.files.reader import Reader
-from mgqe.ops.packed_format import WORDS_PER_BLOCK, level_lengths
+from mgqe.ops.layout.packed_format import WORDS_PER_BLOCK, level_lengths
 
 VALUES = 1 << BYTE  # of an index byte
 WORD = 64  # bits of a word of a tier map

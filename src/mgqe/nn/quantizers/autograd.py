@@ -15,7 +15,7 @@ from torch import Tensor
 from mgqe import ops
 from mgqe.checks.waiting import reads_wait
 from mgqe.ops import reference
-from mgqe.ops.searches import Searches
+from mgqe.ops.layout.searches import Searches
 
 
 def loss_weights(counts: Tensor | None, rows: Tensor) -> Tensor:

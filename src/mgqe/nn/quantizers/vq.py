@@ -22,7 +22,7 @@ from mgqe.codec.equations import (
 from mgqe.codec.kmeans import KMEANS, KMeans, start_codebooks
 from mgqe.nn.quantizers.autograd import QuantizeByTier, QuantizeRows, SparseGradient, loss_weights
 from mgqe.nn.quantizers.base import Quantizer
-from mgqe.ops.searches import even_searches
+from mgqe.ops.layout.searches import even_searches
 
 
 class VQQuantizer(Quantizer):

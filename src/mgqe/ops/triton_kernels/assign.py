@@ -16,12 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mgqe.ops.searches import Search, Searches, search_table
+from mgqe.ops.layout.searches import Search, Searches, search_table
 
 ROWS = 64  # of a program
 CENTROIDS = 64  # that a program compares at a time; fewer where there are fewer
 PART = 2048  # rows whose errors a program adds up
-FIELDS = tl.constexpr(7)  # of a search, before its counts; see mgqe.ops.searches.search_table
+FIELDS = tl.constexpr(7)  # of a search, before its counts; see mgqe.ops.layout.searches.search_table
 FAR = tl.constexpr(2.0**40)  # of mgqe.ops.reference
 MISSING = tl.constexpr(1 << 30)  # a code that no centroid has
 ROUNDS = tl.constexpr(1.5 * 2.0**23)  # added and taken away: the nearest whole number, half to even

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mgqe.ops.pieces import Piece
+from mgqe.ops.layout.pieces import Piece
 
 
 class Search(NamedTuple):

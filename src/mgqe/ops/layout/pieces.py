@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from mgqe.ops.packed_format import MAX_BITS
+from mgqe.ops.layout.packed_format import MAX_BITS
 
 
 class Piece(NamedTuple):
