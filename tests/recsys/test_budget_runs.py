@@ -12,10 +12,11 @@ from recsys_data import tiny_config, write_tiny
 import mgqe
 from mgqe.codec.planning import tables
 from mgqe.files.atomic import read_json
+from mgqe.recsys.tasks.base import Validation
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train import run
 from mgqe.recsys.train.artifacts import load_run
-from mgqe.recsys.train.budget import Spent, planned_layers
+from mgqe.recsys.train.budget import Spent, best_of, planned_layers
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.loop import EpochReport
 from mgqe.recsys.train.run import build_tables, train_run
@@ -74,7 +75,7 @@ def test_the_width_with_the_better_figure_is_taken(
 
     def spend(full, model, task, budget, batch_size):  # type: ignore[no-untyped-def]
         seen[full.item.embedding_dim] = budget
-        return Spent(float(full.item.embedding_dim == width), "by hand")
+        return Spent(Validation({"full_ndcg": float(full.item.embedding_dim == width)}, ()), "by hand")
 
     monkeypatch.setattr(run, "spend_budget", spend)
     train_run(config, tmp_path / "out")
@@ -90,7 +91,9 @@ def test_half_the_dimensions_are_not_tried(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedding: str
 ) -> None:
     seen = []
-    monkeypatch.setattr(run, "spend_budget", lambda full, *_: seen.append(full) or Spent(0.0, "by hand"))
+    monkeypatch.setattr(
+        run, "spend_budget", lambda full, *_: seen.append(full) or Spent(Validation({"full_ndcg": 0.0}, ()), "by hand")
+    )
     train_run(replace(config, embedding=embedding), tmp_path / "out")
     assert len(seen) == 1
 
@@ -174,3 +177,16 @@ def test_tables_without_a_budget_are_planned_with_the_bytes_of_the_even_shape(
         if name in planned:
             assert metrics["embedding_bytes_by_table"][name] <= layers[name].planner.nbytes < 256 * table.num_embeddings
     assert RunData.load(config).task.evaluate(load_run(tmp_path / "out")) == metrics["quality"]
+
+
+def test_ranks_decide_between_plans_that_the_judge_cannot_tell_apart() -> None:
+    def found(gains: list[float], log_rank: float) -> Validation:
+        values = torch.tensor(gains, dtype=torch.float64)
+        return Validation({"full_ndcg": float(values.mean()), "full_log_rank": log_rank}, (), (values,))
+
+    best, near, far = found([1.0, 0.5, 0.5, 0.6], -2.0), found([0.9, 0.6, 0.5, 0.5], -1.5), found([0.4] * 4, -1.0)
+    # near is behind by .025 where the standard error is .048, far by .25 where it is .119.
+    assert best_of([far, best, near], "full_ndcg") == 2
+    assert best_of([far, best], "full_ndcg") == 1
+    auc = [Validation({"auc": value}, ()) for value in (0.7, 0.8, 0.75)]
+    assert best_of(auc, "auc") == 1

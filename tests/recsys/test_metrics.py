@@ -26,7 +26,7 @@ from mgqe.recsys.tasks.metrics import (
     rank_figures,
     sampled_ranks,
     standard_error,
-    uncut_ndcg,
+    uncut_gains,
 )
 
 NAN = math.nan
@@ -158,7 +158,7 @@ def test_catalogue_ranks_with_equal_items_repeats_and_several_positives(seed: in
 
 
 def test_ndcg_without_a_cut_by_hand() -> None:
-    assert uncut_ndcg(torch.tensor([0, 2, 6])) == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+    assert uncut_gains(torch.tensor([0, 2, 6])).tolist() == pytest.approx([1, 1 / 2, 1 / 3])
 
 
 def test_auc_by_hand() -> None:

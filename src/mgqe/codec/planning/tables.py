@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -289,11 +290,16 @@ class BestPlans:
 
     candidate: Candidate
     fitted: Sequence[FittedPlan]
-    figure: float | None
+    figure: Any
 
 
-Judge = Callable[[Sequence[FittedPlan]], float]
-OnCandidate = Callable[[Candidate, float | None], None]
+Judge = Callable[[Sequence[FittedPlan]], Any]
+OnCandidate = Callable[[Candidate, Any], None]
+
+
+def largest(figures: Sequence[Any]) -> int:
+    """The place of the first largest figure."""
+    return max(range(len(figures)), key=figures.__getitem__)
 
 
 def best_plans(
@@ -302,34 +308,35 @@ def best_plans(
     judge: Judge | None = None,
     on_candidate: OnCandidate = lambda candidate, figure: None,
     shares: Sequence[int] | None = None,
+    choose: Callable[[Sequence[Any]], int] = largest,
 ) -> BestPlans:
     """The candidate that the judge likes best, fitted; without a judge the default, its tiers chosen by prediction.
 
     Args:
         problems: the tables, all of which are compressed.
         budget: bytes of all files together.
-        judge: fitted plans -> a figure, higher is better.
+        judge: fitted plans -> a figure, higher is better, or whatever ``choose`` takes.
         on_candidate: is told each candidate and its figure.
         shares: bytes of each table; by default those of :func:`share_bytes` for the default candidate.
+        choose: the judge's figures of all candidates -> the place of the best.
 
     Raises:
         ValueError: a budget that nothing fits.
     """
     tried = candidates(problems) if judge is not None else candidates(problems)[:1]
     by_cost = share_bytes(problems, tried[0], budget) if shares is None else shares
-    best: BestPlans | None = None
+    fits: list[BestPlans] = []
 
     def consider(candidate: Candidate, by_table: Sequence[int]) -> None:
-        nonlocal best
         fitted = fit_tables(problems, candidate, by_table, by_prediction=judge is None)
         figure = None if judge is None else judge(fitted)
         on_candidate(candidate, figure)
-        if best is None or (figure is not None and best.figure is not None and figure > best.figure):
-            best = BestPlans(candidate, fitted, figure)
+        fits.append(BestPlans(candidate, fitted, figure))
 
     for candidate in tried:
         consider(candidate, by_cost)
-    assert best is not None  # there is always a default
-    if judge is not None and len(problems) > 1:
-        consider(best.candidate, proportional(problems, budget))
-    return best
+    if judge is None:
+        return fits[0]
+    if len(problems) > 1:
+        consider(fits[choose([each.figure for each in fits])].candidate, proportional(problems, budget))
+    return fits[choose([each.figure for each in fits])]

@@ -89,10 +89,12 @@ class Validation:
     """How a model does on the validation part.
 
     figures: by name. values: float64, of the examples, whose mean is the figure that selects; several for an AUC.
+    judged: float64, of the examples, whose mean is the figure that plans are judged by; empty for an AUC.
     """
 
     figures: dict[str, float]
     values: tuple[Tensor, ...]
+    judged: tuple[Tensor, ...] = ()
 
 
 class TrainingTask(Protocol):

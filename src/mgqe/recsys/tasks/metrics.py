@@ -104,12 +104,17 @@ def rank_figures(ranks: Tensor, k: int = 10, prefix: str = "", owners: Tensor | 
     return {f"{prefix}{metric}": metric.figure(ranks, owners) for metric in metrics}
 
 
-def uncut_ndcg(ranks: Tensor) -> float:
-    """The mean of 1 / log2(rank + 2), NDCG without a k: every rank counts, the first ones most.
+def uncut_gains(ranks: Tensor) -> Tensor:
+    """1 / log2(rank + 2), of which the mean is NDCG without a k: every rank counts, the first ones most.
 
     It tells plans of one model apart by less noise than NDCG@k, which is zero for most users.
     """
-    return float((1.0 / torch.log2(ranks.double() + 2.0)).mean())
+    return 1.0 / torch.log2(ranks.double() + 2.0)
+
+
+def mean_log_rank(ranks: Tensor) -> float:
+    """The mean of ln(rank + 1): from 0, which is best; ranks far from the first count as much as these."""
+    return float((ranks.double() + 1.0).log().mean())
 
 
 def auc_placements(labels: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:

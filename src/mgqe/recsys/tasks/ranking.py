@@ -31,9 +31,10 @@ from mgqe.recsys.tasks.metrics import (
     RankMetric,
     catalogue_ranks,
     head_and_tail_figures,
+    mean_log_rank,
     rank_figures,
     sampled_ranks,
-    uncut_ndcg,
+    uncut_gains,
 )
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
@@ -267,6 +268,7 @@ class RankingTask:
         """hr@10 and ndcg@10 of the validation items against their sampled negatives, and `full_` in the catalogue.
 
         full_ndcg has no k: every rank changes it, so that it tells plans of one model apart by less noise.
+        full_log_rank is minus the mean logarithm of the rank.
         """
         model = scoring(model)
         distinct, row_of_item = self._distinct(model)
@@ -283,8 +285,9 @@ class RankingTask:
         selecting = self.selects.values(in_catalogue, owners)
         figures = {**rank_figures(sampled, owners=owners), **rank_figures(in_catalogue, prefix="full_", owners=owners)}
         figures[self.selects_by] = float(selecting.mean())
-        figures["full_ndcg"] = uncut_ndcg(in_catalogue)
-        return Validation(figures, (selecting,))
+        gains = uncut_gains(in_catalogue)
+        figures |= {"full_ndcg": float(gains.mean()), "full_log_rank": -mean_log_rank(in_catalogue)}
+        return Validation(figures, (selecting,), (gains,))
 
     @torch.no_grad()
     def _distinct(self, model: MF | NeuMF) -> tuple[Tensor, Tensor]:

@@ -13,15 +13,17 @@ from mgqe.codec.metric import Metric
 from mgqe.codec.planning.budget import budget_bytes
 from mgqe.codec.planning.mixed import FittedPlan, least_nbytes
 from mgqe.codec.planning.shapes import SPEED
-from mgqe.codec.planning.tables import BestPlans, TableProblem, best_plans
+from mgqe.codec.planning.tables import BestPlans, TableProblem, best_plans, largest
 from mgqe.convert.budget import decoded, rows_in_place
 from mgqe.convert.calibration import calibrate
 from mgqe.nn.quantized import QuantizedEmbedding
-from mgqe.recsys.tasks.base import Task
+from mgqe.recsys.tasks.base import Task, Validation
+from mgqe.recsys.tasks.metrics import standard_error
 
 BATCHES = 60  # that the metrics come from
 FULL_HEADER = 512  # bytes of a full table's file beside its rows, at most
 NAMED = 3  # tables that an error names
+TIES = "full_log_rank"  # of the validation part: decides between plans that the figure which judges cannot tell apart
 
 
 def planned_layers(model: nn.Module, task: Task) -> dict[str, QuantizedEmbedding]:
@@ -59,11 +61,11 @@ def check_budget(full: Any, model: nn.Module, task: Task, budget: int | float | 
 class Spent:
     """How a budget was spent.
 
-    figure: of the validation part, with the tables as they were planned. candidate: the choice, in words.
+    validation: with the tables as they were planned. candidate: the choice, in words.
     lookup_shares: path -> what a look-up is expected to take as a share of nn.Embedding's time.
     """
 
-    figure: float
+    validation: Validation
     candidate: str
     lookup_shares: Mapping[str, float] = field(default_factory=dict)
 
@@ -85,7 +87,7 @@ def spend_budget(full: Any, model: nn.Module, task: Task, budget: int, batch_siz
         equal = [metrics[path].equal_costs(weight.detach()) for path, weight in zip(free, weights, strict=True)]
         with rows_in_place(weights, equal):
             other = _plans(full, layers, task, budget, _calibrated(full, task, batch_size))
-        if _figure(other) > _figure(best):
+        if best_of([best.figure, other.figure], task.judges_by) == 1:
             best, rows = other, dict(zip(free, equal, strict=True))
             words = f"{other.candidate.describe()}, {', '.join(free)} rows of equal length"
     shares = {}
@@ -94,7 +96,23 @@ def spend_budget(full: Any, model: nn.Module, task: Task, budget: int, batch_siz
             layer.raw_weight.data.copy_(rows[path])
         layer.adopt_plan(plan)
         shares[path] = plan.plan.lookup_share(task.tables[path].counts)
-    return Spent(_figure(best), words, shares)
+    return Spent(best.figure, words, shares)
+
+
+def best_of(found: Sequence[Validation], judges_by: str) -> int:
+    """The place of the best plan.
+
+    Of those that the figure which judges cannot tell from the best, by the paired standard error, the one whose ranks
+    have the least mean logarithm, which has less noise but looks away from the first ranks.
+    """
+    best = largest([each.figures[judges_by] for each in found])
+
+    def tied(each: Validation) -> bool:
+        behind = found[best].figures[judges_by] - each.figures[judges_by]
+        return behind <= standard_error(found[best].judged, each.judged)
+
+    near = [place for place, each in enumerate(found) if tied(each)]
+    return max(near, key=lambda place: found[place].figures.get(TIES, 0.0))
 
 
 def set_metrics(full: Any, model: nn.Module, task: Task, batch_size: int) -> None:
@@ -121,19 +139,14 @@ def _plans(
         for (path, layer), weight in zip(layers.items(), weights, strict=True)
     ]
 
-    def judge(fitted: Sequence[FittedPlan]) -> float:
+    def judge(fitted: Sequence[FittedPlan]) -> Validation:
         with rows_in_place(weights, decoded(problems, fitted)):
             full.eval()
-            return task.validation(full).figures[task.judges_by]
+            return task.validation(full)
 
-    return best_plans(problems, budget, judge)
+    return best_plans(problems, budget, judge, choose=lambda found: best_of(found, task.judges_by))
 
 
 def _calibrated(full: Any, task: Task, batch_size: int) -> Mapping[str, Metric]:
     batches = islice(task.batches(batch_size, "calibration", 1), BATCHES)
     return calibrate(full, batches, task.loss, progress=False).metrics
-
-
-def _figure(best: BestPlans) -> float:
-    assert best.figure is not None  # there is a judge
-    return best.figure

@@ -38,7 +38,7 @@ from mgqe.recsys.tasks.ranking import RankingTask
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.tasks.sequential import SequentialTask
 from mgqe.recsys.train.artifacts import CONFIG, MODEL, TABLE, bytes_by_part, codebook_stats, load_run, ship
-from mgqe.recsys.train.budget import budget_for, check_budget, planned_layers, set_metrics, spend_budget
+from mgqe.recsys.train.budget import best_of, budget_for, check_budget, planned_layers, set_metrics, spend_budget
 from mgqe.recsys.train.checkpoint import LAST, load_state
 from mgqe.recsys.train.collections import remove_collections, write_collections
 from mgqe.recsys.train.config import TrainConfig, warm_up_key
@@ -366,7 +366,7 @@ def _planned(start: Start, budget: int, data: RunData, warm_ups: Path, out: Path
     if narrow is not None and budget < NARROW_BELOW * full_nbytes:
         starts.append(Start.of(narrow, data, warm_ups, on_epoch))
     spent = [spend_budget(each.full, each.model, data.task, budget, each.config.batch_size) for each in starts]
-    best = max(range(len(starts)), key=lambda number: spent[number].figure)
+    best = best_of([each.validation for each in spent], data.task.judges_by)
     chosen = starts[best]
     layers = planned_layers(chosen.model, data.task)
     plan = {
