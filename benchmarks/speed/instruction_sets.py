@@ -9,6 +9,7 @@ python -m benchmarks.speed.instruction_sets
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from unittest.mock import patch
 
@@ -20,7 +21,7 @@ from benchmarks._common import Contender, Measurement, argument_parser, measure,
 from benchmarks.speed.budgets import BUDGETS, full_rows, planned
 from benchmarks.speed.decode import zipf_ids
 from mgqe import ops
-from mgqe.ops import _library
+from mgqe.ops import _bag, _library, _lookup, _topk
 
 IDS, BAGS, LENGTH, K = 65_536, 8192, 20, 100
 FULL, TORCH = "full", "torch"
@@ -44,7 +45,9 @@ def by(isa: str, call: Contender) -> Contender:
 
     def run(i: int) -> object:
         if isa == TORCH:
-            with patch.object(_library, "library", return_value=None):
+            with ExitStack() as without:
+                for module in (_bag, _library, _lookup, _topk):  # that have the function by name
+                    without.enter_context(patch.object(module, "library", return_value=None))
                 return call(i)
         ops.set_native_isa(isa)
         return call(i)
