@@ -1,7 +1,7 @@
-"""The tables that ``budget=`` makes, by each instruction set that this processor has and by torch alone.
+"""The tables that ``budget=`` makes, by each instruction set that this processor has.
 
-All are timed in turns beside nn.Embedding, nn.EmbeddingBag, or a product of matrices and torch's topk. "torch" is what
-runs where the library's kernels could not be built.
+All are timed in turns beside nn.Embedding, nn.EmbeddingBag, or a product of matrices and torch's topk. What torch alone
+takes, without kernels, is another order of magnitude: see without_kernels.py.
 
 python -m benchmarks.speed.instruction_sets
 """
@@ -9,9 +9,7 @@ python -m benchmarks.speed.instruction_sets
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -21,14 +19,13 @@ from benchmarks._common import Contender, Measurement, argument_parser, measure,
 from benchmarks.speed.budgets import BUDGETS, full_rows, planned
 from benchmarks.speed.decode import zipf_ids
 from mgqe import ops
-from mgqe.ops import _bag, _library, _lookup, _topk
 
 IDS, BAGS, LENGTH, K = 65_536, 8192, 20, 100
-FULL, TORCH = "full", "torch"
+FULL = "full"
 
 
 def available() -> list[str]:
-    """The instruction sets of this processor, the fastest first, and torch."""
+    """The instruction sets of this processor, the fastest first."""
     found = []
     for isa in ("avx512", "neon", "avx2"):
         try:
@@ -37,18 +34,13 @@ def available() -> list[str]:
             continue
         found.append(isa)
     ops.set_native_isa("auto")
-    return [*found, TORCH]
+    return found
 
 
 def by(isa: str, call: Contender) -> Contender:
     """The same call by this instruction set."""
 
     def run(i: int) -> object:
-        if isa == TORCH:
-            with ExitStack() as without:
-                for module in (_bag, _library, _lookup, _topk):  # that have the function by name
-                    without.enter_context(patch.object(module, "library", return_value=None))
-                return call(i)
         ops.set_native_isa(isa)
         return call(i)
 
