@@ -71,7 +71,7 @@ _SIGNATURES: dict[str, list[Any]] = {
 def _warn(reason: str) -> None:
     warnings.warn(
         f"mgqe runs without its native kernels: {reason}. Everything works, with the same results, but the README's "
-        "first example takes about 16 times as long. To have the kernels, install a C++ compiler "
+        "first example takes about 18 times as long. To have the kernels, install a C++ compiler "
         "(Debian: apt install g++; macOS: xcode-select --install), and then run pip install --force-reinstall "
         "--no-deps --no-cache-dir mgqe. MGQE_NATIVE=0 silences this.",
         RuntimeWarning,
