@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import mgqe
+from mgqe.codec.planning.tables import SHAPES
 
 N, D = 1200, 16
 COUNTS = torch.arange(N, 0, -1)
@@ -173,7 +174,7 @@ def test_the_judge_sees_each_candidates_rows_and_the_best_is_kept():
         return torch.tensor(1.0 if len(seen) == 3 else 0.0)
 
     judged(judge, model, calibration=mgqe.calibrate(model, batches(), loss, progress=False))
-    assert len(seen) == 2 * 6 + 1  # gradients and the identity; and bytes in proportion to the tables
+    assert len(seen) == 2 * len(SHAPES) + 1  # gradients and the identity; and bytes in proportion to the tables
     assert not any(torch.equal(rows, trained) for rows, _ in seen)
     assert len({float(draw) for _, draw in seen}) == 1
     assert torch.equal(model.item.raw_weight, trained)
@@ -200,7 +201,7 @@ def test_the_judge_may_disagree_with_the_loss():
 def test_the_judge_serves_tables_without_a_budget():
     seen = []
     model, _ = judged(lambda model: seen.append(model.user.weight.clone()) or 0.0, budget=None)
-    assert len(seen) == 1 + 6  # the users' table, which has no counts, and then the items'
+    assert len(seen) == 1 + len(SHAPES)  # the users' table, which has no counts, and then the items'
     assert torch.equal(seen[-1], model.user.raw_weight)
     assert not torch.equal(seen[0], model.user.raw_weight)
 

@@ -74,6 +74,7 @@ def test_candidates_of_tables_that_prefer_the_tail_weigh_all_ids_alike():
         (0.0, (0.1, 0.9)),
         (0.0, (1.0,)),
         (0.0, (0.1, 0.3, 0.6)),
+        (0.0, (0.02, 0.08, 0.3, 0.6)),
     ]
     both = candidates([problem(True), problem(False)])
     assert both == candidates([problem(False)])  # the other table's are tried
