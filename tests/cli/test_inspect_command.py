@@ -92,7 +92,7 @@ def test_figures_of_each(made: Path) -> None:
         (GOLDEN / "version-1" / "hash.safetensors", "a table in format version 1, HashTable"),
         (GOLDEN / "sharded", "a table in a folder of shards, CompactTable, 300 ids x 4"),
         (GOLDEN / "sharded" / "table.safetensors", "a table in a folder of shards, CompactTable, 300 ids x 4"),
-        (ROOT / "studies" / "budget", "the folder of a study, 181 runs recorded"),
+        (ROOT / "studies" / "budget", "the folder of a study, 199 runs recorded"),
     ],
 )
 def test_files_of_the_repository(path: Path, what: str) -> None:

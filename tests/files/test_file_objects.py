@@ -25,8 +25,9 @@ def test_bytes_in_memory_are_those_of_the_file(name):
     file.seek(0)
     loaded = mgqe.load(file)
     assert loaded.equal(table)
-    if not name.startswith("mixed-"):
-        assert mgqe.load(io.BytesIO((GOLDEN / "version-1" / name).read_bytes())).equal(table)
+    before = GOLDEN / "version-1" / name
+    if before.exists():  # kinds that came later were never written so
+        assert mgqe.load(io.BytesIO(before.read_bytes())).equal(table)
 
 
 @pytest.mark.parametrize("buffering", [-1, 0])

@@ -155,7 +155,7 @@ def test_numbers_and_counts_fit_a_table_that_a_budget_planned(tmp_path):
 def test_unknown_ids_and_wrong_kinds():
     ids = IdMap.from_log(frame_of(LOG), "item")
     words = IdMap.from_log(frame_of(["b", "a", "b"]), "item")
-    with pytest.raises(KeyError, match=r"does not know 2 of the ids: 8, 11\. Leave them out, or pass a row"):
+    with pytest.raises(KeyError, match=r"does not know 2 of the ids: 8, 11\. Leave them out, or say with unknown="):
         ids.rows([8, 7, 11])
     with pytest.raises(KeyError, match="does not know 1 of the ids: 'c'"):
         words.rows(["b", "c"])
