@@ -14,7 +14,6 @@ from torch import Tensor
 
 BLOCK = 16  # positions of a gradient per program
 PARTS = 32  # of a run that goes over several blocks, taken together at a time
-MAX_COLUMNS = 512  # of rows
 ELEMENTS = 1024  # of a program
 
 
@@ -132,7 +131,7 @@ def move_rows(
     """One step of row-wise Adagrad, in place.
 
     Args:
-        parameter: (N, d), contiguous, d at most MAX_COLUMNS, of float32, float16 or bfloat16.
+        parameter: (N, d), contiguous, d at most 512, of float32, float16 or bfloat16.
         state: float32 (N,), the sums of mean squares.
         rows, values: int64 (n,) and (n, d), the gradient; rows may come several times.
         rate, eps, decay: the learning rate, what keeps a division by zero away, the weight decay.

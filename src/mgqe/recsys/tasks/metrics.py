@@ -167,7 +167,7 @@ def head_and_tail_figures(
 
 
 Scorer = Callable[[Tensor, Tensor], Tensor]  # (users (n,), items (n, c)) -> scores (n, c)
-# Users (n,) -> scores (n, num_items), which are overwritten.
+# Users (n,) -> scores (n, c), a column for each item or for each distinct row of items; they are overwritten.
 CatalogueScorer = Callable[[Tensor], Tensor]
 
 
