@@ -3,6 +3,9 @@
 Arms, each within the bytes of the budget, shared by the tables in proportion to their sizes:
 
     even            equal bits for every subspace, in the rows' own coordinates, one tier: product quantisation
+    metric          the same in units of what an error in each coordinate costs the loss
+    tiers, even     even, with tiers, of equal bits each: the paper's variable centroids
+    even, trained   even, trained through the codes: the paper's DPQ
     bits            unequal bits, in the rows' own coordinates, sorted by their variance (the order is not counted)
     rotation        equal bits, in uncorrelated coordinates that are dealt to subspaces of equal products of variances
     rotation, bits  both: the planner with the identity as its metric
@@ -26,9 +29,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice, product
+from itertools import combinations_with_replacement, groupby, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +45,7 @@ from mgqe.codec.axes import Axes
 from mgqe.codec.capacity import Capacity, TierShape
 from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.metric import Metric
-from mgqe.codec.planning.mixed import FittedPlan, MixedPlan, fit_plan, plan_mixed, spectrum_of
+from mgqe.codec.planning.mixed import FittedPlan, MixedPlan, Sample, fit_plan, plan_mixed, spectrum_of
 from mgqe.codec.planning.shapes import Choice
 from mgqe.codec.planning.tables import SHAPES, Candidate, TableProblem, fit_table, proportional
 from mgqe.codec.planning.waterfill import water_level
@@ -62,9 +65,12 @@ PAIRS = {  # as in studies/budget
     "sasrec-games": ("sasrec", "amazon-games", ("max_epochs=24", "anneal_epochs=5")),
     "wide-deep-frappe": ("wide_deep", "frappe", ()),
     "sasrec-ml-1m": ("sasrec", "ml-1m", ("max_length=50", "max_epochs=16", "anneal_epochs=4")),
+    "lightgcn-beauty": ("lightgcn", "beauty-split", ()),
 }
+TASKS = {"sasrec": "sequential", "wide_deep": "ctr"}
 ABLATED = ("gmf-ml-1m", "sasrec-games", "wide-deep-frappe")
 ONE_TIER = Candidate(0.25, (1.0,), "gradients")
+TIERED = tuple(Candidate(0.5, fractions, "identity") for fractions in dict.fromkeys(shape for _, shape in SHAPES))
 
 
 class Trained:
@@ -122,12 +128,22 @@ class Trained:
         return result
 
 
-def own_axes(rows: np.ndarray, weights: np.ndarray) -> Axes:
+def own_axes(sample: Sample, metric: Metric) -> Axes:
     """The rows' own coordinates, the largest variance first."""
-    mean = weights @ rows / weights.sum()
-    order = np.argsort(-(weights @ (rows - mean) ** 2), kind="stable")
+    mean = sample.weights @ sample.rows / sample.weights.sum()
+    order = np.argsort(-(sample.weights @ (sample.rows - mean) ** 2), kind="stable")
     turn = np.eye(len(mean))[:, order]
     return Axes(mean, turn, turn.T, 1.0)
+
+
+def scaled_axes(sample: Sample, metric: Metric) -> Axes:
+    """The rows' own coordinates, in units of what an error in each costs."""
+    return Axes.own(sample.rows, sample.weights, metric)
+
+
+def turned_axes(sample: Sample, metric: Metric) -> Axes:
+    """Uncorrelated coordinates."""
+    return Axes.of(sample.rows, sample.weights, metric)
 
 
 def dealt(axes: Axes, variances: np.ndarray, num_subspaces: int) -> Axes:
@@ -145,44 +161,66 @@ def dealt(axes: Axes, variances: np.ndarray, num_subspaces: int) -> Axes:
     return Axes(axes.mean, axes.encoder[:, order], axes.decoder[order], axes.cost)
 
 
-def even_plan(problem: TableProblem, nbytes: int, rotate: bool) -> FittedPlan:
-    """The table of equal widths and bits that is expected to lose least; rotated, of so few coordinates as fit."""
-    sample = problem.sample(ONE_TIER)
-    d, identity = sample.rows.shape[1], Metric.identity(sample.rows.shape[1])
-    choice = Choice(ONE_TIER.counts_power, ONE_TIER.fractions, identity)
-    axes = Axes.of(sample.rows, sample.weights, identity) if rotate else own_axes(sample.rows, sample.weights)
-    total = spectrum_of(axes.coordinates(sample.rows), sample, "int8").total
-    best: MixedPlan | None = None
-    kept = d
-    while best is None and kept:
-        for num_subspaces in (n for n in range(1, kept + 1) if kept % n == 0):
-            turned = dealt(axes, total[:kept], num_subspaces)
-            spectrum = spectrum_of(turned.coordinates(sample.rows), sample, "int8")
-            widths = (kept // num_subspaces,) * num_subspaces
-            for bits in range(1, 9):
-                shapes = (TierShape.mixed(sample.tiers.num_embeddings, (bits,) * num_subspaces),)
-                capacity = Capacity(d, shapes, True, False, widths, "int8" if rotate else None)
-                size = frozen_nbytes(sample.tiers, capacity, problem.padding_idx, "int8")
-                loss = spectrum.loss(spectrum.lost(widths, [shapes[0].code_bits]))
-                if size <= nbytes and (best is None or loss < best.loss):
-                    best = MixedPlan(choice, sample.tiers, capacity, turned, size, loss, (loss,), 0.0)
-        kept = kept // 2 if rotate else 0
+def even_plan(
+    problem: TableProblem,
+    nbytes: int,
+    axes_of: Callable[[Sample, Metric], Axes],
+    candidates: Sequence[Candidate] = (replace(ONE_TIER, source="identity"),),
+) -> FittedPlan:
+    """The table of equal widths, and of equal bits within a tier, that is expected to lose least.
+
+    Where axes turn rows it has so few coordinates as fit, and a matrix.
+    """
+    d, best = problem.rows.shape[1], None
+    for candidate in candidates:
+        sample, choice = problem.sample(candidate), problem.choice(candidate)
+        axes = axes_of(sample, choice.metric)
+        turns = np.count_nonzero(axes.encoder) > d
+        total = spectrum_of(axes.coordinates(sample.rows), sample, "int8").total
+        kept, found = d, None
+        while found is None and kept:
+            shapes = list(_even_shapes(d, kept, sample.tiers.sizes, "int8" if turns else None))
+            for num_subspaces, capacities in groupby(shapes, lambda shape: len(shape.widths)):
+                dealt_axes = dealt(axes, total[:kept], num_subspaces) if turns else axes
+                spectrum = spectrum_of(dealt_axes.coordinates(sample.rows), sample, "int8")
+                for capacity in capacities:
+                    size = frozen_nbytes(sample.tiers, capacity, problem.padding_idx, "int8")
+                    lost = spectrum.lost(capacity.widths, [tier.code_bits for tier in capacity.tiers])
+                    if size <= nbytes and (found is None or spectrum.loss(lost) < found[0].loss):
+                        plan = MixedPlan(
+                            choice, sample.tiers, capacity, dealt_axes, size, spectrum.loss(lost), tuple(lost), 0.0
+                        )
+                        found = plan, sample
+            kept = kept // 2 if turns else 0
+        if found is not None and (best is None or found[0].loss < best[0].loss):
+            best = found
     assert best is not None, f"nothing fits {nbytes:,} bytes"
-    return fit_plan(best, sample, torch.Generator().manual_seed(0))
+    plan, sample = best
+    if plan.capacity.matrix_dtype is None:  # to fit centroids there must be one; it is none of the file's bytes
+        plan = replace(plan, capacity=replace(plan.capacity, matrix_dtype="float32"))
+    return fit_plan(plan, sample, torch.Generator().manual_seed(0))
+
+
+def _even_shapes(d: int, kept: int, sizes: Sequence[int], matrix_dtype: str | None) -> Iterator[Capacity]:
+    """All tables of equal widths, and of equal bits within each tier, no tier having more than the one before it."""
+    for num_subspaces in (n for n in range(1, kept + 1) if kept % n == 0):
+        for bits in combinations_with_replacement(range(8, 0, -1), len(sizes)):
+            tiers = tuple(TierShape.mixed(*each) for each in zip(sizes, [(b,) * num_subspaces for b in bits]))
+            yield Capacity(d, tiers, True, False, (kept // num_subspaces,) * num_subspaces, matrix_dtype)
 
 
 def uneven_plan(problem: TableProblem, nbytes: int) -> FittedPlan:
     """Unequal bits without a rotation."""
     sample = problem.sample(ONE_TIER)
     choice = Choice(ONE_TIER.counts_power, ONE_TIER.fractions, Metric.identity(sample.rows.shape[1]))
-    plan = plan_mixed(sample, choice, nbytes, problem.padding_idx, own_axes(sample.rows, sample.weights))
+    plan = plan_mixed(sample, choice, nbytes, problem.padding_idx, own_axes(sample, choice.metric))
     assert plan is not None, f"nothing fits {nbytes:,} bytes"
     return fit_plan(plan, sample, torch.Generator().manual_seed(0))
 
 
 def tiers_plan(problem: TableProblem, nbytes: int) -> FittedPlan:
     """Of all tiers and weights of ids those that are expected to lose least, ids weighing the root of their counts."""
-    shapes = [Candidate(0.5, fractions, "gradients") for _, fractions in SHAPES]
+    shapes = [replace(each, source="gradients") for each in TIERED]
     fits = [fit_table(problem, each, nbytes, torch.Generator().manual_seed(0), by_prediction=True) for each in shapes]
     return min(fits, key=lambda fitted: fitted.plan.loss)
 
@@ -202,6 +240,16 @@ def ideal_rows(problem: TableProblem, nbytes: int) -> Tensor:
     return rows
 
 
+def even_spec(trained: Trained, shares: Sequence[int]) -> str:
+    """The layers whose frozen tables have the shapes of the even arm: the paper's DPQ."""
+    options = []
+    for path, problem, nbytes in zip(trained.layers, trained.problems, shares, strict=True):
+        (tier,) = even_plan(problem, nbytes, own_axes).plan.capacity.tiers
+        field = trained.task.tables[path].field
+        options += [f"{field}.D={tier.num_subspaces}", f"{field}.K={tier.num_centroids}"]
+    return f"dpq:{','.join(options)},centroid_dtype=int8"
+
+
 def planned(source: str) -> Callable[[TableProblem, int], FittedPlan]:
     """One tier, in a metric."""
     candidate = replace(ONE_TIER, source=source)
@@ -209,16 +257,18 @@ def planned(source: str) -> Callable[[TableProblem, int], FittedPlan]:
 
 
 ARMS: dict[str, Callable[[TableProblem, int], Any]] = {
-    "even": lambda problem, nbytes: even_plan(problem, nbytes, rotate=False),
+    "even": lambda problem, nbytes: even_plan(problem, nbytes, own_axes),
+    "metric": lambda problem, nbytes: even_plan(problem, nbytes, scaled_axes, [ONE_TIER]),
+    "tiers, even": lambda problem, nbytes: even_plan(problem, nbytes, own_axes, TIERED),
     "bits": uneven_plan,
-    "rotation": lambda problem, nbytes: even_plan(problem, nbytes, rotate=True),
+    "rotation": lambda problem, nbytes: even_plan(problem, nbytes, turned_axes),
     "rotation, bits": planned("identity"),
     "gradients": planned("gradients"),
     "queries": planned("queries"),
     "tiers": tiers_plan,
     "additive": lambda problem, nbytes: code_table(problem, ONE_TIER, nbytes, "additive", 0),
 }
-OTHER_ARMS = ("ideal", "ideal, equal", "budget", "trained")  # that are not coded table by table
+OTHER_ARMS = ("ideal", "ideal, equal", "budget", "trained", "even, trained")  # that are not coded table by table
 
 
 def results(trained: Trained, budget: str, done: set[str], work: Path) -> Iterator[tuple[str, int, dict[str, float]]]:
@@ -242,9 +292,13 @@ def results(trained: Trained, budget: str, done: set[str], work: Path) -> Iterat
     for arm, problems in ideal.items():
         if arm not in done and (rows := [ideal_rows(*each) for each in zip(problems(), shares)]):
             yield arm, sum(shares) + outside, trained.figures(iter(rows))
-    for arm, epochs in (("budget", 0), ("trained", trained.config.quantised_epochs)):
+    codes = {"budget": f"mgqe:budget={budget}", "trained": f"mgqe:budget={budget}"}
+    if "even, trained" not in done:
+        codes["even, trained"] = even_spec(trained, shares)
+    for arm, embedding in codes.items():
         if arm not in done:
-            config = replace(trained.config, embedding=f"mgqe:budget={budget}", quantised_epochs=epochs)
+            epochs = 0 if arm == "budget" else trained.config.quantised_epochs
+            config = replace(trained.config, embedding=embedding, quantised_epochs=epochs)
             metrics = train_run(config, work / f"{arm}-{budget}-{config.data}-{config.seed}", warm_ups=work)
             yield arm, metrics["embedding_bytes"], metrics["quality"]
 
@@ -285,8 +339,8 @@ def main() -> None:
     for seed, pair in product(options.seeds, options.pairs):
         model, data, settings = PAIRS[pair]
         config = TrainConfig(
-            task={"gmf": "ranking", "sasrec": "sequential", "wide_deep": "ctr"}[model], model=model, data=data,
-            data_dir=options.data_dir, seed=seed, embedding="mgqe:budget=5%",
+            task=TASKS.get(model, "ranking"), model=model, data=data, data_dir=options.data_dir, seed=seed,
+            embedding="mgqe:budget=5%",
         ).with_settings([*tuned_settings(model, data), *settings])  # fmt: skip
         trained = Trained(config, options.work)
         if "full" not in records.arms(pair, seed, "100%"):
