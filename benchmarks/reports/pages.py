@@ -364,6 +364,9 @@ def fill_page(path: Path, parts: dict[str, str]) -> None:
 ABLATED = {"gmf-ml-1m": "GMF, ml-1m", "sasrec-games": "SASRec, Amazon Games", "wide-deep-frappe": "W&D, Frappe"}
 ARMS = {  # as benchmarks/quality/ablation.py calls them -> as the page does
     "even": "equal bits, own coordinates (PQ)",
+    "metric": "the same, in units of what errors cost",
+    "tiers, even": "equal bits within tiers (variable centroids)",
+    "even, trained": "equal bits, trained through the codes (DPQ)",
     "bits": "unequal bits, own coordinates",
     "rotation": "equal bits, rotated (OPQ)",
     "rotation, bits": "unequal bits, rotated",
@@ -378,34 +381,67 @@ ARMS = {  # as benchmarks/quality/ablation.py calls them -> as the page does
 }
 
 
-def ablation(budget: str) -> str:
-    """Means over seeds, less the full table with the same seed: sampled HR@10 in points / NDCG@10 in per cent; AUC."""
+BOUNDED = {
+    ("gmf-ml-1m", "10%"): "GMF, ml-1m",
+    ("sasrec-ml-1m", "2%"): "SASRec, ml-1m",
+    ("lightgcn-beauty", "5%"): "LightGCN, Beauty",
+    ("lightgcn-beauty", "2%"): "LightGCN, Beauty",
+}
+BOUND_ARMS = {
+    "even": "equal bits",
+    "gradients": "unequal bits, gradients",
+    "ideal": "ideal codes",
+    "ideal, equal": "the same, users of equal length",
+}
+Figures = dict[int, dict[str, float]]  # by seed
+
+
+def _ablated() -> dict[tuple[str, str, str], Figures]:
+    """(pair, budget, arm) -> figures."""
+    figures: dict[tuple[str, str, str], Figures] = {}
     results = read("ablation")
-    if results is None:
+    for r in results["records"] if results else ():
+        figures.setdefault((r["pair"], r["budget"], r["arm"]), {})[r["seed"]] = r["figures"]
+    return figures
+
+
+def _less_full(of_arm: Figures, full: Figures) -> str:
+    """Means over seeds, less the full table with the same seed: sampled HR@10 in points / NDCG@10 in per cent; AUC."""
+    seeds = sorted(set(of_arm) & set(full))
+    if not seeds:
         return ""
-    figures: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
-    for r in results["records"]:
-        if r["budget"] in (budget, "100%"):
-            figures.setdefault((r["pair"], r["arm"]), {})[r["seed"]] = r["figures"]
 
-    def cell(pair: str, arm: str) -> str:
-        of_arm, full = figures.get((pair, arm), {}), figures.get((pair, "full"), {})
-        seeds = sorted(set(of_arm) & set(full))
-        if not seeds:
-            return ""
+    def mean(name: str, relative: bool) -> float:
+        lost = [of_arm[s][name] - full[s][name] for s in seeds]
+        return statistics.mean(100 * e / (full[s][name] if relative else 1) for e, s in zip(lost, seeds, strict=True))
 
-        def mean(name: str, relative: bool) -> float:
-            lost = [of_arm[s][name] - full[s][name] for s in seeds]
-            return statistics.mean(
-                100 * e / (full[s][name] if relative else 1) for e, s in zip(lost, seeds, strict=True)
-            )
+    if "auc" in of_arm[seeds[0]]:
+        return f"{mean('auc', False):+.2f}"
+    return f"{mean('hr@10', False):+.2f} / {mean('full_ndcg@10', True):+.1f}%"
 
-        if "auc" in of_arm[seeds[0]]:
-            return f"{mean('auc', False):+.2f}"
-        return f"{mean('hr@10', False):+.2f} / {mean('full_ndcg@10', True):+.1f}%"
 
-    rows = [[title, *(cell(pair, arm) for pair in ABLATED)] for arm, title in ARMS.items()]
+def ablation(budget: str) -> str:
+    """Every arm on every pair."""
+    figures = _ablated()
+    if not figures:
+        return ""
+    rows = [
+        [title, *(_less_full(figures.get((pair, budget, arm), {}), figures[pair, "100%", "full"]) for pair in ABLATED)]
+        for arm, title in ARMS.items()
+    ]
     return markdown([f"{budget} of the bytes, less full", *ABLATED.values()], rows)
+
+
+def code_bounds() -> str:
+    """What ideal codes lose where the study misses its aims."""
+    figures, rows = _ablated(), []
+    for (pair, budget), title in BOUNDED.items():
+        arms = [figures.get((pair, budget, arm), {}) for arm in BOUND_ARMS]
+        if arms[-2]:
+            seeds = "/".join(str(len(each)) for each in arms)
+            cells = [_less_full(each, figures[pair, "100%", "full"]) for each in arms]
+            rows.append([f"{title}, {budget}", *cells, seeds])
+    return markdown(["less full", *BOUND_ARMS.values(), "seeds"], rows)
 
 
 def levels() -> str:
@@ -452,6 +488,7 @@ def parts() -> dict[str, str]:
     return {f"recipes-{data}": recipes(data) for data in TITLES} | {
         "plan-prediction": plan_prediction(),
         "ablation-5": ablation("5%"),
+        "code-bounds": code_bounds(),
         "ablation-2": ablation("2%"),
         "budgets": budgets(),
         "budget-tables": budget_tables(),
