@@ -145,13 +145,11 @@ def test_evaluated_positives_are_capped(log: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_small_fields_stay_full() -> None:
-    small = field_table("weekday", torch.tensor([2, 0, 1] + [0] * 97), (64, 64))
-    assert (small.dim, small.full_dim, small.fixed) == (16, 16, "full")
+    small = field_table("weekday", torch.tensor([2, 0, 1] + [0] * 97))
+    assert (small.dim_of(64), small.dim_of(8), small.fixed) == (16, 8, "full")
     assert small.num_embeddings == 100
-    smaller = field_table("weekday", torch.ones(100, dtype=torch.int64), (8, 64))
-    assert (smaller.dim, smaller.full_dim) == (8, 16)
-    large = field_table("city", torch.ones(101, dtype=torch.int64), (64, 64))
-    assert (large.dim, large.full_dim, large.fixed) == (None, None, None)
+    large = field_table("city", torch.ones(101, dtype=torch.int64))
+    assert (large.dim_of(64), large.dim_of(8), large.fixed) == (64, 8, None)
 
 
 @pytest.mark.parametrize(("embedding", "dims"), [("full", (64, 16)), ("full:d=8", (8, 8)), ("mgqe:K=4", (64, 16))])

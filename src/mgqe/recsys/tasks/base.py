@@ -68,20 +68,23 @@ class TableInfo:
 
     field: the meaning of its ids ("user", "item", "city"), by which a description such as `item.K=64` selects tables.
     counts: int64 (num_embeddings,), how often each id occurs in the training part.
-    dim: None means that of the run. std: the standard deviation of the initial vectors; None means that of the run.
+    most_dim: its dimensions are those of the run, but no more than this. std: the standard deviation of the initial
+    vectors; None means that of the run.
     fixed: a description that replaces the run's, as for small fields that stay full; not used in runs of full tables.
-    full_dim: the table's dimension in a run of full tables, if `dim` depends on the run; bytes are compared with it.
     pairs: two int64 (n,), the training interactions as rows of this table and as rows of the other side.
     """
 
     field: str
     num_embeddings: int
     counts: Tensor
-    dim: int | None = None
+    most_dim: int | None = None
     fixed: str | None = None
     std: float | None = None
     pairs: tuple[Tensor, Tensor] | None = None
-    full_dim: int | None = None
+
+    def dim_of(self, dim: int) -> int:
+        """Its dimensions in a run of `dim`."""
+        return dim if self.most_dim is None else min(dim, self.most_dim)
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,13 +38,11 @@ class ClickTask(JudgedByAuc):
     """A log of clicks, encoded and divided.
 
     ids: field -> the log's values of its rows as text; fields whose values are hashed have none.
-    dims: (of this run, of a run of full tables), see mgqe.recsys.tasks.ctr.field_table.
     """
 
     log: EncodedLog
     ids: Mapping[str, FileIds]
     seed: int
-    dims: tuple[int, int] = (64, 64)
     summary: dict[str, Any] = field(default_factory=dict)
     split_summary: dict[str, Any] = field(default_factory=dict)
 
@@ -53,7 +51,7 @@ class ClickTask(JudgedByAuc):
         """The table of each field, at `fields.NAME`."""
         vocabularies = self.log.vocabularies
         return {
-            f"{PREFIX}{name}": field_table(name, vocabularies[name].tensor, self.dims)
+            f"{PREFIX}{name}": field_table(name, vocabularies[name].tensor)
             for name in (*field_order(vocabularies), item_field(vocabularies))
         }
 
@@ -136,8 +134,7 @@ def prepare(config: RunSettings) -> tuple[ClickTask, str]:
     }
     split = {"rule": log.split, "interactions": sizes}
     ids = _ids(source, log)
-    dims = (config.embedding_dim, config.dim)
-    return ClickTask(log, ids, config.seed, dims, summary, split_summary=split), log.digest
+    return ClickTask(log, ids, config.seed, summary, split_summary=split), log.digest
 
 
 def _ids(source: ClickSource, log: EncodedLog) -> dict[str, FileIds]:

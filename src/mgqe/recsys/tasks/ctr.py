@@ -48,7 +48,6 @@ class CtrTask(JudgedByAuc):
 
     fields: names of the context's columns, "user" first. context: int64 (n, f - 1), items: int64 (n,): the training
     part. seen: the users' items in it.
-    dims: (of this run, of a run of full tables), which the dimensions of small fields do not exceed; see `field_table`.
     """
 
     fields: tuple[str, ...]
@@ -60,18 +59,12 @@ class CtrTask(JudgedByAuc):
     ids: Mapping[str, FileIds]
     num_negatives: int
     seed: int
-    dims: tuple[int, int] = (64, 64)
     summary: dict[str, Any] = field(default_factory=dict)
     split_summary: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def prepare(
-        cls,
-        rows: ContextRows,
-        seed: int,
-        num_negatives: int = 2,
-        dims: tuple[int, int] = (64, 64),
-        row_split: RowSplit | None = None,
+        cls, rows: ContextRows, seed: int, num_negatives: int = 2, row_split: RowSplit | None = None
     ) -> CtrTask:
         """Choose at most MAX_JUDGED positives per part to evaluate on, and draw their negatives, by `seed`.
 
@@ -103,7 +96,6 @@ class CtrTask(JudgedByAuc):
             ids=rows.ids,
             num_negatives=num_negatives,
             seed=seed,
-            dims=dims,
             summary={
                 "users": shape[0],
                 "items": shape[1],
@@ -124,7 +116,7 @@ class CtrTask(JudgedByAuc):
         for name, column in (*zip(self.fields, self.context.unbind(1), strict=True), ("item", self.items)):
             other = users if name == "item" else self.items
             counts = torch.bincount(column, minlength=len(self.ids[name]))
-            tables[f"{PREFIX}{name}"] = field_table(name, counts, self.dims, (column, other))
+            tables[f"{PREFIX}{name}"] = field_table(name, counts, (column, other))
         return tables
 
     def num_batches(self, batch_size: int) -> int:
@@ -169,22 +161,18 @@ class CtrTask(JudgedByAuc):
         }
 
 
-def field_table(
-    name: str, counts: Tensor, dims: tuple[int, int], pairs: tuple[Tensor, Tensor] | None = None
-) -> TableInfo:
+def field_table(name: str, counts: Tensor, pairs: tuple[Tensor, Tensor] | None = None) -> TableInfo:
     """The table of the field `name`.
 
     A field with at most SMALL_FIELD = 100 ids keeps a full table whatever the run's embedding is, since codebooks would
     cost more than they save. It has SMALL_DIM = 16 dimensions, or those of the run if they are fewer.
 
-    counts: int64 (num_ids,), how often each id occurs in the training part. dims: d of the run, and of a run of full
-    tables. pairs: as in TableInfo.
+    counts: int64 (num_ids,), how often each id occurs in the training part. pairs: as in TableInfo.
     """
     num_ids = counts.numel()
     if num_ids > SMALL_FIELD:
         return TableInfo(name, num_ids, counts, pairs=pairs)
-    dim, full_dim = (min(SMALL_DIM, each) for each in dims)
-    return TableInfo(name, num_ids, counts, dim, fixed="full", pairs=pairs, full_dim=full_dim)
+    return TableInfo(name, num_ids, counts, SMALL_DIM, fixed="full", pairs=pairs)
 
 
 def _labels(logits: Tensor) -> Tensor:
@@ -233,8 +221,7 @@ def prepare(config: RunSettings) -> tuple[CtrTask, str]:
         row_split = split_by_rule(rows, config.split, seed)
     else:
         row_split = split_row_parts(rows, None if config.valid is None else load(config.valid), load(config.test), seed)
-    dims = (config.embedding_dim, config.dim)
-    task = CtrTask.prepare(rows, config.seed, config.negatives, dims, row_split)
+    task = CtrTask.prepare(rows, config.seed, config.negatives, row_split)
     if config.split is None and config.test is None:
         return task, rows.fingerprint
     digest = hashlib.sha256(row_split.rows.fingerprint.encode())

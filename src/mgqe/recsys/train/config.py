@@ -37,7 +37,7 @@ OF_PHASE_3 = (
 
 # Settings that the prepared data do not depend on.
 OF_TRAINING = (
-    "embedding", "label", "batch_size", "learning_rate", "weight_decay", "dropout", "init_std", "max_epochs",
+    "embedding", "dim", "label", "batch_size", "learning_rate", "weight_decay", "dropout", "init_std", "max_epochs",
     "patience", "warm_up_epochs", "threads", "device", "num_blocks", "num_heads", "mlp_layers", "hidden",
     "cross_layers", "graph_layers", *OF_PHASE_2, *OF_PHASE_3,
 )  # fmt: skip
@@ -133,14 +133,11 @@ class TrainConfig(RunSettings):
 
     def of_data(self) -> TrainConfig:
         """Equal for configurations whose data are prepared in the same way; it may differ more often than it must."""
-        return replace(self.warm_up(), embedding="full", threads=1, device="cpu")
+        return replace(self.warm_up(), embedding="full", dim=TrainConfig.dim, threads=1, device="cpu")
 
     def of_checks(self) -> TrainConfig:
         """Equal for configurations whose checks before training, with one seed, need the data only once."""
-        values = {name: getattr(TrainConfig, name) for name in (*OF_TRAINING, "seed")}
-        if self.task == "ctr":  # small fields' tables depend on it
-            values["embedding"] = f"full:d={self.embedding_dim}"
-        return replace(self, **values)
+        return replace(self, **{name: getattr(TrainConfig, name) for name in (*OF_TRAINING, "seed")})
 
     def with_third_phase(self, planned: bool) -> TrainConfig:
         """This configuration with every setting of the third phase in numbers.

@@ -197,9 +197,7 @@ def _metrics(
         "metric": task.metric,
         "quality": task.evaluate(load_run(out)),
         "embedding_bytes": sum(sizes.values()),
-        "full_embedding_bytes": sum(
-            4 * info.num_embeddings * (info.full_dim or info.dim or config.dim) for info in task.tables.values()
-        ),
+        "full_embedding_bytes": sum(4 * info.num_embeddings * info.dim_of(config.dim) for info in task.tables.values()),
         "embedding_bytes_by_table": sizes,
         "embedding_bytes_by_part": bytes_by_part(out, task.tables),
         "codebooks": codebook_stats(out, task.tables),
@@ -226,7 +224,7 @@ def spec_of(config: TrainConfig, info: TableInfo) -> Spec:
     plain = config.spec.name == "full" and config.embedding_dim == config.dim
     if info.fixed is None or plain:
         return config.spec
-    size = (info.num_embeddings, info.dim or config.embedding_dim)
+    size = (info.num_embeddings, info.dim_of(config.embedding_dim))
     if config.spec.shared_budget is not None and 4 * size[0] * size[1] > 2 * least_nbytes(*size, None):
         return config.spec
     return Spec.parse(info.fixed)
@@ -235,7 +233,7 @@ def spec_of(config: TrainConfig, info: TableInfo) -> Spec:
 def fitted(config: TrainConfig, info: TableInfo) -> tuple[Spec, str]:
     """The description of one table with no more centroids than it can use, and what was cut, in words."""
     spec = spec_of(config, info)
-    return cut_to_tiers(spec, info.field, info.num_embeddings, info.dim or config.embedding_dim, info.counts)
+    return cut_to_tiers(spec, info.field, info.num_embeddings, info.dim_of(config.embedding_dim), info.counts)
 
 
 def build_tables(config: TrainConfig, data: RunData, warm_up: bool = False) -> Any:
@@ -252,7 +250,7 @@ def build_tables(config: TrainConfig, data: RunData, warm_up: bool = False) -> A
             spec.warm_up() if warm_up else spec,
             info.field,
             info.num_embeddings,
-            info.dim or config.embedding_dim,
+            info.dim_of(config.embedding_dim),
             info.counts,
             config.init_std if info.std is None else info.std,
             config.seed,
