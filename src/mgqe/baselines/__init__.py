@@ -4,6 +4,7 @@ A full table with a smaller d is ``FullEmbedding`` with a smaller ``embedding_di
 """
 
 from mgqe.baselines.additive import AdditiveEmbedding, AdditiveTable
+from mgqe.baselines.budget import TooFewBytesError
 from mgqe.baselines.cce import CCEmbedding, CCETable
 from mgqe.baselines.full import FullEmbedding, FullTable
 from mgqe.baselines.hashing import HashEmbedding, HashTable
@@ -32,4 +33,5 @@ __all__ = [
     "SVDEmbedding",
     "ScalarQuantizedEmbedding",
     "ScalarTable",
+    "TooFewBytesError",
 ]

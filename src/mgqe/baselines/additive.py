@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mgqe import ops
 from mgqe.baselines.base import ComposedEmbedding, check_centroids, check_packed_codes, cpu_values, read_sizes, sizes_of
+from mgqe.baselines.budget import TooFewBytesError, blank, centroids_up_to, file_nbytes, most_within
 from mgqe.checks.ids import check_ids
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_float, as_int, optional_int
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 MAX_SEED = 2**31 - 1
 MAX_CODEBOOKS = 1024
 CHUNK_ROWS = 1 << 14
+LEAST_CENTROIDS, IDS_OF_CODEWORD = 16, 50  # of the K that a budget chooses
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
 
 
@@ -160,6 +162,48 @@ class AdditiveEmbedding(ComposedEmbedding):
         with torch.no_grad():
             self.weight.normal_()
             self.codebooks.normal_(std=self.num_codebooks**-0.5)
+
+    @classmethod
+    def within(
+        cls,
+        num_embeddings: int,
+        embedding_dim: int,
+        nbytes: int,
+        *,
+        num_codebooks: int | None = None,
+        num_centroids: int | None = None,
+        centroid_dtype: str = "int8",
+        **given: Any,
+    ) -> dict[str, Any]:
+        """Keywords for a file of at most ``nbytes``: int8 codewords, K by the ids, and the most codebooks.
+
+        K is the largest power of two, from 16 to 256, of which each codeword has 50 ids; smaller where it does not fit.
+        Where M is given, it is the largest that fits.
+
+        Raises TooFewBytesError, a ValueError, if nothing fits.
+        """
+        if centroid_dtype not in DTYPES:
+            return {}  # the constructor says what is wrong
+
+        def nbytes_of(books: int, centroids: int) -> int:
+            codes = blank(num_embeddings, row_bytes(books, bits_for(centroids)), dtype=torch.uint8)
+            words = blank(books, centroids, embedding_dim, dtype=DTYPES[centroid_dtype])
+            scales = blank(books, 1, 1) if centroid_dtype == "int8" else None
+            return file_nbytes(AdditiveTable(codes, words, scales, None))
+
+        size = (num_embeddings, embedding_dim)
+        if num_centroids is None:
+            usable = centroids_up_to(num_embeddings)
+            if num_codebooks is None:
+                usable = [k for k in usable if k <= max(LEAST_CENTROIDS, num_embeddings // IDS_OF_CODEWORD)]
+            books = num_codebooks or 1
+            num_centroids = most_within(usable, lambda centroids: nbytes_of(books, centroids), nbytes, size)
+        if num_codebooks is None:
+            numbers, centroids = range(1, MAX_CODEBOOKS + 1), num_centroids
+            num_codebooks = most_within(numbers, lambda books: nbytes_of(books, centroids), nbytes, size)
+        elif (taken := nbytes_of(num_codebooks, num_centroids)) > nbytes:
+            raise TooFewBytesError(nbytes, taken, *size)
+        return {"num_codebooks": num_codebooks, "num_centroids": num_centroids, "centroid_dtype": centroid_dtype}
 
     def forward(self, input: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> (..., d)."""

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mgqe.baselines.base import ComposedEmbedding, check_centroids, check_packed_codes, cpu_values, read_sizes, sizes_of
+from mgqe.baselines.budget import blank, centroids_up_to, file_nbytes, most_bits_within
 from mgqe.checks.ids import FLOAT_DTYPES, check_ids
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_int, optional_int
+from mgqe.codec.capacity import divisors
 from mgqe.codec.equations import nearest_codes
 from mgqe.codec.hashing import bucket_of
 from mgqe.codec.kmeans import kmeans
@@ -228,6 +230,32 @@ class CCEmbedding(ComposedEmbedding):
             self.clusters.copy_(book.view_as(self.clusters))
         self.helpers.zero_()
         self.clustered.add_(1)
+
+    @classmethod
+    def within(
+        cls,
+        num_embeddings: int,
+        embedding_dim: int,
+        nbytes: int,
+        *,
+        num_columns: int | None = None,
+        num_centroids: int | None = None,
+        **given: Any,
+    ) -> dict[str, Any]:
+        """Keywords for a file of at most ``nbytes``: the c and K of the most bits per id.
+
+        Raises TooFewBytesError, a ValueError, if nothing fits.
+        """
+
+        def nbytes_of(columns: int, centroids: int) -> int:  # with the longest seed and number of clusterings
+            codes = blank(num_embeddings, row_bytes(columns, bits_for(centroids)), dtype=torch.uint8)
+            rows = blank(columns * centroids, embedding_dim // columns)
+            return file_nbytes(CCETable(codes, rows, rows, columns, MAX_SEED, MAX_CLUSTERINGS, None))
+
+        pieces = divisors(embedding_dim) if num_columns is None else [num_columns]
+        numbers = centroids_up_to(num_embeddings) if num_centroids is None else [num_centroids]
+        shape = most_bits_within(pieces, numbers, nbytes_of, nbytes, (num_embeddings, embedding_dim))
+        return {"num_columns": shape[0], "num_centroids": shape[1]}
 
     @outside_inference
     def freeze(self) -> FrozenTable:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgqe.baselines.base import check_dtype, cpu_values, read_sizes, sizes_of
+from mgqe.baselines.budget import blank, file_nbytes
 from mgqe.checks.ids import FLOAT_DTYPES, check_ids, check_sizes
 from mgqe.checks.inference import as_normal, outside_inference
 from mgqe.checks.scalars import as_float, optional_int
@@ -80,6 +81,11 @@ class FullEmbedding(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> (..., d) in the weight's dtype."""
         return super().forward(check_ids(input, self.num_embeddings))
+
+    @staticmethod
+    def frozen_nbytes(num_embeddings: int, embedding_dim: int) -> int:
+        """Bytes of the file of such a table, float32."""
+        return file_nbytes(FullTable(blank(num_embeddings, embedding_dim)))
 
     def freeze(self) -> FrozenTable:  # type: ignore[override]  # nn.Embedding annotates a bool it never sets
         """The table as it is, in the weight's dtype; look-ups equal the eval-mode forward pass."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mgqe.baselines.base import ComposedEmbedding, cpu_values, read_sizes, sizes_of
+from mgqe.baselines.budget import blank, file_nbytes, most_within
 from mgqe.checks.ids import FLOAT_DTYPES, check_ids
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_int, optional_int
@@ -134,6 +135,29 @@ class HashEmbedding(ComposedEmbedding):
                 sparse=self.sparse,
             )
         return self._zero_padding(rows, vectors)
+
+    @classmethod
+    def within(
+        cls,
+        num_embeddings: int,
+        embedding_dim: int,
+        nbytes: int,
+        *,
+        num_buckets: int | None = None,
+        num_hashes: int = 2,
+        **given: Any,
+    ) -> dict[str, Any]:
+        """Keywords for a file of at most ``nbytes``: two hashes, and the most buckets.
+
+        Raises TooFewBytesError, a ValueError, if nothing fits.
+        """
+        numbers = range(1, max(2, num_embeddings)) if num_buckets is None else [num_buckets]
+
+        def nbytes_of(buckets: int) -> int:  # with the longest seed
+            return file_nbytes(HashTable(blank(buckets, embedding_dim), num_embeddings, num_hashes, MAX_SEED, None))
+
+        buckets = most_within(numbers, nbytes_of, nbytes, (num_embeddings, embedding_dim))
+        return {"num_buckets": buckets, "num_hashes": num_hashes}
 
     def freeze(self) -> FrozenTable:
         """The buckets in their dtype; float32 look-ups equal the eval-mode forward pass."""

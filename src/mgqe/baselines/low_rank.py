@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mgqe.baselines.base import ComposedEmbedding, cpu_values, read_sizes, sizes_of
+from mgqe.baselines.budget import blank, file_nbytes, most_within
 from mgqe.checks.ids import FLOAT_DTYPES, check_ids
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_int, optional_int
@@ -117,6 +118,21 @@ class LowRankEmbedding(ComposedEmbedding):
             sparse=self.sparse,
         )
         return narrow @ self.projection
+
+    @classmethod
+    def within(
+        cls, num_embeddings: int, embedding_dim: int, nbytes: int, *, rank: int | None = None, **given: Any
+    ) -> dict[str, Any]:
+        """Keywords for a file of at most ``nbytes``: the largest rank.
+
+        Raises TooFewBytesError, a ValueError, if nothing fits.
+        """
+        numbers = range(1, embedding_dim + 1) if rank is None else [rank]
+
+        def nbytes_of(rank: int) -> int:
+            return file_nbytes(LowRankTable(blank(num_embeddings, rank), blank(rank, embedding_dim)))
+
+        return {"rank": most_within(numbers, nbytes_of, nbytes, (num_embeddings, embedding_dim))}
 
     def freeze(self) -> FrozenTable:
         """Both factors in their dtype; float32 look-ups equal the forward pass up to the order of additions."""

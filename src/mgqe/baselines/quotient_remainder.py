@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mgqe.baselines.base import ComposedEmbedding, cpu_values, read_sizes, sizes_of
+from mgqe.baselines.budget import blank, file_nbytes, most_within
 from mgqe.checks.ids import FLOAT_DTYPES, check_ids
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_int, optional_int
@@ -110,7 +111,7 @@ class QREmbedding(ComposedEmbedding):
         if operation not in OPERATIONS:
             raise ValueError(f"operation must be one of {list(OPERATIONS)}, got {operation!r}")
         self.operation = operation
-        default = max(1, math.isqrt(max(0, self.num_embeddings - 1)) + 1)
+        default = default_remainders(self.num_embeddings)
         num_remainders = default if num_remainders is None else as_int("num_remainders", num_remainders, 1)
         self.num_remainders = num_remainders
         dims = factor_dims(self.embedding_dim, operation)
@@ -139,6 +140,31 @@ class QREmbedding(ComposedEmbedding):
         vectors = join(quotient, remainder, self.operation)
         return self._zero_padding(rows, vectors)
 
+    @classmethod
+    def within(
+        cls,
+        num_embeddings: int,
+        embedding_dim: int,
+        nbytes: int,
+        *,
+        num_remainders: int | None = None,
+        operation: str = "mult",
+        **given: Any,
+    ) -> dict[str, Any]:
+        """Keywords for a file of at most ``nbytes``: the most remainders, at least sqrt(N).
+
+        Raises TooFewBytesError, a ValueError, if nothing fits.
+        """
+        dims = factor_dims(embedding_dim, operation)
+        fewest = default_remainders(num_embeddings)
+        numbers = range(fewest, max(fewest, num_embeddings) + 1) if num_remainders is None else [num_remainders]
+
+        def nbytes_of(remainders: int) -> int:
+            quotients = blank(-(-num_embeddings // remainders), dims[0])
+            return file_nbytes(QRTable(quotients, blank(remainders, dims[1]), num_embeddings, operation, None))
+
+        return {"num_remainders": most_within(numbers, nbytes_of, nbytes, (num_embeddings, embedding_dim))}
+
     def freeze(self) -> FrozenTable:
         """Both factors in their dtype; float32 look-ups equal the eval-mode forward pass."""
         return QRTable(
@@ -148,6 +174,11 @@ class QREmbedding(ComposedEmbedding):
             self.operation,
             self.padding_idx,
         )
+
+
+def default_remainders(num_embeddings: int) -> int:
+    """ceil(sqrt(N)), at least 1, with which the two factors have the fewest rows together."""
+    return max(1, math.isqrt(max(0, num_embeddings - 1)) + 1)
 
 
 def join(quotient: Tensor, remainder: Tensor, operation: str) -> Tensor:

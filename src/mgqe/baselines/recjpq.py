@@ -11,10 +11,13 @@ from torch import Tensor
 
 from mgqe import ops
 from mgqe.baselines.base import ComposedEmbedding, cpu_values
+from mgqe.baselines.budget import centroids_up_to, most_bits_within
 from mgqe.checks.ids import INTEGER_DTYPES, check_dense, check_ids, no_values
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_int
+from mgqe.codec.capacity import divisors
 from mgqe.codec.equations import round_centroids
+from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.packing import code_dtype
 from mgqe.codec.tiers import Tiers
 from mgqe.nn.quantization import Quantization
@@ -109,6 +112,33 @@ class RecJPQEmbedding(ComposedEmbedding):
             vectors = ScaleGradient.apply(vectors, counts[inverse].float().reciprocal())  # type: ignore[no-untyped-call]
         vectors = vectors.to(self.weight.dtype).view(*rows.shape, self.embedding_dim)
         return self._zero_padding(rows, vectors)
+
+    @classmethod
+    def within(
+        cls,
+        num_embeddings: int,
+        embedding_dim: int,
+        nbytes: int,
+        *,
+        num_subspaces: int | None = None,
+        num_centroids: int | None = None,
+        centroid_dtype: str = "int8",
+        **given: Any,
+    ) -> dict[str, Any]:
+        """Keywords for a file of at most ``nbytes``: int8 centroids, and the D and K of the most bits per id.
+
+        Raises TooFewBytesError, a ValueError, if nothing fits.
+        """
+        tiers = Tiers.from_sizes((num_embeddings,))
+
+        def nbytes_of(subspaces: int, centroids: int) -> int:
+            config = Quantization(num_subspaces=subspaces, num_centroids=centroids, centroid_dtype=centroid_dtype)
+            return frozen_nbytes(tiers, config.capacity_of(embedding_dim, tiers), None, centroid_dtype)
+
+        pieces = divisors(embedding_dim) if num_subspaces is None else [num_subspaces]
+        numbers = centroids_up_to(num_embeddings) if num_centroids is None else [num_centroids]
+        shape = most_bits_within(pieces, numbers, nbytes_of, nbytes, (num_embeddings, embedding_dim))
+        return {"num_subspaces": shape[0], "num_centroids": shape[1], "centroid_dtype": centroid_dtype}
 
     def freeze(self) -> FrozenTable:
         """A CompactTable of one tier; look-ups equal the eval-mode forward pass."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mgqe.baselines.base import cpu_values, read_sizes, sizes_of
+from mgqe.baselines.budget import blank, file_nbytes, most_within
 from mgqe.baselines.full import FullEmbedding
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_int, optional_int
@@ -118,6 +119,32 @@ class ScalarQuantizedEmbedding(FullEmbedding):
             raise ValueError(f"granularity must be one of {sorted(GRID_DTYPES)}, got {granularity!r}")
         self.bits = as_int("bits", bits, 1, MAX_SCALAR_BITS)
         self.granularity = granularity
+
+    @classmethod
+    def within(
+        cls,
+        num_embeddings: int,
+        embedding_dim: int,
+        nbytes: int,
+        *,
+        bits: int | None = None,
+        granularity: str = "dimension",
+        **given: Any,
+    ) -> dict[str, Any]:
+        """Keywords for a file of at most ``nbytes``: the most bits.
+
+        Raises TooFewBytesError, a ValueError, if nothing fits.
+        """
+        if granularity not in GRID_DTYPES:
+            return {}  # the constructor says what is wrong
+        grids = blank(num_embeddings if granularity == "row" else embedding_dim, dtype=GRID_DTYPES[granularity])
+
+        def nbytes_of(bits: int) -> int:
+            codes = blank(num_embeddings, row_bytes(embedding_dim, bits), dtype=torch.uint8)
+            return file_nbytes(ScalarTable(codes, grids, grids, embedding_dim, bits, granularity, None))
+
+        numbers = range(1, MAX_SCALAR_BITS + 1) if bits is None else [bits]
+        return {"bits": most_within(numbers, nbytes_of, nbytes, (num_embeddings, embedding_dim))}
 
     @outside_inference
     def freeze(self) -> FrozenTable:  # type: ignore[override]  # nn.Embedding annotates a bool it never sets

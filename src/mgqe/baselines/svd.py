@@ -8,7 +8,7 @@ import torch
 
 from mgqe.baselines.base import cpu_values
 from mgqe.baselines.full import FullEmbedding
-from mgqe.baselines.low_rank import LowRankTable
+from mgqe.baselines.low_rank import LowRankEmbedding, LowRankTable
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_int
 from mgqe.table.base import FrozenTable
@@ -32,6 +32,13 @@ class SVDEmbedding(FullEmbedding):
         self.rank = max(1, self.embedding_dim // 8) if rank is None else as_int("rank", rank)
         if not 1 <= self.rank <= self.embedding_dim:
             raise ValueError(f"rank must be from 1 to embedding_dim={self.embedding_dim}, got {self.rank}")
+
+    @classmethod
+    def within(
+        cls, num_embeddings: int, embedding_dim: int, nbytes: int, *, rank: int | None = None, **given: Any
+    ) -> dict[str, Any]:
+        """As that of LowRankEmbedding, whose table it leaves."""
+        return LowRankEmbedding.within(num_embeddings, embedding_dim, nbytes, rank=rank)
 
     @outside_inference
     def freeze(self) -> FrozenTable:  # type: ignore[override]  # nn.Embedding annotates a bool it never sets

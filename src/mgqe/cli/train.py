@@ -116,6 +116,8 @@ def _figures(metrics: dict[str, Any]) -> TextTable:
         table.rows.append(
             ["the budget's plan", f"{metrics['plan']['candidate']}, d={metrics['plan']['embedding_dim']}"]
         )
+    if metrics.get("chosen"):
+        table.rows.append(["the budget is spent on", metrics["chosen"]])
     if shares := (metrics.get("plan") or {}).get("lookup_shares"):  # not in runs of earlier versions
         listed = ", ".join(f"{path} {share:.1f}" for path, share in shares.items())
         table.rows.append(["look-up, share of nn.Embedding's time, estimated", listed])

@@ -119,7 +119,7 @@ class Spec:
         return keywords
 
     def with_option(self, table: str, keyword: str, value: Value) -> Spec:
-        """This description with `keyword` set for the tables of the field `table` only."""
+        """This description with `keyword` set for the tables of the field `table` only; for all, if that is empty."""
 
         def sets_keyword(key: str) -> bool:
             owner, _, bare = key.rpartition(".")
@@ -127,7 +127,18 @@ class Spec:
 
         short = {name: key for key, name in self.method.short.items()}
         rest = [option for option in self.options if not sets_keyword(option[0])]
-        return replace(self, options=tuple(sorted([*rest, (f"{table}.{short.get(keyword, keyword)}", value)])))
+        key = f"{table}.{short.get(keyword, keyword)}".removeprefix(".")
+        return replace(self, options=tuple(sorted([*rest, (key, value)])))
+
+    @property
+    def to_settle(self) -> bool:
+        """Whether a budget is to choose options before training; see mgqe.recsys.train.settle."""
+        return self.method.settles and any(key.rpartition(".")[2] == "budget" for key, _ in self.options)
+
+    def without_budget(self) -> Spec:
+        """This description without its budgets."""
+        kept = [(key, value) for key, value in self.options if key.rpartition(".")[2] != "budget"]
+        return replace(self, options=tuple(kept))
 
     def warm_up(self) -> Spec:
         """The description to train first: a full table for methods that compress one, else this one."""
@@ -274,6 +285,8 @@ def _keywords_of(method: Method) -> dict[str, tuple[Any, ...]]:
         parameters = inspect.signature(cls).parameters.values()
         names = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
     known = {name: _alternatives(hints[name]) for name in names if name not in fixed}
+    if method.settles:
+        known["budget"] = (int, float, str)
     if issubclass(cls, MGQEmbedding) and cls.one_tier:  # one number, where others take one per tier
         known = {name: tuple(t for t in types if typing.get_origin(t) is not Sequence) for name, types in known.items()}
     return known

@@ -27,6 +27,7 @@ class Method:
     that a description cannot set.
     kind: `trained`: trained once, as it is. `post`: trained as a full table and compressed at the end. `quantised`:
     trained as a full table for a warm-up, and then through its codes.
+    narrows: a budget chooses the dimensions of all tables, and no keywords of each.
     """
 
     layer: type[nn.Module]
@@ -34,12 +35,23 @@ class Method:
     summary: str
     short: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    narrows: bool = False
+
+    @property
+    def settles(self) -> bool:
+        """Whether a budget chooses options before training, which a description could have had, too."""
+        return self.narrows or hasattr(self.layer, "within")
 
 
 _CODES = {"D": "num_subspaces", "K": "num_centroids", "centroids": "centroid_dtype"}
 _NO_WARM_UP_OF_ITS_OWN = {"warmup_steps": NEVER}
 METHODS: dict[str, Method] = {
-    "full": Method(baselines.FullEmbedding, "trained", "a full table; full:d=16 is one with 16 dimensions"),
+    "full": Method(
+        baselines.FullEmbedding,
+        "trained",
+        "a full table; full:d=16 is one with 16 dimensions, full:budget=10% one with as many as fit",
+        narrows=True,
+    ),
     "mgqe": Method(
         MGQEmbedding,
         "quantised",
@@ -50,38 +62,44 @@ METHODS: dict[str, Method] = {
     "dpq": Method(DPQEmbedding, "quantised", "codes, all ids alike: dpq:D=32,K=64", _CODES, _NO_WARM_UP_OF_ITS_OWN),
     "pq": Method(baselines.PQEmbedding, "post", "codes of a trained full table: pq:D=32,K=64 or pq:budget=5%", _CODES),
     "scalar": Method(
-        baselines.ScalarQuantizedEmbedding, "post", "a trained full table, b bits per value: scalar:bits=4"
+        baselines.ScalarQuantizedEmbedding,
+        "post",
+        "a trained full table, b bits per value: scalar:bits=4 or scalar:budget=10%",
     ),
-    "lowrank": Method(baselines.LowRankEmbedding, "trained", "N x r times r x d: lowrank:r=8", {"r": "rank"}),
-    "svd": Method(baselines.SVDEmbedding, "post", "a trained full table, cut to rank r: svd:r=8", {"r": "rank"}),
+    "lowrank": Method(
+        baselines.LowRankEmbedding, "trained", "N x r times r x d: lowrank:r=8 or lowrank:budget=10%", {"r": "rank"}
+    ),
+    "svd": Method(
+        baselines.SVDEmbedding, "post", "a trained full table, cut to rank r: svd:r=8 or svd:budget=10%", {"r": "rank"}
+    ),
     "hash": Method(
         baselines.HashEmbedding,
         "trained",
-        "ids share rows: hash:buckets=500,hashes=2",
+        "ids share rows: hash:buckets=500,hashes=2 or hash:budget=10%",
         {"buckets": "num_buckets", "hashes": "num_hashes"},
     ),
     "qr": Method(
         baselines.QREmbedding,
         "trained",
-        "quotient and remainder: qr:remainders=64,operation=mult",
+        "quotient and remainder: qr:remainders=64,operation=mult or qr:budget=10%",
         {"remainders": "num_remainders"},
     ),
     "recjpq": Method(
         baselines.RecJPQEmbedding,
         "trained",
-        "fixed codes from an SVD of who took what: recjpq:D=16,K=256,centroids=int8",
+        "fixed codes from an SVD of who took what: recjpq:D=16,K=256,centroids=int8 or recjpq:budget=10%",
         _CODES,
     ),
     "cce": Method(
         baselines.CCEmbedding,
         "trained",
-        "shared rows, clustered after the first epochs: cce:columns=16,K=64",
+        "shared rows, clustered after the first epochs: cce:columns=16,K=64 or cce:budget=10%",
         {"columns": "num_columns", "K": "num_centroids"},
     ),
     "additive": Method(
         baselines.AdditiveEmbedding,
         "quantised",
-        "sums of codewords, trained like dpq: additive:M=8,K=32,centroids=int8",
+        "sums of codewords, trained like dpq: additive:M=8,K=32,centroids=int8 or additive:budget=10%",
         {"M": "num_codebooks", "K": "num_centroids", "centroids": "centroid_dtype"},
     ),
 }

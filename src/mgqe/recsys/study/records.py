@@ -68,6 +68,7 @@ def record_of(pair: str, config: TrainConfig, metrics: Record) -> Record:
         # An older version's run states none of these.
         "split": metrics.get("split"),
         "plan": metrics.get("plan"),
+        "chosen": metrics.get("chosen"),
         "peak_memory_of": metrics.get("peak_memory_of", OF_PROCESS),
         "history": {name: _columns(metrics["history"][name]) for name in phases},
     }

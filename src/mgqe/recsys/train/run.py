@@ -46,6 +46,7 @@ from mgqe.recsys.train.device import check_device, parse_device
 from mgqe.recsys.train.loop import OnEpoch, PhaseResult, carry_optimizer, make_optimizer, optimizer_names, run_phase
 from mgqe.recsys.train.memory import peak_memory, start_peak
 from mgqe.recsys.train.provenance import commit, machine, versions
+from mgqe.recsys.train.settle import settle
 
 DATA, METRICS, PLAN = "data.json", "metrics.json", "plan.json"
 NARROW_BELOW = 0.08  # of the full tables: budgets for which rows of half the dimensions are tried, too
@@ -102,19 +103,22 @@ def data_notes(config: TrainConfig, data: RunData) -> list[str]:
 
 
 def check_run(config: TrainConfig, data: RunData) -> list[str]:
-    """Build every table that the run will have, full and compact; returns what is cut to fit small tables, in words.
+    """Build every table that the run will have, full and compact; returns what was chosen or cut to fit, in words.
 
-    ValueError names a table that the description does not fit, or a setting of the model that cannot be.
+    ValueError names a table that the description does not fit, or a setting of the model that cannot be;
+    ImpossibleBudgetError, which is one, a budget that nothing fits.
     """
     check_device(config.device)
+    written, config = config, settle(config, data.task)
     full, model = build_tables(config.warm_up(), data, warm_up=True), build_tables(config, data)
     if config.spec.shared_budget is not None and planned_layers(model, data.task):
         check_budget(full, model, data.task, config.spec.shared_budget)
-    return list(cuts(config, data).values())
+    choice = [] if config is written else [f"the budget is spent on {config.spec}"]
+    return choice + list(cuts(config, data).values())
 
 
 def cuts(config: TrainConfig, data: RunData) -> dict[str, str]:
-    """Path of each table that is cut to fit -> what is cut, in words."""
+    """Path of each table that is cut to fit -> what is cut, in words; of a settled configuration."""
     notes = {path: fitted(config, info)[1] for path, info in data.task.tables.items()}
     return {path: note for path, note in notes.items() if note}
 
@@ -161,6 +165,7 @@ def _run(
 ) -> dict[str, Any]:
     started = time.perf_counter()
     task = data.task
+    written, config = config, settle(config, task)
     _check_same_data(out / DATA, data)
     if config.spec.method.kind == "quantised":
         model, phases = _quantised(config, data, warm_ups, out, on_epoch)
@@ -173,6 +178,8 @@ def _run(
     sizes = ship(model, task.tables, out)
     write_collections(model, task.tables, task.ids, out)
     metrics = _metrics(config, data, out, phases, sizes, peak_of)
+    metrics.update(embedding=written.name, config=asdict(written))
+    metrics["chosen"] = None if config is written else str(config.spec)
     metrics["seconds"] = time.perf_counter() - started
     write_json(out / METRICS, metrics)
     (out / DATA).unlink()
@@ -241,6 +248,7 @@ def build_tables(config: TrainConfig, data: RunData, warm_up: bool = False) -> A
 
     warm_up: with what they are trained as first (Spec.warm_up).
     """
+    config = settle(config, data.task)
     config.spec.check_fields({info.field for info in data.task.tables.values()})
     tables = {}
     for path, info in data.task.tables.items():
