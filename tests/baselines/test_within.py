@@ -51,11 +51,15 @@ def written(layer: Any, n: int, d: int, **keywords: Any) -> int:
 @given(sizes, shares)
 def test_the_most_that_fits(layer: Any, size: tuple[int, int], share: float) -> None:
     nbytes = int(share * 4 * size[0] * size[1])
-    try:
-        options = layer.within(*size, nbytes)
-    except TooFewBytesError as error:
-        assert nbytes < error.least == written(layer, *size, **layer.within(*size, error.least))
+    with pytest.raises(TooFewBytesError) as caught:
+        layer.within(*size, 0)
+    least = caught.value.least
+    assert written(layer, *size, **layer.within(*size, least)) == least
+    if nbytes < least:
+        with pytest.raises(TooFewBytesError):
+            layer.within(*size, nbytes)
         return
+    options = layer.within(*size, nbytes)
     assert written(layer, *size, **options) <= nbytes
     more = {**options, BUY_ONE[layer]: options[BUY_ONE[layer]] + 1}
     if more.get("bits") != 9 and more.get("num_buckets") != size[0] and more.get("rank", 0) <= size[1]:
@@ -101,13 +105,13 @@ CHOSEN = [
     (AdditiveEmbedding, {}, {"num_codebooks": 17, "num_centroids": 64, "centroid_dtype": "int8"}),
     # What is given stays.
     (HashEmbedding, {"num_hashes": 1}, {"num_buckets": 602, "num_hashes": 1}),
-    (QREmbedding, {"operation": "concat"}, {"num_remainders": 1194}),
+    (QREmbedding, {"operation": "concat"}, {"num_remainders": 1197}),
     (ScalarQuantizedEmbedding, {"granularity": "row"}, {"bits": 2}),
     (RecJPQEmbedding, {"num_centroids": 256}, {"num_subspaces": 16, "num_centroids": 256, "centroid_dtype": "int8"}),
     (CCEmbedding, {"num_columns": 16}, {"num_columns": 16, "num_centroids": 128}),
     (CCEmbedding, {"num_centroids": 16, "clusterings": 2}, {"num_columns": 32, "num_centroids": 16}),
     (AdditiveEmbedding, {"num_codebooks": 8}, {"num_codebooks": 8, "num_centroids": 128, "centroid_dtype": "int8"}),
-    (AdditiveEmbedding, {"num_centroids": 16}, {"num_codebooks": 37, "num_centroids": 16, "centroid_dtype": "int8"}),
+    (AdditiveEmbedding, {"num_centroids": 16}, {"num_codebooks": 38, "num_centroids": 16, "centroid_dtype": "int8"}),
 ]
 
 
@@ -115,7 +119,8 @@ CHOSEN = [
 def test_what_is_chosen_of_ml_1m(layer: Any, given_options: dict[str, Any], expected: dict[str, Any]) -> None:
     options = layer.within(6040, 64, 154_624, **given_options)
     assert options == expected
-    assert 0.7 * 154_624 < written(layer, 6040, 64, **{**given_options, **options}) <= 154_624
+    taken = written(layer, 6040, 64, **{**given_options, **options})
+    assert (0.65 if given_options else 0.9) * 154_624 < taken <= 154_624
 
 
 @pytest.mark.parametrize("layer", [*BUY_ONE, *BUY_BITS])
