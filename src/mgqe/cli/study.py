@@ -24,7 +24,7 @@ commands = typer.Typer()
     "CONFIG is a TOML file; studies/paper/study.toml is one to start from. OUT/results.jsonl gets a line as each run "
     "ends: settings, seed, commit, versions, machine, bytes by part, quality on validation and test, time, memory. "
     "Runs that it has are not run again, so that a study goes on after a kill, or when more is declared. A run that "
-    "fails is recorded with its reason and the others go on.\n\n"
+    "fails, such as one whose budget nothing fits, is recorded with its reason, and the others go on.\n\n"
     "Then: [bold]mgqe report OUT[/bold].",
     epilog="Examples:\n\n"
     "  mgqe study studies/paper/study.toml --data-dir DATA --out mine\n\n"
@@ -55,7 +55,7 @@ def study(
     jobs = default_jobs() if jobs == 0 else jobs
     check_jobs(jobs)
     check_folder(out)
-    for note in check_pending(runs):
+    for note in check_pending(runs, records_impossible=True):
         say(note)
     if config.resolve() != (out / FILE).resolve():
         fill_file(out / FILE, lambda file: file.write(config.read_bytes()))

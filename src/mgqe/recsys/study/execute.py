@@ -20,6 +20,7 @@ from typing import Any
 
 from mgqe.recsys.models.methods import own_modules
 from mgqe.recsys.tasks.registry import RunData
+from mgqe.recsys.train.budget import ImpossibleBudgetError
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.loop import EpochReport, OnEpoch
 from mgqe.recsys.train.run import check_place, check_run, data_notes, train_run
@@ -58,11 +59,13 @@ def check_folders(runs: Sequence[Run], out: Path, overwrite: bool) -> None:
         check_place(run.config, out / run.folder, overwrite)
 
 
-def check_configs(configs: Sequence[TrainConfig]) -> list[str]:
+def check_configs(configs: Sequence[TrainConfig], records_impossible: bool = False) -> list[str]:
     """Load each data set and build each embedding once, so that what cannot work is said before hours are spent.
 
-    Returns what the data hold and what is cut to fit small tables, in words, each note once.
+    Returns what the data hold, and what is chosen or cut to fit, in words, each note once.
     ValueError names a file, or an embedding that does not fit.
+
+    records_impossible: budgets that nothing fits are notes, too, since their runs are to fail and to be recorded.
     """
     notes: dict[str, None] = {}
     by_data: dict[TrainConfig, list[TrainConfig]] = {}
@@ -75,6 +78,9 @@ def check_configs(configs: Sequence[TrainConfig]) -> list[str]:
             try:
                 cuts = check_run(config, data)
             except ValueError as error:
+                if records_impossible and isinstance(error, ImpossibleBudgetError):
+                    notes[f"{config.model} on {config.data}, to be recorded as failed: {error}"] = None
+                    continue
                 raise ValueError(f"{config.name} with {config.model} on {config.data}: {error}") from error
             notes.update((f"{config.name}, {cut}", None) for cut in cuts)
     return list(notes)

@@ -72,12 +72,12 @@ def pending_runs(
     return runs
 
 
-def check_pending(runs: PendingRuns) -> list[str]:
+def check_pending(runs: PendingRuns, records_impossible: bool = False) -> list[str]:
     """`check_configs` of the pending runs, those that differ only in their seeds once."""
     once: dict[str, TrainConfig] = {}
     for pair, run in runs.pending:
         once.setdefault(run_key(pair.name, replace(run.config, seed=0)), run.config)
-    return check_configs(list(once.values()))
+    return check_configs(list(once.values()), records_impossible)
 
 
 def run_study(

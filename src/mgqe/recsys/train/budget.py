@@ -26,6 +26,10 @@ NAMED = 3  # tables that an error names
 TIES = "full_log_rank"  # of the validation part: decides between plans that the figure which judges cannot tell apart
 
 
+class ImpossibleBudgetError(ValueError):
+    """A budget that the smallest tables do not fit."""
+
+
 def planned_layers(model: nn.Module, task: Task) -> dict[str, QuantizedEmbedding]:
     """Path -> layer, of the tables that are planned on their rows."""
     modules = {path: model.get_submodule(path) for path in task.tables}
@@ -44,17 +48,21 @@ def budget_for(full: Any, layers: Collection[str], task: Task, budget: int | flo
 
 
 def check_budget(full: Any, model: nn.Module, task: Task, budget: int | float | str) -> None:
-    """Raise ValueError for a budget that the smallest tables do not fit."""
+    """Raise ImpossibleBudgetError, a ValueError, for a budget that the smallest tables do not fit."""
     layers = planned_layers(model, task)
     sizes = [(layer.num_embeddings, layer.embedding_dim, layer.zero_row) for layer in layers.values()]
     least, total = sum(least_nbytes(*size) for size in sizes), budget_for(full, layers, task, budget)
     if total < least:
-        first, others = list(layers)[:NAMED], len(layers) - NAMED
-        named = ", ".join(first) + (f" and {others} more tables" if others > 0 else "")
-        raise ValueError(
-            f"budget={budget}: {total:,} bytes are left for {named}, of which the least is {least:,}: give "
-            "a larger budget"
+        raise ImpossibleBudgetError(
+            f"budget={budget}: {total:,} bytes are left for {in_words(list(layers))}, of which the least is {least:,}: "
+            "give a larger budget"
         )
+
+
+def in_words(paths: Sequence[str]) -> str:
+    """The first tables' paths, and how many there are more."""
+    others = len(paths) - NAMED
+    return ", ".join(paths[:NAMED]) + (f" and {others} more tables" if others > 0 else "")
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,8 @@ from mgqe.baselines import FullEmbedding, TooFewBytesError
 from mgqe.codec.planning.budget import budget_bytes
 from mgqe.recsys.models.embeddings import Spec
 from mgqe.recsys.tasks.base import TableInfo, Task
+from mgqe.recsys.train.budget import ImpossibleBudgetError, in_words
 from mgqe.recsys.train.config import TrainConfig
-
-NAMED = 3  # tables that an error names
-
-
-class ImpossibleBudgetError(ValueError):
-    """A budget that the smallest tables do not fit."""
 
 
 def settle(config: TrainConfig, task: Task) -> TrainConfig:
@@ -144,9 +139,7 @@ def _full_nbytes(config: TrainConfig, info: TableInfo) -> int:
 
 
 def _impossible(spec: Spec, nbytes: int, least: int, paths: list[str]) -> ImpossibleBudgetError:
-    others = len(paths) - NAMED
-    named = ", ".join(paths[:NAMED]) + (f" and {others} more tables" if others > 0 else "")
     return ImpossibleBudgetError(
-        f"embedding {spec}: {nbytes:,} bytes are left for {named}, of which the least is {least:,}: give a larger "
-        "budget"
+        f"embedding {spec}: {nbytes:,} bytes are left for {in_words(paths)}, of which the least is {least:,}: give a "
+        "larger budget"
     )
