@@ -174,7 +174,7 @@ def test_the_page_on_own_methods_runs(monkeypatch, capsys):
     """Its class is that of the example, which is within the 40 lines that the page promises."""
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     run_page("add_a_method.md")
-    assert capsys.readouterr().out == "5.2% of the bytes\n"
+    assert capsys.readouterr().out == "5.2% of the bytes\n{'num_subspaces': 32}\n"
     assert len((ROOT / "examples" / "own_method.py").read_text().splitlines()) <= 40
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -107,6 +108,28 @@ def test_what_is_lost_from_the_file_is_taken_from_the_run(runner: CliRunner, tmp
     assert "line 1 is not whole" in result.output
     assert (out / RESULTS).read_bytes() == whole
     assert metrics.stat().st_mtime_ns == before
+
+
+def test_budgets_alone_and_one_that_nothing_fits(runner: CliRunner, tmp_path: Path) -> None:
+    block = '[[methods]]\nname = "{0}"\nbudgets = {{ 90 = ["{1}:budget=90%"], 2 = ["{1}:budget=2%"] }}\n'
+    names = {"scalar": "scalar", "small d": "full", "additive codes": "additive"}
+    listed = "".join(block.format(name, method) for name, method in names.items())
+    declaration, out = declare(tmp_path, listed, "[1]"), tmp_path / "out"
+    result = runner.invoke(app, ["study", str(declaration), "--out", str(out), "--jobs", "1"])
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert re.search(r"to be recorded as failed: embedding scalar:budget=2%: 8\d bytes are left for user, item", said)
+    assert "4 runs done, 3 failed" in result.output
+    records = {record["embedding"]: record for record in read_results(out / RESULTS).records}
+    for method in names.values():
+        failed, done = records[f"{method}:budget=2%"], records[f"{method}:budget=90%"]
+        assert "of which the least is" in failed["reason"]
+        assert done["chosen"].startswith(f"{method}:")
+        assert done["embedding_bytes"] <= 0.9 * done["full_embedding_bytes"]
+    result = runner.invoke(app, ["report", str(out)])
+    assert result.exit_code == 0, result.output
+    for text in ("small d", "additive:budget=90%", "Runs that failed", "of which the least is"):
+        assert text in result.output
 
 
 def test_a_failed_run_is_recorded_and_the_others_go_on(runner: CliRunner, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.budget import ImpossibleBudgetError
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.loop import EpochReport, OnEpoch
-from mgqe.recsys.train.run import check_place, check_run, data_notes, train_run
+from mgqe.recsys.train.run import check_place, check_run, choices, data_notes, train_run
 
 WARM_UPS = "warm-ups"
 
@@ -76,13 +76,13 @@ def check_configs(configs: Sequence[TrainConfig], records_impossible: bool = Fal
         notes.update((note, None) for note in data_notes(with_same_data[0], data))
         for config in with_same_data:
             try:
-                cuts = check_run(config, data)
+                found = [*check_run(config, data), *choices(config, data)]
             except ValueError as error:
                 if records_impossible and isinstance(error, ImpossibleBudgetError):
                     notes[f"{config.model} on {config.data}, to be recorded as failed: {error}"] = None
                     continue
                 raise ValueError(f"{config.name} with {config.model} on {config.data}: {error}") from error
-            notes.update((f"{config.name}, {cut}", None) for cut in cuts)
+            notes.update((f"{config.name}, {note}", None) for note in found)
     return list(notes)
 
 

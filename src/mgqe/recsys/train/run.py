@@ -69,8 +69,8 @@ def train_run(
 
     warm_ups: a folder where runs share phases 1 and 2.
     data: returns the data of `config`, for runs that share them; by default they are loaded.
-    on_note: is called, before training, with what is cut to fit a small table. on_data: with what the data hold, and
-        what of them was left out.
+    on_note: is called, before training, with what is cut to fit a small table. on_data: with what the data hold, what
+        of them was left out, and what a baseline's budget is spent on.
 
     Mistakes that can be recognised are refused before training, and before anything is written or, with `overwrite`,
     removed, so that the same folder takes the corrected configuration.
@@ -87,6 +87,8 @@ def train_run(
             on_data(note)
         for note in check_run(config, ready):
             on_note(note)
+        for note in choices(config, ready):
+            on_data(note)
         if overwrite:
             _clear(out)
         with _refused_leaves_nothing(out):
@@ -103,18 +105,23 @@ def data_notes(config: TrainConfig, data: RunData) -> list[str]:
 
 
 def check_run(config: TrainConfig, data: RunData) -> list[str]:
-    """Build every table that the run will have, full and compact; returns what was chosen or cut to fit, in words.
+    """Build every table that the run will have, full and compact; returns what is cut to fit small tables, in words.
 
     ValueError names a table that the description does not fit, or a setting of the model that cannot be;
     ImpossibleBudgetError, which is one, a budget that nothing fits.
     """
     check_device(config.device)
-    written, config = config, settle(config, data.task)
+    config = settle(config, data.task)
     full, model = build_tables(config.warm_up(), data, warm_up=True), build_tables(config, data)
     if config.spec.shared_budget is not None and planned_layers(model, data.task):
         check_budget(full, model, data.task, config.spec.shared_budget)
-    choice = [] if config is written else [f"the budget is spent on {config.spec}"]
-    return choice + list(cuts(config, data).values())
+    return list(cuts(config, data).values())
+
+
+def choices(config: TrainConfig, data: RunData) -> list[str]:
+    """What the budget of a baseline is spent on, in words; nothing for other embeddings."""
+    settled = settle(config, data.task)
+    return [] if settled is config else [f"the budget is spent on {settled.spec}"]
 
 
 def cuts(config: TrainConfig, data: RunData) -> dict[str, str]:
