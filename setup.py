@@ -38,6 +38,7 @@ FLAGS = [
     "-fno-rtti",
     "-ffp-contract=off",
     "-fno-math-errno",
+    "-pthread",
 ]
 AVX2 = ["-mavx2", "-mf16c", "-mbmi", "-mbmi2", "-mpopcnt"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
@@ -75,7 +76,7 @@ def run(command: list[str]) -> None:
 
 
 def openmp_flags(compiler: list[str], scratch: Path) -> list[str]:
-    """``["-fopenmp"]`` if that compiles and links, else nothing: the kernels then use one thread."""
+    """``["-fopenmp"]`` if that compiles and links, else nothing: the kernels then have threads of their own."""
     probe = scratch / "openmp_probe.cpp"
     probe.write_text("#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n")
     try:
@@ -106,8 +107,10 @@ def own_flags(source: Path, machine: str) -> list[str] | None:
     return of_machine.get(source.name, None if elsewhere else [])
 
 
-def compile_native(output: Path) -> None:
+def compile_native(output: Path, with_openmp: bool = True) -> None:
     """Compiles every translation unit with its own instruction-set flags and links the shared library.
+
+    with_openmp: where the compiler has it.
 
     Raises:
         CompileError: with the command and its output, if there is no compiler or it fails.
@@ -118,7 +121,7 @@ def compile_native(output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        openmp = openmp_flags(compiler, scratch)
+        openmp = openmp_flags(compiler, scratch) if with_openmp else []
         flags_of = {source: own_flags(source, machine) for source in sources_of_library()}
         units = [(source, flags) for source, flags in flags_of.items() if flags is not None]
         objects = [str(scratch / f"{source.stem}-{number}.o") for number, (source, _) in enumerate(units)]
@@ -131,12 +134,16 @@ def compile_native(output: Path) -> None:
         # Linked beside the target and renamed, so that a running process never maps a half-written library.
         fresh = output.with_name(output.name + ".new")
         strip = ["-s"] if sys.platform == "linux" and not extra else []  # names that nobody reads, 5% of the bytes
-        run([*compiler, "-shared", *strip, *openmp, *extra, *objects, "-o", str(fresh)])
+        # Threads wait in its code for as long as the process lives.
+        stay = ["-Wl,-z,nodelete"] if sys.platform == "linux" else []
+        run([*compiler, "-shared", "-pthread", *stay, *strip, *openmp, *extra, *objects, "-o", str(fresh)])
         os.replace(fresh, output)
 
 
 class BuildNative(build_ext):
     """Builds the library where setuptools would put a Python extension module."""
+
+    with_openmp = True
 
     def get_ext_filename(self, fullname: str) -> str:
         return os.path.join(*fullname.split(".")) + SUFFIX
@@ -149,7 +156,7 @@ class BuildNative(build_ext):
             if os.environ.get("MGQE_BUILD_NATIVE") == "0":
                 continue
             try:
-                compile_native(target)
+                compile_native(target, self.with_openmp)
             except (CompileError, OSError) as error:
                 # A library left from an earlier build may not match these sources.
                 target.unlink(missing_ok=True)

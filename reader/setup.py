@@ -17,7 +17,9 @@ spec.loader.exec_module(of_mgqe)
 
 
 class BuildLibrary(of_mgqe.BuildNative):
-    """The same build; but nothing here works without the library."""
+    """The same build; but nothing here works without the library, and OpenMP's would come with it in wheels."""
+
+    with_openmp = False
 
     def run(self) -> None:
         super().run()

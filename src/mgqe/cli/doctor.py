@@ -67,7 +67,7 @@ def _kernels() -> dict[str, str]:
         warnings.simplefilter("always")
         found = ops.native_available()
     if found:
-        threads = "several threads" if ops.native_openmp() else "one thread: built without OpenMP"
+        threads = "threads of OpenMP" if ops.native_openmp() else "threads of its own"
         return {"kernels": f"{ops.native_isa()}, {threads}"}
     reason = str(told[0].message) if told else "off, as MGQE_NATIVE=0 says: pure torch"
     return {"kernels": reason}

@@ -151,7 +151,7 @@ def set_native_isa(name: str) -> None:
 
 
 def native_openmp() -> bool:
-    """Whether the loaded library was built with OpenMP; without it every call uses one thread."""
+    """Whether the loaded library was built with OpenMP; without it calls use threads of the library's own."""
     lib = library()
     return lib is not None and bool(lib.mgqe_has_openmp())
 

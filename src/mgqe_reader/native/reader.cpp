@@ -1,5 +1,6 @@
 // The functions of mgqe.h: tables.
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -8,10 +9,6 @@
 #include <new>
 #include <thread>
 #include <vector>
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "collection.h"
 #include "guard.h"
@@ -38,13 +35,12 @@ constexpr int kAttempts = 100;            // at reading what is being replaced
 constexpr int64_t kScanFrom = 64;         // more candidates than 1 / 64 of the rows are cheaper to filter out of a scan
 const char kIndex[] = "/table.safetensors";
 
+// Without a number of the caller's that of OMP_NUM_THREADS, which limits all that computes, or else of the processors.
 int32_t team(int32_t threads) {
     if (threads > 0) return threads;
-#ifdef _OPENMP
-    return omp_get_max_threads();
-#else
-    return 1;
-#endif
+    const char* limit = getenv("OMP_NUM_THREADS");
+    const int32_t most = limit ? atoi(limit) : 0;
+    return most > 0 ? most : static_cast<int32_t>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
 // Device, inode, size and time of change, which differ if another file has taken the name.

@@ -37,7 +37,7 @@ MGQE_API int32_t mgqe_abi_version(void);
 MGQE_API int32_t mgqe_get_isa(void);
 // Forces one, or the best of this processor with isa = -1. For tests and for reproducing another machine.
 MGQE_API int32_t mgqe_set_isa(int32_t isa);
-// 1 when built with OpenMP, else 0 (every call then uses one thread).
+// 1 when built with OpenMP, else 0 (calls then use threads of the library's own).
 MGQE_API int32_t mgqe_has_openmp(void);
 
 // Nearest centroid: codes[i, j] = argmin_k ||rows[i, j] - centroids[j, k]||^2, or, with a bias, argmin_k bias[j, k] -

@@ -1,4 +1,5 @@
-// One loop over tasks, spread over OpenMP threads when there are several and the build has OpenMP.
+// One loop over tasks, spread over threads when there are several: OpenMP's, or, in a build without it, those of
+// own_threads.cpp.
 #ifndef MGQE_PARALLEL_H
 #define MGQE_PARALLEL_H
 
@@ -7,6 +8,12 @@
 // Whether this process was forked from one that had loaded the library: the thread pool of its parent is not there, and
 // waiting for it would take for ever.
 bool mgqe_forked();
+
+#ifndef _OPENMP
+// Calls body(context, part) for each part in [0, parts), on up to as many threads, and waits for all.
+typedef void (*mgqe_part)(const void* context, int part);
+void mgqe_run_parts(int parts, mgqe_part body, const void* context);
+#endif
 
 namespace {
 
@@ -19,7 +26,7 @@ inline int mgqe_team(int64_t work, int64_t grain, int32_t threads) {
 }
 
 // Calls body(begin, end) once a thread over a split of [0, count) that depends on `team` alone.
-// A team of one never enters OpenMP.
+// A team of one starts no thread.
 template <typename Body>
 inline void mgqe_parallel(int64_t count, int team, const Body& body) {
     if (count <= 0) return;
@@ -28,14 +35,13 @@ inline void mgqe_parallel(int64_t count, int team, const Body& body) {
         body(static_cast<int64_t>(0), count);
         return;
     }
+    const auto run = [&](int part) { body(count * part / team, count * (part + 1) / team); };
 #ifdef _OPENMP
 #pragma omp parallel for schedule(static, 1) num_threads(team)
+    for (int part = 0; part < team; ++part) run(part);
+#else
+    mgqe_run_parts(team, [](const void* context, int part) { (*static_cast<const decltype(run)*>(context))(part); }, &run);
 #endif
-    for (int part = 0; part < team; ++part) {
-        const int64_t begin = count * part / team;
-        const int64_t end = count * (part + 1) / team;
-        body(begin, end);
-    }
 }
 
 }  // namespace
