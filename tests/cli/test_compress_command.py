@@ -144,7 +144,7 @@ def test_ids_of_a_column(runner):
         (["compress", "items.npy", "--ids", "twice.txt"], "more than once: 'a' (rows 0 and 2)"),
         (["compress", "items.npy", "--counts", "users.npy"], "expected 800 numbers, one per row"),
         (["compress", "items.npy", "--counts", "names.txt"], "which column holds the ids"),
-        (["compress", "items.npy", "--budget", "100%"], "between 0% and 100%"),
+        (["compress", "items.npy", "--budget", "100%"], "more than nothing and less than all"),
         (["compress", "items.npy", "--budget", "50"], "50"),
         (["compress", "nan.npy"], "nan.npy: row 7 of weight holds NaN"),
         (["compress", "whole.npy"], "whole.npy must hold floats, got an array of int64: make them with .astype"),

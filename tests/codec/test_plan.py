@@ -191,6 +191,8 @@ def test_what_a_budget_may_be():
     for budget in (None, True, [5], b"5%"):
         with pytest.raises(TypeError, match='a budget is "5%"'):
             budget_bytes(budget, 1000)
+        with pytest.raises(TypeError, match='a budget is "5%"'):
+            mgqe.compress_table(None, budget)  # before the matrix is looked at
 
 
 def test_bytes_go_where_they_gain_most():
@@ -294,7 +296,7 @@ def test_rules_are_apart_from_the_budget():
 def test_what_compress_refuses():
     for settings_, words in [
         ({"budget": "0.5%"}, "too few for 3 tables of 320,448: the least is"),
-        ({"budget": "100%"}, "between 0% and 100%"),
+        ({"budget": "100%"}, "more than nothing and less than all"),
         ({"budget": 10**6}, "uncompressed it takes 320,448"),
         ({"budget": "10%", "counts": {"item": COUNTS[:5]}}, "item: counts has 5 entries"),
         ({"budget": "10%", "counts": {"item": mgqe.Tiers.from_sizes((2000,))}}, "item: a budget chooses the tiers"),

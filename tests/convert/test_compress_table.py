@@ -95,7 +95,7 @@ def bad_row(value: float) -> np.ndarray:
         ({"weight": np.ones((1, 4), np.float32)}, ValueError, "1 rows"),
         ({"weight": torch.empty(5, 4, device="meta")}, TypeError, "meta"),
         ({"budget": 10}, ValueError, "the least is"),
-        ({"budget": "100%"}, ValueError, "between 0% and 100%"),
+        ({"budget": "100%"}, ValueError, "more than nothing and less than all"),
         ({"counts": torch.ones(5)}, ValueError, "counts"),
         ({"queries": matrix(5, 3)}, ValueError, "queries have 3 dimensions, the rows 16"),
         ({"padding_idx": 3000}, ValueError, "outside the 3000 rows"),

@@ -87,6 +87,13 @@ BAD = {
     "unknown option": (GOOD.replace("D=8,K=16/4", "D=8,Kk=16/4"), "no option 'Kk'"),
     "unknown pair": (GOOD.replace('pairs = ["seq"]', 'pairs = ["sec"]'), "no pair 'sec' (did you mean 'seq'?)"),
     "a budget in words": (GOOD.replace('"5.5" =', "small ="), "a budget is a per cent such as 10, got 'small'"),
+    "a budget of nothing": (GOOD.replace('"5.5" =', "0 ="), "a budget is a per cent such as 10, got '0'"),
+    "a budget of more than all": (GOOD.replace('"5.5" =', "200 ="), "a budget is a per cent such as 10, got '200'"),
+    "a budget that is no number": (GOOD.replace('"5.5" =', "nan ="), "a budget is a per cent such as 10, got 'nan'"),
+    "an embedding's budget in words": (
+        GOOD.replace("mgqe:D=16,K=4/2", "mgqe:budget=lots"),
+        "embedding mgqe:budget=lots: budget=lots: a budget is",
+    ),
     "no candidates": (GOOD.replace('["full:d=3"]', "[]"), "must have a list of embeddings"),
     "the same seed twice": (GOOD.replace("[1, 2, 3]", "[1, 1]"), "expected each seed once"),
     "seeds in words": (GOOD.replace("[1, 2, 3]", '["one"]'), "seeds must be a list of whole numbers"),

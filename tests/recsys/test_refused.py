@@ -265,6 +265,30 @@ def test_options_of_plan_and_ids_are_checked_before_files_are_read(runner: CliRu
         assert message in " ".join(result.output.split())
 
 
+NO_BUDGETS = ("lots", "0", "0%", "100%", "-5%", "nan", "nan%", "1.0", "inf", "5%%", "5 percent", "")
+
+
+@pytest.mark.parametrize("budget", NO_BUDGETS)
+@pytest.mark.parametrize("command", ["train", "compare", "compress", "plan"])
+def test_what_is_no_budget_is_refused_before_data_are_read(
+    runner: CliRunner, tmp_path: Path, command: str, budget: str
+) -> None:
+    none = str(tmp_path / "none.npy")  # reading it would be an error of its own
+    inputs = {"compress": [none], "plan": ["--weight", none]}.get(command, ["--data", none])
+    out = [] if command == "plan" else ["--out", str(tmp_path / "out")]
+    result = runner.invoke(app, [command, *inputs, *out, "--budget", budget])
+    assert result.exit_code == 2, result.output
+    assert f"--budget {budget}: a budget is" in result.output.replace("\n", " ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("budget", ["lots", "0%", "-5%", "1.0"])
+def test_what_is_no_budget_of_an_embedding_is_refused_when_it_is_read(budget: str) -> None:
+    for name, key in (("mgqe", "budget"), ("dpq", "budget"), ("pq", "budget"), ("mgqe", "item.budget")):
+        with pytest.raises(ValueError, match=f"{key}={budget}: a budget is"):
+            Spec.parse(f"{name}:{key}={budget}")
+
+
 def test_too_few_items_name_the_user_and_the_option(tmp_path: Path) -> None:
     path = tmp_path / "data.txt"
     path.write_text("".join(f"anna film{at}\n" for at in range(12)) + "".join(f"bert film{at}\n" for at in range(40)))

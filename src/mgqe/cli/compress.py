@@ -18,6 +18,7 @@ from mgqe.cli.counts_files import Counts
 from mgqe.cli.lookups import table_lookup_share
 from mgqe.cli.options import PREFER_HELP, PREFER_TAIL_HELP, Header, NoQuote, Quote, Separator
 from mgqe.cli.terminal import AsJson, clean_errors, make_progress, output
+from mgqe.codec.planning.budget import check_budget
 from mgqe.codec.planning.shapes import SPEED, check_prefer_tail, check_preference
 from mgqe.codec.planning.speed import in_words
 from mgqe.collection import Collection
@@ -78,13 +79,14 @@ def compress(
     as_json: AsJson = False,
 ) -> None:
     folder = _folder(file, out)
+    check_budget(budget, "--budget ")
     check_preference(prefer)
     check_prefer_tail(prefer_tail, counts)
     check_folder(folder)  # before the work, which may take long
+    sample = None if queries is None else as_rows(read_vectors(queries).rows, str(queries))
     read, listed = read_all(file, tensor, ids, vectors)
     id_map = None if listed is None else IdMap.from_ids(listed)
     rows = as_rows(read.rows, str(file))
-    sample = None if queries is None else as_rows(read_vectors(queries).rows, str(queries))
     counted = None
     if counts is not None:
         source = Counts(counts, count_column, separator=separator, quote="" if no_quote else quote, header=header)

@@ -18,7 +18,7 @@ from mgqe.cli.terminal import AsJson, clean_errors, output
 from mgqe.codec.capacity import resolve_capacity
 from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.planning import COUNTS_POWER, Plan, Problem, RowsPlan, budget_bytes
-from mgqe.codec.planning.budget import EXPECTED
+from mgqe.codec.planning.budget import check_budget
 from mgqe.codec.planning.loss import predicted
 from mgqe.codec.planning.planner import MAX_CENTROIDS, MAX_TIERS, check_limits
 from mgqe.codec.planning.shapes import SPEED, check_preference
@@ -26,7 +26,6 @@ from mgqe.codec.tiers import Tiers
 from mgqe.recsys.study.text_table import TextTable
 from mgqe.vectors.read import read_vectors
 
-NO_LIMIT = 2**62
 commands = typer.Typer()
 
 
@@ -98,7 +97,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     check_preference(prefer)
-    _check_budget(budget)  # before files are read, which may take long
+    check_budget(budget, "--budget ")  # before files are read, which may take long
     if field not in ("item", "user"):
         raise ValueError(f"--field must be item or user, got {field!r}")
     if queries is not None and weight is None:
@@ -139,14 +138,6 @@ def plan(
     chosen = mgqe.plan(rows, width, budget, counts=counted_ids, weight=table, queries=sample, **limits)
     assert isinstance(chosen, RowsPlan)
     _show_mixed(chosen, as_json)
-
-
-def _check_budget(budget: str) -> None:
-    """ValueError for a text that is no budget of any table."""
-    try:
-        budget_bytes(budget, NO_LIMIT)
-    except ValueError:
-        raise ValueError(f"--budget {budget}: {EXPECTED}, more than nothing and less than all") from None
 
 
 # ---- plans of trained rows -------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from mgqe.cli.options import UNUSUAL, DataDir, Device, Format, Header, ItemColumn, NoQuote, Quote, Separator, UserColumn
+from mgqe.codec.planning.budget import check_budget
 from mgqe.codec.planning.shapes import check_preference
 from mgqe.recsys.models.methods import METHODS
 from mgqe.recsys.models.registry import MODELS, choose_model
@@ -192,10 +193,13 @@ def config_of(
 def with_budget(embedding: str | None, budget: str | None, prefer: str | None = None, prefer_tail: bool = False) -> str:
     """The embedding of the options --embedding, --budget, --prefer and --prefer-tail; by default MGQE within 10%.
 
-    Raises ValueError where both give a budget, or both say what is preferred, or --prefer says something else.
+    Raises ValueError for what is no budget, where both give one, or both say what is preferred, or --prefer says
+    something else.
     """
     name = embedding or "mgqe"
     given = {"budget": budget or (None if embedding else DEFAULT_BUDGET), "prefer": prefer}
+    if budget is not None:
+        check_budget(budget, "--budget ")
     if prefer is not None:
         check_preference(prefer)
     if prefer_tail:

@@ -14,6 +14,7 @@ from mgqe.checks.rows import as_rows
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning import budget_bytes
+from mgqe.codec.planning.budget import check_budget
 from mgqe.codec.planning.shapes import SPEED, check_prefer_tail, check_preference
 from mgqe.codec.tiers import Tiers
 from mgqe.convert.progress import Progress, shown
@@ -66,6 +67,7 @@ def compress_table(
         >>> table.lookup(torch.tensor([3, 17])).shape, table.nbytes < 0.1 * weight.nbytes
         (torch.Size([2, 64]), True)
     """
+    check_budget(budget)
     check_preference(prefer)
     check_prefer_tail(prefer_tail, counts)
     rows = as_rows(weight)

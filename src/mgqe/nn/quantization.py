@@ -15,7 +15,7 @@ from mgqe.checks.scalars import as_float, as_floats, as_int, as_ints, is_sequenc
 from mgqe.codec.capacity import CAPACITIES, MIN_CENTROIDS, Capacity, resolve_capacity
 from mgqe.codec.layout import CENTROID_DTYPES, frozen_nbytes
 from mgqe.codec.planning import COUNTS_POWER, Plan, Problem, budget_bytes
-from mgqe.codec.planning.budget import plain_budget
+from mgqe.codec.planning.budget import check_budget, plain_budget
 from mgqe.codec.planning.mixed import least_nbytes
 from mgqe.codec.planning.shapes import PREFERENCES, SPEED
 from mgqe.codec.tiers import Tiers
@@ -32,7 +32,6 @@ CHOICES = {
     "prefer": PREFERENCES,
 }
 BETWEEN_TIERS = ("fractions", "capacity", "share_codebook", "prefer_tail")  # attributes that say how tiers differ
-NO_LIMIT = 2**62
 
 
 class QuantizationOptions(TypedDict, total=False):
@@ -141,7 +140,7 @@ class Quantization:
             raise ValueError(f"commitment must be a finite number of 0 or more, got {self.commitment}")
         resolve_rows(self.rows)
         if self.budget is not None:
-            budget_bytes(self.budget, NO_LIMIT)
+            check_budget(self.budget)
             self._check_left_to_budget()
             if isinstance(self.rows, CodeRows):
                 raise ValueError(

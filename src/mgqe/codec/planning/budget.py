@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 EXPECTED = 'a budget is "5%", a share such as 0.05, or a whole number of bytes such as 200_000'
+NO_LIMIT = 2**62  # bytes, of a table of any size
 
 
 def budget_bytes(budget: object, full_nbytes: int) -> int:
@@ -31,6 +32,21 @@ def budget_bytes(budget: object, full_nbytes: int) -> int:
             "give less, or leave it uncompressed"
         )
     return wanted
+
+
+def check_budget(budget: object, name: str = "budget=") -> None:
+    """Refuse what is no budget of any table, before there is one.
+
+    Args:
+        name: of the argument or option, as messages have it before the value.
+
+    Raises:
+        TypeError: neither text nor a number. ValueError: no share between nothing and all, and no whole number of bytes.
+    """
+    try:
+        budget_bytes(budget, NO_LIMIT)
+    except ValueError:
+        raise ValueError(f"{name}{budget}: {EXPECTED}, more than nothing and less than all") from None
 
 
 def too_small(budget: int, num_embeddings: int, embedding_dim: int, least: int, full_nbytes: int) -> ValueError:

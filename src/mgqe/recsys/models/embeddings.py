@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mgqe.baselines import AdditiveEmbedding
 from mgqe.checks.names import did_you_mean
 from mgqe.codec.capacity import DEFAULT_HEAD_CENTROIDS, DEFAULT_TAIL_CENTROIDS, default_num_subspaces
-from mgqe.codec.planning.budget import budget_bytes
+from mgqe.codec.planning.budget import budget_bytes, check_budget
 from mgqe.codec.planning.mixed import least_nbytes
 from mgqe.codec.tiers import Tiers
 from mgqe.nn.embedding import MGQEmbedding
@@ -114,6 +114,8 @@ class Spec:
                 raise ValueError(f"embedding {self}: no option {bare!r}{hint}: expected {known}")
             if not _fits(value, allowed[keyword]):
                 raise ValueError(f"embedding {self}: {bare} must be {_described(allowed[keyword])}, got {_text(value)}")
+            if keyword == "budget" and issubclass(self.method.layer, MGQEmbedding):
+                check_budget(value, f"embedding {self}: {key}=")
             if not dot or owner == table:
                 keywords[keyword] = _as(value, allowed[keyword])
         return keywords

@@ -30,6 +30,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -261,7 +262,9 @@ def _method(entries: _Entries, pairs: dict[str, Pair]) -> StudyMethod:
         try:
             budget = float(text)
         except ValueError:
-            raise ValueError(f"{entries.where}: a budget is a per cent such as 10, got {text!r}") from None
+            budget = math.nan
+        if not 0 < budget <= 100:
+            raise ValueError(f"{entries.where}: a budget is a per cent such as 10, got {text!r}")
         if not isinstance(listed, list) or not all(isinstance(entry, str) for entry in listed) or not listed:
             raise ValueError(f"{entries.where}: budget {text} must have a list of embeddings, got {listed!r}")
         budgets[budget] = tuple(listed)
