@@ -7,7 +7,10 @@ import sys
 import zipfile
 
 import pytest
+import torch
 from paths import GOLDEN, ROOT
+
+import mgqe
 
 pytestmark = pytest.mark.slow
 SOURCES = ["pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"]
@@ -16,6 +19,32 @@ USE = (
     "a = ops.assign(torch.eye(4), torch.eye(4).reshape(1, 4, 4)); "
     "b = ops.unique(torch.tensor([2, 2]), 3); print(ops.native_isa(), a.flatten().tolist())"
 )
+
+# Without OpenMP the library has threads of its own, which several callers share, and which a fork does not have.
+IN_THREADS = """
+import os, signal, sys, threading
+sys.modules["torch"] = None
+import numpy as np
+import mgqe_reader
+one, several = (mgqe_reader.load(sys.argv[1], threads=threads) for threads in (1, 4))
+ids = np.arange(100_000) % len(one)
+queries = one.lookup(ids[:9])
+def answers(table):
+    bags = table.bag(ids.reshape(-1, 100))
+    return [each.tobytes() for each in (table.lookup(ids), bags, *table.topk(queries, 5))]
+expected, found = answers(one), []
+callers = [threading.Thread(target=lambda: found.append(answers(several))) for _ in range(5)]
+for each in callers:
+    each.start()
+for each in callers:
+    each.join()
+assert found == [expected] * 5
+assert not os.path.exists("/proc") or len(os.listdir("/proc/self/task")) > 1
+if (child := os.fork()) == 0:
+    signal.alarm(60)  # instead of hanging
+    os._exit(0 if answers(several) == expected else 2)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
 
 
 @pytest.fixture
@@ -89,9 +118,14 @@ def test_wheel_of_the_reader_is_whole_without_mgqe(project, tmp_path):
     zipfile.ZipFile(made).extractall(site)
     assert {path.name.partition("-")[0] for path in site.iterdir()} == {"mgqe_reader"}
     assert sum(path.stat().st_size for path in site.rglob("*") if path.is_file()) < 2_000_000
+    (library,) = (path for path in site.rglob("*") if path.suffix in (".so", ".dylib"))
+    assert b"libgomp" not in library.read_bytes()  # which a wheel for Linux would bring with it, 0.3 MB more
     read = "import sys; sys.modules['torch'] = None; import mgqe_reader as r; print(r.load(sys.argv[1]).lookup(4))"
     table = str(GOLDEN / "compact-small.safetensors")
     assert run([sys.executable, "-c", read, table], tmp_path, PYTHONPATH=str(site)).stdout == "[ 0.25 -0.25]\n"
+    rows = torch.randn(20_000, 16, generator=torch.Generator().manual_seed(0))
+    mgqe.save(mgqe.compress_table(rows, "20%"), tmp_path / "table")
+    run([sys.executable, "-c", IN_THREADS, str(tmp_path / "table")], tmp_path, PYTHONPATH=str(site))
 
 
 def test_wheel_of_the_reader_needs_a_compiler(project):

@@ -41,7 +41,8 @@ def check_budget(budget: object, name: str = "budget=") -> None:
         name: of the argument or option, as messages have it before the value.
 
     Raises:
-        TypeError: neither text nor a number. ValueError: no share between nothing and all, and no whole number of bytes.
+        TypeError: neither text nor a number. ValueError: neither a share between nothing and all nor a whole number of
+            bytes.
     """
     try:
         budget_bytes(budget, NO_LIMIT)
