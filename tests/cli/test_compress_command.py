@@ -132,6 +132,9 @@ def test_ids_of_a_column(runner):
     pl.DataFrame({"sku": [i * 3 for i in range(N)], "name": NAMES, "v": ROWS.tolist()}).write_parquet("t.parquet")
     run(runner, "compress", "t.parquet", "--ids", "sku", "--budget", "30%", "--no-check")
     assert mgqe.Collection.load("t").neighbours(9, 1).ids[0] % 3 == 0
+    again = ("compress", "t.parquet", "--ids", "names.txt", "--out", "named", "--budget", "30%", "--no-check")
+    assert "t.parquet: left out: sku, name (the vectors are v)" in " ".join(run(runner, *again).split())
+    assert mgqe.Collection.load("named").ids.ids([0]) == ["item-0"]
     assert "whole numbers, got 'x'" in run(runner, "neighbours", "t", "x", fails=True)
 
 

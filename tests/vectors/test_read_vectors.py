@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import struct
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mgqe.vectors import frames
+from mgqe.vectors.columns import choose_columns
 from mgqe.vectors.read import read_vectors
 
 ROWS = np.array([[1.5, -2.0, 0.25], [0.0, 3.0, 1e-3], [4.0, 5.0, 6.0]], np.float32)
@@ -258,6 +261,93 @@ def test_other_columns_are_left_out(tmp_path):
     read = read_vectors(tmp_path / "a.csv", ids="sku")
     assert read.rows.tolist() == [[1.5], [2.5], [3.5]]
     assert read.ids == ["1", "x2", "3"]
+    assert (read.name, read.notes) == ("u", ("left out: title (the vectors are u)",))
+    read = read_vectors(tmp_path / "a.csv", ids=False)  # they are in a file of their own
+    assert (read.ids, read.notes) == (None, ("left out: sku, title (the vectors are u)",))
+
+
+TYPES = {"f": "Float64", "i": "Int64", "t": "String"}
+
+
+@pytest.mark.parametrize(
+    ("table", "wanted", "ids", "dimensions", "left_out"),
+    [
+        ("id:i u:f v:i w:f", None, "id", "u v w", ""),  # all numbers of v happen to be whole
+        ("id:i d0:i d1:f d2:i", None, "id", "d0 d1 d2", ""),  # those of d0 and d2
+        ("id:i year:i u:f v:f", None, "id", "u v", "year"),  # neither between floats nor called like one
+        ("2:i 0:f 1:i sku:t", None, "sku", "2 0 1", ""),
+        ("u:f id:i v:f", None, "id", "u v", ""),
+        ("u:f sku:i v:f", "sku", "sku", "u v", ""),
+        ("u:f sku:i w:i v:f", "sku", "sku", "u w v", ""),
+        ("u:f sku:t v:f title:t", "sku", "sku", "u v", "title"),
+        ("u:f sku:t v:f", False, None, "u v", "sku"),
+    ],
+)
+def test_dimensions_may_hold_whole_numbers(table, wanted, ids, dimensions, left_out):
+    pl = pytest.importorskip("polars")
+    columns = choose_columns({name: getattr(pl, TYPES[kind])() for name, kind in map(_named, table.split())}, wanted)
+    assert (columns.ids, columns.dimensions) == (ids, tuple(dimensions.split()))
+    assert columns.left_out == tuple(left_out.split())
+
+
+def _named(text):
+    name, _, kind = text.partition(":")
+    return name, kind
+
+
+def test_whole_numbers_that_may_be_ids_or_a_dimension_are_asked_for(tmp_path):
+    pytest.importorskip("polars")
+    (tmp_path / "a.csv").write_text("u,sku,v\n1.5,7,2.5\n3.5,9,4.5\n")
+    with pytest.raises(ValueError, match=r"which of sku holds the ids\? Name it with ids= \(--ids\)\. Whole numbers"):
+        read_vectors(tmp_path / "a.csv")
+    read = read_vectors(tmp_path / "a.csv", ids="sku")
+    assert (read.rows.tolist(), read.ids.tolist()) == ([[1.5, 2.5], [3.5, 4.5]], [7, 9])
+    read = read_vectors(tmp_path / "a.csv", ids=False)
+    assert read.rows.tolist() == [[1.5, 7, 2.5], [3.5, 9, 4.5]]
+    assert read.notes == ("the whole numbers of sku are taken for numbers of the vectors",)
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_dimension_of_whole_numbers_is_read(ending, tmp_path):
+    pl = pytest.importorskip("polars")
+    frame = pl.DataFrame({"d0": [1, 2], "sku": ["a", "b"], "d1": [0.5, 1.5], "d2": [-3, 4], "title": ["x", "y"]})
+    path = tmp_path / f"a.{ending}"
+    writers = {"parquet": frame.write_parquet, "jsonl": frame.write_ndjson}
+    writers.get(ending, lambda path: frame.write_csv(path, separator="," if ending == "csv" else "\t"))(path)
+    read = read_vectors(path, ids="sku")
+    assert read.rows.tolist() == [[1, 0.5, -3], [2, 1.5, 4]]
+    assert (read.ids, read.notes) == (["a", "b"], ("left out: title (the vectors are d0, d1, d2)",))
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_types_may_show_late(ending, tmp_path):
+    """Ids and numbers that are whole in the first 10,000 rows."""
+    pl = pytest.importorskip("polars")
+    frame = pl.DataFrame({"id": range(11_000), "d0": [0.5] * 11_000, "d1": [1] * 11_000})
+    path = tmp_path / f"a.{ending}"
+    (frame.write_csv if ending == "csv" else frame.write_ndjson)(path)
+    with path.open("a") as file:
+        file.write("x7,1.5,2.5\n" if ending == "csv" else '{"id": "x7", "d0": 1.5, "d1": 2.5}\n')
+    read = read_vectors(path)
+    assert (read.rows[[0, -1]].tolist(), read.ids[:2], read.ids[-1]) == ([[0.5, 1], [1.5, 2.5]], ["0", "1"], "x7")
+
+
+def test_parquet_is_read_in_parts_into_a_file_that_goes(tmp_path, monkeypatch):
+    pl = pytest.importorskip("polars")
+    monkeypatch.setattr(frames, "BATCH", 2)
+    monkeypatch.setattr(frames, "IN_MEMORY", 4 * 5 * 3 - 1)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    rows = np.arange(15, dtype=np.float32).reshape(5, 3) / 2
+    frame = pl.DataFrame({"id": ["a", "b", "c", "d", "e"], "vector": rows.tolist(), "price": [1, 2, 3, 4, 5]})
+    frame.write_parquet(tmp_path / "a.parquet")
+    read = read_vectors(tmp_path / "a.parquet")
+    assert isinstance(read.rows, np.memmap)
+    assert np.array_equal(read.rows, rows)
+    assert (read.ids, read.notes) == (["a", "b", "c", "d", "e"], ("left out: price (the vectors are vector)",))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
+    frame.with_columns(vector=pl.Series([*rows.tolist()[:3], [1.0], [2.0, 3.0]])).write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="the vector in row 3 has 1 numbers, the first one 3"):
+        read_vectors(tmp_path / "a.parquet")
 
 
 def test_a_file_that_is_not_there(tmp_path):

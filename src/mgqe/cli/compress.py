@@ -13,11 +13,11 @@ from rich.markup import escape
 from torch import Tensor
 
 from mgqe.checks.rows import as_rows
-from mgqe.cli.compress_files import read_all
 from mgqe.cli.counts_files import Counts
 from mgqe.cli.lookups import table_lookup_share
 from mgqe.cli.options import PREFER_HELP, PREFER_TAIL_HELP, Header, NoQuote, Quote, Separator
 from mgqe.cli.terminal import AsJson, clean_errors, make_progress, output
+from mgqe.cli.vector_files import read_all, read_noted
 from mgqe.codec.planning.budget import check_budget
 from mgqe.codec.planning.shapes import SPEED, check_prefer_tail, check_preference
 from mgqe.codec.planning.speed import in_words
@@ -28,7 +28,7 @@ from mgqe.files.destination import check_folder
 from mgqe.ids import IdMap
 from mgqe.recsys.study.text_table import TextTable
 from mgqe.table.compact import CompactTable
-from mgqe.vectors.read import FORMATS, read_vectors
+from mgqe.vectors.read import FORMATS
 
 commands = typer.Typer()
 
@@ -83,7 +83,7 @@ def compress(
     check_preference(prefer)
     check_prefer_tail(prefer_tail, counts)
     check_folder(folder)  # before the work, which may take long
-    sample = None if queries is None else as_rows(read_vectors(queries).rows, str(queries))
+    sample = None if queries is None else as_rows(read_noted(queries).rows, str(queries))
     read, listed = read_all(file, tensor, ids, vectors)
     id_map = None if listed is None else IdMap.from_ids(listed)
     rows = as_rows(read.rows, str(file))

@@ -15,6 +15,7 @@ from mgqe.checks.rows import as_rows
 from mgqe.cli.counts_files import Counts
 from mgqe.cli.options import PREFER_HELP, PREFER_TAIL_HELP, DataDir, Format, Header, NoQuote, Quote, Separator
 from mgqe.cli.terminal import AsJson, clean_errors, output
+from mgqe.cli.vector_files import read_noted
 from mgqe.codec.capacity import resolve_capacity
 from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.planning import COUNTS_POWER, Plan, Problem, RowsPlan, budget_bytes
@@ -24,7 +25,6 @@ from mgqe.codec.planning.planner import MAX_CENTROIDS, MAX_TIERS, check_limits
 from mgqe.codec.planning.shapes import SPEED, check_preference
 from mgqe.codec.tiers import Tiers
 from mgqe.recsys.study.text_table import TextTable
-from mgqe.vectors.read import read_vectors
 
 commands = typer.Typer()
 
@@ -110,7 +110,7 @@ def plan(
             "--weight, --counts-power 0 lets all ids count alike"
         )
     check_limits(2 if rows is None else rows, max_tiers, max_centroids, counts_power)
-    table = None if weight is None else as_rows(read_vectors(weight, tensor=tensor).rows, str(weight))
+    table = None if weight is None else as_rows(read_noted(weight, tensor=tensor).rows, str(weight))
     if table is None and dim is None:
         raise ValueError("--dim (d) is needed without --weight")
     if table is not None and dim not in (None, table.shape[1]):
@@ -133,7 +133,7 @@ def plan(
         problem = Problem.of(rows, width, counted_ids, **limits)
         _show_even(problem.plan(budget_bytes(budget, problem.full_nbytes)), _default(problem, counted_ids), as_json)
         return
-    sample = None if queries is None else as_rows(read_vectors(queries).rows, str(queries))
+    sample = None if queries is None else as_rows(read_noted(queries).rows, str(queries))
     limits.update(prefer=prefer, prefer_tail=prefer_tail)
     chosen = mgqe.plan(rows, width, budget, counts=counted_ids, weight=table, queries=sample, **limits)
     assert isinstance(chosen, RowsPlan)

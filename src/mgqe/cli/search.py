@@ -16,9 +16,9 @@ from mgqe.cli.open_collection import Folder, Ids, Users, as_id, open_collection,
 from mgqe.cli.options import Format, Header, ItemColumn, NoQuote, Quote, Separator, UserColumn
 from mgqe.cli.seen import LogLayout, seen_items
 from mgqe.cli.terminal import AsJson, clean_errors, output
+from mgqe.cli.vector_files import read_noted
 from mgqe.collection import Collection, Hits
 from mgqe.recsys.study.text_table import TextTable
-from mgqe.vectors.read import read_vectors
 
 commands = typer.Typer()
 K = Annotated[int, typer.Option("-k", help="How many to show.")]
@@ -71,7 +71,7 @@ def topk(
         vectors = _looked_up(asked, names)
     else:
         assert queries is not None
-        read = read_vectors(queries)
+        read = read_noted(queries)
         vectors = as_rows(read.rows, str(queries)).float()
         names = list(range(len(vectors))) if read.ids is None else list(read.ids)
     left_out = [as_id(items, text) for text in exclude or ()]

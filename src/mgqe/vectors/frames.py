@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mgqe.vectors.columns import ID_NAMES, Columns, IdColumn, choose_columns
 from mgqe.vectors.vectors import Vectors
 
 PARQUET = (".parquet", ".pq")
 JSON_LINES = (".jsonl", ".ndjson", ".json")
-VECTOR_NAMES = ("vector", "embedding", "vec", "emb", "embeddings", "vectors", "values")
-ID_NAMES = ("id", "ids", "item", "item_id", "itemid", "key", "word", "token", "name", "user", "user_id")
+IN_MEMORY = 1 << 28  # bytes of rows; more of them go to a file that is mapped
+BATCH = 1 << 16  # rows
 
 
 class BadRow(ValueError):
@@ -29,18 +31,19 @@ class BadRow(ValueError):
         return f"{self.before} {place}{self.after}"
 
 
-def read_frame(path: Path, ids: str | None, vector: str | None, separator: str = ",") -> Vectors:
-    """The rows and ids of a table's file.
+def read_frame(path: Path, ids: IdColumn, vector: str | None, separator: str = ",") -> Vectors:
+    """The rows and ids of a table's file. Parquet is read in parts, into a file in TMPDIR where it has many rows.
 
     Args:
-        ids: the column of ids; by default the only one that is named like one, or that holds no floats.
-        vector: the column of vectors, lists of numbers, or text such as "[0.1, 0.2]" or "0.1 0.2". By default the only
-            list column, or, where there is none, all columns of floats are dimensions.
+        ids, vector: the columns of ids and of vectors, which are lists of numbers, or text such as "[0.1, 0.2]" or
+            "0.1 0.2"; see :func:`mgqe.vectors.columns.choose_columns`.
 
     Raises:
         ImportError: polars is not installed. ValueError: no such column, missing values, or vectors of unequal length;
             the message names the line, or, where rows are no lines, the row from 0.
     """
+    if path.suffix.lower() in PARQUET:
+        return _read_parquet(path, ids, vector)
     frame = _frame(path, separator)
     try:
         return frame_vectors(frame, ids, vector)
@@ -49,59 +52,94 @@ def read_frame(path: Path, ids: str | None, vector: str | None, separator: str =
         raise error if line is None else ValueError(error.at(f"line {line}")) from None
 
 
+def _read_parquet(path: Path, ids: IdColumn, vector: str | None) -> Vectors:
+    import polars as pl
+
+    try:
+        source = pl.scan_parquet(path)
+        columns = choose_columns(source.collect_schema(), ids, vector)
+        count = int(source.select(pl.len()).collect().item())
+        wanted = source.select(*filter(None, (columns.vector, columns.ids)), *columns.dimensions)
+        rows, listed = np.empty((0, 0), np.float32), []
+        for start in range(0, count, BATCH):
+            part = wanted.slice(start, BATCH).collect()
+            try:
+                read = _rows_and_ids(part, columns, rows.shape[1] or None)
+            except BadRow as error:
+                raise BadRow(error.before, error.row + start, error.after) from None
+            if start == 0:
+                rows = _room((count, read.rows.shape[1]))
+            rows[start : start + len(part)] = read.rows
+            listed.append(read.ids)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ValueError(f"it cannot be read as {path.suffix}: {error}") from error
+    whole = None if columns.ids is None or not listed else _joined(listed)
+    return Vectors(rows, whole, columns.name, columns.notes)
+
+
+def _room(shape: tuple[int, int]) -> np.ndarray:
+    """Room for rows: in memory, or, where they are many, in a file that goes when nothing uses it any more."""
+    if 4 * shape[0] * shape[1] <= IN_MEMORY:
+        return np.empty(shape, np.float32)
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, np.float32, "w+", shape=shape)
+
+
+def _joined(parts: list[Any]) -> Any:
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [each for part in parts for each in part]
+
+
 def _line(path: Path, row: int, rows: int) -> int | None:
     """The line of a text file that holds a row; None if rows are no lines of it."""
-    if path.suffix.lower() in PARQUET:
-        return None
     before = 0 if path.suffix.lower() in JSON_LINES else 1
     with path.open("rb") as file:
         lines = sum(1 for _ in file)
     return row + before + 1 if lines == rows + before else None
 
 
-def frame_vectors(frame: Any, ids: str | None = None, vector: str | None = None) -> Vectors:
+def frame_vectors(frame: Any, ids: IdColumn = None, vector: str | None = None) -> Vectors:
     """The same of a polars frame."""
-    import polars as pl
+    others = frame.select([name for name, kind in frame.schema.items() if not kind.is_float()])
+    try:
+        columns = choose_columns(frame.schema, ids, vector)
+    except ValueError:
+        _refuse_text_among_numbers(others, ids)  # which may be why
+        raise
+    if columns.vector is None:
+        _refuse_text_among_numbers(others, columns.ids)
+    return _rows_and_ids(frame, columns)
 
-    for name in (ids, vector):
-        if name is not None and name not in frame.columns:
-            raise ValueError(f"there is no column {name!r}: it has {', '.join(frame.columns)}")
-    lists = [name for name, kind in frame.schema.items() if isinstance(kind, (pl.List, pl.Array))]
-    if vector is None and len(lists) > 1:
-        raise ValueError(f"columns {', '.join(lists)} hold lists: name the one of vectors with vectors= (--vectors)")
-    if vector is None and not lists:
-        texts = [name for name, kind in frame.schema.items() if kind == pl.String and name.lower() in VECTOR_NAMES]
-        vector = texts[0] if len(texts) == 1 else None
-    vector = vector or (lists[0] if lists else None)
-    if vector is not None:
-        name, rows = vector, _rows_of_column(frame[vector])
+
+def _rows_and_ids(frame: Any, columns: Columns, width: int | None = None) -> Vectors:
+    """Some rows of a table, whose vectors have ``width`` numbers if that is known."""
+    if columns.vector is None:
+        rows = _rows_of_columns(frame.select(columns.dimensions))
     else:
-        dimensions = [each for each, kind in frame.schema.items() if kind.is_float() and each != ids]
-        if not dimensions:
-            raise ValueError(f"no column holds vectors or floats: it has {', '.join(frame.columns)}")
-        _refuse_text_among_numbers(frame.drop(dimensions), ids)
-        name, rows = "", _rows_of_columns(frame.select(dimensions))
-    rest = [each for each in frame.columns if each not in (vector, *(() if vector else dimensions))]
-    return Vectors(rows, _ids(frame, ids, rest), name)
+        rows = _rows_of_column(frame[columns.vector], width)
+    listed = None if columns.ids is None else _ids(frame[columns.ids])
+    return Vectors(rows, listed, columns.name, columns.notes)
 
 
 def _frame(path: Path, separator: str) -> Any:
+    """A table of text. Types are told by its first rows, or by all where later ones are of another type."""
     import polars as pl
 
-    try:
-        if path.suffix.lower() in PARQUET:
-            return pl.read_parquet(path)
+    def read(rows: int | None) -> Any:
         if path.suffix.lower() in JSON_LINES:
-            return pl.read_ndjson(path, infer_schema_length=1000)
-        return pl.read_csv(path, separator=separator, infer_schema_length=10_000)
+            return pl.read_ndjson(path, infer_schema_length=rows)
+        return pl.read_csv(path, separator=separator, infer_schema_length=rows)
+
+    try:
+        try:
+            return read(10_000)
+        except pl.exceptions.ComputeError:
+            return read(None)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ValueError(_bad_line(path, separator) or f"it cannot be read as {path.suffix}: {error}") from error
 
 
 def _bad_line(path: Path, separator: str) -> str | None:
     """What is wrong with the first line that is no record of a text file; None where every line is one."""
-    if path.suffix.lower() in PARQUET:
-        return None
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         if path.suffix.lower() in JSON_LINES:
             return next(
@@ -122,21 +160,13 @@ def _no_object(line: str) -> bool:
         return True
 
 
-def _ids(frame: Any, wanted: str | None, rest: list[str]) -> Any:
-    if wanted is None:
-        named = [name for name in rest if name.lower() in ID_NAMES] or (rest if len(rest) == 1 else [])
-        if len(named) > 1 or (rest and not named):
-            raise ValueError(f"which of {', '.join(rest)} holds the ids? Name it with ids= (--ids)")
-        if not named:
-            return None
-        wanted = named[0]
-    column = frame[wanted]
+def _ids(column: Any) -> Any:
     if column.null_count():
-        raise BadRow(f"column {wanted!r} has no id in", column.is_null().arg_max(), ": give every row one")
+        raise BadRow(f"column {column.name!r} has no id in", column.is_null().arg_max(), ": give every row one")
     return column.to_numpy() if column.dtype.is_integer() else column.to_list()
 
 
-def _refuse_text_among_numbers(frame: Any, ids: str | None) -> None:
+def _refuse_text_among_numbers(frame: Any, ids: IdColumn) -> None:
     """ValueError for a column of text that is a dimension but for a few cells, such as nan, which polars calls text."""
     import polars as pl
 
@@ -158,7 +188,7 @@ def _rows_of_columns(frame: Any) -> np.ndarray:
     return rows
 
 
-def _rows_of_column(column: Any) -> np.ndarray:
+def _rows_of_column(column: Any, width: int | None) -> np.ndarray:
     import polars as pl
 
     if column.dtype == pl.String:
@@ -167,15 +197,16 @@ def _rows_of_column(column: Any) -> np.ndarray:
     if column.null_count():
         raise BadRow(f"column {column.name!r} has no vector in", column.is_null().arg_max())
     if lengths is not None:
-        uneven = (lengths != lengths[0]).arg_true()
+        width = width or int(lengths[0])
+        uneven = (lengths != width).arg_true()
         if len(uneven):
             row = int(uneven[0])
             raise BadRow(
                 f"column {column.name!r}: the vector in",
                 row,
-                f" has {lengths[row]} numbers, the first one {lengths[0]}: all must be as long",
+                f" has {lengths[row]} numbers, the first one {width}: all must be as long",
             )
-        column = column.list.to_array(int(lengths[0]))
+        column = column.list.to_array(width)
     try:
         flat = column.cast(pl.Array(pl.Float32, column.dtype.size), strict=False).explode()
     except pl.exceptions.PolarsError as error:

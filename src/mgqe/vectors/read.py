@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from mgqe.vectors.arrays import read_npy, read_npz
+from mgqe.vectors.columns import IdColumn
 from mgqe.vectors.frames import read_frame
 from mgqe.vectors.model_folders import is_model_folder, read_model_folder
 from mgqe.vectors.tensors import read_safetensors, read_state_dict
@@ -22,14 +23,14 @@ FORMATS = (
 
 
 def read_vectors(
-    path: str | os.PathLike[str], *, tensor: str | None = None, ids: str | None = None, vectors: str | None = None
+    path: str | os.PathLike[str], *, tensor: str | None = None, ids: IdColumn = None, vectors: str | None = None
 ) -> Vectors:
     """The rows of a file, and their ids where it has them. Nothing in it is run.
 
     Args:
         path: a file, or the folder of a model.
         tensor: of files with several tensors or arrays, the name of the matrix.
-        ids, vectors: of tables, the columns of ids and of vectors; see :func:`mgqe.vectors.frames.read_frame`.
+        ids, vectors: of tables, the columns of ids and of vectors; see :func:`mgqe.vectors.columns.choose_columns`.
 
     Raises:
         ValueError: a file of another format, damaged, or in which the matrix cannot be told; the message names the
@@ -48,7 +49,7 @@ def read_vectors(
         raise ValueError(f"{path}: {error}") from error
 
 
-def _read(path: Path, tensor: str | None, ids: str | None, vectors: str | None) -> Vectors:
+def _read(path: Path, tensor: str | None, ids: IdColumn, vectors: str | None) -> Vectors:
     ending = path.suffix.lower()
     is_frame = not path.is_dir() and ending in FRAMES
     if (ids is not None or vectors is not None) and not is_frame:

@@ -17,11 +17,13 @@ class Vectors:
         rows: (N, d) floats, mapped from the file where its format lets them be.
         ids: (N,) a list or an array, or None where the file has rows alone.
         name: what they are called there, such as a tensor's name; empty where there is nothing else.
+        notes: what a user is told of how they were found there.
     """
 
     rows: np.ndarray | Tensor
     ids: Any = None
     name: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rows.ndim != 2:

@@ -1,4 +1,4 @@
-"""What the command compress reads beside the vectors: ids."""
+"""What commands read: vectors, with what is said of them, and ids."""
 
 from __future__ import annotations
 
@@ -8,8 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from mgqe.cli.terminal import say
 from mgqe.vectors.read import FRAMES, read_vectors
 from mgqe.vectors.vectors import Vectors
+
+
+def read_noted(file: Path, **columns: Any) -> Vectors:
+    """`read_vectors`, with a note of what is taken or left out that may not be meant."""
+    read = read_vectors(file, **columns)
+    for note in read.notes:
+        say(f"{file}: {note}")
+    return read
 
 
 def read_all(file: Path, tensor: str | None, ids: str | None, vectors: str | None) -> tuple[Vectors, Any]:
@@ -19,9 +28,9 @@ def read_all(file: Path, tensor: str | None, ids: str | None, vectors: str | Non
     """
     is_frame = file.is_file() and file.suffix.lower() in FRAMES
     if ids is None or (is_frame and not Path(ids).is_file()):
-        read = read_vectors(file, tensor=tensor, ids=ids, vectors=vectors)
+        read = read_noted(file, tensor=tensor, ids=ids, vectors=vectors)
         return read, read.ids
-    read = read_vectors(file, tensor=tensor, vectors=vectors)
+    read = read_noted(file, tensor=tensor, ids=False if is_frame else None, vectors=vectors)
     listed = read_ids(Path(ids))
     if len(listed) != len(read.rows):
         raise ValueError(f"--ids {ids}: {len(listed):,} ids, but {file} has {len(read.rows):,} rows: give one per row")
