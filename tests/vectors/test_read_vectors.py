@@ -229,6 +229,7 @@ def uneven_parquet(folder):
         (written("x.csv", "id,u,v\na,1.5,2.5\n,1.5,2.5\n"), {}, "has no id in line 3: give every row one"),
         (written("x.csv", "id,u,v\na,1.5,2.5\nb,1.5,\n"), {}, "column 'v' has no number in line 3"),
         (written("x.csv", "a,b\nx,y\n"), {}, "no column holds vectors"),
+        (written("x.csv", "a,1.5,2\nb,3.5,4.5\n"), {}, r"its first line holds numbers \(1.5\) instead of names: put"),
         (written("x.csv", "a,b,v\nx,y,1.5\n"), {}, "which of a, b holds the ids"),
         (written("x.csv", "id,v\nx,1.5\n"), {"ids": "z"}, "no column 'z': it has id, v"),
         (written("x.jsonl", '{"id": 1, "vector": [1, 2]}\n{"id": 2, "vector": [1]}\n'), {}, "in line 2 has 1 numbers"),

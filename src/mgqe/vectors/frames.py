@@ -16,7 +16,7 @@ from mgqe.vectors.vectors import Vectors
 PARQUET = (".parquet", ".pq")
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 IN_MEMORY = 1 << 28  # bytes of rows; more of them go to a file that is mapped
-BATCH = 1 << 16  # rows
+BATCH = 1 << 15  # rows
 
 
 class BadRow(ValueError):
@@ -131,11 +131,25 @@ def _frame(path: Path, separator: str) -> Any:
 
     try:
         try:
-            return read(10_000)
+            frame = read(10_000)
         except pl.exceptions.ComputeError:
-            return read(None)
+            frame = read(None)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ValueError(_bad_line(path, separator) or f"it cannot be read as {path.suffix}: {error}") from error
+    if number := next(filter(_is_fraction, frame.columns), None):
+        raise ValueError(
+            f"its first line holds numbers ({number}) instead of names: put names of columns before it, as id,d0,d1"
+        )
+    return frame
+
+
+def _is_fraction(name: str) -> bool:
+    """Whether a column's name is a number such as 0.25; whole ones may be those of dimensions."""
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return not name.strip().isdigit() and any(sign.isdigit() for sign in name)
 
 
 def _bad_line(path: Path, separator: str) -> str | None:
