@@ -65,7 +65,7 @@ def project(tmp_path):
 
 def run(command, cwd, **environment):
     done = subprocess.run(
-        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done
