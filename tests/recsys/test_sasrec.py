@@ -91,7 +91,7 @@ def test_packing_changes_nothing(monkeypatch: pytest.MonkeyPatch, num_heads: int
     model = small(num_heads)
     monkeypatch.setattr(sasrec, "WORTH_A_GROUP", worth)
     lengths = torch.tensor([3, 40, 1, 17, 5, 4, 33, 1])
-    assert len(PackedHistories(lengths).groups) == groups
+    assert len(PackedHistories.of(lengths).groups) == groups
     items = torch.randint(50, (int(lengths.sum()),))
     expected = [plain(model, part) for part in items.split(lengths.tolist())]
     torch.testing.assert_close(model.encode(model.item(items), lengths), torch.cat(expected), atol=1e-5, rtol=1e-4)

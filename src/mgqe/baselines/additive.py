@@ -10,11 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mgqe import ops
-from mgqe.baselines.base import ComposedEmbedding, check_centroids, check_packed_codes, cpu_values, read_sizes, sizes_of
+from mgqe.baselines.base import (
+    ComposedEmbedding,
+    check_centroids,
+    check_packed_codes,
+    cpu_values,
+    distinct,
+    read_sizes,
+    sizes_of,
+)
 from mgqe.baselines.budget import TooFewBytesError, blank, centroids_up_to, file_nbytes, most_within
-from mgqe.checks.ids import check_ids
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_float, as_int, optional_int
+from mgqe.checks.waiting import reads_wait
 from mgqe.codec.equations import in_int8_steps, int8_scales, nearest_codes, round_centroids, soft_to_hard
 from mgqe.codec.kmeans import kmeans
 from mgqe.codec.packing import bits_for, pack, row_bytes, unpack
@@ -207,18 +215,20 @@ class AdditiveEmbedding(ComposedEmbedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> (..., d)."""
-        ids = check_ids(input, self.num_embeddings)
+        ids = self._safe_ids(input)
         flat, training = ids.reshape(-1), self.training and torch.is_grad_enabled()
         books = self._rounded_codebooks()
         if training:  # each distinct id chooses once
-            flat, inverse, counts = torch.unique(flat, return_inverse=True, return_counts=True)
+            flat, inverse, counts = distinct(flat)
         rows = F.embedding(flat, self.weight, sparse=self.sparse).float()
-        vectors = mix(rows, books, self.temperature) if training else decode(encode(rows.detach(), books), books)
         if training:
+            vectors = mix(rows, books, self.temperature, counts if reads_wait(flat.device) else None)
             vectors = vectors.index_select(0, inverse)
             if self.scale_grad_by_freq:
                 weights = counts[inverse].float().reciprocal()
                 vectors = ScaleGradient.apply(vectors, weights)  # type: ignore[no-untyped-call]
+        else:
+            vectors = decode(encode(rows.detach(), books), books)
         return self._zero_padding(ids, vectors.to(self.weight.dtype).view(*ids.shape, self.embedding_dim))
 
     def _rounded_codebooks(self) -> Tensor:
@@ -277,20 +287,23 @@ def decode(codes: Tensor, codebooks: Tensor) -> Tensor:
     return vectors
 
 
-def mix(rows: Tensor, codebooks: Tensor, temperature: float) -> Tensor:
+def mix(rows: Tensor, codebooks: Tensor, temperature: float, counts: Tensor | None = None) -> Tensor:
     """What :func:`decode` makes of the codes of :func:`encode`, with a softmax's gradient for rows and codebooks.
 
     Args:
         rows: (n, d) float32. codebooks: (M, K, d) float32.
         temperature: in units of the mean squared distance of the rows' remainders to their nearest codeword.
+        counts: (n,), 0 for rows that this mean leaves out; None: none is.
     """
     left, vectors = rows, torch.zeros_like(rows)
+    present = None if counts is None else (counts > 0).to(rows.dtype)
     for book in codebooks:
         code = nearest_codes(left.detach(), book.detach().unsqueeze(0), 1, len(book))
         scores = 2 * left @ book.T - book.square().sum(1)  # -||r - C_k||^2, but for ||r||^2, which all k share
         scores = scores - scores.detach().amax(1, keepdim=True)  # so that a tiny unit makes no infinity less infinity
         near = (left.detach() - F.embedding(code[:, 0].long(), book.detach())).square().sum(1)
-        unit = (temperature * near.mean()).clamp(min=torch.finfo(rows.dtype).tiny)
+        mean = near.mean() if present is None else (near * present).sum() / present.sum().clamp(min=1)
+        unit = (temperature * mean).clamp(min=torch.finfo(rows.dtype).tiny)
         word = soft_to_hard((scores / unit).unsqueeze(1), code, 1.0).squeeze(1) @ book
         left, vectors = left - word, vectors + word
     return vectors

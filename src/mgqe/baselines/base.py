@@ -7,17 +7,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mgqe import ops
 from mgqe.checks.ids import FLOAT_DTYPES, check_sizes
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_float, as_int
+from mgqe.checks.waiting import reads_wait
 from mgqe.codec.packing import bits_for, spare_bits_are_zero, unpack
 from mgqe.files.reader import MAX_DIM, MAX_ROWS, Config, Reader
 from mgqe.nn.context.ddp import is_sharded
+from mgqe.nn.late_ids import LateIds
 from mgqe.ops.layout.packed_format import MAX_CENTROIDS
 from mgqe.table.base import FrozenTable
 
 
-class ComposedEmbedding(nn.Module):
+class ComposedEmbedding(LateIds):
     """An embedding whose rows are composed from fewer parameters than N x d; it takes nn.Embedding's arguments.
 
     Raises:
@@ -71,6 +74,17 @@ class ComposedEmbedding(nn.Module):
         names = (*self.printed, *(() if self.padding_idx is None else ("padding_idx",)))
         options = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
         return f"{self.num_embeddings}, {self.embedding_dim}, {options}"
+
+
+def distinct(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The distinct ids of (n,) in rising order, which of them each is, and how often each occurs.
+
+    On a GPU, without a wait, as many as there are ids: those beyond the distinct ones repeat the first, 0 times.
+    """
+    if reads_wait(ids.device):
+        return ops.unique_padded(ids)
+    uniq, inverse, counts = torch.unique(ids, return_inverse=True, return_counts=True)
+    return uniq, inverse, counts
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:

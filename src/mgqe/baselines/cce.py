@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mgqe.baselines.base import ComposedEmbedding, check_centroids, check_packed_codes, cpu_values, read_sizes, sizes_of
 from mgqe.baselines.budget import blank, centroids_up_to, file_nbytes, most_bits_within
-from mgqe.checks.ids import FLOAT_DTYPES, check_ids
+from mgqe.checks.ids import FLOAT_DTYPES
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_int, optional_int
 from mgqe.codec.capacity import divisors
@@ -188,7 +188,7 @@ class CCEmbedding(ComposedEmbedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> (..., d)."""
-        rows = check_ids(input, self.num_embeddings)
+        rows = self._safe_ids(input)
         flat = rows.reshape(-1)
         hashes = helper_codes(flat, self.num_columns, self.num_centroids, self.seed, self.clustered)
         clusters, helpers = (

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from mgqe.baselines.base import check_dtype, cpu_values, read_sizes, sizes_of
 from mgqe.baselines.budget import blank, file_nbytes
-from mgqe.checks.ids import FLOAT_DTYPES, check_ids, check_sizes
+from mgqe.checks.ids import FLOAT_DTYPES, check_sizes
 from mgqe.checks.inference import as_normal, outside_inference
 from mgqe.checks.scalars import as_float, optional_int
 from mgqe.files.reader import Config, Reader
+from mgqe.nn.late_ids import LateIds
 from mgqe.table.base import FrozenTable
 from mgqe.table.io import register_kind
 
@@ -53,7 +54,7 @@ class FullTable(FrozenTable):
         return cls(weight, padding_idx)
 
 
-class FullEmbedding(nn.Embedding):
+class FullEmbedding(LateIds, nn.Embedding):
     """nn.Embedding that takes ids of every integer dtype, checks them, and can be frozen.
 
     Arguments are nn.Embedding's.
@@ -80,7 +81,7 @@ class FullEmbedding(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> (..., d) in the weight's dtype."""
-        return super().forward(check_ids(input, self.num_embeddings))
+        return super().forward(self._safe_ids(input))
 
     @staticmethod
     def frozen_nbytes(num_embeddings: int, embedding_dim: int) -> int:

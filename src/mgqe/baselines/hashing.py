@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mgqe.baselines.base import ComposedEmbedding, cpu_values, read_sizes, sizes_of
 from mgqe.baselines.budget import blank, file_nbytes, most_within
-from mgqe.checks.ids import FLOAT_DTYPES, check_ids
+from mgqe.checks.ids import FLOAT_DTYPES
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_int, optional_int
 from mgqe.codec.hashing import bucket_of
@@ -125,7 +125,7 @@ class HashEmbedding(ComposedEmbedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> (..., d)."""
-        rows = check_ids(input, self.num_embeddings)
+        rows = self._safe_ids(input)
         vectors = torch.zeros(*rows.shape, self.embedding_dim, dtype=self.weight.dtype, device=self.weight.device)
         for j in range(self.num_hashes):
             vectors = vectors + F.embedding(

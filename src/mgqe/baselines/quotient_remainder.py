@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mgqe.baselines.base import ComposedEmbedding, cpu_values, read_sizes, sizes_of
 from mgqe.baselines.budget import blank, file_nbytes, most_within
-from mgqe.checks.ids import FLOAT_DTYPES, check_ids
+from mgqe.checks.ids import FLOAT_DTYPES
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_int, optional_int
 from mgqe.files.reader import MAX_ROWS, Config, Reader, require_finite
@@ -129,7 +129,7 @@ class QREmbedding(ComposedEmbedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> (..., d)."""
-        rows = check_ids(input, self.num_embeddings)
+        rows = self._safe_ids(input)
         quotient, remainder = (
             F.embedding(index, weight, scale_grad_by_freq=self.scale_grad_by_freq, sparse=self.sparse)
             for index, weight in (

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mgqe import ops
-from mgqe.baselines.base import ComposedEmbedding, cpu_values
+from mgqe.baselines.base import ComposedEmbedding, cpu_values, distinct
 from mgqe.baselines.budget import centroids_up_to, most_bits_within
-from mgqe.checks.ids import INTEGER_DTYPES, check_dense, check_ids, no_values
+from mgqe.checks.ids import INTEGER_DTYPES, check_dense, no_values
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_int
 from mgqe.codec.capacity import divisors
@@ -100,7 +100,7 @@ class RecJPQEmbedding(ComposedEmbedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> (..., d)."""
-        rows = check_ids(input, self.num_embeddings)
+        rows = self._safe_ids(input)
         flat = rows.reshape(-1)
         weight = self.weight
         if self.sparse and torch.is_grad_enabled():
@@ -108,7 +108,7 @@ class RecJPQEmbedding(ComposedEmbedding):
         book = round_centroids(weight.float(), self.centroid_dtype)
         vectors = ops.gather(self.codes.index_select(0, flat), book)
         if self.scale_grad_by_freq and torch.is_grad_enabled():
-            _, inverse, counts = torch.unique(flat, return_inverse=True, return_counts=True)
+            _, inverse, counts = distinct(flat)
             vectors = ScaleGradient.apply(vectors, counts[inverse].float().reciprocal())  # type: ignore[no-untyped-call]
         vectors = vectors.to(self.weight.dtype).view(*rows.shape, self.embedding_dim)
         return self._zero_padding(rows, vectors)

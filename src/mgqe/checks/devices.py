@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -50,13 +50,18 @@ def usable_device(device: torch.device | str | int) -> torch.device:
 
 
 @contextmanager
-def memory_for_rows(num_embeddings: int, embedding_dim: int) -> Iterator[None]:
-    """Say what to do where rows do not fit into a GPU's memory."""
+def memory_for(what: str, remedy: str) -> Iterator[None]:
+    """Say what does not fit into a GPU's memory, and what to do, where something does not."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise torch.OutOfMemoryError(
-            f"a table of {num_embeddings:,} x {embedding_dim} numbers does not fit into the GPU's memory ({error}). "
-            'rows="bfloat16" takes half of it, rows="cached" full rows for the ids that train now alone '
-            "(docs/large_tables.md); a frozen table is 5 to 50 times smaller"
-        ) from error
+        raise torch.OutOfMemoryError(f"{what} does not fit into the GPU's memory ({error}). {remedy}") from error
+
+
+def memory_for_rows(num_embeddings: int, embedding_dim: int) -> AbstractContextManager[None]:
+    """:func:`memory_for` rows that train."""
+    return memory_for(
+        f"a table of {num_embeddings:,} x {embedding_dim} numbers",
+        'rows="bfloat16" takes half of it, rows="cached" full rows for the ids that train now alone '
+        "(docs/large_tables.md); a frozen table is 5 to 50 times smaller",
+    )

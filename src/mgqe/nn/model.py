@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mgqe.nn.codebook_layer import CodebookLayer
 from mgqe.nn.context.decorators import outside_graphs
 from mgqe.nn.context.one_graph import in_one_graph, passes_in_one_graph
+from mgqe.nn.late_ids import LateIds
 from mgqe.nn.quantized import QuantizedEmbedding
 
 
@@ -123,7 +124,7 @@ def start_quantizing(model: nn.Module) -> int:
 
 
 def check_ids(model: nn.Module) -> None:
-    """Raise an error if a quantised embedding of the model was asked for an id out of range. Waits for the devices.
+    """Raise an error if an embedding of mgqe in the model was asked for an id out of range. Waits for the devices.
 
     On the CPU the forward pass itself raises. On a GPU a check would make it wait, so that the layer keeps the id,
     reads the nearest valid one in its place, and raises at the next of these: this function, ``model.eval()``,
@@ -138,9 +139,10 @@ def check_ids(model: nn.Module) -> None:
         >>> vectors = model(torch.arange(10))
         >>> mgqe.check_ids(model)
     """
-    for layer in quantized_layers(model):
-        with errors_about_layer(model, layer):
-            layer.check_ids()
+    for layer in model.modules():
+        if isinstance(layer, LateIds):
+            with errors_about_layer(model, layer):
+                layer.check_ids()
 
 
 @contextmanager

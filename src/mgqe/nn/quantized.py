@@ -32,7 +32,6 @@ from mgqe.nn.context.hints import OptimizerHints, leave_hints
 from mgqe.nn.context.one_graph import in_one_graph
 from mgqe.nn.even_checkpoints import default_capacity, even_codebooks, even_quantizer, refusal
 from mgqe.nn.freezing import frozen_table
-from mgqe.nn.id_guard import IdGuard
 from mgqe.nn.quantization import (
     Counts,
     Quantization,
@@ -113,7 +112,6 @@ class QuantizedEmbedding(RowLayer):
         rows = resolve_rows(config.rows)
         weight, vector_dtype = make_rows(rows, row_tiers, capacity, sizes[2], _weight, device, dtype)
         super().__init__(tiers, capacity, config.warmup_steps, weight.device)
-        self.id_guard = IdGuard()
         self.num_embeddings, self.embedding_dim, self.padding_idx = sizes
         self.max_norm, self.norm_type = max_norm, norm_type
         self.scale_grad_by_freq = scale_grad_by_freq

@@ -4,33 +4,30 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgqe import ops
+from mgqe.checks.devices import memory_for_rows
 from mgqe.checks.ids import as_int64, check_ids, no_values
 from mgqe.checks.waiting import reads_wait
 from mgqe.nn.codebook_layer import Batch, CodebookLayer
 from mgqe.nn.context.ddp import is_sharded, recomputing
 from mgqe.nn.context.decorators import in_full_precision, outside_graphs
 from mgqe.nn.context.one_graph import in_one_graph
-from mgqe.nn.id_guard import IdGuard
+from mgqe.nn.late_ids import LateIds
 from mgqe.nn.quantizers.autograd import RepeatVectors, mask_rows
 from mgqe.nn.rows import RowStore
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
-
-class RowLayer(CodebookLayer):
+class RowLayer(LateIds, CodebookLayer):
     """A layer that holds its rows; torchrec holds those of the other kind, ``QuantizedTable``.
 
     Attributes:
         store: where rows are while they train.
-        id_guard: what a GPU has to say about ids; :meth:`check_ids` asks it.
         row_storage: ``rows=``, or the class of its configuration.
         num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse: nn.Embedding's.
         zero_padding: ``padding_idx`` looks up as zeros whatever its row holds. False: as its row, quantised like the
@@ -39,7 +36,6 @@ class RowLayer(CodebookLayer):
 
     zero_padding: bool = True
     store: RowStore
-    id_guard: IdGuard
     row_storage: str
     num_embeddings: int
     embedding_dim: int
@@ -85,10 +81,6 @@ class RowLayer(CodebookLayer):
         else:
             super().register_parameter(name, param)
 
-    @property
-    def _sizes(self) -> str:
-        return f"{type(self).__name__} of {self.num_embeddings} x {self.embedding_dim}"
-
     # ---- ids -----------------------------------------------------------------------------------------------
 
     def _int64(self, ids: Tensor) -> Tensor:
@@ -107,10 +99,6 @@ class RowLayer(CodebookLayer):
         if ids.device.type != "cpu" or reads_wait(ids.device) or torch.compiler.is_compiling():
             return ids
         return check_ids(ids, self.num_embeddings)
-
-    def check_ids(self) -> None:
-        """Raise IndexError if an id out of range was looked up on a GPU since the last such check."""
-        self.id_guard.refuse_noted(self.num_embeddings, self._sizes)
 
     @property
     def zero_row(self) -> int | None:
@@ -241,21 +229,9 @@ class RowLayer(CodebookLayer):
             with torch.no_grad():
                 torch.embedding_renorm_(self.raw_weight.detach(), ids, self.max_norm, self.norm_type)
 
-    # ---- points at which the layer waits for its device anyway ---------------------------------------------
-
-    def train(self, mode: bool = True) -> Self:
-        """As nn.Module; on the way to evaluation errors about ids that a GPU has kept are raised."""
-        if not mode:
-            self.check_ids()
-        return super().train(mode)
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        self.check_ids()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self.check_ids()
-        return super()._apply(fn, recurse)
+        with memory_for_rows(self.num_embeddings, self.embedding_dim):
+            return super()._apply(fn, recurse)
 
 
 @lru_cache(maxsize=256)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mgqe import ops
+from mgqe.checks.devices import memory_for
 from mgqe.checks.ids import as_int64, check_ids, plain_ids
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.rows import plain_vectors
@@ -480,7 +481,8 @@ class CompactTable(FrozenTable):
 
     def to(self, device: torch.device | str) -> Self:
         """The same table on another device."""
-        moved = super().to(device)
+        with memory_for(f"a frozen table of {self.nbytes:,} bytes", "Look-ups, bags and searches run on the CPU, too"):
+            moved = super().to(device)
         moved.origin = self.origin
         return moved
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -45,6 +47,19 @@ class SeenItems:
             bits.index_add_(0, of_key * self.stride + (item >> 3), _bit(item))
             self._bits = bits
 
+    def on(self, device: torch.device) -> SeenItems:
+        """The same, asked with tensors on a device."""
+        there = copy.copy(self)
+        there.counts = self.counts.to(device)
+        there._bits = None if self._bits is None else self._bits.to(device)
+        there._keys = self._keys.to(device) if self._bits is None else self._keys  # read where there are no bits
+        return there
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what :meth:`on` copies."""
+        return self.counts.nbytes + (self._keys if self._bits is None else self._bits).nbytes
+
     def has(self, users: Tensor, items: Tensor) -> Tensor:
         """Whether the users have the items: bool, in the shape to which `users` and `items` broadcast."""
         if self._bits is not None:
@@ -56,7 +71,7 @@ class SeenItems:
 
     def unseen(self, user: int) -> Tensor:
         """The items that the user does not have, ascending: int64 (num_items - counts[user],)."""
-        items = torch.arange(self.num_items)
+        items = torch.arange(self.num_items, device=self.counts.device)
         return items[~self.has(torch.full_like(items, user), items)]
 
     def check_unseen(self, users: Tensor, num: int, remedy: str) -> None:
@@ -76,29 +91,31 @@ class SeenItems:
 
 
 def _bit(items: Tensor) -> Tensor:
-    return torch.ones((), dtype=torch.uint8) << (items & 7).to(torch.uint8)
+    return torch.ones((), dtype=torch.uint8, device=items.device) << (items & 7).to(torch.uint8)
 
 
 def sample_negatives(users: Tensor, seen: SeenItems, num: int, generator: torch.Generator) -> Tensor:
     """`num` items for each of `users` (n,), uniform among those that the user does not have: int64 (n, num).
 
-    An item may be drawn several times. ValueError if a user has every item.
+    An item may be drawn several times. ValueError if a user has every item. Users may be on any device, with `seen`;
+    the generator is one of the CPU, so that a seed draws the same items on each.
     """
     seen.check_unseen(users, 1, LEAVE_OUT)
     owner = users.repeat_interleave(num)
-    drawn = torch.randint(seen.num_items, (owner.numel(),), generator=generator)
+    drawn = torch.randint(seen.num_items, (owner.numel(),), generator=generator).to(users.device)
     wrong = seen.has(owner, drawn).nonzero().squeeze(1)
     for _ in range(32):
         if wrong.numel() == 0:
             break
-        again = torch.randint(seen.num_items, (wrong.numel(),), generator=generator)
+        again = torch.randint(seen.num_items, (wrong.numel(),), generator=generator).to(users.device)
         drawn[wrong] = again
         wrong = wrong[seen.has(owner[wrong], again)]
     # The users of the remaining draws have nearly all items: choose from the list of those that they lack.
     for user in sorted(set(owner[wrong].tolist())):
         positions = wrong[owner[wrong] == user]
         unseen = seen.unseen(user)
-        drawn[positions] = unseen[torch.randint(unseen.numel(), (positions.numel(),), generator=generator)]
+        chosen = torch.randint(unseen.numel(), (positions.numel(),), generator=generator).to(users.device)
+        drawn[positions] = unseen[chosen]
     return drawn.view(users.numel(), num)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -52,12 +53,12 @@ class SASRec(nn.Module):
         self.blocks = nn.ModuleList(AttentionBlock(embedding_dim, num_heads, dropout) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(embedding_dim)
 
-    def encode(self, vectors: Tensor, lengths: Tensor) -> Tensor:
+    def encode(self, vectors: Tensor, lengths: Tensor | PackedHistories) -> Tensor:
         """h at every position: item vectors (n, d) of packed histories, int64 lengths (b,) summing to n -> (n, d).
 
-        Lengths are 1 to max_length.
+        Lengths are 1 to max_length; or their layout.
         """
-        layout = PackedHistories(lengths)
+        layout = lengths if isinstance(lengths, PackedHistories) else PackedHistories.of(lengths)
         positions = self.max_length - layout.remaining
         x: Tensor = self.dropout(vectors * self.scale + F.embedding(positions, self.position))
         for block in self.blocks:
@@ -114,6 +115,7 @@ class Dropout(nn.Module):
         return x * mask.to(x.dtype).mul_(256 / (256 - self.threshold))
 
 
+@dataclass(frozen=True)
 class PackedHistories:
     """The layout of packed histories, and causal attention within each.
 
@@ -121,40 +123,46 @@ class PackedHistories:
     reads the padding, so that no mask is needed, and the groups keep the padding of short histories small.
 
     remaining: int64 (n,), the number of items from each position to the end of its history; 1 at the last item.
+    groups: of each, the index (rows, longest) of its items, padding included, and which places (m,) of that are items.
+    packed_order: int64 (n,), the place of each item among those of all groups.
     """
 
-    def __init__(self, lengths: Tensor) -> None:
+    remaining: Tensor
+    groups: tuple[tuple[Tensor, Tensor], ...]
+    packed_order: Tensor
+
+    @classmethod
+    def of(cls, lengths: Tensor) -> PackedHistories:
+        """Of histories of so many items. How many groups there are follows from the lengths, which are read."""
         ends = lengths.cumsum(0)
         starts = ends - lengths
-        self.total = int(ends[-1]) if ends.numel() else 0
-        self.remaining = ends.repeat_interleave(lengths) - torch.arange(self.total)
-        self.groups: list[tuple[Tensor, Tensor]] = []  # (index (rows, longest), False for padding)
-        order = []
+        total = int(ends[-1]) if ends.numel() else 0
+        groups, order = [], []
         by_length = lengths.argsort(descending=True, stable=True)
         for first, end in _cut(lengths[by_length], 0, lengths.numel()):
             members = by_length[first:end]
-            longest = int(lengths[members[0]])
-            within = torch.arange(longest)
+            within = torch.arange(int(lengths[members[0]]))
             is_item = within < lengths[members, None]
-            index = (starts[members, None] + within).clamp_(max=self.total - 1)
-            self.groups.append((index, is_item))
+            index = (starts[members, None] + within).clamp_(max=total - 1)
+            groups.append((index, is_item.view(-1).nonzero().squeeze(1)))
             order.append(index[is_item])
-        self._packed_order = torch.empty(self.total, dtype=torch.int64)
+        packed_order = torch.empty(total, dtype=torch.int64)
         if order:
-            self._packed_order[torch.cat(order)] = torch.arange(self.total)
+            packed_order[torch.cat(order)] = torch.arange(total)
+        return cls(ends.repeat_interleave(lengths) - torch.arange(total), tuple(groups), packed_order)
 
     def attend(self, mixed: Tensor, num_heads: int) -> Tensor:
         """softmax(q k^T / sqrt(d / heads)) v over the items so far: q, k, v side by side (n, 3d) -> (n, d)."""
         dim = mixed.shape[1] // 3
         outputs = []
-        for index, is_item in self.groups:
+        for index, items in self.groups:
             rows, longest = index.shape
             # (rows, longest, 3, heads, d / heads) -> three of (rows, heads, longest, d / heads)
             packed = F.embedding(index, mixed).view(rows, longest, 3, num_heads, dim // num_heads)
             q, k, v = packed.permute(2, 0, 3, 1, 4)
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            outputs.append(out.transpose(1, 2).reshape(rows * longest, dim)[is_item.view(-1).nonzero().squeeze(1)])
-        return F.embedding(self._packed_order, torch.cat(outputs))
+            outputs.append(out.transpose(1, 2).reshape(rows * longest, dim)[items])
+        return F.embedding(self.packed_order, torch.cat(outputs))
 
 
 def _cut(lengths: Tensor, first: int, end: int) -> list[tuple[int, int]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from mgqe.recsys.data.datasets import CLICK_LOGS
@@ -102,6 +103,16 @@ class Validation:
 
 class TrainingTask(Protocol):
     """The methods of a task that the training loop calls, with the models that the task is for."""
+
+    def on(self, device: torch.device) -> TrainingTask:
+        """The same task for training alone, its batches on a device: the same ones, since draws are made on the CPU.
+
+        An epoch's draws go there before its first step, and no step copies anything.
+        """
+
+    @property
+    def nbytes(self) -> int:
+        """About the bytes that the data of an epoch take on a device."""
 
     @property
     def seed(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ from mgqe.recsys.data.clicks.sources import ClickSource, find_log
 from mgqe.recsys.data.clicks.vocabulary import MISSING, OTHER
 from mgqe.recsys.data.datasets import CLICK_LOGS, encoded_home
 from mgqe.recsys.data.interactions import FileIds
+from mgqe.recsys.data.moving import CPU, on_device
 from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.models.wide_deep import PREFIX, WideDeep, field_order, item_field
 from mgqe.recsys.tasks.base import JudgedByAuc, RunSettings, TableInfo, Validation
@@ -37,6 +38,7 @@ SPLIT_SEED = 0  # not the run's: runs of several seeds have one encoded log and 
 class ClickTask(JudgedByAuc):
     """A log of clicks, encoded and divided.
 
+    device: of batches. Logs are larger than the memory of devices: rows are read from files, and copied batch by batch.
     ids: field -> the log's values of its rows as text; fields whose values are hashed have none.
     """
 
@@ -45,6 +47,7 @@ class ClickTask(JudgedByAuc):
     seed: int
     summary: dict[str, Any] = field(default_factory=dict)
     split_summary: dict[str, Any] = field(default_factory=dict)
+    device: torch.device = CPU
 
     @cached_property
     def tables(self) -> dict[str, TableInfo]:
@@ -61,6 +64,15 @@ class ClickTask(JudgedByAuc):
         fields = self.log.fields
         return [fields.index(name) for name in field_order(fields)], fields.index(item_field(fields))
 
+    def on(self, device: torch.device) -> ClickTask:
+        """As TrainingTask.on, but that steps copy rows, without a wait."""
+        return replace(self, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        """As TrainingTask.nbytes."""
+        return 0
+
     def num_batches(self, batch_size: int) -> int:
         """The number of batches per epoch."""
         num = self.log.num_rows("train")
@@ -71,7 +83,7 @@ class ClickTask(JudgedByAuc):
         generator = torch.Generator().manual_seed(derive_seed(self.seed, phase, epoch))
         size = positives_per_step(self.log.num_rows("train"), batch_size)
         for rows, labels in self.log.shuffled("train", size, generator):
-            yield *self._inputs(rows), labels[:, None]
+            yield on_device((*self._inputs(rows), labels[:, None]), self.device)
 
     def loss(self, model: WideDeep, batch: Batch) -> Tensor:
         """Mean binary cross-entropy."""

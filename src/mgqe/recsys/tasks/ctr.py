@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -119,6 +119,16 @@ class CtrTask(JudgedByAuc):
             tables[f"{PREFIX}{name}"] = field_table(name, counts, (column, other))
         return tables
 
+    def on(self, device: torch.device) -> CtrTask:
+        """As TrainingTask.on."""
+        context, items = self.context.to(device), self.items.to(device)
+        return replace(self, context=context, items=items, seen=self.seen.on(device))
+
+    @property
+    def nbytes(self) -> int:
+        """As TrainingTask.nbytes."""
+        return self.seen.nbytes + self.context.nbytes + self.items.nbytes * (3 + 2 * self.num_negatives)
+
     def num_batches(self, batch_size: int) -> int:
         """The number of batches per epoch."""
         num = self.items.numel()
@@ -129,7 +139,7 @@ class CtrTask(JudgedByAuc):
         generator = torch.Generator().manual_seed(derive_seed(self.seed, phase, epoch))
         negatives = sample_negatives(self.context[:, 0], self.seen, self.num_negatives, generator)
         items = torch.cat([self.items[:, None], negatives], dim=1)
-        order = torch.randperm(self.items.numel(), generator=generator)
+        order = torch.randperm(self.items.numel(), generator=generator).to(items.device)
         for chosen in torch.split(order, positives_per_step(self.items.numel(), batch_size)):
             yield self.context[chosen], items[chosen]
 
@@ -177,7 +187,7 @@ def field_table(name: str, counts: Tensor, pairs: tuple[Tensor, Tensor] | None =
 
 def _labels(logits: Tensor) -> Tensor:
     labels = torch.zeros_like(logits)
-    labels[:, 0] = 1.0
+    labels[:, 0].fill_(1.0)
     return labels
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 def pointwise_loss(scores: Tensor) -> Tensor:
     """Mean binary cross-entropy of scores (n, c), whose first column is of positives and the others of negatives."""
     target = torch.zeros_like(scores)
-    target[:, 0] = 1.0
+    target[:, 0].fill_(1.0)
     return F.binary_cross_entropy_with_logits(scores, target)
 
 

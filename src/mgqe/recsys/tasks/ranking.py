@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -215,6 +215,17 @@ class RankingTask:
         }
         return {path: infos[name] for path, name in self.table_fields.items()}
 
+    def on(self, device: torch.device) -> RankingTask:
+        """As TrainingTask.on. Offsets stay on the CPU, where windows of sequences are cut."""
+        users, items = self.split.train_users.to(device), self.split.train_items.to(device)
+        return replace(self, split=replace(self.split, train_users=users, train_items=items), seen=self.seen.on(device))
+
+    @property
+    def nbytes(self) -> int:
+        """As TrainingTask.nbytes."""
+        users, negatives = self.split.train_users, self.num_negatives if self.loss_name in PAIR_LOSSES else 0
+        return self.seen.nbytes + users.nbytes * (4 + 2 * negatives)  # with the order, and an epoch's pairs
+
     def num_batches(self, batch_size: int) -> int:
         """The number of batches per epoch."""
         num = self.split.train_users.numel()
@@ -231,11 +242,15 @@ class RankingTask:
         size = positives_per_step(users.numel(), batch_size)
         if self.loss_name in PAIR_LOSSES:
             items = torch.cat([items, sample_negatives(users, self.seen, self.num_negatives, generator)], dim=1)
-        for chosen in torch.split(torch.randperm(users.numel(), generator=generator), size):
-            shared = None
-            if self.loss_name == "softmax":
-                shared = torch.randint(self.split.num_items, (self.num_negatives,), generator=generator)
-            yield users[chosen], items[chosen], shared
+        order = torch.randperm(users.numel(), generator=generator).to(users.device)
+        batches = torch.split(order, size)
+        shared: Sequence[Tensor | None] = [None] * len(batches)
+        if self.loss_name == "softmax":
+            num = self.num_negatives
+            drawn = [torch.randint(self.split.num_items, (num,), generator=generator) for _ in batches]
+            shared = torch.stack(drawn).to(users.device).unbind()
+        for chosen, negatives in zip(batches, shared, strict=True):
+            yield users[chosen], items[chosen], negatives
 
     def with_loss(self, loss: str | None, num_negatives: int | None) -> RankingTask:
         """The same task trained by another loss, or with other negatives; None leaves either as it is."""

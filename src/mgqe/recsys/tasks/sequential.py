@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from mgqe.recsys.data.held_out import Split
 from mgqe.recsys.data.interactions import FileIds
+from mgqe.recsys.data.moving import CPU, on_device
 from mgqe.recsys.data.sampling import sample_negatives
 from mgqe.recsys.data.seeds import derive_seed
-from mgqe.recsys.models.sasrec import SASRec
+from mgqe.recsys.models.sasrec import PackedHistories, SASRec
 from mgqe.recsys.tasks.base import RunSettings, TableInfo, Validation
 from mgqe.recsys.tasks.losses import shared_softmax_loss
 from mgqe.recsys.tasks.metrics import ranges, rank_figures, sampled_ranks
@@ -31,11 +32,31 @@ class Batch:
     items: int64 (m,), the items of each window in time order; sizes: int64 (b,), each 2 or more, summing to m. A window
     of s items has s - 1 positions: each item but the last is an input, each but the first a target.
     negatives: int64, (m - b, c) with one row per position ("bce"), (c,) shared by all ("softmax"), or None ("ce").
+    positions: what follows from the sizes; None: the loss finds it.
     """
 
     items: Tensor
     sizes: Tensor
     negatives: Tensor | None
+    positions: Positions | None = None
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The positions of windows: which items are inputs and which are targets, int64 (m - b,); the inputs' layout."""
+
+    inputs: Tensor
+    targets: Tensor
+    histories: PackedHistories
+
+    @classmethod
+    def of(cls, sizes: Tensor) -> Positions:
+        """Of windows of so many items."""
+        ends = sizes.cumsum(0)
+        is_input, is_target = torch.ones(2, int(sizes.sum()), dtype=torch.bool)
+        is_input[ends - 1] = False
+        is_target[ends - sizes] = False
+        return cls(is_input.nonzero().squeeze(1), is_target.nonzero().squeeze(1), PackedHistories.of(sizes - 1))
 
 
 @dataclass(frozen=True)
@@ -48,6 +69,7 @@ class SequentialTask:
     shares; "ce": cross-entropy over the catalogue.
     windows: the items of a longer history that an epoch trains on: the "last" max_length + 1, as many from a "random"
     position, or "all", cut at random positions.
+    device: of batches.
     """
 
     base: RankingTask
@@ -56,6 +78,7 @@ class SequentialTask:
     windows: str = "last"
     metric: str = "hr@10"
     judges_by: str = "full_ndcg"
+    device: torch.device = CPU
 
     @property
     def split(self) -> Split:
@@ -98,12 +121,29 @@ class SequentialTask:
         positions = self.split.train_offsets.diff()[self.trained_users] - 1
         return int((positions if self.windows == "all" else positions.clamp(max=self.max_length)).sum())
 
+    def on(self, device: torch.device) -> SequentialTask:
+        """As TrainingTask.on."""
+        return replace(self, base=self.base.on(device), device=device)
+
+    @property
+    def nbytes(self) -> int:
+        """As TrainingTask.nbytes."""
+        each = self.base.num_negatives if self.loss_name == "bce" else 0
+        return self.base.seen.nbytes + self.split.train_items.nbytes * 2 + 8 * self._positions * (6 + each)
+
     def num_batches(self, batch_size: int) -> int:
         """The number of batches per epoch, of `batch_size` positions on average."""
         return max(1, -(-self._positions // batch_size))
 
     def batches(self, batch_size: int, phase: str, epoch: int) -> Iterator[Batch]:
-        """The windows of an epoch in random order, which seed, phase and epoch determine."""
+        """The windows of an epoch in random order, which seed, phase and epoch determine.
+
+        On a device all are put together before the first is given.
+        """
+        drawn = self._drawn(batch_size, phase, epoch)
+        yield from drawn if self.device == CPU else [on_device(batch, self.device) for batch in drawn]
+
+    def _drawn(self, batch_size: int, phase: str, epoch: int) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, phase, epoch))
         users, starts, sizes = self._windows(generator)
         order = torch.randperm(users.numel(), generator=generator)
@@ -112,8 +152,9 @@ class SequentialTask:
         batches = self.num_batches(batch_size)
         cuts = torch.searchsorted(done, torch.arange(1, batches) * int(done[-1]) // batches)
         for chosen in torch.tensor_split(order, cuts):
-            items = self.split.train_items[ranges(starts[chosen], starts[chosen] + sizes[chosen])[1]]
-            yield Batch(items, sizes[chosen], self._negatives(users[chosen], sizes[chosen], generator))
+            places = ranges(starts[chosen], starts[chosen] + sizes[chosen])[1].to(self.split.train_items.device)
+            negatives = self._negatives(users[chosen], sizes[chosen], generator)
+            yield Batch(self.split.train_items[places], sizes[chosen], negatives, Positions.of(sizes[chosen]))
 
     def _windows(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """(users, starts in the training part, sizes), each int64 (w,)."""
@@ -143,7 +184,8 @@ class SequentialTask:
             return None
         if self.loss_name == "softmax":
             return torch.randint(self.split.num_items, (num,), generator=generator)
-        return sample_negatives(users.repeat_interleave(sizes - 1), self.base.seen, num, generator)
+        of_positions = users.repeat_interleave(sizes - 1).to(self.split.train_items.device)
+        return sample_negatives(of_positions, self.base.seen, num, generator)
 
     def with_loss(self, loss: str | None, num_negatives: int | None) -> SequentialTask:
         """The same task trained by another loss, or with other negatives; None leaves either as it is."""
@@ -151,18 +193,15 @@ class SequentialTask:
 
     def loss(self, model: SASRec, batch: Batch) -> Tensor:
         """Mean over the batch's positions, with one look-up in the item table."""
-        ends = batch.sizes.cumsum(0)
-        is_input, is_target = torch.ones(2, batch.items.numel(), dtype=torch.bool)
-        is_input[ends - 1] = False
-        is_target[ends - batch.sizes] = False
-        inputs, targets = is_input.nonzero().squeeze(1), is_target.nonzero().squeeze(1)
+        positions = batch.positions or Positions.of(batch.sizes)
+        inputs, targets = positions.inputs, positions.targets
         if batch.negatives is None:
             vectors = model.item(torch.arange(self.split.num_items))
-            hidden = model.encode(F.embedding(batch.items[inputs], vectors), batch.sizes - 1)
+            hidden = model.encode(F.embedding(batch.items[inputs], vectors), positions.histories)
             return F.cross_entropy(hidden @ vectors.T, batch.items[targets])
         vectors = model.item(torch.cat([batch.items, batch.negatives.reshape(-1)]))
         item_vectors, negative_vectors = vectors.tensor_split([batch.items.numel()])
-        hidden = model.encode(F.embedding(inputs, item_vectors), batch.sizes - 1)
+        hidden = model.encode(F.embedding(inputs, item_vectors), positions.histories)
         positive = (hidden * F.embedding(targets, item_vectors)).sum(dim=1)
         if batch.negatives.dim() == 1:
             return shared_softmax_loss(hidden, positive, negative_vectors, batch.items[targets], batch.negatives)

@@ -1,18 +1,17 @@
-"""Training steps on another device than the CPU, on which the data, the checkpoints and the judging stay."""
+"""Training steps on another device than the CPU, on which the checkpoints and the judging stay."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mgqe.checks.devices import named_device, usable_device
-
-CPU = torch.device("cpu")
+from mgqe.recsys.data.moving import CPU
+from mgqe.recsys.tasks.base import TrainingTask
 
 
 def check_device(name: str) -> torch.device:
@@ -32,6 +31,33 @@ def parse_device(name: str) -> torch.device:
         return named_device(name)
     except ValueError:
         raise ValueError(f"--device {name}: expected a device of torch such as cpu, cuda or cuda:1, or auto") from None
+
+
+ADAM = 4  # of a parameter's bytes: itself, its gradient and two moments
+
+
+def check_room(device: torch.device, models: Sequence[nn.Module], task: TrainingTask) -> None:
+    """ValueError if the largest of the models, Adam's state and the task's data are more than a GPU's free memory.
+
+    Called before training, so that it does not fail an hour later; what a step needs besides is not counted.
+    """
+    if device.type != "cuda":
+        return
+    tables = max(
+        sum(ADAM * p.nbytes for p in model.parameters()) + sum(b.nbytes for b in model.buffers()) for model in models
+    )
+    free, total = torch.cuda.mem_get_info(device)
+    if tables + task.nbytes <= free:
+        return
+    raise ValueError(
+        f"--device {device}: training takes {_gigabytes(tables)} for the tables, their gradients and Adam's state, and "
+        f"{_gigabytes(task.nbytes)} for the data, but {_gigabytes(free)} of the GPU's {_gigabytes(total)} are free: "
+        "train with --device cpu, with fewer dimensions (--set dim=...), or on a larger GPU"
+    )
+
+
+def _gigabytes(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB"
 
 
 @contextmanager
@@ -56,18 +82,3 @@ def _move(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.devi
 def made_on(device: torch.device) -> AbstractContextManager[Any]:
     """In it, new tensors are made on the device."""
     return nullcontext() if device == CPU else device
-
-
-def on_device(batch: Any, device: torch.device) -> Any:
-    """A batch of a task, tensors in tuples and dataclasses, on the device."""
-    if device == CPU:
-        return batch
-    if isinstance(batch, Tensor) and device.type == "cuda":  # from memory that the copy can be made from without a wait
-        return batch.pin_memory().to(device, non_blocking=True)
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, tuple):
-        return tuple(on_device(part, device) for part in batch)
-    if is_dataclass(batch) and not isinstance(batch, type):
-        return replace(batch, **{field.name: on_device(getattr(batch, field.name), device) for field in fields(batch)})
-    return batch

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mgqe.recsys.data.moving import CPU
 from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.tasks.base import TrainingTask
 from mgqe.recsys.tasks.metrics import standard_error
 from mgqe.recsys.train.checkpoint import LAST, best_path, load_state, save_epoch
-from mgqe.recsys.train.device import CPU, made_on, moved, on_device
+from mgqe.recsys.train.device import made_on, moved
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,10 @@ def run_phase(
     then do has to follow from their state, since an epoch that was interrupted begins again.
 
     Epoch 0 is the model as it is passed, and may be the best one. `directory` holds the checkpoints; if it has some of
-    an earlier run of the same phase, that run goes on. auxiliary_loss: added to the task's. device: of the steps; the
-    rest is on the CPU.
+    an earlier run of the same phase, that run goes on. auxiliary_loss: added to the task's. device: of the steps and of
+    the data that they take; the rest is on the CPU.
     """
+    trainer = task if device == CPU else task.on(device)
     optimizer = optimizer or make_optimizer(model, phase)
     state = load_state(directory / LAST)
     if state is None:
@@ -173,7 +175,7 @@ def run_phase(
         if phase.name == "full":
             _start_epoch(model, epoch)
         with moved(model, optimizer, device):
-            loss = _train_epoch(model, task, phase, epoch, optimizer, auxiliary_loss, on_epoch, best, device)
+            loss = run_epoch(model, trainer, phase, epoch, optimizer, auxiliary_loss, on_epoch, best, device)
         seconds = time.perf_counter() - started
         model.eval()
         validation = task.validation(model)
@@ -203,35 +205,38 @@ def _start_epoch(model: nn.Module, epoch: int) -> None:
             start(epoch)
 
 
-def _train_epoch(
+def run_epoch(
     model: nn.Module,
     task: TrainingTask,
     phase: PhaseConfig,
     epoch: int,
     optimizer: torch.optim.Adam,
     auxiliary_loss: Callable[[nn.Module], Tensor] | None,
-    on_epoch: OnEpoch,
-    best: float,
+    on_epoch: OnEpoch = lambda report: None,
+    best: float = 0.0,
     device: torch.device = CPU,
 ) -> float:
-    """One pass over the training part; returns the mean loss."""
+    """One pass over the training part, on whose device the task's batches are; returns the mean loss.
+
+    On a GPU the steps wait for nothing: the sum of their losses is read once, at the end.
+    """
     if device.type == "cuda":  # dropout draws there, and a run that goes on must draw the same
         torch.cuda.manual_seed(derive_seed(task.seed, phase.name, epoch, "cuda"))
     model.train()
     batches = task.num_batches(phase.batch_size)
-    total = torch.zeros(())
+    total = torch.zeros((), device=device)
     for number, batch in enumerate(task.batches(phase.batch_size, phase.name, epoch), start=1):
         if phase.anneal:
             done = (epoch - 1 + (number - 1) / batches) / phase.max_epochs
             _set_rates(optimizer, phase, 1.0 - done)
         with made_on(device):
-            loss = task.loss(model, on_device(batch, device))
+            loss = task.loss(model, batch)
             if auxiliary_loss is not None:
                 loss = loss + auxiliary_loss(model)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        total += loss.detach().cpu()
+        total += loss.detach()
         if number % 20 == 0:
             on_epoch(EpochReport(phase.name, epoch, phase.max_epochs, number, batches, best, None, phase.select_by))
     mean = float(total) / batches

@@ -42,7 +42,7 @@ from mgqe.recsys.train.budget import best_of, budget_for, check_budget, planned_
 from mgqe.recsys.train.checkpoint import LAST, load_state
 from mgqe.recsys.train.collections import remove_collections, write_collections
 from mgqe.recsys.train.config import TrainConfig, warm_up_key
-from mgqe.recsys.train.device import check_device, parse_device
+from mgqe.recsys.train.device import check_device, check_room, parse_device
 from mgqe.recsys.train.loop import OnEpoch, PhaseResult, carry_optimizer, make_optimizer, optimizer_names, run_phase
 from mgqe.recsys.train.memory import peak_memory, start_peak
 from mgqe.recsys.train.provenance import commit, machine, versions
@@ -110,9 +110,10 @@ def check_run(config: TrainConfig, data: RunData) -> list[str]:
     ValueError names a table that the description does not fit, or a setting of the model that cannot be;
     ImpossibleBudgetError, which is one, a budget that nothing fits.
     """
-    check_device(config.device)
+    device = check_device(config.device)
     config = settle(config, data.task)
     full, model = build_tables(config.warm_up(), data, warm_up=True), build_tables(config, data)
+    check_room(device, (full, model), data.task)
     if config.spec.shared_budget is not None and planned_layers(model, data.task):
         check_budget(full, model, data.task, config.spec.shared_budget)
     return list(cuts(config, data).values())
