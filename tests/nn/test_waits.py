@@ -172,6 +172,31 @@ def test_a_step_is_that_of_the_cpu(make, arguments, sparse):
         torch.testing.assert_close(b, a, atol=1e-5, rtol=1e-4)
 
 
+@both
+@pytest.mark.parametrize("arguments", [{"counts": COUNTS}, {"counts": COUNTS, "padding_idx": 3, **EVEN}])
+def test_distinct_ids_change_nothing_and_wait_for_nothing(arguments, sparse):
+    mine = make_layer(mgqe.MGQEmbedding, arguments, sparse=sparse)
+    mine.start_quantizing()
+    theirs = copy.deepcopy(mine)
+    theirs.distinct_on_gpu = True
+    ids, results, looked_up = batches()[0], [], []
+    with as_on_gpu():
+        copy.deepcopy(mine)(ids)  # keeps what later passes need
+    whole = mgqe.ops.unique_padded
+    for layer in (mine, theirs):
+        with as_on_gpu(), pytest.MonkeyPatch.context() as patch, Waits() as waits:
+            patch.setattr(mgqe.ops, "unique_padded", lambda ids: (looked_up.append(ids), whole(ids))[1])
+            out = layer(ids)
+            loss = mgqe.quantization_loss(layer)
+            (out.square().sum() + loss).backward()
+        gradients = [p.grad.to_dense() for p in layer.parameters() if p.grad is not None]
+        results.append([out.detach(), loss.detach(), *gradients])
+        assert waits.counts == {}
+    assert len(looked_up) == 1
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(b, a, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 def test_an_optimizers_step_is_that_of_the_cpu(sparse):
     results = []

@@ -17,6 +17,7 @@ import mgqe
 from mgqe import ops
 from mgqe.checks.waiting import as_on_gpu
 from mgqe.codec.mixed import round_flat
+from mgqe.nn.rows import NarrowRows
 from mgqe.ops import _topk_gpu, reference, reference_topk, triton_kernels
 from mgqe.ops.layout.pieces import pieces
 
@@ -335,6 +336,74 @@ def test_a_step_is_that_of_the_twin(arguments, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+SOFT = {
+    "one codebook": {"fractions": (0.5, 0.5), "num_centroids": (70, 6)},
+    "codebooks of their own, sparse": {"num_centroids": (6, 20), "share_codebook": False, "sparse": True},
+    "fewer subspaces, finer codebook": {"capacity": "subspaces", "num_subspaces": (4, 2), "num_centroids": 6},
+    "one codebook for all subspaces": {"num_subspaces": 2, "num_centroids": (9, 3), "share_subspaces": True},
+    "one tier, padding": {"fractions": (1.0,), "num_centroids": 8, "padding_idx": 3},
+    "int8": {"num_centroids": (6, 4), "centroid_dtype": "int8"},
+    "narrow keys": {"rows": NarrowRows(key_dim=2), "num_subspaces": 2, "num_centroids": (6, 4)},
+}
+
+
+@pytest.mark.parametrize("arguments", SOFT.values(), ids=SOFT)
+def test_a_step_of_sx_is_that_of_the_twin(arguments, monkeypatch):
+    torch.manual_seed(0)
+    counts = torch.arange(150) * 7 % 31
+    layer = mgqe.MGQEmbedding(150, 8, counts=counts, warmup_steps=0, quantizer="sx", **arguments)
+    layer.start_quantizing()
+    layer.to(DEVICE)
+    ids = (torch.arange(90) * 11 % 40).to(DEVICE)
+    twin = copy.deepcopy(layer)
+    with as_on_gpu():
+        mine = a_step(layer, ids)
+        monkeypatch.setenv("MGQE_TRITON", "0")
+        theirs = a_step(twin, ids)
+    assert len(mine) == len(theirs)
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert mine[2].abs().sum() > 0
+    for a, b in zip(layer.quantizer.buffers(), twin.quantizer.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)  # statistics have moved alike
+
+
+def test_a_batch_of_one_row_takes_the_running_statistics(monkeypatch):
+    torch.manual_seed(0)
+    layer = mgqe.MGQEmbedding(60, 8, counts=torch.arange(60) % 7, warmup_steps=0, quantizer="sx", num_centroids=(6, 4))
+    layer.start_quantizing()
+    layer.to(DEVICE)
+    twin, before = copy.deepcopy(layer), [each.clone() for each in layer.quantizer.buffers()]
+    ids = torch.tensor([5, 5, 5], device=DEVICE)
+    with as_on_gpu():
+        mine = a_step(layer, ids)
+        monkeypatch.setenv("MGQE_TRITON", "0")
+        theirs = a_step(twin, ids)
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(layer.quantizer.buffers(), before, strict=True))
+
+
+def test_rows_of_sx_that_are_no_numbers(monkeypatch):
+    """By hand: keys 0 and 1 of one number, rows -1 and 3. Responses to key 1 have mean 1 and variance 4, to key 0 none.
+
+    Normalised responses of the rows to key 1 are -1 and 1, to key 0 both 0: codes 0 and 1.
+    """
+    layer = mgqe.DPQEmbedding(3, 1, num_subspaces=1, num_centroids=2, quantizer="sx", warmup_steps=0)
+    layer.start_quantizing()
+    with torch.no_grad():
+        layer.raw_weight.copy_(torch.tensor([[-1.0], [3.0], [float("nan")]]))
+        layer.quantizer.keys[0].copy_(torch.tensor([[[0.0], [1.0]]]))
+        layer.quantizer.values_[0].copy_(torch.tensor([[[5.0], [7.0]]]))
+        layer.quantizer.get_buffer("mean_0").zero_()
+    layer.to(DEVICE)
+    with as_on_gpu():
+        assert layer(torch.tensor([0, 1, 0], device=DEVICE)).flatten().tolist() == [5.0, 7.0, 5.0]
+        torch.testing.assert_close(layer.quantizer.get_buffer("mean_0").cpu(), torch.tensor([[0.0, 0.1]]))
+        vectors = layer(torch.tensor([0, 2], device=DEVICE)).flatten()
+    assert vectors[1].isnan()
+
+
 @pytest.mark.parametrize("factor", [1.0, 0.0, 1e-44, 3e38], ids=["usual", "zeros", "denormal", "large"])
 def test_codebooks_are_rounded_as_by_the_twin(factor):
     layouts = [pieces((1, 4, 2), (3, 0, 5), (8, 2, 300)), pieces((3,), (2,), (4,))]
@@ -366,6 +435,24 @@ def test_ids_out_of_range_are_noted():
         layer(torch.tensor([2000], device=DEVICE))
     with pytest.raises(IndexError, match="id 2000 is out of range"):
         layer.check_ids()
+
+
+def test_a_second_derivative_of_sx_is_that_of_the_twin(monkeypatch):
+    torch.manual_seed(0)
+    layer = mgqe.MGQEmbedding(60, 8, counts=torch.arange(60) % 7, warmup_steps=0, quantizer="sx", num_centroids=(6, 4))
+    layer.start_quantizing()
+    layer.to(DEVICE)
+    found = []
+    for triton_on in ("1", "0"):
+        monkeypatch.setenv("MGQE_TRITON", triton_on)
+        each = copy.deepcopy(layer)
+        with as_on_gpu():
+            loss = each(torch.arange(30, device=DEVICE)).square().sum()
+            (slope,) = torch.autograd.grad(loss, each.raw_weight, create_graph=True)
+            slope.square().sum().backward()
+        found.append([p.grad for p in each.parameters()] + list(each.quantizer.buffers()))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
 def test_a_second_derivative_is_that_of_the_twin(monkeypatch):

@@ -14,9 +14,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-adagrad, assign, bag, ids, lookup, rounding, scores, search, transform = (
+adagrad, assign, bag, ids, lookup, rounding, scores, search, soft, transform = (
     importlib.import_module(f"mgqe.ops.triton_kernels.{name}")
-    for name in ("adagrad", "assign", "bag", "ids", "lookup", "rounding", "scores", "search", "transform")
+    for name in ("adagrad", "assign", "bag", "ids", "lookup", "rounding", "scores", "search", "soft", "transform")
 )
 FLOATS, LONGS, INTS, BYTES = "*fp32", "*i64", "*i32", "*i8"
 POINTERS = {
@@ -31,6 +31,26 @@ POINTERS = {
     "lookup": {"ids": LONGS, "starts": LONGS, "levels": LONGS, "first_entry": LONGS, "tiers": INTS, "places": LONGS}
     | {"addresses": LONGS, "row_bytes": LONGS, "fields": LONGS, "out": FLOATS, "scales": FLOATS, "mean": FLOATS},
 }
+SOFT = dict.fromkeys(
+    (
+        "rows",
+        "keys",
+        "values",
+        "means",
+        "scales",
+        "sums",
+        "grad",
+        "of_keys",
+        "of_rows",
+        "vectors",
+        "pulls",
+        "grad_keys",
+    ),
+    FLOATS,
+) | {"running_mean": FLOATS, "running_variance": FLOATS, "moments": "*fp64", "partial": "*fp64", "codes": INTS}
+SOFT |= dict.fromkeys(("tiers", "counts", "searches", "value_searches"), LONGS) | dict.fromkeys(
+    ("momentum", "eps"), "fp32"
+)
 WHOLE = {"book": BYTES, "matrix": BYTES}
 TILE = {"IDS": lookup.IDS, "COORDINATES": lookup.COORDINATES}
 BLOCKS = {"ROWS": assign.ROWS, "CENTROIDS": assign.CENTROIDS}
@@ -71,6 +91,12 @@ KERNELS = {
         {"values": FLOATS, "units": FLOATS, "spans": LONGS, "out": FLOATS},
         {"BLOCK": rounding.BLOCK},
     ),
+    "SX: moments": (soft._moments, SOFT, {"HAS_TIERS": True, "HAS_COUNTS": True, "PART": soft.PART}),
+    "SX: statistics": (soft._fold, SOFT, {"CENTROIDS": soft.CENTROIDS}),
+    "SX: codes": (soft._choose, SOFT, {"HAS_TIERS": True, **BLOCKS}),
+    "SX: softmax": (soft._soften, SOFT, {"HAS_TIERS": True, **BLOCKS}),
+    "SX: keys": (soft._unfold, SOFT, {"CENTROIDS": soft.CENTROIDS}),
+    "SX: rows": (soft._settle, SOFT, {"HAS_TIERS": True, "HAS_COUNTS": True, "ROWS": soft.ROWS}),
     "sum": (bag._bag, POINTERS["rows"], {"MODE": 0, "HAS_WEIGHTS": True, "COLUMNS": 64}),
     "mean": (bag._bag, POINTERS["rows"], {"MODE": 1, "HAS_WEIGHTS": False, "COLUMNS": 64}),
     "max": (bag._bag, POINTERS["rows"], {"MODE": 2, "HAS_WEIGHTS": False, "COLUMNS": 64}),

@@ -30,10 +30,13 @@ class RowLayer(LateIds, CodebookLayer):
         store: where rows are while they train.
         row_storage: ``rows=``, or the class of its configuration.
         num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse: nn.Embedding's.
+        distinct_on_gpu: on a GPU, find the distinct ids of a training pass and quantise each once. That takes a sort;
+            without it an id is quantised as often as it occurs, with the same results but for the order of sums.
         zero_padding: ``padding_idx`` looks up as zeros whatever its row holds. False: as its row, quantised like the
             others; it gets no gradient either way.
     """
 
+    distinct_on_gpu: bool = False
     zero_padding: bool = True
     store: RowStore
     row_storage: str
@@ -185,9 +188,9 @@ class RowLayer(LateIds, CodebookLayer):
         """A batch whose shapes do not depend on the ids, made without a wait for the device.
 
         Each id is read and quantised as often as it occurs, which changes no sum; but where something depends on which
-        ids are distinct, these are found, by sorting.
+        ids are distinct, or ``distinct_on_gpu`` asks for it, these are found, by sorting.
         """
-        if self.scale_grad_by_freq or (self.training and self.quantizer.counts_distinct):
+        if self.scale_grad_by_freq or (self.training and (self.distinct_on_gpu or self.quantizer.counts_distinct)):
             return Batch(*ops.unique_padded(flat))
         return Batch(flat, None, None)
 

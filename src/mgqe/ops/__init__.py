@@ -18,6 +18,7 @@ from mgqe.ops._lookup import PreparedLookup, lookup, max_code
 from mgqe.ops._mixed_coder import MixedCoder
 from mgqe.ops._quantize_mixed import quantize_mixed, scatter_mixed
 from mgqe.ops._round import round_subspaces
+from mgqe.ops._soft import choose_softly, soft_gradients
 from mgqe.ops._sum_rows import sum_rows
 from mgqe.ops._topk import METHODS as TOPK_METHODS
 from mgqe.ops._topk import bias_levels, topk
@@ -42,6 +43,7 @@ __all__ = [
     "bag_of_rows",
     "bias_levels",
     "check_bags",
+    "choose_softly",
     "decode_error",
     "gather",
     "lookup",
@@ -58,6 +60,7 @@ __all__ = [
     "scatter_by_tier",
     "scatter_mixed",
     "set_native_isa",
+    "soft_gradients",
     "sum_rows",
     "topk",
     "transform",

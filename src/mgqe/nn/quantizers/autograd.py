@@ -6,7 +6,7 @@ to fuse.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -180,10 +180,7 @@ def _gradients_of(ctx: Any, decoded: Tensor, grad: Tensor | None, grad_loss: Ten
         RuntimeError: the layer has sparse gradients, which torch differentiates once.
     """
     if ctx.sparse:
-        raise RuntimeError(
-            "create_graph=True (a gradient penalty, a second derivative) does not go with sparse=True, whose gradients "
-            "are differentiated once: make the layer with sparse=False"
-        )
+        raise _refused_twice()
     exact = ctx.inputs[0].float()
     codebook_loss = (ctx.weights * (decoded - exact.detach()).square().sum(1)).sum()
     commitment_loss = (ctx.weights * (exact - decoded.detach()).square().sum(1)).sum()
@@ -246,6 +243,75 @@ class QuantizeByTier(torch.autograd.Function):
                     dense = part.view(parameter.shape).to(parameter.dtype)
                     of_parameters[number] = sparse_rows(dense) if ctx.sparse else dense
         return grad_rows, None, None, None, None, None, None, *of_parameters
+
+
+class QuantizeSoftly(torch.autograd.Function):
+    """Rows of all tiers through the keys that win a softmax, by the kernels for GPUs: DPQ-SX in training."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        counts: Tensor | None,
+        tiers: Tensor | None,
+        searches: tuple[Searches, Searches],
+        running: Sequence[tuple[Tensor, Tensor]],
+        constants: tuple[float, float],
+        values: Sequence[Tensor],
+        sparse: bool,
+        composed: Callable[[Tensor], Tensor],
+        *parameters: Tensor,
+    ) -> Tensor:
+        """Vectors (u, d), float64 for rows of float64 and else float32.
+
+        Args:
+            rows: (u, L).
+            counts: (u,), 0 for rows that the statistics leave out; None: none is.
+            tiers: (u,) each row's tier; None where there is one.
+            searches: where the tiers' keys are in their codebooks, and their values.
+            running, constants: statistics that are moved, and momentum and eps; see :func:`mgqe.ops.choose_softly`.
+            values: (Dc, Kc, sc) float32 each, as they are served.
+            sparse: the gradients of the codebooks are sparse.
+            composed: rows -> the same vectors by torch's operators, with a graph.
+            parameters: the keys, then what the values were rounded from.
+        """
+        keys = parameters[: len(values)]
+        books = [torch.cat([book.float().reshape(-1) for book in each]) for each in (keys, values)]
+        made = ops.choose_softly(rows.float(), tiers, counts, *books, searches, running, *constants)
+        ctx.made, ctx.given, ctx.sparse, ctx.composed = made, (tiers, counts, *books, searches), sparse, composed
+        ctx.inputs = (rows, *parameters)
+        return made.vectors.to(torch.promote_types(rows.dtype, torch.float32))  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Through the softmax and the statistics to rows and keys, and from the winners to their values."""
+        rows, *parameters = ctx.inputs
+        nothing = [None] * 8
+        if torch.is_grad_enabled():  # create_graph=True, as a gradient penalty asks for
+            if ctx.sparse:
+                raise _refused_twice()
+            first, *others = differentiable_gradients([(ctx.composed(rows), grad)], ctx.inputs)
+            return first, *nothing, *others
+        of_rows, *of_books = ops.soft_gradients(ctx.made, grad.float(), rows.float(), *ctx.given)
+        halves = parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :]
+        gradients = []
+        for flat, half in zip(of_books, halves, strict=True):
+            for part, parameter in zip(torch.split(flat, [p.numel() for p in half]), half, strict=True):
+                dense = part.view(parameter.shape).to(parameter.dtype)
+                gradients.append(sparse_rows(dense) if ctx.sparse else dense)
+        needed = ctx.needs_input_grad[9:]
+        return (
+            of_rows.to(rows.dtype) if ctx.needs_input_grad[0] else None,
+            *nothing,
+            *(each if need else None for each, need in zip(gradients, needed, strict=True)),
+        )
+
+
+def _refused_twice() -> RuntimeError:
+    return RuntimeError(
+        "create_graph=True (a gradient penalty, a second derivative) does not go with sparse=True, whose gradients "
+        "are differentiated once: make the layer with sparse=False"
+    )
 
 
 def _row_gradient(ctx: Any, errors: Tensor, grad: Tensor | None, grad_loss: Tensor | None) -> Tensor | None:

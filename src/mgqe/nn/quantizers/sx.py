@@ -1,6 +1,7 @@
 """DPQ-SX as a module: keys choose by softmax, values are served (arXiv 1908.09756, section 2.2).
 
-Every response is held for the backward pass, u * D * K floats: far slower than VQ, and as the papers have it.
+By torch's operators every response is held for the backward pass, u * D * K floats: far slower than VQ, and as the
+papers have it. The kernels for GPUs compute responses where they are needed (:mod:`mgqe.ops.triton_kernels.soft`).
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from mgqe.codec.equations import (
 )
 from mgqe.codec.kmeans import KMEANS, Frame, KMeans, split_pieces, start_codebooks
 from mgqe.nn.context.ddp import average, recomputing
-from mgqe.nn.quantizers.autograd import SparseGradient
+from mgqe.nn.quantizers.autograd import QuantizeSoftly, SparseGradient
 from mgqe.nn.quantizers.base import Quantizer
+from mgqe.ops.layout.searches import even_searches
 
 TEMPERATURE = 1.0
+EPS = 1e-5  # added to variances, as of mgqe.codec.equations.normalize_responses
 MOMENTUM = 0.1  # of the running batch-norm statistics, as in nn.BatchNorm1d
 
 
@@ -62,6 +65,11 @@ class SXQuantizer(Quantizer):
         keys = [(*shape[:2], key_dim or shape[2]) for shape in shapes]
         self.keys = nn.ParameterList(nn.Parameter(like.new_zeros(shape)) for shape in keys)
         self.values_ = nn.ParameterList(nn.Parameter(like.new_zeros(shape)) for shape in shapes)
+        tiers = list(zip(capacity.num_subspaces, capacity.num_centroids, strict=True))
+        self._searches = (
+            even_searches(keys, capacity.codebook_of, tiers),
+            even_searches(shapes, capacity.codebook_of, tiers),
+        )
         for g, tier in enumerate(capacity.tiers):
             size = (tier.num_subspaces, tier.num_centroids)
             self.register_buffer(f"mean_{g}", torch.zeros(size, dtype=torch.float32, device=like.device))
@@ -162,6 +170,39 @@ class SXQuantizer(Quantizer):
             return quantized.to(rows.dtype), None
         tiers = zip(torch.split(rows, list(groups)), torch.split(present, list(groups)), strict=True)
         return torch.cat([self._quantize(*tier, g) for g, tier in enumerate(tiers)]).to(rows.dtype), None
+
+    def quantize(
+        self, rows: Tensor, groups: Groups, counts: Tensor | None, gathered: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        in_any_order = isinstance(groups, Tensor) or len(groups) == 1
+        fuses = self.training and torch.is_grad_enabled() and in_any_order and not torch.compiler.is_compiling()
+        if not (fuses and ops.quantizes_by_tier(rows.device)) or type(self).forward is not SXQuantizer.forward:
+            return super().quantize(rows, groups, counts, gathered)
+        number, again = len(self.values_), recomputing()
+        statistics = [self._statistics(g) for g in range(self.capacity.num_tiers)]
+        vectors = QuantizeSoftly.apply(  # type: ignore[no-untyped-call]
+            rows,
+            counts,
+            groups if isinstance(groups, Tensor) else None,
+            self._searches,
+            # Gradient checkpointing would count the batch twice.
+            [(mean.clone(), variance.clone()) for mean, variance in statistics] if again else statistics,
+            (MOMENTUM, EPS),
+            [round_centroids(self.values_[c].detach().float(), self.centroid_dtype) for c in range(number)],
+            self.sparse,
+            lambda same_rows: self._composed(same_rows, groups, counts),
+            *self.keys,
+            *self.values_,
+        )
+        if not again:
+            average(*(each for pair in statistics for each in pair))
+        return vectors, None
+
+    def _composed(self, rows: Tensor, groups: Groups, counts: Tensor | None) -> Tensor:
+        """The vectors of a training pass by torch's operators, in a backward pass, where statistics stay."""
+        counts = torch.ones(rows.shape[0], dtype=torch.int64, device=rows.device) if counts is None else counts
+        vectors, _ = self.forward(rows, groups, counts)
+        return vectors
 
     def _quantize(self, rows: Tensor, present: Tensor, tier: int) -> Tensor:
         number = self.capacity.codebook_of[tier]

@@ -11,6 +11,7 @@ from mgqe.ops.triton_kernels.ids import admit
 from mgqe.ops.triton_kernels.lookup import GpuTable
 from mgqe.ops.triton_kernels.rounding import round_subspaces
 from mgqe.ops.triton_kernels.search import keep_above
+from mgqe.ops.triton_kernels.soft import choose_softly, soft_gradients
 from mgqe.ops.triton_kernels.transform import transform
 
 __all__ = [
@@ -18,11 +19,13 @@ __all__ = [
     "admit",
     "assign",
     "bag_of_rows",
+    "choose_softly",
     "keep_above",
     "move_all",
     "move_rows",
     "nearest",
     "round_subspaces",
     "scatter",
+    "soft_gradients",
     "transform",
 ]
