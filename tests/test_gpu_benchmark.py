@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,13 @@ def test_a_small_run_on_the_cpu(compare, tmp_path: Path, capsys: pytest.CaptureF
     out = tmp_path / "compare.json"
     assert compare(["--small", "--device", "cpu", "--out", str(out)]) == 0
     content = json.loads(out.read_text())
-    assert content["checks"]["codes"] == content["checks"]["frozen tables"] == content["checks"]["training"] == "right"
+    checks = content["checks"]
+    assert all(checks[name] == "right" for name in ("codes", "frozen tables", "training", "baselines", "torch.compile"))
+    assert checks["several processes"] in ("right", "skipped: this torch has no gloo")
+    assert content["failed"] == []
     names = {(row["what"].split()[0], row["name"]) for row in content["results"]}
-    assert {("training", "mgqe default"), ("look-up", "mgqe of a budget"), ("top-5", "mgqe 256/64")} <= names
+    assert {("training", "mgqe default"), ("training", "mgqe 256/64, distinct ids"), ("an", "mgqe")} <= names
+    assert {("look-up", "mgqe of a budget"), ("top-5", "mgqe 256/64")} <= names
     assert content["skipped"]["8 bags of 4 Zipf ids, 3,000 rows: fbgemm int4"] == "fbgemm is compared on GPUs"
     lines = capsys.readouterr().out.splitlines()
     assert max(len(line) for line in lines if " ms" in line) <= 80
@@ -37,6 +42,32 @@ def test_nothing_begins_when_the_time_is_over(compare, tmp_path: Path) -> None:
     content = json.loads(out.read_text())
     assert content["results"] == []
     assert "no time left" in content["skipped"].values()
+
+
+def test_an_error_of_one_contender_is_kept_and_ends_nothing(compare, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.gpu._settings import Run, Sizes
+
+    def broken() -> None:
+        raise RuntimeError("no such kernel")
+
+    run = Run(torch.device("cpu"), Sizes.small(), float("inf"))
+    run.compare("x", {"peer": lambda: int, "mgqe": broken, "fbgemm": broken}, "peer", {})
+    assert [row["name"] for row in run.rows] == ["peer"]
+    assert run.skipped == dict.fromkeys(("x: mgqe", "x: fbgemm"), "RuntimeError: no such kernel")
+    assert run.failed == ["x: mgqe"]
+
+
+def test_what_takes_too_long_is_stopped(compare) -> None:
+    from benchmarks.gpu.compare import stopped_after
+
+    started = time.monotonic()
+    with stopped_after(0.1) as stopped:
+        time.sleep(60)
+    assert stopped == [True]
+    assert time.monotonic() - started < 30
+    with stopped_after(60) as stopped:
+        pass
+    assert stopped == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -56,6 +87,7 @@ def test_operators_and_kernels_are_counted(compare, capsys: pytest.CaptureFixtur
     assert int(counts["mgqe, default"][1]) > 0
     # So many launches more than nn.Embedding has a step of two tiers: docs/gpu.md.
     assert launched["mgqe, 16 and 8 centroids"] - launched["nn.Embedding"] <= 11
+    assert launched["mgqe, sx"] - launched["nn.Embedding"] <= 38
 
 
 def test_the_script_is_sound_shell() -> None:

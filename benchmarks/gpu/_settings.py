@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -35,12 +36,11 @@ class Sizes:
     planned_rows: int = 1_000_000  # of the layer whose shape is planned, which reads rows on the CPU
     rounds: int = 5
     calls: int = 5
-    epochs: bool = True
 
     @classmethod
     def small(cls) -> Sizes:
         """For a run that shows that the script works."""
-        return cls(3_000, 16, 128, 256, 8, 4, (1, 3), 5, 1_000, 1, 1, False)
+        return cls(3_000, 16, 128, 256, 8, 4, (1, 3), 5, 1_000, 1, 1)
 
 
 @dataclass
@@ -51,15 +51,19 @@ class Run:
         device: where everything is.
         sizes: how large.
         deadline: on the clock of time.monotonic; nothing begins after it.
+        began: on the same clock.
         rows: what was measured, as the JSON has it.
         skipped: what was not, and why.
+        failed: contenders that raised an error which they must not.
     """
 
     device: torch.device
     sizes: Sizes
     deadline: float
+    began: float = 0.0
     rows: list[dict[str, object]] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
 
     def wait(self) -> None:
         """Until the device has done all that it was given."""
@@ -101,6 +105,12 @@ class Run:
             except (Skip, ImportError, torch.OutOfMemoryError) as reason:
                 self.skip(what, " ".join(str(reason).split())[:200], name)
                 continue
+            except Exception as error:  # whatever it is: the others are to be measured, too
+                traceback.print_exc(limit=4)
+                self.skip(what, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", name)
+                if name.startswith("mgqe"):  # other packages' errors are theirs
+                    self.failed.append(f"{what}: {name}")
+                continue
             ready[name] = contender, self._peak() - before
         seconds: dict[str, list[float]] = {name: [] for name in ready}
         for _ in range(self.sizes.rounds):
@@ -126,6 +136,9 @@ class Run:
                 }
             )
             print(table_line(self.rows[-1]), flush=True)
+        ready.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # for packages with an allocator of their own
 
     def _timed(self, contender: Contender) -> list[float]:
         contender(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -14,7 +13,7 @@ import mgqe
 from benchmarks.gpu._settings import Built, Contender, Run, Skip, captured
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.config import TrainConfig
-from mgqe.recsys.train.loop import make_optimizer
+from mgqe.recsys.train.loop import make_optimizer, run_epoch
 from mgqe.recsys.train.run import build_tables
 
 STEP, LOOKUP, BAG, TOPK = 1.3, 0.6, 0.7, 0.3  # the most that ratios are to be
@@ -108,11 +107,12 @@ def training(run: Run) -> None:
     def full(number: int, replayed: bool = False) -> Built:
         return lambda: step_of(run, nn.Embedding(number, dim, sparse=True, device=run.device), number, replayed)
 
-    def quantised(number: int, replayed: bool = False, **options: Any) -> Built:
+    def quantised(number: int, replayed: bool = False, distinct: bool = False, **options: Any) -> Built:
         def build() -> Contender:
             torch.manual_seed(0)
             layer = mgqe.MGQEmbedding(number, dim, sparse=True, device=run.device, warmup_steps=0, **options)
             mgqe.start_quantizing(layer)
+            layer.distinct_on_gpu = distinct
             return step_of(run, layer, number, replayed)
 
         return build
@@ -122,7 +122,9 @@ def training(run: Run) -> None:
     contenders = {
         "nn.Embedding": full(rows),
         "mgqe 256/64": quantised(rows, **tiers),
+        "mgqe 256/64, distinct ids": quantised(rows, distinct=True, **tiers),
         "mgqe 256/64, bfloat16 rows": quantised(rows, rows="bfloat16", **tiers),
+        "mgqe 256/64, SX": quantised(rows, quantizer="sx", **tiers),
         "nn.Embedding, replayed": full(rows, replayed=True),
         "mgqe 256/64, replayed": quantised(rows, replayed=True, **tiers),
     }
@@ -277,44 +279,25 @@ def cuvs_flat(run: Run, rows: int, queries: Tensor, k: int) -> Contender:
 
 def epochs(run: Run) -> None:
     """An epoch of GMF and of SASRec on the demo's data, beside full tables."""
-    if not run.sizes.epochs:
-        run.skip("epochs", "left out of --small")
-        return
     for model, spec in EPOCHS.items():
         contenders = {name: lambda m=model, s=s: epoch(run, m, s) for name, s in (("full", "full"), ("mgqe", spec))}
         run.compare(f"an epoch of {model} on the demo's data", contenders, "full", {})
 
 
 def epoch(run: Run, model: str, spec: str) -> Contender:
-    """Trains an epoch: batches are drawn on the CPU, as `mgqe train` draws them, and moved."""
-    config = TrainConfig(data="planted", model=model, embedding=spec)
+    """Trains an epoch as `mgqe train` does, of data that are on the device."""
+    task = "sequential" if model == "sasrec" else "ranking"
+    config = TrainConfig(data="planted", task=task, model=model, embedding=spec)
     data = RunData.load(config)
     module = build_tables(config, data).to(run.device)
     mgqe.start_quantizing(module)
-    phase = config.phase("quantised")
-    optimizer = make_optimizer(module, phase)
-    module.train()
+    phase = config.phase("full", data.task.selects_by)
+    optimizer, trainer = make_optimizer(module, phase), data.task.on(run.device)
 
     def train(number: int) -> None:
-        for batch in data.task.batches(phase.batch_size, "benchmark", number):
-            loss = data.task.loss(module, moved(batch, run.device)) + mgqe.quantization_loss(module)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+        run_epoch(module, trainer, phase, number + 1, optimizer, mgqe.quantization_loss, device=run.device)
 
     return train
-
-
-def moved(batch: Any, device: torch.device) -> Any:
-    """A batch with its tensors on the device."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, tuple):
-        return tuple(moved(each, device) for each in batch)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        parts = {f.name: moved(getattr(batch, f.name), device) for f in dataclasses.fields(batch)}
-        return dataclasses.replace(batch, **parts)
-    return batch
 
 
 # Of the script's minutes, with those of the checks before.

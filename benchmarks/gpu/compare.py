@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,35 @@ from benchmarks.gpu._speed import CHECKS_SHARE, PARTS, frozen_memory
 from mgqe.checks.devices import usable_device
 from mgqe.checks.waiting import reads_wait
 from mgqe.ops._triton import triton_on
+
+MINUTES = 7.5
+SPARE_S = 22  # after which what has begun is stopped, so that all ends in under eight minutes
+
+
+class _Over(BaseException):
+    """Not an error that a check or a contender may have."""
+
+
+@contextmanager
+def stopped_after(seconds: float) -> Iterator[list[bool]]:
+    """Stop what is within after so many seconds; the list has an entry then. Where there are no alarms it goes on."""
+    stopped: list[bool] = []
+    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise _Over
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield stopped
+    except _Over:
+        stopped.append(True)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def gpu(device: torch.device) -> dict[str, Any]:
@@ -42,11 +75,11 @@ def gpu(device: torch.device) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run everything; the exit status is 1 if a result was wrong."""
+    """Run everything; the exit status is 1 if a result was wrong, or something of mgqe raised an error."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1 and so on, or cpu (default: cuda)")
     parser.add_argument("--small", action="store_true", help="small tables, one call of each")
-    parser.add_argument("--minutes", type=float, default=7.5, help="after which nothing new begins (default: 7.5)")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="after which nothing new begins (default: 7.5)")
     out = ROOT / "benchmarks" / "gpu" / "results" / "compare.json"
     parser.add_argument("--out", type=Path, default=out, help="where the JSON goes (default: beside the script)")
     options = parser.parse_args(arguments)
@@ -56,24 +89,30 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{error} (with --small)")
     began = time.monotonic()
     sizes = Sizes.small() if options.small else Sizes()
-    run = Run(device, sizes, began + 60 * options.minutes)
+    run = Run(device, sizes, began + 60 * options.minutes, began)
+    if device.index is not None:
+        torch.cuda.set_device(device)  # where kernels of Triton run
     torch.manual_seed(0)
     shares = {"checks": CHECKS_SHARE, **{part.__name__: share for part, share in PARTS.items()}}
     parts = ", ".join(f"{name} {options.minutes * share:.1f}" for name, share in shares.items())
     print(f"Minutes of each part: {parts}", flush=True)
-    checks = check_all(run)
-    total, planned = 60 * options.minutes, began + 60 * options.minutes * CHECKS_SHARE
-    for part, share in PARTS.items():
-        planned += total * share
-        # What earlier parts left may be used; where they took longer, this one has its share all the same.
-        run.deadline = min(began + total, max(planned, time.monotonic() + total * share))
-        part(run)
+    checks: dict[str, str] = {}
     memory: dict[str, Any] = {}
-    try:
-        memory = frozen_memory(run)
-        print(f"\na frozen table of {sizes.rows:,} rows: {memory}", flush=True)
-    except (Skip, torch.OutOfMemoryError) as why:
-        run.skip("memory of a frozen table", str(why))
+    with stopped_after(60 * max(options.minutes, MINUTES) + SPARE_S) as stopped:
+        check_all(run, checks)
+        total, planned = 60 * options.minutes, began + 60 * options.minutes * CHECKS_SHARE
+        for part, share in PARTS.items():
+            planned += total * share
+            # What earlier parts left may be used; where they took longer, this one has its share all the same.
+            run.deadline = min(began + total, max(planned, time.monotonic() + total * share))
+            part(run)
+        try:
+            memory = frozen_memory(run)
+            print(f"\na frozen table of {sizes.rows:,} rows: {memory}", flush=True)
+        except (Skip, torch.OutOfMemoryError) as why:
+            run.skip("memory of a frozen table", str(why))
+    if stopped:
+        run.skip("the rest", "the script was stopped: no time left")
     content = {
         "benchmark": "gpu",
         "options": {"device": str(device), "small": options.small, "minutes": options.minutes},
@@ -83,11 +122,12 @@ def main(arguments: list[str] | None = None) -> int:
         "frozen_table": memory,
         "results": run.rows,
         "skipped": run.skipped,
+        "failed": run.failed,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(content, indent=1) + "\n")
     print(f"\n{content['seconds']} s, written to {options.out}", file=sys.stderr)
-    return int(any(result.startswith("WRONG") for result in checks.values()))
+    return int(bool(run.failed) or any(result.startswith("WRONG") for result in checks.values()))
 
 
 if __name__ == "__main__":

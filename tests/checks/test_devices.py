@@ -7,6 +7,7 @@ import torch
 
 import mgqe
 from mgqe.checks.devices import memory_for_rows, usable_device
+from mgqe.table.base import FrozenTable
 
 
 def test_what_is_there():
@@ -41,3 +42,18 @@ def test_a_table_too_large_for_the_gpu():
     refused = pytest.raises(torch.OutOfMemoryError, match=r'1,000 x 4 numbers does not fit.*rows="cached"')
     with refused, memory_for_rows(1000, 4):
         raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_move_to_a_gpu_that_is_too_small_says_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    layer = mgqe.DPQEmbedding(10, 4, num_centroids=2)
+    with pytest.raises(
+        torch.OutOfMemoryError, match=r'10 x 4 numbers does not fit .*CUDA out of memory.*rows="cached"'
+    ):
+        layer._apply(refuse)
+    table = layer.freeze()
+    monkeypatch.setattr(FrozenTable, "to", refuse)
+    with pytest.raises(torch.OutOfMemoryError, match=rf"a frozen table of {table.nbytes} bytes does not fit"):
+        table.to("cpu")

@@ -182,7 +182,9 @@ def test_gradient_accumulation(warmup_steps):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
-@pytest.mark.parametrize("mode", ["warm-up", "from_weight", "by hand", "revive", "sx", "find_unused", "budget"])
+@pytest.mark.parametrize(
+    "mode", ["warm-up", "from_weight", "by hand", "revive", "sx", "find_unused", "budget", "gpu", "gpu sx"]
+)
 def test_two_processes_hold_the_same_codebooks_and_codes(mode, tmp_path):
     first, second = two_processes(mode, tmp_path)
     assert first.keys() == second.keys()

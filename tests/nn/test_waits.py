@@ -180,10 +180,13 @@ def test_distinct_ids_change_nothing_and_wait_for_nothing(arguments, sparse):
     theirs = copy.deepcopy(mine)
     theirs.distinct_on_gpu = True
     ids, results, looked_up = batches()[0], [], []
-    with as_on_gpu():
-        copy.deepcopy(mine)(ids)  # keeps what later passes need
     whole = mgqe.ops.unique_padded
     for layer in (mine, theirs):
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+        with as_on_gpu():
+            for _ in range(2):
+                step(layer, optimizer, ids)  # keeps what later steps need
+        optimizer.zero_grad()
         with as_on_gpu(), pytest.MonkeyPatch.context() as patch, Waits() as waits:
             patch.setattr(mgqe.ops, "unique_padded", lambda ids: (looked_up.append(ids), whole(ids))[1])
             out = layer(ids)

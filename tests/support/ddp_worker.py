@@ -6,6 +6,7 @@ python ddp_worker.py RANK FILE OUT MODE
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import mgqe
+from mgqe.checks.waiting import as_on_gpu
 from mgqe.nn.metric import DECAY, Sums, second_moment
 
 N, DIM = 3000, 8
@@ -57,7 +59,7 @@ def run(rank: int, mode: str) -> dict[str, object]:
     torch.manual_seed(100 + rank)  # each its own, as samplers and dropout want it
     model = Model(sparse=mode == "sparse")
     counts = torch.arange(N) * 7 % 1999 + 1
-    config = mgqe.CompressConfig(num_centroids=(16, 8), warmup_steps=5, quantizer="sx" if mode == "sx" else "vq")
+    config = mgqe.CompressConfig(num_centroids=(16, 8), warmup_steps=5, quantizer="sx" if "sx" in mode else "vq")
     init = "from_weight" if mode == "from_weight" else "warmup"
     if mode == "budget":
         # Of this each process would make another plan.
@@ -103,7 +105,8 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     try:
-        result: dict[str, object] = run(rank, mode)
+        with as_on_gpu() if mode.startswith("gpu") else nullcontext():
+            result: dict[str, object] = run(rank, mode)
     except RuntimeError as error:
         result = {"error": str(error)}
     torch.save(result, f"{out}.{rank}")

@@ -22,6 +22,8 @@ def check_device(name: str) -> torch.device:
     except (ValueError, RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"--device {name}: torch cannot use it here ({reason}): leave it out, or say cpu") from None
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # where kernels of Triton run
     return device
 
 
