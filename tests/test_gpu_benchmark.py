@@ -25,7 +25,8 @@ def test_a_small_run_on_the_cpu(compare, tmp_path: Path, capsys: pytest.CaptureF
     assert compare(["--small", "--device", "cpu", "--out", str(out)]) == 0
     content = json.loads(out.read_text())
     checks = content["checks"]
-    assert all(checks[name] == "right" for name in ("codes", "frozen tables", "training", "baselines", "torch.compile"))
+    assert all(checks[name] == "right" for name in ("codes", "training", "baselines", "torch.compile"))
+    assert checks["frozen tables"] == checks["start, revival, calibration"] == "right"
     assert checks["several processes"] in ("right", "skipped: this torch has no gloo")
     assert content["failed"] == []
     names = {(row["what"].split()[0], row["name"]) for row in content["results"]}

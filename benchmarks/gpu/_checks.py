@@ -176,6 +176,30 @@ def graphs(run: Run) -> None:
         torch.testing.assert_close(there.raw_weight.detach(), replayed, atol=1e-4, rtol=1e-3)
 
 
+def starts(run: Run) -> None:
+    """Codebooks that start and revive on the device serve rows as well as the CPU's; calibration gives its metric."""
+    for name, options in LAYERS.items():
+        errors = []
+        for device in ("cpu", run.device):
+            torch.manual_seed(0)
+            made = mgqe.MGQEmbedding(N, DIM, counts=COUNTS, warmup_steps=0, **options)
+            rows = made.raw_weight.detach().clone()
+            made.to(device)
+            made.start_quantizing()
+            made.revive()
+            errors.append(float((made.eval().freeze().to_dense() - rows).square().mean()))
+        assert errors[1] < 1.1 * errors[0], f"errors of {name}: {errors[1]:.4f}, on the CPU {errors[0]:.4f}"
+    model = torch.nn.ModuleDict({"item": layer("even")})
+    batches = [torch.randint(N, (64,), generator=torch.Generator().manual_seed(s)) for s in range(3)]
+    found = []
+    for device in ("cpu", run.device):
+        there = copy.deepcopy(model).to(device)
+        given = [ids.to(device) for ids in batches]
+        found.append(mgqe.calibrate(there, given, lambda m, ids: m["item"](ids).exp().mean(), progress=False))
+    mine, theirs = (each.metrics["item"].matrix.cpu() for each in found)
+    torch.testing.assert_close(theirs, mine, atol=1e-6, rtol=1e-3)
+
+
 def distinct_ids(run: Run) -> None:
     """Distinct ids, found on the device and quantised once, give the step that ids give which are quantised again."""
     if not reads_wait(run.device):
@@ -271,6 +295,7 @@ CHECKS: dict[str, Callable[[Run], None]] = {
     "codes": codes,
     "frozen tables": frozen,
     "training": training,
+    "start, revival, calibration": starts,
     "distinct ids": distinct_ids,
     "baselines": baselines,
     "no waits in a step": no_waits,

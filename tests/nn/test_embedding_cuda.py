@@ -99,6 +99,24 @@ def test_bags():
     assert twin.raw_weight.grad.device.type == DEVICE
 
 
+def test_calibration_is_that_of_the_cpu():
+    torch.manual_seed(0)
+    mine = torch.nn.ModuleDict({"item": make(**QUANTIZERS["vq"]), "tag": torch.nn.Embedding(N, 4)})
+    theirs = copy.deepcopy(mine).to(DEVICE)
+    batches = [torch.randint(N, (32,)) for _ in range(3)]
+
+    def loss_of(model, ids):
+        return (model["item"](ids)[:, :4] * model["tag"](ids)).exp().mean()
+
+    found = mgqe.calibrate(mine, batches, loss_of, progress=False)
+    with there():
+        made = mgqe.calibrate(theirs, [ids.to(DEVICE) for ids in batches], loss_of, progress=False)
+    assert found.metrics.keys() == made.metrics.keys() == {"item", "tag"}
+    for path, metric in found.metrics.items():
+        torch.testing.assert_close(made.metrics[path].matrix.cpu(), metric.matrix, rtol=1e-4, atol=1e-6)
+    assert made.mean_loss == pytest.approx(found.mean_loss, rel=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_dtypes(dtype):
     layer = make(dtype=dtype).to(DEVICE)

@@ -275,10 +275,11 @@ class QuantizeSoftly(torch.autograd.Function):
             composed: rows -> the same vectors by torch's operators, with a graph.
             parameters: the keys, then what the values were rounded from.
         """
-        keys = parameters[: len(values)]
-        books = [torch.cat([book.float().reshape(-1) for book in each]) for each in (keys, values)]
-        made = ops.choose_softly(rows.float(), tiers, counts, *books, searches, running, *constants)
-        ctx.made, ctx.given, ctx.sparse, ctx.composed = made, (tiers, counts, *books, searches), sparse, composed
+        keys, served = (
+            torch.cat([book.float().reshape(-1) for book in each]) for each in (parameters[: len(values)], values)
+        )
+        made = ops.choose_softly(rows.float(), tiers, counts, keys, served, searches, running, *constants)
+        ctx.made, ctx.given, ctx.sparse, ctx.composed = made, (tiers, counts, keys, served, searches), sparse, composed
         ctx.inputs = (rows, *parameters)
         return made.vectors.to(torch.promote_types(rows.dtype, torch.float32))  # type: ignore[no-any-return]
 
