@@ -94,6 +94,10 @@ BAD = {
         GOOD.replace("mgqe:D=16,K=4/2", "mgqe:budget=lots"),
         "embedding mgqe:budget=lots: budget=lots: a budget is",
     ),
+    "a baseline's budget in words": (
+        GOOD.replace("full:d=3", "lowrank:budget=lots"),
+        "embedding lowrank:budget=lots: budget=lots: a budget is",
+    ),
     "no candidates": (GOOD.replace('["full:d=3"]', "[]"), "must have a list of embeddings"),
     "the same seed twice": (GOOD.replace("[1, 2, 3]", "[1, 1]"), "expected each seed once"),
     "seeds in words": (GOOD.replace("[1, 2, 3]", '["one"]'), "seeds must be a list of whole numbers"),

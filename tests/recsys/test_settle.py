@@ -126,7 +126,7 @@ def test_an_impossible_budget_names_the_least(embedding: str) -> None:
     ("embedding", "message"),
     [
         ("lowrank:budget=lots", "a budget is"),
-        ("lowrank:budget=100%", "between 0% and 100%"),
+        ("lowrank:budget=100%", "more than nothing and less than all"),
         ("qr:budget=50%,operation=concatenate", "operation must be one of"),
         ("scalar:budget=10%,granularity=cell", "granularity must be one of"),
         ("recjpq:budget=10%,D=7", "not divisible into num_subspaces=7"),

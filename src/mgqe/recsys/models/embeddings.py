@@ -114,7 +114,7 @@ class Spec:
                 raise ValueError(f"embedding {self}: no option {bare!r}{hint}: expected {known}")
             if not _fits(value, allowed[keyword]):
                 raise ValueError(f"embedding {self}: {bare} must be {_described(allowed[keyword])}, got {_text(value)}")
-            if keyword == "budget" and issubclass(self.method.layer, MGQEmbedding):
+            if keyword == "budget" and (self.method.settles or issubclass(self.method.layer, MGQEmbedding)):
                 check_budget(value, f"embedding {self}: {key}=")
             if not dot or owner == table:
                 keywords[keyword] = _as(value, allowed[keyword])
