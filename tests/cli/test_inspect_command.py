@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 import mgqe
 from mgqe.cli.app import app
 
+STUDY = ROOT / "studies" / "budget"
+
 
 def invoke(*arguments: object) -> tuple[int, str]:
     result = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "80", "NO_COLOR": "1"})
@@ -92,7 +94,7 @@ def test_figures_of_each(made: Path) -> None:
         (GOLDEN / "version-1" / "hash.safetensors", "a table in format version 1, HashTable"),
         (GOLDEN / "sharded", "a table in a folder of shards, CompactTable, 300 ids x 4"),
         (GOLDEN / "sharded" / "table.safetensors", "a table in a folder of shards, CompactTable, 300 ids x 4"),
-        (ROOT / "studies" / "budget", "the folder of a study, 199 runs recorded"),
+        (STUDY, f"the folder of a study, {len((STUDY / 'results.jsonl').read_text().splitlines())} runs recorded"),
     ],
 )
 def test_files_of_the_repository(path: Path, what: str) -> None:
