@@ -333,6 +333,20 @@ def test_codes_of_two_blocks_by_hand():
     assert (codes.sum(0) == 4).all()  # dimensions beyond the rank are even too
 
 
+def test_codes_of_more_factors_than_subspaces_by_hand():
+    """Three groups of ids that share no users have two factors that differ: one code tells them apart, not one bin."""
+    ids = torch.arange(12)
+    pairs = torch.cat([ids, ids]), torch.cat([2 * (ids // 4), 2 * (ids // 4) + 1])
+    codes = interaction_codes(12, pairs, 1, 3, seed=0, num_factors=3)
+    assert codes.shape == (12, 1)
+    groups = [set(part.tolist()) for part in codes[:, 0].split(4)]
+    assert [len(group) for group in groups] == [1, 1, 1]
+    assert len(set.union(*groups)) == 3
+    for message in ("num_factors=3 is not a multiple of num_subspaces=2", "num_factors=0"):
+        with pytest.raises(ValueError, match=message.replace("=0", ".* 1")):
+            interaction_codes(12, pairs, 2, 3, seed=0, num_factors=int(message[12]))
+
+
 @pytest.mark.parametrize(("num_centroids", "dtype"), [(256, torch.uint8), (257, torch.int16)])
 @pytest.mark.parametrize("pairs", [None, some_pairs(rows=600), tuple(torch.empty(2, 0, dtype=torch.int32))])
 def test_codes_are_even_small_and_decided_by_the_seed(pairs, num_centroids, dtype):

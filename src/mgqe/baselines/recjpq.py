@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from mgqe.checks.ids import INTEGER_DTYPES, check_dense, no_values
 from mgqe.checks.inference import outside_inference
 from mgqe.checks.scalars import as_int
 from mgqe.codec.capacity import divisors
-from mgqe.codec.equations import round_centroids
+from mgqe.codec.equations import nearest_codes, round_centroids
+from mgqe.codec.kmeans import THOROUGH, kmeans
 from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.packing import code_dtype
 from mgqe.codec.tiers import Tiers
@@ -54,6 +56,8 @@ class RecJPQEmbedding(ComposedEmbedding):
         num_centroids: K per subspace; default 256, or fewer where there are fewer rows.
         centroid_dtype: how the frozen table holds centroids: "float32", "float16" or "int8" with scales; training
             already rounds to it.
+        num_factors: how many dimensions of the SVD the codes come from, a multiple of D; default D. With more, subspace
+            j has the factors j, j + D, j + 2 D and so on, and k-means of these, at equal variances, is the code.
         seed: of the SVD's start and the noise, 0 to 2**31 - 1; the same pairs and seed give the same codes.
 
     Shape:
@@ -78,6 +82,7 @@ class RecJPQEmbedding(ComposedEmbedding):
         num_subspaces: int | None = None,
         num_centroids: int | None = None,
         centroid_dtype: str = "float32",
+        num_factors: int | None = None,
         seed: int = 0,
         **torch_keywords: Any,
     ) -> None:
@@ -89,7 +94,9 @@ class RecJPQEmbedding(ComposedEmbedding):
         self.seed = as_int("seed", seed, 0, MAX_SEED)
         # Named "weight" like the rows of other layers, since optimisers train it like rows.
         self.weight = self._parameter(*capacity.codebook_shapes[0])
-        codes = interaction_codes(self.num_embeddings, pairs, self.num_subspaces, self.num_centroids, self.seed)
+        codes = interaction_codes(
+            self.num_embeddings, pairs, self.num_subspaces, self.num_centroids, self.seed, num_factors
+        )
         self.register_buffer("codes", codes.to(self.weight.device))
         self.reset_parameters()
 
@@ -156,7 +163,12 @@ class RecJPQEmbedding(ComposedEmbedding):
 
 @torch.no_grad()
 def interaction_codes(
-    num_embeddings: int, pairs: Pairs | None, num_subspaces: int, num_centroids: int, seed: int
+    num_embeddings: int,
+    pairs: Pairs | None,
+    num_subspaces: int,
+    num_centroids: int,
+    seed: int,
+    num_factors: int | None = None,
 ) -> Tensor:
     """Codes (N, D) from interactions, or random codes without them; uint8, or int16 or int32 where K needs it.
 
@@ -166,13 +178,17 @@ def interaction_codes(
     num_subspaces, num_centroids = as_int("num_subspaces", num_subspaces, 1), as_int("num_centroids", num_centroids, 1)
     with torch.device("cpu"):
         generator = torch.Generator().manual_seed(as_int("seed", seed))
-        factors = torch.zeros(num_embeddings, num_subspaces, dtype=torch.float64)
+        num_factors = num_subspaces if num_factors is None else as_int("num_factors", num_factors, 1)
+        if num_factors % num_subspaces:
+            raise ValueError(f"num_factors={num_factors} is not a multiple of num_subspaces={num_subspaces}")
+        factors = torch.zeros(num_embeddings, num_factors, dtype=torch.float64)
         if pairs is not None:
             ids, other_ids = _check_pairs(pairs, num_embeddings)
             if ids.numel():
-                singular = left_factors(ids, other_ids, num_embeddings, num_subspaces, generator)
+                singular = left_factors(ids, other_ids, num_embeddings, num_factors, generator)
                 factors[:, : singular.shape[1]] = singular
-        return quantile_codes(factors, num_centroids, generator).to(code_dtype(num_centroids))
+        codes_of = quantile_codes if num_factors == num_subspaces else partial(clustered_codes, num_subspaces)
+        return codes_of(factors, num_centroids, generator).to(code_dtype(num_centroids))
 
 
 def quantile_codes(factors: Tensor, num_centroids: int, generator: torch.Generator) -> Tensor:
@@ -186,6 +202,24 @@ def quantile_codes(factors: Tensor, num_centroids: int, generator: torch.Generat
     bins = torch.arange(num_rows) * num_centroids // num_rows
     order = scaled.argsort(dim=0, stable=True)
     return torch.empty_like(order).scatter_(0, order, bins.unsqueeze(1).expand_as(order))
+
+
+def clustered_codes(num_subspaces: int, factors: Tensor, num_centroids: int, generator: torch.Generator) -> Tensor:
+    """Factors (N, F) -> codes (N, D): k-means in each subspace, which has every D-th factor, at equal variances.
+
+    The noise of :func:`quantile_codes` decides between ids with equal factors, such as those without interactions.
+    """
+    if len(factors) == 0:
+        return torch.zeros(0, num_subspaces, dtype=torch.int64)
+    deviations = factors.std(0, correction=0)
+    scaled = (factors - factors.mean(0)) / torch.where(deviations > 0, deviations, 1.0)
+    scaled = scaled + NOISE * torch.randn(factors.shape, generator=generator, dtype=factors.dtype)
+    rows = (
+        scaled.reshape(len(scaled), -1, num_subspaces).transpose(1, 2).flatten(1).float()
+    )  # a subspace's side by side
+    start = rows.new_empty(num_subspaces, 0, rows.shape[1] // num_subspaces)
+    book = kmeans([(rows, num_subspaces)], start, num_centroids, generator, THOROUGH)
+    return nearest_codes(rows, book, num_subspaces, num_centroids)
 
 
 def left_factors(rows: Tensor, columns: Tensor, num_rows: int, rank: int, generator: torch.Generator) -> Tensor:

@@ -88,7 +88,7 @@ METHODS: dict[str, Method] = {
         baselines.RecJPQEmbedding,
         "trained",
         "fixed codes from an SVD of who took what: recjpq:D=16,K=256,centroids=int8 or recjpq:budget=10%",
-        _CODES,
+        {**_CODES, "factors": "num_factors"},
     ),
     "cce": Method(
         baselines.CCEmbedding,
