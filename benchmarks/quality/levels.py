@@ -10,7 +10,8 @@ identity as well), and nothing is trained through the codes:
 
     python -m benchmarks.quality.levels --data-dir DIR --work runs/levels
 
-Results go to benchmarks/quality/results/levels.json one by one; what is there is not done again. Levels are tried here
+Results go to benchmarks/quality/results/levels.json one by one; what is there is not done again, and a warm-up in the
+folder of ``--work`` is used again. ``--pairs sasrec-games wide-deep-frappe`` names other models. Levels are tried here
 in tables of any size, while `budget=` keeps them for tables of 16,384 rows or more, whose look-ups take time.
 """
 
@@ -95,15 +96,22 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", default=["20%", "15%", "12.5%", "10%"])
     parser.add_argument("--families", nargs="+", default=["centroids", "levels"], choices=list(FAMILIES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the warm-ups, to try this"
+    )
+    parser.add_argument("--out", type=Path, default=OUT, help="where the JSON goes")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    records = Records(OUT)
+    records = Records(options.out)
     for seed, pair in product(options.seeds, options.pairs):
+        wanted = {(budget, family) for budget in options.budgets for family in options.families} | {("100%", "full")}
+        if all(arm in records.arms(pair, seed, budget) for budget, arm in wanted):
+            continue
         model, data, settings = PAIRS[pair]
         config = TrainConfig(
             task=TASKS[model], model=model, data=data, data_dir=options.data_dir, seed=seed,
             embedding="mgqe:budget=10%",
-        ).with_settings([*tuned_settings(model, data), *settings])  # fmt: skip
+        ).with_settings([*tuned_settings(model, data), *settings, *options.set])  # fmt: skip
         trained = Trained(config, options.work)
 
         def figures(trained: Trained = trained) -> dict[str, float]:
