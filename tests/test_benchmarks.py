@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from paths import ROOT
 
 FOLDER = ROOT / "benchmarks"
@@ -84,6 +87,76 @@ def test_what_misses_its_target_is_listed(monkeypatch: pytest.MonkeyPatch) -> No
         ["| top-100, 1 query: 1,000k x 64, of the time of faiss IndexPQ", "5%", "0.200"],
         ["| top-100, 1 query: 1,000k x 64, of the time of faiss IndexPQ", "D=16 K=256", "0.110"],
     ]
+
+
+def test_bounds_say_what_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    pages = pytest.importorskip("benchmarks.reports.pages")
+
+    def row(name: str, ratio: float, what: str = "bags", **more: object) -> dict[str, object]:
+        return {"what": what, "threads": 1, "name": name, "ratio": ratio, "target": None, **more}
+
+    def whole(name: str, target: float, overlap: bool, what: str = "bags") -> dict[str, object]:
+        found = {"target": target, "target_met": target >= 0.9, "parts": ["read", "found"], "overlap": overlap}
+        return row(name, 0.9, what, **found)
+
+    parts = [row("read", 0.3), row("found", 0.4), row("read", 0.1, "steps"), row("found", 0.2, "steps")]
+    wholes = [
+        whole("met", 0.9, overlap=True),
+        whole("missed", 0.75, overlap=True),
+        whole("overlaps", 0.5, overlap=True),
+        whole("too long", 0.35, overlap=True),
+        whole("in a row", 0.5, overlap=False),
+        whole("of its own call", 0.35, overlap=False, what="steps"),
+    ]
+    monkeypatch.setattr(pages, "read", lambda name: {"results": [*wholes, *parts]})
+    lines = [line.strip("| ").split(" | ") for line in pages.bound_targets().splitlines()[2:]]
+    assert [(line[1], line[4], line[5], line[6]) for line in lines] == [
+        ("met", "0.400", "0.700", "met"),
+        ("missed", "0.400", "0.700", "missed"),
+        ("overlaps", "0.400", "0.700", "missed; in reach only if parts overlap"),
+        ("too long", "0.400", "0.700", "out of reach"),
+        ("in a row", "0.400", "0.700", "out of reach"),
+        ("of its own call", "0.200", "0.300", "missed"),
+    ]
+
+
+def test_levels_are_compared_pair_by_pair_with_the_figures_that_a_pair_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    pages = pytest.importorskip("benchmarks.reports.pages")
+
+    def record(pair: str, seed: int, budget: str, arm: str, nbytes: int, **figures: float) -> dict[str, object]:
+        return {"pair": pair, "seed": seed, "budget": budget, "arm": arm, "nbytes": nbytes, "figures": figures}
+
+    records = [
+        *(record("wide-deep-frappe", seed, "100%", "full", 1000, auc=0.97, valid_auc=0.98) for seed in (1, 2)),
+        record("wide-deep-frappe", 1, "20%", "centroids", 200, auc=0.95, valid_auc=0.96),
+        record("wide-deep-frappe", 2, "20%", "centroids", 200, auc=0.93, valid_auc=0.94),
+        record("wide-deep-frappe", 1, "20%", "levels", 190, auc=0.9, valid_auc=0.91),
+        record("wide-deep-frappe", 1, "10%", "levels", 90, auc=0.9, valid_auc=0.91),  # centroids are to come
+        record("gmf-ml-1m", 1, "100%", "full", 1000, **{"hr@10": 0.7}),
+    ]
+    monkeypatch.setattr(pages, "read", lambda name: {"records": records})
+    assert pages.levels().splitlines() == [
+        "**W&D, Frappe**",
+        "",
+        "| centroids / levels | seeds | bytes | valid AUC | test AUC |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| 20% | 1 | 20.0% / 19.0% | 0.9600 / 0.9100 | 0.9500 / 0.9000 |",
+        "| full table | 2 | 100% | 0.9800 | 0.9700 |",
+    ]
+
+
+def test_the_loops_of_bounds_read_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (platform.machine() in ("x86_64", "AMD64") and shutil.which("g++")):
+        pytest.skip("the loops are for x86-64, and compiled here")
+    monkeypatch.syspath_prepend(str(ROOT))
+    limits = pytest.importorskip("benchmarks.speed._limits")
+    codes = torch.arange(1280, dtype=torch.int64).remainder(251).to(torch.uint8)
+    assert limits.run("read", codes, 1280) == int(codes.view(torch.int64).sum())
+    ids = torch.tensor([5, 0, 99] * 50)
+    first_and_last = codes[:1200].view(100, 12)[ids][:, [0, -1]]
+    assert limits.run("rows", codes, 12, ids, len(ids)) == int(first_and_last.long().sum())
 
 
 def test_measurements_are_read_as_they_were_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

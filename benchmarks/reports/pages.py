@@ -248,14 +248,52 @@ def zipf() -> str:
 
 
 def bounds() -> str:
-    """Nanoseconds per id of tables and of what they cannot do without."""
+    """Nanoseconds per id of tables and of parts of their work; a table per kind of call."""
     results = read("bounds")
-    cells: dict[str, dict[str, str]] = {}
+    kinds: dict[tuple[str, int], list[list[str]]] = {}
     for row in results["results"] if results else ():
-        cells.setdefault(row["name"], {})[row["what"]] = f"{1e9 * row['median_s'] / row['ids']:.1f}"
-    columns = list(dict.fromkeys(what for of in cells.values() for what in of))
-    rows = [[name, *(of.get(what, "") for what in columns)] for name, of in cells.items()]
-    return markdown(["ns per id", *columns], rows) if rows else ""
+        cells = [row["name"], f"{1e9 * row['median_s'] / row['ids']:.3g}", f"{row['ratio']:.3f}"]
+        kinds.setdefault((row["what"], row["threads"]), []).append(cells)
+    tables = []
+    for (what, threads), rows in kinds.items():
+        of_threads = "" if threads == 1 else f", {threads} threads"
+        tables.append(markdown([f"{what}{of_threads}", "ns each", f"share of {rows[0][0]}"], rows))
+    return "\n\n".join(tables)
+
+
+def bound_targets() -> str:
+    """What has a target: measured, its longest part, and all of them, as shares of the peer's time."""
+    results = read("bounds")
+    rows = []
+    for row in results["results"] if results else ():
+        if row["target"] is None or "parts" not in row:
+            continue
+        of_call = {each["name"]: each["ratio"] for each in results["results"] if same_call(each, row)}
+        parts = [of_call[part] for part in row["parts"]]
+        least = max(parts) if row["overlap"] else sum(parts)
+        verdict = "met" if row["target_met"] else "out of reach" if least > row["target"] else "missed"
+        if verdict == "missed" and sum(parts) > row["target"]:
+            verdict = "missed; in reach only if parts overlap"
+        figures = [f"{x:.3f}" for x in (row["ratio"], max(parts), sum(parts))]
+        rows.append([row["what"], row["name"], f"{row['target']:.3g}", *figures, verdict])
+    return markdown(["what", "of", "target", "measured", "longest part", "all parts", ""], rows) if rows else ""
+
+
+def same_call(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two rows are of one run in turns."""
+    return (one["what"], one["threads"]) == (other["what"], other["threads"])
+
+
+def bound_seconds() -> str:
+    """What is to take seconds at most."""
+    results = read("bounds")
+    rows = [
+        [row["what"], row["name"], f"{row['seconds_at_most']:g}", f"{row['median_s']:.1f}",
+         "met" if row["median_s"] <= row["seconds_at_most"] else "missed"]
+        for row in (results["results"] if results else ())
+        if row.get("seconds_at_most")
+    ]  # fmt: skip
+    return markdown(["what", "of", "seconds at most", "measured", ""], rows) if rows else ""
 
 
 def instruction_sets() -> str:
@@ -445,30 +483,42 @@ def code_bounds() -> str:
 
 
 def levels() -> str:
-    """Tables of centroids / of levels, within the same bytes: means over the seeds that have both."""
+    """Tables of centroids / of levels, within the same bytes: means over the seeds that have both; a table per pair."""
     results = read("levels")
+    records = results["records"] if results else []
+    parts = {
+        pair: levels_of([r for r in records if r["pair"] == pair]) for pair in dict.fromkeys(r["pair"] for r in records)
+    }
+    return "\n\n".join(f"**{ABLATED.get(pair, pair)}**\n\n{table}" for pair, table in parts.items() if table)
+
+
+def levels_of(records: list[dict[str, Any]]) -> str:
+    """One pair's."""
     figures: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
-    for r in results["records"] if results else ():
+    for r in records:
         figures.setdefault((r["budget"], r["arm"]), {})[r["seed"]] = {**r["figures"], "share": r["nbytes"]}
     full = figures.get(("100%", "full"), {})
+    shown = {name: title for name, title in FIGURES.items() if all(name in each for each in full.values())}
     rows = []
     for budget in dict.fromkeys(budget for budget, arm in figures if arm == "levels"):
-        pair = [figures[budget, arm] for arm in ("centroids", "levels")]
-        seeds = sorted(set(pair[0]) & set(pair[1]))
+        pair = [figures.get((budget, arm), {}) for arm in ("centroids", "levels")]
+        seeds = sorted(set(pair[0]) & set(pair[1]) & set(full))
+        if not seeds:
+            continue
 
         def mean(of_arm: dict[int, dict[str, float]], name: str, digits: int, seeds: list[int] = seeds) -> str:
             return f"{statistics.fmean(of_arm[seed][name] for seed in seeds):.{digits}f}"
 
-        cells = [" / ".join(mean(of_arm, name, 4) for of_arm in pair) for name in FIGURES]
+        cells = [" / ".join(mean(of_arm, name, 4) for of_arm in pair) for name in shown]
         nbytes = " / ".join(
             f"{100 * statistics.fmean(of_arm[s]['share'] / full[s]['share'] for s in seeds):.1f}%" for of_arm in pair
         )
         rows.append([budget, str(len(seeds)), nbytes, *cells])
     if not rows:
         return ""
-    of_full = [f"{statistics.fmean(each[name] for each in full.values()):.4f}" for name in FIGURES]
+    of_full = [f"{statistics.fmean(each[name] for each in full.values()):.4f}" for name in shown]
     rows.append(["full table", str(len(full)), "100%", *of_full])
-    return markdown(["centroids / levels", "seeds", "bytes", *FIGURES.values()], rows)
+    return markdown(["centroids / levels", "seeds", "bytes", *shown.values()], rows)
 
 
 FIGURES = {
@@ -477,6 +527,8 @@ FIGURES = {
     "hr@10": "test HR@10",
     "full_hr@10": "test HR@10, whole catalogue",
     "full_ndcg@10": "test NDCG@10, whole catalogue",
+    "valid_auc": "valid AUC",
+    "auc": "test AUC",
 }
 
 
@@ -499,6 +551,8 @@ def parts() -> dict[str, str]:
         "levels": levels(),
         "zipf": zipf(),
         "bounds": bounds(),
+        "bound-targets": bound_targets(),
+        "bound-seconds": bound_seconds(),
         "instruction-sets": instruction_sets(),
         "lookup-model": lookup_model(),
         "lookup-model-errors": lookup_model_errors(),

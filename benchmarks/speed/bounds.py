@@ -1,75 +1,375 @@
-"""What tables of budgets cannot take less time than: parts of the work alone, beside nn.Embedding and nn.EmbeddingBag.
+"""What tables of budgets cannot take less time than: parts of the work alone, in one run with the whole and its peer.
 
-Each part is torch's, in one run with the whole: the codes of the ids are read, rows of float32 are written (where
-look-ups end), sums of bags are multiplied with a matrix, and rows that fit the second-level cache are added up, as many
-as bags have. Of a training step the parts are a step of the same layer in its warm-up, which has no codes, the codes of
-its ids alone, and one product of matrices that multiplies as many numbers as the search for these codes. Steps of the
-warm-up are also timed sixteen at once, of which one gathers gradients, against a layer that gathers none.
+A whole that has a target names its parts, which are set beside the two. Parts that come one after another, as those of
+a step and the operators of a graph, add up; where memory and arithmetic may overlap, the longest part counts, and their
+sum is what they take without. Parts are torch's (products of matrices, copies of codes, rows written), ONNX Runtime's
+operators, or loops in C++ (_limits.cpp): the lines that hold the codes of ids are read, all codes are read once, and
+codes are looked up in registers, without the memory. Sections:
 
-python -m benchmarks.speed.bounds
+    lookup    65,536 ids, Zipf and uniform
+    large     the same of 10,000,000 rows, uniform, with codes drawn at random
+    bag       8,192 bags of 20 Zipf ids
+    step      a training step of 4,096 Zipf ids, and sixteen of the warm-up, of which one gathers gradients
+    search    top-100 of one query; with two threads also how fast codes are read
+    pq        the same against faiss IndexPQ, 16 and 32 bytes per row
+    freeze    making a table
+    onnx      a look-up of 65,536 ids in ONNX Runtime
+    avx2      look-ups, bags and searches without AVX-512
+
+python -m benchmarks.speed.bounds [--sections NAME ...]
+
+Sections that the file has already are kept, if they are of the same commit, versions and options.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks._common import Contender, Measurement, argument_parser, measure, print_table, save
-from benchmarks.speed.budgets import BUDGETS, full_rows, planned, training_step
+import mgqe
+from benchmarks._common import Contender, Measurement, argument_parser, measure, print_table, read_saved, save
+from benchmarks.speed import _limits
+from benchmarks.speed._bound_parts import (
+    all_reader,
+    as_many_products,
+    code_reader,
+    codes_finder,
+    has_levels,
+    largest_codes,
+    line_reader,
+    many_steps,
+    most_bits,
+    over,
+    turned,
+)
+from benchmarks.speed.budgets import BUDGETS, FREEZE_SECONDS, LARGE_TARGETS, TARGETS, full_rows, planned, training_step
 from benchmarks.speed.decode import zipf_ids
-from mgqe import CompactTable, MGQEmbedding
+from benchmarks.speed.large_topk import write
+from mgqe import CompactTable, Tiers, ops
 from mgqe.nn.metric import RARELY
 
-IDS, BAGS, LENGTH = 65_536, 8192, 20
+IDS, BAGS, LENGTH, K = 65_536, 8192, 20, 100
 CACHED = 4096  # rows: 1 MB of them at 64 dimensions
 TRAINED = 4096  # ids of a training step
 NEVER = 2**62  # warm-up steps
-LOOKUP, BAG, STEP = "look-up, Zipf ids", f"bags of {LENGTH}, Zipf ids", "training step, Zipf ids"
+FULL = "the full table"
 WARM_UP = f"{RARELY} steps of the warm-up, Zipf ids"
-MOST = {WARM_UP: {"gradients gathered": 1.05}}  # times the first of a kind
+PQ_TARGETS = {16: 0.1, 32: 0.2}  # codes -> share of IndexPQ's time
+ONNX_TARGET = 2.0
+AVX2_FACTOR = 2.0  # of the targets with AVX-512
+Parts = Mapping[str, Sequence[str]]  # whole -> its parts
 
 
-def code_reader(table: CompactTable, ids: list[Tensor]) -> Contender:
-    """Copies the codes of ids, all from the largest tier."""
-    codes = max(table.snapshot.lookup.table.codes, key=len)
-    wrapped = [each % len(codes) for each in ids]
-    return lambda i: codes.index_select(0, wrapped[i])
+class Bounds:
+    """Tables, made when the first section needs them, and the sections."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.n, self.d = options, options.rows, options.dim
+        self.generator = np.random.default_rng(options.seed)
+        self.cache = _limits.cached_bytes()
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """The full table."""
+        return full_rows(self.n, self.d, self.options.seed)
+
+    @cached_property
+    def tables(self) -> dict[str, CompactTable]:
+        """Budget -> its table."""
+        return {budget: planned(self.rows, budget).freeze() for budget in BUDGETS}
+
+    @cached_property
+    def query(self) -> Tensor:
+        """One."""
+        return torch.randn(1, self.d, generator=torch.Generator().manual_seed(self.options.seed + 1))
+
+    def zipf(self, count: int) -> list[Tensor]:
+        """A batch for each timed call, and one more."""
+        return [zipf_ids(self.generator, self.n, count, 1.05) for _ in range(self.options.calls + 1)]
+
+    def uniform(self, count: int) -> list[Tensor]:
+        """The same, of all ids alike."""
+        return [torch.from_numpy(self.generator.integers(self.n, size=count)) for _ in range(self.options.calls + 1)]
+
+    def measured(
+        self, what: str, contenders: dict[str, Contender], per: int, targets: Mapping[str, float], parts: Parts,
+        overlap: bool = True, rows: int | None = None,
+    ) -> list[Measurement]:  # fmt: skip
+        """All in turns; the first is the peer. ``overlap``: whether parts may."""
+        setting = {"what": what, "rows": rows or self.n, "dim": self.d, "ids": per, "threads": torch.get_num_threads()}
+        peer = next(iter(contenders))
+        results = measure(setting, contenders, peer, self.options.rounds, self.options.calls, targets)
+        results = [
+            replace(m, extra={"parts": list(parts[m.name]), "overlap": overlap}) if m.name in parts else m
+            for m in results
+        ]
+        print_table(results, per, "id")
+        ratios = {m.name: m.ratio for m in results}
+        for name, of_name in parts.items():
+            print(f"  {name}: {' + '.join(of_name)}: {sum(ratios[part] for part in of_name):.3f}")
+        return results
+
+    # ---- sections --------------------------------------------------------------------------------------------
+
+    def lookup(self) -> Iterator[list[Measurement]]:
+        """Many ids at once."""
+        full, written = torch.nn.Embedding.from_pretrained(self.rows), "rows of float32, written"
+        for kind, ids in (("Zipf", self.zipf(IDS)), ("uniform", self.uniform(IDS))):
+            contenders: dict[str, Contender] = {FULL: over(full, ids)}
+            contenders |= {f"{budget} table": over(table.lookup, ids) for budget, table in self.tables.items()}
+            contenders |= {f"codes of the {b} table, copied": code_reader(t, ids) for b, t in self.tables.items()}
+            contenders |= {f"lines of the {b} table, read": line_reader(t, ids) for b, t in self.tables.items()}
+            contenders[written] = lambda i: torch.full((IDS, self.d), float(i))
+            parts = {f"{b} table": [f"lines of the {b} table, read", written] for b in BUDGETS}
+            yield self.measured(f"look-up, {kind} ids", contenders, IDS, named(TARGETS["look-up"]), parts)
+
+    def large(self) -> Iterator[list[Measurement]]:
+        """Look-ups of uniform ids in more rows than caches hold."""
+        written, rows = "rows of float32, written", 10 * self.n
+        ids = [torch.from_numpy(self.generator.integers(rows, size=IDS)) for _ in range(self.options.calls + 1)]
+        contenders: dict[str, Contender] = {
+            FULL: over(torch.nn.Embedding.from_pretrained(torch.ones(rows, self.d)), ids)
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            tables = {}
+            for budget, like in self.tables.items():
+                path = Path(folder) / budget.rstrip("%")
+                path.mkdir()
+                write(path, like, rows, 1, self.options.seed)
+                tables[budget] = mgqe.load(path)
+            contenders |= {f"{budget} table": over(table.lookup, ids) for budget, table in tables.items()}
+            contenders |= {f"lines of the {b} table, read": line_reader(t, ids) for b, t in tables.items()}
+            contenders[written] = lambda i: torch.full((IDS, self.d), float(i))
+            parts = {f"{b} table": [f"lines of the {b} table, read", written] for b in BUDGETS}
+            what = f"look-up, uniform ids of {rows:,} rows"
+            yield self.measured(what, contenders, IDS, named(LARGE_TARGETS), parts, rows=rows)
+
+    def bag(self) -> Iterator[list[Measurement]]:
+        """Sums of 20."""
+        per, offsets = BAGS * LENGTH, torch.arange(0, BAGS * LENGTH, LENGTH)
+        pooled = torch.nn.EmbeddingBag.from_pretrained(self.rows, mode="sum")
+        cached = torch.nn.EmbeddingBag.from_pretrained(self.rows[:CACHED].clone(), mode="sum")
+        ids, sums, matrix = self.zipf(per), torch.randn(BAGS, self.d), torch.randn(self.d, self.d)
+        few = [each % CACHED for each in ids]
+        product = "sums, multiplied with a matrix"
+        contenders: dict[str, Contender] = {FULL: over(lambda ids: pooled(ids, offsets), ids)}
+        parts: dict[str, list[str]] = {}
+        for b, table in self.tables.items():
+            contenders[f"{b} table"] = over(partial(_bags, table, offsets), ids)
+        for b, table in self.tables.items():
+            lines = f"lines of the {b} table, read"
+            contenders[f"codes of the {b} table, copied"] = code_reader(table, ids)
+            contenders[lines] = line_reader(table, ids)
+            parts[f"{b} table"] = [lines]
+            if has_levels(table) and _limits.has_vbmi():
+                found = f"levels of the {b} table, found in registers and added up"
+                wide = int(most_bits(table) == 7)
+                contenders[found] = lambda i, wide=wide: _limits.run("levels", self.cache, per, wide, 0)  # type: ignore[misc]
+                parts[f"{b} table"].append(found)
+            if turned(table):
+                parts[f"{b} table"].append(product)
+        contenders[product] = lambda i: sums @ matrix
+        contenders["rows in the cache, added up"] = over(lambda ids: cached(ids, offsets), few)
+        yield self.measured(f"bags of {LENGTH}, Zipf ids", contenders, per, named(TARGETS["bags of 20"]), parts)
+
+    def step(self) -> Iterator[list[Measurement]]:
+        """A step with SparseAdam; of a warm-up, too."""
+        ids, warm = self.zipf(TRAINED), "a layer in its warm-up"
+        layers = {budget: planned(self.rows, budget, sparse=True) for budget in BUDGETS}
+        for layer in layers.values():
+            layer.start_quantizing()
+        warm_up, gathers, gathers_none = (
+            planned(self.rows, BUDGETS[0], sparse=True, warmup_steps=NEVER) for _ in range(3)
+        )
+        gathers_none.gathers_metric = False
+        contenders: dict[str, Contender] = {
+            FULL: training_step(torch.nn.Embedding(self.n, self.d, sparse=True), ids),
+            warm: training_step(warm_up, ids),
+            **{f"{b} table": training_step(layer, ids) for b, layer in layers.items()},
+            **{f"codes for the {b} table, found": codes_finder(layer, ids[0]) for b, layer in layers.items()},
+            **{f"products of the {b} table": as_many_products(layer, ids[0]) for b, layer in layers.items()},
+        }
+        parts = {f"{b} table": [warm, f"products of the {b} table"] for b in BUDGETS}
+        yield self.measured(
+            "training step, Zipf ids", contenders, TRAINED, named(TARGETS["training step"]), parts, overlap=False
+        )
+        steps: dict[str, Contender] = {
+            "no gradients gathered": many_steps(gathers_none, ids),
+            "gradients gathered": many_steps(gathers, ids),
+        }
+        yield self.measured(WARM_UP, steps, RARELY * TRAINED, {"gradients gathered": 1.05}, {})
+
+    def search(self) -> Iterator[list[Measurement]]:
+        """The 100 rows of highest inner product with one query."""
+        contenders: dict[str, Contender] = {FULL: lambda i: (self.query @ self.rows.T).topk(K)}
+        contenders |= {f"{b} table": partial(_search, table, self.query) for b, table in self.tables.items()}
+        parts = {}
+        for b, table in self.tables.items():
+            read, found = f"codes of the {b} table, read once", f"codes of the {b} table, looked up in registers"
+            contenders[read], parts[f"{b} table"] = all_reader(table), [read]
+            if _limits.has_vbmi() and torch.get_num_threads() == 1:
+                contenders[found] = self.registers(table, "")
+                parts[f"{b} table"].append(found)
+                if not has_levels(table):
+                    moved, row_bytes = f"codes of the {b} table, moved to columns", largest_codes(table).shape[1]
+                    contenders[moved] = lambda i, m=row_bytes: _limits.run("columns", self.cache, self.n, m)  # type: ignore[misc]
+                    parts[f"{b} table"].append(moved)
+        targets = named(TARGETS["top-100, 1 query"]) if torch.get_num_threads() == 1 else {}
+        yield self.measured("top-100, 1 query", contenders, self.n, targets, parts)
+
+    def registers(self, table: CompactTable, suffix: str) -> Contender:
+        """As many codes as the table has, looked up in registers and multiplied or added up."""
+        if has_levels(table):
+            wide = most_bits(table) == 7
+            how = int(wide) if not suffix else 2 ** (most_bits(table) - 4)
+            return lambda i: _limits.run(f"levels{suffix}", self.cache, self.n, how, 1)
+        number = len(table.snapshot.layout.widths)
+        return lambda i: _limits.run(f"tables{suffix}", self.cache, self.n, number)
+
+    def pq(self) -> Iterator[list[Measurement]]:
+        """Against IndexPQ with as many bytes per row; nothing where faiss is not installed."""
+        try:
+            import faiss
+        except ImportError:
+            return
+        for number, target in PQ_TARGETS.items():
+            index = faiss.IndexPQ(self.d, number, 8, faiss.METRIC_INNER_PRODUCT)
+            index.train(self.rows[:: max(1, self.n // 20_000)].numpy())
+            index.add(self.rows.numpy())
+            books = torch.from_numpy(faiss.vector_to_array(index.pq.centroids)).view(number, 256, -1)
+            codes = torch.from_numpy(faiss.vector_to_array(index.codes)).view(self.n, number)
+            table = CompactTable.from_codes(Tiers.from_sizes((self.n,)), [codes], [books], (0,), (256,))
+            mine, read, found = f"{number} codes, mgqe", "codes, read once", "codes, looked up in registers"
+            moved = "codes, moved to columns"
+
+            def by_faiss(i: int, index: object = index) -> object:
+                faiss.omp_set_num_threads(torch.get_num_threads())
+                return index.search(self.query.numpy(), K)  # type: ignore[attr-defined]
+
+            contenders: dict[str, Contender] = {
+                f"faiss IndexPQ, {number} bytes": by_faiss,
+                mine: partial(_search, table, self.query),
+                read: all_reader(table),
+            }
+            parts = {mine: [read]}
+            if _limits.has_vbmi():
+                contenders[found] = lambda i, m=number: _limits.run("tables", self.cache, self.n, m)  # type: ignore[misc]
+                contenders[moved] = lambda i, m=number: _limits.run("columns", self.cache, self.n, m)  # type: ignore[misc]
+                parts[mine] += [found, moved]
+            yield self.measured(f"top-100 of {number} codes", contenders, self.n, {mine: target}, parts)
+
+    def freeze(self) -> Iterator[list[Measurement]]:
+        """Planning, fitting and encoding all rows, with all threads, against the seconds aimed at."""
+        torch.set_num_threads(max(2, *self.options.threads))
+        contenders: dict[str, Contender] = {"rows, copied": lambda i: self.rows.clone()}
+        for budget in BUDGETS:
+            contenders[f"{budget} table"] = lambda i, b=budget: planned(self.rows, b, freeze=True).freeze()  # type: ignore[misc]
+        for budget in BUDGETS:
+            layer = planned(self.rows, budget)
+            layer.start_quantizing()
+            contenders[f"codes for the {budget} table, found"] = codes_finder(layer, torch.arange(self.n))
+        saved, self.options.calls, self.options.rounds = (self.options.calls, self.options.rounds), 1, 3
+        results = self.measured("freezing", contenders, self.n, {}, {})
+        self.options.calls, self.options.rounds = saved
+        limits = {f"{budget} table": FREEZE_SECONDS for budget in BUDGETS}
+        yield [replace(m, extra={**m.extra, "seconds_at_most": limits.get(m.name)}) for m in results]
+
+    def onnx(self) -> Iterator[list[Measurement]]:
+        """Look-ups in ONNX Runtime, and the operators that no graph of them does without."""
+        from benchmarks.speed._onnx_operators import operators, sessions
+
+        ids = self.uniform(IDS)
+        with tempfile.TemporaryDirectory() as folder:
+            runtimes = sessions(Path(folder), self.n, self.d, self.tables)
+            contenders: dict[str, Contender] = {
+                name: lambda i, r=runtime: r.run(None, {r.get_inputs()[0].name: ids[i].numpy()})  # type: ignore[misc]
+                for name, runtime in runtimes.items()
+            }
+            parts = {}
+            for budget, table in self.tables.items():
+                single = operators(
+                    largest_codes(table), table.snapshot.layout.num_coordinates, turned(table), self.d, ids[0]
+                )
+                contenders |= {f"{budget}: {name}": call for name, call in single.items()}
+                parts[f"{budget} table"] = [f"{budget}: {name}" for name in single]
+            targets = named(dict.fromkeys(BUDGETS, ONNX_TARGET))
+            yield self.measured("look-up in ONNX Runtime", contenders, IDS, targets, parts, overlap=False)
+
+    def avx2(self) -> Iterator[list[Measurement]]:
+        """Twice the time of the targets, with AVX2."""
+        ops.set_native_isa("avx2")
+        try:
+            yield from self._avx2()
+        finally:
+            ops.set_native_isa("auto")
+
+    def _avx2(self) -> Iterator[list[Measurement]]:
+        offsets = torch.arange(0, BAGS * LENGTH, LENGTH)
+        pooled = torch.nn.EmbeddingBag.from_pretrained(self.rows, mode="sum")
+        full, written = torch.nn.Embedding.from_pretrained(self.rows), "rows of float32, written"
+        settings: list[tuple[str, str, int, list[Tensor], Callable[[Tensor], object]]] = [
+            ("look-up", f"look-up, {kind} ids, AVX2", IDS, ids, full)
+            for kind, ids in (("Zipf", self.zipf(IDS)), ("uniform", self.uniform(IDS)))
+        ]
+        bag_ids = self.zipf(BAGS * LENGTH)
+        settings.append(
+            ("bags of 20", "bags of 20, Zipf ids, AVX2", BAGS * LENGTH, bag_ids, lambda ids: pooled(ids, offsets))
+        )
+        for kind, what, per, ids, peer in settings:
+            contenders: dict[str, Contender] = {FULL: over(peer, ids)}
+            parts: dict[str, list[str]] = {}
+            for b, table in self.tables.items():
+                call = table.lookup if kind == "look-up" else partial(_bags, table, offsets)
+                contenders[f"{b} table"] = over(call, ids)
+            for b, table in self.tables.items():
+                mine = parts[f"{b} table"] = [f"lines of the {b} table, read"]
+                contenders[mine[0]] = line_reader(table, ids)
+                if has_levels(table):
+                    mine.append(f"levels of the {b} table, found in registers")
+                    segments = 2 ** (most_bits(table) - 4)
+                    contenders[mine[-1]] = lambda i, s=segments, n=per: _limits.run("levels_avx2", self.cache, n, s, 0)  # type: ignore[misc]
+                if turned(table):
+                    L = table.snapshot.layout.num_coordinates
+                    mine.append(f"products of the {b} table in registers")
+                    times = per if kind == "look-up" else BAGS
+                    contenders[mine[-1]] = lambda i, L=L, n=times: _limits.run("matrix_avx2", self.cache, n, L, self.d)  # type: ignore[misc]
+                if kind == "look-up":
+                    mine.append(written)
+                    contenders[written] = lambda i: torch.full((IDS, self.d), float(i))
+            yield self.measured(what, contenders, per, named(TARGETS[kind], AVX2_FACTOR), parts)
+        searches: dict[str, Contender] = {FULL: lambda i: (self.query @ self.rows.T).topk(K)}
+        searches |= {f"{b} table": partial(_search, table, self.query) for b, table in self.tables.items()}
+        of_search = {}
+        for b, table in self.tables.items():
+            read, found = f"codes of the {b} table, read once", f"codes of the {b} table, looked up in registers"
+            searches |= {read: all_reader(table), found: self.registers(table, "_avx2")}
+            of_search[f"{b} table"] = [read, found]
+        targets = named(TARGETS["top-100, 1 query"], AVX2_FACTOR)
+        yield self.measured("top-100, 1 query, AVX2", searches, self.n, targets, of_search)
 
 
-def over(call: Callable[[Tensor], Tensor], batches: list[Tensor]) -> Contender:
-    return lambda i: call(batches[i])
+def named(targets: Mapping[str, float], factor: float = 1.0) -> dict[str, float]:
+    """Budget -> target, as the contenders are called."""
+    return {f"{budget} table": factor * target for budget, target in targets.items()}
 
 
-def many_steps(layer: MGQEmbedding, ids: list[Tensor]) -> Contender:
-    """As many training steps as have one in which gradients are gathered."""
-    step = training_step(layer, ids)
-    return lambda i: [step((i + k) % len(ids)) for k in range(RARELY)]
+def _bags(table: CompactTable, offsets: Tensor, ids: Tensor) -> Tensor:
+    return table.bag(ids, offsets)
 
 
-def codes_finder(layer: MGQEmbedding, ids: Tensor) -> Contender:
-    """Finds the codes of the distinct ids, tier after tier."""
-    tiers = _ids_of_tiers(layer, ids)
-    return lambda i: [layer.codes_of(of_tier, g) for g, of_tier in enumerate(tiers)]
+def _search(table: CompactTable, query: Tensor, i: int) -> object:
+    return table.topk(query, K)
 
 
-def as_many_products(layer: MGQEmbedding, ids: Tensor) -> Contender:
-    """For each tier a product of matrices with as many multiplications: of rows with the axes, and with centroids."""
-    capacity, d, factors = layer.capacity, layer.embedding_dim, []
-    for tier, of_tier in zip(capacity.tiers, _ids_of_tiers(layer, ids), strict=True):
-        codes = zip(capacity.widths, tier.code_bits, strict=True)
-        per_row = d * capacity.num_coordinates + (0 if capacity.has_levels else sum(w << bits for w, bits in codes))
-        factors.append((torch.randn(len(of_tier), d), torch.randn(d, per_row // d)))
-    return lambda i: [left @ right for left, right in factors]
-
-
-def _ids_of_tiers(layer: MGQEmbedding, ids: Tensor) -> list[Tensor]:
-    """The distinct ids in each tier; all ids are in the order of their counts."""
-    distinct = ids.unique()
-    ends = torch.searchsorted(distinct, torch.tensor(layer.tiers.starts[1:-1]))
-    return list(distinct.tensor_split(ends))
+SECTIONS = ("lookup", "large", "bag", "step", "search", "pq", "freeze", "onnx", "avx2")
 
 
 def main() -> None:
@@ -77,69 +377,19 @@ def main() -> None:
     parser.set_defaults(threads=[1])
     parser.add_argument("--rows", type=int, default=1_000_000, help="size of the table")
     parser.add_argument("--dim", type=int, default=64, help="dimensions per row")
+    parser.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=SECTIONS, help="what is measured")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
-    n, d = options.rows, options.dim
-    rows = full_rows(n, d, options.seed)
-    tables = {budget: planned(rows, budget).freeze() for budget in BUDGETS}
-    full, pooled = torch.nn.Embedding.from_pretrained(rows), torch.nn.EmbeddingBag.from_pretrained(rows, mode="sum")
-    cached = torch.nn.EmbeddingBag.from_pretrained(rows[:CACHED].clone(), mode="sum")
-    generator = np.random.default_rng(options.seed)
-    singles = [zipf_ids(generator, n, IDS, 1.05) for _ in range(options.calls + 1)]
-    bags = [zipf_ids(generator, n, BAGS * LENGTH, 1.05) for _ in range(options.calls + 1)]
-    offsets = torch.arange(0, BAGS * LENGTH, LENGTH)
-    few = [each % CACHED for each in bags]
-    sums, matrix = torch.randn(BAGS, d), torch.randn(d, d)
-    trained = [zipf_ids(generator, n, TRAINED, 1.05) for _ in range(options.calls + 1)]
-    layers = {budget: planned(rows, budget, sparse=True) for budget in BUDGETS}
-    warm_up, gathers, gathers_none = (planned(rows, BUDGETS[0], sparse=True, warmup_steps=NEVER) for _ in range(3))
-    gathers_none.gathers_metric = False
-    for layer in layers.values():
-        layer.start_quantizing()
-    contenders: dict[str, dict[str, Contender]] = {
-        LOOKUP: {
-            "the full table": over(full, singles),
-            **{f"{budget} table": over(table.lookup, singles) for budget, table in tables.items()},
-            **{f"codes of the {budget} table, read": code_reader(table, singles) for budget, table in tables.items()},
-            "rows of float32, written": lambda i: torch.full((IDS, d), float(i)),
-        },
-        BAG: {
-            "the full table": over(lambda ids: pooled(ids, offsets), bags),
-            **{
-                f"{budget} table": over(lambda ids, table=table: table.bag(ids, offsets), bags)  # type: ignore[misc]
-                for budget, table in tables.items()
-            },
-            **{f"codes of the {budget} table, read": code_reader(table, bags) for budget, table in tables.items()},
-            "sums, multiplied with a matrix": lambda i: sums @ matrix,
-            "rows in the cache, added up": over(lambda ids: cached(ids, offsets), few),
-        },
-        STEP: {
-            "the full table": training_step(torch.nn.Embedding(n, d, sparse=True), trained),
-            "a layer in its warm-up": training_step(warm_up, trained),
-            **{f"{budget} table": training_step(layer, trained) for budget, layer in layers.items()},
-            **{
-                f"codes for the {budget} table, found": codes_finder(each, trained[0])
-                for budget, each in layers.items()
-            },
-            **{
-                f"products of these for the {budget} table": as_many_products(each, trained[0])
-                for budget, each in layers.items()
-            },
-        },
-        WARM_UP: {
-            "no gradients gathered": many_steps(gathers_none, trained),
-            "gradients gathered": many_steps(gathers, trained),
-        },
-    }
-    results: list[Measurement] = []
-    ids = {LOOKUP: IDS, BAG: BAGS * LENGTH, STEP: TRAINED, WARM_UP: RARELY * TRAINED}
-    for threads in options.threads:
-        torch.set_num_threads(threads)
-        for what, named in contenders.items():
-            setting = {"what": what, "rows": n, "dim": d, "ids": ids[what], "threads": threads}
-            results += measure(setting, named, next(iter(named)), options.rounds, options.calls, MOST.get(what))
-            print_table(results[-len(named) :], ids[what], "id")
-    save(options.out, "bounds", options, results)
+    everything = set(options.sections) == set(SECTIONS)
+    results = [] if everything else read_saved(options.out, ("rounds", "calls", "seed", "rows", "dim"), options)
+    bounds = Bounds(options)
+    for section in options.sections:
+        for threads in options.threads:
+            torch.set_num_threads(threads)
+            for new in getattr(bounds, section)():
+                mine = {(m.setting["what"], m.setting["threads"]) for m in new}
+                results = [m for m in results if (m.setting["what"], m.setting["threads"]) not in mine] + new
+                save(options.out, "bounds", options, results)
 
 
 if __name__ == "__main__":

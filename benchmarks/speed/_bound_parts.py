@@ -1,0 +1,97 @@
+"""Parts of look-ups, bags, steps and searches alone, as calls to be timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from benchmarks._common import Contender
+from benchmarks.speed import _limits
+from benchmarks.speed.budgets import training_step
+from mgqe import CompactTable, MGQEmbedding
+from mgqe.nn.metric import RARELY
+
+
+def code_reader(table: CompactTable, ids: list[Tensor]) -> Contender:
+    """Copies the codes of ids, all from the largest tier."""
+    codes = largest_codes(table)
+    wrapped = [each % len(codes) for each in ids]
+    return lambda i: codes.index_select(0, wrapped[i])
+
+
+def line_reader(table: CompactTable, ids: list[Tensor]) -> Contender:
+    """Reads the lines of the codes of ids, asked for ahead, as if all rows had those of the largest tier."""
+    row_bytes = largest_codes(table).shape[1]
+    codes = torch.zeros(table.num_embeddings * row_bytes, dtype=torch.uint8)
+    return lambda i: _limits.run("rows", codes, row_bytes, ids[i], len(ids[i]))
+
+
+def all_reader(table: CompactTable) -> Contender:
+    """Reads all codes once, with as many threads as torch has."""
+    codes = [each.view(-1)[: each.numel() // 256 * 256] for each in table.snapshot.lookup.table.codes]
+    if torch.get_num_threads() > 1:  # eight bytes at a time
+        words = [each.view(torch.int64) for each in codes]
+        return lambda i: [each.sum() for each in words]
+    return lambda i: [_limits.run("read", each, each.numel()) for each in codes]
+
+
+def largest_codes(table: CompactTable) -> Tensor:
+    """Of the tier with the most rows."""
+    codes: Sequence[Tensor] = table.snapshot.lookup.table.codes
+    return max(codes, key=len)
+
+
+def has_levels(table: CompactTable) -> bool:
+    """Whether each number has a code of its own."""
+    return len(table.snapshot.layout.widths) == table.snapshot.layout.num_coordinates
+
+
+def turned(table: CompactTable) -> bool:
+    """Whether coordinates are multiplied with a matrix."""
+    transform = table.snapshot.transform
+    return transform is not None and transform.turns
+
+
+def most_bits(table: CompactTable) -> int:
+    """Of a code in the largest tier, where most ids are."""
+    layout = table.snapshot.layout
+    return max(layout.tiers[layout.sizes.index(max(layout.sizes))].code_bits)
+
+
+def over(call: Callable[[Tensor], object], batches: list[Tensor]) -> Contender:
+    return lambda i: call(batches[i])
+
+
+def many_steps(layer: MGQEmbedding, ids: list[Tensor]) -> Contender:
+    """As many training steps as have one in which gradients are gathered."""
+    step = training_step(layer, ids)
+    return lambda i: [step((i + k) % len(ids)) for k in range(RARELY)]
+
+
+def codes_finder(layer: MGQEmbedding, ids: Tensor) -> Contender:
+    """Finds the codes of the distinct ids, tier after tier."""
+    tiers = _ids_of_tiers(layer, ids)
+    return lambda i: [layer.codes_of(of_tier, g) for g, of_tier in enumerate(tiers)]
+
+
+def as_many_products(layer: MGQEmbedding, ids: Tensor) -> Contender:
+    """For each tier a product of matrices with as many multiplications as a step has.
+
+    Those of rows with the axes, of coordinates back to rows, of errors back to gradients, and of rows with centroids.
+    """
+    capacity, d, factors = layer.capacity, layer.embedding_dim, []
+    for tier, of_tier in zip(capacity.tiers, _ids_of_tiers(layer, ids), strict=True):
+        codes = zip(capacity.widths, tier.code_bits, strict=True)
+        per_row = 3 * d * capacity.num_coordinates
+        per_row += 0 if capacity.has_levels else sum(w << bits for w, bits in codes)
+        factors.append((torch.randn(len(of_tier), d), torch.randn(d, per_row // d)))
+    return lambda i: [left @ right for left, right in factors]
+
+
+def _ids_of_tiers(layer: MGQEmbedding, ids: Tensor) -> list[Tensor]:
+    """The distinct ids in each tier; all ids are in the order of their counts."""
+    distinct = ids.unique()
+    ends = torch.searchsorted(distinct, torch.tensor(layer.tiers.starts[1:-1]))
+    return list(distinct.tensor_split(ends))
