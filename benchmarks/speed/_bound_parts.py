@@ -90,6 +90,24 @@ def as_many_products(layer: MGQEmbedding, ids: Tensor) -> Contender:
     return lambda i: [left @ right for left, right in factors]
 
 
+def levels_searched(layer: MGQEmbedding, ids: Tensor) -> Contender:
+    """As many numbers as the distinct ids have, each looked for among levels."""
+    numbers, levels = torch.rand(256), torch.linspace(0, 1, 256)
+    L = layer.capacity.num_coordinates
+    counts = [
+        (len(of_tier) * L // 16 * 16, max(5, max(tier.code_bits)))
+        for tier, of_tier in zip(layer.capacity.tiers, _ids_of_tiers(layer, ids), strict=True)
+    ]
+    return lambda i: [_limits.run("search", numbers, count, bits, levels) for count, bits in counts]
+
+
+def errors_added(layer: MGQEmbedding, ids: Tensor) -> Contender:
+    """As many numbers as the distinct ids have, added up by codes."""
+    n, L = len(ids.unique()), layer.capacity.num_coordinates
+    errors, places = torch.randn(n * L), torch.randint(16_384, (n * L,))
+    return lambda i: torch.zeros(16_384).scatter_add_(0, places, errors)
+
+
 def _ids_of_tiers(layer: MGQEmbedding, ids: Tensor) -> list[Tensor]:
     """The distinct ids in each tier; all ids are in the order of their counts."""
     distinct = ids.unique()

@@ -149,6 +149,31 @@ int64_t mgqe_limits_tables(const uint8_t* cache, int64_t n, int64_t codes) {
 #endif
 }
 
+// n numbers (a multiple of 16) looked for among 2^bits levels, bits from 5 to 8: five steps in registers, the others in
+// the cache. `numbers`: of the same bytes again and again.
+int64_t mgqe_limits_search(const float* numbers, int64_t n, int64_t bits, const float* levels) {
+#if defined(__AVX512F__)
+    const __m512 first = _mm512_loadu_ps(levels), second = _mm512_loadu_ps(levels + 16);
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t i = 0; i < n; i += 16) {
+        const __m512 x = _mm512_loadu_ps(numbers + i % 256);
+        __m512i place = _mm512_setzero_si512();
+        const auto step = [&](__m512 low, int32_t half) {
+            place = _mm512_mask_add_epi32(place, _mm512_cmp_ps_mask(low, x, _CMP_LT_OQ), place, _mm512_set1_epi32(half));
+        };
+        for (int32_t half = 16; half; half /= 2)
+            step(_mm512_permutex2var_ps(first, _mm512_add_epi32(place, _mm512_set1_epi32(half - 1)), second), half);
+        place = _mm512_slli_epi32(place, static_cast<unsigned>(bits - 5));
+        for (int32_t half = (1 << (bits - 5)) / 2; half; half /= 2)
+            step(_mm512_i32gather_ps(_mm512_add_epi32(place, _mm512_set1_epi32(half - 1)), levels, 4), half);
+        sum = _mm512_add_epi32(sum, place);
+    }
+    return _mm512_reduce_add_epi32(sum);
+#else
+    return 0 * static_cast<int64_t>(*numbers + static_cast<float>(n + bits) + *levels);
+#endif
+}
+
 // n rows of so many bytes moved to columns: 64 rows are as many vectors as a row has bytes, and a shuffle takes bytes from
 // two. So a column needs a shuffle for each doubling of the vectors that it is in.
 int64_t mgqe_limits_columns(const uint8_t* cache, int64_t n, int64_t row_bytes) {

@@ -32,7 +32,8 @@ def loops() -> ctypes.CDLL:
         flags = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-shared"]
         subprocess.run([compiler, *flags, str(SOURCE), "-o", str(made)], check=True)
         library = ctypes.CDLL(str(made))  # stays mapped when the file is gone
-    for name in ("vbmi", "read", "rows", "levels", "levels_avx2", "matrix_avx2", "tables", "tables_avx2", "columns"):
+    loops = ("read", "rows", "levels", "levels_avx2", "search", "matrix_avx2", "tables", "tables_avx2", "columns")
+    for name in ("vbmi", *loops):
         getattr(library, f"mgqe_limits_{name}").restype = ctypes.c_int64
     return library
 

@@ -34,7 +34,7 @@ def sessions(
 
 
 def operators(codes: Tensor, coordinates: int, turned: bool, dim: int, ids: Tensor) -> dict[str, Contender]:
-    """Packed rows gathered, each coordinate found in its table, and, if they are turned, a product with the matrix.
+    """Packed rows gathered, an index written for each coordinate, coordinates found by these, and a product, if turned.
 
     Args:
         codes: uint8, of all rows, packed.
@@ -44,13 +44,14 @@ def operators(codes: Tensor, coordinates: int, turned: bool, dim: int, ids: Tens
         ids: of a batch.
     """
     n, generator = len(ids), np.random.default_rng(0)
-    index = generator.integers(32, size=(n, coordinates))
+    index = generator.integers(32, size=(n, coordinates), dtype=np.int32)
     made = {
         "Gather of packed rows": _one("Gather", {"x": codes.numpy()}, ids.numpy() % len(codes), np.uint8),
         "GatherElements": _one(
             "GatherElements", {"x": np.ones((32, coordinates), np.float32)}, index, np.float32, axis=0
         ),
     }
+    made["Cast to indices"] = _one("Cast", {}, index.astype(np.uint8), np.int32, to=int(TensorProto.INT32))
     if turned:
         numbers = np.ones((n, coordinates), np.float32)
         made["MatMul"] = _one("MatMul", {"m": np.ones((coordinates, dim), np.float32)}, numbers, np.float32)
@@ -61,9 +62,9 @@ def _one(kind: str, constants: dict[str, np.ndarray], given: np.ndarray, result:
     """A graph of one operator, called with what is given: after the constants, but before a matrix."""
     names = [*constants, "given"] if kind != "MatMul" else ["given", *constants]
     node = helper.make_node(kind, names, ["found"], **attributes)
-    of = {np.dtype(np.int64): TensorProto.INT64, np.dtype(np.float32): TensorProto.FLOAT}
+    kind_of_given = helper.np_dtype_to_tensor_dtype(given.dtype)
     graph = helper.make_graph(
-        [node], kind, [helper.make_tensor_value_info("given", of[given.dtype], given.shape)],
+        [node], kind, [helper.make_tensor_value_info("given", kind_of_given, given.shape)],
         [helper.make_tensor_value_info("found", helper.np_dtype_to_tensor_dtype(np.dtype(result)), [None, None])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )  # fmt: skip

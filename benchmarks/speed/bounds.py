@@ -42,8 +42,10 @@ from benchmarks.speed._bound_parts import (
     as_many_products,
     code_reader,
     codes_finder,
+    errors_added,
     has_levels,
     largest_codes,
+    levels_searched,
     line_reader,
     many_steps,
     most_bits,
@@ -59,6 +61,7 @@ from mgqe.nn.metric import RARELY
 IDS, BAGS, LENGTH, K = 65_536, 8192, 20, 100
 CACHED = 4096  # rows: 1 MB of them at 64 dimensions
 TRAINED = 4096  # ids of a training step
+FREEZE_THREADS = 2
 NEVER = 2**62  # warm-up steps
 FULL = "the full table"
 WARM_UP = f"{RARELY} steps of the warm-up, Zipf ids"
@@ -197,7 +200,17 @@ class Bounds:
             **{f"codes for the {b} table, found": codes_finder(layer, ids[0]) for b, layer in layers.items()},
             **{f"products of the {b} table": as_many_products(layer, ids[0]) for b, layer in layers.items()},
         }
-        parts = {f"{b} table": [warm, f"products of the {b} table"] for b in BUDGETS}
+        parts: dict[str, list[str]] = {}
+        for b, layer in layers.items():
+            mine = parts[f"{b} table"] = [
+                warm,
+                f"products of the {b} table",
+                f"errors of the {b} table, added up by codes",
+            ]
+            contenders[mine[2]] = errors_added(layer, ids[0])
+            if layer.capacity.has_levels:
+                mine.append(f"levels of the {b} table, searched for")
+                contenders[mine[3]] = levels_searched(layer, ids[0])
         yield self.measured(
             "training step, Zipf ids", contenders, TRAINED, named(TARGETS["training step"]), parts, overlap=False
         )
@@ -267,8 +280,8 @@ class Bounds:
             yield self.measured(f"top-100 of {number} codes", contenders, self.n, {mine: target}, parts)
 
     def freeze(self) -> Iterator[list[Measurement]]:
-        """Planning, fitting and encoding all rows, with all threads, against the seconds aimed at."""
-        torch.set_num_threads(max(2, *self.options.threads))
+        """Planning, fitting and encoding all rows, with two threads, against the seconds aimed at."""
+        torch.set_num_threads(FREEZE_THREADS)
         contenders: dict[str, Contender] = {"rows, copied": lambda i: self.rows.clone()}
         for budget in BUDGETS:
             contenders[f"{budget} table"] = lambda i, b=budget: planned(self.rows, b, freeze=True).freeze()  # type: ignore[misc]
