@@ -150,14 +150,19 @@ def _spread_start(rows: Tensor, weights: Tensor, fixed: Tensor, num: int, genera
     """k-means++ (Arthur and Vassilvitskii, 2007): rows drawn by weight times squared distance to the nearest so far."""
     if len(rows) > LEAST_ROWS // SPREAD_SHARE:
         rows, weights = _sample(rows, weights, max(LEAST_ROWS, len(rows)) // SPREAD_SHARE, generator)
+    columns = rows.T.contiguous()  # sums over few numbers of many rows are slow
+
+    def away(centroid: Tensor) -> Tensor:
+        return (columns - centroid.unsqueeze(1)).square_().sum(0)
+
     near = torch.full((len(rows),), torch.inf, device=rows.device)
     for centroid in fixed:
-        near = torch.minimum(near, (rows - centroid).square().sum(1))
+        near = torch.minimum(near, away(centroid))
     chosen = rows.new_empty(num, rows.shape[1])
     draws = torch.rand(num, generator=generator, dtype=torch.float64, device="cpu").to(rows.device)
     for k in range(num):
-        mass = (weights if k == 0 and not len(fixed) else weights * near).double().cumsum(0)
+        mass = (weights if k == 0 and not len(fixed) else weights * near).cumsum(0, dtype=torch.float64)
         place = torch.searchsorted(mass, draws[k] * mass[-1]).clamp(max=len(rows) - 1)
         chosen[k] = rows[place]
-        near = torch.minimum(near, (rows - chosen[k]).square().sum(1))
+        near = torch.minimum(near, away(chosen[k]))
     return chosen
