@@ -10,7 +10,7 @@ codes are looked up in registers, without the memory. Sections:
     large     the same of 10,000,000 rows, uniform, with codes drawn at random
     bag       8,192 bags of 20 Zipf ids
     step      a training step of 4,096 Zipf ids, and sixteen of the warm-up, of which one gathers gradients
-    search    top-100 of one query; with two threads also how fast codes are read
+    search    top-100 of one query and of 32
     pq        the same against faiss IndexPQ, 16 and 32 bytes per row
     freeze    making a table
     onnx      a look-up of 65,536 ids in ONNX Runtime
@@ -235,8 +235,16 @@ class Bounds:
                     moved, row_bytes = f"codes of the {b} table, moved to columns", largest_codes(table).shape[1]
                     contenders[moved] = lambda i, m=row_bytes: _limits.run("columns", self.cache, self.n, m)  # type: ignore[misc]
                     parts[f"{b} table"].append(moved)
-        targets = named(TARGETS["top-100, 1 query"]) if torch.get_num_threads() == 1 else {}
+        one = torch.get_num_threads() == 1
+        targets = named(TARGETS["top-100, 1 query"]) if one else {}
         yield self.measured("top-100, 1 query", contenders, self.n, targets, parts)
+        queries = torch.randn(32, self.d, generator=torch.Generator().manual_seed(self.options.seed + 1))
+        many: dict[str, Contender] = {FULL: lambda i: (queries @ self.rows.T).topk(K)}
+        many |= {f"{b} table": partial(_search, table, queries) for b, table in self.tables.items()}
+        read = {f"{b} table": [f"codes of the {b} table, read once"] for b in BUDGETS}
+        many |= {name: contenders[name] for (name,) in read.values()}
+        targets = named(TARGETS["top-100, 32 queries"]) if one else {}
+        yield self.measured("top-100, 32 queries", many, self.n, targets, read)
 
     def registers(self, table: CompactTable, suffix: str) -> Contender:
         """As many codes as the table has, looked up in registers and multiplied or added up."""
@@ -289,7 +297,7 @@ class Bounds:
             layer = planned(self.rows, budget)
             layer.start_quantizing()
             contenders[f"codes for the {budget} table, found"] = codes_finder(layer, torch.arange(self.n))
-        saved, self.options.calls, self.options.rounds = (self.options.calls, self.options.rounds), 1, 3
+        saved, self.options.calls, self.options.rounds = (self.options.calls, self.options.rounds), 1, 2
         results = self.measured("freezing", contenders, self.n, {}, {})
         self.options.calls, self.options.rounds = saved
         limits = {f"{budget} table": FREEZE_SECONDS for budget in BUDGETS}
