@@ -45,7 +45,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     def train(*arguments: object) -> float:
         pytest.fail("trained before it was refused")
 
-    monkeypatch.setattr(loop, "_train_epoch", train)
+    monkeypatch.setattr(loop, "run_epoch", train)
 
 
 REFUSED = {
@@ -195,7 +195,7 @@ def test_a_comparison_meets_no_other_run_half_way(
 ) -> None:
     command = ["compare", "--data", str(tiny), "--out", str(tmp_path), *QUICK[: QUICK.index("--seed")], "--seeds", "1"]
     assert runner.invoke(app, [*command, "--embedding", "full"]).exit_code == 0
-    monkeypatch.setattr(loop, "_train_epoch", lambda *arguments: pytest.fail("trained before it was refused"))
+    monkeypatch.setattr(loop, "run_epoch", lambda *arguments: pytest.fail("trained before it was refused"))
     more = ["--embedding", "full:d=4", "--embedding", "full", "--set", "negatives=2"]
     result = runner.invoke(app, [*command, *more])
     assert result.exit_code == 2

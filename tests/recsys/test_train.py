@@ -227,8 +227,8 @@ def test_a_shared_warm_up_changes_nothing(tiny: Path, tmp_path: Path, monkeypatc
         spec: train_run(tiny_config(tiny, embedding=spec), tmp_path / f"alone{at}") for at, spec in enumerate(specs)
     }
     epochs: list[str] = []
-    real = loop._train_epoch
-    monkeypatch.setattr(loop, "_train_epoch", lambda *a: epochs.append(a[2].name) or real(*a))
+    real = loop.run_epoch
+    monkeypatch.setattr(loop, "run_epoch", lambda *a: epochs.append(a[2].name) or real(*a))
     for at, spec in enumerate(specs):
         shared = train_run(tiny_config(tiny, embedding=spec), tmp_path / f"{at}", warm_ups=tmp_path / "warm-ups")
         assert without_times(shared) == without_times(alone[spec])
@@ -259,7 +259,7 @@ def test_warm_up_epochs(tiny: Path, tmp_path: Path) -> None:
 def test_finished_runs_are_kept(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(tiny)
     first = train_run(config, tmp_path)
-    monkeypatch.setattr(loop, "_train_epoch", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(loop, "run_epoch", lambda *a: pytest.fail("trained again"))
     assert train_run(config, tmp_path) == first
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"holds another run \(seed 3, now 4\).*--overwrite"):
