@@ -113,6 +113,7 @@ def test_the_third_phase_of_a_budget_has_settings_of_its_own() -> None:
     assert third(sequential, True) == (1e-3, 1.7e-3, "softmax", 1024)
     assert third(replace(sequential, quantised_loss="ce"), True) == (1e-3, 1.7e-3, "ce", None)
     assert third(replace(sequential, quantised_negatives=64), True)[2:] == ("softmax", 64)
+    assert third(replace(sequential, loss="ce"), True)[2:] == (None, None)  # its own loss has the whole catalogue
     assert third(replace(ranking, quantised_learning_rate=0.1), False)[:2] == (0.1, 0.1)
     assert third(replace(ranking, quantised_learning_rate=0.1), True)[:2] == (0.1, 1.7e-3)
 

@@ -55,7 +55,8 @@ class TrainConfig(RunSettings):
         quantised_learning_rate to zero; None stands for 3e-4, and with a budget for 1e-3. centroid_learning_rate: None
         stands for quantised_learning_rate, and with a budget for 1.7e-3 standard deviations.
     quantised_loss, quantised_negatives: in the third phase. None stands for those of the other phases, and for
-        sequential models with a budget for softmax with 1,024 negatives, since the top of the catalogue suffers first.
+        sequential models with a budget for softmax with 1,024 negatives, since the top of the catalogue suffers first,
+        unless their own loss is "ce", over the whole catalogue.
     threads: how many torch may use; the last bits of a result depend on it. device: that training steps are made on;
         judging, planning and freezing are on the CPU.
     """
@@ -145,7 +146,8 @@ class TrainConfig(RunSettings):
         planned: whether tables are planned for a budget.
         """
         rates = PLANNED_RATES if planned else (QUANTISED_RATE, self.quantised_learning_rate or QUANTISED_RATE)
-        loss = PLANNED_LOSS if planned and self.task == "sequential" else (None, None)
+        sampled = planned and self.task == "sequential" and self.loss != "ce"
+        loss = PLANNED_LOSS if sampled else (None, None)
         return replace(
             self,
             quantised_learning_rate=self.quantised_learning_rate or rates[0],
