@@ -117,15 +117,22 @@ def _fold(
 
 
 @triton.jit
+def _products(row, book, entry, piece, stride, width, mine, k, used):
+    """Inner products (ROWS, CENTROIDS) of rows with the entries k of a codebook."""
+    dots = tl.zeros((mine.shape[0], k.shape[0]), tl.float32)
+    for t in range(0, width):
+        x = tl.load(row + t, mask=mine, other=0.0)
+        c = tl.load(book + entry + t // piece * stride + k * piece + t % piece, mask=used, other=0.0)
+        dots += x[:, None] * c[None, :]
+    return dots
+
+
+@triton.jit
 def _logits(row, keys, means, scales, entry, piece, stride, width, mine, k, read, stat):
     """Normalised responses (ROWS, CENTROIDS) of rows to keys k."""
     mean, scale = tl.load(means + stat, mask=read, other=0.0), tl.load(scales + stat, mask=read, other=0.0)
-    dots, used = tl.zeros_like(mean), tl.max(read.to(tl.int32), 0) > 0
-    for t in range(0, width):
-        x = tl.load(row + t, mask=mine, other=0.0)
-        c = tl.load(keys + entry + t // piece * stride + k * piece + t % piece, mask=used, other=0.0)
-        dots += x[:, None] * c[None, :]
-    return (dots - mean) * scale
+    used = tl.max(read.to(tl.int32), 0) > 0
+    return (_products(row, keys, entry, piece, stride, width, mine, k, used) - mean) * scale
 
 
 @triton.jit(do_not_specialize=["num_rows", "dim", "out_dim", "num_codes", "num_tiers", "most"])
@@ -248,13 +255,7 @@ def _soften(
         stat = (tier[:, None] * number + s) * most + k[None, :]
         logit = _logits(row, keys, means, scales, entry, piece, stride, width, mine, k, there, stat)
         share = tl.where(there, tl.exp(logit - total[:, None]), 0.0)
-        gain = tl.zeros_like(share)
-        for t in range(0, v_width):
-            g = tl.load(given + t, mask=mine, other=0.0)
-            v = tl.load(
-                values + v_entry + t // v_piece * v_stride + k * v_piece + t % v_piece, mask=k < last, other=0.0
-            )
-            gain += g[:, None] * v[None, :]
+        gain = _products(given, values, v_entry, v_piece, v_stride, v_width, mine, k, k < last)
         average += tl.sum(share * gain, 1)
     for start in range(0, last, CENTROIDS):
         k = start + tl.arange(0, CENTROIDS)
@@ -262,13 +263,7 @@ def _soften(
         stat = (tier[:, None] * number + s) * most + k[None, :]
         logit = _logits(row, keys, means, scales, entry, piece, stride, width, mine, k, there, stat)
         share = tl.where(there, tl.exp(logit - total[:, None]), 0.0)
-        gain = tl.zeros_like(share)
-        for t in range(0, v_width):
-            g = tl.load(given + t, mask=mine, other=0.0)
-            v = tl.load(
-                values + v_entry + t // v_piece * v_stride + k * v_piece + t % v_piece, mask=k < last, other=0.0
-            )
-            gain += g[:, None] * v[None, :]
+        gain = _products(given, values, v_entry, v_piece, v_stride, v_width, mine, k, k < last)
         h = share * (gain - average[:, None])
         scaled = h * tl.load(scales + stat, mask=there, other=0.0)
         for t in range(0, width):
