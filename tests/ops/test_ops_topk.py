@@ -136,6 +136,15 @@ def test_every_layout_and_path_gives_the_bits_of_the_twin(layout, cosine):
     check_all_paths(parts, ops.TopKJob(queries, 20, cosine))
 
 
+@pytest.mark.parametrize("bits", [8, 7], ids=["bytes", "packed"])
+@pytest.mark.parametrize("subspaces", [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 15, 16, 17, 20, 24, 31, 33, 64, 65, 68])
+def test_rows_of_every_length_in_bytes(subspaces, bits):
+    # Each length has its own way from rows to columns.
+    parts = make_parts((2600,), (2**bits,), (subspaces,), subspaces, 1)
+    queries = torch.randn(1, subspaces, generator=torch.Generator().manual_seed(1))
+    check_all_paths(parts, ops.TopKJob(queries, 5))
+
+
 @pytest.mark.parametrize("layout", ["bytes", "two tiers, shuffled", "padding", "32 codes"])
 def test_exclusions_candidates_and_biases_on_every_path(layout):
     parts = make_parts(**LAYOUTS[layout])

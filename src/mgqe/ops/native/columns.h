@@ -62,7 +62,7 @@ inline void spread_columns(const PackedBlocks& from, uint8_t* out, int64_t step)
     for (int64_t g = 0; g < from.num_groups; ++g) {
         const mgqe_code_group group = from.groups[g];
         for (int64_t first = 0; first < 64 * from.number; first += 16) {
-            if (g == 0 && first % 64 == 0) from.prefetch(first / 64);
+            if (first % 64 == 0) from.prefetch(first / 64, g);
             Byte16 pairs[8];
             const uint8_t* row = from.codes + first * from.row_bytes + group.byte;
             for (int i = 0; i < 8; ++i) {

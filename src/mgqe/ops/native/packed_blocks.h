@@ -19,9 +19,12 @@ struct PackedBlocks {
     int64_t num_groups;
     const uint8_t* upcoming;  // the codes to be asked for meanwhile
 
-    void prefetch(int64_t block) const {
+    // Asks for a share of the lines of a block: those of all groups are all of them. Asked for at once they would keep
+    // each other waiting.
+    void prefetch(int64_t block, int64_t group) const {
         const uint8_t* at = upcoming + block * 64 * row_bytes;
-        for (int64_t line = 0; line < row_bytes; ++line) __builtin_prefetch(at + 64 * line, 0, 1);
+        const int64_t end = (group + 1) * row_bytes / num_groups;
+        for (int64_t line = group * row_bytes / num_groups; line < end; ++line) __builtin_prefetch(at + 64 * line, 0, 1);
     }
 };
 
