@@ -1,6 +1,7 @@
 """The contract of contract.py, run over every embedding class."""
 
 import copy
+import gc
 import io
 import pickle
 
@@ -367,3 +368,29 @@ def test_bags_of_frozen_tables(subject, mode):
         table.bag(torch.tensor([[1, 50]]))
     with pytest.raises(ValueError, match="must not decrease"):
         table.bag(ids, torch.tensor([0, 5, 4]))
+
+
+@each_subject
+def test_a_step_leaves_no_tensors_to_the_garbage_collector(subject):
+    """A graph that holds itself would keep its tensors until the next collection, tens of steps later."""
+    layer = subject.make().train()
+
+    def step():
+        loss = layer(ALL_IDS).square().sum()
+        if not subject.is_torch:
+            loss = loss + mgqe.quantization_loss(layer)
+        loss.backward()
+
+    step()  # what is made once
+    while gc.collect():  # what other tests left, as long as there is any
+        pass
+    gc.disable()
+    try:
+        step()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        assert not [each for each in gc.garbage if isinstance(each, torch.Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()

@@ -216,7 +216,9 @@ class QuantizeByTier(torch.autograd.Function):
         flat = torch.cat([book.reshape(-1) for book in books]) if len(books) > 1 else books[0].reshape(-1)
         weights = ops.row_weights(counts, *rows.shape)
         made = ops.quantize_by_tier(rows.float(), tiers, weights, flat, searches, 1 + commitment)
-        ctx.made, ctx.weights, ctx.tiers, ctx.searches, ctx.book = made, weights, tiers, searches, flat
+        # Nothing that is returned: it would hold what holds it, until the next garbage collection.
+        ctx.codes, ctx.errors = made.codes, made.errors
+        ctx.weights, ctx.tiers, ctx.searches, ctx.book = weights, tiers, searches, flat
         ctx.commitment, ctx.sparse, ctx.inputs = commitment, sparse, (rows, *parameters)
         ctx.set_materialize_grads(False)
         return made.vectors.to(torch.promote_types(rows.dtype, torch.float32)), made.loss
@@ -227,16 +229,15 @@ class QuantizeByTier(torch.autograd.Function):
         rows, *parameters = ctx.inputs
         if torch.is_grad_enabled():
             changes = torch.cat([(p.float() - p.detach().float()).reshape(-1) for p in parameters])
-            decoded = (ctx.book + changes)[ctx.searches.places(ctx.made.codes, ctx.tiers)]
+            decoded = (ctx.book + changes)[ctx.searches.places(ctx.codes, ctx.tiers)]
             if isinstance(ctx.weights, float):
                 ctx.weights = loss_weights(None, rows)
             first, *others = _gradients_of(ctx, decoded, grad, grad_loss)
             return first, None, None, None, None, None, None, *others
-        grad_rows = _row_gradient(ctx, ctx.made.errors, grad, grad_loss)
+        grad_rows = _row_gradient(ctx, ctx.errors, grad, grad_loss)
         of_parameters: list[Tensor | None] = [None for _ in parameters]
         if grad_loss is not None and any(ctx.needs_input_grad[7:]):
-            made = ctx.made
-            sums = ops.scatter_by_tier(made.errors, ctx.tiers, made.codes, ctx.searches, grad_loss, -2.0)
+            sums = ops.scatter_by_tier(ctx.errors, ctx.tiers, ctx.codes, ctx.searches, grad_loss, -2.0)
             parts = torch.split(sums, [p.numel() for p in parameters])
             for number, (part, parameter) in enumerate(zip(parts, parameters, strict=True)):
                 if ctx.needs_input_grad[7 + number]:
@@ -279,9 +280,12 @@ class QuantizeSoftly(torch.autograd.Function):
             torch.cat([book.float().reshape(-1) for book in each]) for each in (parameters[: len(values)], values)
         )
         made = ops.choose_softly(rows.float(), tiers, counts, keys, served, searches, running, *constants)
-        ctx.made, ctx.given, ctx.sparse, ctx.composed = made, (tiers, counts, keys, served, searches), sparse, composed
+        vectors = made.vectors.to(torch.promote_types(rows.dtype, torch.float32))
+        # Without what is returned, see QuantizeByTier.
+        ctx.made = made._replace(vectors=made.vectors.new_empty(0))
+        ctx.given, ctx.sparse, ctx.composed = (tiers, counts, keys, served, searches), sparse, composed
         ctx.inputs = (rows, *parameters)
-        return made.vectors.to(torch.promote_types(rows.dtype, torch.float32))  # type: ignore[no-any-return]
+        return vectors  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -48,7 +48,9 @@ class QuantizeCoordinates(torch.autograd.Function):
         """
         made = ops.quantize_mixed(rows.float(), counts, tier_rows, coder, values)
         # Not save_for_backward, which one backward pass frees: the task's loss and the layer's may have a pass each.
-        ctx.made, ctx.counts, ctx.tier_rows, ctx.coder, ctx.values = made, counts, tier_rows, coder, values
+        # And nothing that is returned: it would hold what holds it, until the next garbage collection.
+        ctx.codes, ctx.errors = made.codes, made.errors
+        ctx.counts, ctx.tier_rows, ctx.coder, ctx.values = counts, tier_rows, coder, values
         ctx.commitment, ctx.sparse, ctx.rows, ctx.parameter = commitment, sparse, rows, parameter
         ctx.set_materialize_grads(False)
         vectors = made.vectors.to(torch.promote_types(rows.dtype, torch.float32))
@@ -68,10 +70,10 @@ class QuantizeCoordinates(torch.autograd.Function):
 
 
 def _row_gradient(ctx: Any, grad: Tensor | None, grad_loss: Tensor | None) -> Tensor:
-    errors: Tensor = ctx.made.errors
+    errors: Tensor = ctx.errors
     decoder: Tensor = ctx.coder.encoder.T
     if grad_loss is None:
-        return torch.zeros_like(ctx.made.vectors) if grad is None else grad
+        return torch.zeros_like(ctx.rows) if grad is None else grad
     factor: float = 2 * ctx.commitment
     if grad is None:
         scaled: Tensor = errors @ decoder * (grad_loss * factor)
@@ -86,7 +88,7 @@ def _parameter_gradient(ctx: Any, grad_loss: Tensor) -> Tensor:
     num_rows, *shape = ctx.parameter.shape
     of_row = math.prod(shape)
     used = -(-ctx.coder.num_values // of_row) if ctx.sparse else num_rows
-    sums = ops.scatter_mixed(ctx.made.errors, ctx.made.codes, ctx.tier_rows, ctx.coder, grad_loss * -2, used * of_row)
+    sums = ops.scatter_mixed(ctx.errors, ctx.codes, ctx.tier_rows, ctx.coder, grad_loss * -2, used * of_row)
     dense = sums.view(used, *shape).to(ctx.parameter.dtype)
     return sparse_rows(dense, num_rows) if ctx.sparse else dense
 
@@ -104,7 +106,7 @@ def _composed_gradients(ctx: Any, grad: Tensor | None, grad_loss: Tensor | None)
     tiers = ctx.tier_rows
     if not isinstance(tiers, Tensor):
         tiers = torch.arange(len(tiers), device="cpu").repeat_interleave(torch.tensor(tiers, device="cpu")).to(z.device)
-    places = coder.searches.places(ctx.made.codes, tiers)
+    places = coder.searches.places(ctx.codes, tiers)
     named = ctx.values[places]
     if coder.steps is not None:
         named = whole_steps(named * coder.units, coder.steps).clamp(-127, 127) * coder.steps
