@@ -102,8 +102,9 @@ struct TierMap {
     }
 };
 
-// Fills a block from ids [begin, end); padding rows are zeroed on the way. False if the tier map is damaged.
-template <typename Locator>
+// Fills a block from ids [begin, end), and asks for their codes, if kAsks; padding rows are zeroed on the way. False if
+// the tier map is damaged.
+template <bool kAsks = true, typename Locator>
 inline bool locate_block(const Locator& locator, int64_t padding_idx, int64_t dim, const int64_t* ids, int64_t begin,
                          int64_t end, float* out, Block& block) {
     int64_t count = 0;
@@ -116,7 +117,7 @@ inline bool locate_block(const Locator& locator, int64_t padding_idx, int64_t di
         const uint8_t* codes;
         int64_t bytes;
         if (!locator.find(id, codes, block.tiers[count], bytes)) return false;
-        prefetch(codes, bytes);
+        if (kAsks) prefetch(codes, bytes);
         block.rows[count] = {codes, out + i * dim};
         ++count;
     }

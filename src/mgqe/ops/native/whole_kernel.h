@@ -301,8 +301,9 @@ private:
     int64_t num_places = 0;  // of a row
 };
 
-// Ids located, and their codes asked for, but for those whose rows are in the cache, or will be when they are copied.
+// Ids located, but for those whose rows are in the cache, or will be when they are copied.
 struct CachedBlock : Block {
+    bool asked;    // for the codes
     int64_t kept;  // rows [kept, count) go to the cache
     struct {
         const float* from;
@@ -316,8 +317,9 @@ template <typename Locator>
 bool locate_new(const Locator& locator, RowCache& cache, int64_t padding_idx, int64_t dim, const int64_t* ids,
                 int64_t begin, int64_t end, float* out, CachedBlock& block) {
     block.num_copies = 0;
+    block.asked = cache.is_useful();
     if (!cache.is_useful()) {
-        const bool sound = locate_block(locator, padding_idx, dim, ids, begin, end, out, block);
+        const bool sound = locate_block<false>(locator, padding_idx, dim, ids, begin, end, out, block);
         block.kept = block.count;
         return sound;
     }
@@ -386,6 +388,24 @@ inline void copy(const float* from, float* to, int64_t dim, bool stream) {
         W::write(to + t, load_vector<typename W::Floats>(from + t), dim - t, around);
 }
 
+// Asks for the codes of a block, unless that is done, a few rows at a time between other work: a core waits for some 16
+// to 24 lines at once, and asking for more makes it stand still.
+class Asking {
+public:
+    Asking(const mgqe_table& of, const CachedBlock& asked)
+        : table(of), block(asked), next(asked.asked ? asked.count : 0) {}
+
+    void rows(int64_t some) {
+        const int64_t end = next + some < block.count ? next + some : block.count;
+        for (; next < end; ++next) prefetch(block.rows[next].codes, table.tiers[block.tiers[next]].row_bytes);
+    }
+
+private:
+    const mgqe_table& table;
+    const CachedBlock& block;
+    int64_t next;
+};
+
 template <typename W, typename Locator>
 int32_t lookup_whole_located(const mgqe_table& table, const int64_t* ids, int64_t begin, int64_t end, float* out,
                              bool stream) {
@@ -401,20 +421,31 @@ int32_t lookup_whole_located(const mgqe_table& table, const int64_t* ids, int64_
         if (!table.diagonal) return multiply(matrix, bytes, rows, n, around);
         for (int64_t i = 0; i < n; ++i) scale<W>(table, bytes[i], rows[i].out, around);
     };
+    constexpr int64_t kAtOnce = 16;
     CachedBlock blocks[2];
     int now = 0;
     int64_t next = begin + kBlock < end ? begin + kBlock : end;
     bool sound = locate_new(locator, cache, padding_idx, dim, ids, begin, next, out, blocks[now]);
+    if (sound) Asking(table, blocks[now]).rows(kBlock);
     while (sound) {
         const int64_t after = next + kBlock < end ? next + kBlock : end;
         const bool more = next < end;
         if (more) sound = locate_new(locator, cache, padding_idx, dim, ids, next, after, out, blocks[now ^ 1]);
         const CachedBlock& block = blocks[now];
+        if (!more || !sound) blocks[now ^ 1].count = 0;
+        Asking asking(table, blocks[now ^ 1]);
         const uint8_t* bytes[kBlock];
         whole.read(block.rows, block.tiers, block.count, bytes);
-        write(bytes, block.rows, block.kept, stream);
-        write(bytes + block.kept, block.rows + block.kept, block.count - block.kept, false);
+        const auto write_rows = [&](int64_t first, int64_t stop, bool around) {
+            for (; first < stop; first += kAtOnce) {
+                asking.rows(kAtOnce);
+                write(bytes + first, block.rows + first, stop - first < kAtOnce ? stop - first : kAtOnce, around);
+            }
+        };
+        write_rows(0, block.kept, stream);
+        write_rows(block.kept, block.count, false);
         for (int64_t i = 0; i < block.num_copies; ++i) copy<W>(block.copies[i].from, block.copies[i].to, dim, stream);
+        asking.rows(kBlock);
         if (!more) break;
         now ^= 1;
         next = after;
