@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from benchmarks._common import Contender, Measurement, argument_parser, measure, print_table, read_saved, save
 from benchmarks.speed.budgets import LARGE_NUMBERS, counts_of
@@ -27,6 +26,8 @@ from mgqe.codec.capacity import BY_COLUMNS, Capacity, TierShape
 from mgqe.codec.layout import CENTROID_DTYPES, TableLayout
 from mgqe.codec.planning import speed
 from mgqe.codec.planning.speed import COSTS, Costs, Frequencies, lookup_share
+from mgqe.codec.tensors import map_tensors
+from mgqe.codec.tier_map import build_tier_map
 from mgqe.codec.tiers import Tiers
 
 LOOKUP = "nn.Embedding"
@@ -63,13 +64,17 @@ def shapes(n: int, d: int) -> dict[str, tuple[Capacity, bool]]:
     }
 
 
-def table(capacity: Capacity, turned: bool, seed: int) -> CompactTable:
-    """Of random codes."""
+def table(
+    capacity: Capacity, turned: bool, seed: int, tiers: Tiers | None = None, centroid_dtype: str | None = None
+) -> CompactTable:
+    """Of random codes; ids are in frequency order unless ``tiers`` says which tier each is in."""
     generator = torch.Generator().manual_seed(seed)
-    tiers, dtype = Tiers.from_sizes(capacity.sizes), "int8" if capacity.widths else "float32"
-    layout = TableLayout.of(tiers, capacity, dtype, None)
-    tensors: dict[str, Tensor] = {}
+    tiers = Tiers.from_sizes(capacity.sizes) if tiers is None else tiers
+    layout = TableLayout.of(tiers, capacity, centroid_dtype or ("int8" if capacity.widths else "float32"), None)
+    tensors = map_tensors(None if layout.order is None else build_tier_map(tiers))
     for name, (kind, shape) in layout.tensors(capacity.codebook_shapes).items():
+        if name in tensors:
+            continue
         if kind == torch.uint8:
             words = torch.randint(1 << 62, (-(-shape[0] * shape[1] // 7),), generator=generator)
             tensors[name] = words[:, None].view(torch.uint8)[:, :7].reshape(-1)[: shape[0] * shape[1]].view(shape)
@@ -79,8 +84,8 @@ def table(capacity: Capacity, turned: bool, seed: int) -> CompactTable:
             tensors[name] = torch.randint(-127, 128, shape, generator=generator).to(kind)
     if capacity.has_levels:
         for g, tier in enumerate(capacity.tiers):
-            levels = torch.linspace(-127, 127, 1 << tier.code_bits[0]).to(torch.int8)
-            tensors[f"centroids.{g}"] = levels.repeat(len(capacity.widths))
+            levels = [torch.linspace(-127, 127, 1 << bits) for bits in tier.code_bits]
+            tensors[f"centroids.{g}"] = torch.cat(levels).to(torch.int8)
     if capacity.widths and not turned:
         tensors["matrix"] = torch.eye(capacity.embedding_dim, dtype=torch.int8)
     return CompactTable.from_tensors(tensors, layout.to_json())

@@ -17,6 +17,7 @@ from mgqe.recsys.study.declaration import FILE, read_declaration
 from mgqe.recsys.study.pictures import all_pictures
 from mgqe.recsys.study.records import read_results
 from mgqe.recsys.study.runs import RESULTS
+from mgqe.recsys.study.speed import SPEED, read_speeds
 from mgqe.recsys.study.tables import all_tables
 from mgqe.recsys.study.text_table import fill
 
@@ -26,7 +27,8 @@ commands = typer.Typer()
 @commands.command(
     help="Tables and pictures of a study, from its declaration (OUT/study.toml) and OUT/results.jsonl.\n\n"
     "Of a method's candidates within a budget the one that is best on validation is reported, on test. Differences "
-    "are paired by seed, with 95% intervals.",
+    "are paired by seed, with 95% intervals. Times of look-ups and searches stand beside bytes where OUT/speed.json "
+    "has them.",
     epilog="Examples:\n\n"
     "  mgqe report mine\n\n"
     "  mgqe report studies/paper --pictures docs/pictures --into docs/results.md",
@@ -49,7 +51,7 @@ def report(
     records = read_results(out / RESULTS).records
     if not records:
         raise ValueError(f"{out / RESULTS} has no results: run mgqe study {out / FILE} --out {out}")
-    results = StudyResults(declaration, records)
+    results = StudyResults(declaration, records, read_speeds(out / SPEED))
     tables = all_tables(results)
     drawn = all_pictures(results, pictures or out / "pictures")
     missing = {path: fill(path, {name: table.markdown() for name, table in tables.items()}) for path in into or ()}

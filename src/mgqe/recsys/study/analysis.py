@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from mgqe.recsys.study.declaration import FULL, StudyDeclaration
 from mgqe.recsys.study.records import Record, run_key
+from mgqe.recsys.study.speed import Speeds
 
 # Student's t, two-sided 95%, by degrees of freedom; beyond 30 the normal distribution's 1.96 is near enough.
 _T95 = (
@@ -113,10 +114,10 @@ class Cell:
 
 
 class StudyResults:
-    """The records of a study, by pair and embedding."""
+    """The records of a study, by pair and embedding. speeds: the times of its tables, where these were measured."""
 
-    def __init__(self, declaration: StudyDeclaration, records: Sequence[Record]) -> None:
-        self.declaration = declaration
+    def __init__(self, declaration: StudyDeclaration, records: Sequence[Record], speeds: Speeds | None = None) -> None:
+        self.declaration, self.speeds = declaration, speeds or Speeds()
         last = {record["key"]: record for record in records}  # a run that was repeated counts once
         self.failed = [record for record in last.values() if record["status"] == "failed"]
         done = {key: record for key, record in last.items() if record["status"] == "done"}

@@ -173,15 +173,15 @@ def _rank(gaps: dict[str, dict[str, Interval]], method: str, pair: str) -> int:
 
 
 def pair_table(study: StudyResults, pair: str) -> TextTable:
-    """Every method at every budget."""
+    """Every method at every budget; with the times of their tables, as shares of the full ones', where measured."""
     full = study.full(pair)
     metric, second = full.metric, SECOND.get(full.metric, full.metric)
     names = [NAMES.get(metric, metric), NAMES.get(second, second)]
     table = TextTable(
         study.title(pair),
         [
-            "budget", "method", "embedding", "bytes", "valid, at the start", f"valid {names[0]}", names[0], names[1],
-            "points to full", "head", "tail", "seeds",
+            "budget", "method", "embedding", "bytes", *study.speeds.measured(pair), "valid, at the start",
+            f"valid {names[0]}", names[0], names[1], "points to full", "head", "tail", "seeds",
         ],
         left=3,
     )  # fmt: skip
@@ -202,6 +202,7 @@ def _row(study: StudyResults, budget: str, method: str, group: Group, cell: Cell
         method,
         f"`{group.embedding}`",
         f"{100 * group.share:.2f}%",
+        *(study.speeds.text(group.pair, group.embedding, what) for what in study.speeds.measured(group.pair)),
         at_start(group),
         f"{group.figure(f'valid_{metric}').mean:.4f}",
         group.figure(metric).text(),
