@@ -1,5 +1,6 @@
 """Baselines: values computed by hand, errors that fall with bytes, and files that must be refused."""
 
+import io
 import itertools
 import json
 import struct
@@ -48,6 +49,34 @@ def test_svd_keeps_the_first_singular_vectors():
     u, s, v = torch.linalg.svd(weight, full_matrices=False)
     best = u[:, :5] * s[:5] @ v[:5]
     assert torch.allclose(layer.freeze().lookup(torch.arange(50)), best, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [LowRankEmbedding(30, 8, rank=3), SVDEmbedding(30, 8, rank=3)])
+def test_factors_are_stored_in_float16_where_that_is_wanted(layer):
+    whole = layer.freeze()
+    layer.stored_dtype = "float16"
+    halves = layer.freeze()
+    assert halves.factors.dtype == halves.projection.dtype == torch.float16
+    assert torch.equal(halves.factors, whole.factors.half())
+    assert torch.equal(halves.projection, whole.projection.half())
+    assert 2 * halves.nbytes == whole.nbytes
+    file = io.BytesIO()
+    mgqe.save(halves, file)
+    file.seek(0)
+    assert mgqe.load(file).equal(halves)
+
+
+@pytest.mark.parametrize("layer", [LowRankEmbedding, SVDEmbedding])
+def test_what_float16_cannot_hold_is_refused(layer):
+    with pytest.raises(ValueError, match=r"stored_dtype must be one of \['float32', 'float16'\], or None, got 'half'"):
+        layer(5, 8, rank=2, stored_dtype="half")
+    with pytest.raises(ValueError, match="stored_dtype must be one of"):
+        layer.within(50, 8, 4000, stored_dtype="half")
+    large = layer(5, 8, rank=2, stored_dtype="float16")
+    with torch.no_grad():
+        next(large.parameters()).fill_(1e5)
+    with pytest.raises(ValueError, match=r"factors holds \S+, too large for float16: use stored_dtype='float32'"):
+        large.freeze()
 
 
 @pytest.mark.parametrize("rank", [0, 9])

@@ -66,6 +66,17 @@ def test_the_most_that_fits(layer: Any, size: tuple[int, int], share: float) -> 
         assert written(layer, *size, **more) > nbytes
 
 
+@pytest.mark.parametrize("layer", [LowRankEmbedding, SVDEmbedding])
+def test_float16_buys_twice_the_rank(layer: Any) -> None:
+    size, nbytes = (1000, 32), 4 * 5 * (1000 + 32) + 1000  # five columns of float32, and a header
+    assert layer.within(*size, nbytes) == {"rank": 5}
+    assert layer.within(*size, nbytes, stored_dtype="float32") == {"rank": 5}
+    assert layer.within(*size, nbytes, stored_dtype="float16") == {"rank": 10}
+    assert written(layer, *size, rank=10, stored_dtype="float16") <= nbytes
+    with pytest.raises(TooFewBytesError):
+        layer.within(*size, 2 * 1032, stored_dtype="float16")
+
+
 @pytest.mark.parametrize("layer", BUY_BITS)
 @settings(max_examples=8, deadline=None)
 @given(sizes, shares)

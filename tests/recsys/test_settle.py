@@ -51,6 +51,7 @@ ML_1M = {"user": 6040, "item": 3416}
         ("scalar:budget=10%", "scalar:bits=3"),
         ("lowrank:budget=5%", "lowrank:r=3"),
         ("svd:budget=20%", "svd:r=12"),
+        ("svd:budget=20%,stored=float16", "svd:r=25,stored=float16"),
         ("hash:budget=10%", "hash:item.buckets=340,item.hashes=2,user.buckets=602,user.hashes=2"),
         ("hash:budget=10%,hashes=1", "hash:hashes=1,item.buckets=340,user.buckets=602"),
         ("qr:budget=10%", "qr:item.remainders=328,user.remainders=591"),

@@ -19,6 +19,8 @@ from mgqe.nn.late_ids import LateIds
 from mgqe.ops.layout.packed_format import MAX_CENTROIDS
 from mgqe.table.base import FrozenTable
 
+STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
 
 class ComposedEmbedding(LateIds):
     """An embedding whose rows are composed from fewer parameters than N x d; it takes nn.Embedding's arguments.
@@ -87,6 +89,15 @@ def distinct(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return uniq, inverse, counts
 
 
+def stored_type(stored_dtype: str | None) -> torch.dtype | None:
+    """The dtype that a frozen table's floats are to have: None for that of the parameters; ValueError for no such."""
+    if stored_dtype is None:
+        return None
+    if stored_dtype not in STORED_DTYPES:
+        raise ValueError(f"stored_dtype must be one of {list(STORED_DTYPES)}, or None, got {stored_dtype!r}")
+    return STORED_DTYPES[stored_dtype]
+
+
 def check_dtype(dtype: torch.dtype | None) -> None:
     """Raise TypeError for a dtype that frozen tables do not have."""
     if dtype is not None and dtype not in FLOAT_DTYPES:
@@ -94,8 +105,9 @@ def check_dtype(dtype: torch.dtype | None) -> None:
 
 
 @outside_inference
-def cpu_values(layer: nn.Module, name: str) -> Tensor:
-    """A parameter's values for a frozen table: a copy on the CPU in the parameter's dtype.
+def cpu_values(layer: nn.Module, name: str, stored_dtype: str | None = None) -> Tensor:
+    """A parameter's values for a frozen table: a copy on the CPU, in the parameter's dtype unless ``stored_dtype`` says
+    otherwise.
 
     Raises ValueError if they have NaN or infinity, TypeError for a dtype that frozen tables do not have.
     """
@@ -110,7 +122,17 @@ def cpu_values(layer: nn.Module, name: str) -> Tensor:
             f"{name}[{int((~finite).nonzero()[0])}] of the {type(layer).__name__} of {layer.num_embeddings} x "
             f"{layer.embedding_dim} holds NaN or infinity: the training diverged, go back to a checkpoint"
         )
-    return values
+    return rounded(values, stored_dtype, name)
+
+
+def rounded(values: Tensor, stored_dtype: str | None, name: str) -> Tensor:
+    """Finite values in the dtype that they are stored in; ValueError where they are too large for it."""
+    stored = values.to(stored_type(stored_dtype) or values.dtype)
+    if stored.dtype == torch.float16 and not bool(torch.isfinite(stored).all()):
+        raise ValueError(
+            f"{name} holds {float(values.abs().max()):g}, too large for float16: use stored_dtype='float32'"
+        )
+    return stored
 
 
 def sizes_of(table: FrozenTable) -> Config:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mgqe.baselines.base import ComposedEmbedding, cpu_values, read_sizes, sizes_of
+from mgqe.baselines.base import ComposedEmbedding, cpu_values, read_sizes, sizes_of, stored_type
 from mgqe.baselines.budget import blank, file_nbytes, most_within
 from mgqe.checks.ids import FLOAT_DTYPES
 from mgqe.checks.inference import outside_inference
@@ -70,12 +70,13 @@ class LowRankEmbedding(ComposedEmbedding):
 
     Args:
         rank: r; default d / 8, at least 1.
+        stored_dtype: of both factors in the frozen table, "float32" or "float16"; by default that of the parameters.
 
     Shape:
         ids of any shape (...) and integer dtype -> (..., d).
 
     Raises:
-        ValueError: sizes, rank or ``padding_idx`` out of range, or a ``max_norm``.
+        ValueError: sizes, rank or ``padding_idx`` out of range, a ``max_norm``, or no such ``stored_dtype``.
         IndexError, TypeError: in the forward pass, ids out of range or not integers.
     """
 
@@ -89,6 +90,7 @@ class LowRankEmbedding(ComposedEmbedding):
         embedding_dim: int,
         *torch_arguments: Any,
         rank: int | None = None,
+        stored_dtype: str | None = None,
         **torch_keywords: Any,
     ) -> None:
         super().__init__(num_embeddings, embedding_dim, *torch_arguments, **torch_keywords)
@@ -96,6 +98,8 @@ class LowRankEmbedding(ComposedEmbedding):
         self.rank = max(1, dim // 8) if rank is None else as_int("rank", rank)
         if not 1 <= self.rank <= dim:
             raise ValueError(f"rank must be from 1 to embedding_dim={dim}, got {self.rank}")
+        stored_type(stored_dtype)
+        self.stored_dtype = stored_dtype
         self.factors = self._parameter(self.num_embeddings, self.rank)
         self.projection = self._parameter(self.rank, dim)
         self.reset_parameters()
@@ -121,19 +125,29 @@ class LowRankEmbedding(ComposedEmbedding):
 
     @classmethod
     def within(
-        cls, num_embeddings: int, embedding_dim: int, nbytes: int, *, rank: int | None = None, **given: Any
+        cls,
+        num_embeddings: int,
+        embedding_dim: int,
+        nbytes: int,
+        *,
+        rank: int | None = None,
+        stored_dtype: str | None = None,
+        **given: Any,
     ) -> dict[str, Any]:
         """Keywords for a file of at most ``nbytes``: the largest rank.
 
         Raises TooFewBytesError, a ValueError, if nothing fits.
         """
         numbers = range(1, embedding_dim + 1) if rank is None else [rank]
+        dtype = stored_type(stored_dtype) or torch.float32
 
         def nbytes_of(rank: int) -> int:
-            return file_nbytes(LowRankTable(blank(num_embeddings, rank), blank(rank, embedding_dim)))
+            factors, projection = blank(num_embeddings, rank, dtype=dtype), blank(rank, embedding_dim, dtype=dtype)
+            return file_nbytes(LowRankTable(factors, projection))
 
         return {"rank": most_within(numbers, nbytes_of, nbytes, (num_embeddings, embedding_dim))}
 
     def freeze(self) -> FrozenTable:
-        """Both factors in their dtype; float32 look-ups equal the forward pass up to the order of additions."""
-        return LowRankTable(cpu_values(self, "factors"), cpu_values(self, "projection"), self.padding_idx)
+        """Both factors as they are stored; float32 look-ups equal the forward pass up to the order of additions."""
+        factors, projection = (cpu_values(self, name, self.stored_dtype) for name in ("factors", "projection"))
+        return LowRankTable(factors, projection, self.padding_idx)

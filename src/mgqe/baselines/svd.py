@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mgqe.baselines.base import cpu_values
+from mgqe.baselines.base import cpu_values, rounded, stored_type
 from mgqe.baselines.full import FullEmbedding
 from mgqe.baselines.low_rank import LowRankEmbedding, LowRankTable
 from mgqe.checks.inference import outside_inference
@@ -22,23 +22,24 @@ class SVDEmbedding(FullEmbedding):
 
     Args:
         rank: r; default d / 8, at least 1.
+        stored_dtype: of both factors in the frozen table, "float32" or "float16"; by default float32.
 
     Raises:
-        ValueError: a rank that is not from 1 to d, and as FullEmbedding.
+        ValueError: a rank that is not from 1 to d, no such ``stored_dtype``, and as FullEmbedding.
     """
 
-    def __init__(self, *args: Any, rank: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, rank: int | None = None, stored_dtype: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        stored_type(stored_dtype)
+        self.stored_dtype = stored_dtype
         self.rank = max(1, self.embedding_dim // 8) if rank is None else as_int("rank", rank)
         if not 1 <= self.rank <= self.embedding_dim:
             raise ValueError(f"rank must be from 1 to embedding_dim={self.embedding_dim}, got {self.rank}")
 
     @classmethod
-    def within(
-        cls, num_embeddings: int, embedding_dim: int, nbytes: int, *, rank: int | None = None, **given: Any
-    ) -> dict[str, Any]:
+    def within(cls, num_embeddings: int, embedding_dim: int, nbytes: int, **given: Any) -> dict[str, Any]:
         """As that of LowRankEmbedding, whose table it leaves."""
-        return LowRankEmbedding.within(num_embeddings, embedding_dim, nbytes, rank=rank)
+        return LowRankEmbedding.within(num_embeddings, embedding_dim, nbytes, **given)
 
     @outside_inference
     def freeze(self) -> FrozenTable:  # type: ignore[override]  # nn.Embedding annotates a bool it never sets
@@ -49,7 +50,8 @@ class SVDEmbedding(FullEmbedding):
         # In float64, where the squared singular values of a table keep all the digits that float32 rows have.
         _, vectors = torch.linalg.eigh(weight.T.double() @ weight.double())  # ascending
         projection = vectors[:, -self.rank :].flip(1).T.float().contiguous()
-        return LowRankTable(weight @ projection.T, projection, self.padding_idx)
+        factors = rounded(weight @ projection.T, self.stored_dtype, "factors")
+        return LowRankTable(factors, rounded(projection, self.stored_dtype, "projection"), self.padding_idx)
 
     def extra_repr(self) -> str:
         """Sizes, for print."""

@@ -67,10 +67,16 @@ METHODS: dict[str, Method] = {
         "a trained full table, b bits per value: scalar:bits=4 or scalar:budget=10%",
     ),
     "lowrank": Method(
-        baselines.LowRankEmbedding, "trained", "N x r times r x d: lowrank:r=8 or lowrank:budget=10%", {"r": "rank"}
+        baselines.LowRankEmbedding,
+        "trained",
+        "N x r times r x d: lowrank:r=8,stored=float16 or lowrank:budget=10%",
+        {"r": "rank", "stored": "stored_dtype"},
     ),
     "svd": Method(
-        baselines.SVDEmbedding, "post", "a trained full table, cut to rank r: svd:r=8 or svd:budget=10%", {"r": "rank"}
+        baselines.SVDEmbedding,
+        "post",
+        "a trained full table, cut to rank r: svd:r=8,stored=float16 or svd:budget=10%",
+        {"r": "rank", "stored": "stored_dtype"},
     ),
     "hash": Method(
         baselines.HashEmbedding,
