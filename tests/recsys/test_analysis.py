@@ -12,7 +12,7 @@ import pytest
 from mgqe.recsys.study.analysis import Interval, StudyResults
 from mgqe.recsys.study.declaration import StudyDeclaration, read_declaration
 from mgqe.recsys.study.records import run_key
-from mgqe.recsys.study.tables import against_full, against_others, all_tables, leaderboard, points
+from mgqe.recsys.study.tables import against_full, against_others, all_tables, leaderboard, pair_table, points
 from mgqe.recsys.study.text_table import TextTable, fill
 
 DECLARATION = """
@@ -162,6 +162,17 @@ def test_the_whole_catalogue_leads_and_is_compared_in_per_cent(study: StudyResul
     assert [row[1] for row in rows] == ["NDCG@10, whole catalogue, %", "HR@10"]
     assert rows[0][2] == "0.2333"
     assert rows[0][3].startswith("-5.00 ± ")  # the mean of -10, -5 and 0 per cent
+    table = pair_table(study, "a")
+    at = table.header.index("bytes") + 1
+    assert table.header[at : at + 2] == ["NDCG@10, whole catalogue", "% to full"]
+    full_row, ours = table.rows[:2]
+    assert full_row[at][:6] == "0.2333"
+    assert full_row[at + 1] == ""
+    assert ours[at][:6] == "0.2267"
+    assert ours[at + 1] == rows[0][3]
+    assert "head-tail-a" not in all_tables(study)  # of which no run says anything
+    full.by_seed[1]["quality"].update({"head_full_ndcg@10": 0.3, "tail_full_ndcg@10": 0.1})
+    assert all_tables(study)["head-tail-a"].rows[0][:3] == ["full", "0.3000", "0.1000"]
     full.by_seed[1]["quality"]["full_ndcg@10"] = 0.0  # of which there is no share
     gap = cell.group.over(full, "full_ndcg@10")
     assert gap is not None

@@ -69,8 +69,12 @@ class Group:
     @property
     def leading(self) -> list[str]:
         """The figures that comparisons show: for rankings also that of the whole catalogue, which comes first."""
-        ranked = all(RELATIVE in record["quality"] for record in self.by_seed.values())
-        return [RELATIVE, self.metric] if ranked else [self.metric]
+        return [RELATIVE, self.metric] if self.ranks else [self.metric]
+
+    @property
+    def ranks(self) -> bool:
+        """Whether all runs say how the whole catalogue was ranked."""
+        return all(RELATIVE in record["quality"] for record in self.by_seed.values())
 
     @property
     def nbytes(self) -> float:

@@ -17,12 +17,15 @@ OURS = "MGQE"
 def all_tables(study: StudyResults) -> dict[str, TextTable]:
     """All tables that have rows, by name.
 
-    Names: `against-full`, `against-others`, `leaderboard`, `pair-NAME`, `ablation-NAME-PAIR`, `codebooks`, `cost`,
-    `doubted`, `failed`.
+    Names: `against-full`, `against-others`, `leaderboard`, `pair-NAME`, `head-tail-NAME`, `ablation-NAME-PAIR`,
+    `codebooks`, `cost`, `doubted`, `failed`.
     """
     tables = {"against-full": against_full(study), "against-others": against_others(study)}
     tables["leaderboard"] = leaderboard(study)
-    tables.update({f"pair-{pair}": pair_table(study, pair) for pair in study.pairs()})
+    for pair in study.pairs():
+        tables[f"pair-{pair}"] = pair_table(study, pair)
+        if study.full(pair).ranks:  # of others the table of the pair has the only figure
+            tables[f"head-tail-{pair}"] = head_and_tail_table(study, pair)
     for ablation in study.declaration.ablations:
         for pair in ablation.pairs:
             if pair in study.pairs():
@@ -173,14 +176,19 @@ def _rank(gaps: dict[str, dict[str, Interval]], method: str, pair: str) -> int:
 
 
 def pair_table(study: StudyResults, pair: str) -> TextTable:
-    """Every method at every budget; with the times of their tables, as shares of the full ones', where measured."""
+    """Every method at every budget.
+
+    Times of their tables, as shares of the full ones', are shown where they were measured. Of rankings the whole
+    catalogue comes first, then figures among sampled items.
+    """
     full = study.full(pair)
     metric, second = full.metric, SECOND.get(full.metric, full.metric)
     names = [NAMES.get(metric, metric), NAMES.get(second, second)]
     table = TextTable(
         study.title(pair),
         [
-            "budget", "method", "embedding", "bytes", *study.speeds.measured(pair), "valid, at the start",
+            "budget", "method", "embedding", "bytes", *study.speeds.measured(pair),
+            *(["NDCG@10, whole catalogue", "% to full"] if full.ranks else []), "valid, at the start",
             f"valid {names[0]}", names[0], names[1], "points to full", "head", "tail", "seeds",
         ],
         left=3,
@@ -192,10 +200,11 @@ def pair_table(study: StudyResults, pair: str) -> TextTable:
 
 
 def _row(study: StudyResults, budget: str, method: str, group: Group, cell: Cell | None) -> list[str]:
-    metric = group.metric
+    metric, full = group.metric, study.full(group.pair)
+    ranked = full.ranks
 
     def gap(name: str) -> str:
-        return "" if cell is None else points(group.over(study.full(group.pair), name))
+        return "" if cell is None else points(group.over(full, name))
 
     return [
         budget,
@@ -203,6 +212,7 @@ def _row(study: StudyResults, budget: str, method: str, group: Group, cell: Cell
         f"`{group.embedding}`",
         f"{100 * group.share:.2f}%",
         *(study.speeds.text(group.pair, group.embedding, what) for what in study.speeds.measured(group.pair)),
+        *([group.figure(RELATIVE).text() if group.ranks else "", gap(RELATIVE)] if ranked else []),
         at_start(group),
         f"{group.figure(f'valid_{metric}').mean:.4f}",
         group.figure(metric).text(),
