@@ -66,6 +66,18 @@ def test_factors_are_stored_in_float16_where_that_is_wanted(layer):
     assert mgqe.load(file).equal(halves)
 
 
+def test_rows_are_stored_in_float16_where_that_is_wanted():
+    layer = FullEmbedding(30, 8, padding_idx=3, stored_dtype="float16")
+    table = layer.freeze()
+    assert torch.equal(table.weight, layer.weight.detach().half())
+    assert table.padding_idx == 3
+    file = io.BytesIO()
+    assert mgqe.save(table, file) == FullEmbedding.frozen_nbytes(30, 8, "float16")
+    assert FullEmbedding(30, 8).freeze().weight.dtype == torch.float32
+    with pytest.raises(ValueError, match="stored_dtype must be one of"):
+        FullEmbedding(30, 8, stored_dtype="int8")
+
+
 @pytest.mark.parametrize("layer", [LowRankEmbedding, SVDEmbedding])
 def test_what_float16_cannot_hold_is_refused(layer):
     with pytest.raises(ValueError, match=r"stored_dtype must be one of \['float32', 'float16'\], or None, got 'half'"):

@@ -48,6 +48,7 @@ ML_1M = {"user": 6040, "item": 3416}
     ("embedding", "expected"),
     [
         ("full:budget=10%", "full:d=6"),
+        ("full:budget=10%,stored=float16", "full:d=12,stored=float16"),
         ("scalar:budget=10%", "scalar:bits=3"),
         ("lowrank:budget=5%", "lowrank:r=3"),
         ("svd:budget=20%", "svd:r=12"),

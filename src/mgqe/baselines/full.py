@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgqe.baselines.base import check_dtype, cpu_values, read_sizes, sizes_of
+from mgqe.baselines.base import check_dtype, cpu_values, read_sizes, sizes_of, stored_type
 from mgqe.baselines.budget import blank, file_nbytes
 from mgqe.checks.ids import FLOAT_DTYPES, check_sizes
 from mgqe.checks.inference import as_normal, outside_inference
@@ -57,10 +58,11 @@ class FullTable(FrozenTable):
 class FullEmbedding(LateIds, nn.Embedding):
     """nn.Embedding that takes ids of every integer dtype, checks them, and can be frozen.
 
-    Arguments are nn.Embedding's.
+    Arguments are nn.Embedding's, and ``stored_dtype`` of the frozen table's rows: "float32" or "float16", by default
+    that of the weight.
 
     Raises:
-        ValueError: negative sizes, or ``padding_idx`` outside the table.
+        ValueError: negative sizes, ``padding_idx`` outside the table, or no such ``stored_dtype``.
         IndexError, TypeError: in the forward pass, ids out of range or not integers.
     """
 
@@ -68,9 +70,16 @@ class FullEmbedding(LateIds, nn.Embedding):
 
     @outside_inference
     def __init__(
-        self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, *args: Any, **kwargs: Any
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        *args: Any,
+        stored_dtype: str | None = None,
+        **kwargs: Any,
     ) -> None:
         check_dtype(kwargs.get("dtype"))
+        stored_type(stored_dtype)
         num_embeddings, embedding_dim, padding_idx = check_sizes(num_embeddings, embedding_dim, padding_idx)
         names = ("max_norm", "norm_type")
         kwargs.update({name: as_float(name, kwargs[name]) for name in names if kwargs.get(name) is not None})
@@ -78,16 +87,19 @@ class FullEmbedding(LateIds, nn.Embedding):
         if (weight := kwargs.get("_weight")) is not None:  # from_pretrained passes it by keyword
             kwargs["_weight"] = as_normal(weight)
         super().__init__(num_embeddings, embedding_dim, padding_idx, *args, **kwargs)
+        self.stored_dtype = stored_dtype
 
     def forward(self, input: Tensor) -> Tensor:
         """Rows of ids: integers (...) -> (..., d) in the weight's dtype."""
         return super().forward(self._safe_ids(input))
 
     @staticmethod
-    def frozen_nbytes(num_embeddings: int, embedding_dim: int) -> int:
-        """Bytes of the file of such a table, float32."""
-        return file_nbytes(FullTable(blank(num_embeddings, embedding_dim)))
+    def frozen_nbytes(num_embeddings: int, embedding_dim: int, stored_dtype: str | None = None) -> int:
+        """Bytes of the file of such a table, of a float32 weight."""
+        return file_nbytes(
+            FullTable(blank(num_embeddings, embedding_dim, dtype=stored_type(stored_dtype) or torch.float32))
+        )
 
     def freeze(self) -> FrozenTable:  # type: ignore[override]  # nn.Embedding annotates a bool it never sets
-        """The table as it is, in the weight's dtype; look-ups equal the eval-mode forward pass."""
-        return FullTable(cpu_values(self, "weight"), self.padding_idx)
+        """The table as it is; look-ups equal the eval-mode forward pass unless ``stored_dtype`` rounds the rows."""
+        return FullTable(cpu_values(self, "weight", self.stored_dtype), self.padding_idx)

@@ -49,7 +49,8 @@ METHODS: dict[str, Method] = {
     "full": Method(
         baselines.FullEmbedding,
         "trained",
-        "a full table; full:d=16 is one with 16 dimensions, full:budget=10% one with as many as fit",
+        "a full table; full:d=16 is one with 16 dimensions, full:budget=10%,stored=float16 one with as many as fit",
+        {"stored": "stored_dtype"},
         narrows=True,
     ),
     "mgqe": Method(

@@ -44,10 +44,16 @@ def _narrowed(config: TrainConfig, task: Task) -> Spec:
     nbytes = budget_bytes(budget, sum(_full_nbytes(config, info) for info in tables))
     numbers = [spec.dim] if spec.dim is not None else range(config.dim, 0, -1)
     for dim in numbers:
-        least = sum(FullEmbedding.frozen_nbytes(info.num_embeddings, info.dim_of(dim)) for info in tables)
+        least = sum(_narrow_nbytes(spec, info, dim) for info in tables)
         if least <= nbytes and _can_have(config, dim):
             return replace(spec.without_budget(), dim=dim)
     raise _impossible(spec, nbytes, least, list(task.tables))
+
+
+def _narrow_nbytes(spec: Spec, info: TableInfo, dim: int) -> int:
+    """Bytes of a full table's file in a run of so many dimensions; fixed ones stay as they are."""
+    stored: Any = None if info.fixed else spec.keywords(info.field).get("stored_dtype")
+    return FullEmbedding.frozen_nbytes(info.num_embeddings, info.dim_of(dim), stored)
 
 
 def _can_have(config: TrainConfig, dim: int) -> bool:
