@@ -227,6 +227,16 @@ def test_a_run(tiny: Path, tmp_path: Path, embedding: str, loss: str) -> None:
 def test_tuned_settings(data: str) -> None:
     config = TrainConfig(data=data, task="sequential", model="sasrec").with_settings(tuned_settings("sasrec", data))
     assert (config.eval_negatives, config.weight_decay) == (100, 0.0)
+    if data != "ml-1m":
+        assert (config.loss, config.negatives, config.dropout, config.init_std) == ("softmax", 256, 0.5, 0.05)
+
+
+def test_settings_of_data_of_ones_own_train_on_few_items(tiny: Path, tmp_path: Path) -> None:
+    """There are more negatives than the 80 items."""
+    settings = [*tuned_settings("sasrec", str(tiny)), "max_epochs=3", "anneal_epochs=0", "eval_negatives=20", "dim=8"]
+    config = TrainConfig(data=str(tiny), task="sequential", model="sasrec", embedding="full").with_settings(settings)
+    metrics = train_run(config, tmp_path / "out")
+    assert metrics["history"]["full"][-1]["loss"] == pytest.approx(math.log(257), rel=0.05)  # of scores near zero
 
 
 @pytest.mark.parametrize(
