@@ -133,6 +133,19 @@ def test_the_study_of_one_budget_chooses_nothing_by_hand() -> None:
     for name in declaration.method_names:
         for budget, listed in declaration.candidates("gmf-ml-1m", name).items():
             more = ",factors=64" if name == "RecJPQ, 64 factors" else ""  # which is what that method is
-            assert [text.partition("@")[0].partition(":")[2] for text in listed] == [f"budget={budget:g}%{more}"]
+            options = {text.partition("@")[0].partition(":")[2].removesuffix(",stored=float16") for text in listed}
+            assert options == {f"budget={budget:g}%{more}"}
     assert {20.0, 10.0, 5.0, 2.0} == set(declaration.candidates("lightgcn-beauty", "SVD"))
     assert not declaration.candidates("lightgcn-beauty", "hashing")  # which has no rows for LightGCN to keep
+
+
+def test_methods_that_train_from_the_beginning_are_tuned_alike() -> None:
+    declaration = read_declaration(ROOT / "studies/budget/study.toml")
+    for name in ("small d", "RecJPQ", "CCE", "low rank", "hashing", "quotient-remainder"):
+        for pair in ("gmf-ml-1m", "wide-deep-frappe"):
+            for listed in declaration.candidates(pair, name).values():
+                assert {text.partition("@")[2] for text in listed} == {"", "learning_rate=1e-2"}
+    for name in ("SVD", "small d", "low rank"):
+        for pair in declaration.pairs:
+            for listed in declaration.candidates(pair, name).values():
+                assert any("stored=float16" in text for text in listed)
