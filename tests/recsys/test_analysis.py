@@ -94,6 +94,28 @@ def test_the_candidate_within_the_budget_that_validation_prefers(study: StudyRes
     assert study.budgets("a") == [20.0, 5.0]
 
 
+def test_the_whole_catalogue_chooses_where_all_candidates_have_it(study: StudyResults) -> None:
+    ours = [group for name in ("mgqe:D=8,K=8/4", "mgqe:D=8,K=16/4") if (group := study.group("a", name)) is not None]
+    for group, value in zip(ours, (0.2, 0.1), strict=True):
+        assert study.cell("a", "MGQE", 20).group is ours[1]  # type: ignore[union-attr]  # by HR@10, until all have it
+        for record in group.by_seed.values():
+            record["quality"]["valid_full_ndcg@10"] = value
+    cell = study.cell("a", "MGQE", 20)
+    assert cell is not None
+    assert cell.group is ours[0]
+    rival = study.rival("a", "MGQE", 20)
+    assert rival is not None
+    assert rival.method == "DPQ"  # by HR@10
+    for name, value in (("dpq:D=8,K=4", 0.1), ("scalar:bits=4", 0.2)):
+        group = study.group("a", name)
+        assert group is not None
+        for record in group.by_seed.values():
+            record["quality"]["valid_full_ndcg@10"] = value
+    rival = study.rival("a", "MGQE", 20)
+    assert rival is not None
+    assert rival.method == "scalar"
+
+
 def test_differences_are_paired_by_seed(study: StudyResults) -> None:
     cell, full = study.cell("a", "MGQE", 20), study.full("a")
     assert cell is not None

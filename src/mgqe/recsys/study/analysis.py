@@ -105,6 +105,14 @@ class Group:
         return Interval.of(gaps) if gaps else None
 
 
+def best_on_validation(groups: Sequence[Group]) -> Group:
+    """The group of a pair that is best by the figure that leads, or by the task's own where some run lacks it."""
+    metric = groups[0].metric
+    records = [record for group in groups for record in group.by_seed.values()]
+    name = RELATIVE if all(f"valid_{RELATIVE}" in record["quality"] for record in records) else metric
+    return max(groups, key=lambda group: group.figure(f"valid_{name}").mean)
+
+
 @dataclass(frozen=True)
 class Cell:
     """A method on a pair at a budget. rejected: candidates with worse validation figures; too_large: over budget."""
@@ -164,7 +172,7 @@ class StudyResults:
             return None
         most = max(len(group.by_seed) for group in fitting)
         fitting = [group for group in fitting if len(group.by_seed) == most]
-        best = max(fitting, key=lambda group: group.figure(f"valid_{group.metric}").mean)
+        best = best_on_validation(fitting)
         return Cell(
             pair,
             method,
@@ -196,4 +204,7 @@ class StudyResults:
             for name in self.declaration.method_names
             if name != method and name not in besides and (cell := self.cell(pair, name, budget)) is not None
         ]
-        return max(cells, key=lambda cell: cell.group.figure(f"valid_{cell.group.metric}").mean, default=None)
+        if not cells:
+            return None
+        best = best_on_validation([cell.group for cell in cells])
+        return next(cell for cell in cells if cell.group is best)
