@@ -26,10 +26,9 @@ commands = typer.Typer()
 
 @commands.command(
     help="Tables and pictures of a study, from its declaration (OUT/study.toml) and OUT/results.jsonl.\n\n"
-    "Of a method's candidates within a budget the one that is best on validation (by NDCG@10 over the whole catalogue, or "
-    "the AUC) is reported, on test. Differences "
-    "are paired by seed, with 95% intervals. Times of look-ups and searches stand beside bytes where OUT/speed.json "
-    "has them.",
+    "Of a method's candidates within a budget the one that is best on validation is reported, on test: by NDCG@10 over "
+    "the whole catalogue, or by the AUC. Differences are paired by seed, with 95% intervals. Times of look-ups and "
+    "searches stand beside bytes where OUT/speed.json has them.",
     epilog="Examples:\n\n"
     "  mgqe report mine\n\n"
     "  mgqe report studies/paper --pictures docs/pictures --into docs/results.md",
