@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mgqe.cli.counts_files import Counts
 from mgqe.recsys.data.datasets import DATA_DIR_VARIABLE, DATASETS, DIVIDED, load_data, planted
 from mgqe.recsys.data.interactions import load_interactions
 from mgqe.recsys.data.splits import leave_one_out
@@ -125,6 +126,12 @@ def test_the_parts_are_those_of_the_files_and_nothing_is_left_out(divided: Path)
     assert split.summary["rule"] == "as published"
     assert split.summary["cold"]["test"] == {"users": 0, "items": 1, "interactions": 1}
     assert split.several_items
+
+
+def test_its_training_items_are_counted_for_a_plan(divided: Path) -> None:
+    """Of items 5 to 9, the last of which is in the test alone, and of users 0 and 1."""
+    assert Counts("beauty-split", data_dir=str(divided)).read(None).tolist() == [2, 1, 1, 1, 0]
+    assert Counts("beauty-split", field="user", data_dir=str(divided)).read(None).tolist() == [3, 2]
 
 
 def test_several_test_items_are_judged_among_the_first_20_too(divided: Path) -> None:

@@ -99,20 +99,24 @@ class Counts:
             return True
         if Path(self.source).is_file():
             return False
-        from mgqe.recsys.data.datasets import DATASETS
+        from mgqe.recsys.data.datasets import DATASETS, DIVIDED
 
-        return self.source in DATASETS
+        return self.source in DATASETS or self.source in DIVIDED
 
     def _of_data_set(self) -> Tensor:
-        from mgqe.recsys.data.datasets import DATASETS, load_data
-        from mgqe.recsys.data.splits import leave_one_out
+        from mgqe.recsys.data.datasets import DATASETS, DIVIDED, load_data
+        from mgqe.recsys.data.splits import leave_one_out, published_parts
 
-        if self.source != "planted" and self.source not in DATASETS:
+        known = ("planted", *DATASETS, *DIVIDED)
+        if self.source not in known:
             raise ValueError(
                 f"--counts {self.source!r}: expected a file ({', '.join(FILES)}) or a known data set: "
-                f"planted, {', '.join(DATASETS)}"
+                f"{', '.join(known)}"
             )
-        split = leave_one_out(load_data(self.source, self.data_dir))
+        if self.source in DIVIDED:
+            _, split = published_parts(*DIVIDED[self.source].load(self.data_dir))
+        else:
+            split = leave_one_out(load_data(self.source, self.data_dir))
         return split.item_counts if self.field == "item" else split.user_counts
 
 
