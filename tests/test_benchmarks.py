@@ -189,3 +189,25 @@ def test_fitted_costs_are_written_where_the_planner_reads_them(monkeypatch: pyte
     exec(compile(with_costs(source, speed.Costs(row=1.25, product=0.004)), "speed.py", "exec"), names)
     written = names["Costs"]()
     assert (written.row, written.product, written.line) == (1.2, 0.004, speed.Costs().line)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("hash", {"num_buckets": 5, "num_hashes": 2}), ("qr", {"num_remainders": 4, "operation": "add"})],
+)
+def test_sums_of_shared_rows_that_are_there_are_found(
+    monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, object]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.quality.shared_rows import memberships, nearest
+
+    with torch.no_grad():
+        named = memberships(name, 11, options)
+        assert named.sum(1).tolist() == [2.0] * 11  # two shared rows per id
+        if name == "qr":  # three quotients, then four remainders
+            assert named[6].tolist() == [0, 1, 0, 0, 0, 1, 0]
+        rows = named @ torch.randn(named.shape[1], 3, generator=torch.Generator().manual_seed(0))
+        assert torch.allclose(nearest(name, rows, options), rows, atol=1e-5)
+        other = torch.randn(11, 3, generator=torch.Generator().manual_seed(1))
+        left = other - nearest(name, other, options)
+        assert torch.allclose(named.T @ left, torch.zeros(named.shape[1], 3), atol=1e-4)  # normal equations

@@ -111,6 +111,20 @@ def test_train_and_inspect(runner: CliRunner, tiny: Path, tmp_path: Path) -> Non
     assert f"{sum(path.stat().st_size for path in (file, appended, record)):,}" in result.output
 
 
+def test_figures_that_are_asked_for_are_printed_and_choose(runner: CliRunner, tiny: Path, tmp_path: Path) -> None:
+    command = ["train", "--data", str(tiny), "--embedding", "full", "--out", str(tmp_path / "out"), *SETTINGS]
+    result = runner.invoke(app, [*command, "--metrics", "recall@3,mrr@5", "--select-by", "mrr@4"])
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    values = "  ".join(f"{metrics['quality'][f'full_{name}']:.4f}" for name in ("recall@3", "mrr@5"))
+    assert re.search(rf"recall@3, mrr@5 in the whole catalogue\s+{values}", result.output)
+    history = metrics["history"]["full"]
+    assert history[metrics["best_epoch"]["full"]]["full_mrr@4"] == max(record["full_mrr@4"] for record in history)
+    refused = runner.invoke(app, [*command, "--select-by", "map@5"])
+    assert refused.exit_code == 2
+    assert "expected a figure such as" in flat(refused.output)
+
+
 def test_inspect_a_mixed_table(runner: CliRunner) -> None:
     path = GOLDEN / "mixed-three-tiers-int8-matrix.safetensors"
     result = runner.invoke(app, ["inspect", str(path)])

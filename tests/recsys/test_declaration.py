@@ -144,7 +144,7 @@ def test_methods_that_train_from_the_beginning_are_tuned_alike() -> None:
     for name in ("small d", "RecJPQ", "CCE", "low rank", "hashing", "quotient-remainder"):
         for pair in ("gmf-ml-1m", "wide-deep-frappe"):
             for listed in declaration.candidates(pair, name).values():
-                assert {text.partition("@")[2] for text in listed} == {"", "learning_rate=1e-2"}
+                assert {text.partition("@")[2] for text in listed} == {"", "learning_rate=1e-2,patience=15"}
     for name in ("SVD", "small d", "low rank"):
         for pair in declaration.pairs:
             for listed in declaration.candidates(pair, name).values():
