@@ -135,4 +135,4 @@ def test_from_records_to_the_columns_of_the_report(tmp_path: Path, monkeypatch: 
     assert float(cells["`svd:budget=5%`"][0]) > 0
     assert cells["`svd:budget=5%`"][1] == ""  # these tables have no search of their own
     without = pair_table(StudyResults(study.declaration, listed), "gmf-ml-1m")
-    assert without.header[3:5] == ["bytes", "valid, at the start"]
+    assert without.header[3:5] == ["bytes", "NDCG@10, whole catalogue"]
