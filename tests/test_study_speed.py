@@ -123,7 +123,12 @@ def test_from_records_to_the_columns_of_the_report(tmp_path: Path, monkeypatch: 
     ]
     write_results(tmp_path / RESULTS, listed)
     monkeypatch.setattr(sys, "argv", ["study_speed", str(tmp_path), "--rounds", "1", "--calls", "1", "--ids", "16"])
-    study_speed.main()
+    threads = torch.get_num_threads()
+    try:
+        study_speed.main()
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.is_grad_enabled()
     speeds = read_speeds(tmp_path / SPEED)
     study = StudyResults(read_declaration(tmp_path / "study.toml"), listed, speeds)
     ranked, clicks = pair_table(study, "gmf-ml-1m"), pair_table(study, "wide-deep-frappe")

@@ -62,12 +62,12 @@ def nearest(name: str, rows: Tensor, options: dict[str, Any]) -> Tensor:
     return named @ torch.linalg.lstsq(named, rows, driver="gelsd").solution
 
 
+@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("run", type=Path, help="a finished run of full tables, of a model that ranks")
     parser.add_argument("--budget", default="10%", help="of the bytes of the full tables")
     options = parser.parse_args()
-    torch.set_grad_enabled(False)
     config = TrainConfig(**json.loads((options.run / "config.json").read_text()))
     task: Any = RunData.load(config).task
     model = load_run(options.run)

@@ -34,6 +34,7 @@ from mgqe.table.base import FrozenTable
 K = 100
 
 
+@torch.no_grad()
 def main() -> None:
     parser = argument_parser(__doc__ or "", "study-speed")
     parser.add_argument("study", type=Path, help="a study's folder, with its declaration and its records")
@@ -45,7 +46,6 @@ def main() -> None:
     declaration = read_declaration(options.study / FILE)
     results = StudyResults(declaration, read_results(options.study / RESULTS).records)
     torch.set_num_threads(options.threads[0])
-    torch.set_grad_enabled(False)
     measurements = [
         each
         for pair in results.pairs()
