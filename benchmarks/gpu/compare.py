@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     sizes = Sizes.small() if options.small else Sizes()
     run = Run(device, sizes, began + 60 * options.minutes, began)
     if device.index is not None:
-        torch.cuda.set_device(device)  # where kernels of Triton run
+        torch.cuda.set_device(device)  # so that no launch has to change it
     torch.manual_seed(0)
     shares = {"checks": CHECKS_SHARE, **{part.__name__: share for part, share in PARTS.items()}}
     parts = ", ".join(f"{name} {options.minutes * share:.1f}" for name, share in shares.items())

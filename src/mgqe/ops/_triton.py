@@ -21,25 +21,12 @@ from mgqe.ops._descriptor import TableBuffers
 
 
 def triton_on(device: torch.device) -> Any:
-    """The module :mod:`mgqe.ops.triton_kernels` for tensors on torch's current GPU; None elsewhere, or without it."""
+    """The module :mod:`mgqe.ops.triton_kernels` for tensors on a GPU; None elsewhere, or without it."""
     if not reads_wait(device) or os.environ.get("MGQE_TRITON", "1") == "0":
         return None
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return None
-    if device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
-        _warn_of_other_device(device.index)
-        return None
     return _kernels()
-
-
-@functools.cache
-def _warn_of_other_device(index: int) -> None:
-    warnings.warn(
-        f"tensors are on cuda:{index}, but Triton runs kernels on torch's current GPU, which is another: mgqe does "
-        f"without its own, with the same results, slowly. Call torch.cuda.set_device({index}) first.",
-        RuntimeWarning,
-        stacklevel=4,
-    )
 
 
 @functools.cache

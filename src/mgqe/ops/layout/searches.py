@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -58,10 +58,26 @@ class Searches:
         """Centroids of the largest search."""
         return max(max(search.counts) for search in self.all)
 
+    @property
+    def length(self) -> int:
+        """Coordinates of a row."""
+        return max(search.coordinate + search.width for search in self.all)
+
+    @property
+    def num_moments(self) -> int:
+        """Numbers of the widest search's moments: how many rows, sums of coordinates, sums of products of two."""
+        width = max(search.width for search in self.all)
+        return 1 + width + width * width
+
+    @cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """All of it in whole numbers, as operators in graphs take it; :func:`searches_of` reads them."""
+        fields = [number for search in self.all for number in (*search[:6], *search.counts)]
+        return (self.num_codes, self.num_numbers, self.num_tiers, *fields)
+
     def places(self, codes: Tensor, tiers: Tensor | None) -> Tensor:
         """Where the numbers are that codes (n, D) of rows of tiers (n,) name, int64 (n, L); None: there is one tier."""
-        length = max(search.coordinate + search.width for search in self.all)
-        places = torch.zeros((codes.shape[0], length), dtype=torch.int64, device=codes.device)
+        places = torch.zeros((codes.shape[0], self.length), dtype=torch.int64, device=codes.device)
         for search in self.all:
             t = torch.arange(search.width, device=codes.device)
             first = search.entry + t // search.piece * search.stride + t % search.piece
@@ -115,6 +131,17 @@ def _joined(of_tiers: Sequence[Sequence[tuple[int, int, int, int, int, int, int]
             counts.setdefault(fields[:6], [0] * len(of_tiers))[g] = fields[6]
     searches = tuple(Search(*where, tuple(each)) for where, each in counts.items())
     return Searches(searches, max(map(len, of_tiers)), num_numbers)
+
+
+@lru_cache(maxsize=256)
+def searches_of(numbers: tuple[int, ...]) -> Searches:
+    """Of :attr:`Searches.numbers`; of equal ones the same object, so that :func:`search_table` is made once."""
+    num_codes, num_numbers, num_tiers, *fields = numbers
+    step, each = 6 + num_tiers, []
+    for at in range(0, len(fields), step):
+        coordinate, width, entry, piece, stride, column, *counts = fields[at : at + step]
+        each.append(Search(coordinate, width, entry, piece, stride, column, tuple(counts)))
+    return Searches(tuple(each), num_codes, num_numbers)
 
 
 @lru_cache(maxsize=256)

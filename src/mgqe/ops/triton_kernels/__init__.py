@@ -11,11 +11,12 @@ from mgqe.ops.triton_kernels.ids import admit
 from mgqe.ops.triton_kernels.lookup import GpuTable
 from mgqe.ops.triton_kernels.rounding import round_subspaces
 from mgqe.ops.triton_kernels.search import keep_above
-from mgqe.ops.triton_kernels.soft import choose_softly, soft_gradients
+from mgqe.ops.triton_kernels.soft import SoftChoice, choose_softly, soft_gradients
 from mgqe.ops.triton_kernels.transform import transform
 
 __all__ = [
     "GpuTable",
+    "SoftChoice",
     "admit",
     "assign",
     "bag_of_rows",

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mgqe.ops.triton_kernels.on_device import on_its_gpu
+
 BLOCK = 16  # positions of a gradient per program
 PARTS = 32  # of a run that goes over several blocks, taken together at a time
 ELEMENTS = 1024  # of a program
@@ -118,6 +120,7 @@ def _move_all(
     tl.store(parameter + at, moved.to(parameter.dtype.element_ty), mask=inside)
 
 
+@on_its_gpu
 def move_rows(
     parameter: Tensor,
     state: Tensor,
@@ -163,6 +166,7 @@ def move_rows(
     )
 
 
+@on_its_gpu
 def move_all(
     parameter: Tensor, state: Tensor, gradient: Tensor, rate: float, eps: float, decay: float, noise: Tensor | None
 ) -> None:

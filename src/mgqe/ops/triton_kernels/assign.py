@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mgqe.ops.layout.searches import Search, Searches, search_table
+from mgqe.ops.triton_kernels.on_device import on_its_gpu
 
 ROWS = 64  # of a program
 CENTROIDS = 64  # that a program compares at a time; fewer where there are fewer
@@ -231,6 +232,7 @@ class Nearest(NamedTuple):
     loss: Tensor
 
 
+@on_its_gpu
 def nearest(
     rows: Tensor,
     tiers: Tensor | None,
@@ -264,6 +266,7 @@ def nearest(
     return Nearest(codes, taken, errors, losses.sum())
 
 
+@on_its_gpu
 def assign(
     rows: Tensor,
     book: Tensor,
@@ -344,6 +347,7 @@ def _search(
     )
 
 
+@on_its_gpu
 def scatter(
     errors: Tensor,
     tiers: Tensor | None,

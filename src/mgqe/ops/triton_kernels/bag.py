@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mgqe.ops.triton_kernels.on_device import on_its_gpu
+
 COLUMNS = 64  # of a program
 MODES = {"sum": 0, "mean": 1, "max": 2}
 
@@ -46,6 +48,7 @@ def _bag(
     tl.store(out + bag * dim + column, tl.where(counted > 0, pooled, 0.0), mask=within)
 
 
+@on_its_gpu
 def bag_of_rows(
     rows: Tensor, ids: Tensor, offsets: Tensor, mode: str, weights: Tensor | None, padding_idx: int
 ) -> Tensor:

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mgqe.ops.triton_kernels.on_device import on_its_gpu
+
 IDS = 1024  # of a program
 
 
@@ -20,6 +22,7 @@ def _admit(ids, extremes, out, num_ids, last, IDS: tl.constexpr):
     tl.store(out + at, tl.minimum(tl.maximum(one, 0), last), mask=at < num_ids)
 
 
+@on_its_gpu
 def admit(ids: Tensor, extremes: Tensor, num_embeddings: int) -> Tensor:
     """Ids int64 (...), those out of range replaced by the nearest valid id.
 

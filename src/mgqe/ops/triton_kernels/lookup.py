@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mgqe.ops.triton_kernels.codes import read_codes
+from mgqe.ops.triton_kernels.on_device import on_its_gpu
 from mgqe.ops.triton_kernels.scores import Scorer
 from mgqe.ops.triton_kernels.transform import transform
 
@@ -225,6 +226,7 @@ class GpuTable:
         for name, values in lists.items():
             object.__setattr__(self, name, torch.tensor(values, dtype=torch.int64, device=device))
 
+    @on_its_gpu
     def __call__(self, ids: Tensor) -> Tensor:
         """Rows float32 (n, d) of ids int64 (n,), contiguous and in range: the bits of :func:`mgqe.ops.lookup`."""
         if self.column_scales is not None:
@@ -235,6 +237,7 @@ class GpuTable:
         rows = transform(numbers, self.mean, self.matrix)
         return rows if self.padding_idx < 0 else rows.masked_fill_((ids == self.padding_idx).unsqueeze(1), 0.0)
 
+    @on_its_gpu
     def numbers(self, ids: Tensor) -> Tensor:
         """What the codes of ids name, before a matrix: float32 (n, L), zeros for the padding."""
         n, length = ids.shape[0], len(self.coordinates[0])
@@ -271,6 +274,7 @@ class GpuTable:
         """What scores ids by partial scores: of each entry float32 (B, D, K), of each code of its rows."""
         return Scorer.of(self, tables)
 
+    @on_its_gpu
     def place(self, ids: Tensor) -> tuple[Tensor, ...]:
         """Where the rows of ids (n,) lie, as :class:`Scorer` takes it: entries, rows there, addresses and sizes."""
         return self._found(ids)[1:5]

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mgqe.ops.triton_kernels.on_device import on_its_gpu
+
 BLOCK = 256
 ROUNDS = tl.constexpr(1.5 * 2.0**23)  # added and taken away: the nearest whole number, half to even
 
@@ -34,6 +36,7 @@ def _round_subspaces(values, units, spans, out, BLOCK: tl.constexpr):
         tl.store(out + at, ((steps + ROUNDS) - ROUNDS) * scale, mask=at < end)
 
 
+@on_its_gpu
 def round_subspaces(values: Tensor, units: Tensor, spans: Tensor) -> Tensor:
     """Values times units, float32 (E,) each, rounded as :func:`mgqe.codec.mixed.round_flat` does it for "int8".
 

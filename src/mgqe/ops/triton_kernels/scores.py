@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mgqe.ops.triton_kernels.codes import read_codes
+from mgqe.ops.triton_kernels.on_device import on_its_gpu
 
 IDS = 256  # of a program
 FIELDS = tl.constexpr(4)  # of each code of an entry: bit, bits, where its partial scores begin, last
@@ -77,6 +78,7 @@ class Scorer:
         """The partial scores (P, B): those of a code with all queries lie together."""
         return self.partial.T.contiguous()
 
+    @on_its_gpu
     def __call__(self, ids: Tensor) -> Tensor:
         n, (queries, length) = ids.shape[0], self.partial.shape
         out = torch.empty((queries, n), dtype=torch.float32, device=ids.device)

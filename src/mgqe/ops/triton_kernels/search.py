@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mgqe.ops.triton_kernels.codes import read_codes
+from mgqe.ops.triton_kernels.on_device import on_its_gpu
 from mgqe.ops.triton_kernels.scores import Scorer
 
 IDS = 64  # of a program
@@ -88,6 +89,7 @@ def _keep(
         tl.store(kept + query[None, :] * room + place, key, mask=(passes > 0) & (place < room))
 
 
+@on_its_gpu
 def keep_above(
     scorer: Scorer,
     first: int,

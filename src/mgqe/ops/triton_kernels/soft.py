@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mgqe.ops.layout.searches import Searches, search_table
+from mgqe.ops.triton_kernels.on_device import on_its_gpu
 
 ROWS = 64  # of a program
 CENTROIDS = 64  # that a program compares at a time; fewer where there are fewer
@@ -400,6 +401,7 @@ class SoftChoice(NamedTuple):
     sums: Tensor
 
 
+@on_its_gpu
 def choose_softly(
     rows: Tensor,
     tiers: Tensor | None,
@@ -430,7 +432,7 @@ def choose_softly(
     of_keys, of_values = searches
     (n, length), number, num_tiers = rows.shape, len(of_keys.all), of_keys.num_tiers
     table, value_table = search_table(of_keys, rows.device), search_table(of_values, rows.device)
-    span, most, block = _span(of_keys), of_keys.most, _block(of_keys)
+    span, most, block = of_keys.num_moments, of_keys.most, _block(of_keys)
     partial = torch.zeros((triton.cdiv(n, PART), number, num_tiers, span), dtype=torch.float64, device=rows.device)
     given = {"HAS_TIERS": tiers is not None, "HAS_COUNTS": counts is not None}
     tiers, counts = (rows if each is None else each for each in (tiers, counts))
@@ -445,7 +447,7 @@ def choose_softly(
             keys, table, moments, mean, variance, means, scales, tier, num_tiers, most, span, momentum, eps,
             CENTROIDS=block,
         )  # fmt: skip
-    out_dim = max(search.coordinate + search.width for search in of_values.all)
+    out_dim = of_values.length
     codes = torch.empty((n, of_keys.num_codes), dtype=torch.int32, device=rows.device)
     vectors, sums = rows.new_empty((n, out_dim)), rows.new_empty((n, number))
     if n:
@@ -457,6 +459,7 @@ def choose_softly(
     return SoftChoice(codes, vectors, moments, means, scales, sums)
 
 
+@on_its_gpu
 def soft_gradients(
     made: SoftChoice,
     grad: Tensor,
@@ -474,7 +477,7 @@ def soft_gradients(
     of_keys, of_values = searches
     (n, length), number, num_tiers = rows.shape, len(of_keys.all), of_keys.num_tiers
     table, value_table = search_table(of_keys, rows.device), search_table(of_values, rows.device)
-    span, most, block = _span(of_keys), of_keys.most, _block(of_keys)
+    span, most, block = of_keys.num_moments, of_keys.most, _block(of_keys)
     room = 1 + max(search.width for search in of_keys.all)
     sums_of_keys = rows.new_zeros((num_tiers, number, most, room))
     of_rows, grad_keys = torch.zeros_like(rows), torch.zeros_like(keys)
@@ -496,12 +499,6 @@ def soft_gradients(
         rows, tiers, counts, table, made.moments, pulls, of_rows, n, length, num_tiers, span, **given, ROWS=ROWS
     )
     return of_rows, grad_keys
-
-
-def _span(searches: Searches) -> int:
-    """Numbers of a search's moments."""
-    width = max(search.width for search in searches.all)
-    return 1 + width + width * width
 
 
 def _block(searches: Searches) -> int:

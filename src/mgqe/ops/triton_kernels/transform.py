@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mgqe.ops.triton_kernels.on_device import on_its_gpu
+
 ROWS, COLUMNS = 32, 64  # of a program
 
 
@@ -45,6 +47,7 @@ def _transform(
     tl.store(out + at[:, None] * dim + column[None, :], total, mask=inside[:, None] & within[None, :])
 
 
+@on_its_gpu
 def transform(
     rows: Tensor, mean: Tensor | None, matrix: Tensor, shift: Tensor | None = None, scales: Tensor | None = None
 ) -> Tensor:

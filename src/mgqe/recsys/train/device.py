@@ -23,7 +23,7 @@ def check_device(name: str) -> torch.device:
         reason = str(error).split("\n")[0]
         raise ValueError(f"--device {name}: torch cannot use it here ({reason}): leave it out, or say cpu") from None
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # where kernels of Triton run
+        torch.cuda.set_device(device)  # so that no launch has to change it
     return device
 
 
