@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from importlib.util import find_spec
 
 import pytest
 import torch
 
 import mgqe
+from mgqe import ops
 from mgqe.checks.waiting import as_on_gpu
+from mgqe.codec.layout import BY_COLUMNS
 from mgqe.nn.context.hints import hints_of
 
 N, DIM = 300, 16
@@ -55,6 +58,76 @@ def test_a_compiled_step_is_the_eager_one(kind, arguments):
             mine = one_step(model, ids, compiled)
         for a, b in zip(mine, one_step(twin, ids), strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def backend_with(graphs):
+    """aot_eager, which keeps the operators of mgqe that forward and backward passes have."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    def keep(module, inputs):
+        names = (str(node.target) for node in module.graph.nodes)
+        graphs.append([name.split(".")[1] for name in names if name.startswith("mgqe.")])
+        return make_boxed_func(module.forward)
+
+    return aot_autograd(fw_compiler=keep, bw_compiler=keep)
+
+
+def step_of_a_gpu(model, ids, compiled):
+    """A step with kernels; where there is no Triton, as if there were, which the twins are then in place of."""
+    with pytest.MonkeyPatch.context() as patch, as_on_gpu():
+        patch.setattr(ops, "quantizes_by_tier", lambda device: True)
+        with mgqe.one_graph(model):
+            return one_step(model, ids, compiled)
+
+
+VQ = ["quantize_in_graph"], ["scatter_in_graph"]
+PLAN = ["transform", "quantize_in_graph", "transform"], ["scatter_in_graph"]
+OPERATORS = {"dpq": VQ, "even": VQ, "default": PLAN, "budget": PLAN, "padding, bfloat16 rows": VQ}
+OPERATORS["sx"] = ["choose_softly"], ["soft_gradients"]
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize(("name", "operators"), OPERATORS.items(), ids=OPERATORS)
+def test_on_a_gpu_the_kernels_are_in_the_graph(name, operators, sparse, monkeypatch):
+    """As operators of mgqe; SX by Triton's interpreter, the others by their twins, to which the kernels are equal."""
+    if name == "sx" and find_spec("triton") is None:
+        pytest.skip("needs Triton, which runs on CPUs by its interpreter: pip install triton")
+    kind, arguments = LAYERS[name]
+    model = make(kind, {**arguments, "sparse": sparse})
+    twin = copy.deepcopy(model)
+    if name != "sx":
+        monkeypatch.setenv("MGQE_TRITON", "0")
+    graphs, ids = [], torch.randint(N, (6, 5), generator=torch.Generator().manual_seed(2))
+    torch._dynamo.reset()
+    compiled = torch.compile(loss_of, backend=backend_with(graphs), fullgraph=True)
+    for _ in range(2):
+        mine = step_of_a_gpu(model, ids, compiled)
+        assert model["item"].raw_weight.grad.is_sparse == sparse
+        for a, b in zip(mine, one_step(twin, ids), strict=True):
+            torch.testing.assert_close(a.to_dense(), b.to_dense(), atol=1e-6, rtol=1e-4)
+    assert tuple(graphs) == operators
+    for a, b in zip(model["item"].quantizer.buffers(), twin["item"].quantizer.buffers(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)  # statistics of SX have moved alike
+
+
+@pytest.mark.parametrize(("budget", "backward"), [("9%", ["scatter_in_graph"]), ("25%", [])])
+def test_plans_of_large_tables_are_in_the_graph(budget, backward, monkeypatch):
+    """Whose centroids are whole multiples of steps; with 25%, levels that coordinates share, and that do not train."""
+    monkeypatch.setattr("mgqe.codec.planning.mixed.WHOLE_ROWS", 1)
+    monkeypatch.setenv("MGQE_TRITON", "0")
+    made = torch.Generator().manual_seed(0)
+    rows = torch.randn(3000, 8, generator=made) * torch.linspace(2.0, 0.5, 8) @ torch.randn(8, 8, generator=made)
+    layer = mgqe.MGQEmbedding(3000, 8, _weight=rows, counts=2000 // torch.arange(1, 3001), budget=budget)
+    layer.start_quantizing()
+    assert layer.capacity.matrix_dtype == BY_COLUMNS
+    model = torch.nn.ModuleDict({"item": layer})
+    twin, graphs, ids = copy.deepcopy(model), [], torch.arange(0, 900, 13)
+    torch._dynamo.reset()
+    mine = step_of_a_gpu(model, ids, torch.compile(loss_of, backend=backend_with(graphs), fullgraph=True))
+    assert tuple(graphs) == (PLAN[0], backward)
+    for a, b in zip(mine, one_step(twin, ids), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
 
 
 def test_one_compilation_does_for_all_steps_and_for_a_gpu():

@@ -207,6 +207,7 @@ class QuantizedEmbedding(RowLayer):
 
     def prepare_for_one_graph(self) -> None:
         self._tell_optimizer()
+        self.quantizer.prepare_for_one_graph(self.raw_weight.device)
         if reads_wait(self.raw_weight.device):
             self.id_guard.prepared(self.raw_weight.device)
 

@@ -13,12 +13,14 @@ from mgqe.ops._bag import bag, bag_of_rows, check_bags
 from mgqe.ops._by_tier import quantize_by_tier, quantizes_by_tier, row_weights, scatter_by_tier
 from mgqe.ops._descriptor import TableBuffers
 from mgqe.ops._gather import decode_error, gather, scatter
+from mgqe.ops._in_graph import quantize_in_graph, transform_in_graph
 from mgqe.ops._library import native_available, native_isa, native_openmp, set_native_isa
 from mgqe.ops._lookup import PreparedLookup, lookup, max_code
 from mgqe.ops._mixed_coder import MixedCoder
 from mgqe.ops._quantize_mixed import quantize_mixed, scatter_mixed
 from mgqe.ops._round import round_subspaces
 from mgqe.ops._soft import choose_softly, soft_gradients
+from mgqe.ops._soft_in_graph import choose_softly_in_graph
 from mgqe.ops._sum_rows import sum_rows
 from mgqe.ops._topk import METHODS as TOPK_METHODS
 from mgqe.ops._topk import bias_levels, topk
@@ -44,6 +46,7 @@ __all__ = [
     "bias_levels",
     "check_bags",
     "choose_softly",
+    "choose_softly_in_graph",
     "decode_error",
     "gather",
     "lookup",
@@ -52,6 +55,7 @@ __all__ = [
     "native_isa",
     "native_openmp",
     "quantize_by_tier",
+    "quantize_in_graph",
     "quantize_mixed",
     "quantizes_by_tier",
     "round_subspaces",
@@ -64,6 +68,7 @@ __all__ = [
     "sum_rows",
     "topk",
     "transform",
+    "transform_in_graph",
     "unique",
     "unique_by_tier",
     "unique_padded",

@@ -374,6 +374,13 @@ class SparseGradient(torch.autograd.Function):
         return sparse_rows(grad)
 
 
+def with_sparse_gradient(parameter: Tensor) -> Tensor:
+    """A codebook whose gradient is sparse; in a graph dense, which makes no sparse tensors but those of look-ups."""
+    if torch.compiler.is_compiling():
+        return parameter
+    return SparseGradient.apply(parameter)  # type: ignore[no-any-return, no-untyped-call]
+
+
 class ScaleGradient(torch.autograd.Function):
     """Identity whose backward pass multiplies each row's gradient by a number."""
 

@@ -13,6 +13,7 @@ from mgqe.codec.capacity import Capacity
 from mgqe.codec.equations import Groups
 from mgqe.codec.kmeans import KMEANS, KMeans, revive
 from mgqe.codec.transform import Transform
+from mgqe.nn.context.one_graph import in_one_graph
 
 
 class Quantizer(nn.Module):
@@ -27,6 +28,7 @@ class Quantizer(nn.Module):
     largest_value = math.inf  # of a row's numbers that can be quantised
     counts_distinct = False  # whether its statistics are those of distinct ids, however often each occurs
     follows_rows = False  # whether the codebooks learn from the rows alone, through the loss
+    kernels_in_graph = False  # whether the kernels for GPUs do the work of a compiled training step
 
     def __init__(self, capacity: Capacity, centroid_dtype: str, sparse: bool) -> None:
         super().__init__()
@@ -94,6 +96,15 @@ class Quantizer(nn.Module):
             counts = torch.ones(rows.shape[0], dtype=torch.int64, device=rows.device)
         vectors, loss = self(rows, groups, counts)
         return vectors, loss
+
+    def prepare_for_one_graph(self, device: torch.device) -> None:
+        """What training passes within :func:`mgqe.one_graph` need of rows on this device, looked up outside of it."""
+        self.kernels_in_graph = ops.quantizes_by_tier(device)
+
+    @property
+    def takes_kernels_in_graph(self) -> bool:
+        """Whether this training pass is part of a graph of torch.compile, and kernels for GPUs do its work there."""
+        return torch.compiler.is_compiling() and in_one_graph() and self.kernels_in_graph
 
     @property
     def is_fused(self) -> bool:

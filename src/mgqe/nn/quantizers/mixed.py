@@ -22,7 +22,7 @@ from mgqe.codec.mixed import flat_index, gather_mixed, nearest_mixed_codes, roun
 from mgqe.codec.planning.mixed import FittedPlan
 from mgqe.codec.planning.shapes import centroid_room
 from mgqe.codec.transform import Transform
-from mgqe.nn.quantizers.autograd import GatherFlat, SparseGradient
+from mgqe.nn.quantizers.autograd import GatherFlat, with_sparse_gradient
 from mgqe.nn.quantizers.base import Quantizer
 from mgqe.nn.quantizers.mixed_autograd import QuantizeCoordinates
 from mgqe.nn.quantizers.prepared_plan import PreparedPlan
@@ -194,7 +194,7 @@ class MixedQuantizer(Quantizer):
         """Codebook ``number`` as it will be served, flat float32, differentiable."""
         book = self.codebooks[0]
         if self.sparse and torch.is_grad_enabled():
-            book = SparseGradient.apply(book)  # type: ignore[no-untyped-call]
+            book = with_sparse_gradient(book)
         flat = book.view(-1)[self._span(number)].float() * self._units_of(number)
         pieces = self.capacity.pieces_of_codebook(number)
         if self.is_whole:
@@ -238,6 +238,8 @@ class MixedQuantizer(Quantizer):
         self, rows: Tensor, groups: Groups, counts: Tensor | None, gathered: bool = True
     ) -> tuple[Tensor, Tensor | None]:
         fuses = self.training and torch.is_grad_enabled() and gathered and self.is_fused
+        if fuses and self.takes_kernels_in_graph:
+            return self._quantize_in_graph(rows, groups, counts)
         if isinstance(groups, Tensor) and (torch.compiler.is_compiling() or not ops.quantizes_by_tier(rows.device)):
             fuses = False
         if not fuses:
@@ -254,6 +256,31 @@ class MixedQuantizer(Quantizer):
             None if self.capacity.has_levels else self.codebooks[0],
         )
         return vectors, loss
+
+    def prepare_for_one_graph(self, device: torch.device) -> None:
+        super().prepare_for_one_graph(device)
+        self._prepared_plan()
+
+    def _quantize_in_graph(self, rows: Tensor, groups: Groups, counts: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As :class:`QuantizeCoordinates`, for a compiler to trace."""
+        plan, exact = self._prepared, rows.float()
+        assert plan is not None  # prepare_for_one_graph has made it
+        coder, tiers = plan.coder, groups if isinstance(groups, Tensor) and self.capacity.num_tiers > 1 else None
+        book = plan.values(self.codebooks[0], self.centroid_dtype)
+        z = ops.transform_in_graph(exact, coder.mean, None, coder.encoder, None)
+        taken, loss = ops.quantize_in_graph(
+            z,
+            counts,
+            tiers,
+            book.detach() if self.capacity.has_levels else book,
+            plan.searches,
+            rows.shape[1],
+            self.commitment,
+            coder.units if self.is_whole else None,  # which plan.values has in it otherwise
+            coder.steps,
+        )
+        decoded = ops.transform_in_graph(taken, None, coder.mean, coder.matrix, coder.column_scales)
+        return straight_through(rows, decoded.to(rows.dtype)), loss
 
     @property
     def is_fused(self) -> bool:

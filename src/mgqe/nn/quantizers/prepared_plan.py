@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mgqe import ops
 from mgqe.codec.capacity import BY_COLUMNS, Capacity
-from mgqe.codec.mixed import flat_index, round_flat
+from mgqe.codec.equations import round_centroids, scales_of
+from mgqe.codec.mixed import flat_index
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +23,8 @@ class PreparedPlan:
         coder: all but the centroids.
         units: of each number of the codebooks, that of its coordinate; None where the coder has steps.
         spans: (D, 2), from where to where each subspace of each codebook goes.
+        subspace: of each number, in which of them it is.
+        searches: the coder's, in numbers.
     """
 
     capacity: Capacity
@@ -30,6 +33,8 @@ class PreparedPlan:
     coder: ops.MixedCoder
     units: Tensor | None
     spans: Tensor
+    subspace: Tensor
+    searches: tuple[int, ...]
 
     @classmethod
     def of(cls, capacity: Capacity, buffers: tuple[Tensor, ...]) -> PreparedPlan:
@@ -57,7 +62,12 @@ class PreparedPlan:
             for start, number in zip(starts, books, strict=False)
             for piece in capacity.pieces_of_codebook(number)
         ]
-        return cls(capacity, buffers, _versions(buffers), coder, of_numbers, torch.tensor(spans, device=mean.device))
+        bounds = torch.tensor(spans, device=mean.device)
+        subspace = torch.bucketize(
+            torch.arange(coder.num_values, device=mean.device), bounds[:, 1].contiguous(), right=True
+        )
+        given = (capacity, buffers, _versions(buffers), coder, of_numbers)
+        return cls(*given, bounds, subspace, coder.searches.numbers)
 
     def is_of(self, capacity: Capacity, buffers: tuple[Tensor, ...]) -> bool:
         """Whether it was made from these, and they have not changed since."""
@@ -66,14 +76,19 @@ class PreparedPlan:
         return same and None not in versions and versions == self.versions
 
     def values(self, parameter: Tensor, centroid_dtype: str) -> Tensor:
-        """The codebooks of a parameter, flat, as the coder takes them."""
+        """The codebooks of a parameter, flat, as the coder takes them; differentiable by torch's operators."""
         flat = parameter.view(-1)[: self.coder.num_values].float()
         if self.units is None:
             return flat
-        if centroid_dtype == "int8" and (rounded := ops.round_subspaces(flat, self.units, self.spans)) is not None:
+        by_kernel = centroid_dtype == "int8" and not (flat.requires_grad or torch.compiler.is_compiling())
+        if by_kernel and (rounded := ops.round_subspaces(flat, self.units, self.spans)) is not None:
             return rounded
-        books = enumerate(torch.split(flat * self.units, list(self.coder.sizes)))
-        return torch.cat([round_flat(book, self.capacity.pieces_of_codebook(c), centroid_dtype) for c, book in books])
+        return round_centroids(flat * self.units, centroid_dtype, self._scales)
+
+    def _scales(self, values: Tensor) -> Tensor:
+        """Of the int8 steps of each number's subspace."""
+        peaks = values.new_zeros(len(self.spans)).scatter_reduce(0, self.subspace, values.abs(), "amax")
+        return scales_of(peaks)[self.subspace]
 
 
 def _versions(tensors: tuple[Tensor, ...]) -> list[int | None]:

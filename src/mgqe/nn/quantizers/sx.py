@@ -27,7 +27,7 @@ from mgqe.codec.equations import (
 )
 from mgqe.codec.kmeans import KMEANS, Frame, KMeans, split_pieces, start_codebooks
 from mgqe.nn.context.ddp import average, recomputing
-from mgqe.nn.quantizers.autograd import QuantizeSoftly, SparseGradient
+from mgqe.nn.quantizers.autograd import QuantizeSoftly, with_sparse_gradient
 from mgqe.nn.quantizers.base import Quantizer
 from mgqe.ops.layout.searches import even_searches
 
@@ -70,6 +70,7 @@ class SXQuantizer(Quantizer):
             even_searches(keys, capacity.codebook_of, tiers),
             even_searches(shapes, capacity.codebook_of, tiers),
         )
+        self._search_numbers = self._searches[0].numbers, self._searches[1].numbers
         for g, tier in enumerate(capacity.tiers):
             size = (tier.num_subspaces, tier.num_centroids)
             self.register_buffer(f"mean_{g}", torch.zeros(size, dtype=torch.float32, device=like.device))
@@ -131,7 +132,7 @@ class SXQuantizer(Quantizer):
 
     def _leaf(self, parameter: Tensor) -> Tensor:
         if self.sparse and torch.is_grad_enabled():
-            return SparseGradient.apply(parameter)  # type: ignore[no-any-return, no-untyped-call]
+            return with_sparse_gradient(parameter)
         return parameter
 
     def _tier_view(self, book: Tensor, tier: int) -> Tensor:
@@ -174,9 +175,12 @@ class SXQuantizer(Quantizer):
     def quantize(
         self, rows: Tensor, groups: Groups, counts: Tensor | None, gathered: bool = True
     ) -> tuple[Tensor, Tensor | None]:
+        trains = self.training and torch.is_grad_enabled() and type(self).forward is SXQuantizer.forward
+        if trains and self.takes_kernels_in_graph:
+            return self._quantize_in_graph(rows, groups, counts), None
         in_any_order = isinstance(groups, Tensor) or len(groups) == 1
-        fuses = self.training and torch.is_grad_enabled() and in_any_order and not torch.compiler.is_compiling()
-        if not (fuses and ops.quantizes_by_tier(rows.device)) or type(self).forward is not SXQuantizer.forward:
+        fuses = trains and in_any_order and not torch.compiler.is_compiling()
+        if not (fuses and ops.quantizes_by_tier(rows.device)):
             return super().quantize(rows, groups, counts, gathered)
         number, again = len(self.values_), recomputing()
         statistics = [self._statistics(g) for g in range(self.capacity.num_tiers)]
@@ -197,6 +201,25 @@ class SXQuantizer(Quantizer):
         if not again:
             average(*(each for pair in statistics for each in pair))
         return vectors, None
+
+    def _quantize_in_graph(self, rows: Tensor, groups: Groups, counts: Tensor | None) -> Tensor:
+        """As :class:`QuantizeSoftly`, for a compiler to trace."""
+        statistics = [self._statistics(g) for g in range(self.capacity.num_tiers)]
+        vectors, moved = ops.choose_softly_in_graph(
+            rows.float(),
+            groups if isinstance(groups, Tensor) and self.capacity.num_tiers > 1 else None,
+            counts,
+            torch.cat([key.float().reshape(-1) for key in self.keys]),
+            torch.cat([self.values(number).reshape(-1) for number in range(len(self.values_))]),
+            self._search_numbers,
+            statistics,
+            MOMENTUM,
+            EPS,
+        )
+        with torch.no_grad():
+            for running, now in zip((each for pair in statistics for each in pair), moved, strict=True):
+                running.copy_(now)
+        return vectors.to(rows.dtype)
 
     def _composed(self, rows: Tensor, groups: Groups, counts: Tensor | None) -> Tensor:
         """The vectors of a training pass by torch's operators, in a backward pass, where statistics stay."""

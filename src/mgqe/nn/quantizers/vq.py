@@ -20,7 +20,7 @@ from mgqe.codec.equations import (
     tier_codebook,
 )
 from mgqe.codec.kmeans import KMEANS, KMeans, start_codebooks
-from mgqe.nn.quantizers.autograd import QuantizeByTier, QuantizeRows, SparseGradient, loss_weights
+from mgqe.nn.quantizers.autograd import QuantizeByTier, QuantizeRows, loss_weights, with_sparse_gradient
 from mgqe.nn.quantizers.base import Quantizer
 from mgqe.ops.layout.searches import even_searches
 
@@ -47,6 +47,7 @@ class VQQuantizer(Quantizer):
         )
         shapes = zip(capacity.num_subspaces, capacity.num_centroids, strict=True)
         self._searches = even_searches(capacity.codebook_shapes, capacity.codebook_of, list(shapes))
+        self._search_numbers = self._searches.numbers
         self.codebooks = nn.ParameterList(nn.Parameter(like.new_zeros(shape)) for shape in capacity.codebook_shapes)
 
     @torch.no_grad()
@@ -63,7 +64,7 @@ class VQQuantizer(Quantizer):
     def values(self, number: int) -> Tensor:
         book = self.codebooks[number]
         if self.sparse and torch.is_grad_enabled():
-            book = SparseGradient.apply(book)  # type: ignore[no-untyped-call]
+            book = with_sparse_gradient(book)
         return round_centroids(book.float(), self.centroid_dtype)
 
     def rounded(self, number: int) -> Tensor:
@@ -98,6 +99,8 @@ class VQQuantizer(Quantizer):
         self, rows: Tensor, groups: Groups, counts: Tensor | None, gathered: bool = True
     ) -> tuple[Tensor, Tensor | None]:
         fuses = self.training and torch.is_grad_enabled() and gathered and self.is_fused
+        if fuses and self.takes_kernels_in_graph:
+            return self._quantize_in_graph(rows, groups, counts)
         if fuses and self._quantizes_by_tier(rows, groups):
             tiers = groups if isinstance(groups, Tensor) else None
             return QuantizeByTier.apply(  # type: ignore[no-any-return, no-untyped-call]
@@ -121,6 +124,15 @@ class VQQuantizer(Quantizer):
             self.sparse,
             *self.codebooks,
         )
+
+    def _quantize_in_graph(self, rows: Tensor, groups: Groups, counts: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As :class:`QuantizeByTier`, for a compiler to trace."""
+        tiers = groups if isinstance(groups, Tensor) and self.capacity.num_tiers > 1 else None
+        book = torch.cat([self.values(number).reshape(-1) for number in range(len(self.codebooks))])
+        decoded, loss = ops.quantize_in_graph(
+            rows.float(), counts, tiers, book, self._search_numbers, rows.shape[1], self.commitment
+        )
+        return straight_through(rows, decoded.to(rows.dtype)), loss
 
     def _quantizes_by_tier(self, rows: Tensor, groups: Groups) -> bool:
         in_any_order = isinstance(groups, Tensor) or len(groups) == 1
