@@ -16,7 +16,7 @@ from mgqe.checks.waiting import as_on_gpu
 from mgqe.recsys.data.moving import on_device
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.tasks.sequential import Batch, Positions
-from mgqe.recsys.train.device import check_device, check_room, made_on
+from mgqe.recsys.train.device import check_device, check_room, made_on, moved
 from mgqe.recsys.train.loop import make_optimizer, run_epoch
 from mgqe.recsys.train.run import build_tables, train_run
 
@@ -124,7 +124,8 @@ def test_tables_that_do_not_fit_are_refused_first(tiny: Path, tmp_path: Path, mo
             check_room(torch.device("cuda"), [full], data.task)
         else:
             with pytest.raises(
-                ValueError, match=r"--device cuda: training takes 0.00 GB .* of the GPU's 1.00 GB are free"
+                ValueError,
+                match=r"--device cuda: training takes 0.00 GB .*activations of a step.* of the GPU's 1.00 GB are free",
             ):
                 check_room(torch.device("cuda"), [full], data.task)
     check_room(torch.device("cpu"), [full], data.task)
@@ -132,6 +133,14 @@ def test_tables_that_do_not_fit_are_refused_first(tiny: Path, tmp_path: Path, mo
     with pytest.raises(ValueError, match="train with --device cpu, with fewer dimensions"):
         train_run(tiny_config(tiny, device="cuda"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_step_that_finds_no_room_says_what_to_do() -> None:
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    refused = pytest.raises(torch.OutOfMemoryError, match=r"a step of training.*CUDA out of memory.*--set batch_size=")
+    with refused, moved(model, optimizer, THERE):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_batches_move_as_a_whole() -> None:

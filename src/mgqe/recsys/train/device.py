@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mgqe.checks.devices import named_device, usable_device
+from mgqe.checks.devices import memory_for, named_device, usable_device
 from mgqe.recsys.data.moving import CPU
 from mgqe.recsys.tasks.base import TrainingTask
 
@@ -35,13 +35,19 @@ def parse_device(name: str) -> torch.device:
         raise ValueError(f"--device {name}: expected a device of torch such as cpu, cuda or cuda:1, or auto") from None
 
 
+STEP_REMEDY = (
+    "Take smaller batches (--set batch_size=...) or fewer dimensions (--set dim=...), or train with --device cpu"
+)
 ADAM = 4  # of a parameter's bytes: itself, its gradient and two moments
 
 
 def check_room(device: torch.device, models: Sequence[nn.Module], task: TrainingTask) -> None:
     """ValueError if the largest of the models, Adam's state and the task's data are more than a GPU's free memory.
 
-    Called before training, so that it does not fail an hour later; what a step needs besides is not counted.
+    Called before training, so that it does not fail an hour later. What a step needs besides follows from the model and
+    the batch, and is not counted: vectors, their gradients and the task's activations. Quantising adds two copies of
+    the batch's vectors and a tenth of their bytes in codes, and no tensor of distances. :func:`moved` says if a step
+    finds no room.
     """
     if device.type != "cuda":
         return
@@ -53,7 +59,8 @@ def check_room(device: torch.device, models: Sequence[nn.Module], task: Training
         return
     raise ValueError(
         f"--device {device}: training takes {_gigabytes(tables)} for the tables, their gradients and Adam's state, and "
-        f"{_gigabytes(task.nbytes)} for the data, but {_gigabytes(free)} of the GPU's {_gigabytes(total)} are free: "
+        f"{_gigabytes(task.nbytes)} for the data, and the activations of a step on top of that, but "
+        f"{_gigabytes(free)} of the GPU's {_gigabytes(total)} are free: "
         "train with --device cpu, with fewer dimensions (--set dim=...), or on a larger GPU"
     )
 
@@ -64,13 +71,17 @@ def _gigabytes(nbytes: int) -> str:
 
 @contextmanager
 def moved(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> Iterator[None]:
-    """Have the model and its optimiser's state on the device, and on the CPU again afterwards."""
+    """Have the model and its optimiser's state on the device, and on the CPU again afterwards.
+
+    OutOfMemoryError within says what to do.
+    """
     if device == CPU:
         yield
         return
     _move(model, optimizer, device)
     try:
-        yield
+        with memory_for("a step of training, beside the tables,", STEP_REMEDY):
+            yield
     finally:
         _move(model, optimizer, CPU)
 
