@@ -7,84 +7,110 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 import mgqe
-from benchmarks.gpu._settings import Run, Skip, captured
+from benchmarks.gpu._settings import Run, Sizes, Skip, captured
 from mgqe import ops
 from mgqe.baselines import AdditiveEmbedding, CCEmbedding, FullEmbedding, HashEmbedding, LowRankEmbedding, QREmbedding
-from mgqe.checks.waiting import reads_wait
 from mgqe.ops import reference
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.loop import make_optimizer
 from mgqe.recsys.train.run import build_tables
 
-N, DIM = 2_000, 16
 PROCESSES_S = 90  # after which several processes are given up
-COUNTS = torch.arange(N, 0, -1)
-LAYERS = {
-    "default": {},
-    "even": {"num_centroids": (64, 16)},
-    "sx": {"num_centroids": (64, 16), "quantizer": "sx"},
-    "subspaces": {"capacity": "subspaces", "num_subspaces": (8, 4), "num_centroids": 16},
-}
 
 
-def layer(name: str) -> mgqe.MGQEmbedding:
-    """A layer on the CPU whose codebooks have started."""
+def layers_of(sizes: Sizes) -> dict[str, dict[str, Any]]:
+    """The arguments of the layers whose results are compared, by name."""
+    even = {"num_centroids": sizes.checked_centroids}
+    subspaces = {"capacity": "subspaces", "num_subspaces": (sizes.checked_dim // 2, sizes.checked_dim // 4)}
+    return {
+        "default": {},
+        "even": even,
+        "sx": {**even, "quantizer": "sx"},
+        "subspaces": {**subspaces, "num_centroids": min(sizes.checked_centroids)},
+    }
+
+
+def layer(sizes: Sizes, name: str, warm_up: int = 0) -> mgqe.MGQEmbedding:
+    """A layer on the CPU; its codebooks have started unless it warms up."""
     torch.manual_seed(0)
-    made = mgqe.MGQEmbedding(N, DIM, counts=COUNTS, warmup_steps=0, **LAYERS[name])
-    made.start_quantizing()
+    counts = torch.arange(sizes.checked_rows, 0, -1)
+    options = layers_of(sizes)[name]
+    made = mgqe.MGQEmbedding(sizes.checked_rows, sizes.checked_dim, counts=counts, warmup_steps=warm_up, **options)
+    if not warm_up:
+        made.start_quantizing()
     return made
+
+
+def drawn_ids(run: Run, shape: tuple[int, ...], seed: int, of: float = 1.0) -> Tensor:
+    """Ids on the CPU, of all rows or of the first part of them."""
+    return torch.randint(int(run.sizes.checked_rows * of), shape, generator=torch.Generator().manual_seed(seed))
 
 
 def codes(run: Run) -> None:
     """Codes are equal: both decide in double precision."""
     made = torch.Generator().manual_seed(0)
-    for subspaces, count, width in ((4, 2, 4), (8, 256, 2), (1, 5_000, 3), (1, 65_536, 1)):
+    for subspaces, count, width in run.sizes.checked_codes:
         rows, book = (
-            torch.randn(500, subspaces * width, generator=made),
+            torch.randn(run.sizes.checked_rows // 4, subspaces * width, generator=made),
             torch.randn(subspaces, count, width, generator=made),
         )
-        mine = ops.assign(rows.to(run.device), book.to(run.device)).cpu()
+        with run.there:
+            mine = ops.assign(rows.to(run.device), book.to(run.device)).cpu()
         assert torch.equal(mine, ops.assign(rows, book)), f"codes of {subspaces} x {count} x {width}"
 
 
 def frozen(run: Run) -> None:
     """Look-ups and bags of frozen tables have the CPU's bits; top-K has its ids and scores, to rounding."""
-    ids = torch.arange(4 * N).mul_(7).remainder_(N)
-    offsets, queries = torch.arange(0, 4 * N, 50), torch.randn(5, DIM, generator=torch.Generator().manual_seed(1))
-    for name in LAYERS:
-        table = layer(name).freeze()
-        there = table.to(run.device)
-        assert torch.equal(there.lookup(ids.to(run.device)).cpu(), table.lookup(ids)), f"look-ups of {name}"
+    rows, dim = run.sizes.checked_rows, run.sizes.checked_dim
+    ids = torch.arange(4 * rows).mul_(7).remainder_(rows)
+    offsets, queries = torch.arange(0, 4 * rows, 50), torch.randn(5, dim, generator=torch.Generator().manual_seed(1))
+    for name in layers_of(run.sizes):
+        table = layer(run.sizes, name).freeze()
         assert torch.equal(reference.lookup(ids, table.snapshot.lookup.table), table.lookup(ids)), f"twin of {name}"
-        for mode in ("sum", "mean", "max"):
-            mine = there.bag(ids.to(run.device), offsets.to(run.device), mode).cpu()
-            assert torch.equal(mine, table.bag(ids, offsets, mode)), f"bags ({mode}) of {name}"
-        mine, theirs = there.topk(queries.to(run.device), 10), table.topk(queries, 10)
+        with run.there:
+            there = copy.deepcopy(table).to(run.device)  # a copy is laid out anew
+            found = there.lookup(ids.to(run.device)).cpu()
+            pooled = {m: there.bag(ids.to(run.device), offsets.to(run.device), m).cpu() for m in ("sum", "mean", "max")}
+            mine = [each.cpu() for each in there.topk(queries.to(run.device), 10)]
+        same_numbers(run, found, table.lookup(ids), f"look-ups of {name}")
+        for mode, bags in pooled.items():
+            same_numbers(run, bags, table.bag(ids, offsets, mode), f"bags ({mode}) of {name}")
+        theirs = table.topk(queries, 10)
         # Sums of a score run in another order than on the CPU, which decides near ties.
-        torch.testing.assert_close(mine[0].cpu(), theirs[0], atol=1e-4, rtol=1e-4)
-        same = float((mine[1].cpu() == theirs[1]).float().mean())
+        torch.testing.assert_close(mine[0], theirs[0], atol=1e-4, rtol=1e-4)
+        same = float((mine[1] == theirs[1]).float().mean())
         assert same > 0.95, f"ids of top-K of {name}: {same:.3f} are the CPU's"
+
+
+def same_numbers(run: Run, mine: Tensor, theirs: Tensor, what: str) -> None:
+    """The same bits on a GPU, nearly so in Triton's interpreter."""
+    assert torch.equal(mine, theirs) if run.exact else torch.allclose(mine, theirs, atol=1e-4), what
 
 
 def training(run: Run) -> None:
     """Vectors, losses and gradients of a step, to rounding; freezing gives the codes of the CPU, but for near ties."""
-    ids = torch.randint(N, (64, 8), generator=torch.Generator().manual_seed(2))
-    for name in LAYERS:
-        mine = layer(name)
+    ids = drawn_ids(run, (64, 8), 2)
+    for name in layers_of(run.sizes):
+        mine = layer(run.sizes, name)
         there = copy.deepcopy(mine).to(run.device)
-        for each, given in ((mine, ids), (there, ids.to(run.device))):
-            (each(given).square().sum() + mgqe.quantization_loss(each)).backward()
+        (mine(ids).square().sum() + mgqe.quantization_loss(mine)).backward()
+        expected = mine.eval().freeze().to_dense()
+        with run.there:
+            (there(ids.to(run.device)).square().sum() + mgqe.quantization_loss(there)).backward()
+            made = there.eval().freeze().to_dense()
         for a, b in zip(mine.parameters(), there.parameters(), strict=True):
             if a.grad is not None and b.grad is not None:
                 torch.testing.assert_close(b.grad.cpu(), a.grad, atol=1e-3, rtol=1e-3)
-        same = (there.eval().freeze().to_dense() - mine.eval().freeze().to_dense()).abs().amax(1) < 1e-5
+        same = (made - expected).abs().amax(1) < 1e-5
         assert same.float().mean() > 0.95, f"codes of {name}: {float(same.float().mean()):.3f} are the CPU's"
 
 
@@ -92,10 +118,10 @@ def no_waits(run: Run) -> None:
     """torch's sync debug mode raises where a step waits for the device."""
     if run.device.type != "cuda":
         raise Skip("torch watches waits on GPUs alone; tests/nn/test_waits.py counts them on the CPU")
-    for name in LAYERS:
-        there = layer(name).to(run.device)
+    for name in layers_of(run.sizes):
+        there = layer(run.sizes, name).to(run.device)
         optimizer = mgqe.RowwiseAdagrad(there.parameters(), lr=0.01)
-        batches = [torch.randint(N, (4_096,), device=run.device) for _ in range(4)]
+        batches = [drawn_ids(run, (4_096,), seed).to(run.device) for seed in range(4)]
         for number, ids in enumerate(batches):
             torch.cuda.set_sync_debug_mode("error" if number >= 2 else "default")
             try:
@@ -134,26 +160,25 @@ def no_waits_in_an_epoch(run: Run) -> None:
 
 def late_errors(run: Run) -> None:
     """Ids out of range are an error at the next check, and end nothing."""
-    there = torch.nn.ModuleDict({"item": layer("even").to(run.device)})
-    if not reads_wait(run.device):
-        raise Skip("on the CPU the pass itself raises")
-    there["item"](torch.tensor([0, N], device=run.device))
+    there = torch.nn.ModuleDict({"item": layer(run.sizes, "even").to(run.device)})
+    with run.there:
+        there["item"](torch.tensor([0, run.sizes.checked_rows], device=run.device))
     message = "no error"
     try:
         mgqe.check_ids(there)
     except IndexError as error:
         message = str(error)
-    assert message.startswith(f"item: id {N} is out of range"), message
+    assert message.startswith(f"item: id {run.sizes.checked_rows} is out of range"), message
 
 
 def graphs(run: Run) -> None:
     """Passes, losses and the optimiser's step are captured as a CUDA graph, whose replay gives what the step gives."""
     if run.device.type != "cuda":
         raise Skip("CUDA graphs are of GPUs")
-    for name in LAYERS:
-        there = layer(name).to(run.device)
+    for name in layers_of(run.sizes):
+        there = layer(run.sizes, name).to(run.device)
         optimizer = mgqe.RowwiseAdagrad(there.parameters(), lr=0.01)
-        ids = torch.randint(N, (512,), device=run.device)
+        ids = drawn_ids(run, (512,), 5).to(run.device)
 
         def step(
             there: mgqe.MGQEmbedding = there, optimizer: torch.optim.Optimizer = optimizer, ids: Tensor = ids
@@ -163,7 +188,7 @@ def graphs(run: Run) -> None:
             optimizer.step()
 
         graph = captured(step, there)
-        ids.copy_(torch.randint(N, (512,), device=run.device))
+        ids.copy_(drawn_ids(run, (512,), 6))
         before = {key: value.clone() for key, value in there.state_dict().items()}
         sums = [(state["sum"], state["sum"].clone()) for state in optimizer.state.values()]
         graph.replay()
@@ -178,69 +203,71 @@ def graphs(run: Run) -> None:
 
 def starts(run: Run) -> None:
     """Codebooks that start and revive on the device serve rows as well as the CPU's; calibration gives its metric."""
-    for name, options in LAYERS.items():
+    for name in layers_of(run.sizes):
         errors = []
-        for device in ("cpu", run.device):
-            torch.manual_seed(0)
-            made = mgqe.MGQEmbedding(N, DIM, counts=COUNTS, warmup_steps=0, **options)
+        for device, where in ((torch.device("cpu"), nullcontext()), (run.device, run.there)):
+            made = layer(run.sizes, name, warm_up=100)
             rows = made.raw_weight.detach().clone()
             made.to(device)
-            made.start_quantizing()
-            made.revive()
-            errors.append(float((made.eval().freeze().to_dense() - rows).square().mean()))
+            with where:
+                made.start_quantizing()
+                made.revive()
+                errors.append(float((made.eval().freeze().to_dense() - rows).square().mean()))
         assert errors[1] < 1.1 * errors[0], f"errors of {name}: {errors[1]:.4f}, on the CPU {errors[0]:.4f}"
-    model = torch.nn.ModuleDict({"item": layer("even")})
-    batches = [torch.randint(N, (64,), generator=torch.Generator().manual_seed(s)) for s in range(3)]
+    model = torch.nn.ModuleDict({"item": layer(run.sizes, "even")})
+    batches = [drawn_ids(run, (64,), seed) for seed in range(3)]
     found = []
-    for device in ("cpu", run.device):
+    for device, where in ((torch.device("cpu"), nullcontext()), (run.device, run.there)):
         there = copy.deepcopy(model).to(device)
         given = [ids.to(device) for ids in batches]
-        found.append(mgqe.calibrate(there, given, lambda m, ids: m["item"](ids).exp().mean(), progress=False))
+        with where:
+            found.append(mgqe.calibrate(there, given, lambda m, ids: m["item"](ids).exp().mean(), progress=False))
     mine, theirs = (each.metrics["item"].matrix.cpu() for each in found)
     torch.testing.assert_close(theirs, mine, atol=1e-6, rtol=1e-3)
 
 
 def distinct_ids(run: Run) -> None:
     """Distinct ids, found on the device and quantised once, give the step that ids give which are quantised again."""
-    if not reads_wait(run.device):
-        raise Skip("on the CPU ids are always distinct")
-    ids = torch.randint(N // 10, (4_096,), device=run.device)
-    for name in LAYERS:
-        mine = layer(name).to(run.device)
+    ids = drawn_ids(run, (2 * run.sizes.checked_rows,), 7, of=0.1).to(run.device)
+    for name in layers_of(run.sizes):
+        mine = layer(run.sizes, name).to(run.device)
         theirs = copy.deepcopy(mine)
         theirs.distinct_on_gpu = True
-        for each in (mine, theirs):
-            (each(ids).square().mean() + mgqe.quantization_loss(each)).backward()
+        with run.there:
+            for each in (mine, theirs):
+                (each(ids).square().mean() + mgqe.quantization_loss(each)).backward()
         torch.testing.assert_close(theirs.raw_weight.grad, mine.raw_weight.grad, atol=1e-4, rtol=1e-3)
 
 
 def baselines(run: Run) -> None:
     """Full tables and the baselines that train: a step's vectors and gradients."""
-    ids = torch.randint(N, (64, 8), generator=torch.Generator().manual_seed(4))
+    ids = drawn_ids(run, (64, 8), 4)
     for kind in (FullEmbedding, HashEmbedding, QREmbedding, LowRankEmbedding, CCEmbedding, AdditiveEmbedding):
         torch.manual_seed(0)
-        mine = kind(N, DIM)
+        mine = kind(run.sizes.checked_rows, run.sizes.checked_dim)
         there = copy.deepcopy(mine).to(run.device)
-        for each, given in ((mine, ids), (there, ids.to(run.device))):
-            each(given).square().sum().backward()
+        mine(ids).square().sum().backward()
+        with run.there:
+            there(ids.to(run.device)).square().sum().backward()
         for a, b in zip(mine.parameters(), there.parameters(), strict=True):
             torch.testing.assert_close(b.grad.cpu(), a.grad, atol=1e-3, rtol=1e-3)
 
 
 def compiled(run: Run) -> None:
     """torch.compile(fullgraph=True) of forward pass and loss in training gives the step's gradients."""
-    ids = torch.randint(N, (512,), generator=torch.Generator().manual_seed(3)).to(run.device)
-    for name in LAYERS:
-        there = layer(name).to(run.device)
+    ids = drawn_ids(run, (run.sizes.checked_rows // 4,), 3).to(run.device)
+    for name in layers_of(run.sizes):
+        there = layer(run.sizes, name).to(run.device)
         twin = copy.deepcopy(there)
 
         def loss_of(ids: Tensor, there: mgqe.MGQEmbedding = there) -> Tensor:
             return there(ids).square().mean() + mgqe.quantization_loss(there)
 
         torch.compiler.reset()
-        with mgqe.one_graph(there):
-            torch.compile(loss_of, fullgraph=True, backend="aot_eager")(ids).backward()
-        (twin(ids).square().mean() + mgqe.quantization_loss(twin)).backward()
+        with run.there:
+            with mgqe.one_graph(there):
+                torch.compile(loss_of, fullgraph=True, backend="aot_eager")(ids).backward()
+            (twin(ids).square().mean() + mgqe.quantization_loss(twin)).backward()
         torch.testing.assert_close(there.raw_weight.grad, twin.raw_weight.grad, atol=1e-4, rtol=1e-3)
 
 
@@ -257,7 +284,7 @@ def several_processes(run: Run) -> None:
     world = min(2, torch.cuda.device_count()) if run.device.type == "cuda" else 2
     with tempfile.TemporaryDirectory() as folder:
         context = torch.multiprocessing.spawn(
-            _train_in_parallel, (world, run.device.type, f"{folder}/meet"), nprocs=world, join=False
+            _train_in_parallel, (world, run.device.type, f"{folder}/meet", run.sizes), nprocs=world, join=False
         )
         give_up = time.monotonic() + PROCESSES_S
         try:
@@ -268,18 +295,18 @@ def several_processes(run: Run) -> None:
                 process.kill()
 
 
-def _train_in_parallel(rank: int, world: int, kind: str, meeting: str) -> None:
+def _train_in_parallel(rank: int, world: int, kind: str, meeting: str, sizes: Sizes) -> None:
     device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(BACKENDS[kind], init_method=f"file://{meeting}", rank=rank, world_size=world)
-    for name, options in LAYERS.items():
-        torch.manual_seed(0)
-        there = mgqe.MGQEmbedding(N, DIM, counts=COUNTS, warmup_steps=2, **options).to(device)
+    for name in layers_of(sizes):
+        there = layer(sizes, name, warm_up=2).to(device)
         parallel = torch.nn.parallel.DistributedDataParallel(there, device_ids=[rank] if kind == "cuda" else None)
         optimizer = torch.optim.Adagrad(there.parameters(), lr=0.01)
         for step in range(5):
-            ids = torch.randint(N, (256,), generator=torch.Generator().manual_seed(2 * step + rank)).to(device)
+            drawn = torch.Generator().manual_seed(2 * step + rank)
+            ids = torch.randint(sizes.checked_rows, (256,), generator=drawn).to(device)
             optimizer.zero_grad()
             (parallel(ids).square().mean() + mgqe.quantization_loss(there)).backward()
             optimizer.step()

@@ -6,12 +6,14 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 import mgqe
+from mgqe.checks.waiting import as_on_gpu
 
 Contender = Callable[[int], object]
 Built = Callable[[], Contender]
@@ -36,11 +38,16 @@ class Sizes:
     planned_rows: int = 1_000_000  # of the layer whose shape is planned, which reads rows on the CPU
     rounds: int = 5
     calls: int = 5
+    checked_rows: int = 2_000  # of the tables whose results are compared
+    checked_dim: int = 16
+    checked_centroids: tuple[int, int] = (64, 16)
+    checked_codes: tuple[tuple[int, int, int], ...] = ((4, 2, 4), (8, 256, 2), (1, 5_000, 3), (1, 65_536, 1))
 
     @classmethod
     def small(cls) -> Sizes:
         """For a run that shows that the script works."""
-        return cls(3_000, 16, 128, 256, 8, 4, (1, 3), 5, 1_000, 1, 1)
+        timed = 3_000, 16, 128, 256, 8, 4, (1, 3), 5, 1_000, 1, 1
+        return cls(*timed, 100, 8, (8, 4), ((4, 2, 4), (2, 70, 2)))
 
 
 @dataclass
@@ -69,6 +76,16 @@ class Run:
         """Until the device has done all that it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    @property
+    def there(self) -> AbstractContextManager[None]:
+        """Around what the device does; on the CPU by the ways of a GPU, by Triton's interpreter if it is installed."""
+        return nullcontext() if self.device.type == "cuda" else as_on_gpu()
+
+    @property
+    def exact(self) -> bool:
+        """Whether a product and its sum are rounded once, as on GPUs and CPUs, and not in Triton's interpreter."""
+        return self.device.type == "cuda"
 
     def generator(self, seed: int = 0) -> torch.Generator:
         """For numbers that are drawn on the device."""

@@ -26,7 +26,7 @@ from benchmarks.gpu._checks import check_all
 from benchmarks.gpu._settings import Run, Sizes, Skip
 from benchmarks.gpu._speed import CHECKS_SHARE, PARTS, frozen_memory
 from mgqe.checks.devices import usable_device
-from mgqe.checks.waiting import reads_wait
+from mgqe.checks.waiting import as_on_gpu, reads_wait
 from mgqe.ops._triton import triton_on
 
 MINUTES = 7.5
@@ -60,9 +60,10 @@ def stopped_after(seconds: float) -> Iterator[list[bool]]:
 
 
 def gpu(device: torch.device) -> dict[str, Any]:
-    """What the device is."""
+    """What the device is, and whether there are kernels; on the CPU those of the checks, by Triton's interpreter."""
     if device.type != "cuda":
-        return {"device": str(device)}
+        with as_on_gpu():
+            return {"device": str(device), "triton_kernels": triton_on(device) is not None}
     properties = torch.cuda.get_device_properties(device)
     return {
         "device": properties.name,
