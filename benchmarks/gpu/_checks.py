@@ -205,7 +205,7 @@ def starts(run: Run) -> None:
     """Codebooks that start and revive on the device serve rows as well as the CPU's; calibration gives its metric."""
     for name in layers_of(run.sizes):
         errors = []
-        for device, where in ((torch.device("cpu"), nullcontext()), (run.device, run.there)):
+        for device, where in ((torch.device("cpu"), nullcontext()), (run.device, run.there_with_torch)):
             made = layer(run.sizes, name, warm_up=100)
             rows = made.raw_weight.detach().clone()
             made.to(device)
@@ -217,7 +217,7 @@ def starts(run: Run) -> None:
     model = torch.nn.ModuleDict({"item": layer(run.sizes, "even")})
     batches = [drawn_ids(run, (64,), seed) for seed in range(3)]
     found = []
-    for device, where in ((torch.device("cpu"), nullcontext()), (run.device, run.there)):
+    for device, where in ((torch.device("cpu"), nullcontext()), (run.device, run.there_with_torch)):
         there = copy.deepcopy(model).to(device)
         given = [ids.to(device) for ids in batches]
         with where:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +84,16 @@ class Run:
     def there(self) -> AbstractContextManager[None]:
         """Around what the device does; on the CPU by the ways of a GPU, by Triton's interpreter if it is installed."""
         return nullcontext() if self.device.type == "cuda" else as_on_gpu()
+
+    @property
+    def there_with_torch(self) -> AbstractContextManager[Any]:
+        """As ``there``, for what takes many steps: on the CPU without Triton's interpreter."""
+        if self.device.type == "cuda":
+            return nullcontext()
+        stack = ExitStack()
+        stack.enter_context(as_on_gpu())
+        stack.enter_context(patch.dict(os.environ, {"MGQE_TRITON": "0"}))
+        return stack
 
     @property
     def exact(self) -> bool:
