@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from mgqe.recsys.study.analysis import Interval, StudyResults
 from mgqe.recsys.study.declaration import StudyDeclaration, read_declaration
@@ -199,6 +201,15 @@ def test_the_whole_catalogue_leads_and_is_compared_in_per_cent(study: StudyResul
     gap = cell.group.over(full, "full_ndcg@10")
     assert gap is not None
     assert gap.mean == pytest.approx(-2.5)
+
+
+def test_a_narrow_terminal_folds_long_texts_and_cuts_nothing() -> None:
+    rows = [["a name of three times ten letters", "4,000 of 4,000 users judged, " * 3], ["b", "178,800"]]
+    console = Console(width=60, file=io.StringIO())
+    console.print(TextTable("", ["figure", "value"], rows).terminal())
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, shown.splitlines())) <= 60
+    assert sorted(shown.split()) == sorted(" ".join(["figure value", *map(" ".join, rows)]).split())
 
 
 def test_fill(tmp_path: Path) -> None:

@@ -26,10 +26,9 @@ class TextTable:
         table = Table(title=self.title, title_justify="left", box=None, pad_edge=False, header_style="bold")
         for at, name in enumerate(self.header):
             widest = max(len(cell.replace("`", "")) for cell in (name, *(row[at] for row in self.rows)))
-            if at < self.left:
-                table.add_column(name, overflow="fold", min_width=min(widest, 16))
-            else:
-                table.add_column(name, justify="right", no_wrap=True, min_width=widest)
+            # Long texts are folded where a terminal is narrow. Numbers are shorter than this, and stay on one line.
+            width = min(widest, 16)
+            table.add_column(name, justify="left" if at < self.left else "right", overflow="fold", min_width=width)
         for row in self.rows:
             table.add_row(*(cell.replace("`", "") for cell in row))
         return table
