@@ -189,6 +189,12 @@ def test_compare(runner: CliRunner, tiny: Path, tmp_path: Path) -> None:
     first = [line.split()[0] for line in result.stdout.splitlines() if line.startswith(("full ", "mgqe:D", "pq:"))]
     # A long name goes on in the next line where figures are wide.
     assert [name[:16] for name in first] == ["full", "mgqe:D=4,K=4/2@q", "pq:D=4,K=4"] * 2
+    # There is no declaration of which `mgqe report` could make tables.
+    assert f"the same mgqe compare, with --out {out}, shows the results" in flat(
+        runner.invoke(app, ["inspect", str(out)]).output
+    )
+    result = runner.invoke(app, ["report", str(out)])
+    assert (result.exit_code, f"{out} is of mgqe compare" in flat(result.output)) == (2, True)
 
 
 def test_parallel_runs_give_the_same(tiny: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mgqe
-from mgqe.cli.artefacts import CONFIG, METRICS, RESULTS, TABLES, Artefact, artefacts_in
+from mgqe.cli.artefacts import CONFIG, METRICS, RESULTS, STUDY, TABLES, Artefact, artefacts_in
 from mgqe.cli.counts_files import load_counts
 from mgqe.cli.lookups import table_lookup_share
 from mgqe.codec.planning.speed import in_words
@@ -213,7 +213,9 @@ def _of_study(path: Path) -> Inspection:
     runs = TextTable("Runs", ["task and data", "state", "runs"], left=2)
     runs.rows.extend([[pair, state, str(number)] for (pair, state), number in sorted(done.items())])
     facts = [{"pair": pair, "status": state, "runs": number} for (pair, state), number in sorted(done.items())]
-    blocks: list[TextTable | str] = [runs, f"\nmgqe report {path} shows the results"] if records else []
+    declared = (path / STUDY).is_file()  # else mgqe compare wrote it
+    command = f"mgqe report {path}" if declared else f"the same mgqe compare, with --out {path},"
+    blocks: list[TextTable | str] = [runs, f"\n{command} shows the results"] if records else []
     return Inspection(f"{len(records)} runs recorded", {"runs": facts}, blocks)
 
 

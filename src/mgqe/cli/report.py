@@ -47,6 +47,11 @@ def report(
         if not path.is_file():
             raise ValueError(f"--into: there is no file {path}")
     check_folder(pictures or out / "pictures", "--pictures")
+    if (out / RESULTS).is_file() and not (out / FILE).is_file():
+        raise ValueError(
+            f"{out} is of mgqe compare, which shows its results when it is called again with the same arguments: "
+            f"expected the folder of mgqe study, with a {FILE}"
+        )
     declaration = read_declaration(out / FILE)
     records = read_results(out / RESULTS).records
     if not records:
