@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 
 import pytest
 from typer.testing import CliRunner
@@ -37,6 +38,7 @@ def test_doctor_names_versions_and_what_is_missing(monkeypatch):
     assert done.exit_code == 0
     text = " ".join(done.output.split())
     assert f"mgqe {mgqe.__version__}" in text
+    assert f"filelock {version('filelock')}" in text
     assert "torchrec not installed: mgqe.torchrec (mgqe[torchrec])" in text
     assert max(map(len, done.output.splitlines())) <= 80
     found = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).output)

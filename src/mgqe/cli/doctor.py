@@ -31,7 +31,7 @@ EXTRAS = {
     "triton": "kernels for GPUs (mgqe[triton])",
     "starlette": "mgqe serve (mgqe[serve])",
 }
-CORE = ("torch", "numpy", "safetensors", "xxhash", "typer", "rich")
+CORE = ("torch", "numpy", "safetensors", "xxhash", "filelock", "typer", "rich")
 
 
 @commands.command(
