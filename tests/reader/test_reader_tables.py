@@ -215,21 +215,27 @@ import sys, time
 for each in ("torch", "mgqe", "safetensors", "xxhash"):
     sys.modules[each] = None  # importing it is an error
 import numpy
-start = time.perf_counter()
+start = time.process_time()
 import mgqe_reader
 table = mgqe_reader.load(sys.argv[1])
-print(time.perf_counter() - start)
+print(time.process_time() - start)
 print(table.lookup([4, 3]).tolist())
 """
 
 
 def test_needs_numpy_alone_and_is_there_at_once():
+    """In under 0.1 s beside NumPy, table included: 0.02 s of the processor, and other work is not counted."""
     path = os.pathsep.join(sys.path)
     command = [sys.executable, "-c", WITHOUT_TORCH, str(GOLDEN / "compact-small.safetensors")]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True)
-    seconds, rows = done.stdout.splitlines()
-    assert rows == "[[0.25, -0.25], [-2.0, 0.5]]"
-    assert float(seconds) < 2  # 0.02 on an idle machine; this one may be busy
+    seconds = []
+    for _ in range(5):  # the first reads the files from the disk
+        done = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True
+        )
+        took, rows = done.stdout.splitlines()
+        assert rows == "[[0.25, -0.25], [-2.0, 0.5]]"
+        seconds.append(float(took))
+    assert min(seconds) < 0.1
 
 
 @pytest.mark.skipif("MGQE_LIBRARY" in os.environ, reason="another library than the one that is installed")
