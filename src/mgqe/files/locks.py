@@ -1,7 +1,12 @@
 """Advisory locks, which the system releases when a process dies.
 
-On POSIX the files themselves are locked (``flock``): several processes may append to a table that only one replaces,
-and nothing is left beside it. Folders, and on other systems files as well, have a lock file of the package filelock.
+Folders have a lock file of the package filelock. Files do, too, on systems without ``flock``, such as Windows. Where
+there is ``flock``, the files themselves are locked by it, for what filelock's separate lock files cannot do:
+
+- several processes append to a table at the same time, which only one may replace (a lock that is shared);
+- nothing is left beside a user's table, and files are locked in folders that cannot be written to;
+- a lock goes with the file when it is renamed, and says, by its very file, whether the writer of an unfinished one or a
+  reader of an older save still lives (:mod:`mgqe.files.atomic`, :mod:`mgqe.convert.saves`).
 """
 
 from __future__ import annotations
