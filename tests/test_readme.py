@@ -53,16 +53,16 @@ def test_the_page_on_new_ids_runs(tmp_path, monkeypatch):
         assert (ROOT / "docs" / target).is_file(), target
 
 
-def run_page(name: str, optional: str | None = None) -> tuple[str, dict[str, Any]]:
+def run_page(name: str, *optional: str) -> tuple[str, dict[str, Any]]:
     """A page of docs and the names that its Python blocks leave, which continue each other.
 
-    optional: a package; blocks that import it are left out where it is not installed.
+    optional: packages; blocks that import one are left out where it is not installed.
     """
     page = (ROOT / "docs" / name).read_text()
     names: dict[str, Any] = {}
-    left_out = optional if optional and not importlib.util.find_spec(optional) else None
+    left_out = [package for package in optional if not importlib.util.find_spec(package)]
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        if left_out is None or f"import {left_out}" not in block:
+        if not any(f"import {package}" in block for package in left_out):
             exec(compile(block, f"docs/{name}", "exec"), names)
     return page, names
 
@@ -88,11 +88,23 @@ def test_the_page_on_logs_of_clicks_runs(capsys):
 
 
 def test_the_page_on_hubs_runs(tmp_path, monkeypatch):
-    """Its blocks continue each other."""
+    """Its blocks continue each other. What loggers keep of it is read back, where they are installed."""
     monkeypatch.chdir(tmp_path)
-    _, names = run_page("integrations.md", "lightning")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a data base needs more packages
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    _, names = run_page("integrations.md", "lightning", "mlflow", "wandb")
     assert "item-17" not in names["hits"].ids
     assert "| recall@10 against the full matrix | 0." in (tmp_path / "items" / "README.md").read_text()
+    if "mlflow" in names:
+        (kept,) = (tmp_path / "mlruns").glob("*/*/metrics/mgqe/item/quantizing")
+        assert [line.split()[1:] for line in kept.read_text().splitlines()] == [
+            [str(float(step >= 20)), str(step)] for step in (0, 10, 20, 30, 40)
+        ]
+        assert list((tmp_path / "mlruns").glob("*/*/artifacts/items/README.md"))
+    if "wandb" in names:
+        (kept,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+        assert b"mgqe/item/quantization_loss" in kept.read_bytes()
 
 
 def test_the_page_on_reading_without_torch_runs(tmp_path, monkeypatch):
