@@ -36,14 +36,14 @@ test-lowest: .venv-lowest/ready  ## the same tests on the lowest releases that p
 test-newest: .venv-newest/ready  ## the same tests on the newest releases
 	.venv-newest/bin/python -m pytest $(PARALLEL) -m "not slow"
 
-test-torchrec: .venv-torchrec/ready  ## all tests with torchrec, accelerate and lightning
+test-torchrec: .venv-torchrec/ready  ## all tests with torchrec, accelerate, lightning, MLflow and W&B
 	.venv-torchrec/bin/python -m pytest tests/torchrec tests/nn/test_loops.py tests/integrations \
-		tests/convert/test_short_examples.py
+		tests/convert/test_short_examples.py tests/test_readme.py::test_the_page_on_hubs_runs
 
-test-third-party: .venv-third-party/ready .venv-fuxictr/ready  ## the tests with RecBole, DeepCTR-Torch, FuxiCTR and transformers
+test-third-party: .venv-third-party/ready .venv-fuxictr/ready  ## the tests with RecBole, DeepCTR-Torch, transformers, FuxiCTR, vector stores
 	.venv-third-party/bin/python -m pytest tests/convert/test_recbole.py tests/convert/test_deepctr.py \
 		tests/convert/test_short_examples.py tests/convert/test_transformers.py tests/hub
-	.venv-fuxictr/bin/python -m pytest tests/convert/test_short_examples.py
+	.venv-fuxictr/bin/python -m pytest tests/convert/test_short_examples.py tests/test_vector_stores.py
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks reliability examples docs/site docs/gallery setup.py reader
@@ -113,11 +113,12 @@ $(READY): pyproject.toml setup.py constraints.txt $(NATIVE_SOURCES)
 	.venv-third-party/bin/pip install -q -c constraints.txt -r requirements-third-party.txt -e ".[dev]"
 	touch $@
 
-# FuxiCTR and RecBole want different releases of ray, so that each has an environment of its own.
+# FuxiCTR and RecBole want different releases of ray, so that each has an environment of its own. The vector stores are
+# in FuxiCTR's, since RecBole wants a NumPy that pyarrow no longer takes.
 .venv-fuxictr/ready: pyproject.toml setup.py constraints.txt $(NATIVE_SOURCES)
 	$(PYTHON) -m venv .venv-fuxictr
 	.venv-fuxictr/bin/pip install -q $(INDEX) -c constraints.txt torch
-	.venv-fuxictr/bin/pip install -q -c constraints.txt fuxictr==2.3.10 -e ".[dev]"
+	.venv-fuxictr/bin/pip install -q -c constraints.txt fuxictr==2.3.10 usearch lancedb duckdb -e ".[dev]"
 	touch $@
 
 clean:
