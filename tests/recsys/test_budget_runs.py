@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def test_the_width_with_the_better_figure_is_taken(
 ) -> None:
     seen: dict[int, int] = {}  # dimensions -> bytes
 
-    def spend(full, model, task, budget, batch_size):  # type: ignore[no-untyped-def]
+    def spend(full, model, task, budget, batch_size, judges_by):  # type: ignore[no-untyped-def]
         seen[full.item.embedding_dim] = budget
         return Spent(Validation({"full_ndcg": float(full.item.embedding_dim == width)}, ()), "by hand")
 
@@ -189,5 +190,27 @@ def test_ranks_decide_between_plans_that_the_judge_cannot_tell_apart() -> None:
     # near is behind by .025 where the standard error is .048, far by .25 where it is .119.
     assert best_of([far, best, near], "full_ndcg") == 2
     assert best_of([far, best], "full_ndcg") == 1
+    assert best_of([best, near, far], "full_log_rank") == 2
     auc = [Validation({"auc": value}, ()) for value in (0.7, 0.8, 0.75)]
     assert best_of(auc, "auc") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "loss"),
+    [
+        ({"task": "sequential", "model": "sasrec"}, "softmax"),
+        ({"task": "sequential", "model": "sasrec", "loss": "ce"}, "ce"),
+        ({"task": "sequential", "model": "sasrec", "quantised_loss": "bce"}, "bce"),
+        ({"task": "sequential", "model": "sasrec", "quantised_epochs": 0}, None),
+        ({"task": "sequential", "model": "sasrec", "embedding": "pq:D=4"}, None),
+        ({}, "bce"),
+    ],
+)
+def test_the_loss_that_trains_the_codes(settings: dict[str, Any], loss: str | None) -> None:
+    assert TrainConfig(**{"embedding": "mgqe:budget=5%", **settings}).third_loss(planned=True) == loss
+
+
+def test_the_third_phase_stops_where_it_gains_nothing() -> None:
+    phase = TrainConfig(embedding="mgqe:budget=5%").phase("quantised")
+    assert (phase.max_epochs, phase.patience) == (30, 10)
+    assert TrainConfig().phase("annealed").patience == 11  # which ends with a learning rate of zero

@@ -19,11 +19,14 @@ from mgqe.convert.calibration import calibrate
 from mgqe.nn.quantized import QuantizedEmbedding
 from mgqe.recsys.tasks.base import Task, Validation
 from mgqe.recsys.tasks.metrics import standard_error
+from mgqe.recsys.tasks.sequential import SequentialTask
 
 BATCHES = 60  # that the metrics come from
 FULL_HEADER = 512  # bytes of a full table's file beside its rows, at most
 NAMED = 3  # tables that an error names
-TIES = "full_log_rank"  # of the validation part: decides between plans that the figure which judges cannot tell apart
+# Of the validation part: judges plans whose codes a softmax trains, and decides between others that the figure which
+# judges them cannot tell apart.
+LOG_RANK = "full_log_rank"
 
 
 class ImpossibleBudgetError(ValueError):
@@ -78,24 +81,35 @@ class Spent:
     lookup_shares: Mapping[str, float] = field(default_factory=dict)
 
 
-def spend_budget(full: Any, model: nn.Module, task: Task, budget: int, batch_size: int) -> Spent:
+def judged_by(task: Task, trained_by: str | None) -> str:
+    """The validation figure that chooses plans.
+
+    Where a softmax then trains the codes of a sequential model, it brings the first ranks back, whatever the plan was,
+    but not what that took from rare items, of which the mean logarithm of ranks tells more.
+
+    trained_by: the loss that the codes are trained by afterwards; None if they are not.
+    """
+    return LOG_RANK if isinstance(task, SequentialTask) and trained_by in ("softmax", "ce") else task.judges_by
+
+
+def spend_budget(full: Any, model: nn.Module, task: Task, budget: int, batch_size: int, judges_by: str) -> Spent:
     """Plan the layers of `model` that have a budget, on the rows of the trained model `full`, and fill them.
 
     Rows whose length is of no matter for the order of a user's items are tried with their own and with equal ones.
 
-    budget: bytes of the files of all these layers.
+    budget: bytes of the files of all these layers. judges_by: the validation figure that chooses plans.
     """
     layers = planned_layers(model, task)
     metrics, rows = _calibrated(full, task, batch_size), {}
-    best = _plans(full, layers, task, budget, metrics)
+    best = _plans(full, layers, task, budget, metrics, judges_by)
     words = best.candidate.describe()
     free = [path for path in getattr(full, "scale_free", ()) if path in layers]
     if free:
         weights = [full.get_submodule(path).weight for path in free]
         equal = [metrics[path].equal_costs(weight.detach()) for path, weight in zip(free, weights, strict=True)]
         with rows_in_place(weights, equal):
-            other = _plans(full, layers, task, budget, _calibrated(full, task, batch_size))
-        if best_of([best.figure, other.figure], task.judges_by) == 1:
+            other = _plans(full, layers, task, budget, _calibrated(full, task, batch_size), judges_by)
+        if best_of([best.figure, other.figure], judges_by) == 1:
             best, rows = other, dict(zip(free, equal, strict=True))
             words = f"{other.candidate.describe()}, {', '.join(free)} rows of equal length"
     shares = {}
@@ -114,13 +128,15 @@ def best_of(found: Sequence[Validation], judges_by: str) -> int:
     have the least mean logarithm, which has less noise but looks away from the first ranks.
     """
     best = largest([each.figures[judges_by] for each in found])
+    if judges_by == LOG_RANK:
+        return best
 
     def tied(each: Validation) -> bool:
         behind = found[best].figures[judges_by] - each.figures[judges_by]
         return behind <= standard_error(found[best].judged, each.judged)
 
     near = [place for place, each in enumerate(found) if tied(each)]
-    return max(near, key=lambda place: found[place].figures.get(TIES, 0.0))
+    return max(near, key=lambda place: found[place].figures.get(LOG_RANK, 0.0))
 
 
 def set_metrics(full: Any, model: nn.Module, task: Task, batch_size: int) -> None:
@@ -131,7 +147,12 @@ def set_metrics(full: Any, model: nn.Module, task: Task, batch_size: int) -> Non
 
 
 def _plans(
-    full: Any, layers: Mapping[str, QuantizedEmbedding], task: Task, budget: int, metrics: Mapping[str, Metric]
+    full: Any,
+    layers: Mapping[str, QuantizedEmbedding],
+    task: Task,
+    budget: int,
+    metrics: Mapping[str, Metric],
+    judges_by: str,
 ) -> BestPlans:
     """The best plans for the rows of `full`, judged by the validation part."""
     weights = [full.get_submodule(path).weight for path in layers]
@@ -152,7 +173,7 @@ def _plans(
             full.eval()
             return task.validation(full)
 
-    return best_plans(problems, budget, judge, choose=lambda found: best_of(found, task.judges_by))
+    return best_plans(problems, budget, judge, choose=lambda found: best_of(found, judges_by))
 
 
 def _calibrated(full: Any, task: Task, batch_size: int) -> Mapping[str, Metric]:

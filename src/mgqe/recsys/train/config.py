@@ -27,6 +27,7 @@ from mgqe.recsys.train.loop import PhaseConfig
 SCHEDULE = 5
 QUANTISED_RATE = 3e-4  # of the third phase
 PLANNED_RATES = (1e-3, 1.7e-3)  # with a budget: of rows, and of centroids in units of their standard deviations
+THIRD_PATIENCE = 10  # epochs of the third phase without a better one before it stops
 PLANNED_LOSS = ("softmax", 1024)  # with a budget: of sequential models, and its negatives
 LEAST_DIM = 16  # of rows that are tried for being narrow
 OF_PHASE_2 = ("anneal_epochs", "anneal_learning_rate")
@@ -51,9 +52,10 @@ class TrainConfig(RunSettings):
     batch_size: positives per step; fewer where the data set would otherwise have under 64 steps per epoch.
     warm_up_epochs: exactly so many epochs of the first phase; None: until validation stops improving.
     anneal_epochs: of the second phase, in which the learning rate falls from anneal_learning_rate to zero.
-    quantised_epochs: of the third phase, through the codes, for the embeddings that have one, from
-        quantised_learning_rate to zero; None stands for 3e-4, and with a budget for 1e-3. centroid_learning_rate: None
-        stands for quantised_learning_rate, and with a budget for 1.7e-3 standard deviations.
+    quantised_epochs: at most, of the third phase, through the codes, for the embeddings that have one, from
+        quantised_learning_rate to zero; ten epochs without a better one end it. None stands for 3e-4, and with a budget
+        for 1e-3. centroid_learning_rate: None stands for quantised_learning_rate, and with a budget for 1.7e-3 standard
+        deviations.
     quantised_loss, quantised_negatives: in the third phase. None stands for those of the other phases, and for
         sequential models with a budget for softmax with 1,024 negatives, since the top of the catalogue suffers first,
         unless their own loss is "ce", over the whole catalogue.
@@ -71,7 +73,7 @@ class TrainConfig(RunSettings):
     warm_up_epochs: int | None = None
     anneal_epochs: int = 10
     anneal_learning_rate: float = 1e-3
-    quantised_epochs: int = 10
+    quantised_epochs: int = 30
     quantised_learning_rate: float | None = None
     centroid_learning_rate: float | None = None
     quantised_loss: str | None = None
@@ -156,6 +158,12 @@ class TrainConfig(RunSettings):
             quantised_negatives=self.quantised_negatives or (loss[1] if self.quantised_loss is None else None),
         )
 
+    def third_loss(self, planned: bool) -> str | None:
+        """The loss that codes are trained by; None if they are not. planned: as of :meth:`with_third_phase`."""
+        if not (self.spec.trains_codes and self.quantised_epochs):
+            return None
+        return self.with_third_phase(planned).quantised_loss or self.loss
+
     def phase(self, name: str, metric: str = "full_ndcg@10") -> PhaseConfig:
         """The loop's settings for phase "full", the first, "annealed", the second, or "quantised", the third.
 
@@ -176,7 +184,7 @@ class TrainConfig(RunSettings):
             learning_rate=rate,
             weight_decay=self.weight_decay,
             max_epochs=self.max_epochs if fixed is None else fixed,
-            patience=self.patience if fixed is None else fixed + 1,
+            patience=self.patience if fixed is None else THIRD_PATIENCE if name == "quantised" else fixed + 1,
             centroid_learning_rate=rate if name != "quantised" or centroids is None else centroids,
             anneal=name != "full",
             select_by=metric,

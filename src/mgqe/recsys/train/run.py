@@ -38,7 +38,15 @@ from mgqe.recsys.tasks.ranking import RankingTask
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.tasks.sequential import SequentialTask
 from mgqe.recsys.train.artifacts import CONFIG, MODEL, TABLE, bytes_by_part, codebook_stats, load_run, ship
-from mgqe.recsys.train.budget import best_of, budget_for, check_budget, planned_layers, set_metrics, spend_budget
+from mgqe.recsys.train.budget import (
+    best_of,
+    budget_for,
+    check_budget,
+    judged_by,
+    planned_layers,
+    set_metrics,
+    spend_budget,
+)
 from mgqe.recsys.train.checkpoint import LAST, load_state
 from mgqe.recsys.train.collections import remove_collections, write_collections
 from mgqe.recsys.train.config import TrainConfig, warm_up_key
@@ -379,8 +387,11 @@ def _planned(start: Start, budget: int, data: RunData, warm_ups: Path, out: Path
     full_nbytes = sum(4 * layer.raw_weight.numel() for layer in planned_layers(start.model, data.task).values())
     if narrow is not None and budget < NARROW_BELOW * full_nbytes:
         starts.append(Start.of(narrow, data, warm_ups, on_epoch))
-    spent = [spend_budget(each.full, each.model, data.task, budget, each.config.batch_size) for each in starts]
-    best = best_of([each.validation for each in spent], data.task.judges_by)
+    judges_by = judged_by(data.task, start.config.third_loss(planned=True))
+    spent = [
+        spend_budget(each.full, each.model, data.task, budget, each.config.batch_size, judges_by) for each in starts
+    ]
+    best = best_of([each.validation for each in spent], judges_by)
     chosen = starts[best]
     layers = planned_layers(chosen.model, data.task)
     plan = {
