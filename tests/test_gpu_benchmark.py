@@ -93,6 +93,8 @@ def test_operators_and_kernels_are_counted(compare, capsys: pytest.CaptureFixtur
     # So many launches more than nn.Embedding has a step of two tiers: docs/gpu.md.
     assert launched["mgqe, 16 and 8 centroids"] - launched["nn.Embedding"] <= 11
     assert launched["mgqe, sx"] - launched["nn.Embedding"] <= 38
+    # Bags: checks and offsets, and two kernels.
+    assert [launched[name] for name in ("bags of dpq", "bags of mgqe, default")] == [6, 6]
 
 
 def test_the_script_is_sound_shell() -> None:

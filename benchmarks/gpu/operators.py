@@ -1,4 +1,4 @@
-"""What a training step gives a GPU to do, counted on the CPU: operators of torch, kernels of Triton, bytes moved.
+"""What steps and bags give a GPU to do, counted on the CPU: operators of torch, kernels of Triton, bytes moved.
 
 TRITON_INTERPRET=1 python -m benchmarks.gpu.operators
 
@@ -6,10 +6,12 @@ Layers take the ways of a GPU, and Triton's kernels run in its interpreter. What
 (views, allocations, questions about a tensor), nor that an operator of torch may launch more than one kernel.
 Operators of mgqe count as what they call. Bytes are those of the tensors that an operator or a kernel takes and gives,
 each once; of tensors with a row per id of the table those of the batch's rows. Caches make the true number smaller.
+Frozen tables' codes are not counted, which kernels find by their addresses.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -35,6 +37,8 @@ LAYERS = {
     "mgqe, default": {},
     "mgqe, sx": {"num_centroids": (16, 8), "quantizer": "sx"},
 }
+BAG = 16  # ids
+BAGS = {"bags of dpq": LAYERS["dpq, 16 centroids"], "bags of mgqe, default": LAYERS["mgqe, default"]}
 ON_HOST = {"promote_types", "sparse_dim", "is_coalesced", "_sparse_coo_tensor_with_dims_and_tensors", "set_"}
 
 
@@ -140,13 +144,27 @@ def third_step(options: dict[str, Any] | None, batch: int) -> Step:
     return step
 
 
+def bags(options: dict[str, Any], batch: int) -> Step:
+    """What sums of bags of a frozen table launch, the second time."""
+    table = make(options).eval().freeze()
+    ids = torch.randint(ROWS, (batch // BAG, BAG))
+    step = Step(batch)
+    with as_on_gpu():
+        there = copy.deepcopy(table)  # laid out anew
+        there.bag(ids)
+        with counted(step):
+            there.bag(ids)
+    return step
+
+
 def main() -> None:
-    """Print the counts of each layer's third step."""
+    """Print the counts of each layer's third step, and of bags."""
     if find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1":
         raise SystemExit("this needs Triton in its interpreter: pip install triton, and set TRITON_INTERPRET=1")
     print(f"{'layer':<28}{'operators':>11}{'of Triton':>11}{'bytes per id':>14}")
-    for name, options in LAYERS.items():
-        small, large = (third_step(options, batch) for batch in BATCHES)
+    for name, options in [*LAYERS.items(), *BAGS.items()]:
+        count = bags if name in BAGS else third_step
+        small, large = (count(options, batch) for batch in BATCHES)
         operators, kernels = small.operators.total(), small.kernels.total()
         per_id = (large.bytes - small.bytes) / (BATCHES[1] - BATCHES[0])
         print(f"{name:<28}{operators:>11}{kernels:>11}{per_id:>14,.0f}", flush=True)

@@ -179,24 +179,90 @@ def test_ids_outside_the_table():
 
 BAGS = {
     "even": table(padding_idx=7, sizes=(9, 40))[0],
-    "through a matrix": mixed_table(matrix=torch.float32, dim=9, sizes=(9, 40))[0],
+    "steps of int8, shuffled": table(sizes=(9, 40), dtype=torch.int8, shuffled=True)[0],
+    "through a matrix": mixed_table(matrix=torch.float32, dim=9, sizes=(9, 40), shuffled=True, padding_idx=3)[0],
     "whole numbers": whole_table([2, 1, 4], [(3, 8, 0), (2, 6, 1)], [9, 40], 7, padding_idx=2).snapshot.lookup.table,
 }
+
+
+def check_bags(parts, ids, offsets, mode, weights=None):
+    """Against the native kernel."""
+    expected = ops.bag(ops.PreparedLookup(parts), ids, offsets, mode, weights)
+    with as_on_gpu():
+        prepared = ops.PreparedLookup(on_device(parts))
+        on = [None if t is None else t.to(DEVICE) for t in (ids, offsets, weights)]
+        made = ops.bag(prepared, on[0], on[1], mode, on[2]).cpu()
+    if parts.mean is None or EXACT:
+        assert torch.equal(made.nan_to_num(7.0), expected.nan_to_num(7.0))
+    else:
+        torch.testing.assert_close(made, expected, rtol=0, atol=1e-5, equal_nan=True)
+    return made
 
 
 @pytest.mark.parametrize("parts", BAGS.values(), ids=BAGS)
 @pytest.mark.parametrize(("mode", "weighted"), [("sum", False), ("sum", True), ("mean", False), ("max", False)])
 def test_bags(parts, mode, weighted):
     ids = torch.arange(23) * 7 % parts.num_embeddings
-    offsets = torch.tensor([0, 0, 7, 8])
-    weights = torch.linspace(-1, 1, 23) if weighted else None
-    expected = ops.bag(ops.PreparedLookup(parts), ids, offsets, mode, weights)
+    offsets = torch.tensor([0, 0, 7, 8, 8, 9, 12, 12, 13, 20, 23])  # of two programs
+    made = check_bags(parts, ids, offsets, mode, torch.linspace(-1, 1, 23) if weighted else None)
+    assert not made[[0, 3, 6, 10]].any()
+    assert made[[1, 2, 5, 9]].any(dim=1).all()
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_bags_of_more_coordinates_and_columns_than_a_program_has_at_a_time(mode, monkeypatch):
+    module = importlib.import_module("mgqe.ops.triton_kernels.bag_codes")
+    monkeypatch.setattr(module, "MAX_COORDINATES", 16)
+    monkeypatch.setattr(module, "MAX_COLUMNS", 16)
+    ids, offsets = torch.arange(9) * 7 % 49, torch.tensor([0, 2, 2])
+    check_bags(mixed_table(sizes=(9, 40))[0], ids, offsets, mode)  # of 17 coordinates
+    check_bags(mixed_table(sizes=(9, 40), matrix=torch.float32, dim=18)[0], ids, offsets, mode)
+    check_bags(whole_table([9, 8], [(3, 8), (2, 6)], [9, 40], 18).snapshot.lookup.table, ids, offsets, mode)
+
+
+def test_bags_worked_by_hand():
+    """Rows 0 to 3 are (0, 1) + (0 to 3) (2, -1); row 2 is padding, which no weight brings back."""
+    codes, book = torch.tensor([[0], [1], [2], [3]], dtype=torch.uint8), torch.tensor([0.0, 1.0, 2.0, 3.0])
+    parts = ops.TableBuffers(
+        [codes], [book], [torch.empty(0)], [], [], [], [4], [2], [1], [0], 2, 2,
+        widths=[1], code_bits=[2], mean=torch.tensor([0.0, 1.0]), matrix=torch.tensor([[2.0, -1.0]]),
+    )  # fmt: skip
+    ids, nan = torch.tensor([1, 3, 2, 2, 2, 0]), float("nan")
+    offsets = torch.tensor([0, 3, 3, 5])  # (1, 3, padding), (), (padding, padding), (0)
+    assert check_bags(parts, ids, offsets, "sum").tolist() == [[8, -2], [0, 0], [0, 0], [0, 1]]
+    assert check_bags(parts, ids, offsets, "mean").tolist() == [[4, -1], [0, 0], [0, 0], [0, 1]]
+    weights = torch.tensor([2.0, -1.0, nan, nan, float("inf"), 3.0])
+    assert check_bags(parts, ids, offsets, "sum", weights).tolist() == [[-2, 2], [0, 0], [0, 0], [0, 3]]
+    assert check_bags(parts, torch.tensor([[1, 1, 3], [2, 0, 3]]), None, "mean")[1].tolist() == [3, -0.5]
+    nothing = torch.empty(0, dtype=torch.int64)
+    assert check_bags(parts, nothing, torch.tensor([0, 0]), "sum").tolist() == [[0, 0], [0, 0]]
+    assert check_bags(parts, nothing, nothing, "mean").shape == (0, 2)
+    bad = torch.tensor([0.0, nan, 0.0, 0.0, 0.0, 0.0])
+    assert check_bags(parts, ids, offsets, "sum", bad).isnan().tolist() == [[True, True]] + [[False, False]] * 3
+
+
+@pytest.mark.parametrize("parts", BAGS.values(), ids=BAGS)
+def test_bags_refuse_what_the_cpu_refuses(parts):
+    ids = torch.tensor([3, 5, 8], device=DEVICE)
     with as_on_gpu():
         prepared = ops.PreparedLookup(on_device(parts))
-        on = [None if t is None else t.to(DEVICE) for t in (ids, offsets, weights)]
-        made = ops.bag(prepared, on[0], on[1], mode, on[2]).cpu()
-    assert torch.equal(made, expected) if parts.mean is None or EXACT else torch.allclose(made, expected, atol=1e-5)
-    assert not made[0].any()
+        for offsets, words in (([1], "start at 0"), ([0, 2, 1], "must not decrease"), ([0, 4], "must not exceed")):
+            with pytest.raises(ValueError, match=words):
+                ops.bag(prepared, ids, torch.tensor(offsets, device=DEVICE))
+        with pytest.raises(IndexError, match="id 49"):
+            ops.bag(prepared, torch.tensor([[1, 49]], device=DEVICE))
+
+
+def test_weights_of_bags_have_their_gradient():
+    parts, ids = BAGS["through a matrix"], torch.tensor([5, 3, 9, 1])
+    offsets, weights = torch.tensor([0, 2]), torch.tensor([1.0, 2.0, -1.0, 0.5], device=DEVICE, requires_grad=True)
+    with as_on_gpu():
+        ops.bag(
+            ops.PreparedLookup(on_device(parts)), ids.to(DEVICE), offsets.to(DEVICE), "sum", weights
+        ).sum().backward()
+    expected = reference.lookup(ids, parts).sum(1)
+    assert expected[1] == 0  # the padding
+    assert torch.allclose(weights.grad.cpu(), expected, atol=1e-4)
 
 
 # ---- top-K ---------------------------------------------------------------------------------------------------

@@ -131,6 +131,9 @@ def read(parts: Any) -> Any:
         ids = torch.arange(n) % parts.num_embeddings
         prepared(ids)
         ops.bag(prepared, ids, torch.arange(0, n, 3), "sum", None)
+        few = ids[:16]  # the interpreter takes its time
+        ops.bag(prepared, few, torch.tensor([0]), "sum", torch.ones(len(few)))
+        ops.bag(prepared, few.view(-1, 1), None, "mean")
 
     return use
 
@@ -159,6 +162,24 @@ def test_no_number_of_ids_makes_triton_compile_again(make: Any) -> None:
                 work(n)
     assert len(first) >= 2
     assert later <= first, later - first
+
+
+TABLES = {
+    "even": table(sizes=(9, 60), shuffled=True, padding_idx=7)[0],
+    "mixed": mixed_table(sizes=(9, 60))[0],
+    "through a matrix": mixed_table(sizes=(9, 60), matrix=torch.float32, dim=9)[0],
+    "whole numbers": whole_table([2, 1, 4], [(3, 8, 0), (2, 6, 1)], [9, 60], 7).snapshot.lookup.table,
+}
+
+
+@on_cpus
+@pytest.mark.parametrize("parts", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_bags_are_summed_without_a_row_being_written(parts: Any, mode: str) -> None:
+    found: set[tuple[Any, ...]] = set()
+    with as_on_gpu(), programs(found):
+        ops.bag(ops.PreparedLookup(parts), torch.arange(6).view(3, 2), None, mode)
+    assert sorted(name for name, *_ in found) == ["_bag_codes", "_locate"]
 
 
 @on_cpus

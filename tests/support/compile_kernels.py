@@ -14,9 +14,21 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-adagrad, assign, bag, ids, lookup, rounding, scores, search, soft, transform = (
+adagrad, assign, bag, bag_codes, ids, lookup, rounding, scores, search, soft, transform = (
     importlib.import_module(f"mgqe.ops.triton_kernels.{name}")
-    for name in ("adagrad", "assign", "bag", "ids", "lookup", "rounding", "scores", "search", "soft", "transform")
+    for name in (
+        "adagrad",
+        "assign",
+        "bag",
+        "bag_codes",
+        "ids",
+        "lookup",
+        "rounding",
+        "scores",
+        "search",
+        "soft",
+        "transform",
+    )
 )
 FLOATS, LONGS, INTS, BYTES = "*fp32", "*i64", "*i32", "*i8"
 POINTERS = {
@@ -61,6 +73,15 @@ def nearest(*flags):
     return assign._nearest, POINTERS["assign"], {flag: flag in flags for flag in FLAGS} | BLOCKS
 
 
+BAG_FLAGS = ("IS_MEAN", "HAS_WEIGHTS", "HAS_MATRIX", "HAS_SCALES")
+
+
+def bags_of_codes(types, *flags):
+    types = POINTERS["lookup"] | {"offsets": LONGS, "weights": FLOATS, "book": FLOATS, "matrix": FLOATS} | types
+    constants = {flag: flag in flags for flag in BAG_FLAGS}
+    return bag_codes._bag_codes, types, constants | {"BAGS": bag_codes.BAGS, "COORDINATES": 64, "COLUMNS": 64}
+
+
 COLUMNS = {"ROWS": transform.ROWS, "COLUMNS": transform.COLUMNS, "HAS_SHIFT": True, "HAS_MEAN": True}
 ADAGRAD = {"HAS_DECAY": True, "HAS_NOISE": True}
 RUNS = {"BLOCK": adagrad.BLOCK, "COLUMNS": 64}
@@ -100,6 +121,9 @@ KERNELS = {
     "sum": (bag._bag, POINTERS["rows"], {"MODE": 0, "HAS_WEIGHTS": True, "COLUMNS": 64}),
     "mean": (bag._bag, POINTERS["rows"], {"MODE": 1, "HAS_WEIGHTS": False, "COLUMNS": 64}),
     "max": (bag._bag, POINTERS["rows"], {"MODE": 2, "HAS_WEIGHTS": False, "COLUMNS": 64}),
+    "sum of codes": bags_of_codes({}, "HAS_WEIGHTS"),
+    "mean of codes, a matrix": bags_of_codes({}, "IS_MEAN", "HAS_MATRIX"),
+    "sum of codes, whole numbers": bags_of_codes(WHOLE, "HAS_WEIGHTS", "HAS_MATRIX", "HAS_SCALES"),
     "locate": (lookup._locate, POINTERS["lookup"], {"HAS_MAP": True, "IDS": lookup.IDS}),
     "score": (scores._score, POINTERS["lookup"] | {"entries": INTS, "partial": FLOATS}, {"IDS": scores.IDS}),
     "keep": (

@@ -188,14 +188,20 @@ def _in_order(offsets: Tensor, n: int) -> bool:
     return not bool(wrong)
 
 
+def _starts(bags: _Bags) -> Tensor:
+    """Where each bag starts, int64 ``(B,)``; ValueError unless the offsets cut the ids into bags."""
+    offsets, n = bags.offsets, bags.ids.shape[0]
+    if offsets is None:
+        return torch.arange(bags.num_bags, device=bags.ids.device) * (n // max(1, bags.num_bags))
+    if not _in_order(offsets, n):
+        raise _offsets_error(offsets, n)
+    return offsets
+
+
 def _reference(
     rows_of: Callable[[Tensor], Tensor], embedding_dim: int, padding_idx: int, bags: _Bags, mode: str
 ) -> Tensor:
-    offsets, n = bags.offsets, bags.ids.shape[0]
-    if offsets is None:
-        offsets = torch.arange(bags.num_bags, device=bags.ids.device) * (n // max(1, bags.num_bags))
-    elif not _in_order(offsets, n):
-        raise _offsets_error(offsets, n)
+    offsets = _starts(bags)
     if (kernels := triton_on(bags.ids.device)) is not None:
         rows = rows_of(bags.ids)
         pooled: Tensor = kernels.bag_of_rows(rows, bags.ids, offsets, mode, bags.weights, padding_idx)
@@ -260,31 +266,39 @@ def _pool(prepared: PreparedLookup, bags: _Bags, mode: str) -> Tensor:
 
 
 def _run_reference(prepared: PreparedLookup, bags: _Bags, mode: str) -> Tensor:
-    """By the torch twin, or by look-ups where ids outside the table have the fallback row."""
-    table = prepared.table
+    """Where no native kernel does it; by look-ups where ids outside the table have the fallback row."""
+    table, gpu_table = prepared.table, prepared.gpu_table
     rows_of: Callable[[Tensor], Tensor] = prepared
     if all_below(bags.ids, table.num_embeddings):
+        if gpu_table is not None and mode != "max":  # a maximum is one of rows, which must be decoded
+            return _sums_of_codes(gpu_table, bags, mode, table.embedding_dim)
         if table.matrix is not None and mode != "max":
-            return _sums_of_coordinates(prepared, bags, mode)
-        rows_of = prepared.gpu_table or functools.partial(reference.lookup, table=table)
+            return _sums_of_coordinates(table, bags, mode)
+        rows_of = gpu_table or functools.partial(reference.lookup, table=table)
     elif prepared.fallback is None:
         raise id_error(bags.ids, table.num_embeddings, FALLBACK)
     return _reference(rows_of, table.embedding_dim, table.padding_idx, bags, mode)
 
 
-def _sums_of_coordinates(prepared: PreparedLookup, bags: _Bags, mode: str) -> Tensor:
+def _sums_of_codes(gpu_table: Any, bags: _Bags, mode: str, embedding_dim: int) -> Tensor:
+    """By the kernel for GPUs that reads codes, sums, and multiplies once per bag."""
+    from mgqe.ops import triton_kernels  # it is there: there is a gpu_table
+
+    pooled: Tensor = triton_kernels.bag_codes(gpu_table, bags.ids, _starts(bags), mode, bags.weights, embedding_dim)
+    return pooled
+
+
+def _sums_of_coordinates(table: TableBuffers, bags: _Bags, mode: str) -> Tensor:
     """Bags of rows that are mean + coordinates @ matrix: coordinates are pooled, and multiplied once per bag.
 
     So is a 1, whose sum says how often the mean is in the bag.
     """
-    table, gpu_table = prepared.table, prepared.gpu_table
     matrix, mean = table.matrix_values(), table.mean
     assert matrix is not None  # mypy: the caller has looked
     assert mean is not None
 
     def coordinates_and_one(ids: Tensor) -> Tensor:
-        numbers = reference.coordinates(ids, table) if gpu_table is None else gpu_table.numbers(ids)
-        return torch.nn.functional.pad(numbers, (0, 1), value=1.0)
+        return torch.nn.functional.pad(reference.coordinates(ids, table), (0, 1), value=1.0)
 
     pooled = _reference(coordinates_and_one, table.num_coordinates + 1, table.padding_idx, bags, mode)
     return reference.transform(pooled[:, :-1], pooled[:, -1:] * mean, matrix, table.column_scales)

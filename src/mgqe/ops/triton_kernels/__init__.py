@@ -7,6 +7,7 @@ the first import they run on the CPU, slowly: that is how they are tested withou
 from mgqe.ops.triton_kernels.adagrad import move_all, move_rows
 from mgqe.ops.triton_kernels.assign import assign, nearest, scatter
 from mgqe.ops.triton_kernels.bag import bag_of_rows
+from mgqe.ops.triton_kernels.bag_codes import bag_codes
 from mgqe.ops.triton_kernels.ids import admit
 from mgqe.ops.triton_kernels.lookup import GpuTable
 from mgqe.ops.triton_kernels.rounding import round_subspaces
@@ -19,6 +20,7 @@ __all__ = [
     "SoftChoice",
     "admit",
     "assign",
+    "bag_codes",
     "bag_of_rows",
     "choose_softly",
     "keep_above",

@@ -15,14 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mgqe.ops.triton_kernels.codes import read_codes
+from mgqe.ops.triton_kernels.codes import read_numbers
 from mgqe.ops.triton_kernels.on_device import on_its_gpu
 from mgqe.ops.triton_kernels.scores import Scorer
 from mgqe.ops.triton_kernels.transform import transform
 
 IDS, COORDINATES = 32, 32  # of a program
 MAX_COLUMNS = 128  # of a program, where there is a matrix
-FIELDS = tl.constexpr(5)  # of each coordinate of a tier: bit, bits, width, place, last
 
 
 @triton.jit
@@ -89,20 +88,6 @@ def _locate(
     tl.store(places + at, position - tl.load(starts + entry, mask=inside, other=0), mask=inside)
 
 
-@triton.jit
-def _numbers(addresses, row_bytes, fields, book, tier, place, inside, coordinate, length):
-    """What the codes of rows (IDS,) name at coordinates (C,): (IDS, C); zeros beyond either."""
-    there = inside[:, None] & (coordinate < length)[None, :]
-    field = fields + (tier[:, None].to(tl.int64) * length + coordinate[None, :]) * FIELDS
-    size = tl.load(row_bytes + tier, mask=inside, other=0)
-    row = tl.load(addresses + tier, mask=inside, other=0) + place * size
-    bit, bits = tl.load(field, mask=there, other=0), tl.load(field + 1, mask=there, other=0)
-    code = read_codes(row[:, None], size[:, None], bit, bits, there)
-    code = tl.minimum(code, tl.load(field + 4, mask=there, other=0))
-    at = tl.load(field + 3, mask=there, other=0) + code * tl.load(field + 2, mask=there, other=0)
-    return tl.load(book + at, mask=there, other=0)
-
-
 @triton.jit(do_not_specialize=["num_ids", "length", "padding_idx"])
 def _decode(
     ids,
@@ -126,7 +111,7 @@ def _decode(
     tier = tl.load(tiers + at, mask=inside, other=0)
     place = tl.load(places + at, mask=inside, other=0)
     read = inside & (tl.load(ids + at, mask=inside, other=0) != padding_idx)
-    value = _numbers(addresses, row_bytes, fields, book, tier, place, read, coordinate, length)
+    value = read_numbers(addresses, row_bytes, fields, book, tier, place, read, coordinate, length)
     there = inside[:, None] & (coordinate < length)[None, :]
     tl.store(out + at[:, None] * length + coordinate[None, :], value, mask=there)
 
@@ -161,7 +146,7 @@ def _decode_whole(
     total = tl.zeros((IDS, COLUMNS), tl.int32)
     for start in range(0, length, COORDINATES):
         coordinate = start + tl.arange(0, COORDINATES)
-        value = _numbers(addresses, row_bytes, fields, book, tier, place, inside, coordinate, length)
+        value = read_numbers(addresses, row_bytes, fields, book, tier, place, inside, coordinate, length)
         there = (coordinate < length)[:, None] & within[None, :]
         weight = tl.load(matrix + coordinate[:, None] * dim + column[None, :], mask=there, other=0)
         total = tl.dot(value, weight, total, out_dtype=tl.int32)
@@ -244,11 +229,11 @@ class GpuTable:
         out = torch.empty((n, length), dtype=torch.float32, device=ids.device)
         if n:
             grid = (triton.cdiv(n, IDS), triton.cdiv(length, COORDINATES))
-            found = (*self._found(ids), self.book)
+            found = (*self.found(ids), self.book)
             _decode[grid](*found, out, n, length, self.padding_idx, IDS=IDS, COORDINATES=COORDINATES)
         return out
 
-    def _found(self, ids: Tensor) -> tuple[Tensor, ...]:
+    def found(self, ids: Tensor) -> tuple[Tensor, ...]:
         """What the kernels that read codes take first: the ids, where their rows lie, and the table."""
         n = ids.shape[0]
         tiers = torch.empty(n, dtype=torch.int32, device=ids.device)
@@ -277,7 +262,7 @@ class GpuTable:
     @on_its_gpu
     def place(self, ids: Tensor) -> tuple[Tensor, ...]:
         """Where the rows of ids (n,) lie, as :class:`Scorer` takes it: entries, rows there, addresses and sizes."""
-        return self._found(ids)[1:5]
+        return self.found(ids)[1:5]
 
     def _whole_rows(self, ids: Tensor) -> Tensor:
         assert self.matrix is not None  # mypy: column scales come with a matrix
@@ -286,7 +271,7 @@ class GpuTable:
         columns = max(16, min(MAX_COLUMNS, triton.next_power_of_2(dim)))
         if n:
             _decode_whole[(triton.cdiv(n, IDS), triton.cdiv(dim, columns))](
-                *self._found(ids),
+                *self.found(ids),
                 self.book,
                 self.matrix,
                 self.column_scales,
