@@ -118,6 +118,15 @@ def test_the_whole_catalogue_chooses_where_all_candidates_have_it(study: StudyRe
     assert rival.method == "scalar"
 
 
+def test_a_variant_of_a_method_is_no_rival(study: StudyResults) -> None:
+    renamed = [replace(each, name=each.name.replace("DPQ", "MGQE, longer")) for each in study.declaration.methods]
+    study.declaration = replace(study.declaration, methods=tuple(renamed))
+    assert "MGQE, longer" in [cell.method for cell in study.cells("a")]
+    rival = study.rival("a", "MGQE", 20)
+    assert rival is not None
+    assert rival.method == "scalar"
+
+
 def test_differences_are_paired_by_seed(study: StudyResults) -> None:
     cell, full = study.cell("a", "MGQE", 20), study.full("a")
     assert cell is not None

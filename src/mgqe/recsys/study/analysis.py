@@ -198,11 +198,17 @@ class StudyResults:
         return sorted({budget for name in names for budget in self.declaration.candidates(pair, name)}, reverse=True)
 
     def rival(self, pair: str, method: str, budget: float, besides: Sequence[str] = ()) -> Cell | None:
-        """The other method, none of `besides`, that is best on validation at a budget."""
+        """The other method, none of `besides`, that is best on validation at a budget.
+
+        "MGQE, 30 epochs" is no other method than "MGQE".
+        """
         cells = [
             cell
             for name in self.declaration.method_names
-            if name != method and name not in besides and (cell := self.cell(pair, name, budget)) is not None
+            if name != method
+            and not name.startswith(f"{method}, ")
+            and name not in besides
+            and (cell := self.cell(pair, name, budget)) is not None
         ]
         if not cells:
             return None
