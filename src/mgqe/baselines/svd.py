@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mgqe.baselines.base import cpu_values, rounded, stored_type
+from mgqe.baselines.base import cpu_values, rounded
 from mgqe.baselines.full import FullEmbedding
 from mgqe.baselines.low_rank import LowRankEmbedding, LowRankTable
 from mgqe.checks.inference import outside_inference
@@ -29,9 +29,7 @@ class SVDEmbedding(FullEmbedding):
     """
 
     def __init__(self, *args: Any, rank: int | None = None, stored_dtype: str | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        stored_type(stored_dtype)
-        self.stored_dtype = stored_dtype
+        super().__init__(*args, stored_dtype=stored_dtype, **kwargs)
         self.rank = max(1, self.embedding_dim // 8) if rank is None else as_int("rank", rank)
         if not 1 <= self.rank <= self.embedding_dim:
             raise ValueError(f"rank must be from 1 to embedding_dim={self.embedding_dim}, got {self.rank}")

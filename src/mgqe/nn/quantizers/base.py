@@ -14,6 +14,7 @@ from mgqe.codec.equations import Groups
 from mgqe.codec.kmeans import KMEANS, KMeans, revive
 from mgqe.codec.transform import Transform
 from mgqe.nn.context.one_graph import in_one_graph
+from mgqe.nn.quantizers.autograd import with_sparse_gradient
 
 
 class Quantizer(nn.Module):
@@ -100,6 +101,14 @@ class Quantizer(nn.Module):
     def prepare_for_one_graph(self, device: torch.device) -> None:
         """What training passes within :func:`mgqe.one_graph` need of rows on this device, looked up outside of it."""
         self.kernels_in_graph = ops.quantizes_by_tier(device)
+
+    def _leaf(self, parameter: Tensor) -> Tensor:
+        """A codebook's parameter as training passes read it: its gradient is sparse where the layer has such ones."""
+        return with_sparse_gradient(parameter) if self.sparse and torch.is_grad_enabled() else parameter
+
+    def _tiers_in_graph(self, groups: Groups) -> Tensor | None:
+        """Each row's tier, as kernels in graphs take it: None where there is one."""
+        return groups if isinstance(groups, Tensor) and self.capacity.num_tiers > 1 else None
 
     @property
     def takes_kernels_in_graph(self) -> bool:

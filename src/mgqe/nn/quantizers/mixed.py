@@ -22,7 +22,7 @@ from mgqe.codec.mixed import flat_index, gather_mixed, nearest_mixed_codes, roun
 from mgqe.codec.planning.mixed import FittedPlan
 from mgqe.codec.planning.shapes import centroid_room
 from mgqe.codec.transform import Transform
-from mgqe.nn.quantizers.autograd import GatherFlat, with_sparse_gradient
+from mgqe.nn.quantizers.autograd import GatherFlat
 from mgqe.nn.quantizers.base import Quantizer
 from mgqe.nn.quantizers.mixed_autograd import QuantizeCoordinates
 from mgqe.nn.quantizers.prepared_plan import PreparedPlan
@@ -192,10 +192,7 @@ class MixedQuantizer(Quantizer):
 
     def values(self, number: int) -> Tensor:
         """Codebook ``number`` as it will be served, flat float32, differentiable."""
-        book = self.codebooks[0]
-        if self.sparse and torch.is_grad_enabled():
-            book = with_sparse_gradient(book)
-        flat = book.view(-1)[self._span(number)].float() * self._units_of(number)
+        flat = self._leaf(self.codebooks[0]).view(-1)[self._span(number)].float() * self._units_of(number)
         pieces = self.capacity.pieces_of_codebook(number)
         if self.is_whole:
             return round_to_steps(flat.detach() if self.capacity.has_levels else flat, self.steps, pieces)
@@ -265,7 +262,7 @@ class MixedQuantizer(Quantizer):
         """As :class:`QuantizeCoordinates`, for a compiler to trace."""
         plan, exact = self._prepared, rows.float()
         assert plan is not None  # prepare_for_one_graph has made it
-        coder, tiers = plan.coder, groups if isinstance(groups, Tensor) and self.capacity.num_tiers > 1 else None
+        coder, tiers = plan.coder, self._tiers_in_graph(groups)
         book = plan.values(self.codebooks[0], self.centroid_dtype)
         z = ops.transform_in_graph(exact, coder.mean, None, coder.encoder, None)
         taken, loss = ops.quantize_in_graph(

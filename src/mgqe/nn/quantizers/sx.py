@@ -27,7 +27,7 @@ from mgqe.codec.equations import (
 )
 from mgqe.codec.kmeans import KMEANS, Frame, KMeans, split_pieces, start_codebooks
 from mgqe.nn.context.ddp import average, recomputing
-from mgqe.nn.quantizers.autograd import QuantizeSoftly, with_sparse_gradient
+from mgqe.nn.quantizers.autograd import QuantizeSoftly
 from mgqe.nn.quantizers.base import Quantizer
 from mgqe.ops.layout.searches import even_searches
 
@@ -130,11 +130,6 @@ class SXQuantizer(Quantizer):
     def values(self, number: int) -> Tensor:
         return round_centroids(self._leaf(self.values_[number]).float(), self.centroid_dtype)
 
-    def _leaf(self, parameter: Tensor) -> Tensor:
-        if self.sparse and torch.is_grad_enabled():
-            return with_sparse_gradient(parameter)
-        return parameter
-
     def _tier_view(self, book: Tensor, tier: int) -> Tensor:
         return tier_codebook(book, self.capacity.num_subspaces[tier], self.capacity.num_centroids[tier])
 
@@ -207,7 +202,7 @@ class SXQuantizer(Quantizer):
         statistics = [self._statistics(g) for g in range(self.capacity.num_tiers)]
         vectors, moved = ops.choose_softly_in_graph(
             rows.float(),
-            groups if isinstance(groups, Tensor) and self.capacity.num_tiers > 1 else None,
+            self._tiers_in_graph(groups),
             counts,
             torch.cat([key.float().reshape(-1) for key in self.keys]),
             torch.cat([self.values(number).reshape(-1) for number in range(len(self.values_))]),

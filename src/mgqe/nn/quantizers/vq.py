@@ -20,7 +20,7 @@ from mgqe.codec.equations import (
     tier_codebook,
 )
 from mgqe.codec.kmeans import KMEANS, KMeans, start_codebooks
-from mgqe.nn.quantizers.autograd import QuantizeByTier, QuantizeRows, loss_weights, with_sparse_gradient
+from mgqe.nn.quantizers.autograd import QuantizeByTier, QuantizeRows, loss_weights
 from mgqe.nn.quantizers.base import Quantizer
 from mgqe.ops.layout.searches import even_searches
 
@@ -62,10 +62,7 @@ class VQQuantizer(Quantizer):
             parameter.copy_(book)
 
     def values(self, number: int) -> Tensor:
-        book = self.codebooks[number]
-        if self.sparse and torch.is_grad_enabled():
-            book = with_sparse_gradient(book)
-        return round_centroids(book.float(), self.centroid_dtype)
+        return round_centroids(self._leaf(self.codebooks[number]).float(), self.centroid_dtype)
 
     def rounded(self, number: int) -> Tensor:
         """Like :meth:`values`, without a gradient."""
@@ -127,7 +124,7 @@ class VQQuantizer(Quantizer):
 
     def _quantize_in_graph(self, rows: Tensor, groups: Groups, counts: Tensor | None) -> tuple[Tensor, Tensor]:
         """As :class:`QuantizeByTier`, for a compiler to trace."""
-        tiers = groups if isinstance(groups, Tensor) and self.capacity.num_tiers > 1 else None
+        tiers = self._tiers_in_graph(groups)
         book = torch.cat([self.values(number).reshape(-1) for number in range(len(self.codebooks))])
         decoded, loss = ops.quantize_in_graph(
             rows.float(), counts, tiers, book, self._search_numbers, rows.shape[1], self.commitment

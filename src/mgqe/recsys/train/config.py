@@ -177,14 +177,18 @@ class TrainConfig(RunSettings):
                 self.quantised_epochs if self.spec.trains_codes else 0,
             ),
         }[name]
+        if fixed is None:
+            epochs, patience = self.max_epochs, self.patience
+        else:
+            epochs, patience = fixed, THIRD_PATIENCE if name == "quantised" else fixed + 1
         centroids = self.centroid_learning_rate
         return PhaseConfig(
             name=name,
             batch_size=self.batch_size,
             learning_rate=rate,
             weight_decay=self.weight_decay,
-            max_epochs=self.max_epochs if fixed is None else fixed,
-            patience=self.patience if fixed is None else THIRD_PATIENCE if name == "quantised" else fixed + 1,
+            max_epochs=epochs,
+            patience=patience,
             centroid_learning_rate=rate if name != "quantised" or centroids is None else centroids,
             anneal=name != "full",
             select_by=metric,
