@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mgqe.recsys.study.declaration import FULL, StudyDeclaration
+from mgqe.recsys.study.declaration import FULL, StudyDeclaration, method_of
 from mgqe.recsys.study.records import Record, run_key
 from mgqe.recsys.study.speed import Speeds
 
@@ -198,15 +198,11 @@ class StudyResults:
         return sorted({budget for name in names for budget in self.declaration.candidates(pair, name)}, reverse=True)
 
     def rival(self, pair: str, method: str, budget: float, besides: Sequence[str] = ()) -> Cell | None:
-        """The other method, none of `besides`, that is best on validation at a budget.
-
-        "MGQE, 30 epochs" is no other method than "MGQE".
-        """
+        """The other method, no variant of this one and none of `besides`, that is best on validation at a budget."""
         cells = [
             cell
             for name in self.declaration.method_names
-            if name != method
-            and not name.startswith(f"{method}, ")
+            if method_of(name) != method_of(method)
             and name not in besides
             and (cell := self.cell(pair, name, budget)) is not None
         ]

@@ -14,7 +14,7 @@
     settings = { batch_size = 4096, split = "ratio:80/10/10" }
 
     [[methods]]                    # candidates by budget, in per cent of the full tables' bytes
-    name = "MGQE"
+    name = "MGQE"                  # "MGQE, 30 epochs" would be a variant of it, and no method that it competes with
     pairs = ["gmf-ml-1m"]          # all pairs if left out; a method may come more than once
     budgets = { 20 = ["mgqe:D=64,K=64/32"], 10 = ["mgqe:D=32,K=256/32", "mgqe:D=32,K=64/16"] }
 
@@ -63,6 +63,11 @@ class Pair:
     title: str
     config: TrainConfig
     seeds: tuple[int, ...]
+
+
+def method_of(name: str) -> str:
+    """The method that a name is of: "MGQE" of "MGQE, 30 epochs", a variant of it, and of "MGQE"."""
+    return name.partition(", ")[0]
 
 
 @dataclass(frozen=True)

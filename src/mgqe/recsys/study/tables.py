@@ -6,6 +6,7 @@ import math
 import statistics
 
 from mgqe.recsys.study.analysis import NAMES, RELATIVE, SECOND, Cell, Group, Interval, StudyResults
+from mgqe.recsys.study.declaration import method_of
 from mgqe.recsys.study.records import Record
 from mgqe.recsys.study.text_table import TextTable
 from mgqe.recsys.tasks.account import judged_note
@@ -17,10 +18,11 @@ OURS = "MGQE"
 def all_tables(study: StudyResults) -> dict[str, TextTable]:
     """All tables that have rows, by name.
 
-    Names: `against-full`, `against-others`, `leaderboard`, `pair-NAME`, `head-tail-NAME`, `ablation-NAME-PAIR`,
-    `codebooks`, `cost`, `doubted`, `failed`.
+    Names: `against-full`, `against-others`, `variants`, `leaderboard`, `pair-NAME`, `head-tail-NAME`,
+    `ablation-NAME-PAIR`, `codebooks`, `cost`, `doubted`, `failed`.
     """
     tables = {"against-full": against_full(study), "against-others": against_others(study)}
+    tables["variants"] = variants(study)
     tables["leaderboard"] = leaderboard(study)
     for pair in study.pairs():
         tables[f"pair-{pair}"] = pair_table(study, pair)
@@ -141,6 +143,26 @@ def against_others(study: StudyResults, method: str = OURS, near: str = "DPQ") -
                         points(ours.group.over(rival.group, name)) if rival else "",
                     ]
                 )
+    return table
+
+
+def variants(study: StudyResults) -> TextTable:
+    """Each variant of a method less the full tables, and less the method with the same seeds, at each budget."""
+    table = TextTable(
+        "Variants less the full tables, and less their methods, in points or per cent, paired by seed",
+        ["task and data", "figure", "variant", "budget", "seeds", "less full", "less the method"],
+        left=3,
+    )
+    for pair in study.pairs():
+        for name in study.declaration.method_names:
+            for cell in study.cells_of(pair, name) if method_of(name) != name else []:
+                plain = study.cell(pair, method_of(name), cell.budget)
+                if plain is None:
+                    continue
+                for figure in cell.group.leading:
+                    gaps = [points(cell.group.over(group, figure)) for group in (study.full(pair), plain.group)]
+                    row = [study.title(pair), NAMES.get(figure, figure), name, f"{cell.budget:g}%"]
+                    table.rows.append([*row, f"{len(cell.group.by_seed)}", *gaps])
     return table
 
 
