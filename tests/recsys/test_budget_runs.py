@@ -182,14 +182,18 @@ def test_tables_without_a_budget_are_planned_with_the_bytes_of_the_even_shape(
 
 
 def test_ranks_decide_between_plans_that_the_judge_cannot_tell_apart() -> None:
-    def found(gains: list[float], log_rank: float) -> Validation:
-        values = torch.tensor(gains, dtype=torch.float64)
-        return Validation({"full_ndcg": float(values.mean()), "full_log_rank": log_rank}, (), (values,))
+    def found(gains: list[float], log_ranks: list[float], sampled: float) -> Validation:
+        judged = {"full_ndcg": torch.tensor(gains).double(), "full_log_rank": -torch.tensor(log_ranks).double()}
+        return Validation({"hr@10": sampled, **{name: float(of.mean()) for name, of in judged.items()}}, (), judged)
 
-    best, near, far = found([1.0, 0.5, 0.5, 0.6], -2.0), found([0.9, 0.6, 0.5, 0.5], -1.5), found([0.4] * 4, -1.0)
-    # near is behind by .025 where the standard error is .048, far by .25 where it is .119.
+    best = found([1.0, 0.5, 0.5, 0.6], [2.0, 1.0, 3.0, 2.0], 0.5)
+    near, far = found([0.9, 0.6, 0.5, 0.5], [1.8, 1.0, 2.9, 2.1], 0.4), found([0.4] * 4, [1.0] * 4, 0.3)
+    # In gains near is behind by .025 where the standard error is .048, far by .25 where it is .119.
     assert best_of([far, best, near], "full_ndcg") == 2
     assert best_of([far, best], "full_ndcg") == 1
+    # In logarithms best is behind near by .05 where the standard error is .065, and ahead of it in sampled HR@10;
+    # both are behind far by .95 and more, where it is .4.
+    assert best_of([near, best], "full_log_rank") == 1
     assert best_of([best, near, far], "full_log_rank") == 2
     auc = [Validation({"auc": value}, ()) for value in (0.7, 0.8, 0.75)]
     assert best_of(auc, "auc") == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -93,12 +93,12 @@ class Validation:
     """How a model does on the validation part.
 
     figures: by name. values: float64, of the examples, whose mean is the figure that selects; several for an AUC.
-    judged: float64, of the examples, whose mean is the figure that plans are judged by; empty for an AUC.
+    judged: figures that plans are judged by -> float64 values of the examples, whose mean each is; empty for an AUC.
     """
 
     figures: dict[str, float]
     values: tuple[Tensor, ...]
-    judged: tuple[Tensor, ...] = ()
+    judged: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class TrainingTask(Protocol):

@@ -112,9 +112,9 @@ def uncut_gains(ranks: Tensor) -> Tensor:
     return 1.0 / torch.log2(ranks.double() + 2.0)
 
 
-def mean_log_rank(ranks: Tensor) -> float:
-    """The mean of ln(rank + 1): from 0, which is best; ranks far from the first count as much as these."""
-    return float((ranks.double() + 1.0).log().mean())
+def log_ranks(ranks: Tensor) -> Tensor:
+    """ln(rank + 1): from 0, which is best; ranks far from the first count as much as these."""
+    return (ranks.double() + 1.0).log()
 
 
 def auc_placements(labels: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ from mgqe.recsys.tasks.metrics import (
     RankMetric,
     catalogue_ranks,
     head_and_tail_figures,
-    mean_log_rank,
+    log_ranks,
     rank_figures,
     sampled_ranks,
     uncut_gains,
@@ -300,9 +300,9 @@ class RankingTask:
         selecting = self.selects.values(in_catalogue, owners)
         figures = {**rank_figures(sampled, owners=owners), **rank_figures(in_catalogue, prefix="full_", owners=owners)}
         figures[self.selects_by] = float(selecting.mean())
-        gains = uncut_gains(in_catalogue)
-        figures |= {"full_ndcg": float(gains.mean()), "full_log_rank": -mean_log_rank(in_catalogue)}
-        return Validation(figures, (selecting,), (gains,))
+        judged = {"full_ndcg": uncut_gains(in_catalogue), "full_log_rank": -log_ranks(in_catalogue)}
+        figures |= {name: float(values.mean()) for name, values in judged.items()}
+        return Validation(figures, (selecting,), judged)
 
     @torch.no_grad()
     def _distinct(self, model: MF | NeuMF) -> tuple[Tensor, Tensor]:

@@ -25,8 +25,8 @@ BATCHES = 60  # that the metrics come from
 FULL_HEADER = 512  # bytes of a full table's file beside its rows, at most
 NAMED = 3  # tables that an error names
 # Of the validation part: judges plans whose codes a softmax trains, and decides between others that the figure which
-# judges them cannot tell apart.
-LOG_RANK = "full_log_rank"
+# judges them cannot tell apart. Those that it cannot tell apart itself are decided by the other.
+LOG_RANK, SAMPLED = "full_log_rank", "hr@10"
 
 
 class ImpossibleBudgetError(ValueError):
@@ -125,18 +125,18 @@ def best_of(found: Sequence[Validation], judges_by: str) -> int:
     """The place of the best plan.
 
     Of those that the figure which judges cannot tell from the best, by the paired standard error, the one whose ranks
-    have the least mean logarithm, which has less noise but looks away from the first ranks.
+    have the least mean logarithm, which has less noise but looks away from the first ranks. Where that judges, the one
+    with the best ranks among sampled items, which are those in the middle.
     """
-    best = largest([each.figures[judges_by] for each in found])
-    if judges_by == LOG_RANK:
-        return best
+    best = found[largest([each.figures[judges_by] for each in found])]
+    second = SAMPLED if judges_by == LOG_RANK else LOG_RANK
 
     def tied(each: Validation) -> bool:
-        behind = found[best].figures[judges_by] - each.figures[judges_by]
-        return behind <= standard_error(found[best].judged, each.judged)
+        values = [(each.judged[judges_by],) for each in (best, each) if judges_by in each.judged]
+        return best.figures[judges_by] - each.figures[judges_by] <= (standard_error(*values) if values else 0.0)
 
     near = [place for place, each in enumerate(found) if tied(each)]
-    return max(near, key=lambda place: found[place].figures.get(LOG_RANK, 0.0))
+    return max(near, key=lambda place: found[place].figures.get(second, 0.0))
 
 
 def set_metrics(full: Any, model: nn.Module, task: Task, batch_size: int) -> None:
