@@ -127,6 +127,9 @@ def test_a_variant_of_a_method_is_no_rival(study: StudyResults) -> None:
     assert rival.method == "scalar"
     # Less the full tables .600 and MGQE's .595 on test it has .590, with every seed.
     assert variants(study).rows == [["A", "HR@10", "MGQE, longer", "20%", "3", "-1.00 ± 0.00", "-0.50 ± 0.00"]]
+    renamed = [replace(each, name=each.name.replace("MGQE, longer", "full, longer")) for each in renamed]
+    study.declaration = replace(study.declaration, methods=tuple(renamed))
+    assert variants(study).rows == [["A", "HR@10", "full, longer", "20%", "3", "-1.00 ± 0.00", "-1.00 ± 0.00"]]
 
 
 def test_differences_are_paired_by_seed(study: StudyResults) -> None:

@@ -6,7 +6,7 @@ import math
 import statistics
 
 from mgqe.recsys.study.analysis import NAMES, RELATIVE, SECOND, Cell, Group, Interval, StudyResults
-from mgqe.recsys.study.declaration import method_of
+from mgqe.recsys.study.declaration import FULL, method_of
 from mgqe.recsys.study.records import Record
 from mgqe.recsys.study.text_table import TextTable
 from mgqe.recsys.tasks.account import judged_note
@@ -157,10 +157,11 @@ def variants(study: StudyResults) -> TextTable:
         for name in study.declaration.method_names:
             for cell in study.cells_of(pair, name) if method_of(name) != name else []:
                 plain = study.cell(pair, method_of(name), cell.budget)
-                if plain is None:
+                beside = study.full(pair) if method_of(name) == FULL else plain.group if plain else None
+                if beside is None:
                     continue
                 for figure in cell.group.leading:
-                    gaps = [points(cell.group.over(group, figure)) for group in (study.full(pair), plain.group)]
+                    gaps = [points(cell.group.over(group, figure)) for group in (study.full(pair), beside)]
                     row = [study.title(pair), NAMES.get(figure, figure), name, f"{cell.budget:g}%"]
                     table.rows.append([*row, f"{len(cell.group.by_seed)}", *gaps])
     return table
