@@ -130,6 +130,10 @@ def test_a_variant_of_a_method_is_no_rival(study: StudyResults) -> None:
     renamed = [replace(each, name=each.name.replace("MGQE, longer", "full, longer")) for each in renamed]
     study.declaration = replace(study.declaration, methods=tuple(renamed))
     assert variants(study).rows == [["A", "HR@10", "full, longer", "20%", "3", "-1.00 ± 0.00", "-1.00 ± 0.00"]]
+    assert against_full(study).rows == [
+        ["A", "HR@10", "0.6100", "-0.50 ± 0.00"],
+        ["A (full, longer)", "HR@10", "0.6000", "+0.50 ± 0.00"],
+    ]
 
 
 def test_differences_are_paired_by_seed(study: StudyResults) -> None:
@@ -154,7 +158,7 @@ def test_differences_are_paired_by_seed(study: StudyResults) -> None:
 
 
 def test_tables(study: StudyResults) -> None:
-    assert against_full(study).rows == [["A", "HR@10", "0.6100", "-0.50 ± 0.00", ""]]
+    assert against_full(study).rows == [["A", "HR@10", "0.6100", "-0.50 ± 0.00"]]
     assert against_others(study).rows == [
         ["A", "HR@10", "20%", "19.0%", "14.0%", "+0.50 ± 0.00", "scalar", "+14.50 ± 0.00"]
     ]

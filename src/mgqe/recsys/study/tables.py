@@ -92,19 +92,28 @@ def head_and_tail_table(study: StudyResults, pair: str) -> TextTable:
 
 
 def against_full(study: StudyResults, method: str = OURS) -> TextTable:
-    """The method less the full tables, one row per pair and figure, and one column per budget."""
+    """The method less the full tables, one row per pair and figure, and one column per budget.
+
+    Variants of the full tables follow them.
+    """
     pairs = study.pairs()
-    budgets = sorted({budget for pair in pairs for budget in study.budgets(pair)}, reverse=True)
+    cells = {(pair, each.budget): each for pair in pairs for each in study.cells_of(pair, method)}
+    budgets = sorted({budget for _, budget in cells}, reverse=True)
     table = TextTable(
         f"{method} less the full tables on test, in points or per cent, paired by seed",
         ["task and data", "figure", "full tables", *(f"≤ {budget:g}%" for budget in budgets)],
         left=2,
     )
     for pair in pairs:
-        full, cells = study.full(pair), [study.cell(pair, method, budget) for budget in budgets]
-        for name in full.leading:
-            row = [study.title(pair), NAMES.get(name, name), f"{full.figure(name).mean:.4f}"]
-            table.rows.append([*row, *(points(cell.group.over(full, name)) if cell else "" for cell in cells)])
+        fulls = {study.title(pair): study.full(pair)}
+        for variant in study.declaration.method_names:
+            if method_of(variant) == FULL:
+                fulls |= {f"{study.title(pair)} ({variant})": each.group for each in study.cells_of(pair, variant)}
+        for title, full in fulls.items():
+            for name in full.leading:
+                row = [title, NAMES.get(name, name), f"{full.figure(name).mean:.4f}"]
+                of_pair = [cells.get((pair, budget)) for budget in budgets]
+                table.rows.append([*row, *(points(cell.group.over(full, name)) if cell else "" for cell in of_pair)])
     return table
 
 
