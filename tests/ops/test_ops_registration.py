@@ -1,10 +1,15 @@
 """The operators as torch.library sees them: opcheck, torch.compile(fullgraph=True), fake tensors, export."""
 
+import gc
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
 from mgqe import ops
+from mgqe.checks.waiting import as_on_gpu
+from mgqe.ops import _lookup
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +83,37 @@ def test_prepared_look_up_compiles():
     prepared = ops.PreparedLookup(ops.TableBuffers(*table))
     compiled = torch.compile(lambda i: prepared(i) * 2, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(ids), prepared(ids) * 2)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["cpu", "as on a gpu"])
+def test_a_table_that_a_layer_keeps_is_laid_out_for_no_call(on_gpu, monkeypatch):
+    if on_gpu:
+        pytest.importorskip("triton", reason="needs Triton, which runs on CPUs by its interpreter: pip install triton")
+    ids, *table = arguments()["lookup"][0]
+    laid_out, place = [], _lookup.gpu_table
+    monkeypatch.setattr(_lookup, "gpu_table", lambda parts: (laid_out.append(parts), place(parts))[1])
+    with as_on_gpu() if on_gpu else nullcontext():
+        prepared = ops.PreparedLookup(ops.TableBuffers(*table), torch.full((8,), 7.0))
+        look_up = torch.compile(lambda i: prepared(i), fullgraph=True, backend="aot_eager")
+        pool = torch.compile(lambda i: ops.bag(prepared, i), fullgraph=True, backend="aot_eager")
+        for some in (ids, ids.flip(0)):
+            assert torch.equal(look_up(some), prepared(some))
+            assert torch.equal(pool(some.view(2, 3)), ops.bag(prepared, some.view(2, 3)))
+        assert len(laid_out) == 1
+        assert torch.equal(look_up(torch.tensor([11])), torch.full((1, 8), 7.0))
+        with pytest.raises(IndexError, match="id 11 is out of range"):  # a graph's own operator knows no fallback
+            torch.ops.mgqe.lookup(torch.tensor([11]), *table)
+        # What differs in a tensor or in a number is laid out anew, and so is a table that nobody keeps any more.
+        moved = [table[0], [table[1][0] + 1], *table[2:]]
+        assert torch.equal(torch.ops.mgqe.lookup(ids, *moved), ops.PreparedLookup(ops.TableBuffers(*moved))(ids))
+        padded = [*table[:-1], 3]
+        assert not torch.ops.mgqe.lookup(torch.tensor([3]), *padded).any()
+        count = len(laid_out)
+        prepared = look_up = pool = None
+        torch._dynamo.reset()
+        gc.collect()
+        torch.ops.mgqe.lookup(ids, *table)
+        assert len(laid_out) == count + 1
 
 
 def test_dynamic_batch_compiles_once():

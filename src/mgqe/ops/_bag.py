@@ -16,7 +16,7 @@ from mgqe.ops._checks import FALLBACK, all_below, id_error, id_tensor
 from mgqe.ops._descriptor import EVEN_SCHEMA, MIXED_SCHEMA, TableBuffers
 from mgqe.ops._eager import runs_now
 from mgqe.ops._library import BAD_OFFSETS, OUT_OF_RANGE, check, library
-from mgqe.ops._lookup import PreparedLookup
+from mgqe.ops._lookup import PreparedLookup, prepared_of
 from mgqe.ops._triton import triton_on
 
 MODES = {"sum": 0, "mean": 1, "max": 2}
@@ -308,7 +308,7 @@ def _bag(
     ids: Tensor, offsets: Tensor | None, weights: Tensor | None, mode: str, include_last_offset: bool, *arguments: Any
 ) -> Tensor:
     weights = None if weights is None else weights.detach()  # the operator has a gradient of its own
-    return _run(PreparedLookup(TableBuffers(*arguments)), ids, offsets, mode, weights, include_last_offset)
+    return _run(prepared_of(TableBuffers(*arguments)), ids, offsets, mode, weights, include_last_offset)
 
 
 def _fake(

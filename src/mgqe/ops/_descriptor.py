@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from ctypes import POINTER, c_int32, c_int64, c_void_p
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Any
@@ -177,6 +177,10 @@ class TableBuffers:
     def mapped_ids(self) -> int:
         """Ids that the tier map knows; those from here on are in tiers that are ranges."""
         return sum(self.sizes[: self.mapped_tiers])
+
+    def is_the_same_as(self, other: TableBuffers) -> bool:
+        """Whether the other's numbers are these, and its tensors lie where these do, with their shapes and types."""
+        return all(_places(getattr(self, f.name)) == _places(getattr(other, f.name)) for f in fields(self))
 
     def with_plain_numbers(self) -> TableBuffers:
         """The same table, its numbers as plain ints; raises TypeError for anything that is no whole number."""
@@ -370,6 +374,13 @@ MIXED_SCHEMA = (
     f"{EVEN_SCHEMA}, int[] widths, int[] code_bits, Tensor? mean, Tensor? matrix, Tensor? matrix_scales, "
     "Tensor? column_scales"
 )
+
+
+def _places(value: Any) -> Any:
+    """A tensor's place, shape and type; those of a list's; a number itself."""
+    if isinstance(value, Tensor):
+        return value.data_ptr(), value.shape, value.stride(), value.dtype, value.device
+    return [_places(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def _aligned(tensor: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ class PreparedLookup:
         self.gpu_table = gpu_table(table)
         self._num_embeddings = table.num_embeddings
         self._row_squares: Tensor | None = None
+        _PREPARED[table.codes[0].data_ptr()] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PreparedLookup, (self.table, self.fallback)
@@ -72,6 +74,14 @@ class PreparedLookup:
             check(status)
             self._row_squares = squares
         return self._row_squares
+
+    def without_fallback(self) -> PreparedLookup:
+        """The same table, laid out no second time, that refuses ids outside."""
+        if self.fallback is None:
+            return self
+        other = object.__new__(PreparedLookup)
+        other.__dict__.update(self.__dict__, fallback=None)
+        return other
 
     def _known(self, ids: Tensor) -> Tensor:
         return (ids >= 0) & (ids < self._num_embeddings)
@@ -110,6 +120,22 @@ class PreparedLookup:
         return rows
 
 
+# Tables that are laid out, while somebody keeps them, by the address of their first codes.
+_PREPARED: WeakValueDictionary[int, PreparedLookup] = WeakValueDictionary()
+
+
+def prepared_of(table: TableBuffers) -> PreparedLookup:
+    """A table as an operator of a graph takes it, laid out: once for all calls where the layer still holds its table.
+
+    The kept table's tensors are alive, so that tensors at the same addresses are the same ones. A layer that has loaded
+    another state, was moved or has grown holds other tensors, and its own layout of these. Raises as PreparedLookup.
+    """
+    kept = _PREPARED.get(table.codes[0].data_ptr()) if table.codes else None
+    if kept is None or not kept.table.is_the_same_as(table):
+        return PreparedLookup(table)
+    return kept.without_fallback()  # a graph takes such ids out before it calls the operator
+
+
 def lookup(ids: Tensor, table: TableBuffers) -> Tensor:
     """Rows of a frozen table. For many calls on one table make a :class:`PreparedLookup` instead.
 
@@ -133,7 +159,7 @@ def lookup(ids: Tensor, table: TableBuffers) -> Tensor:
 
 
 def _lookup(ids: Tensor, *arguments: Any) -> Tensor:
-    return PreparedLookup(TableBuffers(*arguments))._run(ids)
+    return prepared_of(TableBuffers(*arguments))._run(ids)
 
 
 def _fake(ids: Tensor, *arguments: Any) -> Tensor:
