@@ -270,6 +270,7 @@ def test_weights_of_bags_have_their_gradient():
 SEARCHED = {
     "tiers of other subspaces": table(sizes=(9, 60), subspaces=(8, 4), pieces=8, width=3, shuffled=True)[0],
     "padding": table(sizes=(9, 60), padding_idx=7)[0],
+    "one tier": table(sizes=(69,), counts=(4,), subspaces=(2,))[0],
     "mixed": mixed_table(sizes=(9, 60))[0],
     "through a matrix": mixed_table(sizes=(9, 60), matrix=torch.float32, dim=9)[0],
 }

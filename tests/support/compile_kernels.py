@@ -85,7 +85,8 @@ def bags_of_codes(types, *flags):
 COLUMNS = {"ROWS": transform.ROWS, "COLUMNS": transform.COLUMNS, "HAS_SHIFT": True, "HAS_MEAN": True}
 ADAGRAD = {"HAS_DECAY": True, "HAS_NOISE": True}
 RUNS = {"BLOCK": adagrad.BLOCK, "COLUMNS": 64}
-KEEP = {"HAS_ROOTS": True, "HAS_BIAS": True, "HAS_ALLOWED": True, "IDS": search.IDS, "QUERIES": search.QUERIES}
+KEEP = {"HAS_ENTRIES": True, "HAS_ROOTS": True, "HAS_BIAS": True, "HAS_ALLOWED": True, "IDS": search.IDS}
+KEEP |= {"QUERIES": search.QUERIES}
 KERNELS = {
     "frame": (assign._frame, POINTERS["assign"], {"HAS_STEPS": True, "BLOCK": 256}),
     "nearest": nearest(),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -59,6 +58,7 @@ class Scorer:
     table: Any
     fields: Tensor
     partial: Tensor
+    _blocks: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, table: Any, tables: Sequence[Tensor]) -> Scorer:
@@ -73,10 +73,16 @@ class Scorer:
         partial = torch.cat([each.flatten(1) for each in tables], 1)
         return cls(table, torch.tensor(fields, dtype=torch.int64, device=partial.device), partial)
 
-    @cached_property
-    def by_code(self) -> Tensor:
-        """The partial scores (P, B): those of a code with all queries lie together."""
-        return self.partial.T.contiguous()
+    def by_block(self, queries: int) -> Tensor:
+        """The partial scores (B / queries, P, queries): those of a code with a block of queries lie together.
+
+        Where there are fewer queries than blocks have, scores of the rest are 0. Laid out once for one size of blocks.
+        """
+        if queries not in self._blocks:
+            rest = (0, 0, 0, -self.partial.shape[0] % queries)
+            blocks = torch.nn.functional.pad(self.partial, rest).unflatten(0, (-1, queries))
+            self._blocks[queries] = blocks.transpose(1, 2).contiguous()
+        return self._blocks[queries]
 
     @on_its_gpu
     def __call__(self, ids: Tensor) -> Tensor:

@@ -21,7 +21,16 @@ LAST_ID = tl.constexpr(2**32 - 1)  # MAX_KEYED_IDS of mgqe.ops.reference_topk
 
 
 @triton.jit(
-    do_not_specialize=["num_ids", "num_queries", "num_subspaces", "first_id", "padding_idx", "allowed_step", "room"]
+    do_not_specialize=[
+        "num_ids",
+        "num_queries",
+        "num_subspaces",
+        "num_partial",
+        "first_id",
+        "padding_idx",
+        "allowed_step",
+        "room",
+    ]
 )
 def _keep(
     entries,
@@ -39,10 +48,12 @@ def _keep(
     num_ids,
     num_queries,
     num_subspaces,
+    num_partial,
     first_id,
     padding_idx,
     allowed_step,
     room,
+    HAS_ENTRIES: tl.constexpr,
     HAS_ROOTS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_ALLOWED: tl.constexpr,
@@ -58,16 +69,26 @@ def _keep(
     size = tl.load(row_bytes + entry, mask=inside, other=0)
     row = tl.load(addresses + entry, mask=inside, other=0)
     row += tl.load(places + at, mask=inside, other=0) * size
-    score = tl.zeros((IDS, QUERIES), tl.float32)
+    score, nothing = tl.zeros((IDS, QUERIES), tl.float32), tl.zeros((IDS,), tl.int64)
+    # The partial scores of these queries lie together, those of a code in one run: loads of 16 bytes, by way of the
+    # caches. Blocks of them kept on the chip would be read by tl.gather, which Triton compiles to shuffles within a
+    # warp: of 256 centroids eight shuffles and seven selects for each score, where such a load brings four scores.
+    partial += tl.program_id(1).to(tl.int64) * num_partial * QUERIES
+    lane = tl.arange(0, QUERIES)
     for j in range(0, num_subspaces):
-        field = fields + (entry * num_subspaces + j) * FIELDS
-        bits = tl.load(field + 1, mask=inside, other=-1)
-        there = bits >= 0  # entries may have fewer codes than others
-        bit = tl.load(field, mask=there, other=0)
-        code = read_codes(row, size, bit, tl.maximum(bits, 0), there)
-        code = tl.minimum(code, tl.load(field + 3, mask=there, other=0))
-        start = (tl.load(field + 2, mask=there, other=0) + code) * num_queries
-        score += tl.load(partial + start[:, None] + query[None, :], mask=there[:, None] & asked[None, :], other=0.0)
+        if HAS_ENTRIES:
+            field = fields + (entry * num_subspaces + j) * FIELDS
+            bits = tl.load(field + 1, mask=inside, other=-1)
+            there = bits >= 0  # entries may have fewer codes than others
+            bit, begin = tl.load(field, mask=there, other=0), tl.load(field + 2, mask=there, other=0)
+            last = tl.load(field + 3, mask=there, other=0)
+        else:  # one load for all ids
+            there = inside
+            bit, bits = tl.load(fields + j * FIELDS) + nothing, tl.load(fields + j * FIELDS + 1) + nothing
+            begin, last = tl.load(fields + j * FIELDS + 2), tl.load(fields + j * FIELDS + 3)
+        code = tl.minimum(read_codes(row, size, bit, tl.maximum(bits, 0), there), last)
+        place = partial + (begin + code)[:, None] * QUERIES + lane[None, :]
+        score += tl.load(place, mask=there[:, None], other=0.0)
     if HAS_ROOTS:
         root = tl.load(roots + at, mask=inside, other=0.0)[:, None] + tl.zeros_like(score)
         score = tl.where(root > 0.0, tl.div_rn(score, tl.where(root > 0.0, root, 1.0)), 0.0)
@@ -128,7 +149,7 @@ def keep_above(
         addresses,
         row_bytes,
         scorer.fields,
-        scorer.by_code,
+        scorer.by_block(together),
         kept if roots is None else roots,
         kept if bias is None else bias,
         kept if allowed is None else allowed.view(torch.uint8),
@@ -138,10 +159,12 @@ def keep_above(
         ids.shape[0],
         queries,
         scorer.fields.shape[1],
+        scorer.partial.shape[1],
         first,
         padding_idx,
         0 if allowed is None or allowed.shape[0] == 1 else ids.shape[0],
         room,
+        HAS_ENTRIES=scorer.fields.shape[0] > 1,
         HAS_ROOTS=roots is not None,
         HAS_BIAS=bias is not None,
         HAS_ALLOWED=allowed is not None,
