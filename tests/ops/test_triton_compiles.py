@@ -25,7 +25,7 @@ def test_every_kernel_compiles(capability, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     kernels = json.loads(done.stdout)
-    assert all(kernel["cubin bytes"] > 0 for kernel in kernels.values())
+    assert all(min(kernel["cubin bytes"]) > 0 for kernel in kernels.values())  # in every shape
     # Compiled once for all numbers of ids: by default Triton does it again for 1 and for multiples of 16.
     assert not any(kernel["specialised"] for kernel in kernels.values())
     # Distances: products and sums rounded one by one, as in the twin. A matrix of floats: one rounding for both.
@@ -33,3 +33,5 @@ def test_every_kernel_compiles(capability, tmp_path):
     through_a_matrix = ["transform", "transform with scales", "mean of codes, a matrix", "sum of codes, whole numbers"]
     assert [name for name, kernel in kernels.items() if kernel["fma.f32"]] == through_a_matrix
     assert kernels["decode whole"]["tensor cores"] > 0
+    assert kernels["keep"]["loads of 16 bytes"] > 0
+    assert kernels["keep of tiers"]["loads of 16 bytes"] > 0

@@ -11,8 +11,11 @@ import re
 import sys
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from mgqe.ops.triton_kernels.tuning import Tuned
 
 adagrad, assign, bag, bag_codes, ids, lookup, rounding, scores, search, soft, transform = (
     importlib.import_module(f"mgqe.ops.triton_kernels.{name}")
@@ -64,13 +67,14 @@ SOFT |= dict.fromkeys(("tiers", "counts", "searches", "value_searches"), LONGS) 
     ("momentum", "eps"), "fp32"
 )
 WHOLE = {"book": BYTES, "matrix": BYTES}
-TILE = {"IDS": lookup.IDS, "COORDINATES": lookup.COORDINATES}
-BLOCKS = {"ROWS": assign.ROWS, "CENTROIDS": assign.CENTROIDS}
+TILE = {"COORDINATES": lookup.COORDINATES}
+CENTROIDS = {"CENTROIDS": assign.CENTROIDS}
+BLOCKS = {"ROWS": assign.ROWS} | CENTROIDS
 FLAGS = ("HAS_BIAS", "HAS_TIERS", "HAS_STEPS", "HAS_WEIGHTS", "DECODES")
 
 
 def nearest(*flags):
-    return assign._nearest, POINTERS["assign"], {flag: flag in flags for flag in FLAGS} | BLOCKS
+    return assign._nearest, POINTERS["assign"], {flag: flag in flags for flag in FLAGS} | CENTROIDS
 
 
 BAG_FLAGS = ("IS_MEAN", "HAS_WEIGHTS", "HAS_MATRIX", "HAS_SCALES")
@@ -79,14 +83,29 @@ BAG_FLAGS = ("IS_MEAN", "HAS_WEIGHTS", "HAS_MATRIX", "HAS_SCALES")
 def bags_of_codes(types, *flags):
     types = POINTERS["lookup"] | {"offsets": LONGS, "weights": FLOATS, "book": FLOATS, "matrix": FLOATS} | types
     constants = {flag: flag in flags for flag in BAG_FLAGS}
-    return bag_codes._bag_codes, types, constants | {"BAGS": bag_codes.BAGS, "COORDINATES": 64, "COLUMNS": 64}
+    return bag_codes._bag_codes, types, constants | {"COORDINATES": 64, "COLUMNS": 64}
 
 
-COLUMNS = {"ROWS": transform.ROWS, "COLUMNS": transform.COLUMNS, "HAS_SHIFT": True, "HAS_MEAN": True}
+COLUMNS = {"COLUMNS": transform.COLUMNS, "HAS_SHIFT": True, "HAS_MEAN": True}
 ADAGRAD = {"HAS_DECAY": True, "HAS_NOISE": True}
 RUNS = {"BLOCK": adagrad.BLOCK, "COLUMNS": 64}
-KEEP = {"HAS_ENTRIES": True, "HAS_ROOTS": True, "HAS_BIAS": True, "HAS_ALLOWED": True, "IDS": search.IDS}
-KEEP |= {"QUERIES": search.QUERIES}
+KEEP = {"HAS_ROOTS": True, "HAS_BIAS": True, "HAS_ALLOWED": True, "QUERIES": search.QUERIES}
+KEPT = POINTERS["lookup"] | {"entries": INTS, "counts": INTS, "kept": LONGS, "thresholds": LONGS, "allowed": "*u8"}
+KEPT |= dict.fromkeys(("partial", "roots", "bias"), FLOATS)
+
+
+@triton.jit
+def gather(partial, codes, out, num_subspaces, num_ids, CENTROIDS: tl.constexpr, IDS: tl.constexpr, Q: tl.constexpr):
+    """For comparison with "keep": blocks of partial scores that stay on the chip, and are read by tl.gather."""
+    at, query = tl.program_id(0) * IDS + tl.arange(0, IDS), tl.arange(0, Q)
+    score = tl.zeros((IDS, Q), tl.float32)
+    for j in range(0, num_subspaces):
+        block = tl.load(partial + (j * CENTROIDS + tl.arange(0, CENTROIDS))[:, None] * Q + query[None, :])
+        code = tl.load(codes + j * num_ids + at)[:, None] + tl.zeros((IDS, Q), tl.int32)
+        score += tl.gather(block, code, 0)
+    tl.store(out + at[:, None] * Q + query[None, :], score)
+
+
 KERNELS = {
     "frame": (assign._frame, POINTERS["assign"], {"HAS_STEPS": True, "BLOCK": 256}),
     "nearest": nearest(),
@@ -127,12 +146,12 @@ KERNELS = {
     "sum of codes, whole numbers": bags_of_codes(WHOLE, "HAS_WEIGHTS", "HAS_MATRIX", "HAS_SCALES"),
     "locate": (lookup._locate, POINTERS["lookup"], {"HAS_MAP": True, "IDS": lookup.IDS}),
     "score": (scores._score, POINTERS["lookup"] | {"entries": INTS, "partial": FLOATS}, {"IDS": scores.IDS}),
-    "keep": (
-        search._keep,
-        POINTERS["lookup"]
-        | {"entries": INTS, "counts": INTS, "kept": LONGS, "thresholds": LONGS, "allowed": "*u8"}
-        | dict.fromkeys(("partial", "roots", "bias"), FLOATS),
-        KEEP,
+    "keep": (search._keep, KEPT, {**KEEP, "HAS_ENTRIES": False}),
+    "keep of tiers": (search._keep, KEPT, {**KEEP, "HAS_ENTRIES": True}),
+    "gather": (
+        gather,
+        {"partial": FLOATS, "codes": INTS, "out": FLOATS},
+        {"CENTROIDS": 256, "IDS": 256, "Q": search.QUERIES},
     ),
     "decode": (lookup._decode, POINTERS["lookup"] | {"book": FLOATS}, TILE),
     "decode whole": (
@@ -142,23 +161,35 @@ KERNELS = {
     ),
 }
 INSTRUCTIONS = {"fma.f64": r"fma\.rn\.f64", "fma.f32": r"fma\.rn\.f32", "tensor cores": r"mma\S*s8|imma"}
+INSTRUCTIONS |= {"loads": r"ld\.global", "loads of 16 bytes": r"ld\.global\S*\.v4"}
+INSTRUCTIONS |= {"shuffles": r"shfl", "selects": r"selp"}
+ALL_SHAPES = ("nearest of tiers, decoded", "transform", "decode", "decode whole", "sum of codes, whole numbers", "keep")
 
 
-def compiled(kernel, types, constants, capability):
+def compiled(kernel, types, constants, capability, num_warps):
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=places)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False})
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if signature[name][0] == "*"}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs=aligned)
+    options = {"enable_fp_fusion": False, "num_warps": num_warps}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def main() -> None:
     found = {}
     for name, (kernel, types, constants) in KERNELS.items():
-        made = compiled(kernel, types, constants, int(sys.argv[1]))
-        counts = {what: len(re.findall(pattern, made.asm["ptx"])) for what, pattern in INSTRUCTIONS.items()}
+        shapes = [{"num_warps": 4}]
+        if isinstance(kernel, Tuned):
+            shapes = kernel.shapes if name in ALL_SHAPES else kernel.shapes[:1]
+            kernel = kernel.kernel
+        made = []
+        for shape in shapes:
+            of_shape = {key: value for key, value in shape.items() if key != "num_warps"}
+            made.append(compiled(kernel, types, constants | of_shape, int(sys.argv[1]), shape["num_warps"]))
+        counts = {what: len(re.findall(pattern, made[0].asm["ptx"])) for what, pattern in INSTRUCTIONS.items()}
         numbers = [p for p in kernel.params if not p.is_constexpr and p.name not in types]
-        specialised = [p.name for p in numbers if not p.do_not_specialize]
-        found[name] = {"cubin bytes": len(made.asm["cubin"]), "specialised": specialised, **counts}
+        specialised = [p.name for p in numbers if not p.do_not_specialize and kernel is not gather]
+        found[name] = {"cubin bytes": [len(each.asm["cubin"]) for each in made], "specialised": specialised, **counts}
     print(json.dumps(found))
 
 

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from mgqe.ops.layout.searches import Search, Searches, search_table
 from mgqe.ops.triton_kernels.on_device import on_its_gpu
+from mgqe.ops.triton_kernels.tuning import tuned
 
-ROWS = 64  # of a program
+ROWS = 64  # of a program that scatters
+LOSS_ROWS = tl.constexpr(32)  # whose losses are one number: a program of any shape has whole ones
 CENTROIDS = 64  # that a program compares at a time; fewer where there are fewer
 PART = 2048  # rows whose errors a program adds up
 FIELDS = tl.constexpr(7)  # of a search, before its counts; see mgqe.ops.layout.searches.search_table
@@ -81,6 +83,14 @@ def _frame(book, units, steps, searches, middle, longest, num_tiers, HAS_STEPS: 
     tl.store(longest + s * num_tiers + tier, tl.max(most, 0))
 
 
+@tuned(
+    {"ROWS": 64, "num_warps": 4},
+    {"ROWS": 32, "num_warps": 4},
+    {"ROWS": 64, "num_warps": 8},
+    {"ROWS": 128, "num_warps": 8},
+    key=("dim", "num_codes", "num_tiers", "CENTROIDS", "HAS_BIAS", "DECODES"),
+    rows="num_rows",
+)
 @triton.jit(do_not_specialize=["num_rows", "dim", "num_codes", "num_tiers", "weight", "factor"])
 def _nearest(
     rows,
@@ -175,8 +185,9 @@ def _nearest(
             total += error * (x - c)
             tl.store(taken + at * dim + coordinate + t, value + (x - x), mask=mine)
             tl.store(errors + at * dim + coordinate + t, error, mask=mine)
-        loss = factor * tl.sum(tl.where(mine, total, 0.0), 0)
-        tl.store(losses + tl.program_id(0) * tl.num_programs(1) + s, loss)
+        loss = factor * tl.sum(tl.reshape(tl.where(mine, total, 0.0), (ROWS // LOSS_ROWS, LOSS_ROWS)), 1)
+        part = tl.program_id(0) * (ROWS // LOSS_ROWS) + tl.arange(0, ROWS // LOSS_ROWS)
+        tl.store(losses + part * tl.num_programs(1) + s, loss, mask=part * LOSS_ROWS < num_rows)
 
 
 @triton.jit(do_not_specialize=["num_rows", "dim", "num_codes", "num_tiers", "factor"])
@@ -260,9 +271,10 @@ def nearest(
     """
     n = rows.shape[0]
     codes = torch.empty((n, searches.num_codes), dtype=torch.int32, device=rows.device)
-    made = torch.empty_like(rows), torch.empty_like(rows), rows.new_empty((triton.cdiv(n, ROWS), len(searches.all)))
+    losses = rows.new_empty((triton.cdiv(n, LOSS_ROWS.value), len(searches.all)))
+    made = torch.empty_like(rows), torch.empty_like(rows), losses
     _search(rows, tiers, book, searches, codes, steps=steps, made=made, weights=weights, factor=factor)
-    taken, errors, losses = made
+    taken, errors, _ = made
     return Nearest(codes, taken, errors, losses.sum())
 
 
@@ -321,7 +333,7 @@ def _search(
     if bias is None:
         has_steps = steps is not None
         _frame[(number, num_tiers)](*given, num_tiers, HAS_STEPS=has_steps, BLOCK=256, enable_fp_fusion=False)
-    _nearest[(triton.cdiv(n, ROWS), number)](
+    _nearest[lambda shape: (triton.cdiv(n, shape["ROWS"]), number)](
         rows,
         rows if tiers is None else tiers,
         book,
@@ -341,7 +353,6 @@ def _search(
         HAS_STEPS=steps is not None,
         HAS_WEIGHTS=isinstance(weights, Tensor),
         DECODES=made is not None,
-        ROWS=ROWS,
         CENTROIDS=_block(searches),
         enable_fp_fusion=False,
     )

@@ -10,8 +10,8 @@ from torch import Tensor
 from mgqe.ops.triton_kernels.codes import read_numbers
 from mgqe.ops.triton_kernels.lookup import GpuTable
 from mgqe.ops.triton_kernels.on_device import on_its_gpu
+from mgqe.ops.triton_kernels.tuning import tuned
 
-BAGS = 8  # of a program
 MAX_COORDINATES, MAX_COLUMNS = 64, 128  # of a program, at a time
 
 
@@ -62,6 +62,14 @@ def _sums(
     return sums, shares
 
 
+@tuned(
+    {"BAGS": 8, "num_warps": 4},
+    {"BAGS": 4, "num_warps": 4},
+    {"BAGS": 16, "num_warps": 4},
+    {"BAGS": 16, "num_warps": 8},
+    key=("length", "dim", "HAS_MATRIX", "HAS_SCALES"),
+    rows="num_ids",
+)
 @triton.jit(do_not_specialize=["num_ids", "num_bags", "length", "dim", "padding_idx"])
 def _bag_codes(
     ids,
@@ -147,7 +155,7 @@ def bag_codes(
     has_matrix = table.matrix is not None
     most = MAX_COLUMNS if has_matrix else MAX_COORDINATES
     columns = max(16, min(most, triton.next_power_of_2(embedding_dim)))
-    _bag_codes[(triton.cdiv(num_bags, BAGS), triton.cdiv(embedding_dim, columns))](
+    _bag_codes[lambda shape: (triton.cdiv(num_bags, shape["BAGS"]), triton.cdiv(embedding_dim, columns))](
         *table.found(ids),
         table.book,
         offsets,
@@ -165,7 +173,6 @@ def bag_codes(
         HAS_WEIGHTS=weights is not None,
         HAS_MATRIX=has_matrix,
         HAS_SCALES=table.column_scales is not None,
-        BAGS=BAGS,
         COORDINATES=max(16, min(MAX_COORDINATES, triton.next_power_of_2(length))),
         COLUMNS=columns,
         enable_fp_fusion=False,

@@ -19,8 +19,10 @@ from mgqe.ops.triton_kernels.codes import read_numbers
 from mgqe.ops.triton_kernels.on_device import on_its_gpu
 from mgqe.ops.triton_kernels.scores import Scorer
 from mgqe.ops.triton_kernels.transform import transform
+from mgqe.ops.triton_kernels.tuning import tuned
 
-IDS, COORDINATES = 32, 32  # of a program
+IDS = 32  # of a program that locates rows
+COORDINATES = 32  # of a program that decodes them
 MAX_COLUMNS = 128  # of a program, where there is a matrix
 
 
@@ -88,6 +90,13 @@ def _locate(
     tl.store(places + at, position - tl.load(starts + entry, mask=inside, other=0), mask=inside)
 
 
+@tuned(
+    {"IDS": 32, "num_warps": 4},
+    {"IDS": 64, "num_warps": 4},
+    {"IDS": 128, "num_warps": 8},
+    key=("length",),
+    rows="num_ids",
+)
 @triton.jit(do_not_specialize=["num_ids", "length", "padding_idx"])
 def _decode(
     ids,
@@ -116,6 +125,13 @@ def _decode(
     tl.store(out + at[:, None] * length + coordinate[None, :], value, mask=there)
 
 
+@tuned(
+    {"IDS": 32, "num_warps": 4},
+    {"IDS": 64, "num_warps": 4},
+    {"IDS": 64, "num_warps": 8},
+    key=("length", "dim"),
+    rows="num_ids",
+)
 @triton.jit(do_not_specialize=["num_ids", "length", "dim", "padding_idx"])
 def _decode_whole(
     ids,
@@ -228,9 +244,10 @@ class GpuTable:
         n, length = ids.shape[0], len(self.coordinates[0])
         out = torch.empty((n, length), dtype=torch.float32, device=ids.device)
         if n:
-            grid = (triton.cdiv(n, IDS), triton.cdiv(length, COORDINATES))
             found = (*self.found(ids), self.book)
-            _decode[grid](*found, out, n, length, self.padding_idx, IDS=IDS, COORDINATES=COORDINATES)
+            _decode[lambda shape: (triton.cdiv(n, shape["IDS"]), triton.cdiv(length, COORDINATES))](
+                *found, out, n, length, self.padding_idx, COORDINATES=COORDINATES
+            )
         return out
 
     def found(self, ids: Tensor) -> tuple[Tensor, ...]:
@@ -270,7 +287,7 @@ class GpuTable:
         out = torch.empty((n, dim), dtype=torch.float32, device=ids.device)
         columns = max(16, min(MAX_COLUMNS, triton.next_power_of_2(dim)))
         if n:
-            _decode_whole[(triton.cdiv(n, IDS), triton.cdiv(dim, columns))](
+            _decode_whole[lambda shape: (triton.cdiv(n, shape["IDS"]), triton.cdiv(dim, columns))](
                 *self.found(ids),
                 self.book,
                 self.matrix,
@@ -281,7 +298,6 @@ class GpuTable:
                 length,
                 dim,
                 self.padding_idx,
-                IDS=IDS,
                 COORDINATES=COORDINATES,
                 COLUMNS=columns,
                 enable_fp_fusion=False,

@@ -13,13 +13,22 @@ from torch import Tensor
 from mgqe.ops.triton_kernels.codes import read_codes
 from mgqe.ops.triton_kernels.on_device import on_its_gpu
 from mgqe.ops.triton_kernels.scores import Scorer
+from mgqe.ops.triton_kernels.tuning import tuned
 
-IDS = 64  # of a program
 QUERIES = 16  # of a program, fewer where there are fewer: they share the codes that it reads
 FIELDS = tl.constexpr(4)  # of each code of an entry; see mgqe.ops.triton_kernels.scores
 LAST_ID = tl.constexpr(2**32 - 1)  # MAX_KEYED_IDS of mgqe.ops.reference_topk
 
 
+@tuned(
+    {"IDS": 64, "num_warps": 4},
+    {"IDS": 64, "num_warps": 2},
+    {"IDS": 128, "num_warps": 4},
+    {"IDS": 256, "num_warps": 8},
+    key=("num_subspaces", "num_partial", "HAS_ENTRIES", "QUERIES"),
+    rows="num_ids",
+    zeroed=["counts"],  # what is kept is written again, in as many places
+)
 @triton.jit(
     do_not_specialize=[
         "num_ids",
@@ -143,7 +152,7 @@ def keep_above(
     counts = torch.zeros(queries, dtype=torch.int32, device=device)
     together = min(QUERIES, triton.next_power_of_2(queries))
     entries, places, addresses, row_bytes = scorer.table.place(ids)
-    _keep[(triton.cdiv(ids.shape[0], IDS), triton.cdiv(queries, together))](
+    _keep[lambda shape: (triton.cdiv(ids.shape[0], shape["IDS"]), triton.cdiv(queries, together))](
         entries,
         places,
         addresses,
@@ -168,7 +177,6 @@ def keep_above(
         HAS_ROOTS=roots is not None,
         HAS_BIAS=bias is not None,
         HAS_ALLOWED=allowed is not None,
-        IDS=IDS,
         QUERIES=together,
     )
     return kept, counts

@@ -8,10 +8,18 @@ import triton.language as tl
 from torch import Tensor
 
 from mgqe.ops.triton_kernels.on_device import on_its_gpu
+from mgqe.ops.triton_kernels.tuning import tuned
 
-ROWS, COLUMNS = 32, 64  # of a program
+COLUMNS = 64  # of a program
 
 
+@tuned(
+    {"ROWS": 32, "num_warps": 4},
+    {"ROWS": 64, "num_warps": 4},
+    {"ROWS": 64, "num_warps": 8},
+    key=("length", "dim", "HAS_SHIFT", "HAS_SCALES"),
+    rows="num_rows",
+)
 @triton.jit(do_not_specialize=["num_rows", "length", "dim"])
 def _transform(
     rows,
@@ -63,8 +71,7 @@ def transform(
     (n, length), dim = rows.shape, matrix.shape[1]
     out = torch.empty((n, dim), dtype=torch.float32, device=rows.device)
     if n:
-        grid = (triton.cdiv(n, ROWS), triton.cdiv(dim, COLUMNS))
-        _transform[grid](
+        _transform[lambda shape: (triton.cdiv(n, shape["ROWS"]), triton.cdiv(dim, COLUMNS))](
             rows,
             matrix if shift is None else shift,
             matrix if mean is None else mean,
@@ -77,7 +84,6 @@ def transform(
             HAS_SHIFT=shift is not None,
             HAS_MEAN=mean is not None,
             HAS_SCALES=scales is not None,
-            ROWS=ROWS,
             COLUMNS=COLUMNS,
             enable_fp_fusion=False,
         )
