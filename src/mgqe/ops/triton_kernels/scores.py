@@ -80,7 +80,7 @@ class Scorer:
         """
         if queries not in self._blocks:
             rest = (0, 0, 0, -self.partial.shape[0] % queries)
-            blocks = torch.nn.functional.pad(self.partial, rest).unflatten(0, (-1, queries))
+            blocks = torch.nn.functional.pad(self.partial, rest).view(-1, queries, self.partial.shape[1])
             self._blocks[queries] = blocks.transpose(1, 2).contiguous()
         return self._blocks[queries]
 

@@ -89,7 +89,8 @@ def may_try(kernel: Any, rows: int) -> bool:
 def milliseconds(launch: Callable[[], None], quantiles: Any = None) -> list[float]:
     """The median, the least and the greatest time of a launch. Triton's own timer takes 256 MB of the GPU for it."""
     launch()
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(RUNS)]
+    event: Any = torch.cuda.Event  # whose types torch does not say
+    events = [[event(enable_timing=True) for _ in range(2)] for _ in range(RUNS)]
     for start, end in events:
         start.record()
         launch()
