@@ -116,8 +116,12 @@ def test_figures_that_are_asked_for_are_printed_and_choose(runner: CliRunner, ti
     result = runner.invoke(app, [*command, "--metrics", "recall@3,mrr@5", "--select-by", "mrr@4"])
     assert result.exit_code == 0, result.output
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    values = "  ".join(f"{metrics['quality'][f'full_{name}']:.4f}" for name in ("recall@3", "mrr@5"))
-    assert re.search(rf"recall@3, mrr@5 in the whole catalogue\s+{values}", result.output)
+    asked, popular = (
+        "  ".join(f"{metrics['quality'][f'{prefix}full_{name}']:.4f}" for name in ("recall@3", "mrr@5", "mrr@4"))
+        for prefix in ("", "popularity_")
+    )
+    shown = rf"recall@3, mrr@5, mrr@4 in the whole catalogue\s+{asked}\s+a list of the most frequent items instead\s+"
+    assert re.search(shown + popular, result.output)
     history = metrics["history"]["full"]
     assert history[metrics["best_epoch"]["full"]]["full_mrr@4"] == max(record["full_mrr@4"] for record in history)
     refused = runner.invoke(app, [*command, "--select-by", "map@5"])

@@ -212,6 +212,15 @@ def test_the_whole_catalogue_leads_and_is_compared_in_per_cent(study: StudyResul
     assert full_row[at + 1] == ""
     assert ours[at][:6] == "0.2267"
     assert ours[at + 1] == rows[0][3]
+    assert table.rows[-1][1] == "scalar"  # no popularity in these records
+    full.by_seed[2]["quality"]["popularity_full_ndcg@10"] = 0.05  # in runs of a later version
+    cell.group.by_seed[3]["quality"]["popularity_full_ndcg@10"] = 0.07
+    cell.group.by_seed[3]["data_summary"] = full.by_seed[1]["data_summary"] = {"users": 1200, "judged_users": 1100}
+    with_popularity = pair_table(study, "a")
+    assert with_popularity.title == "A; 1,100 of 1,200 users judged"
+    popular = with_popularity.rows[-1]
+    assert (len(popular), popular[1], popular[at]) == (len(table.header), "popularity", "0.0600")
+    assert not any(popular[2:at] + popular[at + 1 :])
     assert "head-tail-a" not in all_tables(study)  # of which no run says anything
     full.by_seed[1]["quality"].update({"head_full_ndcg@10": 0.3, "tail_full_ndcg@10": 0.1})
     assert all_tables(study)["head-tail-a"].rows[0][:3] == ["full", "0.3000", "0.1000"]

@@ -16,7 +16,7 @@ from mgqe.recsys.study.comparison import PAIR, Comparison
 from mgqe.recsys.study.pictures import comparison_picture
 from mgqe.recsys.study.records import run_key, write_results
 from mgqe.recsys.study.runs import RESULTS, pending_runs
-from mgqe.recsys.study.tables import comparison_table, head_and_tail_table
+from mgqe.recsys.study.tables import comparison_table, head_and_tail_table, more_figures_table
 
 STUDY = Comparison.of(TINY, ["mgqe:D=4", "full", "full:d=4"], [1, 2, 3])
 
@@ -109,6 +109,31 @@ def test_head_and_tail_of_the_catalogue() -> None:
     assert table.rows[0] == ["full", "0.3100", "0.0775", "0.6200", ""]  # the records have no tail_full_hr@10
     older = [{**each, "quality": {"hr@10": 0.5, "ndcg@10": 0.2}} for each in RECORDS]
     assert head_and_tail_table(StudyResults(STUDY, older), PAIR).rows == []
+
+
+def test_figures_that_are_asked_for() -> None:
+    study = Comparison.of(replace(TINY, metrics="recall@20", select_by="MRR@5"), ["full", "full:d=4"], [1, 2])
+    values = {("full", 1): 0.3, ("full", 2): 0.5, ("full:d=4", 1): 0.2}
+    records = []
+    for pair, run in study.runs():
+        if (value := values.get((run.config.name, run.config.seed))) is not None:
+            plain = record(run.config.name, run.config.seed, 1, 0.5)
+            quality = {**plain["quality"], "full_recall@20": value, "full_mrr@5": value / 2}
+            quality["popularity_full_recall@20"] = 0.1 * run.config.seed  # of seed 1 it is in two records
+            records.append({**plain, "key": run_key(pair.name, run.config), "quality": quality})
+    table = more_figures_table(StudyResults(study, records), PAIR)
+    assert table.header == ["embedding", "recall@20", "mrr@5"]
+    assert sorted(table.rows[:2]) == [["full", "0.4000", "0.2000"], ["full:d=4", "0.2000", "0.1000"]]
+    assert table.rows[2:] == [["popularity", "0.1500", ""]]
+
+
+def test_figures_of_splits_with_several_test_items() -> None:
+    assert more_figures_table(StudyResults(STUDY, RECORDS), PAIR).rows == []
+    more = {"full_recall@20": 0.1, "full_ndcg@20": 0.2}
+    several = [{**each, "quality": {**each["quality"], **more}} for each in RECORDS]
+    table = more_figures_table(StudyResults(STUDY, several), PAIR)
+    assert table.header == ["embedding", "recall@20", "ndcg@20"]
+    assert table.rows[0] == ["full", "0.1000", "0.2000"]
 
 
 def test_the_title_says_how_many_users_are_judged() -> None:

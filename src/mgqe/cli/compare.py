@@ -20,7 +20,7 @@ from mgqe.recsys.study.execute import Run, check_folders
 from mgqe.recsys.study.pictures import comparison_picture
 from mgqe.recsys.study.records import read_results
 from mgqe.recsys.study.runs import RESULTS, check_pending, pending_runs
-from mgqe.recsys.study.tables import comparison_table, head_and_tail_table
+from mgqe.recsys.study.tables import comparison_table, head_and_tail_table, more_figures_table
 from mgqe.recsys.train.advice import advice
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.run import METRICS
@@ -97,9 +97,10 @@ def compare(
         over = f"{most} seed{'s' * (most > 1)}" if fewest == most else f"{fewest} to {most} seeds"
         over += ", mean and 95% interval" if most > 1 else ""
         output.print(comparison_table(results, PAIR, f"{config.data}: {config.model} with {over}").terminal())
-        if (parts := head_and_tail_table(results, PAIR)).rows:
-            output.print()
-            output.print(parts.terminal())
+        for more in (head_and_tail_table(results, PAIR), more_figures_table(results, PAIR)):
+            if more.rows:
+                output.print()
+                output.print(more.terminal())
         image = comparison_picture(results, PAIR, out / PICTURE, title)
         output.print(f"results {out / RESULTS}\npicture {image}", soft_wrap=True, highlight=False)
     doubted = (record for group in results.groups(PAIR) for record in group.by_seed.values() if advice(record))

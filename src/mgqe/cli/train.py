@@ -21,6 +21,7 @@ from mgqe.recsys.train.advice import advice
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.run import METRICS, train_run
 
+POPULAR = "a list of the most frequent items instead"
 commands = typer.Typer()
 
 
@@ -96,18 +97,15 @@ def _figures(metrics: dict[str, Any]) -> TextTable:
         },
         "hr@10": {
             f"{ranked} in the whole catalogue": tuple(f"full_{name}" for name in figures),
-            "the same of the most frequent items": tuple(f"popularity_full_{name}" for name in figures),
             "NDCG@10 there of head and tail items": ("head_full_ndcg@10", "tail_full_ndcg@10"),
+            POPULAR: tuple(f"popularity_full_{name}" for name in figures),
             f"{ranked} among {sampled} sampled items": figures,
         },
     }
     for title, names in figures_of[metrics["metric"]].items():
         if all(name in quality for name in names):  # runs of earlier versions have no popularity
             table.rows.append([title, "  ".join(f"{quality[name]:.4f}" for name in names)])
-    asked = RankMetric.parse_list(metrics["config"].get("metrics", ""))  # not in runs of earlier versions
-    if asked:
-        values = "  ".join(f"{quality[f'full_{metric}']:.4f}" for metric in asked)
-        table.rows.append([f"{', '.join(map(str, asked))} in the whole catalogue", values])
+    table.rows.extend(_asked_rows(metrics["config"], quality))
     if judged := judged_note(metrics.get("data_summary", {})):
         table.rows.append(["judged", judged])
     table.rows.extend(_split_rows(metrics.get("split", {})))
@@ -123,8 +121,20 @@ def _figures(metrics: dict[str, Any]) -> TextTable:
         table.rows.append(["look-up, share of nn.Embedding's time, estimated", listed])
     for phase, seconds in metrics["seconds_per_epoch"].items():
         if seconds is not None:
-            table.rows.append([f"seconds per epoch ({phase})", f"{seconds:.2f}, {metrics['epochs'][phase]} epochs"])
+            epochs = metrics["epochs"][phase]
+            table.rows.append([f"seconds per epoch ({phase})", f"{seconds:.2f}, {epochs} epoch{'s' * (epochs != 1)}"])
     return table
+
+
+def _asked_rows(config: dict[str, Any], quality: dict[str, float]) -> list[list[str]]:
+    """The figures of --metrics and --select-by, for the table of figures; runs of earlier versions may lack them."""
+    asked = RankMetric.asked(config.get("metrics", ""), config.get("select_by", "ndcg@10"))
+    rows = []
+    for title, prefix in ((f"{', '.join(map(str, asked))} in the whole catalogue", ""), (POPULAR, "popularity_")):
+        names = [f"{prefix}full_{metric}" for metric in asked]
+        if names and all(name in quality for name in names):
+            rows.append([title, "  ".join(f"{quality[name]:.4f}" for name in names)])
+    return rows
 
 
 def _split_rows(split: dict[str, Any]) -> list[list[str]]:

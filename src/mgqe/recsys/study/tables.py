@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 
 from mgqe.recsys.study.analysis import NAMES, RELATIVE, SECOND, Cell, Group, Interval, StudyResults
 from mgqe.recsys.study.declaration import FULL, method_of
 from mgqe.recsys.study.records import Record
 from mgqe.recsys.study.text_table import TextTable
 from mgqe.recsys.tasks.account import judged_note
+from mgqe.recsys.tasks.metrics import RankMetric
 from mgqe.recsys.train.advice import advice
 
 OURS = "MGQE"
@@ -18,7 +20,7 @@ OURS = "MGQE"
 def all_tables(study: StudyResults) -> dict[str, TextTable]:
     """All tables that have rows, by name.
 
-    Names: `against-full`, `against-others`, `variants`, `leaderboard`, `pair-NAME`, `head-tail-NAME`,
+    Names: `against-full`, `against-others`, `variants`, `leaderboard`, `pair-NAME`, `head-tail-NAME`, `more-NAME`,
     `ablation-NAME-PAIR`, `codebooks`, `cost`, `doubted`, `failed`.
     """
     tables = {"against-full": against_full(study), "against-others": against_others(study)}
@@ -28,6 +30,7 @@ def all_tables(study: StudyResults) -> dict[str, TextTable]:
         tables[f"pair-{pair}"] = pair_table(study, pair)
         if study.full(pair).ranks:  # of others the table of the pair has the only figure
             tables[f"head-tail-{pair}"] = head_and_tail_table(study, pair)
+            tables[f"more-{pair}"] = more_figures_table(study, pair)
     for ablation in study.declaration.ablations:
         for pair in ablation.pairs:
             if pair in study.pairs():
@@ -58,8 +61,7 @@ def comparison_table(study: StudyResults, pair: str, title: str) -> TextTable:
     if RELATIVE in groups[0].leading:
         columns = {"NDCG@10": RELATIVE, "HR@10": "full_hr@10", "sampled": "hr@10"}
         title += "; NDCG@10 and HR@10 in the whole catalogue, and HR@10 among sampled items"
-    if judged := judged_note(next(iter(groups[0].by_seed.values())).get("data_summary", {})):
-        title += f"; {judged} judged"
+    title += _judged(groups[0])
     leading, *others = columns.values()
     gap = "% to full" if leading == RELATIVE else "points to full"
     table = TextTable(title, ["embedding", "bytes", "of full", *columns, gap])
@@ -68,11 +70,29 @@ def comparison_table(study: StudyResults, pair: str, title: str) -> TextTable:
         row = [group.embedding, f"{group.nbytes:,.0f}", f"{100 * group.share:.1f}%"]
         row += [f"{figure.mean:.4f}" if full else figure.text(), *(f"{group.figure(name).mean:.4f}" for name in others)]
         table.rows.append([*row, points(group.over(full, leading)) if full and group is not full else ""])
-    popularity = [groups[0].figure(f"popularity_{name}").mean for name in columns.values()]
-    if not math.isnan(popularity[0]):  # runs of earlier versions have none, nor those that rank nothing
-        cells = ["" if math.isnan(value) else f"{value:.4f}" for value in popularity]
-        table.rows.append(["popularity", "", "", *cells, ""])
+    if any(popular := _popularity(groups, list(columns.values()))):
+        table.rows.append(["popularity", "", "", *popular, ""])
     return table
+
+
+def _judged(group: Group) -> str:
+    """What a title says of how many users, or rows, were judged; nothing of runs of earlier versions."""
+    judged = judged_note(next(iter(group.by_seed.values())).get("data_summary", {}))
+    return f"; {judged} judged" if judged else ""
+
+
+def _popularity(groups: Sequence[Group], names: Sequence[str]) -> list[str]:
+    """What a list of the most frequent items gets, the same whatever is trained, by every seed of which a run says so.
+
+    Cells are empty for figures among sampled items, and where only runs of earlier versions are there.
+    """
+    cells = []
+    for name in names:
+        records = {seed: record["quality"] for group in groups for seed, record in group.by_seed.items()
+                   if record["quality"].get(f"popularity_{name}") is not None}  # fmt: skip
+        figures = [quality[f"popularity_{name}"] for quality in records.values()]
+        cells.append(f"{statistics.fmean(figures):.4f}" if figures else "")
+    return cells
 
 
 def head_and_tail_table(study: StudyResults, pair: str) -> TextTable:
@@ -88,6 +108,28 @@ def head_and_tail_table(study: StudyResults, pair: str) -> TextTable:
         figures = [group.figure(name).mean for name in columns.values()]
         if not all(map(math.isnan, figures)):  # runs of earlier versions have none
             table.rows.append([group.embedding, *("" if math.isnan(each) else f"{each:.4f}" for each in figures)])
+    return table
+
+
+def more_figures_table(study: StudyResults, pair: str) -> TextTable:
+    """More figures of the whole catalogue; without rows where there are none.
+
+    They are those of --metrics and --select-by, and of splits that give users several test items also recall@20 and
+    ndcg@20, which published studies of such data report.
+    """
+    groups, config = study.groups(pair), study.declaration.pairs[pair].config
+    qualities = [record["quality"] for group in groups for record in group.by_seed.values()]
+    asked = map(str, RankMetric.asked(config.metrics, config.select_by))
+    several = ["recall@20", "ndcg@20"]
+    if not all(f"full_{name}" in quality for name in several for quality in qualities):
+        several = []
+    columns = {name: f"full_{name}" for name in (*asked, *several)}
+    table = TextTable("More figures of the whole catalogue", ["embedding", *columns])
+    for group in groups if columns else []:
+        figures = [group.figure(name).mean for name in columns.values()]
+        table.rows.append([group.embedding, *("" if math.isnan(each) else f"{each:.4f}" for each in figures)])
+    if any(popular := _popularity(groups, list(columns.values()))):
+        table.rows.append(["popularity", *popular])
     return table
 
 
@@ -211,13 +253,13 @@ def pair_table(study: StudyResults, pair: str) -> TextTable:
     """Every method at every budget.
 
     Times of their tables, as shares of the full ones', are shown where they were measured. Of rankings the whole
-    catalogue comes first, then figures among sampled items.
+    catalogue comes first, then figures among sampled items. What the most frequent items get there is the last row.
     """
     full = study.full(pair)
     metric, second = full.metric, SECOND.get(full.metric, full.metric)
     names = [NAMES.get(metric, metric), NAMES.get(second, second)]
     table = TextTable(
-        study.title(pair),
+        study.title(pair) + _judged(full),
         [
             "budget", "method", "embedding", "bytes", *study.speeds.measured(pair),
             *(["NDCG@10, whole catalogue", "% to full"] if full.ranks else []), "valid, at the start",
@@ -228,6 +270,10 @@ def pair_table(study: StudyResults, pair: str) -> TextTable:
     table.rows.append(_row(study, "", "full", full, None))
     for cell in study.cells(pair):
         table.rows.append(_row(study, f"{cell.budget:g}%", cell.method, cell.group, cell))
+    if full.ranks and any(popular := _popularity(study.groups(pair), [RELATIVE])):
+        row = ["", "popularity", *[""] * (len(table.header) - 2)]
+        row[table.header.index("% to full") - 1] = popular[0]
+        table.rows.append(row)
     return table
 
 

@@ -72,6 +72,12 @@ class RankMetric:
         """From `recall@20,ndcg@20`, each once; none from an empty text."""
         return tuple(dict.fromkeys(cls.parse(part) for part in text.split(",") if part.strip()))
 
+    @classmethod
+    def asked(cls, metrics: str, select_by: str) -> tuple[RankMetric, ...]:
+        """What the settings `metrics` and `select_by` name, but for select_by=ndcg@10, which is shown in any case."""
+        chosen = cls.parse(select_by)
+        return cls.parse_list(metrics if chosen == cls("ndcg") else f"{metrics},{chosen}")
+
     def __str__(self) -> str:
         return f"{self.kind}@{self.k}"
 
