@@ -1,6 +1,6 @@
 """A method of one's own beside the library's: random codes, whose centroids are trained.
 
-    cd examples && mgqe compare --embedding full --embedding own_method.RandomCodes:num_subspaces=8 --budget 5%
+    cd examples && mgqe compare --embedding full --embedding own_method.RandomCodes:num_subspaces=8 --out own
 
 Every id gets `num_subspaces` random numbers below `num_centroids`, and its row is put together from the centroids of
 these numbers. That ids share pieces by chance is what codes that are fitted to rows have to beat.

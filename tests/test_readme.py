@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 import textwrap
 from typing import Any
 
@@ -221,14 +222,44 @@ def test_make_targets_and_files_exist():
             assert target.startswith("http") or (ROOT / target).is_file(), f"{page.name}: {target}"
 
 
-def test_commands_are_understood(monkeypatch):
+def test_the_method_of_the_page_gets_on_the_leaderboard(monkeypatch, tmp_path):
+    """Its block at the end of the declaration, and its class beside the example: its runs alone are pending."""
+    pytest.importorskip("polars")
+    from mgqe.recsys.study.declaration import read_declaration
+    from mgqe.recsys.study.runs import pending_runs
+
+    page = (ROOT / "docs" / "add_a_method.md").read_text()
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    budgeted = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "Budgeted" in block)
+    (tmp_path / "budgeted.py").write_text(f"from own_method import RandomCodes\n{budgeted}")
+    block = textwrap.dedent(re.search(r"(?:^    .*\n)*^    \[\[methods\]\]\n(?:^    .*\n)*", page, re.MULTILINE)[0])
+    folder = ROOT / "studies" / "budget"
+    (tmp_path / "study.toml").write_text((folder / "study.toml").read_text() + block)
+    study = read_declaration(tmp_path / "study.toml")
+    runs = pending_runs(study, folder, methods=[study.method_names[-1]])
+    pending = sorted((pair.name, run.config.seed, run.config.name) for pair, run in runs.pending)
+    pairs = ("gmf-ml-1m", "sasrec-ml-1m", "wide-deep-frappe")
+    methods = ("budgeted.Budgeted:budget=10%", "budgeted.Budgeted:budget=5%", "own_method.RandomCodes:num_subspaces=8")
+    assert [run for run in pending if run[2] != "full"] == [(pair, 1, name) for pair in pairs for name in methods]
+
+
+def test_commands_are_understood():
+    """Those of all pages and examples have known options, and those that they need."""
     pytest.importorskip("typer")
     from typer.main import get_command
 
     from mgqe.cli.app import app
 
     known = get_command(app).commands  # type: ignore[attr-defined]
-    for line in re.findall(r"^mgqe (.+)$", README, re.MULTILINE):
-        name, *arguments = line.split()
-        options = {option for parameter in known[name].params for option in parameter.opts}
-        assert {argument for argument in arguments if argument.startswith("--")} <= options
+    number = 0
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.py")]:
+        text = page.read_text().replace("\\\n", " ")
+        for line in re.findall(r"^ *(?:cd [\w/.]+ && )?mgqe ([a-z]+ .+)$", text, re.MULTILINE):
+            name, *arguments = shlex.split(line, comments=True)
+            number += 1
+            try:
+                known[name].make_context(name, arguments)
+            except Exception as error:
+                raise AssertionError(f"{page.name}: mgqe {line}: {error}") from error
+    assert number > 60

@@ -97,6 +97,17 @@ def test_a_study_from_declaration_to_report(runner: CliRunner, tmp_path: Path) -
     assert pictures == ["study-ablations.png", "study-codebooks.png", "study-size-quality.png", "study-training.png"]
 
 
+def test_one_method_alone(runner: CliRunner, tmp_path: Path) -> None:
+    declaration = declare(tmp_path, METHODS)
+    runs = pending_runs(read_declaration(declaration), tmp_path, methods=["scalar"])
+    assert [run.name for _, run in runs.pending] == [
+        f"{name}, seed {seed}" for seed in (1, 2) for name in ("full", "scalar:bits=4")
+    ]
+    result = runner.invoke(app, ["study", str(declaration), "--dry", "--method", "skalar"])
+    assert result.exit_code == 2
+    assert "no method 'skalar' (did you mean 'scalar'?): expected 'MGQE', 'DPQ', 'scalar'" in result.output
+
+
 def test_what_is_lost_from_the_file_is_taken_from_the_run(runner: CliRunner, tmp_path: Path) -> None:
     declaration, out = declare(tmp_path, "", seeds="[1]"), tmp_path / "out"
     assert runner.invoke(app, ["study", str(declaration), "--out", str(out), "--jobs", "1"]).exit_code == 0

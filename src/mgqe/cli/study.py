@@ -21,14 +21,14 @@ commands = typer.Typer()
 
 @commands.command(
     help="Run a declared study: tasks x data x embeddings x budgets x seeds, several runs at a time.\n\n"
-    "CONFIG is a TOML file; studies/paper/study.toml is one to start from. OUT/results.jsonl gets a line as each run "
+    "CONFIG is a TOML file; studies/budget/study.toml is one to start from. OUT/results.jsonl gets a line as each run "
     "ends: settings, seed, commit, versions, machine, bytes by part, quality on validation and test, time, memory. "
     "Runs that it has are not run again, so that a study goes on after a kill, or when more is declared. A run that "
     "fails, such as one whose budget nothing fits, is recorded with its reason, and the others go on.\n\n"
     "Then: [bold]mgqe report OUT[/bold].",
     epilog="Examples:\n\n"
-    "  mgqe study studies/paper/study.toml --data-dir DATA --out mine\n\n"
-    "  mgqe study studies/paper/study.toml --data-dir DATA --out mine --pair gmf-ml-1m --seeds 1",
+    "  mgqe study studies/budget/study.toml --data-dir DATA --out mine\n\n"
+    "  mgqe study studies/budget/study.toml --data-dir DATA --out mine --pair gmf-ml-1m --method MGQE --seeds 1",
 )
 @clean_errors
 def study(
@@ -37,6 +37,9 @@ def study(
     data_dir: DataDir = None,
     device: Device = "cpu",
     pair: Annotated[list[str] | None, typer.Option("--pair", help="Only this task and data set; repeatable.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help="Only this method, and full tables; repeatable.")
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Only these seeds, joined by commas.")] = "",
     jobs: Annotated[int, typer.Option(help="Runs at the same time. Default: as many as there are cores.")] = 0,
     retry: Annotated[bool, typer.Option("--retry", help="Run again what failed before.")] = False,
@@ -44,7 +47,7 @@ def study(
 ) -> None:
     declaration = read_declaration(config, data_dir, device)
     out = out or config.parent
-    runs = pending_runs(declaration, out, pair or (), seeds_of(seeds) if seeds else (), retry)
+    runs = pending_runs(declaration, out, pair or (), seeds_of(seeds) if seeds else (), retry, methods=method or ())
     if damaged := ", ".join(map(str, runs.results.damaged)):
         say(f"{out / RESULTS}: line {damaged} is not whole; its run is repeated")
     output.print(f"{len(runs.recorded)} runs are done, {len(runs.pending)} to do ({len(runs.failed)} failed before)")
