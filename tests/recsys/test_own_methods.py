@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mgqe.recsys.models.embeddings import Spec, build
+from mgqe.recsys.models.embeddings import Spec, build, cut_to_tiers
 from mgqe.recsys.models.methods import import_methods, own_modules
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -33,6 +33,18 @@ def test_a_class_is_named_by_its_module() -> None:
     assert float(layer(ids).detach().std()) == pytest.approx(0.1, abs=1e-6)
     assert torch.equal(layer.freeze().lookup(ids), layer(ids).detach())
     assert layer.codes.unique().tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("own_method.RandomCodes", ""),  # whose own default is 64, however few ids there are
+        ("own_method.RandomCodes:num_centroids=64", "item table: K=64 is cut to 32, since its tiers have 40 ids"),
+    ],
+)
+def test_its_own_default_of_centroids_is_not_cut(text: str, note: str) -> None:
+    import_methods([text])
+    assert cut_to_tiers(Spec.parse(text), "item", 40, 8, torch.arange(40))[1] == note
 
 
 def test_what_is_no_such_class_is_refused() -> None:

@@ -156,6 +156,9 @@ def cut_to_tiers(spec: Spec, table: str, num_embeddings: int, embedding_dim: int
     keywords = spec.keywords(table)
     if "num_centroids" not in _keywords_of(spec.method) or "budget" in keywords:
         return spec, ""
+    default = inspect.signature(spec.method.layer).parameters.get("num_centroids")
+    if "num_centroids" not in keywords and default is not None and default.default is not None:
+        return spec, ""  # a class of one's own, with a K of its own
     try:
         if _plans_by_default(spec, table, num_embeddings, embedding_dim, counts):
             return spec, ""
