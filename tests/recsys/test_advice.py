@@ -27,6 +27,10 @@ def test_good_runs_are_not_doubted(run: dict[str, Any]):
 def test_popularity_and_early_epochs_are_said():
     (weak,) = advice(metrics(0.1, 0.1, 9, 14))
     assert weak.startswith("the model ranks no better than the most frequent items do (0.1000 and 0.1000 of NDCG@10")
+    run = metrics(0.2, 0.1, 9, 14)  # by the test it is as weak, though not on the part that chose the epoch
+    run["quality"].update({"full_ndcg@10": 0.1, "popularity_full_ndcg@10": 0.11})
+    (weak,) = advice(run)
+    assert "(0.1000 and 0.1100 of NDCG@10 in the whole catalogue, on test)" in weak
     (early,) = advice(metrics(0.2, 0.1, 1, 6))
     assert early.startswith("validation was best after epoch 1 of 6, and fell from then on")
 

@@ -16,14 +16,16 @@ def advice(metrics: dict[str, Any]) -> list[str]:
     frequent items, or where its training went wrong after an epoch or two.
     """
     quality, notes = metrics["quality"], []
-    figure = f"valid_full_{RunSettings.select_by}"
-    popular = quality.get(f"popularity_{figure}")  # not in runs of earlier versions, nor where nothing is ranked
-    if popular is not None and quality[figure] <= popular:
-        notes.append(
-            f"the model ranks no better than the most frequent items do ({quality[figure]:.4f} and {popular:.4f} of "
-            "NDCG@10 in the whole catalogue, on validation): it has learnt too little; try --set loss=softmax --set "
-            "negatives=256, another learning_rate or weight_decay, or more epochs"
-        )
+    for prefix, part in (("valid_", "validation"), ("", "test")):
+        figure = f"{prefix}full_{RunSettings.select_by}"
+        popular = quality.get(f"popularity_{figure}")  # not in runs of earlier versions, nor where nothing is ranked
+        if popular is not None and quality[figure] <= popular:
+            notes.append(
+                f"the model ranks no better than the most frequent items do ({quality[figure]:.4f} and {popular:.4f} "
+                f"of NDCG@10 in the whole catalogue, on {part}): it has learnt too little; try --set loss=softmax "
+                "--set negatives=256, another learning_rate or weight_decay, or more epochs"
+            )
+            break
     if metrics["best_epoch"].get("full", EARLY + 1) <= EARLY < metrics["epochs"]["full"] - EARLY:
         notes.append(
             f"validation was best after epoch {metrics['best_epoch']['full']} of {metrics['epochs']['full']}, and fell "
