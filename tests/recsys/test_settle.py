@@ -160,7 +160,7 @@ def test_every_baseline_is_compared_by_its_bytes_alone(tmp_path: Path) -> None:
         assert metrics["config"]["embedding"] == metrics["embedding"] == f"{name}:budget=10%"
         assert metrics["chosen"] == record["chosen"]
         assert Spec.parse(metrics["chosen"]).name == name
-        assert f"{name}:budget=10%, the budget is spent on {metrics['chosen']}" in said
+        assert f"{name}:budget=10%: the budget is spent on {metrics['chosen']}" in said
     assert records["full"]["chosen"] is None
     dim = Spec.parse(records["full:budget=10%"]["chosen"]).dim
     model = load_run(next(out.glob("runs/full_budget*")))

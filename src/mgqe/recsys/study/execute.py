@@ -82,7 +82,8 @@ def check_configs(configs: Sequence[TrainConfig], records_impossible: bool = Fal
                     notes[f"{config.model} on {config.data}, to be recorded as failed: {error}"] = None
                     continue
                 raise ValueError(f"{config.name} with {config.model} on {config.data}: {error}") from error
-            notes.update((f"{config.name}, {note}", None) for note in found)
+            where = f" with {config.model} on {config.data}" if len(by_data) > 1 else ""
+            notes.update((f"{config.name}{where}: {note}", None) for note in found)
     return list(notes)
 
 
