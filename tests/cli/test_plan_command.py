@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ from typer.testing import CliRunner
 import mgqe
 from mgqe.cli.app import app
 from mgqe.recsys.models.embeddings import Spec, build
+from mgqe.recsys.tasks.base import TableInfo
+from mgqe.recsys.tasks.registry import RunData
+from mgqe.recsys.train.config import TrainConfig
 
 COUNTS = np.arange(1000)[::-1].copy()
 QUERIES = torch.randn(9, 16, generator=torch.Generator().manual_seed(1)) ** 3
@@ -198,6 +202,26 @@ def test_plan_from_files_and_known_data(runner: CliRunner) -> None:
     assert runner.invoke(app, ["plan", "--rows", "1000", "--dim", "8", "--budget", "20%"]).exit_code == 0
 
 
+def test_known_data_for_clicks_are_counted_field_by_field(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the run counts them, of its training part; --counts frappe was listed, and then refused."""
+    counts = {"user": torch.tensor([5, 1, 1]), "country": torch.arange(700, 0, -1)}
+    asked = []
+
+    def load(config: TrainConfig) -> RunData:
+        asked.append((config.task, config.data, config.data_dir))
+        tables = {f"fields.{name}": TableInfo(name, len(each), each) for name, each in counts.items()}
+        return RunData(SimpleNamespace(tables=tables), "")
+
+    monkeypatch.setattr(RunData, "load", load)
+    command = ["plan", "--dim", "8", "--budget", "60%", "--data-dir", "DIR", "--field"]
+    result = runner.invoke(app, [*command, "country", "--counts", "frappe"])
+    assert result.exit_code == 0, result.output
+    assert "700 ids x 8" in result.output
+    refused = runner.invoke(app, [*command, "city", "--counts", "criteo"])
+    assert "--field must be one of user, country, got 'city'" in flat(refused.stderr)
+    assert asked == [("ctr", "frappe", "DIR"), ("ctr", "criteo", "DIR")]
+
+
 def test_ids_of_any_type_are_counted_in_every_layout(runner: CliRunner) -> None:
     import polars
 
@@ -249,7 +273,8 @@ def test_ids_of_any_type_are_counted_in_every_layout(runner: CliRunner) -> None:
         ("--counts nothing.npy --dim 16 --budget 5%", "no file nothing.npy"),
         ("--counts ml-2m --dim 16 --budget 5%", "expected a file (.npy, .safetensors, .parquet, .pq, .csv) or a known"),
         ("--counts ml-1m --dim 16 --budget 5%", "needs a data directory"),
-        ("--counts planted --field genre --dim 16 --budget 5%", "--field must be item or user"),
+        ("--counts planted --field genre --dim 16 --budget 5%", "--field must be one of user, item, got 'genre'"),
+        ("--counts one.csv --field genre --dim 16 --budget 5%", "--field must be item or user, which a session is"),
         ("--counts rows.npy --dim 16 --budget 5%", "expected one number per id, got float32 (1000, 16): `mgqe"),
         ("--counts model.safetensors --dim 16 --budget 5%", "expected an id map, as `mgqe ids`"),
         ("--weight rows.npy --dim 8 --budget 5%", "--dim is 8, but rows.npy has rows of 16"),

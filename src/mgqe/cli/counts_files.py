@@ -28,7 +28,7 @@ class Counts:
         source: a file, such as an id map that `mgqe ids` wrote, a folder or a pattern; or the name of a known data set.
         column: of a log, the column of ids; None: the one of ``field``, as `mgqe train` finds it.
         is_counted: ``column`` holds counts, one row per id, instead of ids.
-        field: item or user.
+        field: item or user; of a known data set for click prediction also another one of its fields.
         data_dir: of known data sets.
         format, separator, quote, header: the log's layout.
     """
@@ -99,25 +99,29 @@ class Counts:
             return True
         if Path(self.source).is_file():
             return False
-        from mgqe.recsys.data.datasets import DATASETS, DIVIDED
+        from mgqe.recsys.data.datasets import KNOWN
 
-        return self.source in DATASETS or self.source in DIVIDED
+        return self.source in KNOWN
 
     def _of_data_set(self) -> Tensor:
-        from mgqe.recsys.data.datasets import DATASETS, DIVIDED, load_data
-        from mgqe.recsys.data.splits import leave_one_out, published_parts
+        from mgqe.recsys.data.datasets import CLICK_LOGS, DATASETS, KNOWN
+        from mgqe.recsys.tasks.registry import RunData
+        from mgqe.recsys.train.config import TrainConfig
 
-        known = ("planted", *DATASETS, *DIVIDED)
-        if self.source not in known:
+        if self.source not in KNOWN:
             raise ValueError(
                 f"--counts {self.source!r}: expected a file ({', '.join(FILES)}) or a known data set: "
-                f"{', '.join(known)}"
+                f"{', '.join(KNOWN)}"
             )
-        if self.source in DIVIDED:
-            _, split = published_parts(*DIVIDED[self.source].load(self.data_dir))
-        else:
-            split = leave_one_out(load_data(self.source, self.data_dir))
-        return split.item_counts if self.field == "item" else split.user_counts
+        clicks = self.source in CLICK_LOGS or (self.source in DATASETS and not DATASETS[self.source].ordered)
+        task, model = ("ctr", "wide_deep") if clicks else ("ranking", "mf")
+        data = RunData.load(
+            TrainConfig(data=self.source, data_dir=self.data_dir, task=task, model=model, eval_users=1)
+        ).task
+        counts: dict[str, Tensor] = {info.field: info.counts for info in data.tables.values()}
+        if self.field not in counts:
+            raise ValueError(f"--field must be one of {', '.join(counts)}, got {self.field!r}")
+        return counts[self.field]
 
 
 def load_counts(path: Path) -> Tensor:

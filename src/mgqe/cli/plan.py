@@ -62,7 +62,9 @@ def plan(
     counted: Annotated[
         bool, typer.Option("--counted", help="--column holds counts, one row per id, not the ids of interactions.")
     ] = False,
-    field: Annotated[str, typer.Option(help="Of a log or a known data set: item or user.")] = "item",
+    field: Annotated[
+        str, typer.Option(help="Of a log or a known data set: item or user, or a field of frappe, criteo or avazu.")
+    ] = "item",
     weight: Annotated[
         Path | None, typer.Option(help="A trained table (N, d), in any format that compress reads.")
     ] = None,
@@ -98,8 +100,6 @@ def plan(
 ) -> None:
     check_preference(prefer)
     check_budget(budget, "--budget ")  # before files are read, which may take long
-    if field not in ("item", "user"):
-        raise ValueError(f"--field must be item or user, got {field!r}")
     if queries is not None and weight is None:
         raise ValueError("--queries goes with --weight, the table whose rows are multiplied with them")
     if prefer != SPEED and weight is None:

@@ -227,7 +227,7 @@ def core(interactions: Interactions, k: int) -> Interactions:
         if not kept.any():
             raise ValueError(
                 f"--k-core {k}: expected users and items with {k} interactions with each other, but none of the "
-                f"{len(interactions)} interactions is left: ask for fewer"
+                f"{len(interactions):,} interactions is left: ask for fewer"
             )
     return only(interactions, kept)
 
