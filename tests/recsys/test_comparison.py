@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from mgqe.recsys.study.analysis import Interval, StudyResults
 from mgqe.recsys.study.comparison import PAIR, Comparison
-from mgqe.recsys.study.pictures import comparison_picture
+from mgqe.recsys.study.pictures import LOOKS, _line, comparison_picture
 from mgqe.recsys.study.records import run_key, write_results
 from mgqe.recsys.study.runs import RESULTS, pending_runs
 from mgqe.recsys.study.tables import comparison_table, head_and_tail_table, more_figures_table
@@ -100,6 +101,26 @@ def test_table_and_picture(tmp_path: Path) -> None:
         path = comparison_picture(some, PAIR, tmp_path / "deep" / "picture.png", "title")
         assert path.read_bytes()[:4] == b"\x89PNG"
         assert path.stat().st_size > 10_000
+
+
+def test_bands_are_where_seeds_say_how_wide_they_are() -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    intervals = {0.2: (0.0, 0.5), 0.1: (-1.0, math.nan), 0.05: (-2.0, 1.0), 0.02: (-3.0, 0.5)}
+    points: Any = [
+        (SimpleNamespace(share=share, embedding_method="mgqe"), Interval(*each)) for share, each in intervals.items()
+    ]
+    figure, axes = pyplot.subplots()
+    plain, variant = _line(axes, points, "MGQE")[0], _line(axes, points, "MGQE, longer")[0]
+    (band,) = [path.vertices for path in axes.collections[0].get_paths() if path.get_extents().width > 0]
+    assert (band.min(axis=0).tolist(), band.max(axis=0).tolist()) == ([2.0, -3.5], [5.0, -1.0])  # none at 10%
+    assert plain.get_color() == variant.get_color() == plain.get_markerfacecolor()
+    assert (variant.get_marker(), variant.get_markerfacecolor()) == (plain.get_marker(), "white")
+    assert len({marker for _, marker in LOOKS.values()}) == len(LOOKS)
+    pyplot.close(figure)
 
 
 def test_head_and_tail_of_the_catalogue() -> None:

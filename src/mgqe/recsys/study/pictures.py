@@ -1,6 +1,7 @@
 """A study's pictures: size against quality, ablations, codebook usage, training curves.
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart; each method has a marker of its own as well.
+Variants of a method have its look, with dashed lines and open markers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from mgqe.files.atomic import fill_file
 from mgqe.recsys.study.analysis import NAMES, RELATIVE, Group, Interval, StudyResults
-from mgqe.recsys.study.declaration import Ablation
+from mgqe.recsys.study.declaration import Ablation, method_of
 from mgqe.recsys.study.tables import OURS, records_by_tier
 
 # Name of an embedding method -> colour and marker.
@@ -28,6 +29,9 @@ LOOKS = {
     "recjpq": ("#56B4E9", "X"),
     "hash": ("#7F7F7F", "h"),
     "qr": ("#7F7F7F", "*"),
+    "svd": ("#7F7F7F", ">"),
+    "cce": ("#7F7F7F", "<"),
+    "additive": ("#7F7F7F", "p"),
 }
 OTHER_LOOK = ("#7F7F7F", "d")
 # How far below the full tables a picture of size against quality reaches: in per cent, or in points.
@@ -99,20 +103,38 @@ def _share_axis(axes: Any, shares: Sequence[float], label: str) -> None:
 
 def _look(group: Group, method: str = "") -> tuple[str, str]:
     """Colour and marker of a study's method, as which an embedding of another name may count."""
-    return LOOKS.get(method.lower()) or LOOKS.get(group.embedding_method, OTHER_LOOK)
+    return LOOKS.get(method_of(method).lower()) or LOOKS.get(group.embedding_method, OTHER_LOOK)
 
 
 def _line(axes: Any, points: Sequence[tuple[Group, Interval]], method: str = "") -> Any:
-    """Draw a method's groups by their share of the full tables' bytes, with intervals; MGQE's line stands out."""
+    """Draw a method's groups by their share of the full tables' bytes; MGQE's line stands out.
+
+    Intervals are bars, and bands between neighbours that both have one.
+    """
     colour, marker = _look(points[0][0], method)
-    is_mgqe = points[0][0].embedding_method == "mgqe"
+    is_mgqe, is_variant = points[0][0].embedding_method == "mgqe", method_of(method) != method
+    shares = [100 * group.share for group, _ in points]
+    means = [interval.mean for _, interval in points]
+    widths = [0.0 if math.isnan(interval.half_width) else interval.half_width for _, interval in points]
+    axes.fill_between(
+        shares,
+        [mean - width for mean, width in zip(means, widths, strict=True)],
+        [mean + width for mean, width in zip(means, widths, strict=True)],
+        where=[width > 0 for width in widths],
+        color=colour,
+        alpha=0.12,
+        linewidth=0,
+        zorder=1,
+    )
     return axes.errorbar(
-        [100 * group.share for group, _ in points],
-        [interval.mean for _, interval in points],
-        yerr=[0.0 if math.isnan(interval.half_width) else interval.half_width for _, interval in points],
+        shares,
+        means,
+        yerr=widths,
         color=colour,
         marker=marker,
         markersize=7 if is_mgqe else 5.5,
+        markerfacecolor="white" if is_variant else colour,
+        linestyle=(0, (3, 2)) if is_variant else "-",
         linewidth=2.2 if is_mgqe else 1.2,
         elinewidth=0.9,
         capsize=2.5,
@@ -163,7 +185,7 @@ def _gap_label(name: str) -> str:
 
 
 def size_quality(study: StudyResults) -> Any:
-    """One panel per pair: bytes in per cent of the full tables' against the distance to these, with intervals."""
+    """One panel per pair: bytes in per cent of the full tables' against the distance to these, with bands of seeds."""
     pairs = study.pairs()
     if not pairs:
         return None
