@@ -24,6 +24,7 @@ from mgqe.recsys.data.datasets import DATA_DIR_VARIABLE, DATASETS
 from mgqe.recsys.models.dcn_v2 import DCNV2
 from mgqe.recsys.models.deepfm import DeepFM
 from mgqe.recsys.models.wide_deep import WideDeep
+from mgqe.recsys.tasks.account import split_note
 from mgqe.recsys.tasks.ctr import CtrTask, field_table
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.artifacts import load_run
@@ -142,6 +143,7 @@ def test_evaluated_positives_are_capped(log: Path, monkeypatch: pytest.MonkeyPat
     assert task.valid.items.shape == task.test.items.shape == (50, 3)
     whole = split_rows(rows, 0)  # any seed: the training part is not capped
     assert task.items.numel() == whole.train.numel()
+    assert split_note(task.summary, task.split_summary).endswith("; 50 positive rows are judged")
 
 
 def test_small_fields_stay_full() -> None:

@@ -40,7 +40,9 @@ def split_note(summary: dict[str, Any], split: dict[str, Any]) -> str:
 
 
 def judged_note(summary: dict[str, Any]) -> str:
-    """How many users are judged in the test, as `321 of 400 users`; empty where rows are judged, not users."""
+    """How many are judged in the test, as `321 of 400 users` or `9,470 positive rows`; empty for logs of clicks."""
+    if (rows := summary.get("judged_positives")) is not None:
+        return f"{rows:,} positive rows"
     owners = "sessions" if "sessions" in summary else "users"
     judged = summary.get(f"judged_{owners}")
     return "" if judged is None else f"{judged:,} of {summary[owners]:,} {owners}"
