@@ -31,6 +31,10 @@ def test_popularity_and_early_epochs_are_said():
     run["quality"].update({"full_ndcg@10": 0.1, "popularity_full_ndcg@10": 0.11})
     (weak,) = advice(run)
     assert "(0.1000 and 0.1100 of NDCG@10 in the whole catalogue, on test)" in weak
+    assert "try another learning_rate" in weak
+    for model, loss, is_said in (("gmf", "bce", True), ("gmf", "softmax", False), ("neumf", "bce", False)):
+        (weak,) = advice({**run, "config": {"model": model, "loss": loss}})
+        assert ("loss=softmax" in weak) == is_said
     (early,) = advice(metrics(0.2, 0.1, 1, 6))
     assert early.startswith("validation was best after epoch 1 of 6, and fell from then on")
 

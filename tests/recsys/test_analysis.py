@@ -127,6 +127,9 @@ def test_a_variant_of_a_method_is_no_rival(study: StudyResults) -> None:
     assert rival.method == "scalar"
     # Less the full tables .600 and MGQE's .595 on test it has .590, with every seed.
     assert variants(study).rows == [["A", "HR@10", "MGQE, longer", "20%", "3", "-1.00 ± 0.00", "-0.50 ± 0.00"]]
+    scalar = [replace(each, name=each.name.replace("scalar", "DPQ, longer")) for each in study.declaration.methods]
+    study.declaration = replace(study.declaration, methods=tuple(scalar))
+    assert study.rival("a", "MGQE", 20, besides=("DPQ",)) is None
     renamed = [replace(each, name=each.name.replace("MGQE, longer", "full, longer")) for each in renamed]
     study.declaration = replace(study.declaration, methods=tuple(renamed))
     assert variants(study).rows == [["A", "HR@10", "full, longer", "20%", "3", "-1.00 ± 0.00", "-1.00 ± 0.00"]]

@@ -223,3 +223,11 @@ def test_a_killed_studys_workers_end_too(tmp_path: Path) -> None:
     while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < end:
         time.sleep(0.1)
     assert not [child for child in children if Path(f"/proc/{child}").exists()]
+
+
+def test_a_folder_of_train_is_refused(tmp_path: Path) -> None:
+    study = read_declaration(declare(tmp_path, METHODS))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds a run of mgqe train: choose another --out"):
+        pending_runs(study, tmp_path / "run")

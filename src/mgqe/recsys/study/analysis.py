@@ -202,8 +202,7 @@ class StudyResults:
         cells = [
             cell
             for name in self.declaration.method_names
-            if method_of(name) != method_of(method)
-            and name not in besides
+            if method_of(name) not in map(method_of, (method, *besides))
             and (cell := self.cell(pair, name, budget)) is not None
         ]
         if not cells:

@@ -22,6 +22,7 @@ from mgqe.recsys.study.records import (
     run_key,
     write_results,
 )
+from mgqe.recsys.train.artifacts import CONFIG
 from mgqe.recsys.train.config import TrainConfig
 
 RESULTS = "results.jsonl"
@@ -57,6 +58,8 @@ def pending_runs(
     methods: only these, and the full tables.
     retry: runs that failed are pending again. repeat: says of a run that is done whether it is pending all the same.
     """
+    if (out / CONFIG).is_file():
+        raise ValueError(f"{out} holds a run of mgqe train: choose another --out")
     for name in pairs:
         if name not in study.pairs:
             raise ValueError(f"no pair {name!r}: expected {', '.join(study.pairs)}")

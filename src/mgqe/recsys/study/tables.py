@@ -20,11 +20,11 @@ OURS = "MGQE"
 def all_tables(study: StudyResults) -> dict[str, TextTable]:
     """All tables that have rows, by name.
 
-    Names: `against-full`, `against-others`, `variants`, `leaderboard`, `pair-NAME`, `head-tail-NAME`, `more-NAME`,
-    `ablation-NAME-PAIR`, `codebooks`, `cost`, `doubted`, `failed`.
+    Names: `doubted`, `against-full`, `against-others`, `variants`, `leaderboard`, `pair-NAME`, `head-tail-NAME`,
+    `more-NAME`, `ablation-NAME-PAIR`, `codebooks`, `cost`, `failed`.
     """
-    tables = {"against-full": against_full(study), "against-others": against_others(study)}
-    tables["variants"] = variants(study)
+    tables = {"doubted": doubted_table(study), "against-full": against_full(study)}
+    tables["against-others"], tables["variants"] = against_others(study), variants(study)
     tables["leaderboard"] = leaderboard(study)
     for pair in study.pairs():
         tables[f"pair-{pair}"] = pair_table(study, pair)
@@ -37,7 +37,6 @@ def all_tables(study: StudyResults) -> dict[str, TextTable]:
                 tables[f"ablation-{ablation.name}-{pair}"] = ablation_table(study, ablation.name, pair)
     tables["codebooks"] = codebook_table(study)
     tables["cost"] = cost_table(study)
-    tables["doubted"] = doubted_table(study)
     if study.failed:
         tables["failed"] = failed_table(study)
     return {name: table for name, table in tables.items() if table.rows}

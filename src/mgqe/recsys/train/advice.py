@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from mgqe.recsys.tasks.base import RunSettings
+from mgqe.recsys.tasks.ranking import PAIR_LOSSES
 
 EARLY = 2  # epochs
+PRODUCTS = ("mf", "gmf", "lightgcn", "sasrec")  # models whose score is a product of two vectors: loss=softmax is theirs
 
 
 def advice(metrics: dict[str, Any]) -> list[str]:
@@ -16,14 +18,17 @@ def advice(metrics: dict[str, Any]) -> list[str]:
     frequent items, or where its training went wrong after an epoch or two.
     """
     quality, notes = metrics["quality"], []
+    settings = metrics.get("config") or metrics.get("settings") or {}
+    pairwise = settings.get("model") in PRODUCTS and settings.get("loss", "bce") in PAIR_LOSSES
+    softmax = "--set loss=softmax --set negatives=256, " * pairwise
     for prefix, part in (("valid_", "validation"), ("", "test")):
         figure = f"{prefix}full_{RunSettings.select_by}"
         popular = quality.get(f"popularity_{figure}")  # not in runs of earlier versions, nor where nothing is ranked
         if popular is not None and quality[figure] <= popular:
             notes.append(
                 f"the model ranks no better than the most frequent items do ({quality[figure]:.4f} and {popular:.4f} "
-                f"of NDCG@10 in the whole catalogue, on {part}): it has learnt too little; try --set loss=softmax "
-                "--set negatives=256, another learning_rate or weight_decay, or more epochs"
+                f"of NDCG@10 in the whole catalogue, on {part}): it has learnt too little; try {softmax}another "
+                "learning_rate or weight_decay, or more epochs"
             )
             break
     if metrics["best_epoch"].get("full", EARLY + 1) <= EARLY < metrics["epochs"]["full"] - EARLY:
