@@ -131,6 +131,8 @@ def test_a_variant_of_a_method_is_no_rival(study: StudyResults) -> None:
     study.declaration = replace(study.declaration, methods=tuple(scalar))
     assert study.rival("a", "MGQE", 20, besides=("DPQ",)) is None
     renamed = [replace(each, name=each.name.replace("MGQE, longer", "full, longer")) for each in renamed]
+    for longer in study.group("a", "dpq:D=8,K=4").by_seed.values():  # type: ignore[union-attr]
+        longer["embedding_bytes"] = 1001  # with a header
     study.declaration = replace(study.declaration, methods=tuple(renamed))
     assert variants(study).rows == [["A", "HR@10", "full, longer", "20%", "3", "-1.00 ± 0.00", "-1.00 ± 0.00"]]
     assert against_full(study).rows == [

@@ -164,10 +164,14 @@ class StudyResults:
         return self.declaration.pairs[pair].title
 
     def cell(self, pair: str, method: str, budget: float) -> Cell | None:
-        """The candidate within the budget with the best validation figure, of those with the most seeds."""
+        """The candidate within the budget with the best validation figure, of those with the most seeds.
+
+        Variants of the full tables have no other budget than their rows, beside which their files have a header.
+        """
         listed = self.declaration.candidates(pair, method).get(budget, ())
         groups = [group for embedding in listed if (group := self.group(pair, embedding)) is not None]
-        fitting = [group for group in groups if 100 * group.share <= budget]
+        is_full = method_of(method) == FULL
+        fitting = [group for group in groups if 100 * group.share <= budget or is_full]
         if not fitting:
             return None
         most = max(len(group.by_seed) for group in fitting)
