@@ -135,6 +135,16 @@ def test_after_an_epoch_beyond_the_error_any_gain_counts(tmp_path: Path) -> None
     assert loop.run_phase(torch.nn.Linear(1, 1), task, phase, tmp_path, lambda report: None).best_epoch == 3
 
 
+def test_patience_is_for_gains_over_trained_epochs_not_over_the_start(tmp_path: Path) -> None:
+    phase = PhaseConfig("quantised", 1, 0.1, 0.0, 9, 2, 0.1, beyond_error=True)
+    task = Scripted([[5.0], [1.0], [2.0], [3.0], [3.0], [2.0], [9.0]])
+    ended = loop.run_phase(torch.nn.Linear(1, 1), task, phase, tmp_path, lambda report: None)
+    assert (ended.best_epoch, len(ended.history) - 1) == (0, 5)  # two epochs after the third
+    task = Scripted([[5.0], [1.0], [2.0], [3.0], [3.0], [6.0], [5.0], [5.0]])
+    ended = loop.run_phase(torch.nn.Linear(1, 1), task, phase, tmp_path / "more", lambda report: None)
+    assert (ended.best_epoch, len(ended.history) - 1) == (5, 7)
+
+
 def test_the_third_phase_is_kept_beyond_the_error_alone_and_selects_by_the_whole_catalogue() -> None:
     for config in (TrainConfig(), TrainConfig(task="sequential", model="sasrec")):
         phases = {name: config.with_third_phase(True).phase(name) for name in ("full", "annealed", "quantised")}

@@ -28,7 +28,8 @@ class PhaseConfig:
 
     name: "full", "annealed" or "quantised"; it enters the seeds, so that phases draw different samples.
     learning_rate, weight_decay: of the tables and the model; weight_decay is an L2 penalty, as in Adam's paper.
-    centroid_learning_rate: of the codebooks. patience: epochs without a better validation figure before stopping.
+    centroid_learning_rate: of the codebooks. patience: epochs without a better validation figure than those trained
+        before before stopping; the start is none of these.
     anneal: learning rates fall linearly to zero over max_epochs.
     beyond_error: an epoch replaces the start only if it is better by more than the paired standard error.
     """
@@ -138,7 +139,7 @@ def run_phase(
     auxiliary_loss: Callable[[nn.Module], Tensor] | None = None,
     device: torch.device = CPU,
 ) -> PhaseResult:
-    """Train until validation has not improved for `patience` epochs, then go back to the best epoch.
+    """Train until validation has not improved for `patience` epochs, then go back to the best epoch or the start.
 
     Modules with a method `start_epoch` are told the number of each epoch of phase "full" before it begins; what they
     then do has to follow from their state, since an epoch that was interrupted begins again.
@@ -168,7 +169,7 @@ def run_phase(
         torch.set_rng_state(state["rng"])
     history: list[dict[str, float]] = state["history"]
     epoch, best_epoch, start_values = state["epoch"], state["best_epoch"], tuple(state["start_values"])
-    while epoch < phase.max_epochs and epoch - best_epoch < phase.patience:
+    while epoch < phase.max_epochs and epoch - _last_gain(history, phase.select_by) < phase.patience:
         epoch += 1
         best = history[best_epoch][phase.select_by]
         started = time.perf_counter()
@@ -196,6 +197,14 @@ def run_phase(
         raise ValueError(f"{directory}: the best epoch's file is missing; train from the beginning with --overwrite")
     model.load_state_dict(ended["model"])
     return PhaseResult(best_epoch, history, ended["optimizer"])
+
+
+def _last_gain(history: list[dict[str, float]], select_by: str) -> int:
+    """The epoch that was better than all others trained; 0 before the first.
+
+    The start does not count. It may be hard to beat while the learning rate is high, and fall behind later.
+    """
+    return max(range(1, len(history)), key=lambda epoch: history[epoch][select_by], default=0)
 
 
 def _start_epoch(model: nn.Module, epoch: int) -> None:
