@@ -54,8 +54,8 @@ class TrainConfig(RunSettings):
     anneal_epochs: of the second phase, in which the learning rate falls from anneal_learning_rate to zero.
     quantised_epochs: at most, of the third phase, through the codes, for the embeddings that have one, from
         quantised_learning_rate to zero; ten epochs without a better one than those before end it, whatever the start
-        was. None stands for 3e-4, and with a budget for 1e-3. centroid_learning_rate: None stands for quantised_learning_rate, and with a budget for 1.7e-3 standard
-        deviations.
+        was. None stands for 3e-4, and with a budget for 1e-3. centroid_learning_rate: None stands for
+        quantised_learning_rate, and with a budget for 1.7e-3 standard deviations.
     quantised_loss, quantised_negatives: in the third phase. None stands for those of the other phases, and for
         sequential models with a budget for softmax with 1,024 negatives, since the top of the catalogue suffers first,
         unless their own loss is "ce", over the whole catalogue.
