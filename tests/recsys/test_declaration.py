@@ -129,7 +129,7 @@ def test_the_committed_study_is_sound() -> None:
 
 def test_the_study_of_one_budget_chooses_nothing_by_hand() -> None:
     declaration = read_declaration(ROOT / "studies/budget/study.toml")
-    assert len(declaration.method_names) == 14
+    assert len(declaration.method_names) == 16
     for name in declaration.method_names:
         for budget, listed in declaration.candidates("gmf-ml-1m", name).items():
             more = ",factors=64" if name == "RecJPQ, 64 factors" else ""  # which is what that method is
