@@ -274,7 +274,7 @@ def test_ids_of_any_type_are_counted_in_every_layout(runner: CliRunner) -> None:
         ("--counts ml-2m --dim 16 --budget 5%", "expected a file (.npy, .safetensors, .parquet, .pq, .csv) or a known"),
         ("--counts ml-1m --dim 16 --budget 5%", "needs a data directory"),
         ("--counts planted --field genre --dim 16 --budget 5%", "--field must be one of user, item, got 'genre'"),
-        ("--counts one.csv --field genre --dim 16 --budget 5%", "--field must be item or user, which a session is"),
+        ("--counts one.csv --field genre --dim 16 --budget 5%", "--field must be item or user of a log, got"),
         ("--counts rows.npy --dim 16 --budget 5%", "expected one number per id, got float32 (1000, 16): `mgqe"),
         ("--counts model.safetensors --dim 16 --budget 5%", "expected an id map, as `mgqe ids`"),
         ("--weight rows.npy --dim 8 --budget 5%", "--dim is 8, but rows.npy has rows of 16"),

@@ -56,6 +56,8 @@ class Counts:
         """
         if self._is_data_set():
             return self._of_data_set()
+        if self.field not in ("item", "user"):
+            raise ValueError(f"--field must be item or user of a log, got {self.field!r}")
         if not path_exists(self.source):
             raise ValueError(f"--counts: no file {self.source}")
         try:
@@ -116,7 +118,9 @@ class Counts:
         clicks = self.source in CLICK_LOGS or (self.source in DATASETS and not DATASETS[self.source].ordered)
         task, model = ("ctr", "wide_deep") if clicks else ("ranking", "mf")
         data = RunData.load(
-            TrainConfig(data=self.source, data_dir=self.data_dir, task=task, model=model, eval_users=1)
+            TrainConfig(
+                data=self.source, data_dir=self.data_dir, task=task, model=model, eval_users=1, eval_negatives=1
+            )
         ).task
         counts: dict[str, Tensor] = {info.field: info.counts for info in data.tables.values()}
         if self.field not in counts:

@@ -19,7 +19,7 @@ def read_ids(
     from mgqe.recsys.data.files import read_any
 
     if field not in ("item", "user"):
-        raise ValueError(f"--field must be item or user, which a session is, too, got {field!r}")
+        raise ValueError(f"--field must be item or user, got {field!r}")
     columns = Columns(separator=separator, quote=quote, header=header)
     frames = [read_any(log, format, columns).rename({"session": "user"}, strict=False).select(field) for log in logs]
     if len({frame[field].dtype for frame in frames}) > 1:
