@@ -107,6 +107,7 @@ class Counts:
 
     def _of_data_set(self) -> Tensor:
         from mgqe.recsys.data.datasets import CLICK_LOGS, DATASETS, KNOWN
+        from mgqe.recsys.models.registry import choose_model
         from mgqe.recsys.tasks.registry import RunData
         from mgqe.recsys.train.config import TrainConfig
 
@@ -116,7 +117,7 @@ class Counts:
                 f"{', '.join(KNOWN)}"
             )
         clicks = self.source in CLICK_LOGS or (self.source in DATASETS and not DATASETS[self.source].ordered)
-        task, model = ("ctr", "wide_deep") if clicks else ("ranking", "mf")
+        task, model = choose_model("ctr" if clicks else "ranking", None)
         data = RunData.load(
             TrainConfig(
                 data=self.source, data_dir=self.data_dir, task=task, model=model, eval_users=1, eval_negatives=1

@@ -128,7 +128,7 @@ def _figures(metrics: dict[str, Any]) -> TextTable:
 
 def _asked_rows(config: dict[str, Any], quality: dict[str, float]) -> list[list[str]]:
     """The figures of --metrics and --select-by, for the table of figures; runs of earlier versions may lack them."""
-    asked = RankMetric.asked(config.get("metrics", ""), config.get("select_by", "ndcg@10"))
+    asked = RankMetric.asked(config.get("metrics", ""), config.get("select_by", TrainConfig.select_by))
     rows = []
     for title, prefix in ((f"{', '.join(map(str, asked))} in the whole catalogue", ""), (POPULAR, "popularity_")):
         names = [f"{prefix}full_{metric}" for metric in asked]

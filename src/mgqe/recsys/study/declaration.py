@@ -154,12 +154,13 @@ class StudyDeclaration:
             configs.setdefault(run_key(pair.name, config), config)
         return [Run(config, self.folder(pair, config)) for config in configs.values()]
 
-    def is_of(self, pair: Pair, config: TrainConfig, methods: Sequence[str]) -> bool:
-        """Whether a run of `pair` is of its full tables, or of an embedding that one of `methods` lists."""
-        blocks = [block for block in self.methods if block.name in methods and pair.name in block.pairs]
-        listed = [FULL, *(embedding for block in blocks for embedding in block.listed)]
-        keys = (run_key(pair.name, replace(pair.config.with_embedding(each), seed=config.seed)) for each in listed)
-        return run_key(pair.name, config) in keys
+    def of_methods(self, names: Sequence[str]) -> StudyDeclaration:
+        """The study of these methods and the full tables alone; ValueError for a method that is not declared."""
+        for name in names:
+            if name not in self.method_names:
+                listed = ", ".join(map(repr, self.method_names))
+                raise ValueError(f"no method {name!r}{did_you_mean(name, self.method_names)}: expected {listed}")
+        return replace(self, methods=tuple(each for each in self.methods if each.name in names), ablations=())
 
     def folder(self, pair: Pair, config: TrainConfig) -> str:
         """A run's folder; another one after its settings were changed, so that the old run's files do not stop it."""

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mgqe.checks.names import did_you_mean
 from mgqe.recsys.study.declaration import Pair, StudyDeclaration
 from mgqe.recsys.study.execute import WARM_UPS, Event, Run, check_configs, execute
 from mgqe.recsys.study.records import (
@@ -63,10 +62,7 @@ def pending_runs(
     for name in pairs:
         if name not in study.pairs:
             raise ValueError(f"no pair {name!r}: expected {', '.join(study.pairs)}")
-    for name in methods:
-        if name not in study.method_names:
-            listed = ", ".join(map(repr, study.method_names))
-            raise ValueError(f"no method {name!r}{did_you_mean(name, study.method_names)}: expected {listed}")
+    study = study.of_methods(methods) if methods else study
     chosen = [pair for name, pair in study.pairs.items() if not pairs or name in pairs]
     known = dict.fromkeys(seed for pair in chosen for seed in pair.seeds)
     for seed in seeds:
@@ -76,8 +72,6 @@ def pending_runs(
     done = results.done()
     runs = PendingRuns([], [], results)
     for pair, run in study.runs(pairs, seeds):
-        if methods and not study.is_of(pair, run.config, methods):
-            continue
         status = done.get(run_key(pair.name, run.config), {"status": None})["status"]
         is_done = (status == "done" and not repeat(run)) or (status == "failed" and not retry)
         (runs.recorded if is_done else runs.pending).append((pair, run))

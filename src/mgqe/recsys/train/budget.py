@@ -132,8 +132,8 @@ def best_of(found: Sequence[Validation], judges_by: str) -> int:
     second = SAMPLED if judges_by == LOG_RANK else LOG_RANK
 
     def tied(each: Validation) -> bool:
-        values = [(each.judged[judges_by],) for each in (best, each) if judges_by in each.judged]
-        return best.figures[judges_by] - each.figures[judges_by] <= (standard_error(*values) if values else 0.0)
+        values = [tuple(v for name, v in one.judged.items() if name == judges_by) for one in (best, each)]
+        return best.figures[judges_by] - each.figures[judges_by] <= standard_error(*values)
 
     near = [place for place, each in enumerate(found) if tied(each)]
     return max(near, key=lambda place: found[place].figures.get(second, 0.0))

@@ -28,8 +28,8 @@ class PhaseConfig:
 
     name: "full", "annealed" or "quantised"; it enters the seeds, so that phases draw different samples.
     learning_rate, weight_decay: of the tables and the model; weight_decay is an L2 penalty, as in Adam's paper.
-    centroid_learning_rate: of the codebooks. patience: epochs without a better validation figure than those trained
-        before before stopping; the start is none of these.
+    centroid_learning_rate: of the codebooks. patience: after so many epochs that are no better on validation than those
+        trained before them, training stops; the start is none of these.
     anneal: learning rates fall linearly to zero over max_epochs.
     beyond_error: an epoch replaces the start only if it is better by more than the paired standard error.
     """
@@ -200,7 +200,7 @@ def run_phase(
 
 
 def _last_gain(history: list[dict[str, float]], select_by: str) -> int:
-    """The epoch that was better than all others trained; 0 before the first.
+    """The first of the best trained epochs; 0 before there is one.
 
     The start does not count. It may be hard to beat while the learning rate is high, and fall behind later.
     """
