@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.progress import Progress, TaskID
 
 from mgqe.cli.terminal import errors, make_progress
+from mgqe.cli.time_left import EpochClock, in_words
 from mgqe.recsys.study.declaration import Pair
 from mgqe.recsys.study.execute import Event, Run
 from mgqe.recsys.study.records import Record
@@ -17,26 +18,50 @@ from mgqe.recsys.train.loop import EpochReport
 STAGES = {"full": "first phase", "annealed": "annealing", "quantised": "through the codes"}
 
 
-class RunBar:
-    """A run's progress bar: the epoch's batches, the best validation figure so far. Without a terminal, its epochs."""
+EVERY = 60.0  # seconds between lines within an epoch
 
-    def __init__(self, progress: Progress, name: str) -> None:
+
+class RunBar:
+    """A run's progress bar: the epoch's batches, the time left, the best validation figure so far.
+
+    Without a terminal: a line for each epoch, and for each minute of one.
+    """
+
+    def __init__(self, progress: Progress, name: str, clock: EpochClock | None = None) -> None:
         self.progress, self.name = progress, name
         self.task: TaskID | None = None
+        self.clock = clock or EpochClock()
+        self.said = self.clock.now()
 
     def show(self, report: EpochReport) -> None:
+        left = self.clock.left(report)
+        epoch = f"{STAGES.get(report.phase, report.phase)}, epoch {report.epoch}"
         figure = report.metric.removeprefix("full_").upper()
         best = "" if report.best is None else f"best {figure} {report.best:.4f} (validation)"
-        detail = f"{STAGES.get(report.phase, report.phase)}, epoch {report.epoch}  {best}"
         if self.progress.disable:
             if report.record is not None:
-                now = f"loss {report.record['loss']:.4f}, {figure} {report.record[report.metric]:.4f}, {best}"
-                line = f"{self.name}: {detail.partition('  ')[0]} of at most {report.max_epochs}: {now}"
-                errors.print(line, markup=False, highlight=False, soft_wrap=True)
+                self._say(
+                    report,
+                    epoch,
+                    f"loss {report.record['loss']:.4f}, {figure} {report.record[report.metric]:.4f}, {best}",
+                )
+            elif left is not None and self.clock.now() - self.said >= EVERY:
+                batches = f"{report.batch:,} of {report.batches:,} batches"
+                self._say(
+                    report,
+                    epoch,
+                    f"{batches}, about {in_words(left[0])} left, at most {in_words(left[1])} of this phase",
+                )
             return
+        detail = f"{epoch}  {'' if left is None else f'{in_words(left[0])} left  '}{best}"
         if self.task is None:
             self.task = self.progress.add_task(self.name, total=report.batches, detail=detail)
         self.progress.update(self.task, completed=report.batch, total=report.batches, detail=detail)
+
+    def _say(self, report: EpochReport, epoch: str, what: str) -> None:
+        line = f"{self.name}: {epoch} of at most {report.max_epochs}: {what}"
+        errors.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.said = self.clock.now()
 
     def remove(self) -> None:
         if self.task is not None:
@@ -84,9 +109,7 @@ def train_with_bars(
 
 def _time_left(pace: Pace) -> str:
     seconds = pace.seconds_left()
-    if seconds is None:
-        return ""
-    return f"about {seconds / 60:.0f} min left" if seconds < 5400 else f"about {seconds / 3600:.1f} h left"
+    return "" if seconds is None else f"about {in_words(seconds)} left"
 
 
 def check_jobs(jobs: int) -> None:
