@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from waits import Waits
@@ -39,6 +40,44 @@ both = pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
 def without_triton(monkeypatch):
     """Whose interpreter is slow, and reads what it computes with."""
     monkeypatch.setenv("MGQE_TRITON", "0")
+
+
+WAITING = {
+    "item": lambda x: x[0].item(),
+    "float": lambda x: float(x[0]),
+    "a condition": lambda x: 1 if x[0] > 0 else 2,
+    "tolist": lambda x: x.tolist(),
+    "numpy": lambda x: x.numpy(),
+    "asarray": lambda x: np.asarray(x),
+    "cpu": lambda x: x.cpu(),
+    "nonzero": lambda x: x.nonzero(),
+    "where": lambda x: torch.where(x > 0),
+    "a mask": lambda x: x[x > 0],
+    "a mask that is set": lambda x: x.__setitem__(x > 0, torch.zeros(3)),
+    "masked_select": lambda x: x.masked_select(x > 0),
+    "unique": lambda x: x.unique(),
+    "a list": lambda x: x[[0, 2]],
+    "equal": lambda x: torch.equal(x, x + 1),
+    "allclose": lambda x: torch.allclose(x, x + 1),
+    "bincount": lambda x: x.long().bincount(),
+    "torch.tensor": lambda x: x + torch.tensor([1.0, 2.0, 3.0]),
+}
+
+
+@pytest.mark.parametrize("use", WAITING.values(), ids=WAITING)
+def test_what_waits_is_counted(use):
+    """Also what is no operator of torch on the CPU, so that this counter can fail."""
+    with as_on_gpu(), Waits() as waits:
+        use(torch.arange(1.0, 4.0))
+    assert waits.counts.total() >= 1
+
+
+def test_what_does_not_wait_is_not_counted():
+    x, state = torch.arange(3.0), torch.arange(2)
+    with Waits(state) as waits:
+        torch.where(x > 0, x, 0.0).masked_fill_(x > 1, 0.0).index_select(0, torch.arange(2)).sum()
+        x[1:], x.shape[0], x.numel(), x[torch.arange(2)], int(state[0]), state.tolist()
+    assert waits.counts == {}
 
 
 def make_layer(make, arguments, warm_up=0, **more):
