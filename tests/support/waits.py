@@ -60,7 +60,7 @@ class Waits(TorchDispatchMode):
 
     def is_free(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor is one of those that stay on the CPU, so that nothing waits for it."""
-        return tensor.device.type != "meta" and tensor.untyped_storage().data_ptr() in self.free
+        return tensor.device.type == "cpu" and tensor.untyped_storage().data_ptr() in self.free
 
     def __enter__(self):
         self._reads.__enter__()
