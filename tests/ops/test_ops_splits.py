@@ -97,6 +97,12 @@ def test_operators_take_what_is_apart_and_join_nothing(parts, monkeypatch):
     assert len(laid_out) == 1  # of the table that is not apart
     assert len(graphs) == 1
     assert not any("cat" in name for name in graphs[0])
+    found = []
+    for each in (apart, parts):
+        weights = torch.linspace(-1, 1, 40).view(8, 5).requires_grad_()
+        each.operator("bag")(ids.view(8, 5), None, weights, "sum", False, *each.arguments()).square().sum().backward()
+        found.append(weights.grad)
+    assert torch.equal(*found)
     assert ops.TableBuffers.of_arguments(apart.arguments()).is_the_same_as(apart)
     assert ops.TableBuffers.of_arguments(parts.arguments()).is_the_same_as(parts)
 

@@ -337,7 +337,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
             grad, lambda some: table.operator("lookup")(some, *arguments), flat, bag_of, table.padding_idx
         )
         products = products.view(weights.shape).to(weights.dtype)
-    no_gradients = [[None] * len(value) if _is_tensor_list(value) else None for value in arguments]
+    given = arguments[: len(ctx.needs_input_grad) - 5]  # splits are no input where they have been left out
+    no_gradients = [[None] * len(value) if _is_tensor_list(value) else None for value in given]
     return None, None, products, None, None, *no_gradients
 
 
