@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from replay import Recording
 from waits import Waits
 
 import mgqe
@@ -251,6 +252,45 @@ def test_an_optimizers_step_is_that_of_the_cpu(sparse):
                 step(layer, optimizer, ids)
         results.append(layer.raw_weight.detach())
     torch.testing.assert_close(results[1], results[0], atol=1e-4, rtol=1e-3)
+
+
+# ---- replayed as CUDA graphs are ---------------------------------------------------------------------------------
+
+CAPTURED = [name for name in LAYERS if name not in ("sketch", "narrow")]  # which mgqe.one_graph refuses
+
+
+@pytest.mark.parametrize("name", CAPTURED)
+def test_a_replayed_step_is_that_of_other_ids(name):
+    layer = make_layer(*LAYERS[name])
+    layer.start_quantizing()
+    ids, optimizer = batches()[0], mgqe.RowwiseAdagrad(layer.parameters(), lr=0.01)
+
+    with as_on_gpu(), mgqe.one_graph(layer):
+        step(layer, optimizer, ids)
+        step(layer, optimizer, ids)
+        with Recording() as recording:
+            step(layer, optimizer, ids)
+        twin = copy.deepcopy(layer)
+        eager = mgqe.RowwiseAdagrad(twin.parameters(), lr=0.01)
+        eager.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        before = layer.raw_weight.detach().clone()
+        for others in batches()[1:3]:
+            ids.copy_(others)
+            recording.replay()
+            with mgqe.one_graph(twin):
+                step(twin, eager, others)
+    assert not torch.equal(layer.raw_weight, before)
+    for (key, mine), theirs in zip(layer.state_dict().items(), twin.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_a_step_that_branches_on_its_ids_is_told():
+    ids, total = torch.tensor([1, 2, 3]), torch.zeros(())
+    with Recording() as recording:
+        total.add_(ids[ids > 1].sum())
+    ids.copy_(torch.tensor([0, 0, 2]))
+    with pytest.raises(AssertionError, match="made another shape"):
+        recording.replay()
 
 
 # ---- ids out of range ----------------------------------------------------------------------------------------
