@@ -37,7 +37,18 @@ def test_a_small_run_on_the_cpu(compare, tmp_path: Path, capsys: pytest.CaptureF
     assert {("training", "mgqe default"), ("training", "mgqe 256/64, distinct ids"), ("an", "mgqe")} <= names
     assert {("look-up", "mgqe of a budget"), ("top-5", "mgqe 256/64")} <= names
     assert content["skipped"]["8 bags of 4 Zipf ids, 3,000 rows: fbgemm int4"] == "fbgemm is compared on GPUs"
+    assert ("compiled", "mgqe 256/64, compiled") in names
+    # Everything that issues and docs/gpu.md aim at, each with how it turned out; nothing is judged on the CPU.
+    aims = {(row["what"].split()[0], row["name"]): row["target"] for row in content["aims"]}
+    both = ("mgqe 256/64", "mgqe of a budget")
+    expected = {(what, name): aim for what, aim in (("look-up", 0.6), ("8", 0.7), ("memory", 1.01)) for name in both}
+    steps = ("mgqe 256/64", "mgqe 256/64, bfloat16 rows", "mgqe default")
+    expected |= {("training", name): 1.3 for name in steps} | {("compiled", "mgqe 256/64, compiled"): 1.3}
+    assert aims == expected | {("top-5", "mgqe 256/64"): 0.3}
+    if not torch.cuda.is_available():
+        assert all(row["target_met"] is None for row in content["aims"])
     lines = capsys.readouterr().out.splitlines()
+    assert sum("at most" in line for line in lines) == len(aims)
     assert max(len(line) for line in lines if " ms" in line) <= 80
 
 
@@ -60,6 +71,31 @@ def test_an_error_of_one_contender_is_kept_and_ends_nothing(compare, monkeypatch
     assert [row["name"] for row in run.rows] == ["peer"]
     assert run.skipped == dict.fromkeys(("x: mgqe", "x: fbgemm"), "RuntimeError: no such kernel")
     assert run.failed == ["x: mgqe"]
+
+
+def test_ratios_are_judged_by_their_aims(compare, capsys: pytest.CaptureFixture[str]) -> None:
+    """As on a GPU: at the aim it is met, above it is not, and what was not measured is told apart."""
+    from benchmarks.gpu._settings import Run, Sizes, against_aims, aim_line, table_line
+    from benchmarks.gpu._speed import memory_row
+
+    run = Run(torch.device("cpu"), Sizes.small(), float("inf"))
+    run.aims = {("step", "mgqe"): 1.3, ("step", "other"): 1.3, ("memory", "mgqe"): 1.01, ("step", "skipped"): 1.3}
+    timed = {"what": "step", "median_s": 0.013, "peak_bytes": 2**21, "target": 1.3}
+    run.rows = [
+        {**timed, "name": "mgqe", "ratio": 1.3, "target_met": True},
+        {**timed, "name": "other", "ratio": 1.31, "target_met": False},
+        memory_row("memory", "mgqe", 1000, 1011),
+    ]
+    assert [row["target_met"] for row in against_aims(run)] == [True, False, False, None]
+    assert memory_row("memory", "mgqe", 1000, 1010)["target_met"] is True
+    lines = [aim_line(row) for row in against_aims(run)]
+    assert [" ".join(line.split()) for line in lines] == [
+        "1.300 at most 1.3 met mgqe, step",
+        "1.310 at most 1.3 MISSED other, step",
+        "1.011 at most 1.01 MISSED mgqe, memory",
+        "- at most 1.3 not measured on a GPU skipped, step",
+    ]
+    assert table_line(run.rows[1]).split() == ["other", "13.000", "ms", "1.310", "2", "MiB", "MISSED", "(1.3)"]
 
 
 def test_what_takes_too_long_is_stopped(compare) -> None:

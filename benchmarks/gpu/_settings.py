@@ -63,6 +63,7 @@ class Run:
         deadline: on the clock of time.monotonic; nothing begins after it.
         began: on the same clock.
         rows: what was measured, as the JSON has it.
+        aims: the most that ratios are to be, of all that was to be measured: by what, and by name.
         skipped: what was not, and why.
         failed: contenders that raised an error which they must not.
     """
@@ -72,6 +73,7 @@ class Run:
     deadline: float
     began: float = 0.0
     rows: list[dict[str, object]] = field(default_factory=list)
+    aims: dict[tuple[str, str], float] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
 
@@ -120,6 +122,7 @@ class Run:
         ``peer``: the contender that ratios are taken to. ``targets``: the most that a ratio is to be, on a GPU.
         """
         print(f"\n{what}", flush=True)
+        self.aims |= {(what, name): target for name, target in targets.items()}
         ready: dict[str, tuple[Contender, int]] = {}
         for name, build in contenders.items():
             if time.monotonic() > self.deadline:
@@ -201,6 +204,25 @@ def table_line(row: Mapping[str, object]) -> str:
     if isinstance(target, float):
         text += f"  {'met' if row['target_met'] else 'MISSED'} ({target:g})"
     return text
+
+
+def against_aims(run: Run) -> list[dict[str, object]]:
+    """Every ratio that has an aim, measured or not: ratio and verdict are None where it was not, or not on a GPU."""
+    measured = {(row["what"], row["name"]): row for row in run.rows}
+    nothing = {"ratio": None, "target_met": None}
+    return [
+        {"what": what, "name": name, "target": aim}
+        | {key: measured.get((what, name), nothing)[key] for key in ("ratio", "target_met")}
+        for (what, name), aim in run.aims.items()
+    ]
+
+
+def aim_line(aim: Mapping[str, object]) -> str:
+    """A ratio beside its aim, and the verdict, in one line."""
+    ratio = f"{aim['ratio']:.3f}" if isinstance(aim["ratio"], float) else "-"
+    verdict = {True: "met", False: "MISSED", None: "not measured on a GPU"}[aim["target_met"]]  # type: ignore[index]
+    most = f"at most {aim['target']:g}"
+    return f"  {ratio:>8} {most:<14} {verdict:<22} {aim['name']}, {aim['what']}"
 
 
 def captured(step: Callable[[], None], model: nn.Module) -> torch.cuda.CUDAGraph:

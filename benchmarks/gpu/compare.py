@@ -23,8 +23,8 @@ import torch
 
 from benchmarks._common import ROOT, environment
 from benchmarks.gpu._checks import check_all
-from benchmarks.gpu._settings import Run, Sizes, Skip
-from benchmarks.gpu._speed import CHECKS_SHARE, PARTS, frozen_memory
+from benchmarks.gpu._settings import Run, Sizes, against_aims, aim_line
+from benchmarks.gpu._speed import CHECKS_SHARE, PARTS
 from mgqe.checks.devices import usable_device
 from mgqe.checks.waiting import as_on_gpu, reads_wait
 from mgqe.ops._triton import triton_on
@@ -98,7 +98,6 @@ def main(arguments: list[str] | None = None) -> int:
     parts = ", ".join(f"{name} {options.minutes * share:.1f}" for name, share in shares.items())
     print(f"Minutes of each part: {parts}", flush=True)
     checks: dict[str, str] = {}
-    memory: dict[str, Any] = {}
     with stopped_after(60 * max(options.minutes, MINUTES) + SPARE_S) as stopped:
         check_all(run, checks)
         total, planned = 60 * options.minutes, began + 60 * options.minutes * CHECKS_SHARE
@@ -107,20 +106,17 @@ def main(arguments: list[str] | None = None) -> int:
             # What earlier parts left may be used; where they took longer, this one has its share all the same.
             run.deadline = min(began + total, max(planned, time.monotonic() + total * share))
             part(run)
-        try:
-            memory = frozen_memory(run)
-            print(f"\na frozen table of {sizes.rows:,} rows: {memory}", flush=True)
-        except (Skip, torch.OutOfMemoryError) as why:
-            run.skip("memory of a frozen table", str(why))
     if stopped:
         run.skip("the rest", "the script was stopped: no time left")
+    aims = against_aims(run)
+    print("\nRatios beside what they are to be", *map(aim_line, aims), sep="\n", flush=True)
     content = {
         "benchmark": "gpu",
         "options": {"device": str(device), "small": options.small, "minutes": options.minutes},
         "environment": {**environment(), **gpu(device), "waits": reads_wait(device)},
         "seconds": round(time.monotonic() - began, 1),
         "checks": checks,
-        "frozen_table": memory,
+        "aims": aims,
         "results": run.rows,
         "skipped": run.skipped,
         "failed": run.failed,

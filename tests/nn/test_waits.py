@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from replay import Recording
 from waits import Waits
 
 import mgqe
@@ -39,6 +41,44 @@ both = pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
 def without_triton(monkeypatch):
     """Whose interpreter is slow, and reads what it computes with."""
     monkeypatch.setenv("MGQE_TRITON", "0")
+
+
+WAITING = {
+    "item": lambda x: x[0].item(),
+    "float": lambda x: float(x[0]),
+    "a condition": lambda x: 1 if x[0] > 0 else 2,
+    "tolist": lambda x: x.tolist(),
+    "numpy": lambda x: x.numpy(),
+    "asarray": lambda x: np.asarray(x),
+    "cpu": lambda x: x.cpu(),
+    "nonzero": lambda x: x.nonzero(),
+    "where": lambda x: torch.where(x > 0),
+    "a mask": lambda x: x[x > 0],
+    "a mask that is set": lambda x: x.__setitem__(x > 0, torch.zeros(3)),
+    "masked_select": lambda x: x.masked_select(x > 0),
+    "unique": lambda x: x.unique(),
+    "a list": lambda x: x[[0, 2]],
+    "equal": lambda x: torch.equal(x, x + 1),
+    "allclose": lambda x: torch.allclose(x, x + 1),
+    "bincount": lambda x: x.long().bincount(),
+    "torch.tensor": lambda x: x + torch.tensor([1.0, 2.0, 3.0]),
+}
+
+
+@pytest.mark.parametrize("use", WAITING.values(), ids=WAITING)
+def test_what_waits_is_counted(use):
+    """Also what is no operator of torch on the CPU, so that this counter can fail."""
+    with as_on_gpu(), Waits() as waits:
+        use(torch.arange(1.0, 4.0))
+    assert waits.counts.total() >= 1
+
+
+def test_what_does_not_wait_is_not_counted():
+    x, state = torch.arange(3.0), torch.arange(2)
+    with Waits(state) as waits:
+        torch.where(x > 0, x, 0.0).masked_fill_(x > 1, 0.0).index_select(0, torch.arange(2)).sum()
+        x[1:], x.shape[0], x.numel(), x[torch.arange(2)], int(state[0]), state.tolist()
+    assert waits.counts == {}
 
 
 def make_layer(make, arguments, warm_up=0, **more):
@@ -212,6 +252,45 @@ def test_an_optimizers_step_is_that_of_the_cpu(sparse):
                 step(layer, optimizer, ids)
         results.append(layer.raw_weight.detach())
     torch.testing.assert_close(results[1], results[0], atol=1e-4, rtol=1e-3)
+
+
+# ---- replayed as CUDA graphs are ---------------------------------------------------------------------------------
+
+CAPTURED = [name for name in LAYERS if name not in ("sketch", "narrow")]  # which mgqe.one_graph refuses
+
+
+@pytest.mark.parametrize("name", CAPTURED)
+def test_a_replayed_step_is_that_of_other_ids(name):
+    layer = make_layer(*LAYERS[name])
+    layer.start_quantizing()
+    ids, optimizer = batches()[0], mgqe.RowwiseAdagrad(layer.parameters(), lr=0.01)
+
+    with as_on_gpu(), mgqe.one_graph(layer):
+        step(layer, optimizer, ids)
+        step(layer, optimizer, ids)
+        with Recording() as recording:
+            step(layer, optimizer, ids)
+        twin = copy.deepcopy(layer)
+        eager = mgqe.RowwiseAdagrad(twin.parameters(), lr=0.01)
+        eager.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        before = layer.raw_weight.detach().clone()
+        for others in batches()[1:3]:
+            ids.copy_(others)
+            recording.replay()
+            with mgqe.one_graph(twin):
+                step(twin, eager, others)
+    assert not torch.equal(layer.raw_weight, before)
+    for (key, mine), theirs in zip(layer.state_dict().items(), twin.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_a_step_that_branches_on_its_ids_is_told():
+    ids, total = torch.tensor([1, 2, 3]), torch.zeros(())
+    with Recording() as recording:
+        total.add_(ids[ids > 1].sum())
+    ids.copy_(torch.tensor([0, 0, 2]))
+    with pytest.raises(AssertionError, match="made another shape"):
+        recording.replay()
 
 
 # ---- ids out of range ----------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The operators as torch.library sees them: opcheck, torch.compile(fullgraph=True), fake tensors, export."""
 
 import gc
+import weakref
 from contextlib import nullcontext
 
 import pytest
@@ -103,7 +104,7 @@ def test_a_table_that_a_layer_keeps_is_laid_out_for_no_call(on_gpu, monkeypatch)
         assert torch.equal(look_up(torch.tensor([11])), torch.full((1, 8), 7.0))
         with pytest.raises(IndexError, match="id 11 is out of range"):  # a graph's own operator knows no fallback
             torch.ops.mgqe.lookup(torch.tensor([11]), *table)
-        # What differs in a tensor or in a number is laid out anew, and so is a table that nobody keeps any more.
+        # What differs in a tensor or in a number is laid out anew, and so is a table that its layer has let go of.
         moved = [table[0], [table[1][0] + 1], *table[2:]]
         assert torch.equal(torch.ops.mgqe.lookup(ids, *moved), ops.PreparedLookup(ops.TableBuffers(*moved))(ids))
         padded = [*table[:-1], 3]
@@ -114,6 +115,42 @@ def test_a_table_that_a_layer_keeps_is_laid_out_for_no_call(on_gpu, monkeypatch)
         gc.collect()
         torch.ops.mgqe.lookup(ids, *table)
         assert len(laid_out) == count + 1
+
+
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["cpu", "as on a gpu"])
+def test_a_table_that_nobody_keeps_is_laid_out_for_no_call_but_the_first(on_gpu, monkeypatch):
+    """As that of an exported program: until its codes are gone, and anew after it was written to."""
+    if on_gpu:
+        pytest.importorskip("triton", reason="needs Triton, which runs on CPUs by its interpreter: pip install triton")
+    ids, *table = arguments()["lookup"][0]
+    laid_out, place, before = [], _lookup.gpu_table, dict(_lookup._OF_OPERATORS)
+    monkeypatch.setattr(_lookup, "gpu_table", lambda parts: (laid_out.append(0), place(parts))[1])
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.codes, self.book = torch.nn.Buffer(table[0][0]), torch.nn.Buffer(table[1][0])
+
+        def forward(self, ids):
+            return ops.lookup(ids, ops.TableBuffers([self.codes], [self.book], *table[2:]))
+
+    with as_on_gpu() if on_gpu else nullcontext():
+        program = torch.export.export(Model(), (ids,)).module()
+        expected = ops.PreparedLookup(ops.TableBuffers(*table))(ids)
+        laid_out.clear()
+        assert all(torch.equal(program(ids), expected) for _ in range(3))
+        assert len(laid_out) == 1
+        program.load_state_dict(
+            {name: value * 2 if name == "book" else value for name, value in program.state_dict().items()}
+        )
+        assert all(torch.equal(program(ids), 2 * expected) for _ in range(2))
+        assert len(laid_out) == 2
+    assert _lookup._OF_OPERATORS.keys() > before.keys()
+    held = [weakref.ref(program.codes), weakref.ref(program.book)]
+    program = table = None
+    gc.collect()
+    assert [each() for each in held] == [None, None]
+    assert _lookup._OF_OPERATORS.keys() == before.keys()
 
 
 def test_dynamic_batch_compiles_once():

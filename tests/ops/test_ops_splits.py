@@ -11,7 +11,7 @@ from ops_tables import mixed_table, table
 from topk_checks import check_all_paths, check_all_questions
 
 from mgqe import ops
-from mgqe.ops import reference
+from mgqe.ops import _lookup, reference
 from mgqe.ops.reference_topk import topk as topk_twin
 
 CUTS = {"two each": ((4,), (100,)), "uneven": ((), (1, 2, 250)), "empty ends": ((0, 30), (0, 0, 300))}
@@ -78,13 +78,33 @@ def test_ids_appended_behind_a_split_map():
     assert torch.equal(reference.lookup(ids, apart), reference.lookup(ids, behind))
 
 
-def test_operators_join_what_is_apart():
-    parts = table(shuffled=True)[0]
-    apart = split(parts, ((4,), (100,)))
-    for name in ("sizes", "bits", "num_subspaces", "codebook_of", "splits"):
-        assert list(getattr(apart.joined(), name)) == list(getattr(parts, name))
-    assert all(torch.equal(a, b) for a, b in zip(apart.joined().codes, parts.codes, strict=True))
-    assert len(apart.arguments()) == len(parts.arguments())
+@pytest.mark.parametrize("parts", [parts for _, parts in tables()], ids=[name for name, _ in tables()])
+def test_operators_take_what_is_apart_and_join_nothing(parts, monkeypatch):
+    """In a graph: no copy of the codes, and one layout for all calls; by the first codes that are any."""
+    apart, ids = split(parts, CUTS["empty ends"]), torch.arange(40) * 7 % parts.num_embeddings
+    prepared, graphs, laid_out = ops.PreparedLookup(apart), [], []
+    monkeypatch.setattr(_lookup, "gpu_table", laid_out.append)
+
+    def keep(module, inputs):
+        graphs.append([str(node.target) for node in module.graph.nodes if node.op == "call_function"])
+        return module.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda i: (prepared(i), ops.bag(prepared, i.view(8, 5))), fullgraph=True, backend=keep)
+    rows, bags = compiled(ids)
+    assert torch.equal(rows, reference.lookup(ids, parts))
+    assert torch.equal(bags, ops.bag(ops.PreparedLookup(parts), ids.view(8, 5)))
+    assert len(laid_out) == 1  # of the table that is not apart
+    assert len(graphs) == 1
+    assert not any("cat" in name for name in graphs[0])
+    found = []
+    for each in (apart, parts):
+        weights = torch.linspace(-1, 1, 40).view(8, 5).requires_grad_()
+        each.operator("bag")(ids.view(8, 5), None, weights, "sum", False, *each.arguments()).square().sum().backward()
+        found.append(weights.grad)
+    assert torch.equal(*found)
+    assert ops.TableBuffers.of_arguments(apart.arguments()).is_the_same_as(apart)
+    assert ops.TableBuffers.of_arguments(parts.arguments()).is_the_same_as(parts)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import torch
 pytest.importorskip("triton", reason="needs Triton, which runs on CPUs by its interpreter: pip install triton")
 
 from ops_tables import MIXED, mixed_table, table
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from whole_tables import whole_table
 
 import mgqe
@@ -53,6 +55,71 @@ def test_the_most_centroids(monkeypatch):
     monkeypatch.setattr(module, "CENTROIDS", 8192)  # at a time, for the interpreter's sake
     rows, centroids = numbers(2, 1), numbers(1, 65_536, 1, seed=1)
     assert torch.equal(even(rows, centroids), reference.assign(rows, centroids, None))
+
+
+class Made(TorchDispatchMode):
+    """The most numbers of a tensor that is made within; the interpreter's own copies of arguments are none."""
+
+    most, in_kernel = 0, False
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if not self.in_kernel:
+            self.most = max(
+                self.most, *(each.numel() for each in tree_leaves(out) if isinstance(each, torch.Tensor)), 0
+            )
+        return out
+
+    def watch(self, patch):
+        from triton.runtime.interpreter import GridExecutor
+
+        call = GridExecutor.__call__
+
+        def launched(*args, **kwargs):
+            self.in_kernel = True
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.in_kernel = False
+
+        patch.setattr(GridExecutor, "__call__", launched)
+
+
+def codes_of_even_subspaces(n):
+    ops.assign(numbers(n, 2).to(DEVICE), numbers(1, 90, 2, seed=1).to(DEVICE))
+
+
+def codes_of_unequal_subspaces(n):
+    layout = pieces((1, 2), (6, 4), (64, 16))
+    ops.assign_mixed(numbers(n, 3).to(DEVICE), numbers(64 + 32).to(DEVICE), layout)
+
+
+@pytest.mark.parametrize("work", [codes_of_even_subspaces, codes_of_unequal_subspaces])
+def test_no_tensor_of_distances_is_written(work, monkeypatch):
+    """Nothing that is made has more numbers than rows and codebooks have; distances would be 64 * 80 and more."""
+    made = Made()
+    if DEVICE == "cpu":
+        made.watch(monkeypatch)
+    with as_on_gpu(), made:
+        work(64)
+    assert 64 <= made.most <= 3 * 64
+    monkeypatch.setenv("MGQE_TRITON", "0")  # the twin does write them, so that this can fail
+    twin = Made()
+    with as_on_gpu(), twin:
+        work(64)
+    assert twin.most >= 64 * 64
+
+
+def test_no_tensor_of_distances_is_written_in_training(monkeypatch):
+    layer = mgqe.DPQEmbedding(64, 2, num_subspaces=1, num_centroids=60, warmup_steps=0)
+    layer.start_quantizing()
+    layer.to(DEVICE)
+    made = Made()
+    if DEVICE == "cpu":
+        made.watch(monkeypatch)
+    with as_on_gpu(), made:
+        (layer(torch.arange(64, device=DEVICE)).square().sum() + mgqe.quantization_loss(layer)).backward()
+    assert made.most <= 4 * 64
 
 
 def test_ties_go_to_the_lowest_index_also_across_blocks():

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton", reason="needs Triton, which runs on CPUs by its interpreter: pip install triton")
 
@@ -73,6 +74,35 @@ def test_a_table_is_read_where_it_lies_though_another_gpu_has_become_current(two
         assert prepared(torch.tensor([3])).shape == (1, prepared.table.embedding_dim)  # on no GPU nothing is entered
     with pytest.raises(Entered, match="cuda:1"):
         prepared.gpu_table(ids_on("cuda:1"))
+
+
+# ---- how much memory ---------------------------------------------------------------------------------------------
+
+
+def own_bytes(parts: ops.TableBuffers) -> int:
+    """Of what a table is laid out in and has read, the bytes that are not the table's own."""
+    with as_on_gpu():
+        prepared = ops.PreparedLookup(parts)
+        prepared(torch.arange(3))
+        ops.bag(prepared, torch.arange(6).view(2, 3))
+        ops.topk(prepared, ops.TopKJob(torch.ones(2, parts.embedding_dim), 2, cosine=True))
+    mine = {each.untyped_storage().data_ptr() for each in parts.tensors()}
+    laid_out = {id(each): each for each in tree_leaves((vars(prepared), vars(prepared.gpu_table)))}.values()
+    others = {each.untyped_storage() for each in laid_out if isinstance(each, torch.Tensor)}
+    return sum({each.data_ptr(): each.nbytes() for each in others if each.data_ptr() not in mine}.values())
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_table_on_a_gpu_is_its_bytes_and_a_few_numbers(shuffled: bool) -> None:
+    """Of a codebook in float32 nothing but 8 bytes for each of five numbers of each tier's coordinates, and the tiers'
+    own; and nothing, of any table, that grows with its rows."""
+    few, many = (table(sizes=(9, rows), shuffled=shuffled)[0] for rows in (60, 1500))
+    assert own_bytes(few) == own_bytes(many)
+    tiers, levels = len(few.sizes), 3 * max(1, len(few.map_bits))
+    entries = len(few.sizes) if shuffled else 1
+    assert own_bytes(few) == 8 * (5 * few.num_coordinates * tiers + 3 * tiers + levels + entries)
+    more = {"dtype": torch.int8, "matrix": torch.int8, "dim": 9, "shuffled": shuffled}
+    assert len({own_bytes(mixed_table(sizes=(9, rows), **more)[0]) for rows in (60, 1500)}) == 1
 
 
 # ---- how many programs -------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -20,14 +21,29 @@ WAITING = {
     "repeat_interleave": "the shape depends on values",
     "_coalesce": "the shape depends on values",
     "equal": "a truth value is read",
+    "allclose": "a truth value is read",
     "lift_fresh": "numbers of Python are copied to the device: torch.tensor([...]), an index that is a list",
     "embedding_renorm_": "torch's kernel finds the distinct ids first",
 }
 
+# Methods that read all of a tensor, and are no operator where it is on the CPU.
+READING = {torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.cpu}
+
+
+class _Reads(TorchFunctionMode):
+    """Counts methods that read a tensor's numbers without an operator of torch."""
+
+    def __init__(self, waits: Waits) -> None:
+        self.waits = waits
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in READING and not self.waits.is_free(args[0]):
+            self.waits.counts[function.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
 
 class Waits(TorchDispatchMode):
     """Counts the operators within that would wait, by name; ``index`` and ``index_put_`` where a mask chooses.
-
 
     Attributes:
         counts: of the operators that would wait.
@@ -40,10 +56,23 @@ class Waits(TorchDispatchMode):
         self.free = {tensor.untyped_storage().data_ptr() for tensor in on_the_cpu}
         self.counts: Counter[str] = Counter()
         self.with_the_cpu: Counter[str] = Counter()
+        self._reads = _Reads(self)
+
+    def is_free(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor is one of those that stay on the CPU, so that nothing waits for it."""
+        return tensor.device.type == "cpu" and tensor.untyped_storage().data_ptr() in self.free
+
+    def __enter__(self):
+        self._reads.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *raised):
+        super().__exit__(*raised)
+        self._reads.__exit__(*raised)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
-        if name == "_local_scalar_dense" and args[0].untyped_storage().data_ptr() in self.free:
+        if name == "_local_scalar_dense" and self.is_free(args[0]):
             pass
         elif name in WAITING:
             self.counts[name] += 1

@@ -308,14 +308,14 @@ def _bag(
     ids: Tensor, offsets: Tensor | None, weights: Tensor | None, mode: str, include_last_offset: bool, *arguments: Any
 ) -> Tensor:
     weights = None if weights is None else weights.detach()  # the operator has a gradient of its own
-    return _run(prepared_of(TableBuffers(*arguments)), ids, offsets, mode, weights, include_last_offset)
+    return _run(prepared_of(TableBuffers.of_arguments(arguments)), ids, offsets, mode, weights, include_last_offset)
 
 
 def _fake(
     ids: Tensor, offsets: Tensor | None, weights: Tensor | None, mode: str, include_last_offset: bool, *arguments: Any
 ) -> Tensor:
     count = ids.shape[0] if offsets is None else offsets.shape[0] - int(include_last_offset)
-    return ids.new_empty((count, TableBuffers(*arguments).embedding_dim), dtype=torch.float32)
+    return ids.new_empty((count, TableBuffers.of_arguments(arguments).embedding_dim), dtype=torch.float32)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -332,12 +332,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         starts = offsets[:-1] if offsets is not None and ctx.include_last_offset else offsets
         flat = ids.reshape(-1).to(torch.int64)
         bag_of = bags_of_ids(flat.shape[0], starts, grad.shape[0], grad.device)
-        table = TableBuffers(*arguments)
+        table = TableBuffers.of_arguments(arguments)
         products = weights_gradient(
             grad, lambda some: table.operator("lookup")(some, *arguments), flat, bag_of, table.padding_idx
         )
         products = products.view(weights.shape).to(weights.dtype)
-    no_gradients = [[None] * len(value) if _is_tensor_list(value) else None for value in arguments]
+    given = arguments[: len(ctx.needs_input_grad) - 5]  # splits are no input where they have been left out
+    no_gradients = [[None] * len(value) if _is_tensor_list(value) else None for value in given]
     return None, None, products, None, None, *no_gradients
 
 

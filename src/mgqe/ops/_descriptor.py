@@ -101,7 +101,7 @@ class TableBuffers:
             frequency order, tier g then being the next ``sizes[g]`` ids. Tiers beyond those in ``order`` are
             extents: ranges of ids appended after the map was made.
         splits: of each tier of the map, how many entries of ``codes``, one after another, have its rows, each with an
-            entry of its own in ``sizes`` and the other lists; empty where each has one. Operators take joined ones.
+            entry of its own in ``sizes`` and the other lists; empty where each has one.
         sizes, bits, num_subspaces, codebook_of: of each tier: its ids, the bits of a code, the codes of a row, and the
             codebook.
         embedding_dim: d.
@@ -178,6 +178,17 @@ class TableBuffers:
         """Ids that the tier map knows; those from here on are in tiers that are ranges."""
         return sum(self.sizes[: self.mapped_tiers])
 
+    def tensors(self) -> list[Tensor]:
+        """All of its tensors."""
+        transform = (self.mean, self.matrix, self.matrix_scales, self.column_scales)
+        lists = (self.codes, self.centroids, self.scales, self.map_bits, self.map_ranks)
+        return [*(each for of_list in lists for each in of_list), *(each for each in transform if each is not None)]
+
+    def without_holding(self) -> TableBuffers:
+        """The same memory by other tensors, so that those of this table can be let go of."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return TableBuffers(**{name: _other_tensors(value) for name, value in values.items()})
+
     def is_the_same_as(self, other: TableBuffers) -> bool:
         """Whether the other's numbers are these, and its tensors lie where these do, with their shapes and types."""
         return all(_places(getattr(self, f.name)) == _places(getattr(other, f.name)) for f in fields(self))
@@ -189,34 +200,25 @@ class TableBuffers:
         numbers |= {name: as_int(name, getattr(self, name)) for name in ("embedding_dim", "padding_idx")}
         return replace(self, **numbers)
 
-    def joined(self) -> TableBuffers:
-        """The same table, with the rows of a tier in one tensor."""
-        if not self.splits:
-            return self
-        entries = [*self.entries, *(range(a, a + 1) for a in range(self.mapped_tiers, len(self.sizes)))]
-        firsts = [of_tier[0] for of_tier in entries]
-        return replace(
-            self,
-            codes=[torch.cat([self.codes[a] for a in of_tier]) for of_tier in entries],
-            sizes=[sum(self.sizes[a] for a in of_tier) for of_tier in entries],
-            bits=[self.bits[a] for a in firsts],
-            num_subspaces=[self.num_subspaces[a] for a in firsts],
-            codebook_of=[self.codebook_of[a] for a in firsts],
-            code_bits=[bits for a in firsts for bits in self.bits_of(a)] if self.is_mixed else self.code_bits,
-            splits=(),
-        )
-
     def arguments(self) -> list[Any]:
         """The attributes in order, as the operators take them. One by one: compilers do not see through ``vars``."""
-        if self.splits:
-            return self.joined().arguments()
         tensors = [list(t) for t in (self.codes, self.centroids, self.scales, self.map_bits, self.map_ranks)]
         numbers = [list(n) for n in (self.order, self.sizes, self.bits, self.num_subspaces, self.codebook_of)]
+        splits = [list(self.splits)] if self.splits else []  # what has none is as before there were any
         even = [*tensors, *numbers, self.embedding_dim, self.padding_idx]
         if not self.is_mixed:
-            return even
+            return even + splits
         transform = [self.mean, self.matrix, self.matrix_scales, self.column_scales]
-        return [*even, list(self.widths), list(self.code_bits), *transform]
+        return [*even, list(self.widths), list(self.code_bits), *transform, *splits]
+
+    @classmethod
+    def of_arguments(cls, arguments: Sequence[Any]) -> TableBuffers:
+        """The inverse of :meth:`arguments`; splits may be left out."""
+        of_even = list(arguments)
+        if len(of_even) == _EVEN_ARGUMENTS + 1:
+            splits = of_even.pop()
+            return replace(cls(*of_even), splits=splits)
+        return cls(*arguments)
 
     def operator(self, name: str) -> Any:
         """The operator of this name that takes these arguments: mixed tables have more of them."""
@@ -262,9 +264,7 @@ class TableBuffers:
             raise ValueError(f"a table has 1 to {MAX_TIERS} tiers, got {m}")
         if self.padding_idx != -1 and not 0 <= self.padding_idx < self.num_embeddings:
             raise ValueError(f"padding_idx must be -1 or in 0 .. {self.num_embeddings - 1}, got {self.padding_idx}")
-        transform = [t for t in (self.mean, self.matrix, self.matrix_scales, self.column_scales) if t is not None]
-        tensors = (*self.codes, *self.centroids, *self.scales, *self.map_bits, *self.map_ranks, *transform)
-        if len(devices := {str(tensor.device) for tensor in tensors}) > 1:
+        if len(devices := {str(tensor.device) for tensor in self.tensors()}) > 1:
             raise ValueError(f"the tensors of a table must be on one device, got {', '.join(sorted(devices))}")
         self._check_mixed(m)
         for g in range(m):
@@ -370,10 +370,13 @@ EVEN_SCHEMA = (
     "Tensor[] codes, Tensor[] centroids, Tensor[] scales, Tensor[] map_bits, Tensor[] map_ranks, int[] order, "
     "int[] sizes, int[] bits, int[] num_subspaces, int[] codebook_of, int embedding_dim, int padding_idx"
 )
+_EVEN_ARGUMENTS = 12
+_SPLITS = "int[] splits=[]"  # programs that were exported before there were any do not give them
 MIXED_SCHEMA = (
     f"{EVEN_SCHEMA}, int[] widths, int[] code_bits, Tensor? mean, Tensor? matrix, Tensor? matrix_scales, "
-    "Tensor? column_scales"
+    f"Tensor? column_scales, {_SPLITS}"
 )
+EVEN_SCHEMA = f"{EVEN_SCHEMA}, {_SPLITS}"
 
 
 def _places(value: Any) -> Any:
@@ -381,6 +384,12 @@ def _places(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.data_ptr(), value.shape, value.stride(), value.dtype, value.device
     return [_places(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def _other_tensors(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    return [_other_tensors(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def _aligned(tensor: Tensor) -> Tensor:

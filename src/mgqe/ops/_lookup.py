@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -40,7 +41,7 @@ class PreparedLookup:
         self.gpu_table = gpu_table(table)
         self._num_embeddings = table.num_embeddings
         self._row_squares: Tensor | None = None
-        _PREPARED[table.codes[0].data_ptr()] = self
+        _PREPARED[_anchor(table).data_ptr()] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PreparedLookup, (self.table, self.fallback)
@@ -122,18 +123,49 @@ class PreparedLookup:
 
 # Tables that are laid out, while somebody keeps them, by the address of their first codes.
 _PREPARED: WeakValueDictionary[int, PreparedLookup] = WeakValueDictionary()
+# Those that nobody else keeps, until their codes' tensor is gone, and how often their tensors had been written to.
+_OF_OPERATORS: dict[int, tuple[PreparedLookup, list[int]]] = {}
+
+
+def _anchor(table: TableBuffers) -> Tensor:
+    """The tensor by whose address a layout is found: the first codes that have one."""
+    return next((rows for rows in table.codes if rows.numel()), table.codes[0])
 
 
 def prepared_of(table: TableBuffers) -> PreparedLookup:
-    """A table as an operator of a graph takes it, laid out: once for all calls where the layer still holds its table.
+    """A table as an operator of a graph takes it, laid out once for all calls.
 
-    The kept table's tensors are alive, so that tensors at the same addresses are the same ones. A layer that has loaded
-    another state, was moved or has grown holds other tensors, and its own layout of these. Raises as PreparedLookup.
+    Where a layer still holds it, by the layer: the kept table's tensors are alive, so that tensors at the same
+    addresses are the same ones. A layer that has loaded another state, was moved or has grown holds other tensors, and
+    its own layout of these. Where nobody has laid it out, as in an exported program, here: until the tensor of its
+    codes is gone, and anew after one of its tensors was written to, as a program is that loads another state.
+
+    Raises as PreparedLookup.
     """
-    kept = _PREPARED.get(table.codes[0].data_ptr()) if table.codes else None
+    if not table.codes:
+        return PreparedLookup(table)  # which says what is wrong
+    anchor = _anchor(table)
+    kept = _PREPARED.get(anchor.data_ptr())
     if kept is None or not kept.table.is_the_same_as(table):
-        return PreparedLookup(table)
+        return _laid_out(table, anchor)
+    of_operators, versions = _OF_OPERATORS.get(anchor.data_ptr(), (None, []))
+    if kept is of_operators and versions != _versions(table):
+        return _laid_out(table, anchor)
     return kept.without_fallback()  # a graph takes such ids out before it calls the operator
+
+
+def _laid_out(table: TableBuffers, anchor: Tensor) -> PreparedLookup:
+    """The table, laid out, and kept for the operator's next call."""
+    if any(each.is_inference() for each in table.tensors()):  # which are not counted when they are written to
+        return PreparedLookup(table)
+    made, address = PreparedLookup(table.without_holding()), anchor.data_ptr()
+    _OF_OPERATORS[address] = made, _versions(table)
+    weakref.finalize(anchor, _OF_OPERATORS.pop, address, None).atexit = False
+    return made
+
+
+def _versions(table: TableBuffers) -> list[int]:
+    return [each._version for each in table.tensors()]
 
 
 def lookup(ids: Tensor, table: TableBuffers) -> Tensor:
@@ -159,11 +191,11 @@ def lookup(ids: Tensor, table: TableBuffers) -> Tensor:
 
 
 def _lookup(ids: Tensor, *arguments: Any) -> Tensor:
-    return prepared_of(TableBuffers(*arguments))._run(ids)
+    return prepared_of(TableBuffers.of_arguments(arguments))._run(ids)
 
 
 def _fake(ids: Tensor, *arguments: Any) -> Tensor:
-    return ids.new_empty((*ids.shape, TableBuffers(*arguments).embedding_dim), dtype=torch.float32)
+    return ids.new_empty((*ids.shape, TableBuffers.of_arguments(arguments).embedding_dim), dtype=torch.float32)
 
 
 for _name, _table in (("lookup", EVEN_SCHEMA), ("lookup_mixed", MIXED_SCHEMA)):

@@ -51,8 +51,8 @@ def gpu_table(table: TableBuffers) -> Any:
         return None
     starts = list(accumulate(table.sizes, initial=0))[:-1]
     whole = table.column_scales is not None
-    books = [table.centroids[c] if whole else table.values(c) for c in range(len(table.centroids))]
-    book_starts = list(accumulate((book.numel() for book in books), initial=0))
+    books = [(table.centroids[c] if whole else table.values(c)).reshape(-1) for c in range(len(table.centroids))]
+    book_starts = list(accumulate(map(len, books), initial=0))
     levels = []
     for words, ranks, tier in zip(table.map_bits, table.map_ranks, table.order, strict=False):
         if words.numel() == 0:  # the tier of every id is known
@@ -64,7 +64,7 @@ def gpu_table(table: TableBuffers) -> Any:
         starts=starts,
         coordinates=[_coordinates(table, g, book_starts[table.codebook_of[g]]) for g in range(len(table.sizes))],
         subspaces=[_codes(table, g) for g in range(len(table.sizes))],
-        book=torch.cat([book.reshape(-1) for book in books]),
+        book=books[0] if len(books) == 1 else torch.cat(books),  # one of float32 is not copied
         levels=levels,
         first_entry=[starts[of_tier[0]] for of_tier in table.entries] if mapped else [],
         last_tier=table.order[-1] if mapped else 0,
