@@ -76,7 +76,7 @@ def train(
         return
     if was_finished:
         output.print(f"{out} holds this run already; --overwrite trains it again")
-    output.print(_figures(metrics).terminal())
+    output.print(_figures(metrics).terminal(output.width))
     output.print(f"written to {out}", soft_wrap=True, highlight=False)
     for note in advice(metrics):
         say(note)

@@ -144,6 +144,7 @@ def against_full(study: StudyResults, method: str = OURS) -> TextTable:
         f"{method} less the full tables on test, in points or per cent, paired by seed",
         ["task and data", "figure", "full tables", *(f"≤ {budget:g}%" for budget in budgets)],
         left=2,
+        keys=2,
     )
     for pair in pairs:
         fulls = {study.title(pair): study.full(pair)}
@@ -173,6 +174,7 @@ def against_others(study: StudyResults, method: str = OURS, near: str = "DPQ") -
             "less it",
         ],
         left=2,
+        keys=3,
     )
     for pair in study.pairs():
         for budget in study.budgets(pair):
@@ -202,6 +204,7 @@ def variants(study: StudyResults) -> TextTable:
         "Variants less the full tables, and less their methods, in points or per cent, paired by seed",
         ["task and data", "figure", "variant", "budget", "seeds", "less full", "less the method"],
         left=3,
+        keys=4,
     )
     for pair in study.pairs():
         for name in study.declaration.method_names:
@@ -227,6 +230,7 @@ def leaderboard(study: StudyResults) -> TextTable:
         "Leaderboard: NDCG@10 over the whole catalogue less that of the full tables in per cent, or AUC in points",
         ["budget", "method", *(study.title(pair) for pair in pairs), "mean rank", "pairs"],
         left=2,
+        keys=2,
     )
     for budget in sorted({budget for pair in pairs for budget in study.budgets(pair)}, reverse=True):
         gaps: dict[str, dict[str, Interval]] = {}
@@ -265,6 +269,7 @@ def pair_table(study: StudyResults, pair: str) -> TextTable:
             f"valid {names[0]}", names[0], names[1], "points to full", "head", "tail", "seeds",
         ],
         left=3,
+        keys=2,
     )  # fmt: skip
     table.rows.append(_row(study, "", "full", full, None))
     for cell in study.cells(pair):
@@ -317,6 +322,7 @@ def ablation_table(study: StudyResults, name: str, pair: str) -> TextTable:
         f"{name}: {study.title(pair)}",
         [ablation.axis, "embedding", "bytes", f"valid {label}", label, "points to full", "seeds"],
         left=2,
+        keys=2,
     )
     for key, embedding in ablation.embeddings.items():
         group = study.group(pair, embedding)
@@ -341,6 +347,7 @@ def codebook_table(study: StudyResults, method: str = OURS) -> TextTable:
         f"Codebooks of {method}: centroids of a tier in use, and their perplexity, mean over tables and seeds",
         ["task and data", "embedding", "tier", "centroids", "in use", "perplexity"],
         left=2,
+        keys=3,
     )
     for pair in study.pairs():
         for cell in study.cells_of(pair, method):
