@@ -86,7 +86,8 @@ def _figures(metrics: dict[str, Any]) -> TextTable:
     quality, size, full = metrics["quality"], metrics["embedding_bytes"], metrics["full_embedding_bytes"]
     table = TextTable(f"{metrics['data']}: {metrics['embedding']}", ["figure", "value"])
     sampled = metrics["config"]["negatives" if metrics["metric"] == "auc" else "eval_negatives"]
-    recall = "recall@10" in quality  # of splits that give users several test items
+    # Of splits that give users several test items; without sampled metrics --metrics may be what asked for it.
+    recall = ("recall@10" if "hr@10" in quality else "full_recall@10") in quality
     ranked, figures = ("HR@10, NDCG@10" + ", recall@10" * recall, ("hr@10", "ndcg@10", "recall@10")[: 2 + recall])
     of_what = f"{sampled} sampled negatives per positive" if "head_auc" in quality else "of the test rows"
     figures_of: dict[str, dict[str, tuple[str, ...]]] = {
@@ -102,8 +103,8 @@ def _figures(metrics: dict[str, Any]) -> TextTable:
             f"{ranked} among {sampled} sampled items": figures,
         },
     }
-    for title, names in figures_of[metrics["metric"]].items():
-        if all(name in quality for name in names):  # runs of earlier versions have no popularity
+    for title, names in figures_of[metrics["metric"].removeprefix("full_")].items():
+        if all(name in quality for name in names):  # no sampled figures, and no popularity in runs of earlier versions
             table.rows.append([title, "  ".join(f"{quality[name]:.4f}" for name in names)])
     table.rows.extend(_asked_rows(metrics["config"], quality))
     if judged := judged_note(metrics.get("data_summary", {})):

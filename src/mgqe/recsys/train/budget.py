@@ -126,10 +126,10 @@ def best_of(found: Sequence[Validation], judges_by: str) -> int:
 
     Of those that the figure which judges cannot tell from the best, by the paired standard error, the one whose ranks
     have the least mean logarithm, which has less noise but looks away from the first ranks. Where that judges, the one
-    with the best ranks among sampled items, which are those in the middle.
+    with the best ranks among sampled items, which are those in the middle, if there are any.
     """
     best = found[largest([each.figures[judges_by] for each in found])]
-    second = SAMPLED if judges_by == LOG_RANK else LOG_RANK
+    second = SAMPLED if judges_by == LOG_RANK and SAMPLED in best.figures else LOG_RANK
 
     def tied(each: Validation) -> bool:
         values = [tuple(v for name, v in one.judged.items() if name == judges_by) for one in (best, each)]
