@@ -117,6 +117,9 @@ def _figures(metrics: dict[str, Any]) -> TextTable:
         )
     if metrics.get("chosen"):
         table.rows.append(["the budget is spent on", metrics["chosen"]])
+    if lost := (metrics.get("plan") or {}).get("head_and_tail"):  # not in runs of earlier versions
+        listed = ", ".join(f"{path} {100 * head:.1f}% and {100 * tail:.1f}%" for path, (head, tail) in lost.items())
+        table.rows.append(["squares expected to be lost of the 10% most frequent ids, of the others", listed])
     if shares := (metrics.get("plan") or {}).get("lookup_shares"):  # not in runs of earlier versions
         listed = ", ".join(f"{path} {share:.1f}" for path, share in shares.items())
         table.rows.append(["look-up, share of nn.Embedding's time, estimated", listed])
