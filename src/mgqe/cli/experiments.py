@@ -18,7 +18,10 @@ STAGES = {"full": "first phase", "annealed": "annealing", "quantised": "through 
 
 
 class RunBar:
-    """A run's progress bar: the epoch's batches, the best validation figure so far. Without a terminal, its epochs."""
+    """A run's progress bar: the epoch's batches, the figure of the epoch that is kept. Without a terminal, its epochs.
+
+    An epoch through the codes that is better by less than chance may not replace the start.
+    """
 
     def __init__(self, progress: Progress, name: str) -> None:
         self.progress, self.name = progress, name
@@ -26,11 +29,11 @@ class RunBar:
 
     def show(self, report: EpochReport) -> None:
         figure = report.metric.removeprefix("full_").upper()
-        best = "" if report.best is None else f"best {figure} {report.best:.4f} (validation)"
-        detail = f"{STAGES.get(report.phase, report.phase)}, epoch {report.epoch}  {best}"
+        kept = "" if report.best is None else f"kept {figure} {report.best:.4f} (validation)"
+        detail = f"{STAGES.get(report.phase, report.phase)}, epoch {report.epoch}  {kept}"
         if self.progress.disable:
             if report.record is not None:
-                now = f"loss {report.record['loss']:.4f}, {figure} {report.record[report.metric]:.4f}, {best}"
+                now = f"loss {report.record['loss']:.4f}, {figure} {report.record[report.metric]:.4f}, {kept}"
                 line = f"{self.name}: {detail.partition('  ')[0]} of at most {report.max_epochs}: {now}"
                 errors.print(line, markup=False, highlight=False, soft_wrap=True)
             return
