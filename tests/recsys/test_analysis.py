@@ -238,10 +238,57 @@ def test_the_whole_catalogue_leads_and_is_compared_in_per_cent(study: StudyResul
 def test_a_narrow_terminal_folds_long_texts_and_cuts_nothing() -> None:
     rows = [["a name of three times ten letters", "4,000 of 4,000 users judged, " * 3], ["b", "178,800"]]
     console = Console(width=60, file=io.StringIO())
-    console.print(TextTable("", ["figure", "value"], rows).terminal())
+    console.print(TextTable("", ["figure", "value"], rows).terminal(60))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, shown.splitlines())) <= 60
     assert sorted(shown.split()) == sorted(" ".join(["figure value", *map(" ".join, rows)]).split())
+
+
+def shown(table: TextTable, width: int) -> list[str]:
+    console = Console(width=width, file=io.StringIO())
+    console.print(table.terminal(width))
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+
+
+def test_a_wide_table_is_shown_in_parts() -> None:
+    header = ["budget", "method", "NDCG@10, whole catalogue", "% to full", "seeds"]
+    rows = [
+        ["", "full", "0.0539 ± 0.0029", "", "5"],
+        ["5%", "quotient-remainder", "0.0541 ± 0.0018", "+11.15 ± 8.70", "3"],
+        ["2%", "`a method`", "", "", "1"],
+    ]
+    table = TextTable("a title", header, rows, left=2, keys=2)
+    assert table.parts(200) == [table]
+    # Budgets are 6 wide, methods 18, NDCG 15 and gaps to full 13: the four are 52 and 3 gaps of 2, one more than 57.
+    first, second = table.parts(57)
+    assert (first.title, first.header, first.left) == ("a title", header[:3], 2)
+    assert first.rows == [rows[0][:3], rows[1][:3]]  # the third has nothing there
+    assert second == TextTable("", [*header[:2], *header[3:]], [[*row[:2], *row[3:]] for row in rows], left=2, keys=2)
+    assert [part.header for part in table.parts(58)] == [header[:4], [*header[:2], header[4]]]
+    assert shown(table.parts(58)[0], 58) == [
+        "a title",
+        "                             NDCG@10, whole",
+        "budget  method                    catalogue      % to full",
+        "        full                0.0539 ± 0.0029",
+        "5%      quotient-remainder  0.0541 ± 0.0018  +11.15 ± 8.70",
+    ]
+    # However narrow, each figure is shown, after the keys.
+    assert [part.header[2:] for part in table.parts(10)] == [[name] for name in header[2:]]
+
+
+@pytest.mark.parametrize("width", [20, 45, 80])
+def test_no_part_of_a_report_is_wider_than_the_terminal(study: StudyResults, width: int) -> None:
+    for group in (study.full("a"), study.group("a", "mgqe:D=8,K=16/4")):
+        assert group is not None
+        for record in group.by_seed.values():
+            record["quality"].update({"full_ndcg@10": 0.1 + record["seed"] / 100, "full_hr@10": 0.2})
+    for part in (part for table in all_tables(study).values() for part in table.parts(width)):
+        printed = shown(part, width)
+        assert max(map(len, printed)) <= width
+        cells = "".join([part.title, *part.header, *(cell.replace("`", "") for row in part.rows for cell in row)])
+        assert sorted("".join("".join(printed).split())) == sorted("".join(cells.split()))  # nothing is cut
+        if width == 80:
+            assert all(row[-1] in " ".join(printed) for row in part.rows)  # numbers are on one line
 
 
 def test_fill(tmp_path: Path) -> None:

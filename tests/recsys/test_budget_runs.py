@@ -11,11 +11,13 @@ import torch
 from recsys_data import tiny_config, write_tiny
 
 import mgqe
+from mgqe.cli.train import _figures
 from mgqe.codec.planning import tables
+from mgqe.codec.planning.head_tail import head_and_tail
 from mgqe.files.atomic import read_json
 from mgqe.recsys.tasks.base import Validation
 from mgqe.recsys.tasks.registry import RunData
-from mgqe.recsys.train import run
+from mgqe.recsys.train import budget, run
 from mgqe.recsys.train.artifacts import load_run
 from mgqe.recsys.train.budget import Spent, best_of, planned_layers
 from mgqe.recsys.train.config import TrainConfig
@@ -36,8 +38,19 @@ def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "SHAPES", tables.SHAPES[:2])
 
 
-def test_a_budget_counts_files_and_says_what_it_chose(config: TrainConfig, tmp_path: Path) -> None:
+def test_a_budget_counts_files_and_says_what_it_chose(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predicted: list[tuple[tuple[float, float], list[int]]] = []
+
+    def spy(plan, rows, counts, padding_idx):  # type: ignore[no-untyped-def]
+        predicted.append((head_and_tail(plan, rows, counts, padding_idx), counts.tolist()))
+        return predicted[-1][0]
+
+    monkeypatch.setattr(budget, "head_and_tail", spy)
     metrics = train_run(config, tmp_path / "out")
+    # Rows of 64 dimensions are planned first, then those of 32; of each the user's table, then the item's.
+    spied = dict(zip(["user", "item"], predicted[-2:] if metrics["plan"]["embedding_dim"] == 32 else predicted[:2]))
     assert metrics["embedding_bytes"] <= 0.07 * metrics["full_embedding_bytes"]
     assert metrics["full_embedding_bytes"] == 4 * 64 * sum(len(ids) for ids in RunData.load(config).task.ids.values())
     assert metrics["plan"] == read_json(tmp_path / "out" / "plan.json")
@@ -45,7 +58,17 @@ def test_a_budget_counts_files_and_says_what_it_chose(config: TrainConfig, tmp_p
     assert metrics["plan"]["prefer"] == {"user": "speed", "item": "speed"}
     assert metrics["plan"]["lookup_shares"].keys() == {"user", "item"}
     assert all(0 < share < 10 for share in metrics["plan"]["lookup_shares"].values())
-    assert RunData.load(config).task.evaluate(load_run(tmp_path / "out")) == metrics["quality"]
+    task = RunData.load(config).task
+    assert task.evaluate(load_run(tmp_path / "out")) == metrics["quality"]
+    assert metrics["plan"]["head_and_tail"].keys() == {"user", "item"}
+    for path, lost in metrics["plan"]["head_and_tail"].items():
+        assert spied[path][1] == task.tables[path].counts.tolist()
+        assert lost == [round(each, 4) for each in spied[path][0]]
+        assert all(0 < each < 1 for each in lost)
+    metrics["plan"]["head_and_tail"] = {"user": [0.0123, 0.5], "item": [0.02, 1.0]}
+    rows = dict(_figures(metrics).rows)
+    title = "squares expected to be lost of the 10% most frequent ids, of the others"
+    assert rows[title] == "user 1.2% and 50.0%, item 2.0% and 100.0%"
 
 
 def test_a_run_may_prefer_the_tail(config: TrainConfig, tmp_path: Path) -> None:

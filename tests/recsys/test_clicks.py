@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from paths import ROOT
 from typer.testing import CliRunner
 
 import mgqe
@@ -220,6 +221,18 @@ def test_parts_of_rows() -> None:
     assert latest.latest == (Fraction(1, 10), Fraction(1, 5))
     assert latest.of_rows(0, 20, 20).tolist() == [0] * 14 + [1] * 2 + [2] * 4
     assert RowParts.parse("latest:20%", 5).of_rows(0, 100, 100).tolist() == [0] * 72 + [1] * 8 + [2] * 20
+    # The rules of docs/click_logs.md: the last seventh of Criteo's rows, and the rows of Avazu's last day.
+    page = (ROOT / "docs/click_logs.md").read_text()
+    for rule, rows, last in (
+        ("latest:7.142857%/7.142857%", 45_840_617, 6_548_659),
+        ("latest:5.217716%/5.217716%", 40_428_967, 4_218_938),
+    ):
+        assert f"--min-count 1 --split {rule} " in page
+        near = RowParts.parse(rule, 0).of_rows(rows - last - 2, last + 2, rows)
+        assert near[:2].tolist() == [0, 0]
+        held_out = np.bincount(near)[1:]
+        assert held_out[0] == held_out[1]
+        assert last - held_out.sum() == {6_548_659: 1, 4_218_938: 2}[last]
     with pytest.raises(ValueError, match=r"--split time:10% is for logs of users and items: .* --split latest:10%/10%"):
         RowParts.parse("time:10%", 5)
 

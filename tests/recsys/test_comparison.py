@@ -86,7 +86,7 @@ def test_groups_the_largest_first_and_differences_to_the_full_table() -> None:
 def test_table_and_picture(tmp_path: Path) -> None:
     results = StudyResults(STUDY, RECORDS)
     console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))
-    console.print(comparison_table(results, PAIR, "title").terminal())
+    console.print(comparison_table(results, PAIR, "title").terminal(console.width))
     text = console.export_text()
     table = [line.split() for line in text.splitlines() if line.strip()]
     assert table[2:] == [

@@ -51,6 +51,8 @@ def test_planted_is_what_it_says() -> None:
 
 
 def test_unknown_names_say_what_there_is() -> None:
+    with pytest.raises(ValueError, match=r"no data set 'ml-1n' \(did you mean 'ml-1m'\?\): expected planted, ml-1m"):
+        load_data("ml-1n")
     with pytest.raises(ValueError, match="no data set 'movielens': expected planted, ml-1m"):
         load_data("movielens")
     with pytest.raises(ValueError, match="frappe has no order of time: it is for --task ctr alone"):

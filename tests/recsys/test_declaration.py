@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,23 @@ def test_the_study_of_one_budget_chooses_nothing_by_hand() -> None:
             assert options == {f"budget={budget:g}%{more}"}
     assert {20.0, 10.0, 5.0, 2.0} == set(declaration.candidates("lightgcn-beauty", "SVD"))
     assert not declaration.candidates("lightgcn-beauty", "hashing")  # which has no rows for LightGCN to keep
+
+
+def test_the_study_of_one_budget_has_the_models_that_papers_begin_with() -> None:
+    declaration = read_declaration(ROOT / "studies/budget/study.toml")
+    models = {pair.config.model for pair in declaration.pairs.values()}
+    assert {"gmf", "mf", "lightgcn", "sasrec", "wide_deep", "deepfm", "dcn_v2"} <= models
+    for name, data in {"bpr-mf-ml-1m-split": "ml-1m-split", "dcn-v2-frappe": "frappe"}.items():
+        assert declaration.pairs[name].config.data == data
+        listed = {method: set(declaration.candidates(name, method)) for method in declaration.method_names}
+        assert {method: budgets for method, budgets in listed.items() if budgets} == {
+            "MGQE": {20.0, 10.0, 5.0, 2.0}, "DPQ": {5.0, 2.0}, "PQ": {5.0, 2.0},
+        }  # fmt: skip
+        assert len(declaration.runs([name], [1])) == 9  # with the full tables
+    config = declaration.pairs["bpr-mf-ml-1m-split"].config
+    assert (config.loss, config.negatives) == ("bpr", 1)
+    dcn, deepfm = (declaration.pairs[name].config for name in ("dcn-v2-frappe", "deepfm-frappe"))
+    assert replace(dcn, model="deepfm") == deepfm  # the settings tuned for DeepFM, as docs/reference_points.md has them
 
 
 def test_methods_that_train_from_the_beginning_are_tuned_alike() -> None:

@@ -183,3 +183,8 @@ def test_data_note() -> None:
         "each item stays); 1 users, 2 items, 9 interactions by the k-core; 5 interactions to judge, of users or items "
         "that are not in training"
     )
+    # A model of sequences might have had them.
+    assert data_note({**summary, "untrained": 0}, {}) == (
+        "1,200 users, 30 items, 5,000 interactions; left out: 7 repeats (the first of each item stays; --repeats keep "
+        "leaves them in)"
+    )

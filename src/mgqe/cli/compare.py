@@ -96,11 +96,12 @@ def compare(
         fewest, most = min(seeds_each), max(seeds_each)
         over = f"{most} seed{'s' * (most > 1)}" if fewest == most else f"{fewest} to {most} seeds"
         over += ", mean and 95% interval" if most > 1 else ""
-        output.print(comparison_table(results, PAIR, f"{config.data}: {config.model} with {over}").terminal())
+        table = comparison_table(results, PAIR, f"{config.data}: {config.model} with {over}")
+        output.print(table.terminal(output.width))
         for more in (head_and_tail_table(results, PAIR), more_figures_table(results, PAIR)):
             if more.rows:
                 output.print()
-                output.print(more.terminal())
+                output.print(more.terminal(output.width))
         image = comparison_picture(results, PAIR, out / PICTURE, title)
         output.print(f"results {out / RESULTS}\npicture {image}", soft_wrap=True, highlight=False)
     doubted = (record for group in results.groups(PAIR) for record in group.by_seed.values() if advice(record))

@@ -144,13 +144,13 @@ def _show(
     }.items():
         if size:
             sizes.rows.append([name, f"{size:,}", f"{100 * size / rows.nbytes:.2f}%"])
-    output.print(sizes.terminal())
+    output.print(sizes.terminal(output.width))
     tiers = TextTable("", ["tier", "ids", "bits per id", *(["squares lost"] if found else [])])
     for number, tier in enumerate(table.config.tiers):
         lost = [f"{100 * found.errors[number]:.2f}%"] if found else []
         tiers.rows.append([str(number), f"{tier.ids:,}", str(sum(tier.code_bits)), *lost])
     output.print()
-    output.print(tiers.terminal())
+    output.print(tiers.terminal(output.width))
     output.print(in_words(lookup), highlight=False)
     if found is not None:
         asked = "queries" if found.asked == "queries" else "rows that look for others like them"

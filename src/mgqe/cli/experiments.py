@@ -22,9 +22,10 @@ EVERY = 60.0  # seconds between lines within an epoch
 
 
 class RunBar:
-    """A run's progress bar: the epoch's batches, the time left, the best validation figure so far.
+    """A run's progress bar: the epoch's batches, the time left, the figure of the epoch that is kept.
 
-    Without a terminal: a line for each epoch, and for each minute of one.
+    Without a terminal: a line for each epoch, and for each minute of one. An epoch through the codes that is better by
+    less than chance may not replace the start.
     """
 
     def __init__(self, progress: Progress, name: str, clock: EpochClock | None = None) -> None:
@@ -37,23 +38,16 @@ class RunBar:
         left = self.clock.left(report)
         epoch = f"{STAGES.get(report.phase, report.phase)}, epoch {report.epoch}"
         figure = report.metric.removeprefix("full_").upper()
-        best = "" if report.best is None else f"best {figure} {report.best:.4f} (validation)"
+        kept = "" if report.best is None else f"kept {figure} {report.best:.4f} (validation)"
         if self.progress.disable:
             if report.record is not None:
-                self._say(
-                    report,
-                    epoch,
-                    f"loss {report.record['loss']:.4f}, {figure} {report.record[report.metric]:.4f}, {best}",
-                )
+                now = f"{figure} {report.record[report.metric]:.4f}"
+                self._say(report, epoch, f"loss {report.record['loss']:.4f}, {now}, {kept}")
             elif left is not None and self.clock.now() - self.said >= EVERY:
-                batches = f"{report.batch:,} of {report.batches:,} batches"
-                self._say(
-                    report,
-                    epoch,
-                    f"{batches}, about {in_words(left[0])} left, at most {in_words(left[1])} of this phase",
-                )
+                times = f"about {in_words(left[0])} left, at most {in_words(left[1])} of this phase"
+                self._say(report, epoch, f"{report.batch:,} of {report.batches:,} batches, {times}")
             return
-        detail = f"{epoch}  {'' if left is None else f'{in_words(left[0])} left  '}{best}"
+        detail = f"{epoch}  {'' if left is None else f'{in_words(left[0])} left  '}{kept}"
         if self.task is None:
             self.task = self.progress.add_task(self.name, total=report.batches, detail=detail)
         self.progress.update(self.task, completed=report.batch, total=report.batches, detail=detail)

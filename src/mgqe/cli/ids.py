@@ -99,7 +99,7 @@ def ids(
         print(json.dumps({"out": str(out), "columns": names, **facts}, indent=1))
         return
     output.print(f"{', '.join(names)}: {id_map.kind} ids", highlight=False, markup=False)
-    output.print(table.terminal())
+    output.print(table.terminal(output.width))
     output.print(f"written to {out}", soft_wrap=True, highlight=False)
 
 

@@ -48,7 +48,7 @@ def inspect(
                 output.print(block, highlight=False, markup=False, soft_wrap=True)
             else:
                 output.print()
-                output.print(block.terminal())
+                output.print(block.terminal(output.width))
     if plot is not None:
         _draw(artefact, plot, quiet=as_json)
 

@@ -61,7 +61,8 @@ Device = Annotated[
 ]
 PREFER_TAIL_HELP = (
     "Let every id count alike in the plan, however rare: rare ids keep more, and frequent ones less. By default an id "
-    "weighs a power of its count."
+    "weighs a power of its count. What the plan is expected to lose of frequent ids (head) and of the others (tail) is "
+    "printed."
 )
 PREFER_HELP = (
     "speed or size: of the shapes that lose about as little the one that looks up fastest, or the one that loses least."

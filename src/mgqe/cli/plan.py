@@ -165,7 +165,7 @@ def _show_mixed(chosen: RowsPlan, as_json: bool) -> None:
     tiers = TextTable("", ["tier", "ids", "bits per id", "squares lost"])
     for g, (size, each, error) in enumerate(zip(capacity.sizes, bits, chosen.errors, strict=True)):
         tiers.rows.append([str(g), f"{size:,}", str(sum(each)), _per_cent(error)])
-    output.print(tiers.terminal())
+    output.print(tiers.terminal(output.width))
     facts = Table.grid(padding=(0, 2))
     for name, fact in {
         "bytes": f"{chosen.nbytes:,}, {100 * chosen.nbytes / chosen.full_nbytes:.2f}% of the table",
@@ -216,7 +216,7 @@ def _show_even(chosen: Plan, default: dict[str, Any], as_json: bool) -> None:
     for g, (tier, error) in enumerate(zip(chosen.capacity.tiers, chosen.errors, strict=True)):
         d, k = tier.num_subspaces, tier.num_centroids
         tiers.rows.append([str(g), f"{tier.ids:,}", str(d), str(k), str(d * tier.bits), _per_cent(error)])
-    output.print(tiers.terminal())
+    output.print(tiers.terminal(output.width))
     output.print(
         f"{_codebooks(chosen)}, {chosen.centroid_dtype} centroids; squares lost are predicted for Gaussian rows\n",
         highlight=False,
@@ -229,7 +229,7 @@ def _show_even(chosen: Plan, default: dict[str, Any], as_json: bool) -> None:
     ):
         share = f"{100 * nbytes / chosen.full_nbytes:.2f}%"
         costs.rows.append([name, f"{nbytes:,}", share, _per_cent(loss), f"{lookup:.1f}"])
-    output.print(costs.terminal())
+    output.print(costs.terminal(output.width))
     output.print("* share of nn.Embedding's time, estimated", highlight=False)
     _show_python(chosen)
 

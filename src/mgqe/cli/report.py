@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from mgqe.cli.terminal import AsJson, clean_errors, output, say
 from mgqe.files.destination import check_folder
@@ -64,10 +63,11 @@ def report(
         shown = {name: asdict(table) for name, table in tables.items()}
         print(json.dumps({"tables": shown, "pictures": [str(path) for path in drawn]}, indent=1))
         return
-    wide = Console(width=max(output.width, 170), soft_wrap=True)  # wider than the terminal rather than cut off
     for name, table in tables.items():
-        wide.print(table.terminal())
-        wide.print(f"({name})\n", style="dim")
+        parts = table.parts(output.width)
+        for number, part in enumerate(parts, 1):
+            output.print(part.terminal(output.width))
+            output.print(f"({name}{f', {number} of {len(parts)}' if len(parts) > 1 else ''})\n", style="dim")
     if "doubted" in tables:
         say("some full tables are weak, so that what is level with them proves nothing: see the table `doubted`")
     for path in drawn:

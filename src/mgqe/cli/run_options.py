@@ -114,7 +114,7 @@ Metrics = Annotated[
     str,
     typer.Option(
         help="More figures of the whole catalogue, joined by commas: hr, ndcg, recall or mrr at any depth, as in "
-        "recall@20,mrr@10.",
+        "recall@20,mrr@10. --set eval_negatives=0 leaves out those among sampled items.",
         rich_help_panel=_TRAINING,
     ),
 ]

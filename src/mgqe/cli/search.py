@@ -123,7 +123,7 @@ def _show(names: list[Any], hits: Hits, as_json: bool) -> None:
         for rank, (one, score) in enumerate(zip(entry["ids"], entry["scores"], strict=True), 1):
             if one is not None:
                 table.rows.append([str(rank), escape(str(one)), f"{score:.4f}"])
-        output.print(table.terminal())
+        output.print(table.terminal(output.width))
 
 
 def _plain(one: Any) -> Any:

@@ -76,7 +76,7 @@ def train(
         return
     if was_finished:
         output.print(f"{out} holds this run already; --overwrite trains it again")
-    output.print(_figures(metrics).terminal())
+    output.print(_figures(metrics).terminal(output.width))
     output.print(f"written to {out}", soft_wrap=True, highlight=False)
     for note in advice(metrics):
         say(note)
@@ -86,7 +86,8 @@ def _figures(metrics: dict[str, Any]) -> TextTable:
     quality, size, full = metrics["quality"], metrics["embedding_bytes"], metrics["full_embedding_bytes"]
     table = TextTable(f"{metrics['data']}: {metrics['embedding']}", ["figure", "value"])
     sampled = metrics["config"]["negatives" if metrics["metric"] == "auc" else "eval_negatives"]
-    recall = "recall@10" in quality  # of splits that give users several test items
+    # Of splits that give users several test items; without sampled metrics --metrics may be what asked for it.
+    recall = ("recall@10" if "hr@10" in quality else "full_recall@10") in quality
     ranked, figures = ("HR@10, NDCG@10" + ", recall@10" * recall, ("hr@10", "ndcg@10", "recall@10")[: 2 + recall])
     of_what = f"{sampled} sampled negatives per positive" if "head_auc" in quality else "of the test rows"
     figures_of: dict[str, dict[str, tuple[str, ...]]] = {
@@ -102,8 +103,8 @@ def _figures(metrics: dict[str, Any]) -> TextTable:
             f"{ranked} among {sampled} sampled items": figures,
         },
     }
-    for title, names in figures_of[metrics["metric"]].items():
-        if all(name in quality for name in names):  # runs of earlier versions have no popularity
+    for title, names in figures_of[metrics["metric"].removeprefix("full_")].items():
+        if all(name in quality for name in names):  # no sampled figures, and no popularity in runs of earlier versions
             table.rows.append([title, "  ".join(f"{quality[name]:.4f}" for name in names)])
     table.rows.extend(_asked_rows(metrics["config"], quality))
     if judged := judged_note(metrics.get("data_summary", {})):
@@ -116,6 +117,9 @@ def _figures(metrics: dict[str, Any]) -> TextTable:
         )
     if metrics.get("chosen"):
         table.rows.append(["the budget is spent on", metrics["chosen"]])
+    if lost := (metrics.get("plan") or {}).get("head_and_tail"):  # not in runs of earlier versions
+        listed = ", ".join(f"{path} {100 * head:.1f}% and {100 * tail:.1f}%" for path, (head, tail) in lost.items())
+        table.rows.append(["squares expected to be lost of the 10% most frequent ids, of the others", listed])
     if shares := (metrics.get("plan") or {}).get("lookup_shares"):  # not in runs of earlier versions
         listed = ", ".join(f"{path} {share:.1f}" for path, share in shares.items())
         table.rows.append(["look-up, share of nn.Embedding's time, estimated", listed])

@@ -12,6 +12,7 @@ from pathlib import Path
 import polars as pl
 import torch
 
+from mgqe.checks.names import did_you_mean
 from mgqe.recsys.data.columns import Columns
 from mgqe.recsys.data.interactions import Interactions, load_interactions
 from mgqe.recsys.data.settings import DataSettings
@@ -232,7 +233,8 @@ def load_data(
         raise ValueError(f"{data} is a log of clicks: it is for --task ctr alone, as with --model dcn_v2")
     if not Path(data).exists() and not set(data) & {"/", os.sep, ".", "*", "?", "["}:
         known = ", ".join(KNOWN)
-        raise ValueError(f"no data set {data!r}: expected {known}, or the path of a file of interactions")
+        hint = did_you_mean(data, KNOWN)
+        raise ValueError(f"no data set {data!r}{hint}: expected {known}, or the path of a file of interactions")
     return load_interactions(data, format, columns, keep_repeats)
 
 

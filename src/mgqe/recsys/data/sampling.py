@@ -124,7 +124,9 @@ def evaluation_negatives(users: Tensor, seen: SeenItems, num: int, seed: int, op
 
     The seed determines them. ValueError if a user lacks fewer than `num` items; it names the setting `option`.
     """
-    seen.check_unseen(users, num, f"ask for fewer negatives (--set {option}={{lacks}}) or leave the {{owner}} out")
+    none = ", or 0: no sampled metrics" if option == "eval_negatives" else ""
+    fewer = f"ask for fewer negatives (--set {option}={{lacks}}{none})"
+    seen.check_unseen(users, num, f"{fewer} or leave the {{owner}} out")
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(seen.num_items, (users.numel(), num), generator=generator)
     owner = users[:, None]

@@ -24,7 +24,8 @@ class DataSettings:
     k_core: users and items with fewer interactions, counted anew until none has, are left out before the split.
     valid, test: files for validation and test, if `data` is a file for training; they replace a rule.
     hash_size: of logs of clicks, see Encoding; None: no hashing. log_rows: of the log that is made up, criteo-like.
-    negatives: per positive in training. eval_negatives, eval_users: of sampled metrics.
+    negatives: per positive in training. eval_negatives: that sampled metrics rank an item among; 0: no sampled metrics.
+    eval_users: that are judged, at most.
     """
 
     data: str = "planted"
@@ -62,5 +63,6 @@ class DataSettings:
             )
         if self.repeats not in (None, *REPEATS):
             raise ValueError(f"--repeats must be one of {', '.join(REPEATS)}, got {self.repeats}")
-        for name in ("k_core", "negatives", "eval_negatives", "eval_users"):
+        for name in ("k_core", "negatives", "eval_users"):
             as_int(name, getattr(self, name), 1)
+        as_int("eval_negatives", self.eval_negatives, 0)

@@ -17,10 +17,11 @@ _T95 = (
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 
-SECOND = {"hr@10": "ndcg@10", "auc": "logloss"}  # a task's leading figure -> the second one that tables show
+# A task's leading figure -> the second one that tables show.
+SECOND = {"hr@10": "ndcg@10", "full_hr@10": "full_ndcg@10", "auc": "logloss"}
 NAMES = {
     "hr@10": "HR@10", "ndcg@10": "NDCG@10", "auc": "AUC", "logloss": "log loss",
-    "full_ndcg@10": "NDCG@10, whole catalogue, %",
+    "full_hr@10": "HR@10, whole catalogue", "full_ndcg@10": "NDCG@10, whole catalogue, %",
 }  # fmt: skip
 RELATIVE = "full_ndcg@10"  # differences of this figure are given in per cent of the other group's
 POINTS = 100.0  # differences are given in points: hundredths of HR@10 or AUC

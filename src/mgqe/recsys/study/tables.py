@@ -50,16 +50,19 @@ def points(interval: Interval | None) -> str:
 def comparison_table(study: StudyResults, pair: str, title: str) -> TextTable:
     """Every embedding of a pair on test, the largest first, in 80 columns.
 
-    Rankings are of the whole catalogue, beside HR@10 among sampled items and what the most frequent items get. Where
-    there is a full table, what differs from it is in the last column, with its interval. The title ends with how many
-    users are judged.
+    Rankings are of the whole catalogue, beside HR@10 among sampled items, if any, and what the most frequent items get.
+    Where there is a full table, what differs from it is in the last column, with its interval. The title ends with how
+    many users are judged.
     """
     groups = study.groups(pair)
     full = study.full(pair) if pair in study.pairs() else None
     columns = {NAMES[groups[0].metric]: groups[0].metric, NAMES[SECOND[groups[0].metric]]: SECOND[groups[0].metric]}
     if RELATIVE in groups[0].leading:
-        columns = {"NDCG@10": RELATIVE, "HR@10": "full_hr@10", "sampled": "hr@10"}
-        title += "; NDCG@10 and HR@10 in the whole catalogue, and HR@10 among sampled items"
+        columns = {"NDCG@10": RELATIVE, "HR@10": "full_hr@10"}
+        title += "; NDCG@10 and HR@10 in the whole catalogue"
+        if groups[0].metric == "hr@10":
+            columns["sampled"] = "hr@10"
+            title += ", and HR@10 among sampled items"
     title += _judged(groups[0])
     leading, *others = columns.values()
     gap = "% to full" if leading == RELATIVE else "points to full"
@@ -144,6 +147,7 @@ def against_full(study: StudyResults, method: str = OURS) -> TextTable:
         f"{method} less the full tables on test, in points or per cent, paired by seed",
         ["task and data", "figure", "full tables", *(f"≤ {budget:g}%" for budget in budgets)],
         left=2,
+        keys=2,
     )
     for pair in pairs:
         fulls = {study.title(pair): study.full(pair)}
@@ -173,6 +177,7 @@ def against_others(study: StudyResults, method: str = OURS, near: str = "DPQ") -
             "less it",
         ],
         left=2,
+        keys=3,
     )
     for pair in study.pairs():
         for budget in study.budgets(pair):
@@ -202,6 +207,7 @@ def variants(study: StudyResults) -> TextTable:
         "Variants less the full tables, and less their methods, in points or per cent, paired by seed",
         ["task and data", "figure", "variant", "budget", "seeds", "less full", "less the method"],
         left=3,
+        keys=4,
     )
     for pair in study.pairs():
         for name in study.declaration.method_names:
@@ -227,6 +233,7 @@ def leaderboard(study: StudyResults) -> TextTable:
         "Leaderboard: NDCG@10 over the whole catalogue less that of the full tables in per cent, or AUC in points",
         ["budget", "method", *(study.title(pair) for pair in pairs), "mean rank", "pairs"],
         left=2,
+        keys=2,
     )
     for budget in sorted({budget for pair in pairs for budget in study.budgets(pair)}, reverse=True):
         gaps: dict[str, dict[str, Interval]] = {}
@@ -255,16 +262,17 @@ def pair_table(study: StudyResults, pair: str) -> TextTable:
     catalogue comes first, then figures among sampled items. What the most frequent items get there is the last row.
     """
     full = study.full(pair)
-    metric, second = full.metric, SECOND.get(full.metric, full.metric)
-    names = [NAMES.get(metric, metric), NAMES.get(second, second)]
+    metric, second = NAMES.get(full.metric, full.metric), _second(full)
     table = TextTable(
         study.title(pair) + _judged(full),
         [
             "budget", "method", "embedding", "bytes", *study.speeds.measured(pair),
             *(["NDCG@10, whole catalogue", "% to full"] if full.ranks else []), "valid, at the start",
-            f"valid {names[0]}", names[0], names[1], "points to full", "head", "tail", "seeds",
+            f"valid {metric}", metric, *(NAMES.get(name, name) for name in second), "points to full", "head", "tail",
+            "seeds",
         ],
         left=3,
+        keys=2,
     )  # fmt: skip
     table.rows.append(_row(study, "", "full", full, None))
     for cell in study.cells(pair):
@@ -293,12 +301,18 @@ def _row(study: StudyResults, budget: str, method: str, group: Group, cell: Cell
         at_start(group),
         f"{group.figure(f'valid_{metric}').mean:.4f}",
         group.figure(metric).text(),
-        f"{group.figure(SECOND.get(metric, metric)).mean:.4f}",
+        *(f"{group.figure(name).mean:.4f}" for name in _second(full)),
         gap(metric),
         gap(f"head_{metric}"),
         gap(f"tail_{metric}"),
         str(len(group.by_seed)),
     ]
+
+
+def _second(full: Group) -> list[str]:
+    """The second figure of a pair's table, if it is not among the first."""
+    second = SECOND.get(full.metric, full.metric)
+    return [] if second in full.leading else [second]
 
 
 def at_start(group: Group) -> str:
@@ -317,6 +331,7 @@ def ablation_table(study: StudyResults, name: str, pair: str) -> TextTable:
         f"{name}: {study.title(pair)}",
         [ablation.axis, "embedding", "bytes", f"valid {label}", label, "points to full", "seeds"],
         left=2,
+        keys=2,
     )
     for key, embedding in ablation.embeddings.items():
         group = study.group(pair, embedding)
@@ -341,6 +356,7 @@ def codebook_table(study: StudyResults, method: str = OURS) -> TextTable:
         f"Codebooks of {method}: centroids of a tier in use, and their perplexity, mean over tables and seeds",
         ["task and data", "embedding", "tier", "centroids", "in use", "perplexity"],
         left=2,
+        keys=3,
     )
     for pair in study.pairs():
         for cell in study.cells_of(pair, method):

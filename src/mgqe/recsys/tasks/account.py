@@ -52,7 +52,8 @@ def _left_out(owners: str, summary: dict[str, Any], split: dict[str, Any]) -> st
     parts = []
     repeats = summary.get("repeats_left_out", 0) + split.get("repeats_left_out", 0)
     if repeats:
-        parts.append(f"{repeats:,} repeats (the first of each item stays)")
+        keep = "; --repeats keep leaves them in" if "untrained" in summary else ""  # of models of sequences
+        parts.append(f"{repeats:,} repeats (the first of each item stays{keep})")
     for name, what in LEFT_OUT_BY.items():
         if any((fewer := split.get(name, {})).values()):
             listed = ", ".join(f"{number:,} {name}" for name, number in fewer.items() if number)

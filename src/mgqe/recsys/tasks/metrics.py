@@ -64,7 +64,8 @@ class RankMetric:
         """From `recall@20`, in letters of any case; ValueError for anything else."""
         kind, at, k = text.strip().lower().partition("@")
         if kind not in KINDS or not at or not k.isascii() or not k.isdigit() or int(k) < 1:
-            raise ValueError(f"expected a figure such as {', '.join(f'{known}@20' for known in KINDS)}, got {text!r}")
+            known = ", ".join(f"{known}@20" for known in KINDS)
+            raise ValueError(f"expected a figure such as {known}, got {text!r}: all are of the whole catalogue")
         return cls(kind, int(k))
 
     @classmethod

@@ -48,7 +48,8 @@ PAIR_LOSSES = {"bce": pointwise_loss, "bpr": pairwise_loss}
 class EvalPart(HeldOut):
     """A held-out part with negatives for its items.
 
-    negatives: int64 (u, c), items that the user has nowhere; one that is the positive itself does not count.
+    negatives: int64 (u, c), items that the user has nowhere; one that is the positive itself does not count. c = 0:
+    there are no sampled metrics.
     """
 
     negatives: Tensor
@@ -83,7 +84,6 @@ class RankingTask:
     loss_name: str = "bce"
     metrics: tuple[RankMetric, ...] = ()
     selects: RankMetric = NDCG_10
-    metric: str = "hr@10"
     judges_by: str = "full_ndcg"
 
     @classmethod
@@ -121,14 +121,16 @@ class RankingTask:
     ) -> RankingTask:
         """With published test items and negatives, for all users; validation items as in PublishedSplit.split.
 
-        eval_negatives: the number of negatives of the validation items, drawn by `seed`.
+        eval_negatives: the number of negatives of the validation items, drawn by `seed`; 0: the published ones are not
+            used either.
         """
         interactions, split = data.interactions, data.split(derive_seed(seed, "valid"))
         anywhere = SeenItems(
             interactions.users, interactions.items, split.num_users, split.num_items, user_ids=interactions.user_ids
         )
         negatives = evaluation_negatives(split.valid.users, anywhere, eval_negatives, derive_seed(seed, "valid"))
-        valid, test = EvalPart.of(split.valid, negatives), EvalPart.of(split.test, data.test_negatives)
+        published = data.test_negatives if eval_negatives else data.test_negatives[:, :0]
+        valid, test = EvalPart.of(split.valid, negatives), EvalPart.of(split.test, published)
         return cls._of(interactions, split, valid, test, num_negatives, seed)
 
     @classmethod
@@ -153,6 +155,11 @@ class RankingTask:
     def split_summary(self) -> dict[str, Any]:
         """How the data were split and the size of each part."""
         return self.split.summary
+
+    @property
+    def metric(self) -> str:
+        """HR@10 among sampled items, or in the whole catalogue where there are none."""
+        return "hr@10" if self.test.negatives.shape[1] else "full_hr@10"
 
     @property
     def selects_by(self) -> str:
@@ -182,10 +189,16 @@ class RankingTask:
         more = {f"{prefix}{metric}": metric.figure(ranks, owners) for metric in (*self.metrics, self.selects)}
         return {**figures, **more}
 
-    def head_and_tail(self, sampled: Tensor, in_catalogue: Tensor) -> dict[str, float]:
+    def sampled_figures(self, ranks: Tensor | None, part: HeldOut, prefix: str = "") -> dict[str, float]:
+        """The figures of a part's ranks among sampled items, if it has any."""
+        return {} if ranks is None else rank_figures(ranks, prefix=prefix, owners=self.owners(part))
+
+    def head_and_tail(self, sampled: Tensor | None, in_catalogue: Tensor) -> dict[str, float]:
         """`head_`, `tail_`, and in the catalogue `head_full_` and `tail_full_`, from the ranks of the test items."""
         owners, figures = self.owners(self.test), {}
         for prefix, ranks in (("", sampled), ("full_", in_catalogue)):
+            if ranks is None:
+                continue
             parts = head_and_tail_figures(ranks, self.test.items, self.split.item_counts, owners=owners, prefix=prefix)
             figures.update(parts)
         return figures
@@ -280,7 +293,7 @@ class RankingTask:
 
     @torch.no_grad()
     def validation(self, model: Model) -> Validation:
-        """hr@10 and ndcg@10 of the validation items against their sampled negatives, and `full_` in the catalogue.
+        """hr@10 and ndcg@10 of the validation items against sampled negatives, if any, and `full_` in the catalogue.
 
         full_ndcg has no k: every rank changes it, so that it tells plans of one model apart by less noise.
         full_log_rank is minus the mean logarithm of the rank.
@@ -294,11 +307,12 @@ class RankingTask:
 
         return self.validation_of(sampled, self.catalogue_ranks(scores, self.valid, False, row_of_item))
 
-    def validation_of(self, sampled: Tensor, in_catalogue: Tensor) -> Validation:
+    def validation_of(self, sampled: Tensor | None, in_catalogue: Tensor) -> Validation:
         """From the ranks of the validation items."""
         owners = self.owners(self.valid)
         selecting = self.selects.values(in_catalogue, owners)
-        figures = {**rank_figures(sampled, owners=owners), **rank_figures(in_catalogue, prefix="full_", owners=owners)}
+        figures = self.sampled_figures(sampled, self.valid)
+        figures |= rank_figures(in_catalogue, prefix="full_", owners=owners)
         figures[self.selects_by] = float(selecting.mean())
         judged = {"full_ndcg": uncut_gains(in_catalogue), "full_log_rank": -log_ranks(in_catalogue)}
         figures |= {name: float(values.mean()) for name, values in judged.items()}
@@ -310,8 +324,8 @@ class RankingTask:
         distinct, row_of_item = torch.unique(model.catalogue(self.split.num_items), dim=0, return_inverse=True)
         return distinct, row_of_item
 
-    def _sampled(self, model: MF | NeuMF, row_of_item: Tensor, part: EvalPart) -> Tensor:
-        """Ranks of a part's items among sampled negatives.
+    def _sampled(self, model: MF | NeuMF, row_of_item: Tensor, part: EvalPart) -> Tensor | None:
+        """Ranks of a part's items among sampled negatives; None if there are none.
 
         A matrix product may give equal rows unequal last bits, but items that share all their codes must tie.
         """
@@ -320,18 +334,20 @@ class RankingTask:
             result, rows = model(users, items), row_of_item[items]
             return torch.where(rows == rows[:, :1], result[:, :1], result)
 
+        if not part.negatives.shape[1]:
+            return None
         return sampled_ranks(scores, part.users, part.items, part.negatives, owners=part.owners)
 
     @torch.no_grad()
     def evaluate(self, model: Model) -> dict[str, float]:
         """All final figures.
 
-        hr@10 and ndcg@10 of the test items among sampled negatives, and as `full_` in the whole catalogue without the
-        user's training and validation items. `valid_` and `valid_full_` are those of the validation items, in the
-        catalogue without the user's training items. `popularity_` before these are those of the most frequent items.
-        `head_` and `tail_` (in the catalogue `head_full_` and `tail_full_`) are those of the test items among the 10%
-        most frequent items in training, and of the others. If users may have several items in a part, recall@10 is
-        added, and in the catalogue all three of the first 20; the items of a user in a part are no rivals of each
+        hr@10 and ndcg@10 of the test items among sampled negatives, if any, and as `full_` in the whole catalogue
+        without the user's training and validation items. `valid_` and `valid_full_` are those of the validation items,
+        in the catalogue without the user's training items. `popularity_` before these are those of the most frequent
+        items. `head_` and `tail_` (in the catalogue `head_full_` and `tail_full_`) are those of the test items among
+        the 10% most frequent items in training, and of the others. If users may have several items in a part, recall@10
+        is added, and in the catalogue all three of the first 20; the items of a user in a part are no rivals of each
         other.
         """
         model = scoring(model)
@@ -342,9 +358,8 @@ class RankingTask:
 
         figures = {}
         for test, part, prefix in ((True, self.test, ""), (False, self.valid, "valid_")):
-            owners = self.owners(part)
             sampled = self._sampled(model, row_of_item, part)
-            figures.update(rank_figures(sampled, prefix=prefix, owners=owners))
+            figures.update(self.sampled_figures(sampled, part, prefix))
             ranks = self.catalogue_ranks(scores, part, test, row_of_item)
             figures.update(self.catalogue_figures(ranks, part, f"{prefix}full_"))
             if test:

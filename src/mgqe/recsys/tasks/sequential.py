@@ -19,7 +19,7 @@ from mgqe.recsys.data.seeds import derive_seed
 from mgqe.recsys.models.sasrec import PackedHistories, SASRec
 from mgqe.recsys.tasks.base import RunSettings, TableInfo, Validation
 from mgqe.recsys.tasks.losses import shared_softmax_loss
-from mgqe.recsys.tasks.metrics import ranges, rank_figures, sampled_ranks
+from mgqe.recsys.tasks.metrics import ranges, sampled_ranks
 from mgqe.recsys.tasks.ranking import RankingTask, chosen_metrics, data_fingerprint, load_split, split_tensors
 
 EVAL_BATCH = 512  # histories per batch of the evaluation
@@ -76,7 +76,6 @@ class SequentialTask:
     max_length: int = 50
     loss_name: str = "bce"
     windows: str = "last"
-    metric: str = "hr@10"
     judges_by: str = "full_ndcg"
     device: torch.device = CPU
 
@@ -87,6 +86,10 @@ class SequentialTask:
     @property
     def seed(self) -> int:
         return self.base.seed
+
+    @property
+    def metric(self) -> str:
+        return self.base.metric
 
     @property
     def selects_by(self) -> str:
@@ -221,9 +224,9 @@ class SequentialTask:
         vectors = self._catalogue(model)
         figures = {}
         for test, part, prefix in ((True, base.test, ""), (False, base.valid, "valid_")):
-            queries, owners = self.queries(model, test), base.owners(part)
+            queries = self.queries(model, test)
             sampled = self._ranks(vectors, queries, test)
-            figures.update(rank_figures(sampled, prefix=prefix, owners=owners))
+            figures.update(base.sampled_figures(sampled, part, prefix))
             ranks = self._catalogue_ranks(vectors, queries, test)
             figures.update(base.catalogue_figures(ranks, part, f"{prefix}full_"))
             if test:
@@ -261,9 +264,11 @@ class SequentialTask:
         vectors: Tensor = model.item(torch.arange(self.split.num_items))
         return vectors
 
-    def _ranks(self, vectors: Tensor, queries: Tensor, test: bool) -> Tensor:
-        """Ranks of a part's items among their sampled negatives; queries (u, d) of its users."""
+    def _ranks(self, vectors: Tensor, queries: Tensor, test: bool) -> Tensor | None:
+        """Ranks of a part's items among their sampled negatives, None if it has none; queries (u, d) of its users."""
         part = self.base.test if test else self.base.valid
+        if not part.negatives.shape[1]:
+            return None
         # Multiplication and sum give equal items equal scores; a matrix product may not.
         return sampled_ranks(
             lambda rows, items: (F.embedding(items, vectors) * queries[rows, None]).sum(dim=2),

@@ -11,6 +11,7 @@ from torch import nn
 
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.budget import budget_bytes
+from mgqe.codec.planning.head_tail import head_and_tail
 from mgqe.codec.planning.mixed import FittedPlan, least_nbytes
 from mgqe.codec.planning.shapes import SPEED
 from mgqe.codec.planning.tables import BestPlans, TableProblem, best_plans, largest
@@ -74,11 +75,13 @@ class Spent:
 
     validation: with the tables as they were planned. candidate: the choice, in words.
     lookup_shares: path -> what a look-up is expected to take as a share of nn.Embedding's time.
+    head_and_tail: path -> the expected shares of the squares that are lost of frequent ids and of the others.
     """
 
     validation: Validation
     candidate: str
     lookup_shares: Mapping[str, float] = field(default_factory=dict)
+    head_and_tail: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def judged_by(task: Task, trained_by: str | None) -> str:
@@ -112,13 +115,15 @@ def spend_budget(full: Any, model: nn.Module, task: Task, budget: int, batch_siz
         if best_of([best.figure, other.figure], judges_by) == 1:
             best, rows = other, dict(zip(free, equal, strict=True))
             words = f"{other.candidate.describe()}, {', '.join(free)} rows of equal length"
-    shares = {}
+    shares, lost = {}, {}
     for (path, layer), plan in zip(layers.items(), best.fitted, strict=True):
         if path in rows:
             layer.raw_weight.data.copy_(rows[path])
         layer.adopt_plan(plan)
-        shares[path] = plan.plan.lookup_share(task.tables[path].counts)
-    return Spent(best.figure, words, shares)
+        counts = task.tables[path].counts
+        shares[path] = plan.plan.lookup_share(counts)
+        lost[path] = head_and_tail(plan.plan, rows.get(path, full.get_submodule(path).weight), counts, layer.zero_row)
+    return Spent(best.figure, words, shares, lost)
 
 
 def best_of(found: Sequence[Validation], judges_by: str) -> int:
@@ -126,10 +131,10 @@ def best_of(found: Sequence[Validation], judges_by: str) -> int:
 
     Of those that the figure which judges cannot tell from the best, by the paired standard error, the one whose ranks
     have the least mean logarithm, which has less noise but looks away from the first ranks. Where that judges, the one
-    with the best ranks among sampled items, which are those in the middle.
+    with the best ranks among sampled items, which are those in the middle, if there are any.
     """
     best = found[largest([each.figures[judges_by] for each in found])]
-    second = SAMPLED if judges_by == LOG_RANK else LOG_RANK
+    second = SAMPLED if judges_by == LOG_RANK and SAMPLED in best.figures else LOG_RANK
 
     def tied(each: Validation) -> bool:
         values = [tuple(v for name, v in one.judged.items() if name == judges_by) for one in (best, each)]

@@ -400,6 +400,7 @@ def _planned(start: Start, budget: int, data: RunData, warm_ups: Path, out: Path
         "prefer": {path: layer.planner.prefer for path, layer in layers.items() if layer.planner is not None},
         "prefer_tail": {path: layer.planner.prefer_tail for path, layer in layers.items() if layer.planner is not None},
         "lookup_shares": {path: round(share, 3) for path, share in spent[best].lookup_shares.items()},
+        "head_and_tail": {path: [round(each, 4) for each in lost] for path, lost in spent[best].head_and_tail.items()},
     }
     write_json(out / PLAN, plan)
     return chosen

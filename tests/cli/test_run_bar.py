@@ -1,4 +1,4 @@
-"""What training says of the time that is left."""
+"""What is printed of a run: the time that is left, and which figure is kept."""
 
 from __future__ import annotations
 
@@ -48,3 +48,16 @@ def test_where_there_is_no_terminal_a_long_epoch_prints_a_line_each_minute(capsy
 
 def test_times_are_in_the_unit_that_reads_best() -> None:
     assert [in_words(seconds) for seconds in (40, 89, 90, 5399, 5400)] == ["40 s", "89 s", "2 min", "90 min", "1.5 h"]
+
+
+def test_a_line_per_epoch_says_which_figure_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = RunBar(make_progress(), "mgqe, seed 1")
+    bar.show(EpochReport("quantised", 2, 30, 5, 9, 0.1742))  # in the middle of an epoch there is none
+    assert capsys.readouterr().err == ""
+    record = {"loss": 0.69519, "full_ndcg@10": 0.1744}
+    bar.show(EpochReport("quantised", 2, 30, 9, 9, 0.1742, record))
+    # No gain beyond chance: the start is kept, whose figure is lower.
+    assert capsys.readouterr().err == (
+        "mgqe, seed 1: through the codes, epoch 2 of at most 30: loss 0.6952, NDCG@10 0.1744, "
+        "kept NDCG@10 0.1742 (validation)\n"
+    )
