@@ -63,7 +63,8 @@ class ComposedEmbedding(LateIds):
 
     def _parameter(self, *shape: int) -> nn.Parameter:
         """A parameter on the layer's device and in its dtype, not filled."""
-        return nn.Parameter(torch.empty(shape, **self._factory_keywords))
+        with self._memory():
+            return nn.Parameter(torch.empty(shape, **self._factory_keywords))
 
     def _zero_padding(self, ids: Tensor, vectors: Tensor) -> Tensor:
         """Vectors with zeros for ``padding_idx``, whose parameters other ids share, so that they cannot be zero."""
