@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from paths import ROOT
+from torch._dynamo.backends.common import aot_autograd
 
 
 @pytest.fixture
@@ -96,6 +98,33 @@ def test_ratios_are_judged_by_their_aims(compare, capsys: pytest.CaptureFixture[
         "- at most 1.3 not measured on a GPU skipped, step",
     ]
     assert table_line(run.rows[1]).split() == ["other", "13.000", "ms", "1.310", "2", "MiB", "MISSED", "(1.3)"]
+
+
+def test_a_compiler_that_gives_other_steps_is_told(compare) -> None:
+    """Its loss and its gradients are compared with the eager step's; a compiler may be wrong in one of them alone."""
+    from benchmarks.gpu._checks import compiled_is_eager
+    from benchmarks.gpu._settings import Run, Sizes
+
+    def compiler(scale: float):
+        """Leaves operators as they are, and multiplies the first of the results: the loss, or a gradient."""
+
+        def compiled(module: torch.fx.GraphModule, inputs: object):
+            def call(*given: torch.Tensor):
+                results = list(module(*given))
+                first = next(at for at, one in enumerate(results) if one is not None and one.is_floating_point())
+                results[first] = results[first] * scale
+                return results
+
+            return make_boxed_func(call)
+
+        return compiled
+
+    run = Run(torch.device("cpu"), Sizes.small(), float("inf"))
+    compiled_is_eager(run, "even", aot_autograd(fw_compiler=compiler(1.0), bw_compiler=compiler(1.0)))
+    with pytest.raises(AssertionError, match="the loss of even"):
+        compiled_is_eager(run, "even", aot_autograd(fw_compiler=compiler(1.01), bw_compiler=compiler(1.0)))
+    with pytest.raises(AssertionError, match=r"the gradient of \S+ of even"):
+        compiled_is_eager(run, "even", aot_autograd(fw_compiler=compiler(1.0), bw_compiler=compiler(1.01)))
 
 
 def test_what_takes_too_long_is_stopped(compare) -> None:

@@ -254,21 +254,46 @@ def baselines(run: Run) -> None:
 
 
 def compiled(run: Run) -> None:
-    """torch.compile(fullgraph=True) of forward pass and loss in training gives the step's gradients."""
-    ids = drawn_ids(run, (run.sizes.checked_rows // 4,), 3).to(run.device)
+    """torch.compile(fullgraph=True) of forward pass and loss in training gives the eager step, traced alone."""
     for name in layers_of(run.sizes):
-        there = layer(run.sizes, name).to(run.device)
-        twin = copy.deepcopy(there)
+        compiled_is_eager(run, name, "aot_eager")
 
-        def loss_of(ids: Tensor, there: mgqe.MGQEmbedding = there) -> Tensor:
-            return there(ids).square().mean() + mgqe.quantization_loss(there)
 
-        torch.compiler.reset()
-        with run.there:
-            with mgqe.one_graph(there):
-                torch.compile(loss_of, fullgraph=True, backend="aot_eager")(ids).backward()
-            (twin(ids).square().mean() + mgqe.quantization_loss(twin)).backward()
-        torch.testing.assert_close(there.raw_weight.grad, twin.raw_weight.grad, atol=1e-4, rtol=1e-3)
+def compiled_by_default(run: Run) -> None:
+    """The same with torch's default compiler, whose steps are timed."""
+    if run.device.type != "cuda":
+        raise Skip("torch's default compiler is checked on GPUs")
+    for name in ("even", "default", "sx"):
+        compiled_is_eager(run, name, "inductor")
+
+
+def compiled_is_eager(run: Run, name: str, backend: str | Callable[..., Any]) -> None:
+    """A compiled step's loss and the gradients of all parameters are the eager step's, to rounding."""
+    ids = drawn_ids(run, (run.sizes.checked_rows // 4,), 3).to(run.device)
+    there = layer(run.sizes, name).to(run.device)
+    twin = copy.deepcopy(there)
+
+    def loss_of(ids: Tensor) -> Tensor:
+        return there(ids).square().mean() + mgqe.quantization_loss(there)
+
+    torch.compiler.reset()
+    with run.there:
+        with mgqe.one_graph(there):
+            mine = torch.compile(loss_of, fullgraph=True, backend=backend)(ids)
+            mine.backward()
+        theirs = twin(ids).square().mean() + mgqe.quantization_loss(twin)
+        theirs.backward()
+    what = f"compiled by {backend}: %s of {name}\n%s"
+    close_to(mine, theirs, what, "the loss")
+    for (parameter, a), b in zip(there.named_parameters(), twin.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None), what % (f"the gradient of {parameter}", "one is missing")
+        if a.grad is not None:
+            close_to(a.grad, b.grad, what, f"the gradient of {parameter}")
+
+
+def close_to(mine: Tensor, theirs: Tensor | None, what: str, part: str) -> None:
+    """Equal to rounding, or an AssertionError that says of what."""
+    torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-3, msg=lambda text: what % (part, text))
 
 
 BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
@@ -331,6 +356,7 @@ CHECKS: dict[str, Callable[[Run], None]] = {
     "CUDA graphs": graphs,
     "torch.compile": compiled,
     "several processes": several_processes,
+    "torch.compile, its default": compiled_by_default,
 }
 
 

@@ -18,6 +18,8 @@ import torch
 from contract import BUDGET, DIM, ROWS, SUBJECTS
 from recsys_data import tiny_config, write_tiny
 from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from waits import Waits
 
 import mgqe
@@ -94,6 +96,47 @@ def test_lookups_bags_and_searches_are_those_of_the_cpu(subject):
         torch.testing.assert_close(made, table.bag(bags, None, mode), **CLOSE)
     if found is not None:
         assert torch.equal(found, table.topk(queries, 4).ids)
+
+
+class Made(TorchDispatchMode):
+    """What is made within on a device: the most numbers of a tensor, and the types; views are not made."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device, self.most, self.types = device, 0, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if all(each.alias_info is None for each in function._schema.returns):
+            for tensor in tree_leaves(out):
+                if isinstance(tensor, torch.Tensor) and tensor.device.type == self.device.type:
+                    self.most, self.types = max(self.most, tensor.numel()), self.types | {tensor.dtype}
+        return out
+
+
+FROZEN = {
+    "one tier": (mgqe.DPQEmbedding, {}),
+    "tiers": (mgqe.MGQEmbedding, {"counts": torch.arange(2000) * 7 % 11}),
+    "SX": (mgqe.DPQEmbedding, {"quantizer": "sx"}),
+}
+
+
+@on_the_device
+@pytest.mark.parametrize(("kind", "arguments"), FROZEN.values(), ids=FROZEN)
+def test_freezing_makes_blocks_on_the_device_and_packs_on_the_host(kind, arguments, monkeypatch):
+    """Codes of 2,000 rows, 4 a row, are 8,000 numbers; of a block of 32, with its distances to 4 centroids, 512."""
+    for name in ("mgqe.nn.freezing.SWEEP_ROWS", "mgqe.nn.rows.checks.SWEEP_ROWS"):
+        monkeypatch.setattr(name, 32)
+    layer = kind(2000, DIM, num_subspaces=4, num_centroids=4, warmup_steps=0, **arguments)
+    layer.start_quantizing()
+    with there() as device:
+        layer.to(device).eval()
+        with Made(device) as made:
+            table = layer.freeze()
+    assert 32 * DIM <= made.most <= 32 * 4 * 4
+    assert torch.int32 in made.types  # codes
+    assert torch.uint8 not in made.types  # packed ones
+    assert table.nbytes > 2000  # all of them
 
 
 SOME = torch.arange(0, 40, 3)

@@ -81,6 +81,11 @@ def step_of_a_gpu(model, ids, compiled):
             return one_step(model, ids, compiled)
 
 
+def step_without_kernels(model, ids, compiled):
+    with as_on_gpu(), mgqe.one_graph(model):
+        return one_step(model, ids, compiled)
+
+
 VQ = ["quantize_in_graph"], ["scatter_in_graph"]
 PLAN = ["transform", "quantize_in_graph", "transform"], ["scatter_in_graph"]
 OPERATORS = {"dpq": VQ, "even": VQ, "default": PLAN, "budget": PLAN, "padding, bfloat16 rows": VQ}
@@ -137,6 +142,31 @@ def test_one_compilation_does_for_all_steps_and_for_a_gpu():
     with as_on_gpu(), mgqe.one_graph(model), torch._dynamo.config.patch(error_on_recompile=True):
         losses = [one_step(model, torch.arange(8) + step, compiled)[0] for step in range(4)]
     assert len({float(loss) for loss in losses}) == 4
+
+
+SIZED = {
+    "even": (*LAYERS["even"], step_of_a_gpu),
+    "even, sparse": (mgqe.MGQEmbedding, {**EVEN, "sparse": True}, step_of_a_gpu),
+    "default": (*LAYERS["default"], step_of_a_gpu),
+    "sx, by torch's operators": (*LAYERS["sx"], step_without_kernels),
+    "bag": (mgqe.MGQEmbeddingBag, {**EVEN, "mode": "sum"}, step_of_a_gpu),
+    "bag by a plan": (mgqe.MGQEmbeddingBag, {"counts": COUNTS}, step_of_a_gpu),
+}
+
+
+@pytest.mark.parametrize(("kind", "arguments", "take_step"), SIZED.values(), ids=SIZED)
+def test_batches_of_other_sizes_are_not_compiled_again(kind, arguments, take_step, monkeypatch):
+    """The first size is compiled for itself, the second for all others: torch's own way where dynamic= is left out."""
+    monkeypatch.setenv("MGQE_TRITON", "0")
+    model = make(kind, arguments)
+    twin, graphs, made = copy.deepcopy(model), [], torch.Generator().manual_seed(3)
+    torch._dynamo.reset()
+    compiled = torch.compile(loss_of, backend=backend_with(graphs), fullgraph=True)
+    for size in (6, 9, 40, 2, 257):
+        ids = torch.randint(N, (size, 5), generator=made)
+        for a, b in zip(take_step(model, ids, compiled), one_step(twin, ids), strict=True):
+            torch.testing.assert_close(a.to_dense(), b.to_dense(), atol=1e-6, rtol=1e-4)
+    assert len(graphs) == 2 * 2  # there and back, twice
 
 
 def test_passes_are_not_counted_and_each_loss_is_read_once():

@@ -63,7 +63,8 @@ class ComposedEmbedding(LateIds):
 
     def _parameter(self, *shape: int) -> nn.Parameter:
         """A parameter on the layer's device and in its dtype, not filled."""
-        return nn.Parameter(torch.empty(shape, **self._factory_keywords))
+        with self._memory():
+            return nn.Parameter(torch.empty(shape, **self._factory_keywords))
 
     def _zero_padding(self, ids: Tensor, vectors: Tensor) -> Tensor:
         """Vectors with zeros for ``padding_idx``, whose parameters other ids share, so that they cannot be zero."""
@@ -105,12 +106,14 @@ def check_dtype(dtype: torch.dtype | None) -> None:
 
 
 @outside_inference
-def cpu_values(layer: nn.Module, name: str, stored_dtype: str | None = None) -> Tensor:
+def cpu_values(layer: LateIds, name: str, stored_dtype: str | None = None) -> Tensor:
     """A parameter's values for a frozen table: a copy on the CPU, in the parameter's dtype unless ``stored_dtype`` says
     otherwise.
 
-    Raises ValueError if they have NaN or infinity, TypeError for a dtype that frozen tables do not have.
+    Raises ValueError if they have NaN or infinity, TypeError for a dtype that frozen tables do not have, IndexError if
+    ids out of range were looked up on a GPU, which the copy waits for anyway.
     """
+    layer.check_ids()
     weight = layer.get_parameter(name)
     check_dtype(weight.dtype)
     if is_sharded(weight):  # a collective: every process has to call it

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mgqe.baselines.base import check_dtype, cpu_values, read_sizes, sizes_of, stored_type
 from mgqe.baselines.budget import blank, file_nbytes
+from mgqe.checks.devices import memory_for_layer
 from mgqe.checks.ids import FLOAT_DTYPES, check_sizes
 from mgqe.checks.inference import as_normal, outside_inference
 from mgqe.checks.scalars import as_float, optional_int
@@ -86,7 +87,8 @@ class FullEmbedding(LateIds, nn.Embedding):
         args = (*(v if v is None else as_float(n, v) for n, v in zip(names, args)), *args[len(names) :])
         if (weight := kwargs.get("_weight")) is not None:  # from_pretrained passes it by keyword
             kwargs["_weight"] = as_normal(weight)
-        super().__init__(num_embeddings, embedding_dim, padding_idx, *args, **kwargs)
+        with memory_for_layer(type(self).__name__, num_embeddings, embedding_dim):
+            super().__init__(num_embeddings, embedding_dim, padding_idx, *args, **kwargs)
         self.stored_dtype = stored_dtype
 
     def forward(self, input: Tensor) -> Tensor:

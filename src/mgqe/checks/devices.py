@@ -58,6 +58,15 @@ def memory_for(what: str, remedy: str) -> Iterator[None]:
         raise torch.OutOfMemoryError(f"{what} does not fit into the GPU's memory ({error}). {remedy}") from error
 
 
+def memory_for_layer(kind: str, num_embeddings: int, embedding_dim: int) -> AbstractContextManager[None]:
+    """:func:`memory_for` a layer of any class."""
+    return memory_for(
+        f"a {kind} of {num_embeddings:,} x {embedding_dim}",
+        "Take fewer dimensions or a larger GPU, or train on the CPU; mgqe.MGQEmbedding can have rows that take less "
+        '(rows="bfloat16" or "cached", docs/large_tables.md)',
+    )
+
+
 def memory_for_rows(num_embeddings: int, embedding_dim: int) -> AbstractContextManager[None]:
     """:func:`memory_for` rows that train."""
     return memory_for(

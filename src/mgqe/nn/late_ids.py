@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from mgqe.checks.devices import memory_for_layer
 from mgqe.checks.ids import as_int64, check_ids
 from mgqe.checks.waiting import reads_wait
 from mgqe.nn.id_guard import IdGuard
@@ -62,6 +64,11 @@ class LateIds(nn.Module):
         self.check_ids()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
+    def _memory(self) -> AbstractContextManager[None]:
+        """Around what makes the layer's tensors on a device, to say what does not fit into its memory."""
+        return memory_for_layer(type(self).__name__, self.num_embeddings, self.embedding_dim)
+
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.check_ids()
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        with self._memory():
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -232,9 +233,8 @@ class RowLayer(LateIds, CodebookLayer):
             with torch.no_grad():
                 torch.embedding_renorm_(self.raw_weight.detach(), ids, self.max_norm, self.norm_type)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        with memory_for_rows(self.num_embeddings, self.embedding_dim):
-            return super()._apply(fn, recurse)
+    def _memory(self) -> AbstractContextManager[None]:
+        return memory_for_rows(self.num_embeddings, self.embedding_dim)
 
 
 @lru_cache(maxsize=256)
