@@ -186,10 +186,18 @@ def test_tuned_settings(data: str) -> None:
     assert (config.loss, config.weight_decay) == ("softmax", 0)
 
 
-def test_settings_of_factorisation_on_sparse_data() -> None:
-    config = TrainConfig(data="beauty-split", model="mf").with_settings(tuned_settings("mf", "beauty-split"))
-    assert (config.loss, config.weight_decay, config.init_std) == ("softmax", 1e-5, 0.02)
-    assert tuned_settings("mf", "ml-1m-split") == ()
+@pytest.mark.parametrize("data", ["beauty-split", "ml-1m-split", "clicks.csv"])
+def test_settings_of_factorisation(data: str) -> None:
+    config = TrainConfig(data=data, model="mf").with_settings(tuned_settings("mf", data))
+    assert (config.loss, config.negatives, config.weight_decay, config.init_std) == ("softmax", 512, 1e-5, 0.02)
+
+
+@pytest.mark.parametrize(("given", "negatives"), [
+    (["loss=bpr"], 4), (["loss=bpr", "negatives=1"], 1), (["loss=softmax"], 512), (["max_epochs=3"], 512),
+])  # fmt: skip
+def test_negatives_of_one_loss_are_not_taken_for_another(given: list[str], negatives: int) -> None:
+    config = TrainConfig(model="mf").with_settings([*tuned_settings("mf", "clicks.csv", given), *given])
+    assert config.negatives == negatives
 
 
 def test_fewer_layers_than_none_are_refused() -> None:

@@ -187,7 +187,7 @@ def config_of(
         header=header, split=split, repeats=repeats, min_count=min_count, k_core=k_core, valid=valid, test=test,
         task=task, model=model, threads=threads, device=device, metrics=metrics, select_by=select_by,
     )  # fmt: skip
-    return config.with_settings([*tuned_settings(model, data), *(setting or ())])
+    return config.with_settings([*tuned_settings(model, data, setting or ()), *(setting or ())])
 
 
 def with_budget(embedding: str | None, budget: str | None, prefer: str | None = None, prefer_tail: bool = False) -> str:

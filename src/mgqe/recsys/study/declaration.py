@@ -259,7 +259,7 @@ def _pair(name: str, entries: _Entries, common: dict[str, Any], seeds: tuple[int
     settings = {**common, **entries.take("settings", dict, {})}
     written = [f"{key}={value}" for key, value in settings.items()]
     try:
-        config = config.with_settings([*tuned_settings(model, data), *written])
+        config = config.with_settings([*tuned_settings(model, data, written), *written])
     except ValueError as error:
         raise ValueError(f"{entries.where}: {error}") from error
     pair = Pair(
