@@ -160,14 +160,15 @@ def main() -> None:
             tried.append((figure, settings, model))
         _, settings, model = max(tried, key=lambda each: each[0])
         records.append(shown({"name": name, "settings": settings, **figures_of(task.evaluate(model))}))
-    records += [shown({"name": run, **figures_of(task.evaluate(load_run(run)))}) for run in options.run]
+    runs = {Path(run).name: run for run in options.run}
+    records += [shown({"name": name, **figures_of(task.evaluate(load_run(run)))}) for name, run in runs.items()]
     out = options.out or QUALITY / f"reference-points-{options.data}.json"
     about = {**environment(), "implicit": version_of("implicit"), "recbole": version_of("recbole")}
     out.write_text(
         json.dumps(
             {
                 "environment": about,
-                "options": {**vars(options), "out": str(out.name), "data_dir": None},
+                "options": {**vars(options), "run": list(runs), "out": out.name, "data_dir": None},
                 "runs": records,
             },
             indent=1,
