@@ -168,9 +168,10 @@ class InPlace(Writer):
         content = (folder / "new").read_bytes()
         (folder / "new").unlink()
         with open(folder / "table.safetensors", "wb") as file:
-            for byte in range(0, len(content), 64):
-                file.write(content[byte : byte + 64])
-                file.flush()
+            file.write(content[: len(content) // 2])
+            file.flush()
+            time.sleep(0.05)  # longer than all else that it does, so that most kills come now
+            file.write(content[len(content) // 2 :])
 
 
 class Untidy(Writer):
