@@ -532,7 +532,19 @@ FIGURES = {
 }
 
 
-PAGES = ("convert", "method", "speed", "serving")
+PAGES = ("convert", "method", "speed", "serving", "reference_points")
+
+
+def reference_points() -> str:
+    """Models of other libraries, and runs, on the published splits; the columns are those of the test part."""
+    splits = {data: read(f"reference-points-{data}") for data in ("ml-1m-split", "beauty-split")}
+    found = {data: {each["name"]: each for each in result["runs"]} for data, result in splits.items() if result}
+    header = ["whole catalogue, test", *(f"{data}: {name}" for data in found for name in ("recall@20", "NDCG@20"))]
+    rows = []
+    for model in dict.fromkeys(name for runs in found.values() for name in runs):
+        figures = [runs.get(model, {}).get(name) for runs in found.values() for name in ("recall@20", "ndcg@20")]
+        rows.append([model, *("" if figure is None else f"{figure:.4f}" for figure in figures)])
+    return markdown(header, rows)
 
 
 def parts() -> dict[str, str]:
@@ -559,6 +571,7 @@ def parts() -> dict[str, str]:
         "speed": speed(),
         "topk": topk(),
         "serve": serve(),
+        "reference-points": reference_points(),
     }
 
 
