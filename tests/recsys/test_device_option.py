@@ -66,29 +66,31 @@ def test_all_steps_are_made_on_the_device(
     assert {json.loads(path.read_text())["device"] for path in configs} == {THERE}
 
 
+def refused(command: Command, runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the command on a GPU prints; asserts that it was refused before training, and left nothing."""
+    monkeypatch.setattr(loop, "run_epoch", lambda *arguments: pytest.fail("trained before it was refused"))
+    result = runner.invoke(app, command("cuda"))
+    said = " ".join(result.output.split())
+    assert result.exit_code == 2, said
+    assert not (tmp_path / "out").exists()
+    return said
+
+
 def test_tables_too_large_for_the_card_are_refused_before_training(
     command: Command, runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A card of 24 GB of which 10,000 bytes are free, fewer than the rows of 137 ids, their gradients and Adam's."""
     monkeypatch.setattr("mgqe.recsys.train.run.check_device", torch.device)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10_000, 24 * 10**9))
-    monkeypatch.setattr(loop, "run_epoch", lambda *arguments: pytest.fail("trained before it was refused"))
-    result = runner.invoke(app, command("cuda"))
-    said = " ".join(result.output.split())
-    assert result.exit_code == 2, said
+    said = refused(command, runner, tmp_path, monkeypatch)
     assert "--device cuda: training takes 0.00 GB for the tables" in said
     assert "0.00 GB of the GPU's 24.00 GB are free: train with --device cpu, with fewer dimensions" in said
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch finds a GPU here")
 def test_a_gpu_that_is_not_there_is_refused_before_training(
     command: Command, runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "run_epoch", lambda *arguments: pytest.fail("trained before it was refused"))
-    result = runner.invoke(app, command("cuda"))
-    said = " ".join(result.output.split())
-    assert result.exit_code == 2, said
+    said = refused(command, runner, tmp_path, monkeypatch)
     assert "--device cuda: torch cannot use it here" in said
     assert "leave it out, or say cpu" in said
-    assert not (tmp_path / "out").exists()
