@@ -16,8 +16,6 @@ from mgqe.recsys.study.runs import Pace, PendingRuns, run_study
 from mgqe.recsys.train.loop import EpochReport
 
 STAGES = {"full": "first phase", "annealed": "annealing", "quantised": "through the codes"}
-
-
 EVERY = 60.0  # seconds between lines within an epoch
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_int32, c_int64, c_void_p
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -186,12 +186,13 @@ class TableBuffers:
 
     def without_holding(self) -> TableBuffers:
         """The same memory by other tensors, so that those of this table can be let go of."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return TableBuffers(**{name: _other_tensors(value) for name, value in values.items()})
+        return TableBuffers(**{f.name: _mapped(Tensor.detach, getattr(self, f.name)) for f in fields(self)})
 
     def is_the_same_as(self, other: TableBuffers) -> bool:
         """Whether the other's numbers are these, and its tensors lie where these do, with their shapes and types."""
-        return all(_places(getattr(self, f.name)) == _places(getattr(other, f.name)) for f in fields(self))
+        return all(
+            _mapped(_place, getattr(self, f.name)) == _mapped(_place, getattr(other, f.name)) for f in fields(self)
+        )
 
     def with_plain_numbers(self) -> TableBuffers:
         """The same table, its numbers as plain ints; raises TypeError for anything that is no whole number."""
@@ -370,7 +371,7 @@ EVEN_SCHEMA = (
     "Tensor[] codes, Tensor[] centroids, Tensor[] scales, Tensor[] map_bits, Tensor[] map_ranks, int[] order, "
     "int[] sizes, int[] bits, int[] num_subspaces, int[] codebook_of, int embedding_dim, int padding_idx"
 )
-_EVEN_ARGUMENTS = 12
+_EVEN_ARGUMENTS = len(EVEN_SCHEMA.split(","))
 _SPLITS = "int[] splits=[]"  # programs that were exported before there were any do not give them
 MIXED_SCHEMA = (
     f"{EVEN_SCHEMA}, int[] widths, int[] code_bits, Tensor? mean, Tensor? matrix, Tensor? matrix_scales, "
@@ -379,17 +380,15 @@ MIXED_SCHEMA = (
 EVEN_SCHEMA = f"{EVEN_SCHEMA}, {_SPLITS}"
 
 
-def _places(value: Any) -> Any:
-    """A tensor's place, shape and type; those of a list's; a number itself."""
+def _mapped(of_tensor: Callable[[Tensor], Any], value: Any) -> Any:
+    """What ``of_tensor`` makes of a tensor, or of each in a list; a number itself."""
     if isinstance(value, Tensor):
-        return value.data_ptr(), value.shape, value.stride(), value.dtype, value.device
-    return [_places(each) for each in value] if isinstance(value, (list, tuple)) else value
+        return of_tensor(value)
+    return [_mapped(of_tensor, each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
-def _other_tensors(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach()
-    return [_other_tensors(each) for each in value] if isinstance(value, (list, tuple)) else value
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 def _aligned(tensor: Tensor) -> Tensor:

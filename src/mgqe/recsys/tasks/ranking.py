@@ -54,6 +54,11 @@ class EvalPart(HeldOut):
 
     negatives: Tensor
 
+    @property
+    def is_sampled(self) -> bool:
+        """Whether there are sampled metrics."""
+        return self.negatives.shape[1] > 0
+
     @classmethod
     def of(cls, part: HeldOut, negatives: Tensor) -> EvalPart:
         return cls(part.users, part.items, part.offsets, negatives)
@@ -159,7 +164,7 @@ class RankingTask:
     @property
     def metric(self) -> str:
         """HR@10 among sampled items, or in the whole catalogue where there are none."""
-        return "hr@10" if self.test.negatives.shape[1] else "full_hr@10"
+        return "hr@10" if self.test.is_sampled else "full_hr@10"
 
     @property
     def selects_by(self) -> str:
@@ -334,7 +339,7 @@ class RankingTask:
             result, rows = model(users, items), row_of_item[items]
             return torch.where(rows == rows[:, :1], result[:, :1], result)
 
-        if not part.negatives.shape[1]:
+        if not part.is_sampled:
             return None
         return sampled_ranks(scores, part.users, part.items, part.negatives, owners=part.owners)
 

@@ -267,7 +267,7 @@ class SequentialTask:
     def _ranks(self, vectors: Tensor, queries: Tensor, test: bool) -> Tensor | None:
         """Ranks of a part's items among their sampled negatives, None if it has none; queries (u, d) of its users."""
         part = self.base.test if test else self.base.valid
-        if not part.negatives.shape[1]:
+        if not part.is_sampled:
             return None
         # Multiplication and sum give equal items equal scores; a matrix product may not.
         return sampled_ranks(
