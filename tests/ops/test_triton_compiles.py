@@ -33,5 +33,6 @@ def test_every_kernel_compiles(capability, tmp_path):
     through_a_matrix = ["transform", "transform with scales", "mean of codes, a matrix", "sum of codes, whole numbers"]
     assert [name for name, kernel in kernels.items() if kernel["fma.f32"]] == through_a_matrix
     assert kernels["decode whole"]["tensor cores"] > 0
+    assert kernels["decode floats"]["tensor cores"] > 0
     assert kernels["keep"]["loads of 16 bytes"] > 0
     assert kernels["keep of tiers"]["loads of 16 bytes"] > 0

@@ -63,9 +63,12 @@ def quantize() -> list[Tensor]:
 EVEN, WHOLE = table(sizes=(9, 60), counts=(4, 2))[0], whole_table([2, 1, 4], [(3, 8, 0), (2, 6, 1)], [9, 60], 7)
 WORK: dict[str, list[Callable[[], list[Tensor]]]] = {
     "_nearest": [quantize, lambda: [ops.assign(numbers(70, 8), numbers(4, 5, 2), numbers(4, 5))]],
-    "_transform": [lambda: look_up(mixed_table(sizes=(9, 60), matrix=torch.float32, dim=9)[0])],
+    "_transform": [lambda: [ops.transform(numbers(69, 5), numbers(9), numbers(5, 9))]],
     "_decode": [lambda: look_up(EVEN)],
-    "_decode_whole": [lambda: look_up(WHOLE.snapshot.lookup.table)],
+    "_decode_through": [
+        lambda: look_up(WHOLE.snapshot.lookup.table),
+        lambda: look_up(mixed_table(sizes=(9, 60), matrix=torch.float32, dim=9)[0]),
+    ],
     "_bag_codes": [lambda: pool(EVEN), lambda: pool(WHOLE.snapshot.lookup.table)],
     "_keep": [lambda: search(EVEN), lambda: search(table(sizes=(69,), counts=(4,), subspaces=(2,))[0])],
 }

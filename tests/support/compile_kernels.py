@@ -155,15 +155,23 @@ KERNELS = {
     ),
     "decode": (lookup._decode, POINTERS["lookup"] | {"book": FLOATS}, TILE),
     "decode whole": (
-        lookup._decode_whole,
+        lookup._decode_through,
         POINTERS["lookup"] | {"book": BYTES, "matrix": BYTES},
-        {**TILE, "COLUMNS": 64},
+        {**TILE, "WHOLE": True, "COLUMNS": 64},
+    ),
+    "decode floats": (
+        lookup._decode_through,
+        POINTERS["lookup"] | {"book": FLOATS, "matrix": FLOATS},
+        {**TILE, "WHOLE": False, "COLUMNS": 64},
     ),
 }
-INSTRUCTIONS = {"fma.f64": r"fma\.rn\.f64", "fma.f32": r"fma\.rn\.f32", "tensor cores": r"mma\S*s8|imma"}
+INSTRUCTIONS = {"fma.f64": r"fma\.rn\.f64", "fma.f32": r"fma\.rn\.f32", "tensor cores": r"mma\S*s8|imma|mma\S*tf32"}
 INSTRUCTIONS |= {"loads": r"ld\.global", "loads of 16 bytes": r"ld\.global\S*\.v4"}
 INSTRUCTIONS |= {"shuffles": r"shfl", "selects": r"selp"}
-ALL_SHAPES = ("nearest of tiers, decoded", "transform", "decode", "decode whole", "sum of codes, whole numbers", "keep")
+ALL_SHAPES = (
+    "nearest of tiers, decoded", "transform", "decode", "decode whole", "decode floats", "sum of codes, whole numbers",
+    "keep",
+)  # fmt: skip
 
 
 def compiled(kernel, types, constants, capability, num_warps):

@@ -1,8 +1,9 @@
 """Look-ups from packed codes: where an id's row lies, its bytes, its codes' centroids and the small matrix.
 
-One kernel finds tier and row of each id, one goes from bytes to the numbers that the codes name. Where these numbers
-and the matrix are whole, as in tables of ``int8_columns``, the product with the matrix is in the same kernel, in
-tensor cores where there are any, and exact: sums of products of bytes are below 2^31 in int32.
+One kernel finds tier and row of each id, one goes from bytes to the numbers that the codes name, and, where there is a
+matrix, to their product with it, in tensor cores where there are any. Where numbers and matrix are whole, as in tables
+of ``int8_columns``, this is exact: sums of products of bytes are below 2^31 in int32. Products of floats are to
+float32's precision ("tf32x3": three products of parts of 10 bits), and summed in another order than on the CPU.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from torch import Tensor
 from mgqe.ops.triton_kernels.codes import read_numbers
 from mgqe.ops.triton_kernels.on_device import on_its_gpu
 from mgqe.ops.triton_kernels.scores import Scorer
-from mgqe.ops.triton_kernels.transform import transform
 from mgqe.ops.triton_kernels.tuning import tuned
 
 IDS = 32  # of a program that locates rows
@@ -129,11 +129,11 @@ def _decode(
     {"IDS": 32, "num_warps": 4},
     {"IDS": 64, "num_warps": 4},
     {"IDS": 64, "num_warps": 8},
-    key=("length", "dim"),
+    key=("length", "dim", "WHOLE"),
     rows="num_ids",
 )
 @triton.jit(do_not_specialize=["num_ids", "length", "dim", "padding_idx"])
-def _decode_whole(
+def _decode_through(
     ids,
     tiers,
     places,
@@ -150,24 +150,30 @@ def _decode_whole(
     dim,
     padding_idx,
     IDS: tl.constexpr,
+    WHOLE: tl.constexpr,
     COORDINATES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """mean + scales * (numbers @ matrix), (n, d), of numbers and a matrix of int8; zeros for the padding."""
+    """mean + numbers @ matrix, (n, d), of floats, and mean + scales * (numbers @ matrix) of int8; 0 for the padding."""
     at = tl.program_id(0).to(tl.int64) * IDS + tl.arange(0, IDS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside, within = at < num_ids, column < dim
     tier = tl.load(tiers + at, mask=inside, other=0)
     place = tl.load(places + at, mask=inside, other=0)
-    total = tl.zeros((IDS, COLUMNS), tl.int32)
+    total = tl.zeros((IDS, COLUMNS), tl.int32 if WHOLE else tl.float32)
     for start in range(0, length, COORDINATES):
         coordinate = start + tl.arange(0, COORDINATES)
         value = read_numbers(addresses, row_bytes, fields, book, tier, place, inside, coordinate, length)
         there = (coordinate < length)[:, None] & within[None, :]
         weight = tl.load(matrix + coordinate[:, None] * dim + column[None, :], mask=there, other=0)
-        total = tl.dot(value, weight, total, out_dtype=tl.int32)
-    scale = tl.load(scales + column, mask=within, other=0.0)[None, :]
-    row = tl.load(mean + column, mask=within, other=0.0)[None, :] + total.to(tl.float32) * scale
+        if WHOLE:
+            total = tl.dot(value, weight, total, out_dtype=tl.int32)
+        else:
+            total = tl.dot(value, weight, total, input_precision="tf32x3")
+    product = total.to(tl.float32)
+    if WHOLE:
+        product = product * tl.load(scales + column, mask=within, other=0.0)[None, :]
+    row = tl.load(mean + column, mask=within, other=0.0)[None, :] + product
     padding = tl.load(ids + at, mask=inside, other=0) == padding_idx
     row = tl.where(padding[:, None], 0.0, row)
     tl.store(out + at[:, None] * dim + column[None, :], row, mask=inside[:, None] & within[None, :])
@@ -229,14 +235,11 @@ class GpuTable:
 
     @on_its_gpu
     def __call__(self, ids: Tensor) -> Tensor:
-        """Rows float32 (n, d) of ids int64 (n,), contiguous and in range: the bits of :func:`mgqe.ops.lookup`."""
-        if self.column_scales is not None:
-            return self._whole_rows(ids)
-        numbers = self.numbers(ids)
-        if self.mean is None or self.matrix is None:
-            return numbers
-        rows = transform(numbers, self.mean, self.matrix)
-        return rows if self.padding_idx < 0 else rows.masked_fill_((ids == self.padding_idx).unsqueeze(1), 0.0)
+        """Rows float32 (n, d) of ids int64 (n,), contiguous and in range.
+
+        They have the bits of :func:`mgqe.ops.lookup`, but through a matrix of floats, where sums are in another order.
+        """
+        return self.numbers(ids) if self.matrix is None else self._through_the_matrix(ids, self.matrix)
 
     @on_its_gpu
     def numbers(self, ids: Tensor) -> Tensor:
@@ -281,23 +284,23 @@ class GpuTable:
         """Where the rows of ids (n,) lie, as :class:`Scorer` takes it: entries, rows there, addresses and sizes."""
         return self.found(ids)[1:5]
 
-    def _whole_rows(self, ids: Tensor) -> Tensor:
-        assert self.matrix is not None  # mypy: column scales come with a matrix
-        n, (length, dim) = ids.shape[0], self.matrix.shape
+    def _through_the_matrix(self, ids: Tensor, matrix: Tensor) -> Tensor:
+        n, (length, dim) = ids.shape[0], matrix.shape
         out = torch.empty((n, dim), dtype=torch.float32, device=ids.device)
         columns = max(16, min(MAX_COLUMNS, triton.next_power_of_2(dim)))
         if n:
-            _decode_whole[lambda shape: (triton.cdiv(n, shape["IDS"]), triton.cdiv(dim, columns))](
+            _decode_through[lambda shape: (triton.cdiv(n, shape["IDS"]), triton.cdiv(dim, columns))](
                 *self.found(ids),
                 self.book,
-                self.matrix,
-                self.column_scales,
+                matrix,
+                self.mean if self.column_scales is None else self.column_scales,
                 self.mean,
                 out,
                 n,
                 length,
                 dim,
                 self.padding_idx,
+                WHOLE=self.column_scales is not None,
                 COORDINATES=COORDINATES,
                 COLUMNS=columns,
                 enable_fp_fusion=False,
