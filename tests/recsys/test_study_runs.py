@@ -108,6 +108,32 @@ def test_one_method_alone(runner: CliRunner, tmp_path: Path) -> None:
     assert "no method 'skalar' (did you mean 'scalar'?): expected 'MGQE', 'DPQ', 'scalar'" in result.output
 
 
+CANDIDATES = """
+[[methods]]
+name = "scalar"
+budgets = { 60 = ["scalar:bits=4", "scalar:bits=2", "scalar:bits=8"], 90 = ["scalar:bits=3"] }
+"""
+
+
+def test_further_seeds_are_for_the_candidate_that_validation_prefers(runner: CliRunner, tmp_path: Path) -> None:
+    declaration = declare(tmp_path, CANDIDATES)
+    declaration.write_text("candidate_seeds = 1\n" + declaration.read_text())
+    result = runner.invoke(app, ["study", str(declaration), "--dry"])
+    assert "0 runs are done, 7 to do" in result.output
+    assert "3 are of further seeds" in " ".join(result.output.split())
+    assert runner.invoke(app, ["study", str(declaration), "--jobs", "1"]).exit_code == 0
+    records = {(record["seed"], record["embedding"]): record for record in read_results(tmp_path / RESULTS).records}
+    assert len(records) == 5 + 3
+    fitting = ["scalar:bits=4", "scalar:bits=2"]  # eight bits are more than 60%
+    best = max(fitting, key=lambda name: records[1, name]["quality"]["valid_full_ndcg@10"])
+    assert {name for seed, name in records if seed == 2} == {"full", best, "scalar:bits=3"}
+    again = pending_runs(read_declaration(declaration), tmp_path)
+    assert (len(again.pending), len(again.recorded), len(again.waiting)) == (0, 8, 2)
+    every = declaration.read_text().removeprefix("candidate_seeds = 1\n")
+    declaration.write_text(every)
+    assert len(pending_runs(read_declaration(declaration), tmp_path).pending) == 2
+
+
 def test_what_is_lost_from_the_file_is_taken_from_the_run(runner: CliRunner, tmp_path: Path) -> None:
     declaration, out = declare(tmp_path, "", seeds="[1]"), tmp_path / "out"
     assert runner.invoke(app, ["study", str(declaration), "--out", str(out), "--jobs", "1"]).exit_code == 0

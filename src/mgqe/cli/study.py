@@ -14,7 +14,8 @@ from mgqe.files.atomic import fill_file
 from mgqe.files.destination import check_folder
 from mgqe.recsys.study.declaration import FILE, Pair, read_declaration
 from mgqe.recsys.study.execute import Run
-from mgqe.recsys.study.runs import RESULTS, check_pending, default_jobs, pending_runs
+from mgqe.recsys.study.records import Record
+from mgqe.recsys.study.runs import RESULTS, PendingRuns, check_pending, default_jobs, pending_runs
 
 commands = typer.Typer()
 
@@ -47,10 +48,19 @@ def study(
 ) -> None:
     declaration = read_declaration(config, data_dir, device)
     out = out or config.parent
-    runs = pending_runs(declaration, out, pair or (), seeds_of(seeds) if seeds else (), retry, methods=method or ())
+
+    def undone(retry: bool = False) -> PendingRuns:
+        return pending_runs(declaration, out, pair or (), seeds_of(seeds) if seeds else (), retry, methods=method or ())
+
+    runs = undone(retry)
     if damaged := ", ".join(map(str, runs.results.damaged)):
         say(f"{out / RESULTS}: line {damaged} is not whole; its run is repeated")
     output.print(f"{len(runs.recorded)} runs are done, {len(runs.pending)} to do ({len(runs.failed)} failed before)")
+    if runs.waiting:
+        output.print(
+            f"{len(runs.waiting)} are of further seeds of methods with several candidates: of these, the one that "
+            f"validation prefers with {_seeds(declaration.candidate_seeds)} is run"
+        )
     if dry or not runs.pending:
         for pair_, run in runs.pending:
             output.print(f"  {_name(pair_, run)}", highlight=False, markup=False)
@@ -58,14 +68,21 @@ def study(
     jobs = default_jobs() if jobs == 0 else jobs
     check_jobs(jobs)
     check_folder(out)
-    for note in check_pending(runs, records_impossible=True):
-        say(note)
-    if config.resolve() != (out / FILE).resolve():
-        fill_file(out / FILE, lambda file: file.write(config.read_bytes()))
-    records = train_with_bars(runs, out, jobs, _name)
+    records: list[Record] = []
+    while runs.pending:  # further seeds become pending once the first ones have ended
+        for note in check_pending(runs, records_impossible=True):
+            say(note)
+        if config.resolve() != (out / FILE).resolve():
+            fill_file(out / FILE, lambda file: file.write(config.read_bytes()))
+        records += train_with_bars(runs, out, jobs, _name)
+        runs = undone()
     failed = sum(record["status"] == "failed" for record in records)
     output.print(f"{len(records) - failed} runs done, {failed} failed; {out / RESULTS}", soft_wrap=True)
     output.print(f"now: mgqe report {out}", soft_wrap=True)
+
+
+def _seeds(number: int | None) -> str:
+    return "the first seed" if number == 1 else f"the first {number} seeds"
 
 
 def _name(pair: Pair, run: Run) -> str:

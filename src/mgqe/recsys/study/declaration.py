@@ -2,6 +2,7 @@
 
     title = "What compact tables cost"
     seeds = [1, 2, 3]
+    candidate_seeds = 1            # further ones are for the candidate that validation prefers; all if left out
 
     [settings]                     # of every run; any setting of `mgqe train`
     quantised_epochs = 10
@@ -108,12 +109,16 @@ class Ablation:
 
 @dataclass(frozen=True)
 class StudyDeclaration:
-    """A study: pairs, methods and ablations."""
+    """A study: pairs, methods and ablations.
+
+    candidate_seeds: how many of a pair's seeds all candidates are trained with, None: all.
+    """
 
     title: str
     pairs: dict[str, Pair]
     methods: tuple[StudyMethod, ...]
     ablations: tuple[Ablation, ...] = ()
+    candidate_seeds: int | None = None
 
     def candidates(self, pair: str, method: str) -> dict[float, tuple[str, ...]]:
         """Budget -> candidates of `method` on `pair`, as its blocks declare them together."""
@@ -235,6 +240,7 @@ class _Entries:
 def _declaration(entries: _Entries, data_dir: str | None) -> StudyDeclaration:
     title = entries.take("title", str, "A study")
     seeds = _seeds(entries.take("seeds", list, [1, 2, 3]), entries.where)
+    candidate_seeds = entries.take("candidate_seeds", int, 0)
     settings = entries.take("settings", dict, {})
     pairs = {}
     for name, content in entries.take("pairs", dict).items():
@@ -244,7 +250,7 @@ def _declaration(entries: _Entries, data_dir: str | None) -> StudyDeclaration:
     methods = [_method(block, pairs) for block in entries.blocks("methods")]
     ablations = [_ablation(block, pairs) for block in entries.blocks("ablations")]
     entries.finish()
-    declaration = StudyDeclaration(title, pairs, tuple(methods), tuple(ablations))
+    declaration = StudyDeclaration(title, pairs, tuple(methods), tuple(ablations), candidate_seeds or None)
     for pair in pairs.values():
         import_methods(declaration.embeddings(pair, 0))
         for embedding in dict.fromkeys(declaration.embeddings(pair, 0)):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mgqe.recsys.study.candidates import Preferred
 from mgqe.recsys.study.declaration import Pair, StudyDeclaration
 from mgqe.recsys.study.execute import WARM_UPS, Event, Run, check_configs, execute
 from mgqe.recsys.study.records import (
@@ -29,11 +30,16 @@ RESULTS = "results.jsonl"
 
 @dataclass(frozen=True)
 class PendingRuns:
-    """The runs of a study that are not done. recorded: those that the results file has, failures among them."""
+    """The runs of a study that are not done.
+
+    recorded: those that the results file has, failures among them. waiting: those of further seeds of a method whose
+    candidates have not all ended with the first ones, or which validation does not prefer.
+    """
 
     pending: list[tuple[Pair, Run]]
     recorded: list[tuple[Pair, Run]]
     results: Results
+    waiting: list[tuple[Pair, Run]] = field(default_factory=list)
 
     @property
     def failed(self) -> list[Record]:
@@ -70,11 +76,12 @@ def pending_runs(
             raise ValueError(f"--seeds: no pair has seed {seed}: expected {', '.join(map(str, known))}")
     results = read_results(out / RESULTS)
     done = results.done()
-    runs = PendingRuns([], [], results)
+    runs, preferred = PendingRuns([], [], results), Preferred(study, done)
     for pair, run in study.runs(pairs, seeds):
         status = done.get(run_key(pair.name, run.config), {"status": None})["status"]
         is_done = (status == "done" and not repeat(run)) or (status == "failed" and not retry)
-        (runs.recorded if is_done else runs.pending).append((pair, run))
+        others = runs.waiting if preferred.waits(pair, run) else runs.pending
+        (runs.recorded if is_done else others).append((pair, run))
     return runs
 
 
