@@ -120,7 +120,10 @@ def test_further_seeds_are_for_the_candidate_that_validation_prefers(runner: Cli
     declaration.write_text("candidate_seeds = 1\n" + declaration.read_text())
     result = runner.invoke(app, ["study", str(declaration), "--dry"])
     assert "0 runs are done, 7 to do" in result.output
-    assert "3 are of further seeds" in " ".join(result.output.split())
+    assert (
+        "\n3 are of further seeds of methods with several candidates: of these, the one that validation"
+        in result.output
+    )
     assert runner.invoke(app, ["study", str(declaration), "--jobs", "1"]).exit_code == 0
     records = {(record["seed"], record["embedding"]): record for record in read_results(tmp_path / RESULTS).records}
     assert len(records) == 5 + 3

@@ -59,11 +59,12 @@ def study(
     if runs.waiting:
         output.print(
             f"{len(runs.waiting)} are of further seeds of methods with several candidates: of these, the one that "
-            f"validation prefers with {_seeds(declaration.candidate_seeds)} is run"
+            f"validation prefers with {_seeds(declaration.candidate_seeds)} is run",
+            soft_wrap=True,
         )
     if dry or not runs.pending:
         for pair_, run in runs.pending:
-            output.print(f"  {_name(pair_, run)}", highlight=False, markup=False)
+            output.print(f"  {_name(pair_, run)}", highlight=False, markup=False, soft_wrap=True)
         return
     jobs = default_jobs() if jobs == 0 else jobs
     check_jobs(jobs)
