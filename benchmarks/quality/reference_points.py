@@ -132,6 +132,15 @@ def shown(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
+def kept_records(path: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Those of an earlier run on the same parts, each with the commit that it was made at."""
+    earlier = json.loads(path.read_text())
+    same = ("data", "seed", "eval_users")
+    if differing := [name for name in same if earlier["options"][name] != getattr(options, name)]:
+        raise SystemExit(f"--keep: {path} was made with another {' and '.join(differing)}: choose another --out")
+    return [{"commit": earlier["environment"]["commit"], **record} for record in earlier["runs"]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="ml-1m-split", help="as of `mgqe train`")
@@ -141,17 +150,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eval-users", type=int, default=10_000)
     parser.add_argument("--out", type=Path, help="default: benchmarks/quality/results/reference-points-DATA.json")
+    parser.add_argument("--keep", action="store_true", help="keep the rows of the file that are not measured again")
     options = parser.parse_args()
+    out = options.out or QUALITY / f"reference-points-{options.data}.json"
+    kept = kept_records(out, options) if options.keep else []
     torch.set_num_threads(1)
     config = TrainConfig(
         data=options.data, data_dir=options.data_dir, seed=options.seed, eval_users=options.eval_users,
         metrics=",".join(FIGURES), select_by=FIGURES[0],
     )  # fmt: skip
     task = RunData.load(config).task
-    records = [{"name": "the most frequent items", **figures_of(task.popularity_figures, "popularity_")}, *walked(task)]
-    for record in records:
-        shown(record)
-    for name in options.model or WITHOUT_RECBOLE:
+    records = []
+    if not kept:
+        popularity = {"name": "the most frequent items", **figures_of(task.popularity_figures, "popularity_")}
+        records = [shown(record) for record in (popularity, *walked(task))]
+    for name in options.model or (() if kept else WITHOUT_RECBOLE):
         tried = []
         for settings in GRIDS[name].settings():
             model = GRIDS[name].train(settings, task, options.seed)
@@ -162,7 +175,8 @@ def main() -> None:
         records.append(shown({"name": name, "settings": settings, **figures_of(task.evaluate(model))}))
     runs = {Path(run).name: run for run in options.run}
     records += [shown({"name": name, **figures_of(task.evaluate(load_run(run)))}) for name, run in runs.items()]
-    out = options.out or QUALITY / f"reference-points-{options.data}.json"
+    names = {record["name"] for record in records}
+    records = [record for record in kept if record["name"] not in names] + records
     about = {**environment(), "implicit": version_of("implicit"), "recbole": version_of("recbole")}
     out.write_text(
         json.dumps(
