@@ -183,7 +183,7 @@ def test_tables_that_hold_no_rows_are_refused(embedding: str) -> None:
 @pytest.mark.parametrize("data", ["beauty-split", "ml-1m-split", "clicks.csv"])
 def test_tuned_settings(data: str) -> None:
     config = TrainConfig(data=data, model="lightgcn").with_settings(tuned_settings("lightgcn", data))
-    assert (config.loss, config.weight_decay) == ("softmax", 0)
+    assert (config.loss, config.weight_decay, config.dropout) == ("softmax", 3e-6, 0.3)
 
 
 @pytest.mark.parametrize("data", ["beauty-split", "ml-1m-split", "clicks.csv"])
@@ -198,6 +198,13 @@ def test_settings_of_factorisation(data: str) -> None:
 def test_negatives_of_one_loss_are_not_taken_for_another(given: list[str], negatives: int) -> None:
     config = TrainConfig(model="mf").with_settings([*tuned_settings("mf", "clicks.csv", given), *given])
     assert config.negatives == negatives
+    tuned = TrainConfig(model="mf", data="clicks.csv").with_settings(tuned_settings("mf", "clicks.csv"))
+    assert tuned.with_embedding(f"full@{','.join(given)}").negatives == negatives
+
+
+def test_a_number_of_negatives_of_ones_own_stays_with_any_loss() -> None:
+    config = TrainConfig(model="mf", data="clicks.csv", negatives=64, loss="softmax")
+    assert config.with_embedding("full@loss=bpr").negatives == 64
 
 
 def test_fewer_layers_than_none_are_refused() -> None:

@@ -22,6 +22,7 @@ from mgqe.recsys.models.settings import check_loss
 from mgqe.recsys.tasks.base import RunSettings
 from mgqe.recsys.train.device import parse_device
 from mgqe.recsys.train.loop import PhaseConfig
+from mgqe.recsys.train.tuned import tuned_settings
 
 # Raised when the phases or a default change, so that no result of an older schedule is taken for a newer one.
 SCHEDULE = 5
@@ -216,7 +217,14 @@ class TrainConfig(RunSettings):
             if any(part.partition("=")[0].strip() == name for part in listed):
                 raise ValueError(f"{text}: {name} cannot be set for one embedding: use --seeds and --embedding")
         label = f"{spec}@{','.join(listed)}" if listed else ""
-        return replace(self, embedding=spec, label=label).with_settings(listed)
+        described = replace(self, embedding=spec, label=label, negatives=self._negatives_beside(listed))
+        return described.with_settings(listed)
+
+    def _negatives_beside(self, settings: Sequence[str]) -> int:
+        """The negatives of an embedding with these settings: a tuned number is left where they have another loss."""
+        is_tuned = f"negatives={self.negatives}" in tuned_settings(self.model, self.data)
+        stays = f"negatives={self.negatives}" in tuned_settings(self.model, self.data, settings)
+        return TrainConfig.negatives if is_tuned and not stays else self.negatives
 
 
 @functools.cache
