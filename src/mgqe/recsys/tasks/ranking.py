@@ -218,7 +218,7 @@ class RankingTask:
         scores[self.split.item_counts.argsort(descending=True, stable=True)] = -torch.arange(float(scores.numel()))
         figures = {}
         for test, part, prefix in ((True, self.test, "popularity_"), (False, self.valid, "popularity_valid_")):
-            ranks = self.catalogue_ranks(lambda users: scores.repeat(users.numel(), 1), part, test)
+            ranks = self.catalogue_ranks(lambda users: scores.expand(users.numel(), -1), part, test)
             figures.update(self.catalogue_figures(ranks, part, f"{prefix}full_"))
         return figures
 
