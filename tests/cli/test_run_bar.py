@@ -7,7 +7,7 @@ import pytest
 from mgqe.cli.experiments import RunBar
 from mgqe.cli.terminal import make_progress
 from mgqe.cli.time_left import EpochClock, in_words
-from mgqe.recsys.train.loop import EpochReport
+from mgqe.recsys.train.loop import PLANNING, EpochReport
 
 
 class Clock:
@@ -44,6 +44,17 @@ def test_where_there_is_no_terminal_a_long_epoch_prints_a_line_each_minute(capsy
     assert lines[0] == (
         "gmf: first phase, epoch 1 of at most 2: 80 of 1,000 batches, about 15 min left, at most 32 min of this phase"
     )
+
+
+def test_plans_are_counted_while_a_budget_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    now = Clock()
+    bar = RunBar(make_progress(), "gmf", EpochClock(now))
+    for plan in range(1, 13):  # 40 s per plan, for rows of two widths
+        bar.show(EpochReport(PLANNING, 1, 2, plan, 12))
+        now.time += 40.0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5
+    assert lines[0] == "gmf: planning: 3 of 12 plans judged, about 6 min left, at most 14 min of this phase"
 
 
 def test_times_are_in_the_unit_that_reads_best() -> None:

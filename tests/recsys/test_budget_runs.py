@@ -21,7 +21,7 @@ from mgqe.recsys.train import budget, run
 from mgqe.recsys.train.artifacts import load_run
 from mgqe.recsys.train.budget import Spent, best_of, planned_layers
 from mgqe.recsys.train.config import TrainConfig
-from mgqe.recsys.train.loop import EpochReport
+from mgqe.recsys.train.loop import PLANNING, EpochReport
 from mgqe.recsys.train.run import build_tables, train_run
 
 BUDGET = "mgqe:budget=7%"
@@ -48,7 +48,12 @@ def test_a_budget_counts_files_and_says_what_it_chose(
         return predicted[-1][0]
 
     monkeypatch.setattr(budget, "head_and_tail", spy)
-    metrics = train_run(config, tmp_path / "out")
+    reports: list[EpochReport] = []
+    metrics = train_run(config, tmp_path / "out", on_epoch=reports.append)
+    planning = [(each.epoch, each.batch, each.batches) for each in reports if each.phase == PLANNING]
+    plans = planning[0][2]  # users' rows with their own and with equal lengths
+    assert planning == [(width, plan, plans) for width in (1, 2) for plan in range(1, plans + 1)]
+    assert plans % 2 == 0
     # Rows of 64 dimensions are planned first, then those of 32; of each the user's table, then the item's.
     spied = dict(zip(["user", "item"], predicted[-2:] if metrics["plan"]["embedding_dim"] == 32 else predicted[:2]))
     assert metrics["embedding_bytes"] <= 0.07 * metrics["full_embedding_bytes"]
@@ -97,7 +102,7 @@ def test_the_width_with_the_better_figure_is_taken(
 ) -> None:
     seen: dict[int, int] = {}  # dimensions -> bytes
 
-    def spend(full, model, task, budget, batch_size, judges_by):  # type: ignore[no-untyped-def]
+    def spend(full, model, task, budget, batch_size, judges_by, on_plan):  # type: ignore[no-untyped-def]
         seen[full.item.embedding_dim] = budget
         return Spent(Validation({"full_ndcg": float(full.item.embedding_dim == width)}, ()), "by hand")
 
@@ -115,9 +120,12 @@ def test_half_the_dimensions_are_not_tried(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedding: str
 ) -> None:
     seen = []
-    monkeypatch.setattr(
-        run, "spend_budget", lambda full, *_: seen.append(full) or Spent(Validation({"full_ndcg": 0.0}, ()), "by hand")
-    )
+
+    def spend(full, *_, on_plan):  # type: ignore[no-untyped-def]
+        seen.append(full)
+        return Spent(Validation({"full_ndcg": 0.0}, ()), "by hand")
+
+    monkeypatch.setattr(run, "spend_budget", spend)
     train_run(replace(config, embedding=embedding), tmp_path / "out")
     assert len(seen) == 1
 

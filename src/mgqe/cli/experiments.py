@@ -13,9 +13,9 @@ from mgqe.recsys.study.declaration import Pair
 from mgqe.recsys.study.execute import Event, Run
 from mgqe.recsys.study.records import Record
 from mgqe.recsys.study.runs import Pace, PendingRuns, run_study
-from mgqe.recsys.train.loop import EpochReport
+from mgqe.recsys.train.loop import PLANNING, EpochReport
 
-STAGES = {"full": "first phase", "annealed": "annealing", "quantised": "through the codes"}
+STAGES = {"full": "first phase", "annealed": "annealing", PLANNING: "planning", "quantised": "through the codes"}
 EVERY = 60.0  # seconds between lines within an epoch
 
 
@@ -34,7 +34,8 @@ class RunBar:
 
     def show(self, report: EpochReport) -> None:
         left = self.clock.left(report)
-        epoch = f"{STAGES.get(report.phase, report.phase)}, epoch {report.epoch}"
+        planning = report.phase == PLANNING
+        epoch = STAGES.get(report.phase, report.phase) + ("" if planning else f", epoch {report.epoch}")
         figure = report.metric.removeprefix("full_").upper()
         kept = "" if report.best is None else f"kept {figure} {report.best:.4f} (validation)"
         if self.progress.disable:
@@ -43,7 +44,8 @@ class RunBar:
                 self._say(report, epoch, f"loss {report.record['loss']:.4f}, {now}, {kept}")
             elif left is not None and self.clock.now() - self.said >= EVERY:
                 times = f"about {in_words(left[0])} left, at most {in_words(left[1])} of this phase"
-                self._say(report, epoch, f"{report.batch:,} of {report.batches:,} batches, {times}")
+                done = f"{report.batch:,} of {report.batches:,} {'plans judged' if planning else 'batches'}"
+                self._say(report, epoch, f"{done}, {times}")
             return
         detail = f"{epoch}  {'' if left is None else f'{in_words(left[0])} left  '}{kept}"
         if self.task is None:
@@ -51,7 +53,8 @@ class RunBar:
         self.progress.update(self.task, completed=report.batch, total=report.batches, detail=detail)
 
     def _say(self, report: EpochReport, epoch: str, what: str) -> None:
-        line = f"{self.name}: {epoch} of at most {report.max_epochs}: {what}"
+        most = "" if report.phase == PLANNING else f" of at most {report.max_epochs}"
+        line = f"{self.name}: {epoch}{most}: {what}"
         errors.print(line, markup=False, highlight=False, soft_wrap=True)
         self.said = self.clock.now()
 

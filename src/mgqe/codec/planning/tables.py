@@ -297,6 +297,11 @@ Judge = Callable[[Sequence[FittedPlan]], Any]
 OnCandidate = Callable[[Candidate, Any], None]
 
 
+def number_of_fits(problems: Sequence[TableProblem]) -> int:
+    """How many plans :func:`best_plans` shows a judge."""
+    return len(candidates(problems)) + (len(problems) > 1)
+
+
 def largest(figures: Sequence[Any]) -> int:
     """The place of the first largest figure."""
     return max(range(len(figures)), key=figures.__getitem__)

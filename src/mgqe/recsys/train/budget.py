@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 from torch import nn
@@ -14,7 +14,7 @@ from mgqe.codec.planning.budget import budget_bytes
 from mgqe.codec.planning.head_tail import head_and_tail
 from mgqe.codec.planning.mixed import FittedPlan, least_nbytes
 from mgqe.codec.planning.shapes import SPEED
-from mgqe.codec.planning.tables import BestPlans, TableProblem, best_plans, largest
+from mgqe.codec.planning.tables import BestPlans, TableProblem, best_plans, largest, number_of_fits
 from mgqe.convert.budget import decoded, rows_in_place
 from mgqe.convert.calibration import calibrate
 from mgqe.nn.quantized import QuantizedEmbedding
@@ -28,6 +28,7 @@ NAMED = 3  # tables that an error names
 # Of the validation part: judges plans whose codes a softmax trains, and decides between others that the figure which
 # judges them cannot tell apart. Those that it cannot tell apart itself are decided by the other.
 LOG_RANK, SAMPLED = "full_log_rank", "hr@10"
+OnPlan = Callable[[int, int], None]  # is told how many plans have been judged, of how many
 
 
 class ImpossibleBudgetError(ValueError):
@@ -95,7 +96,15 @@ def judged_by(task: Task, trained_by: str | None) -> str:
     return LOG_RANK if isinstance(task, SequentialTask) and trained_by in ("softmax", "ce") else task.judges_by
 
 
-def spend_budget(full: Any, model: nn.Module, task: Task, budget: int, batch_size: int, judges_by: str) -> Spent:
+def spend_budget(
+    full: Any,
+    model: nn.Module,
+    task: Task,
+    budget: int,
+    batch_size: int,
+    judges_by: str,
+    on_plan: OnPlan = lambda judged, plans: None,
+) -> Spent:
     """Plan the layers of `model` that have a budget, on the rows of the trained model `full`, and fill them.
 
     Rows whose length is of no matter for the order of a user's items are tried with their own and with equal ones.
@@ -103,15 +112,22 @@ def spend_budget(full: Any, model: nn.Module, task: Task, budget: int, batch_siz
     budget: bytes of the files of all these layers. judges_by: the validation figure that chooses plans.
     """
     layers = planned_layers(model, task)
-    metrics, rows = _calibrated(full, task, batch_size), {}
-    best = _plans(full, layers, task, budget, metrics, judges_by)
-    words = best.candidate.describe()
     free = [path for path in getattr(full, "scale_free", ()) if path in layers]
+    judged = count(1)
+
+    def plans_for(metrics: Mapping[str, Metric]) -> BestPlans:
+        problems = _problems(full, layers, task, metrics)
+        plans = number_of_fits(problems) * (2 if free else 1)
+        return _plans(full, layers, problems, task, budget, judges_by, lambda: on_plan(next(judged), plans))
+
+    metrics, rows = _calibrated(full, task, batch_size), {}
+    best = plans_for(metrics)
+    words = best.candidate.describe()
     if free:
         weights = [full.get_submodule(path).weight for path in free]
         equal = [metrics[path].equal_costs(weight.detach()) for path, weight in zip(free, weights, strict=True)]
         with rows_in_place(weights, equal):
-            other = _plans(full, layers, task, budget, _calibrated(full, task, batch_size), judges_by)
+            other = plans_for(_calibrated(full, task, batch_size))
         if best_of([best.figure, other.figure], judges_by) == 1:
             best, rows = other, dict(zip(free, equal, strict=True))
             words = f"{other.candidate.describe()}, {', '.join(free)} rows of equal length"
@@ -151,34 +167,43 @@ def set_metrics(full: Any, model: nn.Module, task: Task, batch_size: int) -> Non
         layer.set_metric(metrics[path])
 
 
-def _plans(
-    full: Any,
-    layers: Mapping[str, QuantizedEmbedding],
-    task: Task,
-    budget: int,
-    metrics: Mapping[str, Metric],
-    judges_by: str,
-) -> BestPlans:
-    """The best plans for the rows of `full`, judged by the validation part."""
-    weights = [full.get_submodule(path).weight for path in layers]
-    problems = [
+def _problems(
+    full: Any, layers: Mapping[str, QuantizedEmbedding], task: Task, metrics: Mapping[str, Metric]
+) -> list[TableProblem]:
+    """What is planned: the rows of `full`, each table with its counts and what its errors cost."""
+    return [
         TableProblem(
-            weight.detach(),
+            full.get_submodule(path).weight.detach(),
             None if layer.one_tier else task.tables[path].counts,
             {metric.source: metric} if (metric := metrics[path]).source != "identity" else {},
             layer.zero_row,
             prefer=SPEED if layer.planner is None else layer.planner.prefer,
             prefer_tail=layer.planner is not None and layer.planner.prefer_tail,
         )
-        for (path, layer), weight in zip(layers.items(), weights, strict=True)
+        for path, layer in layers.items()
     ]
+
+
+def _plans(
+    full: Any,
+    layers: Mapping[str, QuantizedEmbedding],
+    problems: Sequence[TableProblem],
+    task: Task,
+    budget: int,
+    judges_by: str,
+    on_plan: Callable[[], None],
+) -> BestPlans:
+    """The best plans for the rows of `full`, judged by the validation part."""
+    weights = [full.get_submodule(path).weight for path in layers]
 
     def judge(fitted: Sequence[FittedPlan]) -> Validation:
         with rows_in_place(weights, decoded(problems, fitted)):
             full.eval()
             return task.validation(full)
 
-    return best_plans(problems, budget, judge, choose=lambda found: best_of(found, judges_by))
+    return best_plans(
+        problems, budget, judge, lambda candidate, figure: on_plan(), choose=lambda found: best_of(found, judges_by)
+    )
 
 
 def _calibrated(full: Any, task: Task, batch_size: int) -> Mapping[str, Metric]:

@@ -46,9 +46,15 @@ class PhaseConfig:
     beyond_error: bool = False
 
 
+PLANNING = "planned"
+
+
 @dataclass(frozen=True)
 class EpochReport:
-    """One epoch of a phase, or one moment of it while `batch` < `batches`. best: of the validation figure `metric`."""
+    """One epoch of a phase, or one moment of it while `batch` < `batches`. best: of the validation figure `metric`.
+
+    While a budget is planned (PLANNING), batches are plans, and an epoch is all of those for the rows of one width.
+    """
 
     phase: str
     epoch: int

@@ -51,7 +51,16 @@ from mgqe.recsys.train.checkpoint import LAST, load_state
 from mgqe.recsys.train.collections import remove_collections, write_collections
 from mgqe.recsys.train.config import TrainConfig, warm_up_key
 from mgqe.recsys.train.device import check_device, check_room, parse_device
-from mgqe.recsys.train.loop import OnEpoch, PhaseResult, carry_optimizer, make_optimizer, optimizer_names, run_phase
+from mgqe.recsys.train.loop import (
+    PLANNING,
+    EpochReport,
+    OnEpoch,
+    PhaseResult,
+    carry_optimizer,
+    make_optimizer,
+    optimizer_names,
+    run_phase,
+)
 from mgqe.recsys.train.memory import peak_memory, start_peak
 from mgqe.recsys.train.provenance import commit, machine, versions
 from mgqe.recsys.train.settle import settle
@@ -388,9 +397,15 @@ def _planned(start: Start, budget: int, data: RunData, warm_ups: Path, out: Path
     if narrow is not None and budget < NARROW_BELOW * full_nbytes:
         starts.append(Start.of(narrow, data, warm_ups, on_epoch))
     judges_by = judged_by(data.task, start.config.third_loss(planned=True))
-    spent = [
-        spend_budget(each.full, each.model, data.task, budget, each.config.batch_size, judges_by) for each in starts
-    ]
+    spent = []
+    for number, each in enumerate(starts, start=1):
+
+        def show(judged: int, plans: int, number: int = number) -> None:
+            on_epoch(EpochReport(PLANNING, number, len(starts), judged, plans))
+
+        spent.append(
+            spend_budget(each.full, each.model, data.task, budget, each.config.batch_size, judges_by, on_plan=show)
+        )
     best = best_of([each.validation for each in spent], judges_by)
     chosen = starts[best]
     layers = planned_layers(chosen.model, data.task)
