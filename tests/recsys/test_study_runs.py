@@ -83,7 +83,10 @@ def test_a_study_from_declaration_to_report(runner: CliRunner, tmp_path: Path) -
     assert "10 runs are done, 4 to do" in result.output
     # The folder alone is enough for the report.
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- pair-gmf -->\nold\n<!-- /pair-gmf -->\nafter\n")
+    # Of an older report: a table, and one of which there is nothing to say any more.
+    page.write_text(
+        "before\n<!-- pair-gmf -->\nold\n<!-- /pair-gmf -->\n<!-- failed -->\nold\n<!-- /failed -->\nafter\n"
+    )
     result = runner.invoke(app, ["report", str(out), "--into", str(page)])
     assert result.exit_code == 0, result.output
     for text in ("MGQE less the full tables", "less DPQ", "GMF, tiny", "centroids: GMF, tiny", "perplexity"):

@@ -56,9 +56,11 @@ def report(
     if not records:
         raise ValueError(f"{out / RESULTS} has no results: run mgqe study {out / FILE} --out {out}")
     results = StudyResults(declaration, records, read_speeds(out / SPEED))
-    tables = all_tables(results)
+    every = all_tables(results)
+    tables = {name: table for name, table in every.items() if table.rows}
     drawn = all_pictures(results, pictures or out / "pictures")
-    missing = {path: fill(path, {name: table.markdown() for name, table in tables.items()}) for path in into or ()}
+    blocks = {name: table.markdown() if table.rows else "" for name, table in every.items()}  # no old ones stay
+    missing = {path: tables.keys() & fill(path, blocks) for path in into or ()}
     if as_json:
         shown = {name: asdict(table) for name, table in tables.items()}
         print(json.dumps({"tables": shown, "pictures": [str(path) for path in drawn]}, indent=1))

@@ -18,7 +18,7 @@ OURS = "MGQE"
 
 
 def all_tables(study: StudyResults) -> dict[str, TextTable]:
-    """All tables that have rows, by name.
+    """All tables by name; those of which there is nothing to say have no rows.
 
     Names: `doubted`, `against-full`, `against-others`, `variants`, `leaderboard`, `pair-NAME`, `head-tail-NAME`,
     `more-NAME`, `ablation-NAME-PAIR`, `codebooks`, `cost`, `failed`.
@@ -37,9 +37,8 @@ def all_tables(study: StudyResults) -> dict[str, TextTable]:
                 tables[f"ablation-{ablation.name}-{pair}"] = ablation_table(study, ablation.name, pair)
     tables["codebooks"] = codebook_table(study)
     tables["cost"] = cost_table(study)
-    if study.failed:
-        tables["failed"] = failed_table(study)
-    return {name: table for name, table in tables.items() if table.rows}
+    tables["failed"] = failed_table(study)
+    return tables
 
 
 def points(interval: Interval | None) -> str:
