@@ -109,7 +109,7 @@ def _look(group: Group, method: str = "") -> tuple[str, str]:
 def _line(axes: Any, points: Sequence[tuple[Group, Interval]], method: str = "") -> Any:
     """Draw a method's groups by their share of the full tables' bytes; MGQE's line stands out.
 
-    Intervals are bars, and bands between neighbours that both have one.
+    Intervals are bars, and bands between neighbours of three seeds and more: those of two would cover the others' lines.
     """
     colour, marker = _look(points[0][0], method)
     is_mgqe, is_variant = points[0][0].embedding_method == "mgqe", method_of(method) != method
@@ -120,7 +120,7 @@ def _line(axes: Any, points: Sequence[tuple[Group, Interval]], method: str = "")
         shares,
         [mean - width for mean, width in zip(means, widths, strict=True)],
         [mean + width for mean, width in zip(means, widths, strict=True)],
-        where=[width > 0 for width in widths],
+        where=[len(group.by_seed) > 2 for group, _ in points],
         color=colour,
         alpha=0.12,
         linewidth=0,
