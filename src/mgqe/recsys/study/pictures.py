@@ -109,7 +109,7 @@ def _look(group: Group, method: str = "") -> tuple[str, str]:
 def _line(axes: Any, points: Sequence[tuple[Group, Interval]], method: str = "") -> Any:
     """Draw a method's groups by their share of the full tables' bytes; MGQE's line stands out.
 
-    Intervals are bars, and bands between neighbours of three seeds and more: those of two would cover the others' lines.
+    Intervals are bars, and bands between neighbours of three seeds: those of two would cover other lines.
     """
     colour, marker = _look(points[0][0], method)
     is_mgqe, is_variant = points[0][0].embedding_method == "mgqe", method_of(method) != method
