@@ -109,9 +109,11 @@ def test_bands_are_where_seeds_say_how_wide_they_are() -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    intervals = {0.2: (0.0, 0.5), 0.1: (-1.0, math.nan), 0.05: (-2.0, 1.0), 0.02: (-3.0, 0.5)}
+    # At 20% there are two seeds, and at 10% one: neither has a band.
+    intervals = {0.2: (0.0, 9.0, 2), 0.1: (-1.0, math.nan, 1), 0.05: (-2.0, 1.0, 3), 0.02: (-3.0, 0.5, 3)}
     points: Any = [
-        (SimpleNamespace(share=share, embedding_method="mgqe"), Interval(*each)) for share, each in intervals.items()
+        (SimpleNamespace(share=share, embedding_method="mgqe", by_seed=range(seeds)), Interval(mean, width))
+        for share, (mean, width, seeds) in intervals.items()
     ]
     figure, axes = pyplot.subplots()
     plain, variant = _line(axes, points, "MGQE")[0], _line(axes, points, "MGQE, longer")[0]
