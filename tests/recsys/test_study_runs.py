@@ -140,6 +140,17 @@ def test_further_seeds_are_for_the_candidate_that_validation_prefers(runner: Cli
     assert len(pending_runs(read_declaration(declaration), tmp_path).pending) == 2
 
 
+def test_variants_of_the_full_tables_get_further_seeds(runner: CliRunner, tmp_path: Path) -> None:
+    """Their files are larger than 100% by a header."""
+    block = '[[methods]]\nname = "full, longer"\nbudgets = { 100 = ["full@max_epochs=2", "full@max_epochs=3"] }\n'
+    declaration = declare(tmp_path, block)
+    declaration.write_text("candidate_seeds = 1\n" + declaration.read_text())
+    assert runner.invoke(app, ["study", str(declaration), "--jobs", "1"]).exit_code == 0
+    records = read_results(tmp_path / RESULTS).records
+    assert len({record["embedding"] for record in records if record["seed"] == 1}) == 3
+    assert len({record["embedding"] for record in records if record["seed"] == 2}) == 2
+
+
 def test_what_is_lost_from_the_file_is_taken_from_the_run(runner: CliRunner, tmp_path: Path) -> None:
     declaration, out = declare(tmp_path, "", seeds="[1]"), tmp_path / "out"
     assert runner.invoke(app, ["study", str(declaration), "--out", str(out), "--jobs", "1"]).exit_code == 0

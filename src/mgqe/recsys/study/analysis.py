@@ -114,6 +114,14 @@ def best_on_validation(groups: Sequence[Group]) -> Group:
     return max(groups, key=lambda group: group.figure(f"valid_{name}").mean)
 
 
+def within_budget(groups: Sequence[Group], method: str, budget: float) -> list[Group]:
+    """The groups of a method that fit a budget, in per cent.
+
+    Variants of the full tables have no other budget than their rows, beside which their files have a header.
+    """
+    return [group for group in groups if 100 * group.share <= budget or method_of(method) == FULL]
+
+
 @dataclass(frozen=True)
 class Cell:
     """A method on a pair at a budget. rejected: candidates with worse validation figures; too_large: over budget."""
@@ -165,14 +173,10 @@ class StudyResults:
         return self.declaration.pairs[pair].title
 
     def cell(self, pair: str, method: str, budget: float) -> Cell | None:
-        """The candidate within the budget with the best validation figure, of those with the most seeds.
-
-        Variants of the full tables have no other budget than their rows, beside which their files have a header.
-        """
+        """The candidate within the budget with the best validation figure, of those with the most seeds."""
         listed = self.declaration.candidates(pair, method).get(budget, ())
         groups = [group for embedding in listed if (group := self.group(pair, embedding)) is not None]
-        is_full = method_of(method) == FULL
-        fitting = [group for group in groups if 100 * group.share <= budget or is_full]
+        fitting = within_budget(groups, method, budget)
         if not fitting:
             return None
         most = max(len(group.by_seed) for group in fitting)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mgqe.recsys.study.analysis import Group, best_on_validation
+from mgqe.recsys.study.analysis import Group, best_on_validation, within_budget
 from mgqe.recsys.study.declaration import FULL, Pair, StudyDeclaration
 from mgqe.recsys.study.execute import Run
 from mgqe.recsys.study.records import Record, run_key
@@ -43,10 +43,10 @@ class Preferred:
         for method in self.study.method_names:
             for budget, listed in self.study.candidates(pair.name, method).items():
                 configs = {config.name: config for config in map(pair.config.with_embedding, listed)}
-                names |= set(configs) if len(configs) == 1 else self._best(pair, budget, list(configs.values()))
+                names |= set(configs) if len(configs) == 1 else self._best(pair, method, budget, list(configs.values()))
         return names
 
-    def _best(self, pair: Pair, budget: float, configs: list[TrainConfig]) -> set[str]:
+    def _best(self, pair: Pair, method: str, budget: float, configs: list[TrainConfig]) -> set[str]:
         """The name of the best candidate; none while one has not ended, and where none fits."""
         seeds = pair.seeds[: self.study.candidate_seeds]
         groups = []
@@ -57,5 +57,5 @@ class Preferred:
                 return set()
             if all(record["status"] == "done" for record in ended.values()):
                 groups.append(Group(pair.name, config.name, ended))
-        fitting = [group for group in groups if 100 * group.share <= budget]
+        fitting = within_budget(groups, method, budget)
         return {best_on_validation(fitting).embedding} if fitting else set()
