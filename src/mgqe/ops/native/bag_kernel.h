@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bag_lots.h"
 #include "decode_kernel.h"
 #include "isa.h"
 #include "lookup_kernel.h"
@@ -295,12 +296,8 @@ inline bool locate_plain_block(const Locator& locator, const int64_t* ids, int64
         int32_t tier;
         int64_t bytes;
         if (!locator.find(ids[i], codes, tier, bytes)) return false;
-        if (kInLines || bytes <= kLine) {
-            __builtin_prefetch(codes, 0, 3);
-            if (!kInLines) __builtin_prefetch(codes + bytes - 1, 0, 3);
-        } else {
-            prefetch(codes, bytes);
-        }
+        if (kInLines) __builtin_prefetch(codes, 0, 3);
+        else prefetch_ends(codes, bytes);
         block.rows[i].codes = codes;
         if (Locator::kTiers) block.tiers[i] = tier;
     }
@@ -337,12 +334,7 @@ __attribute__((noinline)) bool locate_fresh_rows(const Locator& locator, RowCach
         const uint8_t* codes;
         int64_t bytes;
         if (!locator.find(id, codes, block.tiers[i], bytes)) return false;
-        if (bytes <= kLine) {
-            __builtin_prefetch(codes, 0, 3);
-            __builtin_prefetch(codes + bytes - 1, 0, 3);
-        } else {
-            prefetch(codes, bytes);
-        }
+        prefetch_ends(codes, bytes);
         block.rows[i].codes = codes;
         block.keep[i] = places.take(id) ? places.row(id) : nullptr;
     }
@@ -490,6 +482,11 @@ struct BagWalk {
     // A bag whose rows are all in the block.
     void pool_whole_bag(const uint8_t* const* bytes, int64_t rows) {
         scratch.kernels->sum_bag(scratch.whole, bytes, rows, whole_waiting);
+        finish_whole_bag(rows);
+    }
+
+    // One whose sums wait to be multiplied.
+    void finish_whole_bag(int64_t rows) {
         whole_shares[whole_waiting] = static_cast<float>(rows);
         whole_rows[whole_waiting++] = bags.out + bag * table.embedding_dim;
         if (whole_waiting == kWholeBags) multiply_whole_waiting();
@@ -571,8 +568,43 @@ struct BagWalk {
         }
     }
 
+    // Whether bags are summed straight from codes. Float32 adds up larger bags row by row.
+    bool sums_lots(int64_t last_bag) const {
+        bool all = adds_bytes && scratch.kernels->sums_lots(scratch.whole);
+        for (int64_t b = bag; b < last_bag && all; ++b) all = end_of(b) - (b ? end_of(b - 1) : 0) <= kExactSums;
+        return all;
+    }
+
+    int32_t run_lots(const Locator& locator, int64_t last_bag) {
+        if (table.num_tiers == 1) return run_lots_of<1>(locator, last_bag);
+        return table.num_tiers == 2 ? run_lots_of<2>(locator, last_bag) : run_lots_of<kLotTiers>(locator, last_bag);
+    }
+
+    template <int kTiers>
+    int32_t run_lots_of(const Locator& locator, int64_t last_bag) {
+        const auto ends = [this](int64_t b) { return end_of(b); };
+        LotMaker<Locator, kTiers, decltype(ends)> maker(locator, bags.ids, table.padding_idx, ends, bag, last_bag);
+        const bool sound = for_each_lot(maker, [&](const Lot& lot) { pool_lot(lot); });
+        if (waiting) multiply_waiting();
+        if (whole_waiting) multiply_whole_waiting();
+        return sound ? MGQE_OK : MGQE_CORRUPT;
+    }
+
+    void pool_lot(const Lot& lot) {
+        const int64_t rows = lot.number();
+        const bool whole_bag = lot.bag_ids <= most_multiplied;
+        if (rows && whole_bag) scratch.kernels->sum_lot_of_bag(scratch.whole, lot, counted == 0, whole_waiting);
+        else if (rows) scratch.kernels->sum_lot(scratch.whole, lot, counted == 0, sums());
+        counted += rows;
+        if (!lot.ends_bag) return;
+        if (!whole_bag || counted == 0) return finish();
+        finish_whole_bag(counted);
+        counted = 0;
+    }
+
     int32_t run(int64_t last_bag) {
         const Locator locator(table);
+        if (sums_lots(last_bag)) return run_lots(locator, last_bag);
         const bool plain = table.padding_idx < 0 && !bags.weights, in_lines = rows_in_lines(table);
         const auto locate_ids = [&](int64_t first, int64_t last, BagBlock& block) {
             if (scratch.cache.is_useful())

@@ -22,6 +22,13 @@ inline void prefetch(const uint8_t* row, int64_t bytes) {
     for (int64_t at = in_line; at < bytes; at += kLine) __builtin_prefetch(row + at, 0, 3);
 }
 
+// The same where a row is mostly in two lines at most: whether it is in two cannot be predicted.
+inline void prefetch_ends(const uint8_t* row, int64_t bytes) {
+    if (bytes > kLine) return prefetch(row, bytes);
+    __builtin_prefetch(row, 0, 3);
+    __builtin_prefetch(row + bytes - 1, 0, 3);
+}
+
 // Whether every row of every tier is in one line.
 inline bool rows_in_lines(const mgqe_table& table) {
     bool in_lines = true;

@@ -10,6 +10,19 @@
 // What a call has laid out of a table, and room for a block of rows. Each instruction set has a class for it.
 struct mgqe_whole;
 
+// Some rows of a bag, in lists by tier.
+constexpr int64_t kLotRows = 32;
+constexpr int32_t kLotTiers = 4;
+struct mgqe_lot {
+    const uint8_t* codes[kLotTiers][kLotRows];
+    int64_t counts[kLotTiers];
+    int64_t number() const {
+        int64_t sum = 0;
+        for (const int64_t count : counts) sum += count;
+        return sum;
+    }
+};
+
 // For tables with a byte_matrix. Sums of whole numbers are exact, so that the bits are those of the other kernels.
 struct mgqe_whole_kernels {
     // mgqe_kernels' lookup.
@@ -24,10 +37,15 @@ struct mgqe_whole_kernels {
     void (*row)(const mgqe_whole* whole, const uint8_t* bytes, float* out);
     // out[k] = the sum of coordinate k of n rows, at most 64; added to out[k] unless `fresh`. The same.
     void (*sum)(const mgqe_whole* whole, const uint8_t* const* bytes, int64_t n, bool fresh, float* out);
+    // Whether lots can be summed, straight from their codes: of tables of levels.
+    bool (*sums_lots)(const mgqe_whole* whole);
+    void (*sum_lot)(const mgqe_whole* whole, const mgqe_lot& lot, bool fresh, float* out);
     // Sums of so many rows are multiplied with the matrix as whole numbers, and are exact in float32, too; 0: of none.
     int64_t (*most_multiplied)(const mgqe_whole* whole);
     // Sums coordinates of n rows, at most so many: they are bag number `bag`, less than kWholeBags.
     void (*sum_bag)(mgqe_whole* whole, const uint8_t* const* bytes, int64_t n, int64_t bag);
+    // The same with a lot, added to the bag's sums unless `fresh`.
+    void (*sum_lot_of_bag)(mgqe_whole* whole, const mgqe_lot& lot, bool fresh, int64_t bag);
     // out[b] = shares[b] * mean + column scales * (the sums of bag b @ matrix), b < n, as multiply_rows has it.
     void (*multiply_bags)(const mgqe_whole* whole, const float* shares, int64_t n, float* const* out);
 };

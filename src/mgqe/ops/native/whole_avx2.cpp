@@ -150,45 +150,41 @@ struct Avx2 : Lanes, EightPlaces {
             }
         to.count = last > first ? last - first : 0;
     }
-    // The bytes of row i go to out + i * stride.
-    static void decode_levels(const WholeTier<Avx2>& tier, const RowsOfTier& mine, uint8_t* out, int64_t stride) {
-        for (int64_t group = 0; group < tier.groups; ++group, out += kLevels) {
-            const LevelCodes& codes = tier.levels[group];
-            with_half(codes.eights[0].halves.half, [&](auto half) {
-                if (codes.sevens.count) decode_some<half.kHalf, kSegments>(codes, mine, out, stride);
-                else decode_some<half.kHalf, 0>(codes, mine, out, stride);
-            });
-        }
+    // Calls use(i, levels) with those of row i.
+    template <typename Use>
+    static void decode_levels(const LevelCodes& codes, const uint8_t* const* rows, int64_t n, const Use& use) {
+        with_half(codes.eights[0].halves.half, [&](auto half) {
+            if (codes.sevens.count) decode_some<half.kHalf, kSegments>(codes, rows, n, use);
+            else decode_some<half.kHalf, 0>(codes, rows, n, use);
+        });
     }
-    template <int kHalf, int kSevens>
-    static void decode_some(const LevelCodes& codes, const RowsOfTier& mine, uint8_t* out, int64_t stride) {
+    template <int kHalf, int kSevens, typename Use>
+    static void decode_some(const LevelCodes& codes, const uint8_t* const* rows, int64_t n, const Use& use) {
         const int count = codes.few.count;
-        if (count == 0) decode_group<kHalf, kSevens, 0>(codes, mine, out, stride);
-        else if (count == 1) decode_group<kHalf, kSevens, 1>(codes, mine, out, stride);
-        else if (count == 2) decode_group<kHalf, kSevens, 2>(codes, mine, out, stride);
-        else if (count <= 4) decode_group<kHalf, kSevens, 4>(codes, mine, out, stride);
-        else decode_group<kHalf, kSevens, kSegments>(codes, mine, out, stride);
+        if (count == 0) decode_group<kHalf, kSevens, 0>(codes, rows, n, use);
+        else if (count == 1) decode_group<kHalf, kSevens, 1>(codes, rows, n, use);
+        else if (count == 2) decode_group<kHalf, kSevens, 2>(codes, rows, n, use);
+        else if (count <= 4) decode_group<kHalf, kSevens, 4>(codes, rows, n, use);
+        else decode_group<kHalf, kSevens, kSegments>(codes, rows, n, use);
     }
-    template <int kHalf, int kSevens, int kFew>
-    static void decode_group(const LevelCodes& codes, const RowsOfTier& mine, uint8_t* out, int64_t stride) {
+    template <int kHalf, int kSevens, int kFew, typename Use>
+    static void decode_group(const LevelCodes& codes, const uint8_t* const* rows, int64_t n, const Use& use) {
         const EightCodes* const eights = codes.eights;
         // What is packed together comes from every other eight.
         const __m256i from[2] = {both(eights[0].from, eights[2].from), both(eights[1].from, eights[3].from)};
         const __m256i lift[2] = {both(eights[0].lift, eights[2].lift), both(eights[1].lift, eights[3].lift)};
-        for (int64_t i = 0; i < mine.count; ++i) {
-            const int64_t at = mine.at[i];
-            const uint8_t* const row = mine.rows[at].codes;
+        for (int64_t i = 0; i < n; ++i) {
             __m256i code[2];
 #pragma GCC unroll 2
             for (int odd = 0; odd < 2; ++odd) {
-                const __m256i bytes = _mm256_set_m128i(load_row<kHalf>(row, eights[odd + 2].halves),
-                                                       load_row<kHalf>(row, eights[odd].halves));
+                const __m256i bytes = _mm256_set_m128i(load_row<kHalf>(rows[i], eights[odd + 2].halves),
+                                                       load_row<kHalf>(rows[i], eights[odd].halves));
                 const __m256i pairs = _mm256_shuffle_epi8(bytes, from[odd]);
                 code[odd] = _mm256_srli_epi16(_mm256_mullo_epi16(pairs, lift[odd]), 8);
             }
             const __m256i packed = _mm256_packus_epi16(code[0], code[1]);
             const __m256i found = _mm256_xor_si256(find<kFew>(codes.few, packed), find<kSevens>(codes.sevens, packed));
-            _mm256_store_si256(reinterpret_cast<__m256i*>(out + at * stride), found);
+            use(i, reinterpret_cast<Words>(found));
         }
     }
     static __m256i both(const void* low, const void* high) { return _mm256_set_m128i(load_half(high), load_half(low)); }
@@ -206,6 +202,7 @@ struct Avx2 : Lanes, EightPlaces {
         return found;
     }
 
+    static constexpr bool kDecodesRows = false;
     static constexpr bool kMultipliesWords = false;  // no faster than float32
 
     static void fence() { _mm_sfence(); }

@@ -56,6 +56,28 @@ struct Halves {
     uint64_t short_row(const uint8_t* row) const { return row_bytes ? few_bytes(row, row_bytes) : 0; }
 };
 
+// The same in four loads of 16 bytes, for rows of at least as many.
+struct Quarters {
+    static constexpr int64_t kBytes = 16;
+    int64_t at[4];
+
+    void lay_out(const mgqe_tier& tier, const Copy* copies) {
+        const int64_t begin = copies[0].piece->bit / 8, most = tier.row_bytes - kBytes;
+        for (int quarter = 0; quarter < 4; ++quarter) {
+            const int64_t wanted = begin + kBytes * quarter;
+            at[quarter] = wanted < most ? wanted : most;
+        }
+    }
+
+    // Where byte `byte` of the row is in the loads, one after the other. A byte behind the row is of no code.
+    uint8_t place(int64_t byte) const {
+        int quarter = 0;
+        while (quarter < 3 && byte >= at[quarter] + kBytes) ++quarter;
+        const int64_t ahead = byte - at[quarter];
+        return static_cast<uint8_t>(kBytes * quarter + (ahead < kBytes ? ahead : kBytes - 1));
+    }
+};
+
 // A tier's levels (256), those of b bits from 2^b on. In the table each comes one earlier, but for those of seven bits.
 inline void copy_levels(const mgqe_tier& tier, uint8_t* levels) {
     levels[0] = 0;

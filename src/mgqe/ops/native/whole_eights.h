@@ -85,7 +85,7 @@ struct EightPlaces {
         with_half(codes.eight.halves.half, [&](auto half) {
             for (int64_t i = 0; i < mine.count; ++i) {
                 const int64_t at = mine.at[i];
-                const Word8 code = codes.eight.lifted<half.kHalf>(mine.rows[at].codes) >> 8 & mask;
+                const Word8 code = codes.eight.lifted<half.kHalf>(mine.codes[i]) >> 8 & mask;
                 const Word8 place = code * width + entry;
                 __builtin_memcpy(out + at * stride, &place, sizeof place);
             }

@@ -75,31 +75,28 @@ struct Neon : EightPlaces {
         memcpy(codes.levels, levels + before, static_cast<size_t>(256 - before));
         codes.segments = range.last - range.first;
     }
-    // The bytes of row i go to out + i * stride.
-    static void decode_levels(const WholeTier<Neon>& tier, const RowsOfTier& mine, uint8_t* out, int64_t stride) {
-        for (int64_t group = 0; group < tier.groups; ++group, out += kLevels) {
-            const LevelCodes& codes = tier.levels[group];
-            with_half(codes.eights[0].halves.half, [&](auto half) {
-                if (codes.segments == 1) decode_group<half.kHalf, 1>(codes, mine, out, stride);
-                else if (codes.segments == 2) decode_group<half.kHalf, 2>(codes, mine, out, stride);
-                else decode_group<half.kHalf, 4>(codes, mine, out, stride);
-            });
-        }
+    // Calls use(i, levels) with those of row i.
+    template <typename Use>
+    static void decode_levels(const LevelCodes& codes, const uint8_t* const* rows, int64_t n, const Use& use) {
+        with_half(codes.eights[0].halves.half, [&](auto half) {
+            if (codes.segments == 1) decode_group<half.kHalf, 1>(codes, rows, n, use);
+            else if (codes.segments == 2) decode_group<half.kHalf, 2>(codes, rows, n, use);
+            else decode_group<half.kHalf, 4>(codes, rows, n, use);
+        });
     }
-    template <int kHalf, int kSegments>
-    static void decode_group(const LevelCodes& codes, const RowsOfTier& mine, uint8_t* out, int64_t stride) {
+    template <int kHalf, int kSegments, typename Use>
+    static void decode_group(const LevelCodes& codes, const uint8_t* const* rows, int64_t n, const Use& use) {
         const ByteTable<kSegments * kSegment> levels(codes.levels);
         const uint8x16_t mask = vld1q_u8(codes.mask), start = vld1q_u8(codes.start);
         const EightCodes eights[2] = {codes.eights[0], codes.eights[1]};  // that no store changes
-        for (int64_t i = 0, end = mine.count; i < end; ++i) {
-            const int64_t at = mine.at[i];
-            const uint8_t* const row = mine.rows[at].codes;
-            const Word8 first = eights[0].lifted<kHalf>(row), second = eights[1].lifted<kHalf>(row);
+        for (int64_t i = 0; i < n; ++i) {
+            const Word8 first = eights[0].lifted<kHalf>(rows[i]), second = eights[1].lifted<kHalf>(rows[i]);
             const uint8x16_t code = vuzp2q_u8(vreinterpretq_u8_u16(first), vreinterpretq_u8_u16(second));
-            vst1q_u8(out + at * stride, levels.look_up(vaddq_u8(vandq_u8(code, mask), start)));
+            use(i, reinterpret_cast<Words>(levels.look_up(vaddq_u8(vandq_u8(code, mask), start))));
         }
     }
 
+    static constexpr bool kDecodesRows = false;
     static constexpr bool kMultipliesWords = false;  // four products at once, as with float32
 
     static void fence() {}

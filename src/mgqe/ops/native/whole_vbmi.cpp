@@ -80,7 +80,7 @@ struct Vbmi {
     static void places(const PlaceCodes& codes, const RowsOfTier& mine, uint16_t* out, int64_t stride) {
         with_half(codes.halves.half, [&](auto half) {
             for (int64_t i = 0; i < mine.count; ++i) {
-                const __m512i row = load_codes<half.kHalf>(mine.rows[mine.at[i]].codes, codes.halves);
+                const __m512i row = load_codes<half.kHalf>(mine.codes[i], codes.halves);
                 const __m512i pairs = _mm512_permutexvar_epi8(_mm512_load_si512(codes.from), row);
                 const __m512i shifted = _mm512_srlv_epi16(pairs, _mm512_load_si512(codes.shift));
                 const __m512i code = _mm512_and_si512(shifted, _mm512_load_si512(codes.mask));
@@ -96,15 +96,19 @@ struct Vbmi {
     struct LevelCodes {
         alignas(64) uint8_t from[kLevels], shift[kLevels], mask[kLevels], place[kLevels];
         alignas(64) uint8_t levels[256];
+        alignas(64) uint8_t from_quarters[kLevels];
         uint64_t sevens;  // which codes have seven bits
         Halves halves;
+        Quarters quarters;
     };
     static void lay_out_levels(const mgqe_tier& tier, const Copy* copies, int count, LevelCodes& codes) {
         codes.halves.lay_out(tier, copies, count, 4);
+        codes.quarters.lay_out(tier, copies);
         copy_levels(tier, codes.levels);
         for (int at = 0; at < round_up(count, 8); ++at) {
             const int64_t byte = copies[at / 8 * 8].piece->bit / 8;
             codes.from[at] = codes.halves.place(byte + at % 8);
+            codes.from_quarters[at] = codes.quarters.place(byte + at % 8);
             if (at >= count) continue;
             const mgqe_piece& piece = *copies[at].piece;
             codes.shift[at] = static_cast<uint8_t>(piece.bit - 8 * byte);
@@ -113,33 +117,50 @@ struct Vbmi {
             codes.sevens |= static_cast<uint64_t>(piece.bits == 7) << at;
         }
     }
-    // The bytes of row i go to out + i * stride.
-    static void decode_levels(const WholeTier<Vbmi>& tier, const RowsOfTier& mine, uint8_t* out, int64_t stride) {
-        for (int64_t group = 0; group < tier.groups; ++group, out += kLevels) {
-            const LevelCodes& codes = tier.levels[group];
-            with_half(codes.halves.half, [&](auto half) {
-                if (codes.sevens) decode_group<half.kHalf, true>(codes, mine, out, stride);
-                else decode_group<half.kHalf, false>(codes, mine, out, stride);
-            });
-        }
+    // Calls use(i, levels) with those of row i.
+    template <typename Use>
+    static void decode_levels(const LevelCodes& codes, const uint8_t* const* rows, int64_t n, const Use& use) {
+        with_half(codes.halves.half, [&](auto half) {
+            if (codes.sevens) decode_group<half.kHalf, true>(codes, rows, n, use);
+            else decode_group<half.kHalf, false>(codes, rows, n, use);
+        });
     }
-    template <int kHalf, bool kSevens>
-    static void decode_group(const LevelCodes& codes, const RowsOfTier& mine, uint8_t* out, int64_t stride) {
+    template <int kHalf, bool kSevens, typename Use>
+    static void decode_group(const LevelCodes& codes, const uint8_t* const* rows, int64_t n, const Use& use) {
         const __m512i a = _mm512_load_si512(codes.levels), b = _mm512_load_si512(codes.levels + 64);
         const __m512i c = _mm512_load_si512(codes.levels + 128), d = _mm512_load_si512(codes.levels + 192);
         const __m512i from = _mm512_load_si512(codes.from), shift = _mm512_load_si512(codes.shift);
         const __m512i mask = _mm512_load_si512(codes.mask), first = _mm512_load_si512(codes.place);
         const __mmask64 sevens = codes.sevens;
         const Halves halves = codes.halves;
-        for (int64_t i = 0; i < mine.count; ++i) {
-            const int64_t at = mine.at[i];
-            const __m512i eights = _mm512_permutexvar_epi8(from, load_codes<kHalf>(mine.rows[at].codes, halves));
+        for (int64_t i = 0; i < n; ++i) {
+            const __m512i eights = _mm512_permutexvar_epi8(from, load_codes<kHalf>(rows[i], halves));
             const __m512i shifted = _mm512_multishift_epi64_epi8(shift, eights);
             const __m512i place = _mm512_ternarylogic_epi64(shifted, mask, first, 0xea);  // (shifted & mask) | first
             __m512i found = _mm512_permutex2var_epi8(a, place, b);
             if (kSevens) found = _mm512_mask_mov_epi8(found, sevens, _mm512_permutex2var_epi8(c, place, d));
-            _mm512_store_si512(out + at * stride, found);
+            use(i, reinterpret_cast<Words>(found));
         }
+    }
+
+    // All that this takes is read for each row: a branch on its tier, or its bits, would be mispredicted.
+    static constexpr bool kDecodesRows = true;
+    static bool decodes_rows(const mgqe_tier& tier) { return tier.row_bytes >= Quarters::kBytes; }
+    static void decode_row(const LevelCodes& codes, const uint8_t* row, uint8_t* to) {
+        const auto quarter = [&](int number) {
+            return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + codes.quarters.at[number]));
+        };
+        const auto level = [&](int at) { return _mm512_load_si512(codes.levels + at); };
+        const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(0)), quarter(1), 1);
+        const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(2)), quarter(3), 1);
+        const __m512i all = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+        const __m512i eights = _mm512_permutexvar_epi8(_mm512_load_si512(codes.from_quarters), all);
+        const __m512i shifted = _mm512_multishift_epi64_epi8(_mm512_load_si512(codes.shift), eights);
+        const __m512i mask = _mm512_load_si512(codes.mask), first = _mm512_load_si512(codes.place);
+        const __m512i place = _mm512_ternarylogic_epi64(shifted, mask, first, 0xea);
+        const __m512i few = _mm512_permutex2var_epi8(level(0), place, level(64));
+        const __m512i wide = _mm512_permutex2var_epi8(level(128), place, level(192));
+        _mm512_store_si512(to, _mm512_mask_mov_epi8(few, codes.sevens, wide));
     }
 
     // out[b] = shares[b] * mean + scale * (sums of bag b @ matrix). Two products at once: the matrix has four coordinates
