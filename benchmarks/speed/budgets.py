@@ -8,8 +8,9 @@ take is beside what they take.
 
 A table size, a number of threads and a section (lookup, search, step) at a time are measured and saved. Results that
 the file has already are kept and not measured again, if they are of the same commit, versions and options; ``--again``
-forgets them. Most targets are for 1,000,000 x 64, which is measured in four times ``--rounds``. From 10 million rows on there are look-ups alone, unless ``--sections`` says otherwise; rows of
-more than 64 numbers, which take 5 GB and more, are left out there.
+forgets them. Most targets are for 1,000,000 x 64, which is measured in four times as many rounds. From 10 million rows
+on there are look-ups alone, unless ``--sections`` says otherwise; rows of more than 64 numbers, which take 5 GB and
+more, are left out there.
 """
 
 from __future__ import annotations
