@@ -149,7 +149,8 @@ public:
     }
     // How many rows' sums, at most 64, times the matrix stay below 2^24 in size, as do the sums on the way there.
     int64_t most_multiplied() const {
-        if (!W::kMultipliesWords || table.diagonal) return 0;
+        if (table.diagonal) return kBlock;
+        if (!W::kMultipliesWords) return 0;
         int64_t most = 1;
         const int64_t columns = round_up(table.embedding_dim, MGQE_MATRIX_STEP);
         for (int64_t t = 0; t < columns; ++t) {
@@ -171,6 +172,7 @@ public:
     }
 
     void multiply_bags(const float* shares, int64_t n, float* const* out) const {
+        if (table.diagonal) return scale_bags(shares, n, out);
         if constexpr (W::kMultipliesWords) W::multiply_words(table, words, words_of_bag(), shares, n, out);
     }
 
@@ -294,6 +296,27 @@ private:
                 if (!fresh) sums[v] += load_vector<Words>(to + v * (sizeof(Words) / sizeof(uint16_t)));
             }
             __builtin_memcpy(to, sums, sizeof sums);
+        }
+    }
+
+    // shares[b] * mean + scale * (the sums of bag b).
+    void scale_bags(const float* shares, int64_t n, float* const* out) const {
+        constexpr uint16_t kSign = 0x8000;  // turned over, a negative sum is a number of 16 bits
+        for (int64_t b = 0; b < n; ++b) {
+            const uint16_t* from = words + b * words_of_bag();
+            for (int64_t at = 0; at < table.embedding_dim; at += 64, from += 64) {
+                uint16_t sums[64];
+                for (int pair = 0; pair < 32; ++pair) {
+                    sums[2 * pair] = from[pair] ^ kSign;
+                    sums[2 * pair + 1] = from[32 + pair] ^ kSign;
+                }
+                const int64_t number = table.embedding_dim - at < 64 ? table.embedding_dim - at : 64;
+                for (int64_t k = 0; k < number; k += W::kLanes) {
+                    const Floats start = load_vector<Floats>(table.mean + at + k) * shares[b];
+                    const Floats row = add_scaled<W>(start, table, at + k, W::widen(sums + k) - kSign);
+                    W::write(out[b] + at + k, row, number - k, false);
+                }
+            }
         }
     }
 
