@@ -576,8 +576,10 @@ struct BagWalk {
     }
 
     int32_t run_lots(const Locator& locator, int64_t last_bag) {
-        if (table.num_tiers == 1) return run_lots_of<1>(locator, last_bag);
-        return table.num_tiers == 2 ? run_lots_of<2>(locator, last_bag) : run_lots_of<kLotTiers>(locator, last_bag);
+        if constexpr (!Locator::kTiers) return run_lots_of<1>(locator, last_bag);
+        if constexpr (Locator::kRanges)
+            if (table.num_tiers == 2) return run_lots_of<2>(locator, last_bag);
+        return run_lots_of<kLotTiers>(locator, last_bag);
     }
 
     template <int kTiers>

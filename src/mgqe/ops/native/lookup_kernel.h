@@ -54,7 +54,7 @@ struct Block {
 // Where the codes of an id are, three ways. What they read of the table is copied: in the table the compiler would have
 // to read it again after every row that it writes down.
 struct OneTier {
-    static constexpr bool kTiers = false;
+    static constexpr bool kTiers = false, kRanges = false;
     const uint8_t* codes;
     int64_t row_bytes;
     explicit OneTier(const mgqe_table& table) : codes(table.tiers->codes), row_bytes(table.tiers->row_bytes) {}
@@ -67,7 +67,7 @@ struct OneTier {
 };
 
 struct TierRanges {
-    static constexpr bool kTiers = true;
+    static constexpr bool kTiers = true, kRanges = true;
     struct Span {
         uintptr_t origin;  // where the codes of id 0 would be
         int64_t row_bytes;
@@ -95,7 +95,7 @@ struct TierRanges {
 };
 
 struct TierMap {
-    static constexpr bool kTiers = true;
+    static constexpr bool kTiers = true, kRanges = false;
     const mgqe_table& table;
     explicit TierMap(const mgqe_table& of) : table(of) {}
     bool find(int64_t id, const uint8_t*& at, int32_t& tier, int64_t& bytes) const {

@@ -153,7 +153,7 @@ struct Avx2 : Lanes, EightPlaces {
     // Calls use(i, levels) with those of row i.
     template <typename Use>
     static void decode_levels(const LevelCodes& codes, const uint8_t* const* rows, int64_t n, const Use& use) {
-        with_half(codes.eights[0].halves.half, [&](auto half) {
+        with_half<16>(codes.eights[0].halves.half, [&](auto half) {
             if (codes.sevens.count) decode_some<half.kHalf, kSegments>(codes, rows, n, use);
             else decode_some<half.kHalf, 0>(codes, rows, n, use);
         });
@@ -161,9 +161,7 @@ struct Avx2 : Lanes, EightPlaces {
     template <int kHalf, int kSevens, typename Use>
     static void decode_some(const LevelCodes& codes, const uint8_t* const* rows, int64_t n, const Use& use) {
         const int count = codes.few.count;
-        if (count == 0) decode_group<kHalf, kSevens, 0>(codes, rows, n, use);
-        else if (count == 1) decode_group<kHalf, kSevens, 1>(codes, rows, n, use);
-        else if (count == 2) decode_group<kHalf, kSevens, 2>(codes, rows, n, use);
+        if (count <= 1) decode_group<kHalf, kSevens, 1>(codes, rows, n, use);  // none are found as zeros
         else if (count <= 4) decode_group<kHalf, kSevens, 4>(codes, rows, n, use);
         else decode_group<kHalf, kSevens, kSegments>(codes, rows, n, use);
     }

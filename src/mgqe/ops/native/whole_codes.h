@@ -90,11 +90,12 @@ struct Half {
     static constexpr int kHalf = kBytes;
 };
 
-// Calls use(Half<...>) with the bytes of a load as a constant.
-template <typename Use>
+// Calls use(Half<...>) with the bytes of a load, at most kMost, as a constant.
+template <int kMost, typename Use>
 inline void with_half(int64_t half, const Use& use) {
+    if constexpr (kMost == 32)
+        if (half == 32) return use(Half<32>{});
     switch (half) {
-        case 32: return use(Half<32>{});
         case 16: return use(Half<16>{});
         case 8: return use(Half<8>{});
         case 4: return use(Half<4>{});

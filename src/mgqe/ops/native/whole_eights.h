@@ -82,7 +82,7 @@ struct EightPlaces {
     static void places(const PlaceCodes& codes, const RowsOfTier& mine, uint16_t* out, int64_t stride) {
         const auto mask = load_vector<Word8>(codes.mask), width = load_vector<Word8>(codes.width);
         const auto entry = load_vector<Word8>(codes.entry);
-        with_half(codes.eight.halves.half, [&](auto half) {
+        with_half<16>(codes.eight.halves.half, [&](auto half) {
             for (int64_t i = 0; i < mine.count; ++i) {
                 const int64_t at = mine.at[i];
                 const Word8 code = codes.eight.lifted<half.kHalf>(mine.codes[i]) >> 8 & mask;

@@ -78,7 +78,7 @@ struct Neon : EightPlaces {
     // Calls use(i, levels) with those of row i.
     template <typename Use>
     static void decode_levels(const LevelCodes& codes, const uint8_t* const* rows, int64_t n, const Use& use) {
-        with_half(codes.eights[0].halves.half, [&](auto half) {
+        with_half<16>(codes.eights[0].halves.half, [&](auto half) {
             if (codes.segments == 1) decode_group<half.kHalf, 1>(codes, rows, n, use);
             else if (codes.segments == 2) decode_group<half.kHalf, 2>(codes, rows, n, use);
             else decode_group<half.kHalf, 4>(codes, rows, n, use);

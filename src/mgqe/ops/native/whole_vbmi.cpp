@@ -78,7 +78,7 @@ struct Vbmi {
     }
     // Those of row i go to out + i * stride.
     static void places(const PlaceCodes& codes, const RowsOfTier& mine, uint16_t* out, int64_t stride) {
-        with_half(codes.halves.half, [&](auto half) {
+        with_half<32>(codes.halves.half, [&](auto half) {
             for (int64_t i = 0; i < mine.count; ++i) {
                 const __m512i row = load_codes<half.kHalf>(mine.codes[i], codes.halves);
                 const __m512i pairs = _mm512_permutexvar_epi8(_mm512_load_si512(codes.from), row);
@@ -120,7 +120,7 @@ struct Vbmi {
     // Calls use(i, levels) with those of row i.
     template <typename Use>
     static void decode_levels(const LevelCodes& codes, const uint8_t* const* rows, int64_t n, const Use& use) {
-        with_half(codes.halves.half, [&](auto half) {
+        with_half<32>(codes.halves.half, [&](auto half) {
             if (codes.sevens) decode_group<half.kHalf, true>(codes, rows, n, use);
             else decode_group<half.kHalf, false>(codes, rows, n, use);
         });
