@@ -498,6 +498,11 @@ struct BagWalk {
         whole_waiting = 0;
     }
 
+    void multiply_all_waiting() {
+        if (waiting) multiply_waiting();
+        if (whole_waiting) multiply_whole_waiting();
+    }
+
     void multiply_waiting() {
         multiply_rows<V>(table, scratch.sums.row(0), scratch.sums.stride, shares, waiting, waiting_rows, false);
         waiting = 0;
@@ -586,10 +591,9 @@ struct BagWalk {
     int32_t run_lots_of(const Locator& locator, int64_t last_bag) {
         const auto ends = [this](int64_t b) { return end_of(b); };
         LotMaker<Locator, kTiers, decltype(ends)> maker(locator, bags.ids, table.padding_idx, ends, bag, last_bag);
-        const bool sound = for_each_lot(maker, [&](const Lot& lot) { pool_lot(lot); });
-        if (waiting) multiply_waiting();
-        if (whole_waiting) multiply_whole_waiting();
-        return sound ? MGQE_OK : MGQE_CORRUPT;
+        if (!for_each_lot(maker, [&](const Lot& lot) { pool_lot(lot); })) return MGQE_CORRUPT;
+        multiply_all_waiting();
+        return MGQE_OK;
     }
 
     void pool_lot(const Lot& lot) {
@@ -631,8 +635,7 @@ struct BagWalk {
             next = after;
             now ^= 1;
         }
-        if (waiting) multiply_waiting();
-        if (whole_waiting) multiply_whole_waiting();
+        multiply_all_waiting();
         return MGQE_OK;
     }
 };

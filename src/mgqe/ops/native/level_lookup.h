@@ -28,7 +28,6 @@ bool streams_levels(const mgqe_table& table) {
 template <typename W, typename Locator>
 int32_t lookup_levels(const mgqe_table& table, const Whole<W>& whole, const int64_t* ids, int64_t begin, int64_t end,
                       float* out, bool stream) {
-    typedef typename W::Floats Floats;
     const Locator locator(table);
     const int64_t dim = table.embedding_dim, padding_idx = table.padding_idx;
     const float *const mean = table.mean, *const scales = table.column_scales;
@@ -58,11 +57,7 @@ int32_t lookup_levels(const mgqe_table& table, const Whole<W>& whole, const int6
             alignas(64) uint8_t bytes[W::kLevels];
             whole.decode_row(row.tier, first / W::kLevels, row.codes, bytes);
             const int64_t number = dim - first < W::kLevels ? dim - first : W::kLevels;
-            for (int64_t t = 0; t < number; t += W::kLanes) {
-                const Floats numbers = __builtin_convertvector(W::widen(bytes + t) - kMiddle, Floats);
-                const Floats scaled = numbers * load_vector<Floats>(scales + first + t);
-                W::write(to + first + t, load_vector<Floats>(mean + first + t) + scaled, number - t, around);
-            }
+            scale<W>(mean + first, scales + first, bytes, number, to + first, around);
         }
     }
     if (stream) W::fence();

@@ -91,18 +91,6 @@ bool locate_new(const Locator& locator, RowCache& cache, int64_t padding_idx, in
     return true;
 }
 
-// A row of a table whose coordinates are only scaled.
-template <typename W>
-inline void scale(const mgqe_table& table, const uint8_t* bytes, float* out, bool stream) {
-    typedef typename W::Floats Floats;
-    const bool around = goes_around<W>(out, stream);
-    for (int64_t t = 0; t < table.embedding_dim; t += W::kLanes) {
-        const Floats mean = load_vector<Floats>(table.mean + t);
-        const Floats row = add_scaled<W>(mean, table, t, W::widen(bytes + t) - kMiddle);
-        W::write(out + t, row, table.embedding_dim - t, around);
-    }
-}
-
 template <typename W>
 inline void copy(const float* from, float* to, int64_t dim, bool stream) {
     const bool around = goes_around<W>(to, stream);
@@ -145,7 +133,8 @@ int32_t lookup_whole_located(const mgqe_table& table, const int64_t* ids, int64_
     if (!whole.reserve() || !matrix.reserve() || !cache.reserve()) return MGQE_NO_MEMORY;
     const auto write = [&](const uint8_t* const* bytes, const mgqe_row* rows, int64_t n, bool around) {
         if (!table.diagonal) return multiply(matrix, bytes, rows, n, around);
-        for (int64_t i = 0; i < n; ++i) scale<W>(table, bytes[i], rows[i].out, around);
+        for (int64_t i = 0; i < n; ++i)
+            scale<W>(table.mean, table.column_scales, bytes[i], dim, rows[i].out, goes_around<W>(rows[i].out, around));
     };
     constexpr int64_t kAtOnce = 16;
     CachedBlock blocks[2];

@@ -33,6 +33,26 @@ inline typename W::Floats add_scaled(typename W::Floats start, const mgqe_table&
     return start + __builtin_convertvector(sums, Floats) * load_vector<Floats>(table.column_scales + at);
 }
 
+// Numbers of a row whose coordinates are only scaled, from bytes of coordinates.
+template <typename W>
+inline void scale(const float* mean, const float* scales, const uint8_t* bytes, int64_t number, float* out,
+                  bool around) {
+    typedef typename W::Floats Floats;
+    for (int64_t t = 0; t < number; t += W::kLanes) {
+        const Floats numbers = __builtin_convertvector(W::widen(bytes + t) - kMiddle, Floats);
+        const Floats scaled = numbers * load_vector<Floats>(scales + t);
+        W::write(out + t, load_vector<Floats>(mean + t) + scaled, number - t, around);
+    }
+}
+
+// Sums of 64 coordinates, in order, from those of the even ones and the odd ones; bits of `turned` are turned over.
+inline void interleave(const uint16_t* even, const uint16_t* odd, uint16_t turned, uint16_t* sums) {
+    for (int pair = 0; pair < 32; ++pair) {
+        sums[2 * pair] = even[pair] ^ turned;
+        sums[2 * pair + 1] = odd[pair] ^ turned;
+    }
+}
+
 // Whether a row is written around the caches, for which it must be aligned.
 template <typename W>
 inline bool goes_around(const float* row, bool stream) {
@@ -271,10 +291,7 @@ private:
             uint16_t even[32], odd[32], sums[64];
             __builtin_memcpy(even, evens, sizeof even);
             __builtin_memcpy(odd, odds, sizeof odd);
-            for (int pair = 0; pair < 32; ++pair) {
-                sums[2 * pair] = even[pair];
-                sums[2 * pair + 1] = odd[pair];
-            }
+            interleave(even, odd, 0, sums);
             for (int64_t k = at; k < table.num_coordinates && k < at + 64; k += W::kLanes) {
                 Floats numbers = __builtin_convertvector(W::widen(sums + (k - at)) - middles, Floats);
                 if (!fresh) numbers += load_vector<Floats>(out + k);
@@ -306,10 +323,7 @@ private:
             const uint16_t* from = words + b * words_of_bag();
             for (int64_t at = 0; at < table.embedding_dim; at += 64, from += 64) {
                 uint16_t sums[64];
-                for (int pair = 0; pair < 32; ++pair) {
-                    sums[2 * pair] = from[pair] ^ kSign;
-                    sums[2 * pair + 1] = from[32 + pair] ^ kSign;
-                }
+                interleave(from, from + 32, kSign, sums);
                 const int64_t number = table.embedding_dim - at < 64 ? table.embedding_dim - at : 64;
                 for (int64_t k = 0; k < number; k += W::kLanes) {
                     const Floats start = load_vector<Floats>(table.mean + at + k) * shares[b];
