@@ -145,6 +145,33 @@ def test_patience_is_for_gains_over_trained_epochs_not_over_the_start(tmp_path: 
     assert (ended.best_epoch, len(ended.history) - 1) == (5, 7)
 
 
+class FirstEpoch(Scripted):
+    """A loss that reaches the weights in the first epoch alone, as rows that are seldom used."""
+
+    def num_batches(self, batch_size: int) -> int:
+        return 200
+
+    def batches(self, batch_size: int, phase: str, epoch: int) -> list[Any]:
+        return [float(epoch == 1)] * 200
+
+    def loss(self, model: torch.nn.Module, batch: float) -> torch.Tensor:
+        return batch * model.weight.sin().sum()  # type: ignore[operator, union-attr]
+
+
+@pytest.mark.parametrize(("tiny", "some"), [(0.0, True), (loop.TINY, False)])
+def test_unused_rows_do_not_become_subnormal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: float, some: bool
+) -> None:
+    """Intel's processors take over ten times as long for steps with subnormal numbers."""
+    monkeypatch.setattr(loop, "TINY", tiny)
+    phase = PhaseConfig("full", 1, 1e-3, 0.0, 12, 9, 1e-3)
+    model = torch.nn.Linear(4, 4, bias=False)
+    task = FirstEpoch([[float(epoch)] for epoch in range(13)])  # so that the last epoch is kept
+    state = loop.run_phase(model, task, phase, tmp_path, lambda report: None).optimizer["state"][0]
+    values = torch.stack([model.weight.detach(), state["exp_avg"], state["exp_avg_sq"]])
+    assert bool(((values != 0) & (values.abs() < torch.finfo(torch.float32).tiny)).any()) == some
+
+
 def test_the_third_phase_is_kept_beyond_the_error_alone_and_selects_by_the_whole_catalogue() -> None:
     for config in (TrainConfig(), TrainConfig(task="sequential", model="sasrec")):
         phases = {name: config.with_third_phase(True).phase(name) for name in ("full", "annealed", "quantised")}
