@@ -37,6 +37,9 @@ def test_popularity_and_early_epochs_are_said():
         assert ("loss=softmax" in weak) == is_said
     (early,) = advice(metrics(0.2, 0.1, 1, 6))
     assert early.startswith("validation was best after epoch 1 of 6, and fell from then on")
+    (short,) = advice(metrics(0.2, 0.1, 20, 20))
+    assert short.startswith("validation was best after the last epoch, 20: full tables that train longer may be better")
+    assert short.endswith("try --set max_epochs=40")
 
 
 def test_popularity_ranks_items_by_their_counts(tmp_path):

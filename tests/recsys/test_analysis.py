@@ -57,6 +57,7 @@ def record(
         "quality": quality,
         "embedding_bytes": size,
         "full_embedding_bytes": 1000,
+        "machine": {"processor": "one"},
         "seconds_per_epoch": {"full": 2.0, "quantised": 3.0},
         "epochs": {"full": 3, "annealed": 2},
         "best_epoch": {"full": 2, "annealed": 2},
@@ -199,6 +200,21 @@ def test_weak_full_tables_are_named(study: StudyResults) -> None:
     first, *_ = all_tables(study)["doubted"].rows
     assert first[1] == "1"
     assert first[2].startswith("validation was best after epoch 1 of 9")
+
+
+def test_what_is_doubted_alike_is_said_once(study: StudyResults) -> None:
+    for record in study.full("a").by_seed.values():
+        record.update(epochs={"full": 9, "annealed": 2}, best_epoch={"full": 9})
+    ((title, seeds, why),) = all_tables(study)["doubted"].rows
+    assert (title, seeds, why.partition(":")[0]) == ("A", "1, 2, 3", "validation was best after the last epoch, 9")
+
+
+def test_runs_of_another_processor_are_named(study: StudyResults) -> None:
+    cell = study.cell("a", "scalar", 20)
+    assert cell is not None
+    assert all_tables(study)["processors"].rows == []
+    cell.group.by_seed[1]["machine"] = cell.group.by_seed[3]["machine"] = {"processor": "another"}
+    assert all_tables(study)["processors"].rows == [["A", "`scalar:bits=4`", "1, 3", "another", "one"]]
 
 
 def test_the_whole_catalogue_leads_and_is_compared_in_per_cent(study: StudyResults) -> None:

@@ -71,7 +71,7 @@ def report(
             output.print(part.terminal(output.width))
             output.print(f"({name}{f', {number} of {len(parts)}' if len(parts) > 1 else ''})\n", style="dim")
     if "doubted" in tables:
-        say("some full tables are weak, so that what is level with them proves nothing: see the table `doubted`")
+        say("some full tables may be weak, so that what is level with them proves nothing: see the table `doubted`")
     for path in drawn:
         output.print(f"picture {path}", soft_wrap=True, highlight=False)
     for path, lacking in missing.items():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from mgqe.recsys.study.analysis import NAMES, RELATIVE, SECOND, Cell, Group, Interval, StudyResults
 from mgqe.recsys.study.declaration import FULL, method_of
@@ -15,15 +16,17 @@ from mgqe.recsys.tasks.metrics import RankMetric
 from mgqe.recsys.train.advice import advice
 
 OURS = "MGQE"
+T = TypeVar("T")
 
 
 def all_tables(study: StudyResults) -> dict[str, TextTable]:
     """All tables by name; those of which there is nothing to say have no rows.
 
-    Names: `doubted`, `against-full`, `against-others`, `variants`, `leaderboard`, `pair-NAME`, `head-tail-NAME`,
-    `more-NAME`, `ablation-NAME-PAIR`, `codebooks`, `cost`, `failed`.
+    Names: `doubted`, `processors`, `against-full`, `against-others`, `variants`, `leaderboard`, `pair-NAME`,
+    `head-tail-NAME`, `more-NAME`, `ablation-NAME-PAIR`, `codebooks`, `cost`, `failed`.
     """
-    tables = {"doubted": doubted_table(study), "against-full": against_full(study)}
+    tables = {"doubted": doubted_table(study), "processors": processors_table(study)}
+    tables["against-full"] = against_full(study)
     tables["against-others"], tables["variants"] = against_others(study), variants(study)
     tables["leaderboard"] = leaderboard(study)
     for pair in study.pairs():
@@ -416,11 +419,41 @@ def doubted_table(study: StudyResults) -> TextTable:
 
     A compact table that is level with a weak full one proves nothing, so that these come before any comparison.
     """
-    table = TextTable("Full tables whose training should be doubted", ["task and data", "seed", "why"], left=3)
+    table = TextTable("Full tables whose training should be doubted", ["task and data", "seeds", "why"], left=3)
     for pair in study.pairs():
-        for seed, record in study.full(pair).by_seed.items():
-            table.rows.extend([study.title(pair), str(seed), note] for note in advice(record))
+        seeds = _seeds_by((note, seed) for seed, record in study.full(pair).by_seed.items() for note in advice(record))
+        table.rows.extend([study.title(pair), listed, note] for note, listed in seeds.items())
     return table
+
+
+def processors_table(study: StudyResults) -> TextTable:
+    """Runs of another processor than their full tables', whose differences have the noise of both trainings.
+
+    Sums are made in another order there, so that equal seeds give other rows.
+    """
+    title = "Runs of another processor than their full tables'"
+    table = TextTable(title, ["task and data", "embedding", "seeds", "processor", "full tables'"], left=5)
+    for pair in study.pairs():
+        full = study.full(pair).by_seed
+        for group in study.groups(pair):
+            made = {s: (_processor(record), _processor(full[s])) for s, record in group.by_seed.items() if s in full}
+            seeds = _seeds_by((names, seed) for seed, names in made.items() if len(set(names)) > 1)
+            table.rows.extend(
+                [study.title(pair), f"`{group.embedding}`", listed, *names] for names, listed in seeds.items()
+            )
+    return table
+
+
+def _processor(record: Record) -> str:
+    return str(record["machine"]["processor"])
+
+
+def _seeds_by(found: Iterable[tuple[T, int]]) -> dict[T, str]:
+    """What was found -> the seeds of which it was, such as `1, 3`."""
+    seeds: dict[T, list[int]] = {}
+    for what, seed in found:
+        seeds.setdefault(what, []).append(seed)
+    return {what: ", ".join(map(str, sorted(listed))) for what, listed in seeds.items()}
 
 
 def failed_table(study: StudyResults) -> TextTable:

@@ -15,7 +15,7 @@ def advice(metrics: dict[str, Any]) -> list[str]:
     """Warnings about a run's figures, from what `metrics.json` or a study's record holds; none where all is well.
 
     A small table that is as good as a full one says nothing where the full one is no better than a list of the most
-    frequent items, or where its training went wrong after an epoch or two.
+    frequent items, or where its training went wrong after an epoch or two, or ended too soon.
     """
     quality, notes = metrics["quality"], []
     settings = metrics.get("config") or metrics.get("settings") or {}
@@ -36,5 +36,11 @@ def advice(metrics: dict[str, Any]) -> list[str]:
             f"validation was best after epoch {metrics['best_epoch']['full']} of {metrics['epochs']['full']}, and fell "
             "from then on: the rows fit the training part too closely; try a smaller learning_rate, a larger "
             "weight_decay or --set dropout=0.5"
+        )
+    last = metrics["epochs"]["full"]
+    if EARLY < last == metrics["best_epoch"].get("full"):
+        notes.append(
+            f"validation was best after the last epoch, {last}: full tables that train longer may be better, and what "
+            f"codes gain by training further is then no gain of the codes; try --set max_epochs={2 * last}"
         )
     return notes
