@@ -295,6 +295,38 @@ def test_a_layer_that_starts_over_plans_anew():
         same_bits(layer)
 
 
+def passes(layer, number: int) -> None:
+    """Training passes whose steps change no row."""
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+    layer.train()
+    for _ in range(number):
+        loss = layer(IDS).square().sum() + mgqe.quantization_loss(layer)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def test_a_plan_is_made_anew_for_what_rows_learn_later(monkeypatch):
+    """After 3 passes of warm-up in the 4th, and again in the 6th and the 9th; not where the metric was given."""
+    monkeypatch.setattr("mgqe.nn.schedule.AGAIN_FROM", 3)
+    layer, given = make(), make()
+    given.set_metric(Metric.identity(DIM))
+    errors = {}
+    for each in (layer, given):
+        passes(each, 4)
+        assert each.quantizing
+        later = make(seed=1).raw_weight.detach()
+        with torch.no_grad():
+            each.raw_weight.copy_(later)
+        passes(each, 1)
+        first = each.quantizer.matrix.clone()
+        passes(each, 1)
+        assert torch.equal(first, each.quantizer.matrix) == (each is given)
+        same_bits(each)
+        errors[each] = float((each(IDS) - later).square().sum() / later.square().sum())
+    assert errors[layer] < 0.1 * errors[given]
+
+
 def test_codes_that_are_given_leave_nothing_to_a_budget():
     with pytest.raises(ValueError, match=r"leave budget= out .* or start from them with rows=CachedRows"):
         mgqe.DPQEmbedding(N, DIM, rows=CodeRows(torch.zeros(N, DIM, dtype=torch.int64)), budget="60%")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import mgqe
-from mgqe.nn.schedule import Event, WarmUp
+from mgqe.nn.schedule import Event, WarmUp, is_planned_again
 from mgqe.nn.step_watcher import StepWatcher
 
 
@@ -41,6 +41,21 @@ def test_revival_waits_for_a_step() -> None:
     assert schedule.count_pass() is Event.REVIVE
     schedule.set(1, over=True)
     assert schedule.count_pass(may_revive=False) is Event.NONE
+
+
+@pytest.mark.parametrize(
+    ("warmup_steps", "passes"),
+    [(1000, [1500, 2250, 3375, 5062]), (40, [150, 225, 337, 505, 757, 1135, 1702, 2553, 3829])],
+)
+def test_plans_are_made_anew_each_time_the_passes_have_grown_by_half(warmup_steps: int, passes: list[int]) -> None:
+    assert [each for each in range(1, 5500) if is_planned_again(each, warmup_steps)] == passes
+
+
+def test_a_new_plan_waits_for_a_step_and_revival_for_the_next() -> None:
+    schedule = warm_up(revive_every=75)
+    schedule.set(149, over=True)
+    assert [schedule.count_pass(stepped=False) for _ in range(2)] == [Event.NONE, Event.NONE]
+    assert [schedule.count_pass() for _ in range(3)] == [Event.PLAN, Event.REVIVE, Event.NONE]
 
 
 def test_buffers_that_other_code_writes_are_read_again() -> None:

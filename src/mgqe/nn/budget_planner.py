@@ -89,8 +89,8 @@ class BudgetPlanner:
         if passes > 1 and self._is_unlearnt(sizes, read):
             warnings.warn(
                 f"{what} spends its budget after {passes} training passes, when its rows can hardly be told from rows "
-                "drawn at random: bits go by what rows are now, so that those which have yet to be learnt have none. "
-                "Warm up for at least half of the training (warmup_steps=), or start from smaller rows "
+                "drawn at random: bits go by what rows are now, and what has yet to be learnt has none until the next "
+                "plan. Warm up for at least half of the training (warmup_steps=), or start from smaller rows "
                 "(layer.raw_weight.data.normal_(std=0.1))",
                 stacklevel=2,
             )

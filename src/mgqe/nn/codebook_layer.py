@@ -97,6 +97,9 @@ class CodebookLayer(nn.Module):
         """End the warm-up now."""
         raise NotImplementedError
 
+    def plan_again(self) -> None:
+        """Make the plan anew, of layers that have one and have made it themselves."""
+
     def revive(self) -> None:
         """Move centroids that no id chooses onto rows that are far from theirs."""
         raise NotImplementedError
@@ -117,7 +120,7 @@ class CodebookLayer(nn.Module):
         return self._step_is_over()
 
     def _count_pass(self, stepped: bool = True, may_revive: bool = True) -> None:
-        """Count a training pass, and start or revive codebooks where that is due; see :meth:`WarmUp.count_pass`."""
+        """Count a training pass, and start, plan or revive codebooks where due; see :meth:`WarmUp.count_pass`."""
         self.losses.begin_pass()
         was_over = self.quantizing
         event = self.schedule.count_pass(stepped, may_revive)
@@ -125,6 +128,8 @@ class CodebookLayer(nn.Module):
             self.moments.begin_pass(stepped, self.warmup_steps, self._total(), event is Event.START)
         if event is Event.START:
             self.start_quantizing()
+        elif event is Event.PLAN:
+            self.plan_again()
         elif event is Event.REVIVE:
             self.revive()
 

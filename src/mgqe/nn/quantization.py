@@ -91,8 +91,9 @@ class Quantization:
             another. True: every id weighs the same, so that rare ids keep more and frequent ones less. It needs counts.
         warmup_steps: training passes with unquantised rows before the codebooks start; a training pass is a forward
             pass in training mode. ``mgqe.start_quantizing(model)`` ends the warm-up early. A budget is spent when it
-            ends, on the rows as they are then: give at least half of the passes of the training, better three quarters
-            (docs/plan.md has figures). A warning says if rows look like random ones by then.
+            ends, on the rows as they are then, and anew each time the passes have grown by half: give at least half of
+            the passes of the training, better three quarters, where you know how many there are (docs/plan.md has
+            figures). A warning says if rows look like random ones by then.
         rows: how rows are kept while they train: "float32" (or the layer's ``dtype``), "bfloat16", "cached" (codes for
             all ids, full rows for those that train now), "narrow", "sketch", or a configuration of
             :mod:`mgqe.nn.rows`. docs/large_tables.md says what each costs.

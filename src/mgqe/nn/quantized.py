@@ -299,6 +299,20 @@ class QuantizedEmbedding(RowLayer):
             return None if self.quantizer.is_planned else self._start_by_plan(self.planner)
         self._fit(self.quantizer, kmeans)
 
+    @in_full_precision
+    @torch.no_grad()
+    def plan_again(self) -> None:
+        """Spend the budget anew on the rows as they are now, by the gradients of the warm-up.
+
+        Plans by a metric that was given, and those that were given themselves, stay. So do those of rows that are not
+        all there, whose codes are all that is left of the others.
+        """
+        if self.planner is None or not self.store.is_full or self.metric().source != "gradients":
+            return
+        self.check_ids()
+        self._check_rows()
+        self._start_by_plan(self.planner)
+
     def _fit(self, quantizer: Quantizer, kmeans: KMeans = KMEANS) -> None:
         limits = [sample_size(k, self.embedding_dim) for k in quantizer.capacity.num_centroids]
         generator = common_generator(self.raw_weight, self.schedule.passes)

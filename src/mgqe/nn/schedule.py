@@ -1,4 +1,4 @@
-"""WarmUp: which training pass this is, when the warm-up ends, and when centroids revive."""
+"""WarmUp: which training pass this is, when the warm-up ends, when plans are made anew, and when centroids revive."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+AGAIN_FROM = 100  # passes: the first hundred of a shorter warm-up, or of none, are too few to plan by
+
 
 class Event(Enum):
     """What is due before a training pass."""
 
     NONE = auto()
     START = auto()
+    PLAN = auto()
     REVIVE = auto()
 
 
@@ -34,7 +37,7 @@ class WarmUp:
         self.warmup_steps = warmup_steps
         self.revive_every = revive_every
         self._buffers = buffers
-        self._revival_due = False
+        self._revival_due = self._plan_due = False
         # Two attributes, not a pair: a compiled graph depends on the second alone, and the first changes in each pass.
         self._passes: int | None = 0
         self._over: bool | None = False
@@ -85,8 +88,8 @@ class WarmUp:
     def count_pass(self, stepped: bool = True, may_revive: bool = True) -> Event:
         """Count a training pass, and say what is due before it.
 
-        Revival waits for a pass before which an optimiser has ``stepped``: between two passes of one step the graph of
-        the first still needs the codebooks.
+        Plans and revival wait for a pass before which an optimiser has ``stepped``: between two passes of one step the
+        graph of the first still needs the codebooks.
         """
         over, passes = self.is_over, self.passes + 1
         self._passes = passes
@@ -94,11 +97,27 @@ class WarmUp:
         if not over:
             return Event.START if passes > self.warmup_steps else Event.NONE
         self._revival_due = may_revive and (self._revival_due or passes % self.revive_every == 0)
-        if not (self._revival_due and stepped):
+        self._plan_due = self._plan_due or is_planned_again(passes, self.warmup_steps)
+        if not stepped or not (self._plan_due or self._revival_due):
             return Event.NONE
+        if self._plan_due:  # which makes new centroids; a revival that is due comes a step later
+            self._plan_due = False
+            return Event.PLAN
         self._revival_due = False
         return Event.REVIVE
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies, whose buffers are others."""
         return {**self.__dict__, "_passes": None, "_over": None}
+
+
+def is_planned_again(passes: int, warmup_steps: int) -> bool:
+    """Whether a plan that was made when the warm-up ended is made anew at this pass.
+
+    It is each time the passes have grown by half, because rows go on to learn in directions that the plan left out. So
+    the last plan of a training comes after two thirds of it, whatever its length, and there are few of them.
+    """
+    passed = start = max(warmup_steps, AGAIN_FROM)
+    while passed < passes:
+        passed += passed // 2
+    return passed == passes > start
