@@ -66,7 +66,8 @@ def test_the_order_of_the_file_if_it_is_asked_for(lists: Path) -> None:
     data = RunData.load(config_of(lists, split="leave-one-out"))
     assert set(data.task.ids["item"].ids.gather(data.task.split.test.items.numpy()).to_list()) == {11, 14}
     assert (
-        "the last item of each user is held out (order: the file's; no column of times)"
+        "the last item of each user is held out (order: the file's; no column of times; --split random where that is "
+        "no order of time)"
         in data_notes(config_of(lists), data)[1]
     )
 

@@ -32,7 +32,8 @@ def split_note(summary: dict[str, Any], split: dict[str, Any]) -> str:
     if rule in HELD_OUT:
         said += f": {HELD_OUT[rule]} of each {owner} is held out"
     if order := split.get("order"):
-        said += f" (order: {order})"
+        by_file = order.startswith("the file's") and "untrained" not in summary  # models of sequences need an order
+        said += f" (order: {order}{'; --split random where that is no order of time' if by_file else ''})"
     if valid := split.get("valid"):
         said += f"; validation: {valid}"
     judged = judged_note(summary)
