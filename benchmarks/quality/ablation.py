@@ -65,9 +65,21 @@ PAIRS = {  # as in studies/budget
     "sasrec-games": ("sasrec", "amazon-games", ("max_epochs=24", "anneal_epochs=5")),
     "wide-deep-frappe": ("wide_deep", "frappe", ()),
     "sasrec-ml-1m": ("sasrec", "ml-1m", ("max_length=50", "max_epochs=16", "anneal_epochs=4")),
+    "sasrec-games-1024": ("sasrec", "amazon-games", ("negatives=1024", "max_epochs=60", "anneal_epochs=10")),
+    "sasrec-ml-1m-softmax": (
+        "sasrec",
+        "ml-1m",
+        ("max_length=50", "max_epochs=24", "anneal_epochs=4", "loss=softmax", "negatives=1024"),
+    ),
+    "sasrec-ml-1m-ce": (
+        "sasrec",
+        "ml-1m",
+        ("max_length=100", "max_epochs=30", "patience=6", "anneal_epochs=5", "loss=ce"),
+    ),
     "lightgcn-beauty": ("lightgcn", "beauty-split", ()),
+    "deepfm-frappe": ("deepfm", "frappe", ()),
 }
-TASKS = {"sasrec": "sequential", "wide_deep": "ctr"}
+TASKS = {"sasrec": "sequential", "wide_deep": "ctr", "deepfm": "ctr"}
 ABLATED = ("gmf-ml-1m", "sasrec-games", "wide-deep-frappe")
 ONE_TIER = Candidate(0.25, (1.0,), "gradients")
 TIERED = tuple(Candidate(0.5, fractions, "identity") for fractions in dict.fromkeys(shape for _, shape in SHAPES))
@@ -319,7 +331,7 @@ class Records:
     ) -> None:
         """Add a record to the file, and print it."""
         record = {"pair": pair, "seed": seed, "budget": budget, "arm": arm, "nbytes": nbytes, "figures": figures}
-        self.records.append({**record, **about, "commit": commit()})
+        self.records.append({**record, **about, "commit": commit(), "processor": environment()["cpu"]})
         write_json(self.path, {"environment": environment(), "records": self.records})
         shown = {name: round(figures[name], 4) for name in ("auc", "hr@10", "full_ndcg@10") if name in figures}
         print(pair, seed, budget, arm, f"{nbytes:,}", shown, flush=True)

@@ -422,6 +422,12 @@ ARMS = {  # as benchmarks/quality/ablation.py calls them -> as the page does
 BOUNDED = {
     ("gmf-ml-1m", "10%"): "GMF, ml-1m",
     ("sasrec-ml-1m", "2%"): "SASRec, ml-1m",
+    ("sasrec-ml-1m-softmax", "5%"): "SASRec with softmax, ml-1m",
+    ("sasrec-ml-1m-softmax", "2%"): "SASRec with softmax, ml-1m",
+    ("sasrec-ml-1m-ce", "5%"): "SASRec with cross-entropy, ml-1m",
+    ("sasrec-ml-1m-ce", "2%"): "SASRec with cross-entropy, ml-1m",
+    ("sasrec-games-1024", "2%"): "SASRec with 1,024 negatives, Amazon Games",
+    ("deepfm-frappe", "2%"): "DeepFM, Frappe",
     ("lightgcn-beauty", "5%"): "LightGCN, Beauty",
     ("lightgcn-beauty", "2%"): "LightGCN, Beauty",
 }
