@@ -1,13 +1,14 @@
-"""The tables that ``budget=`` makes, by each instruction set that this processor has.
+"""The tables that ``budget=`` makes, by each instruction set that this processor has, and by torch alone.
 
-All are timed in turns beside nn.Embedding, nn.EmbeddingBag, or a product of matrices and torch's topk. What torch alone
-takes, without kernels, is another order of magnitude: see without_kernels.py.
+All are timed in turns beside nn.Embedding, nn.EmbeddingBag, or a product of matrices and torch's topk. Torch does the
+work where no compiler was there to build the kernels.
 
 python -m benchmarks.speed.instruction_sets
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 
@@ -19,9 +20,10 @@ from benchmarks._common import Contender, Measurement, argument_parser, measure,
 from benchmarks.speed.budgets import BUDGETS, full_rows, planned
 from benchmarks.speed.decode import zipf_ids
 from mgqe import ops
+from mgqe.ops._library import library
 
 IDS, BAGS, LENGTH, K = 65_536, 8192, 20, 100
-FULL = "full"
+FULL, TORCH = "full", "torch"
 
 
 def available() -> list[str]:
@@ -43,6 +45,22 @@ def by(isa: str, call: Contender) -> Contender:
     def run(i: int) -> object:
         ops.set_native_isa(isa)
         return call(i)
+
+    return run
+
+
+def without_kernels(call: Contender) -> Contender:
+    """The same call by torch. To load the library again afterwards takes a tenth of a millisecond."""
+
+    def run(i: int) -> object:
+        os.environ["MGQE_NATIVE"] = "0"
+        library.cache_clear()
+        try:
+            return call(i)
+        finally:
+            del os.environ["MGQE_NATIVE"]
+            library.cache_clear()
+            library()
 
     return run
 
@@ -89,6 +107,7 @@ def main() -> None:
                 contenders: dict[str, Contender] = {FULL: lambda i, peer=peer, inputs=inputs: peer(inputs[i])}  # type: ignore[misc]
                 for isa in isas:
                     contenders[isa] = by(isa, lambda i, call=call, inputs=inputs: call(inputs[i]))  # type: ignore[misc]
+                contenders[TORCH] = without_kernels(lambda i, call=call, inputs=inputs: call(inputs[i]))  # type: ignore[misc]
                 setting = {"what": what, "budget": budget, "rows": options.rows, "dim": options.dim, "threads": threads}
                 results += measure(setting, contenders, FULL, options.rounds, options.calls)
                 print_table(results[-len(contenders) :], len(inputs[0]), "query" if kind == "top-100" else "id")

@@ -12,6 +12,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from mgqe.checks.waiting import reads_wait
 from mgqe.ops._descriptor import TableBuffers
 from mgqe.ops.flat_index import flat_index
 from mgqe.ops.layout.packed_format import WORDS_PER_BLOCK
@@ -19,8 +20,11 @@ from mgqe.ops.layout.pieces import Piece
 
 # Scores held at once. Torch temporaries much above the caches are slow and erratic.
 _SCORES_AT_ONCE = 1 << 20
-_IDS_AT_ONCE = 1 << 14
+_IDS_AT_ONCE = 1 << 11
 
+# The bits of a float64 number that float32 cuts off, and those of the middle of two float32 numbers.
+_CUT_OFF, _MIDDLE = (1 << 29) - 1, 1 << 28
+_SUBNORMAL = 2.0**-126
 
 # Squared distances of a row whose squared length is so many times that of the longest centroid would all be equal.
 _FAR = 2.0**40
@@ -192,11 +196,18 @@ def gather_mixed(codes: Tensor, codebook: Tensor, layout: tuple[Piece, ...]) -> 
 def multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """a * b + c of float32, rounded once, as the instruction does it.
 
-    The product is exact in float64. The sum is rounded to odd there (Boldo and Melquiond, 2008: the last bit is set
-    where anything is cut off), after which rounding to float32 is right.
+    The product is exact in float64, and the sum is nearly always the right one there: rounding it to float32 is wrong
+    only from the middle of two float32 numbers, where a sum may have been rounded to. Where some sum is there, all are
+    rounded to odd first (Boldo and Melquiond, 2008: the last bit is set where anything is cut off), after which
+    rounding to float32 is right.
     """
     if a.device.type == "mps":  # has no float64
         return a * b + c
+    if not torch.compiler.is_compiling() and a.device.type == "cpu" and not reads_wait(a.device):
+        total = torch.addcmul(c.double(), a.double(), b.double())
+        rounded = total.float()
+        if not _is_in_the_middle(total.detach(), rounded.detach()):
+            return rounded
     product, addend = a.double() * b.double(), c.double()
     total = product + addend
     other = total - product
@@ -204,6 +215,14 @@ def multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     even = (total.view(torch.int64) & 1) == 0
     moved = torch.nextafter(total, torch.where(cut > 0, torch.inf, -torch.inf).to(total.dtype))
     return torch.where(even & ((cut > 0) | (cut < 0)), moved, total).float()
+
+
+def _is_in_the_middle(total: Tensor, rounded: Tensor) -> bool:
+    """Whether some float64 number may be in the middle of two float32 numbers; all are so between subnormal ones."""
+    if bool(((total.view(torch.int64) & _CUT_OFF) == _MIDDLE).any()):
+        return True
+    size = rounded.abs()
+    return bool(((size < _SUBNORMAL) & (total != 0)).any())
 
 
 def transform(coordinates: Tensor, mean: Tensor, matrix: Tensor, column_scales: Tensor | None = None) -> Tensor:
@@ -218,6 +237,12 @@ def transform(coordinates: Tensor, mean: Tensor, matrix: Tensor, column_scales: 
     for k in range(matrix.shape[0]):
         rows = multiply_add(coordinates[:, k, None], matrix[k], rows)
     return rows
+
+
+def transform_whole(coordinates: Tensor, mean: Tensor, matrix: Tensor, column_scales: Tensor) -> Tensor:
+    """The same of coordinates and a matrix of whole numbers, as stored ones are: their sums are exact in any order."""
+    exact = torch.float32 if matrix.device.type == "mps" else torch.float64
+    return mean + (coordinates.to(exact) @ matrix.to(exact)).float() * column_scales
 
 
 def tiers_and_ranks(ids: Tensor, table: TableBuffers) -> tuple[Tensor, Tensor]:
@@ -289,8 +314,10 @@ def lookup(ids: Tensor, table: TableBuffers) -> Tensor:
         some, to = flat[start : start + _IDS_AT_ONCE], out[start : start + _IDS_AT_ONCE]
         if matrix is None or table.mean is None:
             _decode(some, table, to)
+        elif table.column_scales is None:
+            to.copy_(transform(coordinates(some, table), table.mean, matrix))
         else:
-            to.copy_(transform(coordinates(some, table), table.mean, matrix, table.column_scales))
+            to.copy_(transform_whole(coordinates(some, table), table.mean, matrix, table.column_scales))
         if table.padding_idx >= 0:
             to[some == table.padding_idx] = 0.0
     return rows
