@@ -78,6 +78,14 @@ def test_look_ups(name, tmp_path):
 
 
 @needs_onnx
+@pytest.mark.parametrize("padding", [None, 100])
+def test_whole_numbers_in_a_codebook_for_each_tier_whose_codes_lie_alike(padding, tmp_path):
+    case = next(c for c in CASES if c.name == "whole, a codebook a tier")
+    alike = replace(case, code_bits=((8, 7, 8), (1, 1, 1), (8, 7, 8)), padding_idx=padding)
+    check_look_ups(build(alike).table, tmp_path / "table.onnx")
+
+
+@needs_onnx
 @pytest.mark.slow
 def test_appended_ids(tmp_path):
     table = build(CASES[0]).table
