@@ -316,11 +316,10 @@ class Bounds:
             }
             parts = {}
             for budget, table in self.tables.items():
-                single = operators(
-                    largest_codes(table), table.snapshot.layout.num_coordinates, turned(table), self.d, ids[0]
-                )
-                contenders |= {f"{budget}: {name}": call for name, call in single.items()}
-                parts[f"{budget} table"] = [f"{budget}: {name}" for name in single]
+                layout = table.snapshot.layout
+                every, single = operators(largest_codes(table), layout.widths, turned(table), self.d, ids)
+                contenders |= {f"{budget}: {name}": call for name, call in (every | single).items()}
+                parts[f"{budget} table"] = [f"{budget}: {name}" for name in every]
             targets = named(dict.fromkeys(BUDGETS, ONNX_TARGET))
             yield self.measured("look-up in ONNX Runtime", contenders, IDS, targets, parts, overlap=False)
 
