@@ -160,7 +160,7 @@ def test_ids_of_a_column(runner):
         (["neighbours", "names.txt", "a"], "names.txt: no file of mgqe"),
         (["compress", "items.npy", "--prefer", "fast"], "prefer must be one of ('speed', 'size'), got 'fast'"),
         (["compress", "items.npy", "--out", "names.txt"], "is no folder"),
-        (["compress", "items.npy", "--queries", "narrow.npy"], "queries have 3 dimensions"),
+        (["compress", "items.npy", "--queries", "narrow.npy"], "items.npy: queries must have shape (n, 16)"),
         (["compress", "items.npy", "--out", "."], "other files"),
         (["topk", "items"], "either --queries"),
         (["neighbours", "nothing", "a"], "no such folder"),

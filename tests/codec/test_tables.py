@@ -31,6 +31,11 @@ def problem(n=2000, d=16, seed=0, scale=1.0, lookups=100.0, counts=True):
     return TableProblem(rows, torch.arange(n, 0, -1) if counts else None, metrics)
 
 
+def test_a_metric_of_rows_of_another_width_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(16, 16\), as wide as the rows, got \(8, 8\)"):
+        TableProblem(problem().rows, None, {"gradients": Metric(torch.eye(8), "gradients", 1.0)})
+
+
 def test_the_table_whose_errors_cost_more_gets_more_bytes():
     cheap, dear = problem(seed=0, scale=1.0), problem(seed=1, scale=100.0)
     shares = share_bytes([cheap, dear], CANDIDATE, 12_000)

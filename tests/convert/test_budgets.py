@@ -132,6 +132,38 @@ def test_queries_that_do_not_fit_are_refused():
             mgqe.compress_(Scorer(), budget="10%", init="from_weight", queries={"item": wrong})
 
 
+@pytest.mark.parametrize("settings", [{"budget": "10%"}, {}])
+def test_a_metric_of_rows_of_another_width_is_refused_by_path(settings):
+    def narrow(model, batch):
+        return (model["item"](batch) @ torch.ones(8)).square().mean()
+
+    other = nn.ModuleDict({"item": nn.Embedding(N, 8)})
+    calibration = mgqe.calibrate(other, [torch.arange(64)], narrow, progress=False)
+    for evidence, message in (
+        (
+            {"queries": {"item": torch.randn(50, 8)}},
+            r"item: queries must have shape \(n, 16\), as many dimensions as rows, got \(n, 8\): give a sample",
+        ),
+        (
+            {"calibration": calibration},
+            r"item: the metric must be .* shape \(16, 16\), .* got \(8, 8\): measure it with mgqe.calibrate",
+        ),
+    ):
+        model = Scorer()
+        with pytest.raises(ValueError, match=message):
+            mgqe.compress_(model, init="from_weight", **settings, **evidence)
+        assert type(model.item) is nn.Embedding
+
+
+def test_fewer_queries_than_dimensions_are_enough():
+    model = Scorer()
+    queries = {"item": torch.eye(D)[:4]}
+    report = mgqe.compress_(model, counts={"item": COUNTS}, budget="15%", init="from_weight", queries=queries)
+    assert "(queries, " in report.rows[1].why
+    errors = model.item.freeze().to_dense() - model.item.raw_weight.detach()
+    assert errors[:, :4].square().mean() < 0.1 * errors[:, 4:].square().mean()
+
+
 def test_without_a_budget_the_bytes_of_the_even_shape_go_where_scores_feel_them():
     errors, sizes = [], []
     for evidence in (

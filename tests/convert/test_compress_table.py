@@ -97,7 +97,7 @@ def bad_row(value: float) -> np.ndarray:
         ({"budget": 10}, ValueError, "the least is"),
         ({"budget": "100%"}, ValueError, "more than nothing and less than all"),
         ({"counts": torch.ones(5)}, ValueError, "counts"),
-        ({"queries": matrix(5, 3)}, ValueError, "queries have 3 dimensions, the rows 16"),
+        ({"queries": matrix(5, 3)}, ValueError, r"shape \(n, 16\), as many dimensions as rows, got \(n, 3\)"),
         ({"padding_idx": 3000}, ValueError, "outside the 3000 rows"),
     ],
 )
@@ -109,3 +109,9 @@ def test_bad_input_is_refused_by_name(arguments, error, text):
 def test_a_padding_row_may_hold_anything():
     table = mgqe.compress_table(bad_row(np.nan), "20%", padding_idx=17)
     assert bool(table.to_dense().isfinite().all())
+
+
+def test_queries_of_another_width_are_not_compared():
+    table = mgqe.compress_table(matrix(), "20%")
+    with pytest.raises(ValueError, match=r"queries must have shape \(n, 16\), .* got \(n, 3\): give a sample"):
+        mgqe.check_table(matrix(), table, queries=matrix(5, 3))

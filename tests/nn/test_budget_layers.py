@@ -429,7 +429,9 @@ def test_a_measured_metric_spends_the_bits_as_queries_do():
         each.start_quantizing()
     assert layer.capacity == by_queries.capacity != plain.capacity
     torch.testing.assert_close(layer.quantizer.transform.mean, by_queries.quantizer.transform.mean)
-    with pytest.raises(ValueError, match="the metric has 3 dimensions, the layer 8"):
+    with pytest.raises(
+        ValueError, match=r"shape \(8, 8\), as wide as the rows, got \(3, 3\): measure it with mgqe.calibrate"
+    ):
         layer.set_metric(Metric.identity(3))
     with pytest.raises(ValueError, match="make the layer with budget="):
         mgqe.DPQEmbedding(N, DIM, num_centroids=4).set_metric(measured)
@@ -459,7 +461,7 @@ def test_the_smallest_tables_are_planned_and_frozen(n, dim, counts, zeros):
 
 def test_queries_that_do_not_fit_are_refused():
     rows = torch.randn(1500, 16)
-    with pytest.raises(ValueError, match="has 8 dimensions, the layer 16"):
+    with pytest.raises(ValueError, match=r"shape \(n, 16\), as many dimensions as rows, got \(n, 8\)"):
         mgqe.DPQEmbedding.from_pretrained(rows, budget="12%", queries=torch.randn(9, 8))
     with pytest.raises(ValueError, match="budget="):
         mgqe.DPQEmbedding.from_pretrained(rows, num_centroids=256, queries=torch.randn(9, 16))

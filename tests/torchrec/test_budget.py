@@ -199,7 +199,11 @@ def test_queries_have_the_plan_of_a_layer_with_them():
     ("config", "queries", "message"),
     [
         (CONFIG, {"items": torch.ones(3, DIM)}, "queries for ['items'], but the tables are ['item']"),
-        (CONFIG, {"item": torch.ones(3, 4)}, "table 'item': the metric has 4 dimensions, the table 8"),
+        (
+            CONFIG,
+            {"item": torch.ones(3, 4)},
+            "table 'item': queries must have shape (n, 8), as many dimensions as rows, got (n, 4)",
+        ),
         (mgqe.CompressConfig(num_centroids=16), {"item": torch.ones(3, DIM)}, "table 'item': queries say how a budget"),
     ],
 )

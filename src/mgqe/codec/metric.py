@@ -68,6 +68,18 @@ class Metric:
         """d."""
         return self.matrix.shape[0]
 
+    def for_rows(self, embedding_dim: int) -> Metric:
+        """The same metric, for rows of d numbers; ValueError where it is of rows of another width."""
+        if self.embedding_dim == embedding_dim:
+            return self
+        if self.source == "queries":
+            raise queries_of_other_width(self.embedding_dim, embedding_dim)
+        raise ValueError(
+            f"the metric must be a matrix of shape ({embedding_dim}, {embedding_dim}), as wide as the rows, got "
+            f"({self.embedding_dim}, {self.embedding_dim}): measure it with mgqe.calibrate on the model whose rows "
+            "these are"
+        )
+
     def equal_costs(self, rows: Tensor) -> Tensor:
         """Rows r (n, d) in their own directions, each as long as it takes for r^T M r to be the median of all rows'.
 
@@ -83,6 +95,14 @@ class Metric:
         values, vectors = np.linalg.eigh(self.matrix.numpy())
         root: np.ndarray = vectors * np.sqrt(np.maximum(values, floor * values.max()))
         return root
+
+
+def queries_of_other_width(came: int, embedding_dim: int) -> ValueError:
+    """The error of queries that rows of ``embedding_dim`` numbers cannot be multiplied with."""
+    return ValueError(
+        f"queries must have shape (n, {embedding_dim}), as many dimensions as rows, got (n, {came}): give a sample of "
+        "the vectors that these rows are multiplied with"
+    )
 
 
 def _checked(matrix: Tensor) -> Tensor:

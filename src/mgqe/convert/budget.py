@@ -45,11 +45,15 @@ class Evidence:
     judge: JudgeFn | None = None
 
     def check(self, tables: Sequence[ModelTable]) -> None:
-        """Raise ValueError for queries of a path that is no table."""
+        """Raise ValueError for queries of a path that is no table, and for a metric of rows of another width."""
         known = [path for table in tables for path in table.paths]
         for path in self.queries:
             if path not in known:
                 raise ValueError(f"queries for {path!r}{did_you_mean(path, known)}, where the model has no table")
+        for table in tables:
+            with errors_about(table.path):
+                for metric in self.metrics(table).values():
+                    metric.for_rows(int(table.module.embedding_dim))  # type: ignore[arg-type]
 
     def check_use(
         self, tables: Sequence[ModelTable], config: CompressConfig, counts: Mapping[str, Counts | Tiers]

@@ -72,9 +72,7 @@ def compress_table(
     check_prefer_tail(prefer_tail, counts)
     rows = as_rows(weight)
     n, d, padding = check_sizes(rows.shape[0], rows.shape[1], padding_idx)
-    metric = Metric.identity(d) if queries is None else Metric.of_queries(queries)
-    if metric.embedding_dim != d:
-        raise ValueError(f"queries have {metric.embedding_dim} dimensions, the rows {d}: give what rows are scored by")
+    metric = Metric.identity(d) if queries is None else Metric.of_queries(queries).for_rows(d)
     if n < 2:
         raise ValueError(f"weight has {n} rows: a table of fewer than two has nothing to compress")
     with torch.device("cpu"):  # whatever the default device

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mgqe.checks.rows import as_rows
+from mgqe.codec.metric import queries_of_other_width
 from mgqe.convert.progress import Progress, shown
 from mgqe.table.compact import CompactTable
 
@@ -60,13 +61,15 @@ def check_table(
         padding_idx: a row that is not compared.
         progress: as for :func:`mgqe.compress_table`.
 
-    Raises ValueError where the table is not of the matrix's shape.
+    Raises ValueError where the table is not of the matrix's shape, or queries are of another width.
     """
     rows = as_rows(weight)
     n, d = rows.shape
     if (table.num_embeddings, table.embedding_dim) != (n, d):
         raise ValueError(f"the table is {table.num_embeddings} x {table.embedding_dim}, the matrix {n} x {d}")
-    source = rows if queries is None else as_rows(queries)
+    source = rows if queries is None else as_rows(queries, "queries")
+    if source.shape[1] != d:
+        raise queries_of_other_width(source.shape[1], d)
     places = torch.linspace(0, len(source) - 1, min(sample, len(source))).round().long()
     asked = source[places].float()
     if queries is None:

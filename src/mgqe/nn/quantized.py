@@ -351,9 +351,7 @@ class QuantizedEmbedding(RowLayer):
         """
         if self.planner is None:
             raise ValueError("a metric says how a budget is spent: make the layer with budget=")
-        if metric.embedding_dim != self.embedding_dim:
-            raise ValueError(f"the metric has {metric.embedding_dim} dimensions, the layer {self.embedding_dim}")
-        self.given_metric = metric
+        self.given_metric = metric.for_rows(self.embedding_dim)
         self.gathers_metric = False
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ from mgqe.nn.even_checkpoints import even_codebooks, refusal
 from mgqe.nn.quantizers.mixed import MAX_TIERS, MixedQuantizer, planned_shape
 from mgqe.torchrec.budget import SHARE, CommonBudget, Evidence
 from mgqe.torchrec.rows import RowSource
-from mgqe.torchrec.settings import TableSettings, metric_for
+from mgqe.torchrec.settings import TableSettings
 from mgqe.torchrec.table import QuantizedTable
 
 
@@ -75,7 +75,7 @@ class PlannedTable(QuantizedTable):
         Raises:
             ValueError: a metric of other dimensions.
         """
-        self.evidence.given_metric = metric_for(self.source.config, metric)
+        self.evidence.given_metric = metric.for_rows(int(self.source.config.embedding_dim))
         self.gathers_metric = False
 
     def settings(self) -> dict[str, str]:

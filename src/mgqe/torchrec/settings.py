@@ -127,14 +127,7 @@ def _resolve(
 def _metric(settings: TableSettings, queries: Any) -> Metric:
     if settings.planner is None:
         raise ValueError("queries say how a budget is spent: give budget=, or leave them out")
-    return metric_for(settings.rows, Metric.of_queries(queries))
-
-
-def metric_for(table: Any, metric: Metric) -> Metric:
-    """The metric, which has as many dimensions as the table's rows; else ValueError."""
-    if metric.embedding_dim != int(table.embedding_dim):
-        raise ValueError(f"the metric has {metric.embedding_dim} dimensions, the table {table.embedding_dim}")
-    return metric
+    return Metric.of_queries(queries).for_rows(int(settings.rows.embedding_dim))
 
 
 def full_nbytes(table: Any) -> int:

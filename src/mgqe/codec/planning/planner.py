@@ -128,11 +128,7 @@ def _plan_rows(
         raise no_values("the rows of weight")
     if not bool(weight.any()):
         raise ValueError("the rows of weight are all zero: give a trained table, or leave weight out")
-    metric = Metric.identity(embedding_dim) if queries is None else Metric.of_queries(queries)
-    if metric.embedding_dim != embedding_dim:
-        raise ValueError(
-            f"queries must have shape (n, {embedding_dim}), as many dimensions as rows, got (n, {metric.embedding_dim})"
-        )
+    metric = Metric.identity(embedding_dim) if queries is None else Metric.of_queries(queries).for_rows(embedding_dim)
     nbytes = budget_bytes(budget, weight.nbytes)
     known = None if counts is None else check_counts(counts, num_embeddings)
     problem = TableProblem(

@@ -66,7 +66,8 @@ class TableProblem:
         prefer: see :class:`mgqe.codec.planning.shapes.Choice`.
         prefer_tail: every id counts alike, whatever its count and the candidate's power.
 
-    Raises ValueError for rows other than the padding's that hold NaN or infinity, in a table that may be compressed.
+    Raises ValueError for a metric of rows of another width, and for rows other than the padding's that hold NaN or
+    infinity, in a table that may be compressed.
     """
 
     rows: Tensor
@@ -79,6 +80,8 @@ class TableProblem:
     prefer_tail: bool = False
 
     def __post_init__(self) -> None:
+        for metric in self.metrics.values():
+            metric.for_rows(self.rows.shape[1])
         if self.read is not None or (self.may_stay and not self.compresses) or len(self.rows) == 0:
             return
         if all(bool(end.isfinite()) for end in self.rows.aminmax()):
