@@ -144,7 +144,7 @@ def test_the_text_says_bits_and_coordinates():
     plan = planned(counts=COUNTS, budget="10%")
     bits = [sum(tier.code_bits) for tier in plan.capacity.tiers]
     assert str(plan).startswith(f"300 ids x {bits[0]} bits; 2,700 ids x {bits[1]} bits, separate codebooks")
-    assert f", {plan.capacity.num_coordinates} of 16 coordinates, look-up " in str(plan)
+    assert f", {plan.capacity.num_coordinates} of 16 coordinates, metric: identity, look-up " in str(plan)
 
 
 def test_the_padding_may_hold_nan():

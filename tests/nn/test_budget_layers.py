@@ -339,7 +339,7 @@ def warned(rows, steps: int = 3, **options) -> list[str]:
     """The warnings of a layer that starts on these rows after so many training passes that change nothing."""
     layer = mgqe.MGQEmbedding(N, WIDE, counts=COUNTS, budget="25%", _weight=rows.clone(), **options)
     for _ in range(steps):
-        layer(IDS[:50])
+        layer(IDS[:50]).sum().backward()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         layer.start_quantizing()

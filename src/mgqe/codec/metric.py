@@ -17,6 +17,7 @@ from torch import Tensor
 
 FLOOR = 1e-2  # of the largest eigenvalue: directions that a sample never saw are not free
 ASYMMETRY = 1e-3  # of the largest entry
+SOURCES = ("gradients", "queries", "identity")
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,7 @@ class Metric:
 
     Attributes:
         matrix: M, float64 (d, d) on the CPU, symmetric and without negative eigenvalues.
-        source: "gradients", "queries", or "identity".
+        source: one of SOURCES.
         lookups: of gradients: how many vectors were looked up in the batches that they come from; the losses of
             several tables are comparable if they were gathered in the same batches. 0 for other sources.
     """

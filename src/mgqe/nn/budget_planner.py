@@ -124,6 +124,20 @@ class BudgetPlanner:
         return fit_table(problem, candidates([problem])[0], self.nbytes, generator, by_prediction=True)
 
 
+def warn_without_gradients(what: str, metric: Metric, passes: int) -> None:
+    """Warn if a layer has trained for so many passes, and ``metric``, which it gathered, has no gradient in it.
+
+    In their first pass rows are as they were given, and nothing can have been gathered.
+    """
+    if passes > 1 and metric.source == "identity":
+        warnings.warn(
+            f"{what} spends its budget after {passes} training passes in which it saw no gradient of its rows that is "
+            "finite and not zero: errors count alike in all directions, whatever they cost the model. Check that the "
+            "loss depends on these rows and that its gradients are finite",
+            stacklevel=2,
+        )
+
+
 def read_plan(layer: nn.Module, _: Any) -> None:
     """After a checkpoint was loaded into a layer with a budget: the plan that came with it."""
     if isinstance(layer, CodebookLayer) and isinstance(layer.quantizer, MixedQuantizer):

@@ -237,6 +237,11 @@ class CodebookLayer(nn.Module):
     def _describe_tiers(self) -> str:
         return ", ".join(tier.describe() for tier in self.capacity.tiers)
 
+    def _describe_metric(self) -> str:
+        """What the plan measured errors by, to be added to a text; nothing where there is no plan."""
+        source = getattr(self.quantizer, "metric_source", None)
+        return "" if source is None else f", metric={source!r}"
+
 
 def revive_every(capacity: Capacity) -> int:
     """Training passes between two looks for dead centroids in tables of this capacity."""

@@ -24,7 +24,7 @@ from mgqe.codec.metric import Metric
 from mgqe.codec.planning.mixed import FittedPlan
 from mgqe.codec.stats import CodebookStats
 from mgqe.codec.tiers import Tiers
-from mgqe.nn.budget_planner import BudgetPlanner, read_plan
+from mgqe.nn.budget_planner import BudgetPlanner, read_plan, warn_without_gradients
 from mgqe.nn.codebook_layer import revive_every
 from mgqe.nn.context.ddp import broadcast_from_first, common_generator, data_parallel, of_first, recomputing
 from mgqe.nn.context.decorators import in_full_precision, outside_graphs
@@ -378,6 +378,8 @@ class QuantizedEmbedding(RowLayer):
         with torch.device("cpu"):  # whatever the default device
             sizes, metric = (self.num_embeddings, self.embedding_dim), self.given_metric or self.metric()
             planner.warn_of_unlearnt(f"a {self._sizes}", sizes, self._rows_to_plan, self.schedule.passes)
+            if self.gathers_metric:
+                warn_without_gradients(f"a {self._sizes}", metric, self.schedule.passes)
             fitted = planner.fit(sizes, self._rows_to_plan, metric, generator)
         self.adopt_plan(of_first(fitted))  # shapes and tiers follow from it: all processes must have the same
 
@@ -463,8 +465,8 @@ class QuantizedEmbedding(RowLayer):
             )
 
     def extra_repr(self) -> str:
-        """Sizes, for print."""
-        text = f"{self.num_embeddings}, {self.embedding_dim}, tiers=({self._describe_tiers()})"
+        """Sizes, and what a plan measured errors by, for print."""
+        text = f"{self.num_embeddings}, {self.embedding_dim}, tiers=({self._describe_tiers()}){self._describe_metric()}"
         if self.padding_idx is not None:
             text += f", padding_idx={self.padding_idx}"
         return text + ("" if self.quantizing else f", warm-up of {self.warmup_steps} passes")

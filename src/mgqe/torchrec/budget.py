@@ -16,7 +16,7 @@ from torch import Tensor
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.mixed import FittedPlan, least_nbytes
 from mgqe.codec.planning.tables import candidates, share_bytes
-from mgqe.nn.budget_planner import BudgetPlanner
+from mgqe.nn.budget_planner import BudgetPlanner, warn_without_gradients
 from mgqe.nn.metric import GradientMoments
 from mgqe.torchrec.rows import RowSource
 
@@ -93,6 +93,8 @@ class Evidence:
                 planner.warn_of_unlearnt(
                     f"table {self.source.config.name!r}", arguments["sizes"], arguments["read"], passes
                 )
+                if self._moments.gathers:
+                    warn_without_gradients(f"table {self.source.config.name!r}", arguments["metric"], passes)
                 return planner.fit(generator=generator, **arguments)
 
         return self.source.ranks.led_by_first(plan, lambda question: self.source.read(question[1]))

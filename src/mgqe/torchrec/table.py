@@ -155,6 +155,6 @@ class QuantizedTable(CodebookLayer):
         return self.quantizer.codes(rows, tier)
 
     def extra_repr(self) -> str:
-        """Sizes, for print."""
-        text = f"{self.name}: tiers=({self._describe_tiers()})"
+        """Sizes, and what a plan measured errors by, for print."""
+        text = f"{self.name}: tiers=({self._describe_tiers()}){self._describe_metric()}"
         return text + ("" if self.quantizing else f", warm-up of {self.warmup_steps} passes")

@@ -141,4 +141,4 @@ class RowsPlan(Plan):
         return f"mgqe.{layer}.from_pretrained({', '.join(parts)})"
 
     def _more(self) -> str:
-        return f", {self.capacity.num_coordinates} of {self.embedding_dim} coordinates"
+        return f", {self.capacity.num_coordinates} of {self.embedding_dim} coordinates, metric: {self.metric}"

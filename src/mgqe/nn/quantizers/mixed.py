@@ -18,6 +18,7 @@ from mgqe.codec.capacity import BY_COLUMNS, Capacity, TierShape
 from mgqe.codec.equations import Groups, codebook_loss, commitment_loss, straight_through
 from mgqe.codec.fit import fit_codebooks
 from mgqe.codec.kmeans import KMEANS, KMeans
+from mgqe.codec.metric import SOURCES
 from mgqe.codec.mixed import flat_index, gather_mixed, nearest_mixed_codes, round_flat, round_to_steps, whole_steps
 from mgqe.codec.planning.mixed import FittedPlan
 from mgqe.codec.planning.shapes import centroid_room
@@ -47,7 +48,9 @@ class MixedQuantizer(Quantizer):
             learning rate suits all coordinates. In rows, of which sparse gradients have few.
         commitment: beta.
         mean, matrix, matrix_scales, encoder, units, steps, layout: buffers; the plan. The scales are those of the
-            matrix's rows or, where ``steps`` are not zero, of its columns; steps are FittedPlan's.
+            matrix's rows or, where ``steps`` are not zero, of its columns; steps are FittedPlan's. The layout's last
+            number, which no plan has a code for, says what errors were measured by.
+        metric_source: what that was, one of SOURCES; None without a plan, or in plans of earlier versions.
     """
 
     follows_rows = True
@@ -58,6 +61,7 @@ class MixedQuantizer(Quantizer):
     units: Tensor
     steps: Tensor
     layout: Tensor
+    metric_source: str | None = None
 
     def __init__(
         self, capacity: Capacity, like: Tensor, centroid_dtype: str, commitment: float, sparse: bool = False
@@ -117,14 +121,19 @@ class MixedQuantizer(Quantizer):
         for g, tier in enumerate(plan.capacity.tiers):
             start = 2 + (1 + g) * d
             self.layout[start : start + subspaces] = torch.tensor(tier.code_bits)
+        self.metric_source = plan.choice.metric.source
+        if m < MAX_TIERS:
+            self.layout[-1] = 1 + SOURCES.index(self.metric_source)
         self.capacity = plan.capacity
         self._keep_codebooks(fitted.codebooks)
 
     def read_layout(self, sizes: Sequence[int], before: Capacity) -> Capacity:
         """The capacity that the buffers tell of, for tiers of these sizes; ``before`` where they tell of no plan."""
-        self.capacity, d = before, before.embedding_dim
+        self.capacity, d, self.metric_source = before, before.embedding_dim, None
         subspaces, m = self.layout[:2].tolist()
         if subspaces:
+            source = 0 if abs(m) == MAX_TIERS else int(self.layout[-1])
+            self.metric_source = (None, *SOURCES)[source]
             widths = tuple(self.layout[2 : 2 + subspaces].tolist())
             bits = [tuple(self.layout[2 + (1 + g) * d :][:subspaces].tolist()) for g in range(abs(m))]
             books = [0 if m < 0 else g for g in range(abs(m))]
