@@ -121,6 +121,25 @@ def test_bounds_say_what_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> Non
     ]
 
 
+def test_predictions_for_trained_rows_are_means_over_the_seeds_of_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    pages = pytest.importorskip("benchmarks.reports.pages")
+
+    def record(share: float, seed: int, lost: float, kind: str = "mixed") -> dict[str, object]:
+        tables = {"fields.item": {"expected": 0.03, "lost": lost}}
+        return {"share": share, "kind": kind, "recipe": "gradients, one tier", "fit_seed": seed, "tables": tables}
+
+    records = [record(0.02, 1, 0.02), record(0.02, 2, 0.04), record(0.02, 1, 0.5, "additive"), record(0.05, 1, 0.01)]
+    monkeypatch.setattr(pages, "read", lambda name: {"records": records} if name == "additive-amazon-apps" else None)
+    assert pages.plan_trained().splitlines() == [
+        "| loss: predicted / measured | 2% | 5% |",
+        "| --- | ---: | ---: |",
+        "| W&D, Amazon Apps, items, one tier | 3% / 3% | 3% / 1% |",
+    ]
+    monkeypatch.setattr(pages, "read", lambda name: None)
+    assert pages.plan_trained() == ""
+
+
 def test_levels_are_compared_pair_by_pair_with_the_figures_that_a_pair_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     pages = pytest.importorskip("benchmarks.reports.pages")

@@ -63,6 +63,37 @@ def plan_prediction() -> str:
     return markdown(["loss: predicted / measured", "tiers", *budgets], rows)
 
 
+TRAINED = {  # results of benchmarks/quality/additive.py -> whose rows they are
+    "amazon-games": "SASRec, Amazon Games",
+    "amazon-apps": "W&D, Amazon Apps",
+    "beauty-split": "SASRec, Beauty",
+}
+
+
+def plan_trained() -> str:
+    """The loss that plans of trained rows predict, and what their tables lose: means over seeds of the fit."""
+    cells: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
+    for data, title in TRAINED.items():
+        results = read(f"additive-{data}")
+        for row in results["records"] if results else ():
+            if row["kind"] == "mixed":
+                recipe = row["recipe"].removeprefix("gradients, ")
+                for path, table in row["tables"].items():
+                    key = f"{title}, {path.removeprefix('fields.')}s", recipe
+                    found = cells.setdefault(key, {}).setdefault(f"{100 * row['share']:g}%", [])
+                    found.append((table["expected"], table["lost"]))
+    budgets = list(dict.fromkeys(budget for of in cells.values() for budget in of))
+    rows = [
+        [f"{name}, {recipe}", *(" / ".join(_mean_per_cent(of.get(budget, []))) for budget in budgets)]
+        for (name, recipe), of in cells.items()
+    ]
+    return markdown(["loss: predicted / measured", *budgets], rows) if rows else ""
+
+
+def _mean_per_cent(pairs: list[tuple[float, float]]) -> list[str]:
+    return [f"{100 * statistics.fmean(of):.3g}%" for of in zip(*pairs, strict=True)]
+
+
 def speed() -> str:
     """Ratios to the peer of each benchmark."""
     rows = []
@@ -557,6 +588,7 @@ def parts() -> dict[str, str]:
     """Name -> table, of all that these pages have."""
     return {f"recipes-{data}": recipes(data) for data in TITLES} | {
         "plan-prediction": plan_prediction(),
+        "plan-trained": plan_trained(),
         "ablation-5": ablation("5%"),
         "code-bounds": code_bounds(),
         "ablation-2": ablation("2%"),
