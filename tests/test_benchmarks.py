@@ -230,3 +230,14 @@ def test_sums_of_shared_rows_that_are_there_are_found(
         other = torch.randn(11, 3, generator=torch.Generator().manual_seed(1))
         left = other - nearest(name, other, options)
         assert torch.allclose(named.T @ left, torch.zeros(named.shape[1], 3), atol=1e-4)  # normal equations
+
+
+def test_all_choices_of_centroids_are_planned_and_fitted_within_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    script = pytest.importorskip("benchmarks.quality.centroid_choice")
+    monkeypatch.setattr(script, "BUDGETS", (0.1,))
+    found = script.measure(script.rows_of(2_000, 0.2), script.counts_of(2_000), 0.5, (0.1, 0.9))
+    assert [(each["shared"], each["centroids"]) for each in found] == list(script.CHOICES)
+    for each in found:
+        assert each["bytes"] <= 0.1 * 2_000 * script.DIM * 4
+        assert each["measured"] == pytest.approx(each["predicted"], rel=0.25)
