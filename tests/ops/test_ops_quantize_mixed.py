@@ -1,5 +1,7 @@
 """Rows through the codes of a plan: by hand, kernel against twin, its gradient's sums, and what is refused."""
 
+from dataclasses import replace
+
 import instruction_sets
 import pytest
 import torch
@@ -87,6 +89,28 @@ def test_a_diagonal_matrix_of_ones_gives_the_same_bits():
     expected = reference_mixed.quantize_mixed(rows, counts, [130], plan, values)
     for _ in instruction_sets.each():
         assert torch.equal(ops.quantize_mixed(rows, counts, [130], plan, values).vectors, expected[1])
+
+
+def test_a_diagonal_encoder_scales_to_the_same_bits():
+    plan, values = coder(19, [1] * 19, [[3] * 19, [5] * 19], True)
+    scaled, dense = (replace(plan, encoder=torch.diag(torch.randn(19, generator=torch.manual_seed(2)))) for _ in "12")
+    dense.__dict__["encoder_scales"] = None
+    assert scaled.encoder_scales is not None
+    assert plan.encoder_scales is None
+    rows, counts = torch.randn(200, 19), torch.ones(200, dtype=torch.int64)
+    for _ in instruction_sets.each():
+        found = [ops.quantize_mixed(rows, counts, [130, 70], each, values) for each in (scaled, dense)]
+        found.append(reference_mixed.quantize_mixed(rows, counts, [130, 70], scaled, values))
+        for codes, vectors, errors, loss in found[1:]:
+            assert torch.equal(codes, found[0].codes)
+            assert torch.equal(vectors, found[0].vectors)
+            assert torch.equal(errors, found[0].errors)
+            torch.testing.assert_close(loss, found[0].loss)
+
+
+def test_an_encoder_that_drops_coordinates_is_not_diagonal():
+    plan, _ = coder(8, [4], [[3]], True)
+    assert replace(plan, encoder=torch.eye(8)[:, :4].contiguous()).encoder_scales is None
 
 
 def test_threads_change_nothing():

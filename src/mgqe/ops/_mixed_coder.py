@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
+import torch
 from torch import Tensor
 
+from mgqe.checks.waiting import reads_wait
 from mgqe.ops._descriptor import CPiece, c_pieces
 from mgqe.ops.layout.pieces import Piece
 from mgqe.ops.layout.searches import Searches, mixed_searches
+
+POINTERS = ("mean", "encoder", "encoder_scales", "matrix", "column_scales", "units", "steps")
 
 
 class CCoderTier(ctypes.Structure):
@@ -25,7 +29,7 @@ class CCoder(ctypes.Structure):
     """mgqe_coder."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("mean", "encoder", "matrix", "column_scales", "units", "steps")),
+        *((name, c_void_p) for name in POINTERS),
         ("tiers", ctypes.POINTER(CCoderTier)),
         *((name, c_int64) for name in ("num_tiers", "dim", "num_coordinates", "num_subspaces")),
     )
@@ -67,6 +71,14 @@ class MixedCoder:
         starts = list(accumulate(self.sizes, initial=0))
         return tuple(starts[number] for number in self.codebook_of)
 
+    @cached_property
+    def encoder_scales(self) -> Tensor | None:
+        """``(d,)``, the diagonal of an encoder with zeros beside it; None of others, and where to look would wait."""
+        diagonal = self.encoder.diagonal()
+        if reads_wait(self.encoder.device) or not torch.equal(self.encoder, torch.diag(diagonal)):
+            return None
+        return diagonal.contiguous()
+
     @property
     def num_values(self) -> int:
         """Of all codebooks."""
@@ -89,7 +101,7 @@ class MixedCoder:
             tiers[g].pieces = c_pieces(layout)
             tiers[g].entries, tiers[g].start = self.sizes[self.codebook_of[g]], self.starts[g]
         coder = CCoder(tiers=tiers, num_tiers=len(self.layouts))
-        for name in ("mean", "encoder", "matrix", "column_scales", "units", "steps"):
+        for name in POINTERS:
             tensor = getattr(self, name)
             setattr(coder, name, None if tensor is None else tensor.data_ptr())
         coder.dim, coder.num_coordinates = self.encoder.shape

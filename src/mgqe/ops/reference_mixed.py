@@ -19,7 +19,11 @@ def quantize_mixed(
     rows: Tensor, counts: Tensor, tier_rows: Sequence[int], coder: MixedCoder, values: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Codes, vectors, errors and the loss; see :func:`mgqe.ops.quantize_mixed`."""
-    z = reference.transform(rows - coder.mean, torch.zeros_like(coder.encoder[0]), coder.encoder)
+    centred, scales = rows - coder.mean, coder.encoder_scales
+    if scales is not None:
+        z = centred * scales
+    else:
+        z = reference.transform(centred, torch.zeros_like(coder.encoder[0]), coder.encoder)
     codes, chosen = [], []
     for tier, part in enumerate(torch.split(z, list(tier_rows))):
         layout, numbers = coder.layouts[tier], numbers_of(coder, values, tier)

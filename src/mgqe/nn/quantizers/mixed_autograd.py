@@ -79,7 +79,10 @@ def _row_gradient(ctx: Any, grad: Tensor | None, grad_loss: Tensor | None) -> Te
         scaled: Tensor = errors @ decoder * (grad_loss * factor)
         return scaled
     if grad.dtype == torch.float32 and grad.device.type == "cpu" and not reads_wait(grad.device):
-        return torch.addmm(grad, errors, decoder, alpha=float(grad_loss) * factor)
+        factor, scales = float(grad_loss) * factor, ctx.coder.encoder_scales
+        if scales is not None:
+            return torch.addcmul(grad, errors, scales, value=factor)
+        return torch.addmm(grad, errors, decoder, alpha=factor)
     return torch.addcmul(grad, (errors @ decoder).to(grad.dtype), grad_loss.to(grad.dtype), value=factor)
 
 

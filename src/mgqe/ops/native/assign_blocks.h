@@ -86,6 +86,16 @@ inline bool set_levels(const float* centroids, int64_t K, float* room, mgqe_leve
 
 typedef float Four __attribute__((vector_size(16)));
 
+#if defined(__clang__)
+#define MGQE_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef int32_t FourPlaces __attribute__((vector_size(16)));
+#define MGQE_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, FourPlaces{__VA_ARGS__})
+#endif
+inline Four zip_low(Four a, Four b) { return MGQE_SHUFFLE(a, b, 0, 4, 1, 5); }
+inline Four zip_high(Four a, Four b) { return MGQE_SHUFFLE(a, b, 2, 6, 3, 7); }
+#undef MGQE_SHUFFLE
+
 // Turns a matrix of numbers of four bytes: to[t][i] = from[i][t], i < rows, t < columns.
 inline void turn(const void* from_memory, int64_t from_step, int64_t rows, int64_t columns, void* to_memory,
                  int64_t to_step) {
@@ -102,8 +112,9 @@ inline void turn(const void* from_memory, int64_t from_step, int64_t rows, int64
             __builtin_memcpy(&b, in(i + 1, t), sizeof b);
             __builtin_memcpy(&c, in(i + 2, t), sizeof c);
             __builtin_memcpy(&d, in(i + 3, t), sizeof d);
-            const Four turned[4] = {{a[0], b[0], c[0], d[0]}, {a[1], b[1], c[1], d[1]}, {a[2], b[2], c[2], d[2]},
-                                    {a[3], b[3], c[3], d[3]}};
+            const Four ac = zip_low(a, c), bd = zip_low(b, d), ac_after = zip_high(a, c), bd_after = zip_high(b, d);
+            const Four turned[4] = {zip_low(ac, bd), zip_high(ac, bd), zip_low(ac_after, bd_after),
+                                    zip_high(ac_after, bd_after)};
             for (int k = 0; k < 4; ++k) __builtin_memcpy(out(t + k, i), &turned[k], sizeof(Four));
         }
         for (; i < rows; ++i)
@@ -113,15 +124,26 @@ inline void turn(const void* from_memory, int64_t from_step, int64_t rows, int64
         for (int64_t i = 0; i < rows; ++i) __builtin_memcpy(out(t, i), in(i, t), 4);
 }
 
+// Lanes of K levels, laid out when the first number turns out to need them: few do.
+struct LateLanes {
+    const float* centroids;
+    int64_t count;
+    float* room;  // for lane_floats
+    mgqe_lanes lanes;
+    bool ready;
+};
+
 // Codes of n <= kSearchRows numbers, rows (n, row_step) of them; column has them one after another.
-inline void search_block(const mgqe_kernels& kernels, const mgqe_lanes& lanes, const mgqe_levels& levels,
-                         const float* column, const float* rows, int64_t row_step, int64_t n, int32_t* codes) {
+inline void search_block(const mgqe_kernels& kernels, const mgqe_levels& levels, LateLanes& late, const float* column,
+                         const float* rows, int64_t row_step, int64_t n, int32_t* codes) {
     uint64_t unsure = kernels.search(levels, column, codes);
     if (n < kSearchRows) unsure &= (static_cast<uint64_t>(1) << n) - 1;
     for (; unsure; unsure &= unsure - 1) {
+        if (!late.ready) lay_out(kernels, late.centroids, nullptr, late.count, 1, late.room, late.lanes);
+        late.ready = true;
         const int64_t row = __builtin_ctzll(unsure);
         float scratch[kAssignRows];
-        kernels.assign(lanes, rows + row * row_step, row_step, 1, codes + row, 1, scratch);
+        kernels.assign(late.lanes, rows + row * row_step, row_step, 1, codes + row, 1, scratch);
     }
 }
 
@@ -146,7 +168,7 @@ class MixedLanes {
                 return MGQE_BAD_ARGUMENT;
             const int64_t K = static_cast<int64_t>(1) << piece.bits, s = piece.width;
             if (piece.coordinate + s > L || piece.entry + K * s > entries) return MGQE_BAD_ARGUMENT;
-            floats_ += lane_floats(K, s) + (searched(piece) ? level_floats(K) : 0);
+            floats_ += searched(piece) ? level_floats(K) : lane_floats(K, s);  // levels take more
             work_ += K * s;
             widest_ = s > widest_ ? s : widest_;
         }
@@ -164,17 +186,26 @@ class MixedLanes {
         float* values = memory_;
         for (int64_t j = 0; j < count_; ++j) {
             const int64_t K = static_cast<int64_t>(1) << pieces_[j].bits, s = pieces_[j].width;
-            lay_out(kernels, codebook + pieces_[j].entry, nullptr, K, s, values, lanes_[j]);
-            values += lane_floats(K, s);
-            if (!searched(pieces_[j])) continue;
-            if (set_levels(lanes_[j].centroids, K, values, levels_[j])) searches_ = true;
-            values += level_floats(K);
+            const float* const centroids = codebook + pieces_[j].entry;
+            lanes_[j].centroids = centroids;
+            if (searched(pieces_[j]) && set_levels(centroids, K, values, levels_[j])) {
+                searches_ = true;
+            } else {
+                lay_out(kernels, centroids, nullptr, K, s, values, lanes_[j]);
+                sweeps_ = sweeps_ || K > 1;
+            }
+            values += searched(pieces_[j]) ? level_floats(K) : lane_floats(K, s);
         }
         return MGQE_OK;
     }
 
     // Floats that assign needs.
-    int64_t room() const { return widest_ * kAssignRows + kTaskRows * (coordinates_ + count_); }
+    int64_t room() const {
+        return widest_ * kAssignRows + kTaskRows * (coordinates_ + count_) + lane_floats(kMostLevels, 1);
+    }
+
+    // Rows to assign at once: where there are levels alone, so few that they stay in the first cache.
+    int64_t rows_at_once() const { return sweeps_ ? kTaskRows : kSearchRows; }
 
     // Codes (n, D) of n <= kTaskRows rows of coordinates (n, L). Subspaces come one after the other, so that each one's
     // centroids are read for all rows while they are in the cache.
@@ -204,11 +235,14 @@ class MixedLanes {
             for (int64_t t = 0; t < L; ++t)
                 for (int64_t i = rows; i < kSearchRows; ++i) columns[t * kSearchRows + i] = 0.0f;
         }
-        for (int64_t j = 0; j < D; ++j)
+        float* const lanes = room + kTaskRows * (L + D);
+        for (int64_t j = 0; j < D; ++j) {
+            LateLanes late = {lanes_[j].centroids, static_cast<int64_t>(1) << pieces_[j].bits, lanes, {}, false};
             for (int64_t first = 0; levels_[j].bits && first < n; first += kSearchRows)
-                search_block(kernels, lanes_[j], levels_[j], room + first * L + pieces_[j].coordinate * kSearchRows,
+                search_block(kernels, levels_[j], late, room + first * L + pieces_[j].coordinate * kSearchRows,
                              coordinates + first * L + pieces_[j].coordinate, L,
                              n - first < kSearchRows ? n - first : kSearchRows, found + first * D + j * kSearchRows);
+        }
         for (int64_t first = 0; first < n; first += kSearchRows)
             turn(found + first * D, kSearchRows, D, n - first < kSearchRows ? n - first : kSearchRows,
                  codes + first * D, D);
@@ -223,7 +257,7 @@ class MixedLanes {
     mgqe_lanes* lanes_ = nullptr;
     mgqe_levels* levels_ = nullptr;
     int64_t count_ = 0, coordinates_ = 0, floats_ = 0, work_ = 0, widest_ = 1;
-    bool searches_ = false;
+    bool searches_ = false, sweeps_ = false;  // whether there are subspaces with levels; with lanes to go through
 };
 
 }  // namespace

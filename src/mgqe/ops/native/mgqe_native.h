@@ -106,12 +106,13 @@ struct mgqe_coder_tier {
 
 // What turns rows into codes of a mixed table and back while its centroids train.
 struct mgqe_coder {
-    const float* mean;           // (dim)
-    const float* encoder;        // (dim, num_coordinates)
-    const float* matrix;         // (num_coordinates, dim)
-    const float* column_scales;  // (dim) or null
-    const float* units;          // (num_coordinates)
-    const float* steps;          // (num_coordinates) or null
+    const float* mean;            // (dim)
+    const float* encoder;         // (dim, num_coordinates)
+    const float* encoder_scales;  // (dim), its diagonal, where there are zeros beside it; else null
+    const float* matrix;          // (num_coordinates, dim)
+    const float* column_scales;   // (dim) or null
+    const float* units;           // (num_coordinates)
+    const float* steps;           // (num_coordinates) or null
     const mgqe_coder_tier* tiers;
     int64_t num_tiers;
     int64_t dim;
@@ -120,7 +121,7 @@ struct mgqe_coder {
 };
 
 // Rows (n, dim), tier after tier, tier_rows (num_tiers) of each, through their codes. z (n, L) = (rows - mean) @ encoder,
-// as mgqe_transform multiplies. A centroid is whole steps of its coordinates, value * unit / step rounded half to even
+// as mgqe_transform multiplies, or times the encoder's scales, which for finite rows are the same bits. A centroid is whole steps of its coordinates, value * unit / step rounded half to even
 // and at most 127 in size; without steps it is the values. codes (n, D) are the nearest centroids, as mgqe_assign_mixed
 // has them. vectors (n, dim) = mean + (numbers @ matrix) * column scale, of centroids in steps; without column scales
 // mean + numbers @ matrix, as mgqe_transform multiplies; NaN where the row is not finite. A row weighs counts (n) / (the

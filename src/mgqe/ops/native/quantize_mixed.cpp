@@ -188,7 +188,7 @@ bool well_formed(const mgqe_coder& coder) {
         }
         if (coordinate != coder.num_coordinates || entry != tier.entries || tier.start < 0) return false;
     }
-    return coder.units != nullptr;
+    return coder.units && (!coder.encoder_scales || coder.dim == coder.num_coordinates);
 }
 
 }  // namespace
@@ -205,7 +205,8 @@ int32_t mgqe_quantize_mixed(const mgqe_coder* coder, const float* rows, const in
     const mgqe_kernels& kernels = mgqe_active();
     Matrix encode, decode;
     float* const losses = aligned_floats(n + 1);
-    if (!losses || !encode.set(nullptr, coder->encoder, nullptr, dim, L) ||
+    const float* const scales = coder->encoder_scales;
+    if (!losses || (!scales && !encode.set(nullptr, coder->encoder, nullptr, dim, L)) ||
         !decode.set(coder->mean, coder->matrix, coder->column_scales, L, dim)) {
         free(losses);
         return MGQE_NO_MEMORY;
@@ -223,23 +224,26 @@ int32_t mgqe_quantize_mixed(const mgqe_coder* coder, const float* rows, const in
             result.store(status);
             break;
         }
-        const int64_t end_of_tier = start + tier_rows[g], blocks = (tier_rows[g] + kTaskRows - 1) / kTaskRows;
+        const int64_t at_once = tier.lanes.rows_at_once();
+        const int64_t end_of_tier = start + tier_rows[g], blocks = (tier_rows[g] + at_once - 1) / at_once;
         const int team = mgqe_team(tier_rows[g] * (tier.lanes.work() + 2 * L * dim), 1 << 17, threads);
         mgqe_parallel(blocks, team, [&](int64_t begin, int64_t end) {
             const int64_t wider = dim > L ? dim : L;
-            float* const room = aligned_floats(tier.lanes.room() + (wider + L) * kTaskRows + L + 2 * MGQE_MATRIX_STEP);
+            float* const room = aligned_floats(tier.lanes.room() + (wider + L) * at_once + L + 2 * MGQE_MATRIX_STEP);
             if (!room) return result.store(MGQE_NO_MEMORY);
             float* const chosen = room + tier.lanes.room();
             float* const z = chosen + padded(L);
-            float* const centred = z + L * kTaskRows;  // later what the matrix takes
+            float* const centred = z + L * at_once;  // later what the matrix takes
             for (int64_t block = begin; block < end; ++block) {
-                const int64_t first = start + block * kTaskRows;
-                const int64_t some = end_of_tier - first < kTaskRows ? end_of_tier - first : kTaskRows;
+                const int64_t first = start + block * at_once;
+                const int64_t some = end_of_tier - first < at_once ? end_of_tier - first : at_once;
                 const float* const from = rows + first * dim;
                 int32_t* const found = codes + first * D;
+                float* const less_mean = scales ? z : centred;
                 for (int64_t i = 0; i < some; ++i)
-                    for (int64_t t = 0; t < dim; ++t) centred[i * dim + t] = from[i * dim + t] - coder->mean[t];
-                kernels.multiply(encode.table(), centred, some, z);
+                    for (int64_t t = 0; t < dim; ++t)
+                        less_mean[i * dim + t] = (from[i * dim + t] - coder->mean[t]) * (scales ? scales[t] : 1.0f);
+                if (!scales) kernels.multiply(encode.table(), centred, some, z);
                 tier.lanes.assign(kernels, z, some, found, room);
                 for (int64_t i = 0; i < some; ++i) {
                     float* const taken = centred + i * L;
