@@ -12,6 +12,7 @@ from benchmarks.speed import _limits
 from benchmarks.speed.budgets import training_step
 from mgqe import CompactTable, MGQEmbedding
 from mgqe.nn.metric import RARELY
+from mgqe.nn.quantizers.mixed import MixedQuantizer
 
 
 def code_reader(table: CompactTable, ids: list[Tensor]) -> Contender:
@@ -76,18 +77,20 @@ def codes_finder(layer: MGQEmbedding, ids: Tensor) -> Contender:
     return lambda i: [layer.codes_of(of_tier, g) for g, of_tier in enumerate(tiers)]
 
 
-def as_many_products(layer: MGQEmbedding, ids: Tensor) -> Contender:
-    """For each tier a product of matrices with as many multiplications as a step has.
+def as_many_products(layer: MGQEmbedding, ids: Tensor) -> Contender | None:
+    """For each tier a product of matrices with as many multiplications as a step has; None where it has none.
 
-    Those of rows with the axes, of coordinates back to rows, of errors back to gradients, and of rows with centroids.
+    Where coordinates are turned, those of rows with the axes, of coordinates back to rows, and of errors back to
+    gradients; where they have no levels, those of rows with centroids.
     """
+    assert isinstance(layer.quantizer, MixedQuantizer)
     capacity, d, factors = layer.capacity, layer.embedding_dim, []
+    of_turning = 3 * d * capacity.num_coordinates if layer.quantizer.transform.turns else 0
     for tier, of_tier in zip(capacity.tiers, _ids_of_tiers(layer, ids), strict=True):
         codes = zip(capacity.widths, tier.code_bits, strict=True)
-        per_row = 3 * d * capacity.num_coordinates
-        per_row += 0 if capacity.has_levels else sum(w << bits for w, bits in codes)
+        per_row = of_turning + (0 if capacity.has_levels else sum(w << bits for w, bits in codes))
         factors.append((torch.randn(len(of_tier), d), torch.randn(d, per_row // d)))
-    return lambda i: [left @ right for left, right in factors]
+    return (lambda i: [left @ right for left, right in factors]) if any(right.numel() for _, right in factors) else None
 
 
 def levels_searched(layer: MGQEmbedding, ids: Tensor) -> Contender:

@@ -198,19 +198,18 @@ class Bounds:
             warm: training_step(warm_up, ids),
             **{f"{b} table": training_step(layer, ids) for b, layer in layers.items()},
             **{f"codes for the {b} table, found": codes_finder(layer, ids[0]) for b, layer in layers.items()},
-            **{f"products of the {b} table": as_many_products(layer, ids[0]) for b, layer in layers.items()},
         }
         parts: dict[str, list[str]] = {}
         for b, layer in layers.items():
-            mine = parts[f"{b} table"] = [
-                warm,
-                f"products of the {b} table",
-                f"errors of the {b} table, added up by codes",
-            ]
-            contenders[mine[2]] = errors_added(layer, ids[0])
-            if layer.capacity.has_levels:
-                mine.append(f"levels of the {b} table, searched for")
-                contenders[mine[3]] = levels_searched(layer, ids[0])
+            needed: dict[str, Contender] = {}
+            if products := as_many_products(layer, ids[0]):
+                needed[f"products of the {b} table"] = products
+            if layer.capacity.has_levels:  # which do not train
+                needed[f"levels of the {b} table, searched for"] = levels_searched(layer, ids[0])
+            else:
+                needed[f"errors of the {b} table, added up by codes"] = errors_added(layer, ids[0])
+            contenders |= needed
+            parts[f"{b} table"] = [FULL, *needed]
         yield self.measured(
             "training step, Zipf ids", contenders, TRAINED, named(TARGETS["training step"]), parts, overlap=False
         )
