@@ -125,7 +125,7 @@ def speed() -> str:
     return markdown(["what", "against", "threads", "share of its time", "target"], rows)
 
 
-BUDGETS = ("20%", "10%", "5%", "2%")
+BUDGETS, DEFAULT = ("20%", "10%", "5%", "2%"), "no budget"
 RECALL = "recall@100 of the full rows"
 
 
@@ -141,8 +141,8 @@ def budgets() -> str:
         target = "" if row["target"] is None else f" ({row['target']:.2f})"
         short = row["name"].removeprefix("torch ").removesuffix(" row-wise")
         cells.setdefault((size, str(row["threads"]), what), {})[short] = f"{row['ratio']:.2f}{target}"
-    peers = ["int8", "int4", "fbgemm int8", "fbgemm int4"]
-    columns = [*BUDGETS, *(peer for peer in peers if any(peer in of for of in cells.values()))]
+    others = [DEFAULT, "int8", "int4", "fbgemm int8", "fbgemm int4"]
+    columns = [*BUDGETS, *(other for other in others if any(other in of for of in cells.values()))]
     rows = [
         [f"{what}: {size}", threads, *(of.get(column, "") for column in columns)]
         for (size, threads, what), of in cells.items()

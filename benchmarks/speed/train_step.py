@@ -1,7 +1,8 @@
 """A training step with SparseAdam: a quantising MGQEmbedding against nn.Embedding(sparse=True).
 
-A step is what a training loop does: look up a batch of Zipf ids, a loss on the vectors (plus the quantisation loss),
-backward, SparseAdam. The rows and both moments of Adam are far larger than the caches, as they are in practice.
+Layers have even shapes; those with plans, as layers are by default, are in :mod:`benchmarks.speed.budgets`. A step is
+what a training loop does: look up a batch of Zipf ids, a loss on the vectors (plus the quantisation loss), backward,
+SparseAdam. The rows and both moments of Adam are far larger than the caches, as they are in practice.
 Every 100 passes a layer looks for dead centroids; that pass is timed on its own and spread over the passes between
 two of them in the entries named "with revival".
 
@@ -86,7 +87,7 @@ def layers(options: argparse.Namespace) -> dict[str, Callable[[], nn.Module]]:
     return {
         PEER: lambda: nn.Embedding(options.rows, options.dim, sparse=True),
         "mgqe D=8 K=256": lambda: quantising(num_subspaces=8, num_centroids=256),
-        "mgqe defaults": quantising,
+        f"mgqe D={options.dim // 2} K=256/64": quantising,
     }
 
 
