@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mgqe
+from mgqe.codec.axes import Axes
 from mgqe.codec.capacity import BY_COLUMNS, Capacity, TierShape
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.mixed import WHOLE_ROWS, MixedPlan, Sample, plan_mixed
-from mgqe.codec.planning.shapes import Choice
-from mgqe.codec.planning.speed import Costs, Frequencies, full_cost, lookup_cost, lookup_share
+from mgqe.codec.planning.shapes import Choice, Coordinates, Shape, fastest
+from mgqe.codec.planning.speed import Costs, Frequencies, full_cost, lookup_cost, lookup_share, speed_rank
+from mgqe.codec.planning.waterfill import Spectrum
 
 N = 20_000
 assert N > WHOLE_ROWS
@@ -43,7 +46,11 @@ def test_size_loses_no_more_and_speed_takes_no_longer(d, decay, budget, fraction
         plans[prefer] = plan
     speed, size = plans["speed"], plans["size"]
     assert size.loss <= speed.loss
-    assert lookup_cost(speed.capacity, speed.turned) <= lookup_cost(size.capacity, size.turned)
+    assert rank(speed) <= rank(size)
+
+
+def rank(plan: MixedPlan) -> int:
+    return speed_rank(plan.capacity, Frequencies.of(N, COUNTS), plan.turned)
 
 
 def test_they_differ_where_levels_lose_little():
@@ -135,6 +142,31 @@ def test_share_by_hand():
     full = 16 * 2 + 20 * (1 - 2**-11) + 200 * (1 - 2**-7)
     expected = (lookup_cost(many, True, UNITS) + missed) / full
     assert lookup_share(many, Frequencies.of(1 << 26, None), True, UNITS) == pytest.approx(expected)
+
+
+def test_counts_decide_where_codes_do_not_fit_the_caches():
+    # Levels of 3 and of 7 bits take as long to decode. Rows of 24 and 56 bytes, of which 32 MB hold 67% and 29%.
+    n, d = 1 << 21, 64
+    axes = Axes.own(np.eye(d), np.ones(d), Metric.identity(d))
+    own = Coordinates(axes, Spectrum(np.ones((1, d)), np.ones(1), (n,)), np.zeros(d), 1.0, turned=False)
+    small, large = (
+        Shape(own, mixed((1,) * d, bits, d, ids=n), np.zeros(1), loss) for bits, loss in ((3, 0.0105), (7, 0.01))
+    )
+    assert lookup_cost(small.capacity, False) == lookup_cost(large.capacity, False)
+    often = torch.ones(n, dtype=torch.int64)
+    often[:1000] = n
+    assert fastest([small, large], Frequencies.of(n, None)) is small
+    assert fastest([small, large], Frequencies.of(n, often)) is large  # the caches hold what nearly all look-ups read
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, N), st.sampled_from([1, 10, 10**6]))
+def test_counts_decide_nothing_where_codes_fit_the_caches(frequent, times):
+    often = torch.ones(N, dtype=torch.int64)
+    often[:frequent] = times
+    shapes = [mixed((1,) * 32, 7, 32, ids=N), mixed((8,) * 4, 8, 32, ids=N), mixed((1,) * 20, 5, 32, ids=N)]
+    ranks = [[speed_rank(shape, Frequencies.of(N, counts)) for shape in shapes] for counts in (None, often)]
+    assert ranks[0] == ranks[1]
 
 
 def test_plans_say_it():

@@ -105,6 +105,7 @@ class Sample:
     Attributes:
         rows: float64 (n, d). weights: (n,), how much each row's error counts. tier_of: (n,), its tier.
         tiers: the partition of all ids. mass: (m,), the weights of all ids of each tier together.
+        asked: how often each id is looked up.
     """
 
     rows: np.ndarray
@@ -112,6 +113,7 @@ class Sample:
     tier_of: np.ndarray
     tiers: Tiers
     mass: np.ndarray
+    asked: Frequencies
 
     @classmethod
     def of(
@@ -148,7 +150,7 @@ class Sample:
         shares = np.concatenate(
             [np.full(len(some), size / max(1, len(some))) for some, size in zip(chosen, tiers.sizes, strict=True)]
         )
-        return cls(sampled, weights[places] * shares, tier_of[places], tiers, mass)
+        return cls(sampled, weights[places] * shares, tier_of[places], tiers, mass, Frequencies.of(n, counts))
 
 
 def _some(ids: Tensor, limit: int, generator: torch.Generator) -> Tensor:
@@ -189,7 +191,7 @@ class MixedProblem:
     def plan(self, budget: int) -> MixedPlan | None:
         """The best mixed table of the rows within so many bytes; None where nothing fits."""
         sample, choice, padding_idx = self.sample, self.choice, self.padding_idx
-        shape = best_shape(self.coordinates, sample.tiers, choice, budget, padding_idx)
+        shape = best_shape(self.coordinates, sample.tiers, choice, budget, padding_idx, sample.asked)
         if shape is None:
             return None
         squares = shape.coordinates.spectrum.variances.sum(1)

@@ -11,7 +11,7 @@ from mgqe.codec.axes import Axes
 from mgqe.codec.capacity import BY_COLUMNS, Capacity, TierShape
 from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.metric import Metric
-from mgqe.codec.planning.speed import lookup_cost
+from mgqe.codec.planning.speed import Frequencies, speed_rank
 from mgqe.codec.planning.waterfill import LEAST_BITS, Spectrum, bits_at, give_bits, joined
 from mgqe.codec.tiers import Tiers
 from mgqe.ops.layout.packed_format import LEVEL_BITS
@@ -113,19 +113,23 @@ class Shape:
         """Of a row's codes, on average."""
         return sum(tier.ids * sum(tier.code_bits) for tier in self.capacity.tiers) / max(1, ids)
 
-    @property
-    def cost(self) -> float:
-        """Of a look-up."""
-        return lookup_cost(self.capacity, self.coordinates.turned)
+    def rank(self, asked: Frequencies) -> int:
+        """Of a look-up's time, with ids asked for like that."""
+        return speed_rank(self.capacity, asked, self.coordinates.turned)
 
 
 def best_shape(
-    coordinates: Sequence[Coordinates], tiers: Tiers, choice: Choice, budget: int, padding_idx: int | None
+    coordinates: Sequence[Coordinates],
+    tiers: Tiers,
+    choice: Choice,
+    budget: int,
+    padding_idx: int | None,
+    asked: Frequencies,
 ) -> Shape | None:
     """Of the shapes within so many bytes the best by the choice's preference; None where nothing fits.
 
     coordinates: those of the metric first, in which the loss is measured. With column scales there are fast shapes, of
-    which it may be one that loses a little more (:func:`_fastest`). In the rows' own axes there are levels alone.
+    which it may be one that loses a little more (:func:`fastest`). In the rows' own axes there are levels alone.
     """
     shapes: list[Shape] = []
     for each in coordinates:
@@ -145,8 +149,8 @@ def best_shape(
     if not shapes:
         return None
     if choice.prefer == SPEED and coordinates[0].matrix_dtype == BY_COLUMNS:
-        return _fastest(shapes, tiers.num_embeddings)
-    return min(shapes, key=lambda shape: (shape.loss, shape.cost))
+        return fastest(shapes, asked)
+    return min(shapes, key=lambda shape: (shape.loss, shape.rank(asked)))
 
 
 def _kinds(coordinates: Coordinates) -> Iterable[tuple[float, float]]:
@@ -157,22 +161,23 @@ def _kinds(coordinates: Coordinates) -> Iterable[tuple[float, float]]:
     return [*((code_bits, LEAST_BITS) for code_bits in CODE_BITS), *spare]
 
 
-def _fastest(shapes: Sequence[Shape], ids: int) -> Shape:
-    """The shape that looks up fastest, of those that lose no more than the best one would with SLACK fewer bits.
+def fastest(shapes: Sequence[Shape], asked: Frequencies) -> Shape:
+    """The shape that looks up ids fastest, of those that lose no more than the best one would with SLACK fewer bits.
 
-    With LEVELS_SLACK fewer bits, shapes with levels, if a code has LEVELS_FROM bits or more on average.
+    With LEVELS_SLACK fewer bits, shapes with levels, if a code has LEVELS_FROM bits or more on average. Of shapes that
+    are as fast (:func:`mgqe.codec.planning.speed.speed_rank`) the one that loses least.
     """
     least = min(shapes, key=lambda shape: shape.loss)
-    bits = least.bits(ids)
+    bits = least.bits(asked.ids)
 
     def good(shape: Shape) -> bool:
         levels = shape.capacity.has_levels
-        if levels and shape.bits(ids) < LEVELS_FROM * len(shape.capacity.widths):
+        if levels and shape.bits(asked.ids) < LEVELS_FROM * len(shape.capacity.widths):
             return shape is least
         slack = LEVELS_SLACK if levels else SLACK
         return bool(shape.loss <= least.loss * 4.0 ** (slack * bits / least.capacity.num_coordinates))
 
-    return min(filter(good, shapes), key=lambda shape: (shape.cost, shape.loss))
+    return min(filter(good, shapes), key=lambda shape: (shape.rank(asked), shape.loss))
 
 
 def _capacities(

@@ -8,6 +8,7 @@ turned are multiplied with the matrix. The rows of frequent ids stay in the cach
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor
@@ -56,19 +57,25 @@ class Frequencies:
 
     Attributes:
         ids: N.
-        cumulated: (N,), the share of the look-ups that the most frequent 1, 2, ... ids get; None for ids alike.
+        counts: (N,), how often each id occurs; None for ids alike.
     """
 
     ids: int
-    cumulated: np.ndarray | None = None
+    counts: Tensor | None = None
 
     @classmethod
     def of(cls, ids: int, counts: Tensor | None) -> Frequencies:
-        """By how often each id occurs, (N,); all alike without counts."""
-        if counts is None or not bool(counts.any()):
-            return cls(ids)
-        ordered = np.sort(counts.detach().cpu().double().numpy())[::-1]
-        return cls(ids, ordered.cumsum() / ordered.sum())
+        """By how often each id occurs, (N,); all alike without counts, and where all are zeros."""
+        return cls(ids, None if counts is None or not bool(counts.any()) else counts)
+
+    @cached_property
+    def cumulated(self) -> np.ndarray | None:
+        """(N,), the share of the look-ups that the most frequent 1, 2, ... ids get; None for ids alike."""
+        if self.counts is None:
+            return None
+        ordered = np.sort(self.counts.detach().cpu().double().numpy())[::-1]
+        shares: np.ndarray = ordered.cumsum() / ordered.sum()
+        return shares
 
     def beyond(self, rows: float) -> float:
         """The share of the look-ups of other ids than so many most frequent ones."""
@@ -100,11 +107,25 @@ def full_cost(embedding_dim: int, asked: Frequencies, costs: Costs = COSTS) -> f
     return costs.full_number * embedding_dim + missed * -(-nbytes // LINE)
 
 
-def lookup_share(shape: OfTiers, asked: Frequencies, turned: bool = True, costs: Costs = COSTS) -> float:
-    """The share of nn.Embedding's time that a look-up is expected to take, with ids asked for like that."""
+def lookup_time(shape: OfTiers, asked: Frequencies, turned: bool = True, costs: Costs = COSTS) -> float:
+    """Nanoseconds per row that a look-up is expected to take, with ids asked for like that."""
     nbytes = sum(tier.ids * tier.row_bytes for tier in shape.tiers) / max(1, asked.ids)
     missed = costs.line * asked.beyond(FAR / max(nbytes, 1.0)) * (1.0 + nbytes / LINE)  # rows lie across lines
-    return (lookup_cost(shape, turned, costs) + missed) / full_cost(shape.embedding_dim, asked, costs)
+    return lookup_cost(shape, turned, costs) + missed
+
+
+def lookup_share(shape: OfTiers, asked: Frequencies, turned: bool = True, costs: Costs = COSTS) -> float:
+    """The share of nn.Embedding's time that this is, with the same ids."""
+    return lookup_time(shape, asked, turned, costs) / full_cost(shape.embedding_dim, asked, costs)
+
+
+def speed_rank(shape: OfTiers, asked: Frequencies, turned: bool = True, costs: Costs = COSTS) -> int:
+    """By which shapes of one table are compared: :func:`lookup_time` in whole hundredths of copying a full row.
+
+    An estimate cannot tell less apart. Which ids are asked for matters only where not all codes are in the caches: the
+    tiers of a mixed table have the same subspaces, so that rows of all tiers take as long to decode.
+    """
+    return round(lookup_time(shape, asked, turned, costs) / (costs.full_number * shape.embedding_dim) * 100)
 
 
 def in_words(share: float) -> str:
