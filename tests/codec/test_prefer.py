@@ -176,3 +176,13 @@ def test_plans_say_it():
     even = mgqe.plan(N, 32, "15%", counts=COUNTS)
     assert even.lookup_share == lookup_share(even.capacity, Frequencies.of(N, COUNTS), turned=False)
     assert str(even).endswith(f"look-up {even.lookup_share:.1f} of nn.Embedding's time, estimated")
+
+
+def test_plans_say_when_codes_have_no_use_for_more_bytes():
+    rows = rows_of(16, 0.5)
+    plans = {budget: mgqe.plan(N, 16, budget, weight=rows) for budget in ("12%", "25%", "30%")}
+    assert plans["12%"].limit == ""
+    assert plans["25%"].nbytes == plans["30%"].nbytes < 0.23 * plans["30%"].full_nbytes
+    assert ", all codes with the most bits that levels have, 7, " in str(plans["30%"])
+    size = mgqe.plan(N, 16, "30%", weight=rows, prefer="size")
+    assert ", all codes with the most bits that codes have, 8, " in str(size)

@@ -168,7 +168,7 @@ def _show_mixed(chosen: RowsPlan, as_json: bool) -> None:
     output.print(tiers.terminal(output.width))
     facts = Table.grid(padding=(0, 2))
     for name, fact in {
-        "bytes": f"{chosen.nbytes:,}, {100 * chosen.nbytes / chosen.full_nbytes:.2f}% of the table",
+        "bytes": f"{chosen.nbytes:,}, {100 * chosen.nbytes / chosen.full_nbytes:.2f}% of the table{chosen.limit}",
         "lost": f"{_per_cent(chosen.loss)} of the weighted squares",
         **_head_and_tail(chosen),
         "look-up": f"{chosen.lookup_share:.1f} of nn.Embedding's time, estimated",

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from mgqe.codec.capacity import Capacity
-from mgqe.codec.planning.shapes import SPEED
+from mgqe.codec.planning.shapes import MAX_BITS, SPEED
 from mgqe.codec.planning.speed import in_words
 from mgqe.codec.tiers import Tiers
+from mgqe.ops.layout.packed_format import LEVEL_BITS
 
 
 @dataclass(frozen=True)
@@ -141,4 +142,13 @@ class RowsPlan(Plan):
         return f"mgqe.{layer}.from_pretrained({', '.join(parts)})"
 
     def _more(self) -> str:
-        return f", {self.capacity.num_coordinates} of {self.embedding_dim} coordinates, metric: {self.metric}"
+        coordinates = f"{self.capacity.num_coordinates} of {self.embedding_dim} coordinates"
+        return f", {coordinates}, metric: {self.metric}{self.limit}"
+
+    @property
+    def limit(self) -> str:
+        """For texts: that all codes have as many bits as they can, so that a plan may leave bytes of its budget."""
+        most = LEVEL_BITS if self.capacity.has_levels else MAX_BITS
+        if min(min(tier.code_bits) for tier in self.capacity.tiers) < most:
+            return ""
+        return f", all codes with the most bits that {'levels' if self.capacity.has_levels else 'codes'} have, {most}"
