@@ -169,9 +169,13 @@ def read_saved(path: Path, same: Sequence[str], options: argparse.Namespace) -> 
     return measurements
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help with the lines of the description as they are, and with the defaults of options."""
+
+
 def argument_parser(description: str, benchmark: str) -> argparse.ArgumentParser:
     """Options that every benchmark has."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=Help)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to measure")
     parser.add_argument("--rounds", type=int, default=6, help="turns that every contender gets")
     parser.add_argument("--calls", type=int, default=5, help="timed calls per turn")

@@ -89,6 +89,14 @@ def test_what_misses_its_target_is_listed(monkeypatch: pytest.MonkeyPatch) -> No
     ]
 
 
+def test_help_keeps_the_lines_of_a_description(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    common = pytest.importorskip("benchmarks._common")
+    shown = common.argument_parser("What it does.\n\n    one    a part\n    two    another\n", "name").format_help()
+    assert "\n\n    one    a part\n    two    another\n" in shown
+    assert "(default: 6)" in shown
+
+
 def test_bounds_say_what_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     pages = pytest.importorskip("benchmarks.reports.pages")

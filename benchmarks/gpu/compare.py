@@ -77,7 +77,7 @@ def gpu(device: torch.device) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run everything; the exit status is 1 if a result was wrong, or something of mgqe raised an error."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1 and so on, or cpu (default: cuda)")
     parser.add_argument("--small", action="store_true", help="small tables, one call of each")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="after which nothing new begins (default: 7.5)")

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks._common import Help
 from mgqe.baselines import HashEmbedding, QREmbedding
 from mgqe.recsys.models.embeddings import Spec
 from mgqe.recsys.tasks.registry import RunData
@@ -64,7 +65,7 @@ def nearest(name: str, rows: Tensor, options: dict[str, Any]) -> Tensor:
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("run", type=Path, help="a finished run of full tables, of a model that ranks")
     parser.add_argument("--budget", default="10%", help="of the bytes of the full tables")
     options = parser.parse_args()
