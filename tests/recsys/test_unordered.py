@@ -67,8 +67,7 @@ def test_the_order_of_the_file_if_it_is_asked_for(lists: Path) -> None:
     assert set(data.task.ids["item"].ids.gather(data.task.split.test.items.numpy()).to_list()) == {11, 14}
     assert (
         "the last item of each user is held out (order: the file's; no column of times; --split random where that is "
-        "no order of time)"
-        in data_notes(config_of(lists), data)[1]
+        "no order of time)" in data_notes(config_of(lists), data)[1]
     )
 
 
