@@ -129,13 +129,18 @@ BUDGETS, DEFAULT = ("20%", "10%", "5%", "2%"), "no budget"
 RECALL = "recall@100 of the full rows"
 
 
-def budgets() -> str:
+def budgets(name: str = "budgets", with_targets_alone: bool = False) -> str:
     """Shares of the full table's time, of the tables that budgets make; with the most that was aimed at."""
-    results = read("budgets")
+    results = read(name)
     cells: dict[tuple[str, ...], dict[str, str]] = {}
-    for row in results["results"] if results else ():
+    listed = results["results"] if results else []
+    aimed = {(row["what"], row["rows"], row["dim"], row.get("ids")) for row in listed if row["target"]}
+    for row in listed:
+        has_targets = (row["what"], row["rows"], row["dim"], row.get("ids")) in aimed
         if row["threads"] > 1 and (row["rows"], row["dim"]) != ("1,000,000", 64):
             continue  # they are in the file
+        if with_targets_alone and (row["threads"] > 1 or not has_targets):
+            continue
         size = f"{int(row['rows'].replace(',', '')) // 1000:,}k x {row['dim']}"
         what = row["what"] + (f", {row['ids']} ids" if "ids" in row else "")
         target = "" if row["target"] is None else f" ({row['target']:.2f})"
@@ -593,6 +598,7 @@ def parts() -> dict[str, str]:
         "code-bounds": code_bounds(),
         "ablation-2": ablation("2%"),
         "budgets": budgets(),
+        "budgets-epyc": budgets("budgets-epyc", with_targets_alone=True),
         "budget-tables": budget_tables(),
         "budget-lookups": budget_lookups(),
         "budget-searches": budget_searches(),
