@@ -3,7 +3,8 @@
 // Two ways, the same bits. Where all rows have the same pieces, a few pieces of a bag stay in registers during a walk
 // over its ids. Other tables: the decoders write a block's rows to a small buffer, which is pooled. A vector `V` (see
 // assign_kernel.h) also offers deposit(word, lanes, bits): the eight codes in the low bits of a word, a byte each; and,
-// if kSpreads, spread<shift>(bytes, to): eight bytes as eight shifted 32-bit numbers.
+// if kSpreads, spread<shift>(bytes, to): eight bytes as eight shifted 32-bit numbers; kHasWhole: whether there are
+// mgqe_whole_kernels beside it.
 // Every number is ((0 + row) + row) + ... in the order of the ids, whatever the blocking and the instruction set.
 // Where rows are mean + coordinates @ matrix, sums and means are those of the coordinates, multiplied once a bag.
 #ifndef MGQE_BAG_KERNEL_H
@@ -610,10 +611,11 @@ struct BagWalk {
 
     int32_t run(int64_t last_bag) {
         const Locator locator(table);
-        if (sums_lots(last_bag)) return run_lots(locator, last_bag);
+        if constexpr (V::kHasWhole)
+            if (sums_lots(last_bag)) return run_lots(locator, last_bag);
         const bool plain = table.padding_idx < 0 && !bags.weights, in_lines = rows_in_lines(table);
         const auto locate_ids = [&](int64_t first, int64_t last, BagBlock& block) {
-            if (scratch.cache.is_useful())
+            if (V::kHasWhole && scratch.cache.is_useful())
                 return locate_fresh_rows(locator, scratch.cache, table.padding_idx, bags, first, last, block);
             block.all_fresh = true;
             if (!plain) return locate_bag_block(locator, table.padding_idx, bags, first, last, block);

@@ -46,6 +46,7 @@ struct Vec {
     }
     static uint64_t deposit(uint64_t word, uint64_t lanes, int64_t) { return _pdep_u64(word, lanes); }
     static constexpr bool kSpreads = true;
+    static constexpr bool kHasWhole = true;
     template <int kShift>
     static void spread(uint64_t bytes, uint32_t* to) {
         const __m256i wide = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(bytes)));

@@ -94,6 +94,11 @@ struct Vec {
         return bytes;
     }
     static constexpr bool kSpreads = false;
+#if defined(__aarch64__)
+    static constexpr bool kHasWhole = true;
+#else
+    static constexpr bool kHasWhole = false;
+#endif
 };
 
 // Each row takes four registers: a score, the two least scores, and the index.
