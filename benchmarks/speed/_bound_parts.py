@@ -46,19 +46,14 @@ def largest_codes(table: CompactTable) -> Tensor:
 
 def has_levels(table: CompactTable) -> bool:
     """Whether each number has a code of its own."""
-    return len(table.snapshot.layout.widths) == table.snapshot.layout.num_coordinates
+    layout = table.snapshot.layout
+    return bool(layout.widths) and len(layout.widths) == layout.num_coordinates
 
 
 def turned(table: CompactTable) -> bool:
     """Whether coordinates are multiplied with a matrix."""
     transform = table.snapshot.transform
     return transform is not None and transform.turns
-
-
-def most_bits(table: CompactTable) -> int:
-    """Of a code in the largest tier, where most ids are."""
-    layout = table.snapshot.layout
-    return max(layout.tiers[layout.sizes.index(max(layout.sizes))].code_bits)
 
 
 def over(call: Callable[[Tensor], object], batches: list[Tensor]) -> Contender:

@@ -1,4 +1,4 @@
-"""The loops of _limits.cpp, compiled for this processor when they are first needed."""
+"""The loops of the bounds (_limits.cpp, _fused_*.cpp), compiled for this processor when they are first needed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("_limits.cpp")
-CACHE_BYTES = 2048  # of the rows and tables that loops read again and again
+HERE = Path(__file__).parent
+KERNELS = HERE.parent.parent / "src/mgqe/ops/native"  # whose headers move packed rows to columns
+NATIVE, WITHOUT_AVX512 = "-march=native", "-march=haswell"
+SOURCES = {
+    "_limits.cpp": NATIVE,
+    "_fused_search.cpp": NATIVE,
+    "_fused_bag.cpp": NATIVE,
+    "_fused_avx2.cpp": WITHOUT_AVX512,
+}
 
 
 @cache
@@ -28,30 +34,24 @@ def loops() -> ctypes.CDLL:
     if compiler is None:
         raise SystemExit("these bounds are loops in C++: install g++ or clang++, or name a compiler in CXX")
     with tempfile.TemporaryDirectory() as folder:
+        objects = []
+        for source, processor in SOURCES.items():
+            objects.append(str(Path(folder) / f"{source}.o"))
+            flags = ["-std=c++20", "-O3", processor, "-fPIC", f"-I{KERNELS}", "-c", str(HERE / source)]
+            subprocess.run([compiler, *flags, "-o", objects[-1]], check=True)
         made = Path(folder) / "limits.so"
-        flags = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-shared"]
-        subprocess.run([compiler, *flags, str(SOURCE), "-o", str(made)], check=True)
-        library = ctypes.CDLL(str(made))  # stays mapped when the file is gone
-    loops = ("read", "rows", "levels", "levels_avx2", "search", "matrix_avx2", "tables", "tables_avx2", "columns")
-    for name in ("vbmi", *loops):
-        getattr(library, f"mgqe_limits_{name}").restype = ctypes.c_int64
-    return library
+        subprocess.run([compiler, "-shared", *objects, "-o", str(made)], check=True)
+        return ctypes.CDLL(str(made))  # stays mapped when the file is gone
 
 
-def run(name: str, first: Tensor, *rest: Tensor | int) -> int:
-    """One of the loops over tensors and numbers, which must stay as they are meanwhile."""
-    given = [
-        ctypes.c_void_p(each.data_ptr()) if isinstance(each, Tensor) else ctypes.c_int64(each)
-        for each in (first, *rest)
-    ]
-    return int(getattr(loops(), f"mgqe_limits_{name}")(*given))
+def run(name: str, *given: Tensor | int) -> int:
+    """One of the loops over tensors and numbers, which must stay as they are meanwhile; 0 for a tensor: none."""
+    function = getattr(loops(), f"mgqe_limits_{name}")
+    function.restype = ctypes.c_int64
+    passed = [ctypes.c_void_p(each.data_ptr()) if isinstance(each, Tensor) else ctypes.c_int64(each) for each in given]
+    return int(function(*passed))
 
 
 def has_vbmi() -> bool:
     """Whether this processor has the instructions that the AVX-512 kernels need."""
-    return bool(loops().mgqe_limits_vbmi())
-
-
-def cached_bytes() -> Tensor:
-    """What the loops read from the first-level cache."""
-    return torch.randint(256, (CACHE_BYTES,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return bool(run("vbmi"))

@@ -1,16 +1,16 @@
 """What tables of budgets cannot take less time than: parts of the work alone, in one run with the whole and its peer.
 
-A whole that has a target names its parts, which are set beside the two. Parts that come one after another, as those of
-a step and the operators of a graph, add up; where memory and arithmetic may overlap, the longest part counts, and their
-sum is what they take without. Parts are torch's (products of matrices, copies of codes, rows written), ONNX Runtime's
-operators, or loops in C++ (_limits.cpp): the lines that hold the codes of ids are read, all codes are read once, and
-codes are looked up in registers, without the memory. Sections:
+A whole that has a target names its parts. Parts that come one after another, as those of a step and the operators of a
+graph, add up; elsewhere the longest part is the bound. Parts are torch's (products of matrices, copies of codes, rows
+written), ONNX Runtime's operators, or loops in C++: the lines that hold the codes of ids are read, all codes are read
+once (_limits.cpp), or all that no kernel does without is done in one loop (_fused.py). Sections:
 
     lookup    65,536 ids, Zipf and uniform
     large     the same of 10,000,000 rows, uniform, with codes drawn at random
-    bag       8,192 bags of 20 Zipf ids
+    bag       8,192 bags of 20 ids, Zipf and uniform
     step      a training step of 4,096 Zipf ids, and sixteen of the warm-up, of which one gathers gradients
     search    top-100 of one query and of 32
+    stream    top-100 of one query in 10,000,000 rows of 5%, with two threads, against reading the codes
     pq        the same against faiss IndexPQ, 16 and 32 bytes per row
     freeze    making a table
     onnx      a look-up of 65,536 ids in ONNX Runtime
@@ -36,34 +36,34 @@ from torch import Tensor
 
 import mgqe
 from benchmarks._common import Contender, Measurement, argument_parser, measure, print_table, read_saved, save
-from benchmarks.speed import _limits
+from benchmarks.speed import _fused
 from benchmarks.speed._bound_parts import (
     all_reader,
     as_many_products,
     code_reader,
     codes_finder,
     errors_added,
-    has_levels,
     largest_codes,
     levels_searched,
     line_reader,
     many_steps,
-    most_bits,
     over,
     turned,
 )
 from benchmarks.speed.budgets import BUDGETS, FREEZE_SECONDS, LARGE_TARGETS, TARGETS, full_rows, planned, training_step
 from benchmarks.speed.decode import zipf_ids
+from benchmarks.speed.large_topk import TARGET as STREAM_TARGET
 from benchmarks.speed.large_topk import write
 from mgqe import CompactTable, Tiers, ops
 from mgqe.nn.metric import RARELY
 
 IDS, BAGS, LENGTH, K = 65_536, 8192, 20, 100
-CACHED = 4096  # rows: 1 MB of them at 64 dimensions
+TIMES_LARGE = 10  # of the rows of other sections
 TRAINED = 4096  # ids of a training step
-FREEZE_THREADS = 2
+FREEZE_THREADS = STREAM_THREADS = 2
 NEVER = 2**62  # warm-up steps
 FULL = "the full table"
+ALL_WORK = "all work in one loop"
 WARM_UP = f"{RARELY} steps of the warm-up, Zipf ids"
 PQ_TARGETS = {16: 0.1, 32: 0.2}  # codes -> share of IndexPQ's time
 ONNX_TARGET = 2.0
@@ -77,7 +77,6 @@ class Bounds:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.n, self.d = options, options.rows, options.dim
         self.generator = np.random.default_rng(options.seed)
-        self.cache = _limits.cached_bytes()
 
     @cached_property
     def rows(self) -> Tensor:
@@ -117,7 +116,7 @@ class Bounds:
         print_table(results, per, "id")
         ratios = {m.name: m.ratio for m in results}
         for name, of_name in parts.items():
-            print(f"  {name}: {' + '.join(of_name)}: {sum(ratios[part] for part in of_name):.3f}")
+            print(f"  {name}: at least {(max if overlap else sum)(ratios[part] for part in of_name):.3f}")
         return results
 
     # ---- sections --------------------------------------------------------------------------------------------
@@ -136,7 +135,7 @@ class Bounds:
 
     def large(self) -> Iterator[list[Measurement]]:
         """Look-ups of uniform ids in more rows than caches hold."""
-        written, rows = "rows of float32, written", 10 * self.n
+        written, rows = "rows of float32, written", TIMES_LARGE * self.n
         ids = [torch.from_numpy(self.generator.integers(rows, size=IDS)) for _ in range(self.options.calls + 1)]
         contenders: dict[str, Contender] = {
             FULL: over(torch.nn.Embedding.from_pretrained(torch.ones(rows, self.d)), ids)
@@ -159,29 +158,16 @@ class Bounds:
         """Sums of 20."""
         per, offsets = BAGS * LENGTH, torch.arange(0, BAGS * LENGTH, LENGTH)
         pooled = torch.nn.EmbeddingBag.from_pretrained(self.rows, mode="sum")
-        cached = torch.nn.EmbeddingBag.from_pretrained(self.rows[:CACHED].clone(), mode="sum")
-        ids, sums, matrix = self.zipf(per), torch.randn(BAGS, self.d), torch.randn(self.d, self.d)
-        few = [each % CACHED for each in ids]
-        product = "sums, multiplied with a matrix"
-        contenders: dict[str, Contender] = {FULL: over(lambda ids: pooled(ids, offsets), ids)}
-        parts: dict[str, list[str]] = {}
-        for b, table in self.tables.items():
-            contenders[f"{b} table"] = over(partial(_bags, table, offsets), ids)
-        for b, table in self.tables.items():
-            lines = f"lines of the {b} table, read"
-            contenders[f"codes of the {b} table, copied"] = code_reader(table, ids)
-            contenders[lines] = line_reader(table, ids)
-            parts[f"{b} table"] = [lines]
-            if has_levels(table) and _limits.has_vbmi():
-                found = f"levels of the {b} table, found in registers and added up"
-                wide = int(most_bits(table) == 7)
-                contenders[found] = lambda i, wide=wide: _limits.run("levels", self.cache, per, wide, 0)  # type: ignore[misc]
-                parts[f"{b} table"].append(found)
-            if turned(table):
-                parts[f"{b} table"].append(product)
-        contenders[product] = lambda i: sums @ matrix
-        contenders["rows in the cache, added up"] = over(lambda ids: cached(ids, offsets), few)
-        yield self.measured(f"bags of {LENGTH}, Zipf ids", contenders, per, named(TARGETS["bags of 20"]), parts)
+        for kind, ids in (("Zipf", self.zipf(per)), ("uniform", self.uniform(per))):
+            contenders: dict[str, Contender] = {FULL: over(lambda ids: pooled(ids, offsets), ids)}
+            parts: dict[str, list[str]] = {}
+            for b, table in self.tables.items():
+                contenders[f"{b} table"] = over(partial(_bags, table, offsets), ids)
+            for b, table in self.tables.items():
+                parts[f"{b} table"] = [f"lines of the {b} table, read"]
+                contenders[f"lines of the {b} table, read"] = line_reader(table, ids)
+                _add_loop(contenders, parts, b, _fused.bags(table, ids, LENGTH))
+            yield self.measured(f"bags of {LENGTH}, {kind} ids", contenders, per, named(TARGETS["bags of 20"]), parts)
 
     def step(self) -> Iterator[list[Measurement]]:
         """A step with SparseAdam; of a warm-up, too."""
@@ -223,17 +209,11 @@ class Bounds:
         """The 100 rows of highest inner product with one query."""
         contenders: dict[str, Contender] = {FULL: lambda i: (self.query @ self.rows.T).topk(K)}
         contenders |= {f"{b} table": partial(_search, table, self.query) for b, table in self.tables.items()}
-        parts = {}
+        parts: dict[str, list[str]] = {}
         for b, table in self.tables.items():
-            read, found = f"codes of the {b} table, read once", f"codes of the {b} table, looked up in registers"
+            read = f"codes of the {b} table, read once"
             contenders[read], parts[f"{b} table"] = all_reader(table), [read]
-            if _limits.has_vbmi() and torch.get_num_threads() == 1:
-                contenders[found] = self.registers(table, "")
-                parts[f"{b} table"].append(found)
-                if not has_levels(table):
-                    moved, row_bytes = f"codes of the {b} table, moved to columns", largest_codes(table).shape[1]
-                    contenders[moved] = lambda i, m=row_bytes: _limits.run("columns", self.cache, self.n, m)  # type: ignore[misc]
-                    parts[f"{b} table"].append(moved)
+            _add_loop(contenders, parts, b, _fused.search(table))
         one = torch.get_num_threads() == 1
         targets = named(TARGETS["top-100, 1 query"]) if one else {}
         yield self.measured("top-100, 1 query", contenders, self.n, targets, parts)
@@ -245,14 +225,19 @@ class Bounds:
         targets = named(TARGETS["top-100, 32 queries"]) if one else {}
         yield self.measured("top-100, 32 queries", many, self.n, targets, read)
 
-    def registers(self, table: CompactTable, suffix: str) -> Contender:
-        """As many codes as the table has, looked up in registers and multiplied or added up."""
-        if has_levels(table):
-            wide = most_bits(table) == 7
-            how = int(wide) if not suffix else 2 ** (most_bits(table) - 4)
-            return lambda i: _limits.run(f"levels{suffix}", self.cache, self.n, how, 1)
-        number = len(table.snapshot.layout.widths)
-        return lambda i: _limits.run(f"tables{suffix}", self.cache, self.n, number)
+    def stream(self) -> Iterator[list[Measurement]]:
+        """Codes that are not in the caches, with two threads: how near a search is to the speed of reading them."""
+        torch.set_num_threads(STREAM_THREADS)
+        rows, budget = TIMES_LARGE * self.n, "5%"
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder), self.tables[budget], rows, 1, self.options.seed)
+            table = mgqe.load(folder)
+            contenders: dict[str, Contender] = {"codes, read once": all_reader(table)}
+            contenders[f"{budget} table"] = partial(_search, table, self.query)
+            parts: dict[str, list[str]] = {f"{budget} table": ["codes, read once"]}
+            _add_loop(contenders, parts, budget, _fused.search(table))
+            what, targets = f"top-100, 1 query of {rows:,} rows", named({budget: STREAM_TARGET})
+            yield self.measured(what, contenders, rows, targets, parts, rows=rows)
 
     def pq(self) -> Iterator[list[Measurement]]:
         """Against IndexPQ with as many bytes per row; nothing where faiss is not installed."""
@@ -267,8 +252,7 @@ class Bounds:
             books = torch.from_numpy(faiss.vector_to_array(index.pq.centroids)).view(number, 256, -1)
             codes = torch.from_numpy(faiss.vector_to_array(index.codes)).view(self.n, number)
             table = CompactTable.from_codes(Tiers.from_sizes((self.n,)), [codes], [books], (0,), (256,))
-            mine, read, found = f"{number} codes, mgqe", "codes, read once", "codes, looked up in registers"
-            moved = "codes, moved to columns"
+            mine, read = f"{number} codes, mgqe", "codes, read once"
 
             def by_faiss(i: int, index: object = index) -> object:
                 faiss.omp_set_num_threads(torch.get_num_threads())
@@ -280,10 +264,9 @@ class Bounds:
                 read: all_reader(table),
             }
             parts = {mine: [read]}
-            if _limits.has_vbmi():
-                contenders[found] = lambda i, m=number: _limits.run("tables", self.cache, self.n, m)  # type: ignore[misc]
-                contenders[moved] = lambda i, m=number: _limits.run("columns", self.cache, self.n, m)  # type: ignore[misc]
-                parts[mine] += [found, moved]
+            loop = _fused.search(table)
+            if loop:
+                contenders[ALL_WORK], parts[mine] = loop, [read, ALL_WORK]
             yield self.measured(f"top-100 of {number} codes", contenders, self.n, {mine: target}, parts)
 
     def freeze(self) -> Iterator[list[Measurement]]:
@@ -351,26 +334,20 @@ class Bounds:
             for b, table in self.tables.items():
                 mine = parts[f"{b} table"] = [f"lines of the {b} table, read"]
                 contenders[mine[0]] = line_reader(table, ids)
-                if has_levels(table):
-                    mine.append(f"levels of the {b} table, found in registers")
-                    segments = 2 ** (most_bits(table) - 4)
-                    contenders[mine[-1]] = lambda i, s=segments, n=per: _limits.run("levels_avx2", self.cache, n, s, 0)  # type: ignore[misc]
-                if turned(table):
-                    L = table.snapshot.layout.num_coordinates
-                    mine.append(f"products of the {b} table in registers")
-                    times = per if kind == "look-up" else BAGS
-                    contenders[mine[-1]] = lambda i, L=L, n=times: _limits.run("matrix_avx2", self.cache, n, L, self.d)  # type: ignore[misc]
-                if kind == "look-up":
+                if kind != "look-up":
+                    _add_loop(contenders, parts, b, _fused.bags(table, ids, LENGTH, avx2=True))
+                else:
+                    _add_loop(contenders, parts, b, _fused.lookups_avx2(table, ids))
                     mine.append(written)
                     contenders[written] = lambda i: torch.full((IDS, self.d), float(i))
             yield self.measured(what, contenders, per, named(TARGETS[kind], AVX2_FACTOR), parts)
         searches: dict[str, Contender] = {FULL: lambda i: (self.query @ self.rows.T).topk(K)}
         searches |= {f"{b} table": partial(_search, table, self.query) for b, table in self.tables.items()}
-        of_search = {}
+        of_search: dict[str, list[str]] = {}
         for b, table in self.tables.items():
-            read, found = f"codes of the {b} table, read once", f"codes of the {b} table, looked up in registers"
-            searches |= {read: all_reader(table), found: self.registers(table, "_avx2")}
-            of_search[f"{b} table"] = [read, found]
+            read = f"codes of the {b} table, read once"
+            searches[read], of_search[f"{b} table"] = all_reader(table), [read]
+            _add_loop(searches, of_search, b, _fused.search(table, avx2=True))
         targets = named(TARGETS["top-100, 1 query"], AVX2_FACTOR)
         yield self.measured("top-100, 1 query, AVX2", searches, self.n, targets, of_search)
 
@@ -378,6 +355,16 @@ class Bounds:
 def named(targets: Mapping[str, float], factor: float = 1.0) -> dict[str, float]:
     """Budget -> target, as the contenders are called."""
     return {f"{budget} table": factor * target for budget, target in targets.items()}
+
+
+def _add_loop(
+    contenders: dict[str, Contender], parts: dict[str, list[str]], budget: str, loop: Contender | None
+) -> None:
+    """One more part of a budget's table, where there is such a loop."""
+    if loop:
+        name = f"{ALL_WORK}: {budget} table"
+        contenders[name] = loop
+        parts[f"{budget} table"].append(name)
 
 
 def _bags(table: CompactTable, offsets: Tensor, ids: Tensor) -> Tensor:
@@ -388,7 +375,7 @@ def _search(table: CompactTable, query: Tensor, i: int) -> object:
     return table.topk(query, K)
 
 
-SECTIONS = ("lookup", "large", "bag", "step", "search", "pq", "freeze", "onnx", "avx2")
+SECTIONS = ("lookup", "large", "bag", "step", "search", "stream", "pq", "freeze", "onnx", "avx2")
 
 
 def main() -> None:
