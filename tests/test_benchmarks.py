@@ -118,7 +118,9 @@ def test_bounds_say_what_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> Non
         whole("too long", 0.35, overlap=True),
         whole("in a row", 0.5, overlap=False),
         whole("of its own call", 0.35, overlap=False, what="steps"),
+        whole("faster than its parts", 0.5, overlap=False, what="look-ups"),
     ]
+    parts += [row("read", 0.3, "look-ups"), row("found", 0.7, "look-ups")]
     monkeypatch.setattr(pages, "read", lambda name: {"results": [*wholes, *parts]})
     lines = [line.strip("| ").split(" | ") for line in pages.bound_targets().splitlines()[2:]]
     assert [(line[1], line[4], line[5]) for line in lines] == [
@@ -127,6 +129,7 @@ def test_bounds_say_what_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> Non
         ("too long", "0.400", "out of reach"),
         ("in a row", "0.700", "out of reach"),
         ("of its own call", "0.300", "missed"),
+        ("faster than its parts", "", "missed"),
     ]
 
 

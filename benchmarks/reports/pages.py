@@ -300,7 +300,8 @@ def bounds() -> str:
 def bound_targets() -> str:
     """What has a target: measured, and its bound, as shares of the peer's time.
 
-    The bound is the longest part, or all parts where they come one after another.
+    The bound is the longest part, or all parts where they come one after another. Parts that took longer than the whole
+    bound nothing, such as rows written to memory that is new each time.
     """
     results = read("bounds")
     rows = []
@@ -310,8 +311,9 @@ def bound_targets() -> str:
         of_call = {each["name"]: each["ratio"] for each in results["results"] if same_call(each, row)}
         parts = [of_call[part] for part in row["parts"]]
         bound = max(parts) if row["overlap"] else sum(parts)
-        verdict = "met" if row["target_met"] else "out of reach" if bound > row["target"] else "missed"
-        figures = [f"{x:.3f}" for x in (row["ratio"], bound)]
+        bounds = bound <= row["ratio"]
+        verdict = "met" if row["target_met"] else "out of reach" if bounds and bound > row["target"] else "missed"
+        figures = [f"{row['ratio']:.3f}", f"{bound:.3f}" if bounds else ""]
         rows.append([row["what"], row["name"], f"{row['target']:.3g}", *figures, verdict])
     return markdown(["what", "of", "target", "measured", "bound", ""], rows) if rows else ""
 
