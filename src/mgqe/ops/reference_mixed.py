@@ -35,10 +35,7 @@ def quantize_mixed(
     difference = z - (taken if coder.steps is None else taken * coder.steps)
     weights = counts.float() / (counts.sum().clamp(min=1) * rows.shape[1])
     errors = weights[:, None] * difference
-    if coder.column_scales is None:
-        vectors = reference.transform(taken, coder.mean, coder.matrix)
-    else:
-        vectors = reference.transform_whole(taken, coder.mean, coder.matrix, coder.column_scales)
+    vectors = reference.transform(taken, coder.mean, coder.matrix, coder.column_scales)
     return torch.cat(codes), vectors + (rows - rows), errors, (errors * difference).sum()
 
 
