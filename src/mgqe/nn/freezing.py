@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
+from mgqe import ops
 from mgqe.checks.inference import outside_inference
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.layout import CODES, TableLayout
@@ -73,7 +73,7 @@ def frozen_table(layer: FreezableLayer) -> CompactTable:
     shapes, config, chunks = frozen_chunks(layer)
     tensors = {}
     for name, (dtype, shape) in shapes.items():
-        whole = torch.empty(shape, dtype=dtype, device="cpu")
+        whole = ops.empty_in_large_pages(shape, dtype)
         start = 0
         for chunk in chunks(name):
             whole[start : start + chunk.shape[0]] = chunk

@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from torch import Tensor
 
+from mgqe import ops
 from mgqe.checks.inference import outside_inference
 from mgqe.files.atomic import write_whole
 from mgqe.files.container import (
@@ -229,7 +230,7 @@ def _load(name: str, target: Path, mmap: bool, verify: bool | None) -> FrozenTab
         metadata, tensors = read(name, verify)
         kind, config = decode_metadata(metadata)
         if not mmap:
-            tensors = {key: t.clone() for key, t in tensors.items()}
+            tensors = {key: ops.empty_in_large_pages(t.shape, t.dtype).copy_(t) for key, t in tensors.items()}
         if kind == INDEX_KIND:
             table: FrozenTable = read_sharded(target, tensors, config, mmap, verify)
             table.validate()

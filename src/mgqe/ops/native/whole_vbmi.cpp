@@ -121,24 +121,29 @@ struct Vbmi {
     template <typename Use>
     static void decode_levels(const LevelCodes& codes, const uint8_t* const* rows, int64_t n, const Use& use) {
         with_half<32>(codes.halves.half, [&](auto half) {
-            if (codes.sevens) decode_group<half.kHalf, true>(codes, rows, n, use);
-            else decode_group<half.kHalf, false>(codes, rows, n, use);
+            if (codes.sevens == ~uint64_t{0}) decode_group<half.kHalf, false, true>(codes, rows, n, use);
+            else if (codes.sevens) decode_group<half.kHalf, true, true>(codes, rows, n, use);
+            else decode_group<half.kHalf, true, false>(codes, rows, n, use);
         });
     }
-    template <int kHalf, bool kSevens, typename Use>
+    // kFew, kSevens: whether there are codes of at most six bits, and of seven.
+    template <int kHalf, bool kFew, bool kSevens, typename Use>
     static void decode_group(const LevelCodes& codes, const uint8_t* const* rows, int64_t n, const Use& use) {
         const __m512i a = _mm512_load_si512(codes.levels), b = _mm512_load_si512(codes.levels + 64);
         const __m512i c = _mm512_load_si512(codes.levels + 128), d = _mm512_load_si512(codes.levels + 192);
         const __m512i from = _mm512_load_si512(codes.from), shift = _mm512_load_si512(codes.shift);
         const __m512i mask = _mm512_load_si512(codes.mask), first = _mm512_load_si512(codes.place);
-        const __mmask64 sevens = codes.sevens;
+        const __mmask64 sevens = codes.sevens, sixes = _mm512_test_epi8_mask(first, _mm512_set1_epi8(64));
         const Halves halves = codes.halves;
         for (int64_t i = 0; i < n; ++i) {
             const __m512i eights = _mm512_permutexvar_epi8(from, load_codes<kHalf>(rows[i], halves));
             const __m512i shifted = _mm512_multishift_epi64_epi8(shift, eights);
             const __m512i place = _mm512_ternarylogic_epi64(shifted, mask, first, 0xea);  // (shifted & mask) | first
-            __m512i found = _mm512_permutex2var_epi8(a, place, b);
-            if (kSevens) found = _mm512_mask_mov_epi8(found, sevens, _mm512_permutex2var_epi8(c, place, d));
+            __m512i found = kSevens ? _mm512_permutex2var_epi8(c, place, d) : place;
+            if (kFew) {  // in one register each, which takes less time than in both
+                const __m512i few = _mm512_mask_permutexvar_epi8(_mm512_permutexvar_epi8(place, a), sixes, place, b);
+                found = kSevens ? _mm512_mask_mov_epi8(few, sevens, found) : few;
+            }
             use(i, reinterpret_cast<Words>(found));
         }
     }
