@@ -41,7 +41,7 @@ constexpr int64_t kMostLevels = 256, kLeastLevels = 32;
 inline int64_t level_count(int64_t K) { return K < kLeastLevels ? kLeastLevels : K; }
 
 // Floats that the levels of K centroids take.
-inline int64_t level_floats(int64_t K) { return 3 * level_count(K) + kLeastLevels; }
+inline int64_t level_floats(int64_t K) { return 3 * level_count(K) + 4 * kLeastLevels; }
 
 // The levels of K centroids of one number, K a power of two up to kMostLevels, in `room` for level_floats. False where
 // they cannot be searched: centroids that are not finite, or so large that sums of them may not be, or so close together
@@ -56,9 +56,11 @@ inline bool set_levels(const float* centroids, int64_t K, float* room, mgqe_leve
         order[at] = static_cast<int32_t>(k);
     }
     const int64_t count = level_count(K);
-    float *const low = room, *const high = low + count, *const top = high + count;
-    int32_t* const codes = reinterpret_cast<int32_t*>(top + kLeastLevels);
+    float *const low = room, *const high = low + count, *const top = high + count, *const seventh = top + 2 * kLeastLevels;
+    int32_t* const codes = reinterpret_cast<int32_t*>(seventh + 2 * kLeastLevels);
     int64_t found = 0;
+    int32_t in_order = 1;
+    float gap = 0;
     double before = 0;
     const double closest = 1e-6 * (static_cast<double>(centroids[order[K - 1]]) - centroids[order[0]]);
     for (int64_t i = 0; i < K; ++i) {
@@ -69,6 +71,8 @@ inline bool set_levels(const float* centroids, int64_t K, float* room, mgqe_leve
         const double middle = 0.5 * (before + value), margin = 1e-6 * (fabs(before) + fabs(value)) + 1e-42;
         if (found) low[found - 1] = static_cast<float>(middle - margin);
         high[found] = found ? static_cast<float>(middle + margin) : -FLT_MAX;
+        if (found && high[found] - low[found - 1] > gap) gap = high[found] - low[found - 1];
+        in_order &= order[i] == found;
         codes[found++] = order[i];
         before = value;
     }
@@ -77,8 +81,14 @@ inline bool set_levels(const float* centroids, int64_t K, float* room, mgqe_leve
     int32_t bits = 5;
     while ((1 << bits) < count) ++bits;
     const int64_t step = count / kLeastLevels;
-    for (int64_t i = 0; i < kLeastLevels; ++i) top[i] = low[(i + 1) * step - 1];
-    levels = {low, high, top, codes, bits};
+    for (int64_t i = 0; i < kLeastLevels; ++i) {
+        top[i] = low[(i + 1) * step - 1];
+        if (step > 1) top[kLeastLevels + i] = low[i * step + step / 2 - 1];
+        for (int64_t half = 0; step > 2 && half < 2; ++half)
+            seventh[2 * i + half] = low[i * step + half * step / 2 + step / 4 - 1];
+    }
+    // A difference in single precision may be rounded up to the gap.
+    levels = {low, high, top, seventh, codes, bits, in_order, nextafterf(nextafterf(gap, FLT_MAX), FLT_MAX)};
     return true;
 }
 

@@ -31,9 +31,12 @@ struct mgqe_lanes {
 struct mgqe_levels {
     const float* low;      // the largest float where there is no further centroid
     const float* high;     // high[0] is the least float
-    const float* top;      // (32) every 2^(bits - 5)th of low
+    const float* top;      // (32) every 2^(bits - 5)th of low; then, in order, those half-way between these (32)
+    const float* seventh;  // (64) those half-way between all of these, where there are as many
     const int32_t* codes;  // of each
     int32_t bits;
+    int32_t in_order;  // whether codes[i] is i
+    float gap;         // high[i + 1] is no further from low[i]
 };
 
 // Numbers that are searched for at once: a bit each in the answer.

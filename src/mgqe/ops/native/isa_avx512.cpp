@@ -36,25 +36,56 @@ struct Vec {
     static uint32_t not_above(F v, float limit) {
         return _cvtmask16_u32(_mm512_cmp_ps_mask(v, _mm512_set1_ps(limit), _CMP_NGT_UQ));
     }
-    static constexpr int kSearched = 16;
-    // The first five steps in registers.
-    static uint32_t search(const mgqe_levels& levels, const float* from, int32_t* codes) {
-        const F x = load(from), first = load(levels.top), second = load(levels.top + 16);
-        I place = _mm512_setzero_si512();
-        for (int32_t half = 16; half; half /= 2) {
-            const I at = _mm512_add_epi32(place, _mm512_set1_epi32(half - 1));
-            const __mmask16 above = _mm512_cmp_ps_mask(_mm512_permutex2var_ps(first, at, second), x, _CMP_LT_OQ);
-            place = _mm512_mask_add_epi32(place, above, place, _mm512_set1_epi32(half));
+    static constexpr int kSearched = kSearchRows;
+    static uint64_t search(const mgqe_levels& levels, const float* column, int32_t* codes) {
+        if (levels.bits == 5) return search_bits<5>(levels, column, codes);
+        if (levels.bits == 6) return search_bits<6>(levels, column, codes);
+        return levels.bits == 7 ? search_bits<7>(levels, column, codes) : search_bits<8>(levels, column, codes);
+    }
+    // Seven steps in registers: a gather takes as long as some of them. Sure are numbers that are a gap above the last
+    // bound that they are above, since bounds come closer and closer.
+    template <int kBits>
+    static uint64_t search_bits(const mgqe_levels& levels, const float* column, int32_t* codes) {
+        const F top = load(levels.top), rest = load(levels.top + 16);
+        const F sixth = load(levels.top + 32), sixth_rest = load(levels.top + 48), gap = broadcast(levels.gap);
+        F seventh[4];
+        for (int i = 0; i < 4; ++i) seventh[i] = load(levels.seventh + 16 * i);
+        uint64_t sure = 0;
+        for (int64_t first = 0; first < kSearchRows; first += kLanes) {
+            const F x = load(column + first);
+            F below = broadcast(-FLT_MAX);
+            I place = _mm512_setzero_si512();
+            const auto step = [&](F bound, int32_t half) {
+                const __mmask16 above = _mm512_cmp_ps_mask(bound, x, _CMP_LT_OQ);
+                place = _mm512_mask_add_epi32(place, above, place, _mm512_set1_epi32(half));
+                below = _mm512_mask_mov_ps(below, above, bound);
+            };
+            for (int32_t half = 16; half; half /= 2) {
+                const I at = _mm512_add_epi32(place, _mm512_set1_epi32(half - 1));
+                step(_mm512_permutex2var_ps(top, at, rest), half);
+            }
+            if (kBits > 5) {
+                const F bound = _mm512_permutex2var_ps(sixth, place, sixth_rest);
+                place = _mm512_slli_epi32(place, 1);
+                step(bound, 1);
+            }
+            if (kBits > 6) {
+                const __mmask16 later = _mm512_test_epi32_mask(place, _mm512_set1_epi32(32));
+                const F bound = _mm512_mask_mov_ps(_mm512_permutex2var_ps(seventh[0], place, seventh[1]), later,
+                                                   _mm512_permutex2var_ps(seventh[2], place, seventh[3]));
+                place = _mm512_slli_epi32(place, 1);
+                step(bound, 1);
+            }
+            if (kBits > 7) {
+                place = _mm512_slli_epi32(place, 1);
+                step(_mm512_i32gather_ps(place, levels.low, 4), 1);
+            }
+            store_i(codes + first, levels.in_order ? place : _mm512_i32gather_epi32(place, levels.codes, 4));
+            const __mmask16 clear = _mm512_cmp_ps_mask(_mm512_sub_ps(x, below), gap, _CMP_GE_OQ);
+            const __mmask16 finite = _mm512_cmp_ps_mask(x, broadcast(FLT_MAX), _CMP_LE_OQ);
+            sure |= static_cast<uint64_t>(_cvtmask16_u32(_kand_mask16(clear, finite))) << first;
         }
-        place = _mm512_slli_epi32(place, static_cast<unsigned>(levels.bits - 5));
-        for (int32_t half = (1 << (levels.bits - 5)) / 2; half; half /= 2) {
-            const F low = _mm512_i32gather_ps(_mm512_add_epi32(place, _mm512_set1_epi32(half - 1)), levels.low, 4);
-            place = _mm512_mask_add_epi32(place, _mm512_cmp_ps_mask(low, x, _CMP_LT_OQ), place, _mm512_set1_epi32(half));
-        }
-        store_i(codes, _mm512_i32gather_epi32(place, levels.codes, 4));
-        const __mmask16 sure = _mm512_cmp_ps_mask(x, _mm512_i32gather_ps(place, levels.high, 4), _CMP_GE_OQ);
-        const __mmask16 finite = _mm512_cmp_ps_mask(x, broadcast(FLT_MAX), _CMP_LE_OQ);
-        return _cvtmask16_u32(_knot_mask16(_kand_mask16(sure, finite)));
+        return ~sure;
     }
     static uint64_t deposit(uint64_t word, uint64_t lanes, int64_t) { return _pdep_u64(word, lanes); }
     static constexpr bool kSpreads = true;
