@@ -10,23 +10,27 @@ from torch import Tensor
 from benchmarks._common import Contender
 from benchmarks.speed import _limits
 from benchmarks.speed.budgets import training_step
-from mgqe import CompactTable, MGQEmbedding
+from mgqe import CompactTable, MGQEmbedding, ops
 from mgqe.nn.metric import RARELY
 from mgqe.nn.quantizers.mixed import MixedQuantizer
 
 
-def code_reader(table: CompactTable, ids: list[Tensor]) -> Contender:
-    """Copies the codes of ids, all from the largest tier."""
-    codes = largest_codes(table)
-    wrapped = [each % len(codes) for each in ids]
-    return lambda i: codes.index_select(0, wrapped[i])
-
-
 def line_reader(table: CompactTable, ids: list[Tensor]) -> Contender:
     """Reads the lines of the codes of ids, asked for ahead, as if all rows had those of the largest tier."""
-    row_bytes = largest_codes(table).shape[1]
-    codes = torch.zeros(table.num_embeddings * row_bytes, dtype=torch.uint8)
+    codes, row_bytes = _as_many_codes(table)
     return lambda i: _limits.run("rows", codes, row_bytes, ids[i], len(ids[i]))
+
+
+def row_writer(table: CompactTable, ids: list[Tensor]) -> Contender:
+    """The same, and writes a row of float32 for each id."""
+    codes, row_bytes = _as_many_codes(table)
+    n, d = len(ids[0]), table.embedding_dim
+    return lambda i: _limits.run("look_up", codes, row_bytes, ids[i], n, d, torch.empty(n, d))
+
+
+def _as_many_codes(table: CompactTable) -> tuple[Tensor, int]:
+    row_bytes = largest_codes(table).shape[1]
+    return ops.empty_in_large_pages((table.num_embeddings * row_bytes,), torch.uint8).zero_(), row_bytes
 
 
 def all_reader(table: CompactTable) -> Contender:
@@ -104,6 +108,18 @@ def errors_added(layer: MGQEmbedding, ids: Tensor) -> Contender:
     n, L = len(ids.unique()), layer.capacity.num_coordinates
     errors, places = torch.randn(n * L), torch.randint(16_384, (n * L,))
     return lambda i: torch.zeros(16_384).scatter_add_(0, places, errors)
+
+
+def centroids_stepped(layer: MGQEmbedding) -> Contender:
+    """SparseAdam's step of the centroids of all tiers."""
+    assert isinstance(layer.quantizer, MixedQuantizer)
+    (book,) = layer.quantizer.codebooks
+    rows = -(-sum(length for (length,) in layer.capacity.codebook_shapes) // book[0].numel())
+    parameter = torch.nn.Parameter(torch.zeros_like(book))
+    values, places = torch.randn(rows, *book.shape[1:]), torch.arange(rows)[None]
+    parameter.grad = torch.sparse_coo_tensor(places, values, book.shape, is_coalesced=True)
+    optimizer = torch.optim.SparseAdam([parameter])
+    return lambda i: optimizer.step()
 
 
 def _ids_of_tiers(layer: MGQEmbedding, ids: Tensor) -> list[Tensor]:

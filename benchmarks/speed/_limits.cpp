@@ -15,6 +15,20 @@ int64_t total(__m256i v) {
 
 __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
 
+// The first and the last byte of the rows of n ids, asked for ahead: use(i, their sum).
+template <typename Use>
+void read_rows(const uint8_t* codes, int64_t row_bytes, const int64_t* ids, int64_t n, const Use& use) {
+    for (int64_t i = 0; i < n; ++i) {
+        if (i + kAhead < n) {
+            const uint8_t* const next = codes + ids[i + kAhead] * row_bytes;
+            __builtin_prefetch(next, 0, 3);
+            __builtin_prefetch(next + row_bytes - 1, 0, 3);
+        }
+        const uint8_t* const row = codes + ids[i] * row_bytes;
+        use(i, row[0] + row[row_bytes - 1]);
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -36,19 +50,21 @@ int64_t mgqe_limits_read(const uint8_t* bytes, int64_t n) {
     return total(sums[0]);
 }
 
-// The first and the last byte of the rows of n ids, asked for ahead.
 int64_t mgqe_limits_rows(const uint8_t* codes, int64_t row_bytes, const int64_t* ids, int64_t n) {
     int64_t sum = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        if (i + kAhead < n) {
-            const uint8_t* const next = codes + ids[i + kAhead] * row_bytes;
-            __builtin_prefetch(next, 0, 3);
-            __builtin_prefetch(next + row_bytes - 1, 0, 3);
-        }
-        const uint8_t* const row = codes + ids[i] * row_bytes;
-        sum += row[0] + row[row_bytes - 1];
-    }
+    read_rows(codes, row_bytes, ids, n, [&](int64_t, int both) { sum += both; });
     return sum;
+}
+
+// The same, and a row of `dim` numbers (a multiple of 8) written around the caches for each.
+int64_t mgqe_limits_look_up(const uint8_t* codes, int64_t row_bytes, const int64_t* ids, int64_t n, int64_t dim,
+                           float* out) {
+    read_rows(codes, row_bytes, ids, n, [&](int64_t i, int both) {
+        const __m256 numbers = _mm256_set1_ps(static_cast<float>(both));
+        for (int64_t t = 0; t < dim; t += 8) _mm256_stream_ps(out + i * dim + t, numbers);
+    });
+    _mm_sfence();
+    return n;
 }
 
 // n numbers (a multiple of 16) looked for among 2^bits levels, bits from 5 to 8: five steps in registers, the others in

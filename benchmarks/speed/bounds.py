@@ -1,9 +1,9 @@
 """What tables of budgets cannot take less time than: parts of the work alone, in one run with the whole and its peer.
 
 A whole that has a target names its parts. Parts that come one after another, as those of a step and the operators of a
-graph, add up; elsewhere the longest part is the bound. Parts are torch's (products of matrices, copies of codes, rows
-written), ONNX Runtime's operators, or loops in C++: the lines that hold the codes of ids are read, all codes are read
-once (_limits.cpp), or all that no kernel does without is done in one loop (_fused.py). Sections:
+graph, add up; elsewhere the longest part is the bound. Parts are torch's (products of matrices, steps of SparseAdam),
+ONNX Runtime's operators, or loops in C++: the lines that hold the codes of ids are read, and as many rows written, all
+codes are read once (_limits.cpp), or all that no kernel does without is done in one loop (_fused.py). Sections:
 
     lookup    65,536 ids, Zipf and uniform
     large     the same of 10,000,000 rows, uniform, with codes drawn at random
@@ -40,7 +40,7 @@ from benchmarks.speed import _fused
 from benchmarks.speed._bound_parts import (
     all_reader,
     as_many_products,
-    code_reader,
+    centroids_stepped,
     codes_finder,
     errors_added,
     largest_codes,
@@ -48,6 +48,7 @@ from benchmarks.speed._bound_parts import (
     line_reader,
     many_steps,
     over,
+    row_writer,
     turned,
 )
 from benchmarks.speed.budgets import BUDGETS, FREEZE_SECONDS, LARGE_TARGETS, TARGETS, full_rows, planned, training_step
@@ -64,6 +65,7 @@ FREEZE_THREADS = STREAM_THREADS = 2
 NEVER = 2**62  # warm-up steps
 FULL = "the full table"
 ALL_WORK = "all work in one loop"
+READ_AND_WRITTEN = "lines of the {} table read, rows of float32 written"
 WARM_UP = f"{RARELY} steps of the warm-up, Zipf ids"
 PQ_TARGETS = {16: 0.1, 32: 0.2}  # codes -> share of IndexPQ's time
 ONNX_TARGET = 2.0
@@ -123,19 +125,17 @@ class Bounds:
 
     def lookup(self) -> Iterator[list[Measurement]]:
         """Many ids at once."""
-        full, written = torch.nn.Embedding.from_pretrained(self.rows), "rows of float32, written"
+        full = torch.nn.Embedding.from_pretrained(self.rows)
         for kind, ids in (("Zipf", self.zipf(IDS)), ("uniform", self.uniform(IDS))):
             contenders: dict[str, Contender] = {FULL: over(full, ids)}
             contenders |= {f"{budget} table": over(table.lookup, ids) for budget, table in self.tables.items()}
-            contenders |= {f"codes of the {b} table, copied": code_reader(t, ids) for b, t in self.tables.items()}
-            contenders |= {f"lines of the {b} table, read": line_reader(t, ids) for b, t in self.tables.items()}
-            contenders[written] = lambda i: torch.full((IDS, self.d), float(i))
-            parts = {f"{b} table": [f"lines of the {b} table, read", written] for b in BUDGETS}
+            contenders |= {READ_AND_WRITTEN.format(b): row_writer(t, ids) for b, t in self.tables.items()}
+            parts = {f"{b} table": [READ_AND_WRITTEN.format(b)] for b in BUDGETS}
             yield self.measured(f"look-up, {kind} ids", contenders, IDS, named(TARGETS["look-up"]), parts)
 
     def large(self) -> Iterator[list[Measurement]]:
         """Look-ups of uniform ids in more rows than caches hold."""
-        written, rows = "rows of float32, written", TIMES_LARGE * self.n
+        rows = TIMES_LARGE * self.n
         ids = [torch.from_numpy(self.generator.integers(rows, size=IDS)) for _ in range(self.options.calls + 1)]
         contenders: dict[str, Contender] = {
             FULL: over(torch.nn.Embedding.from_pretrained(torch.ones(rows, self.d)), ids)
@@ -146,11 +146,10 @@ class Bounds:
                 path = Path(folder) / budget.rstrip("%")
                 path.mkdir()
                 write(path, like, rows, 1, self.options.seed)
-                tables[budget] = mgqe.load(path)
+                tables[budget] = mgqe.load(path, mmap=False)
             contenders |= {f"{budget} table": over(table.lookup, ids) for budget, table in tables.items()}
-            contenders |= {f"lines of the {b} table, read": line_reader(t, ids) for b, t in tables.items()}
-            contenders[written] = lambda i: torch.full((IDS, self.d), float(i))
-            parts = {f"{b} table": [f"lines of the {b} table, read", written] for b in BUDGETS}
+            contenders |= {READ_AND_WRITTEN.format(b): row_writer(t, ids) for b, t in tables.items()}
+            parts = {f"{b} table": [READ_AND_WRITTEN.format(b)] for b in BUDGETS}
             what = f"look-up, uniform ids of {rows:,} rows"
             yield self.measured(what, contenders, IDS, named(LARGE_TARGETS), parts, rows=rows)
 
@@ -194,6 +193,7 @@ class Bounds:
                 needed[f"levels of the {b} table, searched for"] = levels_searched(layer, ids[0])
             else:
                 needed[f"errors of the {b} table, added up by codes"] = errors_added(layer, ids[0])
+                needed[f"centroids of the {b} table, stepped by SparseAdam"] = centroids_stepped(layer)
             contenders |= needed
             parts[f"{b} table"] = [FULL, *needed]
         yield self.measured(
@@ -316,7 +316,7 @@ class Bounds:
     def _avx2(self) -> Iterator[list[Measurement]]:
         offsets = torch.arange(0, BAGS * LENGTH, LENGTH)
         pooled = torch.nn.EmbeddingBag.from_pretrained(self.rows, mode="sum")
-        full, written = torch.nn.Embedding.from_pretrained(self.rows), "rows of float32, written"
+        full = torch.nn.Embedding.from_pretrained(self.rows)
         settings: list[tuple[str, str, int, list[Tensor], Callable[[Tensor], object]]] = [
             ("look-up", f"look-up, {kind} ids, AVX2", IDS, ids, full)
             for kind, ids in (("Zipf", self.zipf(IDS)), ("uniform", self.uniform(IDS)))
@@ -332,14 +332,11 @@ class Bounds:
                 call = table.lookup if kind == "look-up" else partial(_bags, table, offsets)
                 contenders[f"{b} table"] = over(call, ids)
             for b, table in self.tables.items():
-                mine = parts[f"{b} table"] = [f"lines of the {b} table, read"]
-                contenders[mine[0]] = line_reader(table, ids)
-                if kind != "look-up":
-                    _add_loop(contenders, parts, b, _fused.bags(table, ids, LENGTH, avx2=True))
-                else:
-                    _add_loop(contenders, parts, b, _fused.lookups_avx2(table, ids))
-                    mine.append(written)
-                    contenders[written] = lambda i: torch.full((IDS, self.d), float(i))
+                looks_up = kind == "look-up"
+                part = READ_AND_WRITTEN.format(b) if looks_up else f"lines of the {b} table, read"
+                contenders[part], parts[f"{b} table"] = (row_writer if looks_up else line_reader)(table, ids), [part]
+                loop = _fused.lookups_avx2(table, ids) if looks_up else _fused.bags(table, ids, LENGTH, avx2=True)
+                _add_loop(contenders, parts, b, loop)
             yield self.measured(what, contenders, per, named(TARGETS[kind], AVX2_FACTOR), parts)
         searches: dict[str, Contender] = {FULL: lambda i: (self.query @ self.rows.T).topk(K)}
         searches |= {f"{b} table": partial(_search, table, self.query) for b, table in self.tables.items()}

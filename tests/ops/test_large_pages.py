@@ -42,6 +42,11 @@ def test_other_types() -> None:
     assert torch.equal(made, torch.arange(MANY // 4, dtype=torch.float32))
 
 
+def test_joins_along_the_first_axis() -> None:
+    parts = [torch.full((n, 8), n % 250, dtype=torch.uint8) for n in (MANY // 8, 0, 3)]
+    assert torch.equal(ops.join_in_large_pages(parts), torch.cat(parts))
+
+
 @pytest.mark.skipif(not SWITCH.exists(), reason="a Linux with large pages")
 def test_frozen_codes_and_those_read_without_mapping_ask_for_them(tmp_path: Path) -> None:
     layer = mgqe.DPQEmbedding(MANY // 8, 8, num_subspaces=8, num_centroids=256)

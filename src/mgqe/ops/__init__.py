@@ -14,7 +14,7 @@ from mgqe.ops._by_tier import quantize_by_tier, quantizes_by_tier, row_weights, 
 from mgqe.ops._descriptor import TableBuffers
 from mgqe.ops._gather import decode_error, gather, scatter
 from mgqe.ops._in_graph import quantize_in_graph, transform_in_graph
-from mgqe.ops._large_pages import empty_in_large_pages
+from mgqe.ops._large_pages import empty_in_large_pages, join_in_large_pages
 from mgqe.ops._library import native_available, native_isa, native_openmp, set_native_isa
 from mgqe.ops._lookup import PreparedLookup, lookup, max_code
 from mgqe.ops._mixed_coder import MixedCoder
@@ -51,6 +51,7 @@ __all__ = [
     "decode_error",
     "empty_in_large_pages",
     "gather",
+    "join_in_large_pages",
     "lookup",
     "max_code",
     "native_available",

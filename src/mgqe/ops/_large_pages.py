@@ -27,3 +27,13 @@ def empty_in_large_pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     with suppress(OSError):  # where the system was built without them
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(tuple(shape))
+
+
+def join_in_large_pages(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors of one type joined along their first axis, in such memory.
+
+    Args:
+        parts: at least one, on the CPU, with the same shape but for the first axis.
+    """
+    whole = empty_in_large_pages((sum(len(part) for part in parts), *parts[0].shape[1:]), parts[0].dtype)
+    return torch.cat(tuple(parts), out=whole)

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mgqe import ops
 from mgqe.codec.layout import CENTROIDS, MATRIX, MEAN, SCALES
 from mgqe.codec.tensors import check_codes
 from mgqe.files.atomic import write_aside
@@ -129,7 +130,7 @@ def read_extents(
     check_record(record, base, fingerprint, [segment.path for segment in segments], ends)
     for tier, neighbours in groupby(segments, key=lambda segment: segment.tier):
         rows = [segment.rows for segment in neighbours]
-        yield tier, rows[0] if mmap and len(rows) == 1 else torch.cat(rows)
+        yield tier, rows[0] if mmap and len(rows) == 1 else ops.join_in_large_pages(rows)
 
 
 def append(path: str | os.PathLike[str], vectors: Tensor, tier: int | None = None) -> Tensor:

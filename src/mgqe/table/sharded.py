@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mgqe import ops
 from mgqe.codec.layout import CODES, TableLayout
 from mgqe.codec.tensors import check_codes
 from mgqe.files.atomic import write_aside
@@ -228,7 +229,7 @@ def _joined(filled: list[Tensor], shape: tuple[int, ...], mmap: bool) -> Tensor:
     """A tier's packed rows from the shards that have some, as one tensor of this shape."""
     if not filled:
         return torch.empty(shape, dtype=torch.uint8, device="cpu")
-    return filled[0] if mmap and len(filled) == 1 else torch.cat(filled)
+    return filled[0] if mmap and len(filled) == 1 else ops.join_in_large_pages(filled)
 
 
 def _shard_sizes(entry: object, sizes: tuple[int, ...]) -> list[tuple[int, ...]]:
