@@ -40,23 +40,28 @@ struct Lanes {
     }
 };
 
-// The matrix as the table has it: columns of four coordinates, a byte each, which are widened on the way.
+// The matrix as the table has it, columns of four coordinates, a byte each; and, for several rows at once, widened.
 class Matrix {
 public:
-    explicit Matrix(const mgqe_table& of) : table(of), stride(round_up(of.num_coordinates, 16)) {}
+    explicit Matrix(const mgqe_table& of)
+        : table(of), stride(round_up(of.num_coordinates, 16)), step(4 * round_up(of.embedding_dim, MGQE_MATRIX_STEP)),
+          quads((of.num_coordinates + 3) / 4) {}
     Matrix(const Matrix&) = delete;
     Matrix& operator=(const Matrix&) = delete;
     ~Matrix() { free(words); }
 
     bool reserve() {
         void* memory = nullptr;
-        if (posix_memalign(&memory, 32, static_cast<size_t>(kTogether * stride) * sizeof(uint16_t)) != 0) return false;
+        const size_t count = static_cast<size_t>(kTogether * stride + quads * step);
+        if (posix_memalign(&memory, 32, count * sizeof(uint16_t)) != 0) return false;
         words = static_cast<uint16_t*>(memory);
+        wide = reinterpret_cast<int16_t*>(words + kTogether * stride);
         return true;
     }
 
     template <int kRows>
     void multiply_rows(const uint8_t* const* bytes, const mgqe_row* rows, bool stream) const {
+        if (kRows > 1 && !is_wide) widen();
         for (int r = 0; r < kRows; ++r)
             for (int64_t k = 0; k < table.num_coordinates; k += 16) {
                 const __m128i some = _mm_load_si128(reinterpret_cast<const __m128i*>(bytes[r] + k));
@@ -68,21 +73,30 @@ public:
 
 private:
     const mgqe_table& table;
-    const int64_t stride;
+    const int64_t stride, step, quads;
     uint16_t* words = nullptr;  // kTogether rows
+    int16_t* wide = nullptr;    // (quads, step)
+    mutable bool is_wide = false;
+
+    static __m256i widened(const int8_t* from) {
+        return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    }
+    void widen() const {
+        for (int64_t at = 0; at < quads * step; at += 16)
+            _mm256_store_si256(reinterpret_cast<__m256i*>(wide + at), widened(table.byte_matrix + at));
+        is_wide = true;
+    }
 
     // Columns [first, first + 8) of kRows rows: mean + scale * (coordinates @ matrix). A column has two sums.
     template <int kRows>
     void multiply_columns(const mgqe_row* rows, int64_t first, bool stream) const {
-        const int64_t dim = table.embedding_dim, quads = (table.num_coordinates + 3) / 4;
-        const int64_t step = 4 * round_up(dim, MGQE_MATRIX_STEP);
+        const int64_t dim = table.embedding_dim;
         __m256i sums[kRows][2];
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_si256();
-        const int8_t* from = table.byte_matrix + 4 * first;
-        for (int64_t quad = 0; quad < quads; ++quad, from += step) {
-            const __m256i low = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-            const __m256i high = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 16)));
+        for (int64_t quad = 0, from = 4 * first; quad < quads; ++quad, from += step) {
+            const __m256i low = kRows > 1 ? load(wide + from) : widened(table.byte_matrix + from);
+            const __m256i high = kRows > 1 ? load(wide + from + 16) : widened(table.byte_matrix + from + 16);
 #pragma GCC unroll 4
             for (int r = 0; r < kRows; ++r) {
                 int64_t four;
