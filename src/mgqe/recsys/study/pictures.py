@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ LOOKS = {
     "additive": ("#7F7F7F", "p"),
 }
 OTHER_LOOK = ("#7F7F7F", "d")
+TITLE_WIDTH = 48  # letters
 # How far below the full tables a picture of size against quality reaches: in per cent, or in points.
 DEPTHS = {"full_ndcg@10": 40.0, "hr@10": 6.0, "auc": 1.5}
 _TIER_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
@@ -65,6 +67,11 @@ def _save(figure: Any, path: Path) -> Path | None:
     fill_file(path, partial(figure.savefig, format="png", dpi=130))
     pyplot.close(figure)
     return path
+
+
+def _set_title(axes: Any, title: str) -> None:
+    """Above a panel of the ordinary width, on two lines where it is wider."""
+    axes.set_title(textwrap.fill(title, TITLE_WIDTH), loc="left", fontsize=10)
 
 
 def _panels(
@@ -209,7 +216,7 @@ def size_quality(study: StudyResults) -> Any:
         axes.set_xlim(1.2, 26)
         axes.set_ylim(max(1.15 * lowest, -depth) - 0.05 * depth, max(0.22 * depth, 1.3 * highest))
         mean = full.figure(leading).mean
-        axes.set_title(f"{study.title(pair)} (full: {mean:.3g})", loc="left", fontsize=10)
+        _set_title(axes, f"{study.title(pair)} (full:\u00a0{mean:.3g})")
         axes.set_ylabel(_gap_label(leading), fontsize=9)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=-(-len(handles) // 2), fontsize=9)
     return figure
@@ -236,7 +243,7 @@ def ablations(study: StudyResults) -> Any:
         axes.margins(x=0.1, y=0.22)
         axes.set_xlabel(entry.axis, fontsize=9)
         axes.set_ylabel("points to full, validation", fontsize=9)
-        axes.set_title(entry.name, loc="left", fontsize=10)
+        _set_title(axes, entry.name)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
@@ -289,7 +296,7 @@ def codebooks(study: StudyResults) -> Any:
         axes.set_xticks(range(len(cells)), labels=[f"≤ {cell.budget:g}%" for cell in cells], fontsize=8)
         axes.set_ylim(0, 112)
         axes.set_ylabel("perplexity, % of centroids", fontsize=9)
-        axes.set_title(study.title(pair), loc="left", fontsize=10)
+        _set_title(axes, study.title(pair))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=9)
     return figure
 
@@ -323,7 +330,7 @@ def training(study: StudyResults) -> Any:
         axes.set_xlabel("epoch", fontsize=9)
         full = study.full(pair)
         axes.set_ylabel(f"{NAMES.get(full.metric, full.metric)} on validation", fontsize=9)
-        axes.set_title(study.title(pair), loc="left", fontsize=10)
+        _set_title(axes, study.title(pair))
     drawn = [label for label in labels if label in handles]
     figure.legend([handles[label] for label in drawn], drawn, loc="outside lower center", ncols=6, fontsize=9)
     return figure
