@@ -74,6 +74,10 @@ def test_a_budget_counts_files_and_says_what_it_chose(
     rows = dict(_figures(metrics).rows)
     title = "squares expected to be lost of the 10% most frequent ids, of the others"
     assert rows[title] == "user 1.2% and 50.0%, item 2.0% and 100.0%"
+    metrics["plan"]["lookup_shares"] = {f"C{n}": n / 10 for n in range(1, 8)}
+    rows = dict(_figures(metrics).rows)
+    shares = rows["look-up, share of nn.Embedding's time, estimated"]
+    assert shares == "C7 0.7, C6 0.6, C5 0.5, C4 0.4, and less in 3 more (metrics.json)"
 
 
 def test_a_run_may_prefer_the_tail(config: TrainConfig, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ from mgqe.recsys.train.advice import advice
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.run import METRICS, train_run
 
+MOST_LISTED = 4  # tables of a model
 POPULAR = "a list of the most frequent items instead"
 commands = typer.Typer()
 
@@ -118,16 +120,24 @@ def _figures(metrics: dict[str, Any]) -> TextTable:
     if metrics.get("chosen"):
         table.rows.append(["the budget is spent on", metrics["chosen"]])
     if lost := (metrics.get("plan") or {}).get("head_and_tail"):  # not in runs of earlier versions
-        listed = ", ".join(f"{path} {100 * head:.1f}% and {100 * tail:.1f}%" for path, (head, tail) in lost.items())
+        listed = _largest(lost, max, lambda both: f"{100 * both[0]:.1f}% and {100 * both[1]:.1f}%")
         table.rows.append(["squares expected to be lost of the 10% most frequent ids, of the others", listed])
     if shares := (metrics.get("plan") or {}).get("lookup_shares"):  # not in runs of earlier versions
-        listed = ", ".join(f"{path} {share:.1f}" for path, share in shares.items())
+        listed = _largest(shares, float, lambda share: f"{share:.1f}")
         table.rows.append(["look-up, share of nn.Embedding's time, estimated", listed])
     for phase, seconds in metrics["seconds_per_epoch"].items():
         if seconds is not None:
             epochs = metrics["epochs"][phase]
             table.rows.append([f"seconds per epoch ({phase})", f"{seconds:.2f}, {epochs} epoch{'s' * (epochs != 1)}"])
     return table
+
+
+def _largest(of_tables: dict[str, Any], size: Callable[[Any], float], text: Callable[[Any], str]) -> str:
+    """What there is of each table, by path; of many tables the largest, and how many more there are."""
+    paths = sorted(of_tables, key=lambda path: -size(of_tables[path])) if len(of_tables) > MOST_LISTED else of_tables
+    shown = [f"{path} {text(of_tables[path])}" for path in paths][:MOST_LISTED]
+    more = len(of_tables) - len(shown)
+    return ", ".join(shown) + f", and less in {more} more ({METRICS})" * (more > 0)
 
 
 def _asked_rows(config: dict[str, Any], quality: dict[str, float]) -> list[list[str]]:
