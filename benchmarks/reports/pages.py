@@ -301,7 +301,7 @@ def bound_targets() -> str:
     """What has a target: measured, and its bound, as shares of the peer's time.
 
     The bound is the longest part, or all parts where they come one after another. Parts that took longer than the whole
-    bound nothing, such as rows written to memory that is new each time.
+    bound nothing.
     """
     results = read("bounds")
     rows = []

@@ -71,7 +71,8 @@ def test_subspaces_of_one_number_are_searched_to_the_same_code(bits, data):
 def test_many_subspaces_of_one_number(bits):
     made = torch.Generator().manual_seed(bits)
     book = torch.randint(-127, 128, (3 << bits,), generator=made) * 0.01
-    half = (0.5 * (book.sort().values + book.sort().values.roll(1))).view(3, -1).T
+    levels = book.view(3, -1).sort().values
+    half = (0.5 * (levels + levels.roll(1, dims=1))).T
     near = [torch.nextafter(half, torch.full_like(half, end)) for end in (-math.inf, math.inf)]
     any_rows = [torch.randn(1000, 3, generator=made), torch.randint(-255, 256, (1000, 3), generator=made) * 0.005]
     rows = torch.cat([*any_rows, half, *near, half * (1 + 1e-6), half * (1 - 1e-6)])
