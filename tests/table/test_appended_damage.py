@@ -364,3 +364,18 @@ def test_what_cannot_be_appended_to(tmp_path):
     with pytest.raises(ArtifactError, match=r"'centroids\.0' holds NaN"):
         append(path, torch.zeros(1, 8))
     assert not list(tmp_path.glob("*append*"))
+
+
+@pytest.mark.parametrize("damage", [cut(-1), lambda file: file.unlink()], ids=["cut", "missing"])
+def test_saving_does_not_delete_appended_files_behind_a_damaged_one(damage, tmp_path):
+    path = tmp_path / "a"
+    model = saved(TWO, path)
+    mine = load(path)
+    grow(model, path)
+    damage(all_segment_files(path)[-1])
+    left = all_segment_files(path)
+    with pytest.raises(ValueError, match=r"not all of them can be read .* save under another name"):
+        save(mine, path)
+    assert all_segment_files(path) == left
+    save(mine, tmp_path / "other")
+    assert load(tmp_path / "other").num_embeddings == mine.num_embeddings

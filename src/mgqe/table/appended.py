@@ -234,9 +234,15 @@ def refuse_to_lose(table: CompactTable, target: Path, path: str | os.PathLike[st
         fingerprint, base = _open_base(os.fspath(target))
         if fingerprint != origin.fingerprint:
             return
-        end = _next_number(target, base, fingerprint)[1]
-    except (OSError, ArtifactError):  # gone, or damaged: nothing to lose there
+    except (OSError, ArtifactError):  # gone, or damaged: nobody can read what was appended to it
         return
+    try:
+        end = _next_number(target, base, fingerprint)[1]
+    except (OSError, ArtifactError) as error:
+        raise ValueError(
+            f"{os.fspath(path)}: ids were appended to the file, and not all of them can be read ({error}). Saving here "
+            "would delete those that can: save under another name"
+        ) from error
     if end > origin.num_embeddings:
         raise ValueError(
             f"{os.fspath(path)}: {end - origin.num_embeddings} ids were appended to the file since this table was "
