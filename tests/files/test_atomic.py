@@ -298,3 +298,46 @@ def test_a_folder_is_being_written_to_while_a_file_is_unfinished(tmp_path):
         assert whole_files.has_writer(tmp_path)
     assert not whole_files.has_writer(tmp_path)
     assert not whole_files.has_writer(tmp_path / "nowhere")
+
+
+def test_a_file_that_is_not_locked_yet_is_removed_under_the_lock(tmp_path, monkeypatch):
+    """Its writer then sees that it is gone, and makes another one: nothing is written to a file without a name."""
+    seen, take = [], whole_files.try_lock
+
+    def clean_first(descriptor, wait):
+        if wait and not seen:
+            seen.append(True)
+            remove_abandoned(tmp_path)
+        return take(descriptor, wait=wait)
+
+    monkeypatch.setattr(whole_files, "try_lock", clean_first)
+    write_whole(tmp_path / "a", 1, [b"x"])
+    assert seen
+    assert (tmp_path / "a").read_bytes() == b"x"
+    seen.clear()
+    with aside_folder(tmp_path / "b") as folder:
+        assert seen
+        assert folder.is_dir()
+
+
+def test_a_file_is_removed_while_its_lock_is_held(tmp_path, monkeypatch):
+    aside = tmp_path / f".a.{whole_files._host()}-1-00000000.tmp"
+    aside.touch()
+    closed = []
+    close = os.close
+    monkeypatch.setattr(whole_files.os, "close", lambda number: (closed.append(aside.exists()), close(number)))
+    remove_abandoned(tmp_path)
+    assert closed == [False]
+
+
+def test_an_error_after_the_rename_does_not_say_that_nothing_has_changed(tmp_path, monkeypatch):
+    def no_folder(path, flags, *mode):
+        if path == tmp_path:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, flags, *mode)
+
+    opened = os.open
+    monkeypatch.setattr(whole_files.os, "open", no_folder)
+    with pytest.raises(OSError, match="the new content is at the path"):
+        write_whole(tmp_path / "a", 1, [b"x"])
+    assert (tmp_path / "a").read_bytes() == b"x"

@@ -68,12 +68,8 @@ def aside_file(target: Path, fill: Callable[[BinaryIO], object], like: Path | No
 def aside_folder(target: Path) -> Iterator[Path]:
     """A new folder beside ``target``, for files that are needed to make it; removed when the block ends."""
     remove_abandoned(target.parent)
-    folder = _aside_name(target)
-    folder.mkdir(0o700)
-    descriptor = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
+    folder, descriptor = _create_aside_folder(target)
     try:
-        if descriptor is not None:
-            try_lock(descriptor, wait=True)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -127,16 +123,15 @@ def read_json(path: Path) -> Any:
 def _replace(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object], what: str) -> None:
     target = Path(os.path.realpath(path))
     require_replaceable(target)
+    state = "nothing at the path has changed. Check that the folder exists, may be written to and has the space"
     try:
         with aside_file(target, fill) as aside:
             os.replace(aside, target)
+            state = (
+                "the new content is at the path, but may not outlast a power cut: check the disk, and write it again"
+            )
     except OSError as error:
-        raise OSError(
-            error.errno,
-            f"could not write {what} ({error.strerror or error}); nothing at the path has changed. "
-            "Check that the folder exists, may be written to and has the space",
-            str(path),
-        ) from error
+        raise OSError(error.errno, f"could not write {what} ({error.strerror or error}); {state}", str(path)) from error
 
 
 def require_replaceable(target: Path) -> os.stat_result | None:
@@ -177,6 +172,20 @@ def _create_aside(target: Path, old_status: os.stat_result | None) -> tuple[Path
         os.close(descriptor)  # another writer removed the file before it was locked
 
 
+def _create_aside_folder(target: Path) -> tuple[Path, int | None]:
+    """(path, descriptor) of a new aside folder, locked; without a descriptor where a folder cannot be opened."""
+    while True:
+        folder = _aside_name(target)
+        folder.mkdir(0o700)
+        if os.name != "posix":
+            return folder, None
+        with suppress(FileNotFoundError):  # another writer removed the folder before it was locked
+            descriptor = os.open(folder, os.O_RDONLY)
+            if not try_lock(descriptor, wait=True) or folder.exists():
+                return folder, descriptor
+            os.close(descriptor)
+
+
 def _aside_name(target: Path) -> Path:
     name = f".{target.name[:MAX_NAME_CHARS]}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
     return target.with_name(name)
@@ -187,9 +196,13 @@ def remove_abandoned(folder: Path) -> None:
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             match = ASIDE_NAME.fullmatch(entry.name)
-            if match and _is_abandoned(entry.path, match[1], match[2]):
-                with suppress(OSError):
-                    shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
+            if match:
+                _is_abandoned(entry.path, match[1], match[2], then=_remove)
+
+
+def _remove(path: str) -> None:
+    with suppress(OSError):
+        shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
 
 
 def has_writer(folder: Path) -> bool:
@@ -202,8 +215,14 @@ def has_writer(folder: Path) -> bool:
     return any(not _is_abandoned(path, match[1], match[2]) for path, match in aside)
 
 
-def _is_abandoned(path: str, host: str | None, pid: str | None) -> bool:
-    """Whether the writer of an aside file has died; False if that cannot be told."""
+def _is_abandoned(
+    path: str, host: str | None, pid: str | None, then: Callable[[str], None] = lambda path: None
+) -> bool:
+    """Whether the writer of an aside file has died; False if that cannot be told.
+
+    then: is called with the path if so, while the file is locked, so that a writer that has made the file and is about
+    to lock it finds out.
+    """
     try:
         status = os.lstat(path)
         if not stat.S_ISREG(status.st_mode) and not (stat.S_ISDIR(status.st_mode) and host is not None):
@@ -215,9 +234,11 @@ def _is_abandoned(path: str, host: str | None, pid: str | None) -> bool:
         return False
     try:
         locked = try_lock(descriptor, wait=False)
-        if locked is not None:
-            return locked
-        return host == _host() and pid is not None and not _is_alive(int(pid))
+        if locked is None:
+            locked = host == _host() and pid is not None and not _is_alive(int(pid))
+        if locked:
+            then(path)
+        return locked
     finally:
         os.close(descriptor)
 
