@@ -115,3 +115,10 @@ def test_queries_of_another_width_are_not_compared():
     table = mgqe.compress_table(matrix(), "20%")
     with pytest.raises(ValueError, match=r"queries must have shape \(n, 16\), .* got \(n, 3\): give a sample"):
         mgqe.check_table(matrix(), table, queries=matrix(5, 3))
+
+
+def test_a_row_that_is_not_compared_keeps_its_numbers() -> None:
+    rows = torch.randn(300, 8)
+    before = rows.clone()
+    mgqe.check_table(rows, mgqe.compress_table(rows, budget="50%", progress=False), padding_idx=3, progress=False)
+    assert torch.equal(rows, before)

@@ -82,6 +82,7 @@ def check_table(
             block = rows[start : start + BLOCK].float()
             ids = torch.arange(start, start + len(block))
             if padding_idx is not None and start <= padding_idx < start + len(block):
+                block = block.clone()  # which may be the caller's matrix, or a mapped file
                 block[padding_idx - start] = 0.0
             tiers = table.locate(ids)[0].long()
             lost.index_add_(0, tiers, (table.lookup(ids) - block).double().square().sum(1))
