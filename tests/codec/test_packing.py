@@ -110,3 +110,10 @@ def test_spare_bits_are_seen():
     packed = pack(torch.tensor([[5, 6, 7]]), 3)
     packed[0, 1] |= 0b10
     assert not spare_bits_are_zero(packed, 3, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+@pytest.mark.parametrize("bits", [9, (9, 9)])
+def test_codes_of_unsigned_dtypes_are_packed(dtype, bits):
+    codes = torch.tensor([[0, 511], [256, 3]])
+    assert torch.equal(pack(codes.to(dtype), bits), pack(codes, bits))

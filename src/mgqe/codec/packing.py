@@ -67,7 +67,7 @@ def pack(codes: Tensor, bits: Bits) -> Tensor:
     step = max(1, (CHUNK_CODES if isinstance(bits, int) else MIXED_CHUNK) // num_subspaces)
     for start in range(0, n, step):
         if not isinstance(bits, int):
-            packed[start : start + step] = _pack_mixed(codes[start : start + step], bits)
+            packed[start : start + step] = _pack_mixed(signed(codes[start : start + step]), bits)
             continue
         chunk = codes[start : start + step].to(torch.int64)
         low, high = (int(x) for x in torch.aminmax(chunk))
@@ -76,6 +76,11 @@ def pack(codes: Tensor, bits: Bits) -> Tensor:
             raise ValueError(f"code {offending} does not fit {bits} bits: codes must be in 0 .. {(1 << bits) - 1}")
         packed[start : start + step] = _pack_rows(chunk.to(torch.int32), bits)[:, :width]
     return packed
+
+
+def signed(codes: Tensor) -> Tensor:
+    """Codes of a dtype that torch can compare: int64 instead of uint16, uint32 and uint64."""
+    return codes.to(torch.int64) if codes.dtype in (torch.uint16, torch.uint32, torch.uint64) else codes
 
 
 def unpack(packed: Tensor, num_subspaces: int, bits: Bits) -> Tensor:

@@ -24,7 +24,7 @@ from mgqe.codec.layout import (
     TableLayout,
 )
 from mgqe.codec.mixed import spread, subspace_scales
-from mgqe.codec.packing import pack, spare_bits_are_zero
+from mgqe.codec.packing import pack, signed, spare_bits_are_zero
 from mgqe.codec.tier_map import TierMap, block_counts, build_tier_map, map_order, ranks_of, unpack_bits
 from mgqe.codec.tiers import Tiers
 from mgqe.codec.transform import Transform
@@ -59,7 +59,7 @@ def lay_out(
     d = int(first.shape[2] * (num_subspaces[0] if first.shape[0] == 1 else first.shape[0]))
     shapes = tier_shapes(tiers.sizes, num_subspaces, num_centroids, codebook_of)
     layout = TableLayout(d, shapes, centroid_dtype, optional_int("padding_idx", padding_idx), map_order(tiers))
-    packed = {CODES.format(g): _packed(g, shape, codes[g].detach().cpu()) for g, shape in enumerate(shapes)}
+    packed = {CODES.format(g): _packed(g, shape, signed(codes[g].detach().cpu())) for g, shape in enumerate(shapes)}
     return packed | lay_out_frame(layout, tiers, codebooks), layout
 
 
@@ -104,7 +104,7 @@ def lay_out_mixed(
                 f"codebook {c} must be flat, {shape}: 2^bits centroids of each subspace, one subspace after another, "
                 f"bits being the most of a tier that reads it; got {tuple(book.shape)}"
             )
-    packed = {CODES.format(g): _packed(g, shape, codes[g].detach().cpu()) for g, shape in enumerate(shapes)}
+    packed = {CODES.format(g): _packed(g, shape, signed(codes[g].detach().cpu())) for g, shape in enumerate(shapes)}
     return packed | lay_out_frame(layout, tiers, codebooks, transform), layout
 
 
