@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mgqe.checks.ids import FLOAT_DTYPES, check_dense, check_device, no_values
+from mgqe.checks.ids import FLOAT_DTYPES, as_int64, check_dense, check_device, no_values
 from mgqe.ops import reference, reference_bag
 from mgqe.ops._bag_gradient import WeightedSums, bags_of_ids, weights_gradient
 from mgqe.ops._checks import FALLBACK, all_below, id_error, id_tensor
@@ -133,17 +133,14 @@ def _checked(
     if ids.dim() != 1 or offsets is None:
         came = f"ids {tuple(ids.shape)} {'without' if offsets is None else 'with'} offsets"
         raise ValueError(f"expected {_EXPECTED}, got {came}")
-    if not isinstance(offsets, Tensor) or offsets.dtype not in (torch.int64, torch.int32):
-        came = str(offsets.dtype) if isinstance(offsets, Tensor) else type(offsets).__name__
-        raise TypeError(f"offsets must be a torch.Tensor of int64 or int32, got {came}")
-    check_dense(offsets, "offsets")
+    offsets = as_int64(offsets, "offsets")
     if offsets.is_meta:
         raise no_values("offsets")
     if offsets.dim() != 1 or (include_last_offset and offsets.shape[0] < 1):
         raise ValueError(f"offsets must have shape (B{' + 1' * include_last_offset},), got {tuple(offsets.shape)}")
     if offsets.device != ids.device:
         raise ValueError(f"ids are on {ids.device}, offsets on {offsets.device}: move one with .to()")
-    offsets = offsets.to(torch.int64).contiguous()
+    offsets = offsets.contiguous()
     if include_last_offset:
         if int(offsets[-1]) != ids.shape[0]:
             raise _offsets_error(offsets, ids.shape[0], True)
