@@ -272,3 +272,10 @@ def test_converted_transformers_models(tmp_path):
     again = mgqe.from_pretrained(tmp_path / "gpt2")
     assert torch.equal(again(torch.arange(5)[None]).logits, model(torch.arange(5)[None]).logits)
     assert "A GPT2LMHeadModel with frozen embeddings" in (tmp_path / "gpt2" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_card_names_a_folder_as_it_is(tmp_path):
+    folder = tmp_path / "clothing (1)"
+    mgqe.save_pretrained(mgqe.DPQEmbedding(40, 8).freeze(), folder)
+    text = (folder / "README.md").read_text()
+    assert f"table = mgqe.from_pretrained({str(folder)!r})".replace("'", '"') in text

@@ -65,7 +65,7 @@ def write(thing: Any, folder: Path, name: str, source: str, about: About) -> int
     check_about(about)
     thing = thing.table if isinstance(thing, CompactEmbedding) else thing
     _refuse_unfrozen(thing)
-    opening = f"import mgqe\n\nthing = mgqe.from_pretrained({json.dumps(source)})"
+    quoted = json.dumps(source)
     tables: dict[str, FrozenTable]
     others: dict[str, int] = {}
     if isinstance(thing, FrozenTable):
@@ -73,24 +73,25 @@ def write(thing: Any, folder: Path, name: str, source: str, about: About) -> int
         _refuse_other_files(folder)
         nbytes = save(thing, folder / TABLE)
         what, tables = "A table", {"vectors": thing}
-        opening = opening.replace("thing", "table") + "\nvectors = table.lookup([0, 1, 2])"
+        opening = f"table = mgqe.from_pretrained({quoted})\nvectors = table.lookup([0, 1, 2])"
     elif isinstance(thing, Collection):
         nbytes = thing.save(folder)
         what, tables = "A collection", {"vectors": thing.table}
         others = {} if thing.ids is None else {"ids": thing.ids.nbytes}
-        opening = opening.replace("thing", "items") + _asked(thing)
+        opening = f"items = mgqe.from_pretrained({quoted}){_asked(thing)}"
     elif isinstance(thing, nn.Module):
         nbytes = _write_model(thing, folder)
         what, tables = f"A {type(thing).__name__} with frozen embeddings", _tables(thing)
         others = {"other weights": sum(parameter.nbytes for parameter in thing.parameters())}
-        opening = opening.replace("thing", "model")
+        kind = type(thing).__name__
         if isinstance(thing, ConvertedPretrained):
-            opening += _by_transformers(type(thing).__name__, source)
+            opening = f"model = mgqe.from_pretrained({quoted}){_by_transformers(kind, source)}"
         else:
-            opening = opening.replace(")", f", model={type(thing).__name__}(...))  # an instance of the model's class")
+            of_class = f"model={kind}(...))  # an instance of the model's class"
+            opening = f"model = mgqe.from_pretrained({quoted}, {of_class}"
     else:
         raise TypeError(f"expected a frozen table, a Collection or a model, got {type(thing).__name__}")
-    text = card(name, what, opening, tables, others, about)
+    text = card(name, what, f"import mgqe\n\n{opening}", tables, others, about)
     (folder / CARD).write_text(text, encoding="utf-8")
     return nbytes + len(text.encode())
 
