@@ -356,3 +356,10 @@ def test_a_file_that_is_not_there(tmp_path):
         read_vectors(tmp_path / "rows.npy")
     with pytest.raises(FileNotFoundError, match="hf download google/bert --local-dir FOLDER"):
         read_vectors("google/bert")
+
+
+def test_a_binary_file_that_promises_more_than_it_has_is_refused(tmp_path):
+    path = tmp_path / "words.bin"
+    path.write_bytes(b"9999999 60000\n")
+    with pytest.raises(ValueError, match=r"9,999,999 vectors of 60,000 numbers, at least .* cut short"):
+        read_vectors(path)

@@ -72,6 +72,11 @@ def read_word_binary(path: Path) -> Vectors:
         if header is None:
             raise ValueError('it does not begin with a line "N d", as a binary file of word2vec does')
         n, d = header
+        if (least := 4 * n * d) > (nbytes := path.stat().st_size):
+            raise ValueError(
+                f"its first line says {n:,} vectors of {d:,} numbers, at least {least:,} bytes, and it has {nbytes:,}: "
+                "the file is cut short"
+            )
         rows, words = np.empty((n, d), np.float32), []
         for row, (word, values) in enumerate(_entries(file, n, d)):
             words.append(word)
@@ -80,18 +85,18 @@ def read_word_binary(path: Path) -> Vectors:
 
 
 def _entries(file: BinaryIO, n: int, d: int) -> Iterator[tuple[str, np.ndarray]]:
-    rest = b""
+    block, at = b"", 0
     for row in range(n):
-        while (end := rest.find(b" ")) < 0 or len(rest) - end - 1 < 4 * d:
+        while (end := block.find(b" ", at)) < 0 or len(block) - end - 1 < 4 * d:
             if not (more := file.read(1 << 20)):
                 raise ValueError(f"it ends in vector {row:,} of {n:,}: the file is cut short")
-            rest += more
-        word = rest[:end].lstrip(b"\n")
+            block, at = block[at:] + more, 0
+        word = block[at:end].lstrip(b"\n")
         try:
-            yield word.decode(), np.frombuffer(rest, "<f4", d, end + 1)
+            yield word.decode(), np.frombuffer(block, "<f4", d, end + 1)
         except UnicodeDecodeError as error:
             raise ValueError(f"the word of vector {row:,} is no text: {error}") from error
-        rest = rest[end + 1 + 4 * d :]
+        at = end + 1 + 4 * d
 
 
 def is_word_binary(path: Path) -> bool:
