@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -76,3 +78,11 @@ def test_a_map_of_given_ids_is_saved_and_loaded(tmp_path):
 def test_what_is_no_list_of_different_ids(ids, error, text):
     with pytest.raises(error, match=text):
         IdMap.from_ids(ids)
+
+
+def test_one_long_id_takes_no_room_in_the_others():
+    tracemalloc.start()
+    IdMap.from_ids([*map(str, range(2_000)), "x" * 20_000])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6  # an array of text would have 160 MB

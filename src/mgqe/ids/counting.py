@@ -170,10 +170,7 @@ def _add(counts: np.ndarray, ids: np.ndarray, times: np.ndarray | None, ignored:
             f"{where}: id {outside[0]} is out of range, valid ids are 0 to {len(counts) - 1}; "
             "padding and the like can be left out with ignore="
         )
-    if times is None:
-        counts += np.bincount(ids, minlength=len(counts))
-    else:
-        np.add.at(counts, ids, times)
+    np.add.at(counts, ids, 1 if times is None else times)  # bincount would write all counts for every batch
 
 
 def _is_numbers(value: Any) -> bool:

@@ -25,8 +25,9 @@ def given_keys(ids: Any) -> tuple[LookupKeys, str]:
             with more than one axis, or the same id twice.
     """
     plain = _plain(ids)
-    if len(np.shape(plain)) != 1:
-        raise ValueError(f"ids must be one per row, shape (N,), got shape {np.shape(plain)}")
+    shape = _shape(plain)
+    if len(shape) != 1:
+        raise ValueError(f"ids must be one per row, shape (N,), got shape {shape}")
     if not len(plain):
         raise ValueError("there are no ids: give one per row")
     kind = _kind(plain)
@@ -35,6 +36,13 @@ def given_keys(ids: Any) -> tuple[LookupKeys, str]:
         raise ValueError(f"ids must fit 64 bits, got {keys.ids_at(np.flatnonzero(keys.outside)[:1])[0]}")
     _refuse_repeated(keys)
     return keys, kind
+
+
+def _shape(plain: Any) -> tuple[int, ...]:
+    """Of an array, or of a list by its first element: an array of all would give every text the longest one's room."""
+    if isinstance(plain, np.ndarray):
+        return tuple(plain.shape)
+    return (len(plain), *np.shape(plain[0])) if len(plain) else (0,)
 
 
 def _plain(ids: Any) -> Any:
