@@ -192,7 +192,7 @@ def read_sharded(
     if mmap and split and layout.order is None and arrays <= MAX_TIERS:
         return CompactTable(_of_ranges(tensors, layout, rows_of_tier))
     if mmap and split and layout.order is not None and arrays <= MAX_TIERS:
-        no_rows = [torch.empty((0, tier.row_bytes), dtype=torch.uint8) for tier in layout.tiers]
+        no_rows = [torch.empty((0, tier.row_bytes), dtype=torch.uint8, device="cpu") for tier in layout.tiers]
         filled = [rows or [none] for rows, none in zip(rows_of_tier, no_rows, strict=True)]
         return CompactTable(Snapshot.from_tensors(tensors, config, filled))
     codes = {
@@ -211,7 +211,9 @@ def _of_ranges(tensors: dict[str, Tensor], layout: TableLayout, rows_of_tier: Se
     first, of_first = ranges[0]
     sizes = [of_first.shape[0] if g == first else 0 for g in range(layout.num_tiers)]
     begun = replace(layout.resized(sizes, None), padding_idx=None)  # which may be an id of another range
-    codes = {name: torch.empty(shape, dtype=dtype) for name, (dtype, shape) in begun.code_tensors().items()}
+    codes = {
+        name: torch.empty(shape, dtype=dtype, device="cpu") for name, (dtype, shape) in begun.code_tensors().items()
+    }
     codes[CODES.format(first)] = of_first
     snapshot = Snapshot.from_tensors({**tensors, **codes}, begun.to_json())
     for g, rows in ranges[1:]:
