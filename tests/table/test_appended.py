@@ -23,7 +23,7 @@ from mgqe.table import appended as segments
 from mgqe.table import io as artifact
 from mgqe.table.appended import append
 from mgqe.table.io import load, save
-from mgqe.table.segment_files import all_segment_files
+from mgqe.table.segment_files import all_records, all_segment_files
 
 TWO = LAYOUTS["two tiers, frequency order"]
 THREE = LAYOUTS["three tiers, any order"]
@@ -274,6 +274,10 @@ def test_refuses_to_lose_what_was_appended(tmp_path):
     append(path, quarters(2, 8, 1))
     for file in all_segment_files(path):
         file.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="not all of them can be read"):
+        save(table, path)
+    for file in [*all_segment_files(path), *all_records(path)]:
+        file.unlink()  # what the error says: move them away
     save(table, path)
     append(path, quarters(2, 8, 1))
     path.unlink()
