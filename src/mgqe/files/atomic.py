@@ -163,7 +163,7 @@ def _create_aside(target: Path, old_status: os.stat_result | None) -> tuple[Path
                 with suppress(OSError):  # the mode bits of the group need the same group
                     os.fchown(descriptor, -1, old_status.st_gid)
                 os.fchmod(descriptor, stat.S_IMODE(old_status.st_mode))
-            if not try_lock(descriptor, wait=True) or aside.exists():
+            if _hold(aside, descriptor):
                 return aside, descriptor
         except BaseException:
             os.close(descriptor)
@@ -181,9 +181,14 @@ def _create_aside_folder(target: Path) -> tuple[Path, int | None]:
             return folder, None
         with suppress(FileNotFoundError):  # another writer removed the folder before it was locked
             descriptor = os.open(folder, os.O_RDONLY)
-            if not try_lock(descriptor, wait=True) or folder.exists():
+            if _hold(folder, descriptor):
                 return folder, descriptor
             os.close(descriptor)
+
+
+def _hold(aside: Path, descriptor: int) -> bool:
+    """Lock a new aside file or folder; False if another writer has removed it meanwhile."""
+    return not try_lock(descriptor, wait=True) or aside.exists()
 
 
 def _aside_name(target: Path) -> Path:
@@ -197,12 +202,9 @@ def remove_abandoned(folder: Path) -> None:
         for entry in entries:
             match = ASIDE_NAME.fullmatch(entry.name)
             if match:
-                _is_abandoned(entry.path, match[1], match[2], then=_remove)
-
-
-def _remove(path: str) -> None:
-    with suppress(OSError):
-        shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
+                with suppress(OSError), _abandoned(entry.path, match[1], match[2]) as abandoned:
+                    if abandoned:
+                        shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
 
 
 def has_writer(folder: Path) -> bool:
@@ -212,35 +214,42 @@ def has_writer(folder: Path) -> bool:
             aside = [(entry.path, match) for entry in entries if (match := ASIDE_NAME.fullmatch(entry.name))]
     except OSError:
         return False
-    return any(not _is_abandoned(path, match[1], match[2]) for path, match in aside)
+    for path, match in aside:
+        with _abandoned(path, match[1], match[2]) as abandoned:
+            if not abandoned:
+                return True
+    return False
 
 
-def _is_abandoned(
-    path: str, host: str | None, pid: str | None, then: Callable[[str], None] = lambda path: None
-) -> bool:
+@contextmanager
+def _abandoned(path: str, host: str | None, pid: str | None) -> Iterator[bool]:
     """Whether the writer of an aside file has died; False if that cannot be told.
 
-    then: is called with the path if so, while the file is locked, so that a writer that has made the file and is about
-    to lock it finds out.
+    The file stays locked until the block ends. A writer that has just made a file locks it next, and waits until then.
+    If the block has removed the file, the writer sees that, and makes another one.
     """
+    descriptor = _opened(path, host)
+    if descriptor is None:
+        yield False
+        return
+    try:
+        locked = try_lock(descriptor, wait=False)
+        yield host == _host() and pid is not None and not _is_alive(int(pid)) if locked is None else locked
+    finally:
+        os.close(descriptor)
+
+
+def _opened(path: str, host: str | None) -> int | None:
+    """The descriptor of an aside file whose lock says whether its writer lives; None if it does not say that."""
     try:
         status = os.lstat(path)
         if not stat.S_ISREG(status.st_mode) and not (stat.S_ISDIR(status.st_mode) and host is not None):
-            return False
+            return None
         if host != _host() and time.time() - status.st_mtime < ABANDONED_SECONDS:
-            return False  # another machine's, whose locks may not show here, or an older version's, which took no lock
-        descriptor = os.open(path, os.O_RDONLY)
+            return None  # another machine's, whose locks may not show here, or an older version's, which took no lock
+        return os.open(path, os.O_RDONLY)
     except OSError:
-        return False
-    try:
-        locked = try_lock(descriptor, wait=False)
-        if locked is None:
-            locked = host == _host() and pid is not None and not _is_alive(int(pid))
-        if locked:
-            then(path)
-        return locked
-    finally:
-        os.close(descriptor)
+        return None
 
 
 def _is_alive(pid: int) -> bool:
