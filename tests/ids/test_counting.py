@@ -38,6 +38,13 @@ def test_ids_and_batches(source):
     assert torch.equal(counts, EXPECTED)
 
 
+def test_batches_smaller_and_larger_than_the_table():
+    ids = torch.randint(5, (40,), generator=torch.Generator().manual_seed(0))
+    expected = torch.tensor([int((ids == i).sum()) for i in range(5)])
+    for size in (1, 4, 5, 6, 40):
+        assert torch.equal(mgqe.count_ids(DataLoader(ids, batch_size=size), 5), expected)
+
+
 def test_keys():
     loader = DataLoader(TensorDataset(torch.zeros(4), IDS.flatten()), batch_size=2)
     assert torch.equal(mgqe.count_ids(loader, 5, key=1), EXPECTED)

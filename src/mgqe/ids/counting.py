@@ -170,7 +170,10 @@ def _add(counts: np.ndarray, ids: np.ndarray, times: np.ndarray | None, ignored:
             f"{where}: id {outside[0]} is out of range, valid ids are 0 to {len(counts) - 1}; "
             "padding and the like can be left out with ignore="
         )
-    np.add.at(counts, ids, 1 if times is None else times)  # bincount would write all counts for every batch
+    if times is None and ids.size >= len(counts):
+        counts += np.bincount(ids, minlength=len(counts))
+    else:  # of a few ids, for which bincount would pass over all counts
+        np.add.at(counts, ids, 1 if times is None else times)
 
 
 def _is_numbers(value: Any) -> bool:
