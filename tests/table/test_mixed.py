@@ -295,3 +295,14 @@ def test_another_matrix_is_another_base(tmp_path):
     path.write_bytes(other.read_bytes())
     with pytest.warns(RuntimeWarning, match="left out: appended to another table"):
         assert mgqe.load(path).num_embeddings == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_codes_of_unsigned_dtypes_make_the_same_table(dtype):
+    codes = [torch.tensor([[0, 1], [3, 0], [2, 1]]), torch.tensor([[1, 0], [0, 0]])]
+    assert small(codes=[each.to(dtype) for each in codes]).equal(small(codes=codes))
+    even = [torch.tensor([[0], [2], [1]])], [torch.tensor([[[0.0], [1.0], [2.0]]])], (0,), (3,)
+    made = CompactTable.from_codes(Tiers.from_sizes((3,)), [even[0][0].to(dtype)], *even[1:])
+    assert made.equal(CompactTable.from_codes(Tiers.from_sizes((3,)), *even))
+    with pytest.raises(ValueError, match="num_centroids=3, but a code 3"):
+        CompactTable.from_codes(Tiers.from_sizes((1,)), [torch.tensor([[3]]).to(dtype)], *even[1:])

@@ -59,7 +59,7 @@ def lay_out(
     d = int(first.shape[2] * (num_subspaces[0] if first.shape[0] == 1 else first.shape[0]))
     shapes = tier_shapes(tiers.sizes, num_subspaces, num_centroids, codebook_of)
     layout = TableLayout(d, shapes, centroid_dtype, optional_int("padding_idx", padding_idx), map_order(tiers))
-    packed = {CODES.format(g): _packed(g, shape, signed(codes[g].detach().cpu())) for g, shape in enumerate(shapes)}
+    packed = {CODES.format(g): _packed(g, shape, codes[g].detach().cpu()) for g, shape in enumerate(shapes)}
     return packed | lay_out_frame(layout, tiers, codebooks), layout
 
 
@@ -104,7 +104,7 @@ def lay_out_mixed(
                 f"codebook {c} must be flat, {shape}: 2^bits centroids of each subspace, one subspace after another, "
                 f"bits being the most of a tier that reads it; got {tuple(book.shape)}"
             )
-    packed = {CODES.format(g): _packed(g, shape, signed(codes[g].detach().cpu())) for g, shape in enumerate(shapes)}
+    packed = {CODES.format(g): _packed(g, shape, codes[g].detach().cpu()) for g, shape in enumerate(shapes)}
     return packed | lay_out_frame(layout, tiers, codebooks, transform), layout
 
 
@@ -118,8 +118,8 @@ def _packed(tier: int, shape: TierShape, codes: Tensor) -> Tensor:
     if shape.code_bits:
         with errors_about(f"codes of tier {tier}"):
             return pack(codes, shape.packing)
-    if codes.numel() and int(codes.max()) >= shape.num_centroids:
-        raise ValueError(f"tier {tier} has num_centroids={shape.num_centroids}, but a code {int(codes.max())}")
+    if codes.numel() and (largest := int(signed(codes).max())) >= shape.num_centroids:
+        raise ValueError(f"tier {tier} has num_centroids={shape.num_centroids}, but a code {largest}")
     return pack(codes, shape.bits)
 
 
