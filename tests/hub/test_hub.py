@@ -274,8 +274,11 @@ def test_converted_transformers_models(tmp_path):
     assert "A GPT2LMHeadModel with frozen embeddings" in (tmp_path / "gpt2" / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_card_names_a_folder_as_it_is(tmp_path):
+def test_the_card_names_a_folder_as_it_is(tmp_path, model):
     folder = tmp_path / "clothing (1)"
     mgqe.save_pretrained(mgqe.DPQEmbedding(40, 8).freeze(), folder)
     text = (folder / "README.md").read_text()
     assert f"table = mgqe.from_pretrained({str(folder)!r})".replace("'", '"') in text
+    mgqe.save_pretrained(model, tmp_path / "some thing (2)")
+    text = (tmp_path / "some thing (2)" / "README.md").read_text()
+    assert f'model = mgqe.from_pretrained("{tmp_path / "some thing (2)"}", model=Ranker(...))  #' in text

@@ -81,14 +81,13 @@ def write(thing: Any, folder: Path, name: str, source: str, about: About) -> int
         opening = f"items = mgqe.from_pretrained({quoted}){_asked(thing)}"
     elif isinstance(thing, nn.Module):
         nbytes = _write_model(thing, folder)
-        what, tables = f"A {type(thing).__name__} with frozen embeddings", _tables(thing)
-        others = {"other weights": sum(parameter.nbytes for parameter in thing.parameters())}
         kind = type(thing).__name__
+        what, tables = f"A {kind} with frozen embeddings", _tables(thing)
+        others = {"other weights": sum(parameter.nbytes for parameter in thing.parameters())}
         if isinstance(thing, ConvertedPretrained):
             opening = f"model = mgqe.from_pretrained({quoted}){_by_transformers(kind, source)}"
         else:
-            of_class = f"model={kind}(...))  # an instance of the model's class"
-            opening = f"model = mgqe.from_pretrained({quoted}, {of_class}"
+            opening = f"model = mgqe.from_pretrained({quoted}, model={kind}(...))  # an instance of the model's class"
     else:
         raise TypeError(f"expected a frozen table, a Collection or a model, got {type(thing).__name__}")
     text = card(name, what, f"import mgqe\n\n{opening}", tables, others, about)
