@@ -241,7 +241,7 @@ def refuse_to_lose(table: CompactTable, target: Path, path: str | os.PathLike[st
     except (OSError, ArtifactError) as error:
         raise ValueError(
             f"{os.fspath(path)}: ids were appended to the file, and not all of them can be read ({error}). Saving here "
-            "would delete those that can: save under another name"
+            "would delete their files: save under another name"
         ) from error
     if end > origin.num_embeddings:
         raise ValueError(
