@@ -269,3 +269,11 @@ def test_more_ranges_than_kernels_take_are_joined(tmp_path, ordered):
     loaded = mgqe.load(tmp_path / "t")
     assert len(loaded.snapshot.arrays) == 2
     assert loaded.equal(whole)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_shards_load_under_another_default_device(tmp_path, ordered):
+    whole, _ = write(tmp_path / "t", (0, 7, N), ordered)
+    with torch.device("meta"):
+        loaded = mgqe.load(tmp_path / "t")
+    assert loaded.equal(whole)
