@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mgqe.codec.capacity import Capacity, TierShape
-from mgqe.codec.fit import fit_codebooks, weighted_kmeans
+from mgqe import ops
+from mgqe.codec import fit
+from mgqe.codec.capacity import BY_COLUMNS, Capacity, TierShape
+from mgqe.codec.fit import fit_codebooks, fit_levels, weighted_kmeans
 
 NONE = torch.empty(0, 1)
 
@@ -88,3 +90,26 @@ def test_a_row_of_most_weight_is_never_left_out():
         assert weighted_kmeans(rows, weights, 4, generator(seed), NONE).max().item() == pytest.approx(50.0)
         mean = weighted_kmeans(rows, weights, 1, generator(seed), NONE).item()
         assert mean == pytest.approx(50 * 1e5 / (1e5 + 19_999), rel=2e-3)
+
+
+def test_all_rows_are_fitted_after_a_sample(monkeypatch):
+    rows = torch.distributions.StudentT(5.0).sample((30_000, 3))
+
+    def lost() -> float:
+        centroids = weighted_kmeans(rows, torch.ones(len(rows)), 64, generator(1), torch.empty(0, 3))
+        codes = ops.assign(rows, centroids.unsqueeze(0).contiguous(), None)[:, 0].long()
+        return float((rows - centroids[codes]).square().sum())
+
+    refined = lost()
+    monkeypatch.setattr(fit, "FINAL_ITERATIONS", 0)
+    assert refined < 0.97 * lost()
+
+
+def test_levels_weigh_coordinates_by_their_variances():
+    # The second coordinate, a hundredth as long, has numbers of its own, which are not worth a level.
+    values = torch.tensor([[-3.0, 0.7], [-1.0, 0.7], [1.0, 0.7], [3.0, 0.7]])
+    capacity = Capacity(2, (TierShape.mixed(4, (2, 2)),), False, False, (1, 1), BY_COLUMNS)
+    deviations = torch.tensor([1.0, 0.01])
+    (book,) = fit_levels([values * deviations], [torch.ones(4)], capacity, deviations, generator())
+    assert book[:4].tolist() == pytest.approx([-3.0, -1.0, 1.0, 3.0], abs=0.01)
+    assert torch.allclose(book[4:], book[:4] * 0.01)

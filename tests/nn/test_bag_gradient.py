@@ -112,7 +112,7 @@ def test_a_converted_bag_gives_the_gradient_that_it_gave_before(convert, dtype):
     convert(model)
     after = gradient_of(lambda w: model["tags"](ids, offsets, w), weights, grad)
     assert after.dtype == dtype
-    torch.testing.assert_close(after, before, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-4)
+    torch.testing.assert_close(after, before, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-4)
 
 
 def test_portable_and_compiled_bags_give_it_too():

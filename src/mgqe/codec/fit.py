@@ -1,26 +1,37 @@
-"""Centroids of mixed tables: weighted k-means in each subspace, nested where tiers share a codebook."""
+"""Centroids of mixed tables: weighted k-means in each subspace, nested where tiers share a codebook.
+
+Subspaces of one coordinate are fitted by :mod:`mgqe.codec.scalar`, the others by Lloyd's algorithm on a sample.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mgqe import ops
-from mgqe.codec.capacity import Capacity
+from mgqe.codec.capacity import BY_COLUMNS, Capacity
 from mgqe.codec.kmeans import draw_places
+from mgqe.codec.scalar import Numbers, best_step, in_steps
 
 ITERATIONS = 15
+FINAL_ITERATIONS = 8  # on all rows, after those on a sample
 LEAST_ROWS = 8_192  # that centroids are fitted on, if there are so many
 ROWS_PER_CENTROID = 64  # that more rows are fitted on for
-LEVEL_ROWS = 65_536  # numbers that levels are fitted on
-LEVEL_STEPS = 120  # of the largest level
+LEVEL_ROWS = 262_144  # numbers that levels are fitted on
+INT8_STEPS = 127  # of the largest centroid
+LEVEL_STEPS = 120  # of the largest one where steps stay as they are, so that training may raise it
 SPREAD_SHARE = 2  # one of so many of them is drawn from at the start
 
 
 def fit_codebooks(
-    coordinates: Sequence[Tensor], weights: Sequence[Tensor], capacity: Capacity, generator: torch.Generator
+    coordinates: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    capacity: Capacity,
+    generator: torch.Generator,
+    centroid_dtype: str = "float32",
 ) -> list[Tensor]:
     """The flat codebooks of a mixed table, float32.
 
@@ -31,8 +42,11 @@ def fit_codebooks(
         coordinates: of each tier's rows, or of a sample of them, (n_g, L) float32.
         weights: how much each row counts, (n_g,).
         generator: on the CPU; the result depends on nothing else.
+        centroid_dtype: how the file will hold them. int8 steps follow the largest centroid of a subspace, which is cut
+            where a subspace of one coordinate loses less so.
     """
     books = []
+    whole_steps = (LEVEL_STEPS if capacity.matrix_dtype == BY_COLUMNS else INT8_STEPS) * (centroid_dtype == "int8")
     for number, (length,) in enumerate(capacity.codebook_shapes):
         readers = [g for g, tier in enumerate(capacity.tiers) if tier.codebook == number]
         book = coordinates[0].new_zeros(length)
@@ -43,7 +57,10 @@ def fit_codebooks(
                 columns = slice(piece.coordinate, piece.coordinate + piece.width)
                 rows = torch.cat([coordinates[g][:, columns] for g in readers if reaches[g] == bits])
                 counts = torch.cat([weights[g] for g in readers if reaches[g] == bits])
-                centroids = weighted_kmeans(rows.contiguous(), counts, 1 << bits, generator, centroids)
+                if piece.width == 1 and len(rows) and not len(centroids):
+                    centroids = _scalars(rows, counts, 1 << bits, whole_steps)
+                else:
+                    centroids = weighted_kmeans(rows.contiguous(), counts, 1 << bits, generator, centroids)
             book[piece.entry : piece.entry + centroids.numel()] = centroids.flatten()
         books.append(book)
     return books
@@ -61,27 +78,40 @@ def fit_levels(
     Levels are fitted for each number of bits of each tier, on all its coordinates with codes of so many bits, each
     divided by its deviation (L,). They are multiples of 1 / LEVEL_STEPS of the largest one of the table.
     """
-    fitted: dict[tuple[int, int], Tensor] = {}
+    numbers: dict[tuple[int, int], Numbers] = {}
     for g, tier in enumerate(capacity.tiers):
         for bits in sorted(set(tier.code_bits)):
             mine = torch.tensor([b == bits for b in tier.code_bits])
-            values = (coordinates[g][:, mine] / deviations[mine].where(deviations[mine] > 0, 1.0)).reshape(-1, 1)
-            counts = weights[g].repeat_interleave(int(mine.sum()))
+            values = (coordinates[g][:, mine] / deviations[mine].where(deviations[mine] > 0, 1.0)).reshape(-1)
+            counts = torch.outer(weights[g], deviations[mine].square()).reshape(-1)  # of errors in their own units
             if len(values) > LEVEL_ROWS:
                 places = draw_places(len(values), LEVEL_ROWS, generator)
                 values, counts = values[places], counts[places]
-            levels = weighted_kmeans(values, counts, 1 << bits, generator, values.new_zeros(0, 1))
-            fitted[tier.codebook, bits] = levels.flatten().sort().values
-    step = max(float(levels.abs().amax()) for levels in fitted.values()) / LEVEL_STEPS or 1.0
+            numbers[tier.codebook, bits] = Numbers.of(values.cpu().numpy(), counts.cpu().numpy())
+    levels = {key: each.levels(1 << key[1]) for key, each in numbers.items()}
+    step = best_step([*numbers.values()], [*levels.values()], LEVEL_STEPS)
     books = []
     for number, (length,) in enumerate(capacity.codebook_shapes):
         book = coordinates[0].new_zeros(length)
         (tier,) = (tier for tier in capacity.tiers if tier.codebook == number)
         for j, (piece, bits) in enumerate(zip(capacity.pieces_of_codebook(number), tier.code_bits, strict=True)):
-            levels = (fitted[number, bits] / step).round() * step
-            book[piece.entry : piece.entry + len(levels)] = levels * deviations[j]
+            stored = book.new_tensor(in_steps(levels[number, bits], step, LEVEL_STEPS))
+            book[piece.entry : piece.entry + len(stored)] = stored * deviations[j]
         books.append(book)
     return books
+
+
+def _scalars(rows: Tensor, weights: Tensor, num_centroids: int, whole_steps: int) -> Tensor:
+    """Centroids (K, 1) of rows (n, 1), n at least 1; cut where so many whole steps of the largest one would be coarse.
+
+    whole_steps: 0 where centroids are held as floats.
+    """
+    numbers = Numbers.of(rows.flatten().cpu().numpy(), weights.cpu().numpy())
+    levels = numbers.levels(num_centroids)
+    if whole_steps:
+        largest = best_step([numbers], [levels], whole_steps) * whole_steps
+        levels = np.clip(levels, -largest, largest)
+    return rows.new_tensor(levels).unsqueeze(1)
 
 
 def weighted_kmeans(
@@ -102,19 +132,26 @@ def weighted_kmeans(
         return fixed[:num_centroids]
     if not len(rows):
         return torch.cat([fixed, rows.new_zeros(new, rows.shape[1])])
-    if len(rows) > (limit := max(LEAST_ROWS, ROWS_PER_CENTROID * num_centroids)):
-        rows, weights = _sample(rows, weights, limit, generator)
     if num_centroids == 1:
         return ((weights @ rows) / weights.sum().clamp(min=1e-30)).unsqueeze(0)
-    centroids = torch.cat([fixed, _spread_start(rows, weights, fixed, new, generator)])
-    for _ in range(ITERATIONS):
+    some, of_some = rows, weights
+    if len(rows) > (limit := max(LEAST_ROWS, ROWS_PER_CENTROID * num_centroids)):
+        some, of_some = _sample(rows, weights, limit, generator)
+    centroids = torch.cat([fixed, _spread_start(some, of_some, fixed, new, generator)])
+    centroids = _lloyd(some, of_some, centroids, len(fixed), ITERATIONS)
+    return centroids if some is rows else _lloyd(rows, weights, centroids, len(fixed), FINAL_ITERATIONS)
+
+
+def _lloyd(rows: Tensor, weights: Tensor, centroids: Tensor, fixed: int, iterations: int) -> Tensor:
+    """Centroids (K, w) after at most so many iterations of Lloyd's algorithm; the first ``fixed`` stay."""
+    for _ in range(iterations):
         codes = ops.assign(rows, centroids.unsqueeze(0).contiguous(), None)
         sums, counts = ops.scatter(rows, codes, weights, 1, *centroids.shape)
         live = counts[0] > 0
-        live[: len(fixed)] = False
+        live[:fixed] = False
         fitted = torch.where(live.unsqueeze(1), sums[0] / counts[0].clamp(min=1e-30).unsqueeze(1), centroids)
-        if not bool(live[len(fixed) :].all()):
-            fitted = _move_unused(rows, weights, codes, fitted, ~live, len(fixed))
+        if not bool(live[fixed:].all()):
+            fitted = _move_unused(rows, weights, codes, fitted, ~live, fixed)
         if torch.equal(fitted, centroids):
             break
         centroids = fitted

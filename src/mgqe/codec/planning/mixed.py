@@ -238,7 +238,7 @@ def fit_plan(plan: MixedPlan, sample: Sample, generator: torch.Generator) -> Fit
     if levels:
         books = fit_levels(parts, of_rows, plan.capacity, (deviations / scale).float(), generator)
     else:
-        books = fit_codebooks(parts, of_rows, plan.capacity, generator)
+        books = fit_codebooks(parts, of_rows, plan.capacity, generator, plan.choice.centroid_dtype)
     books = [book * scale for book in books]
     mean, decoder = torch.from_numpy(plan.axes.mean), torch.from_numpy(plan.axes.decoder[:coordinates])
     units = torch.where(deviations > 0, deviations, 1.0).float()

@@ -168,7 +168,7 @@ class MixedQuantizer(Quantizer):
         """New centroids for these rows, by the plan that there is."""
         coordinates = [self.coordinates(each.float()) for each in rows]
         weights = [each.new_ones(len(each)) for each in coordinates]
-        self._keep_codebooks(fit_codebooks(coordinates, weights, self.capacity, generator))
+        self._keep_codebooks(fit_codebooks(coordinates, weights, self.capacity, generator, self.centroid_dtype))
 
     def _keep_codebooks(self, books: Sequence[Tensor]) -> None:
         for number, book in enumerate(books):
