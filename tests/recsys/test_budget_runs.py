@@ -234,6 +234,21 @@ def test_ranks_decide_between_plans_that_the_judge_cannot_tell_apart() -> None:
     assert best_of(auc, "auc") == 1
 
 
+def test_no_plan_is_taken_that_the_figure_which_selects_epochs_tells_from_the_best() -> None:
+    def found(selects: list[float], log_ranks: list[float]) -> Validation:
+        values = torch.tensor(selects).double()
+        judged = {"full_ndcg": torch.tensor([0.2, 0.3, 0.4]).double(), "full_log_rank": -torch.tensor(log_ranks)}
+        return Validation({name: float(of.mean()) for name, of in judged.items()}, (values,), judged)
+
+    # All agree in the gains of the whole list. In the first ranks the second is behind by .2, where the standard
+    # error is .058; the third by .033, where it is .067, so that its
+    # better ranks decide.
+    best, behind = found([0.5, 0.4, 0.6], [3.0] * 3), found([0.2, 0.3, 0.4], [1.0] * 3)
+    level = found([0.6, 0.3, 0.5], [2.0] * 3)
+    assert best_of([best, behind], "full_ndcg") == 0
+    assert best_of([best, behind, level], "full_ndcg") == 2
+
+
 @pytest.mark.parametrize(
     ("settings", "loss"),
     [

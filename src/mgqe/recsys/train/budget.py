@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.budget import budget_bytes
 from mgqe.codec.planning.head_tail import head_and_tail
 from mgqe.codec.planning.mixed import FittedPlan, least_nbytes
 from mgqe.codec.planning.shapes import SPEED
-from mgqe.codec.planning.tables import BestPlans, TableProblem, best_plans, largest, number_of_fits
+from mgqe.codec.planning.tables import BestPlans, TableProblem, best_plans, number_of_fits
 from mgqe.convert.budget import decoded, rows_in_place
 from mgqe.convert.calibration import calibrate
 from mgqe.nn.quantized import QuantizedEmbedding
@@ -145,19 +145,24 @@ def spend_budget(
 def best_of(found: Sequence[Validation], judges_by: str) -> int:
     """The place of the best plan.
 
-    Of those that the figure which judges cannot tell from the best, by the paired standard error, the one whose ranks
-    have the least mean logarithm, which has less noise but looks away from the first ranks. Where that judges, the one
-    with the best ranks among sampled items, which are those in the middle, if there are any.
+    Of those that are not behind the best in the figure that selects epochs, by the paired standard error, and that the
+    figure which judges cannot tell from the best of them, the one whose ranks have the least mean logarithm, which has
+    less noise but looks away from the first ranks. Where that judges, the one with the best ranks among sampled items,
+    which are those in the middle, if there are any.
     """
-    best = found[largest([each.figures[judges_by] for each in found])]
-    second = SAMPLED if judges_by == LOG_RANK and SAMPLED in best.figures else LOG_RANK
+    places = list(range(len(found)))
+    if all(len(each.values) == 1 for each in found):  # an AUC is no mean of the examples' values
+        places = _near(places, [each.values for each in found], [float(each.values[0].mean()) for each in found])
+    judged = [tuple(values for name, values in each.judged.items() if name == judges_by) for each in found]
+    places = _near(places, judged, [each.figures[judges_by] for each in found])
+    second = SAMPLED if judges_by == LOG_RANK and SAMPLED in found[0].figures else LOG_RANK
+    return max(places, key=lambda place: found[place].figures.get(second, 0.0))
 
-    def tied(each: Validation) -> bool:
-        values = [tuple(v for name, v in one.judged.items() if name == judges_by) for one in (best, each)]
-        return best.figures[judges_by] - each.figures[judges_by] <= standard_error(*values)
 
-    near = [place for place, each in enumerate(found) if tied(each)]
-    return max(near, key=lambda place: found[place].figures.get(second, 0.0))
+def _near(places: Sequence[int], values: Sequence[tuple[Tensor, ...]], figures: Sequence[float]) -> list[int]:
+    """Those of the places whose figure is no further below the largest than the standard error of the difference."""
+    best = max(places, key=figures.__getitem__)
+    return [at for at in places if figures[best] - figures[at] <= standard_error(values[best], values[at])]
 
 
 def set_metrics(full: Any, model: nn.Module, task: Task, batch_size: int) -> None:
