@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import polars
 import pytest
 import torch
 
@@ -115,11 +116,28 @@ def test_appended_ids_are_found_and_saved(items, tmp_path):
         with pytest.raises(ValueError, match="there already"):
             grown.append(ids, vectors)
         with pytest.raises(ValueError, match="2 ids and 1 vectors"):
-            grown.append(ids, vectors[:1])
+            grown.append(["x", "y"] if grown.ids.kind == "string" else [-7, -8], vectors[:1])
         assert len(grown) == N + 2
     else:
         with pytest.raises(ValueError, match="no ids of its own"):
             grown.append(["x", "y"], vectors)
+
+
+def test_appended_ids_leave_the_counts_of_the_others(table):
+    ids = mgqe.IdMap.from_log(polars.DataFrame({"item": ["a"] * 5 + ["b"] * 2}), "item").extend(["c", "d"])
+    assert ids.counts.tolist() == [5, 2, 1, 1]
+    assert (ids.interactions, ids.distinct) == (9, 4)
+    assert ids.rows(["d", "a"]).tolist() == [3, 0]
+    assert ids.ids([]) == []
+    with pytest.raises(ValueError, match="1 ids are there already, such as 'b'"):
+        ids.extend(["e", "b"])
+
+
+def test_only_single_ids_are_in_a_collection(items):
+    first = 0 if items.ids is None else items.ids.ids([0])[0]
+    assert first in items
+    for other in ([first], [[first]], None, 1.5, "no such id"):
+        assert other not in items
 
 
 def test_queries_are_weighted_and_the_folder_keeps_the_weights(table, tmp_path):

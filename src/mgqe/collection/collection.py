@@ -120,7 +120,7 @@ class Collection:
 
     def __contains__(self, one: Any) -> bool:
         try:
-            return int(self.rows([one], unknown=-1)[0]) >= 0
+            return np.ndim(one) == 0 and int(self.rows([one], unknown=-1)[0]) >= 0
         except (TypeError, ValueError):  # of another type than the ids
             return False
 
@@ -174,8 +174,8 @@ class Collection:
         """
         pl = _polars("to_frame")
         if ids is None:
-            vectors = self.table.lookup(torch.arange(len(self)))
-            names: Any = range(len(self)) if self.ids is None else _listed(self.ids.ids(torch.arange(len(self))))
+            vectors = self.table.lookup(torch.arange(len(self), device="cpu"))
+            names: Any = range(len(self)) if self.ids is None else _listed(self.ids.ids(range(len(self))))
         else:
             vectors = self.lookup(ids, unknown)
             if vectors.ndim != 2:
@@ -244,16 +244,9 @@ class Collection:
             raise ValueError(f"vectors must have shape (n, {self.table.embedding_dim}), got {tuple(rows.shape)}")
         merged = self.ids
         if self.ids is not None:
-            added = IdMap.from_ids(ids)
-            if len(added) != len(rows):
-                raise ValueError(f"{len(added):,} ids and {len(rows):,} vectors: give one id per vector")
-            new = _listed(added.ids(torch.arange(len(added))))
-            known = self.ids.rows(new, unknown=-1) >= 0
-            if bool(known.any()):
-                raise ValueError(
-                    f"{int(known.sum()):,} ids are there already, such as {new[int(known.nonzero()[0])]!r}"
-                )
-            merged = IdMap.from_ids([*_listed(self.ids.ids(torch.arange(len(self.ids)))), *new])
+            merged = self.ids.extend(ids)
+            if (added := len(merged) - len(self)) != len(rows):
+                raise ValueError(f"{added:,} ids and {len(rows):,} vectors: give one id per vector")
         elif ids is not None:
             raise ValueError("the collection has no ids of its own: append(None, vectors) numbers the rows on")
         self.table.append(rows)
@@ -271,7 +264,7 @@ class Collection:
 
     def _known(self, ids: Any) -> Tensor:
         if not len(ids):
-            return torch.empty(0, dtype=torch.int64)
+            return torch.empty(0, dtype=torch.int64, device="cpu")
         rows = self.rows(ids, unknown=-1)
         return rows[rows >= 0]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgqe.checks.ids import check_ids
+from mgqe.checks.ids import check_ids, plain_ids
 from mgqe.checks.scalars import as_int, optional_int
 from mgqe.files.container import RESTORE, ArtifactError
 from mgqe.ids.count_runs import CountRuns
@@ -135,6 +135,26 @@ class IdMap:
         stored = values if isinstance(values, Strings) else values.view(kind)
         return cls._build(stored, CountRuns.of(np.ones(n, np.int64)), IdMapConfig(kind, n, n, 0), keep_ids=True)
 
+    def extend(self, ids: Any) -> IdMap:
+        """A map of these ids, whose rows and counts stay, and of others that are numbered on and count once each.
+
+        Args:
+            ids: (n,) as for :meth:`from_ids`, none of them in this map.
+
+        Raises:
+            ValueError: ids that are there already, or as for :meth:`from_ids`; the map was made with
+                ``keep_ids=False``. TypeError: as for :meth:`from_ids`.
+        """
+        added = IdMap.from_ids(ids)
+        new = _listed(added.ids(range(len(added))))
+        known = self.rows(new, unknown=-1) >= 0
+        if bool(known.any()):
+            raise ValueError(f"{int(known.sum()):,} ids are there already, such as {new[int(known.nonzero()[0])]!r}")
+        both = IdMap.from_ids([*_listed(self.ids(range(len(self)))), *new])
+        runs = CountRuns.of(np.concatenate([self._runs.expand(), np.ones(len(new), np.int64)]))
+        seen = self.interactions + len(new), self.distinct + len(new)
+        return IdMap(both._ids, both._index, runs, IdMapConfig(both.kind, *seen, both._config.seed))
+
     @classmethod
     def _build(cls, keys: np.ndarray | Strings, runs: CountRuns, config: IdMapConfig, keep_ids: bool) -> IdMap:
         if len(keys) > MAX_IDS:
@@ -208,7 +228,7 @@ class IdMap:
                 with ``keep_ids=False``. ArtifactError: (a ValueError) the file is damaged where these ids are; the
                 message names it.
         """
-        checked_rows = check_ids(torch.as_tensor(rows), len(self), "row").cpu().numpy()
+        checked_rows = check_ids(plain_ids(rows), len(self), "row").cpu().numpy()
         try:
             return self._ids.take(checked_rows)
         except DamagedMap as error:
@@ -284,3 +304,7 @@ class IdMap:
             hits = np.bincount(which[candidates == rows[which]], minlength=len(rows))
             if (hits != 1).any():
                 raise self._damage_error(f"row {int(rows[hits != 1][0])} is not found by its id")
+
+
+def _listed(ids: Any) -> list[Any]:
+    return ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
