@@ -199,6 +199,22 @@ def uneven_parquet(folder):
     return folder / "x.parquet"
 
 
+def folder_with(name, content):
+    """A model's folder with one more file."""
+
+    def write(folder):
+        save_file({"model.embed_tokens.weight": torch.randn(2, 4)}, folder / "model.safetensors")
+        (folder / name).write_text(json.dumps(content))
+        return folder
+
+    return write
+
+
+def no_tensors(folder):
+    torch.save({"epoch": 5, "model": {}}, folder / "x.pt")
+    return folder / "x.pt"
+
+
 @pytest.mark.parametrize(
     ("write", "options", "text"),
     [
@@ -242,6 +258,13 @@ def uneven_parquet(folder):
         (uneven_parquet, {}, "the vector in row 1 has 1 numbers"),
         (written("x.parquet", b"PAR1"), {}, "cannot be read as .parquet"),
         (outside, {}, "a file outside the folder"),
+        (folder_with("model.safetensors.index.json", {"weight_map": [1]}), {}, "has no weight_map from names of"),
+        (folder_with("model.safetensors.index.json", {"weight_map": {"a": 3}}), {}, "has no weight_map from names of"),
+        (folder_with("tokenizer.json", {"model": []}), {}, "tokenizer.json has no vocabulary as tokenizers write it"),
+        (folder_with("tokenizer.json", {"added_tokens": [{}]}), {}, "tokenizer.json has no vocabulary"),
+        (folder_with("tokenizer.json", {"model": {"vocab": {"a": "b"}}}), {}, "tokenizer.json has no vocabulary"),
+        (written("x.csv", "id,vector\n"), {}, "column 'vector' has no vectors: there is no row after the header"),
+        (no_tensors, {}, "it holds no tensor: save a state dict"),
         (lambda folder: folder, {}, "holds no model"),
     ],
 )

@@ -208,6 +208,8 @@ def _rows_of_column(column: Any, width: int | None) -> np.ndarray:
     if column.dtype == pl.String:
         column = _numbers_of_texts(column)
     lengths = column.list.len() if isinstance(column.dtype, pl.List) else None
+    if not len(column):
+        raise ValueError(f"column {column.name!r} has no vectors: there is no row after the header")
     if column.null_count():
         raise BadRow(f"column {column.name!r} has no vector in", column.is_null().arg_max())
     if lengths is not None:

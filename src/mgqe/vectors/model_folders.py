@@ -44,6 +44,8 @@ def _read(folder: Path, name: str | None) -> Vectors:
     for index in INDEXES:
         if (folder / index).is_file():
             files = _json(folder / index).get("weight_map", {})
+            if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+                raise ValueError(f"{index} has no weight_map from names of tensors to names of files")
             chosen = name or _input_name(list(files))
             if chosen not in files:
                 raise ValueError(f"{index} has no tensor {chosen!r}: name one with tensor= (--tensor)")
@@ -86,13 +88,16 @@ def _tokens(path: Path) -> list[str] | None:
     if not path.is_file():
         return None
     content = _json(path)
-    vocabulary = content.get("model", {}).get("vocab", {})
-    if isinstance(vocabulary, list):  # of (token, score)
-        numbers = {entry[0]: number for number, entry in enumerate(vocabulary)}
-    else:
-        numbers = dict(vocabulary)
-    numbers.update({entry["content"]: entry["id"] for entry in content.get("added_tokens", [])})
-    tokens = {number: token for token, number in numbers.items()}
+    try:
+        vocabulary = content.get("model", {}).get("vocab", {})
+        if isinstance(vocabulary, list):  # of (token, score)
+            numbers = {entry[0]: number for number, entry in enumerate(vocabulary)}
+        else:
+            numbers = dict(vocabulary)
+        numbers.update({entry["content"]: entry["id"] for entry in content.get("added_tokens", [])})
+        tokens = {int(number): str(token) for token, number in numbers.items()}
+    except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"{path.name} has no vocabulary as tokenizers write it: {error!r}") from error
     return [tokens[number] for number in range(len(tokens))] if set(tokens) == set(range(len(tokens))) else None
 
 

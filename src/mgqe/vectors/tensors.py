@@ -51,6 +51,8 @@ def read_state_dict(path: Path, name: str | None) -> Vectors:
             "runs code: save {name: tensor} (model.state_dict())"
         ) from error
     tensors = dict(_tensors(content, ""))
+    if not tensors:
+        raise ValueError("it holds no tensor: save a state dict, torch.save(model.state_dict(), path)")
     matrices = [key for key, value in tensors.items() if value.ndim == 2 and value.dtype in FLOATS]
     chosen = choose(likely(matrices, name), {key: tuple(value.shape) for key, value in tensors.items()}, name, "tensor")
     return Vectors(tensors[chosen].detach(), name=chosen)
