@@ -66,7 +66,7 @@ def test_compress_makes_the_same_table():
 
 
 def test_the_line_of_python():
-    assert planned(9_600).python() == "mgqe.DPQEmbedding.from_pretrained(weight, budget=9_600)"
+    assert planned(9_600).python() == "mgqe.MGQEmbedding.from_pretrained(weight, budget=9_600)"
     assert planned(9_600, counts=COUNTS, queries=QUERIES, padding_idx=-N).python() == (
         "mgqe.MGQEmbedding.from_pretrained(weight, padding_idx=0, counts=counts, queries=queries, budget=9_600)"
     )

@@ -18,7 +18,7 @@ from mgqe.codec.planning.tables import (
     fit_tables,
     proportional,
     share_bytes,
-    table_plans,
+    unjudged_plans,
 )
 
 CANDIDATE = Candidate(0.5, ONE, "gradients")
@@ -210,6 +210,6 @@ def test_many_tiers_have_no_more_centroids_than_a_layer_has_room_for(share):
     # Without the limit these have 6,304 to 6,496 numbers of centroids, and room is for 6,144.
     rows = torch.randn(60_000, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 9) ** -0.25
     table = TableProblem(rows, torch.arange(60_000, 0, -1))
-    _, plan = next(table_plans(table, Candidate(0.25, (0.02, 0.08, 0.3, 0.6), "identity"), int(share * rows.nbytes)))
+    _, plan = next(unjudged_plans(table, Candidate(0.25, (0.02, 0.08, 0.3, 0.6), "identity"), int(share * rows.nbytes)))
     assert plan.tiers.num_tiers == 4
     assert sum(size for (size,) in plan.capacity.codebook_shapes) <= centroid_room(8)

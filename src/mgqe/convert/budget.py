@@ -281,8 +281,8 @@ def _trained_problem(
     with errors_about(table.path):
         known = None if counts is None else check_counts(counts, weight.shape[0])
         own = config.for_table(table.paths) or config  # a rule may prefer something else
-        preferred: dict[str, Any] = {"prefer": own.prefer, "prefer_tail": own.prefer_tail}
-        return TableProblem(weight.detach(), known, evidence.metrics(table), padding, True, **preferred)  # type: ignore[arg-type]
+        how: dict[str, Any] = {"prefer": own.prefer, "prefer_tail": own.prefer_tail, "by_length": True}
+        return TableProblem(weight.detach(), known, evidence.metrics(table), padding, True, **how)  # type: ignore[arg-type]
 
 
 def _problem(table: ModelTable, counts: Counts | None) -> Problem | None:

@@ -59,7 +59,7 @@ def compress_(
         model: any module with embeddings in it. Modules are named by their paths, as in ``model.named_modules()``.
         config: what tables become, with rules by name. Default: :class:`CompressConfig`.
         counts: module path -> how often each id occurs in training (``mgqe.count_ids``), or Tiers. A table without
-            counts gets one tier.
+            counts gets one tier, or, if it is trained and has a budget, tiers by the lengths of its rows.
         filter_fn: called with a module and its path; a table for which it returns False is left as it is.
         init: instead of ``config.init``: "warmup" or "from_weight".
         budget: instead of ``config.budget``: "5%" or 0.05 of the tables' bytes, or bytes, for all tables together.

@@ -49,7 +49,7 @@ class Spending:
         if self.fitted is None:
             return "at most, planned on its rows when the warm-up ends"
         choice = self.fitted.plan.choice  # the candidate's, but for what this table has no tiers or metric for
-        candidate = Candidate(choice.counts_power, choice.fractions, choice.metric.source)
+        candidate = Candidate(choice.counts_power, choice.fractions, choice.metric.source, choice.by_length)
         return f"{self.fitted.plan.capacity.describe()} ({candidate.describe()})"
 
 
@@ -134,7 +134,8 @@ def make_layer(table: ModelTable, decision: Decision) -> MGQEmbedding | MGQEmbed
     arguments: dict[str, Any] = {name: getattr(module, name) for name in _TORCH_ARGUMENTS}
     if isinstance(module, nn.EmbeddingBag):
         arguments.update(mode=module.mode, include_last_offset=module.include_last_offset)
-    one_tier = decision.tiers is None and decision.counts is None
+    several = decision.fitted is not None and decision.fitted.plan.tiers.num_tiers > 1  # by length, without counts
+    one_tier = decision.tiers is None and decision.counts is None and not several
     if not one_tier:
         arguments.update(tiers=decision.tiers, counts=decision.counts)
     layer = _layer_class(isinstance(module, nn.EmbeddingBag), one_tier)(

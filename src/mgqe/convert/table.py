@@ -45,7 +45,8 @@ def compress_table(
     Args:
         weight: (N, d) floats: a tensor, or a NumPy array, also one that ``np.load(..., mmap_mode="r")`` maps.
         budget: "5%" or 0.05 of the matrix's bytes, or a whole number of bytes; the table's file takes no more.
-        counts: (N,), how often each id occurs: frequent ids get more bits than rare ones.
+        counts: (N,), how often each id occurs: frequent ids get more bits than rare ones. Without it long rows get
+            more bits than short ones, where their lengths are so unlike that tiers pay.
         queries: floats (n, d), a sample of what rows are multiplied with, such as users' vectors: bits go where inner
             products with them feel errors. Without it errors in all directions count alike.
         prefer: "speed", of the tables that are expected to lose about as little the one that looks up fastest, or
@@ -76,7 +77,7 @@ def compress_table(
     if n < 2:
         raise ValueError(f"weight has {n} rows: a table of fewer than two has nothing to compress")
     with torch.device("cpu"):  # whatever the default device
-        how: dict[str, Any] = {"prefer": prefer, "prefer_tail": prefer_tail}
+        how: dict[str, Any] = {"prefer": prefer, "prefer_tail": prefer_tail, "by_length": True}
         planner = BudgetPlanner.of(budget_bytes(budget, rows.nbytes), counts, (n, d), padding, **how)
         with shown(progress, "compressing") as step:
             _refuse_bad_rows(rows, padding)

@@ -39,6 +39,7 @@ class BudgetPlanner:
         padding_idx: the id that looks up as zeros, or None.
         is_default: nobody gave the budget; it is what the even default shape takes.
         prefer: "speed" or "size"; prefer_tail: whether all ids count alike; see :class:`mgqe.Quantization`.
+        by_length: without counts, whether tiers are made by the lengths of rows; else there is one tier.
     """
 
     nbytes: int
@@ -47,6 +48,7 @@ class BudgetPlanner:
     is_default: bool = False
     prefer: str = SPEED
     prefer_tail: bool = False
+    by_length: bool = False
 
     @classmethod
     def of(
@@ -58,6 +60,7 @@ class BudgetPlanner:
         is_default: bool = False,
         prefer: str = SPEED,
         prefer_tail: bool = False,
+        by_length: bool = False,
     ) -> BudgetPlanner:
         """For a table of ``sizes`` (N, d).
 
@@ -67,7 +70,7 @@ class BudgetPlanner:
         if nbytes < (least := least_nbytes(num_embeddings, embedding_dim, padding_idx)):
             raise too_small(nbytes, num_embeddings, embedding_dim, least, 4 * num_embeddings * embedding_dim)
         known = None if counts is None else check_counts(counts, num_embeddings).double()
-        return cls(nbytes, known, padding_idx, is_default, prefer, prefer_tail)
+        return cls(nbytes, known, padding_idx, is_default, prefer, prefer_tail, by_length)
 
     @staticmethod
     def before(num_embeddings: int, embedding_dim: int) -> Capacity:
@@ -78,8 +81,8 @@ class BudgetPlanner:
         """The table as it is now; arguments as for :meth:`fit`."""
         rows = torch.empty(sizes, device="meta")
         metrics = {metric.source: metric}
-        preferred: dict[str, Any] = {"prefer": self.prefer, "prefer_tail": self.prefer_tail}
-        return TableProblem(rows, self.counts, metrics, self.padding_idx, read=read, **preferred)
+        how: dict[str, Any] = {"prefer": self.prefer, "prefer_tail": self.prefer_tail, "by_length": self.by_length}
+        return TableProblem(rows, self.counts, metrics, self.padding_idx, read=read, **how)
 
     def warn_of_unlearnt(self, what: str, sizes: tuple[int, int], read: RowReader, passes: int) -> None:
         """Warn if rows that have trained for so many passes vary in all directions alike, as random ones do.

@@ -259,7 +259,7 @@ def tiers_or_counts(
     counts: Counts | None,
     tiers: Tiers | Sequence[int] | None,
 ) -> Tiers | Counts | None:
-    """Which of a layer's arguments its tiers come from; None for a layer of one tier.
+    """Which of a layer's arguments its tiers come from; None for a layer of one tier, or whose budget makes its tiers.
 
     Raises:
         ValueError: both are given, or neither though the layer has several tiers.
@@ -272,12 +272,12 @@ def tiers_or_counts(
         raise ValueError("give counts= or tiers=, not both")
     if counts is not None:
         return counts
-    if config.budget is not None and isinstance(tiers, Tiers) and tiers.num_tiers == 1:
+    if config.budget is not None and (tiers is None or (isinstance(tiers, Tiers) and tiers.num_tiers == 1)):
         return None
     if config.budget is not None:
         raise ValueError(
-            "budget= needs counts= to choose tiers by (how often each id occurs in training), and no tiers=; "
-            "DPQEmbedding and DPQEmbeddingBag have one tier and need neither"
+            "budget= chooses the tiers, by counts= (how often each id occurs in training), or without them by the "
+            "lengths of rows: leave tiers= out"
         )
     if tiers is None:
         raise ValueError(

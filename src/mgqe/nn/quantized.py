@@ -100,7 +100,8 @@ class QuantizedEmbedding(RowLayer):
         if (nbytes := layer_budget(config, source, sizes, _weight, dtype)) is not None:
             if config.plans_on_rows:
                 how = config.leaves_capacity_open, config.prefer, config.prefer_tail
-                planner = BudgetPlanner.of(nbytes, counts, sizes[:2], sizes[2], *how)
+                by_length = not self.one_tier and tiers is None
+                planner = BudgetPlanner.of(nbytes, counts, sizes[:2], sizes[2], *how, by_length)
             else:
                 plan = plan_layer(config, counts, *sizes, _weight, dtype)
                 config, source = config.with_plan(plan), plan.tiers

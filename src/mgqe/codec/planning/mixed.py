@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from mgqe.codec.fit import LEVEL_STEPS, fit_codebooks, fit_levels
 from mgqe.codec.kmeans import draw_places
 from mgqe.codec.layout import MAX_WHOLE_COORDINATES, frozen_nbytes
 from mgqe.codec.mixed import flat_index, gather_mixed, nearest_mixed_codes, round_flat, round_to_steps, whole_steps
+from mgqe.codec.planning.rate import LARGEST
 from mgqe.codec.planning.shapes import SPEED, Choice, Coordinates, best_shape
 from mgqe.codec.planning.speed import Frequencies, lookup_share
 from mgqe.codec.planning.waterfill import Spectrum
@@ -25,6 +26,8 @@ from mgqe.ops.layout.pieces import Piece
 SAMPLE_ROWS = 65_536  # of a tier
 WHOLE_ROWS = 16_384  # of a table, from which look-ups take long enough for a matrix with column scales to pay
 RowReader = Callable[[Tensor], Tensor]  # ids int64 (n,) on the CPU -> their rows (n, d)
+FAR_OUT = 2 * LARGEST  # standard deviations
+BY_ROWS_FROM = 16.0  # times the variance of another tier: steps that are the same in both are coarse for that
 WEIGHT_SHARES = 16  # by which a plan sees how unequal the weights of a tier are
 
 
@@ -125,11 +128,13 @@ class Sample:
         padding_idx: int | None,
         limit: int = SAMPLE_ROWS,
         read: RowReader | None = None,
+        order: Tensor | None = None,
     ) -> Sample:
         """From a table (N, d), how often each id occurs, and which id is padding; at most ``limit`` rows of a tier.
 
-        There is one tier where no counts are known, or all are zero. ``read`` gives rows of ids; without it they are
-        those of the table, of which else only the shape counts.
+        Tiers are made by ``order`` (N,), the largest first, by default by the counts. There is one tier where neither
+        is known, or all are zero. ``read`` gives rows of ids; without it they are those of the table, of which else
+        only the shape counts.
         """
         n = rows.shape[0]
         weights = np.ones(n) if counts is None else (counts.detach().cpu().double().numpy() + 1.0) ** counts_power
@@ -137,8 +142,9 @@ class Sample:
             weights[padding_idx] = 0.0
         weights /= weights.mean()
         tiers = Tiers.from_sizes([n])
-        if counts is not None and len(fractions) > 1 and bool(counts.any()):
-            tiers = Tiers.from_counts(counts, fractions=fractions)
+        order = counts if order is None else order
+        if order is not None and len(fractions) > 1 and bool(order.any()):
+            tiers = Tiers.from_counts(order, fractions=fractions)
         tier_of = np.repeat(np.arange(tiers.num_tiers), tiers.sizes) if tiers.tier_of is None else tiers.tier_of.numpy()
         mass = np.bincount(tier_of, weights, minlength=tiers.num_tiers)
         generator = torch.Generator("cpu").manual_seed(0)
@@ -180,7 +186,7 @@ class MixedProblem:
         """Of a sample's rows. axes: the only coordinates; by default those of the rows in the choice's metric."""
         tried = axes or Axes.of(sample.rows, sample.weights, choice.metric)
         spectrum = spectrum_of(tried.coordinates(sample.rows), sample, choice.centroid_dtype)
-        dtypes = _matrix_dtypes(sample, choice)
+        dtypes = _matrix_dtypes(sample, choice, spectrum)
         coordinates = [_coordinates(sample, tried, spectrum, dtype) for dtype in dtypes]
         if BY_COLUMNS in dtypes and axes is None:
             own = Axes.own(sample.rows, sample.weights, choice.metric)
@@ -201,14 +207,20 @@ class MixedProblem:
         return MixedPlan(choice, sample.tiers, shape.capacity, axes, nbytes, shape.loss, errors, cost, turned)
 
 
-def _matrix_dtypes(sample: Sample, choice: Choice) -> tuple[str, ...]:
-    """How matrices are held that are tried: in small tables by rows, whose scales take fewer bytes."""
+def _matrix_dtypes(sample: Sample, choice: Choice, spectrum: Spectrum) -> tuple[str, ...]:
+    """How matrices are held that are tried: in small tables by rows, whose scales take fewer bytes.
+
+    By rows also where tiers are so unlike that the steps of one are too coarse for another.
+    """
     if sample.tiers.num_embeddings < WHOLE_ROWS or sample.rows.shape[1] > MAX_WHOLE_COORDINATES:
         return ("int8",)
-    return (BY_COLUMNS,) if choice.prefer == SPEED else (BY_COLUMNS, "int8")
+    squares = spectrum.variances.sum(1)
+    unlike = bool(squares.max() > BY_ROWS_FROM * squares.min())
+    return (BY_COLUMNS, "int8") if unlike or choice.prefer != SPEED else (BY_COLUMNS,)
 
 
 def _coordinates(sample: Sample, axes: Axes, spectrum: Spectrum, matrix_dtype: str, turned: bool = True) -> Coordinates:
+    spectrum = replace(spectrum, shares_steps=matrix_dtype == BY_COLUMNS)
     errors = np.zeros(sample.rows.shape[1])  # of scales alone, which are float32
     if turned:
         errors = _matrix_errors(axes, matrix_dtype, spectrum.total)
@@ -279,7 +291,7 @@ def least_nbytes(num_embeddings: int, embedding_dim: int, padding_idx: int | Non
 def spectrum_of(coordinates: np.ndarray, sample: Sample, centroid_dtype: str = "float32") -> Spectrum:
     """The variances of each tier; an id's weight counts within its tier, too."""
     tiers = sample.tiers
-    variances = np.zeros((tiers.num_tiers, coordinates.shape[1]))
+    variances, peaks = (np.zeros((tiers.num_tiers, coordinates.shape[1])) for _ in range(2))
     concentration = []
     for g in range(tiers.num_tiers):
         mine = sample.tier_of == g
@@ -287,8 +299,10 @@ def spectrum_of(coordinates: np.ndarray, sample: Sample, centroid_dtype: str = "
         concentration.append(_concentration(weights))
         if (total := weights.sum()) > 0:
             variances[g] = weights @ coordinates[mine] ** 2 / total
+            peaks[g] = np.abs(coordinates[mine]).max(0)
+    stepped = np.where(peaks**2 > FAR_OUT**2 * variances, (peaks / LARGEST) ** 2, variances)
     weights = sample.mass / np.maximum(1, np.array(tiers.sizes))
-    return Spectrum(variances, weights, tiers.sizes, tuple(concentration), centroid_dtype)
+    return Spectrum(variances, weights, tiers.sizes, tuple(concentration), centroid_dtype, stepped)
 
 
 def _concentration(weights: np.ndarray) -> tuple[float, ...]:

@@ -20,7 +20,7 @@ from mgqe.codec.planning.plans import Plan, RowsPlan
 from mgqe.codec.planning.search import HEADER_SPREAD, Candidate, Space, Vocabulary
 from mgqe.codec.planning.shapes import SPEED, check_prefer_tail, check_preference
 from mgqe.codec.planning.speed import Frequencies, lookup_share
-from mgqe.codec.planning.tables import TableProblem, candidates, table_plans
+from mgqe.codec.planning.tables import TableProblem, candidates, unjudged_plans
 from mgqe.codec.tiers import check_counts
 
 COUNTS_POWER = 0.5  # how much more an id's error counts if it is frequent: (count + 1) to this power
@@ -58,7 +58,8 @@ def plan(
         num_embeddings, embedding_dim: N and d.
         budget: "5%" or 0.05 of the full table's bytes, or a whole number of bytes; the frozen table's file takes no
             more.
-        counts: (N,) how often each id occurs in training. Without them there is one tier.
+        counts: (N,) how often each id occurs in training. Without them there is one tier, or, with ``weight``, tiers
+            by the lengths of rows where these pay.
         weight: (N, d) trained rows.
         queries: with ``weight``, floats (n, d), a sample of what the rows are multiplied with, by which errors are
             measured; without, errors in all directions count alike.
@@ -131,11 +132,10 @@ def _plan_rows(
     metric = Metric.identity(embedding_dim) if queries is None else Metric.of_queries(queries).for_rows(embedding_dim)
     nbytes = budget_bytes(budget, weight.nbytes)
     known = None if counts is None else check_counts(counts, num_embeddings)
-    problem = TableProblem(
-        weight.detach(), known, {metric.source: metric}, padding_idx, prefer=prefer, prefer_tail=prefer_tail
-    )
-    plans = [plan for _, plan in table_plans(problem, candidates([problem])[0], nbytes)]
-    best = min(plans, key=lambda plan: plan.loss)
+    how: dict[str, Any] = {"prefer": prefer, "prefer_tail": prefer_tail, "by_length": True}
+    problem = TableProblem(weight.detach(), known, {metric.source: metric}, padding_idx, **how)
+    plans = [plan for _, plan in unjudged_plans(problem, candidates([problem])[0], nbytes)]
+    best = plans[problem.expected_best(plans)]
     return RowsPlan(
         nbytes,
         best.tiers,

@@ -124,8 +124,8 @@ class RowsPlan(Plan):
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``MGQEmbedding.from_pretrained(weight, ...)``, ``padding_idx`` apart."""
-        tiers = {"tiers": self.tiers} if self.counts is None else {"counts": self.counts}
-        return {**tiers, **({} if self.queries is None else {"queries": self.queries}), **self.settings()}
+        counts = {} if self.counts is None else {"counts": self.counts}
+        return {**counts, **({} if self.queries is None else {"queries": self.queries}), **self.settings()}
 
     def settings(self) -> dict[str, Any]:
         """The budget in bytes, and what was preferred if it is not the default."""
@@ -135,11 +135,10 @@ class RowsPlan(Plan):
     def python(self) -> str:
         """The line that makes the same table of the same ``weight``, with the ``counts`` and ``queries`` as given."""
         names = [f"{name}={name}" for name in ("counts", "queries") if getattr(self, name) is not None]
-        layer = "DPQEmbedding" if self.counts is None else "MGQEmbedding"
         prefer = [] if self.prefer == SPEED else [f'prefer="{self.prefer}"']
         prefer += ["prefer_tail=True"] if self.prefer_tail else []
         parts = ["weight", *self._padding(), *names, f"budget={self.budget:_}", *prefer]
-        return f"mgqe.{layer}.from_pretrained({', '.join(parts)})"
+        return f"mgqe.MGQEmbedding.from_pretrained({', '.join(parts)})"
 
     def _more(self) -> str:
         coordinates = f"{self.capacity.num_coordinates} of {self.embedding_dim} coordinates"

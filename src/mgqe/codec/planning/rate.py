@@ -27,6 +27,8 @@ LIMITS = (
 FEW = ((2.558, 0.319), (1.976, 0.280), (1.592, 0.270), (1.326, 0.263), (1.192, 0.216))
 FEW_WIDTHS = len(FEW) - 1
 
+LARGEST = 4.5  # standard deviations, of the centroids of Gaussian rows
+
 
 @cache
 def limit(width: int, centroids: int) -> float:
@@ -85,6 +87,6 @@ def rounding(centroid_dtype: str, centroids: int) -> float:
     int8 steps are 1/127 of the largest value of a subspace, which grows with K to some four standard deviations.
     """
     if centroid_dtype == "int8":
-        largest = min(1.0 + 0.4 * math.log2(centroids), 4.5)
+        largest = min(1.0 + 0.4 * math.log2(centroids), LARGEST)
         return (largest / 127) ** 2 / 12
     return 2.0**-24 if centroid_dtype == "float16" else 0.0

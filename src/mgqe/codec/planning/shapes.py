@@ -62,6 +62,7 @@ class Choice:
         centroid_dtype: how the file holds centroids.
         prefer: "speed": of the shapes that lose about as little the one that looks up fastest; "size": the one that
             loses least.
+        by_length: the longest rows are in the first tier, not the most frequent ids.
     """
 
     counts_power: float
@@ -70,6 +71,7 @@ class Choice:
     share_codebook: bool = False
     centroid_dtype: str = "int8"
     prefer: str = SPEED
+    by_length: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,17 @@ from torch import Tensor
 
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.budget import too_small
-from mgqe.codec.planning.mixed import FittedPlan, MixedPlan, MixedProblem, RowReader, Sample, fit_plan, least_nbytes
+from mgqe.codec.planning.lengths import MORE_PAY, sizes_by_length
+from mgqe.codec.planning.mixed import (
+    SAMPLE_ROWS,
+    FittedPlan,
+    MixedPlan,
+    MixedProblem,
+    RowReader,
+    Sample,
+    fit_plan,
+    least_nbytes,
+)
 from mgqe.codec.planning.shapes import SPEED, Choice
 from mgqe.codec.planning.split import Step, split_budget
 
@@ -29,19 +40,25 @@ class Candidate:
         counts_power: an id weighs (count + 1) to this power.
         fractions: the share of the ids in each tier.
         source: which metric: "gradients", "queries" or "identity".
+        by_length: tiers are as many as fractions, but made by the lengths of rows.
     """
 
     counts_power: float
     fractions: tuple[float, ...]
     source: str
+    by_length: bool = False
 
     def describe(self) -> str:
         """In a few words, for reports."""
         tiers = "one tier" if len(self.fractions) == 1 else f"tiers {'/'.join(f'{f:g}' for f in self.fractions)}"
+        if self.by_length:
+            return f"{self.source}, {tiers if len(self.fractions) == 1 else f'{len(self.fractions)} tiers by length'}"
         return f"{self.source}, {tiers}, counts^{self.counts_power:g}"
 
 
 ONE = (1.0,)
+MAX_TIERS = 4  # by length
+EQUAL = tuple((1.0 / tiers,) * tiers for tiers in range(1, MAX_TIERS + 1))
 SHAPES: tuple[tuple[float, tuple[float, ...]], ...] = (
     (0.5, (0.1, 0.9)),
     (0.5, ONE),
@@ -65,6 +82,7 @@ class TableProblem:
         read: gives rows of ids, all finite, where ``rows`` is on the meta device and says the shape alone; or None.
         prefer: see :class:`mgqe.codec.planning.shapes.Choice`.
         prefer_tail: every id counts alike, whatever its count and the candidate's power.
+        by_length: without counts, tiers are made by how long rows are, less their mean; else there is one tier.
 
     Raises ValueError for a metric of rows of another width, and for rows other than the padding's that hold NaN or
     infinity, in a table that may be compressed.
@@ -78,6 +96,7 @@ class TableProblem:
     read: RowReader | None = None
     prefer: str = SPEED
     prefer_tail: bool = False
+    by_length: bool = False
 
     def __post_init__(self) -> None:
         for metric in self.metrics.values():
@@ -98,15 +117,69 @@ class TableProblem:
     def choice(self, candidate: Candidate) -> Choice:
         """A candidate for this table: one tier without counts, the identity without the metric."""
         metric = self.metrics.get(candidate.source) or Metric.identity(self.rows.shape[1])
-        fractions = ONE if self.counts is None else candidate.fractions
+        fractions = candidate.fractions
+        if self.counts is None:
+            fractions = ONE if self.squares is None else self._fractions(len(fractions))
         power = 0.0 if self.prefer_tail else candidate.counts_power
-        return Choice(power, fractions, metric, prefer=self.prefer)
+        return Choice(power, fractions, metric, prefer=self.prefer, by_length=self.squares is not None)
 
     def sample(self, candidate: Candidate) -> Sample:
         """Its rows as the candidate weighs and divides them."""
         choice = self.choice(candidate)
         weighted = self.counts, choice.counts_power, choice.fractions, self.padding_idx
-        return Sample.of(self.rows, *weighted, read=self.read)
+        return Sample.of(self.rows, *weighted, read=self.read, order=self.squares)
+
+    @cached_property
+    def squares(self) -> Tensor | None:
+        """(N,), the square of each row less their mean, where tiers are made by it; that of the padding is 0."""
+        if self.counts is not None or not self.by_length or not self.compresses:
+            return None
+        starts = range(0, len(self.rows), SAMPLE_ROWS)
+        mean = self._block(0).double().mean(0)
+        squares = torch.cat([_squares(self._block(start), mean) for start in starts])
+        if self.padding_idx is not None:
+            squares[self.padding_idx] = 0.0
+        return squares
+
+    def _block(self, start: int) -> Tensor:
+        """SAMPLE_ROWS rows, on the CPU, that of the padding as zeros."""
+        ids = torch.arange(start, min(start + SAMPLE_ROWS, len(self.rows)), device="cpu")
+        rows = self.rows[start : start + len(ids)].detach().cpu() if self.read is None else self.read(ids).cpu()
+        if self.padding_idx is not None and start <= self.padding_idx < start + len(ids):
+            return rows.masked_fill((ids == self.padding_idx).unsqueeze(1), 0.0)
+        return rows
+
+    def _fractions(self, tiers: int) -> tuple[float, ...]:
+        """The shares of at most so many tiers by length."""
+        sizes = [each for each in self._sizes if len(each) <= tiers][-1]
+        return tuple(size / len(self.rows) for size in sizes)
+
+    @cached_property
+    def _sizes(self) -> list[tuple[int, ...]]:
+        """Of tiers by length: the sizes of 1 tier, of 2, and so on."""
+        assert self.squares is not None
+        return sizes_by_length(self.squares.numpy(), MAX_TIERS)
+
+    def unjudged(self, candidate: Candidate) -> list[Candidate]:
+        """What the prediction chooses from where nothing judges: the candidate, and other numbers of tiers."""
+        if self.squares is None:
+            return [candidate, replace(candidate, fractions=ONE)]
+        return [replace(candidate, fractions=each) for each in self.numbers_of_tiers]
+
+    def expected_best(self, plans: Sequence[MixedPlan]) -> int:
+        """The place of the plan that nothing judges: the one that is expected to lose least.
+
+        Of plans by length the one with fewest tiers that loses about as little, since tiers make look-ups slower.
+        """
+        least = min(plan.loss for plan in plans)
+        slack = MORE_PAY if self.squares is not None and self.prefer == SPEED else 1.0
+        near = [place for place, plan in enumerate(plans) if plan.loss <= slack * least]
+        return min(near, key=lambda place: (plans[place].tiers.num_tiers if slack > 1 else 0, plans[place].loss))
+
+    @property
+    def numbers_of_tiers(self) -> list[tuple[float, ...]]:
+        """As many fractions as there may be tiers by length, from one on."""
+        return [EQUAL[len(sizes) - 1] for sizes in self._sizes]
 
     def mixed(self, candidate: Candidate) -> MixedProblem:
         """What all plans of the candidate have in common, whatever the bytes."""
@@ -132,13 +205,27 @@ class TableProblem:
         return self.may_stay and nbytes >= self.rows.nbytes
 
 
+def _squares(rows: Tensor, mean: Tensor) -> Tensor:
+    """(n,) float64, the squares of rows less a mean; with more digits where float32 has too few for them."""
+    squares = (rows.float() - mean.float()).square().sum(1).double()
+    if bool(squares.isfinite().all()) and bool(squares.any()):
+        return squares
+    return (rows.double() - mean).square().sum(1)
+
+
 def candidates(problems: Sequence[TableProblem]) -> list[Candidate]:
     """The candidates for these tables, the default first."""
     sources = list(dict.fromkeys(source for problem in problems for source in problem.metrics))
-    shapes = SHAPES if any(problem.counts is not None for problem in problems) else ((0.0, ONE),)
+    by_length = all(problem.counts is None for problem in problems) and any(each.by_length for each in problems)
+    shapes: tuple[tuple[float, tuple[float, ...]], ...] = ((0.0, ONE),)
+    if any(problem.counts is not None for problem in problems):
+        shapes = SHAPES
+    elif by_length:
+        numbers = {tiers for problem in problems if problem.squares is not None for tiers in problem.numbers_of_tiers}
+        shapes = tuple((0.0, tiers) for tiers in sorted(numbers, key=len, reverse=True))
     if all(problem.prefer_tail for problem in problems):
         shapes = tuple(dict.fromkeys((0.0, tiers) for _, tiers in shapes))
-    return [Candidate(power, tiers, source) for source in [*sources, "identity"] for power, tiers in shapes]
+    return [Candidate(power, tiers, source, by_length) for source in [*sources, "identity"] for power, tiers in shapes]
 
 
 def share_bytes(problems: Sequence[TableProblem], candidate: Candidate, budget: int) -> list[int]:
@@ -251,20 +338,28 @@ def fit_table(
 
     Raises ValueError where nothing fits.
     """
-    plans = table_plans(problem, candidate, nbytes)
-    sample, plan = min(plans, key=lambda pair: pair[1].loss) if by_prediction else next(plans)
+    if by_prediction:
+        tried = list(unjudged_plans(problem, candidate, nbytes))
+        sample, plan = tried[problem.expected_best([plan for _, plan in tried])]
+    else:
+        sample, plan = next(_plans(problem, [candidate, replace(candidate, fractions=ONE)], nbytes))
     return fit_plan(plan, sample, generator)
 
 
-def table_plans(problem: TableProblem, candidate: Candidate, nbytes: int) -> Iterator[tuple[Sample, MixedPlan]]:
-    """A table's plans within its bytes, each with its sample: with the candidate's tiers, and with one tier.
+def unjudged_plans(problem: TableProblem, candidate: Candidate, nbytes: int) -> Iterator[tuple[Sample, MixedPlan]]:
+    """A table's plans within its bytes that the prediction chooses from, each with its sample; those that fit."""
+    return _plans(problem, problem.unjudged(candidate), nbytes)
 
-    The first is left out where it does not fit. Raises ValueError for fewer bytes than the smallest table takes.
+
+def _plans(problem: TableProblem, tried: Sequence[Candidate], nbytes: int) -> Iterator[tuple[Sample, MixedPlan]]:
+    """A table's plans within its bytes, each with its sample, of those that are tried and fit.
+
+    Raises ValueError for fewer bytes than the smallest table takes.
     """
     if nbytes < problem.least:
         n, d = problem.rows.shape
         raise too_small(nbytes, n, d, problem.least, problem.rows.nbytes)
-    for each in dict.fromkeys((candidate, replace(candidate, fractions=ONE))):
+    for each in dict.fromkeys(tried):
         mixed = problem.mixed(each)
         if (plan := mixed.plan(nbytes)) is not None:
             yield mixed.sample, plan

@@ -20,6 +20,7 @@ import numpy as np
 from mgqe.codec.planning.rate import few_rows, limit, rounding
 
 MAX_WIDTH = 32  # coordinates per subspace
+UNLIKE = 4.0  # times the variance: steps that follow so much more are worth a thought
 LEAST_LEVEL = -1000.0  # log2 of theta: a float has no smaller powers of two to speak of
 LEAST_BITS = 0.02  # of a coordinate that is worth keeping
 
@@ -69,6 +70,7 @@ def distortion(
     rows: int,
     centroid_dtype: str = "float32",
     concentration: tuple[float, ...] = (1.0,),
+    stepped: float | None = None,
 ) -> float:
     """The squared error that k-means codes of so many bits are expected to leave of one subspace of Gaussian rows.
 
@@ -80,8 +82,17 @@ def distortion(
         rows: that the centroids are fitted to.
         concentration: how many average rows one row counts, for equal shares of all weight; (1,) for equal weights. A
             row that counts much pulls its centroid as so many rows would.
+        stepped: the variance that steps of stored centroids follow, where they follow other rows or numbers far out; by
+            default they follow the centroids of these rows.
     """
     total = float(variances.sum())
+    centroids = 1 << bits
+    if stepped is None:
+        stored = rounding(centroid_dtype, centroids) * len(variances) * float(variances[0])
+    else:
+        stored = rounding(centroid_dtype, 1 << 8) * len(variances) * stepped
+    if rows <= centroids:  # each row has its own
+        return min(total, stored)
     if bits == 0 or total == 0:
         return total
     count = len(variances)
@@ -91,10 +102,8 @@ def distortion(
         if count == 1 or level <= variances[count - 1]:
             break
         count -= 1
-    centroids = 1 << bits
     fitted = _fitted(count, rows / centroids, concentration)
     loss = limit(count, centroids) * 4.0 ** (bits / count) * fitted
-    stored = rounding(centroid_dtype, centroids) * len(variances) * float(variances[0])
     return min(total, float(count * level * loss + variances[count:].sum()) + stored)
 
 
@@ -114,6 +123,9 @@ class Spectrum:
         sizes: ids of each tier.
         concentration: of each tier, how unequal the weights of its ids are; see :func:`distortion`.
         centroid_dtype: how centroids are stored.
+        stepped: (m, d), the variances that the steps of stored centroids follow: those of Gaussian numbers
+            with the same peak; by default the variances.
+        shares_steps: whether the steps of stored centroids are the same in all tiers.
     """
 
     variances: np.ndarray
@@ -121,6 +133,8 @@ class Spectrum:
     sizes: tuple[int, ...]
     concentration: tuple[tuple[float, ...], ...] = ()
     centroid_dtype: str = "float32"
+    stepped: np.ndarray | None = None
+    shares_steps: bool = False
 
     @property
     def total(self) -> np.ndarray:
@@ -135,8 +149,16 @@ class Spectrum:
         if key not in self._errors:
             unequal = self.concentration[tier] if self.concentration else (1.0,)
             variances = self.variances[tier, start:stop]
-            self._errors[key] = distortion(variances, bits, self.sizes[tier], self.centroid_dtype, unequal)
+            stepped = self._stepped(tier, start, stop)
+            self._errors[key] = distortion(variances, bits, self.sizes[tier], self.centroid_dtype, unequal, stepped)
         return self._errors[key]
+
+    def _stepped(self, tier: int, start: int, stop: int) -> float | None:
+        """Which variance the steps of a tier's subspace follow, if it is not its own."""
+        own = float(self.variances[tier, start:stop].max())
+        stepped = self.variances if self.stepped is None else self.stepped
+        followed = float(stepped[slice(None) if self.shares_steps else tier, start:stop].max())
+        return followed if followed > UNLIKE * own else None
 
     @cached_property
     def _errors(self) -> dict[tuple[int, int, int, int], float]:
