@@ -18,6 +18,7 @@ R = TypeVar("R")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 output = Console()
 errors = Console(stderr=True)
+RESUMED = ("train", "compare", "study")  # commands that go on where they were interrupted
 
 
 def clean_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -39,7 +40,8 @@ def clean_errors(command: Callable[P, R]) -> Callable[P, R]:
             errors.print(f"mgqe: {error}{remedy}", style="red", markup=False, soft_wrap=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            errors.print("mgqe: interrupted; the same command goes on from the last epoch", style="yellow")
+            goes_on = "; the same command goes on from the last epoch" if command.__name__ in RESUMED else ""
+            errors.print(f"mgqe: interrupted{goes_on}", style="yellow")
             raise typer.Exit(130) from None
 
     return wrapped

@@ -34,7 +34,8 @@ class MGQEmbedding(QuantizedEmbedding):
         num_embeddings: N, rows.
         embedding_dim: d.
         counts: (N,) how often each id occurs in training. Ids are sorted by it, ties by id, and divided into tiers by
-            ``fractions``, or by the plan. Or give ``tiers``.
+            ``fractions``, or by the plan. Or give ``tiers``. A ``budget`` needs neither: tiers then go by the lengths
+            of the trained rows, where these are so unlike that tiers pay.
         tiers: the partition itself, e.g. ``Tiers.from_fractions(N, (0.1, 0.9))`` for ids in frequency order. Such a
             layer has the even shape: 256 centroids for the first tier and 64 for the others, unless others are given.
         config: how the table is quantised; default :class:`mgqe.Quantization`.

@@ -14,7 +14,7 @@
 #define MGQE_API extern "C"
 #endif
 
-// Raised whenever a signature or a struct below changes; native.py refuses a library with another number.
+// Raised whenever a signature or a struct below changes; _library.py refuses a library with another number.
 #define MGQE_ABI_VERSION 8
 
 enum mgqe_status {
