@@ -45,9 +45,11 @@ from mgqe.codec.axes import Axes
 from mgqe.codec.capacity import Capacity, TierShape
 from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.metric import Metric
+from mgqe.codec.planning.fits import fit_table
 from mgqe.codec.planning.mixed import FittedPlan, MixedPlan, Sample, fit_plan, plan_mixed, spectrum_of
+from mgqe.codec.planning.problem import SHAPES, Candidate, TableProblem
 from mgqe.codec.planning.shapes import Choice
-from mgqe.codec.planning.tables import SHAPES, Candidate, TableProblem, fit_table, proportional
+from mgqe.codec.planning.tables import proportional
 from mgqe.codec.planning.waterfill import water_level
 from mgqe.convert.budget import decoded, rows_in_place
 from mgqe.convert.calibration import calibrate

@@ -28,7 +28,8 @@ from benchmarks._common import QUALITY, environment
 from benchmarks.quality._additive_codes import AdditivePlan, fit_additive, plan_additive
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.mixed import MixedPlan, Sample, fit_plan, plan_mixed
-from mgqe.codec.planning.tables import Candidate, TableProblem, share_bytes
+from mgqe.codec.planning.problem import Candidate, TableProblem
+from mgqe.codec.planning.tables import share_bytes
 from mgqe.convert.calibration import calibrate
 from mgqe.recsys.tasks.registry import RunData
 from mgqe.recsys.train.artifacts import CONFIG, load_run

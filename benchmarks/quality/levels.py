@@ -30,9 +30,10 @@ import torch
 from benchmarks._common import QUALITY
 from benchmarks.quality.ablation import PAIRS, Records, Trained
 from mgqe.codec.planning import mixed, shapes, tables
+from mgqe.codec.planning.fits import BestPlans, best_plans
 from mgqe.codec.planning.mixed import FittedPlan
+from mgqe.codec.planning.problem import SHAPES, Candidate, TableProblem
 from mgqe.codec.planning.shapes import LEVELS, SIZE, SPEED, Coordinates
-from mgqe.codec.planning.tables import SHAPES, BestPlans, Candidate, TableProblem, best_plans
 from mgqe.convert.budget import decoded, rows_in_place
 from mgqe.recsys.train.budget import budget_for
 from mgqe.recsys.train.config import TrainConfig

@@ -7,19 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgqe.codec.metric import Metric
+from mgqe.codec.planning.fits import best_plans, fit_tables, unjudged_plans
 from mgqe.codec.planning.mixed import spectrum_of
+from mgqe.codec.planning.problem import ONE, Candidate, TableProblem, candidates
 from mgqe.codec.planning.shapes import centroid_room
-from mgqe.codec.planning.tables import (
-    ONE,
-    Candidate,
-    TableProblem,
-    best_plans,
-    candidates,
-    fit_tables,
-    proportional,
-    share_bytes,
-    unjudged_plans,
-)
+from mgqe.codec.planning.tables import proportional, share_bytes
 
 CANDIDATE = Candidate(0.5, ONE, "gradients")
 

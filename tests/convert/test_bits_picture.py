@@ -9,7 +9,8 @@ import torch
 
 import mgqe
 from mgqe.codec.capacity import TierShape
-from mgqe.codec.planning.tables import Candidate, TableProblem, fit_table
+from mgqe.codec.planning.fits import fit_table
+from mgqe.codec.planning.problem import Candidate, TableProblem
 from mgqe.convert.pictures.bits import Cell, cells_of
 
 pytest.importorskip("matplotlib")

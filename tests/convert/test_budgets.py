@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import mgqe
-from mgqe.codec.planning.tables import SHAPES
+from mgqe.codec.planning.problem import SHAPES
 
 N, D = 1200, 16
 COUNTS = torch.arange(N, 0, -1)

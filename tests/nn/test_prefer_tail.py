@@ -10,7 +10,7 @@ import torch
 import mgqe
 from mgqe import CompressConfig, Quantization
 from mgqe.codec.metric import Metric
-from mgqe.codec.planning.tables import Candidate, TableProblem, candidates
+from mgqe.codec.planning.problem import Candidate, TableProblem, candidates
 from mgqe.nn.budget_planner import BudgetPlanner
 
 N, DIM = 4_000, 16

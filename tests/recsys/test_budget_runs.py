@@ -12,7 +12,7 @@ from recsys_data import tiny_config, write_tiny
 
 import mgqe
 from mgqe.cli.train import _figures
-from mgqe.codec.planning import tables
+from mgqe.codec.planning import problem
 from mgqe.codec.planning.head_tail import head_and_tail
 from mgqe.files.atomic import read_json
 from mgqe.recsys.tasks.base import Validation
@@ -35,7 +35,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 
 @pytest.fixture(autouse=True)
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "SHAPES", tables.SHAPES[:2])
+    monkeypatch.setattr(problem, "SHAPES", problem.SHAPES[:2])
 
 
 def test_a_budget_counts_files_and_says_what_it_chose(

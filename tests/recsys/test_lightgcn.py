@@ -13,7 +13,7 @@ from recsys_data import tiny_config, write_tiny
 from torch import Tensor, nn
 
 import mgqe
-from mgqe.codec.planning import tables
+from mgqe.codec.planning import problem
 from mgqe.collection import Collection
 from mgqe.recsys.models.lightgcn import LightGCN, Propagate, normalised_adjacency
 from mgqe.recsys.models.mf import MF
@@ -140,7 +140,7 @@ def test_a_run_serves_the_propagated_rows(config: TrainConfig, tmp_path: Path) -
 def test_small_tables_are_made_of_the_propagated_rows(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedding: str
 ) -> None:
-    monkeypatch.setattr(tables, "SHAPES", tables.SHAPES[:2])
+    monkeypatch.setattr(problem, "SHAPES", problem.SHAPES[:2])
     config = replace(config, embedding=embedding, quantised_epochs=0)
     metrics = train_run(config, tmp_path / "out", warm_ups=tmp_path / "warm-ups")
     served, _ = full_model(config, RunData.load(config), tmp_path / "warm-ups", lambda report: None)

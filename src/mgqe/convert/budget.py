@@ -15,9 +15,11 @@ from mgqe.checks.names import did_you_mean, errors_about
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning import Plan, Problem, budget_bytes
 from mgqe.codec.planning.budget import too_small_for_all
+from mgqe.codec.planning.fits import best_plans
 from mgqe.codec.planning.mixed import FittedPlan
+from mgqe.codec.planning.problem import Candidate, TableProblem, candidates
 from mgqe.codec.planning.split import split_budget
-from mgqe.codec.planning.tables import Candidate, TableProblem, best_plans, candidates, share_bytes
+from mgqe.codec.planning.tables import share_bytes
 from mgqe.codec.tiers import Tiers, check_counts
 from mgqe.convert.calibration import Calibration, undisturbed
 from mgqe.convert.decide import Spending, obstacle, zero_padding

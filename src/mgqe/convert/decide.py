@@ -10,8 +10,8 @@ from torch import nn
 from mgqe.codec.layout import frozen_nbytes
 from mgqe.codec.planning import Plan
 from mgqe.codec.planning.mixed import FittedPlan, least_nbytes
+from mgqe.codec.planning.problem import Candidate
 from mgqe.codec.planning.speed import Frequencies, lookup_share
-from mgqe.codec.planning.tables import Candidate
 from mgqe.codec.tiers import Tiers, check_counts
 from mgqe.convert.find import ModelTable
 from mgqe.nn.bag import DPQEmbeddingBag, MGQEmbeddingBag

@@ -15,9 +15,10 @@ from mgqe.codec.capacity import Capacity, default_num_subspaces
 from mgqe.codec.kmeans import draw_places
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.budget import too_small
+from mgqe.codec.planning.fits import fit_table
 from mgqe.codec.planning.mixed import FittedPlan, RowReader, least_nbytes
+from mgqe.codec.planning.problem import TableProblem, candidates
 from mgqe.codec.planning.shapes import SPEED
-from mgqe.codec.planning.tables import TableProblem, candidates, fit_table
 from mgqe.codec.tiers import check_counts
 from mgqe.nn.codebook_layer import CodebookLayer, revive_every
 from mgqe.nn.quantizers.mixed import MixedQuantizer

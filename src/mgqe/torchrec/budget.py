@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.mixed import FittedPlan, least_nbytes
-from mgqe.codec.planning.tables import candidates, share_bytes
+from mgqe.codec.planning.problem import candidates
+from mgqe.codec.planning.tables import share_bytes
 from mgqe.nn.budget_planner import BudgetPlanner, warn_without_gradients
 from mgqe.nn.metric import GradientMoments
 from mgqe.torchrec.rows import RowSource

@@ -15,12 +15,13 @@ from mgqe.checks.scalars import as_float, as_int
 from mgqe.codec.capacity import Capacity
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.budget import budget_bytes, too_small
+from mgqe.codec.planning.fits import unjudged_plans
 from mgqe.codec.planning.head_tail import head_and_tail
 from mgqe.codec.planning.plans import Plan, RowsPlan
+from mgqe.codec.planning.problem import TableProblem, candidates
 from mgqe.codec.planning.search import HEADER_SPREAD, Candidate, Space, Vocabulary
 from mgqe.codec.planning.shapes import SPEED, check_prefer_tail, check_preference
 from mgqe.codec.planning.speed import Frequencies, lookup_share
-from mgqe.codec.planning.tables import TableProblem, candidates, unjudged_plans
 from mgqe.codec.tiers import check_counts
 
 COUNTS_POWER = 0.5  # how much more an id's error counts if it is frequent: (count + 1) to this power

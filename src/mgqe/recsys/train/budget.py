@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from mgqe.codec.metric import Metric
 from mgqe.codec.planning.budget import budget_bytes
+from mgqe.codec.planning.fits import BestPlans, best_plans, number_of_fits
 from mgqe.codec.planning.head_tail import head_and_tail
 from mgqe.codec.planning.mixed import FittedPlan, least_nbytes
+from mgqe.codec.planning.problem import TableProblem
 from mgqe.codec.planning.shapes import SPEED
-from mgqe.codec.planning.tables import BestPlans, TableProblem, best_plans, number_of_fits
 from mgqe.convert.budget import decoded, rows_in_place
 from mgqe.convert.calibration import calibrate
 from mgqe.nn.quantized import QuantizedEmbedding
