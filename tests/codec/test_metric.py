@@ -58,6 +58,12 @@ def test_what_is_no_metric(matrix, text):
         Metric(matrix, "gradients")
 
 
+@pytest.mark.parametrize("form", [lambda rows: rows[::-1].copy()[::-1], lambda rows: rows.tolist(), torch.tensor])
+def test_queries_come_in_any_form(form):
+    rows = np.array([[1.0, 2.0], [3.0, 0.0]], dtype=np.float32)
+    assert Metric.of_queries(form(rows)).matrix.tolist() == [[5.0, 1.0], [1.0, 2.0]]
+
+
 @pytest.mark.parametrize(
     ("queries", "error", "text"),
     [

@@ -216,7 +216,7 @@ def test_a_full_disk_names_the_file_and_changes_nothing(folder, monkeypatch, cal
 
     with monkeypatch.context() as patch:
         if call == "write":
-            patch.setattr("mgqe.files.atomic.open", _opening(done, number, full), raising=False)
+            patch.setattr("mgqe.files.aside.open", _opening(done, number, full), raising=False)
         elif call == "replace":
             patch.setattr(os, "replace", failing(os.replace))
         else:

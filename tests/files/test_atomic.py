@@ -19,18 +19,11 @@ from paths import GOLDEN
 from table_cases import CASES, build
 
 import mgqe
-from mgqe.files import atomic as whole_files
+from mgqe.files import aside as asides
 from mgqe.files import locks
-from mgqe.files.atomic import (
-    aside_file,
-    aside_folder,
-    fill_file,
-    open_regular,
-    read_json,
-    remove_abandoned,
-    write_json,
-    write_whole,
-)
+from mgqe.files.aside import aside_file, aside_folder, remove_abandoned
+from mgqe.files.atomic import fill_file, read_json, write_json, write_whole
+from mgqe.files.regular import open_regular
 from mgqe.files.weights import save_weights
 from mgqe.recsys.train.checkpoint import save_epoch
 
@@ -135,7 +128,7 @@ def test_no_moment_has_a_file_that_is_open_to_more_than_the_old_one(tmp_path):
 KILLED = """
     import os, signal, sys
     from pathlib import Path
-    from mgqe.files.atomic import aside_file
+    from mgqe.files.aside import aside_file
     def fill(file):
         file.write(b"half"); file.flush()
         if sys.argv[2] == "fork" and os.fork() == 0:
@@ -172,7 +165,7 @@ def test_an_unfinished_folder_goes_when_its_writer_has_died_and_not_before(tmp_p
         code = """
             import os, sys
             from pathlib import Path
-            from mgqe.files.atomic import aside_folder
+            from mgqe.files.aside import aside_folder
             with aside_folder(Path(sys.argv[1])) as folder:
                 (folder / "part").write_bytes(b"part")
                 os.kill(os.getpid(), 9)
@@ -235,7 +228,7 @@ def test_a_writer_in_another_thread_is_alive(tmp_path):
 def test_whose_unfinished_files_are_removed(host, pid, days, goes, has_locks, tmp_path, monkeypatch):
     if not has_locks:
         monkeypatch.setattr(locks, "fcntl", None)
-    owner = "" if host is None else f"{whole_files._host() if host == 'here' else host}-{pid}-"
+    owner = "" if host is None else f"{asides._host() if host == 'here' else host}-{pid}-"
     path = tmp_path / f".a.{owner}01234567.tmp"
     path.write_bytes(b"half")
     old = time.time() - days * 24 * 60 * 60
@@ -293,16 +286,16 @@ def test_an_appended_file_is_as_private_as_its_base(tmp_path):
 
 
 def test_a_folder_is_being_written_to_while_a_file_is_unfinished(tmp_path):
-    assert not whole_files.has_writer(tmp_path)
+    assert not asides.has_writer(tmp_path)
     with aside_file(tmp_path / "table", lambda file: file.write(b"x")):
-        assert whole_files.has_writer(tmp_path)
-    assert not whole_files.has_writer(tmp_path)
-    assert not whole_files.has_writer(tmp_path / "nowhere")
+        assert asides.has_writer(tmp_path)
+    assert not asides.has_writer(tmp_path)
+    assert not asides.has_writer(tmp_path / "nowhere")
 
 
 def test_a_file_that_is_not_locked_yet_is_removed_under_the_lock(tmp_path, monkeypatch):
     """Its writer then sees that it is gone, and makes another one: nothing is written to a file without a name."""
-    seen, take = [], whole_files.try_lock
+    seen, take = [], asides.try_lock
 
     def clean_first(descriptor, wait):
         if wait and not seen:
@@ -310,7 +303,7 @@ def test_a_file_that_is_not_locked_yet_is_removed_under_the_lock(tmp_path, monke
             remove_abandoned(tmp_path)
         return take(descriptor, wait=wait)
 
-    monkeypatch.setattr(whole_files, "try_lock", clean_first)
+    monkeypatch.setattr(asides, "try_lock", clean_first)
     write_whole(tmp_path / "a", 1, [b"x"])
     assert seen
     assert (tmp_path / "a").read_bytes() == b"x"
@@ -321,11 +314,11 @@ def test_a_file_that_is_not_locked_yet_is_removed_under_the_lock(tmp_path, monke
 
 
 def test_a_file_is_removed_while_its_lock_is_held(tmp_path, monkeypatch):
-    aside = tmp_path / f".a.{whole_files._host()}-1-00000000.tmp"
+    aside = tmp_path / f".a.{asides._host()}-1-00000000.tmp"
     aside.touch()
     closed = []
     close = os.close
-    monkeypatch.setattr(whole_files.os, "close", lambda number: (closed.append(aside.exists()), close(number)))
+    monkeypatch.setattr(asides.os, "close", lambda number: (closed.append(aside.exists()), close(number)))
     remove_abandoned(tmp_path)
     assert closed == [False]
 
@@ -337,7 +330,7 @@ def test_an_error_after_the_rename_does_not_say_that_nothing_has_changed(tmp_pat
         return opened(path, flags, *mode)
 
     opened = os.open
-    monkeypatch.setattr(whole_files.os, "open", no_folder)
+    monkeypatch.setattr(asides.os, "open", no_folder)
     with pytest.raises(OSError, match="the new content is at the path"):
         write_whole(tmp_path / "a", 1, [b"x"])
     assert (tmp_path / "a").read_bytes() == b"x"

@@ -18,6 +18,7 @@ from mgqe import IdMap
         [b"b", b"a\0", b""],
         [7, -3, 2**62],
         [2**64 - 1, 0, 5],
+        [np.uint64(2**64 - 1), np.uint64(0)],
         np.array([3, 1, 2], np.int32),
         np.array([2**63, 1], np.uint64),
         np.array(["x", "yy"]),

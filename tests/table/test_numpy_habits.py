@@ -27,6 +27,9 @@ def test_ids_in_any_form(table):
     assert table[[]].shape == (0, table.embedding_dim)
     assert torch.equal(table[-2:], table.to_dense()[-2:])
     assert torch.equal(table.bag([2, 0], offsets=[0, 1]), expected)
+    assert [each in table for each in (0, np.int64(2), len(table) - 1, len(table), -1, 1.5, "a")] == [True] * 3 + [
+        False
+    ] * 4
 
 
 @pytest.mark.parametrize("table", ALL, ids=lambda table: type(table).__name__)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from torch import SymInt, Tensor
 
+from mgqe.checks.names import brief
+
 
 def as_int(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
     """A whole number as a plain int: an int, a NumPy integer, or an array or tensor of integers without an axis.
@@ -36,7 +38,7 @@ def optional_int(name: str, value: Any, least: int | None = None, most: int | No
 def as_ints(name: str, values: Any, least: int | None = None, most: int | None = None) -> tuple[int, ...]:
     """A list, a tuple, or an array or tensor of one axis, as plain ints; errors as those of :func:`as_int`."""
     if not is_sequence(values):
-        raise TypeError(f"{name} must be a sequence of whole numbers, got {_excerpt(values)}")
+        raise TypeError(f"{name} must be a sequence of whole numbers, got {brief(values)} ({type(values).__name__})")
     return tuple(as_int(f"{name}[{i}]", value, least, most) for i, value in enumerate(values))
 
 
@@ -48,7 +50,7 @@ def as_float(name: str, value: Any) -> float:
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
         value = value.item()
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {_excerpt(value)}")
+        raise TypeError(f"{name} must be a number, got {brief(value)} ({type(value).__name__})")
     return float(value)
 
 
@@ -60,7 +62,7 @@ def optional_float(name: str, value: Any) -> float | None:
 def as_floats(name: str, values: Any) -> tuple[float, ...]:
     """A list, a tuple, or an array or tensor of one axis, as plain floats; errors as those of :func:`as_float`."""
     if not is_sequence(values):
-        raise TypeError(f"{name} must be a sequence of numbers, got {_excerpt(values)}")
+        raise TypeError(f"{name} must be a sequence of numbers, got {brief(values)} ({type(values).__name__})")
     return tuple(as_float(f"{name}[{i}]", value) for i, value in enumerate(values))
 
 
@@ -78,15 +80,10 @@ def _index(name: str, value: Any) -> int:
             return operator.index(value)
         except (TypeError, RuntimeError):  # RuntimeError: a tensor on the meta device, which has no value
             pass
-    raise TypeError(f"{name} must be a whole number, got {_excerpt(value)}: give an int")
+    raise TypeError(f"{name} must be a whole number, got {brief(value)} ({type(value).__name__}): give an int")
 
 
 def _range(least: int | None, most: int | None) -> str:
     if most is None:
         return f" of {least} or more"
     return f" of at most {most:,}" if least is None else f" from {least} to {most:,}"
-
-
-def _excerpt(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mgqe.checks.rows import plain_vectors
+
 FLOOR = 1e-2  # of the largest eigenvalue: directions that a sample never saw are not free
 ASYMMETRY = 1e-3  # of the largest entry
 SOURCES = ("gradients", "queries", "identity")
@@ -50,9 +52,9 @@ class Metric:
         Fewer queries than dimensions leave directions that none of them has; :meth:`root` gives these a small cost.
 
         Raises:
-            TypeError: no floats. ValueError: no (n, d), no rows, NaN or infinity, or zeros alone.
+            TypeError: no numbers. ValueError: no (n, d), no rows, NaN or infinity, or zeros alone.
         """
-        rows = torch.as_tensor(queries)
+        rows = plain_vectors(queries, "queries")
         if not rows.is_floating_point():
             raise TypeError(f"queries must be a float tensor or array of shape (n, d), got {rows.dtype}")
         if rows.ndim != 2 or 0 in rows.shape:

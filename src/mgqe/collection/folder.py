@@ -24,6 +24,7 @@ from torch import Tensor
 from mgqe.files.atomic import read_json, write_json
 from mgqe.files.checksums import json_checksum
 from mgqe.files.container import RESTORE, ArtifactError, stored_checksum
+from mgqe.files.destination import refuse_other_files
 from mgqe.files.locks import file_lock
 from mgqe.ids import IdMap
 from mgqe.table.base import FrozenTable
@@ -48,7 +49,8 @@ def write_folder(folder: Path, table: FrozenTable | Path, ids: IdMap | None, que
     """
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(folder, exclusive=True):
-        _refuse_other_files(folder)
+        if not (folder / MANIFEST).exists():
+            refuse_other_files(folder, _is_own)
         before = _own_files(folder)
         token = secrets.token_hex(4)
         files = {part: folder / f"{part}.{token}.safetensors" for part in PARTS}
@@ -202,10 +204,5 @@ def _own_files(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if _OWN_NAME.fullmatch(path.name)]
 
 
-def _refuse_other_files(folder: Path) -> None:
-    names = os.listdir(folder)
-    others = sorted(name for name in names if not _OWN_NAME.fullmatch(name) and not name.endswith((".tmp", ".lock")))
-    if others and MANIFEST not in names:
-        raise FileExistsError(
-            17, f"it holds other files ({', '.join(others[:3])}): choose an empty folder", os.fspath(folder)
-        )
+def _is_own(name: str) -> bool:
+    return _OWN_NAME.fullmatch(name) is not None or name.endswith((".tmp", ".lock"))

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from mgqe.collection import Collection
-from mgqe.files.atomic import fill_file, require_replaceable
+from mgqe.files.atomic import fill_file
+from mgqe.files.regular import require_replaceable
 from mgqe.table.compact import CompactTable
 from mgqe.table.faiss import import_faiss
 

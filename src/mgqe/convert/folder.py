@@ -35,6 +35,7 @@ from mgqe.convert.tied import ties_of
 from mgqe.convert.wrappers import class_name_of, plain_paths, wrapper_chain
 from mgqe.files.atomic import write_whole
 from mgqe.files.container import ArtifactError, stored_checksum
+from mgqe.files.destination import refuse_other_files
 from mgqe.files.locks import file_lock
 from mgqe.files.weights import save_weights
 from mgqe.nn.compact import CompactEmbedding, CompactEmbeddingBag
@@ -103,7 +104,9 @@ def _write_model(
 ) -> int:
     target.mkdir(parents=True, exist_ok=True)
     with file_lock(target, exclusive=True):
-        _refuse_other_files(target)
+        if not (target / MANIFEST).exists():
+            of_saves = {name for files in saved_files(target).values() for name in files}
+            refuse_other_files(target, lambda name: name in of_saves or name.endswith(".tmp"))
         token, replaced = secrets.token_hex(4), _current_token(target)
         try:
             dense_entry = _write_dense(target, token, dense, aliases)  # first, since locks are taken on this file
@@ -210,11 +213,3 @@ def _current_token(folder: Path) -> str | None:
         dense = decode_manifest(manifest_bytes(folder), folder / MANIFEST).dense.file
         return next((token for token in saved_files(folder) if dense == dense_name(token)), None)
     return None
-
-
-def _refuse_other_files(folder: Path) -> None:
-    names = os.listdir(folder)
-    of_saves = {name for files in saved_files(folder).values() for name in files}
-    others = sorted(name for name in names if name not in of_saves and not name.endswith(".tmp"))
-    if others and MANIFEST not in names:
-        raise FileExistsError(f"{folder} holds other files ({', '.join(others[:3])}): choose an empty folder")

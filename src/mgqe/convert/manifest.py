@@ -15,6 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from mgqe.checks.names import brief
 from mgqe.files.checksums import json_checksum
 from mgqe.files.container import ArtifactError, reject_repeated_keys
 from mgqe.files.reader import MAX_ROWS, Config, Reader
@@ -154,10 +155,10 @@ def _table_entry(reader: Reader, has_checksums: bool) -> TableEntry:
     file, nbytes, checksum = _file(reader, has_checksums)
     paths = _list(reader, "paths")
     if not paths or not all(isinstance(path, str) and path and all(path.split(".")) for path in paths):
-        raise ValueError(f"{file}: 'paths' must be a list of module paths, got {_short(paths)}")
+        raise ValueError(f"{file}: 'paths' must be a list of module paths, got {brief(paths)}")
     mode, last = reader.value("mode"), reader.value("include_last_offset")
     if mode is not None and not (isinstance(mode, str) and mode in MODES):
-        raise ValueError(f"{paths[0]}: 'mode' must be null or one of {MODES}, got {_short(mode)}")
+        raise ValueError(f"{paths[0]}: 'mode' must be null or one of {MODES}, got {brief(mode)}")
     if not isinstance(last, bool) or (last and mode is None):
         raise ValueError(f"{paths[0]}: 'include_last_offset' must be true or false, and false with no mode")
     padding_idx = reader.optional_integer("padding_idx", 0, MAX_ROWS)
@@ -169,7 +170,7 @@ def _table_entry(reader: Reader, has_checksums: bool) -> TableEntry:
 def _tie(reader: Reader) -> Tie:
     path = reader.value("path")
     if not isinstance(path, str) or (path and not all(path.split("."))):
-        raise ValueError(f"a tie's 'path' must be the path of a module, got {_short(path)}")
+        raise ValueError(f"a tie's 'path' must be the path of a module, got {brief(path)}")
     tie = Tie(path, _text(reader, "name"), _text(reader, "table"))
     reader.finish()
     return tie
@@ -179,7 +180,7 @@ def _dense_entry(reader: Reader, has_checksums: bool) -> DenseEntry:
     file, nbytes, checksum = _file(reader, has_checksums)
     aliases = reader.value("aliases")
     if not isinstance(aliases, dict) or not all(isinstance(name, str) for name in aliases.values()):
-        raise ValueError(f"'aliases' must map names to names, got {_short(aliases)}")
+        raise ValueError(f"'aliases' must map names to names, got {brief(aliases)}")
     entry = DenseEntry(file, nbytes, aliases, checksum)
     reader.finish()
     return entry
@@ -189,10 +190,10 @@ def _file(reader: Reader, has_checksums: bool) -> tuple[str, int, str | None]:
     """Name, bytes and checksum of a file; the name cannot lead out of the folder."""
     name = reader.value("file")
     if not isinstance(name, str) or not _FILE.fullmatch(name):
-        raise ValueError(f"{_short(name)} is no file name that save_model gives")
+        raise ValueError(f"{brief(name)} is no file name that save_model gives")
     checksum = reader.value("checksum") if has_checksums else None
     if has_checksums and not (isinstance(checksum, str) and _CHECKSUM.fullmatch(checksum)):
-        raise ValueError(f"{name}: 'checksum' must be 16 hexadecimal digits, got {_short(checksum)}")
+        raise ValueError(f"{name}: 'checksum' must be 16 hexadecimal digits, got {brief(checksum)}")
     return name, reader.integer("nbytes", 0, MAX_BYTES), checksum
 
 
@@ -253,24 +254,19 @@ def _parents(path: str) -> Iterator[str]:
 
 def _reader(content: object, what: str) -> Reader:
     if not isinstance(content, dict):
-        raise ValueError(f"{what} must be an object, got {_short(content)}")
+        raise ValueError(f"{what} must be an object, got {brief(content)}")
     return Reader({}, content)
 
 
 def _list(reader: Reader, name: str) -> list[Any]:
     values = reader.value(name)
     if not isinstance(values, list):
-        raise ValueError(f"{name!r} must be a list, got {_short(values)}")
+        raise ValueError(f"{name!r} must be a list, got {brief(values)}")
     return values
 
 
 def _text(reader: Reader, name: str) -> str:
     value = reader.value(name)
     if not isinstance(value, str) or not value:
-        raise ValueError(f"{name!r} must be a string, got {_short(value)}")
+        raise ValueError(f"{name!r} must be a string, got {brief(value)}")
     return value
-
-
-def _short(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from mgqe.files.atomic import has_writer
+from mgqe.files.aside import has_writer
 from mgqe.files.container import ArtifactError
 
 Result = TypeVar("Result")

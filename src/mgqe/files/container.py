@@ -16,7 +16,6 @@ import torch
 from safetensors import SafetensorError, deserialize, safe_open
 from torch import Tensor
 
-from mgqe.files.atomic import open_regular
 from mgqe.files.checksums import (
     BLOCK_BYTES,
     CHECKSUMS,
@@ -29,6 +28,7 @@ from mgqe.files.checksums import (
 )
 from mgqe.files.locks import file_identity
 from mgqe.files.reader import Config
+from mgqe.files.regular import open_regular
 
 FORMAT = "mgqe"
 VERSION = "2"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -23,3 +25,12 @@ def check_file(path: Path, option: str = "--out") -> None:
     if path.is_dir():
         raise ValueError(f"{option}: {path} is a folder: name a file in it, such as {path / 'ids.safetensors'}")
     check_folder(folder, option)
+
+
+def refuse_other_files(folder: Path, is_own: Callable[[str], bool]) -> None:
+    """FileExistsError if a folder holds files by names that are not its own, since files that it no longer needs go."""
+    others = sorted(name for name in os.listdir(folder) if not is_own(name))
+    if others:
+        raise FileExistsError(
+            errno.EEXIST, f"it holds other files ({', '.join(others[:3])}): choose an empty folder", os.fspath(folder)
+        )

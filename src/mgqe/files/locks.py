@@ -6,7 +6,7 @@ there is ``flock``, the files themselves are locked by it, for what filelock's s
 - several processes append to a table at the same time, which only one may replace (a lock that is shared);
 - nothing is left beside a user's table, and files are locked in folders that cannot be written to;
 - a lock goes with the file when it is renamed, and says, by its very file, whether the writer of an unfinished one or a
-  reader of an older save still lives (:mod:`mgqe.files.atomic`, :mod:`mgqe.convert.saves`).
+  reader of an older save still lives (:mod:`mgqe.files.aside`, :mod:`mgqe.convert.saves`).
 """
 
 from __future__ import annotations

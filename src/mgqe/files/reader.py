@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mgqe.checks.names import brief
+
 Config = dict[str, Any]
 
 MAX_ROWS = 2**48
@@ -55,7 +57,7 @@ class Reader:
         """A list of whole numbers in [low, high]."""
         values = self.value(name)
         if not isinstance(values, list):
-            raise ValueError(f"config entry {name!r} must be a list, got {_short(values)}")
+            raise ValueError(f"config entry {name!r} must be a list, got {brief(values)}")
         if length is not None and len(values) != length:
             raise ValueError(f"config entry {name!r} must have {length} entries, got {len(values)}")
         return tuple(_integer(v, f"config entry {name!r}[{i}]", low, high) for i, v in enumerate(values))
@@ -64,7 +66,7 @@ class Reader:
         """One of a few words."""
         value = self.value(name)
         if not isinstance(value, str) or value not in choices:
-            raise ValueError(f"config entry {name!r} must be one of {sorted(choices)}, got {_short(value)}")
+            raise ValueError(f"config entry {name!r} must be one of {sorted(choices)}, got {brief(value)}")
         return value
 
     def optional_choice(self, name: str, choices: Collection[str]) -> str | None:
@@ -119,13 +121,5 @@ def require_finite(name: str, values: Tensor) -> None:
 
 def _integer(value: object, what: str, low: int, high: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"{what} must be a whole number in {low} .. {high}, got {_short(value)}")
+        raise ValueError(f"{what} must be a whole number in {low} .. {high}, got {brief(value)}")
     return value
-
-
-def _short(value: object) -> str:
-    """A value as an error shows it, shortened, since a hostile file may hold a very long one."""
-    if isinstance(value, int) and value.bit_length() > 128:
-        return f"a number of {value.bit_length()} bits"
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

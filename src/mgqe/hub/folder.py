@@ -19,6 +19,7 @@ from mgqe.convert.pretrained_model import ConvertedPretrained
 from mgqe.convert.pretrained_state import METHOD
 from mgqe.convert.read import manifest_bytes
 from mgqe.files.container import ArtifactError
+from mgqe.files.destination import refuse_other_files
 from mgqe.hub.card import CARD, About, card, check_about
 from mgqe.hub.remote import download
 from mgqe.nn.compact import CompactEmbedding
@@ -70,7 +71,7 @@ def write(thing: Any, folder: Path, name: str, source: str, about: About) -> int
     others: dict[str, int] = {}
     if isinstance(thing, FrozenTable):
         folder.mkdir(parents=True, exist_ok=True)
-        _refuse_other_files(folder)
+        refuse_other_files(folder, lambda name: name.startswith((TABLE, CARD, ".")))
         nbytes = save(thing, folder / TABLE)
         what, tables = "A table", {"vectors": thing}
         opening = f"table = mgqe.from_pretrained({quoted})\nvectors = table.lookup([0, 1, 2])"
@@ -189,14 +190,6 @@ def _refuse_unfrozen(thing: Any) -> None:
             raise ValueError(
                 f"{type(thing).__name__} has no frozen table in it: call mgqe.compress_ and mgqe.freeze_ first"
             )
-
-
-def _refuse_other_files(folder: Path) -> None:
-    others = sorted(path.name for path in folder.iterdir() if not path.name.startswith((TABLE, CARD, ".")))
-    if others:
-        raise FileExistsError(
-            17, f"it holds other files ({', '.join(others[:3])}): choose an empty folder", os.fspath(folder)
-        )
 
 
 def _architecture(folder: Path) -> str | None:

@@ -70,7 +70,7 @@ def _kind(ids: Any) -> str:
     first = next((each for each in ids if each is not None), None)
     for types, kind in _KIND_OF_TYPE:
         if isinstance(first, types) and not isinstance(first, bool):
-            large = kind == "int64" and any(isinstance(each, int) and each >= 2**63 for each in ids)
+            large = kind == "int64" and any(isinstance(each, types) and int(each) >= 2**63 for each in ids)
             return "uint64" if large else kind
     raise TypeError(f"ids must be integers, text or bytes, got {type(first).__name__}: {first!r}")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mgqe.files.atomic import require_replaceable
+from mgqe.files.regular import require_replaceable
 from mgqe.nn.freezing import frozen_chunks
 from mgqe.nn.quantized import QuantizedEmbedding
 from mgqe.table.compact import CompactTable

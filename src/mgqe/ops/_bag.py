@@ -12,7 +12,7 @@ from torch import Tensor
 from mgqe.checks.ids import FLOAT_DTYPES, as_int64, check_dense, check_device, no_values
 from mgqe.ops import reference, reference_bag
 from mgqe.ops._bag_gradient import WeightedSums, bags_of_ids, weights_gradient
-from mgqe.ops._checks import FALLBACK, all_below, id_error, id_tensor
+from mgqe.ops._checks import FALLBACK, all_below, id_error
 from mgqe.ops._descriptor import EVEN_SCHEMA, MIXED_SCHEMA, TableBuffers
 from mgqe.ops._eager import runs_now
 from mgqe.ops._library import BAD_OFFSETS, OUT_OF_RANGE, check, library
@@ -118,7 +118,7 @@ def _checked(
     """Everything about the arguments that can be known without reading their values."""
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    ids = id_tensor(ids)
+    ids = as_int64(ids).contiguous()
     if ids.is_meta:
         raise no_values()
     if weights is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mgqe.checks.ids import FLOAT_DTYPES, check_dense
+from mgqe.checks.ids import FLOAT_DTYPES
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -36,20 +36,6 @@ def code_matrix(codes: Tensor) -> Tensor:
     if codes.dtype == torch.int64:  # codes beyond int32 must not wrap around to codes that exist
         codes = codes.clamp(-1, 2**31 - 1)
     return codes.to(torch.int32).contiguous()
-
-
-def id_tensor(ids: Tensor) -> Tensor:
-    """``ids`` as contiguous int64 of any shape.
-
-    Raises:
-        TypeError: not a dense tensor of integers.
-    """
-    if not isinstance(ids, Tensor):
-        raise TypeError(f"ids must be a torch.Tensor of integers, got {type(ids).__name__}: use torch.as_tensor(ids)")
-    check_dense(ids)
-    if ids.dtype not in INTEGERS:
-        raise TypeError(f"ids must be integers, got {ids.dtype}: convert them with .long()")
-    return ids.to(torch.int64).contiguous()
 
 
 def all_below(values: Tensor, limit: int) -> bool:

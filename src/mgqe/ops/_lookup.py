@@ -9,10 +9,10 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from mgqe.checks.ids import check_device
+from mgqe.checks.ids import as_int64, check_device
 from mgqe.checks.scalars import as_int
 from mgqe.ops import reference
-from mgqe.ops._checks import FALLBACK, all_below, id_error, id_tensor
+from mgqe.ops._checks import FALLBACK, all_below, id_error
 from mgqe.ops._descriptor import EVEN_SCHEMA, MIXED_SCHEMA, Descriptor, TableBuffers
 from mgqe.ops._eager import runs_now
 from mgqe.ops._library import LONG_ROWS, OUT_OF_RANGE, check, library, library_on
@@ -93,7 +93,7 @@ class PreparedLookup:
 
     def _run(self, ids: Tensor) -> Tensor:
         if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or not ids.is_contiguous():
-            ids = id_tensor(ids)
+            ids = as_int64(ids).contiguous()
         check_device(ids, self.table.device)
         descriptor, lib = self.descriptor, library()
         if descriptor is None or lib is None:
@@ -185,7 +185,7 @@ def lookup(ids: Tensor, table: TableBuffers) -> Tensor:
     """
     table = table.with_plain_numbers()
     if runs_now(ids):
-        return PreparedLookup(table)(id_tensor(ids))
+        return PreparedLookup(table)(as_int64(ids).contiguous())
     rows: Tensor = table.operator("lookup")(ids, *table.arguments())
     return rows
 

@@ -9,11 +9,11 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from mgqe.checks.ids import check_dense, no_values
+from mgqe.checks.ids import as_int64, check_dense, no_values
 from mgqe.checks.scalars import as_int, as_ints
 from mgqe.checks.waiting import reads_wait
 from mgqe.ops import reference
-from mgqe.ops._checks import all_below, id_error, id_tensor, same_device
+from mgqe.ops._checks import all_below, id_error, same_device
 from mgqe.ops._eager import runs_now
 from mgqe.ops._library import check, library_on
 
@@ -44,7 +44,7 @@ def unique(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _checked_ids(ids: Tensor) -> Tensor:
-    ids = id_tensor(ids)
+    ids = as_int64(ids).contiguous()
     if ids.dim() != 1:
         raise ValueError(f"ids must have one axis, got shape {tuple(ids.shape)}: flatten them with .reshape(-1)")
     return ids

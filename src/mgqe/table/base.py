@@ -113,6 +113,10 @@ class FrozenTable(ABC):
             ids = np.arange(*ids.indices(self.num_embeddings))
         return self.lookup(ids)
 
+    def __contains__(self, id: Any) -> bool:
+        """Whether a whole number is the id of a row, so that it can be looked up."""
+        return isinstance(id, (int, np.integer)) and 0 <= int(id) < self.num_embeddings
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """A copy of all rows, decoded: what ``np.asarray(table)`` gives. ValueError: a copy is not wanted."""
         if copy is False:

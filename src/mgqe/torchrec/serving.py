@@ -14,10 +14,10 @@ from torchrec import JaggedTensor, KeyedTensor
 
 from mgqe.checks.ids import as_int64
 from mgqe.checks.names import errors_about
-from mgqe.files.atomic import open_regular
 from mgqe.files.checksums import json_checksum
 from mgqe.files.consistent import MixedFiles, read_consistent
 from mgqe.files.container import RESTORE, ArtifactError, reject_repeated_keys
+from mgqe.files.regular import open_regular
 from mgqe.table.compact import CompactTable
 from mgqe.table.io import load as load_table
 from mgqe.table.sharded import INDEX, published_set

@@ -17,7 +17,9 @@ from mgqe.checks.scalars import as_int
 from mgqe.convert.export.onnx_rows import prepare, write_rows
 from mgqe.convert.export.portable_layers import PortableEmbedding
 from mgqe.convert.export.portable_model import portable
-from mgqe.files.atomic import aside_folder, fill_file, require_replaceable
+from mgqe.files.aside import aside_folder
+from mgqe.files.atomic import fill_file
+from mgqe.files.regular import require_replaceable
 
 OPSET = 18  # the first with BitwiseAnd and with maxima in ScatterElements
 MAX_ONE_FILE = 2_000_000_000  # bytes; a protobuf message has less than 2 GiB

@@ -45,7 +45,7 @@ def _wrong_in(pl: Any, log: Log, part: LogPart, name: str, kind: str) -> str | N
     """What is wrong with the first bad row of a column in a log part; None if there is none."""
     whole = mixes_number_types(kind_of_type(name, raw_ids(pl, other, name)[1]) for other in log.parts)
     ids, dtype = raw_ids(pl, part, name, rows=True)
-    bad = as_kind(pl, part, dtype, kind, whole).is_null()
+    bad = as_kind(pl, dtype, kind, whole).is_null()
     if part.text is not None:
         bad = bad | (pl.col(COUNT) != part.text.width)
     first_bad = collect(ids.filter(bad).head(1))

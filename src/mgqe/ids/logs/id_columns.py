@@ -47,7 +47,7 @@ def raw_ids(pl: Any, part: LogPart, name: str, rows: bool = False) -> tuple[Any,
     return (ids.with_row_index(ROW) if rows else ids), kind
 
 
-def as_kind(pl: Any, part: LogPart, dtype: Any, kind: str, whole: bool) -> Any:
+def as_kind(pl: Any, dtype: Any, kind: str, whole: bool) -> Any:
     """Expression: ``id`` converted to the kind; null if it is missing or of another kind.
 
     whole: whether floats stand for integers, because other files of the log hold integers.
@@ -84,7 +84,7 @@ def id_frame(pl: Any, log: Log, names: Sequence[str], kind: str) -> Any:
     for name in names:
         raw = [(part, *raw_ids(pl, part, name)) for part in log.parts]
         whole = mixes_number_types(kind_of_type(name, dtype) for _, _, dtype in raw)
-        frames += [ids.select(id=as_kind(pl, part, dtype, kind, whole)) for part, ids, dtype in raw]
+        frames += [ids.select(id=as_kind(pl, dtype, kind, whole)) for part, ids, dtype in raw]
     return pl.concat(frames)
 
 

@@ -83,7 +83,7 @@ def open_log(pl: Any, source: Any, names: Sequence[str], layout: TextLayout) -> 
     log = Log(source)
     try:
         if is_frame(source):
-            log.parts = [_open_frame(pl, source, names)]
+            log.parts = [_open_frame(source, names)]
         else:
             files = log_files(source)
             for file in files:
@@ -94,7 +94,7 @@ def open_log(pl: Any, source: Any, names: Sequence[str], layout: TextLayout) -> 
     return log
 
 
-def _open_frame(pl: Any, source: Any, names: Sequence[str]) -> LogPart:
+def _open_frame(source: Any, names: Sequence[str]) -> LogPart:
     frame = source.lazy()
     schema = frame.collect_schema()
     for name in names:

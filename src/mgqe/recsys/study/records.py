@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mgqe.files.atomic import require_replaceable, write_text
+from mgqe.files.atomic import write_text
+from mgqe.files.regular import require_replaceable
 from mgqe.recsys.train.config import TrainConfig
 from mgqe.recsys.train.memory import OF_PROCESS
 

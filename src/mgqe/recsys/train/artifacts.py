@@ -12,10 +12,11 @@ from typing import Any
 from torch import nn
 from xxhash import xxh3_64_hexdigest
 
-from mgqe.files.atomic import open_regular, read_json
+from mgqe.files.atomic import read_json
 from mgqe.files.consistent import MixedFiles, read_consistent
 from mgqe.files.container import ArtifactError, stored_checksum
 from mgqe.files.locks import file_identity
+from mgqe.files.regular import open_regular
 from mgqe.files.weights import companion_files, companion_problems, read_weights, save_weights
 from mgqe.recsys.models.embeddings import FrozenEmbedding
 from mgqe.recsys.models.registry import build_model

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from mgqe.files.atomic import aside_file, require_replaceable
+from mgqe.files.aside import aside_file
+from mgqe.files.regular import require_replaceable
 
 LAST = "last.pt"
 
