@@ -314,6 +314,19 @@ def test_a_damaged_record_is_named(tmp_path):
     check_file(path, model)
 
 
+@pytest.mark.parametrize("digest", ["", "zz", "0" * 17, 5])
+def test_a_record_whose_checksums_hold_is_refused_all_the_same(digest, tmp_path):
+    path = tmp_path / "a"
+    model = saved(TWO, path)
+    grow(model, path)
+    metadata, parts = read_raw(record_of(path))
+    metadata["config"] = json.dumps(json.loads(metadata["config"]) | {"digest": digest})
+    write_raw(record_of(path), metadata, parts)
+    for use in (load, lambda path: append(path, quarters(1, 8, 0))):
+        with pytest.raises(ArtifactError, match="'digest' must be 16 hexadecimal digits, got"):
+            use(path)
+
+
 def test_a_record_that_cannot_be_written_does_not_undo_what_was_appended(tmp_path, monkeypatch):
     path = tmp_path / "a"
     model = saved(TWO, path)

@@ -215,6 +215,11 @@ def no_tensors(folder):
     return folder / "x.pt"
 
 
+def sparse(folder):
+    torch.save({"item.weight": torch.eye(3).to_sparse()}, folder / "x.pt")
+    return folder / "x.pt"
+
+
 @pytest.mark.parametrize(
     ("write", "options", "text"),
     [
@@ -260,11 +265,17 @@ def no_tensors(folder):
         (outside, {}, "a file outside the folder"),
         (folder_with("model.safetensors.index.json", {"weight_map": [1]}), {}, "has no weight_map from names of"),
         (folder_with("model.safetensors.index.json", {"weight_map": {"a": 3}}), {}, "has no weight_map from names of"),
+        (
+            folder_with("pytorch_model.bin.index.json", {"weight_map": {"wte.weight": "part-2.bin"}}),
+            {},
+            "names part-2.bin, which is not in the folder: download it too",
+        ),
         (folder_with("tokenizer.json", {"model": []}), {}, "tokenizer.json has no vocabulary as tokenizers write it"),
         (folder_with("tokenizer.json", {"added_tokens": [{}]}), {}, "tokenizer.json has no vocabulary"),
         (folder_with("tokenizer.json", {"model": {"vocab": {"a": "b"}}}), {}, "tokenizer.json has no vocabulary"),
         (written("x.csv", "id,vector\n"), {}, "column 'vector' has no vectors: there is no row after the header"),
-        (no_tensors, {}, "it holds no tensor: save a state dict"),
+        (no_tensors, {}, "it holds no dense tensor: save a state dict"),
+        (sparse, {}, "it holds no dense tensor"),
         (lambda folder: folder, {}, "holds no model"),
     ],
 )

@@ -51,6 +51,8 @@ def _read(folder: Path, name: str | None) -> Vectors:
                 raise ValueError(f"{index} has no tensor {chosen!r}: name one with tensor= (--tensor)")
             if Path(files[chosen]).name != files[chosen]:
                 raise ValueError(f"{index} names a file outside the folder: {files[chosen]!r}")
+            if not (folder / files[chosen]).is_file():
+                raise ValueError(f"{index} names {files[chosen]}, which is not in the folder: download it too")
             return _of_file(folder / files[chosen], chosen)
     for weights in WEIGHTS:
         if (folder / weights).is_file():

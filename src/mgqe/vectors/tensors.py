@@ -50,9 +50,9 @@ def read_state_dict(path: Path, name: str | None) -> Vectors:
             "it cannot be read as a state dict of torch, or holds Python objects, which are not loaded since that "
             "runs code: save {name: tensor} (model.state_dict())"
         ) from error
-    tensors = dict(_tensors(content, ""))
+    tensors = {key: value for key, value in _tensors(content, "") if value.layout is torch.strided}
     if not tensors:
-        raise ValueError("it holds no tensor: save a state dict, torch.save(model.state_dict(), path)")
+        raise ValueError("it holds no dense tensor: save a state dict, torch.save(model.state_dict(), path)")
     matrices = [key for key, value in tensors.items() if value.ndim == 2 and value.dtype in FLOATS]
     chosen = choose(likely(matrices, name), {key: tuple(value.shape) for key, value in tensors.items()}, name, "tensor")
     return Vectors(tensors[chosen].detach(), name=chosen)
