@@ -147,7 +147,7 @@ def test_plan_by_queries(runner: CliRunner) -> None:
         "loss": expected.loss,
         "errors": [expected.loss],
         "head_and_tail": None,
-        "python": "mgqe.DPQEmbedding.from_pretrained(weight, queries=queries, budget=5_120)",
+        "python": "mgqe.MGQEmbedding.from_pretrained(weight, queries=queries, budget=5_120)",
         "code_bits": [list(expected.capacity.tiers[0].code_bits)],
         "widths": list(expected.capacity.widths),
         "num_coordinates": expected.capacity.num_coordinates,

@@ -72,7 +72,7 @@ def test_small_tables_have_one_best_shape():
 def test_a_layer_makes_the_plan_that_is_preferred():
     rows = rows_of(16, 0.5)
     plan = mgqe.plan(N, 16, "12%", weight=rows, prefer="size")
-    assert plan.python() == 'mgqe.DPQEmbedding.from_pretrained(weight, budget=153_600, prefer="size")'
+    assert plan.python() == 'mgqe.MGQEmbedding.from_pretrained(weight, budget=153_600, prefer="size")'
     by_text = eval(plan.python(), {"mgqe": mgqe, "weight": rows})
     by_arguments = mgqe.MGQEmbedding.from_pretrained(rows, **plan.arguments())
     for layer in (by_text, by_arguments):

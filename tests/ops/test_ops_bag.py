@@ -323,7 +323,7 @@ def test_refused_arguments():
     refused(ValueError, "leave offsets out", ids.view(1, 3), offsets)
     refused(ValueError, "with offsets", torch.tensor(1), offsets)
     refused(TypeError, "ids must be", [0, 1], offsets)
-    refused(TypeError, "ids must be", ids.float(), offsets)
+    refused(TypeError, "ids must have an integer dtype", ids.float(), offsets)
     refused(TypeError, "offsets must have an integer dtype", ids, offsets.float())
     refused(TypeError, "offsets must be", ids, [0, 2])
     refused(ValueError, r"shape \(B,\)", ids, offsets.view(1, 2))
