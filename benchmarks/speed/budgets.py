@@ -40,6 +40,7 @@ BUDGETS = ("20%", "10%", "5%", "2%")
 DEFAULT = "no budget"  # the layer that is planned with the bytes of the even shape
 LOOKUP, BAG, TOPK, STEP = "nn.Embedding", "nn.EmbeddingBag", "fp32 matmul + topk", "nn.Embedding, SparseAdam"
 HEADLINE, HEADLINE_ROUNDS = (1_000_000, 64), 4  # the size that targets are for, and how many times the rounds it has
+OUTPUT_NUMBERS = 4_194_304  # that a look-up writes at most, 16 MiB: malloc asks the system anew for each 32 MiB
 LARGE, LARGE_NUMBERS = 10_000_000, 640_000_000  # rows with look-ups alone, and numbers of a table at most
 # The most that a budget's time may be of the peer's, with one thread: 1M rows of 64 numbers, and uniform ids of 10M.
 TARGETS = {
@@ -163,13 +164,14 @@ class Setting:
         full = torch.nn.Embedding.from_pretrained(self.rows)
         bags = torch.nn.EmbeddingBag.from_pretrained(self.rows, mode="sum")
         packed = dict(row_wise_bags(self.rows))
-        single, offsets = torch.arange(self.options.ids + 1), torch.arange(0, 20 * self.options.bags + 1, 20)
+        count = min(self.options.ids, OUTPUT_NUMBERS // self.d)
+        single, offsets = torch.arange(count + 1), torch.arange(0, 20 * self.options.bags + 1, 20)
         for distribution in ("Zipf", "uniform"):
-            ids = self.ids(distribution, self.options.ids)
+            ids = self.ids(distribution, count)
             functions: dict[str, Contender] = {LOOKUP: lambda i, b=ids: full(b[i])}
             functions |= {name: lambda i, t=t, b=ids: t.lookup(b[i]) for name, t in self.tables.items()}
             functions |= {name: _pooled(bag, ids, single) for name, bag in packed.items()}
-            yield self.measured("look-up", functions, LOOKUP, self.options.ids, distribution)
+            yield self.measured("look-up", functions, LOOKUP, count, distribution)
             many = self.ids(distribution, 20 * self.options.bags)
             functions = {BAG: lambda i, b=many: bags(b[i], offsets[:-1])}
             functions |= {
@@ -268,7 +270,7 @@ def main() -> None:
     parser.add_argument("--dims", type=int, nargs="+", default=[16, 64, 128], help="dimensions per row")
     parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), help="what is measured; default: see above")
     parser.add_argument("--budgets", nargs="+", default=list(BUDGETS), help="shares of the full table's bytes")
-    parser.add_argument("--ids", type=int, default=65_536, help="ids of a look-up")
+    parser.add_argument("--ids", type=int, default=65_536, help="ids of a look-up; fewer of wide rows")
     parser.add_argument("--bags", type=int, default=8192, help="bags of a pooled look-up, of 20 ids each")
     parser.add_argument("--isa", default="auto", choices=["auto", "avx512", "avx2", "neon", "scalar"], help="force one")
     parser.add_argument("--again", action="store_true", help="forget what the file has")
