@@ -147,7 +147,7 @@ def test_shapes_types_and_strides_of_ids():
     grid = torch.arange(300).reshape(30, 10).T
     assert torch.equal(prepared(grid), expected[grid])
     for wrong in (torch.zeros(3), torch.zeros(3, dtype=torch.bool), [1, 2]):
-        with pytest.raises(TypeError, match="ids must (be|have)"):
+        with pytest.raises(TypeError, match=r"ids must (be|have)"):
             prepared(wrong)
 
 
