@@ -54,7 +54,7 @@ def test_the_pages_name_the_scripts_that_their_figures_come_from() -> None:
             assert f"benchmarks/{script}" in text or f"benchmarks.{module}" in text, f"{page}: {script}"
 
 
-@pytest.mark.parametrize("page", ["convert", "method", "speed", "serving"])
+@pytest.mark.parametrize("page", ["convert", "method", "speed", "speed_bounds", "serving"])
 def test_the_tables_of_the_pages_are_those_of_the_results(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

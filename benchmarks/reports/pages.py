@@ -577,7 +577,7 @@ FIGURES = {
 }
 
 
-PAGES = ("convert", "method", "speed", "serving", "reference_points")
+PAGES = ("convert", "method", "speed", "speed_bounds", "serving", "reference_points")
 
 
 def reference_points() -> str:
