@@ -282,6 +282,26 @@ def test_fitted_costs_are_written_where_the_planner_reads_them(monkeypatch: pyte
     assert (written.row, written.product, written.line) == (1.2, 0.004, speed.Costs().line)
 
 
+@pytest.mark.parametrize("family", ["centroids", "levels"])
+def test_the_families_that_are_compared_are_the_only_ones_planned(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    pytest.importorskip("polars")
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.quality.levels import shapes_of
+
+    from mgqe.codec.planning.fits import best_plans
+    from mgqe.codec.planning.problem import SHAPES, TableProblem
+
+    tried: list[str] = []
+    rows = torch.randn(2000, 8, generator=torch.Generator().manual_seed(0))
+    problem = TableProblem(rows, torch.arange(2000, 0, -1))
+    with shapes_of(family):
+        best = best_plans(
+            [problem], 13_000, lambda fitted: 0.0, lambda candidate, figure: tried.append(candidate.source)
+        )
+    assert tried == ["gradients"] * len(SHAPES)
+    assert best.fitted[0].plan.capacity.has_levels == (family == "levels")
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [("hash", {"num_buckets": 5, "num_hashes": 2}), ("qr", {"num_remainders": 4, "operation": "add"})],

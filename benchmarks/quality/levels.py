@@ -29,7 +29,7 @@ import torch
 
 from benchmarks._common import QUALITY
 from benchmarks.quality.ablation import PAIRS, Records, Trained
-from mgqe.codec.planning import mixed, shapes, tables
+from mgqe.codec.planning import fits, mixed, shapes
 from mgqe.codec.planning.fits import BestPlans, best_plans
 from mgqe.codec.planning.mixed import FittedPlan
 from mgqe.codec.planning.problem import SHAPES, Candidate, TableProblem
@@ -56,7 +56,7 @@ def shapes_of(family: str) -> Iterator[None]:
     with (
         patch.object(mixed, "WHOLE_ROWS", FAMILIES[family][0]),
         patch.object(shapes, "_kinds", levels_alone if family == "levels" else kinds),
-        patch.object(tables, "candidates", lambda problems: [Candidate(*each, "gradients") for each in SHAPES]),
+        patch.object(fits, "candidates", lambda problems: [Candidate(*each, "gradients") for each in SHAPES]),
     ):
         yield
 
