@@ -120,7 +120,7 @@ def test_by_tier_native_equals_twin(n, tiers):
 def test_by_tier_refuses_what_unique_refuses():
     with pytest.raises(IndexError, match="id 8 is out of range"):
         ops.unique_by_tier(torch.tensor([0, 8]), (3, 5))
-    with pytest.raises(TypeError, match="integer dtype"):
+    with pytest.raises(TypeError, match="ids must have an integer dtype"):
         ops.unique_by_tier(torch.tensor([0.5]), (3, 5))
     with pytest.raises(ValueError, match="tier_of must be uint8"):
         ops.unique_by_tier(torch.tensor([0]), (3, 5), torch.zeros(7, dtype=torch.uint8))

@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from mgqe.checks.names import brief
+from mgqe.checks.names import brief, errors_about
 from mgqe.files.checksums import json_checksum
 from mgqe.files.container import ArtifactError, reject_repeated_keys
 from mgqe.files.reader import MAX_ROWS, Config, Reader
@@ -28,7 +28,6 @@ MAX_MANIFEST = 1 << 26  # bytes
 MAX_BYTES = 1 << 62  # of a file
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 _FILE = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
-_CHECKSUM = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -191,9 +190,8 @@ def _file(reader: Reader, has_checksums: bool) -> tuple[str, int, str | None]:
     name = reader.value("file")
     if not isinstance(name, str) or not _FILE.fullmatch(name):
         raise ValueError(f"{brief(name)} is no file name that save_model gives")
-    checksum = reader.value("checksum") if has_checksums else None
-    if has_checksums and not (isinstance(checksum, str) and _CHECKSUM.fullmatch(checksum)):
-        raise ValueError(f"{name}: 'checksum' must be 16 hexadecimal digits, got {brief(checksum)}")
+    with errors_about(name):
+        checksum = reader.hexadecimal("checksum") if has_checksums else None
     return name, reader.integer("nbytes", 0, MAX_BYTES), checksum
 
 

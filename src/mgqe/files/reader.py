@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -12,6 +13,7 @@ from mgqe.checks.names import brief
 
 Config = dict[str, Any]
 
+_DIGITS = re.compile("[0-9a-f]{16}")
 MAX_ROWS = 2**48
 MAX_DIM = 2**31 - 1
 
@@ -47,6 +49,13 @@ class Reader:
     def integer(self, name: str, low: int, high: int) -> int:
         """A whole number in [low, high]."""
         return _integer(self.value(name), f"config entry {name!r}", low, high)
+
+    def hexadecimal(self, name: str) -> str:
+        """The 16 hexadecimal digits of a checksum, or of the name of a set of files."""
+        value = self.value(name)
+        if not isinstance(value, str) or not _DIGITS.fullmatch(value):
+            raise ValueError(f"config entry {name!r} must be 16 hexadecimal digits, got {brief(value)}")
+        return value
 
     def optional_integer(self, name: str, low: int, high: int) -> int | None:
         """A whole number in [low, high], or null."""

@@ -7,7 +7,6 @@ steps; the next process to append corrects that. There are never fewer, unless o
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from pathlib import Path
 
 from xxhash import xxh3_64_hexdigest
 
-from mgqe.checks.names import brief
 from mgqe.files.atomic import write_aside
 from mgqe.files.container import ArtifactError, config_of_kind, encode, read, stored_checksum
 from mgqe.files.locks import file_lock
@@ -59,7 +57,9 @@ def read_record(base: Path, fingerprint: str, verify: bool | None = None) -> Rec
         metadata, tensors = read(path, verify)
         reader = Reader(tensors, config_of_kind(metadata, KIND))
         reader.choice("base", {fingerprint})
-        record = Record(reader.integer("segments", 1, MAX_ROWS), reader.integer("end", 1, MAX_ROWS), _digest(reader))
+        record = Record(
+            reader.integer("segments", 1, MAX_ROWS), reader.integer("end", 1, MAX_ROWS), reader.hexadecimal("digest")
+        )
         reader.finish()
     except FileNotFoundError:
         return Record()
@@ -69,13 +69,6 @@ def read_record(base: Path, fingerprint: str, verify: bool | None = None) -> Rec
             "load the table without knowing whether an appended file was lost"
         ) from error
     return record
-
-
-def _digest(reader: Reader) -> str:
-    digest = str(reader.value("digest"))
-    if not re.fullmatch("[0-9a-f]{16}", digest):
-        raise ValueError(f"'digest' must be 16 hexadecimal digits, got {brief(digest)}")
-    return digest
 
 
 def check_record(record: Record, base: Path, fingerprint: str, paths: Sequence[Path], ends: Sequence[int]) -> None:

@@ -174,9 +174,7 @@ def read_sharded(
     """
     config = dict(config)
     reader = Reader({}, {name: config.pop(name) for name in ("set", "shards") if name in config})
-    set_name = reader.value("set")
-    if not isinstance(set_name, str) or not re.fullmatch(r"[0-9a-f]{16}", set_name):
-        raise ValueError("config entry 'set' must be 16 hexadecimal digits")
+    set_name = reader.hexadecimal("set")
     rest = Reader({}, config)
     layout = TableLayout.read(rest)
     rest.finish()
